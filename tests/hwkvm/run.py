@@ -244,9 +244,19 @@ def build_initramfs(root: Path, target: Path) -> None:
     members += [(f"modules/{name}.ko", plain, data) for name, data in modules]
     order = "".join(f"{name}\n" for name, _ in modules)
     members.append(("modules/order", plain, order.encode()))
-    with tempfile.NamedTemporaryFile(dir=CACHE, delete=False) as fresh:
+    with tempfile.NamedTemporaryFile(dir=CACHE, prefix="new-", delete=False) as fresh:
         fresh.write(cpio_archive(members))
     Path(fresh.name).rename(target)
+
+
+def sweep() -> None:
+    """Remove what killed runs left behind; the caller holds the lock."""
+    for pattern in ("deb-*", "root-*", "new-*"):
+        for left in CACHE.glob(pattern):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for run in CACHE.glob("run-*"):
+        if not Path("/proc", run.name.split("-")[1]).exists():
+            shutil.rmtree(run, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -264,6 +274,7 @@ def prepare() -> Image:
     recipe = hashlib.sha256(INIT.read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
     with (CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep()
         root = CACHE / "root"
         fetch(root)
         initramfs = CACHE / f"initramfs-{recipe}.cpio"
@@ -353,8 +364,9 @@ def qemu_argv(job: Job, image: Image, folder: Path, ports: Sequence[int]) -> lis
     cpu = "EPYC-Rome,+svm" + (",+npt" if job.nested_paging else ",-npt")
     accel = "tcg" if job.icount else "tcg,thread=multi"
     # mitigations=off: they cost much under emulation and change nothing that the guest of a
-    # guest can see. A panic ends the machine (panic=-1 with -no-reboot).
-    append = f"console=ttyS0 quiet panic=-1 mitigations=off nowatchdog {job.append}"
+    # guest can see. tsc=reliable: emulated TSCs all follow the host's, but a slow machine's
+    # watchdog doubts them, and then no vDSO reads them. panic=-1 with -no-reboot ends the machine.
+    append = f"console=ttyS0 quiet panic=-1 mitigations=off nowatchdog tsc=reliable {job.append}"
     argv = [QEMU, "-accel", accel, "-cpu", cpu, "-smp", str(job.cpus), "-m", str(MEMORY_MIB)]
     argv += ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
     argv += ["-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", append]
@@ -514,7 +526,7 @@ class Machine:
 @contextlib.contextmanager
 def job_folder() -> Iterator[Path]:
     """A folder for one run; its console log stays as .hw/console.log."""
-    folder = Path(tempfile.mkdtemp(dir=CACHE, prefix="run-"))
+    folder = Path(tempfile.mkdtemp(dir=CACHE, prefix=f"run-{os.getpid()}-"))
     try:
         yield folder
     finally:
