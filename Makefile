@@ -1,0 +1,117 @@
+# kvmlet: `make run` shows it, `make test` checks it. Both set up what they need.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+# cargo and maturin are given the same interpreter, or each would rebuild what the other built.
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+PYTHON_SOURCES := python tests/unit $(wildcard tests/e2e tests/escape tests/conftest.py tests/hwkvm benches examples)
+PYTEST := $(BIN)/python -m pytest
+UNIT := tests/unit
+END_TO_END := $(wildcard tests/e2e tests/escape)
+
+.PHONY: help
+help:
+	@echo "make run       build, then run a Python script in a VM"
+	@echo "make test      every check on this machine's own KVM"
+	@echo "make test-hw   the end-to-end tests on hardware KVM semantics (an emulated machine)"
+	@echo "make hw-shell  a shell on that machine"
+	@echo "make bench     measure; prints ratios to native"
+	@echo "make lint      formatters, linters, types and import contracts only"
+	@echo "make clean     remove what was built"
+
+# ---- set-up ----
+
+.PHONY: deps-build deps-test deps-hw deps-bench
+deps-build deps-test deps-hw deps-bench: deps-%:
+	@.ci/deps build $(filter-out build,$*)
+
+# The groups are those of pyproject.toml. setuptools, which venv brings along, is not used, and
+# would add a start-up hook to every run of kvmlet.
+$(VENV)/.group-%: pyproject.toml
+	@[ -x $(BIN)/python ] || "$$(.ci/python)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --group $*
+	@$(BIN)/python -m pip uninstall --quiet --yes setuptools
+	@touch $@
+
+# cargo knows better than make what is out of date.
+.PHONY: develop
+develop: $(VENV)/.group-build
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+
+.PHONY: guests
+guests: deps-test
+	@if [ -f tests/guests/Makefile ]; then $(MAKE) -C tests/guests; fi
+
+# ---- use ----
+
+.PHONY: run
+run: deps-build
+	@$(MAKE) develop
+	$(BIN)/kvmlet run --timeout 60s -- /usr/bin/python3 examples/hello.py
+
+# ---- checks ----
+
+# Runs the target $(1), then prints how long it took, whether it passed or not.
+timed = @start=$$SECONDS; status=0; $(MAKE) $(1) || status=$$?; \
+	echo "make $@: $$((SECONDS - start)) s$$( ((status == 0)) || echo ', failed' )"; exit $$status
+
+.PHONY: test test-steps
+test: deps-test
+	$(call timed,test-steps)
+test-steps:
+	@$(MAKE) lint
+	@$(MAKE) test-rust
+	@$(MAKE) develop
+	@$(MAKE) guests
+	$(PYTEST) $(UNIT) $(END_TO_END)
+
+.PHONY: lint lint-rust lint-python
+lint: lint-rust lint-python
+lint-rust: deps-test $(VENV)/.group-dev
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+lint-python: $(VENV)/.group-dev
+	$(BIN)/ruff check $(PYTHON_SOURCES)
+	$(BIN)/ruff format --check $(PYTHON_SOURCES)
+	$(BIN)/mypy --strict python tests/unit
+	$(BIN)/basedpyright
+	PYTHONPATH=python $(BIN)/lint-imports --no-logo --no-cache
+
+# Without kvmlet-py: an extension module has no Python to link its tests with.
+.PHONY: test-rust
+test-rust: deps-test
+	cargo test --workspace --exclude kvmlet-py
+
+.PHONY: test-hw test-hw-steps
+test-hw: deps-hw
+	$(call timed,test-hw-steps)
+test-hw-steps: $(VENV)/.group-dev
+	@$(MAKE) develop
+	@$(MAKE) guests
+	$(BIN)/python tests/hwkvm/run.py -- \
+		env KVMLET_HW=1 PYTHONDONTWRITEBYTECODE=1 \
+		$(PYTEST) -p no:cacheprovider -m hw --timeout 600 $(END_TO_END)
+
+.PHONY: hw-shell
+hw-shell: deps-hw $(VENV)/.group-dev
+	@$(MAKE) develop
+	$(BIN)/python tests/hwkvm/run.py --shell
+
+.PHONY: bench
+bench: deps-bench
+	@$(MAKE) develop
+	$(BIN)/python benches/run.py
+
+.PHONY: clean
+clean:
+	cargo clean
+	rm -rf $(VENV) .hw .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f python/kvmlet/_native*.so
+	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	@if [ -f tests/guests/Makefile ]; then $(MAKE) -C tests/guests clean; fi

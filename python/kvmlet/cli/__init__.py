@@ -1,0 +1,113 @@
+"""The `kvmlet` command. Each command is a module with `main(words) -> exit status`."""
+
+import os
+import sys
+
+from kvmlet.cli import _signals
+from kvmlet.cli._text import printable, warn
+from kvmlet.errors import KvmletError, LaunchError, ProgramNotFound, UsageError
+
+COMMANDS = ("run", "doctor", "syscalls")
+
+STATUS_OWN_ERROR = 125
+STATUS_NOT_EXECUTABLE = 126
+STATUS_NOT_FOUND = 127
+
+_DESCRIPTION = """\
+Run an unmodified Linux program in its own KVM virtual machine, with no guest operating system.
+
+commands:
+  run CMD ARG...   run a program
+  doctor           show whether this machine can run programs in KVM, and what to do if not
+  syscalls         list the Linux system calls and how far each is supported
+
+'kvmlet COMMAND --help' says more.
+"""
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command in `words` (by default the process's arguments); the exit status."""
+    if words is None:
+        words = sys.argv[1:]
+    previous = _signals.catch()
+    try:
+        return _dispatch(words)
+    except _signals.SignalReceived as received:
+        # Whoever sent it knows why the run ended: no message.
+        return 128 + received.signum
+    except KeyboardInterrupt:
+        return 128 + _signals.SIGINT
+    except KvmletError as error:
+        if _debugging():
+            sys.excepthook(type(error), error, error.__traceback__)
+        warn(str(error))
+        return _status_of(error)
+    except Exception as error:  # noqa: BLE001 - the last resort: a line instead of a traceback
+        if _debugging():
+            sys.excepthook(type(error), error, error.__traceback__)
+        warn(
+            f"internal error: {type(error).__name__}: {error}; "
+            "please report it with what KVMLET_DEBUG=1 shows"
+        )
+        return STATUS_OWN_ERROR
+    finally:
+        _signals.restore(previous)
+
+
+def _debugging() -> bool:
+    return os.environ.get("KVMLET_DEBUG", "") not in ("", "0")
+
+
+def _status_of(error: KvmletError) -> int:
+    if isinstance(error, ProgramNotFound):
+        return STATUS_NOT_FOUND
+    if isinstance(error, LaunchError):
+        return STATUS_NOT_EXECUTABLE
+    return STATUS_OWN_ERROR
+
+
+def _dispatch(words: list[str]) -> int:
+    command = words[0] if words else ""
+    if command == "run":
+        from kvmlet.cli import run
+
+        return run.main(words[1:])
+    if command == "doctor":
+        from kvmlet.cli import doctor
+
+        return doctor.main(words[1:])
+    if command == "syscalls":
+        from kvmlet.cli import syscalls
+
+        return syscalls.main(words[1:])
+    return _top_level(words)
+
+
+def _top_level(words: list[str]) -> int:
+    """What stands before a command: --help, --version or a mistake."""
+    from kvmlet.cli._parser import Parser
+
+    if not words:
+        raise UsageError(
+            "no command given", remedy="try 'kvmlet run -- CMD ARG...' or 'kvmlet --help'"
+        )
+    if not words[0].startswith("-"):
+        raise UsageError(
+            f"unknown command '{printable(words[0])}'",
+            remedy=f"to run a program: kvmlet run {printable(words[0])} ...",
+        )
+    parser = Parser(prog="kvmlet", usage="kvmlet [--version] COMMAND ...", description=_DESCRIPTION)
+    parser.add_argument("--version", action="store_true", help="show kvmlet's version and exit")
+    # Only the options before the command: the rest is the command's own.
+    own: list[str] = []
+    for word in words:
+        if not word.startswith("-"):
+            break
+        own.append(word)
+    parser.parse_args(own)
+    if "--version" not in own:
+        raise UsageError("no command given", remedy="see 'kvmlet --help'")
+    import kvmlet
+    from kvmlet.cli._text import show
+
+    return show(f"kvmlet {kvmlet.__version__}\n")

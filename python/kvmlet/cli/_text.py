@@ -1,0 +1,43 @@
+"""Writing to people: one line of standard error, or a page of standard output."""
+
+import os
+
+
+def printable(text: str) -> str:
+    """`text` as one line without control characters.
+
+    Names come from the guest: they must not move the cursor, or forge lines of ours.
+    """
+    if text.isprintable():
+        return text
+    # By number, not by codec: that would be a late import (see kvmlet.cli.run).
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def warn(text: str) -> None:
+    """One line to standard error, marked as ours."""
+    write_stderr(f"kvmlet: {printable(text)}\n")
+
+
+def write_stderr(text: str) -> None:
+    """`text` to descriptor 2. A closed or full standard error loses it: there is nowhere else."""
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        while data:
+            data = data[os.write(2, data) :]
+    except OSError:
+        pass
+
+
+def show(text: str) -> int:
+    """`text` to standard output; the exit status: 0, 141 if the reader has gone, else 125."""
+    data = text.encode("utf-8", "backslashreplace")
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except BrokenPipeError:
+        return 141  # what a program ended by SIGPIPE gives
+    except OSError as error:
+        warn(f"cannot write to standard output: {error.strerror}")
+        return 125
+    return 0

@@ -1,0 +1,137 @@
+"""`kvmlet doctor`: what this machine offers, what that means, and what to do about it."""
+
+import json
+
+from kvmlet import _native
+from kvmlet.cli._parser import Parser
+from kvmlet.cli._text import printable, show
+
+_WIDTH = 12
+
+_CONTAINER_REMEDY = (
+    "give the container the device: docker run --device /dev/kvm ..., or "
+    "podman run --device /dev/kvm --group-add keep-groups ..."
+)
+_VIRTUAL_REMEDY = (
+    "load the module (sudo modprobe kvm_intel, or kvm_amd); if that fails, turn on virtualisation "
+    "in the firmware or, in a virtual machine, nested virtualisation at its provider"
+)
+
+
+def main(words: list[str]) -> int:
+    """Probe and print; 0 only if a probe VM really ran."""
+    parser = Parser(
+        prog="kvmlet doctor",
+        usage="kvmlet doctor [--json]",
+        description="Show whether this machine can run programs in KVM, and what to do if not.\n"
+        "The exit status is 0 only if a VM really ran.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    options = parser.parse_args(words)
+    probe = _native.probe()
+    text = json.dumps(probe, indent=2) + "\n" if options.json else render(probe)
+    return show(text) or (0 if probe.get("vm_ran") is True else 1)
+
+
+def render(probe: dict[str, object]) -> str:
+    """The findings in words, then problems and notes, each with its remedy."""
+    lines = [f"{name:<{_WIDTH}}  {printable(text)}" for name, text in findings(probe)]
+    for kind, entries in (("problem", problems(probe)), ("note", notes(probe))):
+        for what, remedy in entries:
+            lines += ["", f"{kind}: {printable(what)}", f"  to do: {printable(remedy)}"]
+    verdict = "can" if probe.get("vm_ran") is True else "cannot"
+    lines += ["", f"kvmlet {verdict} run programs on this machine."]
+    return "\n".join(lines) + "\n"
+
+
+def findings(probe: dict[str, object]) -> list[tuple[str, str]]:
+    """(what was looked at, what was found)."""
+    kvm = probe.get("kvm")
+    error = probe.get("kvm_error")
+    states = {
+        "ok": f"opens, API version {probe.get('api_version')}",
+        "missing": "does not exist",
+        "permission": "exists, but may not be opened",
+        "unusable": "exists, but cannot be used",
+    }
+    state = states.get(str(kvm), str(kvm))
+    rows = [("/dev/kvm", f"{state} ({error})" if error and kvm != "ok" else state)]
+    worlds = {
+        "hardware": "hardware virtualisation (VT-x or AMD-V)",
+        "software": "software KVM: no VT-x or AMD-V is lent to this machine; programs run at full "
+        "speed, leaving the VM costs more",
+    }
+    world = probe.get("world")
+    if isinstance(world, str):
+        rows.append(("kind", worlds.get(world, world)))
+    ran = probe.get("vm_ran") is True
+    rows.append(
+        ("probe VM", "ran" if ran else f"did not run ({error})" if error else "did not run")
+    )
+    exit_us = probe.get("x_us")
+    if isinstance(exit_us, (int, float)):
+        rows.append(("exit cost", f"{exit_us:.1f} us for leaving and re-entering the VM"))
+    landlock = probe.get("landlock")
+    rows.append(("Landlock", f"on, ABI {landlock}" if landlock else "off"))
+    rows.append(("huge pages", str(probe.get("huge_pages") or "unknown")))
+    if probe.get("nested") is True:
+        rows.append(("nested", "this machine is itself a virtual machine"))
+    container = probe.get("container")
+    if container:
+        rows.append(("container", str(container)))
+    caps = probe.get("caps")
+    if isinstance(caps, dict) and caps:
+        rows.append(("KVM offers", ", ".join(_capability(*item) for item in caps.items())))
+    return rows
+
+
+def _capability(name: object, value: object) -> str:
+    if value is False or value == 0:
+        return f"no {name}"
+    return str(name) if value is True else f"{name}={value}"
+
+
+def problems(probe: dict[str, object]) -> list[tuple[str, str]]:
+    """(what keeps programs from running, what to do about it)."""
+    kvm = probe.get("kvm")
+    if kvm == "missing":
+        if probe.get("container"):
+            return [("the container has no /dev/kvm", _CONTAINER_REMEDY)]
+        return [("there is no /dev/kvm", _VIRTUAL_REMEDY)]
+    if kvm == "permission":
+        group = probe.get("group") or "kvm"
+        join = f"sudo usermod -aG {group} $USER, then log in again"
+        if probe.get("container"):
+            return [(f"/dev/kvm belongs to group {group}", f"{_CONTAINER_REMEDY}; or {join}")]
+        return [(f"/dev/kvm belongs to group {group}, and you are not in it", join)]
+    if kvm != "ok":
+        return [("KVM opens but does not work", _VIRTUAL_REMEDY)]
+    if probe.get("vm_ran") is not True:
+        return [
+            (
+                "the probe VM did not run",
+                "see the kernel's messages (sudo dmesg | grep -i kvm); end other hypervisors "
+                "(VirtualBox, VMware) that hold the processor",
+            )
+        ]
+    return []
+
+
+def notes(probe: dict[str, object]) -> list[tuple[str, str]]:
+    """(what works but could be better, what to do about it)."""
+    entries: list[tuple[str, str]] = []
+    if not probe.get("landlock"):
+        entries.append(
+            (
+                "without Landlock, the kernel does not repeat kvmlet's own file policy",
+                "boot a kernel 5.13 or later with landlock in its lsm= list",
+            )
+        )
+    if probe.get("huge_pages") == "never":
+        entries.append(
+            (
+                "without transparent huge pages, first use of memory is slower",
+                "echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+            )
+        )
+    return entries

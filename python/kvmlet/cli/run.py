@@ -1,0 +1,217 @@
+"""`kvmlet run`: a program in a VM, its standard streams passed through.
+
+Everything imported here is paid for on every run (tests/unit/test_imports.py holds the list), and
+after `harden` nothing more may be imported at all: Python's own files may lie outside the guest's
+view of the file system.
+"""
+
+from kvmlet import _native
+from kvmlet._launch import guest_argv, guest_cwd, guest_env
+from kvmlet._values import (
+    DEFAULT_MEMORY_BYTES,
+    OUTPUT_LIMIT_BYTES,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
+from kvmlet.cli._parser import Parser
+from kvmlet.cli._signals import SIGINT, SIGPIPE, signal_name
+from kvmlet.cli._text import warn, write_stderr
+from kvmlet.errors import InternalError, UsageError, from_native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STATUS_TIMEOUT = 124
+STATUS_OUTPUT = 125
+STATUS_INTERRUPTED = 130
+STATUS_MEMORY = 137
+
+# More would bury the program's own output.
+_MAX_LINES = 5
+
+_OPTIONS_WITH_VALUE = ("--timeout", "--memory")
+
+_DESCRIPTION = """\
+Run CMD in a virtual machine of its own. It may read /usr, /bin, /sbin, /lib*, the current
+directory and a few files of /etc; it may write /tmp, which is in memory and empty at the start;
+it has no network. Everything after CMD belongs to CMD.
+"""
+
+_EPILOG = """\
+exit status: CMD's own; 124 time limit, 125 an error of kvmlet's or in its options, 126 CMD cannot
+be executed, 127 CMD not found, 128+n ended by signal n, 137 memory limit.
+"""
+
+
+def main(words: list[str]) -> int:
+    """Run the program in `words`; the exit status."""
+    own, program = split_command(words)
+    options = _parser().parse_args(own)
+    timeout_s = None if options.timeout is None else parse_duration(options.timeout, "--timeout")
+    memory_bytes = (
+        DEFAULT_MEMORY_BYTES if options.memory is None else parse_size(options.memory, "--memory")
+    )
+    if not program:
+        raise UsageError(
+            "no program given", remedy="name it after the options: kvmlet run -- CMD ARG..."
+        )
+    argv = guest_argv(program)
+    env = guest_env()
+    cwd = guest_cwd()
+    report = _reporter(options.stats)
+    try:
+        for note in _native.harden(cwd):
+            if options.trace:
+                warn(note)
+        outcome = _native.run(
+            argv,
+            env=env,
+            cwd=cwd,
+            input=None,
+            capture=False,
+            timeout_s=timeout_s,
+            memory_bytes=memory_bytes,
+            output_limit_bytes=OUTPUT_LIMIT_BYTES,
+            trace=options.trace,
+        )
+    except _native.NativeError as error:
+        raise from_native(*error.args) from None
+    status = status_of(outcome)
+    _explain(outcome, timeout_s, memory_bytes)
+    if status:
+        _show_refusals(outcome)
+    if report:
+        report(outcome)
+    return status
+
+
+def split_command(words: list[str]) -> tuple[list[str], list[str]]:
+    """(our options, the program and its arguments); "--" between them may be left out.
+
+    argparse cannot do this: it looks for options after positional arguments too.
+    """
+    position = 0
+    while position < len(words):
+        word = words[position]
+        if word == "--":
+            return words[:position], words[position + 1 :]
+        if not word.startswith("-") or word == "-":
+            break
+        position += 2 if word in _OPTIONS_WITH_VALUE else 1
+    return words[:position], words[position:]
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="kvmlet run",
+        usage="kvmlet run [--timeout 30s] [--memory 512m] [--trace] [--stats[=json]] "
+        "[--] CMD ARG...",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "--timeout", metavar="TIME", help="end the run after TIME: 30s, 500ms, 2m, 1h or seconds"
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help=f"most memory CMD may use: 64m, 1g or bytes (default {DEFAULT_MEMORY_BYTES >> 20}m)",
+    )
+    parser.add_argument(
+        "--trace", action="store_true", help="write CMD's system calls to standard error"
+    )
+    parser.add_argument(
+        "--stats",
+        nargs="?",
+        const="table",
+        choices=("table", "json"),
+        metavar="json",
+        help="write counters and times to standard error at the end",
+    )
+    return parser
+
+
+def status_of(outcome: "_native.Outcome") -> int:
+    """The exit status that says how the guest ended. Raises InternalError."""
+    reason = outcome.reason
+    if reason == "exited" and outcome.exit_code is not None:
+        return outcome.exit_code
+    if reason == "signal" and outcome.signal is not None:
+        return 128 + outcome.signal
+    statuses = {
+        "timeout": STATUS_TIMEOUT,
+        "memory": STATUS_MEMORY,
+        "output": STATUS_OUTPUT,
+        "interrupted": STATUS_INTERRUPTED,
+    }
+    if reason not in statuses:
+        raise InternalError(f"the run ended without a status ({reason})")
+    return statuses[reason]
+
+
+def _explain(outcome: "_native.Outcome", timeout_s: float | None, memory_bytes: int) -> None:
+    """One line for an end that the program did not choose itself."""
+    reason = outcome.reason
+    if reason == "timeout":
+        limit = "" if timeout_s is None else f" of {format_duration(timeout_s)}"
+        warn(f"ended by the time limit{limit}; --timeout raises it")
+    elif reason == "memory":
+        warn(f"ended by the memory limit of {format_size(memory_bytes)}; --memory raises it")
+    elif reason == "output":
+        warn(f"ended by the output limit of {format_size(OUTPUT_LIMIT_BYTES)}")
+    # Ctrl-C and a reader that went away are how pipelines end: a shell is silent there as well.
+    elif outcome.signal is not None and outcome.signal not in (SIGINT, SIGPIPE):
+        warn(f"ended by {signal_name(outcome.signal)}")
+
+
+def _show_refusals(outcome: "_native.Outcome") -> None:
+    """A few lines on what the program was refused: the likely causes of its failure."""
+    denied = [
+        f"denied: {what} ({errno})" + (f"; {remedy}" if remedy else "")
+        for what, errno, remedy in outcome.denials
+    ]
+    unsupported = [
+        f"not supported: {name}" + (f" ({detail})" if detail else "")
+        for name, detail in outcome.events
+    ]
+    for lines, kind in ((denied, "denied"), (unsupported, "not supported")):
+        distinct = list(dict.fromkeys(lines))
+        for line in distinct[:_MAX_LINES]:
+            warn(line)
+        if len(distinct) > _MAX_LINES:
+            warn(f"{kind}: and {len(distinct) - _MAX_LINES} more")
+
+
+def _reporter(form: str | None) -> "Callable[[_native.Outcome], None] | None":
+    """What writes the statistics, with everything it needs already imported."""
+    if form is None:
+        return None
+    if form == "json":
+        from json import dumps
+
+        def report_json(outcome: "_native.Outcome") -> None:
+            ending = {
+                "reason": outcome.reason,
+                "exit_code": outcome.exit_code,
+                "signal": outcome.signal,
+            }
+            write_stderr(dumps({**ending, **outcome.stats}) + "\n")
+
+        return report_json
+    return lambda outcome: write_stderr(stats_table(outcome.stats))
+
+
+def stats_table(stats: dict[str, int | float]) -> str:
+    """Counters, one a line: names to the left, numbers lined up to the right."""
+    rows: list[tuple[str, str, str]] = []
+    for name, value in stats.items():
+        if name.endswith("_us"):
+            rows.append((name.removesuffix("_us"), f"{value / 1e3:,.3f}", " ms"))
+        else:
+            rows.append((name, f"{value:,}", ""))
+    names = max((len(name) for name, _, _ in rows), default=0)
+    numbers = max((len(number) for _, number, _ in rows), default=0)
+    return "".join(f"{name:<{names}}  {number:>{numbers}}{unit}\n" for name, number, unit in rows)

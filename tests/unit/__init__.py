@@ -1,0 +1,1 @@
+"""Tests of the Python side that need neither KVM nor the built extension."""

@@ -1,0 +1,27 @@
+"""The `native` fixture: every user of the extension gets the same stand-in."""
+
+import importlib
+import sys
+
+import pytest
+
+from unit.fake import FakeNative
+
+try:
+    import kvmlet._native
+except ImportError:  # not built
+    import kvmlet
+
+    stand_in = FakeNative()
+    sys.modules["kvmlet._native"] = stand_in
+    kvmlet._native = stand_in  # type: ignore[attr-defined, assignment, unused-ignore]
+
+USERS = ("kvmlet.sandbox", "kvmlet.cli.run", "kvmlet.cli.doctor", "kvmlet.cli.syscalls")
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> FakeNative:
+    fake = FakeNative()
+    for user in USERS:
+        monkeypatch.setattr(importlib.import_module(user), "_native", fake)
+    return fake

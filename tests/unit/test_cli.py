@@ -1,0 +1,389 @@
+"""The command line, in front of a stand-in for the extension."""
+
+import json
+import os
+import signal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmlet.cli import main
+from kvmlet.cli._signals import signal_name
+from kvmlet.cli._text import printable
+from kvmlet.cli.run import split_command, stats_table
+from unit.fake import FakeNative, NativeError, Outcome
+
+Capture = pytest.CaptureFixture[str]
+
+
+def ours(capfd: Capture) -> str:
+    """The one line on standard error, which must be all that was printed."""
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("kvmlet: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err.removeprefix("kvmlet: ").removesuffix("\n")
+
+
+# ---- the program's own words ----
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "program"),
+    [
+        (["ls", "-l"], [], ["ls", "-l"]),
+        (["--", "ls", "--", "-l"], [], ["ls", "--", "-l"]),
+        (["--stats", "ls", "--stats"], ["--stats"], ["ls", "--stats"]),
+        (["--stats=json", "--trace", "ls"], ["--stats=json", "--trace"], ["ls"]),
+        (["--timeout", "1s", "ls", "--timeout"], ["--timeout", "1s"], ["ls", "--timeout"]),
+        (["--memory=1g", "--", "--trace"], ["--memory=1g"], ["--trace"]),
+        (["--timeout", "1s"], ["--timeout", "1s"], []),
+        (["--timeout"], ["--timeout"], []),
+        (["-", "x"], [], ["-", "x"]),
+        ([""], [], [""]),
+        ([], [], []),
+    ],
+)
+def test_split(words: list[str], own: list[str], program: list[str]) -> None:
+    assert split_command(words) == (own, program)
+
+
+WORDS = st.lists(st.sampled_from(["--", "--stats", "--trace", "--help", "--timeout", "-x", "ls"]))
+
+
+@given(WORDS)
+def test_everything_after_the_separator_is_the_programs(words: list[str]) -> None:
+    assert split_command(["--trace", "--timeout", "1s", "--", *words])[1] == words
+
+
+@given(WORDS)
+def test_everything_after_the_program_is_the_programs(words: list[str]) -> None:
+    assert split_command(["--stats", "ls", *words]) == (["--stats"], ["ls", *words])
+
+
+def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("LANG", raising=False)
+    assert main(["run", "--timeout", "1.5", "--memory=64m", "sh", "-c", "\udcff", "--trace"]) == 0
+    (call,) = native.calls
+    assert dict(call.pop("env")) == {
+        b"PATH": b"/usr/local/bin:/usr/bin:/bin",
+        b"HOME": b"/tmp",
+        b"TMPDIR": b"/tmp",
+        b"TERM": b"xterm",
+    }
+    assert call == {
+        "argv": [b"sh", b"-c", b"\xff", b"--trace"],
+        "cwd": os.getcwdb(),
+        "input": None,
+        "capture": False,
+        "timeout_s": 1.5,
+        "memory_bytes": 64 << 20,
+        "output_limit_bytes": 16 << 20,
+        "trace": False,
+    }
+    assert native.hardened == [os.getcwdb()]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_trace_says_what_could_not_be_applied(native: FakeNative, capfd: Capture) -> None:
+    assert main(["run", "--trace", "true"]) == 0
+    assert native.calls[0]["trace"] is True
+    assert ours(capfd) == "Landlock is off"
+
+
+# ---- how a run ends ----
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 77, 125, 255])
+def test_status_passes_through(native: FakeNative, capfd: Capture, code: int) -> None:
+    native.outcome = Outcome(exit_code=code)
+    assert main(["run", "x"]) == code
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "outcome", "status", "line"),
+    [
+        (
+            ["--timeout", "1s"],
+            Outcome(exit_code=None, reason="timeout"),
+            124,
+            "ended by the time limit of 1s; --timeout raises it",
+        ),
+        (
+            ["--memory", "64m"],
+            Outcome(exit_code=None, reason="memory"),
+            137,
+            "ended by the memory limit of 64m; --memory raises it",
+        ),
+        (
+            [],
+            Outcome(exit_code=None, signal=11, reason="signal"),
+            139,
+            "ended by SIGSEGV (Segmentation fault)",
+        ),
+        (
+            [],
+            Outcome(exit_code=None, signal=6, reason="signal"),
+            134,
+            "ended by SIGABRT (Aborted)",
+        ),
+        ([], Outcome(exit_code=None, signal=40, reason="signal"), 168, "ended by signal 40"),
+        ([], Outcome(exit_code=None, reason="output"), 125, "ended by the output limit of 16m"),
+    ],
+)
+def test_endings(
+    native: FakeNative,
+    capfd: Capture,
+    words: list[str],
+    outcome: Outcome,
+    status: int,
+    line: str,
+) -> None:
+    native.outcome = outcome
+    assert main(["run", *words, "x"]) == status
+    assert ours(capfd) == line
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Outcome(exit_code=None, signal=13, reason="signal"), 141),
+        (Outcome(exit_code=None, signal=2, reason="signal"), 130),
+        (Outcome(exit_code=None, reason="interrupted"), 130),
+    ],
+)
+def test_quiet_endings(native: FakeNative, capfd: Capture, outcome: Outcome, status: int) -> None:
+    native.outcome = outcome
+    assert main(["run", "yes"]) == status
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+)
+def test_signals_end_the_run(
+    native: FakeNative, capfd: Capture, signum: signal.Signals, status: int
+) -> None:
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    native.during_run = lambda: os.kill(os.getpid(), signum)
+    assert main(["run", "sleep", "9"]) == status
+    assert capfd.readouterr() == ("", "")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_ignored_signals_stay_ignored(native: FakeNative) -> None:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        native.during_run = lambda: os.kill(os.getpid(), signal.SIGINT)
+        native.outcome = Outcome(exit_code=7)
+        assert main(["run", "x"]) == 7
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("not_found", 127),
+        ("not_executable", 126),
+        ("is_directory", 126),
+        ("bad_elf", 126),
+        ("kvm_missing", 125),
+        ("kvm_permission", 125),
+        ("kvm_unusable", 125),
+        ("bad_argument", 125),
+        ("internal", 125),
+        ("host", 125),
+    ],
+)
+def test_errors(native: FakeNative, capfd: Capture, kind: str, status: int) -> None:
+    native.error = NativeError(kind, "x\n\x1b[2J: broken")
+    assert main(["run", "x"]) == status
+    assert ours(capfd).startswith("x\\x0a\\x1b[2J: broken")
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_our_own_faults_are_one_line(
+    native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch, debug: str
+) -> None:
+    monkeypatch.setenv("KVMLET_DEBUG", debug)
+    native.error = RuntimeError("oh\nno")
+    assert main(["run", "x"]) == 125
+    err = capfd.readouterr().err
+    assert err.splitlines()[-1].startswith("kvmlet: internal error: RuntimeError: oh\\x0ano")
+    assert ("Traceback" in err) == bool(debug)
+
+
+def test_an_ending_without_a_status_is_our_fault(native: FakeNative, capfd: Capture) -> None:
+    native.outcome = Outcome(exit_code=None, reason="exited")
+    assert main(["run", "x"]) == 125
+    assert "ended without a status" in ours(capfd)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "no command given; try 'kvmlet run -- CMD ARG...' or 'kvmlet --help'"),
+        (["python3", "x"], "unknown command 'python3'; to run a program: kvmlet run python3 ..."),
+        (["--bogus"], "unrecognized arguments: --bogus; see 'kvmlet --help'"),
+        (["run"], "no program given; name it after the options: kvmlet run -- CMD ARG..."),
+        (["run", "--"], "no program given; name it after the options: kvmlet run -- CMD ARG..."),
+        (["run", "--bogus", "x"], "unrecognized arguments: --bogus; see 'kvmlet run --help'"),
+        (["run", "--time", "1s", "x"], "unrecognized arguments: --time; see 'kvmlet run --help'"),
+        (
+            ["run", "--timeout"],
+            "argument --timeout: expected one argument; see 'kvmlet run --help'",
+        ),
+        (
+            ["run", "--timeout", "5x", "x"],
+            "--timeout: '5x' is not a duration; write e.g. 30s, 500ms, 2m, 1h or a number of "
+            "seconds",
+        ),
+        (["run", "--timeout", "0", "x"], None),
+        (["run", "--timeout", "-5", "x"], None),
+        (["run", "--timeout=", "x"], None),
+        (
+            ["run", "--memory", "lots", "x"],
+            "--memory: 'lots' is not a size; write e.g. 64m, 512M, 1g, 512MiB or a number of bytes",
+        ),
+        (["run", "--memory", "1", "x"], "--memory: '1' is too small; the least is 1m"),
+        (["run", "--stats=xml", "x"], None),
+        (["run", "--trace=1", "x"], None),
+        (["doctor", "now"], "unrecognized arguments: now; see 'kvmlet doctor --help'"),
+        (["syscalls", "--json", "--markdown"], None),
+    ],
+)
+def test_mistakes(native: FakeNative, capfd: Capture, words: list[str], line: str | None) -> None:
+    assert main(words) == 125
+    said = ours(capfd)
+    assert "; " in said
+    if line is not None:
+        assert said == line
+    assert native.calls == []
+    # Nothing is bound before everything is known to be right.
+    assert native.hardened == []
+
+
+# ---- what it says afterwards ----
+
+
+def test_denials_after_a_failure(native: FakeNative, capfd: Capture) -> None:
+    native.outcome = Outcome(
+        exit_code=1,
+        denials=[
+            ("open /etc/shadow", "EACCES", ""),
+            ("open /etc/shadow", "EACCES", ""),
+            ("mkdir /usr/x", "EROFS", "write below /tmp"),
+            *((f"open /root/{n}\x1b[1m", "EACCES", "") for n in range(7)),
+        ],
+        events=[("io_uring_setup", "")],
+    )
+    assert main(["run", "x"]) == 1
+    assert capfd.readouterr().err.splitlines() == [
+        "kvmlet: denied: open /etc/shadow (EACCES)",
+        "kvmlet: denied: mkdir /usr/x (EROFS); write below /tmp",
+        "kvmlet: denied: open /root/0\\x1b[1m (EACCES)",
+        "kvmlet: denied: open /root/1\\x1b[1m (EACCES)",
+        "kvmlet: denied: open /root/2\\x1b[1m (EACCES)",
+        "kvmlet: denied: and 4 more",
+        "kvmlet: not supported: io_uring_setup",
+    ]
+
+
+def test_no_denials_after_success(native: FakeNative, capfd: Capture) -> None:
+    native.outcome = Outcome(denials=[("open /etc/shadow", "EACCES", "")])
+    assert main(["run", "x"]) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_stats(native: FakeNative, capfd: Capture) -> None:
+    native.outcome = Outcome(exit_code=3, stats={"exits": 12345, "run_us": 1500.5, "syscalls": 7})
+    assert main(["run", "--stats", "x"]) == 3
+    assert capfd.readouterr().err == ("exits     12,345\nrun        1.500 ms\nsyscalls       7\n")
+    assert main(["run", "--stats=json", "x"]) == 3
+    assert json.loads(capfd.readouterr().err) == {
+        "reason": "exited",
+        "exit_code": 3,
+        "signal": None,
+        "exits": 12345,
+        "run_us": 1500.5,
+        "syscalls": 7,
+    }
+
+
+def test_no_stats_no_table() -> None:
+    assert stats_table({}) == ""
+
+
+def test_signal_names() -> None:
+    for each in signal.Signals:
+        name = signal_name(each)
+        assert name.endswith(f"({signal.strsignal(each)})") or name == f"signal {each:d}"
+    assert signal_name(signal.SIGKILL) == "SIGKILL (Killed)"
+
+
+@given(st.text())
+def test_printable_is_one_harmless_line(text: str) -> None:
+    assert printable(text).isprintable()
+
+
+# ---- the other commands ----
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["doctor", "-h"]])
+def test_help(native: FakeNative, capfd: Capture, words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("usage: kvmlet")
+    assert err == ""
+    assert native.calls == []
+
+
+def test_version(capfd: Capture) -> None:
+    import kvmlet
+
+    assert main(["--version"]) == 0
+    assert capfd.readouterr() == (f"kvmlet {kvmlet.__version__}\n", "")
+
+
+def test_syscalls(native: FakeNative, capfd: Capture) -> None:
+    native.rows = [(39, "getpid", "full", ""), (0, "read", "partial", "no a|b files")]
+    assert main(["syscalls"]) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        "   0  read    partial  no a|b files",
+        "  39  getpid  full",
+        "2 calls: 1 full, 1 partial, 0 none",
+    ]
+    assert main(["syscalls", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)[1] == {
+        "number": 39,
+        "name": "getpid",
+        "support": "full",
+        "note": "",
+    }
+    assert main(["syscalls", "--markdown"]) == 0
+    assert capfd.readouterr().out.splitlines()[2:] == [
+        "| 0 | `read` | partial | no a\\|b files |",
+        "| 39 | `getpid` | full |  |",
+    ]
+
+
+def test_reader_that_goes_away(native: FakeNative, capfd: Capture) -> None:
+    native.rows = [(n, "x", "none", "") for n in range(50_000)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    saved = os.dup(1)
+    os.dup2(writer, 1)
+    try:
+        assert main(["syscalls"]) == 141
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(writer)
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,115 @@
+"""What `kvmlet doctor` makes of what the probe found."""
+
+import json
+
+import pytest
+
+from kvmlet.cli import main
+from kvmlet.cli.doctor import render
+from unit.fake import HEALTHY, FakeNative
+
+Capture = pytest.CaptureFixture[str]
+
+
+def broken(kvm: str, **more: object) -> dict[str, object]:
+    return {
+        **HEALTHY,
+        "kvm": kvm,
+        "kvm_error": "why not",
+        "api_version": None,
+        "world": None,
+        "vm_ran": False,
+        "x_us": None,
+        "caps": {},
+        **more,
+    }
+
+
+def test_healthy(native: FakeNative, capfd: Capture) -> None:
+    assert main(["doctor"]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert out.splitlines() == [
+        "/dev/kvm      opens, API version 12",
+        "kind          hardware virtualisation (VT-x or AMD-V)",
+        "probe VM      ran",
+        "exit cost     1.2 us for leaving and re-entering the VM",
+        "Landlock      on, ABI 3",
+        "huge pages    madvise",
+        "KVM offers    sync_regs, readonly_mem, no xsave2, nr_memslots=32764",
+        "",
+        "kvmlet can run programs on this machine.",
+    ]
+
+
+def test_json_is_the_probe(native: FakeNative, capfd: Capture) -> None:
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == HEALTHY
+    native.findings = broken("missing")
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capfd.readouterr().out)["vm_ran"] is False
+
+
+@pytest.mark.parametrize(
+    ("probe", "remedies"),
+    [
+        (broken("missing"), ["modprobe kvm_intel", "nested virtualisation"]),
+        (
+            broken("missing", container="docker"),
+            [
+                "docker run --device /dev/kvm",
+                "podman run --device /dev/kvm --group-add keep-groups",
+            ],
+        ),
+        (broken("permission"), ["usermod -aG kvm $USER"]),
+        (broken("permission", group="virt"), ["usermod -aG virt $USER"]),
+        (broken("permission", container="podman"), ["--group-add keep-groups", "usermod"]),
+        (broken("unusable"), ["modprobe"]),
+        (broken("ok"), ["dmesg"]),
+    ],
+)
+def test_problems_have_remedies(
+    native: FakeNative, capfd: Capture, probe: dict[str, object], remedies: list[str]
+) -> None:
+    native.findings = probe
+    assert main(["doctor"]) == 1
+    out = capfd.readouterr().out
+    assert "why not" in out
+    assert out.count("\nproblem: ") == 1
+    (advice,) = [line for line in out.splitlines() if line.startswith("  to do: ")]
+    for remedy in remedies:
+        assert remedy in advice
+    assert out.endswith("\nkvmlet cannot run programs on this machine.\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"landlock": 0}, "lsm="),
+        ({"huge_pages": "never"}, "transparent_hugepage/enabled"),
+    ],
+)
+def test_notes_do_not_fail(
+    native: FakeNative, capfd: Capture, change: dict[str, object], text: str
+) -> None:
+    native.findings.update(change)
+    assert main(["doctor"]) == 0
+    out = capfd.readouterr().out
+    assert "\nnote: " in out
+    assert text in out
+    assert "\nproblem: " not in out
+
+
+def test_software_kvm_is_explained() -> None:
+    text = render({**HEALTHY, "world": "software", "nested": True, "container": "docker"})
+    assert "software KVM" in text
+    assert "virtual machine" in text
+    assert "docker" in text
+
+
+def test_a_probe_that_found_nothing_is_a_problem() -> None:
+    assert "cannot run" in render({})
+
+
+def test_texts_of_the_host_stay_on_their_line() -> None:
+    assert "\x1b" not in render(broken("unusable", kvm_error="a\x1b[2Jb\nkvmlet can run programs"))

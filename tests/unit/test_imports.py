@@ -1,0 +1,106 @@
+"""What `kvmlet run` imports: every module is paid for on every run."""
+
+import ast
+import os
+import pathlib
+import subprocess
+import sys
+
+import kvmlet
+
+SOURCE = pathlib.Path(kvmlet.__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
+
+# The package's own modules on that path.
+OWN = {
+    "kvmlet",
+    "kvmlet._launch",
+    "kvmlet._native",
+    "kvmlet._values",
+    "kvmlet.cli",
+    "kvmlet.cli._parser",
+    "kvmlet.cli._signals",
+    "kvmlet.cli._text",
+    "kvmlet.cli.run",
+    "kvmlet.errors",
+}
+
+# The extension is stood in for by one without imports of its own.
+RUN = """
+import sys
+sys.modules["kvmlet._native"] = native = type(sys)("kvmlet._native")
+native.NativeError = type("NativeError", (Exception,), {})
+native.harden = lambda cwd: []
+class Outcome:
+    exit_code, signal, reason, denials, events, stats = 0, None, "exited", [], [], {"exits": 1}
+native.run = lambda argv, **rest: Outcome
+import kvmlet
+kvmlet._native = native
+from kvmlet.cli import main
+assert main(sys.argv[1:]) == 0
+"""
+
+LIST = "\nimport sys\nprint(*sorted(sys.modules))"
+
+
+def modules_after(code: str, *words: str) -> set[str]:
+    # -S: what `site` loads depends on the machine and would hide what we load ourselves.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code + LIST, *words],
+        env={"PYTHONPATH": os.fspath(SOURCE.parent), "LANG": "en_US.UTF-8"},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_run_imports_argparse_and_itself_only() -> None:
+    allowed = modules_after("import argparse") | OWN
+    words = ["run", "--timeout", "5s", "--memory", "64m", "--stats", "--", "true"]
+    assert modules_after(RUN, *words) - allowed == set()
+
+
+def test_nothing_is_imported_once_hardened() -> None:
+    # Python's files may lie outside what a hardened process can still read.
+    ending = 'Outcome.exit_code = 1; Outcome.denials = [("open /\\x1b\\ud800", "EACCES", "")]\n'
+    ending += 'Outcome.events = [("x", "y")]\n'
+    watch = RUN.replace("import kvmlet\n", ending + "import kvmlet\n", 1).replace("== 0", "== 1")
+    watch = watch.replace(
+        "native.harden = lambda cwd: []",
+        "seen = []\nnative.harden = lambda cwd: seen.extend(sys.modules) or []",
+    )
+    watch += "\nlate = set(sys.modules) - set(seen)\nassert not late, late"
+    for stats in ("--stats", "--stats=json"):
+        modules_after(watch, "run", stats, "true")
+
+
+def test_importing_the_package_imports_nothing() -> None:
+    extra = modules_after("import kvmlet") - modules_after("")
+    assert extra == {"kvmlet"}
+
+
+def native_users() -> set[str]:
+    users = set()
+    for path in SOURCE.rglob("*.py"):
+        module = ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                names.append(str(node.module))
+            if "kvmlet._native" in names:
+                users.add(module)
+    return users
+
+
+def test_who_may_use_the_extension() -> None:
+    # import-linter sees Python files only, and the extension is none.
+    assert native_users() == {
+        "kvmlet.cli.doctor",
+        "kvmlet.cli.run",
+        "kvmlet.cli.syscalls",
+        "kvmlet.sandbox",
+    }
