@@ -36,13 +36,13 @@ $(VENV)/.group-%: pyproject.toml
 	@[ -x $(BIN)/python ] || "$$(.ci/python)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --group $*
-	@$(BIN)/python -m pip uninstall --quiet --yes setuptools
+	@$(BIN)/python -m pip uninstall -qq --yes setuptools
 	@touch $@
 
-# cargo knows better than make what is out of date.
+# cargo knows better than make what is out of date. Without --group, maturin would install all of dev.
 .PHONY: develop
 develop: $(VENV)/.group-build
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet --group build
 
 .PHONY: guests
 guests: deps-test

@@ -86,7 +86,7 @@ class Result:
 def run(
     argv: Sequence[str | bytes | os.PathLike[str]],
     *,
-    input: bytes | str | None = None,  # noqa: A002 - the name subprocess.run gave it
+    input: bytes | str | None = None,
     timeout: float | str | None = None,
     memory: int | str = DEFAULT_MEMORY_BYTES,
     env: Mapping[str, str] | None = None,
