@@ -1,1 +1,38 @@
-//! kvmlet-mem
+//! Guest memory: frames, page tables and checked copies. No KVM here; everything works on plain host
+//! memory.
+//!
+//! - [`GuestMemory`] owns the host memory of one VM and hands out guest-physical frames.
+//! - [`PageTables`] is one guest address space, its entries kept in frames of a [`GuestMemory`].
+//!
+//! **Flushes.** An entry that becomes present is seen at once. Any other edit may leave a stale
+//! translation in the TLB (or in KVM's shadow tables), so [`PageTables`] records a [`PendingFlush`]
+//! and freed frames wait in a quarantine until [`GuestMemory::flush_discharged`].
+//! Before entering the guest: [`PageTables::take_pending`] of every address space that ran, flush
+//! each, then one [`GuestMemory::flush_discharged`].
+//!
+//! All host memory is reached by raw copies in one module (`host`); no Rust reference to guest
+//! memory is ever formed, because the guest writes to it at any time.
+#![allow(unsafe_code)]
+
+mod error;
+#[deny(unsafe_code)]
+mod files;
+#[deny(unsafe_code)]
+mod frames;
+mod host;
+#[deny(unsafe_code)]
+mod memory;
+#[deny(unsafe_code)]
+mod pending;
+#[deny(unsafe_code)]
+mod tables;
+#[deny(unsafe_code)]
+mod user;
+
+pub use error::{MemError, OutOfMemory};
+pub use files::{FileMapping, FileWindow};
+pub use frames::FrameRun;
+pub use memory::GuestMemory;
+pub use pending::{MAX_PENDING_PAGES, PendingFlush};
+pub use tables::{Leaf, PageSize, PageTables, PteFlags};
+pub use user::{CopyOutcome, CopyStop};

@@ -1,0 +1,175 @@
+//! Where file mappings go: ranges inside the slots reserved for them.
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+
+use kvmlet_abi::{Gpa, PAGE_SIZE};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::error::MemError;
+use crate::host::FileArea;
+
+/// Host mappings of files that one VM may hold: each is one host VMA of `vm.max_map_count`
+/// (65,530 for the whole process).
+pub(crate) const MAX_PIECES: usize = 8192;
+
+/// How a file is mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileMapping {
+    /// MAP_PRIVATE, readable and writable: the host copies a page on the first write. The caller
+    /// charges what may be written ([`crate::GuestMemory::charge`]).
+    Private,
+    /// MAP_SHARED, readable.
+    SharedReadOnly,
+}
+
+/// A file mapping in guest-physical space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileWindow {
+    /// Start.
+    pub gpa: Gpa,
+    /// Length, a multiple of the page size.
+    pub len_bytes: u64,
+}
+
+/// One file slot: a reservation and what is free in it. Offsets are in bytes from the slot's start.
+#[derive(Debug)]
+pub(crate) struct FileSlot {
+    area: FileArea,
+    len_bytes: u64,
+    /// Free ranges, start to length; neighbours are joined.
+    free: BTreeMap<u64, u64>,
+    /// Mapped ranges, start to length, as the host holds them.
+    pieces: BTreeMap<u64, u64>,
+    /// No free range is longer than this (kept so that a full slot is passed over quickly).
+    longest_free_at_most: u64,
+}
+
+impl FileSlot {
+    pub(crate) fn new(len_bytes: u64) -> Result<Self, Errno> {
+        Ok(Self {
+            area: FileArea::new(len_bytes)?,
+            len_bytes,
+            free: BTreeMap::from([(0, len_bytes)]),
+            pieces: BTreeMap::new(),
+            longest_free_at_most: len_bytes,
+        })
+    }
+
+    pub(crate) fn area(&self) -> &FileArea {
+        &self.area
+    }
+
+    pub(crate) fn area_mut(&mut self) -> &mut FileArea {
+        &mut self.area
+    }
+
+    /// Maps into the first free range that is long enough; answers its offset, or `None` if there
+    /// is none.
+    pub(crate) fn map(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        len_bytes: u64,
+        mapping: FileMapping,
+    ) -> Result<Option<u64>, Errno> {
+        if len_bytes > self.longest_free_at_most {
+            return Ok(None);
+        }
+        let fit = self.free.iter().find(|(_, len)| **len >= len_bytes);
+        let Some((&start, &free_len)) = fit else {
+            self.longest_free_at_most = len_bytes - PAGE_SIZE;
+            return Ok(None);
+        };
+        let (prot, share) = match mapping {
+            FileMapping::Private => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE),
+            FileMapping::SharedReadOnly => (ProtFlags::READ, MapFlags::SHARED),
+        };
+        let len = usize::try_from(len_bytes).map_err(|_| Errno::NOMEM)?;
+        self.area.place(start, len, fd, file_offset, prot, share)?;
+        self.free.remove(&start);
+        if free_len > len_bytes {
+            self.free.insert(start + len_bytes, free_len - len_bytes);
+        }
+        self.pieces.insert(start, len_bytes);
+        Ok(Some(start))
+    }
+
+    /// Unmaps a range, all of which must be mapped. Answers by how much the number of pieces grew.
+    pub(crate) fn unmap(&mut self, start: u64, len_bytes: u64) -> Result<isize, UnmapError> {
+        let end = start
+            .checked_add(len_bytes)
+            .filter(|&end| end <= self.len_bytes)
+            .ok_or(UnmapError::NotMapped)?;
+        let before = self.pieces.len() as isize;
+        let covered: Vec<(u64, u64)> = self
+            .pieces
+            .range(..end)
+            .rev()
+            .map(|(&at, &len)| (at, len))
+            .take_while(|&(at, len)| at + len > start)
+            .collect();
+        let bytes: u64 = covered
+            .iter()
+            .map(|&(at, len)| (at + len).min(end) - at.max(start))
+            .sum();
+        if bytes != len_bytes {
+            return Err(UnmapError::NotMapped);
+        }
+        let len = usize::try_from(len_bytes).map_err(|_| UnmapError::NotMapped)?;
+        self.area.clear(start, len).map_err(UnmapError::Host)?;
+        for (at, len) in covered {
+            self.pieces.remove(&at);
+            if at < start {
+                self.pieces.insert(at, start - at);
+            }
+            if at + len > end {
+                self.pieces.insert(end, at + len - end);
+            }
+        }
+        self.give_back(start, end);
+        Ok(self.pieces.len() as isize - before)
+    }
+
+    fn give_back(&mut self, mut start: u64, mut end: u64) {
+        if let Some((&at, &len)) = self.free.range(..start).next_back()
+            && at + len == start
+        {
+            self.free.remove(&at);
+            start = at;
+        }
+        if let Some(len) = self.free.remove(&end) {
+            end += len;
+        }
+        self.free.insert(start, end - start);
+        self.longest_free_at_most = self.longest_free_at_most.max(end - start);
+    }
+
+    /// Bytes mapped now.
+    #[cfg(test)]
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.pieces.values().sum()
+    }
+}
+
+/// Why a range could not be unmapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum UnmapError {
+    /// Part of it is not mapped.
+    NotMapped,
+    /// The host refused (too many mappings).
+    Host(Errno),
+}
+
+impl UnmapError {
+    pub(crate) fn at(self, window: FileWindow) -> MemError {
+        match self {
+            Self::NotMapped => MemError::Outside {
+                gpa: window.gpa,
+                len_bytes: window.len_bytes,
+            },
+            Self::Host(errno) => MemError::MapFile(errno),
+        }
+    }
+}

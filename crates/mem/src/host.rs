@@ -1,0 +1,310 @@
+//! The only module that touches host memory: mappings, raw copies, atomics.
+//!
+//! Every method checks its range against the mapping and is safe to call. Callers outside see
+//! offsets and byte counts, never pointers.
+
+use core::ffi::c_void;
+use core::ptr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::os::fd::BorrowedFd;
+
+use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+const HUGE: usize = HUGE_PAGE_SIZE as usize;
+
+/// A host memory access that cannot be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum HostFault {
+    /// Outside the mapping, or misaligned for an atomic access.
+    Outside,
+    /// The page cannot be reached (EFAULT).
+    Fault,
+}
+
+/// How the host should back an anonymous mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Backing {
+    /// 2 MiB pages where it can (MADV_HUGEPAGE).
+    Huge,
+    /// 4 KiB pages only (MADV_NOHUGEPAGE).
+    Base,
+}
+
+/// An owned stretch of host address space, 2 MiB-aligned.
+#[derive(Debug)]
+struct Reservation {
+    addr: usize,
+    len: usize,
+}
+
+impl Reservation {
+    fn new(len_bytes: u64, prot: ProtFlags) -> Result<Self, Errno> {
+        let len = usize::try_from(len_bytes).map_err(|_| Errno::NOMEM)?;
+        if len == 0 || !len_bytes.is_multiple_of(PAGE_SIZE) {
+            return Err(Errno::INVAL);
+        }
+        let padded = len.checked_add(HUGE).ok_or(Errno::NOMEM)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice; it replaces nothing.
+        let start = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), padded, prot, flags) }?
+            .expose_provenance();
+        let addr = start.next_multiple_of(HUGE);
+        let head = addr - start;
+        let tail = padded - head - len;
+        for (at, cut) in [(start, head), (addr + len, tail)] {
+            if cut != 0 {
+                // SAFETY: the part lies inside the mapping made above and nobody knows its address.
+                // A failure (too many mappings) only leaves unused address space behind.
+                let _ = unsafe { rustix::mm::munmap(pointer(at).cast(), cut) };
+            }
+        }
+        Ok(Self { addr, len })
+    }
+
+    /// Host address of `len` bytes at `offset`, if all of it is inside.
+    fn at(&self, offset: u64, len: usize) -> Result<usize, HostFault> {
+        let offset = usize::try_from(offset).map_err(|_| HostFault::Outside)?;
+        let end = offset.checked_add(len).ok_or(HostFault::Outside)?;
+        if end > self.len {
+            return Err(HostFault::Outside);
+        }
+        Ok(self.addr + offset)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: the range is owned by this value, and no pointer into it outlives a method call
+        // here. Addresses given to KVM are covered by the contract of its slots: the VM goes first.
+        let _ = unsafe { rustix::mm::munmap(pointer(self.addr).cast(), self.len) };
+    }
+}
+
+fn pointer(addr: usize) -> *mut u8 {
+    ptr::with_exposed_provenance_mut(addr)
+}
+
+/// Anonymous host memory: every byte can be read and written.
+#[derive(Debug)]
+pub(crate) struct AnonMapping(Reservation);
+
+impl AnonMapping {
+    /// `len_bytes` of zeroed memory, allocated by the host on first touch.
+    pub(crate) fn new(len_bytes: u64, backing: Backing) -> Result<Self, Errno> {
+        let range = Reservation::new(len_bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        let advice = match backing {
+            Backing::Huge => Advice::LinuxHugepage,
+            Backing::Base => Advice::LinuxNoHugepage,
+        };
+        // SAFETY: advice on an owned range; it changes no content. A kernel without transparent huge
+        // pages answers EINVAL, which costs speed only.
+        let _ = unsafe { rustix::mm::madvise(pointer(range.addr).cast(), range.len, advice) };
+        Ok(Self(range))
+    }
+
+    pub(crate) fn addr(&self) -> usize {
+        self.0.addr
+    }
+
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {
+        let from = self.0.at(offset, into.len())?;
+        // SAFETY: the source range was checked; the destination is a private buffer outside it. The
+        // guest may write the source meanwhile: the copy then holds a mixture, which is what a
+        // system call on racing memory may see.
+        unsafe { ptr::copy_nonoverlapping(pointer(from), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, from: &[u8]) -> Result<(), HostFault> {
+        let to = self.0.at(offset, from.len())?;
+        // SAFETY: as in `read`, the other way.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), pointer(to), from.len()) };
+        Ok(())
+    }
+
+    pub(crate) fn zero(&mut self, offset: u64, len: usize) -> Result<(), HostFault> {
+        let to = self.0.at(offset, len)?;
+        // SAFETY: the range was checked and is memory of this mapping.
+        unsafe { ptr::write_bytes(pointer(to), 0, len) };
+        Ok(())
+    }
+
+    /// Copies to another place of this or another anonymous mapping.
+    pub(crate) fn copy_to(&self, offset: u64, to: HostRange) -> Result<(), HostFault> {
+        let from = self.0.at(offset, to.len)?;
+        // SAFETY: the source was checked here, the destination when the range was made; `copy` allows
+        // them to overlap.
+        unsafe { ptr::copy(pointer(from), pointer(to.addr), to.len) };
+        Ok(())
+    }
+
+    /// A checked range of this mapping as destination of a copy.
+    pub(crate) fn range_mut(&mut self, offset: u64, len: usize) -> Result<HostRange, HostFault> {
+        Ok(HostRange {
+            addr: self.0.at(offset, len)?,
+            len,
+        })
+    }
+
+    fn atomic_u64(&self, offset: u64) -> Result<&AtomicU64, HostFault> {
+        let at = self.0.at(offset, 8)?;
+        if !at.is_multiple_of(8) {
+            return Err(HostFault::Outside);
+        }
+        // SAFETY: in range, aligned, alive as long as `self`; an atomic may be changed by others.
+        Ok(unsafe { AtomicU64::from_ptr(pointer(at).cast()) })
+    }
+
+    fn atomic_u32(&self, offset: u64) -> Result<&AtomicU32, HostFault> {
+        let at = self.0.at(offset, 4)?;
+        if !at.is_multiple_of(4) {
+            return Err(HostFault::Outside);
+        }
+        // SAFETY: in range, aligned, alive as long as `self`; an atomic may be changed by others.
+        Ok(unsafe { AtomicU32::from_ptr(pointer(at).cast()) })
+    }
+
+    pub(crate) fn load_u64(&self, offset: u64) -> Result<u64, HostFault> {
+        Ok(self.atomic_u64(offset)?.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn store_u64(&mut self, offset: u64, value: u64) -> Result<(), HostFault> {
+        self.atomic_u64(offset)?.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    pub(crate) fn load_u32(&self, offset: u64) -> Result<u32, HostFault> {
+        Ok(self.atomic_u32(offset)?.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn compare_exchange_u32(
+        &mut self,
+        offset: u64,
+        current: u32,
+        new: u32,
+    ) -> Result<Result<u32, u32>, HostFault> {
+        let atomic = self.atomic_u32(offset)?;
+        Ok(atomic.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst))
+    }
+
+    /// Gives the memory back to the host; it reads as zeros afterwards.
+    pub(crate) fn release(&mut self, offset: u64, len: usize) -> Result<(), HostFault> {
+        let at = self.0.at(offset, len)?;
+        // SAFETY: an owned range of private anonymous memory; the content is lost, as intended.
+        unsafe { rustix::mm::madvise(pointer(at).cast(), len, Advice::LinuxDontNeed) }
+            .map_err(|_| HostFault::Fault)
+    }
+}
+
+/// A checked destination inside an [`AnonMapping`]; used at once, while the mapping is borrowed.
+pub(crate) struct HostRange {
+    addr: usize,
+    len: usize,
+}
+
+/// Host address space in which file mappings are placed. Its pages may vanish at any time (somebody
+/// truncates the file), so it is only accessed by system calls that answer EFAULT.
+#[derive(Debug)]
+pub(crate) struct FileArea(Reservation);
+
+impl FileArea {
+    /// Reserves `len_bytes` that cannot be accessed.
+    pub(crate) fn new(len_bytes: u64) -> Result<Self, Errno> {
+        Ok(Self(Reservation::new(len_bytes, ProtFlags::empty())?))
+    }
+
+    pub(crate) fn addr(&self) -> usize {
+        self.0.addr
+    }
+
+    /// Places a file mapping over `len` bytes at `offset` of the area.
+    pub(crate) fn place(
+        &mut self,
+        offset: u64,
+        len: usize,
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        prot: ProtFlags,
+        share: MapFlags,
+    ) -> Result<(), Errno> {
+        let at = self.0.at(offset, len).map_err(|_| Errno::INVAL)?;
+        let flags = share | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: MAP_FIXED replaces pages inside a range owned by this value, which nobody
+        // dereferences.
+        unsafe { rustix::mm::mmap(pointer(at).cast(), len, prot, flags, fd, file_offset) }?;
+        Ok(())
+    }
+
+    /// Makes the range inaccessible again.
+    pub(crate) fn clear(&mut self, offset: u64, len: usize) -> Result<(), Errno> {
+        let at = self.0.at(offset, len).map_err(|_| Errno::INVAL)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: as in `place`.
+        unsafe { rustix::mm::mmap_anonymous(pointer(at).cast(), len, ProtFlags::empty(), flags) }?;
+        Ok(())
+    }
+
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {
+        let remote = self.0.at(offset, into.len())?;
+        let local = into.as_mut_ptr();
+        // SAFETY: the local side is a private buffer of that length, the remote side is only
+        // touched by the kernel, which reports a bad page.
+        unsafe { vm_transfer(libc::process_vm_readv, local, remote, into.len()) }
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, from: &[u8]) -> Result<(), HostFault> {
+        let remote = self.0.at(offset, from.len())?;
+        let local = from.as_ptr().cast_mut();
+        // SAFETY: the local side is only read; else as in `read`.
+        unsafe { vm_transfer(libc::process_vm_writev, local, remote, from.len()) }
+    }
+
+    /// Copies from the file page straight into anonymous memory.
+    pub(crate) fn copy_to(&self, offset: u64, to: HostRange) -> Result<(), HostFault> {
+        let remote = self.0.at(offset, to.len)?;
+        // SAFETY: the destination is anonymous memory, checked when the range was made.
+        unsafe { vm_transfer(libc::process_vm_readv, pointer(to.addr), remote, to.len) }
+    }
+}
+
+type VmTransfer = unsafe extern "C" fn(
+    libc::pid_t,
+    *const libc::iovec,
+    libc::c_ulong,
+    *const libc::iovec,
+    libc::c_ulong,
+    libc::c_ulong,
+) -> libc::ssize_t;
+
+/// One of process_vm_readv(2), process_vm_writev(2) on the own process.
+///
+/// # Safety
+/// `local` must be valid for `len` bytes in the direction of the call.
+unsafe fn vm_transfer(
+    call: VmTransfer,
+    local: *mut u8,
+    remote: usize,
+    len: usize,
+) -> Result<(), HostFault> {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    let mut done = 0;
+    while done < len {
+        let local_vec = libc::iovec {
+            iov_base: local.wrapping_add(done).cast::<c_void>(),
+            iov_len: len - done,
+        };
+        let remote_vec = libc::iovec {
+            iov_base: pointer(remote + done).cast::<c_void>(),
+            iov_len: len - done,
+        };
+        // SAFETY: the local range is vouched for by the caller; the kernel checks the remote one.
+        let moved = unsafe { call(pid, &raw const local_vec, 1, &raw const remote_vec, 1, 0) };
+        match usize::try_from(moved) {
+            Ok(0) | Err(_) => return Err(HostFault::Fault),
+            Ok(count) => done += count,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,751 @@
+//! [`GuestMemory`]: the slots of one VM, who may use how much, and checked access by address.
+
+use std::os::fd::BorrowedFd;
+
+use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::error::{MemError, OutOfMemory};
+use crate::files::{FileMapping, FileSlot, FileWindow, MAX_PIECES};
+use crate::frames::{BlockId, Dropped, FramePool, FrameRun, Taken};
+use crate::host::{AnonMapping, Backing, HostFault};
+use crate::pending::PendingFlush;
+
+const MIB: u64 = 1 << 20;
+/// Guest-physical space is dealt in chunks of this size, so that an address finds its slot by one
+/// table look-up.
+const CHUNK_SHIFT: u32 = 26;
+const CHUNK: u64 = 1 << CHUNK_SHIFT;
+/// First guest-physical address. Below lie the APIC's and other addresses that KVM gives a meaning.
+const GPA_BASE: u64 = 4 << 30;
+/// End of guest-physical space: the smallest MAXPHYADDR of CPUs with nested paging in use is 39.
+const GPA_END: u64 = 1 << 39;
+/// KVM keeps some 8 bytes per page of a slot, so slots are not made larger than is likely needed.
+const FIRST_RAM_SLOT: u64 = 64 * MIB;
+const MAX_RAM_SLOT: u64 = 1 << 30;
+const TABLES_SLOT: u64 = 4 * MIB;
+const FILE_SLOT: u64 = CHUNK;
+/// Address space for file mappings; bounds what KVM spends on the pages of these slots (64 MiB).
+const MAX_FILE_SPACE: u64 = 32 << 30;
+const NO_SLOT: u16 = u16::MAX;
+
+#[derive(Debug)]
+enum Store {
+    /// Base frames for page tables and the VMM's pages.
+    Tables { map: AnonMapping, first: BlockId },
+    /// The program's memory.
+    Ram { map: AnonMapping, first: BlockId },
+    /// Mapped files.
+    Files(FileSlot),
+}
+
+#[derive(Debug)]
+struct Slot {
+    gpa: u64,
+    len_bytes: u64,
+    store: Store,
+}
+
+/// Which pool a frame belongs to, and where in it.
+#[derive(Clone, Copy)]
+struct FrameAt {
+    table: bool,
+    block: BlockId,
+    index: usize,
+}
+
+/// All host memory of one VM.
+///
+/// The memory is freed when this value is dropped: every VM that was given its slots must be gone.
+#[derive(Debug)]
+pub struct GuestMemory {
+    slots: Vec<Slot>,
+    specs: Vec<SlotSpec>,
+    /// Specs already handed out by [`GuestMemory::take_new_slots`].
+    announced: usize,
+    /// Chunk number to index in `slots`.
+    chunks: Vec<u16>,
+    tables: FramePool,
+    ram: FramePool,
+    ram_bytes: u64,
+    file_bytes: u64,
+    file_pieces: usize,
+    limit_bytes: u64,
+    used_bytes: u64,
+    peak_bytes: u64,
+}
+
+impl GuestMemory {
+    /// Memory for one VM, whose program may use `limit_bytes` (anonymous and tmpfs memory, written
+    /// private file pages, page tables).
+    pub fn new(limit_bytes: u64) -> Result<Self, MemError> {
+        let mut memory = Self {
+            slots: Vec::new(),
+            specs: Vec::new(),
+            announced: 0,
+            chunks: Vec::new(),
+            tables: FramePool::default(),
+            ram: FramePool::default(),
+            ram_bytes: 0,
+            file_bytes: 0,
+            file_pieces: 0,
+            limit_bytes,
+            used_bytes: 0,
+            peak_bytes: 0,
+        };
+        memory.grow_tables()?;
+        memory.grow_ram()?;
+        Ok(memory)
+    }
+
+    /// Every slot, in the order of creation. The id of a slot is its place here.
+    #[must_use]
+    pub fn slots(&self) -> &[SlotSpec] {
+        &self.specs
+    }
+
+    /// The slots added since the last call; the VM must know them before the guest runs.
+    #[must_use]
+    pub fn take_new_slots(&mut self) -> Vec<SlotSpec> {
+        let new = self
+            .specs
+            .get(self.announced..)
+            .unwrap_or_default()
+            .to_vec();
+        self.announced = self.specs.len();
+        new
+    }
+
+    /// The slots that hold page tables: what [`PendingFlush::All`] deletes and adds again on software
+    /// KVM.
+    pub fn table_slots(&self) -> impl Iterator<Item = &SlotSpec> {
+        self.slots
+            .iter()
+            .zip(&self.specs)
+            .filter(|(slot, _)| matches!(slot.store, Store::Tables { .. }))
+            .map(|(_, spec)| spec)
+    }
+
+    // ---- accounting -------------------------------------------------------------------------
+
+    /// What the program may use, in bytes.
+    #[must_use]
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// What it uses now, in bytes. Freed memory is not counted, even before its flush.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.used_bytes
+    }
+
+    /// The most it used at any time, in bytes.
+    #[must_use]
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak_bytes
+    }
+
+    /// Counts `len_bytes` against the limit without allocating: private file pages that may be
+    /// written.
+    pub fn charge(&mut self, len_bytes: u64) -> Result<(), OutOfMemory> {
+        let used = self
+            .used_bytes
+            .checked_add(len_bytes)
+            .filter(|&used| used <= self.limit_bytes)
+            .ok_or(OutOfMemory::Limit)?;
+        self.used_bytes = used;
+        self.peak_bytes = self.peak_bytes.max(used);
+        Ok(())
+    }
+
+    /// Takes back a [`GuestMemory::charge`].
+    pub fn uncharge(&mut self, len_bytes: u64) {
+        debug_assert!(len_bytes <= self.used_bytes, "uncharged more than was used");
+        self.used_bytes = self.used_bytes.saturating_sub(len_bytes);
+    }
+
+    // ---- frames -----------------------------------------------------------------------------
+
+    /// A zeroed base frame for a page table or a page of the VMM, one reference.
+    pub fn alloc_table_frame(&mut self) -> Result<Gpa, OutOfMemory> {
+        self.charge(PAGE_SIZE)?;
+        match self.take_table_frame() {
+            Ok(taken) => Ok(self.zeroed(taken)),
+            Err(error) => {
+                self.uncharge(PAGE_SIZE);
+                Err(error)
+            }
+        }
+    }
+
+    fn take_table_frame(&mut self) -> Result<Taken, OutOfMemory> {
+        loop {
+            let mut taken = None;
+            if self
+                .tables
+                .take_run(1, |frame| taken = Some(frame))
+                .is_none()
+            {
+                self.grow_tables()?;
+            } else if let Some(taken) = taken {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// A zeroed base frame, one reference.
+    pub fn alloc_frame(&mut self) -> Result<Gpa, OutOfMemory> {
+        Ok(self.alloc_run(1)?.gpa)
+    }
+
+    /// Between 1 and `max_pages` zeroed base frames, one reference each, consecutive and inside one
+    /// 2 MiB block: as many as are free at the next place. `max_pages` 0 counts as 1.
+    pub fn alloc_run(&mut self, max_pages: u64) -> Result<FrameRun, OutOfMemory> {
+        let room = (self.limit_bytes - self.used_bytes.min(self.limit_bytes)) / PAGE_SIZE;
+        if room == 0 {
+            return Err(OutOfMemory::Limit);
+        }
+        let mut stale = Vec::new();
+        let run = self.take_run(max_pages.clamp(1, room), |taken| {
+            if !taken.zero {
+                stale.push(taken);
+            }
+        })?;
+        self.charge(run.pages * PAGE_SIZE)?;
+        for taken in stale {
+            self.zeroed(taken);
+        }
+        Ok(run)
+    }
+
+    fn take_run(
+        &mut self,
+        max_pages: u64,
+        mut zeros: impl FnMut(Taken),
+    ) -> Result<FrameRun, OutOfMemory> {
+        loop {
+            match self.ram.take_run(max_pages, &mut zeros) {
+                Some(run) => return Ok(run),
+                None => self.grow_ram()?,
+            }
+        }
+    }
+
+    /// A base frame with the contents of another frame (anonymous or file-backed), one reference:
+    /// what copy on write needs.
+    pub fn alloc_copy(&mut self, from: Gpa) -> Result<Gpa, MemError> {
+        if self.used_bytes.saturating_add(PAGE_SIZE) > self.limit_bytes {
+            return Err(OutOfMemory::Limit.into());
+        }
+        let gpa = self.take_run(1, |_| {})?.gpa;
+        self.charge(PAGE_SIZE)?;
+        if let Err(error) = self.copy_frame(from, gpa) {
+            self.free_frame(gpa);
+            return Err(error);
+        }
+        Ok(gpa)
+    }
+
+    /// 2 MiB of zeroed memory, aligned, one reference. When it fails, base frames may still be had.
+    pub fn alloc_huge(&mut self) -> Result<Gpa, OutOfMemory> {
+        self.charge(HUGE_PAGE_SIZE)?;
+        let taken = loop {
+            if let Some(taken) = self.ram.take_block() {
+                break taken;
+            }
+            if let Err(error) = self.grow_ram() {
+                self.uncharge(HUGE_PAGE_SIZE);
+                return Err(error);
+            }
+        };
+        if !taken.zero {
+            let _ = self.zero(taken.gpa, HUGE_PAGE_SIZE);
+        }
+        Ok(taken.gpa)
+    }
+
+    /// Zeroes a frame just taken unless it is known to be zero.
+    fn zeroed(&mut self, taken: Taken) -> Gpa {
+        if !taken.zero {
+            // A frame handed out by a pool lies in a slot of anonymous memory: this cannot fail.
+            let _ = self.zero(taken.gpa, PAGE_SIZE);
+        }
+        taken.gpa
+    }
+
+    /// One more reference to a base frame. A frame of a 2 MiB block divides the block for good.
+    pub fn get_frame(&mut self, gpa: Gpa) {
+        if let Some(at) = self.frame_at(gpa) {
+            let known = self.pool(at).add_ref(at.block, at.index);
+            debug_assert!(known, "reference to a free frame {gpa:?}");
+        }
+    }
+
+    /// One more reference to a 2 MiB block.
+    pub fn get_huge(&mut self, gpa: Gpa) {
+        if let Some(at) = self.frame_at(gpa) {
+            let known = self.pool(at).add_block_ref(at.block);
+            debug_assert!(known, "reference to a free block {gpa:?}");
+        }
+    }
+
+    /// References to the frame (or to the 2 MiB block it is part of); 0 if it is not allocated or is
+    /// file-backed.
+    #[must_use]
+    pub fn frame_refs(&self, gpa: Gpa) -> u32 {
+        self.frame_at(gpa).map_or(0, |at| {
+            let pool = if at.table { &self.tables } else { &self.ram };
+            pool.refs(at.block, at.index)
+        })
+    }
+
+    /// Drops a reference to a base frame. The last one frees it: it is not handed out again before
+    /// [`GuestMemory::flush_discharged`]. A frame of a 2 MiB block divides the block for good.
+    /// File-backed frames have no owner here: nothing happens.
+    pub fn free_frame(&mut self, gpa: Gpa) {
+        if let Some(at) = self.frame_at(gpa) {
+            let dropped = self.pool(at).drop_ref(at.block, at.index);
+            self.account(gpa, dropped, PAGE_SIZE);
+        }
+    }
+
+    /// Drops a reference to a 2 MiB block (to each of its frames if it has been divided); else as
+    /// [`GuestMemory::free_frame`].
+    pub fn free_huge(&mut self, gpa: Gpa) {
+        let Some(at) = self.frame_at(gpa) else {
+            return;
+        };
+        match self.pool(at).drop_block_ref(at.block) {
+            Some(dropped) => self.account(gpa, dropped, HUGE_PAGE_SIZE),
+            None => {
+                let block = gpa.huge_down();
+                for page in 0..HUGE_PAGE_SIZE / PAGE_SIZE {
+                    self.free_frame(block.wrapping_add(page * PAGE_SIZE));
+                }
+            }
+        }
+    }
+
+    fn account(&mut self, gpa: Gpa, dropped: Dropped, len_bytes: u64) {
+        debug_assert!(dropped != Dropped::Invalid, "{gpa:?} freed twice");
+        if dropped == Dropped::Freed {
+            self.uncharge(len_bytes);
+        }
+    }
+
+    /// Whether freed memory waits for a flush.
+    #[must_use]
+    pub fn has_quarantine(&self) -> bool {
+        self.ram.held_bytes() + self.tables.held_bytes() > 0
+    }
+
+    /// Bytes of page tables that only a [`PendingFlush::All`] makes usable again.
+    #[must_use]
+    pub fn table_quarantine_bytes(&self) -> u64 {
+        self.tables.held_bytes()
+    }
+
+    /// To be called after `discharged` (taken from **every** address space with pending edits) has
+    /// been flushed: memory freed before may be handed out again. Page tables wait for
+    /// [`PendingFlush::All`], since KVM's shadow of a table is dropped by nothing less.
+    pub fn flush_discharged(&mut self, discharged: &PendingFlush) {
+        let mut ram = core::mem::take(&mut self.ram);
+        ram.release_held(|block| self.give_back(block));
+        self.ram = ram;
+        if *discharged == PendingFlush::All {
+            self.tables.release_held(|_| false);
+        }
+    }
+
+    /// Returns a free block's memory to the host; whether it reads as zeros now.
+    fn give_back(&mut self, block: Gpa) -> bool {
+        self.anon_mut(block, HUGE_PAGE_SIZE)
+            .and_then(|(map, offset)| {
+                map.release(offset, HUGE_PAGE_SIZE as usize)
+                    .map_err(|fault| failed(fault, block, HUGE_PAGE_SIZE))
+            })
+            .is_ok()
+    }
+
+    // ---- files ------------------------------------------------------------------------------
+
+    /// Maps `len_bytes` (rounded up to pages) of a file from `file_offset` (a multiple of the page
+    /// size) somewhere in guest-physical space.
+    pub fn map_file(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        len_bytes: u64,
+        mapping: FileMapping,
+    ) -> Result<FileWindow, MemError> {
+        let len_bytes = kvmlet_abi::addr::page_align_up(len_bytes)
+            .filter(|&len| len != 0 && file_offset.is_multiple_of(PAGE_SIZE))
+            .ok_or(MemError::Misaligned(file_offset))?;
+        if self.file_pieces >= MAX_PIECES {
+            return Err(MemError::TooManyFileMappings);
+        }
+        for slot in &mut self.slots {
+            if let Store::Files(files) = &mut slot.store
+                && let Some(offset) = files
+                    .map(fd, file_offset, len_bytes, mapping)
+                    .map_err(MemError::MapFile)?
+            {
+                self.file_pieces += 1;
+                let gpa = Gpa(slot.gpa + offset);
+                return Ok(FileWindow { gpa, len_bytes });
+            }
+        }
+        let size = len_bytes
+            .max(FILE_SLOT)
+            .checked_next_multiple_of(HUGE_PAGE_SIZE)
+            .filter(|&size| size <= MAX_FILE_SPACE - self.file_bytes)
+            .ok_or(MemError::TooManyFileMappings)?;
+        let mut files = FileSlot::new(size).map_err(MemError::MapFile)?;
+        let mapped = files
+            .map(fd, file_offset, len_bytes, mapping)
+            .map_err(MemError::MapFile)?
+            .unwrap_or(0);
+        let host_addr = files.area().addr();
+        let gpa = self.add_slot(size, host_addr, Store::Files(files))?;
+        self.file_bytes += size;
+        self.file_pieces += 1;
+        Ok(FileWindow {
+            gpa: Gpa(gpa + mapped),
+            len_bytes,
+        })
+    }
+
+    /// Unmaps a page-aligned part of a window, all of which must be mapped. The host drops what KVM
+    /// knows of these frames, so the range can be used again at once.
+    pub fn unmap_file(&mut self, window: FileWindow) -> Result<(), MemError> {
+        if !window.gpa.is_page_aligned()
+            || !window.len_bytes.is_multiple_of(PAGE_SIZE)
+            || window.len_bytes == 0
+        {
+            return Err(MemError::Misaligned(window.gpa.0));
+        }
+        let outside = MemError::Outside {
+            gpa: window.gpa,
+            len_bytes: window.len_bytes,
+        };
+        let slot = self.slot_index(window.gpa).ok_or(outside)?;
+        let slot = self.slots.get_mut(slot).ok_or(outside)?;
+        let offset = window.gpa.0 - slot.gpa;
+        let Store::Files(files) = &mut slot.store else {
+            return Err(outside);
+        };
+        let grown = files
+            .unmap(offset, window.len_bytes)
+            .map_err(|error| error.at(window))?;
+        self.file_pieces = self.file_pieces.saturating_add_signed(grown);
+        Ok(())
+    }
+
+    /// Whether the address lies in space for file mappings.
+    #[must_use]
+    pub fn is_file_backed(&self, gpa: Gpa) -> bool {
+        self.slot(gpa)
+            .is_some_and(|slot| matches!(slot.store, Store::Files(_)))
+    }
+
+    // ---- access -----------------------------------------------------------------------------
+
+    /// Copies out of guest memory.
+    pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemError> {
+        let len = into.len() as u64;
+        let (slot, offset) = self.locate(gpa, len)?;
+        match &slot.store {
+            Store::Tables { map, .. } | Store::Ram { map, .. } => map.read(offset, into),
+            Store::Files(files) => files.area().read(offset, into),
+        }
+        .map_err(|fault| failed(fault, gpa, len))
+    }
+
+    /// Copies into guest memory.
+    pub fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), MemError> {
+        let len = from.len() as u64;
+        let (slot, offset) = self.locate_mut(gpa, len)?;
+        match &mut slot.store {
+            Store::Tables { map, .. } | Store::Ram { map, .. } => map.write(offset, from),
+            Store::Files(files) => files.area_mut().write(offset, from),
+        }
+        .map_err(|fault| failed(fault, gpa, len))
+    }
+
+    /// Reads a value; it must not lie across the end of a slot.
+    pub fn read_value<T: FromBytes + IntoBytes>(&self, gpa: Gpa) -> Result<T, MemError> {
+        let mut value = T::new_zeroed();
+        self.read(gpa, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes a value; it must not lie across the end of a slot.
+    pub fn write_value<T: IntoBytes + Immutable>(
+        &mut self,
+        gpa: Gpa,
+        value: &T,
+    ) -> Result<(), MemError> {
+        self.write(gpa, value.as_bytes())
+    }
+
+    /// Fills with zeros.
+    pub fn zero(&mut self, gpa: Gpa, len_bytes: u64) -> Result<(), MemError> {
+        let (slot, offset) = self.locate_mut(gpa, len_bytes)?;
+        match &mut slot.store {
+            Store::Tables { map, .. } | Store::Ram { map, .. } => map
+                .zero(offset, len_bytes as usize)
+                .map_err(|fault| failed(fault, gpa, len_bytes)),
+            Store::Files(files) => {
+                let zeros = [0; PAGE_SIZE as usize];
+                let mut done = 0;
+                while done < len_bytes {
+                    let part = (len_bytes - done).min(PAGE_SIZE) as usize;
+                    let from = zeros.get(..part).unwrap_or(&zeros);
+                    files
+                        .area_mut()
+                        .write(offset + done, from)
+                        .map_err(|fault| failed(fault, gpa, len_bytes))?;
+                    done += part as u64;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Copies one base frame to an anonymous one; both addresses are rounded down to the page.
+    pub fn copy_frame(&mut self, from: Gpa, to: Gpa) -> Result<(), MemError> {
+        let (from, to) = (from.page_down(), to.page_down());
+        let len = PAGE_SIZE as usize;
+        let (map, offset) = self.anon_mut(to, PAGE_SIZE)?;
+        let target = map
+            .range_mut(offset, len)
+            .map_err(|fault| failed(fault, to, PAGE_SIZE))?;
+        let (slot, offset) = self.locate(from, PAGE_SIZE)?;
+        match &slot.store {
+            Store::Tables { map, .. } | Store::Ram { map, .. } => map.copy_to(offset, target),
+            Store::Files(files) => files.area().copy_to(offset, target),
+        }
+        .map_err(|fault| failed(fault, from, PAGE_SIZE))
+    }
+
+    /// Reads an aligned 32-bit word atomically (a futex).
+    pub fn load_u32(&self, gpa: Gpa) -> Result<u32, MemError> {
+        let (slot, offset) = self.locate(gpa, 4)?;
+        if !gpa.0.is_multiple_of(4) {
+            return Err(MemError::Misaligned(gpa.0));
+        }
+        match &slot.store {
+            Store::Tables { map, .. } | Store::Ram { map, .. } => map.load_u32(offset),
+            Store::Files(files) => {
+                // The kernel moves an aligned word in one piece.
+                let mut word = [0; 4];
+                files
+                    .area()
+                    .read(offset, &mut word)
+                    .map(|()| u32::from_ne_bytes(word))
+            }
+        }
+        .map_err(|fault| failed(fault, gpa, 4))
+    }
+
+    /// Stores `new` in an aligned 32-bit word if it holds `current`. `Ok(Err(found))` if it does not.
+    pub fn compare_exchange_u32(
+        &mut self,
+        gpa: Gpa,
+        current: u32,
+        new: u32,
+    ) -> Result<Result<u32, u32>, MemError> {
+        if !gpa.0.is_multiple_of(4) {
+            return Err(MemError::Misaligned(gpa.0));
+        }
+        let (map, offset) = self.anon_mut(gpa, 4)?;
+        map.compare_exchange_u32(offset, current, new)
+            .map_err(|fault| failed(fault, gpa, 4))
+    }
+
+    /// Host address behind a guest-physical address: for pages of the VMM that a virtual CPU reads
+    /// directly. Valid as long as this value lives.
+    #[must_use]
+    pub fn host_addr(&self, gpa: Gpa) -> Option<usize> {
+        let slot = self.slot(gpa)?;
+        let base = match &slot.store {
+            Store::Tables { map, .. } | Store::Ram { map, .. } => map.addr(),
+            Store::Files(files) => files.area().addr(),
+        };
+        usize::try_from(gpa.0 - slot.gpa)
+            .ok()
+            .and_then(|offset| base.checked_add(offset))
+    }
+
+    /// A page-table entry; 0 (not present) outside table memory.
+    pub(crate) fn load_entry(&self, gpa: Gpa) -> u64 {
+        match self.locate(gpa, 8) {
+            Ok((slot, offset)) => match &slot.store {
+                Store::Tables { map, .. } => map.load_u64(offset).unwrap_or(0),
+                _ => 0,
+            },
+            Err(_) => 0,
+        }
+    }
+
+    pub(crate) fn store_entry(&mut self, gpa: Gpa, entry: u64) {
+        if let Ok((slot, offset)) = self.locate_mut(gpa, 8)
+            && let Store::Tables { map, .. } = &mut slot.store
+        {
+            // Aligned and inside: the address was computed from a table frame.
+            let _ = map.store_u64(offset, entry);
+        }
+    }
+
+    // ---- slots ------------------------------------------------------------------------------
+
+    fn slot_index(&self, gpa: Gpa) -> Option<usize> {
+        let chunk = gpa.0.checked_sub(GPA_BASE)? >> CHUNK_SHIFT;
+        let index = usize::from(*self.chunks.get(chunk as usize)?);
+        let slot = self.slots.get(index)?;
+        (gpa.0 - slot.gpa < slot.len_bytes).then_some(index)
+    }
+
+    fn slot(&self, gpa: Gpa) -> Option<&Slot> {
+        self.slots.get(self.slot_index(gpa)?)
+    }
+
+    fn locate(&self, gpa: Gpa, len_bytes: u64) -> Result<(&Slot, u64), MemError> {
+        match self.slot(gpa) {
+            Some(slot) if len_bytes <= slot.len_bytes - (gpa.0 - slot.gpa) => {
+                Ok((slot, gpa.0 - slot.gpa))
+            }
+            _ => Err(MemError::Outside { gpa, len_bytes }),
+        }
+    }
+
+    fn locate_mut(&mut self, gpa: Gpa, len_bytes: u64) -> Result<(&mut Slot, u64), MemError> {
+        let outside = MemError::Outside { gpa, len_bytes };
+        let index = self.slot_index(gpa).ok_or(outside)?;
+        match self.slots.get_mut(index) {
+            Some(slot) if len_bytes <= slot.len_bytes - (gpa.0 - slot.gpa) => {
+                let offset = gpa.0 - slot.gpa;
+                Ok((slot, offset))
+            }
+            _ => Err(outside),
+        }
+    }
+
+    fn anon_mut(&mut self, gpa: Gpa, len_bytes: u64) -> Result<(&mut AnonMapping, u64), MemError> {
+        let (slot, offset) = self.locate_mut(gpa, len_bytes)?;
+        match &mut slot.store {
+            Store::Tables { map, .. } | Store::Ram { map, .. } => Ok((map, offset)),
+            Store::Files(_) => Err(MemError::FileBacked(gpa)),
+        }
+    }
+
+    fn frame_at(&self, gpa: Gpa) -> Option<FrameAt> {
+        let slot = self.slot(gpa)?;
+        let offset = gpa.0 - slot.gpa;
+        let (first, table) = match slot.store {
+            Store::Tables { first, .. } => (first, true),
+            Store::Ram { first, .. } => (first, false),
+            Store::Files(_) => return None,
+        };
+        Some(FrameAt {
+            table,
+            block: first + (offset / HUGE_PAGE_SIZE) as BlockId,
+            index: (offset % HUGE_PAGE_SIZE / PAGE_SIZE) as usize,
+        })
+    }
+
+    fn pool(&mut self, at: FrameAt) -> &mut FramePool {
+        if at.table {
+            &mut self.tables
+        } else {
+            &mut self.ram
+        }
+    }
+
+    fn grow_tables(&mut self) -> Result<(), OutOfMemory> {
+        let map = AnonMapping::new(TABLES_SLOT, Backing::Base).map_err(OutOfMemory::Host)?;
+        let gpa = self.next_gpa(TABLES_SLOT)?;
+        let first = self
+            .tables
+            .add_blocks(Gpa(gpa), (TABLES_SLOT / HUGE_PAGE_SIZE) as u32);
+        let host_addr = map.addr();
+        self.add_slot(TABLES_SLOT, host_addr, Store::Tables { map, first })?;
+        Ok(())
+    }
+
+    /// Adds a slot of program memory: as much as there is already, so that a program of any size
+    /// ends with few slots. The total is bounded, because one frame in use keeps the host memory of
+    /// its whole block: the limit, some for scattered free frames, and what is freed but not yet
+    /// flushed.
+    fn grow_ram(&mut self) -> Result<(), OutOfMemory> {
+        let most = self
+            .limit_bytes
+            .saturating_add(self.limit_bytes / 8)
+            .saturating_add(32 * MIB)
+            .saturating_add(self.ram.held_bytes());
+        let size = self
+            .ram_bytes
+            .clamp(FIRST_RAM_SLOT, MAX_RAM_SLOT)
+            .min(most.saturating_sub(self.ram_bytes))
+            / HUGE_PAGE_SIZE
+            * HUGE_PAGE_SIZE;
+        if size == 0 {
+            return Err(OutOfMemory::Exhausted);
+        }
+        let map = AnonMapping::new(size, Backing::Huge).map_err(OutOfMemory::Host)?;
+        let gpa = self.next_gpa(size)?;
+        let first = self
+            .ram
+            .add_blocks(Gpa(gpa), (size / HUGE_PAGE_SIZE) as u32);
+        let host_addr = map.addr();
+        self.add_slot(size, host_addr, Store::Ram { map, first })?;
+        self.ram_bytes += size;
+        Ok(())
+    }
+
+    /// Where the next slot will lie.
+    fn next_gpa(&self, len_bytes: u64) -> Result<u64, OutOfMemory> {
+        let gpa = GPA_BASE + self.chunks.len() as u64 * CHUNK;
+        let fits = len_bytes <= GPA_END - gpa && self.slots.len() < usize::from(NO_SLOT);
+        fits.then_some(gpa).ok_or(OutOfMemory::Exhausted)
+    }
+
+    fn add_slot(
+        &mut self,
+        len_bytes: u64,
+        host_addr: usize,
+        store: Store,
+    ) -> Result<u64, OutOfMemory> {
+        let gpa = self.next_gpa(len_bytes)?;
+        let index = self.slots.len() as u16;
+        let chunks = len_bytes.div_ceil(CHUNK) as usize;
+        self.chunks.resize(self.chunks.len() + chunks, index);
+        self.specs.push(SlotSpec {
+            id: SlotId(u32::from(index)),
+            gpa: Gpa(gpa),
+            host_addr,
+            len_bytes,
+            access: SlotAccess::ReadWrite,
+        });
+        self.slots.push(Slot {
+            gpa,
+            len_bytes,
+            store,
+        });
+        Ok(gpa)
+    }
+
+    /// Frames in use: (tables, RAM).
+    #[cfg(test)]
+    pub(crate) fn frames_in_use(&self) -> (usize, usize) {
+        (self.tables.frames_in_use(), self.ram.frames_in_use())
+    }
+}
+
+fn failed(fault: HostFault, gpa: Gpa, len_bytes: u64) -> MemError {
+    match fault {
+        HostFault::Outside => MemError::Outside { gpa, len_bytes },
+        HostFault::Fault => MemError::FileFault(gpa),
+    }
+}

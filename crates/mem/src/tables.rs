@@ -1,0 +1,563 @@
+//! [`PageTables`]: one guest address space in 4-level tables (SDM vol. 3A, 4.5).
+//!
+//! Rules kept here, whose reasons are in KVM's shadow paging:
+//! - A not-present entry that becomes present needs no flush; every other edit is recorded, except
+//!   one that only adds rights to a base page (see `only_widens`).
+//! - A used page-directory entry that points to a table never becomes a 2 MiB entry, and upper-level
+//!   entries stay for the life of the address space: tables left empty are kept.
+//! - Any edit of a present 2 MiB entry is a full flush: an `invlpg` only drops what KVM has in
+//!   last-level shadow tables.
+
+use bitflags::bitflags;
+use kvmlet_abi::layout::USER_END;
+use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
+
+use crate::error::{MemError, OutOfMemory};
+use crate::memory::GuestMemory;
+use crate::pending::PendingFlush;
+
+const PRESENT: u64 = 1;
+const WRITE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const ACCESSED: u64 = 1 << 5;
+const DIRTY: u64 = 1 << 6;
+const LARGE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+/// Entries above the leaves grant everything; the leaf decides.
+const LINK: u64 = PRESENT | WRITE | USER | ACCESSED;
+
+/// End of the user half of the address space.
+const USER_HALF_END: u64 = 1 << 47;
+const ENTRIES: u64 = 512;
+/// Level of the root; tables whose entries map base pages are level 1.
+const ROOT_LEVEL: u32 = 4;
+
+bitflags! {
+    /// What a leaf entry grants; the values are those of the entry.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+    pub struct PteFlags: u64 {
+        /// Writable.
+        const WRITE = WRITE;
+        /// Accessible at ring 3.
+        const USER = USER;
+        /// Not executable.
+        const NX = NO_EXECUTE;
+    }
+}
+
+/// Size of a leaf.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum PageSize {
+    /// 4 KiB.
+    Base,
+    /// 2 MiB.
+    Huge,
+}
+
+impl PageSize {
+    /// In bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Base => PAGE_SIZE,
+            Self::Huge => HUGE_PAGE_SIZE,
+        }
+    }
+}
+
+/// A present leaf entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// Start of the frame (of the 2 MiB block for [`PageSize::Huge`]).
+    pub gpa: Gpa,
+    /// Size.
+    pub size: PageSize,
+    /// Rights.
+    pub flags: PteFlags,
+}
+
+impl Leaf {
+    /// Guest-physical address of `gva`, which this leaf maps.
+    #[must_use]
+    pub const fn gpa_of(&self, gva: Gva) -> Gpa {
+        Gpa(self.gpa.0 | (gva.0 & (self.size.bytes() - 1)))
+    }
+
+    const fn entry(&self) -> u64 {
+        let mut entry = self.gpa.0 | self.flags.bits() | PRESENT | ACCESSED;
+        // Set beforehand, so that no hardware walk ever writes a table.
+        if self.flags.contains(PteFlags::WRITE) {
+            entry |= DIRTY;
+        }
+        match self.size {
+            PageSize::Base => entry,
+            PageSize::Huge => entry | LARGE,
+        }
+    }
+
+    const fn from_entry(entry: u64, size: PageSize) -> Self {
+        Self {
+            gpa: Gpa(entry & FRAME & !(size.bytes() - 1)),
+            size,
+            flags: PteFlags::from_bits_truncate(entry),
+        }
+    }
+}
+
+/// One guest address space. Dropping it leaks its table frames until the [`GuestMemory`] goes: call
+/// [`PageTables::destroy`].
+#[derive(Debug)]
+pub struct PageTables {
+    root: Gpa,
+    table_frames: u64,
+    pending: PendingFlush,
+}
+
+impl PageTables {
+    /// An empty address space.
+    pub fn new(mem: &mut GuestMemory) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            root: mem.alloc_table_frame()?,
+            table_frames: 1,
+            pending: PendingFlush::None,
+        })
+    }
+
+    /// The top-level table: what CR3 holds.
+    #[must_use]
+    pub fn root(&self) -> Gpa {
+        self.root
+    }
+
+    /// Table frames in use, the root included.
+    #[must_use]
+    pub fn table_frames(&self) -> u64 {
+        self.table_frames
+    }
+
+    /// What is to be flushed before the guest runs in this address space.
+    pub fn pending(&self) -> &PendingFlush {
+        &self.pending
+    }
+
+    /// Takes the pending flush: the caller discharges it, then calls
+    /// [`GuestMemory::flush_discharged`].
+    pub fn take_pending(&mut self) -> PendingFlush {
+        core::mem::take(&mut self.pending)
+    }
+
+    /// Maps one page, replacing what is there; answers the leaf that was replaced (its frame is the
+    /// caller's to free). A base page inside a 2 MiB page splits it. On error nothing has changed,
+    /// but tables may have been added.
+    pub fn map(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        gpa: Gpa,
+        size: PageSize,
+        flags: PteFlags,
+    ) -> Result<Option<Leaf>, MemError> {
+        check_range(gva, size.bytes(), size)?;
+        if !gpa.0.is_multiple_of(size.bytes()) {
+            return Err(MemError::Misaligned(gpa.0));
+        }
+        let new = Leaf { gpa, size, flags };
+        let level = match size {
+            PageSize::Base => 1,
+            PageSize::Huge => 2,
+        };
+        let at = self.entry_for(mem, gva, level)?;
+        let old = mem.load_entry(at);
+        if size == PageSize::Huge && old & PRESENT != 0 && old & LARGE == 0 {
+            return Err(MemError::HasTable(gva));
+        }
+        let old = (old & PRESENT != 0).then(|| Leaf::from_entry(old, size));
+        self.set_leaf(mem, at, gva, old, new);
+        Ok(old)
+    }
+
+    /// Maps `pages` base pages onto consecutive frames. None of them may be present. On error nothing
+    /// has changed, but tables may have been added.
+    pub fn map_range(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        gpa: Gpa,
+        pages: u64,
+        flags: PteFlags,
+    ) -> Result<(), MemError> {
+        let len = pages
+            .checked_mul(PAGE_SIZE)
+            .ok_or(MemError::BeyondUserHalf(gva))?;
+        let end = check_range(gva, len, PageSize::Base)?;
+        if !gpa.is_page_aligned() || gpa.checked_add(len).is_none() {
+            return Err(MemError::Misaligned(gpa.0));
+        }
+        let free = self.absent_run(mem, gva, pages);
+        if free < pages {
+            return Err(MemError::AlreadyMapped(gva.wrapping_add(free * PAGE_SIZE)));
+        }
+        // All tables first, so that running out of memory leaves nothing mapped.
+        let mut at = gva.0;
+        while at < end {
+            self.entry_for(mem, Gva(at), 1)?;
+            at = (at | (HUGE_PAGE_SIZE - 1)) + 1;
+        }
+        let mut at = gva.0;
+        while at < end {
+            let stop = ((at | (HUGE_PAGE_SIZE - 1)) + 1).min(end);
+            let mut entry = self.entry_for(mem, Gva(at), 1)?;
+            while at < stop {
+                let leaf = Leaf {
+                    gpa: gpa.wrapping_add(at - gva.0),
+                    size: PageSize::Base,
+                    flags,
+                };
+                mem.store_entry(entry, leaf.entry());
+                entry = entry.wrapping_add(8);
+                at += PAGE_SIZE;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many pages from `gva` on are not present, at most `max_pages`: the room for a fault-around.
+    #[must_use]
+    pub fn absent_run(&self, mem: &GuestMemory, gva: Gva, max_pages: u64) -> u64 {
+        let start = gva.page_down().0;
+        let end = max_pages
+            .checked_mul(PAGE_SIZE)
+            .and_then(|len| start.checked_add(len))
+            .map_or(USER_HALF_END, |end| end.min(USER_HALF_END));
+        let mut at = start;
+        while at < end {
+            match self.probe(mem, Gva(at)) {
+                Ok(_) => break,
+                Err(absent_bytes) => at = (at | (absent_bytes - 1)) + 1,
+            }
+        }
+        (at.min(end).saturating_sub(start)) / PAGE_SIZE
+    }
+
+    /// Whether a 2 MiB entry could be put at `gva` (rounded down): nothing is there and never was a
+    /// table.
+    #[must_use]
+    pub fn can_map_huge(&self, mem: &GuestMemory, gva: Gva) -> bool {
+        gva.0 < USER_HALF_END
+            && matches!(self.probe(mem, gva), Err(absent_bytes) if absent_bytes >= HUGE_PAGE_SIZE)
+    }
+
+    /// The leaf that maps `gva`.
+    #[must_use]
+    pub fn walk(&self, mem: &GuestMemory, gva: Gva) -> Option<Leaf> {
+        if gva.0 >= USER_HALF_END {
+            return None;
+        }
+        self.probe(mem, gva).ok()
+    }
+
+    /// The guest-physical address of `gva`, whatever its rights.
+    #[must_use]
+    pub fn translate(&self, mem: &GuestMemory, gva: Gva) -> Option<Gpa> {
+        self.walk(mem, gva).map(|leaf| leaf.gpa_of(gva))
+    }
+
+    /// Calls `each` for every leaf that intersects the page-aligned range, in address order, with the
+    /// address where the leaf starts.
+    pub fn for_each_leaf(
+        &self,
+        mem: &GuestMemory,
+        gva: Gva,
+        len_bytes: u64,
+        mut each: impl FnMut(Gva, Leaf),
+    ) -> Result<(), MemError> {
+        let end = check_range(gva, len_bytes, PageSize::Base)?;
+        let mut at = gva.0;
+        while at < end {
+            at = match self.probe(mem, Gva(at)) {
+                Ok(leaf) => {
+                    let start = at & !(leaf.size.bytes() - 1);
+                    each(Gva(start), leaf);
+                    start + leaf.size.bytes()
+                }
+                Err(absent_bytes) => (at | (absent_bytes - 1)) + 1,
+            };
+        }
+        Ok(())
+    }
+
+    /// Removes every leaf of a page-aligned range and calls `removed` for each, in address order; its
+    /// frame is the callee's to free or unmap. A 2 MiB page only partly in the range is split, which
+    /// may need memory: on error nothing has been removed.
+    pub fn unmap_range(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        len_bytes: u64,
+        mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
+    ) -> Result<(), MemError> {
+        self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
+            mem.store_entry(entry, 0);
+            tables.record(gva, leaf.size);
+            removed(mem, gva, leaf);
+        })
+    }
+
+    /// Gives every leaf of a page-aligned range these rights. A 2 MiB page only partly in the range is
+    /// split, which may need memory: on error no right has changed.
+    pub fn protect_range(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        len_bytes: u64,
+        flags: PteFlags,
+    ) -> Result<(), MemError> {
+        self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
+            tables.set_leaf(mem, entry, gva, Some(leaf), Leaf { flags, ..leaf });
+        })
+    }
+
+    /// Removes everything below [`USER_END`] and the tables that become empty (execve). `removed` is
+    /// called for each leaf. A full flush is recorded.
+    pub fn clear_user(
+        &mut self,
+        mem: &mut GuestMemory,
+        mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
+    ) {
+        self.prune(mem, self.root, ROOT_LEVEL, 0, USER_END.0, &mut removed);
+        self.pending = PendingFlush::All;
+    }
+
+    /// Ends the address space: `removed` is called for each leaf, the VMM's pages included. It must
+    /// not be loaded in a virtual CPU any more. Its tables stay in quarantine until some address
+    /// space's [`PendingFlush::All`] is discharged, so nothing of it can be seen again.
+    pub fn destroy(
+        mut self,
+        mem: &mut GuestMemory,
+        mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
+    ) {
+        self.prune(mem, self.root, ROOT_LEVEL, 0, USER_HALF_END, &mut removed);
+        mem.free_frame(self.root);
+    }
+
+    // ---- walking ----------------------------------------------------------------------------
+
+    /// The leaf at `gva`, or the size of the aligned stretch around it that has none.
+    fn probe(&self, mem: &GuestMemory, gva: Gva) -> Result<Leaf, u64> {
+        let mut table = self.root;
+        let mut level = ROOT_LEVEL;
+        loop {
+            let entry = mem.load_entry(entry_at(table, gva.0, level));
+            if entry & PRESENT == 0 {
+                return Err(span(level));
+            }
+            match level {
+                1 => return Ok(Leaf::from_entry(entry, PageSize::Base)),
+                2 if entry & LARGE != 0 => return Ok(Leaf::from_entry(entry, PageSize::Huge)),
+                _ => {}
+            }
+            table = Gpa(entry & FRAME);
+            level -= 1;
+        }
+    }
+
+    /// Address of the entry of `gva` at `level` (1 or 2), making the tables above it and splitting a
+    /// 2 MiB page in the way.
+    fn entry_for(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        level: u32,
+    ) -> Result<Gpa, OutOfMemory> {
+        let mut table = self.root;
+        let mut at_level = ROOT_LEVEL;
+        while at_level > level {
+            let at = entry_at(table, gva.0, at_level);
+            let mut entry = mem.load_entry(at);
+            if entry & PRESENT == 0 {
+                let new = mem.alloc_table_frame()?;
+                self.table_frames += 1;
+                entry = new.0 | LINK;
+                mem.store_entry(at, entry);
+            } else if at_level == 2 && entry & LARGE != 0 {
+                entry = self.split(mem, at, entry)?;
+            }
+            table = Gpa(entry & FRAME);
+            at_level -= 1;
+        }
+        Ok(entry_at(table, gva.0, level))
+    }
+
+    /// Replaces a 2 MiB entry by a table of 512 base entries with the same frames and rights; answers
+    /// the new entry.
+    fn split(&mut self, mem: &mut GuestMemory, at: Gpa, entry: u64) -> Result<u64, OutOfMemory> {
+        let huge = Leaf::from_entry(entry, PageSize::Huge);
+        let table = mem.alloc_table_frame()?;
+        self.table_frames += 1;
+        for index in 0..ENTRIES {
+            let leaf = Leaf {
+                gpa: huge.gpa.wrapping_add(index * PAGE_SIZE),
+                size: PageSize::Base,
+                flags: huge.flags,
+            };
+            mem.store_entry(table.wrapping_add(index * 8), leaf.entry());
+        }
+        let link = table.0 | LINK;
+        mem.store_entry(at, link);
+        self.pending = PendingFlush::All;
+        Ok(link)
+    }
+
+    // ---- editing ----------------------------------------------------------------------------
+
+    /// Calls `edit` with the entry address, start and leaf of every leaf in the range, after splitting
+    /// the 2 MiB pages that the range cuts.
+    fn edit_range(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        len_bytes: u64,
+        mut edit: impl FnMut(&mut Self, &mut GuestMemory, Gpa, Gva, Leaf),
+    ) -> Result<(), MemError> {
+        let end = check_range(gva, len_bytes, PageSize::Base)?;
+        for edge in [gva.0, end] {
+            if edge.is_multiple_of(HUGE_PAGE_SIZE) {
+                continue;
+            }
+            if let Some(Leaf {
+                size: PageSize::Huge,
+                ..
+            }) = self.walk(mem, Gva(edge))
+            {
+                self.entry_for(mem, Gva(edge), 1)?;
+            }
+        }
+        let mut at = gva.0;
+        while at < end {
+            at = match self.probe(mem, Gva(at)) {
+                Err(absent_bytes) => (at | (absent_bytes - 1)) + 1,
+                Ok(leaf) if leaf.size == PageSize::Huge => {
+                    let entry = self.entry_for(mem, Gva(at), 2)?;
+                    edit(self, mem, entry, Gva(at), leaf);
+                    at + HUGE_PAGE_SIZE
+                }
+                Ok(_) => {
+                    let stop = ((at | (HUGE_PAGE_SIZE - 1)) + 1).min(end);
+                    let mut slot = self.entry_for(mem, Gva(at), 1)?;
+                    while at < stop {
+                        let entry = mem.load_entry(slot);
+                        if entry & PRESENT != 0 {
+                            let leaf = Leaf::from_entry(entry, PageSize::Base);
+                            edit(self, mem, slot, Gva(at), leaf);
+                        }
+                        slot = slot.wrapping_add(8);
+                        at += PAGE_SIZE;
+                    }
+                    stop
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Stores a leaf and records the flush that replacing `old` needs.
+    fn set_leaf(
+        &mut self,
+        mem: &mut GuestMemory,
+        entry: Gpa,
+        gva: Gva,
+        old: Option<Leaf>,
+        new: Leaf,
+    ) {
+        if old == Some(new) {
+            return;
+        }
+        mem.store_entry(entry, new.entry());
+        if let Some(old) = old
+            && !only_widens(old, new)
+        {
+            self.record(gva, new.size);
+        }
+    }
+
+    fn record(&mut self, gva: Gva, size: PageSize) {
+        match size {
+            PageSize::Base => self.pending.add_page(gva),
+            PageSize::Huge => self.pending = PendingFlush::All,
+        }
+    }
+
+    /// Removes the leaves of `table` (which maps from `base`) below `end`, and frees the tables under
+    /// it that end up empty. Answers whether `table` is empty.
+    fn prune(
+        &mut self,
+        mem: &mut GuestMemory,
+        table: Gpa,
+        level: u32,
+        base: u64,
+        end: u64,
+        removed: &mut impl FnMut(&mut GuestMemory, Gva, Leaf),
+    ) -> bool {
+        let mut empty = true;
+        for index in 0..ENTRIES {
+            let at = table.wrapping_add(index * 8);
+            let entry = mem.load_entry(at);
+            let gva = base + index * span(level);
+            if entry & PRESENT == 0 {
+                continue;
+            }
+            if gva >= end {
+                return false;
+            }
+            let size = match level {
+                1 => Some(PageSize::Base),
+                2 if entry & LARGE != 0 => Some(PageSize::Huge),
+                _ => None,
+            };
+            if let Some(size) = size {
+                mem.store_entry(at, 0);
+                removed(mem, Gva(gva), Leaf::from_entry(entry, size));
+            } else if self.prune(mem, Gpa(entry & FRAME), level - 1, gva, end, removed) {
+                mem.store_entry(at, 0);
+                mem.free_frame(Gpa(entry & FRAME));
+                self.table_frames -= 1;
+            } else {
+                empty = false;
+            }
+        }
+        empty
+    }
+}
+
+/// Whether `new` maps the same frame and takes no right away. Such an edit needs no flush: a stale
+/// translation can only fault too often. The faulting access drops it (SDM vol. 3A, 4.10.4.1), and
+/// KVM's shadow paging walks the guest's tables anew on each fault before it passes one on. The
+/// guest may see one spurious fault; whoever handles it finds the access allowed and resumes.
+/// 2 MiB entries are excepted, as all their edits.
+fn only_widens(old: Leaf, new: Leaf) -> bool {
+    let grants = |leaf: Leaf| leaf.flags ^ PteFlags::NX;
+    old.size == PageSize::Base && old.gpa == new.gpa && grants(new).contains(grants(old))
+}
+
+/// Bytes mapped by one entry at `level`.
+const fn span(level: u32) -> u64 {
+    1 << (12 + 9 * (level - 1))
+}
+
+/// Address of the entry for `gva` in `table`.
+const fn entry_at(table: Gpa, gva: u64, level: u32) -> Gpa {
+    Gpa(table.0 + gva / span(level) % ENTRIES * 8)
+}
+
+/// The end of a range that must be non-empty, aligned and in the user half.
+fn check_range(gva: Gva, len_bytes: u64, size: PageSize) -> Result<u64, MemError> {
+    let aligned = gva.0.is_multiple_of(size.bytes()) && len_bytes.is_multiple_of(size.bytes());
+    if !aligned || len_bytes == 0 {
+        return Err(MemError::Misaligned(gva.0));
+    }
+    gva.0
+        .checked_add(len_bytes)
+        .filter(|&end| end <= USER_HALF_END)
+        .ok_or(MemError::BeyondUserHalf(gva))
+}
