@@ -1,1 +1,15 @@
-//! kvmlet-stub
+//! The code and the tables that live inside the VM besides the program: exception entries, the
+//! syscall entry, the flush routine, descriptor tables. All are page images; the caller copies them
+//! to the addresses of [`kvmlet_abi::layout`].
+#![allow(unsafe_code)]
+
+mod geometry;
+pub mod pages;
+mod syscall;
+
+pub use geometry::MAX_FLUSH_PAGES;
+pub use pages::{
+    PageImage, exception_code, exception_entry_offset, flush_entry_offset, gdt_image, idt_image,
+    probe_code, stub_data_image, tss_image,
+};
+pub use syscall::{StubPc, World, classify, cstar_offset, leave_offset, syscall_code};

@@ -1,0 +1,37 @@
+//! Assembles the in-guest code with the layout constants of kvmlet-abi.
+
+use std::error::Error;
+
+use kvmlet_abi::layout;
+
+#[path = "src/geometry.rs"]
+mod geometry;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    assemble()
+}
+
+fn assemble() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src/geometry.rs");
+    println!("cargo:rerun-if-changed=src/asm/stub.S");
+    let constants = [
+        ("K_PORT_SYSCALL", u64::from(layout::PORT_SYSCALL)),
+        ("K_PORT_PROBE", u64::from(layout::PORT_PROBE)),
+        ("K_PORT_EXCEPTION", u64::from(layout::PORT_EXCEPTION)),
+        ("K_VECTORS", u64::from(layout::EXCEPTION_VECTORS)),
+        ("K_SYSCALL_CODE", layout::SYSCALL_CODE.0),
+        ("K_STUB_DATA", layout::STUB_DATA.0),
+        ("K_ENTRY_STRIDE", geometry::ENTRY_STRIDE_BYTES),
+        ("K_FLUSH_OFFSET", geometry::FLUSH_OFFSET_BYTES),
+        ("K_FLUSH_STEP", geometry::FLUSH_STEP_BYTES),
+        ("K_FLUSH_MAX", geometry::MAX_FLUSH_PAGES as u64),
+    ];
+    let mut build = cc::Build::new();
+    build.file("src/asm/stub.S");
+    for (name, value) in constants {
+        build.define(name, Some(value.to_string().as_str()));
+    }
+    build.try_compile("kvmlet_stub_asm")?;
+    Ok(())
+}

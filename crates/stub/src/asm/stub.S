@@ -1,0 +1,156 @@
+/*
+ * The code that runs inside the VM besides the program's own: one page of exception entries and the
+ * flush routine, one page with the syscall entry in each of its two forms, and the probe.
+ *
+ * Every page is assembled on its own, position-independent, and padded with int3. The K_ constants
+ * come from kvmlet-abi through build.rs.
+ */
+
+	.macro PAGE_BEGIN name
+	.balign 4096
+	.globl \name
+	.hidden \name
+\name:
+	.endm
+
+	/* Pads to the end of the page; fails to assemble when the code is longer. */
+	.macro PAGE_END name
+	.org \name + 4096, 0xcc
+	.endm
+
+	.section .rodata.kvmlet_stub, "a", @progbits
+
+/* ---- Exceptions: entry v stands at v * K_ENTRY_STRIDE and leaves at once. ----
+ *
+ * No register is touched: the host reads the frame that the CPU pushed. The host never resumes
+ * behind the out; ud2 keeps a mistake from running on.
+ */
+	PAGE_BEGIN kvmlet_stub_exception_code
+	.set v, 0
+	.rept K_VECTORS
+	.org kvmlet_stub_exception_code + v * K_ENTRY_STRIDE, 0xcc
+	out	%al, $(K_PORT_EXCEPTION + v)
+	ud2
+	.set v, v + 1
+	.endr
+
+/* ---- Flush: invlpg of each address on the stack, then rax and iretq. ----
+ *
+ * Entered K_FLUSH_STEP * n bytes before the last pop for n pages. Unrolled, because software KVM
+ * emulates each instruction at CPL 0.
+ */
+	.org kvmlet_stub_exception_code + K_FLUSH_OFFSET, 0xcc
+	.rept K_FLUSH_MAX
+	pop	%rax
+	invlpg	(%rax)
+	.endr
+	pop	%rax
+	iretq
+	PAGE_END kvmlet_stub_exception_code
+
+/* ---- System calls ----
+ *
+ * In: rax number, rcx return address, r11 flags; all else belongs to the program. Numbers are
+ * compared in 32 bits, as Linux does. Up to the out nothing but the arithmetic flags has changed, so
+ * that an interrupted entry can be unwound to the syscall instruction.
+ */
+	.macro DISPATCH p
+	cmp	$102, %eax
+	je	.L\p\()_start_1
+	jb	1f
+	cmp	$186, %eax
+	je	.L\p\()_start_6
+	ja	.L\p\()_leave
+	cmp	$107, %eax
+	je	.L\p\()_start_2
+	cmp	$104, %eax
+	je	.L\p\()_start_3
+	cmp	$108, %eax
+	je	.L\p\()_start_4
+	cmp	$110, %eax
+	je	.L\p\()_start_5
+	jmp	.L\p\()_leave
+1:	cmp	$39, %eax
+	je	.L\p\()_start_0
+.L\p\()_leave:
+	out	%al, $K_PORT_SYSCALL
+	ud2
+	/*
+	 * Compatibility-mode entry (IA32_CSTAR). No 32-bit code segment exists, so whoever gets here
+	 * has forged something: fault at this privilege level, which ends the VM (CPL 0) or the
+	 * program (CPL 3).
+	 */
+.L\p\()_cstar:
+	ud2
+	.endm
+
+	/* rax = constant \slot of the data page. */
+	.macro LOAD page, slot
+	mov	(\page + (K_STUB_DATA - K_SYSCALL_CODE) + 8 * \slot)(%rip), %rax
+	.endm
+
+	/* Offsets of the classification: leave, cstar, then start and return of each answer. */
+	.macro MARKS p, page, name
+	.section .rodata.kvmlet_marks, "a", @progbits
+	.balign 4
+	.globl \name
+	.hidden \name
+\name:
+	.long	.L\p\()_leave - \page
+	.long	.L\p\()_cstar - \page
+	.irp	n, 0, 1, 2, 3, 4, 5, 6
+	.long	.L\p\()_start_\n - \page
+	.long	.L\p\()_return_\n - \page
+	.endr
+	.section .rodata.kvmlet_stub, "a", @progbits
+	.endm
+
+/* Hardware KVM: entered at CPL 0 with the program's stack; sysretq gives r11 back as flags. */
+	PAGE_BEGIN kvmlet_stub_syscall_hardware
+	DISPATCH hw
+	.irp	n, 0, 1, 2, 3, 4, 5, 6
+.Lhw_start_\n:
+	/* sysretq to a non-canonical rcx faults at CPL 0 on the program's stack on some CPUs. */
+	bt	$47, %rcx
+	jc	.Lhw_leave
+	LOAD	kvmlet_stub_syscall_hardware, \n
+.Lhw_return_\n:
+	sysretq
+	.endr
+	PAGE_END kvmlet_stub_syscall_hardware
+	MARKS hw, kvmlet_stub_syscall_hardware, kvmlet_stub_marks_hardware
+
+/*
+ * Software KVM: entered at CPL 3, IA32_FMASK applied. The flags it cleared that a program can see
+ * (TF, DF, NT, AC) cannot be set again here without a stack, so such a call leaves. The arithmetic
+ * flags are rebuilt from r11: OF by an addition that overflows when it was set, the others by sahf.
+ */
+	PAGE_BEGIN kvmlet_stub_syscall_software
+	DISPATCH sw
+	.irp	n, 0, 1, 2, 3, 4, 5, 6
+.Lsw_start_\n:
+	test	$0x44500, %r11d
+	jnz	.Lsw_leave
+	bt	$11, %r11d
+	setc	%al
+	add	$127, %al
+	mov	%r11d, %eax
+	mov	%al, %ah
+	sahf
+	LOAD	kvmlet_stub_syscall_software, \n
+.Lsw_return_\n:
+	jmp	*%rcx
+	int3
+	.endr
+	PAGE_END kvmlet_stub_syscall_software
+	MARKS sw, kvmlet_stub_syscall_software, kvmlet_stub_marks_software
+
+/* ---- Probe: one system call that no entry answers, from ring 3. ---- */
+	PAGE_BEGIN kvmlet_stub_probe_code
+	mov	$-1, %rax
+	syscall
+	out	%al, $K_PORT_PROBE
+	ud2
+	PAGE_END kvmlet_stub_probe_code
+
+	.section .note.GNU-stack, "", @progbits

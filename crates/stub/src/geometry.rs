@@ -1,0 +1,11 @@
+//! Where things stand inside the exception page: shared by the assembly, through the build script,
+//! and by the code that computes entry points.
+
+/// Distance between two exception entries, in bytes.
+pub const ENTRY_STRIDE_BYTES: u64 = 16;
+/// Offset of the flush routine in the exception page: behind the 32 entries.
+pub const FLUSH_OFFSET_BYTES: u64 = 32 * ENTRY_STRIDE_BYTES;
+/// Bytes of code per flushed page: `pop %rax; invlpg (%rax)`.
+pub const FLUSH_STEP_BYTES: u64 = 4;
+/// Most pages that one pass of the flush routine invalidates.
+pub const MAX_FLUSH_PAGES: usize = 256;

@@ -1,0 +1,182 @@
+//! The syscall entry in its two forms, and what an interrupted pc inside it means.
+
+use kvmlet_abi::layout::SYSCALL_CODE;
+use kvmlet_abi::{Gva, PAGE_SIZE};
+
+use crate::pages::{PAGE_LEN, PageImage};
+
+/// What `syscall` at ring 3 does on this KVM: the only difference between the two that the stub sees.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum World {
+    /// VT-x, AMD-V: enters LSTAR at CPL 0, and port access from ring 3 raises #GP.
+    Hardware,
+    /// Software KVM (PVM): jumps to LSTAR at CPL 3, and port access from ring 3 leaves the VM.
+    Software,
+}
+
+/// Meaning of a pc for a thread stopped in or near the syscall entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StubPc {
+    /// Nothing done yet: unwind to the `syscall` instruction, `rip = rcx - 2`, flags from `r11`.
+    Entry,
+    /// `rax` may already be lost while an answer is made: unwind as for [`StubPc::Entry`], with this
+    /// call number in `rax`.
+    Answering {
+        /// The call number.
+        number: u64,
+    },
+    /// The answer is in `rax`: roll forward to `rip = rcx`, flags from `r11`.
+    Answered,
+    /// Exactly at the `out` that leaves the VM: nothing done, as for [`StubPc::Entry`].
+    AtLeave,
+    /// Behind that `out`: the call has been handed over.
+    AfterLeave,
+    /// Not code that a system call runs through.
+    Outside,
+}
+
+/// Call numbers answered by the stub, in the order of [`kvmlet_abi::layout::StubConstant`].
+const NUMBERS: [u64; 7] = [39, 102, 107, 104, 108, 110, 186];
+/// Length of `out imm8, al` (SDM vol. 2B).
+const OUT_LEN_BYTES: u64 = 2;
+
+/// Offsets into a syscall page, as the assembler counted them.
+#[repr(C)]
+struct Marks {
+    leave: u32,
+    cstar: u32,
+    answers: [[u32; 2]; NUMBERS.len()],
+}
+
+unsafe extern "C" {
+    static kvmlet_stub_syscall_hardware: PageImage;
+    static kvmlet_stub_syscall_software: PageImage;
+    static kvmlet_stub_marks_hardware: Marks;
+    static kvmlet_stub_marks_software: Marks;
+}
+
+/// The page for [`SYSCALL_CODE`]; the entry (LSTAR) is its first byte.
+#[must_use]
+pub fn syscall_code(world: World) -> &'static [u8] {
+    // SAFETY: both symbols are immutable page images of exactly PAGE_LEN bytes in .rodata.
+    unsafe {
+        match world {
+            World::Hardware => &kvmlet_stub_syscall_hardware.0,
+            World::Software => &kvmlet_stub_syscall_software.0,
+        }
+    }
+}
+
+fn marks(world: World) -> &'static Marks {
+    // SAFETY: both symbols are immutable tables of 2 + 2 * 7 u32 in .rodata, written by MARKS.
+    unsafe {
+        match world {
+            World::Hardware => &kvmlet_stub_marks_hardware,
+            World::Software => &kvmlet_stub_marks_software,
+        }
+    }
+}
+
+/// Offset of the `out` that leaves the VM, in bytes from [`SYSCALL_CODE`].
+#[must_use]
+pub fn leave_offset(world: World) -> u64 {
+    u64::from(marks(world).leave)
+}
+
+/// Offset of the compatibility-mode entry (CSTAR), in bytes from [`SYSCALL_CODE`].
+#[must_use]
+pub fn cstar_offset(world: World) -> u64 {
+    u64::from(marks(world).cstar)
+}
+
+/// Classifies `pc`. The thread may have jumped there by itself; the answer then still names a state
+/// that ring 3 could have reached with the registers it has.
+#[must_use]
+pub fn classify(world: World, pc: Gva) -> StubPc {
+    let offset = pc.0.wrapping_sub(SYSCALL_CODE.0);
+    if offset >= PAGE_SIZE {
+        return StubPc::Outside;
+    }
+    let marks = marks(world);
+    let leave = u64::from(marks.leave);
+    if offset < leave {
+        return StubPc::Entry;
+    }
+    if offset == leave {
+        return StubPc::AtLeave;
+    }
+    if offset == leave + OUT_LEN_BYTES {
+        return StubPc::AfterLeave;
+    }
+    for (number, answer) in NUMBERS.iter().zip(&marks.answers) {
+        let [start, end] = answer.map(u64::from);
+        if offset == end {
+            return StubPc::Answered;
+        }
+        if (start..end).contains(&offset) {
+            return StubPc::Answering { number: *number };
+        }
+    }
+    StubPc::Outside
+}
+
+const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classification_follows_the_code() {
+        for world in [World::Hardware, World::Software] {
+            let code = syscall_code(world);
+            let leave = leave_offset(world);
+            let at = leave as usize;
+            assert_eq!(
+                code[at..at + 2],
+                [0xe6, kvmlet_abi::layout::PORT_SYSCALL as u8]
+            );
+            let pc = |offset: u64| classify(world, Gva(SYSCALL_CODE.0 + offset));
+            assert_eq!(pc(0), StubPc::Entry);
+            assert_eq!(pc(leave), StubPc::AtLeave);
+            assert_eq!(pc(leave + 2), StubPc::AfterLeave);
+            assert_eq!(pc(4095), StubPc::Outside);
+            assert_eq!(classify(world, Gva(0x1000)), StubPc::Outside);
+            assert_eq!(classify(world, Gva(SYSCALL_CODE.0 - 1)), StubPc::Outside);
+            let cstar = cstar_offset(world) as usize;
+            assert_eq!(code[cstar..cstar + 2], [0x0f, 0x0b]);
+            for (number, [start, end]) in NUMBERS.iter().zip(marks(world).answers) {
+                assert_eq!(
+                    pc(u64::from(start)),
+                    StubPc::Answering { number: *number },
+                    "{world:?} {number}"
+                );
+                assert_eq!(pc(u64::from(end)), StubPc::Answered);
+                let end = end as usize;
+                let expected: &[u8] = match world {
+                    World::Hardware => &[0x48, 0x0f, 0x07],
+                    World::Software => &[0xff, 0xe1],
+                };
+                assert_eq!(&code[end..end + expected.len()], expected);
+            }
+        }
+    }
+
+    #[test]
+    fn each_answer_loads_its_own_constant() {
+        for world in [World::Hardware, World::Software] {
+            let code = syscall_code(world);
+            for (slot, [_, end]) in marks(world).answers.iter().enumerate() {
+                // mov disp32(%rip), %rax = 48 8b 05 disp32, directly before the return.
+                let end = *end as usize;
+                assert_eq!(code[end - 7..end - 4], [0x48, 0x8b, 0x05]);
+                let disp = i32::from_le_bytes(code[end - 4..end].try_into().unwrap());
+                let target = SYSCALL_CODE
+                    .0
+                    .wrapping_add(end as u64)
+                    .wrapping_add_signed(i64::from(disp));
+                assert_eq!(target, kvmlet_abi::layout::STUB_DATA.0 + 8 * slot as u64);
+            }
+        }
+    }
+}
