@@ -26,6 +26,7 @@ pub mod linux;
 pub mod regs;
 pub mod slot;
 pub mod trap;
+pub mod vdso_data;
 
 pub use addr::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 pub use errno::Errno;
