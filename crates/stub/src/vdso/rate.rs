@@ -60,7 +60,7 @@ impl Slope {
         let bound = u128::from(self.error_ppb)
             .saturating_add(u128::from(other.error_ppb))
             .saturating_add(u128::from(DITHER_PPB));
-        difference > bound * u128::from(self.mult.max(other.mult))
+        difference > bound.saturating_mul(u128::from(self.mult.max(other.mult)))
     }
 }
 
@@ -116,8 +116,10 @@ impl Rate {
         };
         let elapsed_ns = sample.ns.abs_diff(self.newest.ns);
         let tolerance_ppb = u128::from(slope.error_ppb) + u128::from(MISTRUST_PPB);
-        let tolerance_ns = u128::from(elapsed_ns) * tolerance_ppb / u128::from(NS_PER_SEC);
-        u128::from(sample.ns.abs_diff(predicted_ns)) <= tolerance_ns + u128::from(MISTRUST_NS)
+        let tolerance_ns =
+            u128::from(elapsed_ns).saturating_mul(tolerance_ppb) / u128::from(NS_PER_SEC);
+        u128::from(sample.ns.abs_diff(predicted_ns))
+            <= tolerance_ns.saturating_add(u128::from(MISTRUST_NS))
     }
 
     /// Takes a sample in. On error the rate is as it was.
