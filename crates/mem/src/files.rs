@@ -37,7 +37,6 @@ pub struct FileWindow {
 #[derive(Debug)]
 pub(crate) struct FileSlot {
     area: FileArea,
-    len_bytes: u64,
     /// Free ranges, start to length; neighbours are joined.
     free: BTreeMap<u64, u64>,
     /// Mapped ranges, start to length, as the host holds them.
@@ -50,7 +49,6 @@ impl FileSlot {
     pub(crate) fn new(len_bytes: u64) -> Result<Self, Errno> {
         Ok(Self {
             area: FileArea::new(len_bytes)?,
-            len_bytes,
             free: BTreeMap::from([(0, len_bytes)]),
             pieces: BTreeMap::new(),
             longest_free_at_most: len_bytes,
@@ -98,25 +96,9 @@ impl FileSlot {
 
     /// Unmaps a range, all of which must be mapped. Answers by how much the number of pieces grew.
     pub(crate) fn unmap(&mut self, start: u64, len_bytes: u64) -> Result<isize, UnmapError> {
-        let end = start
-            .checked_add(len_bytes)
-            .filter(|&end| end <= self.len_bytes)
-            .ok_or(UnmapError::NotMapped)?;
+        let end = start.checked_add(len_bytes).ok_or(UnmapError::NotMapped)?;
         let before = self.pieces.len() as isize;
-        let covered: Vec<(u64, u64)> = self
-            .pieces
-            .range(..end)
-            .rev()
-            .map(|(&at, &len)| (at, len))
-            .take_while(|&(at, len)| at + len > start)
-            .collect();
-        let bytes: u64 = covered
-            .iter()
-            .map(|&(at, len)| (at + len).min(end) - at.max(start))
-            .sum();
-        if bytes != len_bytes {
-            return Err(UnmapError::NotMapped);
-        }
+        let covered = self.covered(start, end)?;
         let len = usize::try_from(len_bytes).map_err(|_| UnmapError::NotMapped)?;
         self.area.clear(start, len).map_err(UnmapError::Host)?;
         for (at, len) in covered {
@@ -132,6 +114,34 @@ impl FileSlot {
         Ok(self.pieces.len() as isize - before)
     }
 
+    /// Drops private copies in a range, all of which must be mapped.
+    pub(crate) fn discard(&mut self, start: u64, len_bytes: u64) -> Result<(), UnmapError> {
+        let end = start.checked_add(len_bytes).ok_or(UnmapError::NotMapped)?;
+        self.covered(start, end)?;
+        let len = usize::try_from(len_bytes).map_err(|_| UnmapError::NotMapped)?;
+        self.area.discard(start, len).map_err(UnmapError::Host)
+    }
+
+    /// The pieces (start, length) that make up a range without a hole.
+    fn covered(&self, start: u64, end: u64) -> Result<Vec<(u64, u64)>, UnmapError> {
+        let pieces: Vec<(u64, u64)> = self
+            .pieces
+            .range(..end)
+            .rev()
+            .map(|(&at, &len)| (at, len))
+            .take_while(|&(at, len)| at + len > start)
+            .collect();
+        let bytes: u64 = pieces
+            .iter()
+            .map(|&(at, len)| (at + len).min(end) - at.max(start))
+            .sum();
+        if bytes == end - start {
+            Ok(pieces)
+        } else {
+            Err(UnmapError::NotMapped)
+        }
+    }
+
     fn give_back(&mut self, mut start: u64, mut end: u64) {
         if let Some((&at, &len)) = self.free.range(..start).next_back()
             && at + len == start
@@ -144,12 +154,6 @@ impl FileSlot {
         }
         self.free.insert(start, end - start);
         self.longest_free_at_most = self.longest_free_at_most.max(end - start);
-    }
-
-    /// Bytes mapped now.
-    #[cfg(test)]
-    pub(crate) fn mapped_bytes(&self) -> u64 {
-        self.pieces.values().sum()
     }
 }
 

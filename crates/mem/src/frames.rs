@@ -372,19 +372,6 @@ impl FramePool {
             divided.listed_at = Some(at);
         }
     }
-
-    /// Frames in use, held ones excluded.
-    #[cfg(test)]
-    pub(crate) fn frames_in_use(&self) -> usize {
-        self.blocks
-            .iter()
-            .map(|block| match &block.state {
-                State::Free | State::HeldWhole => 0,
-                State::Whole { .. } => FRAMES_PER_BLOCK,
-                State::Divided(d) => FRAMES_PER_BLOCK - d.free.len() - d.held.len(),
-            })
-            .sum()
-    }
 }
 
 impl Divided {

@@ -246,6 +246,13 @@ impl FileArea {
         Ok(())
     }
 
+    /// Drops private copies of file pages.
+    pub(crate) fn discard(&mut self, offset: u64, len: usize) -> Result<(), Errno> {
+        let at = self.0.at(offset, len).map_err(|_| Errno::INVAL)?;
+        // SAFETY: an owned range that nobody dereferences.
+        unsafe { rustix::mm::madvise(pointer(at).cast(), len, Advice::LinuxDontNeed) }
+    }
+
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {
         let remote = self.0.at(offset, into.len())?;
         let local = into.as_mut_ptr();

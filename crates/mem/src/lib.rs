@@ -14,6 +14,9 @@
 //! memory is ever formed, because the guest writes to it at any time.
 #![allow(unsafe_code)]
 
+#[deny(unsafe_code)]
+mod access;
+#[deny(unsafe_code)]
 mod error;
 #[deny(unsafe_code)]
 mod files;
@@ -33,6 +36,6 @@ pub use error::{MemError, OutOfMemory};
 pub use files::{FileMapping, FileWindow};
 pub use frames::FrameRun;
 pub use memory::GuestMemory;
-pub use pending::{MAX_PENDING_PAGES, PendingFlush};
+pub use pending::{MAX_STALE_ENTRIES, PendingFlush, StaleEntry, TABLE_WINDOW};
 pub use tables::{Leaf, PageSize, PageTables, PteFlags};
 pub use user::{CopyOutcome, CopyStop};

@@ -1,14 +1,14 @@
-//! [`GuestMemory`]: the slots of one VM, who may use how much, and checked access by address.
+//! [`GuestMemory`]: the slots of one VM and who may use how much.
 
 use std::os::fd::BorrowedFd;
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::access::failed;
 use crate::error::{MemError, OutOfMemory};
 use crate::files::{FileMapping, FileSlot, FileWindow, MAX_PIECES};
 use crate::frames::{BlockId, Dropped, FramePool, FrameRun, Taken};
-use crate::host::{AnonMapping, Backing, HostFault};
+use crate::host::{AnonMapping, Backing};
 use crate::pending::PendingFlush;
 
 const MIB: u64 = 1 << 20;
@@ -28,9 +28,13 @@ const FILE_SLOT: u64 = CHUNK;
 /// Address space for file mappings; bounds what KVM spends on the pages of these slots (64 MiB).
 const MAX_FILE_SPACE: u64 = 32 << 30;
 const NO_SLOT: u16 = u16::MAX;
+/// Entries of the table window: present, writable, accessed; a leaf is also dirty, 2 MiB and not
+/// executable (SDM vol. 3A, 4.5).
+const WINDOW_LINK: u64 = 0x23;
+const WINDOW_LEAF: u64 = 0xe3 | 1 << 63;
 
 #[derive(Debug)]
-enum Store {
+pub(crate) enum Store {
     /// Base frames for page tables and the VMM's pages.
     Tables { map: AnonMapping, first: BlockId },
     /// The program's memory.
@@ -40,10 +44,10 @@ enum Store {
 }
 
 #[derive(Debug)]
-struct Slot {
-    gpa: u64,
+pub(crate) struct Slot {
+    pub(crate) gpa: u64,
     len_bytes: u64,
-    store: Store,
+    pub(crate) store: Store,
 }
 
 /// Which pool a frame belongs to, and where in it.
@@ -66,6 +70,8 @@ pub struct GuestMemory {
     /// Chunk number to index in `slots`.
     chunks: Vec<u16>,
     tables: FramePool,
+    /// The page-directory-pointer table of the window, once the tables are exposed.
+    window: Option<Gpa>,
     ram: FramePool,
     ram_bytes: u64,
     file_bytes: u64,
@@ -85,6 +91,7 @@ impl GuestMemory {
             announced: 0,
             chunks: Vec::new(),
             tables: FramePool::default(),
+            window: None,
             ram: FramePool::default(),
             ram_bytes: 0,
             file_bytes: 0,
@@ -124,6 +131,46 @@ impl GuestMemory {
             .zip(&self.specs)
             .filter(|(slot, _)| matches!(slot.store, Store::Tables { .. }))
             .map(|(_, spec)| spec)
+    }
+
+    /// Maps all table memory, now and later, at [`crate::TABLE_WINDOW`] of the address spaces made from
+    /// now on, for supervisor code only. Needed where KVM uses shadow paging, and only there: with
+    /// nested paging the guest has no way to its tables.
+    pub fn expose_tables(&mut self) -> Result<(), OutOfMemory> {
+        if self.window.is_some() {
+            return Ok(());
+        }
+        let taken = self.take_table_frame()?;
+        self.window = Some(self.zeroed(taken));
+        let slots: Vec<Gpa> = self.table_slots().map(|spec| spec.gpa).collect();
+        slots
+            .into_iter()
+            .try_for_each(|slot| self.add_to_window(slot))
+    }
+
+    /// The table that covers the window, if tables are exposed.
+    pub(crate) fn table_window(&self) -> Option<Gpa> {
+        self.window
+    }
+
+    /// Maps one table slot in the window, if there is one.
+    fn add_to_window(&mut self, slot: Gpa) -> Result<(), OutOfMemory> {
+        let Some(window) = self.window else {
+            return Ok(());
+        };
+        for block in 0..TABLES_SLOT / HUGE_PAGE_SIZE {
+            let gpa = slot.wrapping_add(block * HUGE_PAGE_SIZE);
+            let at = window.wrapping_add((gpa.0 >> 30) % 512 * 8);
+            let mut directory = Gpa(self.load_entry(at) & !(PAGE_SIZE - 1));
+            if directory == Gpa(0) {
+                let taken = self.take_table_frame()?;
+                directory = self.zeroed(taken);
+                self.store_entry(at, directory.0 | WINDOW_LINK);
+            }
+            let at = directory.wrapping_add((gpa.0 >> 21) % 512 * 8);
+            self.store_entry(at, gpa.0 | WINDOW_LEAF);
+        }
+        Ok(())
     }
 
     // ---- accounting -------------------------------------------------------------------------
@@ -419,22 +466,7 @@ impl GuestMemory {
     /// Unmaps a page-aligned part of a window, all of which must be mapped. The host drops what KVM
     /// knows of these frames, so the range can be used again at once.
     pub fn unmap_file(&mut self, window: FileWindow) -> Result<(), MemError> {
-        if !window.gpa.is_page_aligned()
-            || !window.len_bytes.is_multiple_of(PAGE_SIZE)
-            || window.len_bytes == 0
-        {
-            return Err(MemError::Misaligned(window.gpa.0));
-        }
-        let outside = MemError::Outside {
-            gpa: window.gpa,
-            len_bytes: window.len_bytes,
-        };
-        let slot = self.slot_index(window.gpa).ok_or(outside)?;
-        let slot = self.slots.get_mut(slot).ok_or(outside)?;
-        let offset = window.gpa.0 - slot.gpa;
-        let Store::Files(files) = &mut slot.store else {
-            return Err(outside);
-        };
+        let (files, offset) = self.files_mut(window)?;
         let grown = files
             .unmap(offset, window.len_bytes)
             .map_err(|error| error.at(window))?;
@@ -442,160 +474,33 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Drops the pages that a private file mapping has copied on write: they read as the file again
+    /// (MADV_DONTNEED). All of the page-aligned range must be mapped.
+    pub fn discard_file(&mut self, window: FileWindow) -> Result<(), MemError> {
+        let (files, offset) = self.files_mut(window)?;
+        files
+            .discard(offset, window.len_bytes)
+            .map_err(|error| error.at(window))
+    }
+
+    /// The file slot of a page-aligned window and its offset there.
+    fn files_mut(&mut self, window: FileWindow) -> Result<(&mut FileSlot, u64), MemError> {
+        let FileWindow { gpa, len_bytes } = window;
+        if !gpa.is_page_aligned() || !len_bytes.is_multiple_of(PAGE_SIZE) || len_bytes == 0 {
+            return Err(MemError::Misaligned(gpa.0));
+        }
+        let (slot, offset) = self.locate_mut(gpa, len_bytes)?;
+        match &mut slot.store {
+            Store::Files(files) => Ok((files, offset)),
+            _ => Err(MemError::Outside { gpa, len_bytes }),
+        }
+    }
+
     /// Whether the address lies in space for file mappings.
     #[must_use]
     pub fn is_file_backed(&self, gpa: Gpa) -> bool {
         self.slot(gpa)
             .is_some_and(|slot| matches!(slot.store, Store::Files(_)))
-    }
-
-    // ---- access -----------------------------------------------------------------------------
-
-    /// Copies out of guest memory.
-    pub fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemError> {
-        let len = into.len() as u64;
-        let (slot, offset) = self.locate(gpa, len)?;
-        match &slot.store {
-            Store::Tables { map, .. } | Store::Ram { map, .. } => map.read(offset, into),
-            Store::Files(files) => files.area().read(offset, into),
-        }
-        .map_err(|fault| failed(fault, gpa, len))
-    }
-
-    /// Copies into guest memory.
-    pub fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), MemError> {
-        let len = from.len() as u64;
-        let (slot, offset) = self.locate_mut(gpa, len)?;
-        match &mut slot.store {
-            Store::Tables { map, .. } | Store::Ram { map, .. } => map.write(offset, from),
-            Store::Files(files) => files.area_mut().write(offset, from),
-        }
-        .map_err(|fault| failed(fault, gpa, len))
-    }
-
-    /// Reads a value; it must not lie across the end of a slot.
-    pub fn read_value<T: FromBytes + IntoBytes>(&self, gpa: Gpa) -> Result<T, MemError> {
-        let mut value = T::new_zeroed();
-        self.read(gpa, value.as_mut_bytes())?;
-        Ok(value)
-    }
-
-    /// Writes a value; it must not lie across the end of a slot.
-    pub fn write_value<T: IntoBytes + Immutable>(
-        &mut self,
-        gpa: Gpa,
-        value: &T,
-    ) -> Result<(), MemError> {
-        self.write(gpa, value.as_bytes())
-    }
-
-    /// Fills with zeros.
-    pub fn zero(&mut self, gpa: Gpa, len_bytes: u64) -> Result<(), MemError> {
-        let (slot, offset) = self.locate_mut(gpa, len_bytes)?;
-        match &mut slot.store {
-            Store::Tables { map, .. } | Store::Ram { map, .. } => map
-                .zero(offset, len_bytes as usize)
-                .map_err(|fault| failed(fault, gpa, len_bytes)),
-            Store::Files(files) => {
-                let zeros = [0; PAGE_SIZE as usize];
-                let mut done = 0;
-                while done < len_bytes {
-                    let part = (len_bytes - done).min(PAGE_SIZE) as usize;
-                    let from = zeros.get(..part).unwrap_or(&zeros);
-                    files
-                        .area_mut()
-                        .write(offset + done, from)
-                        .map_err(|fault| failed(fault, gpa, len_bytes))?;
-                    done += part as u64;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Copies one base frame to an anonymous one; both addresses are rounded down to the page.
-    pub fn copy_frame(&mut self, from: Gpa, to: Gpa) -> Result<(), MemError> {
-        let (from, to) = (from.page_down(), to.page_down());
-        let len = PAGE_SIZE as usize;
-        let (map, offset) = self.anon_mut(to, PAGE_SIZE)?;
-        let target = map
-            .range_mut(offset, len)
-            .map_err(|fault| failed(fault, to, PAGE_SIZE))?;
-        let (slot, offset) = self.locate(from, PAGE_SIZE)?;
-        match &slot.store {
-            Store::Tables { map, .. } | Store::Ram { map, .. } => map.copy_to(offset, target),
-            Store::Files(files) => files.area().copy_to(offset, target),
-        }
-        .map_err(|fault| failed(fault, from, PAGE_SIZE))
-    }
-
-    /// Reads an aligned 32-bit word atomically (a futex).
-    pub fn load_u32(&self, gpa: Gpa) -> Result<u32, MemError> {
-        let (slot, offset) = self.locate(gpa, 4)?;
-        if !gpa.0.is_multiple_of(4) {
-            return Err(MemError::Misaligned(gpa.0));
-        }
-        match &slot.store {
-            Store::Tables { map, .. } | Store::Ram { map, .. } => map.load_u32(offset),
-            Store::Files(files) => {
-                // The kernel moves an aligned word in one piece.
-                let mut word = [0; 4];
-                files
-                    .area()
-                    .read(offset, &mut word)
-                    .map(|()| u32::from_ne_bytes(word))
-            }
-        }
-        .map_err(|fault| failed(fault, gpa, 4))
-    }
-
-    /// Stores `new` in an aligned 32-bit word if it holds `current`. `Ok(Err(found))` if it does not.
-    pub fn compare_exchange_u32(
-        &mut self,
-        gpa: Gpa,
-        current: u32,
-        new: u32,
-    ) -> Result<Result<u32, u32>, MemError> {
-        if !gpa.0.is_multiple_of(4) {
-            return Err(MemError::Misaligned(gpa.0));
-        }
-        let (map, offset) = self.anon_mut(gpa, 4)?;
-        map.compare_exchange_u32(offset, current, new)
-            .map_err(|fault| failed(fault, gpa, 4))
-    }
-
-    /// Host address behind a guest-physical address: for pages of the VMM that a virtual CPU reads
-    /// directly. Valid as long as this value lives.
-    #[must_use]
-    pub fn host_addr(&self, gpa: Gpa) -> Option<usize> {
-        let slot = self.slot(gpa)?;
-        let base = match &slot.store {
-            Store::Tables { map, .. } | Store::Ram { map, .. } => map.addr(),
-            Store::Files(files) => files.area().addr(),
-        };
-        usize::try_from(gpa.0 - slot.gpa)
-            .ok()
-            .and_then(|offset| base.checked_add(offset))
-    }
-
-    /// A page-table entry; 0 (not present) outside table memory.
-    pub(crate) fn load_entry(&self, gpa: Gpa) -> u64 {
-        match self.locate(gpa, 8) {
-            Ok((slot, offset)) => match &slot.store {
-                Store::Tables { map, .. } => map.load_u64(offset).unwrap_or(0),
-                _ => 0,
-            },
-            Err(_) => 0,
-        }
-    }
-
-    pub(crate) fn store_entry(&mut self, gpa: Gpa, entry: u64) {
-        if let Ok((slot, offset)) = self.locate_mut(gpa, 8)
-            && let Store::Tables { map, .. } = &mut slot.store
-        {
-            // Aligned and inside: the address was computed from a table frame.
-            let _ = map.store_u64(offset, entry);
-        }
     }
 
     // ---- slots ------------------------------------------------------------------------------
@@ -607,11 +512,11 @@ impl GuestMemory {
         (gpa.0 - slot.gpa < slot.len_bytes).then_some(index)
     }
 
-    fn slot(&self, gpa: Gpa) -> Option<&Slot> {
+    pub(crate) fn slot(&self, gpa: Gpa) -> Option<&Slot> {
         self.slots.get(self.slot_index(gpa)?)
     }
 
-    fn locate(&self, gpa: Gpa, len_bytes: u64) -> Result<(&Slot, u64), MemError> {
+    pub(crate) fn locate(&self, gpa: Gpa, len_bytes: u64) -> Result<(&Slot, u64), MemError> {
         match self.slot(gpa) {
             Some(slot) if len_bytes <= slot.len_bytes - (gpa.0 - slot.gpa) => {
                 Ok((slot, gpa.0 - slot.gpa))
@@ -620,7 +525,11 @@ impl GuestMemory {
         }
     }
 
-    fn locate_mut(&mut self, gpa: Gpa, len_bytes: u64) -> Result<(&mut Slot, u64), MemError> {
+    pub(crate) fn locate_mut(
+        &mut self,
+        gpa: Gpa,
+        len_bytes: u64,
+    ) -> Result<(&mut Slot, u64), MemError> {
         let outside = MemError::Outside { gpa, len_bytes };
         let index = self.slot_index(gpa).ok_or(outside)?;
         match self.slots.get_mut(index) {
@@ -671,7 +580,7 @@ impl GuestMemory {
             .add_blocks(Gpa(gpa), (TABLES_SLOT / HUGE_PAGE_SIZE) as u32);
         let host_addr = map.addr();
         self.add_slot(TABLES_SLOT, host_addr, Store::Tables { map, first })?;
-        Ok(())
+        self.add_to_window(Gpa(gpa))
     }
 
     /// Adds a slot of program memory: as much as there is already, so that a program of any size
@@ -734,18 +643,5 @@ impl GuestMemory {
             store,
         });
         Ok(gpa)
-    }
-
-    /// Frames in use: (tables, RAM).
-    #[cfg(test)]
-    pub(crate) fn frames_in_use(&self) -> (usize, usize) {
-        (self.tables.frames_in_use(), self.ram.frames_in_use())
-    }
-}
-
-fn failed(fault: HostFault, gpa: Gpa, len_bytes: u64) -> MemError {
-    match fault {
-        HostFault::Outside => MemError::Outside { gpa, len_bytes },
-        HostFault::Fault => MemError::FileFault(gpa),
     }
 }

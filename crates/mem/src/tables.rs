@@ -5,8 +5,7 @@
 //!   one that only adds rights to a base page (see `only_widens`).
 //! - A used page-directory entry that points to a table never becomes a 2 MiB entry, and upper-level
 //!   entries stay for the life of the address space: tables left empty are kept.
-//! - Any edit of a present 2 MiB entry is a full flush: an `invlpg` only drops what KVM has in
-//!   last-level shadow tables.
+//! - Tables are freed only together with a full flush, since KVM keeps its shadow of a table until then.
 
 use bitflags::bitflags;
 use kvmlet_abi::layout::USER_END;
@@ -14,7 +13,7 @@ use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 
 use crate::error::{MemError, OutOfMemory};
 use crate::memory::GuestMemory;
-use crate::pending::PendingFlush;
+use crate::pending::{PendingFlush, StaleEntry, TABLE_WINDOW};
 
 const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
@@ -117,11 +116,22 @@ pub struct PageTables {
 impl PageTables {
     /// An empty address space.
     pub fn new(mem: &mut GuestMemory) -> Result<Self, OutOfMemory> {
-        Ok(Self {
+        let mut tables = Self {
             root: mem.alloc_table_frame()?,
             table_frames: 1,
             pending: PendingFlush::None,
-        })
+        };
+        tables.attach_window(mem);
+        Ok(tables)
+    }
+
+    /// Makes the window of [`GuestMemory::expose_tables`] part of this address space; needed only for
+    /// one made before that call.
+    pub fn attach_window(&mut self, mem: &mut GuestMemory) {
+        if let Some(window) = mem.table_window() {
+            let at = entry_at(self.root, TABLE_WINDOW.0, ROOT_LEVEL);
+            mem.store_entry(at, window.0 | (LINK & !USER));
+        }
     }
 
     /// The top-level table: what CR3 holds.
@@ -299,7 +309,7 @@ impl PageTables {
     ) -> Result<(), MemError> {
         self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
             mem.store_entry(entry, 0);
-            tables.record(gva, leaf.size);
+            tables.record(gva, entry, leaf.size);
             removed(mem, gva, leaf);
         })
     }
@@ -381,7 +391,7 @@ impl PageTables {
                 entry = new.0 | LINK;
                 mem.store_entry(at, entry);
             } else if at_level == 2 && entry & LARGE != 0 {
-                entry = self.split(mem, at, entry)?;
+                entry = self.split(mem, gva, at, entry)?;
             }
             table = Gpa(entry & FRAME);
             at_level -= 1;
@@ -391,7 +401,13 @@ impl PageTables {
 
     /// Replaces a 2 MiB entry by a table of 512 base entries with the same frames and rights; answers
     /// the new entry.
-    fn split(&mut self, mem: &mut GuestMemory, at: Gpa, entry: u64) -> Result<u64, OutOfMemory> {
+    fn split(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        at: Gpa,
+        entry: u64,
+    ) -> Result<u64, OutOfMemory> {
         let huge = Leaf::from_entry(entry, PageSize::Huge);
         let table = mem.alloc_table_frame()?;
         self.table_frames += 1;
@@ -405,7 +421,7 @@ impl PageTables {
         }
         let link = table.0 | LINK;
         mem.store_entry(at, link);
-        self.pending = PendingFlush::All;
+        self.record(gva.huge_down(), at, PageSize::Huge);
         Ok(link)
     }
 
@@ -436,13 +452,13 @@ impl PageTables {
         let mut at = gva.0;
         while at < end {
             at = match self.probe(mem, Gva(at)) {
-                Err(absent_bytes) => (at | (absent_bytes - 1)) + 1,
+                Err(absent_bytes) if absent_bytes > PAGE_SIZE => (at | (absent_bytes - 1)) + 1,
                 Ok(leaf) if leaf.size == PageSize::Huge => {
                     let entry = self.entry_for(mem, Gva(at), 2)?;
                     edit(self, mem, entry, Gva(at), leaf);
                     at + HUGE_PAGE_SIZE
                 }
-                Ok(_) => {
+                _ => {
                     let stop = ((at | (HUGE_PAGE_SIZE - 1)) + 1).min(end);
                     let mut slot = self.entry_for(mem, Gva(at), 1)?;
                     while at < stop {
@@ -477,15 +493,12 @@ impl PageTables {
         if let Some(old) = old
             && !only_widens(old, new)
         {
-            self.record(gva, new.size);
+            self.record(gva, entry, new.size);
         }
     }
 
-    fn record(&mut self, gva: Gva, size: PageSize) {
-        match size {
-            PageSize::Base => self.pending.add_page(gva),
-            PageSize::Huge => self.pending = PendingFlush::All,
-        }
+    fn record(&mut self, gva: Gva, entry: Gpa, size: PageSize) {
+        self.pending.add(StaleEntry { gva, entry, size });
     }
 
     /// Removes the leaves of `table` (which maps from `base`) below `end`, and frees the tables under
@@ -534,7 +547,8 @@ impl PageTables {
 /// translation can only fault too often. The faulting access drops it (SDM vol. 3A, 4.10.4.1), and
 /// KVM's shadow paging walks the guest's tables anew on each fault before it passes one on. The
 /// guest may see one spurious fault; whoever handles it finds the access allowed and resumes.
-/// 2 MiB entries are excepted, as all their edits.
+/// 2 MiB entries are excepted: KVM may have shadowed one by a table of its own whose rights are
+/// those of the old entry.
 fn only_widens(old: Leaf, new: Leaf) -> bool {
     let grants = |leaf: Leaf| leaf.flags ^ PteFlags::NX;
     old.size == PageSize::Base && old.gpa == new.gpa && grants(new).contains(grants(old))
