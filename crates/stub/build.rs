@@ -7,8 +7,11 @@ use kvmlet_abi::layout;
 #[path = "src/geometry.rs"]
 mod geometry;
 
+mod build_vdso;
+
 fn main() -> Result<(), Box<dyn Error>> {
-    assemble()
+    assemble()?;
+    build_vdso::build()
 }
 
 fn assemble() -> Result<(), Box<dyn Error>> {

@@ -6,6 +6,7 @@
 mod geometry;
 pub mod pages;
 mod syscall;
+pub mod vdso;
 
 pub use geometry::MAX_FLUSH_PAGES;
 pub use pages::{
