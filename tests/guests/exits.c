@@ -67,8 +67,8 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(mode, "overflow")) return deep(NULL);
     if (!strcmp(mode, "div")) {
-        volatile int zero = 0;
-        return 1 / zero;
+        volatile int five = 5, zero = 0;
+        return five / zero;
     }
     if (!strcmp(mode, "ud2")) __asm__ volatile("ud2");
     if (!strcmp(mode, "int3")) __asm__ volatile("int3");

@@ -1,0 +1,182 @@
+"""Linux is the oracle: a program runs natively first, then in kvmlet, and both must agree.
+
+Both runs get the same arguments, directory, standard input and environment. A native run as root
+drops all capabilities, which a guest never has.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Word = str | os.PathLike[str]
+
+HW = os.environ.get("KVMLET_HW") == "1"
+"""On the emulated machine of `make test-hw`: everything is some 20 times slower there."""
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GUESTS = ROOT / "tests" / "guests"
+SCRIPTS = GUESTS / "scripts"
+KVMLET = pathlib.Path(sys.executable).parent / "kvmlet"
+if not KVMLET.exists():
+    KVMLET = ROOT / ".venv" / "bin" / "kvmlet"
+
+ENV = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/tmp",
+    "TMPDIR": "/tmp",
+    "LANG": "C.UTF-8",
+    "TERM": "dumb",
+}
+"""The environment of a guest whose caller has this LANG and TERM."""
+
+HANG_S = 400 if HW else 100
+"""A run that takes longer hangs."""
+
+# What the command itself says about a run's end has no native counterpart.
+_OWN_LINE = re.compile(rb"^kvmlet: .*\n", re.MULTILINE)
+_FAIL_LINE = re.compile(rb"^FAIL .*$", re.MULTILINE)
+
+
+def sized(here: int, on_hw: int) -> int:
+    """How much of something: `here`, or less on the emulated machine."""
+    return on_hw if HW else here
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: its outputs, and its status as a shell shows it (128+n for signal n)."""
+
+    stdout: bytes
+    stderr: bytes
+    status: int
+
+    @property
+    def own_lines(self) -> list[str]:
+        """What the command itself wrote to standard error."""
+        return [line.decode().rstrip("\n") for line in _OWN_LINE.findall(self.stderr)]
+
+    @property
+    def guest_stderr(self) -> bytes:
+        """Standard error without the command's own lines."""
+        return _OWN_LINE.sub(b"", self.stderr)
+
+
+def _words(argv: Sequence[Word]) -> list[str]:
+    return [os.fspath(word) for word in argv]
+
+
+def _ended(process: subprocess.CompletedProcess[bytes]) -> Ended:
+    status = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return Ended(process.stdout, process.stderr, status)
+
+
+def native_argv(argv: Sequence[Word]) -> list[str]:
+    """The command that runs `argv` natively, without capabilities."""
+    words = _words(argv)
+    if os.geteuid() == 0 and shutil.which("setpriv"):
+        return ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--", *words]
+    return words
+
+
+def native(argv: Sequence[Word], *, cwd: Word, input: bytes = b"") -> Ended:
+    """Run `argv` natively."""
+    return _ended(
+        subprocess.run(
+            native_argv(argv), cwd=cwd, env=ENV, input=input, capture_output=True, timeout=HANG_S
+        )
+    )
+
+
+def kvmlet_argv(argv: Sequence[Word], options: Sequence[str] = ()) -> list[str]:
+    """The command that runs `argv` in a VM."""
+    return [str(KVMLET), "run", *options, "--", *_words(argv)]
+
+
+def in_vm(
+    argv: Sequence[Word], *, cwd: Word, input: bytes = b"", options: Sequence[str] = ()
+) -> Ended:
+    """Run `argv` in a VM by the `kvmlet run` command."""
+    return command(kvmlet_argv(argv, options), cwd=cwd, input=input)
+
+
+def command(
+    argv: Sequence[Word], *, cwd: Word, input: bytes = b"", env: dict[str, str] | None = None
+) -> Ended:
+    """Run a command on the host, as a caller of kvmlet would."""
+    return _ended(
+        subprocess.run(
+            _words(argv),
+            cwd=cwd,
+            env=ENV if env is None else env,
+            input=input,
+            capture_output=True,
+            timeout=HANG_S,
+        )
+    )
+
+
+def _differences(name: str, expected: bytes, found: bytes) -> str:
+    lines = difflib.unified_diff(
+        expected.decode(errors="backslashreplace").splitlines(),
+        found.decode(errors="backslashreplace").splitlines(),
+        f"{name}, native",
+        f"{name}, kvmlet",
+        lineterm="",
+        n=2,
+    )
+    return "\n".join(line[:300] for line in list(lines)[:80])
+
+
+class Oracle:
+    """Compares runs. The fixture `oracle` hands it out."""
+
+    def __init__(self, *, native_only: bool) -> None:
+        self.native_only = native_only
+
+    def compare(
+        self,
+        argv: Sequence[Word],
+        *,
+        cwd: Word,
+        input: bytes = b"",
+        options: Sequence[str] = (),
+        expect_status: int = 0,
+    ) -> Ended:
+        """Run `argv` natively and in a VM; the VM's end if both agree, else the test fails.
+
+        The native run must end with `expect_status` and report no failed check of its own, so
+        that a broken test program cannot agree with itself.
+        """
+        expected = native(argv, cwd=cwd, input=input)
+        failed = _FAIL_LINE.findall(expected.stdout)
+        assert not failed, f"natively: {failed[:5]}"
+        assert expected.status == expect_status, (
+            f"natively: status {expected.status}, {expected.stderr[-2000:]!r}"
+        )
+        if self.native_only:
+            pytest.skip("native side only")
+        found = in_vm(argv, cwd=cwd, input=input, options=options)
+        problems = []
+        if found.stdout != expected.stdout:
+            problems.append(_differences("stdout", expected.stdout, found.stdout))
+        if found.guest_stderr != expected.stderr:
+            problems.append(_differences("stderr", expected.stderr, found.guest_stderr))
+        if found.status != expected.status:
+            problems.append(f"status {expected.status} natively, {found.status} in kvmlet")
+        if problems:
+            said = "\n".join(found.own_lines[:10])
+            pytest.fail("\n".join([f"{_words(argv)[:6]}", *problems, said]), pytrace=False)
+        return found

@@ -1,0 +1,173 @@
+"""The guest programs in C, each natively and in a VM."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e.oracle import HW, sized
+
+if TYPE_CHECKING:
+    import pathlib
+
+    from e2e.oracle import Oracle
+
+pytestmark = pytest.mark.hw
+
+HELLOS = ["static", "musl", "static-pie", "dynamic", "musl-dynamic"]
+LIBRARIES = ["", "-dynamic", "-musl"]
+
+
+@pytest.mark.parametrize("kind", HELLOS)
+def test_hello(oracle: Oracle, guests: pathlib.Path, kind: str) -> None:
+    oracle.compare([f"./hello-{kind}", "one", "two words", "", "ünï"], cwd=guests)
+
+
+def test_first_instruction_and_registers(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./bare"], cwd=guests, expect_status=7)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_arguments_environment_and_auxiliary_vector(
+    oracle: Oracle, guests: pathlib.Path, library: str
+) -> None:
+    oracle.compare([f"./args{library}", "a b", ""], cwd=guests, expect_status=2)
+
+
+def test_many_long_arguments(oracle: Oracle, guests: pathlib.Path) -> None:
+    words = [f"{i}-" + "x" * (i * 37 % 3000) for i in range(200)]
+    oracle.compare(["./args", *words], cwd=guests, expect_status=200)
+
+
+def test_absolute_path_and_path_lookup(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare([guests / "args", "x"], cwd=guests, expect_status=1)
+    oracle.compare(["true"], cwd=guests)
+    oracle.compare(["printf", r"%s-%d\n", "x", "3"], cwd=guests)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("size", [0, 1, 4096, 1_000_001])
+def test_echo(oracle: Oracle, guests: pathlib.Path, library: str, size: int) -> None:
+    data = bytes(i * i % 251 for i in range(size))
+    oracle.compare([f"./echo{library}"], cwd=guests, input=data)
+
+
+ENDINGS = [
+    (["return", "0"], 0),
+    (["return", "1"], 1),
+    (["return", "255"], 255),
+    (["return", "256"], 0),
+    (["exit", "3"], 3),
+    (["quick", "4"], 4),
+    (["exit-thread-only", "5"], 5),
+    (["thread", "6"], 6),
+    (["group", "7"], 7),
+    (["main-first"], 0),
+    (["default-ignored"], 0),
+    (["abort"], 134),
+    (["null"], 139),
+    (["null-call"], 139),
+    (["noncanonical"], 139),
+    (["kernel-half"], 139),
+    (["readonly"], 139),
+    (["overflow"], 139),
+    (["div"], 136),
+    (["ud2"], 132),
+    (["int3"], 133),
+    (["hlt"], 139),
+    *[(["raise", str(n)], 128 + n) for n in (1, 2, 3, 6, 9, 10, 13, 14, 15, 31, 40)],
+    *[(["kill", str(n)], 128 + n) for n in (2, 9, 11, 15)],
+]
+
+
+@pytest.mark.parametrize(("words", "status"), ENDINGS, ids=["-".join(w) for w, _ in ENDINGS])
+def test_endings(oracle: Oracle, guests: pathlib.Path, words: list[str], status: int) -> None:
+    oracle.compare(["./exits", *words], cwd=guests, expect_status=status)
+
+
+def test_files(oracle: Oracle, guests: pathlib.Path, small_tree: pathlib.Path) -> None:
+    program = small_tree.parent / "files"
+    program.write_bytes((guests / "files").read_bytes())
+    program.chmod(0o755)
+    oracle.compare(["./files", small_tree.name], cwd=small_tree.parent)
+
+
+def test_tmp_tree(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./tmp"], cwd=guests)
+
+
+@pytest.mark.parametrize("program", ["mmap", "mmap-musl", "protect", "mremap"])
+def test_memory(oracle: Oracle, guests: pathlib.Path, program: str) -> None:
+    oracle.compare([f"./{program}"], cwd=guests)
+
+
+@pytest.mark.parametrize("program", ["mmapfile", "mmapfile-dynamic"])
+def test_mapped_files(
+    oracle: Oracle, guests: pathlib.Path, pattern_file: pathlib.Path, program: str
+) -> None:
+    copy = pattern_file.parent / program
+    copy.write_bytes((guests / program).read_bytes())
+    copy.chmod(0o755)
+    oracle.compare([f"./{program}", "pattern"], cwd=copy.parent)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_signals(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
+    oracle.compare([f"./signals{library}"], cwd=guests, expect_status=139)
+
+
+def test_alternate_stack(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./altstack"], cwd=guests, expect_status=139)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_threads(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
+    oracle.compare([f"./threads{library}", str(sized(20000, 500))], cwd=guests)
+
+
+def test_threads_that_never_call_the_kernel_take_turns(
+    oracle: Oracle, guests: pathlib.Path
+) -> None:
+    oracle.compare(["./preempt"], cwd=guests)
+
+
+def test_threads_keep_their_vector_registers(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./fpu", str(sized(40, 8))], cwd=guests)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_clocks(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
+    oracle.compare([f"./clock{library}", str(sized(20000, 1000))], cwd=guests)
+
+
+def test_vdso_symbols(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./vdso"], cwd=guests)
+
+
+def test_facts_about_the_system(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./info"], cwd=guests)
+
+
+def test_many_runs_see_different_randomness(vm: None, guests: pathlib.Path) -> None:
+    from e2e.oracle import in_vm
+
+    script = "import os; print(os.urandom(16).hex(), hash('x'), id(object()))"
+    runs = [in_vm(["/usr/bin/python3", "-c", script], cwd=guests) for _ in range(3 if HW else 5)]
+    assert all(run.status == 0 for run in runs)
+    columns = list(zip(*(run.stdout.split() for run in runs), strict=True))
+    # Random bytes, the hash seed and the address space layout.
+    assert all(len(set(column)) == len(runs) for column in columns), columns
+
+
+def test_the_first_process(vm: None, guests: pathlib.Path) -> None:
+    from e2e.oracle import in_vm
+
+    script = (
+        "import os; u = os.uname();"
+        "print(u.sysname, u.machine, os.getpid(), os.getppid(), os.getuid(), os.getgid())"
+    )
+    run = in_vm(["/usr/bin/python3", "-c", script], cwd=guests)
+    assert run.stdout.decode() == f"Linux x86_64 1 0 {os.getuid()} {os.getgid()}\n"
+    assert run.status == 0

@@ -1,0 +1,265 @@
+"""Every limit ends the run with its own status, and nothing keeps running."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from e2e.oracle import ENV, HANG_S, HW, in_vm, kvmlet_argv, sized
+
+pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+
+
+def session_members(session: int) -> list[str]:
+    """The processes of a session (proc(5), stat field 6), zombies aside."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            text = (entry / "stat").read_text()
+        except OSError:
+            continue
+        fields = text.rpartition(")")[2].split()
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(text)
+    return found
+
+
+class Started:
+    """A `kvmlet run` in a session of its own, with pipes."""
+
+    def __init__(self, argv: list[str], cwd: pathlib.Path, options: tuple[str, ...] = ()) -> None:
+        self.process = subprocess.Popen(
+            kvmlet_argv(argv, options),
+            cwd=cwd,
+            env=ENV,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def wait_for(self, line: bytes) -> None:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == line
+
+    def finish(self) -> tuple[int, bytes]:
+        """The status as a shell shows it, and standard error."""
+        try:
+            assert self.process.stderr is not None
+            self.process.wait(HANG_S)
+            said = self.process.stderr.read()
+        finally:
+            self.process.kill()
+            self.process.wait()
+            for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+                if stream is not None:
+                    stream.close()
+        assert session_members(self.process.pid) == []
+        status = self.process.returncode
+        return status if status >= 0 else 128 - status, said
+
+
+LOOPS = {
+    "python-loop": ["/usr/bin/python3", "-c", "while True: pass"],
+    "python-sleep": ["/usr/bin/python3", "-c", "import time; time.sleep(1000)"],
+    "spin": ["./spin"],
+    "sleep": ["./sleeper", "sleep"],
+    "read": ["./sleeper", "read"],
+    "pause": ["./sleeper", "pause"],
+    "futex": ["./sleeper", "futex"],
+    "spinning-threads": ["./sleeper", "threads"],
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_time_limit(guests: pathlib.Path, name: str) -> None:
+    started = Started(LOOPS[name], guests, ("--timeout", "1s"))
+    status, said = started.finish()
+    assert status == 124
+    assert said.count(b"\n") == 1, said
+    assert b"--timeout" in said
+
+
+@pytest.mark.skipif(HW, reason="no times on the emulated machine")
+@pytest.mark.parametrize("name", ["python-loop", "python-sleep"])
+def test_the_time_limit_is_kept(guests: pathlib.Path, name: str) -> None:
+    """1.1 s plus what `true` takes. One of five attempts must keep it: others share the machine."""
+
+    def seconds(argv: list[str], *options: str) -> float:
+        start = time.monotonic()
+        in_vm(argv, cwd=guests, options=options)
+        return time.monotonic() - start
+
+    taken = []
+    for _ in range(5):
+        allowed = 1.1 + seconds(["true"])
+        taken.append((seconds(LOOPS[name], "--timeout", "1s"), allowed))
+        if taken[-1][0] <= taken[-1][1]:
+            return
+    pytest.fail(f"(taken, allowed) in seconds: {taken}")
+
+
+def test_a_limit_that_is_not_reached_changes_nothing(guests: pathlib.Path) -> None:
+    run = in_vm(["true"], cwd=guests, options=["--timeout", "1h", "--memory", "2g"])
+    assert (run.status, run.stdout, run.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("mode", ["heap", "huge", "file"])
+def test_memory_limit(guests: pathlib.Path, mode: str) -> None:
+    started = Started(["./bomb", mode], guests, ("--memory", "64m", "--timeout", "60s"))
+    status, said = started.finish()
+    assert status == 137, said
+    assert said.count(b"\n") == 1, said
+    assert b"memory" in said
+    assert b"--memory" in said
+
+
+def test_python_memory_limit(guests: pathlib.Path) -> None:
+    code = "x = []\nwhile True: x.append(bytearray(1 << 20))"
+    run = in_vm(
+        ["/usr/bin/python3", "-c", code],
+        cwd=guests,
+        options=["--memory", "64m", "--timeout", "60s"],
+    )
+    assert run.status == 137, run
+    assert any("--memory" in line for line in run.own_lines)
+
+
+def test_memory_within_the_limit(guests: pathlib.Path) -> None:
+    size = sized(300, 60)
+    code = f"x = bytearray({size} << 20); x[::4096] = b'x' * len(x[::4096]); print(x.count(b'x'))"
+    options = ["--memory", f"{size + 100}m"]
+    run = in_vm(["/usr/bin/python3", "-c", code], cwd=guests, options=options)
+    assert (run.stdout, run.status) == (b"%d\n" % (size * 256), 0)
+
+
+WAITING = ["spin", "sleep", "read", "pause", "futex", "spinning-threads"]
+
+
+@pytest.mark.parametrize("name", WAITING)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run(
+    guests: pathlib.Path, name: str, number: signal.Signals, status: int
+) -> None:
+    started = Started(LOOPS[name], guests)
+    started.wait_for(b"ready\n")
+    started.process.send_signal(number)
+    found, said = started.finish()
+    assert found == status
+    assert b"Traceback" not in said
+
+
+def test_a_signal_ends_a_guest_that_blocks_it(guests: pathlib.Path) -> None:
+    code = (
+        "import signal\n"
+        "for n in (signal.SIGINT, signal.SIGTERM): signal.signal(n, signal.SIG_IGN)\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        "print('ready', flush=True)\n"
+        "while True: pass\n"
+    )
+    started = Started(["/usr/bin/python3", "-c", code], guests)
+    started.wait_for(b"ready\n")
+    started.process.send_signal(signal.SIGTERM)
+    assert started.finish()[0] == 143
+
+
+def test_a_guest_that_waits_to_write_is_ended(guests: pathlib.Path) -> None:
+    """Nobody reads its standard output: the write blocks, the deadline does not."""
+    started = Started(["./flood", "1"], guests, ("--timeout", "1s"))
+    assert started.process.stdout is not None
+    assert started.process.stdout.read(10)
+    assert started.finish()[0] == 124
+
+
+def test_a_killed_command_leaves_nothing(guests: pathlib.Path) -> None:
+    started = Started(["./spin"], guests)
+    started.wait_for(b"ready\n")
+    started.process.kill()
+    assert started.finish()[0] == 137
+
+
+PROBE = """
+import json, os, resource, sys, threading
+import kvmlet
+
+def state():
+    kinds = [os.readlink(f"/proc/self/fd/{fd}") if os.path.islink(f"/proc/self/fd/{fd}") else ""
+             for fd in os.listdir("/proc/self/fd")]
+    with open("/proc/self/statm") as statm:
+        resident = int(statm.read().split()[1]) * 4096
+    with open("/proc/self/maps") as maps:
+        mappings = len(maps.readlines())
+    return {
+        "descriptors": len(kinds),
+        "vms": sum(kind.startswith("anon_inode:kvm") for kind in kinds),
+        "threads": len(os.listdir("/proc/self/task")),
+        "mappings": mappings,
+        "resident": resident,
+    }
+
+def once(i):
+    result = kvmlet.run(["./hello-static", str(i)])
+    assert result.exit_code == 0 and result.stdout.endswith(b"%d\\n" % i), result
+    if i % 25 == 0:
+        assert kvmlet.run(["./exits", "null"]).signal == 11
+        assert kvmlet.run(["./echo"], input=b"x" * 100000).exit_code == 0
+        assert kvmlet.run(["./threads", "10"]).exit_code == 0
+        assert kvmlet.run(["./bomb"], memory="32m").reason == "memory"
+        try:
+            kvmlet.run(["./missing"])
+        except kvmlet.ProgramNotFound:
+            pass
+        else:
+            raise AssertionError("found")
+    if i % 100 == 0:
+        assert kvmlet.run(["./spin"], timeout=0.05).reason == "timeout"
+
+rounds = int(sys.argv[1])
+for i in range(rounds // 10):
+    once(i)
+before = state()
+for i in range(rounds):
+    once(i)
+print(json.dumps([before, state()]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_thousand_runs_leak_nothing(guests: pathlib.Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE, str(sized(1000, 40))],
+        cwd=guests,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    import json
+
+    before, after = json.loads(run.stdout)
+    assert before["vms"] == 0, "a VM outlives its run"
+    for what in ("descriptors", "vms", "threads"):
+        assert after[what] == before[what], (before, after)
+    assert after["mappings"] <= before["mappings"] + 8, (before, after)
+    # A leak of one page of ours per run would be 4 MB.
+    assert after["resident"] <= before["resident"] + 3_000_000, (before, after)
+
+
+def test_the_thread_of_a_run_is_gone(guests: pathlib.Path) -> None:
+    import kvmlet
+
+    kvmlet.run([guests / "hello-static"], cwd=guests)
+    before = sorted(os.listdir("/proc/self/task"))
+    descriptors = sorted(os.listdir("/proc/self/fd"))
+    for argv, timeout in ((["./spin"], 0.2), (["./sleeper"], 0.2), (["./sleeper", "threads"], 0.2)):
+        assert kvmlet.run(argv, cwd=guests, timeout=timeout).reason == "timeout"
+    assert sorted(os.listdir("/proc/self/task")) == before
+    assert sorted(os.listdir("/proc/self/fd")) == descriptors
