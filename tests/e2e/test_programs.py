@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 import subprocess
+import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
@@ -240,7 +241,7 @@ def test_sqlite3_shell(oracle: Oracle, tmp_path: pathlib.Path, tmp_name: str, wh
     with (tmp_path / "rows.csv").open("w") as table:
         for i in range(rows):
             table.write(f"{i},name{i * 7919 % rows},{i * 31 % 997},group{i % 13}\n")
-    script = f"""
+    script = textwrap.dedent(f"""
         create table t (id integer primary key, name text unique, score integer, grp text);
         .mode csv
         .import rows.csv t
@@ -258,15 +259,16 @@ def test_sqlite3_shell(oracle: Oracle, tmp_path: pathlib.Path, tmp_name: str, wh
             select sum(x * x % 1009) from c;
         pragma integrity_check;
         select nonsense from t;
-    """
+    """)
     path = ":memory:" if where == "memory" else tmp_name
-    oracle.compare(
+    run = oracle.compare(
         ["sqlite3", path],
         cwd=tmp_path,
         input=script.encode(),
         options=["--memory", "1g"],
         expect_status=1,
     )
+    assert run.stdout.startswith(b"%d," % rows)
 
 
 # ---- the C compiler ----
