@@ -28,6 +28,7 @@ fn assemble() -> Result<(), Box<dyn Error>> {
         ("K_ENTRY_STRIDE", geometry::ENTRY_STRIDE_BYTES),
         ("K_FLUSH_OFFSET", geometry::FLUSH_OFFSET_BYTES),
         ("K_FLUSH_STEP", geometry::FLUSH_STEP_BYTES),
+        ("K_CSTAR_OFFSET", geometry::CSTAR_OFFSET_BYTES),
         ("K_FLUSH_MAX", geometry::MAX_FLUSH_PAGES as u64),
     ];
     let mut build = cc::Build::new();

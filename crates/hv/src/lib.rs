@@ -1,1 +1,27 @@
-//! kvmlet-hv
+//! The only user of KVM: virtual machines, virtual CPUs, and a run loop that turns every exit into a
+//! [`kvmlet_abi::Trap`] with user-mode registers, on hardware and on software KVM alike.
+//!
+//! Errors are [`HvError`]; nothing a guest does panics or hangs the host: [`Vcpu::run`] always
+//! returns, at the latest at the next kick.
+#![allow(unsafe_code)]
+
+pub mod bare;
+mod cpu;
+mod error;
+mod ioctl;
+mod kick;
+mod kvm;
+pub mod probe;
+mod stats;
+mod vcpu;
+mod vm;
+mod xstate;
+
+pub use error::HvError;
+pub use kick::Kicker;
+pub use kvm::Kvm;
+pub use kvmlet_stub::World;
+pub use stats::Stats;
+pub use vcpu::{Counters, FlushFull, Vcpu, VcpuConfig};
+pub use vm::Vm;
+pub use xstate::{XState, XStateLayout};

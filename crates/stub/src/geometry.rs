@@ -9,3 +9,5 @@ pub const FLUSH_OFFSET_BYTES: u64 = 32 * ENTRY_STRIDE_BYTES;
 pub const FLUSH_STEP_BYTES: u64 = 4;
 /// Most pages that one pass of the flush routine invalidates.
 pub const MAX_FLUSH_PAGES: usize = 256;
+/// Offset of the compatibility-mode entry in the syscall page.
+pub const CSTAR_OFFSET_BYTES: u64 = 4080;

@@ -8,9 +8,9 @@ pub mod pages;
 mod syscall;
 pub mod vdso;
 
-pub use geometry::MAX_FLUSH_PAGES;
+pub use geometry::{CSTAR_OFFSET_BYTES, MAX_FLUSH_PAGES};
 pub use pages::{
     PageImage, exception_code, exception_entry_offset, flush_entry_offset, gdt_image, idt_image,
     probe_code, stub_data_image, tss_image,
 };
-pub use syscall::{StubPc, World, classify, cstar_offset, leave_offset, syscall_code};
+pub use syscall::{StubPc, World, classify, leave_offset, syscall_code};

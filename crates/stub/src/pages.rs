@@ -1,18 +1,22 @@
 //! Page images: code assembled at build time, descriptor tables and the constants page.
 
 use kvmlet_abi::layout::{
-    DF_STACK_TOP, EXC_CODE, EXC_STACK_TOP, EXCEPTION_VECTORS, KERNEL_CS, StubConstant, TSS,
-    TSS_SELECTOR,
+    DF_STACK_TOP, EXC_CODE, EXC_STACK_TOP, EXCEPTION_VECTORS, KERNEL_CS, PORT_SYSCALL,
+    StubConstant, TSS, TSS_SELECTOR,
 };
 
+use crate::World;
 use crate::geometry::{ENTRY_STRIDE_BYTES, FLUSH_OFFSET_BYTES, FLUSH_STEP_BYTES, MAX_FLUSH_PAGES};
 
 /// Bytes in an image.
 pub const PAGE_LEN: usize = 4096;
 /// Slots of the constants page, in the order of [`StubConstant`].
 pub const CONSTANT_SLOTS: usize = StubConstant::Tid as usize + 1;
-/// Limit of the TSS: 104 bytes, no I/O permission bitmap (SDM vol. 3A, 8.7).
-pub const TSS_LIMIT: u16 = 0x67;
+/// Offset of the I/O permission bitmap in the TSS: directly behind its 104 bytes (SDM vol. 3A, 8.7).
+const IO_MAP_BASE: u16 = 0x68;
+/// Limit of the TSS: the bitmap ends behind [`PORT_SYSCALL`] (the CPU always reads two bytes of it),
+/// and ports beyond the limit are denied.
+pub const TSS_LIMIT: u16 = IO_MAP_BASE + PORT_SYSCALL / 8 + 1;
 /// Limit of the GDT: up to the 16-byte TSS descriptor.
 pub const GDT_LIMIT: u16 = TSS_SELECTOR + 15;
 /// Limit of the IDT: 32 gates, so that any other `int n` raises #GP.
@@ -109,15 +113,22 @@ pub fn idt_image() -> [u8; PAGE_LEN] {
     page
 }
 
-/// The task state segment: RSP0 and IST 1 are the exception stack, IST 2 the double-fault stack, and
-/// the I/O map base lies at the limit, so that ring 3 owns no port.
+/// The task state segment: RSP0 and IST 1 are the exception stack, IST 2 the double-fault stack.
+///
+/// On software KVM the syscall entry runs at ring 3, so that ring 3 must own the one port it leaves
+/// through; software KVM consults this bitmap. On hardware ring 3 owns none. The world is probed with
+/// the software image.
 #[must_use]
-pub fn tss_image() -> [u8; PAGE_LEN] {
+pub fn tss_image(world: World) -> [u8; PAGE_LEN] {
     let mut page = [0; PAGE_LEN];
     put(&mut page, 0x04, &EXC_STACK_TOP.0.to_le_bytes());
     put(&mut page, 0x24, &EXC_STACK_TOP.0.to_le_bytes());
     put(&mut page, 0x2c, &DF_STACK_TOP.0.to_le_bytes());
-    put(&mut page, 0x66, &(TSS_LIMIT + 1).to_le_bytes());
+    put(&mut page, 0x66, &IO_MAP_BASE.to_le_bytes());
+    page[usize::from(IO_MAP_BASE)..=usize::from(TSS_LIMIT)].fill(0xff);
+    if world == World::Software {
+        page[usize::from(IO_MAP_BASE + PORT_SYSCALL / 8)] &= !(1 << (PORT_SYSCALL % 8));
+    }
     page
 }
 

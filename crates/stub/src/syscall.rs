@@ -3,6 +3,8 @@
 use kvmlet_abi::layout::SYSCALL_CODE;
 use kvmlet_abi::{Gva, PAGE_SIZE};
 
+#[cfg(test)]
+use crate::geometry::CSTAR_OFFSET_BYTES;
 use crate::pages::{PAGE_LEN, PageImage};
 
 /// What `syscall` at ring 3 does on this KVM: the only difference between the two that the stub sees.
@@ -44,7 +46,6 @@ const OUT_LEN_BYTES: u64 = 2;
 #[repr(C)]
 struct Marks {
     leave: u32,
-    cstar: u32,
     answers: [[u32; 2]; NUMBERS.len()],
 }
 
@@ -81,12 +82,6 @@ fn marks(world: World) -> &'static Marks {
 #[must_use]
 pub fn leave_offset(world: World) -> u64 {
     u64::from(marks(world).leave)
-}
-
-/// Offset of the compatibility-mode entry (CSTAR), in bytes from [`SYSCALL_CODE`].
-#[must_use]
-pub fn cstar_offset(world: World) -> u64 {
-    u64::from(marks(world).cstar)
 }
 
 /// Classifies `pc`. The thread may have jumped there by itself; the answer then still names a state
@@ -143,7 +138,7 @@ mod tests {
             assert_eq!(pc(4095), StubPc::Outside);
             assert_eq!(classify(world, Gva(0x1000)), StubPc::Outside);
             assert_eq!(classify(world, Gva(SYSCALL_CODE.0 - 1)), StubPc::Outside);
-            let cstar = cstar_offset(world) as usize;
+            let cstar = CSTAR_OFFSET_BYTES as usize;
             assert_eq!(code[cstar..cstar + 2], [0x0f, 0x0b]);
             for (number, [start, end]) in NUMBERS.iter().zip(marks(world).answers) {
                 assert_eq!(

@@ -75,12 +75,15 @@
 .L\p\()_leave:
 	out	%al, $K_PORT_SYSCALL
 	ud2
+	.endm
+
 	/*
-	 * Compatibility-mode entry (IA32_CSTAR). No 32-bit code segment exists, so whoever gets here
-	 * has forged something: fault at this privilege level, which ends the VM (CPL 0) or the
-	 * program (CPL 3).
+	 * Compatibility-mode entry (IA32_CSTAR), at K_CSTAR_OFFSET. No 32-bit code segment exists, so
+	 * whoever gets here has forged something: fault at this privilege level, which ends the VM
+	 * (CPL 0) or the program (CPL 3).
 	 */
-.L\p\()_cstar:
+	.macro CSTAR_ENTRY page
+	.org \page + K_CSTAR_OFFSET, 0xcc
 	ud2
 	.endm
 
@@ -89,7 +92,7 @@
 	mov	(\page + (K_STUB_DATA - K_SYSCALL_CODE) + 8 * \slot)(%rip), %rax
 	.endm
 
-	/* Offsets of the classification: leave, cstar, then start and return of each answer. */
+	/* Offsets of the classification: leave, then start and return of each answer. */
 	.macro MARKS p, page, name
 	.section .rodata.kvmlet_marks, "a", @progbits
 	.balign 4
@@ -97,7 +100,6 @@
 	.hidden \name
 \name:
 	.long	.L\p\()_leave - \page
-	.long	.L\p\()_cstar - \page
 	.irp	n, 0, 1, 2, 3, 4, 5, 6
 	.long	.L\p\()_start_\n - \page
 	.long	.L\p\()_return_\n - \page
@@ -117,6 +119,7 @@
 .Lhw_return_\n:
 	sysretq
 	.endr
+	CSTAR_ENTRY kvmlet_stub_syscall_hardware
 	PAGE_END kvmlet_stub_syscall_hardware
 	MARKS hw, kvmlet_stub_syscall_hardware, kvmlet_stub_marks_hardware
 
@@ -142,6 +145,7 @@
 	jmp	*%rcx
 	int3
 	.endr
+	CSTAR_ENTRY kvmlet_stub_syscall_software
 	PAGE_END kvmlet_stub_syscall_software
 	MARKS sw, kvmlet_stub_syscall_software, kvmlet_stub_marks_software
 

@@ -1,0 +1,119 @@
+//! The `/dev/kvm` handle: opened once per process.
+
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use kvm_ioctls::Cap;
+use kvmlet_stub::World;
+
+use crate::HvError;
+use crate::cpu::CpuTemplate;
+use crate::vm::Vm;
+
+/// KVM's only stable API version (Documentation/virt/kvm/api.rst, 4.1).
+const API_VERSION: i32 = 12;
+/// What the run path cannot do without.
+const REQUIRED: [(Cap, &str); 4] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SyncRegs, "KVM_CAP_SYNC_REGS"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+];
+
+static PROCESS: Mutex<Option<Kvm>> = Mutex::new(None);
+
+struct Inner {
+    fd: kvm_ioctls::Kvm,
+    template: OnceLock<CpuTemplate>,
+    world: OnceLock<World>,
+}
+
+/// The KVM of this machine. Clones share one close-on-exec descriptor.
+#[derive(Clone)]
+pub struct Kvm(Arc<Inner>);
+
+impl Kvm {
+    /// Opens `/dev/kvm` on the first call of the process and checks what it must offer; later calls
+    /// share that descriptor. A failure is not remembered.
+    ///
+    /// # Errors
+    /// One variant of [`HvError`] per cause: missing, permission, not KVM, version, capability.
+    pub fn open() -> Result<Self, HvError> {
+        let mut process = PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kvm) = &*process {
+            return Ok(kvm.clone());
+        }
+        let fd = kvm_ioctls::Kvm::new().map_err(|error| match error.errno() {
+            libc::ENOENT | libc::ENODEV | libc::ENXIO => HvError::Missing,
+            libc::EACCES | libc::EPERM => HvError::Permission,
+            errno => HvError::NotKvm(io::Error::from_raw_os_error(errno)),
+        })?;
+        match fd.get_api_version() {
+            API_VERSION => {}
+            -1 => return Err(HvError::NotKvm(io::Error::last_os_error())),
+            version => return Err(HvError::ApiVersion(version)),
+        }
+        for (cap, name) in REQUIRED {
+            if !fd.check_extension(cap) {
+                return Err(HvError::MissingCapability(name));
+            }
+        }
+        if fd.check_extension_int(Cap::SyncRegs) & 3 != 3 {
+            return Err(HvError::MissingCapability(
+                "synced general and special registers",
+            ));
+        }
+        let kvm = Self(Arc::new(Inner {
+            fd,
+            template: OnceLock::new(),
+            world: OnceLock::new(),
+        }));
+        *process = Some(kvm.clone());
+        Ok(kvm)
+    }
+
+    /// Creates an empty virtual machine.
+    ///
+    /// # Errors
+    /// [`HvError::Call`] when the host refuses (memory, descriptors).
+    pub fn create_vm(&self) -> Result<Vm, HvError> {
+        let fd = self
+            .0
+            .fd
+            .create_vm()
+            .map_err(|error| HvError::from_errno("KVM_CREATE_VM", error))?;
+        Vm::new(self.clone(), fd)
+    }
+
+    /// KVM_GET_API_VERSION.
+    #[must_use]
+    pub fn api_version(&self) -> i32 {
+        self.0.fd.get_api_version()
+    }
+
+    /// KVM_CHECK_EXTENSION by number: 0 when absent.
+    #[must_use]
+    pub fn check_extension(&self, cap: std::ffi::c_ulong) -> i32 {
+        self.0.fd.check_extension_raw(cap)
+    }
+
+    /// Which kind of KVM this is, once a vCPU of this process has found out; it cannot change later.
+    #[must_use]
+    pub fn known_world(&self) -> Option<World> {
+        self.0.world.get().copied()
+    }
+
+    pub(crate) fn note_world(&self, world: World) {
+        // A second probe finds the same answer.
+        let _ = self.0.world.set(world);
+    }
+
+    /// What every vCPU of this machine starts from, computed once.
+    pub(crate) fn template(&self) -> Result<&CpuTemplate, HvError> {
+        if let Some(template) = self.0.template.get() {
+            return Ok(template);
+        }
+        let template = CpuTemplate::new(&self.0.fd)?;
+        Ok(self.0.template.get_or_init(|| template))
+    }
+}

@@ -1,0 +1,496 @@
+//! A virtual CPU: its state, its kicks and deadlines, and [`Vcpu::run`].
+
+use std::io;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+use kvm_bindings::{KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_run, kvm_sregs, kvm_xcrs};
+use kvm_ioctls::VcpuFd;
+use kvmlet_abi::layout::{EXC_CODE, FLUSH_STACK_TOP, KERNEL_CS, USER_CS, USER_DS};
+use kvmlet_abi::regs::is_canonical;
+use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
+use kvmlet_stub::{MAX_FLUSH_PAGES, World, flush_entry_offset};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr};
+
+use crate::cpu::{Privilege, code_segment, initial_sregs, stack_segment, syscall_msrs};
+use crate::ioctl::{KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_RUN, KVM_SET_XSAVE};
+use crate::kick::{Deadline, Running, Shared};
+use crate::vm::stats_of;
+use crate::{HvError, Kicker, Kvm, Stats, XState, XStateLayout};
+
+mod decode;
+mod probe;
+
+const PAGE_LEN: usize = 4096;
+/// Words that the flush routine pops after the addresses: rax, rip, cs, rflags, rsp, ss.
+const FLUSH_FRAME_WORDS: usize = 6;
+const _: () = assert!((MAX_FLUSH_PAGES + FLUSH_FRAME_WORDS) * 8 <= PAGE_LEN);
+/// RFLAGS at CPL 0: only the reserved bit, interrupts off.
+const KERNEL_RFLAGS: u64 = 2;
+/// #GP (SDM vol. 3A, 6.15).
+const GENERAL_PROTECTION: u8 = 13;
+
+/// What a vCPU is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuConfig {
+    /// Root of the page tables.
+    pub cr3: Gpa,
+    /// Host address of the page mapped at [`kvmlet_abi::layout::EXC_STACK`].
+    pub exc_stack_host: usize,
+    /// Host address of the page mapped at [`kvmlet_abi::layout::FLUSH_STACK`].
+    pub flush_stack_host: usize,
+    /// Which kind of KVM this is, or `None` to ask [`Vcpu::probe_world`] before the first run.
+    pub world: Option<World>,
+}
+
+/// What a vCPU has done so far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counters {
+    /// Times KVM_RUN was called.
+    pub runs: u64,
+    /// All ioctls of this vCPU, KVM_RUN included.
+    pub ioctls: u64,
+    /// Runs that ended in a system call.
+    pub syscalls: u64,
+    /// Runs that ended in an exception, page faults included.
+    pub exceptions: u64,
+    /// Runs that ended in a page fault.
+    pub page_faults: u64,
+    /// Runs ended by a kick or another signal.
+    pub interrupted: u64,
+    /// Runs ended by missing host memory.
+    pub host_faults: u64,
+    /// Port accesses that were not the stub's.
+    pub forged_io: u64,
+    /// Runs that nothing explains.
+    pub broken: u64,
+    /// Passes of the flush routine that completed.
+    pub flushes: u64,
+    /// Pages that those passes invalidated.
+    pub flushed_pages: u64,
+}
+
+/// The flush list is full: the caller flushes everything instead.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("more than {MAX_FLUSH_PAGES} pages to flush")]
+pub struct FlushFull;
+
+/// A virtual CPU. Any thread may run it, one at a time.
+pub struct Vcpu {
+    fd: VcpuFd,
+    kvm: Kvm,
+    /// The mapping that `fd` owns, shared with KVM. Only reached through raw pointers.
+    run: NonNull<kvm_run>,
+    exc_stack: NonNull<u64>,
+    flush_stack: NonNull<u64>,
+    world: Option<World>,
+    cr3: Gpa,
+    /// Pages to invalidate before ring 3 runs again.
+    flush: Vec<Gva>,
+    xstate: XStateLayout,
+    has_xsave2: bool,
+    shared: Arc<Shared>,
+    deadline: Deadline,
+    counters: Counters,
+}
+
+// SAFETY: the raw pointers lead to the mapping that `fd` owns and to guest pages that the creator
+// keeps mapped; nothing in them belongs to a thread.
+unsafe impl Send for Vcpu {}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        // Before `fd` unmaps what kickers write to.
+        self.shared.detach();
+    }
+}
+
+impl Vcpu {
+    /// # Safety
+    /// See [`crate::Vm::create_vcpu`].
+    pub(crate) unsafe fn new(
+        kvm: Kvm,
+        mut fd: VcpuFd,
+        config: VcpuConfig,
+        xsave_len: i32,
+    ) -> Result<Self, HvError> {
+        let page = |host: usize, what| {
+            let pointer = ptr::with_exposed_provenance_mut::<u64>(host);
+            NonNull::new(pointer)
+                .filter(|_| host.is_multiple_of(PAGE_LEN))
+                .ok_or(HvError::Call {
+                    what,
+                    source: io::Error::from_raw_os_error(libc::EINVAL),
+                })
+        };
+        let exc_stack = page(config.exc_stack_host, "placing the exception stack")?;
+        let flush_stack = page(config.flush_stack_host, "placing the flush stack")?;
+        let template = kvm.template()?;
+        let call = HvError::from_errno;
+        fd.set_cpuid2(&template.cpuid)
+            .map_err(|error| call("KVM_SET_CPUID2", error))?;
+        let reset = fd
+            .get_sregs()
+            .map_err(|error| call("KVM_GET_SREGS", error))?;
+        let sregs = initial_sregs(reset, template, config.cr3);
+        fd.set_sregs(&sregs)
+            .map_err(|error| call("KVM_SET_SREGS", error))?;
+        let mut ioctls = 4;
+        if template.xcr0 != 0 {
+            let mut xcrs = kvm_xcrs {
+                nr_xcrs: 1,
+                ..kvm_xcrs::default()
+            };
+            xcrs.xcrs[0].value = template.xcr0;
+            fd.set_xcrs(&xcrs)
+                .map_err(|error| call("KVM_SET_XCRS", error))?;
+            ioctls += 1;
+        }
+        let msrs = syscall_msrs()?;
+        let set = fd
+            .set_msrs(&msrs)
+            .map_err(|error| call("KVM_SET_MSRS", error))?;
+        ioctls += 1;
+        if set != msrs.as_slice().len() {
+            return Err(HvError::MissingCapability(
+                "the MSRs of the syscall instruction",
+            ));
+        }
+        let run = NonNull::from(fd.get_kvm_run());
+        // SAFETY: `run` points to the live mapping; `immediate_exit` is a byte that KVM, this thread
+        // and kickers access concurrently, always as an atomic on our side.
+        let flag = unsafe {
+            let run = run.as_ptr();
+            (*run).kvm_valid_regs = u64::from(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS);
+            (*run).s.regs.sregs = sregs;
+            NonNull::new_unchecked(ptr::addr_of_mut!((*run).immediate_exit).cast::<AtomicU8>())
+        };
+        let shared = Shared::new(flag)?;
+        let kvm_len_bytes = usize::try_from(xsave_len).unwrap_or(0).max(PAGE_LEN);
+        let xstate = XStateLayout {
+            xcr0: template.xcr0,
+            len_bytes: template.xsave_len_bytes,
+            kvm_len_bytes,
+        };
+        Ok(Self {
+            fd,
+            run,
+            exc_stack,
+            flush_stack,
+            world: config.world,
+            cr3: config.cr3,
+            flush: Vec::with_capacity(MAX_FLUSH_PAGES),
+            xstate,
+            has_xsave2: xsave_len > 0,
+            shared,
+            deadline: Deadline::default(),
+            counters: Counters {
+                ioctls,
+                ..Counters::default()
+            },
+            kvm,
+        })
+    }
+
+    /// Runs a thread with `regs` in ring 3 until something happens, and leaves its user-mode
+    /// registers in `regs`, as [`Trap`] describes them. Queued flushes are discharged first.
+    ///
+    /// `regs` is sanitised; a non-canonical `rip` gives #GP without running. The caller keeps `rip`
+    /// below `USER_END`.
+    ///
+    /// Linux differs: on software KVM ring 3 owns [`kvmlet_abi::layout::PORT_SYSCALL`]. An access to
+    /// it from outside of the stub is reported as #GP like any other port's, but after an `out` it has
+    /// already retired and `rip` stands behind it; the data goes nowhere.
+    ///
+    /// Without a known [`World`] the VM is taken for hardware, where a wrong answer is
+    /// [`Trap::Broken`] at the first system call.
+    pub fn run(&mut self, regs: &mut UserRegs) -> Trap {
+        regs.sanitise();
+        if !is_canonical(regs.rip) {
+            return self.count_trap(Trap::Exception {
+                vector: GENERAL_PROTECTION,
+                error_code: 0,
+                fault_gva: Gva(0),
+            });
+        }
+        let running = self.enter_thread();
+        let trap = if running.take_kick() {
+            Trap::Interrupted
+        } else {
+            self.load(regs);
+            self.enter_and_decode(&running, regs)
+        };
+        drop(running);
+        self.count_trap(trap)
+    }
+
+    /// Directs this thread's kicks to this vCPU.
+    fn enter_thread(&self) -> Running<'static> {
+        // SAFETY: the byte lies in the mapping, which lives as long as self; `Running` never leaves
+        // a method of self. It is only accessed as an atomic on our side.
+        let flag =
+            unsafe { &*ptr::addr_of!((*self.run.as_ptr()).immediate_exit).cast::<AtomicU8>() };
+        Running::enter(&self.shared, flag)
+    }
+
+    fn count_trap(&mut self, trap: Trap) -> Trap {
+        let counters = &mut self.counters;
+        match trap {
+            Trap::Syscall => counters.syscalls += 1,
+            Trap::Exception { vector, .. } => {
+                counters.exceptions += 1;
+                if vector == decode::PAGE_FAULT {
+                    counters.page_faults += 1;
+                }
+            }
+            Trap::Interrupted => counters.interrupted += 1,
+            Trap::HostFault => counters.host_faults += 1,
+            Trap::Broken { .. } => counters.broken += 1,
+        }
+        trap
+    }
+
+    /// Puts the registers where KVM_RUN takes them from: ring 3 at `regs`, or the flush routine,
+    /// which ends there.
+    fn load(&mut self, regs: &UserRegs) {
+        let mut cpu = kvm_regs {
+            rax: regs.rax,
+            rbx: regs.rbx,
+            rcx: regs.rcx,
+            rdx: regs.rdx,
+            rsi: regs.rsi,
+            rdi: regs.rdi,
+            rsp: regs.rsp,
+            rbp: regs.rbp,
+            r8: regs.r8,
+            r9: regs.r9,
+            r10: regs.r10,
+            r11: regs.r11,
+            r12: regs.r12,
+            r13: regs.r13,
+            r14: regs.r14,
+            r15: regs.r15,
+            rip: regs.rip,
+            rflags: regs.rflags,
+        };
+        let mut privilege = Privilege::User;
+        if !self.flush.is_empty()
+            && let Some(entry) = flush_entry_offset(self.flush.len())
+        {
+            self.write_flush_stack(regs);
+            let words = self.flush.len() + FLUSH_FRAME_WORDS;
+            cpu.rsp = FLUSH_STACK_TOP.0 - words as u64 * 8;
+            cpu.rip = EXC_CODE.0 + entry;
+            cpu.rflags = KERNEL_RFLAGS;
+            privilege = Privilege::Kernel;
+        }
+        let (cs, ss, dpl) = match privilege {
+            Privilege::User => (USER_CS, Some(USER_DS), 3),
+            Privilege::Kernel => (KERNEL_CS, None, 0),
+        };
+        let mut dirty = KVM_SYNC_X86_REGS;
+        let sync = self.sync();
+        // SAFETY: the mapping is live and KVM only touches it inside KVM_RUN.
+        unsafe {
+            (*sync).regs = cpu;
+            let sregs = &mut (*sync).sregs;
+            // Special registers cost a little on every entry, and hardly ever differ from what the
+            // last exit left.
+            if sregs.cs.selector != cs
+                || sregs.cs.dpl != dpl
+                || ss.is_some_and(|ss| sregs.ss.selector != ss)
+            {
+                sregs.cs = code_segment(privilege);
+                sregs.ss = stack_segment(privilege);
+                dirty |= KVM_SYNC_X86_SREGS;
+            }
+            if sregs.fs.base != regs.fs_base
+                || sregs.gs.base != regs.gs_base
+                || sregs.cr3 != self.cr3.0
+            {
+                sregs.fs.base = regs.fs_base;
+                sregs.gs.base = regs.gs_base;
+                sregs.cr3 = self.cr3.0;
+                dirty |= KVM_SYNC_X86_SREGS;
+            }
+            (*self.run.as_ptr()).kvm_dirty_regs = u64::from(dirty);
+        }
+    }
+
+    fn write_flush_stack(&self, regs: &UserRegs) {
+        let frame = [
+            regs.rax,
+            regs.rip,
+            u64::from(USER_CS),
+            regs.rflags,
+            regs.rsp,
+            u64::from(USER_DS),
+        ];
+        let words = self.flush.len() + FLUSH_FRAME_WORDS;
+        let start = PAGE_LEN / 8 - words;
+        let values = self.flush.iter().map(|page| page.0).chain(frame);
+        for (word, value) in values.enumerate() {
+            // SAFETY: `start + word` is below 512, inside the page that the creator keeps mapped; no
+            // reference to guest memory is formed.
+            unsafe { self.flush_stack.add(start + word).write_volatile(value) };
+        }
+    }
+
+    /// KVM_RUN once.
+    fn kvm_run(&mut self) -> Result<(), i32> {
+        self.counters.runs += 1;
+        self.counters.ioctls += 1;
+        // SAFETY: the descriptor is a vCPU; all memory it may touch is kept by the Vm's and the
+        // vCPU's creators.
+        if unsafe { ioctl(&self.fd, KVM_RUN()) } == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error().raw_os_error().unwrap_or(0))
+        }
+    }
+
+    fn sync(&self) -> *mut kvm_bindings::kvm_sync_regs {
+        // SAFETY: only computes an address inside the live mapping.
+        unsafe { ptr::addr_of_mut!((*self.run.as_ptr()).s.regs) }
+    }
+
+    fn cpu_regs(&self) -> kvm_regs {
+        // SAFETY: the mapping is live and KVM only touches it inside KVM_RUN.
+        unsafe { (*self.sync()).regs }
+    }
+
+    fn sregs(&self) -> &kvm_sregs {
+        // SAFETY: as above; the borrow of self keeps KVM_RUN away.
+        unsafe { &(*self.sync()).sregs }
+    }
+
+    /// Invalidates the translations of `pages` (any address in each) before ring 3 runs again.
+    ///
+    /// # Errors
+    /// [`FlushFull`] when more than [`MAX_FLUSH_PAGES`] would be pending; nothing is queued then.
+    pub fn request_flush(&mut self, pages: &[Gva]) -> Result<(), FlushFull> {
+        if self.flush.len() + pages.len() > MAX_FLUSH_PAGES {
+            return Err(FlushFull);
+        }
+        self.flush.extend_from_slice(pages);
+        Ok(())
+    }
+
+    /// Pages still to be invalidated: 0 once a run has entered ring 3.
+    #[must_use]
+    pub fn pending_flush(&self) -> usize {
+        self.flush.len()
+    }
+
+    /// Drops the queued flushes, after the caller has flushed everything (deleted and added slots).
+    pub fn forget_flush(&mut self) {
+        self.flush.clear();
+    }
+
+    /// Changes the root of the page tables from the next run on.
+    pub fn set_cr3(&mut self, cr3: Gpa) {
+        self.cr3 = cr3;
+    }
+
+    /// Says which kind of KVM this is, and so which form of the syscall page is mapped.
+    pub fn set_world(&mut self, world: World) {
+        self.world = Some(world);
+    }
+
+    /// The kind of KVM, if known.
+    #[must_use]
+    pub fn world(&self) -> Option<World> {
+        self.world
+    }
+
+    /// Shape of the extended state.
+    #[must_use]
+    pub fn xstate_layout(&self) -> XStateLayout {
+        self.xstate
+    }
+
+    /// Reads the extended state of the thread that ran last. Costs an ioctl.
+    ///
+    /// # Errors
+    /// [`HvError::Call`] when KVM refuses.
+    pub fn save_xstate(&mut self, state: &mut XState) -> Result<(), HvError> {
+        self.check_layout(state)?;
+        self.counters.ioctls += 1;
+        let request = if self.has_xsave2 {
+            KVM_GET_XSAVE2()
+        } else {
+            KVM_GET_XSAVE()
+        };
+        // SAFETY: the buffer has the length that KVM reported for this VM (4096 for the old call).
+        let ret = unsafe { ioctl_with_mut_ptr(&self.fd, request, state.as_mut_ptr()) };
+        if ret == 0 {
+            Ok(())
+        } else {
+            Err(HvError::last("KVM_GET_XSAVE2"))
+        }
+    }
+
+    /// Loads the extended state for the next run. Costs an ioctl.
+    ///
+    /// # Errors
+    /// [`HvError::BadXState`] for an image that KVM rejects, [`HvError::Call`] otherwise.
+    pub fn load_xstate(&mut self, state: &XState) -> Result<(), HvError> {
+        self.check_layout(state)?;
+        self.counters.ioctls += 1;
+        // SAFETY: the buffer has the length that KVM reported for this VM.
+        let ret = unsafe { ioctl_with_ptr(&self.fd, KVM_SET_XSAVE(), state.as_ptr()) };
+        if ret == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EINVAL) => Err(HvError::BadXState("KVM rejects it")),
+            _ => Err(HvError::last("KVM_SET_XSAVE")),
+        }
+    }
+
+    fn check_layout(&self, state: &XState) -> Result<(), HvError> {
+        if state.layout() == self.xstate {
+            Ok(())
+        } else {
+            Err(HvError::BadXState("made for another kind of vCPU"))
+        }
+    }
+
+    /// A handle that stops this vCPU from any thread.
+    #[must_use]
+    pub fn kicker(&self) -> Kicker {
+        Kicker(Arc::clone(&self.shared))
+    }
+
+    /// Kicks this vCPU at `deadline_ns` on CLOCK_MONOTONIC (at once if that has passed); `None`
+    /// disarms. The thread that arms must be the one that runs. A signal that is already under way
+    /// when the deadline changes still gives one [`Trap::Interrupted`].
+    ///
+    /// # Errors
+    /// [`HvError::Call`] when the host has no timer left.
+    pub fn arm(&mut self, deadline_ns: Option<u64>) -> Result<(), HvError> {
+        self.deadline.arm(deadline_ns)
+    }
+
+    /// What this vCPU has done so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// KVM's own counters of this vCPU (KVM_GET_STATS_FD).
+    ///
+    /// # Errors
+    /// [`HvError::Call`] on a kernel before 5.14.
+    pub fn stats(&mut self) -> Result<Stats, HvError> {
+        self.counters.ioctls += 1;
+        stats_of(&self.fd)
+    }
+
+    /// Frequency of the guest's TSC in kHz (KVM_GET_TSC_KHZ), if KVM knows it.
+    pub fn tsc_khz(&mut self) -> Option<u32> {
+        self.counters.ioctls += 1;
+        self.fd.get_tsc_khz().ok().filter(|khz| *khz != 0)
+    }
+}

@@ -1,0 +1,454 @@
+//! From KVM's exit to a [`Trap`] with user-mode registers. Nothing here trusts the guest: every exit
+//! is matched against the places from which the stub leaves.
+
+use std::ptr;
+
+use kvm_bindings::{
+    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, kvm_regs,
+};
+use kvmlet_abi::layout::{
+    EXC_CODE, EXC_STACK_TOP, EXCEPTION_VECTORS, PORT_EXCEPTION, PORT_SYSCALL, SYSCALL_CODE,
+};
+use kvmlet_abi::{Gva, PAGE_SIZE, Trap, UserRegs};
+use kvmlet_stub::{
+    MAX_FLUSH_PAGES, StubPc, World, classify, exception_entry_offset, flush_entry_offset,
+};
+
+use super::{GENERAL_PROTECTION, PAGE_LEN, Vcpu};
+use crate::kick::Running;
+
+/// #PF.
+pub(super) const PAGE_FAULT: u8 = 14;
+/// #DB.
+const DEBUG: u8 = 1;
+/// Vectors that push an error code (SDM vol. 3A, 6.15; APM vol. 2, 8.2 for 29 and 30):
+/// #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX.
+const WITH_ERROR_CODE: u32 = 1 << 8
+    | 1 << 10
+    | 1 << 11
+    | 1 << 12
+    | 1 << 13
+    | 1 << 14
+    | 1 << 17
+    | 1 << 21
+    | 1 << 29
+    | 1 << 30;
+/// Length of `out imm8, al`.
+const OUT_LEN: u64 = 2;
+/// Length of `syscall`.
+const SYSCALL_LEN: u64 = 2;
+/// Re-entries to finish one port access or one exception that was under way: each takes one or two.
+const MAX_COMPLETIONS: u32 = 64;
+/// Bytes of the page behind `kvm_run` that carries port data (KVM_PIO_PAGE_OFFSET).
+const PIO_LEN: usize = 4096;
+
+/// A port access as KVM reports it.
+#[derive(Clone, Copy)]
+pub(super) struct PortAccess {
+    direction: u32,
+    size: u8,
+    pub(super) port: u16,
+    count: u32,
+    data_offset: u64,
+}
+
+impl PortAccess {
+    /// `out imm8, al` and nothing else.
+    fn is_byte_out(self) -> bool {
+        self.direction == KVM_EXIT_IO_OUT && self.size == 1 && self.count == 1
+    }
+}
+
+/// The frame the CPU pushed for an exception.
+pub(super) struct Frame {
+    pub(super) vector: u8,
+    error_code: u32,
+    pub(super) rip: u64,
+    pub(super) cs: u64,
+    rflags: u64,
+    rsp: u64,
+}
+
+impl Vcpu {
+    /// Enters the guest and says what came of it.
+    pub(super) fn enter_and_decode(&mut self, running: &Running<'_>, regs: &mut UserRegs) -> Trap {
+        let result = self.kvm_run();
+        self.settle_flush();
+        match result {
+            Ok(()) => self.decode_exit(running, regs),
+            Err(libc::EINTR) => {
+                running.take_kick();
+                self.decode_interrupted(running, regs)
+            }
+            Err(libc::EFAULT) if self.cpl() == 3 => {
+                self.store(regs);
+                Trap::HostFault
+            }
+            Err(errno) => Trap::Broken {
+                exit_reason: u32::MAX,
+                detail: u64::from(errno.unsigned_abs()),
+            },
+        }
+    }
+
+    /// Forgets the flush list once the routine is through.
+    fn settle_flush(&mut self) {
+        if !self.flush.is_empty() && !self.in_flush_routine() {
+            self.counters.flushes += 1;
+            self.counters.flushed_pages += self.flush.len() as u64;
+            self.flush.clear();
+        }
+    }
+
+    pub(super) fn cpl(&self) -> u8 {
+        self.sregs().cs.dpl
+    }
+
+    fn in_flush_routine(&self) -> bool {
+        let offset = self.cpu_regs().rip.wrapping_sub(EXC_CODE.0);
+        // From the longest list's entry to the iretq, which follows one byte behind the shortest's.
+        let routine = flush_entry_offset(MAX_FLUSH_PAGES)
+            .zip(flush_entry_offset(0))
+            .map(|(start, last)| start..last + 2);
+        self.cpl() == 0 && routine.is_some_and(|routine| routine.contains(&offset))
+    }
+
+    /// User-mode registers as they stand in the vCPU.
+    fn store(&self, regs: &mut UserRegs) {
+        let cpu = self.cpu_regs();
+        self.store_from(&cpu, regs);
+    }
+
+    fn store_from(&self, cpu: &kvm_regs, regs: &mut UserRegs) {
+        let sregs = self.sregs();
+        *regs = UserRegs {
+            rax: cpu.rax,
+            rbx: cpu.rbx,
+            rcx: cpu.rcx,
+            rdx: cpu.rdx,
+            rsi: cpu.rsi,
+            rdi: cpu.rdi,
+            rsp: cpu.rsp,
+            rbp: cpu.rbp,
+            r8: cpu.r8,
+            r9: cpu.r9,
+            r10: cpu.r10,
+            r11: cpu.r11,
+            r12: cpu.r12,
+            r13: cpu.r13,
+            r14: cpu.r14,
+            r15: cpu.r15,
+            rip: cpu.rip,
+            rflags: cpu.rflags,
+            fs_base: sregs.fs.base,
+            gs_base: sregs.gs.base,
+        };
+        regs.sanitise();
+    }
+
+    fn broken(&self, detail: u64) -> Trap {
+        // SAFETY: the mapping is live.
+        let exit_reason = unsafe { (*self.run.as_ptr()).exit_reason };
+        Trap::Broken {
+            exit_reason,
+            detail,
+        }
+    }
+
+    /// The port access of the last exit, if it was one.
+    pub(super) fn port_access(&self) -> Option<PortAccess> {
+        let run = self.run.as_ptr();
+        // SAFETY: the mapping is live; the exit reason says which member of the union is filled.
+        unsafe {
+            if (*run).exit_reason != KVM_EXIT_IO {
+                return None;
+            }
+            let io = (*run).__bindgen_anon_1.io;
+            Some(PortAccess {
+                direction: u32::from(io.direction),
+                size: io.size,
+                port: io.port,
+                count: io.count,
+                data_offset: io.data_offset,
+            })
+        }
+    }
+
+    fn decode_exit(&mut self, running: &Running<'_>, regs: &mut UserRegs) -> Trap {
+        let Some(access) = self.port_access() else {
+            return self.broken(self.exit_detail());
+        };
+        let cpu = self.cpu_regs();
+        if self.is_syscall(access, cpu.rip) {
+            self.store_from(&cpu, regs);
+            regs.rip = cpu.rcx;
+            regs.rflags = cpu.r11;
+            regs.sanitise();
+            return Trap::Syscall;
+        }
+        if self.cpl() == 3 {
+            return self.forged_access(access, &cpu, running, regs);
+        }
+        match self.exception_frame(access, cpu.rip) {
+            Some(frame) => self.decode_exception(&frame, &cpu, regs),
+            None => self.broken(u64::from(access.port)),
+        }
+    }
+
+    /// Whether the access is the stub's own: the right port, from the right instruction, at the
+    /// privilege level that this kind of KVM enters the stub at. Hardware leaves rip at the `out`,
+    /// software KVM behind it.
+    fn is_syscall(&self, access: PortAccess, rip: u64) -> bool {
+        let world = self.world.unwrap_or(World::Hardware);
+        let cpl = match world {
+            World::Hardware => 0,
+            World::Software => 3,
+        };
+        access.port == PORT_SYSCALL
+            && access.is_byte_out()
+            && self.cpl() == cpl
+            && matches!(
+                classify(world, Gva(rip)),
+                StubPc::AtLeave | StubPc::AfterLeave
+            )
+    }
+
+    /// A port access that ring 3 made by itself: #GP, as on hardware, where the CPU raises it.
+    fn forged_access(
+        &mut self,
+        access: PortAccess,
+        cpu: &kvm_regs,
+        running: &Running<'_>,
+        regs: &mut UserRegs,
+    ) -> Trap {
+        self.counters.forged_io += 1;
+        self.store_from(cpu, regs);
+        if access.direction == KVM_EXIT_IO_IN && !self.complete_input(access, running) {
+            return self.broken(u64::from(access.port));
+        }
+        Trap::Exception {
+            vector: GENERAL_PROTECTION,
+            error_code: 0,
+            fault_gva: Gva(0),
+        }
+    }
+
+    /// Finishes an input that KVM holds open, or it would complete into the registers that are
+    /// loaded next. The registers it leaves are not used. String input stores zeros where the
+    /// program could have stored them itself.
+    fn complete_input(&mut self, first: PortAccess, running: &Running<'_>) -> bool {
+        let mut access = first;
+        for _ in 0..MAX_COMPLETIONS {
+            self.zero_port_data(access);
+            // KVM completes the access before it looks at this flag. It stays set: the next run
+            // returns at once, so that no kick is lost.
+            running.put_back_kick();
+            self.set_dirty(0);
+            match self.kvm_run() {
+                Err(libc::EINTR) => return true,
+                Ok(()) => match self.port_access() {
+                    Some(next) => access = next,
+                    None => return false,
+                },
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// The page that carries port data may hold what an earlier access left.
+    fn zero_port_data(&mut self, access: PortAccess) {
+        let len = usize::from(access.size)
+            .saturating_mul(access.count as usize)
+            .min(PIO_LEN);
+        let Ok(offset) = usize::try_from(access.data_offset) else {
+            return;
+        };
+        // SAFETY: KVM reports where in the vCPU's mapping the data lies (one page of it at most), and
+        // does not touch it outside of KVM_RUN.
+        unsafe {
+            let data = self.run.as_ptr().cast::<u8>().add(offset);
+            ptr::write_bytes(data, 0, len);
+        }
+    }
+
+    pub(super) fn set_dirty(&mut self, fields: u64) {
+        // SAFETY: the mapping is live.
+        unsafe { (*self.run.as_ptr()).kvm_dirty_regs = fields };
+    }
+
+    /// The exception whose entry made this access, if it is one and the stack agrees.
+    pub(super) fn exception_frame(&self, access: PortAccess, rip: u64) -> Option<Frame> {
+        let vector = entry_at(rip).or_else(|| entry_at(rip.wrapping_sub(OUT_LEN)))?;
+        if !access.is_byte_out() || access.port != PORT_EXCEPTION + u16::from(vector) {
+            return None;
+        }
+        self.frame(vector)
+    }
+
+    /// Reads the frame of `vector` from the exception stack; `None` if the stack pointer is not where
+    /// that frame puts it (a double fault is on another stack).
+    fn frame(&self, vector: u8) -> Option<Frame> {
+        let has_error_code = WITH_ERROR_CODE >> vector & 1 == 1;
+        let words = if has_error_code { 6 } else { 5 };
+        if self.cpu_regs().rsp != EXC_STACK_TOP.0 - words * 8 {
+            return None;
+        }
+        let word = |from_top: usize| {
+            // SAFETY: inside the page that the creator keeps mapped; the guest may write it at any
+            // time, so each word is read once and believed only as a value.
+            unsafe { self.exc_stack.add(PAGE_LEN / 8 - from_top).read_volatile() }
+        };
+        Some(Frame {
+            vector,
+            error_code: if has_error_code { word(6) as u32 } else { 0 },
+            rip: word(5),
+            cs: word(4),
+            rflags: word(3),
+            rsp: word(2),
+        })
+    }
+
+    fn decode_exception(&mut self, frame: &Frame, cpu: &kvm_regs, regs: &mut UserRegs) -> Trap {
+        self.store_from(cpu, regs);
+        regs.rsp = frame.rsp;
+        if frame.cs & 3 != 3 {
+            return self.decode_stub_exception(frame, regs);
+        }
+        regs.rip = frame.rip;
+        regs.rflags = frame.rflags;
+        regs.sanitise();
+        Trap::Exception {
+            vector: frame.vector,
+            error_code: frame.error_code,
+            fault_gva: Gva(self.sregs().cr2),
+        }
+    }
+
+    /// An exception inside the stub at CPL 0. One is honest: a single step that is still pending when
+    /// `syscall` enters the stub, although IA32_FMASK clears TF; the call then goes on as made.
+    fn decode_stub_exception(&mut self, frame: &Frame, regs: &mut UserRegs) -> Trap {
+        if frame.vector == DEBUG && self.world != Some(World::Software) {
+            let trap = match classify(World::Hardware, Gva(frame.rip)) {
+                StubPc::Entry | StubPc::AtLeave => Some(Trap::Syscall),
+                StubPc::Answered => Some(Trap::Interrupted),
+                _ => None,
+            };
+            if let Some(trap) = trap {
+                regs.rip = regs.rcx;
+                regs.rflags = regs.r11;
+                regs.sanitise();
+                return trap;
+            }
+        }
+        self.broken(
+            u64::from(frame.vector) << 32 | frame.rip.wrapping_sub(EXC_CODE.0) & 0xffff_ffff,
+        )
+    }
+
+    /// A signal brought the vCPU out: brings the registers to user mode.
+    fn decode_interrupted(&mut self, running: &Running<'_>, regs: &mut UserRegs) -> Trap {
+        if let Some(trap) = self.deliver_pending(running, regs) {
+            return trap;
+        }
+        let cpu = self.cpu_regs();
+        if self.cpl() == 0 {
+            if self.in_flush_routine() {
+                // Ring 3 has not run: the caller's registers stand, and the flush is still queued.
+                return Trap::Interrupted;
+            }
+            if let Some(vector) = entry_at(cpu.rip) {
+                // Delivered, but the `out` is still to come: all it would tell is known.
+                running.put_back_kick();
+                return match self.frame(vector) {
+                    Some(frame) => self.decode_exception(&frame, &cpu, regs),
+                    None => self.broken(u64::from(vector)),
+                };
+            }
+            if cpu.rip.wrapping_sub(SYSCALL_CODE.0) >= PAGE_SIZE {
+                return self.broken(cpu.rip);
+            }
+        }
+        self.store_from(&cpu, regs);
+        let world = self.world.unwrap_or(World::Hardware);
+        match classify(world, Gva(cpu.rip)) {
+            StubPc::Entry | StubPc::AtLeave => unwind(regs),
+            StubPc::Answering { number } => {
+                regs.rax = number;
+                unwind(regs);
+            }
+            StubPc::Answered => {
+                regs.rip = regs.rcx;
+                regs.rflags = regs.r11;
+            }
+            StubPc::AfterLeave | StubPc::Outside if self.cpl() == 0 => {
+                return self.broken(cpu.rip);
+            }
+            StubPc::AfterLeave | StubPc::Outside => {}
+        }
+        regs.sanitise();
+        Trap::Interrupted
+    }
+
+    /// An exception that KVM has taken from this thread and not delivered yet would hit whichever
+    /// thread runs next: lets it arrive, and reports it in place of the kick.
+    fn deliver_pending(&mut self, running: &Running<'_>, regs: &mut UserRegs) -> Option<Trap> {
+        for _ in 0..MAX_COMPLETIONS {
+            self.counters.ioctls += 1;
+            let events = match self.fd.get_vcpu_events() {
+                Ok(events) => events,
+                Err(error) => {
+                    return Some(Trap::Broken {
+                        exit_reason: u32::MAX,
+                        detail: u64::from(error.errno().unsigned_abs()),
+                    });
+                }
+            };
+            if events.exception.injected == 0 && events.exception.pending == 0 {
+                return None;
+            }
+            self.set_dirty(0);
+            let result = self.kvm_run();
+            self.settle_flush();
+            match result {
+                Ok(()) => {
+                    let trap = self.decode_exit(running, regs);
+                    running.put_back_kick();
+                    return Some(trap);
+                }
+                Err(libc::EINTR) => {
+                    running.take_kick();
+                }
+                Err(_) => return Some(self.broken(0)),
+            }
+        }
+        Some(self.broken(0))
+    }
+
+    /// What the log wants to know of an exit that no stub makes.
+    fn exit_detail(&self) -> u64 {
+        let run = self.run.as_ptr();
+        // SAFETY: the mapping is live; the exit reason says which member of the union is filled.
+        unsafe {
+            match (*run).exit_reason {
+                KVM_EXIT_INTERNAL_ERROR => u64::from((*run).__bindgen_anon_1.internal.suberror),
+                KVM_EXIT_MMIO => (*run).__bindgen_anon_1.mmio.phys_addr,
+                _ => (*run).__bindgen_anon_1.hw.hardware_exit_reason,
+            }
+        }
+    }
+}
+
+/// Back to the `syscall` instruction, as if it had not been executed.
+fn unwind(regs: &mut UserRegs) {
+    regs.rip = regs.rcx.wrapping_sub(SYSCALL_LEN);
+    regs.rflags = regs.r11;
+}
+
+/// The vector whose entry starts exactly at `rip`.
+fn entry_at(rip: u64) -> Option<u8> {
+    let offset = rip.wrapping_sub(EXC_CODE.0);
+    let stride = exception_entry_offset(1);
+    (offset.is_multiple_of(stride) && offset / stride < u64::from(EXCEPTION_VECTORS))
+        .then_some((offset / stride) as u8)
+}
