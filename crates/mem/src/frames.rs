@@ -71,7 +71,7 @@ struct Divided {
 
 #[derive(Clone, Debug)]
 enum State {
-    /// Free; `zero` if its memory is known to hold zeros.
+    /// In the list of clean or of dirty blocks.
     Free,
     /// Handed out whole.
     Whole {
@@ -175,12 +175,11 @@ impl FramePool {
         (pages > 0).then_some(FrameRun { gpa, pages })
     }
 
-    /// One whole block.
+    /// One whole block; one whose host memory is there already if possible.
     pub(crate) fn take_block(&mut self) -> Option<Taken> {
-        let (id, zero) = match (self.clean.pop(), self.dirty.last()) {
-            (Some(id), _) => (id, true),
-            (None, Some(_)) => (self.dirty.pop()?, false),
-            (None, None) => return None,
+        let (id, zero) = match self.dirty.pop() {
+            Some(id) => (id, false),
+            None => (self.clean.pop()?, true),
         };
         let block = &mut self.blocks[id as usize];
         block.state = State::Whole { refs: 1 };

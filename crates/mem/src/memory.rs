@@ -541,7 +541,11 @@ impl GuestMemory {
         }
     }
 
-    fn anon_mut(&mut self, gpa: Gpa, len_bytes: u64) -> Result<(&mut AnonMapping, u64), MemError> {
+    pub(crate) fn anon_mut(
+        &mut self,
+        gpa: Gpa,
+        len_bytes: u64,
+    ) -> Result<(&mut AnonMapping, u64), MemError> {
         let (slot, offset) = self.locate_mut(gpa, len_bytes)?;
         match &mut slot.store {
             Store::Tables { map, .. } | Store::Ram { map, .. } => Ok((map, offset)),
