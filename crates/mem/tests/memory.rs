@@ -38,7 +38,7 @@ fn slots_are_congruent_disjoint_and_announced_once() {
         assert!(
             slots
                 .iter()
-                .all(|other| other.gpa < slot.gpa || other.gpa == slot.gpa || other.gpa >= end)
+                .all(|other| other.gpa <= slot.gpa || other.gpa >= end)
         );
     }
     assert_eq!(mem.table_slots().count(), 1);
