@@ -1,0 +1,350 @@
+//! madvise(2), mincore(2), msync(2) and mseal(2).
+
+use kvmlet_abi::addr::page_align_up;
+use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_mem::FileWindow;
+
+use super::space::{Space, errno};
+use super::vma::{Backing, Prot, TmpBacking, Vma, VmaFlags};
+use super::{Access, FaultError};
+use crate::clock;
+use crate::cx::Cx;
+use crate::vfs::attr::FileTime;
+
+/// What a program says about its memory, with the values of MADV_* (madvise(2)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)] // named as the constants are
+#[repr(i32)]
+pub enum Advice {
+    Normal = 0,
+    Random = 1,
+    Sequential = 2,
+    WillNeed = 3,
+    DontNeed = 4,
+    Free = 8,
+    Remove = 9,
+    DontFork = 10,
+    DoFork = 11,
+    Mergeable = 12,
+    Unmergeable = 13,
+    HugePage = 14,
+    NoHugePage = 15,
+    DontDump = 16,
+    DoDump = 17,
+    WipeOnFork = 18,
+    KeepOnFork = 19,
+    Cold = 20,
+    PageOut = 21,
+    PopulateRead = 22,
+    PopulateWrite = 23,
+    DontNeedLocked = 24,
+    Collapse = 25,
+    HwPoison = 100,
+    SoftOffline = 101,
+}
+
+impl Advice {
+    /// From the number that a program gave; `None` if Linux does not know it either.
+    #[must_use]
+    pub fn from_number(number: i32) -> Option<Self> {
+        Some(match number {
+            0 => Self::Normal,
+            1 => Self::Random,
+            2 => Self::Sequential,
+            3 => Self::WillNeed,
+            4 => Self::DontNeed,
+            8 => Self::Free,
+            9 => Self::Remove,
+            10 => Self::DontFork,
+            11 => Self::DoFork,
+            12 => Self::Mergeable,
+            13 => Self::Unmergeable,
+            14 => Self::HugePage,
+            15 => Self::NoHugePage,
+            16 => Self::DontDump,
+            17 => Self::DoDump,
+            18 => Self::WipeOnFork,
+            19 => Self::KeepOnFork,
+            20 => Self::Cold,
+            21 => Self::PageOut,
+            22 => Self::PopulateRead,
+            23 => Self::PopulateWrite,
+            24 => Self::DontNeedLocked,
+            25 => Self::Collapse,
+            100 => Self::HwPoison,
+            101 => Self::SoftOffline,
+            _ => return None,
+        })
+    }
+
+    /// Advice that loses content: refused for sealed memory that cannot be written anyhow.
+    fn discards(self) -> bool {
+        matches!(
+            self,
+            Self::Free
+                | Self::DontNeed
+                | Self::DontNeedLocked
+                | Self::Remove
+                | Self::DontFork
+                | Self::WipeOnFork
+        )
+    }
+}
+
+/// madvise(2)
+///
+/// # Errors
+/// As the man page has them.
+pub fn advise(cx: &mut Cx<'_>, addr: u64, len_bytes: u64, advice: Advice) -> Result<(), Errno> {
+    Space::of(cx)?.advise(addr, len_bytes, advice)
+}
+
+/// mincore(2) for the mapped range of `pages` pages from `addr`: one byte per page, 1 if resident.
+///
+/// # Errors
+/// `ENOMEM` if part of the range is not mapped.
+pub fn mincore(cx: &mut Cx<'_>, addr: u64, pages: u64) -> Result<Vec<u8>, Errno> {
+    Space::of(cx)?.resident(addr, pages)
+}
+
+/// msync(2)
+///
+/// # Errors
+/// `EINVAL`, `EBUSY`, `ENOMEM`.
+pub fn msync(cx: &mut Cx<'_>, addr: u64, len_bytes: u64, flags: i32) -> Result<(), Errno> {
+    Space::of(cx)?.sync(addr, len_bytes, flags)
+}
+
+/// mseal(2)
+///
+/// # Errors
+/// `EINVAL`, `ENOMEM`.
+pub fn seal(cx: &mut Cx<'_>, addr: u64, len_bytes: u64, flags: u64) -> Result<(), Errno> {
+    Space::of(cx)?.seal(addr, len_bytes, flags)
+}
+
+const MS_ASYNC: i32 = 1;
+const MS_INVALIDATE: i32 = 2;
+const MS_SYNC: i32 = 4;
+
+impl Space<'_> {
+    /// See [`advise`].
+    ///
+    /// # Errors
+    /// See [`advise`].
+    pub fn advise(&mut self, addr: u64, len_bytes: u64, advice: Advice) -> Result<(), Errno> {
+        if matches!(advice, Advice::HwPoison | Advice::SoftOffline) {
+            return Err(Errno::EPERM);
+        }
+        if !Gva(addr).is_page_aligned() {
+            return Err(Errno::EINVAL);
+        }
+        let end = page_align_up(len_bytes)
+            .and_then(|len| addr.checked_add(len))
+            .ok_or(Errno::EINVAL)?;
+        if addr == end {
+            return Ok(());
+        }
+        match advice {
+            Advice::PopulateRead => return self.advise_populate(addr, end, Access::Read),
+            Advice::PopulateWrite => return self.advise_populate(addr, end, Access::Write),
+            _ => {}
+        }
+        // Holes do not stop the walk, but make it fail in the end.
+        let whole = self.mm.covers(addr, end);
+        let parts: Vec<Vma> = self.mm.parts(addr, end).collect();
+        for part in parts {
+            self.advise_part(&part, advice)?;
+        }
+        if whole { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    /// One VMA's share (madvise_vma_behavior in mm/madvise.c).
+    fn advise_part(&mut self, part: &Vma, advice: Advice) -> Result<(), Errno> {
+        let locked = part.flags.contains(VmaFlags::LOCKED);
+        let special = matches!(part.backing, Backing::Special(_));
+        let read_only_anon = part.backing == Backing::Anon && !part.prot.contains(Prot::WRITE);
+        if part.flags.contains(VmaFlags::SEALED) && advice.discards() && read_only_anon {
+            return Err(Errno::EPERM);
+        }
+        let hints = VmaFlags::RANDOM | VmaFlags::SEQUENTIAL;
+        let (clear, set) = match advice {
+            Advice::Normal => (hints, VmaFlags::empty()),
+            Advice::Random => (hints, VmaFlags::RANDOM),
+            Advice::Sequential => (hints, VmaFlags::SEQUENTIAL),
+            // The page cache is the host's, and nothing is ever swapped out.
+            Advice::WillNeed => return Ok(()),
+            Advice::Cold | Advice::PageOut if locked || special => return Err(Errno::EINVAL),
+            Advice::Cold | Advice::PageOut => return Ok(()),
+            Advice::DontNeed if locked => return Err(Errno::EINVAL),
+            Advice::DontNeed | Advice::DontNeedLocked if special => return Err(Errno::EINVAL),
+            Advice::DontNeed | Advice::DontNeedLocked => return self.discard(part),
+            Advice::Free if part.backing != Backing::Anon || locked => return Err(Errno::EINVAL),
+            // Linux differs: it frees when memory is short, and a write before that keeps the page.
+            Advice::Free => return self.discard(part),
+            Advice::Remove => return self.punch_hole(part),
+            Advice::DontFork => (VmaFlags::empty(), VmaFlags::DONTFORK),
+            Advice::DoFork => (VmaFlags::DONTFORK, VmaFlags::empty()),
+            Advice::Mergeable => (VmaFlags::empty(), VmaFlags::MERGEABLE),
+            Advice::Unmergeable => (VmaFlags::MERGEABLE, VmaFlags::empty()),
+            Advice::HugePage => (VmaFlags::NOHUGEPAGE, VmaFlags::HUGEPAGE),
+            Advice::NoHugePage => (VmaFlags::HUGEPAGE, VmaFlags::NOHUGEPAGE),
+            Advice::DontDump => (VmaFlags::empty(), VmaFlags::DONTDUMP),
+            Advice::DoDump if special => return Err(Errno::EINVAL),
+            Advice::DoDump => (VmaFlags::DONTDUMP, VmaFlags::empty()),
+            Advice::WipeOnFork if part.backing != Backing::Anon => return Err(Errno::EINVAL),
+            Advice::WipeOnFork => (VmaFlags::empty(), VmaFlags::WIPEONFORK),
+            Advice::KeepOnFork => (VmaFlags::WIPEONFORK, VmaFlags::empty()),
+            // A range that cannot be collapsed (madvise(2)).
+            Advice::Collapse => return Err(Errno::EINVAL),
+            Advice::PopulateRead
+            | Advice::PopulateWrite
+            | Advice::HwPoison
+            | Advice::SoftOffline => return Ok(()),
+        };
+        if part.flags.difference(clear) | set == part.flags {
+            return Ok(());
+        }
+        // Linux turns a lack of VMAs into EAGAIN here.
+        self.update(part.start, part.end, |vma| {
+            vma.flags = vma.flags.difference(clear) | set;
+        })
+        .map_err(|_| Errno::EAGAIN)
+    }
+
+    /// Drops the pages of a part of a VMA: private content is lost, shared content stays in its file.
+    fn discard(&mut self, part: &Vma) -> Result<(), Errno> {
+        self.zap(part.start, part.end)?;
+        if let Backing::File(file) = part.backing
+            && file.charged
+        {
+            let (gpa, len_bytes) = (file.window, part.len_bytes());
+            self.mem
+                .discard_file(FileWindow { gpa, len_bytes })
+                .map_err(errno)?;
+        }
+        Ok(())
+    }
+
+    /// MADV_REMOVE: frees the pages of a shared memory file.
+    fn punch_hole(&mut self, part: &Vma) -> Result<(), Errno> {
+        if part.flags.contains(VmaFlags::LOCKED) {
+            return Err(Errno::EINVAL);
+        }
+        let writable = part.is_shared() && part.prot.contains(Prot::WRITE);
+        let TmpBacking { inode, offset } = match part.backing {
+            Backing::Tmp(tmp) if writable => tmp,
+            Backing::Tmp(_) | Backing::File(_) => return Err(Errno::EACCES),
+            Backing::Anon | Backing::Special(_) => return Err(Errno::EINVAL),
+        };
+        let now = FileTime::from_ns(clock::realtime_ns(self.host));
+        let end = offset.saturating_add(part.len_bytes());
+        let touched = self.tmpfs.punch_hole(self.mem, inode, offset, end, now)?;
+        self.unmap_inode_pages(inode, touched)
+    }
+
+    /// MADV_POPULATE_READ and MADV_POPULATE_WRITE: a failure says why (madvise(2)).
+    fn advise_populate(&mut self, start: u64, end: u64, access: Access) -> Result<(), Errno> {
+        let parts: Vec<Vma> = self.mm.parts(start, end).collect();
+        let mut at = start;
+        for part in parts {
+            if part.start != at {
+                return Err(Errno::ENOMEM);
+            }
+            if !part.prot.allows(access) {
+                return Err(Errno::EINVAL);
+            }
+            self.populate_part(part.start, part.end, access)
+                .map_err(|error| match error {
+                    FaultError::OutOfMemory => Errno::ENOMEM,
+                    FaultError::Segv { .. } | FaultError::Bus => Errno::EFAULT,
+                })?;
+            at = part.end;
+        }
+        if at < end { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    /// See [`mincore`].
+    ///
+    /// # Errors
+    /// See [`mincore`].
+    pub fn resident(&mut self, addr: u64, pages: u64) -> Result<Vec<u8>, Errno> {
+        let len = pages.checked_mul(PAGE_SIZE).ok_or(Errno::ENOMEM)?;
+        let end = addr.checked_add(len).ok_or(Errno::ENOMEM)?;
+        if !self.mm.covers(addr, end) {
+            return Err(Errno::ENOMEM);
+        }
+        let mut text = Vec::new();
+        let parts: Vec<Vma> = self.mm.parts(addr, end).collect();
+        for part in parts {
+            let mut at = part.start;
+            while at < part.end {
+                let cached = match part.backing {
+                    Backing::File(_) | Backing::Special(_) => true,
+                    Backing::Tmp(tmp) => {
+                        let page = tmp.offset.saturating_add(at - part.start) / PAGE_SIZE;
+                        self.tmpfs.page_for_read(tmp.inode, page).is_some()
+                    }
+                    Backing::Anon => false,
+                };
+                let present = cached || self.tables.walk(self.mem, Gva(at)).is_some();
+                text.push(u8::from(present));
+                at += PAGE_SIZE;
+            }
+        }
+        Ok(text)
+    }
+
+    /// See [`msync`]. Shared memory files are memory, and host files are never written: there is
+    /// nothing to write back.
+    ///
+    /// # Errors
+    /// See [`msync`].
+    pub fn sync(&mut self, addr: u64, len_bytes: u64, flags: i32) -> Result<(), Errno> {
+        let both = MS_ASYNC | MS_SYNC;
+        if flags & !(both | MS_INVALIDATE) != 0
+            || !Gva(addr).is_page_aligned()
+            || flags & both == both
+        {
+            return Err(Errno::EINVAL);
+        }
+        let end = page_align_up(len_bytes)
+            .and_then(|len| addr.checked_add(len))
+            .ok_or(Errno::ENOMEM)?;
+        if addr == end {
+            return Ok(());
+        }
+        let locked = self
+            .mm
+            .parts(addr, end)
+            .any(|part| part.flags.contains(VmaFlags::LOCKED));
+        if flags & MS_INVALIDATE != 0 && locked {
+            return Err(Errno::EBUSY);
+        }
+        if self.mm.covers(addr, end) {
+            Ok(())
+        } else {
+            Err(Errno::ENOMEM)
+        }
+    }
+
+    /// See [`seal`].
+    ///
+    /// # Errors
+    /// See [`seal`].
+    pub fn seal(&mut self, addr: u64, len_bytes: u64, flags: u64) -> Result<(), Errno> {
+        if flags != 0 || !Gva(addr).is_page_aligned() {
+            return Err(Errno::EINVAL);
+        }
+        let end = page_align_up(len_bytes)
+            .and_then(|len| addr.checked_add(len))
+            .ok_or(Errno::EINVAL)?;
+        if addr == end {
+            return Ok(());
+        }
+        if !self.mm.covers(addr, end) {
+            return Err(Errno::ENOMEM);
+        }
+        self.update(addr, end, |vma| vma.flags |= VmaFlags::SEALED)
+    }
+}

@@ -1,0 +1,199 @@
+//! Faulting memory in ahead of use, and locking it: mlock(2), mlockall(2).
+//!
+//! All of a program's memory stays resident anyhow; locking populates and is counted against
+//! RLIMIT_MEMLOCK. Nobody here has CAP_IPC_LOCK.
+
+use kvmlet_abi::addr::page_align_up;
+use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+
+use super::space::{Space, UNLIMITED};
+use super::vma::{Prot, Vma, VmaFlags};
+use super::{Access, FaultError};
+use crate::cx::Cx;
+
+/// mlockall(2): what is mapped now.
+pub const MCL_CURRENT: u32 = 1;
+/// mlockall(2): what will be mapped.
+pub const MCL_FUTURE: u32 = 2;
+/// mlockall(2): pages are locked when they are first touched.
+pub const MCL_ONFAULT: u32 = 4;
+
+/// mlock(2), mlock2(2) and munlock(2): gives the range these locking flags (none, `LOCKED`, or
+/// `LOCKED` with `LOCK_ON_FAULT`).
+///
+/// # Errors
+/// As the man page has them.
+pub fn lock(cx: &mut Cx<'_>, addr: u64, len_bytes: u64, flags: VmaFlags) -> Result<(), Errno> {
+    Space::of(cx)?.lock(addr, len_bytes, flags)
+}
+
+/// mlockall(2)
+///
+/// # Errors
+/// `EINVAL`, `EPERM`, `ENOMEM`.
+pub fn lock_all(cx: &mut Cx<'_>, flags: u32) -> Result<(), Errno> {
+    Space::of(cx)?.lock_all(flags)
+}
+
+/// munlockall(2)
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn unlock_all(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    Space::of(cx)?.unlock_all()
+}
+
+const LOCKING: VmaFlags = VmaFlags::LOCKED.union(VmaFlags::LOCK_ON_FAULT);
+
+impl Space<'_> {
+    /// Faults in every page of the range that may be accessed, for writing where a write would copy.
+    ///
+    /// # Errors
+    /// What the first page that cannot be had gives; `ENOMEM` for a hole is left to the caller.
+    pub fn populate(&mut self, start: u64, end: u64) -> Result<(), FaultError> {
+        let parts: Vec<Vma> = self.mm.parts(start, end).collect();
+        for part in parts {
+            let private_write = part.prot.contains(Prot::WRITE) && !part.is_shared();
+            let access = if private_write {
+                Access::Write
+            } else {
+                Access::Read
+            };
+            if !part.prot.is_empty() {
+                self.populate_part(part.start, part.end, access)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Faults in every page of a part of one VMA.
+    ///
+    /// # Errors
+    /// What the first page that cannot be had gives.
+    pub fn populate_part(
+        &mut self,
+        start: u64,
+        end: u64,
+        access: Access,
+    ) -> Result<(), FaultError> {
+        let mut at = start;
+        while at < end {
+            let Some(leaf) = self.tables.walk(self.mem, Gva(at)) else {
+                self.fault(Gva(at), access)?;
+                at += PAGE_SIZE;
+                continue;
+            };
+            if access == Access::Write && !leaf.flags.contains(kvmlet_mem::PteFlags::WRITE) {
+                self.fault(Gva(at), access)?;
+            }
+            at = (at | (leaf.size.bytes() - 1)).saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// See [`lock`].
+    ///
+    /// # Errors
+    /// See [`lock`].
+    pub fn lock(&mut self, addr: u64, len_bytes: u64, flags: VmaFlags) -> Result<(), Errno> {
+        let locking = flags.contains(VmaFlags::LOCKED);
+        if locking && self.limits.locked == 0 {
+            return Err(Errno::EPERM);
+        }
+        let start = Gva(addr).page_down().0;
+        let end = len_bytes
+            .checked_add(addr - start)
+            .and_then(page_align_up)
+            .and_then(|len| start.checked_add(len))
+            .ok_or(Errno::EINVAL)?;
+        if locking && self.limits.locked != UNLIMITED {
+            let already: u64 = self
+                .mm
+                .parts(start, end)
+                .filter(|part| part.flags.contains(VmaFlags::LOCKED))
+                .map(|part| part.len_bytes())
+                .sum();
+            let more = (end - start).saturating_sub(already);
+            if self.mm.locked_bytes().saturating_add(more) > self.limits.locked {
+                return Err(Errno::ENOMEM);
+            }
+        }
+        if start == end {
+            return Ok(());
+        }
+        let covered = self.mm.covers(start, end);
+        self.update(start, end, |vma| {
+            vma.flags = vma.flags.difference(LOCKING) | flags;
+        })?;
+        if !covered {
+            return Err(Errno::ENOMEM);
+        }
+        if locking && !flags.contains(VmaFlags::LOCK_ON_FAULT) {
+            self.populate_locked(start, end)?;
+        }
+        Ok(())
+    }
+
+    /// Populates for mlock(2), which fails where a page cannot be had.
+    fn populate_locked(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        // Linux: __mlock_posix_error_return maps both kinds of failure.
+        if self.mm.parts(start, end).any(|part| part.prot.is_empty()) {
+            return Err(Errno::ENOMEM);
+        }
+        self.populate(start, end).map_err(|error| match error {
+            FaultError::OutOfMemory => Errno::EAGAIN,
+            FaultError::Segv { .. } | FaultError::Bus => Errno::ENOMEM,
+        })
+    }
+
+    /// See [`lock_all`].
+    ///
+    /// # Errors
+    /// See [`lock_all`].
+    pub fn lock_all(&mut self, flags: u32) -> Result<(), Errno> {
+        if flags == 0
+            || flags & !(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0
+            || flags == MCL_ONFAULT
+        {
+            return Err(Errno::EINVAL);
+        }
+        if self.limits.locked == 0 {
+            return Err(Errno::EPERM);
+        }
+        let current = flags & MCL_CURRENT != 0;
+        if current && self.mm.total_bytes() > self.limits.locked {
+            return Err(Errno::ENOMEM);
+        }
+        let mut how = VmaFlags::LOCKED;
+        how.set(VmaFlags::LOCK_ON_FAULT, flags & MCL_ONFAULT != 0);
+        self.mm.new_flags = if flags & MCL_FUTURE != 0 {
+            how
+        } else {
+            VmaFlags::empty()
+        };
+        if !current {
+            return Ok(());
+        }
+        self.update_all(how)?;
+        if flags & MCL_ONFAULT == 0 {
+            // mlockall ignores pages that cannot be had.
+            let _ = self.populate(0, u64::MAX & !(PAGE_SIZE - 1));
+        }
+        Ok(())
+    }
+
+    /// See [`unlock_all`].
+    ///
+    /// # Errors
+    /// See [`unlock_all`].
+    pub fn unlock_all(&mut self) -> Result<(), Errno> {
+        self.mm.new_flags = VmaFlags::empty();
+        self.update_all(VmaFlags::empty())
+    }
+
+    fn update_all(&mut self, flags: VmaFlags) -> Result<(), Errno> {
+        self.update(0, u64::MAX & !(PAGE_SIZE - 1), |vma| {
+            vma.flags = vma.flags.difference(LOCKING) | flags;
+        })
+    }
+}

@@ -1,0 +1,301 @@
+//! The address space of a process as a value, and what keeps the page tables in step with it.
+//!
+//! [`Mm`] says what is mapped where and with which rights; the page tables are a cache of it that is
+//! filled on demand by [`fault`]. Ownership of frames: **every present leaf that is not file-backed
+//! holds one reference to its frame**, whatever it belongs to (private memory, a memory file, the
+//! vDSO), and drops it when it is removed. File-backed frames are owned by the window of their VMA.
+
+mod advise;
+mod fault;
+mod lock;
+mod map;
+mod remap;
+mod space;
+mod text;
+pub mod user;
+mod vma;
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use kvmlet_abi::layout::USER_END;
+use kvmlet_abi::{Errno, Gpa, Gva, PAGE_SIZE};
+use kvmlet_mem::OutOfMemory;
+
+use crate::cx::Cx;
+use crate::host::HostId;
+use crate::vfs::tmpfs::{InodeId, Touched};
+
+pub use advise::{Advice, advise, mincore, msync, seal};
+pub use lock::{lock, lock_all, unlock_all};
+pub use map::{MapFile, MapFlags, MapRequest, brk, mmap, mprotect, munmap};
+pub use remap::{RemapFlags, RemapRequest, remap};
+pub(crate) use space::Space;
+pub use text::maps_text;
+pub use vma::{Backing, FileBacking, Low2G, Prot, TmpBacking, Vma, VmaFlags};
+
+/// VMAs that a process may have (vm.max_map_count).
+pub const MAX_MAP_COUNT: usize = 65_530;
+/// Space kept free below a stack that grows (stack_guard_gap: 256 pages).
+pub const STACK_GUARD_GAP: u64 = 256 * PAGE_SIZE;
+
+/// Pages mapped around a fault in anonymous memory of a small VMA, and in tmpfs and vDSO pages.
+/// A power of two.
+const AROUND_PAGES: u64 = 16;
+/// The same for anonymous VMAs of at least [`AROUND_LARGE_FROM`].
+const AROUND_LARGE_PAGES: u64 = 64;
+const AROUND_LARGE_FROM: u64 = 1 << 20;
+/// Pages mapped around a fault in a file mapping. These cost no memory, only the entries of a page
+/// table that is needed anyhow; so a whole table.
+const AROUND_FILE_PAGES: u64 = 512;
+/// Anonymous VMAs from this size on get 2 MiB pages without asking (MADV_HUGEPAGE asks).
+const HUGE_FROM: u64 = 4 << 20;
+
+/// The fault is at an address that is not mapped (siginfo si_code of SIGSEGV).
+pub const SEGV_MAPERR: i32 = 1;
+/// The mapping does not allow the access.
+pub const SEGV_ACCERR: i32 = 2;
+
+/// What a program tried to do with a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+    /// An instruction fetch.
+    Exec,
+}
+
+/// Why an access is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultError {
+    /// SIGSEGV with this si_code: [`SEGV_MAPERR`] or [`SEGV_ACCERR`].
+    Segv {
+        /// si_code.
+        code: i32,
+    },
+    /// SIGBUS with si_code BUS_ADRERR: the page lies past the end of its file.
+    Bus,
+    /// The memory limit is reached: the run ends.
+    OutOfMemory,
+}
+
+impl FaultError {
+    const MAPERR: Self = Self::Segv { code: SEGV_MAPERR };
+    const ACCERR: Self = Self::Segv { code: SEGV_ACCERR };
+}
+
+impl From<OutOfMemory> for FaultError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// Random words from which the layout of an address space is drawn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AslrSeed {
+    /// For the top of the mmap area.
+    pub mmap: u64,
+    /// For the top of the stack.
+    pub stack: u64,
+    /// For the load address of a position-independent executable.
+    pub exe: u64,
+    /// For the gap between the program's data and its heap.
+    pub brk: u64,
+}
+
+/// Pages drawn for the mmap area and the executable (vm.mmap_rnd_bits: 28).
+const MMAP_RANDOM_PAGES: u64 = 1 << 28;
+/// Pages drawn for the stack (STACK_RND_MASK of arch/x86/include/asm/elf.h).
+const STACK_RANDOM_PAGES: u64 = 1 << 22;
+/// Pages drawn for the heap (arch_randomize_brk: 32 MiB).
+const BRK_RANDOM_PAGES: u64 = 1 << 13;
+/// Least space kept for the stack below its highest address (MIN_GAP of arch/x86/mm/mmap.c).
+const STACK_SPACE: u64 = 128 << 20;
+
+/// Where things go in an address space; drawn once, at exec.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Layout {
+    /// Mappings are placed below this address, highest first.
+    pub mmap_top: u64,
+    /// End (exclusive) of the stack VMA.
+    pub stack_top: u64,
+    /// Load address of a position-independent executable with an interpreter.
+    pub exe_base: u64,
+    /// Bytes between the end of the program's data and the start of its heap.
+    pub brk_gap: u64,
+}
+
+impl Layout {
+    /// Draws a layout as Linux does for x86-64 with full randomisation (mmap_base and
+    /// arch_align_stack of arch/x86/mm/mmap.c).
+    #[must_use]
+    pub fn draw(seed: AslrSeed) -> Self {
+        let end = USER_END.0;
+        let stack_random = (seed.stack % STACK_RANDOM_PAGES) * PAGE_SIZE;
+        let mmap_random = (seed.mmap % MMAP_RANDOM_PAGES) * PAGE_SIZE;
+        let gap = STACK_SPACE + STACK_RANDOM_PAGES * PAGE_SIZE + STACK_GUARD_GAP;
+        Self {
+            mmap_top: end - gap - mmap_random,
+            stack_top: end - stack_random,
+            exe_base: (end / 3 * 2) / PAGE_SIZE * PAGE_SIZE
+                + (seed.exe % MMAP_RANDOM_PAGES) * PAGE_SIZE,
+            brk_gap: (seed.brk % BRK_RANDOM_PAGES) * PAGE_SIZE,
+        }
+    }
+}
+
+/// The heap: brk(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Brk {
+    /// Its start, page-aligned.
+    pub start: u64,
+    /// The program break: any byte address.
+    pub end: u64,
+}
+
+/// An address space.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Mm {
+    /// What is mapped, by start address. VMAs do not overlap.
+    pub vmas: OrdMap<u64, Vma>,
+    /// The heap.
+    pub brk: Brk,
+    /// Where things go.
+    pub layout: Layout,
+    /// An address in the stack that exec made (/proc/self/maps names that VMA).
+    pub stack_addr: u64,
+    /// Flags of every new VMA: mlockall(MCL_FUTURE) sets them.
+    pub new_flags: VmaFlags,
+}
+
+impl Mm {
+    /// An empty address space.
+    #[must_use]
+    pub fn new(seed: AslrSeed) -> Self {
+        Self {
+            layout: Layout::draw(seed),
+            ..Self::default()
+        }
+    }
+
+    /// Sets the start of the heap, rounded up to a page (exec: end of the data plus the gap).
+    pub fn set_brk_start(&mut self, addr: u64) {
+        let start = kvmlet_abi::addr::page_align_up(addr).unwrap_or(addr);
+        self.brk = Brk { start, end: start };
+    }
+
+    /// Bytes mapped (VmSize).
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.vmas.values().map(Vma::len_bytes).sum()
+    }
+
+    /// Bytes of private writable memory without the stack (VmData, RLIMIT_DATA).
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        let data = self.vmas.values().filter(|vma| vma.is_data());
+        data.map(Vma::len_bytes).sum()
+    }
+
+    /// Bytes that mlock(2) holds (VmLck).
+    #[must_use]
+    pub fn locked_bytes(&self) -> u64 {
+        let locked = self
+            .vmas
+            .values()
+            .filter(|vma| vma.flags.contains(VmaFlags::LOCKED));
+        locked.map(Vma::len_bytes).sum()
+    }
+
+    /// Bytes of the stack (VmStk).
+    #[must_use]
+    pub fn stack_bytes(&self) -> u64 {
+        self.find(self.stack_addr).map_or(0, Vma::len_bytes)
+    }
+}
+
+/// What a mapping shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// Zeroed memory.
+    Anon,
+    /// An open host file.
+    Host(HostId),
+    /// A file of the memory file system.
+    Tmp(InodeId),
+    /// Consecutive frames of the VMM (vDSO), shown read-only. The VMM keeps its own reference.
+    Special(Gpa),
+}
+
+/// A mapping at a fixed place: what exec asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Region {
+    /// Start, page-aligned.
+    pub start: Gva,
+    /// Length, a multiple of the page size, not 0.
+    pub len_bytes: u64,
+    /// Rights.
+    pub prot: Prot,
+    /// Shared, grows down...; `MAYWRITE` if mprotect(2) may make it writable.
+    pub flags: VmaFlags,
+    /// What it shows.
+    pub source: Source,
+    /// Offset in the file, page-aligned.
+    pub offset: u64,
+    /// Path or label in /proc/self/maps.
+    pub name: Option<Arc<[u8]>>,
+}
+
+/// Maps `region` in the calling process, replacing what is there. Nothing is checked against the
+/// process's limits.
+///
+/// # Errors
+/// `EINVAL` for a bad range, `ENOMEM` for too many VMAs or too little memory, the host's error if it
+/// cannot map the file.
+pub fn map_region(cx: &mut Cx<'_>, region: &Region) -> Result<(), Errno> {
+    Space::of(cx)?.map_region(region)
+}
+
+/// Unmaps everything in the calling process's address space (exec, exit) and forgets its layout.
+///
+/// # Errors
+/// `ESRCH` if the calling thread is gone.
+pub fn teardown(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    Space::of(cx)?.teardown();
+    Ok(())
+}
+
+/// Makes the page at `gva` accessible for `access`, if the address space allows it.
+///
+/// # Errors
+/// What the program gets instead: see [`FaultError`].
+pub fn fault(cx: &mut Cx<'_>, gva: Gva, access: Access) -> Result<(), FaultError> {
+    Space::of(cx)
+        .map_err(|_| FaultError::MAPERR)?
+        .fault(gva, access)
+}
+
+/// What to do when KVM could not reach the memory behind a guest page: some mapped file shrank.
+/// Looks at every mapped file again and unmaps the pages past its end, so that the next touch is a
+/// SIGBUS. Answers whether there were any: if not, the file cannot be read (an I/O error), and the
+/// caller sends SIGBUS itself.
+pub fn host_fault(cx: &mut Cx<'_>) -> bool {
+    Space::of(cx).is_ok_and(|mut space| space.drop_truncated())
+}
+
+/// Unmaps pages of a memory file wherever the calling process maps them, private copies included (as
+/// Linux's unmap_mapping_range does). To be called when a change has taken these pages' frames out of
+/// the file.
+///
+/// # Errors
+/// `ENOMEM` if a page table cannot be split.
+pub fn unmap_inode_pages(cx: &mut Cx<'_>, inode: InodeId, touched: Touched) -> Result<(), Errno> {
+    Space::of(cx)?.unmap_inode_pages(inode, touched)
+}

@@ -1,0 +1,499 @@
+//! The running address space: the value together with frames, page tables and files, and the
+//! primitive edits of it. Every edit keeps the value and the page tables in step.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use kvmlet_abi::addr::page_align_up;
+use kvmlet_abi::layout::{USER_END, USER_START};
+use kvmlet_abi::{Errno, Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
+use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, Leaf, MemError, PageSize, PageTables};
+
+use super::vma::{Backing, FileBacking, Prot, TmpBacking, Vma, VmaFlags};
+use super::{MAX_MAP_COUNT, Mm, Region, Source};
+use crate::clock;
+use crate::cx::Cx;
+use crate::host::{Host, HostId};
+use crate::kernel::Ids;
+use crate::vfs::attr::FileTime;
+use crate::vfs::hostfs::attr_of;
+use crate::vfs::tmpfs::{InodeId, NewAttr, SEAL_SEAL, TmpFs, Touched};
+
+/// No limit (RLIM_INFINITY).
+pub const UNLIMITED: u64 = u64::MAX;
+
+/// Soft resource limits that bear on memory, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// RLIMIT_AS
+    pub address_space: u64,
+    /// RLIMIT_DATA
+    pub data: u64,
+    /// RLIMIT_STACK
+    pub stack: u64,
+    /// RLIMIT_MEMLOCK
+    pub locked: u64,
+}
+
+/// The calling process's address space, with everything its edits touch.
+#[derive(Debug)]
+pub struct Space<'a> {
+    /// The value.
+    pub mm: &'a mut Mm,
+    /// Frames.
+    pub mem: &'a mut GuestMemory,
+    /// Page tables.
+    pub tables: &'a mut PageTables,
+    /// Host files.
+    pub host: &'a mut Host,
+    /// Memory files.
+    pub tmpfs: &'a mut TmpFs,
+    /// Resource limits.
+    pub limits: Limits,
+    /// Owner of new memory files.
+    pub ids: Ids,
+}
+
+/// Drops a removed leaf's reference to its frame.
+pub fn release_leaf(mem: &mut GuestMemory, leaf: Leaf) {
+    match leaf.size {
+        PageSize::Base => mem.free_frame(leaf.gpa),
+        PageSize::Huge => mem.free_huge(leaf.gpa),
+    }
+}
+
+/// The errno of a failed memory operation.
+pub fn errno(error: MemError) -> Errno {
+    match error {
+        MemError::MapFile(errno) => Errno::from_raw(errno.raw_os_error()),
+        MemError::FileFault(_) => Errno::EFAULT,
+        MemError::Misaligned(_) | MemError::BeyondUserHalf(_) => Errno::EINVAL,
+        _ => Errno::ENOMEM,
+    }
+}
+
+impl<'a> Space<'a> {
+    /// The calling thread's address space.
+    ///
+    /// # Errors
+    /// `ESRCH` if the thread is gone.
+    pub fn of(cx: &'a mut Cx<'_>) -> Result<Self, Errno> {
+        let pid = cx.kernel.threads.get(&cx.tid).ok_or(Errno::ESRCH)?.pid;
+        let process = cx.kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
+        let limit = |number: usize| {
+            process
+                .rlimits
+                .get(number)
+                .map_or(UNLIMITED, |rlimit| rlimit.0)
+        };
+        let limits = Limits {
+            data: limit(2),
+            stack: limit(3),
+            locked: limit(8),
+            address_space: limit(9),
+        };
+        Ok(Self {
+            mm: &mut process.mm,
+            mem: &mut cx.machine.memory,
+            tables: &mut cx.machine.tables,
+            host: cx.host,
+            tmpfs: &mut cx.kernel.tmpfs,
+            limits,
+            ids: cx.kernel.ids,
+        })
+    }
+
+    // ---- references to files ------------------------------------------------------------------
+
+    pub(super) fn retain(&mut self, vma: &Vma) {
+        match vma.backing {
+            Backing::File(file) => self.host.incref(file.host),
+            Backing::Tmp(tmp) => self.tmpfs.map_ref(tmp.inode, vma.map_kind()),
+            Backing::Anon | Backing::Special(_) => {}
+        }
+    }
+
+    pub(super) fn release(&mut self, vma: &Vma) {
+        match vma.backing {
+            Backing::File(file) => self.host.decref(file.host),
+            Backing::Tmp(tmp) => self.tmpfs.map_unref(self.mem, tmp.inode, vma.map_kind()),
+            Backing::Anon | Backing::Special(_) => {}
+        }
+    }
+
+    // ---- cutting and joining --------------------------------------------------------------------
+
+    /// Makes `at` a boundary between VMAs.
+    pub(super) fn cut(&mut self, at: u64) {
+        let Some(vma) = self.mm.find(at).filter(|vma| vma.start < at).cloned() else {
+            return;
+        };
+        self.retain(&vma);
+        self.mm.vmas.insert(vma.start, vma.part(vma.start, at));
+        self.mm.vmas.insert(at, vma.part(at, vma.end));
+    }
+
+    /// Joins neighbours that touch the range, its ends included.
+    fn join(&mut self, start: u64, end: u64) {
+        let first = self.mm.prev_start(start).map_or(start, |vma| vma.start);
+        let Some(mut left) = self.mm.next_start(first).cloned() else {
+            return;
+        };
+        while let Some(right) = self.mm.next_start(left.end).cloned() {
+            if right.start > end {
+                return;
+            }
+            if left.joins(&right) {
+                self.mm.vmas.remove(&right.start);
+                left.end = right.end;
+                self.mm.vmas.insert(left.start, left.clone());
+                self.release(&right);
+            } else {
+                left = right;
+            }
+        }
+    }
+
+    /// Puts a VMA where nothing is mapped and joins it to its neighbours. The caller has counted the
+    /// reference to its file.
+    pub fn insert(&mut self, vma: Vma) {
+        let (start, end) = (vma.start, vma.end);
+        self.mm.vmas.insert(start, vma);
+        self.join(start, end);
+    }
+
+    /// Changes every VMA in the range, cutting those that lie across its ends.
+    ///
+    /// # Errors
+    /// `ENOMEM` if that makes too many VMAs.
+    pub fn update(&mut self, start: u64, end: u64, change: impl Fn(&mut Vma)) -> Result<(), Errno> {
+        self.check_count(self.mm.cuts(start, end))?;
+        self.cut(start);
+        self.cut(end);
+        let parts: Vec<Vma> = self.mm.parts(start, end).collect();
+        for mut vma in parts {
+            change(&mut vma);
+            self.mm.vmas.insert(vma.start, vma);
+        }
+        self.join(start, end);
+        Ok(())
+    }
+
+    /// Whether `more` VMAs may be added.
+    ///
+    /// # Errors
+    /// `ENOMEM` if not.
+    pub fn check_count(&self, more: usize) -> Result<(), Errno> {
+        if self.mm.vmas.len().saturating_add(more) > MAX_MAP_COUNT {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(())
+    }
+
+    /// Whether the address space may grow by `more_bytes` (RLIMIT_AS).
+    ///
+    /// # Errors
+    /// `ENOMEM` if not.
+    pub fn check_address_space(&self, more_bytes: u64) -> Result<(), Errno> {
+        let limit = self.limits.address_space;
+        if limit != UNLIMITED && self.mm.total_bytes().saturating_add(more_bytes) > limit {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(())
+    }
+
+    /// Whether private writable memory may grow by `more_bytes` (RLIMIT_DATA).
+    ///
+    /// # Errors
+    /// `ENOMEM` if not.
+    pub fn check_data(&self, more_bytes: u64) -> Result<(), Errno> {
+        let limit = self.limits.data;
+        if limit != UNLIMITED && self.mm.data_bytes().saturating_add(more_bytes) > limit {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(())
+    }
+
+    // ---- unmapping ------------------------------------------------------------------------------
+
+    /// Removes the leaves of a range; the content of private memory is lost.
+    ///
+    /// # Errors
+    /// `ENOMEM` if a 2 MiB page cannot be split; nothing is removed then.
+    pub fn zap(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        self.tables
+            .unmap_range(self.mem, Gva(start), end - start, |mem, _, leaf| {
+                release_leaf(mem, leaf);
+            })
+            .map_err(errno)
+    }
+
+    /// Unmaps a page-aligned, non-empty range, whether or not anything is mapped there.
+    ///
+    /// # Errors
+    /// `ENOMEM` if too many VMAs arise or a 2 MiB page cannot be split; nothing is unmapped then.
+    pub fn unmap(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        if !self.mm.any_in(start, end) {
+            return Ok(());
+        }
+        if self
+            .mm
+            .find(start)
+            .is_some_and(|vma| vma.start < start && vma.end > end)
+        {
+            self.check_count(1)?;
+        }
+        self.zap(start, end)?;
+        self.cut(start);
+        self.cut(end);
+        let parts: Vec<Vma> = self.mm.parts(start, end).collect();
+        for vma in parts {
+            self.mm.vmas.remove(&vma.start);
+            self.forget(&vma);
+        }
+        Ok(())
+    }
+
+    /// Gives up what a VMA whose leaves are gone holds: its window, its charge, its file.
+    pub fn forget(&mut self, vma: &Vma) {
+        if let Backing::File(file) = vma.backing {
+            self.drop_window(file, vma.len_bytes());
+        }
+        self.release(vma);
+    }
+
+    /// Gives up a window and its charge.
+    pub fn drop_window(&mut self, file: FileBacking, len_bytes: u64) {
+        // The host refuses only when it has no room to split one of its own mappings; the range then
+        // stays mapped, unused, until the VM goes.
+        let _ = self.mem.unmap_file(FileWindow {
+            gpa: file.window,
+            len_bytes,
+        });
+        if file.charged {
+            self.mem.uncharge(len_bytes);
+        }
+    }
+
+    /// Unmaps everything and forgets the layout.
+    pub fn teardown(&mut self) {
+        self.tables
+            .clear_user(self.mem, |mem, _, leaf| release_leaf(mem, leaf));
+        let mm = core::mem::take(self.mm);
+        for vma in mm.vmas.values() {
+            self.forget(vma);
+        }
+    }
+
+    // ---- mapping --------------------------------------------------------------------------------
+
+    /// See [`super::map_region`].
+    ///
+    /// # Errors
+    /// See [`super::map_region`].
+    pub fn map_region(&mut self, region: &Region) -> Result<(), Errno> {
+        let start = region.start.0;
+        let aligned = region.start.is_page_aligned()
+            && region.len_bytes != 0
+            && region.len_bytes.is_multiple_of(PAGE_SIZE)
+            && region.offset.is_multiple_of(PAGE_SIZE);
+        let end = start
+            .checked_add(region.len_bytes)
+            .filter(|&end| aligned && end <= USER_END.0 && start >= USER_START.0)
+            .ok_or(Errno::EINVAL)?;
+        self.check_count(2)?;
+        let vma = Vma {
+            start,
+            end,
+            prot: region.prot,
+            flags: region.flags,
+            backing: Backing::Anon,
+            name: region.name.clone(),
+        };
+        let vma = self.back(vma, region.source, region.offset)?;
+        if let Err(errno) = self.unmap(start, end) {
+            self.forget(&vma);
+            return Err(errno);
+        }
+        self.insert(vma);
+        Ok(())
+    }
+
+    /// Gives a new VMA its backing, counting the reference to its file and charging it.
+    fn back(&mut self, vma: Vma, source: Source, offset: u64) -> Result<Vma, Errno> {
+        let backing = match source {
+            Source::Anon if vma.is_shared() => {
+                return self.back_shared(vma);
+            }
+            Source::Anon => Backing::Anon,
+            Source::Host(host) => Backing::File(self.open_window(&vma, host, offset)?),
+            Source::Tmp(inode) => Backing::Tmp(TmpBacking { inode, offset }),
+            Source::Special(gpa) => Backing::Special(gpa),
+        };
+        let vma = Vma { backing, ..vma };
+        self.retain(&vma);
+        Ok(vma)
+    }
+
+    /// Shared anonymous memory: a memory file without a name (shmem_zero_setup in mm/shmem.c).
+    fn back_shared(&mut self, vma: Vma) -> Result<Vma, Errno> {
+        let attr = NewAttr {
+            mode: 0o777,
+            uid: self.ids.uid,
+            gid: self.ids.gid,
+            now: FileTime::from_ns(clock::realtime_ns(self.host)),
+        };
+        let inode = self
+            .tmpfs
+            .create_unnamed(self.mem, SEAL_SEAL, attr)
+            .map_err(|_| Errno::ENOMEM)?;
+        let sized = self
+            .tmpfs
+            .set_size(self.mem, inode, vma.len_bytes(), attr.now);
+        let vma = Vma {
+            backing: Backing::Tmp(TmpBacking { inode, offset: 0 }),
+            name: Some(Arc::from(&b"/dev/zero (deleted)"[..])),
+            ..vma
+        };
+        self.retain(&vma);
+        self.tmpfs.close_ref(self.mem, inode);
+        match sized {
+            Ok(_) => Ok(vma),
+            Err(errno) => {
+                self.release(&vma);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Places a host mapping for a VMA and charges it if its pages may be written.
+    pub fn open_window(
+        &mut self,
+        vma: &Vma,
+        host: HostId,
+        offset: u64,
+    ) -> Result<FileBacking, Errno> {
+        let fd = self.host.fd(host)?;
+        let attr = attr_of(fd.as_fd())?;
+        let charged = vma.is_data();
+        let len_bytes = vma.len_bytes();
+        if charged {
+            self.mem.charge(len_bytes).map_err(|_| Errno::ENOMEM)?;
+        }
+        let mapping = if vma.is_shared() {
+            FileMapping::SharedReadOnly
+        } else {
+            FileMapping::Private
+        };
+        let window = self.mem.map_file(fd.as_fd(), offset, len_bytes, mapping);
+        match window {
+            Ok(window) => Ok(FileBacking {
+                window: window.gpa,
+                host,
+                dev: attr.dev,
+                ino: attr.ino,
+                offset,
+                charged,
+            }),
+            Err(error) => {
+                if charged {
+                    self.mem.uncharge(len_bytes);
+                }
+                Err(errno(error))
+            }
+        }
+    }
+
+    // ---- files that change ----------------------------------------------------------------------
+
+    /// Length of a host file in bytes, rounded up to pages; 0 if it cannot be told.
+    pub fn file_pages_end(&self, host: HostId) -> u64 {
+        self.host
+            .get(host)
+            .and_then(|file| attr_of(file.fd.as_fd()))
+            .ok()
+            .and_then(|attr| page_align_up(attr.size))
+            .unwrap_or(0)
+    }
+
+    /// See [`super::host_fault`].
+    pub fn drop_truncated(&mut self) -> bool {
+        let vmas: Vec<Vma> = self.mm.vmas.values().cloned().collect();
+        let mut dropped = false;
+        let mut known: Option<(HostId, u64)> = None;
+        for vma in vmas {
+            let Backing::File(file) = vma.backing else {
+                continue;
+            };
+            let size = match known {
+                Some((host, size)) if host == file.host => size,
+                _ => self.file_pages_end(file.host),
+            };
+            known = Some((file.host, size));
+            let kept = size.saturating_sub(file.offset).min(vma.len_bytes());
+            let from = vma.start.saturating_add(kept);
+            let pages = (vma.end - from) / PAGE_SIZE;
+            if self.tables.absent_run(self.mem, Gva(from), pages) < pages {
+                dropped |= self.zap(from, vma.end).is_ok();
+            }
+        }
+        dropped
+    }
+
+    /// See [`super::unmap_inode_pages`].
+    ///
+    /// # Errors
+    /// See [`super::unmap_inode_pages`].
+    pub fn unmap_inode_pages(&mut self, inode: InodeId, touched: Touched) -> Result<(), Errno> {
+        let from = touched.first.saturating_mul(PAGE_SIZE);
+        let to = touched.end.saturating_mul(PAGE_SIZE);
+        let hit: Vec<(u64, u64)> = self
+            .mm
+            .vmas
+            .values()
+            .filter_map(|vma| match vma.backing {
+                Backing::Tmp(tmp) if tmp.inode == inode => {
+                    let start = from.saturating_sub(tmp.offset).min(vma.len_bytes());
+                    let end = to.saturating_sub(tmp.offset).min(vma.len_bytes());
+                    (start < end).then(|| (vma.start + start, vma.start + end))
+                }
+                _ => None,
+            })
+            .collect();
+        for (start, end) in hit {
+            self.zap(start, end)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the 2 MiB block at `block` may get a 2 MiB page.
+    pub fn wants_huge(&self, vma: &Vma, block: u64) -> bool {
+        let inside = vma.start <= block
+            && block
+                .checked_add(HUGE_PAGE_SIZE)
+                .is_some_and(|end| end <= vma.end);
+        let asked = vma.flags.contains(VmaFlags::HUGEPAGE);
+        let large = vma.len_bytes() >= super::HUGE_FROM;
+        let free = self.mem.limit_bytes().saturating_sub(self.mem.used_bytes());
+        // Memory that may never be used must not be what ends the run: large pages only while there
+        // is plenty.
+        let plenty = free >= self.mem.limit_bytes() / 4 && free >= HUGE_PAGE_SIZE;
+        inside
+            && vma.prot.contains(Prot::WRITE)
+            && !vma.flags.contains(VmaFlags::NOHUGEPAGE)
+            && (asked || large)
+            && plenty
+            && self.tables.can_map_huge(self.mem, Gva(block))
+    }
+
+    /// Frame of a memory file's page, allocated if it is a hole.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn tmp_page(&mut self, inode: InodeId, page: u64) -> Result<Gpa, kvmlet_mem::OutOfMemory> {
+        match self.tmpfs.page_for_read(inode, page) {
+            Some(gpa) => Ok(gpa),
+            None => self.tmpfs.page_for_write(self.mem, inode, page),
+        }
+    }
+}
