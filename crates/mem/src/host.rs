@@ -7,6 +7,7 @@ use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
 use rustix::io::Errno;
@@ -34,7 +35,7 @@ pub(crate) enum Backing {
 
 /// An owned stretch of host address space, 2 MiB-aligned.
 #[derive(Debug)]
-struct Reservation {
+pub(crate) struct Reservation {
     addr: usize,
     len: usize,
 }
@@ -77,7 +78,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         // SAFETY: the range is owned by this value, and no pointer into it outlives a method call
-        // here. Addresses given to KVM are covered by the contract of its slots: the VM goes first.
+        // here. A VM that was given the memory holds a share of this value (`SlotMemory`).
         let _ = unsafe { rustix::mm::munmap(pointer(self.addr).cast(), self.len) };
     }
 }
@@ -88,7 +89,7 @@ fn pointer(addr: usize) -> *mut u8 {
 
 /// Anonymous host memory: every byte can be read and written.
 #[derive(Debug)]
-pub(crate) struct AnonMapping(Reservation);
+pub(crate) struct AnonMapping(Arc<Reservation>);
 
 impl AnonMapping {
     /// `len_bytes` of zeroed memory, allocated by the host on first touch.
@@ -101,11 +102,16 @@ impl AnonMapping {
         // SAFETY: advice on an owned range; it changes no content. A kernel without transparent huge
         // pages answers EINVAL, which costs speed only.
         let _ = unsafe { rustix::mm::madvise(pointer(range.addr).cast(), range.len, advice) };
-        Ok(Self(range))
+        Ok(Self(Arc::new(range)))
     }
 
     pub(crate) fn addr(&self) -> usize {
         self.0.addr
+    }
+
+    /// A share that keeps the range mapped.
+    pub(crate) fn share(&self) -> Arc<Reservation> {
+        Arc::clone(&self.0)
     }
 
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {
@@ -207,16 +213,21 @@ pub(crate) struct HostRange {
 /// Host address space in which file mappings are placed. Its pages may vanish at any time (somebody
 /// truncates the file), so it is only accessed by system calls that answer EFAULT.
 #[derive(Debug)]
-pub(crate) struct FileArea(Reservation);
+pub(crate) struct FileArea(Arc<Reservation>);
 
 impl FileArea {
     /// Reserves `len_bytes` that cannot be accessed.
     pub(crate) fn new(len_bytes: u64) -> Result<Self, Errno> {
-        Ok(Self(Reservation::new(len_bytes, ProtFlags::empty())?))
+        Ok(Self(Arc::new(Reservation::new(len_bytes, ProtFlags::empty())?)))
     }
 
     pub(crate) fn addr(&self) -> usize {
         self.0.addr
+    }
+
+    /// A share that keeps the range mapped.
+    pub(crate) fn share(&self) -> Arc<Reservation> {
+        Arc::clone(&self.0)
     }
 
     /// Places a file mapping over `len` bytes at `offset` of the area.

@@ -35,7 +35,7 @@ mod user;
 pub use error::{MemError, OutOfMemory};
 pub use files::{FileMapping, FileWindow};
 pub use frames::FrameRun;
-pub use memory::GuestMemory;
+pub use memory::{GuestMemory, HostPage, SlotMemory};
 pub use pending::{MAX_STALE_ENTRIES, PendingFlush, StaleEntry, TABLE_WINDOW};
 pub use tables::{Leaf, PageSize, PageTables, PteFlags};
 pub use user::{CopyOutcome, CopyStop};

@@ -1,6 +1,7 @@
 //! [`GuestMemory`]: the slots of one VM and who may use how much.
 
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 
@@ -8,7 +9,7 @@ use crate::access::failed;
 use crate::error::{MemError, OutOfMemory};
 use crate::files::{FileMapping, FileSlot, FileWindow, MAX_PIECES};
 use crate::frames::{BlockId, Dropped, FramePool, FrameRun, Taken};
-use crate::host::{AnonMapping, Backing};
+use crate::host::{AnonMapping, Backing, Reservation};
 use crate::pending::PendingFlush;
 
 const MIB: u64 = 1 << 20;
@@ -58,9 +59,41 @@ struct FrameAt {
     index: usize,
 }
 
+/// A slot and a share of the host memory behind it: the range stays mapped while this value lives.
+/// Only [`GuestMemory`] makes one, and it forms no Rust reference to guest memory, so a VM may be given
+/// the range.
+#[derive(Clone, Debug)]
+pub struct SlotMemory {
+    spec: SlotSpec,
+    _keep: Arc<Reservation>,
+}
+
+impl SlotMemory {
+    /// Where the slot lies.
+    #[must_use]
+    pub fn spec(&self) -> &SlotSpec {
+        &self.spec
+    }
+}
+
+/// A page of host memory that stays mapped, readable and writable while this value lives.
+#[derive(Clone, Debug)]
+pub struct HostPage {
+    addr: usize,
+    _keep: SlotMemory,
+}
+
+impl HostPage {
+    /// Its host address, page-aligned.
+    #[must_use]
+    pub fn addr(&self) -> usize {
+        self.addr
+    }
+}
+
 /// All host memory of one VM.
 ///
-/// The memory is freed when this value is dropped: every VM that was given its slots must be gone.
+/// The memory is freed when this value and every [`SlotMemory`] of it are dropped.
 #[derive(Debug)]
 pub struct GuestMemory {
     slots: Vec<Slot>,
@@ -113,14 +146,36 @@ impl GuestMemory {
 
     /// The slots added since the last call; the VM must know them before the guest runs.
     #[must_use]
-    pub fn take_new_slots(&mut self) -> Vec<SlotSpec> {
-        let new = self
-            .specs
-            .get(self.announced..)
-            .unwrap_or_default()
-            .to_vec();
+    pub fn take_new_slots(&mut self) -> Vec<SlotMemory> {
+        let new = self.specs.get(self.announced..).unwrap_or_default();
+        let new = new.iter().filter_map(|spec| self.slot_memory(spec.id)).collect();
         self.announced = self.specs.len();
         new
+    }
+
+    /// A slot with a share of its host memory.
+    #[must_use]
+    pub fn slot_memory(&self, id: SlotId) -> Option<SlotMemory> {
+        let index = usize::try_from(id.0).ok()?;
+        let keep = match &self.slots.get(index)?.store {
+            Store::Tables { map, .. } | Store::Ram { map, .. } => map.share(),
+            Store::Files(files) => files.area().share(),
+        };
+        Some(SlotMemory { spec: *self.specs.get(index)?, _keep: keep })
+    }
+
+    /// The host page behind the page-aligned frame `gpa`, with a share of its memory. `None` for
+    /// file-backed frames, whose pages may vanish.
+    #[must_use]
+    pub fn host_page(&self, gpa: Gpa) -> Option<HostPage> {
+        let addr = self.host_addr(gpa.page_down())?;
+        let spec = self.specs.iter().find(|spec| {
+            gpa.0.checked_sub(spec.gpa.0).is_some_and(|offset| offset < spec.len_bytes)
+        })?;
+        if !gpa.is_page_aligned() || self.is_file_backed(gpa) {
+            return None;
+        }
+        Some(HostPage { addr, _keep: self.slot_memory(spec.id)? })
     }
 
     /// The slots that hold page tables: what [`PendingFlush::All`] deletes and adds again on software
