@@ -4,6 +4,7 @@
 //! RLIMIT_MEMLOCK. Nobody here has CAP_IPC_LOCK.
 
 use kvmlet_abi::addr::page_align_up;
+use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
 use super::space::{Space, UNLIMITED};
@@ -177,7 +178,7 @@ impl Space<'_> {
         self.update_all(how)?;
         if flags & MCL_ONFAULT == 0 {
             // mlockall ignores pages that cannot be had.
-            let _ = self.populate(0, u64::MAX & !(PAGE_SIZE - 1));
+            let _ = self.populate(0, USER_END.0);
         }
         Ok(())
     }
@@ -192,7 +193,7 @@ impl Space<'_> {
     }
 
     fn update_all(&mut self, flags: VmaFlags) -> Result<(), Errno> {
-        self.update(0, u64::MAX & !(PAGE_SIZE - 1), |vma| {
+        self.update(0, USER_END.0, |vma| {
             vma.flags = vma.flags.difference(LOCKING) | flags;
         })
     }

@@ -228,6 +228,12 @@ impl<'a> Space<'a> {
             .map_err(errno)
     }
 
+    /// Whether unmapping the range would leave two parts of one VMA.
+    fn lies_inside(&self, start: u64, end: u64) -> bool {
+        let around = self.mm.find(start);
+        around.is_some_and(|vma| vma.start < start && vma.end > end)
+    }
+
     /// Unmaps a page-aligned, non-empty range, whether or not anything is mapped there.
     ///
     /// # Errors
@@ -236,13 +242,7 @@ impl<'a> Space<'a> {
         if !self.mm.any_in(start, end) {
             return Ok(());
         }
-        if self
-            .mm
-            .find(start)
-            .is_some_and(|vma| vma.start < start && vma.end > end)
-        {
-            self.check_count(1)?;
-        }
+        self.check_count(usize::from(self.lies_inside(start, end)))?;
         self.zap(start, end)?;
         self.cut(start);
         self.cut(end);
@@ -301,7 +301,7 @@ impl<'a> Space<'a> {
             .checked_add(region.len_bytes)
             .filter(|&end| aligned && end <= USER_END.0 && start >= USER_START.0)
             .ok_or(Errno::EINVAL)?;
-        self.check_count(2)?;
+        self.check_count(1 + usize::from(self.lies_inside(start, end)))?;
         let vma = Vma {
             start,
             end,
