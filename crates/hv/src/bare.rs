@@ -1,13 +1,11 @@
-//! A minimal VM over anonymous memory, for probing this machine and for measuring it: the layout of
+//! A minimal VM for probing this machine and for measuring it: the layout of
 //! [`kvmlet_abi::layout`], one vCPU, page tables without any policy. Programs do not run in it.
-
-use std::ptr::{self, NonNull};
-use std::sync::atomic::{Ordering, fence};
 
 use kvmlet_abi::layout::{
     DF_STACK, EXC_CODE, EXC_STACK, FLUSH_STACK, GDT, IDT, PROBE_CODE, STUB_DATA, SYSCALL_CODE, TSS,
 };
-use kvmlet_abi::{Gpa, Gva, SlotAccess, SlotId, SlotSpec};
+use kvmlet_abi::{Gpa, Gva, PAGE_SIZE, Trap, UserRegs};
+use kvmlet_mem::{GuestMemory, HostPage, MemError, PageSize, PageTables, PendingFlush, PteFlags};
 use kvmlet_stub::pages::CONSTANT_SLOTS;
 use kvmlet_stub::{
     World, exception_code, gdt_image, idt_image, probe_code, stub_data_image, syscall_code,
@@ -16,107 +14,46 @@ use kvmlet_stub::{
 
 use crate::{HvError, Kvm, Vcpu, VcpuConfig, Vm};
 
-/// Guest-physical memory of the VM, in bytes.
-const MEMORY_LEN: usize = 2 << 20;
-const PAGE_LEN: usize = 4096;
-/// Where the timing loop stands, above anything a caller maps for a test.
+/// What a probe or a measurement may use, in bytes.
+const MEMORY_LIMIT: u64 = 16 << 20;
+/// Where the timing loop stands, above anything a caller maps.
 const TIMING_CODE: Gva = Gva(0x7000_0000_0000);
 /// `1: out %al,$0x40; jmp 1b`: the one port that ring 3 owns on software KVM.
 const TIMING_LOOP: [u8; 4] = [0xe6, kvmlet_abi::layout::PORT_SYSCALL as u8, 0xeb, 0xfc];
 
-/// Bits of a page-table entry (SDM vol. 3A, 4.5). Accessed and dirty are always preset.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Pte(u64);
-
-impl Pte {
-    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-    const TABLE: u64 = 0x27;
-    /// Supervisor, read-only, no execution.
-    pub const KERNEL_READ: Self = Self(1 << 63 | 0x21);
-    /// Supervisor, writable, no execution.
-    pub const KERNEL_WRITE: Self = Self(1 << 63 | 0x63);
-    /// Supervisor, executable, read-only.
-    pub const KERNEL_CODE: Self = Self(0x21);
-    /// User, read-only, no execution.
-    pub const USER_READ: Self = Self(1 << 63 | 0x25);
-    /// User, writable, no execution.
-    pub const USER_WRITE: Self = Self(1 << 63 | 0x67);
-    /// User, executable, read-only.
-    pub const USER_CODE: Self = Self(0x25);
-}
-
-/// Anonymous host memory, unmapped on drop.
-struct Memory {
-    base: NonNull<u8>,
-}
-
-impl Memory {
-    fn new() -> Result<Self, HvError> {
-        // SAFETY: a fresh anonymous mapping.
-        let base = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                MEMORY_LEN,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(HvError::last("mmap"));
-        }
-        NonNull::new(base.cast())
-            .map(|base| Self { base })
-            .ok_or_else(|| HvError::last("mmap"))
-    }
-
-    /// Host address of `len` bytes at `gpa`.
-    fn at(&self, gpa: Gpa, len: usize) -> *mut u8 {
-        let offset = usize::try_from(gpa.0).unwrap_or(usize::MAX);
-        assert!(
-            offset.checked_add(len).is_some_and(|end| end <= MEMORY_LEN),
-            "{gpa:?} lies outside of the memory"
-        );
-        // SAFETY: inside the mapping, as just checked.
-        unsafe { self.base.as_ptr().add(offset) }
-    }
-
-    fn read_u64(&self, gpa: Gpa) -> u64 {
-        // SAFETY: `at` checked the range; volatile, because the guest may write it.
-        unsafe { self.at(gpa, 8).cast::<u64>().read_volatile() }
-    }
-
-    fn write_u64(&self, gpa: Gpa, value: u64) {
-        // SAFETY: as above.
-        unsafe { self.at(gpa, 8).cast::<u64>().write_volatile(value) };
-    }
-
-    fn write(&self, gpa: Gpa, bytes: &[u8]) {
-        let to = self.at(gpa, bytes.len());
-        // SAFETY: `at` checked the range; the source is a Rust slice outside of guest memory.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-        fence(Ordering::SeqCst);
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nobody uses it any more: the vCPU and the VM are fields
-        // that drop earlier.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), MEMORY_LEN) };
-    }
-}
-
-/// A VM of 2 MiB with one vCPU that knows its [`World`].
+/// A VM with one vCPU that knows its [`World`].
+#[derive(Debug)]
 pub struct BareVm {
     vcpu: Vcpu,
     vm: Vm,
-    memory: Memory,
-    root: Gpa,
-    next_frame: u64,
+    memory: GuestMemory,
+    tables: PageTables,
     world: World,
     stub_data: Gpa,
+}
+
+/// Memory and tables before there is a vCPU.
+struct Pages {
+    memory: GuestMemory,
+    tables: PageTables,
+}
+
+impl Pages {
+    fn place(&mut self, gva: Gva, bytes: &[u8], flags: PteFlags) -> Result<Gpa, MemError> {
+        let gpa = self.memory.alloc_frame()?;
+        self.memory.write(gpa, bytes)?;
+        self.tables
+            .map(&mut self.memory, gva, gpa, PageSize::Base, flags)?;
+        Ok(gpa)
+    }
+
+    fn host_page(&self, gpa: Gpa) -> Result<HostPage, HvError> {
+        let outside = MemError::Outside {
+            gpa,
+            len_bytes: PAGE_SIZE,
+        };
+        Ok(self.memory.host_page(gpa).ok_or(outside)?)
+    }
 }
 
 impl BareVm {
@@ -125,119 +62,149 @@ impl BareVm {
     /// # Errors
     /// Any [`HvError`] of the calls that this takes.
     pub fn new(kvm: &Kvm) -> Result<Self, HvError> {
+        let mut memory = GuestMemory::new(MEMORY_LIMIT)?;
+        let tables = PageTables::new(&mut memory).map_err(MemError::from)?;
+        let mut pages = Pages { memory, tables };
+        let code = PteFlags::empty();
+        let read = PteFlags::NX;
+        let write = PteFlags::NX | PteFlags::WRITE;
+        let user = PteFlags::USER;
+        pages.place(GDT, &gdt_image(), read)?;
+        pages.place(IDT, &idt_image(), read)?;
+        let tss = pages.place(TSS, &tss_image(World::Software), read)?;
+        let exc_stack = pages.place(EXC_STACK, &[], write)?;
+        pages.place(DF_STACK, &[], write)?;
+        let flush_stack = pages.place(FLUSH_STACK, &[], write)?;
+        pages.place(EXC_CODE, exception_code(), code)?;
+        let syscall = syscall_code(World::Software);
+        let syscall_page = pages.place(SYSCALL_CODE, syscall, code | user)?;
+        let stub_data = pages.place(STUB_DATA, &[], read | user)?;
+        pages.place(PROBE_CODE, probe_code(), code | user)?;
+
         let vm = kvm.create_vm()?;
-        let memory = Memory::new()?;
-        let spec = SlotSpec {
-            id: SlotId(0),
-            gpa: Gpa(0),
-            host_addr: memory.base.as_ptr().expose_provenance(),
-            len_bytes: MEMORY_LEN as u64,
-            access: SlotAccess::ReadWrite,
-        };
-        // SAFETY: `memory` outlives the VM and its vCPU: see the order of the fields. It is only
-        // accessed through raw pointers.
-        unsafe { vm.set_slot(&spec)? };
-        let mut build = Tables {
-            memory: &memory,
-            root: Gpa(0x1000),
-            next_frame: 0x2000,
-        };
-        let mut page = |gva, bytes: &[u8], pte| build.page(gva, bytes, pte);
-        page(GDT, &gdt_image(), Pte::KERNEL_READ);
-        page(IDT, &idt_image(), Pte::KERNEL_READ);
-        let tss = page(TSS, &tss_image(World::Software), Pte::KERNEL_READ);
-        let exc_stack = page(EXC_STACK, &[], Pte::KERNEL_WRITE);
-        page(DF_STACK, &[], Pte::KERNEL_WRITE);
-        let flush_stack = page(FLUSH_STACK, &[], Pte::KERNEL_WRITE);
-        page(EXC_CODE, exception_code(), Pte::KERNEL_CODE);
-        let syscall_page = page(SYSCALL_CODE, syscall_code(World::Software), Pte::USER_CODE);
-        let stub_data = page(STUB_DATA, &[], Pte::USER_READ);
-        page(PROBE_CODE, probe_code(), Pte::USER_CODE);
-        let (root, next_frame) = (build.root, build.next_frame);
-        let config = VcpuConfig {
-            cr3: root,
-            exc_stack_host: memory.at(exc_stack, PAGE_LEN).expose_provenance(),
-            flush_stack_host: memory.at(flush_stack, PAGE_LEN).expose_provenance(),
+        for slot in pages.memory.take_new_slots() {
+            vm.set_slot(slot)?;
+        }
+        let mut vcpu = vm.create_vcpu(VcpuConfig {
+            cr3: pages.tables.root(),
+            exc_stack: pages.host_page(exc_stack)?,
+            flush_stack: pages.host_page(flush_stack)?,
             world: None,
-        };
-        // SAFETY: both pages lie in `memory`, which outlives the vCPU.
-        let mut vcpu = unsafe { vm.create_vcpu(config)? };
+        })?;
         let world = vcpu.probe_world()?;
+        let Pages { memory, tables } = pages;
         let mut bare = Self {
             vcpu,
             vm,
             memory,
-            root,
-            next_frame,
+            tables,
             world,
             stub_data,
         };
-        if world == World::Hardware {
-            bare.memory.write(tss, &tss_image(World::Hardware));
-            bare.memory
-                .write(syscall_page, syscall_code(World::Hardware));
-            bare.set_pte(SYSCALL_CODE, syscall_page, Pte::KERNEL_CODE);
-            bare.set_pte(STUB_DATA, stub_data, Pte::KERNEL_READ);
+        match world {
+            World::Hardware => {
+                bare.write(tss, &tss_image(world))?;
+                bare.write(syscall_page, syscall_code(world))?;
+                bare.map(SYSCALL_CODE, syscall_page, code)?;
+                bare.map(STUB_DATA, stub_data, read)?;
+            }
+            World::Software => {
+                bare.memory.expose_tables().map_err(MemError::from)?;
+                bare.tables.attach_window(&mut bare.memory);
+            }
         }
-        bare.clear_pte(PROBE_CODE);
-        let changed = [SYSCALL_CODE, STUB_DATA, PROBE_CODE];
-        // Three pages always fit.
-        let _ = bare.vcpu.request_flush(&changed);
+        bare.unmap(PROBE_CODE)?;
         Ok(bare)
     }
 
     /// Puts `bytes` (at most a page) into a fresh zeroed frame and maps it at `gva`.
     ///
-    /// # Panics
-    /// When the 2 MiB are used up or `gva` is already mapped: this VM serves fixed programs.
-    pub fn map_page(&mut self, gva: Gva, bytes: &[u8], pte: Pte) -> Gpa {
-        let mut tables = self.tables();
-        let frame = tables.page(gva, bytes, pte);
-        self.next_frame = tables.next_frame;
-        frame
+    /// # Errors
+    /// [`HvError::Memory`] when memory runs out or the address is not a program's.
+    pub fn map_page(&mut self, gva: Gva, bytes: &[u8], flags: PteFlags) -> Result<Gpa, HvError> {
+        let gpa = self.memory.alloc_frame().map_err(MemError::from)?;
+        self.write(gpa, bytes)?;
+        self.map(gva, gpa, flags)?;
+        Ok(gpa)
     }
 
-    /// Changes the entry of a mapped page; the caller flushes.
-    pub fn set_pte(&mut self, gva: Gva, frame: Gpa, pte: Pte) {
-        let at = self.entry(gva);
-        self.memory.write_u64(at, frame.0 & Pte::ADDRESS | pte.0);
+    /// Maps a frame at `gva`, in place of what is mapped there.
+    ///
+    /// # Errors
+    /// As [`BareVm::map_page`].
+    pub fn map(&mut self, gva: Gva, gpa: Gpa, flags: PteFlags) -> Result<(), HvError> {
+        self.tables
+            .map(&mut self.memory, gva, gpa, PageSize::Base, flags)?;
+        Ok(())
     }
 
-    /// Unmaps a page; the caller flushes.
-    pub fn clear_pte(&mut self, gva: Gva) {
-        let at = self.entry(gva);
-        self.memory.write_u64(at, 0);
-    }
-
-    fn entry(&mut self, gva: Gva) -> Gpa {
-        let mut tables = self.tables();
-        let at = tables.entry(gva);
-        self.next_frame = tables.next_frame;
-        at
-    }
-
-    fn tables(&self) -> Tables<'_> {
-        Tables {
-            memory: &self.memory,
-            root: self.root,
-            next_frame: self.next_frame,
-        }
-    }
-
-    /// Reads guest memory.
-    #[must_use]
-    pub fn read_u64(&self, gpa: Gpa) -> u64 {
-        self.memory.read_u64(gpa)
+    /// Unmaps a page. Its frame is not used again.
+    ///
+    /// # Errors
+    /// [`HvError::Memory`] for an address that is not a page's.
+    pub fn unmap(&mut self, gva: Gva) -> Result<(), HvError> {
+        Ok(self
+            .tables
+            .unmap_range(&mut self.memory, gva, PAGE_SIZE, |_, _, _| ())?)
     }
 
     /// Writes guest memory.
-    pub fn write(&mut self, gpa: Gpa, bytes: &[u8]) {
-        self.memory.write(gpa, bytes);
+    ///
+    /// # Errors
+    /// [`HvError::Memory`] outside of it.
+    pub fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), HvError> {
+        Ok(self.memory.write(gpa, bytes)?)
+    }
+
+    /// The memory, to place more in it.
+    pub fn memory(&mut self) -> &mut GuestMemory {
+        &mut self.memory
     }
 
     /// Sets the answers of the stub.
-    pub fn set_constants(&mut self, values: &[u64; CONSTANT_SLOTS]) {
-        self.memory.write(self.stub_data, &stub_data_image(values));
+    ///
+    /// # Errors
+    /// As [`BareVm::write`].
+    pub fn set_constants(&mut self, values: &[u64; CONSTANT_SLOTS]) -> Result<(), HvError> {
+        self.write(self.stub_data, &stub_data_image(values))
+    }
+
+    /// Runs ring 3 at `regs`, once new slots are known and stale translations will be flushed.
+    ///
+    /// # Errors
+    /// [`HvError::Call`] if KVM refuses a slot.
+    pub fn run(&mut self, regs: &mut UserRegs) -> Result<Trap, HvError> {
+        self.prepare()?;
+        Ok(self.vcpu.run(regs))
+    }
+
+    fn prepare(&mut self) -> Result<(), HvError> {
+        for slot in self.memory.take_new_slots() {
+            self.vm.set_slot(slot)?;
+        }
+        let pending = self.tables.take_pending();
+        let fits = match &pending {
+            PendingFlush::None => return Ok(()),
+            PendingFlush::Entries(entries) => {
+                let operands: Vec<Gva> = entries
+                    .iter()
+                    .map(|stale| match self.world {
+                        World::Hardware => stale.gva,
+                        World::Software => stale.window_gva(),
+                    })
+                    .collect();
+                self.vcpu.request_flush(&operands).is_ok()
+            }
+            PendingFlush::All => false,
+        };
+        if !fits {
+            let tables: Vec<_> = self.memory.table_slots().map(|spec| spec.id).collect();
+            for id in tables {
+                self.vm.refresh_slot(id)?;
+            }
+        }
+        self.memory.flush_discharged(&pending);
+        Ok(())
     }
 
     /// The vCPU.
@@ -262,62 +229,18 @@ impl BareVm {
     /// # Errors
     /// Any [`HvError`] of running.
     pub fn measure_exit_us(&mut self, batches: u32, rounds: u32) -> Result<f64, HvError> {
-        let entry = self.entry(TIMING_CODE);
-        if self.memory.read_u64(entry) == 0 {
-            let pte = match self.world {
-                World::Software => Pte::USER_CODE,
-                World::Hardware => Pte::KERNEL_CODE,
+        if self.tables.walk(&self.memory, TIMING_CODE).is_none() {
+            let flags = match self.world {
+                World::Software => PteFlags::USER,
+                World::Hardware => PteFlags::empty(),
             };
-            self.map_page(TIMING_CODE, &TIMING_LOOP, pte);
+            self.map_page(TIMING_CODE, &TIMING_LOOP, flags)?;
         }
+        self.prepare()?;
         let mut times = (0..batches.max(1))
             .map(|_| self.vcpu.time_exits(TIMING_CODE, rounds))
             .collect::<Result<Vec<_>, _>>()?;
         times.sort_by(f64::total_cmp);
         Ok(times[times.len() / 2] / 1000.0)
-    }
-}
-
-/// Page tables under construction.
-struct Tables<'a> {
-    memory: &'a Memory,
-    root: Gpa,
-    next_frame: u64,
-}
-
-impl Tables<'_> {
-    fn frame(&mut self) -> Gpa {
-        let frame = Gpa(self.next_frame);
-        self.next_frame += PAGE_LEN as u64;
-        // Checks that the frame exists; anonymous memory is zero.
-        self.memory.at(frame, PAGE_LEN);
-        frame
-    }
-
-    fn page(&mut self, gva: Gva, bytes: &[u8], pte: Pte) -> Gpa {
-        assert!(bytes.len() <= PAGE_LEN, "more than a page");
-        let frame = self.frame();
-        self.memory.write(frame, bytes);
-        let at = self.entry(gva);
-        assert_eq!(self.memory.read_u64(at), 0, "{gva:?} is already mapped");
-        self.memory.write_u64(at, frame.0 | pte.0);
-        frame
-    }
-
-    /// Where the last-level entry of `gva` stands; makes the tables above it.
-    fn entry(&mut self, gva: Gva) -> Gpa {
-        let mut table = self.root;
-        for shift in [39, 30, 21] {
-            let at = Gpa(table.0 + (gva.0 >> shift & 511) * 8);
-            let entry = self.memory.read_u64(at);
-            table = if entry == 0 {
-                let next = self.frame();
-                self.memory.write_u64(at, next.0 | Pte::TABLE);
-                next
-            } else {
-                Gpa(entry & Pte::ADDRESS)
-            };
-        }
-        Gpa(table.0 + (gva.0 >> 12 & 511) * 8)
     }
 }

@@ -72,11 +72,13 @@ impl CpuTemplate {
                 cr4 |= bit;
             }
         }
+        // Leaf 0DH counts, not the XSAVE bit: software KVM hides the bit, but ring 3 runs on the host's
+        // XCR0 there, and KVM saves what the leaf names.
+        let state = leaf(0xd, 0);
+        let supported = u64::from(state.eax) | u64::from(state.edx) << 32;
         let mut xcr0 = 0;
         let mut xsave_len_bytes = XSAVE_LEGACY_LEN;
-        if has_xsave {
-            let state = leaf(0xd, 0);
-            let supported = u64::from(state.eax) | u64::from(state.edx) << 32;
+        if supported & XCR0_LEGACY == XCR0_LEGACY {
             xcr0 = XCR0_LEGACY | supported & XCR0_AVX;
             if xcr0 & XCR0_AVX != 0 && supported & XCR0_AVX512 == XCR0_AVX512 {
                 xcr0 |= XCR0_AVX512;
@@ -100,6 +102,13 @@ impl CpuTemplate {
             xsave_len_bytes,
         })
     }
+}
+
+/// CPUID.01H:EDX as Linux reports it to programs (AT_HWCAP, getauxval(3)).
+#[must_use]
+pub fn cpuid_1_edx() -> u32 {
+    // SAFETY: reads the process's auxiliary vector.
+    unsafe { libc::getauxval(libc::AT_HWCAP) as u32 }
 }
 
 /// The legacy region and the XSAVE header (SDM vol. 1, 13.4).

@@ -33,6 +33,9 @@ pub enum HvError {
     /// The system call probe left in a way that neither kind of KVM explains.
     #[error("a system call in the probe VM left it in an unknown way: {0}")]
     Probe(String),
+    /// Guest memory could not be set up.
+    #[error("guest memory: {0}")]
+    Memory(#[from] kvmlet_mem::MemError),
     /// An extended state image that the CPU would refuse.
     #[error("invalid extended state image: {0}")]
     BadXState(&'static str),

@@ -1,5 +1,6 @@
 //! The `/dev/kvm` handle: opened once per process.
 
+use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -31,6 +32,14 @@ struct Inner {
 /// The KVM of this machine. Clones share one close-on-exec descriptor.
 #[derive(Clone)]
 pub struct Kvm(Arc<Inner>);
+
+impl fmt::Debug for Kvm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kvm")
+            .field("world", &self.0.world.get())
+            .finish_non_exhaustive()
+    }
+}
 
 impl Kvm {
     /// Opens `/dev/kvm` on the first call of the process and checks what it must offer; later calls

@@ -17,6 +17,7 @@ mod vcpu;
 mod vm;
 mod xstate;
 
+pub use cpu::cpuid_1_edx;
 pub use error::HvError;
 pub use kick::Kicker;
 pub use kvm::Kvm;

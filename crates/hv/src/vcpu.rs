@@ -1,22 +1,27 @@
 //! A virtual CPU: its state, its kicks and deadlines, and [`Vcpu::run`].
 
+use std::fmt;
 use std::io;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
-use kvm_bindings::{KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_regs, kvm_run, kvm_sregs, kvm_xcrs};
+use kvm_bindings::{
+    KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr,
+    kvm_regs, kvm_run, kvm_sregs, kvm_xcrs,
+};
 use kvm_ioctls::VcpuFd;
 use kvmlet_abi::layout::{EXC_CODE, FLUSH_STACK_TOP, KERNEL_CS, USER_CS, USER_DS};
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
+use kvmlet_mem::HostPage;
 use kvmlet_stub::{MAX_FLUSH_PAGES, World, flush_entry_offset};
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 
 use crate::cpu::{Privilege, code_segment, initial_sregs, stack_segment, syscall_msrs};
-use crate::ioctl::{KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_RUN, KVM_SET_XSAVE};
+use crate::ioctl::{KVM_GET_DEVICE_ATTR, KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_RUN, KVM_SET_XSAVE};
 use crate::kick::{Deadline, Running, Shared};
-use crate::vm::stats_of;
+use crate::vm::{Slots, stats_of};
 use crate::{HvError, Kicker, Kvm, Stats, XState, XStateLayout};
 
 mod decode;
@@ -32,14 +37,14 @@ const KERNEL_RFLAGS: u64 = 2;
 const GENERAL_PROTECTION: u8 = 13;
 
 /// What a vCPU is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct VcpuConfig {
     /// Root of the page tables.
     pub cr3: Gpa,
-    /// Host address of the page mapped at [`kvmlet_abi::layout::EXC_STACK`].
-    pub exc_stack_host: usize,
-    /// Host address of the page mapped at [`kvmlet_abi::layout::FLUSH_STACK`].
-    pub flush_stack_host: usize,
+    /// The page mapped at [`kvmlet_abi::layout::EXC_STACK`].
+    pub exc_stack: HostPage,
+    /// The page mapped at [`kvmlet_abi::layout::FLUSH_STACK`].
+    pub flush_stack: HostPage,
     /// Which kind of KVM this is, or `None` to ask [`Vcpu::probe_world`] before the first run.
     pub world: Option<World>,
 }
@@ -82,8 +87,8 @@ pub struct Vcpu {
     kvm: Kvm,
     /// The mapping that `fd` owns, shared with KVM. Only reached through raw pointers.
     run: NonNull<kvm_run>,
-    exc_stack: NonNull<u64>,
-    flush_stack: NonNull<u64>,
+    exc_stack: HostPage,
+    flush_stack: HostPage,
     world: Option<World>,
     cr3: Gpa,
     /// Pages to invalidate before ring 3 runs again.
@@ -93,11 +98,28 @@ pub struct Vcpu {
     shared: Arc<Shared>,
     deadline: Deadline,
     counters: Counters,
+    /// What the guest runs on: dropped after `fd`.
+    _slots: Arc<Slots>,
 }
 
-// SAFETY: the raw pointers lead to the mapping that `fd` owns and to guest pages that the creator
-// keeps mapped; nothing in them belongs to a thread.
+// SAFETY: the raw pointer leads to the mapping that `fd` owns; nothing in it belongs to a thread.
 unsafe impl Send for Vcpu {}
+
+impl fmt::Debug for Vcpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vcpu")
+            .field("world", &self.world)
+            .field("cr3", &self.cr3)
+            .field("flush", &self.flush.len())
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The page as 512 words, for volatile access.
+fn page_words(page: &HostPage) -> *mut u64 {
+    ptr::with_exposed_provenance_mut(page.addr())
+}
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
@@ -107,25 +129,13 @@ impl Drop for Vcpu {
 }
 
 impl Vcpu {
-    /// # Safety
-    /// See [`crate::Vm::create_vcpu`].
-    pub(crate) unsafe fn new(
+    pub(crate) fn new(
         kvm: Kvm,
         mut fd: VcpuFd,
         config: VcpuConfig,
         xsave_len: i32,
+        slots: Arc<Slots>,
     ) -> Result<Self, HvError> {
-        let page = |host: usize, what| {
-            let pointer = ptr::with_exposed_provenance_mut::<u64>(host);
-            NonNull::new(pointer)
-                .filter(|_| host.is_multiple_of(PAGE_LEN))
-                .ok_or(HvError::Call {
-                    what,
-                    source: io::Error::from_raw_os_error(libc::EINVAL),
-                })
-        };
-        let exc_stack = page(config.exc_stack_host, "placing the exception stack")?;
-        let flush_stack = page(config.flush_stack_host, "placing the flush stack")?;
         let template = kvm.template()?;
         let call = HvError::from_errno;
         fd.set_cpuid2(&template.cpuid)
@@ -176,8 +186,8 @@ impl Vcpu {
         Ok(Self {
             fd,
             run,
-            exc_stack,
-            flush_stack,
+            exc_stack: config.exc_stack,
+            flush_stack: config.flush_stack,
             world: config.world,
             cr3: config.cr3,
             flush: Vec::with_capacity(MAX_FLUSH_PAGES),
@@ -190,6 +200,7 @@ impl Vcpu {
                 ..Counters::default()
             },
             kvm,
+            _slots: slots,
         })
     }
 
@@ -276,7 +287,7 @@ impl Vcpu {
         };
         let mut privilege = Privilege::User;
         if !self.flush.is_empty()
-            && let Some(entry) = flush_entry_offset(self.flush.len())
+            && let Some(entry) = flush_entry_offset(self.stub_world(), self.flush.len())
         {
             self.write_flush_stack(regs);
             let words = self.flush.len() + FLUSH_FRAME_WORDS;
@@ -329,11 +340,12 @@ impl Vcpu {
         ];
         let words = self.flush.len() + FLUSH_FRAME_WORDS;
         let start = PAGE_LEN / 8 - words;
-        let values = self.flush.iter().map(|page| page.0).chain(frame);
+        let values = self.flush.iter().map(|operand| operand.0).chain(frame);
+        let stack = page_words(&self.flush_stack);
         for (word, value) in values.enumerate() {
-            // SAFETY: `start + word` is below 512, inside the page that the creator keeps mapped; no
+            // SAFETY: `start + word` is below 512, inside the page that HostPage keeps mapped; no
             // reference to guest memory is formed.
-            unsafe { self.flush_stack.add(start + word).write_volatile(value) };
+            unsafe { stack.add(start + word).write_volatile(value) };
         }
     }
 
@@ -365,15 +377,17 @@ impl Vcpu {
         unsafe { &(*self.sync()).sregs }
     }
 
-    /// Invalidates the translations of `pages` (any address in each) before ring 3 runs again.
+    /// Makes changes of table entries visible before ring 3 runs again. An operand is what the flush
+    /// routine takes: on hardware any address in the page; on software KVM the address at which the
+    /// entry itself is mapped for supervisor code, or the run ends in [`Trap::Broken`].
     ///
     /// # Errors
     /// [`FlushFull`] when more than [`MAX_FLUSH_PAGES`] would be pending; nothing is queued then.
-    pub fn request_flush(&mut self, pages: &[Gva]) -> Result<(), FlushFull> {
-        if self.flush.len() + pages.len() > MAX_FLUSH_PAGES {
+    pub fn request_flush(&mut self, operands: &[Gva]) -> Result<(), FlushFull> {
+        if self.flush.len() + operands.len() > MAX_FLUSH_PAGES {
             return Err(FlushFull);
         }
-        self.flush.extend_from_slice(pages);
+        self.flush.extend_from_slice(operands);
         Ok(())
     }
 
@@ -402,6 +416,11 @@ impl Vcpu {
     #[must_use]
     pub fn world(&self) -> Option<World> {
         self.world
+    }
+
+    /// The form of the stub to go by: hardware's until the world is known.
+    fn stub_world(&self) -> World {
+        self.world.unwrap_or(World::Hardware)
     }
 
     /// Shape of the extended state.
@@ -486,6 +505,31 @@ impl Vcpu {
     pub fn stats(&mut self) -> Result<Stats, HvError> {
         self.counters.ioctls += 1;
         stats_of(&self.fd)
+    }
+
+    /// What the guest's TSC is ahead of the host's, in ticks modulo 2^64: 0 on software KVM, where
+    /// ring 3 reads the host's (KVM_VCPU_TSC_OFFSET, Documentation/virt/kvm/devices/vcpu.rst, 4).
+    ///
+    /// # Errors
+    /// [`HvError::Call`] on a kernel before 5.16, when the world is hardware.
+    pub fn tsc_offset(&mut self) -> Result<i64, HvError> {
+        if self.world == Some(World::Software) {
+            return Ok(0);
+        }
+        let mut offset = 0i64;
+        let attr = kvm_device_attr {
+            group: KVM_VCPU_TSC_CTRL,
+            attr: u64::from(KVM_VCPU_TSC_OFFSET),
+            addr: ptr::addr_of_mut!(offset) as u64,
+            flags: 0,
+        };
+        self.counters.ioctls += 1;
+        // SAFETY: KVM writes eight bytes at `addr`, which live across the call.
+        if unsafe { ioctl_with_ref(&self.fd, KVM_GET_DEVICE_ATTR(), &attr) } == 0 {
+            Ok(offset)
+        } else {
+            Err(HvError::last("KVM_GET_DEVICE_ATTR (TSC offset)"))
+        }
     }
 
     /// Frequency of the guest's TSC in kHz (KVM_GET_TSC_KHZ), if KVM knows it.

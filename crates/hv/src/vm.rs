@@ -1,12 +1,15 @@
 //! A virtual machine: memory slots and vCPUs.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-use kvmlet_abi::{SlotAccess, SlotId, SlotSpec};
+use kvmlet_abi::{Gpa, SlotAccess, SlotId, SlotSpec};
+use kvmlet_mem::SlotMemory;
 use vmm_sys_util::ioctl::ioctl;
 
 use crate::ioctl::{CAP_BINARY_STATS_FD, KVM_GET_STATS_FD};
@@ -16,8 +19,22 @@ use crate::{HvError, Kvm, Stats, Vcpu, VcpuConfig};
 pub struct Vm {
     fd: VmFd,
     kvm: Kvm,
-    ioctls: Arc<AtomicU64>,
+    ioctls: AtomicU64,
     next_vcpu: AtomicU64,
+    /// Behind the descriptor: what the guest reaches is unmapped after it is gone.
+    slots: Arc<Slots>,
+}
+
+/// The memory that a VM's slots are backed by. Each vCPU holds a share: a vCPU keeps the VM alive.
+pub(crate) type Slots = Mutex<BTreeMap<SlotId, SlotMemory>>;
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm")
+            .field("fd", &self.fd.as_raw_fd())
+            .field("slots", &self.slots)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Vm {
@@ -25,8 +42,9 @@ impl Vm {
         let vm = Self {
             fd,
             kvm,
-            ioctls: Arc::new(AtomicU64::new(1)),
+            ioctls: AtomicU64::new(1),
             next_vcpu: AtomicU64::new(0),
+            slots: Arc::default(),
         };
         vm.filter_msrs()?;
         Ok(vm)
@@ -56,52 +74,69 @@ impl Vm {
         self.ioctls.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Backs a guest-physical range with host memory (KVM_SET_USER_MEMORY_REGION). A slot with the
-    /// same number is replaced.
+    /// Gives the guest the memory of a slot (KVM_SET_USER_MEMORY_REGION) and keeps a share of it until
+    /// the slot is deleted, or the VM and its vCPUs are gone.
     ///
     /// # Errors
-    /// [`HvError::Call`] when the ranges overlap another slot or are not page-aligned.
-    ///
-    /// # Safety
-    /// `spec.host_addr .. + spec.len_bytes` must stay mapped until the slot is deleted or the `Vm`
-    /// and its vCPUs are dropped, and must be memory that the guest may change at any time: no Rust
-    /// reference to it may exist while a vCPU runs.
-    pub unsafe fn set_slot(&self, spec: &SlotSpec) -> Result<(), HvError> {
-        let flags = match spec.access {
-            SlotAccess::ReadWrite => 0,
-            SlotAccess::ReadOnly => KVM_MEM_READONLY,
-        };
-        // SAFETY: passed on to our caller.
-        unsafe { self.region(spec.id, flags, spec.gpa.0, spec.len_bytes, spec.host_addr) }
+    /// [`HvError::Call`] when it overlaps another slot, or one with this number exists.
+    pub fn set_slot(&self, memory: SlotMemory) -> Result<(), HvError> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        self.region(memory.spec())?;
+        slots.insert(memory.spec().id, memory);
+        Ok(())
     }
 
-    /// Removes a slot. Every translation through it is dropped: the one full flush that software KVM
-    /// has.
+    /// Removes a slot. Every translation through it is dropped.
     ///
     /// # Errors
     /// [`HvError::Call`] when no such slot exists.
     pub fn delete_slot(&self, id: SlotId) -> Result<(), HvError> {
-        // SAFETY: a region of length 0 only removes the slot; the host memory is not used.
-        unsafe { self.region(id, 0, 0, 0, 0) }
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        self.remove_region(id)?;
+        slots.remove(&id);
+        Ok(())
     }
 
-    unsafe fn region(
-        &self,
-        id: SlotId,
-        flags: u32,
-        gpa: u64,
-        len_bytes: u64,
-        host_addr: usize,
-    ) -> Result<(), HvError> {
+    /// Removes a slot and adds it again: the one full flush of what lies in it that software KVM has.
+    ///
+    /// # Errors
+    /// [`HvError::Call`] when no such slot exists.
+    pub fn refresh_slot(&self, id: SlotId) -> Result<(), HvError> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        self.remove_region(id)?;
+        match slots.get(&id) {
+            Some(memory) => self.region(memory.spec()),
+            None => Ok(()),
+        }
+    }
+
+    fn remove_region(&self, id: SlotId) -> Result<(), HvError> {
+        self.region(&SlotSpec {
+            id,
+            gpa: Gpa(0),
+            host_addr: 0,
+            len_bytes: 0,
+            access: SlotAccess::ReadWrite,
+        })
+    }
+
+    /// The caller holds the lock on the slots, and a share of the memory that `spec` names.
+    fn region(&self, spec: &SlotSpec) -> Result<(), HvError> {
         self.count();
-        let region = kvm_userspace_memory_region {
-            slot: id.0,
-            flags,
-            guest_phys_addr: gpa,
-            memory_size: len_bytes,
-            userspace_addr: host_addr as u64,
+        let flags = match spec.access {
+            SlotAccess::ReadWrite => 0,
+            SlotAccess::ReadOnly => KVM_MEM_READONLY,
         };
-        // SAFETY: passed on to our caller.
+        let region = kvm_userspace_memory_region {
+            slot: spec.id.0,
+            flags,
+            guest_phys_addr: spec.gpa.0,
+            memory_size: spec.len_bytes,
+            userspace_addr: spec.host_addr as u64,
+        };
+        // SAFETY: the range belongs to a SlotMemory, which keeps it mapped and forms no reference to
+        // it, and which lives in `slots` as long as the guest can reach it (or has length 0 and only
+        // removes).
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(|error| HvError::from_errno("KVM_SET_USER_MEMORY_REGION", error))
     }
@@ -110,11 +145,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`HvError::Call`] naming the ioctl that failed.
-    ///
-    /// # Safety
-    /// `config.exc_stack_host` and `config.flush_stack_host` must be the host addresses of the pages
-    /// mapped at `EXC_STACK` and `FLUSH_STACK`, page-aligned, and stay mapped for the vCPU's life.
-    pub unsafe fn create_vcpu(&self, config: VcpuConfig) -> Result<Vcpu, HvError> {
+    pub fn create_vcpu(&self, config: VcpuConfig) -> Result<Vcpu, HvError> {
         let id = self.next_vcpu.fetch_add(1, Ordering::Relaxed);
         self.count();
         let fd = self
@@ -122,8 +153,13 @@ impl Vm {
             .create_vcpu(id)
             .map_err(|error| HvError::from_errno("KVM_CREATE_VCPU", error))?;
         let xsave_len = self.fd.check_extension_int(Cap::Xsave2);
-        // SAFETY: passed on to our caller.
-        unsafe { Vcpu::new(self.kvm.clone(), fd, config, xsave_len) }
+        Vcpu::new(
+            self.kvm.clone(),
+            fd,
+            config,
+            xsave_len,
+            Arc::clone(&self.slots),
+        )
     }
 
     /// Calls of ioctl made on this VM, those of its vCPUs excluded.

@@ -31,7 +31,7 @@ pub struct XStateLayout {
 }
 
 /// One thread's extended state. 64-bit words, so that it is aligned for whoever reads it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct XState {
     words: Box<[u64]>,
     layout: XStateLayout,

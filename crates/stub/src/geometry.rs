@@ -3,9 +3,11 @@
 
 /// Distance between two exception entries, in bytes.
 pub const ENTRY_STRIDE_BYTES: u64 = 16;
-/// Offset of the flush routine in the exception page: behind the 32 entries.
-pub const FLUSH_OFFSET_BYTES: u64 = 32 * ENTRY_STRIDE_BYTES;
-/// Bytes of code per flushed page: `pop %rax; invlpg (%rax)`.
+/// Offset of hardware's flush routine in the exception page: behind the 32 entries.
+pub const FLUSH_HARDWARE_BYTES: u64 = 32 * ENTRY_STRIDE_BYTES;
+/// Offset of software KVM's flush routine in the exception page.
+pub const FLUSH_SOFTWARE_BYTES: u64 = 2048;
+/// Bytes of code per flushed page: a `pop` and one instruction of three bytes.
 pub const FLUSH_STEP_BYTES: u64 = 4;
 /// Most pages that one pass of the flush routine invalidates.
 pub const MAX_FLUSH_PAGES: usize = 256;

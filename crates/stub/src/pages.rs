@@ -6,7 +6,10 @@ use kvmlet_abi::layout::{
 };
 
 use crate::World;
-use crate::geometry::{ENTRY_STRIDE_BYTES, FLUSH_OFFSET_BYTES, FLUSH_STEP_BYTES, MAX_FLUSH_PAGES};
+use crate::geometry::{
+    ENTRY_STRIDE_BYTES, FLUSH_HARDWARE_BYTES, FLUSH_SOFTWARE_BYTES, FLUSH_STEP_BYTES,
+    MAX_FLUSH_PAGES,
+};
 
 /// Bytes in an image.
 pub const PAGE_LEN: usize = 4096;
@@ -51,17 +54,22 @@ pub const fn exception_entry_offset(vector: u8) -> u64 {
     vector as u64 * ENTRY_STRIDE_BYTES
 }
 
-/// Where in [`EXC_CODE`] the flush routine is entered to invalidate `pages` pages, in bytes; `None`
-/// above [`MAX_FLUSH_PAGES`].
+/// Where in [`EXC_CODE`] the flush routine is entered to make changes of `pages` table entries
+/// visible, in bytes; `None` above [`MAX_FLUSH_PAGES`].
 ///
-/// It runs at CPL 0 on a stack that holds `pages` addresses, the program's `rax` and an `iretq`
-/// frame (rip, cs, rflags, rsp, ss), and changes no other register.
+/// It runs at CPL 0 on a stack that holds `pages` operands, the program's `rax` and an `iretq` frame
+/// (rip, cs, rflags, rsp, ss), and changes no other register. An operand is the address of the page
+/// on hardware, and the address at which its table entry is mapped on software KVM.
 #[must_use]
-pub const fn flush_entry_offset(pages: usize) -> Option<u64> {
+pub const fn flush_entry_offset(world: World, pages: usize) -> Option<u64> {
     if pages > MAX_FLUSH_PAGES {
         return None;
     }
-    Some(FLUSH_OFFSET_BYTES + (MAX_FLUSH_PAGES - pages) as u64 * FLUSH_STEP_BYTES)
+    let start = match world {
+        World::Hardware => FLUSH_HARDWARE_BYTES,
+        World::Software => FLUSH_SOFTWARE_BYTES,
+    };
+    Some(start + (MAX_FLUSH_PAGES - pages) as u64 * FLUSH_STEP_BYTES)
 }
 
 fn put(page: &mut [u8; PAGE_LEN], offset: usize, bytes: &[u8]) {
@@ -157,17 +165,22 @@ mod tests {
     }
 
     #[test]
-    fn the_flush_routine_pops_as_many_pages_as_asked() {
+    fn the_flush_routine_takes_as_many_pages_as_asked() {
         let code = exception_code();
-        for pages in [0, 1, 5, 64, MAX_FLUSH_PAGES] {
-            let mut at = flush_entry_offset(pages).unwrap() as usize;
-            for _ in 0..pages {
-                assert_eq!(code[at..at + 4], [0x58, 0x0f, 0x01, 0x38]);
-                at += 4;
+        for (world, step) in [
+            (World::Hardware, [0x58, 0x0f, 0x01, 0x38]),
+            (World::Software, [0x58, 0x83, 0x08, 0x00]),
+        ] {
+            for pages in [0, 1, 5, 64, MAX_FLUSH_PAGES] {
+                let mut at = flush_entry_offset(world, pages).unwrap() as usize;
+                for _ in 0..pages {
+                    assert_eq!(code[at..at + 4], step);
+                    at += 4;
+                }
+                assert_eq!(code[at..at + 3], [0x58, 0x48, 0xcf]);
             }
-            assert_eq!(code[at..at + 3], [0x58, 0x48, 0xcf]);
+            assert_eq!(flush_entry_offset(world, MAX_FLUSH_PAGES + 1), None);
         }
-        assert_eq!(flush_entry_offset(MAX_FLUSH_PAGES + 1), None);
     }
 
     #[test]

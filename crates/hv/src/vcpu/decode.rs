@@ -14,7 +14,7 @@ use kvmlet_stub::{
     MAX_FLUSH_PAGES, StubPc, World, classify, exception_entry_offset, flush_entry_offset,
 };
 
-use super::{GENERAL_PROTECTION, PAGE_LEN, Vcpu};
+use super::{GENERAL_PROTECTION, PAGE_LEN, Vcpu, page_words};
 use crate::kick::Running;
 
 /// #PF.
@@ -106,9 +106,10 @@ impl Vcpu {
 
     fn in_flush_routine(&self) -> bool {
         let offset = self.cpu_regs().rip.wrapping_sub(EXC_CODE.0);
+        let world = self.stub_world();
         // From the longest list's entry to the iretq, which follows one byte behind the shortest's.
-        let routine = flush_entry_offset(MAX_FLUSH_PAGES)
-            .zip(flush_entry_offset(0))
+        let routine = flush_entry_offset(world, MAX_FLUSH_PAGES)
+            .zip(flush_entry_offset(world, 0))
             .map(|(start, last)| start..last + 2);
         self.cpl() == 0 && routine.is_some_and(|routine| routine.contains(&offset))
     }
@@ -199,7 +200,7 @@ impl Vcpu {
     /// privilege level that this kind of KVM enters the stub at. Hardware leaves rip at the `out`,
     /// software KVM behind it.
     fn is_syscall(&self, access: PortAccess, rip: u64) -> bool {
-        let world = self.world.unwrap_or(World::Hardware);
+        let world = self.stub_world();
         let cpl = match world {
             World::Hardware => 0,
             World::Software => 3,
@@ -294,10 +295,11 @@ impl Vcpu {
         if self.cpu_regs().rsp != EXC_STACK_TOP.0 - words * 8 {
             return None;
         }
+        let stack = page_words(&self.exc_stack);
         let word = |from_top: usize| {
-            // SAFETY: inside the page that the creator keeps mapped; the guest may write it at any
+            // SAFETY: inside the page that HostPage keeps mapped; the guest may write it at any
             // time, so each word is read once and believed only as a value.
-            unsafe { self.exc_stack.add(PAGE_LEN / 8 - from_top).read_volatile() }
+            unsafe { stack.add(PAGE_LEN / 8 - from_top).read_volatile() }
         };
         Some(Frame {
             vector,
@@ -370,7 +372,7 @@ impl Vcpu {
             }
         }
         self.store_from(&cpu, regs);
-        let world = self.world.unwrap_or(World::Hardware);
+        let world = self.stub_world();
         match classify(world, Gva(cpu.rip)) {
             StubPc::Entry | StubPc::AtLeave => unwind(regs),
             StubPc::Answering { number } => {

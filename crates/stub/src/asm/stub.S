@@ -34,18 +34,26 @@
 	.set v, v + 1
 	.endr
 
-/* ---- Flush: invlpg of each address on the stack, then rax and iretq. ----
+/* ---- Flush: one step for each address on the stack, then rax and iretq. ----
  *
  * Entered K_FLUSH_STEP * n bytes before the last pop for n pages. Unrolled, because software KVM
  * emulates each instruction at CPL 0.
+ *
+ * Hardware: invlpg of the page. Software: a store to the page's table entry that does not change
+ * it. KVM's shadow of a table page follows the stores that the guest makes, and no others: invlpg
+ * drops nothing there unless the guest itself has written that table page.
  */
-	.org kvmlet_stub_exception_code + K_FLUSH_OFFSET, 0xcc
+	.macro FLUSH offset, step:vararg
+	.org kvmlet_stub_exception_code + \offset, 0xcc
 	.rept K_FLUSH_MAX
 	pop	%rax
-	invlpg	(%rax)
+	\step
 	.endr
 	pop	%rax
 	iretq
+	.endm
+	FLUSH	K_FLUSH_HARDWARE, invlpg (%rax)
+	FLUSH	K_FLUSH_SOFTWARE, orl $0, (%rax)
 	PAGE_END kvmlet_stub_exception_code
 
 /* ---- System calls ----
