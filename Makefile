@@ -13,6 +13,7 @@ PYTHON_SOURCES := python tests/unit $(wildcard tests/e2e tests/escape tests/conf
 PYTEST := $(BIN)/python -m pytest
 UNIT := tests/unit
 END_TO_END := $(wildcard tests/e2e tests/escape)
+GUEST_PROGRAMS := tests/guests tests/escape/guests
 
 .PHONY: help
 help:
@@ -46,7 +47,7 @@ develop: $(VENV)/.group-build
 
 .PHONY: guests
 guests: deps-test
-	@if [ -f tests/guests/Makefile ]; then $(MAKE) -C tests/guests; fi
+	@for d in $(GUEST_PROGRAMS); do $(MAKE) -C $$d; done
 
 # ---- use ----
 
@@ -114,4 +115,4 @@ clean:
 	rm -rf $(VENV) .hw .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f python/kvmlet/_native*.so
 	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
-	@if [ -f tests/guests/Makefile ]; then $(MAKE) -C tests/guests clean; fi
+	@for d in $(GUEST_PROGRAMS); do $(MAKE) -C $$d clean; done

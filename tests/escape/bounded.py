@@ -1,0 +1,90 @@
+"""Runs of hostile guests: each ends in time, in a documented way, and within bounded memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from e2e.oracle import ENV, HW, Ended, Word, kvmlet_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TIMEOUT_S = 120 if HW else 20
+"""Limit of a run."""
+SLACK_S = 120 if HW else 15
+"""What starting, ending and a busy machine may add."""
+MEMORY_MIB = 128
+"""Memory limit of a run."""
+OVERHEAD_MIB = 160
+"""What the host process may use beside the guest's memory."""
+
+BAD_WORDS = (b"internal error", b"panicked", b"Traceback", b"RUST_BACKTRACE", b"is a bug")
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Ended):
+    """How a run ended, and the most memory its process ever had."""
+
+    resident_mib: int
+
+    @property
+    def said(self) -> str:
+        """Its last words, for messages."""
+        return f"status {self.status}, {self.stdout[-600:]!r}, {self.stderr[-600:]!r}"
+
+
+def check_end(run: Ended) -> None:
+    """A guest may do what it likes: kvmlet ends the run in one of the documented ways."""
+    for word in BAD_WORDS:
+        assert word not in run.stderr, run.stderr[-3000:]
+    documented = run.status < 124 or run.status in (124, 137) or 128 < run.status <= 128 + 64
+    assert documented, f"status {run.status}: {run.stderr[-2000:]!r}"
+
+
+def bounded(
+    argv: Sequence[Word],
+    *,
+    cwd: Word,
+    memory_mib: int = MEMORY_MIB,
+    timeout_s: int = TIMEOUT_S,
+) -> Run:
+    """Run `argv` in a VM under limits, and check what holds for every guest."""
+    options = ["--timeout", f"{timeout_s}s", "--memory", f"{memory_mib}m"]
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            kvmlet_argv(argv, options),
+            cwd=cwd,
+            env=ENV,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+        last = start + timeout_s + SLACK_S
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > last:
+                process.kill()
+                os.wait4(process.pid, 0)
+                err.seek(0)
+                said = err.read()[-2000:]
+                raise AssertionError(f"{argv}: still running after its time limit: {said!r}")
+            time.sleep(0.01)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+        run = Run(out.read(), err.read(), code, usage.ru_maxrss >> 10)
+    assert process.returncode >= 0, f"the command itself was killed: {run.said}"
+    check_end(run)
+    assert run.resident_mib <= memory_mib + OVERHEAD_MIB, (
+        f"{run.resident_mib} MiB resident with a limit of {memory_mib}: {run.said}"
+    )
+    return run

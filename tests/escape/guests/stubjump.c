@@ -1,0 +1,67 @@
+// Jumps into kvmlet's own pages, with forged registers. stubjump PAGE-OFFSET FIRST LAST STEP
+//
+// On Linux, and on hardware KVM, nothing is executable there: each jump is a SIGSEGV. On software
+// KVM the syscall page is. Whatever happens, this program must get its registers or a signal.
+#include "attempt.h"
+
+static unsigned long tried, came_back, signals[65];
+
+static void try_jump(uint64_t target, const struct attempt_regs *regs) {
+    struct attempt_end end = attempt_at(target, regs);
+    tried++;
+    if (end.sig) signals[end.sig]++;
+    else came_back++;
+}
+
+int main(int argc, char **argv) {
+    need(argc == 5, "arguments");
+    uint64_t page = VMM_AREA + strtoul(argv[1], NULL, 0);
+    unsigned first = (unsigned)atoi(argv[2]), last = (unsigned)atoi(argv[3]), step = (unsigned)atoi(argv[4]);
+    attempt_start();
+    uint64_t back = (uint64_t)(uintptr_t)attempt_back;
+    // rcx: back here; nowhere; behind user space; not canonical; the kernel's half; the stub itself.
+    uint64_t rcx[] = {back, 0x1000, VMM_AREA, 0x800000000000ul, 0xffffffff81000000ul, SYSCALL_CODE + 0x80};
+    // r11: plain; all flags; IOPL, NT and TF; DF and AC.
+    uint64_t r11[] = {0x202, ~0ul, 0x7102, 0x40402};
+    // rax: answered in the stub, unknown, wide. Not a call that could block or exit.
+    uint64_t rax[] = {39, 186, 0xfffffffful, 0x1000, 0x8000000000000027ul};
+    for (unsigned offset = first; offset < last; offset += step) {
+        struct attempt_regs regs = attempt_tame();
+        uint64_t good = regs.rsp;
+        regs.r11 = 0x202;
+        regs.rcx = back;
+        for (unsigned i = 0; i < sizeof rax / sizeof *rax; i++) {
+            regs.rax = rax[i];
+            try_jump(page + offset, &regs);
+        }
+        for (unsigned i = 0; i < sizeof rcx / sizeof *rcx; i++) {
+            regs.rcx = rcx[i];
+            regs.rax = 39;
+            try_jump(page + offset, &regs);
+            regs.rax = 0x1000;
+            try_jump(page + offset, &regs);
+        }
+        regs.rcx = back;
+        for (unsigned i = 0; i < sizeof r11 / sizeof *r11; i++) {
+            regs.r11 = r11[i];
+            regs.rax = 39;
+            try_jump(page + offset, &regs);
+            regs.rax = 0x1000;
+            try_jump(page + offset, &regs);
+        }
+        regs.r11 = 0x202;
+        // Wild stacks: the exception stack, the kernel's half, not canonical, nowhere.
+        uint64_t stacks[] = {EXC_STACK + PAGE, 0xffff888000000000ul, 0x8000000000000000ul, 8, good};
+        for (unsigned i = 0; i < sizeof stacks / sizeof *stacks; i++) {
+            regs.rsp = stacks[i];
+            try_jump(page + offset, &regs);
+        }
+    }
+    unsigned long other = tried - came_back - signals[SIGSEGV];
+    printf("%lu tried\n", tried);
+    fprintf(stderr, "%lu came back, %lu SIGSEGV, %lu other signals\n", came_back, signals[SIGSEGV], other);
+    // Everything still works.
+    need(getpid() == (int)syscall(SYS_getpid) && getpid() > 0, "getpid");
+    printf("alive\n");
+    return 0;
+}

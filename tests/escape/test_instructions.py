@@ -1,0 +1,173 @@
+"""Instructions that ring 3 may not run, forged registers, and jumps into kvmlet's own pages."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e.oracle import HW, native, sized
+from escape.bounded import bounded
+
+if TYPE_CHECKING:
+    import pathlib
+
+    from e2e.oracle import Oracle
+
+pytestmark = pytest.mark.hw
+
+VMM_PAGES = {
+    "GDT": 0x10000,
+    "IDT": 0x11000,
+    "TSS": 0x12000,
+    "exception stack": 0x14000,
+    "double-fault stack": 0x16000,
+    "flush stack": 0x18000,
+    "exception code": 0x20000,
+    "syscall code": 0x22000,
+    "constants": 0x24000,
+    "probe code": 0x26000,
+    "nothing": 0x30000,
+}
+"""Offsets of kvmlet's pages in its area (crates/abi/src/layout.rs)."""
+
+USER_VISIBLE = {0x22000, 0x24000}
+"""Those that ring 3 may read on software KVM."""
+
+
+def test_ports(hostile: pathlib.Path, native_only: bool) -> None:
+    """Every port, every form: SIGSEGV at the instruction, as without KVM.
+
+    On software KVM an `out` has retired when it is refused, so rip is behind it.
+    """
+    argv = ["./ports", str(sized(1, 4096))]
+    expected = native(argv, cwd=hostile)
+    assert b" 0 wrong" in expected.stdout
+    if native_only:
+        pytest.skip("native side only")
+    run = bounded(argv, cwd=hostile, timeout_s=sized(90, 300))
+    assert (run.status, run.stdout) == (0, expected.stdout), run.said
+
+
+@pytest.mark.parametrize(
+    "argument", [[], ["step"], ["ac"]], ids=["popf", "single-step", "alignment"]
+)
+def test_flags(oracle: Oracle, hostile: pathlib.Path, argument: list[str]) -> None:
+    oracle.compare(["./flags", *argument], cwd=hostile)
+
+
+def test_privileged_instructions(oracle: Oracle, hostile: pathlib.Path) -> None:
+    oracle.compare(["./privileged"], cwd=hostile)
+
+
+@pytest.mark.usefixtures("vm")
+def test_instructions_that_differ_between_cpus(hostile: pathlib.Path) -> None:
+    run = bounded(["./privileged", "loose"], cwd=hostile)
+    assert run.status == 0, run.said
+    assert run.stdout.endswith(b"alive\n")
+    # None of these is for ring 3 on any CPU.
+    for name in [
+        "vmlaunch",
+        "vmrun",
+        "vmload",
+        "stgi",
+        "invpcid",
+        "encls",
+        "rsm",
+        "xsaves",
+        "clac",
+    ]:
+        assert re.search(rf"^{name}: SIG(SEGV|ILL)".encode(), run.stdout, re.MULTILINE), name
+
+
+def test_edges_of_user_space(oracle: Oracle, hostile: pathlib.Path) -> None:
+    oracle.compare(["./canon"], cwd=hostile)
+
+
+@pytest.mark.parametrize("argument", [[], ["area"]], ids=["accesses", "calls"])
+def test_vmm_pages(hostile: pathlib.Path, native_only: bool, argument: list[str]) -> None:
+    """Nothing of kvmlet's area can be written or changed, and only the stub's pages can be read."""
+    expected = native(["./vmmpages"], cwd=hostile)
+    assert expected.stdout.endswith(b"alive\n")
+    if native_only:
+        pytest.skip("native side only")
+    run = bounded(["./vmmpages", *argument], cwd=hostile)
+    assert (run.status, run.stdout) == (0, expected.stdout), run.said
+    readable = {int(at, 16) for at in re.findall(rb"readable (0x[0-9a-f]+)", run.stderr)}
+    executable = {int(at, 16) for at in re.findall(rb"executable (0x[0-9a-f]+)", run.stderr)}
+    assert readable <= USER_VISIBLE
+    assert executable <= {VMM_PAGES["syscall code"]}
+    if HW:
+        assert not readable
+        assert not executable
+
+
+@pytest.mark.usefixtures("vm")
+@pytest.mark.parametrize("page", VMM_PAGES)
+def test_jumps_into_vmm_pages(hostile: pathlib.Path, page: str) -> None:
+    """Every byte of the code, a sample of the other pages, with forged registers."""
+    thorough = page in ("syscall code", "exception code") and not HW
+    step = 1 if thorough else 64 if page in ("syscall code", "exception code") else 512
+    argv = ["./stubjump", hex(VMM_PAGES[page]), "0", "4096", str(step)]
+    run = bounded(argv, cwd=hostile, timeout_s=sized(60, 300))
+    assert run.status == 0, run.said
+    assert run.stdout.endswith(b"alive\n")
+    if HW or page != "syscall code":
+        assert b"0 came back" in run.stderr, run.said
+
+
+@pytest.mark.usefixtures("vm")
+def test_jumps_to_every_byte_of_the_syscall_entry(hostile: pathlib.Path) -> None:
+    run = bounded(["./stubjump", hex(VMM_PAGES["syscall code"]), "0", "320", "1"], cwd=hostile)
+    assert run.status == 0, run.said
+    assert run.stdout.endswith(b"alive\n")
+
+
+@pytest.mark.usefixtures("vm")
+def test_segments(hostile: pathlib.Path) -> None:
+    """Selectors and far transfers: fine or a signal; nothing reaches CPL 0."""
+    run = bounded(["./segments"], cwd=hostile)
+    assert run.status == 0, run.said
+    assert run.stdout.endswith(b"alive\n")
+    for line in [
+        rb"lret to 0x10",
+        rb"iretq to 0x10",
+        rb"ljmp to 0x10",
+        rb"iretq to 0x40",
+        rb"mov to ss 0x10",
+    ]:
+        assert re.search(rb"^" + line + rb": SIG(SEGV|BUS|ILL)$", run.stdout, re.MULTILINE), line
+    if HW:
+        # There is no 32-bit code segment.
+        assert not re.search(
+            rb"^(lret|iretq|ljmp|lcall) to (?!0x33|0x30).*fine", run.stdout, re.MULTILINE
+        )
+
+
+@pytest.mark.usefixtures("vm")
+@pytest.mark.skipif(
+    not HW and os.environ.get("KVMLET_INT80") != "1",
+    reason="32-bit entries are tried on hardware semantics; set KVMLET_INT80=1 to try them here",
+)
+def test_32_bit_entries(hostile: pathlib.Path) -> None:
+    run = bounded(["./segments", "32-bit"], cwd=hostile)
+    assert run.status == 0, run.said
+    assert run.stdout.endswith(b"alive\n")
+    if HW:
+        assert not re.search(
+            rb"^(lret|iretq|ljmp|lcall) to 0x2[03]: fine", run.stdout, re.MULTILINE
+        )
+        assert re.search(rb"^int 0x80: SIGSEGV$", run.stdout, re.MULTILINE)
+
+
+def test_signal_frames(oracle: Oracle, hostile: pathlib.Path) -> None:
+    oracle.compare(["./sigframe"], cwd=hostile)
+
+
+@pytest.mark.usefixtures("vm")
+def test_wild_signal_frames(hostile: pathlib.Path) -> None:
+    run = bounded(["./sigframe", "loose"], cwd=hostile)
+    assert run.status == 0, run.said
+    assert run.stdout.endswith(b"alive\n")

@@ -1,0 +1,85 @@
+"""Guests that take all they can get: a clean error or a limit's own end, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e.oracle import HW
+from escape.bounded import bounded
+
+if TYPE_CHECKING:
+    import pathlib
+
+    from e2e.oracle import Oracle
+
+pytestmark = pytest.mark.hw
+
+HOGS = {
+    "everything": ["everything"],
+    "sparse-gib": ["sparse-gib"],
+    "sparse-2mib": ["sparse-2mib"],
+    "sparse-read": ["sparse-read"],
+    "areas": ["areas"],
+    "threads": ["threads"],
+    "spinning-threads": ["spinning-threads"],
+    "descriptors-host": ["descriptors", "/usr/bin/env"],
+    "descriptors-tmp": ["descriptors", "/tmp/hog"],
+    "descriptors-zero": ["descriptors", "/dev/zero"],
+    "descriptors-directory": ["descriptors", "/usr/lib"],
+    "pipes": ["pipes"],
+    "tmp": ["tmp"],
+    "sparse-file": ["sparse-file"],
+    "files": ["names", "f"],
+    "directories": ["names", "d"],
+    "links": ["names", "s"],
+    "hard-links": ["names", "h"],
+    "memfds": ["names", "m"],
+    "signals": ["signals"],
+    "futexes": ["futexes"],
+    "robust-list": ["robust"],
+    "break": ["grow"],
+    "file-maps": ["file-maps"],
+    "churn": ["churn"],
+}
+
+
+@pytest.mark.usefixtures("vm")
+@pytest.mark.parametrize("name", HOGS)
+def test_hog(hostile: pathlib.Path, name: str) -> None:
+    run = bounded(["./hog", *HOGS[name]], cwd=hostile)
+    # By itself, or by the limits of memory and time. Never by a signal: it did nothing wrong.
+    assert run.status in (0, 124, 137), run.said
+    if run.status == 0:
+        assert run.stdout.endswith(b"done\n"), run.said
+    else:
+        assert len(run.own_lines) == 1, run.said
+
+
+@pytest.mark.usefixtures("vm")
+def test_memory_in_tmp_counts(hostile: pathlib.Path) -> None:
+    """Filling /tmp ends with ENOSPC or with the memory limit, whichever is met first."""
+    run = bounded(["./hog", "tmp"], cwd=hostile, memory_mib=64)
+    assert run.status in (0, 137), run.said
+    if run.status == 0:
+        assert b"then ENOSPC" in run.stderr, run.said
+
+
+def test_vectors(oracle: Oracle, hostile: pathlib.Path) -> None:
+    oracle.compare(["./hog", "vectors"], cwd=hostile)
+
+
+@pytest.mark.usefixtures("vm")
+@pytest.mark.parametrize("rounds", [300 if HW else 5000])
+def test_races(hostile: pathlib.Path, rounds: int) -> None:
+    run = bounded(["./races", str(rounds)], cwd=hostile)
+    assert run.status == 0, run.said
+    assert run.stdout == b"0 forbidden, 0 surprises\n"
+
+
+@pytest.mark.usefixtures("vm")
+@pytest.mark.parametrize("seed", range(2 if HW else 12))
+def test_random_calls(hostile: pathlib.Path, seed: int) -> None:
+    """What a program does to itself may end it; what it does to kvmlet must not."""
+    bounded(["./fuzz", str(seed + 1), "2000" if HW else "20000"], cwd=hostile)

@@ -1,0 +1,55 @@
+"""Bad pointers and lengths to every call: the same answers as Linux gives."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import pathlib
+
+    from e2e.oracle import Oracle
+
+pytestmark = pytest.mark.hw
+
+NO_POINTERS = """
+alarm brk clone close close_range dup dup2 dup3 exit exit_group fadvise64 fallocate
+fanotify_init fchdir fchmod fchown fdatasync flock fork fsmount fsync getegid geteuid getgid
+getpgid getpgrp getpid getppid getpriority getsid gettid getuid ioperm iopl kill listen lseek
+membarrier mlockall munlockall pause personality readahead reboot rt_sigreturn
+sched_get_priority_max sched_get_priority_min sched_getscheduler sched_yield setfsgid setfsuid
+setgid setns setpgid setpriority setregid setresgid setresuid setreuid setsid setuid shutdown
+sync sync_file_range syncfs tee tgkill tkill umask unshare userfaultfd vfork vhangup
+"""
+"""Calls whose arguments are all numbers. `clone` has a guest of its own."""
+
+SLICES = 16
+
+
+def rows(hostile: pathlib.Path) -> list[str]:
+    listed = subprocess.run([hostile / "badptr", "--list"], capture_output=True, text=True)
+    return listed.stdout.split()
+
+
+@pytest.mark.usefixtures("vm")
+def test_every_implemented_call_has_a_row(hostile: pathlib.Path) -> None:
+    from kvmlet import _native
+
+    implemented = {name for _, name, support, _ in _native.syscalls() if support != "none"}
+    assert implemented - set(NO_POINTERS.split()) - set(rows(hostile)) == set()
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+def test_bad_pointers(oracle: Oracle, hostile: pathlib.Path, tmp_name: str, part: int) -> None:
+    names = rows(hostile)[part::SLICES]
+    assert names
+    run = oracle.compare(["./badptr", tmp_name, *names], cwd=hostile)
+    assert run.stdout.endswith(b"alive\n")
+
+
+@pytest.mark.parametrize("which", [f"{kind}{n}" for kind in "spcxt" for n in range(8)])
+def test_threads_begun_with_bad_pointers(oracle: Oracle, hostile: pathlib.Path, which: str) -> None:
+    # The new thread exits at once, without a stack: what it is given must not matter.
+    oracle.compare(["./hog", "bad-thread", which], cwd=hostile)
