@@ -19,6 +19,8 @@ mod vma;
 mod model_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod user_tests;
 
 use std::sync::Arc;
 

@@ -3,10 +3,10 @@
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
 use crate::cx::Cx;
-use crate::fd::{self, Device, FileKind};
-use crate::host::HostKind;
-use crate::mm::{self, Advice, MapFile, MapFlags, MapRequest, RemapRequest, Source, VmaFlags};
+use crate::fd;
+use crate::mm::{self, Advice, MapFlags, MapRequest, RemapRequest, VmaFlags};
 use crate::outcome::SysResult;
+use crate::vfs;
 
 /// Pages whose residence mincore(2) reports in one go.
 const MINCORE_CHUNK: u64 = 65_536;
@@ -25,7 +25,8 @@ pub fn sys_mmap(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     }
     let flags = flags as u32;
     let file = if flags & MapFlags::ANONYMOUS.bits() == 0 {
-        Some(map_file(cx, file as i32)?)
+        let (id, _) = fd::get(cx, file as i32)?;
+        Some(vfs::map_file(cx, id)?)
     } else {
         None
     };
@@ -41,36 +42,6 @@ pub fn sys_mmap(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             offset,
         },
     )
-}
-
-/// What a descriptor maps.
-fn map_file(cx: &mut Cx<'_>, number: i32) -> Result<MapFile, Errno> {
-    let (_, file) = fd::get_io(cx, number)?;
-    let mut seals = 0;
-    let source = match file.kind {
-        FileKind::HostFile(host) => Source::Host(host),
-        FileKind::HostStream(host) if cx.host.get(host)?.kind == HostKind::FileStream => {
-            Source::Host(host)
-        }
-        FileKind::Tmp(inode) => {
-            seals = cx
-                .kernel
-                .tmpfs
-                .get(inode)?
-                .file()
-                .map_err(|_| Errno::ENODEV)?
-                .seals;
-            Source::Tmp(inode)
-        }
-        FileKind::Device(Device::Zero) => Source::Anon,
-        _ => return Err(Errno::ENODEV),
-    };
-    Ok(MapFile {
-        source,
-        flags: file.flags,
-        seals,
-        name: file.path,
-    })
 }
 
 /// munmap(2)
