@@ -16,6 +16,8 @@ pub mod user;
 mod vma;
 
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;

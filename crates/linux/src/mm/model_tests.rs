@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use kvmlet_mem::PendingFlush;
 
-use super::tests::{Fixture, MIB};
+use super::fixture::{Fixture, MIB};
 use super::*;
 
 /// The window that calls work in: three 2 MiB blocks, so that large mappings get huge pages.

@@ -9,7 +9,7 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE, UserRegs};
 use kvmlet_mem::{GuestMemory, PageTables};
 use kvmlet_policy::Policy;
 
-use super::tests::MIB;
+use super::fixture::MIB;
 use super::{AslrSeed, FaultError, Mm, Source, user};
 use crate::cx::{CpuInfo, Cx, Machine};
 use crate::fd::{Fd, FdTable, FileId, FileKind, OpenFile, OpenFlags};
