@@ -112,12 +112,14 @@ fn kick_signal() -> Result<c_int, HvError> {
 }
 
 /// `kvm_run.immediate_exit` as other threads write it.
+#[derive(Debug)]
 struct ExitFlag(NonNull<AtomicU8>);
 // SAFETY: the target is an atomic in a mapping that outlives every use: `Shared::detach` takes the
 // pointer away, under the lock that guards each use, before it is unmapped.
 unsafe impl Send for ExitFlag {}
 
 /// What a vCPU and its kickers share.
+#[derive(Debug)]
 pub(crate) struct Shared {
     flag: Mutex<Option<ExitFlag>>,
     /// Thread that last ran the vCPU, 0 for none.
@@ -142,7 +144,7 @@ impl Shared {
 }
 
 /// Stops a vCPU from any thread. Clones are cheap; one that outlives its vCPU does nothing.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Kicker(pub(crate) Arc<Shared>);
 
 impl Kicker {

@@ -15,6 +15,7 @@ const MAX_DESCRIPTORS: usize = 4096;
 const MAX_NAME_LEN: usize = 256;
 
 /// An open statistics descriptor: names resolved once, values read on demand.
+#[derive(Debug)]
 pub struct Stats {
     file: File,
     /// Name and file offset of the first value, for counters of one value.

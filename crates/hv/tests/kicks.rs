@@ -161,7 +161,7 @@ fn kicks_in_the_stub_do_not_show() {
     let Some(mut guest) = Guest::new(answered_loop()) else {
         return;
     };
-    let rounds = if guest.software() { 60_000 } else { 20_000 };
+    let rounds = 200_000;
     guest.regs.rdi = CONSTANTS[0];
     guest.regs.rsi = rounds;
     let hammer = Hammer::new(&mut guest);

