@@ -123,6 +123,12 @@ pub fn seal(cx: &mut Cx<'_>, addr: u64, len_bytes: u64, flags: u64) -> Result<()
     Space::of(cx)?.seal(addr, len_bytes, flags)
 }
 
+/// Appends `count` times `state`; the caller has bounded the count.
+fn push(states: &mut Vec<u8>, state: u8, count: u64) {
+    let more = usize::try_from(count).unwrap_or(0);
+    states.resize(states.len().saturating_add(more), state);
+}
+
 const MS_ASYNC: i32 = 1;
 const MS_INVALIDATE: i32 = 2;
 const MS_SYNC: i32 = 4;
@@ -274,25 +280,46 @@ impl Space<'_> {
         if !self.mm.covers(addr, end) {
             return Err(Errno::ENOMEM);
         }
-        let mut text = Vec::new();
+        let mut states = Vec::new();
         let parts: Vec<Vma> = self.mm.parts(addr, end).collect();
         for part in parts {
-            let mut at = part.start;
-            while at < part.end {
-                let cached = match part.backing {
-                    Backing::File(_) | Backing::Special(_) => true,
-                    Backing::Tmp(tmp) => {
-                        let page = tmp.offset.saturating_add(at - part.start) / PAGE_SIZE;
-                        self.tmpfs.page_for_read(tmp.inode, page).is_some()
-                    }
-                    Backing::Anon => false,
-                };
-                let present = cached || self.tables.walk(self.mem, Gva(at)).is_some();
-                text.push(u8::from(present));
+            let pages = part.len_bytes() / PAGE_SIZE;
+            match part.backing {
+                Backing::File(_) | Backing::Special(_) => push(&mut states, 1, pages),
+                Backing::Tmp(tmp) => self.resident_tmp(&mut states, tmp, pages),
+                Backing::Anon => self.resident_anon(&mut states, &part),
+            }
+        }
+        Ok(states)
+    }
+
+    fn resident_anon(&self, states: &mut Vec<u8>, part: &Vma) {
+        let mut at = part.start;
+        while at < part.end {
+            let left = (part.end - at) / PAGE_SIZE;
+            let absent = self.tables.absent_run(self.mem, Gva(at), left);
+            push(states, 0, absent);
+            at += absent * PAGE_SIZE;
+            if at < part.end {
+                push(states, 1, 1);
                 at += PAGE_SIZE;
             }
         }
-        Ok(text)
+    }
+
+    /// Pages that the file has; private copies are of such pages or of holes.
+    fn resident_tmp(&self, states: &mut Vec<u8>, tmp: TmpBacking, pages: u64) {
+        let first = tmp.offset / PAGE_SIZE;
+        let mut next = first;
+        let end = first.saturating_add(pages);
+        if let Ok(data) = self.tmpfs.get(tmp.inode).and_then(|inode| inode.file()) {
+            for (&page, _) in data.pages.range(first..end) {
+                push(states, 0, page.saturating_sub(next));
+                push(states, 1, 1);
+                next = page.saturating_add(1);
+            }
+        }
+        push(states, 0, end.saturating_sub(next));
     }
 
     /// See [`msync`]. Shared memory files are memory, and host files are never written: there is

@@ -8,7 +8,7 @@ use super::space::{Space, release_leaf};
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, Vma, VmaFlags};
 use super::{
     AROUND_FILE_PAGES, AROUND_LARGE_FROM, AROUND_LARGE_PAGES, AROUND_PAGES, Access, FaultError,
-    STACK_GUARD_GAP,
+    HUGE_AHEAD, STACK_GUARD_GAP,
 };
 
 impl From<MemError> for FaultError {
@@ -107,6 +107,7 @@ impl Space<'_> {
     fn fault_anon(&mut self, vma: &Vma, page: Gva) -> Result<(), FaultError> {
         let block = page.huge_down();
         if self.wants_huge(vma, block.0) && self.map_huge(vma, block) {
+            self.map_huge_ahead(vma, block);
             return Ok(());
         }
         let pages = if vma.len_bytes() >= AROUND_LARGE_FROM {
@@ -126,6 +127,23 @@ impl Space<'_> {
             self.fill(vma, page.0, page.0 + PAGE_SIZE)?;
         }
         Ok(())
+    }
+
+    /// Further 2 MiB pages if the one before is in use: memory that is filled in sequence.
+    fn map_huge_ahead(&mut self, vma: &Vma, block: Gva) {
+        let before = block.0.checked_sub(HUGE_PAGE_SIZE).map(Gva);
+        let in_sequence = before.is_some_and(|before| {
+            before.0 >= vma.start && self.tables.walk(self.mem, before).is_some()
+        });
+        if !in_sequence {
+            return;
+        }
+        for index in 1..HUGE_AHEAD {
+            let next = block.wrapping_add(index * HUGE_PAGE_SIZE);
+            if !self.wants_huge(vma, next.0) || !self.map_huge(vma, next) {
+                return;
+            }
+        }
     }
 
     /// One 2 MiB page; false if there is no memory for it.

@@ -1,7 +1,5 @@
 //! Address-space operations one by one.
 
-use std::sync::Arc;
-
 use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_mem::PendingFlush;
@@ -130,6 +128,19 @@ fn large_memory_gets_huge_pages_and_they_split() {
     f.store(at + 4 * MIB, 5).unwrap();
     f.space().mprotect(at + 4 * MIB, pages(1), R).unwrap();
     assert_eq!(f.load(at + 4 * MIB), Ok(5));
+    f.check();
+    f.check_no_leak();
+}
+
+#[test]
+fn sequential_use_maps_ahead() {
+    let mut f = Fixture::new(256 * MIB);
+    let at = f.map(0, 32 * MIB, RW, PRIVATE).unwrap();
+    f.store(at + 9 * MIB, 1).unwrap();
+    f.store(at + 5 * MIB, 1).unwrap();
+    assert_eq!(f.huge_leaves(), 2, "scattered use maps what is touched");
+    f.store(at + 10 * MIB, 1).unwrap();
+    assert_eq!(f.huge_leaves(), 6);
     f.check();
     f.check_no_leak();
 }
@@ -567,6 +578,9 @@ fn locking_is_limited() {
     f.space().lock(at, pages(3), VmaFlags::LOCKED).unwrap();
     assert_eq!(f.space().resident(at, 4), Ok(vec![1, 1, 1, 0]));
     assert_eq!(f.space().resident(at, 9), Err(Errno::ENOMEM));
+    let shared = f.map(0, pages(4), RW, SHARED).unwrap();
+    f.store(shared + pages(2), 1).unwrap();
+    assert_eq!(f.space().resident(shared + pages(1), 3), Ok(vec![0, 1, 0]));
     assert_eq!(f.space().lock_all(1), Err(Errno::ENOMEM));
     f.space().lock_all(2).unwrap();
     assert_eq!(f.map(0, pages(2), RW, PRIVATE), Err(Errno::EAGAIN));

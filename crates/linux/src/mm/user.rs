@@ -116,7 +116,7 @@ fn resolve(cx: &mut Cx<'_>, gva: Gva, access: Access) -> Result<(), Errno> {
     })
 }
 
-/// Reads a NUL-terminated string; the NUL is part of the answer.
+/// Reads a NUL-terminated string; the answer is without its NUL, which counts towards `max_len`.
 ///
 /// # Errors
 /// `EFAULT` for a bad pointer, `ENAMETOOLONG` when the first `max_len` bytes hold no NUL.
@@ -134,7 +134,7 @@ pub fn read_cstr(cx: &mut Cx<'_>, gva: Gva, max_len: usize) -> Result<Vec<u8>, E
         let part = page.get_mut(..len).ok_or(Errno::EFAULT)?;
         read(cx, at, part)?;
         if let Some(nul) = part.iter().position(|&byte| byte == 0) {
-            text.extend(part.iter().take(nul.saturating_add(1)));
+            text.extend(part.iter().take(nul));
             return Ok(text);
         }
         text.extend_from_slice(part);

@@ -196,8 +196,8 @@ fn strings_end_at_their_nul() {
     let mut cx = guest.cx();
     let start = Gva(at + PAGE_SIZE - 3);
     cx.write(start, b"hello\0world").unwrap();
-    assert_eq!(cx.read_cstr(start, 4096), Ok(b"hello\0".to_vec()));
-    assert_eq!(cx.read_cstr(start, 6), Ok(b"hello\0".to_vec()));
+    assert_eq!(cx.read_cstr(start, 4096), Ok(b"hello".to_vec()));
+    assert_eq!(cx.read_cstr(start, 6), Ok(b"hello".to_vec()));
     assert_eq!(cx.read_cstr(start, 5), Err(Errno::ENAMETOOLONG));
     cx.write(Gva(at + 2 * PAGE_SIZE - 4), b"tail").unwrap();
     assert_eq!(
