@@ -1,0 +1,203 @@
+//! What is not a value: host descriptors, the policy in force, limits, reports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use kvmlet_abi::Errno;
+use kvmlet_policy::Policy;
+
+use crate::report::Report;
+use crate::vfs::hostfs::{self, Listing, Roots};
+
+/// Directories whose search permission is remembered at most.
+const SEARCHABLE_MAX: usize = 4096;
+
+/// Name of a host descriptor inside the kernel value.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct HostId(pub u64);
+
+/// What a host descriptor is open on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostKind {
+    /// A regular file, open for reading.
+    File,
+    /// A directory, open for reading.
+    Directory,
+    /// Anything, opened as a mere location (O_PATH).
+    Location,
+    /// An inherited stream that is a regular file or block device: reads and writes do not wait.
+    FileStream,
+    /// An inherited stream that is a terminal.
+    Terminal,
+    /// An inherited pipe, socket or other character device.
+    Stream,
+}
+
+/// A host descriptor and what we know of it. Used at explicit positions only; never made
+/// non-blocking.
+#[derive(Debug)]
+pub struct HostFile {
+    /// The descriptor (close-on-exec).
+    pub fd: Arc<OwnedFd>,
+    /// What it is open on.
+    pub kind: HostKind,
+    /// Open descriptions and mappings of the kernel value that name it.
+    pub refs: u32,
+    /// Names of a directory as last listed.
+    pub listing: Option<Arc<Listing>>,
+}
+
+/// Where a captured stream's bytes go.
+#[derive(Debug, Default)]
+pub struct Captured {
+    /// Bytes written so far to standard output.
+    pub stdout: Vec<u8>,
+    /// Bytes written so far to standard error.
+    pub stderr: Vec<u8>,
+    /// Limit on the sum of both, in bytes.
+    pub limit_bytes: u64,
+}
+
+/// Who the caller is on the host: what file permissions are checked against.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Credentials {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Who enforces permissions when a host file is opened.
+    pub enforcement: Enforcement,
+}
+
+/// Who enforces file permissions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Enforcement {
+    /// The host kernel does: the caller holds no overriding capability.
+    Host,
+    /// We do, by mode bits: the caller's capabilities (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) would
+    /// pass where the guest, which has none, must not.
+    ModeBits,
+}
+
+/// The host side of one sandbox.
+#[derive(Debug)]
+pub struct Host {
+    /// Open host descriptors.
+    pub files: BTreeMap<HostId, HostFile>,
+    /// Next unused [`HostId`].
+    pub next_id: u64,
+    /// The rules in force.
+    pub policy: Policy,
+    /// Directory descriptors that host paths are opened from.
+    pub roots: Roots,
+    /// Who the caller is.
+    pub credentials: Credentials,
+    /// Host directories known to be searchable by the caller; only used under
+    /// [`Enforcement::ModeBits`].
+    pub searchable: BTreeSet<Vec<u8>>,
+    /// Captured output.
+    pub captured: Captured,
+    /// Denials, unsupported things met, trace lines.
+    pub report: Report,
+    /// XSAVE features that the guest uses (XCR0).
+    pub xfeatures: u64,
+    /// Length of a standard-format XSAVE image with those features, in bytes.
+    pub xstate_len: usize,
+    /// Offset added to the host's monotonic clocks to get guest time, in nanoseconds.
+    pub time_offset_ns: i64,
+}
+
+impl Host {
+    /// The host side of a new sandbox under `policy`, for the calling process's user.
+    ///
+    /// # Errors
+    /// The host's error when `/` cannot be opened.
+    pub fn new(policy: Policy, output_limit_bytes: u64) -> Result<Self, Errno> {
+        let roots = Roots::open(&policy)?;
+        Ok(Self {
+            files: BTreeMap::new(),
+            next_id: 1,
+            policy,
+            roots,
+            credentials: hostfs::caller(),
+            searchable: BTreeSet::new(),
+            captured: Captured {
+                limit_bytes: output_limit_bytes,
+                ..Captured::default()
+            },
+            report: Report::default(),
+            xfeatures: 0,
+            xstate_len: 0,
+            time_offset_ns: 0,
+        })
+    }
+
+    /// Registers a descriptor with one reference.
+    pub fn insert(&mut self, fd: OwnedFd, kind: HostKind) -> HostId {
+        let id = HostId(self.next_id);
+        self.next_id = self.next_id.saturating_add(1);
+        self.files.insert(
+            id,
+            HostFile {
+                fd: Arc::new(fd),
+                kind,
+                refs: 1,
+                listing: None,
+            },
+        );
+        id
+    }
+
+    /// The descriptor of `id`.
+    ///
+    /// # Errors
+    /// `EBADF` if it is gone (never while something refers to it).
+    pub fn get(&self, id: HostId) -> Result<&HostFile, Errno> {
+        self.files.get(&id).ok_or(Errno::EBADF)
+    }
+
+    /// A share of the descriptor of `id`.
+    ///
+    /// # Errors
+    /// As [`Host::get`].
+    pub fn fd(&self, id: HostId) -> Result<Arc<OwnedFd>, Errno> {
+        Ok(Arc::clone(&self.get(id)?.fd))
+    }
+
+    /// Adds a reference.
+    pub fn incref(&mut self, id: HostId) {
+        if let Some(file) = self.files.get_mut(&id) {
+            file.refs = file.refs.saturating_add(1);
+        }
+    }
+
+    /// Drops a reference; the last one closes the descriptor.
+    pub fn decref(&mut self, id: HostId) {
+        let Some(file) = self.files.get_mut(&id) else {
+            return;
+        };
+        file.refs = file.refs.saturating_sub(1);
+        if file.refs == 0 {
+            self.files.remove(&id);
+        }
+    }
+
+    /// Remembers that a directory may be searched.
+    pub fn remember_searchable(&mut self, path: &[u8]) {
+        if self.searchable.len() >= SEARCHABLE_MAX {
+            self.searchable.clear();
+        }
+        self.searchable.insert(path.to_vec());
+    }
+}
+
+impl Credentials {
+    /// Whether the caller is in a group.
+    #[must_use]
+    pub fn is_member(&self, gid: u32) -> bool {
+        self.gid == gid || self.groups.contains(&gid)
+    }
+}

@@ -1,0 +1,369 @@
+//! Changes of attributes: mode, owner, times, size.
+
+use kvmlet_abi::linux::{Timespec, Timeval};
+use kvmlet_abi::{Errno, Gva};
+
+use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target, int, only, uint};
+use crate::cx::Cx;
+use crate::fd::{self, FileKind};
+use crate::outcome::SysResult;
+use crate::vfs;
+use crate::vfs::attr::{FileTime, MAY_WRITE, S_IFMT};
+use crate::vfs::open::{S_ISGID, deny_write};
+use crate::vfs::path::{Found, Node};
+use crate::vfs::tmpfs::{InodeId, SEAL_EXEC};
+
+/// The inode behind something that is to be changed.
+fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<InodeId, Errno> {
+    match &found.node {
+        Node::Tmp(inode) => return Ok(*inode),
+        Node::Open(file) => match cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind {
+            FileKind::Tmp(inode) => return Ok(inode),
+            FileKind::Pipe(_)
+            | FileKind::Input(_)
+            | FileKind::Capture(_)
+            | FileKind::HostStream(_) => {
+                cx.host
+                    .report
+                    .unsupported(call, "on a pipe or an inherited stream".to_owned());
+                return Err(Errno::EPERM);
+            }
+            _ => {}
+        },
+        Node::Host(..) | Node::Synth(_) => {}
+    }
+    Err(deny_write(cx, call, &found.path))
+}
+
+fn open_file(cx: &mut Cx<'_>, fd: i32) -> Result<Found, Errno> {
+    let (id, file) = fd::get_io(cx, fd)?;
+    Ok(Found {
+        path: file.path.to_vec(),
+        node: Node::Open(id),
+    })
+}
+
+fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> SysResult {
+    let inode = changeable(cx, call, found)?;
+    let now = vfs::now(cx.host);
+    let attr = cx.kernel.tmpfs.attr(inode)?;
+    if attr.is_symlink() {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if attr.uid != cx.host.credentials.uid {
+        return Err(Errno::EPERM);
+    }
+    let mut mode = mode & 0o7777;
+    if !cx.host.credentials.is_member(attr.gid) {
+        mode &= !S_ISGID;
+    }
+    let inode = cx.kernel.tmpfs.get_mut(inode)?;
+    if inode.file().is_ok_and(|data| data.seals & SEAL_EXEC != 0)
+        && (mode ^ inode.mode) & 0o111 != 0
+    {
+        return Err(Errno::EPERM);
+    }
+    inode.mode = inode.mode & S_IFMT | mode;
+    inode.ctime = now;
+    Ok(0)
+}
+
+/// chmod(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_chmod(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    chmod(cx, AT_FDCWD, args[0], uint(args[1]), 0)
+}
+
+/// fchmodat(2) as the kernel has it: without flags
+///
+/// # Errors
+/// As its man page.
+pub fn sys_fchmodat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, mode, ..] = *args;
+    chmod(cx, int(dirfd), path, uint(mode), 0)
+}
+
+/// fchmodat2(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_fchmodat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, mode, flags, ..] = *args;
+    only(uint(flags), AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
+    chmod(cx, int(dirfd), path, uint(mode), uint(flags))
+}
+
+fn chmod(cx: &mut Cx<'_>, dirfd: i32, path: u64, mode: u32, flags: u32) -> SysResult {
+    let found = Target::new("chmod", dirfd, path)
+        .to_change()
+        .find(cx, flags)?;
+    set_mode(cx, "chmod", &found, mode)
+}
+
+/// fchmod(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_fchmod(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = open_file(cx, int(args[0]))?;
+    set_mode(cx, "fchmod", &found, uint(args[1]))
+}
+
+/// Changes owner and group as far as a program without CAP_CHOWN may: the owner stays, the group
+/// becomes one of the caller's.
+fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u64, gid: u64) -> SysResult {
+    let inode = changeable(cx, call, found)?;
+    let attr = cx.kernel.tmpfs.attr(inode)?;
+    let credentials = &cx.host.credentials;
+    let wanted = |id: u64| Some(uint(id)).filter(|id| *id != u32::MAX);
+    let is_owner = attr.uid == credentials.uid;
+    if wanted(uid).is_some_and(|uid| uid != attr.uid || !is_owner) {
+        return Err(Errno::EPERM);
+    }
+    if let Some(gid) = wanted(gid)
+        && !(is_owner && (gid == attr.gid || credentials.is_member(gid)))
+    {
+        return Err(Errno::EPERM);
+    }
+    let now = vfs::now(cx.host);
+    let inode = cx.kernel.tmpfs.get_mut(inode)?;
+    if let Some(gid) = wanted(gid) {
+        inode.gid = gid;
+    }
+    if !attr.is_dir() {
+        // The set-id bits do not survive a change of owner (chown(2)).
+        inode.mode &= !0o4000;
+        if inode.mode & 0o010 != 0 {
+            inode.mode &= !S_ISGID;
+        }
+    }
+    inode.ctime = now;
+    Ok(0)
+}
+
+/// chown(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_chown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [path, uid, gid, ..] = *args;
+    let found = Target::new("chown", AT_FDCWD, path)
+        .to_change()
+        .find(cx, 0)?;
+    set_owner(cx, "chown", &found, uid, gid)
+}
+
+/// lchown(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_lchown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [path, uid, gid, ..] = *args;
+    let found = Target::new("lchown", AT_FDCWD, path)
+        .to_change()
+        .find(cx, AT_SYMLINK_NOFOLLOW)?;
+    set_owner(cx, "lchown", &found, uid, gid)
+}
+
+/// fchown(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_fchown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [fd, uid, gid, ..] = *args;
+    let found = open_file(cx, int(fd))?;
+    set_owner(cx, "fchown", &found, uid, gid)
+}
+
+/// fchownat(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_fchownat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, uid, gid, flags, _] = *args;
+    only(uint(flags), AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
+    let found = Target::new("chown", int(dirfd), path)
+        .to_change()
+        .find(cx, uint(flags))?;
+    set_owner(cx, "chown", &found, uid, gid)
+}
+
+/// What becomes of a file time (utimensat(2)).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stamp {
+    Keep,
+    Now,
+    At(FileTime),
+}
+
+fn set_times(
+    cx: &mut Cx<'_>,
+    call: &'static str,
+    found: &Found,
+    access: Stamp,
+    change: Stamp,
+) -> SysResult {
+    if (access, change) == (Stamp::Keep, Stamp::Keep) {
+        return Ok(0);
+    }
+    let inode = changeable(cx, call, found)?;
+    let attr = cx.kernel.tmpfs.attr(inode)?;
+    let credentials = &cx.host.credentials;
+    if attr.uid != credentials.uid {
+        if (access, change) != (Stamp::Now, Stamp::Now) {
+            return Err(Errno::EPERM);
+        }
+        if !attr.grants(credentials, MAY_WRITE) {
+            return Err(Errno::EACCES);
+        }
+    }
+    let now = vfs::now(cx.host);
+    let inode = cx.kernel.tmpfs.get_mut(inode)?;
+    for (time, stamp) in [(&mut inode.atime, access), (&mut inode.mtime, change)] {
+        match stamp {
+            Stamp::Keep => {}
+            Stamp::Now => *time = now,
+            Stamp::At(at) => *time = at,
+        }
+    }
+    inode.ctime = now;
+    Ok(0)
+}
+
+fn stamp_of(time: Timespec) -> Result<Stamp, Errno> {
+    const UTIME_NOW: i64 = 0x3fff_ffff;
+    const UTIME_OMIT: i64 = 0x3fff_fffe;
+    match time.tv_nsec {
+        UTIME_NOW => Ok(Stamp::Now),
+        UTIME_OMIT => Ok(Stamp::Keep),
+        nsec => match u32::try_from(nsec) {
+            Ok(nsec) if nsec < 1_000_000_000 => Ok(Stamp::At(FileTime {
+                sec: time.tv_sec,
+                nsec,
+            })),
+            _ => Err(Errno::EINVAL),
+        },
+    }
+}
+
+/// utimensat(2); without a path it is futimens(3)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_utimensat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, times, flags, ..] = *args;
+    let flags = uint(flags);
+    only(flags, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
+    let (access, change) = if times == 0 {
+        (Stamp::Now, Stamp::Now)
+    } else {
+        let [access, change]: [Timespec; 2] = cx.read_struct(Gva(times))?;
+        (stamp_of(access)?, stamp_of(change)?)
+    };
+    let found = if path == 0 && int(dirfd) != AT_FDCWD {
+        if flags & AT_SYMLINK_NOFOLLOW != 0 {
+            return Err(Errno::EINVAL);
+        }
+        open_file(cx, int(dirfd))?
+    } else {
+        Target::new("utime", int(dirfd), path)
+            .to_change()
+            .find(cx, flags)?
+    };
+    set_times(cx, "utime", &found, access, change)
+}
+
+fn utimes(cx: &mut Cx<'_>, dirfd: i32, path: u64, times: u64) -> SysResult {
+    let stamp = |time: Timeval| match u32::try_from(time.tv_usec) {
+        Ok(usec) if usec < 1_000_000 => Ok(Stamp::At(FileTime {
+            sec: time.tv_sec,
+            nsec: usec.saturating_mul(1000),
+        })),
+        _ => Err(Errno::EINVAL),
+    };
+    let (access, change) = if times == 0 {
+        (Stamp::Now, Stamp::Now)
+    } else {
+        let [access, change]: [Timeval; 2] = cx.read_struct(Gva(times))?;
+        (stamp(access)?, stamp(change)?)
+    };
+    let found = Target::new("utime", dirfd, path).to_change().find(cx, 0)?;
+    set_times(cx, "utime", &found, access, change)
+}
+
+/// utimes(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_utimes(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    utimes(cx, AT_FDCWD, args[0], args[1])
+}
+
+/// futimesat(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_futimesat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, times, ..] = *args;
+    utimes(cx, int(dirfd), path, times)
+}
+
+/// utime(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_utime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [path, times, ..] = *args;
+    let (access, change) = if times == 0 {
+        (Stamp::Now, Stamp::Now)
+    } else {
+        let [access, change]: [i64; 2] = cx.read_struct(Gva(times))?;
+        let at = |sec| Stamp::At(FileTime { sec, nsec: 0 });
+        (at(access), at(change))
+    };
+    let found = Target::new("utime", AT_FDCWD, path)
+        .to_change()
+        .find(cx, 0)?;
+    set_times(cx, "utime", &found, access, change)
+}
+
+/// truncate(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_truncate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [path, size, ..] = *args;
+    let size = i64::try_from(size)
+        .map_err(|_| Errno::EINVAL)?
+        .cast_unsigned();
+    let found = Target::new("truncate", AT_FDCWD, path)
+        .to_change()
+        .find(cx, 0)?;
+    if vfs::attr_of(cx, &found)?.is_dir() {
+        return Err(Errno::EISDIR);
+    }
+    let inode = changeable(cx, "truncate", &found)?;
+    if !cx
+        .kernel
+        .tmpfs
+        .attr(inode)?
+        .grants(&cx.host.credentials, MAY_WRITE)
+    {
+        return Err(Errno::EACCES);
+    }
+    vfs::set_tmp_size(cx, inode, size)?;
+    Ok(0)
+}
+
+/// umask(2)
+///
+/// # Errors
+/// None for a running thread.
+pub fn sys_umask(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let process = cx.process()?;
+    let old = process.umask;
+    process.umask = uint(args[0]) & 0o777;
+    Ok(u64::from(old))
+}

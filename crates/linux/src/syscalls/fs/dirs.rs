@@ -1,0 +1,300 @@
+//! Working directory and directory contents.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use kvmlet_abi::{Errno, Gva};
+use kvmlet_policy::{TMP, parent};
+
+use super::{AT_FDCWD, Target, int, uint};
+use crate::cx::Cx;
+use crate::fd::{self, FileId, FileKind, OpenFile};
+use crate::host::HostId;
+use crate::outcome::SysResult;
+use crate::vfs::attr::{MAY_EXEC, S_IFDIR, d_type};
+use crate::vfs::hostfs::{self, Listing, PATH_MAX};
+use crate::vfs::path::{At, Node};
+use crate::vfs::synth::{entry_number, inode_number};
+use crate::vfs::tmpfs::InodeId;
+use crate::vfs::{self, Dir};
+
+/// getcwd(2): the length with the NUL.
+///
+/// # Errors
+/// `ERANGE`, `ENOENT` for a removed directory, `ENAMETOOLONG`, `EFAULT`.
+pub fn sys_getcwd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [buf, size, ..] = *args;
+    let mut path = match cx.process()?.cwd.clone() {
+        Dir::Path(path) => path.to_vec(),
+        Dir::Tmp(inode) => [TMP, &cx.kernel.tmpfs.path_of(inode)?].concat(),
+    };
+    if path.len() >= PATH_MAX {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    path.push(0);
+    if size < path.len() as u64 {
+        return Err(Errno::ERANGE);
+    }
+    cx.write(Gva(buf), &path)?;
+    Ok(path.len() as u64)
+}
+
+/// chdir(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_chdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = Target::new("chdir", AT_FDCWD, args[0]).find(cx, 0)?;
+    let attr = vfs::attr_of(cx, &found)?;
+    if !attr.is_dir() {
+        return Err(Errno::ENOTDIR);
+    }
+    if !attr.grants(&cx.host.credentials, MAY_EXEC) {
+        return Err(Errno::EACCES);
+    }
+    let tmp = match found.node {
+        Node::Tmp(inode) => Some(inode),
+        Node::Open(file) => {
+            let file = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.clone();
+            let dir = vfs::dir_of(cx, &file).ok_or(Errno::ENOTDIR)?;
+            vfs::set_cwd(cx, dir)?;
+            return Ok(0);
+        }
+        Node::Host(..) | Node::Synth(_) => None,
+    };
+    vfs::set_cwd(
+        cx,
+        At {
+            path: found.path,
+            tmp,
+        }
+        .dir(),
+    )?;
+    Ok(0)
+}
+
+/// fchdir(2)
+///
+/// # Errors
+/// `EBADF`, `ENOTDIR`, `EACCES`.
+pub fn sys_fchdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (id, file) = fd::get(cx, int(args[0]))?;
+    let dir = vfs::dir_of(cx, &file).ok_or(Errno::ENOTDIR)?;
+    let attr = vfs::file_attr(cx, id)?;
+    if !attr.grants(&cx.host.credentials, MAY_EXEC) {
+        return Err(Errno::EACCES);
+    }
+    vfs::set_cwd(cx, dir)?;
+    Ok(0)
+}
+
+/// An entry's layout in the buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// struct linux_dirent64
+    Dirent64,
+    /// struct linux_dirent
+    Dirent,
+}
+
+/// One directory entry to be reported.
+struct Entry<'a> {
+    ino: u64,
+    /// Cursor of the next entry.
+    next: u64,
+    kind: u8,
+    name: &'a [u8],
+}
+
+impl Layout {
+    /// Appends an entry if it fits into `room` bytes.
+    fn put(self, out: &mut Vec<u8>, room: usize, entry: &Entry<'_>) -> bool {
+        // Both have 8 + 8 + 2 bytes before what differs, and one byte of type and a NUL.
+        let len = entry.name.len().saturating_add(20).next_multiple_of(8);
+        let end = out.len().saturating_add(len);
+        let Ok(record) = u16::try_from(len) else {
+            return false;
+        };
+        if end > room {
+            return false;
+        }
+        out.extend_from_slice(&entry.ino.to_le_bytes());
+        out.extend_from_slice(&entry.next.to_le_bytes());
+        out.extend_from_slice(&record.to_le_bytes());
+        if self == Self::Dirent64 {
+            out.push(entry.kind);
+        }
+        out.extend_from_slice(entry.name);
+        out.resize(end, 0);
+        if self == Self::Dirent
+            && let Some(last) = out.last_mut()
+        {
+            *last = entry.kind;
+        }
+        true
+    }
+}
+
+/// getdents64(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_getdents64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    getdents(cx, args, Layout::Dirent64)
+}
+
+/// getdents(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_getdents(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    getdents(cx, args, Layout::Dirent)
+}
+
+fn getdents(cx: &mut Cx<'_>, args: &[u64; 6], layout: Layout) -> SysResult {
+    /// Most bytes answered at once, whatever the buffer's size.
+    const ANSWER_MAX: usize = 64 << 10;
+    let [fd, buf, size, ..] = *args;
+    let (id, file) = fd::get_io(cx, int(fd))?;
+    let room = (uint(size) as usize).min(ANSWER_MAX);
+    let mut out = Vec::new();
+    let mut cursor = file.offset;
+    let full = list(cx, &file, &mut cursor, |entry| {
+        layout.put(&mut out, room, entry)
+    })?;
+    if out.is_empty() {
+        return if full { Err(Errno::EINVAL) } else { Ok(0) };
+    }
+    cx.write(Gva(buf), &out)?;
+    fd::file_mut(cx, id)?.offset = cursor;
+    touch(cx, id);
+    Ok(out.len() as u64)
+}
+
+fn touch(cx: &mut Cx<'_>, id: FileId) {
+    if let Some(FileKind::Tmp(inode)) = cx.kernel.files.get(&id).map(|file| file.kind.clone()) {
+        let now = vfs::now(cx.host);
+        cx.kernel.tmpfs.accessed(inode, now);
+    }
+}
+
+/// Gives the entries from `cursor` on to `put` until it refuses one; whether it did.
+fn list(
+    cx: &mut Cx<'_>,
+    file: &OpenFile,
+    cursor: &mut u64,
+    mut put: impl FnMut(&Entry<'_>) -> bool,
+) -> Result<bool, Errno> {
+    let dir = vfs::dir_of(cx, file).ok_or(Errno::ENOTDIR)?;
+    let (own, above) = dot_numbers(cx, file, &dir)?;
+    let directory = d_type(S_IFDIR);
+    for (at, ino, name) in [(0, own, b".".as_slice()), (1, above, b"..")] {
+        if *cursor == at {
+            if !put(&Entry {
+                ino,
+                next: at.saturating_add(1),
+                kind: directory,
+                name,
+            }) {
+                return Ok(true);
+            }
+            *cursor = at.saturating_add(1);
+        }
+    }
+    match &file.kind {
+        FileKind::Tmp(inode) => list_tmp(cx, *inode, cursor, put),
+        FileKind::HostDir(host) => {
+            let listing = host_listing(cx, *host, *cursor)?;
+            let entries = listing
+                .entries
+                .iter()
+                .map(|(ino, kind, name)| (*ino, *kind, name.as_slice()));
+            Ok(list_from(entries, cursor, put))
+        }
+        FileKind::SynthDir(entries) => {
+            let entries = entries
+                .iter()
+                .map(|(name, kind)| (entry_number(&file.path, name), *kind, name.as_slice()));
+            Ok(list_from(entries, cursor, put))
+        }
+        _ => Err(Errno::ENOTDIR),
+    }
+}
+
+/// Entries that are numbered from cursor 2 on.
+fn list_from<'a>(
+    entries: impl Iterator<Item = (u64, u8, &'a [u8])>,
+    cursor: &mut u64,
+    mut put: impl FnMut(&Entry<'_>) -> bool,
+) -> bool {
+    let skip = usize::try_from(cursor.saturating_sub(2)).unwrap_or(usize::MAX);
+    for (ino, kind, name) in entries.skip(skip) {
+        let next = cursor.saturating_add(1);
+        if !put(&Entry {
+            ino,
+            next,
+            kind,
+            name,
+        }) {
+            return true;
+        }
+        *cursor = next;
+    }
+    false
+}
+
+fn list_tmp(
+    cx: &Cx<'_>,
+    inode: InodeId,
+    cursor: &mut u64,
+    mut put: impl FnMut(&Entry<'_>) -> bool,
+) -> Result<bool, Errno> {
+    let tmpfs = &cx.kernel.tmpfs;
+    for (at, name, inode) in tmpfs.get(inode)?.dir()?.entries_from(*cursor) {
+        let kind = d_type(tmpfs.get(inode)?.mode);
+        let next = at.saturating_add(1);
+        if !put(&Entry {
+            ino: inode.0,
+            next,
+            kind,
+            name,
+        }) {
+            return Ok(true);
+        }
+        *cursor = next;
+    }
+    Ok(false)
+}
+
+/// A host directory's names as they were when it was last read from its start.
+fn host_listing(cx: &mut Cx<'_>, host: HostId, cursor: u64) -> Result<Arc<Listing>, Errno> {
+    let kept = cx.host.get(host)?.listing.clone();
+    // Cursor 2 follows `..`: the first entry is about to be given.
+    if let Some(kept) = kept.filter(|_| cursor > 2) {
+        return Ok(kept);
+    }
+    let listing = Arc::new(hostfs::list(cx.host.get(host)?.fd.as_fd())?);
+    if let Some(file) = cx.host.files.get_mut(&host) {
+        file.listing = Some(Arc::clone(&listing));
+    }
+    Ok(listing)
+}
+
+/// Inode numbers of `.` and `..`.
+fn dot_numbers(cx: &mut Cx<'_>, file: &OpenFile, dir: &Dir) -> Result<(u64, u64), Errno> {
+    if let Dir::Tmp(inode) = dir {
+        let above = cx.kernel.tmpfs.get(*inode)?.dir()?.parent;
+        return Ok((inode.0, above.0));
+    }
+    let number = |cx: &Cx<'_>, path: &[u8]| {
+        cx.host
+            .roots
+            .locate(path)
+            .map_or_else(|_| inode_number(path), |(_, attr)| attr.ino)
+    };
+    let own = match file.kind {
+        FileKind::HostDir(_) => number(cx, &file.path),
+        _ => inode_number(&file.path),
+    };
+    Ok((own, number(cx, parent(&file.path))))
+}

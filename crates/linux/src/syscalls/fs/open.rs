@@ -1,0 +1,165 @@
+//! open(2) and its relatives.
+
+use kvmlet_abi::{Errno, Gva};
+
+use super::{AT_FDCWD, int, number, read_path, uint};
+use crate::cx::Cx;
+use crate::fd::{self, OnExec, OpenFlags};
+use crate::outcome::SysResult;
+use crate::vfs::open::{OpenRequest, Opened, open};
+use crate::vfs::path::{self, Resolve};
+
+/// open(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_open(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [path, flags, mode, ..] = *args;
+    open_at(
+        cx,
+        "open",
+        AT_FDCWD,
+        path,
+        OpenFlags::from_bits_truncate(uint(flags)),
+        uint(mode),
+    )
+}
+
+/// creat(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_creat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [path, mode, ..] = *args;
+    let flags = OpenFlags::CREAT | OpenFlags::WRONLY | OpenFlags::TRUNC;
+    open_at(cx, "creat", AT_FDCWD, path, flags, uint(mode))
+}
+
+/// openat(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_openat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, flags, mode, ..] = *args;
+    open_at(
+        cx,
+        "open",
+        int(dirfd),
+        path,
+        OpenFlags::from_bits_truncate(uint(flags)),
+        uint(mode),
+    )
+}
+
+fn open_at(
+    cx: &mut Cx<'_>,
+    call: &'static str,
+    dirfd: i32,
+    path: u64,
+    flags: OpenFlags,
+    mode: u32,
+) -> SysResult {
+    let path = read_path(cx, path)?;
+    let start = path::start(cx, dirfd, &path)?;
+    let request = OpenRequest {
+        call,
+        start,
+        path: &path,
+        flags,
+        mode,
+        resolve: Resolve::empty(),
+    };
+    install(cx, request)
+}
+
+fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> SysResult {
+    // A descriptor is reserved first: without one, nothing is created or truncated.
+    let limit = fd::limit(cx)?;
+    if cx.process()?.fds.lowest_free(0) >= limit {
+        return Err(Errno::EMFILE);
+    }
+    let on_exec = OnExec::of(request.flags);
+    let location = request.flags.contains(OpenFlags::PATH);
+    let large = if location {
+        OpenFlags::empty()
+    } else {
+        OpenFlags::LARGEFILE
+    };
+    let request = OpenRequest {
+        flags: request.flags | large,
+        ..request
+    };
+    let fd = match open(cx, request)? {
+        Opened::New(file) => fd::install_new(cx, file, on_exec)?,
+        Opened::Existing(id) => fd::install(cx, id, 0, on_exec)?,
+    };
+    Ok(number(fd))
+}
+
+/// openat2(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_openat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    /// struct open_how, version 0
+    const SIZE_VER0: u64 = 24;
+    const RESOLVE_CACHED: u64 = 0x20;
+    const PAGE: u64 = kvmlet_abi::PAGE_SIZE;
+    let [dirfd, path, how, size, ..] = *args;
+    if size < SIZE_VER0 {
+        return Err(Errno::EINVAL);
+    }
+    if size > PAGE {
+        return Err(Errno::E2BIG);
+    }
+    let mut bytes = vec![0u8; usize::try_from(size).map_err(|_| Errno::E2BIG)?];
+    cx.read(Gva(how), &mut bytes)?;
+    // What a newer program sets beyond what is known must be zero (copy_struct_from_user).
+    if bytes.iter().skip(24).any(|byte| *byte != 0) {
+        return Err(Errno::E2BIG);
+    }
+    let word = |at: usize| {
+        bytes
+            .get(at..at.saturating_add(8))
+            .and_then(|word| word.try_into().ok())
+            .map_or(0, u64::from_le_bytes)
+    };
+    let (flags, mode, resolve) = (word(0), word(8), word(16));
+    let flags = u32::try_from(flags)
+        .ok()
+        .and_then(OpenFlags::from_bits)
+        .ok_or(Errno::EINVAL)?;
+    let creates = flags.intersects(OpenFlags::CREAT | OpenFlags::TMPFILE);
+    if mode & !0o7777 != 0 || mode != 0 && !creates {
+        return Err(Errno::EINVAL);
+    }
+    let path_flags =
+        OpenFlags::PATH | OpenFlags::DIRECTORY | OpenFlags::NOFOLLOW | OpenFlags::CLOEXEC;
+    if flags.contains(OpenFlags::PATH) && !path_flags.contains(flags) {
+        return Err(Errno::EINVAL);
+    }
+    if resolve & RESOLVE_CACHED != 0 {
+        // Nothing is ever in a cache: the caller tries again without.
+        return Err(Errno::EAGAIN);
+    }
+    let resolve = Resolve::from_bits(resolve).ok_or(Errno::EINVAL)?;
+    if resolve.contains(Resolve::BENEATH | Resolve::IN_ROOT) {
+        return Err(Errno::EINVAL);
+    }
+    let path = read_path(cx, path)?;
+    let from_dirfd = resolve.intersects(Resolve::BENEATH | Resolve::IN_ROOT);
+    // These two bind an absolute path to the descriptor too.
+    let start = path::start(cx, int(dirfd), if from_dirfd { b"." } else { &path })?;
+    let mode = u32::try_from(mode).unwrap_or(0);
+    install(
+        cx,
+        OpenRequest {
+            call: "open",
+            start,
+            path: &path,
+            flags,
+            mode,
+            resolve,
+        },
+    )
+}

@@ -1,0 +1,299 @@
+//! Attributes: the stat family, access, readlink, statfs.
+
+use std::os::fd::AsFd;
+
+use kvmlet_abi::linux::Statfs;
+use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_policy::Place;
+
+use super::{
+    AT_EMPTY_PATH, AT_FDCWD, AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, Target, int, only, uint,
+};
+use crate::cx::Cx;
+use crate::fd::{self, FileKind};
+use crate::outcome::SysResult;
+use crate::vfs::attr::{Attr, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
+use crate::vfs::path::{Found, Node};
+use crate::vfs::synth::{Synth, mount_number};
+use crate::vfs::tmpfs::{Body, MAX_NAME};
+use crate::vfs::{self, hostfs, procfs};
+
+fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: u64) -> SysResult {
+    cx.write_struct(Gva(gva), &attr.to_stat())?;
+    Ok(0)
+}
+
+fn stat_at(cx: &mut Cx<'_>, target: Target, at_flags: u32, gva: u64) -> SysResult {
+    let found = target.find(cx, at_flags)?;
+    let attr = vfs::attr_of(cx, &found)?;
+    put_stat(cx, &attr, gva)
+}
+
+/// stat(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_stat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    stat_at(cx, Target::new("stat", AT_FDCWD, args[0]), 0, args[1])
+}
+
+/// lstat(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_lstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    stat_at(
+        cx,
+        Target::new("stat", AT_FDCWD, args[0]),
+        AT_SYMLINK_NOFOLLOW,
+        args[1],
+    )
+}
+
+/// fstat(2)
+///
+/// # Errors
+/// `EBADF`, `EFAULT`.
+pub fn sys_fstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (id, _) = fd::get(cx, int(args[0]))?;
+    let attr = vfs::file_attr(cx, id)?;
+    put_stat(cx, &attr, args[1])
+}
+
+/// newfstatat(2), fstatat(3)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_newfstatat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, buf, flags, ..] = *args;
+    let flags = uint(flags);
+    only(flags, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH)?;
+    stat_at(cx, Target::new("stat", int(dirfd), path), flags, buf)
+}
+
+/// statx(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_statx(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    const AT_STATX_SYNC_TYPE: u32 = 0x6000;
+    const STATX_RESERVED: u32 = 0x8000_0000;
+    const STATX_MNT_ID: u32 = 0x1000;
+    let [dirfd, path, flags, mask, buf, _] = *args;
+    let (flags, mask) = (uint(flags), uint(mask));
+    only(
+        flags,
+        AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE,
+    )?;
+    if mask & STATX_RESERVED != 0 || flags & AT_STATX_SYNC_TYPE == AT_STATX_SYNC_TYPE {
+        return Err(Errno::EINVAL);
+    }
+    let found = Target::new("stat", int(dirfd), path).find(cx, flags)?;
+    let attr = vfs::attr_of(cx, &found)?;
+    let mut statx = attr.to_statx();
+    statx.stx_mnt_id = mount_number(cx.host.policy.classify(&found.path));
+    statx.stx_mask |= mask & STATX_MNT_ID;
+    cx.write_struct(Gva(buf), &statx)?;
+    Ok(0)
+}
+
+/// access(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_access(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    access(cx, AT_FDCWD, args[0], uint(args[1]), 0)
+}
+
+/// faccessat(2) as the kernel has it: without flags
+///
+/// # Errors
+/// As its man page.
+pub fn sys_faccessat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, mode, ..] = *args;
+    access(cx, int(dirfd), path, uint(mode), 0)
+}
+
+/// faccessat2(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_faccessat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, mode, flags, ..] = *args;
+    access(cx, int(dirfd), path, uint(mode), uint(flags))
+}
+
+fn access(cx: &mut Cx<'_>, dirfd: i32, path: u64, mode: u32, flags: u32) -> SysResult {
+    /// Real and effective ids are the same here.
+    const AT_EACCESS: u32 = 0x200;
+    only(flags, AT_EACCESS | AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
+    only(mode, 7)?;
+    let found = Target::new("access", dirfd, path).find(cx, flags)?;
+    let attr = vfs::attr_of(cx, &found)?;
+    let is_content = matches!(attr.kind(), S_IFREG | S_IFDIR | S_IFLNK);
+    if mode & MAY_WRITE != 0 && is_content && !is_writable(cx, &found.node) {
+        return Err(Errno::EROFS);
+    }
+    let no_exec = matches!(found.node, Node::Synth(_)) && !attr.is_dir() && mode & MAY_EXEC != 0;
+    if no_exec || !attr.grants(&cx.host.credentials, mode) {
+        return Err(Errno::EACCES);
+    }
+    Ok(0)
+}
+
+/// Whether an object is on a file system that can be written.
+fn is_writable(cx: &Cx<'_>, node: &Node) -> bool {
+    match node {
+        Node::Tmp(_) => true,
+        Node::Open(file) => cx
+            .kernel
+            .files
+            .get(file)
+            .is_some_and(|file| matches!(file.kind, FileKind::Tmp(_) | FileKind::HostStream(_))),
+        Node::Host(..) | Node::Synth(_) => false,
+    }
+}
+
+/// readlink(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_readlink(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    readlink(cx, AT_FDCWD, args[0], (args[1], args[2]))
+}
+
+/// readlinkat(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_readlinkat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [dirfd, path, buf, size, ..] = *args;
+    readlink(cx, int(dirfd), path, (buf, size))
+}
+
+fn readlink(cx: &mut Cx<'_>, dirfd: i32, path: u64, (buf, size): (u64, u64)) -> SysResult {
+    let size = usize::try_from(int(size))
+        .ok()
+        .filter(|size| *size > 0)
+        .ok_or(Errno::EINVAL)?;
+    let found =
+        Target::new("readlink", dirfd, path).find(cx, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
+    let target = link_target(cx, &found)?;
+    let kept = target.get(..size).unwrap_or(&target);
+    cx.write(Gva(buf), kept)?;
+    Ok(kept.len() as u64)
+}
+
+fn link_target(cx: &mut Cx<'_>, found: &Found) -> Result<Vec<u8>, Errno> {
+    let tmp_target = |cx: &Cx<'_>, inode| match &cx.kernel.tmpfs.get(inode)?.body {
+        Body::Symlink(target) => Ok(target.to_vec()),
+        Body::File(_) | Body::Dir(_) => Err(Errno::EINVAL),
+    };
+    match &found.node {
+        Node::Host(fd, attr) if attr.is_symlink() => hostfs::read_link(fd.as_fd()),
+        Node::Tmp(inode) => tmp_target(cx, *inode),
+        Node::Synth(Synth::Link(target)) => Ok(target.clone()),
+        Node::Synth(Synth::FdLink(file)) => {
+            let file = cx.kernel.files.get(file).ok_or(Errno::ENOENT)?;
+            Ok(procfs::fd_text(cx, file))
+        }
+        // An empty path: the descriptor itself, which must be a link opened with O_PATH.
+        Node::Open(file) => match cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind {
+            FileKind::HostLocation(host) => {
+                let fd = cx.host.fd(host)?;
+                let attr = hostfs::attr_of(fd.as_fd())?;
+                if attr.is_symlink() {
+                    hostfs::read_link(fd.as_fd())
+                } else {
+                    Err(Errno::ENOENT)
+                }
+            }
+            FileKind::Tmp(inode) => tmp_target(cx, inode).map_err(|_| Errno::ENOENT),
+            _ => Err(Errno::ENOENT),
+        },
+        Node::Host(..) | Node::Synth(_) => Err(Errno::EINVAL),
+    }
+}
+
+/// statfs(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_statfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = Target::new("statfs", AT_FDCWD, args[0]).find(cx, 0)?;
+    let statfs = file_system(cx, &found)?;
+    cx.write_struct(Gva(args[1]), &statfs)?;
+    Ok(0)
+}
+
+/// fstatfs(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_fstatfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (id, file) = fd::get(cx, int(args[0]))?;
+    let found = Found {
+        path: file.path.to_vec(),
+        node: Node::Open(id),
+    };
+    let statfs = file_system(cx, &found)?;
+    cx.write_struct(Gva(args[1]), &statfs)?;
+    Ok(0)
+}
+
+fn file_system(cx: &mut Cx<'_>, found: &Found) -> Result<Statfs, Errno> {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+    const SYSFS_MAGIC: i64 = 0x6265_6572;
+    const PIPEFS_MAGIC: i64 = 0x5049_5045;
+    const ST_RDONLY: i64 = 1;
+    const ST_NOSUID: i64 = 2;
+    const ST_NODEV: i64 = 4;
+    const ST_VALID: i64 = 0x20;
+    let own = |kind: i64| Statfs {
+        f_type: kind,
+        f_bsize: PAGE_SIZE.cast_signed(),
+        f_frsize: PAGE_SIZE.cast_signed(),
+        f_namelen: MAX_NAME as i64,
+        f_flags: ST_RDONLY | ST_NOSUID | ST_NODEV | ST_VALID,
+        ..Statfs::default()
+    };
+    let mut is_tmp = matches!(found.node, Node::Tmp(_));
+    match &found.node {
+        Node::Host(fd, _) => return hostfs::file_system(fd.as_fd()),
+        Node::Open(file) => match cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind {
+            FileKind::HostFile(host)
+            | FileKind::HostDir(host)
+            | FileKind::HostLocation(host)
+            | FileKind::HostStream(host) => return hostfs::file_system(cx.host.fd(host)?.as_fd()),
+            FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_) => {
+                return Ok(own(PIPEFS_MAGIC));
+            }
+            FileKind::Tmp(_) => is_tmp = true,
+            _ => {}
+        },
+        Node::Tmp(_) | Node::Synth(_) => {}
+    }
+    if is_tmp {
+        let memory = &cx.machine.memory;
+        let free = memory.limit_bytes().saturating_sub(memory.used_bytes()) / PAGE_SIZE;
+        return Ok(Statfs {
+            f_blocks: memory.limit_bytes() / PAGE_SIZE,
+            f_bfree: free,
+            f_bavail: free,
+            f_files: memory.limit_bytes() / PAGE_SIZE,
+            f_ffree: free,
+            f_flags: ST_NOSUID | ST_NODEV | ST_VALID,
+            ..own(TMPFS_MAGIC)
+        });
+    }
+    match cx.host.policy.classify(&found.path) {
+        Place::Proc => Ok(own(PROC_SUPER_MAGIC)),
+        Place::Sys => Ok(own(SYSFS_MAGIC)),
+        Place::Dev => Ok(own(TMPFS_MAGIC)),
+        _ => {
+            let (fd, _) = cx.host.roots.locate(&found.path)?;
+            hostfs::file_system(fd.as_fd())
+        }
+    }
+}

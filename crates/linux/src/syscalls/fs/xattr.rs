@@ -1,0 +1,203 @@
+//! Extended attributes (xattr(7)): no file shows any, and none can be set.
+
+use kvmlet_abi::{Errno, Gva};
+
+use super::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target, int, uint};
+use crate::cx::Cx;
+use crate::fd;
+use crate::outcome::SysResult;
+use crate::vfs::open::deny_write;
+use crate::vfs::path::{Found, Node};
+
+/// Longest attribute name (XATTR_NAME_MAX).
+const NAME_MAX: usize = 255;
+/// Largest attribute value in bytes (XATTR_SIZE_MAX).
+const SIZE_MAX: u64 = 65_536;
+
+fn by_path(cx: &mut Cx<'_>, path: u64) -> Result<Found, Errno> {
+    Target::new("xattr", AT_FDCWD, path).find(cx, 0)
+}
+
+fn by_link(cx: &mut Cx<'_>, path: u64) -> Result<Found, Errno> {
+    Target::new("xattr", AT_FDCWD, path).find(cx, AT_SYMLINK_NOFOLLOW)
+}
+
+fn by_fd(cx: &mut Cx<'_>, fd: u64) -> Result<Found, Errno> {
+    let (id, file) = fd::get_io(cx, int(fd))?;
+    Ok(Found {
+        path: file.path.to_vec(),
+        node: Node::Open(id),
+    })
+}
+
+/// Reads an attribute's name and checks its class.
+fn read_name(cx: &mut Cx<'_>, gva: u64) -> Result<Vec<u8>, Errno> {
+    let name = cx
+        .read_cstr(Gva(gva), NAME_MAX.saturating_add(1))
+        .map_err(|error| match error {
+            Errno::ENAMETOOLONG => Errno::ERANGE,
+            other => other,
+        })?;
+    if name.is_empty() {
+        return Err(Errno::ERANGE);
+    }
+    let known = [b"user.".as_slice(), b"trusted.", b"security.", b"system."];
+    if known.iter().any(|class| name.starts_with(class)) {
+        Ok(name)
+    } else {
+        Err(Errno::EOPNOTSUPP)
+    }
+}
+
+/// Whether a file is on the host, whose file systems know attributes.
+fn on_host(cx: &Cx<'_>, found: &Found) -> bool {
+    cx.host.policy.classify(&found.path) == kvmlet_policy::Place::Readable
+}
+
+fn get(cx: &mut Cx<'_>, found: Result<Found, Errno>, name: u64) -> SysResult {
+    let name = read_name(cx, name)?;
+    let found = found?;
+    if on_host(cx, &found) || name.starts_with(b"security.") {
+        Err(Errno::ENODATA)
+    } else {
+        Err(Errno::EOPNOTSUPP)
+    }
+}
+
+fn change(
+    cx: &mut Cx<'_>,
+    call: &'static str,
+    found: Result<Found, Errno>,
+    name: u64,
+) -> SysResult {
+    read_name(cx, name)?;
+    let found = found?;
+    if on_host(cx, &found) {
+        return Err(deny_write(cx, call, &found.path));
+    }
+    cx.host.report.unsupported(call, String::new());
+    Err(Errno::EOPNOTSUPP)
+}
+
+fn check_value(size: u64, flags: u64) -> Result<(), Errno> {
+    const XATTR_CREATE_OR_REPLACE: u32 = 3;
+    if uint(flags) & !XATTR_CREATE_OR_REPLACE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if size > SIZE_MAX {
+        Err(Errno::E2BIG)
+    } else {
+        Ok(())
+    }
+}
+
+/// getxattr(2)
+///
+/// # Errors
+/// `ENODATA`, `EOPNOTSUPP`; as path resolution.
+pub fn sys_getxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = by_path(cx, args[0]);
+    get(cx, found, args[1])
+}
+
+/// lgetxattr(2)
+///
+/// # Errors
+/// As [`sys_getxattr`].
+pub fn sys_lgetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = by_link(cx, args[0]);
+    get(cx, found, args[1])
+}
+
+/// fgetxattr(2)
+///
+/// # Errors
+/// As [`sys_getxattr`], `EBADF`.
+pub fn sys_fgetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = by_fd(cx, args[0]);
+    get(cx, found, args[1])
+}
+
+/// listxattr(2): an empty list.
+///
+/// # Errors
+/// As path resolution.
+pub fn sys_listxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    by_path(cx, args[0]).map(|_| 0)
+}
+
+/// llistxattr(2): an empty list.
+///
+/// # Errors
+/// As path resolution.
+pub fn sys_llistxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    by_link(cx, args[0]).map(|_| 0)
+}
+
+/// flistxattr(2): an empty list.
+///
+/// # Errors
+/// `EBADF`.
+pub fn sys_flistxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    by_fd(cx, args[0]).map(|_| 0)
+}
+
+/// setxattr(2)
+///
+/// # Errors
+/// `EROFS`, `EOPNOTSUPP`, `EINVAL`, `E2BIG`; as path resolution.
+pub fn sys_setxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [path, name, _, size, flags, _] = *args;
+    check_value(size, flags)?;
+    let found = by_path(cx, path);
+    change(cx, "setxattr", found, name)
+}
+
+/// lsetxattr(2)
+///
+/// # Errors
+/// As [`sys_setxattr`].
+pub fn sys_lsetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [path, name, _, size, flags, _] = *args;
+    check_value(size, flags)?;
+    let found = by_link(cx, path);
+    change(cx, "setxattr", found, name)
+}
+
+/// fsetxattr(2)
+///
+/// # Errors
+/// As [`sys_setxattr`], `EBADF`.
+pub fn sys_fsetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [fd, name, _, size, flags, _] = *args;
+    check_value(size, flags)?;
+    let found = by_fd(cx, fd);
+    change(cx, "setxattr", found, name)
+}
+
+/// removexattr(2)
+///
+/// # Errors
+/// As [`sys_setxattr`].
+pub fn sys_removexattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = by_path(cx, args[0]);
+    change(cx, "removexattr", found, args[1])
+}
+
+/// lremovexattr(2)
+///
+/// # Errors
+/// As [`sys_setxattr`].
+pub fn sys_lremovexattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = by_link(cx, args[0]);
+    change(cx, "removexattr", found, args[1])
+}
+
+/// fremovexattr(2)
+///
+/// # Errors
+/// As [`sys_setxattr`], `EBADF`.
+pub fn sys_fremovexattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let found = by_fd(cx, args[0]);
+    change(cx, "removexattr", found, args[1])
+}

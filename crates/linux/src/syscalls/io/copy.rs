@@ -1,0 +1,289 @@
+//! Copies between descriptors: sendfile(2), copy_file_range(2); splice(2) and its relatives.
+
+use std::os::fd::AsFd;
+
+use kvmlet_abi::{Errno, Gva};
+
+use super::rw::is_open_for_reading;
+use super::transfer::{self, CHUNK, RW_MAX, wait_for};
+use super::{int, uint};
+use crate::cx::Cx;
+use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
+use crate::host::HostKind;
+use crate::outcome::{CallState, Outcome, Source, SysResult};
+use crate::vfs::pipe::PIPE_BUF;
+use crate::vfs::ready::POLLOUT;
+use crate::vfs::stream::{self, Moved};
+
+/// Where a copy reads or writes: at the description's offset or at one in user memory.
+#[derive(Clone, Copy)]
+struct End {
+    id: FileId,
+    offset_gva: u64,
+}
+
+impl End {
+    fn offset(self, cx: &mut Cx<'_>) -> Result<u64, Errno> {
+        if self.offset_gva == 0 {
+            return Ok(fd::file_mut(cx, self.id)?.offset);
+        }
+        let offset: u64 = cx.read_struct(Gva(self.offset_gva))?;
+        if i64::try_from(offset).is_ok() {
+            Ok(offset)
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }
+
+    fn advance(self, cx: &mut Cx<'_>, offset: u64) -> Result<(), Errno> {
+        if self.offset_gva == 0 {
+            fd::file_mut(cx, self.id)?.offset = offset;
+            return Ok(());
+        }
+        cx.write_struct(Gva(self.offset_gva), &offset)
+    }
+}
+
+/// Whether bytes can be read from it at any offset without waiting.
+fn is_source(cx: &Cx<'_>, file: &OpenFile) -> bool {
+    match file.kind {
+        FileKind::HostFile(_) | FileKind::Text(_) => true,
+        FileKind::Tmp(inode) => cx.kernel.tmpfs.size(inode).is_ok(),
+        FileKind::HostStream(host) => cx
+            .host
+            .get(host)
+            .is_ok_and(|host| host.kind == HostKind::FileStream),
+        _ => false,
+    }
+}
+
+/// sendfile(2)
+pub fn sys_sendfile(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    match send(cx, args, state) {
+        Ok(outcome) => outcome,
+        Err(error) => Outcome::Done(Err(error)),
+    }
+}
+
+fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
+    let [out_fd, in_fd, offset_gva, count, ..] = *args;
+    let (in_id, input) = fd::get_io(cx, int(in_fd))?;
+    let (out_id, output) = fd::get_io(cx, int(out_fd))?;
+    if !is_open_for_reading(&input) || !output.flags.writable() {
+        return Err(Errno::EBADF);
+    }
+    if !is_source(cx, &input) || output.flags.contains(OpenFlags::APPEND) {
+        return Err(Errno::EINVAL);
+    }
+    let from = End {
+        id: in_id,
+        offset_gva,
+    };
+    let mut done = state.progress;
+    let mut left = count.min(RW_MAX).saturating_sub(done);
+    let mut offset = position(cx, from, &input)?;
+    let mut buf = vec![0u8; CHUNK];
+    while left > 0 {
+        let len = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let Some(into) = buf.get_mut(..len) else {
+            break;
+        };
+        let got = transfer::fill(cx, &input.kind, offset, into)?;
+        let bytes = into.get(..got).unwrap_or_default();
+        if bytes.is_empty() {
+            break;
+        }
+        match put(cx, (out_id, &output), bytes) {
+            Ok(Put::Moved(0)) => break,
+            Ok(Put::Moved(count)) => {
+                let moved = count as u64;
+                done = done.saturating_add(moved);
+                left = left.saturating_sub(moved);
+                offset = offset.saturating_add(moved);
+                set_position(cx, from, &input, offset)?;
+            }
+            Ok(Put::Over) => return Ok(Outcome::Gone),
+            Ok(Put::Blocked(source)) if !output.flags.contains(OpenFlags::NONBLOCK) => {
+                return Ok(wait_for(source, state, done));
+            }
+            Ok(Put::Blocked(_)) if done == 0 => return Err(Errno::EAGAIN),
+            Ok(Put::Blocked(_)) => break,
+            Err(error) => {
+                if error == Errno::EPIPE {
+                    crate::signal::send_sigpipe(cx);
+                }
+                if done == 0 {
+                    return Err(error);
+                }
+                break;
+            }
+        }
+    }
+    Ok(Outcome::Done(Ok(done)))
+}
+
+/// The position of a source; that of an inherited file is the host's.
+fn position(cx: &mut Cx<'_>, end: End, file: &OpenFile) -> Result<u64, Errno> {
+    match file.kind {
+        FileKind::HostStream(host) if end.offset_gva == 0 => {
+            stream::seek_fd(cx.host.get(host)?.fd.as_fd(), stream::SeekTo::Current(0))
+        }
+        _ => end.offset(cx),
+    }
+}
+
+fn set_position(cx: &mut Cx<'_>, end: End, file: &OpenFile, offset: u64) -> Result<(), Errno> {
+    match file.kind {
+        FileKind::HostStream(host) if end.offset_gva == 0 => {
+            stream::seek_fd(cx.host.get(host)?.fd.as_fd(), stream::SeekTo::Start(offset))
+                .map(|_| ())
+        }
+        _ => end.advance(cx, offset),
+    }
+}
+
+enum Put {
+    Moved(usize),
+    Blocked(Source),
+    Over,
+}
+
+/// Writes bytes that are not in user memory to any description, at its own offset.
+fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result<Put, Errno> {
+    match file.kind {
+        FileKind::HostStream(host) => Ok(match stream::write(cx.host, host, bytes)? {
+            Moved::Bytes(count) => Put::Moved(count),
+            Moved::Nothing => Put::Blocked(Source::Host(host, POLLOUT)),
+        }),
+        FileKind::Pipe(pipe) => {
+            let ends = cx.kernel.pipes.get_mut(pipe)?;
+            if ends.readers == 0 {
+                return Err(Errno::EPIPE);
+            }
+            let room = ends.room();
+            if room == 0 || bytes.len() <= PIPE_BUF && room < bytes.len() {
+                return Ok(Put::Blocked(Source::Pipe(pipe)));
+            }
+            let part = bytes.get(..room).unwrap_or(bytes);
+            ends.push(part);
+            cx.kernel.sched.wake_source(Source::Pipe(pipe));
+            Ok(Put::Moved(part.len()))
+        }
+        FileKind::Capture(number) => Ok(match transfer::capture(cx, number, bytes) {
+            transfer::Captured::Kept => Put::Moved(bytes.len()),
+            transfer::Captured::Over => Put::Over,
+        }),
+        ref kind => {
+            let offset = fd::file_mut(cx, id)?.offset;
+            let count = transfer::store(cx, kind, offset, bytes)?;
+            if matches!(kind, FileKind::Tmp(_)) {
+                fd::file_mut(cx, id)?.offset = offset.saturating_add(count as u64);
+            }
+            Ok(Put::Moved(count))
+        }
+    }
+}
+
+/// copy_file_range(2). It never waits: both files are regular.
+pub fn sys_copy_file_range(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    copy_range(cx, args).into()
+}
+
+fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [in_fd, in_offset, out_fd, out_offset, count, flags] = *args;
+    let (in_id, input) = fd::get_io(cx, int(in_fd))?;
+    let (out_id, output) = fd::get_io(cx, int(out_fd))?;
+    if uint(flags) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if !is_open_for_reading(&input)
+        || !output.flags.writable()
+        || output.flags.contains(OpenFlags::APPEND)
+    {
+        return Err(Errno::EBADF);
+    }
+    let regular = |cx: &mut Cx<'_>, file: &OpenFile| match file.kind {
+        FileKind::HostFile(_) => Ok(()),
+        FileKind::Tmp(inode) => cx.kernel.tmpfs.size(inode).map(|_| ()),
+        FileKind::HostDir(_) | FileKind::SynthDir(_) => Err(Errno::EISDIR),
+        _ => Err(Errno::EINVAL),
+    };
+    regular(cx, &input)?;
+    regular(cx, &output)?;
+    let (from, to) = (
+        End {
+            id: in_id,
+            offset_gva: in_offset,
+        },
+        End {
+            id: out_id,
+            offset_gva: out_offset,
+        },
+    );
+    let (mut read_at, mut write_at) = (from.offset(cx)?, to.offset(cx)?);
+    let mut left = count.min(RW_MAX);
+    if let (FileKind::Tmp(a), FileKind::Tmp(b)) = (&input.kind, &output.kind)
+        && a == b
+        && read_at < write_at.saturating_add(left)
+        && write_at < read_at.saturating_add(left)
+    {
+        return Err(Errno::EINVAL);
+    }
+    let mut done = 0u64;
+    let mut buf = vec![0u8; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
+    while left > 0 {
+        let len = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let Some(into) = buf.get_mut(..len) else {
+            break;
+        };
+        let got = transfer::fill(cx, &input.kind, read_at, into)?;
+        let bytes = into.get(..got).unwrap_or_default();
+        let stored = if bytes.is_empty() {
+            Ok(0)
+        } else {
+            transfer::store(cx, &output.kind, write_at, bytes)
+        };
+        let moved = match stored {
+            Ok(0) => break,
+            Ok(count) => count as u64,
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        };
+        done = done.saturating_add(moved);
+        left = left.saturating_sub(moved);
+        read_at = read_at.saturating_add(moved);
+        write_at = write_at.saturating_add(moved);
+    }
+    from.advance(cx, read_at)?;
+    to.advance(cx, write_at)?;
+    Ok(done)
+}
+
+fn no_splice(cx: &mut Cx<'_>, name: &'static str, fds: &[u64]) -> Outcome {
+    for number in fds {
+        if let Err(error) = fd::get_io(cx, int(*number)) {
+            return Outcome::Done(Err(error));
+        }
+    }
+    // EINVAL is what a file system without support gives; callers fall back to read and write.
+    cx.host.report.unsupported(name, String::new());
+    Outcome::Done(Err(Errno::EINVAL))
+}
+
+/// splice(2): as between files that do not support it.
+pub fn sys_splice(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    let [from, _, to, ..] = *args;
+    no_splice(cx, "splice", &[from, to])
+}
+
+/// tee(2): as [`sys_splice`].
+pub fn sys_tee(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    let [from, to, ..] = *args;
+    no_splice(cx, "tee", &[from, to])
+}
+
+/// vmsplice(2): as [`sys_splice`].
+pub fn sys_vmsplice(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    let [fd, ..] = *args;
+    no_splice(cx, "vmsplice", &[fd])
+}

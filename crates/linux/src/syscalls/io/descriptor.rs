@@ -1,0 +1,362 @@
+//! Descriptors: close, dup, fcntl, pipes, memfd.
+
+use std::sync::Arc;
+
+use kvmlet_abi::{Errno, Gva};
+
+use super::{int, locking, number, uint};
+use crate::cx::Cx;
+use crate::fd::{self, FileId, FileKind, OnExec, OpenFile, OpenFlags};
+use crate::outcome::{CallState, Outcome, SysResult};
+use crate::vfs;
+use crate::vfs::open::description;
+use crate::vfs::tmpfs::{
+    NewAttr, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SEAL, SEAL_SHRINK, SEAL_WRITE,
+};
+
+/// close(2)
+///
+/// # Errors
+/// `EBADF`.
+pub fn sys_close(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    fd::close(cx, int(args[0]))?;
+    Ok(0)
+}
+
+/// close_range(2)
+///
+/// # Errors
+/// `EINVAL` for unknown flags or an empty range.
+pub fn sys_close_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    const CLOSE_RANGE_UNSHARE: u32 = 2;
+    const CLOSE_RANGE_CLOEXEC: u32 = 4;
+    let [first, last, flags, ..] = *args;
+    let (first, last, flags) = (uint(first), uint(last), uint(flags));
+    if flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 || first > last {
+        return Err(Errno::EINVAL);
+    }
+    let within = |fd: &i32| (first..=last).contains(&fd.cast_unsigned());
+    let fds: Vec<i32> = cx
+        .process()?
+        .fds
+        .fds
+        .keys()
+        .filter(|fd| within(fd))
+        .copied()
+        .collect();
+    for number in fds {
+        if flags & CLOSE_RANGE_CLOEXEC == 0 {
+            fd::close(cx, number)?;
+        } else if let Some(entry) = cx.process()?.fds.fds.get_mut(&number) {
+            entry.cloexec = true;
+        }
+    }
+    Ok(0)
+}
+
+/// dup(2)
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn sys_dup(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (id, _) = fd::get(cx, int(args[0]))?;
+    Ok(number(fd::install(cx, id, 0, OnExec::Keep)?))
+}
+
+/// dup2(2)
+///
+/// # Errors
+/// `EBADF`.
+pub fn sys_dup2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [old, new, ..] = *args;
+    let (id, _) = fd::get(cx, int(old))?;
+    if int(old) != int(new) {
+        fd::install_at(cx, id, int(new), OnExec::Keep)?;
+    }
+    Ok(number(int(new)))
+}
+
+/// dup3(2)
+///
+/// # Errors
+/// `EINVAL` for equal descriptors or unknown flags, `EBADF`.
+pub fn sys_dup3(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [old, new, flags, ..] = *args;
+    let flags = OpenFlags::from_bits_retain(uint(flags));
+    if !OpenFlags::CLOEXEC.contains(flags) || int(old) == int(new) {
+        return Err(Errno::EINVAL);
+    }
+    let (id, _) = fd::get(cx, int(old))?;
+    fd::install_at(cx, id, int(new), OnExec::of(flags))?;
+    Ok(number(int(new)))
+}
+
+const F_DUPFD: u32 = 0;
+const F_GETFD: u32 = 1;
+const F_SETFD: u32 = 2;
+const F_GETFL: u32 = 3;
+const F_SETFL: u32 = 4;
+const F_SETOWN: u32 = 8;
+const F_GETOWN: u32 = 9;
+const F_SETSIG: u32 = 10;
+const F_GETSIG: u32 = 11;
+const F_SETLEASE: u32 = 1024;
+const F_GETLEASE: u32 = 1025;
+const F_DUPFD_QUERY: u32 = 1027;
+const F_DUPFD_CLOEXEC: u32 = 1030;
+const F_SETPIPE_SZ: u32 = 1031;
+const F_GETPIPE_SZ: u32 = 1032;
+const F_ADD_SEALS: u32 = 1033;
+const F_GET_SEALS: u32 = 1034;
+const FD_CLOEXEC: u64 = 1;
+/// F_UNLCK, as F_GETLEASE answers without a lease.
+const F_UNLCK: u64 = 2;
+
+/// fcntl(2)
+pub fn sys_fcntl(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, command, arg, ..] = *args;
+    let (id, file) = match fd::get(cx, int(fd)) {
+        Ok(found) => found,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let command = uint(command);
+    let on_location = matches!(
+        command,
+        F_DUPFD | F_DUPFD_CLOEXEC | F_GETFD | F_SETFD | F_GETFL | F_DUPFD_QUERY
+    );
+    if file.flags.contains(OpenFlags::PATH) && !on_location {
+        return Outcome::Done(Err(Errno::EBADF));
+    }
+    if let Some(request) = locking::Request::of(command) {
+        return locking::fcntl(cx, (id, &file), request, arg, state);
+    }
+    control(cx, int(fd), (id, &file), command, arg).into()
+}
+
+fn control(
+    cx: &mut Cx<'_>,
+    fd: i32,
+    (id, file): (FileId, &OpenFile),
+    command: u32,
+    arg: u64,
+) -> SysResult {
+    match command {
+        F_DUPFD | F_DUPFD_CLOEXEC => {
+            let min = int(arg);
+            if min < 0 || min >= fd::limit(cx)? {
+                return Err(Errno::EINVAL);
+            }
+            let on_exec = if command == F_DUPFD {
+                OnExec::Keep
+            } else {
+                OnExec::Close
+            };
+            Ok(number(fd::install(cx, id, min, on_exec)?))
+        }
+        F_GETFD => Ok(u64::from(
+            cx.process()?.fds.fds.get(&fd).is_some_and(|fd| fd.cloexec),
+        )),
+        F_SETFD => {
+            cx.process()?
+                .fds
+                .fds
+                .get_mut(&fd)
+                .ok_or(Errno::EBADF)?
+                .cloexec = arg & FD_CLOEXEC != 0;
+            Ok(0)
+        }
+        F_GETFL => Ok(u64::from(file.flags.bits())),
+        F_SETFL => {
+            let wanted = OpenFlags::from_bits_truncate(uint(arg)) & OpenFlags::SETTABLE;
+            if wanted.contains(OpenFlags::NOATIME) && !file.flags.contains(OpenFlags::NOATIME) {
+                let owner = vfs::file_attr(cx, id)?.uid;
+                if owner != cx.kernel.ids.uid {
+                    return Err(Errno::EPERM);
+                }
+            }
+            let open = fd::file_mut(cx, id)?;
+            open.flags = open.flags.difference(OpenFlags::SETTABLE) | wanted;
+            Ok(0)
+        }
+        F_DUPFD_QUERY => {
+            let other = fd::get(cx, int(arg)).map(|(other, _)| other)?;
+            Ok(u64::from(other == id))
+        }
+        // No signal-driven I/O: nobody owns a descriptor, and nothing comes of owning one.
+        F_GETOWN | F_GETSIG => Ok(0),
+        F_SETOWN | F_SETSIG => {
+            cx.host
+                .report
+                .unsupported("fcntl", "signal-driven I/O".to_owned());
+            if arg == 0 { Ok(0) } else { Err(Errno::EINVAL) }
+        }
+        F_GETLEASE => Ok(F_UNLCK),
+        F_SETLEASE => {
+            cx.host.report.unsupported("fcntl", "leases".to_owned());
+            Err(Errno::EINVAL)
+        }
+        F_GETPIPE_SZ | F_SETPIPE_SZ => pipe_size(cx, file, command, arg),
+        F_ADD_SEALS | F_GET_SEALS => seals(cx, file, command, uint(arg)),
+        _ => {
+            cx.host
+                .report
+                .unsupported("fcntl", format!("command {command}"));
+            Err(Errno::EINVAL)
+        }
+    }
+}
+
+fn pipe_size(cx: &mut Cx<'_>, file: &OpenFile, command: u32, arg: u64) -> SysResult {
+    let FileKind::Pipe(id) = file.kind else {
+        return Err(Errno::EBADF);
+    };
+    let pipe = cx.kernel.pipes.get_mut(id)?;
+    let size = if command == F_GETPIPE_SZ {
+        pipe.capacity
+    } else {
+        pipe.resize(u64::from(uint(arg)))?
+    };
+    cx.kernel
+        .sched
+        .wake_source(crate::outcome::Source::Pipe(id));
+    Ok(size as u64)
+}
+
+fn seals(cx: &mut Cx<'_>, file: &OpenFile, command: u32, wanted: u32) -> SysResult {
+    const ALL: u32 =
+        SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE | SEAL_EXEC;
+    let FileKind::Tmp(inode) = file.kind else {
+        return Err(Errno::EINVAL);
+    };
+    let inode = cx.kernel.tmpfs.get_mut(inode)?;
+    let (mapped, mode) = (inode.writable_maps, inode.mode);
+    let data = inode.file_mut().map_err(|_| Errno::EINVAL)?;
+    if command == F_GET_SEALS {
+        return Ok(u64::from(data.seals));
+    }
+    if !file.flags.writable() {
+        return Err(Errno::EPERM);
+    }
+    if wanted & !ALL != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if data.seals & SEAL_SEAL != 0 {
+        return Err(Errno::EPERM);
+    }
+    if wanted & SEAL_WRITE != 0 && data.seals & SEAL_WRITE == 0 && mapped > 0 {
+        return Err(Errno::EBUSY);
+    }
+    // Sealing the mode of an executable file seals its contents too (memfd_add_seals).
+    let implied = if wanted & SEAL_EXEC != 0 && mode & 0o111 != 0 {
+        SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE
+    } else {
+        0
+    };
+    data.seals |= wanted | implied;
+    Ok(0)
+}
+
+/// pipe(2)
+///
+/// # Errors
+/// `EFAULT`, `EMFILE`.
+pub fn sys_pipe(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    pipe(cx, args[0], OpenFlags::empty())
+}
+
+/// pipe2(2)
+///
+/// # Errors
+/// `EINVAL` for unknown flags, `EFAULT`, `EMFILE`.
+pub fn sys_pipe2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [fds, flags, ..] = *args;
+    let flags = uint(flags);
+    let known = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK | OpenFlags::DIRECT;
+    if flags & !known.bits() != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & OpenFlags::DIRECT.bits() != 0 {
+        cx.host.report.unsupported("pipe2", "O_DIRECT".to_owned());
+        return Err(Errno::EINVAL);
+    }
+    pipe(cx, fds, OpenFlags::from_bits_truncate(flags))
+}
+
+fn pipe(cx: &mut Cx<'_>, fds_gva: u64, flags: OpenFlags) -> SysResult {
+    let now = vfs::now(cx.host);
+    let id = cx.kernel.pipes.create(now);
+    let path = format!("pipe:[{id}]");
+    let kept = flags & OpenFlags::NONBLOCK;
+    let end = |access| description(FileKind::Pipe(id), kept | access, path.as_bytes());
+    let read_end = fd::install_new(cx, end(OpenFlags::empty()), OnExec::of(flags));
+    let write_end = fd::install_new(cx, end(OpenFlags::WRONLY), OnExec::of(flags));
+    let written = match (read_end, write_end) {
+        (Ok(read_end), Ok(write_end)) => cx.write_struct(Gva(fds_gva), &[read_end, write_end]),
+        _ => Err(Errno::EMFILE),
+    };
+    if written.is_err() {
+        for number in [read_end, write_end].into_iter().flatten() {
+            fd::close(cx, number)?;
+        }
+    }
+    written.map(|()| 0)
+}
+
+/// memfd_create(2)
+///
+/// # Errors
+/// `EINVAL` for unknown flags or a long name, `EFAULT`, `EMFILE`, `ENOMEM`.
+pub fn sys_memfd_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    const MFD_CLOEXEC: u32 = 1;
+    const MFD_ALLOW_SEALING: u32 = 2;
+    const MFD_HUGETLB: u32 = 4;
+    const MFD_NOEXEC_SEAL: u32 = 8;
+    const MFD_EXEC: u32 = 16;
+    /// Longest name with its NUL: NAME_MAX less "memfd:", and the NUL.
+    const NAME_MAX: usize = 250;
+    let [name, flags, ..] = *args;
+    let flags = uint(flags);
+    if flags & MFD_HUGETLB != 0 {
+        cx.host
+            .report
+            .unsupported("memfd_create", "MFD_HUGETLB".to_owned());
+        return Err(Errno::EINVAL);
+    }
+    let known = MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL | MFD_EXEC;
+    if flags & !known != 0 || flags & (MFD_EXEC | MFD_NOEXEC_SEAL) == MFD_EXEC | MFD_NOEXEC_SEAL {
+        return Err(Errno::EINVAL);
+    }
+    let name = cx
+        .read_cstr(Gva(name), NAME_MAX)
+        .map_err(|error| match error {
+            Errno::ENAMETOOLONG => Errno::EINVAL,
+            other => other,
+        })?;
+    let no_exec = flags & MFD_NOEXEC_SEAL != 0;
+    let seals = match (no_exec, flags & MFD_ALLOW_SEALING != 0) {
+        (true, _) => SEAL_EXEC,
+        (false, true) => 0,
+        (false, false) => SEAL_SEAL,
+    };
+    let ids = cx.kernel.ids;
+    let mode = if no_exec { 0o666 } else { 0o777 };
+    let attr = NewAttr {
+        mode,
+        uid: ids.uid,
+        gid: ids.gid,
+        now: vfs::now(cx.host),
+    };
+    let inode = cx
+        .kernel
+        .tmpfs
+        .create_unnamed(&mut cx.machine.memory, seals, attr)
+        .map_err(|_| Errno::ENOMEM)?;
+    let path: Arc<[u8]> = [b"/memfd:".as_slice(), &name].concat().into();
+    let flags = if flags & MFD_CLOEXEC == 0 {
+        OpenFlags::RDWR
+    } else {
+        OpenFlags::RDWR | OpenFlags::CLOEXEC
+    };
+    let file = description(FileKind::Tmp(inode), flags | OpenFlags::LARGEFILE, &path);
+    Ok(number(fd::install_new(cx, file, OnExec::of(flags))?))
+}

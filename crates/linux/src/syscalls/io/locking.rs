@@ -1,0 +1,229 @@
+//! File locks: flock(2), and the lock commands of fcntl(2).
+
+use kvmlet_abi::{Errno, Gva};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::transfer::wait_for;
+use super::{int, uint};
+use crate::cx::Cx;
+use crate::fd::{self, FileId, FileKind, OpenFile};
+use crate::outcome::{CallState, Outcome, Source, SysResult};
+use crate::vfs::locks::{self, Lock, Mode, Owner, TO_END};
+use crate::vfs::pipe::LOCKS_SOURCE;
+use crate::vfs::{self, stream};
+
+const F_RDLCK: i16 = 0;
+const F_WRLCK: i16 = 1;
+const F_UNLCK: i16 = 2;
+
+/// struct flock (fcntl(2)), x86-64
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Flock {
+    l_type: i16,
+    l_whence: i16,
+    pad0: u32,
+    l_start: i64,
+    l_len: i64,
+    l_pid: i32,
+    pad1: u32,
+}
+
+/// What a lock command does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Action {
+    Test,
+    Try,
+    Wait,
+}
+
+/// Whose lock it is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holder {
+    Process,
+    Description,
+}
+
+/// A lock command of fcntl(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request {
+    action: Action,
+    holder: Holder,
+}
+
+impl Request {
+    /// The lock command of that number, if it is one.
+    #[must_use]
+    pub fn of(command: u32) -> Option<Self> {
+        let (action, holder) = match command {
+            5 => (Action::Test, Holder::Process),
+            6 => (Action::Try, Holder::Process),
+            7 => (Action::Wait, Holder::Process),
+            36 => (Action::Test, Holder::Description),
+            37 => (Action::Try, Holder::Description),
+            38 => (Action::Wait, Holder::Description),
+            _ => return None,
+        };
+        Some(Self { action, holder })
+    }
+}
+
+/// F_GETLK, F_SETLK, F_SETLKW and their F_OFD_ forms.
+pub fn fcntl(
+    cx: &mut Cx<'_>,
+    file: (FileId, &OpenFile),
+    request: Request,
+    arg: u64,
+    state: &CallState,
+) -> Outcome {
+    match record_lock(cx, file, request, arg) {
+        Err(Errno::EAGAIN) if request.action == Action::Wait => {
+            wait_for(Source::Pipe(LOCKS_SOURCE), state, 0)
+        }
+        result => Outcome::Done(result),
+    }
+}
+
+fn record_lock(
+    cx: &mut Cx<'_>,
+    (id, file): (FileId, &OpenFile),
+    request: Request,
+    gva: u64,
+) -> SysResult {
+    let mut wanted: Flock = cx.read_struct(Gva(gva))?;
+    let pid = cx.process()?.pid;
+    let owner = match request.holder {
+        Holder::Process => Owner::Process(pid),
+        Holder::Description if wanted.l_pid != 0 => return Err(Errno::EINVAL),
+        Holder::Description => Owner::Description(id),
+    };
+    let (start, end) = range(cx, (id, file), &wanted)?;
+    let mode = match wanted.l_type {
+        F_RDLCK => Mode::Shared,
+        F_WRLCK | F_UNLCK => Mode::Exclusive,
+        _ => return Err(Errno::EINVAL),
+    };
+    let attr = vfs::file_attr(cx, id)?;
+    let lock = Lock {
+        file: (attr.dev, attr.ino),
+        owner,
+        mode,
+        start,
+        end,
+    };
+    if request.action == Action::Test {
+        if wanted.l_type == F_UNLCK {
+            return Err(Errno::EINVAL);
+        }
+        match cx.kernel.locks.conflict(&lock) {
+            None => wanted.l_type = F_UNLCK,
+            Some(held) => {
+                wanted.l_type = if held.mode == Mode::Shared {
+                    F_RDLCK
+                } else {
+                    F_WRLCK
+                };
+                wanted.l_whence = 0;
+                wanted.l_start = i64::try_from(held.start).unwrap_or(i64::MAX);
+                let len = if held.end == TO_END {
+                    0
+                } else {
+                    held.end.saturating_sub(held.start)
+                };
+                wanted.l_len = i64::try_from(len).unwrap_or(0);
+                wanted.l_pid = if let Owner::Process(pid) = held.owner {
+                    pid.0
+                } else {
+                    -1
+                };
+            }
+        }
+        cx.write_struct(Gva(gva), &wanted)?;
+        return Ok(0);
+    }
+    match wanted.l_type {
+        F_RDLCK if !file.flags.readable() => return Err(Errno::EBADF),
+        F_WRLCK if !file.flags.writable() => return Err(Errno::EBADF),
+        F_UNLCK => {
+            cx.kernel.locks.release(&lock);
+            locks::wake(cx);
+            return Ok(0);
+        }
+        _ => {}
+    }
+    cx.kernel.locks.hold(lock)?;
+    // A lock may have become weaker.
+    locks::wake(cx);
+    Ok(0)
+}
+
+/// The bytes a struct flock is about (fcntl(2)): a negative length reaches backwards, 0 to the end.
+fn range(
+    cx: &mut Cx<'_>,
+    (id, file): (FileId, &OpenFile),
+    wanted: &Flock,
+) -> Result<(u64, u64), Errno> {
+    let base = match wanted.l_whence {
+        0 => 0,
+        1 => match file.kind {
+            FileKind::HostStream(host) => {
+                stream::seek(cx.host, host, stream::SeekTo::Current(0)).unwrap_or(0)
+            }
+            _ => file.offset,
+        },
+        2 => vfs::file_attr(cx, id)?.size,
+        _ => return Err(Errno::EINVAL),
+    };
+    let base = i64::try_from(base).map_err(|_| Errno::EOVERFLOW)?;
+    let start = base.checked_add(wanted.l_start).ok_or(Errno::EOVERFLOW)?;
+    let (start, end) = match wanted.l_len {
+        0 => (start, None),
+        len if len > 0 => (start, Some(start.checked_add(len).ok_or(Errno::EOVERFLOW)?)),
+        len => (start.checked_add(len).ok_or(Errno::EINVAL)?, Some(start)),
+    };
+    let start = u64::try_from(start).map_err(|_| Errno::EINVAL)?;
+    let end = end.map_or(Ok(TO_END), |end| {
+        u64::try_from(end).map_err(|_| Errno::EINVAL)
+    })?;
+    Ok((start, end))
+}
+
+/// flock(2)
+pub fn sys_flock(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    const LOCK_NB: u32 = 4;
+    let [fd, operation, ..] = *args;
+    let operation = uint(operation);
+    match whole_file_lock(cx, int(fd), operation & !LOCK_NB) {
+        Err(Errno::EAGAIN) if operation & LOCK_NB == 0 => {
+            wait_for(Source::Pipe(LOCKS_SOURCE), state, 0)
+        }
+        result => Outcome::Done(result),
+    }
+}
+
+fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> SysResult {
+    const LOCK_SH: u32 = 1;
+    const LOCK_EX: u32 = 2;
+    const LOCK_UN: u32 = 8;
+    let (id, _) = fd::get_io(cx, fd)?;
+    let mode = match operation {
+        LOCK_SH => Mode::Shared,
+        LOCK_EX | LOCK_UN => Mode::Exclusive,
+        _ => return Err(Errno::EINVAL),
+    };
+    let attr = vfs::file_attr(cx, id)?;
+    let lock = Lock {
+        file: (attr.dev, attr.ino),
+        owner: Owner::Flock(id),
+        mode,
+        start: 0,
+        end: TO_END,
+    };
+    if operation == LOCK_UN {
+        cx.kernel.locks.release(&lock);
+    } else {
+        cx.kernel.locks.hold(lock)?;
+    }
+    locks::wake(cx);
+    Ok(0)
+}

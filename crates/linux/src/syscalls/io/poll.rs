@@ -1,0 +1,327 @@
+//! Readiness: poll, ppoll, select, pselect6.
+
+use imbl::Vector;
+use kvmlet_abi::linux::{Pollfd, Timespec, Timeval};
+use kvmlet_abi::{Errno, Gva};
+use zerocopy::IntoBytes;
+
+use super::{int, uint};
+use crate::clock::{self, NSEC_PER_SEC};
+use crate::cx::Cx;
+use crate::fd;
+use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::vfs::ready::{
+    POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDBAND, POLLRDNORM, POLLWRBAND,
+    POLLWRNORM, poll_ready, source,
+};
+
+/// Largest number of descriptors in a select(2) set that is looked at.
+const SELECT_MAX: usize = 65_536;
+
+/// How long a call may wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Timeout {
+    Never,
+    Ns(u64),
+}
+
+impl Timeout {
+    /// The deadline: the one of the first try, when this is a retry.
+    fn deadline_ns(self, cx: &Cx<'_>, state: &CallState) -> Option<u64> {
+        match (state.deadline_ns, self) {
+            (Some(deadline), _) => Some(deadline),
+            (None, Self::Never) => None,
+            (None, Self::Ns(ns)) => Some(clock::monotonic_ns(cx.host).saturating_add(ns)),
+        }
+    }
+
+    fn is_over(self, cx: &Cx<'_>, state: &CallState, deadline_ns: Option<u64>) -> bool {
+        state.expired
+            || self == Self::Ns(0)
+            || deadline_ns.is_some_and(|deadline| deadline <= clock::monotonic_ns(cx.host))
+    }
+}
+
+/// Parks until one of `sources` may be ready.
+fn park(sources: Vector<Source>, deadline_ns: Option<u64>, saved_mask: Option<u64>) -> Outcome {
+    let state = CallState {
+        deadline_ns,
+        saved_mask,
+        ..CallState::default()
+    };
+    let on = if sources.is_empty() {
+        WaitOn::Nothing
+    } else {
+        WaitOn::Sources(sources)
+    };
+    Outcome::Wait(Wait {
+        on,
+        deadline_ns,
+        resume: Resume::Retry(state),
+    })
+}
+
+/// poll(2)
+pub fn sys_poll(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fds, count, timeout_ms, ..] = *args;
+    let timeout = match u64::try_from(int(timeout_ms)) {
+        Ok(ms) => Timeout::Ns(ms.saturating_mul(NSEC_PER_SEC / 1000)),
+        Err(_) => Timeout::Never,
+    };
+    polling(cx, (fds, count), timeout, None, state)
+        .unwrap_or_else(|error| Outcome::Done(Err(error)))
+}
+
+/// ppoll(2)
+pub fn sys_ppoll(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fds, count, timeout_gva, mask_gva, mask_size, _] = *args;
+    let (timeout, saved) = match begin(cx, timeout_gva, (mask_gva, mask_size), state) {
+        Ok(begun) => begun,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let outcome = polling(cx, (fds, count), timeout, saved, state)
+        .unwrap_or_else(|error| Outcome::Done(Err(error)));
+    end(cx, outcome, timeout_gva, saved, state, timeout)
+}
+
+/// Reads the timeout and sets the temporary mask, unless this is a retry.
+fn begin(
+    cx: &mut Cx<'_>,
+    timeout_gva: u64,
+    (mask_gva, mask_size): (u64, u64),
+    state: &CallState,
+) -> Result<(Timeout, Option<u64>), Errno> {
+    let timeout = if timeout_gva == 0 {
+        Timeout::Never
+    } else {
+        let timeout: Timespec = cx.read_struct(Gva(timeout_gva))?;
+        Timeout::Ns(clock::timespec_ns(timeout)?)
+    };
+    if *state != CallState::default() {
+        return Ok((timeout, state.saved_mask));
+    }
+    let saved = crate::signal::with_mask(cx, mask_gva, mask_size)?;
+    Ok((timeout, saved))
+}
+
+/// Puts the mask back and writes the time left, when the call is over. A kernel that cannot write the
+/// time does not make the call fail (poll_select_finish).
+fn end(
+    cx: &mut Cx<'_>,
+    outcome: Outcome,
+    timeout_gva: u64,
+    saved: Option<u64>,
+    state: &CallState,
+    timeout: Timeout,
+) -> Outcome {
+    if let Outcome::Done(_) = outcome {
+        crate::signal::restore_mask(cx, saved);
+        if timeout_gva != 0 {
+            let left = left_ns(cx, state, timeout);
+            let _ = cx.write_struct(Gva(timeout_gva), &clock::timespec(left));
+        }
+    }
+    outcome
+}
+
+fn left_ns(cx: &Cx<'_>, state: &CallState, timeout: Timeout) -> u64 {
+    match (state.deadline_ns, timeout) {
+        (Some(deadline), _) => deadline.saturating_sub(clock::monotonic_ns(cx.host)),
+        (None, Timeout::Ns(ns)) => ns,
+        (None, Timeout::Never) => 0,
+    }
+}
+
+fn polling(
+    cx: &mut Cx<'_>,
+    (fds_gva, count): (u64, u64),
+    timeout: Timeout,
+    saved_mask: Option<u64>,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    let count = uint(count);
+    if i64::from(count) > i64::from(fd::limit(cx)?) {
+        return Err(Errno::EINVAL);
+    }
+    let size = (count as usize).saturating_mul(size_of::<Pollfd>());
+    let mut bytes = vec![0u8; size];
+    cx.read(Gva(fds_gva), &mut bytes)?;
+    let mut polled: Vec<Pollfd> = bytes
+        .chunks_exact(size_of::<Pollfd>())
+        .filter_map(|raw| zerocopy::FromBytes::read_from_bytes(raw).ok())
+        .collect();
+    let mut sources = Vector::new();
+    let mut ready = 0u64;
+    for entry in &mut polled {
+        entry.revents = 0;
+        if entry.fd < 0 {
+            continue;
+        }
+        match fd::get(cx, entry.fd) {
+            Err(_) => entry.revents = POLLNVAL,
+            Ok((_, file)) => {
+                entry.revents = poll_ready(cx, &file, entry.events);
+                if let Some(source) = source(cx, &file, entry.events) {
+                    sources.push_back(source);
+                }
+            }
+        }
+        if entry.revents != 0 {
+            ready = ready.saturating_add(1);
+        }
+    }
+    let deadline_ns = timeout.deadline_ns(cx, state);
+    if ready == 0 && !timeout.is_over(cx, state, deadline_ns) {
+        return Ok(park(sources, deadline_ns, saved_mask));
+    }
+    // Only revents is written, as Linux does: another thread may be changing the rest.
+    for (index, entry) in (0u64..).zip(&polled) {
+        let at = fds_gva
+            .saturating_add(index.saturating_mul(8))
+            .saturating_add(6);
+        cx.write_struct(Gva(at), &entry.revents)?;
+    }
+    Ok(Outcome::Done(Ok(ready)))
+}
+
+/// select(2)
+pub fn sys_select(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [count, read, write, except, timeout_gva, _] = *args;
+    let timeout = if timeout_gva == 0 {
+        Ok(Timeout::Never)
+    } else {
+        cx.read_struct::<Timeval>(Gva(timeout_gva))
+            .and_then(timeval_ns)
+            .map(Timeout::Ns)
+    };
+    let timeout = match timeout {
+        Ok(timeout) => timeout,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let outcome = selecting(cx, int(count), [read, write, except], timeout, None, state)
+        .unwrap_or_else(|error| Outcome::Done(Err(error)));
+    if matches!(outcome, Outcome::Done(_)) && timeout_gva != 0 {
+        let left = left_ns(cx, state, timeout);
+        let left = Timeval {
+            tv_sec: (left / NSEC_PER_SEC).cast_signed(),
+            tv_usec: (left % NSEC_PER_SEC / 1000).cast_signed(),
+        };
+        let _ = cx.write_struct(Gva(timeout_gva), &left);
+    }
+    outcome
+}
+
+/// select(2) takes microseconds beyond a second too.
+fn timeval_ns(time: Timeval) -> Result<u64, Errno> {
+    let sec = u64::try_from(time.tv_sec).map_err(|_| Errno::EINVAL)?;
+    let usec = u64::try_from(time.tv_usec).map_err(|_| Errno::EINVAL)?;
+    Ok(sec
+        .saturating_mul(NSEC_PER_SEC)
+        .saturating_add(usec.saturating_mul(1000)))
+}
+
+/// pselect6(2): its sixth argument points to the mask's address and size.
+pub fn sys_pselect6(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [count, read, write, except, timeout_gva, mask] = *args;
+    let mask = if mask == 0 {
+        Ok([0, 0])
+    } else {
+        cx.read_struct::<[u64; 2]>(Gva(mask))
+    };
+    let begun = mask.and_then(|[gva, size]| begin(cx, timeout_gva, (gva, size), state));
+    let (timeout, saved) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let outcome = selecting(cx, int(count), [read, write, except], timeout, saved, state)
+        .unwrap_or_else(|error| Outcome::Done(Err(error)));
+    end(cx, outcome, timeout_gva, saved, state, timeout)
+}
+
+/// What select(2) asks of poll for each set: read, write, except (fs/select.c POLLIN_SET and so on).
+const SETS: [i16; 3] = [
+    POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR,
+    POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR,
+    POLLPRI,
+];
+
+fn selecting(
+    cx: &mut Cx<'_>,
+    count: i32,
+    sets: [u64; 3],
+    timeout: Timeout,
+    saved_mask: Option<u64>,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    let count = usize::try_from(count)
+        .map_err(|_| Errno::EINVAL)?
+        .min(SELECT_MAX);
+    let highest = cx
+        .process()?
+        .fds
+        .fds
+        .keys()
+        .next_back()
+        .copied()
+        .unwrap_or(-1);
+    // Linux looks at no descriptor beyond the table, whose size is a multiple of 64.
+    let table = usize::try_from(highest)
+        .map_or(64, |highest| highest.saturating_add(1).next_multiple_of(64));
+    let count = count.min(table);
+    let words = count.div_ceil(64);
+    let mut wanted: [Vec<u64>; 3] = [const { Vec::new() }; 3];
+    for (set, gva) in wanted.iter_mut().zip(sets) {
+        set.resize(words, 0);
+        if gva != 0 {
+            cx.read(Gva(gva), set.as_mut_bytes())?;
+        }
+    }
+    let mut found: [Vec<u64>; 3] = [vec![0; words], vec![0; words], vec![0; words]];
+    let mut sources = Vector::new();
+    let mut ready = 0u64;
+    for number in 0..count {
+        let (word, bit) = (number / 64, 1u64 << (number % 64));
+        let asked: [bool; 3] = [0, 1, 2].map(|set: usize| {
+            wanted
+                .get(set)
+                .and_then(|set| set.get(word))
+                .is_some_and(|word| word & bit != 0)
+        });
+        if !asked.contains(&true) {
+            continue;
+        }
+        let fd = i32::try_from(number).map_err(|_| Errno::EBADF)?;
+        let (_, file) = fd::get(cx, fd)?;
+        let events = SETS
+            .iter()
+            .zip(asked)
+            .filter(|(_, asked)| *asked)
+            .fold(0, |all, (events, _)| all | events);
+        let state = poll_ready(cx, &file, events);
+        if state == POLLNVAL {
+            return Err(Errno::EBADF);
+        }
+        for ((set, events), asked) in found.iter_mut().zip(SETS).zip(asked) {
+            if asked
+                && state & events != 0
+                && let Some(word) = set.get_mut(word)
+            {
+                *word |= bit;
+                ready = ready.saturating_add(1);
+            }
+        }
+        if let Some(source) = source(cx, &file, events) {
+            sources.push_back(source);
+        }
+    }
+    let deadline_ns = timeout.deadline_ns(cx, state);
+    if ready == 0 && !timeout.is_over(cx, state, deadline_ns) {
+        return Ok(park(sources, deadline_ns, saved_mask));
+    }
+    for (set, gva) in found.iter().zip(sets) {
+        if gva != 0 {
+            cx.write(Gva(gva), set.as_bytes())?;
+        }
+    }
+    Ok(Outcome::Done(Ok(ready)))
+}

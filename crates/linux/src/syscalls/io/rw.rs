@@ -1,0 +1,321 @@
+//! read(2), write(2), their vector and positioned forms, lseek(2).
+
+use std::os::fd::AsFd;
+
+use kvmlet_abi::Errno;
+
+use super::transfer::{self, Append, Buffers, Position, Waiting};
+use super::{int, uint};
+use crate::cx::Cx;
+use crate::fd::{self, Device, FileKind, OpenFile, OpenFlags};
+use crate::host::HostKind;
+use crate::outcome::{CallState, Outcome, SysResult};
+use crate::vfs::stream::{self, SeekTo};
+use crate::vfs::tmpfs::Seek;
+
+const RWF_NOWAIT: u32 = 8;
+const RWF_APPEND: u32 = 0x10;
+const RWF_NOAPPEND: u32 = 0x20;
+/// RWF_HIPRI, RWF_DSYNC, RWF_SYNC: hints, and promises that memory keeps anyway.
+const RWF_PLAIN: u32 = 7;
+
+/// read(2)
+pub fn sys_read(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, buf, count, ..] = *args;
+    transfer::read(
+        cx,
+        int(fd),
+        Buffers::one(buf, count),
+        Position::Current,
+        Waiting::Allowed,
+        state,
+    )
+}
+
+/// write(2)
+pub fn sys_write(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, buf, count, ..] = *args;
+    let how = (Waiting::Allowed, Append::AsOpened);
+    transfer::write(
+        cx,
+        int(fd),
+        Buffers::one(buf, count),
+        Position::Current,
+        how,
+        state,
+    )
+}
+
+/// readv(2)
+pub fn sys_readv(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, iov, count, ..] = *args;
+    let buffers = Buffers::array(cx, iov, count);
+    transfer::read(
+        cx,
+        int(fd),
+        buffers,
+        Position::Current,
+        Waiting::Allowed,
+        state,
+    )
+}
+
+/// writev(2)
+pub fn sys_writev(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, iov, count, ..] = *args;
+    let buffers = Buffers::array(cx, iov, count);
+    transfer::write(
+        cx,
+        int(fd),
+        buffers,
+        Position::Current,
+        (Waiting::Allowed, Append::AsOpened),
+        state,
+    )
+}
+
+/// An offset argument for a file that has positions.
+fn positioned(cx: &mut Cx<'_>, fd: i32, offset: u64) -> Result<Position, Errno> {
+    if i64::try_from(offset).is_err() {
+        return Err(Errno::EINVAL);
+    }
+    let (_, file) = fd::get_io(cx, fd)?;
+    if has_positions(cx, &file) {
+        Ok(Position::At(offset))
+    } else {
+        Err(Errno::ESPIPE)
+    }
+}
+
+fn has_positions(cx: &Cx<'_>, file: &OpenFile) -> bool {
+    match file.kind {
+        FileKind::HostStream(host) => cx
+            .host
+            .get(host)
+            .is_ok_and(|host| host.kind == HostKind::FileStream),
+        FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_) => false,
+        _ => true,
+    }
+}
+
+fn read_positioned(
+    cx: &mut Cx<'_>,
+    fd: i32,
+    buffers: Result<Buffers, Errno>,
+    offset: u64,
+    waiting: Waiting,
+    state: &CallState,
+) -> Outcome {
+    match positioned(cx, fd, offset) {
+        Ok(position) => transfer::read(cx, fd, buffers, position, waiting, state),
+        Err(error) => Outcome::Done(Err(error)),
+    }
+}
+
+fn write_positioned(
+    cx: &mut Cx<'_>,
+    fd: i32,
+    buffers: Result<Buffers, Errno>,
+    offset: u64,
+    how: (Waiting, Append),
+    state: &CallState,
+) -> Outcome {
+    match positioned(cx, fd, offset) {
+        Ok(position) => transfer::write(cx, fd, buffers, position, how, state),
+        Err(error) => Outcome::Done(Err(error)),
+    }
+}
+
+/// pread64(2)
+pub fn sys_pread64(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, buf, count, offset, ..] = *args;
+    read_positioned(
+        cx,
+        int(fd),
+        Buffers::one(buf, count),
+        offset,
+        Waiting::Allowed,
+        state,
+    )
+}
+
+/// pwrite64(2)
+pub fn sys_pwrite64(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, buf, count, offset, ..] = *args;
+    let how = (Waiting::Allowed, Append::AsOpened);
+    write_positioned(cx, int(fd), Buffers::one(buf, count), offset, how, state)
+}
+
+/// preadv(2). On x86-64 the low half of the offset holds all of it.
+pub fn sys_preadv(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, iov, count, offset, ..] = *args;
+    let buffers = Buffers::array(cx, iov, count);
+    read_positioned(cx, int(fd), buffers, offset, Waiting::Allowed, state)
+}
+
+/// pwritev(2)
+pub fn sys_pwritev(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, iov, count, offset, ..] = *args;
+    let buffers = Buffers::array(cx, iov, count);
+    write_positioned(
+        cx,
+        int(fd),
+        buffers,
+        offset,
+        (Waiting::Allowed, Append::AsOpened),
+        state,
+    )
+}
+
+/// RWF_* of preadv2(2) and pwritev2(2).
+fn rwf(cx: &mut Cx<'_>, flags: u32) -> Result<(Waiting, Append), Errno> {
+    let known = RWF_PLAIN | RWF_NOWAIT | RWF_APPEND | RWF_NOAPPEND;
+    if flags & !known != 0 {
+        cx.host
+            .report
+            .unsupported("preadv2", format!("flags {:#x}", flags & !known));
+        return Err(Errno::EOPNOTSUPP);
+    }
+    let waiting = if flags & RWF_NOWAIT == 0 {
+        Waiting::Allowed
+    } else {
+        Waiting::Refused
+    };
+    let append = match flags & (RWF_APPEND | RWF_NOAPPEND) {
+        0 => Append::AsOpened,
+        RWF_APPEND => Append::Always,
+        RWF_NOAPPEND => Append::Never,
+        _ => return Err(Errno::EINVAL),
+    };
+    Ok((waiting, append))
+}
+
+/// preadv2(2)
+pub fn sys_preadv2(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, iov, count, offset, _, flags] = *args;
+    let (waiting, append) = match rwf(cx, uint(flags)) {
+        Ok(how) => how,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    if append != Append::AsOpened {
+        return Outcome::Done(Err(Errno::EOPNOTSUPP));
+    }
+    let buffers = Buffers::array(cx, iov, count);
+    if offset == u64::MAX {
+        return transfer::read(cx, int(fd), buffers, Position::Current, waiting, state);
+    }
+    read_positioned(cx, int(fd), buffers, offset, waiting, state)
+}
+
+/// pwritev2(2)
+pub fn sys_pwritev2(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let [fd, iov, count, offset, _, flags] = *args;
+    let how = match rwf(cx, uint(flags)) {
+        Ok(how) => how,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let buffers = Buffers::array(cx, iov, count);
+    if offset == u64::MAX {
+        return transfer::write(cx, int(fd), buffers, Position::Current, how, state);
+    }
+    write_positioned(cx, int(fd), buffers, offset, how, state)
+}
+
+const SEEK_SET: u32 = 0;
+const SEEK_CUR: u32 = 1;
+const SEEK_END: u32 = 2;
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+
+/// lseek(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_lseek(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [fd, offset, whence, ..] = *args;
+    let (id, file) = fd::get_io(cx, int(fd))?;
+    let whence = uint(whence);
+    if whence > SEEK_HOLE {
+        return Err(Errno::EINVAL);
+    }
+    if !has_positions(cx, &file) {
+        return Err(Errno::ESPIPE);
+    }
+    let delta = offset.cast_signed();
+    let at = match &file.kind {
+        FileKind::HostStream(host) => {
+            return stream::seek(cx.host, *host, seek_to(whence, offset)?);
+        }
+        FileKind::Device(Device::Null | Device::Zero | Device::Full) => 0,
+        FileKind::Device(_) => file.offset,
+        kind => new_offset(cx, kind, file.offset, whence, delta)?,
+    };
+    fd::file_mut(cx, id)?.offset = at;
+    Ok(at)
+}
+
+fn seek_to(whence: u32, offset: u64) -> Result<SeekTo, Errno> {
+    let delta = offset.cast_signed();
+    Ok(match whence {
+        SEEK_CUR => SeekTo::Current(delta),
+        SEEK_END => SeekTo::End(delta),
+        _ if delta < 0 => {
+            return Err(if whence == SEEK_SET {
+                Errno::EINVAL
+            } else {
+                Errno::ENXIO
+            });
+        }
+        SEEK_DATA => SeekTo::Data(offset),
+        SEEK_HOLE => SeekTo::Hole(offset),
+        _ => SeekTo::Start(offset),
+    })
+}
+
+fn new_offset(
+    cx: &mut Cx<'_>,
+    kind: &FileKind,
+    current: u64,
+    whence: u32,
+    delta: i64,
+) -> Result<u64, Errno> {
+    let base = match (whence, kind) {
+        (SEEK_SET, _) => 0,
+        (SEEK_CUR, _) => current,
+        (SEEK_END, FileKind::HostFile(host)) => {
+            crate::vfs::hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?.size
+        }
+        (SEEK_END, FileKind::Tmp(inode)) => {
+            cx.kernel.tmpfs.size(*inode).map_err(|_| Errno::EINVAL)?
+        }
+        (_, FileKind::HostFile(host)) => {
+            let to = seek_to(whence, delta.cast_unsigned())?;
+            return stream::seek(cx.host, *host, to);
+        }
+        (_, FileKind::Tmp(inode)) => {
+            let offset = u64::try_from(delta).map_err(|_| Errno::ENXIO)?;
+            let seek = if whence == SEEK_DATA {
+                Seek::Data
+            } else {
+                Seek::Hole
+            };
+            return cx
+                .kernel
+                .tmpfs
+                .seek(*inode, offset, seek)
+                .map_err(|error| match error {
+                    Errno::EISDIR => Errno::EINVAL,
+                    other => other,
+                });
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    let base = i64::try_from(base).map_err(|_| Errno::EOVERFLOW)?;
+    let sum = base.checked_add(delta).ok_or(Errno::EOVERFLOW)?;
+    u64::try_from(sum).map_err(|_| Errno::EINVAL)
+}
+
+/// Whether a description is open for reading its bytes: O_PATH ones are not.
+pub(super) fn is_open_for_reading(file: &OpenFile) -> bool {
+    file.flags.readable() && !file.flags.contains(OpenFlags::PATH)
+}

@@ -1,0 +1,203 @@
+//! Sizes and durability: ftruncate, fallocate, fsync and hints.
+
+use kvmlet_abi::Errno;
+
+use super::{int, uint};
+use crate::cx::Cx;
+use crate::fd::{self, FileKind, OpenFile};
+use crate::host::HostKind;
+use crate::outcome::SysResult;
+use crate::vfs::tmpfs::{InodeId, KeepSize};
+use crate::vfs::{self, stream};
+
+/// ftruncate(2)
+///
+/// # Errors
+/// As its man page.
+pub fn sys_ftruncate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [fd, size, ..] = *args;
+    let size = i64::try_from(size)
+        .map_err(|_| Errno::EINVAL)?
+        .cast_unsigned();
+    let (_, file) = fd::get_io(cx, int(fd))?;
+    if !file.flags.writable() {
+        return Err(Errno::EINVAL);
+    }
+    match file.kind {
+        FileKind::Tmp(inode) => vfs::set_tmp_size(cx, inode, size).map_err(not_a_file)?,
+        FileKind::HostStream(host) => stream::set_size(cx.host, host, size)?,
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+fn not_a_file(error: Errno) -> Errno {
+    if error == Errno::EISDIR {
+        Errno::EINVAL
+    } else {
+        error
+    }
+}
+
+/// fallocate(2)
+///
+/// # Errors
+/// As its man page; `EOPNOTSUPP` for the modes that tmpfs has not.
+pub fn sys_fallocate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    const KEEP_SIZE: u32 = 1;
+    const PUNCH_HOLE: u32 = 2;
+    /// Every mode Linux knows.
+    const KNOWN: u32 = 0x7f;
+    let [fd, mode, offset, len, ..] = *args;
+    let mode = uint(mode);
+    let (_, file) = fd::get_io(cx, int(fd))?;
+    let (Ok(start), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+        return Err(Errno::EINVAL);
+    };
+    if len == 0 {
+        return Err(Errno::EINVAL);
+    }
+    if mode & !KNOWN != 0 || mode & PUNCH_HOLE != 0 && mode & KEEP_SIZE == 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if !file.flags.writable() {
+        return Err(Errno::EBADF);
+    }
+    let inode = match file.kind {
+        FileKind::Tmp(inode) => inode,
+        FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_) => return Err(Errno::ESPIPE),
+        _ => return Err(Errno::ENODEV),
+    };
+    cx.kernel.tmpfs.size(inode).map_err(|_| Errno::ENODEV)?;
+    let end = start.checked_add(len).ok_or(Errno::EFBIG)?;
+    let range = (start.cast_unsigned(), end.cast_unsigned());
+    match mode {
+        0 => allocate(cx, inode, range, KeepSize::No),
+        KEEP_SIZE => allocate(cx, inode, range, KeepSize::Yes),
+        m if m == PUNCH_HOLE | KEEP_SIZE => {
+            let now = vfs::now(cx.host);
+            let (start, end) = range;
+            let touched =
+                cx.kernel
+                    .tmpfs
+                    .punch_hole(&mut cx.machine.memory, inode, start, end, now)?;
+            vfs::drop_mappings(cx, inode, touched)?;
+            Ok(0)
+        }
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+fn allocate(cx: &mut Cx<'_>, inode: InodeId, range: (u64, u64), keep_size: KeepSize) -> SysResult {
+    let now = vfs::now(cx.host);
+    cx.kernel
+        .tmpfs
+        .allocate(&mut cx.machine.memory, inode, range, keep_size, now)?;
+    Ok(0)
+}
+
+/// Whether a file of this kind can be synchronised. What is in memory always is.
+fn synchronise(cx: &mut Cx<'_>, file: &OpenFile) -> SysResult {
+    match file.kind {
+        FileKind::HostStream(host) if cx.host.get(host)?.kind == HostKind::FileStream => {
+            stream::sync(cx.host, host)?;
+            Ok(0)
+        }
+        FileKind::HostStream(_)
+        | FileKind::Pipe(_)
+        | FileKind::Input(_)
+        | FileKind::Capture(_)
+        | FileKind::Device(_)
+        | FileKind::Text(_) => Err(Errno::EINVAL),
+        _ => Ok(0),
+    }
+}
+
+/// fsync(2)
+///
+/// # Errors
+/// `EBADF`, `EINVAL` for what cannot be synchronised.
+pub fn sys_fsync(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (_, file) = fd::get_io(cx, int(args[0]))?;
+    synchronise(cx, &file)
+}
+
+/// fdatasync(2)
+///
+/// # Errors
+/// As [`sys_fsync`].
+pub fn sys_fdatasync(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    sys_fsync(cx, args)
+}
+
+/// sync(2): nothing that a program can write is cached.
+///
+/// # Errors
+/// None.
+pub fn sys_sync(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+    Ok(0)
+}
+
+/// syncfs(2)
+///
+/// # Errors
+/// `EBADF`.
+pub fn sys_syncfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    fd::get_io(cx, int(args[0]))?;
+    Ok(0)
+}
+
+/// sync_file_range(2)
+///
+/// # Errors
+/// `EINVAL`, `ESPIPE`, `EBADF`.
+pub fn sys_sync_file_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [fd, offset, len, flags, ..] = *args;
+    let (_, file) = fd::get_io(cx, int(fd))?;
+    let (Ok(start), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+        return Err(Errno::EINVAL);
+    };
+    if uint(flags) & !7 != 0 || start.checked_add(len).is_none() {
+        return Err(Errno::EINVAL);
+    }
+    match file.kind {
+        FileKind::HostFile(_) | FileKind::HostDir(_) | FileKind::Tmp(_) => Ok(0),
+        _ => Err(Errno::ESPIPE),
+    }
+}
+
+/// fadvise64(2): a hint that changes nothing here.
+///
+/// # Errors
+/// `EINVAL` for unknown advice, `ESPIPE` for a pipe, `EBADF`.
+pub fn sys_fadvise64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    const POSIX_FADV_NOREUSE: u32 = 5;
+    let [fd, _, len, advice, ..] = *args;
+    let (_, file) = fd::get_io(cx, int(fd))?;
+    if matches!(
+        file.kind,
+        FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_)
+    ) {
+        return Err(Errno::ESPIPE);
+    }
+    if len.cast_signed() < 0 || uint(advice) > POSIX_FADV_NOREUSE {
+        return Err(Errno::EINVAL);
+    }
+    Ok(0)
+}
+
+/// readahead(2): a hint that changes nothing here.
+///
+/// # Errors
+/// `EBADF`, `EINVAL` for what is no regular file.
+pub fn sys_readahead(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (_, file) = fd::get_io(cx, int(args[0]))?;
+    if !file.flags.readable() {
+        return Err(Errno::EBADF);
+    }
+    match file.kind {
+        FileKind::HostFile(_) => Ok(0),
+        FileKind::Tmp(inode) if cx.kernel.tmpfs.size(inode).is_ok() => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}

@@ -1,0 +1,568 @@
+//! Moving bytes between user memory and open files, in bounded pieces.
+
+use imbl::Vector;
+use kvmlet_abi::layout::USER_END;
+use kvmlet_abi::linux::Iovec;
+use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+
+use crate::cx::Cx;
+use crate::fd::{self, Device, FileId, FileKind, OpenFile, OpenFlags};
+use crate::kernel::End;
+use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::vfs::pipe::{PIPE_BUF, PipeId};
+use crate::vfs::ready::{POLLIN, POLLOUT};
+use crate::vfs::stream::{self, Moved};
+use crate::vfs::{self, synth};
+
+/// Bytes copied at once.
+pub const CHUNK: usize = 64 << 10;
+/// Most bytes that one call moves (MAX_RW_COUNT).
+pub const RW_MAX: u64 = 0x7fff_f000;
+/// Most buffers of one call (UIO_MAXIOV).
+const IOV_MAX: usize = 1024;
+
+/// A call's buffers in user memory: what is still to be moved.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Buffers {
+    /// (address, length in bytes) of each, the next one last.
+    parts: Vec<(u64, u64)>,
+    left: u64,
+}
+
+impl Buffers {
+    /// One buffer.
+    ///
+    /// # Errors
+    /// `EFAULT` if it reaches beyond user space.
+    pub fn one(gva: u64, len_bytes: u64) -> Result<Self, Errno> {
+        if gva
+            .checked_add(len_bytes)
+            .is_none_or(|end| end > USER_END.0)
+        {
+            return Err(Errno::EFAULT);
+        }
+        let left = len_bytes.min(RW_MAX);
+        Ok(Self {
+            parts: vec![(gva, left)],
+            left,
+        })
+    }
+
+    /// An array of struct iovec.
+    ///
+    /// # Errors
+    /// `EINVAL` for too many buffers or a negative length, `EFAULT`.
+    pub fn array(cx: &mut Cx<'_>, gva: u64, count: u64) -> Result<Self, Errno> {
+        let count = usize::try_from(count)
+            .ok()
+            .filter(|count| *count <= IOV_MAX)
+            .ok_or(Errno::EINVAL)?;
+        let mut bytes = vec![0u8; count.saturating_mul(size_of::<Iovec>())];
+        cx.read(Gva(gva), &mut bytes)?;
+        let mut parts = Vec::with_capacity(count);
+        let mut left = 0u64;
+        for raw in bytes.chunks_exact(16) {
+            let word = |at: usize| {
+                raw.get(at..at.saturating_add(8))
+                    .and_then(|word| word.try_into().ok())
+                    .map_or(0, u64::from_le_bytes)
+            };
+            let (base, len) = (word(0), word(8));
+            if i64::try_from(len).is_err() {
+                return Err(Errno::EINVAL);
+            }
+            if len > 0 && base.checked_add(len).is_none_or(|end| end > USER_END.0) {
+                return Err(Errno::EFAULT);
+            }
+            let len = len.min(RW_MAX.saturating_sub(left));
+            left = left.saturating_add(len);
+            parts.push((base, len));
+        }
+        parts.reverse();
+        Ok(Self { parts, left })
+    }
+
+    /// Bytes still to be moved.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// The next stretch of at most `max` bytes, without taking it.
+    fn peek(&mut self, max: usize) -> Option<(Gva, usize)> {
+        while self.parts.last().is_some_and(|(_, len)| *len == 0) {
+            self.parts.pop();
+        }
+        let (gva, len) = *self.parts.last()?;
+        Some((
+            Gva(gva),
+            usize::try_from(len).unwrap_or(usize::MAX).min(max),
+        ))
+    }
+
+    /// Takes `count` bytes.
+    pub fn advance(&mut self, count: u64) {
+        let mut count = count.min(self.left);
+        self.left = self.left.saturating_sub(count);
+        while count > 0 {
+            let Some((gva, len)) = self.parts.last_mut() else {
+                break;
+            };
+            let step = count.min(*len);
+            *gva = gva.saturating_add(step);
+            *len = len.saturating_sub(step);
+            count = count.saturating_sub(step);
+            if *len == 0 {
+                self.parts.pop();
+            }
+        }
+    }
+
+    /// Copies as much as is in the buffers, at most `max` bytes, into `out`, without taking it.
+    fn gather(&self, cx: &mut Cx<'_>, max: usize, out: &mut Vec<u8>) -> Result<(), Errno> {
+        out.clear();
+        for (gva, len) in self.parts.iter().rev() {
+            let room = max.saturating_sub(out.len());
+            let len = usize::try_from(*len).unwrap_or(usize::MAX).min(room);
+            let at = out.len();
+            out.resize(at.saturating_add(len), 0);
+            let Some(into) = out.get_mut(at..) else { break };
+            if let Err(error) = cx.read(Gva(*gva), into) {
+                out.truncate(at);
+                return if at == 0 { Err(error) } else { Ok(()) };
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where in the file a transfer takes place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Position {
+    /// At the description's offset, which moves.
+    Current,
+    /// At this offset; the description's does not move.
+    At(u64),
+}
+
+/// Whether a transfer may wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waiting {
+    /// Unless the description has O_NONBLOCK.
+    Allowed,
+    /// RWF_NOWAIT
+    Refused,
+}
+
+/// Where appended bytes go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Append {
+    /// As the description's O_APPEND says.
+    AsOpened,
+    /// RWF_APPEND
+    Always,
+    /// RWF_NOAPPEND
+    Never,
+}
+
+/// Parks the call until `source` is ready, remembering what was moved already.
+#[must_use]
+pub fn wait_for(source: Source, state: &CallState, progress: u64) -> Outcome {
+    Outcome::Wait(Wait {
+        on: WaitOn::Sources(Vector::unit(source)),
+        deadline_ns: state.deadline_ns,
+        resume: Resume::Retry(CallState {
+            progress,
+            ..state.clone()
+        }),
+    })
+}
+
+/// What one step of a transfer did.
+enum Step {
+    /// This many bytes; 0 ends the transfer.
+    Moved(usize),
+    /// Nothing until this is ready.
+    Blocked(Source),
+    /// The limit on captured output is reached.
+    Over,
+}
+
+/// read(2) and its relatives.
+pub fn read(
+    cx: &mut Cx<'_>,
+    fd: i32,
+    buffers: Result<Buffers, Errno>,
+    position: Position,
+    waiting: Waiting,
+    state: &CallState,
+) -> Outcome {
+    let (id, file) = match fd::get_io(cx, fd) {
+        Ok(found) => found,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    if !file.flags.readable() {
+        return Outcome::Done(Err(Errno::EBADF));
+    }
+    let mut buffers = match buffers {
+        Ok(buffers) => buffers,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let mut offset = match position {
+        Position::Current => file.offset,
+        Position::At(offset) => offset,
+    };
+    let file = match prepare(cx, id, file, offset) {
+        Ok(file) => file,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let mut done = 0u64;
+    let mut buf = vec![0u8; usize::try_from(buffers.left()).unwrap_or(CHUNK).min(CHUNK)];
+    let mut result = Ok(());
+    while let Some((gva, len)) = buffers.peek(CHUNK) {
+        let Some(into) = buf.get_mut(..len) else {
+            break;
+        };
+        match read_step(cx, &file, (offset, position), into, (gva, done)) {
+            Ok(Step::Moved(0) | Step::Over) => break,
+            Ok(Step::Moved(count)) => {
+                let moved = count as u64;
+                done = done.saturating_add(moved);
+                offset = offset.saturating_add(moved);
+                buffers.advance(moved);
+                if count < len {
+                    break;
+                }
+            }
+            Ok(Step::Blocked(_)) if done > 0 => break,
+            Ok(Step::Blocked(source)) => {
+                if waiting == Waiting::Refused || file.flags.contains(OpenFlags::NONBLOCK) {
+                    return Outcome::Done(Err(Errno::EAGAIN));
+                }
+                return wait_for(source, state, 0);
+            }
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    if position == Position::Current
+        && moves_offset(&file.kind)
+        && let Ok(open) = fd::file_mut(cx, id)
+    {
+        open.offset = offset;
+    }
+    Outcome::Done(if done > 0 {
+        Ok(done)
+    } else {
+        result.map(|()| 0)
+    })
+}
+
+/// Streams have no offset of ours; of standard input given as bytes it is the number read.
+fn moves_offset(kind: &FileKind) -> bool {
+    !matches!(
+        kind,
+        FileKind::Pipe(_) | FileKind::HostStream(_) | FileKind::Capture(_) | FileKind::Device(_)
+    )
+}
+
+/// Renews a synthetic file that is read from its start, as Linux generates it then.
+fn prepare(cx: &mut Cx<'_>, id: FileId, file: OpenFile, offset: u64) -> Result<OpenFile, Errno> {
+    match file.kind {
+        FileKind::Text(_) if offset == 0 => {
+            let Some(text) = synth::text(cx, &file.path) else {
+                return Ok(file);
+            };
+            let kind = FileKind::Text(text.into());
+            fd::file_mut(cx, id)?.kind = kind.clone();
+            Ok(OpenFile { kind, ..file })
+        }
+        _ => Ok(file),
+    }
+}
+
+/// Fills at most `into.len()` bytes and copies them to `gva`. `done` bytes of the call were read
+/// before.
+fn read_step(
+    cx: &mut Cx<'_>,
+    file: &OpenFile,
+    (offset, position): (u64, Position),
+    into: &mut [u8],
+    (gva, done): (Gva, u64),
+) -> Result<Step, Errno> {
+    let count = match &file.kind {
+        FileKind::HostStream(host) => {
+            // What has been read from a stream cannot be put back: the buffer is tried first.
+            touch(cx, gva, into.len())?;
+            let moved = match position {
+                Position::At(_) => Moved::Bytes(stream::read_at(cx.host, *host, into, offset)?),
+                // A second read could wait for more although the call has something to answer.
+                Position::Current => stream::read(cx.host, *host, into)?,
+            };
+            match moved {
+                Moved::Bytes(count) => count,
+                Moved::Nothing => return Ok(Step::Blocked(Source::Host(*host, POLLIN))),
+            }
+        }
+        FileKind::Pipe(pipe) => return read_pipe(cx, *pipe, into.len(), gva),
+        kind => fill(cx, kind, offset, into)?,
+    };
+    let bytes = into.get(..count).unwrap_or_default();
+    match cx.write(gva, bytes) {
+        Err(error) if done == 0 => Err(error),
+        Err(_) => Ok(Step::Moved(0)),
+        Ok(()) => Ok(Step::Moved(count)),
+    }
+}
+
+/// Bytes of a file that never waits.
+pub fn fill(
+    cx: &mut Cx<'_>,
+    kind: &FileKind,
+    offset: u64,
+    into: &mut [u8],
+) -> Result<usize, Errno> {
+    let from = |bytes: &[u8], into: &mut [u8]| {
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| bytes.get(at..))
+            .unwrap_or_default();
+        let count = rest.len().min(into.len());
+        into.iter_mut().zip(rest).for_each(|(to, byte)| *to = *byte);
+        count
+    };
+    match kind {
+        FileKind::HostFile(host) => stream::read_at(cx.host, *host, into, offset),
+        FileKind::HostStream(host) => stream::read_at(cx.host, *host, into, offset),
+        FileKind::Tmp(inode) => {
+            let count = cx
+                .kernel
+                .tmpfs
+                .read(&cx.machine.memory, *inode, offset, into)?;
+            let now = vfs::now(cx.host);
+            cx.kernel.tmpfs.accessed(*inode, now);
+            Ok(count)
+        }
+        FileKind::Text(bytes) | FileKind::Input(bytes) => Ok(from(bytes, into)),
+        FileKind::Device(Device::Null) => Ok(0),
+        FileKind::Device(Device::Zero | Device::Full) => {
+            into.fill(0);
+            Ok(into.len())
+        }
+        FileKind::Device(Device::Random | Device::Urandom) => {
+            crate::clock::fill_random(into)?;
+            Ok(into.len())
+        }
+        FileKind::HostDir(_) | FileKind::SynthDir(_) => Err(Errno::EISDIR),
+        FileKind::HostLocation(_) | FileKind::SynthLocation => Err(Errno::EBADF),
+        FileKind::Capture(_) | FileKind::Pipe(_) => Err(Errno::EINVAL),
+    }
+}
+
+fn read_pipe(cx: &mut Cx<'_>, id: PipeId, max: usize, gva: Gva) -> Result<Step, Errno> {
+    let pipe = cx.kernel.pipes.get(id)?;
+    if pipe.is_empty() {
+        return Ok(if pipe.writers == 0 {
+            Step::Moved(0)
+        } else {
+            Step::Blocked(Source::Pipe(id))
+        });
+    }
+    let bytes = pipe.peek(max);
+    cx.write(gva, &bytes)?;
+    cx.kernel.pipes.get_mut(id)?.consume(bytes.len());
+    cx.kernel.sched.wake_source(Source::Pipe(id));
+    Ok(Step::Moved(bytes.len()))
+}
+
+/// Faults a buffer in for writing without changing it.
+fn touch(cx: &mut Cx<'_>, gva: Gva, len_bytes: usize) -> Result<(), Errno> {
+    let end = gva.checked_add(len_bytes as u64).ok_or(Errno::EFAULT)?;
+    let mut at = gva;
+    while at < end {
+        let byte: u8 = cx.read_struct(at)?;
+        cx.write_struct(at, &byte)?;
+        at = at.page_down().checked_add(PAGE_SIZE).ok_or(Errno::EFAULT)?;
+    }
+    Ok(())
+}
+
+/// write(2) and its relatives.
+pub fn write(
+    cx: &mut Cx<'_>,
+    fd: i32,
+    buffers: Result<Buffers, Errno>,
+    position: Position,
+    (waiting, append): (Waiting, Append),
+    state: &CallState,
+) -> Outcome {
+    let (id, file) = match fd::get_io(cx, fd) {
+        Ok(found) => found,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    if !file.flags.writable() {
+        return Outcome::Done(Err(Errno::EBADF));
+    }
+    let mut buffers = match buffers {
+        Ok(buffers) => buffers,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let mut done = state.progress;
+    buffers.advance(done);
+    let mut offset = match start(cx, &file, position, append) {
+        Ok(offset) => offset,
+        Err(error) => return Outcome::Done(Err(error)),
+    };
+    let mut bytes = Vec::new();
+    let mut result = Ok(());
+    while buffers.left() > 0 {
+        let gathered = buffers.gather(cx, CHUNK, &mut bytes);
+        if let Err(error) = gathered {
+            result = Err(error);
+            break;
+        }
+        match write_step(cx, &file, (offset, position), &bytes) {
+            Ok(Step::Moved(count)) => {
+                let moved = count as u64;
+                done = done.saturating_add(moved);
+                offset = offset.saturating_add(moved);
+                buffers.advance(moved);
+                if count == 0 {
+                    break;
+                }
+            }
+            Ok(Step::Over) => return Outcome::Gone,
+            Ok(Step::Blocked(source)) => {
+                if waiting == Waiting::Refused || file.flags.contains(OpenFlags::NONBLOCK) {
+                    result = Err(Errno::EAGAIN);
+                    break;
+                }
+                return wait_for(source, state, done);
+            }
+            Err(error) => {
+                if error == Errno::EPIPE {
+                    crate::signal::send_sigpipe(cx);
+                }
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    if position == Position::Current
+        && moves_offset(&file.kind)
+        && let Ok(open) = fd::file_mut(cx, id)
+    {
+        open.offset = offset;
+    }
+    Outcome::Done(if done > 0 {
+        Ok(done)
+    } else {
+        result.map(|()| 0)
+    })
+}
+
+fn start(
+    cx: &mut Cx<'_>,
+    file: &OpenFile,
+    position: Position,
+    append: Append,
+) -> Result<u64, Errno> {
+    let appends = match append {
+        Append::AsOpened => file.flags.contains(OpenFlags::APPEND),
+        Append::Always => true,
+        Append::Never => false,
+    };
+    // pwrite(2) appends too on Linux when O_APPEND is set.
+    match (&file.kind, position) {
+        (FileKind::Tmp(inode), _) if appends => cx.kernel.tmpfs.size(*inode),
+        (_, Position::Current) => Ok(file.offset),
+        (_, Position::At(offset)) => Ok(offset),
+    }
+}
+
+/// Writes the first bytes of `bytes`, as many as can be at once.
+fn write_step(
+    cx: &mut Cx<'_>,
+    file: &OpenFile,
+    (offset, position): (u64, Position),
+    bytes: &[u8],
+) -> Result<Step, Errno> {
+    match &file.kind {
+        FileKind::HostStream(host) => match position {
+            Position::At(_) => stream::write_at(cx.host, *host, bytes, offset).map(Step::Moved),
+            Position::Current => Ok(match stream::write(cx.host, *host, bytes)? {
+                Moved::Bytes(count) => Step::Moved(count),
+                Moved::Nothing => Step::Blocked(Source::Host(*host, POLLOUT)),
+            }),
+        },
+        FileKind::Pipe(pipe) => write_pipe(cx, *pipe, bytes),
+        FileKind::Capture(number) => Ok(match capture(cx, *number, bytes) {
+            Captured::Kept => Step::Moved(bytes.len()),
+            Captured::Over => Step::Over,
+        }),
+        kind => store(cx, kind, offset, bytes).map(Step::Moved),
+    }
+}
+
+/// Writes to a file that never waits.
+pub fn store(cx: &mut Cx<'_>, kind: &FileKind, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
+    match kind {
+        FileKind::Tmp(inode) => {
+            let now = vfs::now(cx.host);
+            cx.kernel
+                .tmpfs
+                .write(&mut cx.machine.memory, *inode, offset, bytes, now)
+        }
+        FileKind::Device(Device::Full) => Err(Errno::ENOSPC),
+        FileKind::Device(Device::Null | Device::Zero | Device::Random | Device::Urandom) => {
+            Ok(bytes.len())
+        }
+        FileKind::HostDir(_) | FileKind::SynthDir(_) => Err(Errno::EISDIR),
+        _ => Err(Errno::EBADF),
+    }
+}
+
+fn write_pipe(cx: &mut Cx<'_>, id: PipeId, bytes: &[u8]) -> Result<Step, Errno> {
+    let pipe = cx.kernel.pipes.get_mut(id)?;
+    if pipe.readers == 0 {
+        return Err(Errno::EPIPE);
+    }
+    let room = pipe.room();
+    if room == 0 || bytes.len() <= PIPE_BUF && room < bytes.len() {
+        return Ok(Step::Blocked(Source::Pipe(id)));
+    }
+    let part = bytes.get(..room).unwrap_or(bytes);
+    pipe.push(part);
+    cx.kernel.sched.wake_source(Source::Pipe(id));
+    Ok(Step::Moved(part.len()))
+}
+
+/// What became of captured output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Captured {
+    /// All of it is kept.
+    Kept,
+    /// The limit is reached: the program ends.
+    Over,
+}
+
+/// Keeps captured output; over the limit the program ends.
+pub fn capture(cx: &mut Cx<'_>, number: u8, bytes: &[u8]) -> Captured {
+    let captured = &mut cx.host.captured;
+    let held = captured.stdout.len().saturating_add(captured.stderr.len()) as u64;
+    let room = usize::try_from(captured.limit_bytes.saturating_sub(held)).unwrap_or(usize::MAX);
+    let kept = bytes.get(..room).unwrap_or(bytes);
+    let into = if number == 2 {
+        &mut captured.stderr
+    } else {
+        &mut captured.stdout
+    };
+    into.extend_from_slice(kept);
+    if kept.len() < bytes.len() {
+        cx.kernel.end.get_or_insert(End::Output);
+        return Captured::Over;
+    }
+    Captured::Kept
+}

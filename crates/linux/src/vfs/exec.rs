@@ -1,0 +1,161 @@
+//! Files as programs and as sources of mappings.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use kvmlet_abi::Errno;
+use kvmlet_policy::READ_REMEDY;
+
+use super::attr::{MAY_EXEC, S_IFREG};
+use super::path::{self, Intent, Last, Node, Request, Resolve};
+use super::{attr_of, hostfs};
+use crate::cx::Cx;
+use crate::fd::{Device, FileId, FileKind};
+use crate::host::HostKind;
+use crate::mm::{MapFile, Source};
+
+/// A file opened to be executed. It holds a reference to its object until [`close_exec`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ExecFile {
+    /// Where its pages come from.
+    pub source: Source,
+    /// Its size in bytes.
+    pub len_bytes: u64,
+    /// Its canonical path.
+    pub path: Arc<[u8]>,
+}
+
+/// Opens a program by path, relative to the working directory: a regular file that the caller may
+/// execute (execve(2)).
+///
+/// # Errors
+/// `EACCES` for what is not an executable regular file; as path resolution.
+pub fn open_exec(cx: &mut Cx<'_>, path: &[u8]) -> Result<ExecFile, Errno> {
+    let start = cx.process()?.cwd.clone();
+    let request = Request {
+        call: "execve",
+        start,
+        path,
+        last: Last::Follow,
+        intent: Intent::Read,
+        resolve: Resolve::empty(),
+    };
+    let found = path::find(cx, request)?;
+    open_found(cx, found)
+}
+
+fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
+    let attr = attr_of(cx, &found)?;
+    // Linux answers EACCES for a directory too.
+    if attr.kind() != S_IFREG || !attr.grants(&cx.host.credentials, MAY_EXEC) {
+        return Err(Errno::EACCES);
+    }
+    let path: Arc<[u8]> = Arc::from(found.path.as_slice());
+    let source = match found.node {
+        Node::Host(..) => {
+            let fd = match hostfs::open_for_reading(cx.host, &path, &attr) {
+                Ok(fd) => fd,
+                Err(errno) => {
+                    let what = format!("execve {}", String::from_utf8_lossy(&path));
+                    cx.host.report.deny(what, errno, READ_REMEDY);
+                    return Err(errno);
+                }
+            };
+            Source::Host(cx.host.insert(fd, HostKind::File))
+        }
+        Node::Tmp(inode) => {
+            cx.kernel.tmpfs.open_ref(inode);
+            Source::Tmp(inode)
+        }
+        Node::Open(file) => {
+            let kind = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind.clone();
+            match kind {
+                FileKind::HostFile(host) => {
+                    cx.host.incref(host);
+                    Source::Host(host)
+                }
+                FileKind::Tmp(inode) => {
+                    cx.kernel.tmpfs.open_ref(inode);
+                    Source::Tmp(inode)
+                }
+                _ => return Err(Errno::EACCES),
+            }
+        }
+        Node::Synth(_) => return Err(Errno::EACCES),
+    };
+    Ok(ExecFile {
+        source,
+        len_bytes: attr.size,
+        path,
+    })
+}
+
+/// Reads at most `len_bytes` at `offset`; short only at the end of the file.
+///
+/// # Errors
+/// The host's; `EIO` for a source without bytes.
+pub fn read_exec(
+    cx: &mut Cx<'_>,
+    file: &ExecFile,
+    offset: u64,
+    len_bytes: usize,
+) -> Result<Vec<u8>, Errno> {
+    let left = usize::try_from(file.len_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let mut bytes = vec![0u8; len_bytes.min(left)];
+    let len = match file.source {
+        Source::Host(host) => hostfs::read_at(cx.host.get(host)?.fd.as_fd(), &mut bytes, offset)?,
+        Source::Tmp(inode) => {
+            cx.kernel
+                .tmpfs
+                .read(&cx.machine.memory, inode, offset, &mut bytes)?
+        }
+        Source::Anon | Source::Special(_) => return Err(Errno::EIO),
+    };
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+/// Gives up an [`ExecFile`]'s reference; mappings made from it keep their own.
+pub fn close_exec(cx: &mut Cx<'_>, file: ExecFile) {
+    match file.source {
+        Source::Host(host) => cx.host.decref(host),
+        Source::Tmp(inode) => cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode),
+        Source::Anon | Source::Special(_) => {}
+    }
+}
+
+/// What mmap(2) needs to know of a description. No reference is taken: mappings take their own.
+///
+/// # Errors
+/// `EBADF` for O_PATH; `ENODEV` for what cannot be mapped.
+pub fn map_file(cx: &mut Cx<'_>, id: FileId) -> Result<MapFile, Errno> {
+    let file = cx.kernel.files.get(&id).ok_or(Errno::EBADF)?.clone();
+    if file.flags.contains(crate::fd::OpenFlags::PATH) {
+        return Err(Errno::EBADF);
+    }
+    let mut seals = 0;
+    let source = match file.kind {
+        FileKind::HostFile(host) => Source::Host(host),
+        FileKind::HostStream(host) if cx.host.get(host)?.kind == HostKind::FileStream => {
+            Source::Host(host)
+        }
+        FileKind::Tmp(inode) => {
+            seals = cx
+                .kernel
+                .tmpfs
+                .get(inode)?
+                .file()
+                .map_err(|_| Errno::ENODEV)?
+                .seals;
+            Source::Tmp(inode)
+        }
+        FileKind::Device(Device::Zero) => Source::Anon,
+        _ => return Err(Errno::ENODEV),
+    };
+    Ok(MapFile {
+        source,
+        flags: file.flags,
+        seals,
+        name: Arc::clone(&file.path),
+    })
+}

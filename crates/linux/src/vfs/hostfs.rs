@@ -1,0 +1,411 @@
+//! The host's files: the only place that opens one. Everything is opened from directory descriptors
+//! by canonical paths, and no symbolic link is ever followed by the host: links are resolved by us,
+//! in the guest's namespace.
+
+use std::collections::BTreeMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use kvmlet_abi::Errno;
+use kvmlet_policy::{Policy, beneath};
+use rustix::fs::{FileType, Mode, OFlags, RawDir, ResolveFlags};
+
+use super::attr::{Attr, FileTime, MAY_EXEC, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG};
+use crate::host::{Credentials, Enforcement, Host};
+
+/// Names of one directory listed at most.
+const LISTING_MAX: usize = 1 << 20;
+/// Longest path that is opened, as Linux's PATH_MAX.
+pub const PATH_MAX: usize = 4096;
+/// Tries again when a rename on the host raced with a lookup (openat2(2) EAGAIN).
+const RACES_MAX: usize = 16;
+
+/// A host error as the guest sees it.
+#[must_use]
+pub fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
+/// How a path is walked on the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// One openat2(2) that refuses symbolic links.
+    OpenAt2,
+    /// Component by component, for hosts whose kernel or filter lacks openat2(2).
+    Stepwise,
+}
+
+/// Directory descriptors that host paths are opened from.
+#[derive(Debug)]
+pub struct Roots {
+    /// Canonical path of each base and its descriptor, longest path first; the last is `/`.
+    bases: Vec<(Vec<u8>, OwnedFd)>,
+    lookup: Lookup,
+}
+
+/// One directory's names, in an order that stays.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Listing {
+    /// (inode number, d_type, name), without `.` and `..`.
+    pub entries: Vec<(u64, u8, Vec<u8>)>,
+}
+
+const LOCATION: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
+
+impl Roots {
+    /// Opens the bases: `/`, /etc and the readable directories outside it.
+    ///
+    /// # Errors
+    /// The host's error when `/` cannot be opened.
+    pub fn open(policy: &Policy) -> Result<Self, Errno> {
+        let root =
+            rustix::fs::open("/", LOCATION | OFlags::DIRECTORY, Mode::empty()).map_err(errno)?;
+        let probe = rustix::fs::openat2(&root, ".", LOCATION, Mode::empty(), BENEATH);
+        // A filter that does not know the call may answer either.
+        let missing = matches!(
+            probe,
+            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM | rustix::io::Errno::INVAL)
+        );
+        let lookup = if missing {
+            Lookup::Stepwise
+        } else {
+            Lookup::OpenAt2
+        };
+        let mut roots = Self {
+            bases: vec![(b"/".to_vec(), root)],
+            lookup,
+        };
+        let outside_etc = policy
+            .readable_trees()
+            .filter(|tree| !beneath(b"/etc", tree));
+        let mut opened = Vec::new();
+        for path in outside_etc.chain([b"/etc".as_slice()]) {
+            // What is a symbolic link or a file, or does not exist, is opened from `/` when named.
+            if let Ok(fd) = roots.open_at(path, LOCATION | OFlags::DIRECTORY) {
+                opened.push((path.to_vec(), fd));
+            }
+        }
+        roots.bases.extend(opened);
+        roots
+            .bases
+            .sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        Ok(roots)
+    }
+
+    /// The same bases, walked in another way.
+    #[must_use]
+    pub fn with_lookup(self, lookup: Lookup) -> Self {
+        Self { lookup, ..self }
+    }
+
+    /// Opens canonical `path` without following any symbolic link.
+    ///
+    /// # Errors
+    /// `ELOOP` if a directory on the way is a symbolic link (or the object is, and `flags` lack
+    /// O_PATH); otherwise the host's.
+    pub fn open_at(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let (base, fd) = self
+            .bases
+            .iter()
+            .find(|(base, _)| beneath(base, path))
+            .ok_or(Errno::ENOENT)?;
+        let rest = path.get(base.len()..).unwrap_or_default();
+        let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+        let rest = if rest.is_empty() {
+            b".".as_slice()
+        } else {
+            rest
+        };
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match self.lookup {
+            Lookup::OpenAt2 => open_beneath(fd.as_fd(), rest, flags),
+            Lookup::Stepwise => open_stepwise(fd.as_fd(), rest, flags),
+        }
+    }
+
+    /// Opens `path` as a location and reads its attributes.
+    ///
+    /// # Errors
+    /// As [`Roots::open_at`].
+    pub fn locate(&self, path: &[u8]) -> Result<(OwnedFd, Attr), Errno> {
+        let fd = self.open_at(path, LOCATION)?;
+        let attr = attr_of(fd.as_fd())?;
+        Ok((fd, attr))
+    }
+}
+
+fn open_beneath(base: BorrowedFd<'_>, rest: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    for _ in 0..RACES_MAX {
+        match rustix::fs::openat2(base, rest, flags, Mode::empty(), BENEATH) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(errno(error)),
+            Ok(fd) => return Ok(fd),
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
+fn open_stepwise(base: BorrowedFd<'_>, rest: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let mut names: Vec<&[u8]> = rest.split(|byte| *byte == b'/').collect();
+    let last = names.pop().unwrap_or(b".");
+    let mut current: Option<OwnedFd> = None;
+    for name in names {
+        let at = current.as_ref().map_or(base, AsFd::as_fd);
+        let next = rustix::fs::openat(at, name, LOCATION, Mode::empty()).map_err(errno)?;
+        let attr = attr_of(next.as_fd())?;
+        if attr.is_symlink() {
+            return Err(Errno::ELOOP);
+        }
+        if !attr.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        current = Some(next);
+    }
+    let at = current.as_ref().map_or(base, AsFd::as_fd);
+    rustix::fs::openat(at, last, flags, Mode::empty()).map_err(errno)
+}
+
+/// The attributes of an open host object.
+///
+/// # Errors
+/// The host's.
+pub fn attr_of(fd: BorrowedFd<'_>) -> Result<Attr, Errno> {
+    let stat = rustix::fs::fstat(fd).map_err(errno)?;
+    let time = |sec: i64, nsec: u64| FileTime {
+        sec,
+        nsec: u32::try_from(nsec).unwrap_or(0),
+    };
+    Ok(Attr {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        mode: stat.st_mode,
+        nlink: stat.st_nlink,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        rdev: stat.st_rdev,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
+        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+        atime: time(stat.st_atime.into(), stat.st_atime_nsec.into()),
+        mtime: time(stat.st_mtime.into(), stat.st_mtime_nsec.into()),
+        ctime: time(stat.st_ctime.into(), stat.st_ctime_nsec.into()),
+        btime: None,
+    })
+}
+
+/// The target of a symbolic link opened as a location.
+///
+/// # Errors
+/// The host's; `EINVAL` if it is not a symbolic link.
+pub fn read_link(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    match rustix::fs::readlinkat(fd, "", Vec::new()) {
+        Ok(target) => Ok(target.into_bytes()),
+        // Linux answers ENOENT for an empty path to something that is not a link.
+        Err(rustix::io::Errno::NOENT) => Err(Errno::EINVAL),
+        Err(error) => Err(errno(error)),
+    }
+}
+
+/// Opens for reading what was located at `path` with `attr`, which must be a regular file or a
+/// directory; permissions are the guest's.
+///
+/// # Errors
+/// `EACCES`, `ENXIO` for what could act or block when opened, `ESTALE` if it was replaced meanwhile.
+pub fn open_for_reading(host: &Host, path: &[u8], attr: &Attr) -> Result<OwnedFd, Errno> {
+    match attr.kind() {
+        S_IFREG | S_IFDIR => {}
+        S_IFLNK => return Err(Errno::ELOOP),
+        super::attr::S_IFSOCK => return Err(Errno::ENXIO),
+        _ => return Err(Errno::EACCES),
+    }
+    check_mode(host, attr, MAY_READ)?;
+    // O_NONBLOCK: should a FIFO have taken its place meanwhile, opening it must not wait.
+    let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    if attr.is_dir() {
+        flags |= OFlags::DIRECTORY;
+    }
+    let fd = host.roots.open_at(path, flags)?;
+    let opened = attr_of(fd.as_fd())?;
+    if (opened.dev, opened.ino, opened.kind()) == (attr.dev, attr.ino, attr.kind()) {
+        Ok(fd)
+    } else {
+        Err(Errno::ESTALE)
+    }
+}
+
+/// Refuses what the mode bits refuse, when the host would not.
+///
+/// # Errors
+/// `EACCES`.
+pub fn check_mode(host: &Host, attr: &Attr, wanted: u32) -> Result<(), Errno> {
+    let ours = host.credentials.enforcement == Enforcement::ModeBits;
+    if ours && !attr.grants(&host.credentials, wanted) {
+        Err(Errno::EACCES)
+    } else {
+        Ok(())
+    }
+}
+
+/// Refuses a path whose visible directories are not all searchable, when the host would not.
+///
+/// # Errors
+/// `EACCES`.
+pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
+    if host.credentials.enforcement == Enforcement::Host {
+        return Ok(());
+    }
+    for dir in kvmlet_policy::ancestors(path).skip(1) {
+        if host.searchable.contains(dir) {
+            return Ok(());
+        }
+        if host.policy.classify(dir) != kvmlet_policy::Place::Readable {
+            break;
+        }
+        let (_, attr) = host.roots.locate(dir)?;
+        if !attr.grants(&host.credentials, MAY_EXEC) {
+            return Err(Errno::EACCES);
+        }
+    }
+    host.remember_searchable(kvmlet_policy::parent(path));
+    Ok(())
+}
+
+/// Reads at an offset; short only at the end of the file.
+///
+/// # Errors
+/// The host's.
+pub fn read_at(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let mut done = 0usize;
+    while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let at = offset.saturating_add(done as u64);
+        match rustix::io::pread(fd, rest, at) {
+            Ok(0) => break,
+            Ok(count) => done = done.saturating_add(count),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) if done == 0 => return Err(errno(error)),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
+/// Lists a directory.
+///
+/// # Errors
+/// The host's.
+pub fn list(fd: BorrowedFd<'_>) -> Result<Listing, Errno> {
+    // A descriptor of our own, so that its position is ours alone.
+    let own = rustix::fs::openat(
+        fd,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(errno)?;
+    let mut buf = vec![MaybeUninit::<u8>::uninit(); 32 << 10];
+    let mut dir = RawDir::new(own, &mut buf);
+    let mut listing = Listing::default();
+    while let Some(entry) = dir.next() {
+        let entry = entry.map_err(errno)?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." && listing.entries.len() < LISTING_MAX {
+            listing
+                .entries
+                .push((entry.ino(), type_number(entry.file_type()), name.to_vec()));
+        }
+    }
+    Ok(listing)
+}
+
+fn type_number(kind: FileType) -> u8 {
+    match kind {
+        FileType::Unknown => 0,
+        known => super::attr::d_type(known.as_raw_mode()),
+    }
+}
+
+/// The calling process's identity, and whether its capabilities would pass where the guest's must
+/// not (capabilities(7)).
+#[must_use]
+pub fn caller() -> Credentials {
+    use rustix::thread::CapabilitySet;
+    let overriding = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
+    // Unknown capabilities are taken for overriding ones: checking too much is safe.
+    let overrides = rustix::thread::capabilities(None)
+        .map_or(true, |sets| sets.effective.intersects(overriding));
+    let groups = rustix::process::getgroups().unwrap_or_default();
+    Credentials {
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        groups: groups.into_iter().map(|gid| gid.as_raw()).collect(),
+        enforcement: if overrides {
+            Enforcement::ModeBits
+        } else {
+            Enforcement::Host
+        },
+    }
+}
+
+/// The calling process's working directory, canonical.
+///
+/// # Errors
+/// The host's.
+pub fn working_directory() -> Result<Vec<u8>, Errno> {
+    Ok(rustix::process::getcwd(Vec::new())
+        .map_err(errno)?
+        .into_bytes())
+}
+
+/// Free space and such of the file system that `fd` is on.
+///
+/// # Errors
+/// The host's.
+pub fn file_system(fd: BorrowedFd<'_>) -> Result<kvmlet_abi::linux::Statfs, Errno> {
+    const ST_RDONLY: i64 = 1;
+    const ST_VALID: i64 = 0x20;
+    let found = rustix::fs::fstatfs(fd).map_err(errno)?;
+    Ok(kvmlet_abi::linux::Statfs {
+        f_type: found.f_type,
+        f_bsize: found.f_bsize,
+        f_blocks: found.f_blocks,
+        f_bfree: found.f_bfree,
+        f_bavail: found.f_bavail,
+        f_files: found.f_files,
+        f_ffree: found.f_ffree,
+        f_namelen: found.f_namelen,
+        f_frsize: found.f_frsize,
+        f_flags: found.f_flags | ST_RDONLY | ST_VALID,
+        ..kvmlet_abi::linux::Statfs::default()
+    })
+}
+
+/// Whether the host has something at canonical `path`, outside the visible trees: decides between
+/// ENOENT and a recorded denial.
+#[must_use]
+pub fn exists(host: &Host, path: &[u8]) -> bool {
+    !matches!(
+        host.roots.locate(path),
+        Err(Errno::ENOENT | Errno::ENAMETOOLONG)
+    )
+}
+
+/// A directory's entries by name, for the synthetic directories that show a part of a host one.
+///
+/// # Errors
+/// Never fails on missing names: they are left out.
+#[must_use]
+pub fn located(
+    host: &Host,
+    dir: &[u8],
+    names: impl Iterator<Item = Vec<u8>>,
+) -> BTreeMap<Vec<u8>, Attr> {
+    names
+        .filter_map(|name| {
+            let (_, attr) = host.roots.locate(&kvmlet_policy::join(dir, &name)).ok()?;
+            Some((name, attr))
+        })
+        .collect()
+}

@@ -1,0 +1,213 @@
+//! Advisory locks (flock(2), fcntl(2)) as values.
+
+use imbl::Vector;
+use kvmlet_abi::Errno;
+
+use super::pipe::LOCKS_SOURCE;
+use crate::cx::Cx;
+use crate::fd::FileId;
+use crate::kernel::Pid;
+use crate::outcome::Source;
+
+/// Locks held at most; then ENOLCK.
+const LOCKS_MAX: usize = 4096;
+/// End of a lock that reaches to the end of the file, whatever its size.
+pub const TO_END: u64 = u64::MAX;
+
+/// Which file a lock is on: device and inode number.
+pub type FileKey = (u64, u64);
+
+/// Who holds a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// A process (F_SETLK).
+    Process(Pid),
+    /// An open file description (F_OFD_SETLK).
+    Description(FileId),
+    /// An open file description (flock(2)): a kind of its own, which meets only its like.
+    Flock(FileId),
+}
+
+impl Owner {
+    fn same_kind(self, other: Self) -> bool {
+        matches!(self, Self::Flock(_)) == matches!(other, Self::Flock(_))
+    }
+}
+
+/// What a lock excludes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Writers (F_RDLCK, LOCK_SH).
+    Shared,
+    /// Everyone else (F_WRLCK, LOCK_EX).
+    Exclusive,
+}
+
+/// A lock on `start..end` of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lock {
+    /// The file.
+    pub file: FileKey,
+    /// Its holder.
+    pub owner: Owner,
+    /// What it excludes.
+    pub mode: Mode,
+    /// First byte.
+    pub start: u64,
+    /// Byte past the last, or [`TO_END`].
+    pub end: u64,
+}
+
+/// All locks held.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Locks {
+    held: Vector<Lock>,
+}
+
+impl Locks {
+    /// The first lock that would have to go before `wanted` can be held.
+    #[must_use]
+    pub fn conflict(&self, wanted: &Lock) -> Option<Lock> {
+        self.held
+            .iter()
+            .find(|held| {
+                held.file == wanted.file
+                    && held.owner != wanted.owner
+                    && held.owner.same_kind(wanted.owner)
+                    && (held.mode == Mode::Exclusive || wanted.mode == Mode::Exclusive)
+                    && held.start < wanted.end
+                    && wanted.start < held.end
+            })
+            .copied()
+    }
+
+    /// Holds `wanted`, replacing what its owner held in that range.
+    ///
+    /// # Errors
+    /// `EAGAIN` if another owner's lock is in the way, `ENOLCK` when too many are held.
+    pub fn hold(&mut self, wanted: Lock) -> Result<(), Errno> {
+        if self.conflict(&wanted).is_some() {
+            return Err(Errno::EAGAIN);
+        }
+        if self.held.len() >= LOCKS_MAX {
+            return Err(Errno::ENOLCK);
+        }
+        self.release(&wanted);
+        self.held.push_back(wanted);
+        Ok(())
+    }
+
+    /// Gives up what `range.owner` holds of `range`.
+    pub fn release(&mut self, range: &Lock) {
+        let mut kept = Vector::new();
+        for held in &self.held {
+            let overlaps = held.file == range.file
+                && held.owner == range.owner
+                && held.start < range.end
+                && range.start < held.end;
+            if !overlaps {
+                kept.push_back(*held);
+                continue;
+            }
+            if held.start < range.start {
+                kept.push_back(Lock {
+                    end: range.start,
+                    ..*held
+                });
+            }
+            if held.end > range.end {
+                kept.push_back(Lock {
+                    start: range.end,
+                    ..*held
+                });
+            }
+        }
+        self.held = kept;
+    }
+
+    /// Gives up every lock for which `gone` holds; whether there was one.
+    fn drop_where(&mut self, gone: impl Fn(&Lock) -> bool) -> bool {
+        let before = self.held.len();
+        self.held.retain(|held| !gone(held));
+        self.held.len() != before
+    }
+}
+
+/// Wakes those who wait for a lock.
+pub fn wake(cx: &mut Cx<'_>) {
+    cx.kernel.sched.wake_source(Source::Pipe(LOCKS_SOURCE));
+}
+
+/// A process closed a descriptor of `file`: it loses its process locks on that file (fcntl(2)).
+pub fn closed(cx: &mut Cx<'_>, pid: Pid, file: FileId) {
+    if cx.kernel.locks.held.is_empty() {
+        return;
+    }
+    let Ok(attr) = super::file_attr(cx, file) else {
+        return;
+    };
+    let key = (attr.dev, attr.ino);
+    if cx
+        .kernel
+        .locks
+        .drop_where(|held| held.file == key && held.owner == Owner::Process(pid))
+    {
+        wake(cx);
+    }
+}
+
+/// A description is gone, and its locks with it.
+pub fn released(cx: &mut Cx<'_>, file: FileId) {
+    let owners = [Owner::Description(file), Owner::Flock(file)];
+    if cx
+        .kernel
+        .locks
+        .drop_where(|held| owners.contains(&held.owner))
+    {
+        wake(cx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(owner: Owner, mode: Mode, start: u64, end: u64) -> Lock {
+        Lock {
+            file: (1, 2),
+            owner,
+            mode,
+            start,
+            end,
+        }
+    }
+
+    #[test]
+    fn exclusion_and_splitting() {
+        let (a, b) = (Owner::Description(FileId(1)), Owner::Description(FileId(2)));
+        let mut locks = Locks::default();
+        locks.hold(lock(a, Mode::Exclusive, 0, 100)).unwrap();
+        assert_eq!(
+            locks.hold(lock(b, Mode::Shared, 50, 60)),
+            Err(Errno::EAGAIN)
+        );
+        locks.release(&lock(a, Mode::Shared, 40, 70));
+        locks.hold(lock(b, Mode::Shared, 50, 60)).unwrap();
+        assert_eq!(
+            locks.hold(lock(b, Mode::Shared, 39, 60)),
+            Err(Errno::EAGAIN)
+        );
+        assert_eq!(
+            locks.hold(lock(b, Mode::Shared, 50, 71)),
+            Err(Errno::EAGAIN)
+        );
+        // One's own lock is replaced, not in the way.
+        locks.hold(lock(b, Mode::Exclusive, 50, 60)).unwrap();
+        // flock(2) does not see record locks.
+        locks
+            .hold(lock(Owner::Flock(FileId(3)), Mode::Exclusive, 0, TO_END))
+            .unwrap();
+        assert!(locks.drop_where(|held| held.owner == a));
+        assert!(!locks.drop_where(|held| held.owner == a));
+    }
+}

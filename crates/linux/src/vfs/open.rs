@@ -1,0 +1,437 @@
+//! open(2): from a path and flags to an open file description.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use kvmlet_abi::Errno;
+use kvmlet_policy::WRITE_REMEDY;
+
+use super::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFREG};
+use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Walked};
+use super::synth::{self, Synth};
+use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
+use super::{Dir, attr_of, hostfs, now, set_tmp_size};
+use crate::cx::Cx;
+use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
+use crate::host::HostKind;
+
+/// S_ISGID
+pub const S_ISGID: u32 = 0o2000;
+
+/// What opening gives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Opened {
+    /// A new description.
+    New(OpenFile),
+    /// A description that already exists: streams that have no name to be opened by again.
+    Existing(FileId),
+}
+
+/// Arguments of an open(2).
+#[derive(Clone, Debug)]
+pub struct OpenRequest<'a> {
+    /// The call's name, for denials.
+    pub call: &'static str,
+    /// Where a relative path starts.
+    pub start: Dir,
+    /// The path.
+    pub path: &'a [u8],
+    /// Flags.
+    pub flags: OpenFlags,
+    /// Permission bits of a new file, before the mask.
+    pub mode: u32,
+    /// Limits on the resolution.
+    pub resolve: Resolve,
+}
+
+/// Opens a path.
+///
+/// # Errors
+/// As open(2).
+pub fn open(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Result<Opened, Errno> {
+    let flags = checked(cx, request.flags)?;
+    if flags.contains(OpenFlags::TMPFILE) {
+        return open_unnamed(cx, &request, flags);
+    }
+    let creates = flags.contains(OpenFlags::CREAT);
+    let exclusive = creates && flags.contains(OpenFlags::EXCL);
+    let no_follow = exclusive || flags.contains(OpenFlags::NOFOLLOW);
+    let last = match (creates, no_follow) {
+        (true, true) => Last::CreateExclusive,
+        (true, false) => Last::Create,
+        (false, true) => Last::NoFollow,
+        (false, false) => Last::Follow,
+    };
+    if creates && request.path.last() == Some(&b'/') {
+        return Err(Errno::EISDIR);
+    }
+    let changes = creates || flags.writable() || flags.contains(OpenFlags::TRUNC);
+    let walk = Request {
+        call: request.call,
+        start: request.start.clone(),
+        path: request.path,
+        last,
+        intent: if changes { Intent::Write } else { Intent::Read },
+        resolve: request.resolve,
+    };
+    match path::walk(cx, walk)? {
+        Walked::Found(_) if exclusive => Err(Errno::EEXIST),
+        Walked::Found(found) => open_found(cx, request.call, found, flags),
+        Walked::Missing(missing) => create(cx, &request, missing, flags),
+    }
+}
+
+/// Refuses flag combinations that Linux refuses (build_open_flags in fs/open.c).
+fn checked(cx: &mut Cx<'_>, flags: OpenFlags) -> Result<OpenFlags, Errno> {
+    if flags.contains(OpenFlags::PATH) {
+        let kept =
+            OpenFlags::PATH | OpenFlags::DIRECTORY | OpenFlags::NOFOLLOW | OpenFlags::CLOEXEC;
+        return Ok(flags & kept);
+    }
+    if flags.contains(OpenFlags::WRONLY | OpenFlags::RDWR) {
+        // Linux differs: access mode 3 gives a descriptor for ioctl(2) only.
+        cx.host
+            .report
+            .unsupported("open", "access mode 3".to_owned());
+        return Err(Errno::EINVAL);
+    }
+    if flags.contains(OpenFlags::TMPFILE) {
+        if !flags.contains(OpenFlags::DIRECTORY)
+            || !flags.writable()
+            || flags.contains(OpenFlags::CREAT)
+        {
+            return Err(Errno::EINVAL);
+        }
+    } else if flags.contains(OpenFlags::CREAT | OpenFlags::DIRECTORY) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(flags)
+}
+
+/// A description on `kind`.
+#[must_use]
+pub fn description(kind: FileKind, flags: OpenFlags, path: &[u8]) -> OpenFile {
+    OpenFile {
+        kind,
+        offset: 0,
+        flags: flags & OpenFlags::KEPT,
+        refs: 0,
+        path: Arc::from(path),
+    }
+}
+
+/// Records a refused change of `path`; the error to answer.
+pub fn deny_write(cx: &mut Cx<'_>, call: &str, path: &[u8]) -> Errno {
+    let what = format!("{call} {}", String::from_utf8_lossy(path));
+    cx.host.report.deny(what, Errno::EROFS, WRITE_REMEDY);
+    Errno::EROFS
+}
+
+fn open_found(
+    cx: &mut Cx<'_>,
+    call: &'static str,
+    found: Found,
+    flags: OpenFlags,
+) -> Result<Opened, Errno> {
+    let attr = attr_of(cx, &found)?;
+    if flags.contains(OpenFlags::DIRECTORY) && !attr.is_dir() {
+        return Err(Errno::ENOTDIR);
+    }
+    if flags.contains(OpenFlags::PATH) {
+        return locate(cx, found, flags);
+    }
+    if attr.is_symlink() {
+        return Err(Errno::ELOOP);
+    }
+    let changes = flags.writable() || flags.contains(OpenFlags::TRUNC);
+    if attr.is_dir() && (flags.writable() || flags.contains(OpenFlags::CREAT)) {
+        return Err(Errno::EISDIR);
+    }
+    if flags.contains(OpenFlags::NOATIME) && attr.uid != cx.host.credentials.uid {
+        return Err(Errno::EPERM);
+    }
+    let kind = match found.node {
+        Node::Host(..) if changes => return Err(deny_write(cx, call, &found.path)),
+        Node::Host(..) => open_host(cx, call, &found.path, &attr)?,
+        Node::Tmp(inode) => {
+            return open_tmp(cx, inode, flags, &found.path).map(Opened::New);
+        }
+        Node::Synth(Synth::Dir) => FileKind::SynthDir(Arc::from(synth::list(cx, &found.path))),
+        Node::Synth(Synth::Text) if changes => return Err(Errno::EACCES),
+        Node::Synth(Synth::Text) => FileKind::Text(Arc::from(
+            synth::text(cx, &found.path).ok_or(Errno::ENOENT)?,
+        )),
+        Node::Synth(Synth::Device(device)) => FileKind::Device(device),
+        Node::Synth(Synth::Tty) => return Err(Errno::ENXIO),
+        Node::Synth(Synth::Link(_) | Synth::FdLink(_)) => return Err(Errno::ELOOP),
+        Node::Open(file) => return reopen(cx, call, file, flags),
+    };
+    Ok(Opened::New(description(kind, flags, &found.path)))
+}
+
+fn open_host(cx: &mut Cx<'_>, call: &str, path: &[u8], attr: &Attr) -> Result<FileKind, Errno> {
+    let fd = match hostfs::open_for_reading(cx.host, path, attr) {
+        Ok(fd) => fd,
+        Err(errno) => {
+            if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
+                let what = format!("{call} {}", String::from_utf8_lossy(path));
+                cx.host.report.deny(
+                    what,
+                    errno,
+                    "only regular files and directories can be opened",
+                );
+            }
+            return Err(errno);
+        }
+    };
+    Ok(if attr.is_dir() {
+        FileKind::HostDir(cx.host.insert(fd, HostKind::Directory))
+    } else {
+        FileKind::HostFile(cx.host.insert(fd, HostKind::File))
+    })
+}
+
+/// Opens an inode of the memory file system as the mode bits allow; takes a reference.
+fn open_tmp(
+    cx: &mut Cx<'_>,
+    inode: InodeId,
+    flags: OpenFlags,
+    path: &[u8],
+) -> Result<OpenFile, Errno> {
+    let attr = cx.kernel.tmpfs.attr(inode)?;
+    let mut wanted = 0;
+    if flags.readable() {
+        wanted |= MAY_READ;
+    }
+    if flags.writable() || flags.contains(OpenFlags::TRUNC) {
+        wanted |= MAY_WRITE;
+    }
+    if !attr.grants(&cx.host.credentials, wanted) {
+        return Err(Errno::EACCES);
+    }
+    if flags.contains(OpenFlags::TRUNC) && !attr.is_dir() {
+        set_tmp_size(cx, inode, 0)?;
+    }
+    cx.kernel.tmpfs.open_ref(inode);
+    Ok(description(FileKind::Tmp(inode), flags, path))
+}
+
+/// O_PATH
+fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Errno> {
+    let kind = match found.node {
+        Node::Host(fd, _) => FileKind::HostLocation(cx.host.insert(fd, HostKind::Location)),
+        Node::Tmp(inode) => {
+            cx.kernel.tmpfs.open_ref(inode);
+            FileKind::Tmp(inode)
+        }
+        Node::Synth(_) => FileKind::SynthLocation,
+        Node::Open(file) => {
+            let open = cx.kernel.files.get(&file).ok_or(Errno::ENOENT)?.clone();
+            hold(cx, &open)?;
+            return Ok(Opened::New(OpenFile {
+                flags,
+                refs: 0,
+                offset: 0,
+                ..open
+            }));
+        }
+    };
+    Ok(Opened::New(description(kind, flags, &found.path)))
+}
+
+/// Takes the references that a second description on the same object needs. Pipes are counted by
+/// access mode, which the caller does.
+fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
+    match &file.kind {
+        FileKind::HostFile(host)
+        | FileKind::HostDir(host)
+        | FileKind::HostLocation(host)
+        | FileKind::HostStream(host) => cx.host.incref(*host),
+        FileKind::Tmp(inode) => cx.kernel.tmpfs.open_ref(*inode),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Opens what /proc/self/fd/N refers to once more.
+fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<Opened, Errno> {
+    let open = cx.kernel.files.get(&id).ok_or(Errno::ENOENT)?.clone();
+    let changes = flags.writable() || flags.contains(OpenFlags::TRUNC);
+    match &open.kind {
+        FileKind::Tmp(inode) => return open_tmp(cx, *inode, flags, &open.path).map(Opened::New),
+        FileKind::HostFile(_) | FileKind::HostDir(_) if changes => {
+            return Err(deny_write(cx, call, &open.path));
+        }
+        // One that was opened with O_PATH is opened by its path.
+        FileKind::HostLocation(host) => {
+            let attr = hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?;
+            if changes {
+                return Err(deny_write(cx, call, &open.path));
+            }
+            let kind = open_host(cx, call, &open.path, &attr)?;
+            return Ok(Opened::New(description(kind, flags, &open.path)));
+        }
+        FileKind::Text(_) if changes => return Err(Errno::EACCES),
+        FileKind::HostStream(host) => {
+            if flags.readable() && !open.flags.readable()
+                || flags.writable() && !open.flags.writable()
+            {
+                return Err(Errno::EACCES);
+            }
+            if flags.contains(OpenFlags::TRUNC)
+                && flags.writable()
+                && cx.host.get(*host)?.kind == HostKind::FileStream
+            {
+                super::stream::set_size(cx.host, *host, 0)?;
+            }
+        }
+        FileKind::Capture(_) | FileKind::Input(_) => {
+            if flags.readable() && !open.flags.readable()
+                || flags.writable() && !open.flags.writable()
+            {
+                return Err(Errno::EACCES);
+            }
+            return Ok(Opened::Existing(id));
+        }
+        FileKind::Pipe(pipe) => {
+            let ends = cx.kernel.pipes.get_mut(*pipe)?;
+            if flags.readable() {
+                ends.readers = ends.readers.saturating_add(1);
+            }
+            if flags.writable() {
+                ends.writers = ends.writers.saturating_add(1);
+            }
+        }
+        FileKind::SynthLocation => {
+            let node = synth::lookup(cx, &open.path).ok_or(Errno::ENOENT)?;
+            let found = Found {
+                path: open.path.to_vec(),
+                node: Node::Synth(node),
+            };
+            return open_found(cx, "open", found, flags);
+        }
+        _ => {}
+    }
+    hold(cx, &open)?;
+    Ok(Opened::New(OpenFile {
+        flags: flags & OpenFlags::KEPT,
+        refs: 0,
+        offset: 0,
+        ..open
+    }))
+}
+
+/// The directory of a new name, if it can be changed: its inode in the memory file system.
+///
+/// # Errors
+/// `EROFS`, recorded, elsewhere; `EACCES` by mode bits; `ENOENT` in a removed directory.
+pub fn writable_directory(
+    cx: &mut Cx<'_>,
+    call: &str,
+    dir: &At,
+    name: &[u8],
+) -> Result<InodeId, Errno> {
+    let Some(inode) = dir.tmp else {
+        return Err(deny_write(cx, call, &kvmlet_policy::join(&dir.path, name)));
+    };
+    let attr = cx.kernel.tmpfs.attr(inode)?;
+    if attr.nlink == 0 {
+        return Err(Errno::ENOENT);
+    }
+    if attr.grants(&cx.host.credentials, MAY_WRITE | MAY_EXEC) {
+        Ok(inode)
+    } else {
+        Err(Errno::EACCES)
+    }
+}
+
+/// Owner and permissions of something new in `dir` (open(2), inode_init_owner).
+///
+/// # Errors
+/// `ESRCH`, `ENOENT` if process or directory are gone.
+pub fn new_attr(cx: &mut Cx<'_>, dir: InodeId, mode: u32, is_dir: IsDir) -> Result<NewAttr, Errno> {
+    let umask = cx.process()?.umask;
+    let parent = cx.kernel.tmpfs.attr(dir)?;
+    let mut mode = mode & 0o7777 & !umask;
+    let mut gid = cx.kernel.ids.gid;
+    if parent.mode & S_ISGID != 0 {
+        gid = parent.gid;
+        if is_dir == IsDir::Yes {
+            mode |= S_ISGID;
+        } else if mode & 0o010 != 0 && !cx.host.credentials.is_member(gid) {
+            mode &= !S_ISGID;
+        }
+    }
+    Ok(NewAttr {
+        mode,
+        uid: cx.kernel.ids.uid,
+        gid,
+        now: now(cx.host),
+    })
+}
+
+/// Whether something new is a directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IsDir {
+    /// It is.
+    Yes,
+    /// It is not.
+    No,
+}
+
+fn create(
+    cx: &mut Cx<'_>,
+    request: &OpenRequest<'_>,
+    missing: Missing,
+    flags: OpenFlags,
+) -> Result<Opened, Errno> {
+    let dir = writable_directory(cx, request.call, &missing.dir, &missing.name)?;
+    let attr = new_attr(cx, dir, request.mode, IsDir::No)?;
+    let body = NewBody::File(SEAL_SEAL);
+    let memory = &mut cx.machine.memory;
+    let inode = cx
+        .kernel
+        .tmpfs
+        .create(memory, dir, &missing.name, &body, attr)?;
+    cx.kernel.tmpfs.open_ref(inode);
+    let path = kvmlet_policy::join(&missing.dir.path, &missing.name);
+    Ok(Opened::New(description(FileKind::Tmp(inode), flags, &path)))
+}
+
+/// O_TMPFILE
+fn open_unnamed(
+    cx: &mut Cx<'_>,
+    request: &OpenRequest<'_>,
+    flags: OpenFlags,
+) -> Result<Opened, Errno> {
+    let walk = Request {
+        call: request.call,
+        start: request.start.clone(),
+        path: request.path,
+        last: Last::Follow,
+        intent: Intent::Write,
+        resolve: request.resolve,
+    };
+    let found = path::find(cx, walk)?;
+    if !attr_of(cx, &found)?.is_dir() {
+        return Err(Errno::ENOTDIR);
+    }
+    let tmp = if let Node::Tmp(inode) = found.node {
+        Some(inode)
+    } else {
+        None
+    };
+    let at = At {
+        path: found.path.clone(),
+        tmp,
+    };
+    let dir = writable_directory(cx, request.call, &at, b"")?;
+    let attr = new_attr(cx, dir, request.mode, IsDir::No)?;
+    let inode = cx
+        .kernel
+        .tmpfs
+        .create_unnamed(&mut cx.machine.memory, SEAL_SEAL, attr)?;
+    let path = kvmlet_policy::join(&found.path, format!("#{}", inode.0).as_bytes());
+    let kept = flags.difference(OpenFlags::DIRECTORY);
+    Ok(Opened::New(description(FileKind::Tmp(inode), kept, &path)))
+}

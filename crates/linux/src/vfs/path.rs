@@ -1,0 +1,686 @@
+//! Path resolution (path_resolution(7)), in the guest's namespace. Symbolic links of the host are
+//! read and followed here, never by the host, so that none leads out of the visible trees.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use bitflags::bitflags;
+use kvmlet_abi::Errno;
+use kvmlet_policy::{Place, READ_REMEDY, TMP, WRITE_REMEDY, join, parent};
+
+use super::attr::{Attr, MAY_EXEC};
+use super::synth::{self, Synth};
+use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
+use super::{Dir, hostfs};
+use crate::cx::Cx;
+use crate::fd::FileId;
+
+/// Symbolic links followed in one resolution at most (path_resolution(7)).
+const LINKS_MAX: u32 = 40;
+/// Longest canonical path that is composed, in bytes.
+const CANONICAL_MAX: usize = 1 << 20;
+
+bitflags! {
+    /// Limits on a resolution (openat2(2) `resolve`), with Linux's values.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Resolve: u64 {
+        /// RESOLVE_NO_XDEV
+        const NO_XDEV = 1;
+        /// RESOLVE_NO_MAGICLINKS
+        const NO_MAGICLINKS = 2;
+        /// RESOLVE_NO_SYMLINKS
+        const NO_SYMLINKS = 4;
+        /// RESOLVE_BENEATH
+        const BENEATH = 8;
+        /// RESOLVE_IN_ROOT
+        const IN_ROOT = 16;
+    }
+}
+
+/// What becomes of the last component.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Last {
+    /// It is looked up; a symbolic link is followed.
+    Follow,
+    /// It is looked up; a symbolic link is the answer.
+    NoFollow,
+    /// As `Follow`, but it may be missing ([`Walked::Missing`]).
+    Create,
+    /// As `NoFollow`, but it may be missing.
+    CreateExclusive,
+    /// It is not looked up: always [`Walked::Missing`].
+    Parent,
+}
+
+/// What the caller is about to do: decides how a denial reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Intent {
+    /// Look or read.
+    Read,
+    /// Change something.
+    Write,
+}
+
+/// A path to be resolved.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The call's name, for denials.
+    pub call: &'static str,
+    /// Where a relative path starts.
+    pub start: Dir,
+    /// The path as given.
+    pub path: &'a [u8],
+    /// What becomes of its last component.
+    pub last: Last,
+    /// What it is for.
+    pub intent: Intent,
+    /// Limits.
+    pub resolve: Resolve,
+}
+
+/// A directory reached: its canonical path, and its inode in the memory file system.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct At {
+    /// Canonical path.
+    pub path: Vec<u8>,
+    /// Set in the memory file system.
+    pub tmp: Option<InodeId>,
+}
+
+/// A file system object found.
+#[derive(Debug)]
+pub enum Node {
+    /// A host object, opened as a location.
+    Host(OwnedFd, Attr),
+    /// An inode of the memory file system.
+    Tmp(InodeId),
+    /// A synthetic object.
+    Synth(Synth),
+    /// What an open description refers to (through /proc/self/fd).
+    Open(FileId),
+}
+
+/// An object and its canonical path.
+#[derive(Debug)]
+pub struct Found {
+    /// Canonical path.
+    pub path: Vec<u8>,
+    /// The object.
+    pub node: Node,
+}
+
+/// A name that does not exist or was not looked up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Missing {
+    /// The directory.
+    pub dir: At,
+    /// The name; with [`Last::Parent`] also `.`, `..`, or nothing for `/`.
+    pub name: Vec<u8>,
+    /// Whether the path ended in a slash.
+    pub slash: bool,
+}
+
+/// Where a resolution ended.
+#[derive(Debug)]
+pub enum Walked {
+    /// At an object.
+    Found(Found),
+    /// At a directory and a name in it.
+    Missing(Missing),
+}
+
+impl Dir {
+    /// The directory as a place to start from.
+    #[must_use]
+    pub fn at(&self, tmpfs: &TmpFs) -> At {
+        match self {
+            Self::Path(path) => At {
+                path: path.to_vec(),
+                tmp: None,
+            },
+            Self::Tmp(inode) => {
+                // A removed directory has no path, but it can still be asked about itself.
+                let path = tmpfs
+                    .path_of(*inode)
+                    .unwrap_or_else(|_| b"/ (deleted)".to_vec());
+                At {
+                    path: [TMP, &path].concat(),
+                    tmp: Some(*inode),
+                }
+            }
+        }
+    }
+}
+
+impl At {
+    /// The directory to be kept.
+    #[must_use]
+    pub fn dir(&self) -> Dir {
+        self.tmp
+            .map_or_else(|| Dir::Path(Arc::from(self.path.as_slice())), Dir::Tmp)
+    }
+}
+
+/// Resolves to an existing object.
+///
+/// # Errors
+/// As path_resolution(7): `ENOENT`, `ENOTDIR`, `EACCES`, `ELOOP`, `ENAMETOOLONG`, `EXDEV`; `EROFS`
+/// instead of `EACCES` for a denied write.
+pub fn find(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Found, Errno> {
+    match walk(cx, request)? {
+        Walked::Found(found) => Ok(found),
+        Walked::Missing(_) => Err(Errno::ENOENT),
+    }
+}
+
+/// Resolves all but the last component.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_parent(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Missing, Errno> {
+    match walk(
+        cx,
+        Request {
+            last: Last::Parent,
+            ..request
+        },
+    )? {
+        Walked::Missing(missing) => Ok(missing),
+        Walked::Found(_) => Err(Errno::ENOENT),
+    }
+}
+
+/// Resolves a path.
+///
+/// # Errors
+/// As [`find`].
+pub fn walk(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Walked, Errno> {
+    if request.path.is_empty() {
+        return Err(Errno::ENOENT);
+    }
+    if request.path.len() >= hostfs::PATH_MAX {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    let base = request.start.at(&cx.kernel.tmpfs);
+    let mut walker = Walker {
+        at: base.clone(),
+        base,
+        pending: Vec::new(),
+        links: 0,
+        slash: false,
+        request: Request {
+            path: b"",
+            ..request.clone()
+        },
+        given: request.path.to_vec(),
+        cx,
+    };
+    walker.push(request.path)?;
+    walker.run()
+}
+
+/// What a component led to.
+enum Step {
+    Directory(At, Option<Node>),
+    Link(Vec<u8>),
+    Magic(FileId),
+    Object(Node),
+    Absent,
+}
+
+struct Walker<'a, 'b> {
+    cx: &'a mut Cx<'b>,
+    request: Request<'static>,
+    /// The path as given, for denials.
+    given: Vec<u8>,
+    /// Where the walk started: what RESOLVE_BENEATH and RESOLVE_IN_ROOT may not leave.
+    base: At,
+    at: At,
+    /// Components still to do, the next one last.
+    pending: Vec<Vec<u8>>,
+    links: u32,
+    slash: bool,
+}
+
+impl Walker<'_, '_> {
+    /// Puts the components of a path or of a link's target in front of what is still to do.
+    fn push(&mut self, path: &[u8]) -> Result<(), Errno> {
+        if path.first() == Some(&b'/') {
+            if self.request.resolve.contains(Resolve::BENEATH) {
+                return Err(Errno::EXDEV);
+            }
+            let root = At {
+                path: b"/".to_vec(),
+                tmp: None,
+            };
+            let in_root = self.request.resolve.contains(Resolve::IN_ROOT);
+            let to = if in_root { self.base.clone() } else { root };
+            self.enter(to)?;
+        }
+        if self.pending.is_empty() && path.last() == Some(&b'/') {
+            self.slash = true;
+        }
+        let names = path
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty());
+        let at = self.pending.len();
+        self.pending.extend(names.map(<[u8]>::to_vec));
+        if let Some(new) = self.pending.get_mut(at..) {
+            new.reverse();
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, to: At) -> Result<(), Errno> {
+        let no_xdev = self.request.resolve.contains(Resolve::NO_XDEV);
+        if no_xdev && self.mount_of(&to.path) != self.mount_of(&self.at.path) {
+            return Err(Errno::EXDEV);
+        }
+        self.at = to;
+        Ok(())
+    }
+
+    fn mount_of(&self, path: &[u8]) -> u64 {
+        super::synth::mount_number(self.cx.host.policy.classify(path))
+    }
+
+    fn run(&mut self) -> Result<Walked, Errno> {
+        let mut node = None;
+        while let Some(name) = self.pending.pop() {
+            if self.pending.is_empty() && self.request.last == Last::Parent {
+                let (dir, slash) = (self.at.clone(), self.slash);
+                return Ok(Walked::Missing(Missing { dir, name, slash }));
+            }
+            node = None;
+            match name.as_slice() {
+                b"." => continue,
+                b".." => {
+                    self.up()?;
+                    continue;
+                }
+                _ => {}
+            }
+            self.may_search()?;
+            let (path, step) = self.step(&name)?;
+            let last = self.pending.is_empty();
+            let follow = !last
+                || self.slash
+                || !matches!(self.request.last, Last::NoFollow | Last::CreateExclusive);
+            match step {
+                Step::Directory(at, found) => {
+                    self.enter(at)?;
+                    node = found;
+                }
+                Step::Link(target) if follow => self.link(&path, &target)?,
+                Step::Link(target) => {
+                    let node = self.unfollowed(&path, target)?;
+                    return Ok(Walked::Found(Found { path, node }));
+                }
+                Step::Magic(file) if follow => {
+                    if let Some(found) = self.magic(file)? {
+                        return Ok(Walked::Found(found));
+                    }
+                }
+                Step::Magic(file) => {
+                    let node = Node::Synth(Synth::FdLink(file));
+                    return Ok(Walked::Found(Found { path, node }));
+                }
+                Step::Object(node) if last && !self.slash => {
+                    return Ok(Walked::Found(Found { path, node }));
+                }
+                Step::Object(_) => return Err(Errno::ENOTDIR),
+                Step::Absent => return self.absent(path, name),
+            }
+        }
+        if self.request.last == Last::Parent {
+            let dir = self.at.clone();
+            return Ok(Walked::Missing(Missing {
+                dir,
+                name: Vec::new(),
+                slash: self.slash,
+            }));
+        }
+        let node = match node {
+            Some(node) => node,
+            None => self.directory_node()?,
+        };
+        Ok(Walked::Found(Found {
+            path: self.at.path.clone(),
+            node,
+        }))
+    }
+
+    fn absent(&mut self, path: Vec<u8>, name: Vec<u8>) -> Result<Walked, Errno> {
+        let may_be_missing = matches!(self.request.last, Last::Create | Last::CreateExclusive);
+        if !self.pending.is_empty() || !may_be_missing {
+            return Err(Errno::ENOENT);
+        }
+        // A run of components may have been skipped: `at` is made the directory of the missing one.
+        let dir = parent(&path);
+        if dir != self.at.path {
+            self.at = At {
+                path: dir.to_vec(),
+                tmp: None,
+            };
+        }
+        Ok(Walked::Missing(Missing {
+            dir: self.at.clone(),
+            name,
+            slash: self.slash,
+        }))
+    }
+
+    /// The directory that the walk is at, as an object.
+    fn directory_node(&self) -> Result<Node, Errno> {
+        if let Some(inode) = self.at.tmp {
+            return Ok(Node::Tmp(inode));
+        }
+        match self.cx.host.policy.classify(&self.at.path) {
+            Place::Readable => {
+                let (fd, attr) = self.cx.host.roots.locate(&self.at.path)?;
+                if attr.is_dir() {
+                    Ok(Node::Host(fd, attr))
+                } else {
+                    Err(Errno::ENOTDIR)
+                }
+            }
+            Place::Tmp => Ok(Node::Tmp(TmpFs::ROOT)),
+            _ => Ok(Node::Synth(Synth::Dir)),
+        }
+    }
+
+    /// Search permission on the directory the walk is at.
+    fn may_search(&self) -> Result<(), Errno> {
+        let Some(inode) = self.at.tmp else {
+            return Ok(());
+        };
+        let attr = self.cx.kernel.tmpfs.attr(inode)?;
+        if attr.grants(&self.cx.host.credentials, MAY_EXEC) {
+            Ok(())
+        } else {
+            Err(Errno::EACCES)
+        }
+    }
+
+    fn up(&mut self) -> Result<(), Errno> {
+        if self.at.path == self.base.path && self.at.tmp == self.base.tmp {
+            if self.request.resolve.contains(Resolve::BENEATH) {
+                return Err(Errno::EXDEV);
+            }
+            if self.request.resolve.contains(Resolve::IN_ROOT) {
+                return Ok(());
+            }
+        }
+        self.may_search()?;
+        let path = parent(&self.at.path).to_vec();
+        let tmpfs = &self.cx.kernel.tmpfs;
+        let tmp = match self.at.tmp {
+            Some(TmpFs::ROOT) => None,
+            Some(inode) => {
+                let above = tmpfs.get(inode)?.dir()?.parent;
+                if above == inode {
+                    return Err(Errno::ENOENT);
+                }
+                Some(above)
+            }
+            None => tmp_directory(tmpfs, &path, self.cx.host.policy.classify(&path))?,
+        };
+        self.enter(At { path, tmp })
+    }
+
+    /// Looks a component up, or a whole run of components that lie in a readable tree; says at which
+    /// path it arrived.
+    fn step(&mut self, name: &[u8]) -> Result<(Vec<u8>, Step), Errno> {
+        if let Some(arrived) = self.host_run(name)? {
+            return Ok(arrived);
+        }
+        if name.len() > MAX_NAME {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let path = join(&self.at.path, name);
+        if path.len() > CANONICAL_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let step = match self.cx.host.policy.classify(&path) {
+            Place::Readable => self.host_step(&path)?,
+            Place::Leading => match self.cx.host.roots.locate(&path) {
+                Err(Errno::ENOENT) => Step::Absent,
+                Err(error) => return Err(error),
+                Ok((fd, attr)) if attr.is_symlink() => Step::Link(hostfs::read_link(fd.as_fd())?),
+                Ok((_, attr)) if attr.is_dir() => Step::Directory(
+                    At {
+                        path: path.clone(),
+                        tmp: None,
+                    },
+                    None,
+                ),
+                Ok(_) => return Err(Errno::ENOTDIR),
+            },
+            Place::Tmp => self.tmp_step(name, &path)?,
+            Place::Proc | Place::Dev | Place::Sys => match synth::lookup(self.cx, &path) {
+                None => Step::Absent,
+                Some(Synth::Dir) => Step::Directory(
+                    At {
+                        path: path.clone(),
+                        tmp: None,
+                    },
+                    None,
+                ),
+                Some(Synth::Link(target)) => Step::Link(target),
+                Some(Synth::FdLink(file)) => Step::Magic(file),
+                Some(other) => Step::Object(Node::Synth(other)),
+            },
+            Place::Outside => self.outside(&path)?,
+        };
+        Ok((path, step))
+    }
+
+    /// Tries the whole run of plain components ahead in one host call. `None` if it is not all in a
+    /// readable tree, or a symbolic link lies on the way: then one component at a time.
+    fn host_run(&mut self, first: &[u8]) -> Result<Option<(Vec<u8>, Step)>, Errno> {
+        let plain = |name: &&Vec<u8>| name.as_slice() != b"." && name.as_slice() != b"..";
+        let mut more = self.pending.iter().rev().take_while(plain).count();
+        // The last component of a path whose parent is wanted is not looked up.
+        if self.request.last == Last::Parent && more == self.pending.len() {
+            more = more.saturating_sub(1);
+        }
+        if more == 0 {
+            return Ok(None);
+        }
+        let mut path = join(&self.at.path, first);
+        for name in self.pending.iter().rev().take(more) {
+            path = join(&path, name);
+        }
+        if path.len() >= hostfs::PATH_MAX
+            || self.cx.host.policy.classify(&path) != Place::Readable
+            || self.request.resolve.contains(Resolve::NO_XDEV)
+        {
+            return Ok(None);
+        }
+        // A missing directory on the way and a missing last component must be told apart when the
+        // last one may be missing.
+        let may_be_missing = matches!(self.request.last, Last::Create | Last::CreateExclusive);
+        match self.host_step(&path) {
+            Ok(Step::Absent) if may_be_missing => Ok(None),
+            // A link on the way: so its parent's path is not canonical either.
+            Err(Errno::ELOOP) => Ok(None),
+            Ok(step) => {
+                self.pending
+                    .truncate(self.pending.len().saturating_sub(more));
+                self.at.tmp = None;
+                Ok(Some((path, step)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn host_step(&mut self, path: &[u8]) -> Result<Step, Errno> {
+        match hostfs::check_search(self.cx.host, path) {
+            Err(Errno::ENOENT) => return Ok(Step::Absent),
+            other => other?,
+        }
+        match self.cx.host.roots.locate(path) {
+            Err(Errno::ENOENT) => Ok(Step::Absent),
+            Err(error) => Err(error),
+            Ok((fd, attr)) if attr.is_symlink() => Ok(Step::Link(hostfs::read_link(fd.as_fd())?)),
+            Ok((fd, attr)) if attr.is_dir() => {
+                let at = At {
+                    path: path.to_vec(),
+                    tmp: None,
+                };
+                Ok(Step::Directory(at, Some(Node::Host(fd, attr))))
+            }
+            Ok((fd, attr)) => Ok(Step::Object(Node::Host(fd, attr))),
+        }
+    }
+
+    fn tmp_step(&mut self, name: &[u8], path: &[u8]) -> Result<Step, Errno> {
+        let tmpfs = &self.cx.kernel.tmpfs;
+        let inode = match self.at.tmp {
+            // /tmp itself is entered from `/`.
+            None => TmpFs::ROOT,
+            Some(dir) => match tmpfs.lookup(dir, name) {
+                Err(Errno::ENOENT) => return Ok(Step::Absent),
+                found => found?,
+            },
+        };
+        Ok(match &tmpfs.get(inode)?.body {
+            super::tmpfs::Body::Dir(_) => {
+                let at = At {
+                    path: path.to_vec(),
+                    tmp: Some(inode),
+                };
+                Step::Directory(at, Some(Node::Tmp(inode)))
+            }
+            super::tmpfs::Body::Symlink(target) => Step::Link(target.to_vec()),
+            super::tmpfs::Body::File(_) => Step::Object(Node::Tmp(inode)),
+        })
+    }
+
+    /// A name outside the visible trees: absent if the host has none, else a denial.
+    fn outside(&mut self, path: &[u8]) -> Result<Step, Errno> {
+        if !hostfs::exists(self.cx.host, path) {
+            return Ok(Step::Absent);
+        }
+        let (errno, remedy) = match self.request.intent {
+            Intent::Read => (Errno::EACCES, READ_REMEDY),
+            Intent::Write => (Errno::EROFS, WRITE_REMEDY),
+        };
+        let mut wanted = path.to_vec();
+        for name in self.pending.iter().rev() {
+            wanted = join(&wanted, name);
+        }
+        let what = if self.links > 0 { &self.given } else { &wanted };
+        self.cx.host.report.deny(
+            format!("{} {}", self.request.call, String::from_utf8_lossy(what)),
+            errno,
+            remedy,
+        );
+        Err(errno)
+    }
+
+    /// Follows a symbolic link at `path`.
+    fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), Errno> {
+        self.links = self.links.saturating_add(1);
+        if self.links > LINKS_MAX || self.request.resolve.contains(Resolve::NO_SYMLINKS) {
+            return Err(Errno::ELOOP);
+        }
+        if target.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        let dir = parent(path);
+        if dir != self.at.path {
+            let tmp = tmp_directory(
+                &self.cx.kernel.tmpfs,
+                dir,
+                self.cx.host.policy.classify(dir),
+            )?;
+            self.at = At {
+                path: dir.to_vec(),
+                tmp,
+            };
+        }
+        self.push(target)
+    }
+
+    /// Follows /proc/self/fd/N: to a directory, the walk goes on from there; anything else is the
+    /// end of it.
+    fn magic(&mut self, file: FileId) -> Result<Option<Found>, Errno> {
+        self.links = self.links.saturating_add(1);
+        let refused = Resolve::NO_MAGICLINKS | Resolve::NO_SYMLINKS;
+        if self.links > LINKS_MAX || self.request.resolve.intersects(refused) {
+            return Err(Errno::ELOOP);
+        }
+        if self
+            .request
+            .resolve
+            .intersects(Resolve::BENEATH | Resolve::IN_ROOT)
+        {
+            return Err(Errno::EXDEV);
+        }
+        let open = self
+            .cx
+            .kernel
+            .files
+            .get(&file)
+            .ok_or(Errno::ENOENT)?
+            .clone();
+        if let Some(dir) = super::dir_of(self.cx, &open) {
+            let at = dir.at(&self.cx.kernel.tmpfs);
+            self.enter(at)?;
+            return Ok(None);
+        }
+        if !self.pending.is_empty() || self.slash {
+            return Err(Errno::ENOTDIR);
+        }
+        Ok(Some(Found {
+            path: open.path.to_vec(),
+            node: Node::Open(file),
+        }))
+    }
+
+    /// A symbolic link that is itself the answer.
+    fn unfollowed(&mut self, path: &[u8], target: Vec<u8>) -> Result<Node, Errno> {
+        match self.cx.host.policy.classify(path) {
+            Place::Readable | Place::Leading => {
+                let (fd, attr) = self.cx.host.roots.locate(path)?;
+                Ok(Node::Host(fd, attr))
+            }
+            Place::Tmp => {
+                let dir = self.at.tmp.ok_or(Errno::ENOENT)?;
+                let name = kvmlet_policy::file_name(path);
+                Ok(Node::Tmp(self.cx.kernel.tmpfs.lookup(dir, name)?))
+            }
+            _ => Ok(Node::Synth(Synth::Link(target))),
+        }
+    }
+}
+
+/// The inode of a directory of the memory file system by its canonical path.
+fn tmp_directory(tmpfs: &TmpFs, path: &[u8], place: Place) -> Result<Option<InodeId>, Errno> {
+    if place != Place::Tmp {
+        return Ok(None);
+    }
+    let rest = path.strip_prefix(TMP).unwrap_or_default();
+    let names = rest
+        .split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty());
+    let mut inode = TmpFs::ROOT;
+    for name in names {
+        inode = tmpfs.lookup(inode, name)?;
+    }
+    Ok(Some(inode))
+}
+
+/// The directory that `dirfd` names, for relative paths (openat(2)).
+///
+/// # Errors
+/// `EBADF`, `ENOTDIR`.
+pub fn start(cx: &mut Cx<'_>, dirfd: i32, path: &[u8]) -> Result<Dir, Errno> {
+    const AT_FDCWD: i32 = -100;
+    if dirfd == AT_FDCWD || path.first() == Some(&b'/') {
+        return Ok(cx.process()?.cwd.clone());
+    }
+    let (_, file) = crate::fd::get(cx, dirfd)?;
+    super::dir_of(cx, &file).ok_or(Errno::ENOTDIR)
+}

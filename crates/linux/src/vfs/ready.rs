@@ -1,0 +1,108 @@
+//! Readiness (poll(2)).
+
+use std::os::fd::AsFd;
+
+use kvmlet_abi::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::cx::Cx;
+use crate::fd::{FileKind, OpenFile, OpenFlags};
+use crate::host::{Host, HostId, HostKind};
+use crate::outcome::Source;
+
+/// POLLIN
+pub const POLLIN: i16 = 0x1;
+/// POLLPRI
+pub const POLLPRI: i16 = 0x2;
+/// POLLOUT
+pub const POLLOUT: i16 = 0x4;
+/// POLLERR
+pub const POLLERR: i16 = 0x8;
+/// POLLHUP
+pub const POLLHUP: i16 = 0x10;
+/// POLLNVAL
+pub const POLLNVAL: i16 = 0x20;
+/// POLLRDNORM
+pub const POLLRDNORM: i16 = 0x40;
+/// POLLRDBAND
+pub const POLLRDBAND: i16 = 0x80;
+/// POLLWRNORM
+pub const POLLWRNORM: i16 = 0x100;
+/// POLLWRBAND
+pub const POLLWRBAND: i16 = 0x200;
+
+/// Reported whether asked for or not.
+const ALWAYS: i16 = POLLERR | POLLHUP;
+
+/// The events of `events` (and POLLERR, POLLHUP) that hold now for an open description.
+#[must_use]
+pub fn poll_ready(cx: &Cx<'_>, file: &OpenFile, events: i16) -> i16 {
+    if file.flags.contains(OpenFlags::PATH) {
+        return POLLNVAL;
+    }
+    let (readable, writable) = (POLLIN | POLLRDNORM, POLLOUT | POLLWRNORM);
+    let state = match &file.kind {
+        FileKind::HostStream(host) => return host_ready(cx.host, *host, events).unwrap_or(POLLERR),
+        FileKind::Pipe(pipe) => {
+            let Ok(pipe) = cx.kernel.pipes.get(*pipe) else {
+                return POLLNVAL;
+            };
+            let mut state = 0;
+            if file.flags.readable() {
+                state |= if pipe.is_empty() { 0 } else { readable };
+                state |= if pipe.writers == 0 { POLLHUP } else { 0 };
+            }
+            if file.flags.writable() {
+                state |= if pipe.room() == 0 { 0 } else { writable };
+                state |= if pipe.readers == 0 { POLLERR } else { 0 };
+            }
+            state
+        }
+        FileKind::Input(bytes) => {
+            let rest = file.offset < bytes.len() as u64;
+            POLLHUP | if rest { readable } else { 0 }
+        }
+        FileKind::Capture(_) => writable,
+        _ => readable | writable,
+    };
+    state & (events | ALWAYS)
+}
+
+/// What to wait for until `events` may hold, or `None` if they always hold or never will.
+#[must_use]
+pub fn source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> {
+    match file.kind {
+        FileKind::HostStream(host) => {
+            let waits = cx
+                .host
+                .get(host)
+                .is_ok_and(|file| file.kind != HostKind::FileStream);
+            waits.then_some(Source::Host(host, events))
+        }
+        FileKind::Pipe(pipe) => Some(Source::Pipe(pipe)),
+        _ => None,
+    }
+}
+
+/// poll(2) on a host stream, without waiting.
+///
+/// # Errors
+/// The host's.
+pub fn host_ready(host: &Host, id: HostId, events: i16) -> Result<i16, Errno> {
+    let file = host.get(id)?;
+    let wanted = PollFlags::from_bits_retain(events.cast_unsigned());
+    let mut fds = [PollFd::from_borrowed_fd(file.fd.as_fd(), wanted)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    loop {
+        match rustix::event::poll(&mut fds, Some(&now)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(super::hostfs::errno(error)),
+            Ok(_) => break,
+        }
+    }
+    let [polled] = fds;
+    Ok(polled.revents().bits().cast_signed())
+}

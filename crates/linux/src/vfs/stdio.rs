@@ -1,0 +1,144 @@
+//! The first three descriptors, and the working directory, of a new sandbox.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use kvmlet_abi::Errno;
+use kvmlet_policy::{Place, Policy};
+
+use super::attr::{S_IFBLK, S_IFDIR, S_IFREG};
+use super::{Dir, hostfs};
+use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
+use crate::host::{Host, HostKind};
+use crate::kernel::{Kernel, Pid};
+
+/// What a standard stream is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StdStream {
+    /// The caller's own descriptor of the same number.
+    Inherit,
+    /// /dev/null.
+    Null,
+    /// Kept in [`crate::host::Captured`]; for output only.
+    Capture,
+    /// These bytes, then the end of the file; for input only.
+    Bytes(Arc<[u8]>),
+    /// Closed.
+    Closed,
+}
+
+/// Sets up descriptors 0, 1 and 2 of a new process. A descriptor that the caller itself does not
+/// have stays closed.
+///
+/// # Errors
+/// The host's; `ESRCH` for no such process.
+pub fn set_up(
+    kernel: &mut Kernel,
+    host: &mut Host,
+    pid: Pid,
+    streams: &[StdStream; 3],
+) -> Result<(), Errno> {
+    for (number, stream) in (0u8..).zip(streams) {
+        let Some(file) = open(host, number, stream)? else {
+            continue;
+        };
+        let file = fd::add_file(kernel, OpenFile { refs: 1, ..file });
+        let process = kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
+        process.fds.fds.insert(
+            i32::from(number),
+            Fd {
+                file,
+                cloexec: false,
+            },
+        );
+    }
+    Ok(())
+}
+
+fn open(host: &mut Host, number: u8, stream: &StdStream) -> Result<Option<OpenFile>, Errno> {
+    let flags = if number == 0 {
+        OpenFlags::empty()
+    } else {
+        OpenFlags::WRONLY
+    };
+    let file = |kind, flags, path: &[u8]| OpenFile {
+        kind,
+        offset: 0,
+        flags,
+        refs: 0,
+        path: Arc::from(path),
+    };
+    Ok(Some(match stream {
+        StdStream::Closed => return Ok(None),
+        StdStream::Null => file(
+            FileKind::Device(Device::Null),
+            OpenFlags::RDWR,
+            b"/dev/null",
+        ),
+        StdStream::Capture => file(FileKind::Capture(number), flags, b"pipe:"),
+        StdStream::Bytes(bytes) => file(FileKind::Input(Arc::clone(bytes)), flags, b"pipe:[0]"),
+        StdStream::Inherit => {
+            let inherited = match number {
+                0 => rustix::stdio::stdin(),
+                1 => rustix::stdio::stdout(),
+                _ => rustix::stdio::stderr(),
+            };
+            match inherit(host, inherited) {
+                Ok((kind, flags)) => file(kind, flags, format!("/dev/fd/{number}").as_bytes()),
+                Err(Errno::EBADF) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }))
+}
+
+/// Duplicates an inherited descriptor; its status flags are the caller's.
+fn inherit(host: &mut Host, fd: BorrowedFd<'_>) -> Result<(FileKind, OpenFlags), Errno> {
+    let own = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(hostfs::errno)?;
+    let status = rustix::fs::fcntl_getfl(&own).map_err(hostfs::errno)?;
+    let keep = OpenFlags::WRONLY | OpenFlags::RDWR | OpenFlags::APPEND | OpenFlags::LARGEFILE;
+    let flags = OpenFlags::from_bits_truncate(status.bits()) & keep;
+    let attr = hostfs::attr_of(own.as_fd())?;
+    let kind = match attr.kind() {
+        S_IFREG | S_IFBLK | S_IFDIR => HostKind::FileStream,
+        _ if rustix::termios::isatty(&own) => HostKind::Terminal,
+        _ => HostKind::Stream,
+    };
+    Ok((FileKind::HostStream(host.insert(own, kind)), flags))
+}
+
+/// The policy and working directory of a sandbox started from the caller's working directory: its
+/// tree is readable, unless showing it would show too much.
+///
+/// # Errors
+/// The host's, when there is no working directory.
+pub fn working_directory() -> Result<(Policy, Dir), Errno> {
+    let cwd = hostfs::working_directory()?;
+    let mut policy = Policy::default();
+    // Unsuitable ones stay as invisible as they are: the program then starts in `/` at worst.
+    let _ = policy.allow_tree(&cwd);
+    let visible = policy.classify(&cwd) != Place::Outside && cwd.first() == Some(&b'/');
+    let below_tmp = policy.classify(&cwd) == Place::Tmp;
+    let path: &[u8] = if below_tmp {
+        kvmlet_policy::TMP
+    } else if visible {
+        &cwd
+    } else {
+        b"/"
+    };
+    Ok((policy, Dir::Path(Arc::from(path))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn working_directory_is_readable() {
+        let (policy, dir) = working_directory().unwrap();
+        let Dir::Path(path) = dir else {
+            panic!("not a path")
+        };
+        assert_eq!(policy.classify(&path), Place::Readable);
+    }
+}

@@ -1,0 +1,221 @@
+//! Directories and files that are ours: `/`, parents of visible trees, /dev, /sys.
+
+use std::collections::BTreeMap;
+
+use kvmlet_policy::{DEV, PROC, Place, SYS, beneath, file_name, join};
+
+use super::attr::{Attr, FileTime, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, d_type, makedev};
+use super::{hostfs, procfs};
+use crate::clock;
+use crate::cx::Cx;
+use crate::fd::{Device, FileId};
+
+/// A synthetic object.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Synth {
+    /// A directory.
+    Dir,
+    /// A read-only file: [`text`] gives its contents.
+    Text,
+    /// A symbolic link.
+    Link(Vec<u8>),
+    /// A link to an open description (/proc/self/fd).
+    FdLink(FileId),
+    /// A character device.
+    Device(Device),
+    /// /dev/tty: no sandbox has a controlling terminal.
+    Tty,
+}
+
+const DEVICES: [(&[u8], Device); 5] = [
+    (b"null", Device::Null),
+    (b"zero", Device::Zero),
+    (b"full", Device::Full),
+    (b"random", Device::Random),
+    (b"urandom", Device::Urandom),
+];
+
+const DEV_LINKS: [(&[u8], &[u8]); 4] = [
+    (b"fd", b"/proc/self/fd"),
+    (b"stdin", b"/proc/self/fd/0"),
+    (b"stdout", b"/proc/self/fd/1"),
+    (b"stderr", b"/proc/self/fd/2"),
+];
+
+/// The system file system: what get_nprocs(3) and language runtimes ask. One CPU.
+const SYS_FILES: [(&[u8], &[u8]); 4] = [
+    (b"/sys/devices/system/cpu/online", b"0\n"),
+    (b"/sys/devices/system/cpu/possible", b"0\n"),
+    (b"/sys/devices/system/cpu/present", b"0\n"),
+    (
+        b"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size",
+        b"2097152\n",
+    ),
+];
+
+/// Device numbers (Documentation/admin-guide/devices.txt).
+#[must_use]
+pub fn rdev(device: Device) -> u64 {
+    makedev(
+        1,
+        match device {
+            Device::Null => 3,
+            Device::Zero => 5,
+            Device::Full => 7,
+            Device::Random => 8,
+            Device::Urandom => 9,
+        },
+    )
+}
+
+/// A number for each file system: part of its device number, and its mount id.
+#[must_use]
+pub fn mount_number(place: Place) -> u64 {
+    match place {
+        Place::Readable | Place::Leading | Place::Outside => 1,
+        Place::Tmp => 2,
+        Place::Proc => 3,
+        Place::Dev => 4,
+        Place::Sys => 5,
+    }
+}
+
+/// The synthetic object at canonical `path`, if there is one.
+#[must_use]
+pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
+    if beneath(PROC, path) {
+        return procfs::lookup(cx, path);
+    }
+    if beneath(DEV, path) && path != DEV {
+        let name = path.strip_prefix(b"/dev/")?;
+        if let Some((_, device)) = DEVICES.iter().find(|(known, _)| *known == name) {
+            return Some(Synth::Device(*device));
+        }
+        if let Some((_, target)) = DEV_LINKS.iter().find(|(known, _)| *known == name) {
+            return Some(Synth::Link(target.to_vec()));
+        }
+        return (name == b"tty").then_some(Synth::Tty);
+    }
+    if beneath(SYS, path) && path != SYS {
+        if SYS_FILES.iter().any(|(file, _)| *file == path) {
+            return Some(Synth::Text);
+        }
+        let is_dir = SYS_FILES.iter().any(|(file, _)| beneath(path, file)) || path == CPU0;
+        return is_dir.then_some(Synth::Dir);
+    }
+    (cx.host.policy.classify(path) == Place::Leading || path == DEV || path == SYS)
+        .then_some(Synth::Dir)
+}
+
+const CPU0: &[u8] = b"/sys/devices/system/cpu/cpu0";
+
+/// The contents of a synthetic file as of now.
+#[must_use]
+pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Vec<u8>> {
+    if beneath(PROC, path) {
+        return procfs::text(cx, path);
+    }
+    SYS_FILES
+        .iter()
+        .find(|(file, _)| *file == path)
+        .map(|(_, text)| text.to_vec())
+}
+
+/// Names and types (d_type) in a synthetic directory, without `.` and `..`.
+#[must_use]
+pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
+    let (dir, link) = (d_type(S_IFDIR), d_type(S_IFLNK));
+    if beneath(PROC, path) {
+        return procfs::list(cx, path);
+    }
+    let mut names: BTreeMap<Vec<u8>, u8> = BTreeMap::new();
+    if beneath(SYS, path) {
+        for (file, _) in SYS_FILES.iter().chain([&(CPU0, b"".as_slice())]) {
+            let below = file
+                .strip_prefix(path)
+                .and_then(|rest| rest.strip_prefix(b"/"));
+            let Some(below) = below else { continue };
+            let mut parts = below.split(|byte| *byte == b'/');
+            if let Some(name) = parts.next() {
+                let is_dir = parts.next().is_some() || *file == CPU0;
+                names.insert(name.to_vec(), if is_dir { dir } else { d_type(S_IFREG) });
+            }
+        }
+        return names.into_iter().collect();
+    }
+    let children = cx.host.policy.children(path);
+    for (name, attr) in hostfs::located(cx.host, path, children.into_iter()) {
+        names.insert(name, d_type(attr.mode));
+    }
+    if path == b"/" {
+        for own in [kvmlet_policy::TMP, PROC, DEV, SYS] {
+            names.insert(file_name(own).to_vec(), dir);
+        }
+    }
+    if path == DEV {
+        names.extend(
+            DEVICES
+                .iter()
+                .map(|(name, _)| (name.to_vec(), d_type(S_IFCHR))),
+        );
+        names.extend(DEV_LINKS.iter().map(|(name, _)| (name.to_vec(), link)));
+        names.insert(b"tty".to_vec(), d_type(S_IFCHR));
+    }
+    names.into_iter().collect()
+}
+
+/// The attributes of a synthetic object.
+#[must_use]
+pub fn attr(cx: &Cx<'_>, path: &[u8], node: &Synth) -> Attr {
+    let place = cx.host.policy.classify(path);
+    if *node == Synth::Dir
+        && place == Place::Leading
+        && let Ok((_, attr)) = cx.host.roots.locate(path)
+        && attr.is_dir()
+    {
+        return attr;
+    }
+    let now = FileTime::from_ns(clock::realtime_ns(cx.host));
+    let (mode, rdev, size) = match node {
+        Synth::Dir => (S_IFDIR | 0o555, 0, 0),
+        Synth::Text => (S_IFREG | 0o444, 0, 0),
+        // Linux gives no size for the links of /proc.
+        Synth::Link(_) if place == Place::Proc => (S_IFLNK | 0o777, 0, 0),
+        Synth::Link(target) => (S_IFLNK | 0o777, 0, target.len() as u64),
+        Synth::FdLink(_) => (S_IFLNK | 0o700, 0, 64),
+        Synth::Device(device) => (S_IFCHR | 0o666, rdev(*device), 0),
+        Synth::Tty => (S_IFCHR | 0o666, makedev(5, 0), 0),
+    };
+    let own = beneath(PROC, path) && procfs::is_per_process(path);
+    Attr {
+        dev: makedev(0, 0x70 | u32::try_from(mount_number(place)).unwrap_or(0)),
+        ino: inode_number(path),
+        mode,
+        nlink: if mode & S_IFDIR == S_IFDIR { 2 } else { 1 },
+        uid: if own { cx.kernel.ids.uid } else { 0 },
+        gid: if own { cx.kernel.ids.gid } else { 0 },
+        rdev,
+        size,
+        blksize: if place == Place::Proc { 1024 } else { 4096 },
+        blocks: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: None,
+    }
+}
+
+/// A stable number for a path (FNV-1a), never 0.
+#[must_use]
+pub fn inode_number(path: &[u8]) -> u64 {
+    let hash = path.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    (hash >> 16) | 1
+}
+
+/// The inode number of a directory's entry.
+#[must_use]
+pub fn entry_number(dir: &[u8], name: &[u8]) -> u64 {
+    inode_number(&join(dir, name))
+}

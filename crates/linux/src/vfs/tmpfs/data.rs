@@ -1,0 +1,401 @@
+//! File contents: frames by page index.
+
+use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
+use kvmlet_mem::{GuestMemory, OutOfMemory};
+
+use super::{InodeId, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SHRINK, SEAL_WRITE, TmpFs};
+use crate::vfs::attr::FileTime;
+
+/// Largest file size, in bytes (MAX_LFS_FILESIZE).
+const SIZE_MAX: u64 = i64::MAX as u64;
+/// S_ISUID
+const S_ISUID: u32 = 0o4000;
+/// S_ISGID with group execution: what a write clears (chmod(2)).
+const S_ISGID_EXEC: u32 = 0o2010;
+
+/// Pages whose frames a change has taken out of a file: mappings of them are stale.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Touched {
+    /// First page index.
+    pub first: u64,
+    /// Page index past the last.
+    pub end: u64,
+}
+
+impl Touched {
+    /// No page.
+    pub const NONE: Self = Self { first: 0, end: 0 };
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.first >= self.end
+    }
+}
+
+/// The parts of `len` bytes at `offset` by page: (page index, offset in page, offset in buffer, count).
+fn by_page(offset: u64, len: usize) -> impl Iterator<Item = (u64, u64, usize, usize)> {
+    let mut done = 0usize;
+    std::iter::from_fn(move || {
+        let left = len.checked_sub(done).filter(|left| *left > 0)?;
+        let at = offset.checked_add(done as u64)?;
+        let in_page = at % PAGE_SIZE;
+        let count = left.min((PAGE_SIZE - in_page) as usize);
+        let part = (at / PAGE_SIZE, in_page, done, count);
+        done = done.saturating_add(count);
+        Some(part)
+    })
+}
+
+impl TmpFs {
+    /// Size of a regular file in bytes.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for what is none.
+    pub fn size(&self, id: InodeId) -> Result<u64, Errno> {
+        Ok(self.get(id)?.file()?.size)
+    }
+
+    /// The frame of a page, or `None` for a hole. Pages past the end of the file have none.
+    #[must_use]
+    pub fn page_for_read(&self, id: InodeId, page_index: u64) -> Option<Gpa> {
+        self.get(id)
+            .ok()?
+            .file()
+            .ok()?
+            .pages
+            .get(&page_index)
+            .copied()
+    }
+
+    /// The frame of a page, allocated (zeroed) if it was a hole. The file keeps one reference; a
+    /// mapping takes its own with [`GuestMemory::get_frame`].
+    ///
+    /// # Errors
+    /// At the memory limit; also for an inode that is no regular file.
+    pub fn page_for_write(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: InodeId,
+        page_index: u64,
+    ) -> Result<Gpa, OutOfMemory> {
+        let data = self
+            .get_mut(id)
+            .and_then(|inode| inode.file_mut())
+            .map_err(|_| OutOfMemory::Exhausted)?;
+        if let Some(frame) = data.pages.get(&page_index) {
+            return Ok(*frame);
+        }
+        let frame = memory.alloc_frame()?;
+        data.pages.insert(page_index, frame);
+        Ok(frame)
+    }
+
+    /// Reads at `offset`; the count is short only at the end of the file.
+    ///
+    /// # Errors
+    /// `EISDIR`, `EINVAL` for what is no regular file.
+    pub fn read(
+        &self,
+        memory: &GuestMemory,
+        id: InodeId,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let data = self.get(id)?.file()?;
+        let left = usize::try_from(data.size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let len = buf.len().min(left);
+        for (page, in_page, at, count) in by_page(offset, len) {
+            let Some(into) = buf.get_mut(at..at.saturating_add(count)) else {
+                break;
+            };
+            match data.pages.get(&page) {
+                Some(frame) => {
+                    memory
+                        .read(frame.wrapping_add(in_page), into)
+                        .map_err(|_| Errno::EIO)?;
+                }
+                None => into.fill(0),
+            }
+        }
+        Ok(len)
+    }
+
+    /// Updates the access time as relatime mounts do (mount(8)).
+    pub fn accessed(&mut self, id: InodeId, now: FileTime) {
+        const DAY_S: i64 = 24 * 60 * 60;
+        let Ok(inode) = self.get(id) else { return };
+        let old = inode.atime <= inode.mtime || inode.atime <= inode.ctime;
+        if (old || now.sec.saturating_sub(inode.atime.sec) >= DAY_S)
+            && inode.atime != now
+            && let Ok(inode) = self.get_mut(id)
+        {
+            inode.atime = now;
+        }
+    }
+
+    /// Writes at `offset`, growing the file.
+    ///
+    /// # Errors
+    /// `ENOSPC` when nothing could be written, `EFBIG`, `EPERM` for a sealed file, `EISDIR`.
+    pub fn write(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: InodeId,
+        offset: u64,
+        bytes: &[u8],
+        now: FileTime,
+    ) -> Result<usize, Errno> {
+        let data = self.get(id)?.file()?;
+        if data.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0 {
+            return Err(Errno::EPERM);
+        }
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let room = SIZE_MAX
+            .checked_sub(offset)
+            .filter(|room| *room > 0)
+            .ok_or(Errno::EFBIG)?;
+        let mut len = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+        if data.seals & SEAL_GROW != 0 {
+            // As shmem_write_begin: what would grow the file is refused, what comes before is not.
+            let inside = data.size.saturating_sub(offset);
+            len = len.min(usize::try_from(inside).unwrap_or(usize::MAX));
+            if len == 0 {
+                return Err(Errno::EPERM);
+            }
+        }
+        let mut done = 0usize;
+        for (page, in_page, at, count) in by_page(offset, len) {
+            let Ok(frame) = self.page_for_write(memory, id, page) else {
+                break;
+            };
+            let Some(from) = bytes.get(at..at.saturating_add(count)) else {
+                break;
+            };
+            memory
+                .write(frame.wrapping_add(in_page), from)
+                .map_err(|_| Errno::EIO)?;
+            done = at.saturating_add(count);
+        }
+        if done == 0 {
+            return Err(Errno::ENOSPC);
+        }
+        let inode = self.get_mut(id)?;
+        let data = inode.file_mut()?;
+        data.size = data.size.max(offset.saturating_add(done as u64));
+        inode.written(now);
+        Ok(done)
+    }
+
+    /// Sets the size (truncate(2)); the answer says which pages are gone.
+    ///
+    /// # Errors
+    /// `EINVAL` beyond the largest size is left to the caller (`EFBIG` here); `EPERM` for a sealed
+    /// file; `EISDIR`.
+    pub fn set_size(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: InodeId,
+        size: u64,
+        now: FileTime,
+    ) -> Result<Touched, Errno> {
+        let data = self.get(id)?.file()?;
+        if size > SIZE_MAX {
+            return Err(Errno::EFBIG);
+        }
+        if size < data.size && data.seals & SEAL_SHRINK != 0
+            || size > data.size && data.seals & SEAL_GROW != 0
+        {
+            return Err(Errno::EPERM);
+        }
+        let shrinks = size < data.size;
+        let touched = if shrinks {
+            self.drop_bytes(memory, id, size, SIZE_MAX)?
+        } else {
+            Touched::NONE
+        };
+        let inode = self.get_mut(id)?;
+        inode.file_mut()?.size = size;
+        inode.written(now);
+        Ok(touched)
+    }
+
+    /// Makes a hole of `start..end` bytes: whole pages lose their frames, parts of pages are zeroed.
+    fn drop_bytes(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: InodeId,
+        start: u64,
+        end: u64,
+    ) -> Result<Touched, Errno> {
+        let data = self.get_mut(id)?.file_mut()?;
+        let first = start.div_ceil(PAGE_SIZE);
+        let last = end / PAGE_SIZE;
+        let mut edges: Vec<(u64, u64, u64)> = Vec::new();
+        if first > last {
+            // Both ends lie in one page.
+            edges.push((start / PAGE_SIZE, start % PAGE_SIZE, end % PAGE_SIZE));
+        } else {
+            if start % PAGE_SIZE != 0 {
+                edges.push((start / PAGE_SIZE, start % PAGE_SIZE, PAGE_SIZE));
+            }
+            edges.push((last, 0, end % PAGE_SIZE));
+        }
+        for (page, from, to) in edges {
+            if let (Some(frame), Some(len)) = (data.pages.get(&page), to.checked_sub(from)) {
+                memory
+                    .zero(frame.wrapping_add(from), len)
+                    .map_err(|_| Errno::EIO)?;
+            }
+        }
+        if first >= last {
+            return Ok(Touched::NONE);
+        }
+        let gone: Vec<(u64, Gpa)> = data
+            .pages
+            .range(first..last)
+            .map(|(page, frame)| (*page, *frame))
+            .collect();
+        for (page, frame) in gone {
+            data.pages.remove(&page);
+            memory.free_frame(frame);
+        }
+        // The last one is never whole: what follows it counts as gone too, for mappings beyond.
+        Ok(Touched {
+            first,
+            end: if end == SIZE_MAX { u64::MAX } else { last },
+        })
+    }
+
+    /// fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE). The answer says
+    /// which pages are gone.
+    ///
+    /// # Errors
+    /// `EPERM` for a sealed file; `EISDIR`.
+    pub fn punch_hole(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: InodeId,
+        start: u64,
+        end: u64,
+        now: FileTime,
+    ) -> Result<Touched, Errno> {
+        if self.get(id)?.file()?.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0 {
+            return Err(Errno::EPERM);
+        }
+        let touched = self.drop_bytes(memory, id, start, end)?;
+        self.get_mut(id)?.written(now);
+        Ok(touched)
+    }
+
+    /// fallocate(0) and fallocate(FALLOC_FL_KEEP_SIZE): gives `start..end` frames.
+    ///
+    /// # Errors
+    /// `ENOSPC`, and then nothing has been allocated; `EPERM` for a file sealed against growing;
+    /// `EISDIR`.
+    pub fn allocate(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: InodeId,
+        (start, end): (u64, u64),
+        keep_size: KeepSize,
+        now: FileTime,
+    ) -> Result<(), Errno> {
+        let data = self.get(id)?.file()?;
+        if data.seals & SEAL_GROW != 0 && end > data.size {
+            return Err(Errno::EPERM);
+        }
+        let mut added = Vec::new();
+        for page in start / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
+            if self.page_for_read(id, page).is_some() {
+                continue;
+            }
+            if self.page_for_write(memory, id, page).is_err() {
+                let data = self.get_mut(id)?.file_mut()?;
+                for page in added {
+                    if let Some(frame) = data.pages.remove(&page) {
+                        memory.free_frame(frame);
+                    }
+                }
+                return Err(Errno::ENOSPC);
+            }
+            added.push(page);
+        }
+        let inode = self.get_mut(id)?;
+        let data = inode.file_mut()?;
+        if keep_size == KeepSize::No {
+            data.size = data.size.max(end);
+        }
+        inode.ctime = now;
+        Ok(())
+    }
+
+    /// The next offset at or after `offset` that holds data or, with [`Seek::Hole`], none (lseek(2)).
+    ///
+    /// # Errors
+    /// `ENXIO` at or past the end of the file, or when no data follows.
+    pub fn seek(&self, id: InodeId, offset: u64, seek: Seek) -> Result<u64, Errno> {
+        let data = self.get(id)?.file()?;
+        if offset >= data.size {
+            return Err(Errno::ENXIO);
+        }
+        let page = offset / PAGE_SIZE;
+        match seek {
+            Seek::Data => {
+                let found = data
+                    .pages
+                    .range(page..)
+                    .next()
+                    .map(|(found, _)| *found)
+                    .ok_or(Errno::ENXIO)?;
+                let at = offset.max(found.saturating_mul(PAGE_SIZE));
+                if at < data.size {
+                    Ok(at)
+                } else {
+                    Err(Errno::ENXIO)
+                }
+            }
+            Seek::Hole => {
+                let mut hole = page;
+                for (found, _) in data.pages.range(page..) {
+                    if *found != hole {
+                        break;
+                    }
+                    hole = hole.saturating_add(1);
+                }
+                Ok(offset.max(hole.saturating_mul(PAGE_SIZE)).min(data.size))
+            }
+        }
+    }
+}
+
+/// Whether allocation may grow the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KeepSize {
+    /// It may.
+    No,
+    /// FALLOC_FL_KEEP_SIZE
+    Yes,
+}
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seek {
+    /// SEEK_DATA
+    Data,
+    /// SEEK_HOLE
+    Hole,
+}
+
+impl super::Inode {
+    /// Contents changed: times, and the set-id bits go (the writer has no CAP_FSETID).
+    fn written(&mut self, now: FileTime) {
+        self.touch(now);
+        self.mode &= !S_ISUID;
+        if self.mode & S_ISGID_EXEC == S_ISGID_EXEC {
+            self.mode &= !0o2000;
+        }
+    }
+}

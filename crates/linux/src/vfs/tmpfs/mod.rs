@@ -1,0 +1,413 @@
+//! The memory file system: a value. File contents are guest frames, held by reference count, so that
+//! read, write and mmap see one thing.
+//!
+//! Permissions are checked by the callers ([`super::change`]); this module keeps the tree
+//! consistent and gives tmpfs's errors.
+
+pub mod data;
+mod tree;
+
+pub use data::{KeepSize, Seek, Touched};
+pub use tree::{Exchange, MAX_NAME};
+
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
+use kvmlet_mem::GuestMemory;
+
+use super::attr::{Attr, FileTime, S_IFDIR, S_IFLNK, S_IFREG, makedev};
+
+/// Device number of the memory file system (an anonymous one, as Linux's tmpfs has).
+pub const TMP_DEV: u64 = makedev(0, 0x7f);
+/// Host memory charged to the program for an inode: more than one takes.
+pub(super) const INODE_COST_BYTES: u64 = 1024;
+/// Host memory charged for a directory entry with the longest name.
+pub(super) const ENTRY_COST_BYTES: u64 = 512;
+
+/// Name of an inode.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct InodeId(pub u64);
+
+/// The tree mounted at /tmp, and unnamed files (O_TMPFILE, memfd_create).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TmpFs {
+    inodes: OrdMap<InodeId, Inode>,
+    next: u64,
+}
+
+/// A file, directory or symbolic link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Inode {
+    /// What it holds.
+    pub body: Body,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Directory entries that name it.
+    pub nlink: u32,
+    /// Last access.
+    pub atime: FileTime,
+    /// Last modification.
+    pub mtime: FileTime,
+    /// Last status change.
+    pub ctime: FileTime,
+    /// Creation.
+    pub btime: FileTime,
+    /// Open descriptions and working directories.
+    pub opens: u32,
+    /// Mappings.
+    pub maps: u32,
+    /// Shared mappings that may be written.
+    pub writable_maps: u32,
+    /// A mount point or an ancestor of one: neither moved nor removed.
+    pub pinned: Pinned,
+}
+
+/// Whether a directory must stay where it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pinned {
+    /// It may be moved and removed.
+    No,
+    /// It leads to a mounted host tree.
+    Yes,
+}
+
+/// What an inode holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Body {
+    /// A regular file.
+    File(FileData),
+    /// A directory.
+    Dir(DirData),
+    /// A symbolic link's target.
+    Symlink(Arc<[u8]>),
+}
+
+/// A regular file's contents.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FileData {
+    /// Size in bytes.
+    pub size: u64,
+    /// Frames by page index; an absent one is a hole.
+    pub pages: OrdMap<u64, Gpa>,
+    /// F_SEAL_* in force (fcntl(2)); a file that was not made by memfd_create(MFD_ALLOW_SEALING)
+    /// has F_SEAL_SEAL from the start.
+    pub seals: u32,
+}
+
+/// A directory's entries.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirData {
+    /// Inode and cursor by name.
+    entries: OrdMap<Arc<[u8]>, (InodeId, u64)>,
+    /// Names by cursor, in order of creation: getdents64's stable order.
+    order: OrdMap<u64, Arc<[u8]>>,
+    next_cursor: u64,
+    /// The directory it is in; itself for the root and for a removed one.
+    pub parent: InodeId,
+    /// Its name there.
+    pub name: Arc<[u8]>,
+}
+
+/// What a new inode is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NewBody {
+    /// An empty regular file with these seals.
+    File(u32),
+    /// An empty directory.
+    Dir,
+    /// A symbolic link.
+    Symlink(Arc<[u8]>),
+}
+
+/// Owner, permissions and time of a new inode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewAttr {
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Now.
+    pub now: FileTime,
+}
+
+/// F_SEAL_SEAL
+pub const SEAL_SEAL: u32 = 1;
+/// F_SEAL_SHRINK
+pub const SEAL_SHRINK: u32 = 2;
+/// F_SEAL_GROW
+pub const SEAL_GROW: u32 = 4;
+/// F_SEAL_WRITE
+pub const SEAL_WRITE: u32 = 8;
+/// F_SEAL_FUTURE_WRITE
+pub const SEAL_FUTURE_WRITE: u32 = 16;
+/// F_SEAL_EXEC
+pub const SEAL_EXEC: u32 = 32;
+
+impl TmpFs {
+    /// The root directory.
+    pub const ROOT: InodeId = InodeId(1);
+
+    /// An empty tree, its root owned by root with mode 1777.
+    #[must_use]
+    pub fn new(now: FileTime) -> Self {
+        let attr = NewAttr {
+            mode: 0o1777,
+            uid: 0,
+            gid: 0,
+            now,
+        };
+        let mut root = Inode::new(&NewBody::Dir, attr, Self::ROOT);
+        root.nlink = 2;
+        root.pinned = Pinned::Yes;
+        Self {
+            inodes: OrdMap::unit(Self::ROOT, root),
+            next: 2,
+        }
+    }
+
+    /// An inode.
+    ///
+    /// # Errors
+    /// `ENOENT` if it is gone (never while something refers to it).
+    pub fn get(&self, id: InodeId) -> Result<&Inode, Errno> {
+        self.inodes.get(&id).ok_or(Errno::ENOENT)
+    }
+
+    /// An inode, to be changed.
+    ///
+    /// # Errors
+    /// As [`TmpFs::get`].
+    pub fn get_mut(&mut self, id: InodeId) -> Result<&mut Inode, Errno> {
+        self.inodes.get_mut(&id).ok_or(Errno::ENOENT)
+    }
+
+    /// A file without a name; one open reference.
+    ///
+    /// # Errors
+    /// `ENOSPC` when the memory limit is reached.
+    pub fn create_unnamed(
+        &mut self,
+        memory: &mut GuestMemory,
+        seals: u32,
+        attr: NewAttr,
+    ) -> Result<InodeId, Errno> {
+        let id = self.insert(memory, &NewBody::File(seals), attr)?;
+        self.get_mut(id)?.opens = 1;
+        Ok(id)
+    }
+
+    fn insert(
+        &mut self,
+        memory: &mut GuestMemory,
+        body: &NewBody,
+        attr: NewAttr,
+    ) -> Result<InodeId, Errno> {
+        let id = InodeId(self.next);
+        let inode = Inode::new(body, attr, id);
+        memory
+            .charge(inode.cost_bytes())
+            .map_err(|_| Errno::ENOSPC)?;
+        self.next = self.next.saturating_add(1);
+        self.inodes.insert(id, inode);
+        Ok(id)
+    }
+
+    /// What stat(2) tells of an inode.
+    ///
+    /// # Errors
+    /// As [`TmpFs::get`].
+    pub fn attr(&self, id: InodeId) -> Result<Attr, Errno> {
+        let inode = self.get(id)?;
+        let (size, pages) = match &inode.body {
+            Body::File(data) => (data.size, data.pages.len() as u64),
+            // As Linux's tmpfs counts: BOGO_DIRENT_SIZE for each entry, `.` and `..` included.
+            Body::Dir(dir) => (
+                (dir.entries.len() as u64)
+                    .saturating_add(2)
+                    .saturating_mul(20),
+                0,
+            ),
+            Body::Symlink(target) => (target.len() as u64, 0),
+        };
+        Ok(Attr {
+            dev: TMP_DEV,
+            ino: id.0,
+            mode: inode.mode,
+            nlink: u64::from(inode.nlink),
+            uid: inode.uid,
+            gid: inode.gid,
+            rdev: 0,
+            size,
+            blksize: PAGE_SIZE as u32,
+            blocks: pages.saturating_mul(PAGE_SIZE / 512),
+            atime: inode.atime,
+            mtime: inode.mtime,
+            ctime: inode.ctime,
+            btime: Some(inode.btime),
+        })
+    }
+
+    /// One more open description or working directory.
+    pub fn open_ref(&mut self, id: InodeId) {
+        if let Ok(inode) = self.get_mut(id) {
+            inode.opens = inode.opens.saturating_add(1);
+        }
+    }
+
+    /// One less.
+    pub fn close_ref(&mut self, memory: &mut GuestMemory, id: InodeId) {
+        if let Ok(inode) = self.get_mut(id) {
+            inode.opens = inode.opens.saturating_sub(1);
+        }
+        self.drop_if_unused(memory, id);
+    }
+
+    /// One more mapping.
+    pub fn map_ref(&mut self, id: InodeId, mapping: MapKind) {
+        if let Ok(inode) = self.get_mut(id) {
+            inode.maps = inode.maps.saturating_add(1);
+            if mapping == MapKind::SharedWritable {
+                inode.writable_maps = inode.writable_maps.saturating_add(1);
+            }
+        }
+    }
+
+    /// One less. Its kind is as in the [`TmpFs::map_ref`] that it takes back.
+    pub fn map_unref(&mut self, memory: &mut GuestMemory, id: InodeId, mapping: MapKind) {
+        if let Ok(inode) = self.get_mut(id) {
+            inode.maps = inode.maps.saturating_sub(1);
+            if mapping == MapKind::SharedWritable {
+                inode.writable_maps = inode.writable_maps.saturating_sub(1);
+            }
+        }
+        self.drop_if_unused(memory, id);
+    }
+
+    /// Removes an inode that nothing refers to, and frees its frames.
+    fn drop_if_unused(&mut self, memory: &mut GuestMemory, id: InodeId) {
+        let unused = self
+            .get(id)
+            .is_ok_and(|inode| inode.nlink == 0 && inode.opens == 0 && inode.maps == 0);
+        if !unused {
+            return;
+        }
+        if let Some(inode) = self.inodes.remove(&id) {
+            memory.uncharge(inode.cost_bytes());
+            if let Body::File(data) = inode.body {
+                data.pages
+                    .values()
+                    .for_each(|frame| memory.free_frame(*frame));
+            }
+        }
+    }
+
+    /// Frees every frame of the file system: when its sandbox ends or it is replaced.
+    pub fn free_all(&mut self, memory: &mut GuestMemory) {
+        for (_, inode) in std::mem::take(&mut self.inodes) {
+            if let Body::File(data) = inode.body {
+                data.pages
+                    .values()
+                    .for_each(|frame| memory.free_frame(*frame));
+            }
+        }
+    }
+}
+
+/// What a mapping of a file can do to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapKind {
+    /// Private, or shared and never writable.
+    ReadOnly,
+    /// Shared, and writable or able to become so.
+    SharedWritable,
+}
+
+impl Inode {
+    fn new(body: &NewBody, attr: NewAttr, id: InodeId) -> Self {
+        let (kind, body) = match body {
+            NewBody::File(seals) => (
+                S_IFREG,
+                Body::File(FileData {
+                    seals: *seals,
+                    ..FileData::default()
+                }),
+            ),
+            NewBody::Dir => (S_IFDIR, Body::Dir(DirData::new(id))),
+            NewBody::Symlink(target) => (S_IFLNK, Body::Symlink(Arc::clone(target))),
+        };
+        Self {
+            body,
+            mode: kind | (attr.mode & 0o7777),
+            uid: attr.uid,
+            gid: attr.gid,
+            nlink: 0,
+            atime: attr.now,
+            mtime: attr.now,
+            ctime: attr.now,
+            btime: attr.now,
+            opens: 0,
+            maps: 0,
+            writable_maps: 0,
+            pinned: Pinned::No,
+        }
+    }
+
+    fn cost_bytes(&self) -> u64 {
+        match &self.body {
+            Body::Symlink(target) => INODE_COST_BYTES.saturating_add(target.len() as u64),
+            Body::File(_) | Body::Dir(_) => INODE_COST_BYTES,
+        }
+    }
+
+    /// The contents of a regular file.
+    ///
+    /// # Errors
+    /// `EISDIR` for a directory, `EINVAL` for a symbolic link.
+    pub fn file(&self) -> Result<&FileData, Errno> {
+        match &self.body {
+            Body::File(data) => Ok(data),
+            Body::Dir(_) => Err(Errno::EISDIR),
+            Body::Symlink(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// As [`Inode::file`], to be changed.
+    ///
+    /// # Errors
+    /// As [`Inode::file`].
+    pub fn file_mut(&mut self) -> Result<&mut FileData, Errno> {
+        match &mut self.body {
+            Body::File(data) => Ok(data),
+            Body::Dir(_) => Err(Errno::EISDIR),
+            Body::Symlink(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The entries of a directory.
+    ///
+    /// # Errors
+    /// `ENOTDIR`.
+    pub fn dir(&self) -> Result<&DirData, Errno> {
+        match &self.body {
+            Body::Dir(dir) => Ok(dir),
+            Body::File(_) | Body::Symlink(_) => Err(Errno::ENOTDIR),
+        }
+    }
+
+    pub(super) fn dir_mut(&mut self) -> Result<&mut DirData, Errno> {
+        match &mut self.body {
+            Body::Dir(dir) => Ok(dir),
+            Body::File(_) | Body::Symlink(_) => Err(Errno::ENOTDIR),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
