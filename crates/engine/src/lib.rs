@@ -1,1 +1,77 @@
-//! kvmlet-engine
+//! A sandbox: a program in its own VM, run until it ends or a limit ends it.
+//!
+//! This room joins the others: it builds the VM ([`boot`]), carries traps between the vCPU and the
+//! personality ([`run`]), enforces limits, and reports.
+#![forbid(unsafe_code)]
+
+mod boot;
+mod error;
+mod flush;
+mod harden;
+mod outcome;
+mod run;
+mod stats;
+
+use std::time::Duration;
+
+pub use error::EngineError;
+pub use harden::harden;
+pub use kvmlet_hv::probe::{ProbeReport, probe};
+pub use kvmlet_linux::syscalls::table::{Support, rows};
+pub use outcome::{Ending, RunOutcome};
+pub use run::Owner;
+pub use stats::Stat;
+
+/// Where a program's standard streams go.
+#[derive(Debug)]
+pub enum Streams {
+    /// To the caller's own descriptors 0, 1 and 2; one that is closed stays closed.
+    Inherit,
+    /// Input from these bytes; output collected up to a limit in bytes (both streams together).
+    Capture {
+        /// All of standard input.
+        input: Vec<u8>,
+        /// Limit on what is collected.
+        output_limit_bytes: u64,
+    },
+}
+
+/// Whether calls are traced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trace {
+    /// No.
+    Off,
+    /// Each call gives a line to [`Owner::trace`].
+    On,
+}
+
+/// What to run.
+#[derive(Debug)]
+pub struct Program {
+    /// Arguments; the first names the program, looked up in PATH if it has no slash.
+    pub argv: Vec<Vec<u8>>,
+    /// Environment.
+    pub env: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Working directory: absolute, canonical, readable to the program.
+    pub cwd: Vec<u8>,
+    /// Standard streams.
+    pub streams: Streams,
+    /// Wall-clock limit.
+    pub timeout: Option<Duration>,
+    /// Memory limit in bytes.
+    pub memory_bytes: u64,
+    /// Trace.
+    pub trace: Trace,
+}
+
+/// Runs a program in a new VM until it ends. The VM and all it held are gone when this returns.
+///
+/// # Errors
+/// [`EngineError`]: the program could not be started, or kvmlet failed; never what the program did.
+pub fn run(program: &Program, owner: &mut dyn Owner) -> Result<RunOutcome, EngineError> {
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut sandbox = boot::build(program)?;
+        sandbox.run(owner)
+    }));
+    caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
+}

@@ -218,7 +218,10 @@ pub(crate) struct FileArea(Arc<Reservation>);
 impl FileArea {
     /// Reserves `len_bytes` that cannot be accessed.
     pub(crate) fn new(len_bytes: u64) -> Result<Self, Errno> {
-        Ok(Self(Arc::new(Reservation::new(len_bytes, ProtFlags::empty())?)))
+        Ok(Self(Arc::new(Reservation::new(
+            len_bytes,
+            ProtFlags::empty(),
+        )?)))
     }
 
     pub(crate) fn addr(&self) -> usize {

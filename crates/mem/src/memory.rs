@@ -148,7 +148,10 @@ impl GuestMemory {
     #[must_use]
     pub fn take_new_slots(&mut self) -> Vec<SlotMemory> {
         let new = self.specs.get(self.announced..).unwrap_or_default();
-        let new = new.iter().filter_map(|spec| self.slot_memory(spec.id)).collect();
+        let new = new
+            .iter()
+            .filter_map(|spec| self.slot_memory(spec.id))
+            .collect();
         self.announced = self.specs.len();
         new
     }
@@ -161,7 +164,10 @@ impl GuestMemory {
             Store::Tables { map, .. } | Store::Ram { map, .. } => map.share(),
             Store::Files(files) => files.area().share(),
         };
-        Some(SlotMemory { spec: *self.specs.get(index)?, _keep: keep })
+        Some(SlotMemory {
+            spec: *self.specs.get(index)?,
+            _keep: keep,
+        })
     }
 
     /// The host page behind the page-aligned frame `gpa`, with a share of its memory. `None` for
@@ -170,12 +176,17 @@ impl GuestMemory {
     pub fn host_page(&self, gpa: Gpa) -> Option<HostPage> {
         let addr = self.host_addr(gpa.page_down())?;
         let spec = self.specs.iter().find(|spec| {
-            gpa.0.checked_sub(spec.gpa.0).is_some_and(|offset| offset < spec.len_bytes)
+            gpa.0
+                .checked_sub(spec.gpa.0)
+                .is_some_and(|offset| offset < spec.len_bytes)
         })?;
         if !gpa.is_page_aligned() || self.is_file_backed(gpa) {
             return None;
         }
-        Some(HostPage { addr, _keep: self.slot_memory(spec.id)? })
+        Some(HostPage {
+            addr,
+            _keep: self.slot_memory(spec.id)?,
+        })
     }
 
     /// The slots that hold page tables: what [`PendingFlush::All`] deletes and adds again on software

@@ -1,5 +1,7 @@
 //! File mappings: contents, privacy, truncation under a mapping, reuse of space.
 
+#![expect(clippy::disallowed_methods, reason = "tests make their own files")]
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,7 @@
 //! Frames, limits and checked access.
 
+#![expect(clippy::disallowed_methods, reason = "tests read the host's accounts")]
+
 use std::collections::BTreeSet;
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE};
@@ -28,7 +30,11 @@ fn slots_are_congruent_disjoint_and_announced_once() {
     let more = mem.take_new_slots();
     assert!(!more.is_empty());
     let slots = mem.slots().to_vec();
-    let announced: Vec<_> = [first, more].concat().iter().map(|slot| *slot.spec()).collect();
+    let announced: Vec<_> = [first, more]
+        .concat()
+        .iter()
+        .map(|slot| *slot.spec())
+        .collect();
     assert_eq!(slots, announced);
     for (place, slot) in slots.iter().enumerate() {
         assert_eq!(slot.id.0 as usize, place);

@@ -1,1 +1,181 @@
-//! kvmlet-py
+//! The extension module `kvmlet._native`: conversions, the GIL, errors. No logic.
+#![allow(unsafe_code)] // what PyO3's macros expand to
+
+use std::time::Duration;
+
+use kvmlet_engine::{Ending, EngineError, Owner, Program, RunOutcome, Streams, Support, Trace};
+use pyo3::create_exception;
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+mod doctor;
+
+create_exception!(
+    _native,
+    NativeError,
+    PyException,
+    "A run could not be made: (kind, message)."
+);
+
+fn to_py(error: &EngineError) -> PyErr {
+    NativeError::new_err((error.kind(), error.to_string()))
+}
+
+/// What a run gave back; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+struct Outcome(RunOutcome);
+
+#[pymethods]
+impl Outcome {
+    #[getter]
+    fn exit_code(&self) -> Option<u8> {
+        match self.0.ending {
+            Ending::Exited(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    #[getter]
+    fn signal(&self) -> Option<u8> {
+        match self.0.ending {
+            Ending::Signal(signo) => Some(signo),
+            _ => None,
+        }
+    }
+
+    #[getter]
+    fn reason(&self) -> &'static str {
+        self.0.ending.reason()
+    }
+
+    #[getter]
+    fn stdout<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.stdout)
+    }
+
+    #[getter]
+    fn stderr<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.stderr)
+    }
+
+    #[getter]
+    fn denials(&self) -> Vec<(String, &'static str, String)> {
+        let denials = self.0.denials.iter();
+        denials
+            .map(|denial| (denial.what.clone(), denial.errno, denial.remedy.clone()))
+            .collect()
+    }
+
+    #[getter]
+    fn events(&self) -> Vec<(String, String)> {
+        self.0.events.clone()
+    }
+
+    #[getter]
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = PyDict::new(py);
+        for (name, stat) in &self.0.stats {
+            match stat {
+                kvmlet_engine::Stat::Count(count) => stats.set_item(name, count)?,
+                kvmlet_engine::Stat::Microseconds(us) => stats.set_item(name, us)?,
+            }
+        }
+        Ok(stats)
+    }
+}
+
+/// Python's signal handlers decide whether a run goes on; trace lines go to standard error.
+struct PythonOwner {
+    raised: Option<PyErr>,
+}
+
+impl Owner for PythonOwner {
+    fn stop_requested(&mut self) -> bool {
+        if self.raised.is_none() {
+            self.raised = Python::attach(|py| py.check_signals()).err();
+        }
+        self.raised.is_some()
+    }
+
+    fn trace(&mut self, line: &str) {
+        eprintln!("{line}");
+    }
+}
+
+/// Runs a program in its own VM; see `_native.pyi`.
+#[pyfunction]
+#[pyo3(signature = (argv, *, env, cwd, input, capture, timeout_s, memory_bytes, output_limit_bytes, trace))]
+#[allow(clippy::too_many_arguments)] // the keywords of one Python call
+fn run(
+    py: Python<'_>,
+    argv: Vec<Vec<u8>>,
+    env: Vec<(Vec<u8>, Vec<u8>)>,
+    cwd: Vec<u8>,
+    input: Option<Vec<u8>>,
+    capture: bool,
+    timeout_s: Option<f64>,
+    memory_bytes: u64,
+    output_limit_bytes: u64,
+    trace: bool,
+) -> PyResult<Outcome> {
+    let timeout = timeout_s
+        .map(Duration::try_from_secs_f64)
+        .transpose()
+        .map_err(|error| NativeError::new_err(("bad_argument", format!("timeout: {error}"))))?;
+    let streams = if capture {
+        Streams::Capture {
+            input: input.unwrap_or_default(),
+            output_limit_bytes,
+        }
+    } else {
+        Streams::Inherit
+    };
+    let trace = if trace { Trace::On } else { Trace::Off };
+    let program = Program {
+        argv,
+        env,
+        cwd,
+        streams,
+        timeout,
+        memory_bytes,
+        trace,
+    };
+    let mut owner = PythonOwner { raised: None };
+    let result = py.detach(|| kvmlet_engine::run(&program, &mut owner));
+    if let Some(raised) = owner.raised {
+        return Err(raised);
+    }
+    result.map(Outcome).map_err(|error| to_py(&error))
+}
+
+/// Gives up what a run does not need; see `_native.pyi`.
+#[pyfunction]
+fn harden(cwd: Vec<u8>) -> Vec<String> {
+    kvmlet_engine::harden(&cwd)
+}
+
+/// Every system call: number, name, level of support, note.
+#[pyfunction]
+fn syscalls() -> Vec<(u16, &'static str, &'static str, &'static str)> {
+    let level = |support| match support {
+        Support::Full => "full",
+        Support::Partial => "partial",
+        Support::None => "none",
+    };
+    kvmlet_engine::rows()
+        .iter()
+        .map(|row| (row.nr, row.name, level(row.support), row.note))
+        .collect()
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Outcome>()?;
+    module.add("NativeError", module.py().get_type::<NativeError>())?;
+    module.add_function(wrap_pyfunction!(run, module)?)?;
+    module.add_function(wrap_pyfunction!(harden, module)?)?;
+    module.add_function(wrap_pyfunction!(syscalls, module)?)?;
+    module.add_function(wrap_pyfunction!(doctor::probe, module)?)?;
+    Ok(())
+}

@@ -16,6 +16,17 @@ pub enum World {
     Software,
 }
 
+impl World {
+    /// The word that reports use.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hardware => "hardware",
+            Self::Software => "software",
+        }
+    }
+}
+
 /// Meaning of a pc for a thread stopped in or near the syscall entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StubPc {

@@ -130,6 +130,10 @@ pub(super) fn tai_offset_sec() -> i64 {
 /// Whether the host's kernel keeps time by the TSC, which it does only after it has found it stable
 /// and the same on every processor. A paravirtual clock is a function of the TSC too, but follows
 /// migrations: it counts only with an invariant TSC.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a fact about the host, not a file for a guest"
+)]
 pub(super) fn tsc_is_trusted() -> bool {
     const CURRENT: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     match std::fs::read_to_string(CURRENT) {

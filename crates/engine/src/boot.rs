@@ -1,0 +1,428 @@
+//! Building a sandbox: memory, the VMM's pages, a vCPU, the kernel value, the program.
+
+use std::sync::Arc;
+
+use imbl::{OrdMap, Vector};
+use kvmlet_abi::layout;
+use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
+use kvmlet_hv::{Kvm, Vcpu, VcpuConfig, Vm, World};
+use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
+use kvmlet_linux::exec::{self, ExecRequest};
+use kvmlet_linux::fd::FdTable;
+use kvmlet_linux::host::Host;
+use kvmlet_linux::kernel::{Ids, Kernel, Pid, Process, Thread, Tid, XState};
+use kvmlet_linux::mm::Mm;
+use kvmlet_linux::personality::Personality;
+use kvmlet_linux::sched::Sched;
+use kvmlet_linux::signal::{SigState, ThreadSignals};
+use kvmlet_linux::vfs::locks::Locks;
+use kvmlet_linux::vfs::pipe::Pipes;
+use kvmlet_linux::vfs::{self, StdStream};
+use kvmlet_mem::{GuestMemory, PageSize, PageTables, PteFlags};
+use kvmlet_policy::Policy;
+use kvmlet_stub::vdso::{self, ClockConfig, GuestTsc, HostClock};
+use rustix::process::{getgid, getuid};
+
+use crate::run::{Sandbox, VcpuState, now_ns};
+use crate::stats::Times;
+use crate::{EngineError, Program, Streams, Trace};
+
+/// Smallest memory limit that leaves room for a program.
+const MEMORY_MIN_BYTES: u64 = 4 << 20;
+/// Largest memory limit: what the guest-physical layout has room for.
+const MEMORY_MAX_BYTES: u64 = 1 << 40;
+const FIRST: Pid = Pid(1);
+
+/// The VMM's pages that something outside refers to later.
+struct VmmPages {
+    exc_stack: Gpa,
+    flush_stack: Gpa,
+    stub_data: Gpa,
+}
+
+/// Builds everything up to the program's first instruction.
+pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
+    let started_ns = now_ns();
+    if !(MEMORY_MIN_BYTES..=MEMORY_MAX_BYTES).contains(&program.memory_bytes) {
+        return Err(EngineError::BadArgument(format!(
+            "a memory limit of {} bytes is out of range: give between 4m and 1024g",
+            program.memory_bytes
+        )));
+    }
+    let kvm = Kvm::open()?;
+    let vm = kvm.create_vm()?;
+    let mut memory = GuestMemory::new(program.memory_bytes)?;
+    let mut tables = PageTables::new(&mut memory)?;
+    let known = kvm.known_world();
+    let pages = map_vmm_pages(&mut memory, &mut tables, known)?;
+    let vdso_pages = place_vdso(&mut memory)?;
+    for slot in memory.take_new_slots() {
+        vm.set_slot(slot)?;
+    }
+    let mut vcpu = make_vcpu(&vm, &memory, &tables, &pages, known)?;
+    let world = match known {
+        Some(world) => world,
+        None => {
+            let world = vcpu.probe_world()?;
+            tables.unmap_range(
+                &mut memory,
+                layout::PROBE_CODE,
+                PAGE_SIZE,
+                |memory, _, leaf| {
+                    memory.free_frame(leaf.gpa);
+                },
+            )?;
+            if world == World::Hardware {
+                settle_world(&mut memory, &mut tables, world)?;
+            }
+            world
+        }
+    };
+    if world == World::Software {
+        memory.expose_tables()?;
+        tables.attach_window(&mut memory);
+    }
+    let mut clock = HostClock::new(ClockConfig {
+        // A kernel that cannot say (before 5.16) gets the clock by calls.
+        guest_tsc: vcpu
+            .tsc_offset()
+            .map_or(GuestTsc::Unrelated, GuestTsc::Offset),
+        tsc_khz: vcpu.tsc_khz(),
+        ..ClockConfig::default()
+    });
+    clock.publish(&mut |offset, bytes| {
+        // The page is the VM's own and always present: a failed write cannot happen.
+        let _ = memory.write(vdso_pages.data.wrapping_add(offset as u64), bytes);
+    });
+
+    let xstate = vcpu.xstate_layout();
+    let machine = Machine {
+        memory,
+        tables,
+        vdso: Some(vdso_pages),
+        cpu: CpuInfo {
+            hwcap: kvmlet_hv::cpuid_1_edx(),
+            hwcap2: 2,
+        },
+    };
+    let mut host = make_host(program)?;
+    host.xfeatures = xstate.xcr0;
+    host.xstate_len = xstate.len_bytes;
+    let mut machine = machine;
+    let mut kernel = first_kernel(program, &host, &mut machine.memory)?;
+    start_program(program, &mut kernel, &mut machine, &mut host)?;
+
+    let mut sandbox = Sandbox {
+        vcpu: VcpuState::new(vcpu),
+        vm,
+        personality: Personality::new(kernel, machine, host),
+        clock,
+        vdso_data: vdso_pages.data,
+        stub_data: pages.stub_data,
+        deadline_ns: program.timeout.map(|timeout| {
+            started_ns.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
+        }),
+        times: Times::default(),
+        started_ns,
+        full_flushes: 0,
+    };
+    sandbox.write_constants()?;
+    sandbox.times.setup_ns = now_ns().saturating_sub(started_ns);
+    Ok(sandbox)
+}
+
+fn make_vcpu(
+    vm: &Vm,
+    memory: &GuestMemory,
+    tables: &PageTables,
+    pages: &VmmPages,
+    world: Option<World>,
+) -> Result<Vcpu, EngineError> {
+    let page = |gpa| {
+        memory
+            .host_page(gpa)
+            .ok_or_else(|| EngineError::Internal("a VMM page has no memory".to_owned()))
+    };
+    let config = VcpuConfig {
+        cr3: tables.root(),
+        exc_stack: page(pages.exc_stack)?,
+        flush_stack: page(pages.flush_stack)?,
+        world,
+    };
+    Ok(vm.create_vcpu(config)?)
+}
+
+fn place(
+    memory: &mut GuestMemory,
+    tables: &mut PageTables,
+    gva: Gva,
+    bytes: &[u8],
+    flags: PteFlags,
+) -> Result<Gpa, EngineError> {
+    let gpa = memory.alloc_table_frame()?;
+    memory.write(gpa, bytes)?;
+    tables.map(memory, gva, gpa, PageSize::Base, flags)?;
+    Ok(gpa)
+}
+
+/// The pages of [`layout`]. Before the world is known the syscall page is the software form, and the
+/// probe code is there too.
+fn map_vmm_pages(
+    memory: &mut GuestMemory,
+    tables: &mut PageTables,
+    world: Option<World>,
+) -> Result<VmmPages, EngineError> {
+    let data = PteFlags::WRITE | PteFlags::NX;
+    let code = PteFlags::empty();
+    place(memory, tables, layout::GDT, &kvmlet_stub::gdt_image(), data)?;
+    place(
+        memory,
+        tables,
+        layout::IDT,
+        &kvmlet_stub::idt_image(),
+        PteFlags::NX,
+    )?;
+    let stub_world = world.unwrap_or(World::Software);
+    place(
+        memory,
+        tables,
+        layout::TSS,
+        &kvmlet_stub::tss_image(stub_world),
+        data,
+    )?;
+    let exc_stack = place(memory, tables, layout::EXC_STACK, &[], data)?;
+    place(memory, tables, layout::DF_STACK, &[], data)?;
+    let flush_stack = place(memory, tables, layout::FLUSH_STACK, &[], data)?;
+    place(
+        memory,
+        tables,
+        layout::EXC_CODE,
+        kvmlet_stub::exception_code(),
+        code,
+    )?;
+    let syscall = kvmlet_stub::syscall_code(stub_world);
+    let user = user_flag(stub_world);
+    place(memory, tables, layout::SYSCALL_CODE, syscall, code | user)?;
+    let stub_data = place(memory, tables, layout::STUB_DATA, &[], PteFlags::NX | user)?;
+    if world.is_none() {
+        place(
+            memory,
+            tables,
+            layout::PROBE_CODE,
+            kvmlet_stub::probe_code(),
+            code | PteFlags::USER,
+        )?;
+    }
+    Ok(VmmPages {
+        exc_stack,
+        flush_stack,
+        stub_data,
+    })
+}
+
+fn user_flag(world: World) -> PteFlags {
+    match world {
+        World::Software => PteFlags::USER,
+        World::Hardware => PteFlags::empty(),
+    }
+}
+
+/// After the probe: replaces the syscall page and the task state segment by `world`'s forms, and
+/// narrows the syscall page and its constants.
+fn settle_world(
+    memory: &mut GuestMemory,
+    tables: &mut PageTables,
+    world: World,
+) -> Result<(), EngineError> {
+    let user = user_flag(world);
+    if let Some(gpa) = tables.translate(memory, layout::TSS) {
+        memory.write(gpa, &kvmlet_stub::tss_image(world))?;
+    }
+    if let Some(gpa) = tables.translate(memory, layout::SYSCALL_CODE) {
+        memory.zero(gpa, PAGE_SIZE)?;
+        memory.write(gpa, kvmlet_stub::syscall_code(world))?;
+    }
+    tables.protect_range(memory, layout::SYSCALL_CODE, PAGE_SIZE, user)?;
+    tables.protect_range(memory, layout::STUB_DATA, PAGE_SIZE, PteFlags::NX | user)?;
+    Ok(())
+}
+
+/// Frames of the vDSO: a data page and the image directly behind it.
+fn place_vdso(memory: &mut GuestMemory) -> Result<Vdso, EngineError> {
+    let image = vdso::image();
+    let image_pages = (image.len() as u64).div_ceil(PAGE_SIZE);
+    let run = memory.alloc_run(image_pages + 1)?;
+    if run.pages != image_pages + 1 {
+        return Err(EngineError::Internal(
+            "no consecutive frames in new memory".to_owned(),
+        ));
+    }
+    for (index, page) in image.chunks(PAGE_SIZE as usize).enumerate() {
+        memory.write(run.gpa.wrapping_add((index as u64 + 1) * PAGE_SIZE), page)?;
+    }
+    Ok(Vdso {
+        data: run.gpa,
+        image_pages,
+    })
+}
+
+fn make_host(program: &Program) -> Result<Host, EngineError> {
+    let policy = Policy::with_working_directory(&program.cwd)
+        .map_err(|error| EngineError::BadArgument(error.to_string()))?;
+    let limit = match &program.streams {
+        Streams::Capture {
+            output_limit_bytes, ..
+        } => *output_limit_bytes,
+        Streams::Inherit => 0,
+    };
+    let mut host = Host::new(policy, limit)
+        .map_err(|errno| EngineError::Host(format!("the file system cannot be opened: {errno}")))?;
+    host.report.trace = program.trace == Trace::On;
+    Ok(host)
+}
+
+fn first_kernel(
+    program: &Program,
+    host: &Host,
+    memory: &mut GuestMemory,
+) -> Result<Kernel, EngineError> {
+    let ids = Ids {
+        uid: getuid().as_raw(),
+        gid: getgid().as_raw(),
+    };
+    let process = Process {
+        pid: FIRST,
+        ppid: Pid(0),
+        mm: Mm::default(),
+        fds: FdTable::default(),
+        cwd: vfs::Dir::Path(Arc::from(program.cwd.as_slice())),
+        umask: 0o022,
+        signals: SigState::default(),
+        exe: Arc::from(&b""[..]),
+        cmdline: Arc::from(&b""[..]),
+        ended_cpu_ns: 0,
+        rlimits: rlimits(),
+    };
+    let thread = Thread {
+        tid: Tid(FIRST.0),
+        pid: FIRST,
+        regs: kvmlet_abi::UserRegs::default(),
+        xstate: XState::Initial,
+        signals: ThreadSignals::default(),
+        clear_child_tid: 0,
+        robust_list: 0,
+        comm: [0; 16],
+        interrupted: None,
+        cpu_time_ns: 0,
+    };
+    let mut sched = Sched::default();
+    sched.make_ready(Tid(FIRST.0));
+    Ok(Kernel {
+        processes: OrdMap::unit(FIRST, process),
+        threads: OrdMap::unit(Tid(FIRST.0), thread),
+        files: OrdMap::new(),
+        next_file: 1,
+        next_tid: FIRST.0 + 1,
+        tmpfs: vfs::new_tmpfs(host, memory).map_err(|errno| {
+            EngineError::BadArgument(format!("the memory limit is too small: {errno}"))
+        })?,
+        pipes: Pipes::default(),
+        locks: Locks::default(),
+        sched,
+        ids,
+        end: None,
+    })
+}
+
+/// What getrlimit(2) reports, by resource number (getrlimit(2); values as a fresh Linux login).
+fn rlimits() -> Vector<(u64, u64)> {
+    const INFINITE: u64 = u64::MAX;
+    let infinite = (INFINITE, INFINITE);
+    let mut limits: Vector<(u64, u64)> = std::iter::repeat_n(infinite, 16).collect();
+    limits[3] = (8 << 20, INFINITE); // RLIMIT_STACK
+    limits[4] = (0, INFINITE); // RLIMIT_CORE
+    limits[6] = (1024, 1024); // RLIMIT_NPROC
+    limits[7] = (kvmlet_linux::fd::NOFILE, kvmlet_linux::fd::NOFILE); // RLIMIT_NOFILE
+    limits[8] = (8 << 20, 8 << 20); // RLIMIT_MEMLOCK
+    limits[11] = (1024, 1024); // RLIMIT_SIGPENDING
+    limits[12] = (819_200, 819_200); // RLIMIT_MSGQUEUE
+    limits[13] = (0, 0); // RLIMIT_NICE
+    limits[14] = (0, 0); // RLIMIT_RTPRIO
+    limits
+}
+
+fn start_program(
+    program: &Program,
+    kernel: &mut Kernel,
+    machine: &mut Machine,
+    host: &mut Host,
+) -> Result<(), EngineError> {
+    let streams = match &program.streams {
+        Streams::Inherit => [StdStream::Inherit, StdStream::Inherit, StdStream::Inherit],
+        Streams::Capture { input, .. } => [
+            StdStream::Bytes(Arc::from(input.as_slice())),
+            StdStream::Capture,
+            StdStream::Capture,
+        ],
+    };
+    vfs::stdio::set_up(kernel, host, FIRST, &streams).map_err(|errno| {
+        EngineError::Host(format!("the standard streams cannot be set up: {errno}"))
+    })?;
+    let mut cx = Cx {
+        kernel,
+        machine,
+        host,
+        tid: Tid(FIRST.0),
+    };
+    let path = find_program(&mut cx, program)?;
+    let envp = program
+        .env
+        .iter()
+        .map(|(name, value)| [name.as_slice(), b"=", value.as_slice()].concat())
+        .collect();
+    exec::boot(
+        &mut cx,
+        ExecRequest {
+            path,
+            argv: program.argv.clone(),
+            envp,
+        },
+    )?;
+    Ok(())
+}
+
+/// execvp(3)'s search: a name without a slash is looked up in the guest's PATH.
+fn find_program(cx: &mut Cx<'_>, program: &Program) -> Result<Vec<u8>, EngineError> {
+    let name = program
+        .argv
+        .first()
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| EngineError::BadArgument("no program was given".to_owned()))?;
+    if name.contains(&b'/') {
+        return Ok(name.clone());
+    }
+    let path = program
+        .env
+        .iter()
+        .find(|(key, _)| key == b"PATH")
+        .map_or(&b""[..], |(_, value)| value);
+    let mut refused = None;
+    for dir in path.split(|byte| *byte == b':') {
+        let dir = if dir.is_empty() { &b"."[..] } else { dir };
+        let candidate = [dir, b"/", name.as_slice()].concat();
+        match vfs::open_exec(cx, &candidate) {
+            Ok(file) => {
+                vfs::close_exec(cx, file);
+                return Ok(candidate);
+            }
+            Err(kvmlet_abi::Errno::EACCES) => refused = Some(candidate),
+            Err(_) => {}
+        }
+    }
+    match refused {
+        Some(candidate) => Ok(candidate),
+        None => Err(EngineError::NotFound(
+            String::from_utf8_lossy(name).into_owned(),
+        )),
+    }
+}

@@ -1,0 +1,38 @@
+//! Discharging pending flushes: what makes an edit of a present page-table entry visible.
+//!
+//! On hardware the in-guest flush routine runs `invlpg`. On software KVM `invlpg` does not drop a
+//! shadow entry whose table the host has edited; a store to the entry at CPL 0 does, and deleting and
+//! adding again the slots that hold the tables drops everything.
+
+use kvmlet_hv::{HvError, Vcpu, Vm, World};
+use kvmlet_linux::cx::Machine;
+use kvmlet_mem::PendingFlush;
+
+/// Discharges what the page tables have recorded. Returns whether everything was flushed.
+pub(crate) fn discharge(vm: &Vm, vcpu: &mut Vcpu, machine: &mut Machine) -> Result<bool, HvError> {
+    let pending = machine.tables.take_pending();
+    let mut full = false;
+    match &pending {
+        PendingFlush::None => return Ok(false),
+        PendingFlush::Entries(entries) => {
+            let addresses: Vec<_> = match vcpu.world() {
+                Some(World::Software) => entries.iter().map(|stale| stale.window_gva()).collect(),
+                _ => entries.iter().map(|stale| stale.gva).collect(),
+            };
+            if vcpu.request_flush(&addresses).is_err() {
+                full = true;
+            }
+        }
+        PendingFlush::All => full = true,
+    }
+    if full {
+        for spec in machine.memory.table_slots() {
+            vm.refresh_slot(spec.id)?;
+        }
+        vcpu.forget_flush();
+    }
+    machine
+        .memory
+        .flush_discharged(&if full { PendingFlush::All } else { pending });
+    Ok(full)
+}

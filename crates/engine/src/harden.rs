@@ -1,0 +1,60 @@
+//! The second wall: what the host process of `kvmlet run` gives up before the guest starts.
+
+use std::path::PathBuf;
+
+use kvmlet_policy::Policy;
+use landlock::{
+    ABI, Access, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus,
+};
+
+/// Sets no-new-privileges and, where the kernel has Landlock, allows this process to read exactly what
+/// the policy lets the guest read, and to use /dev/kvm. Returns what could not be applied.
+/// Irrevocable for the calling thread and its children (landlock(7), prctl(2)).
+#[must_use]
+pub fn harden(cwd: &[u8]) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Err(error) = rustix::thread::set_no_new_privs(true) {
+        notes.push(format!("no-new-privileges could not be set: {error}"));
+    }
+    match restrict(cwd) {
+        Ok(RulesetStatus::NotEnforced) => {
+            notes.push("Landlock is not available in this kernel".to_owned())
+        }
+        Ok(_) => {}
+        Err(error) => notes.push(format!("Landlock could not be applied: {error}")),
+    }
+    notes
+}
+
+fn restrict(cwd: &[u8]) -> Result<RulesetStatus, String> {
+    let policy = Policy::with_working_directory(cwd).map_err(|error| error.to_string())?;
+    let text = |error: landlock::RulesetError| error.to_string();
+    // Only rights of the file system's first version: what a newer kernel adds is not needed here, and
+    // reading must go on for descriptors that are open already.
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI::V2))
+        .and_then(Ruleset::create)
+        .map_err(text)?;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    for tree in policy.readable_trees() {
+        let path =
+            PathBuf::from(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(tree));
+        let Ok(fd) = PathFd::new(&path) else { continue };
+        let access = if path.is_dir() {
+            read
+        } else {
+            AccessFs::ReadFile.into()
+        };
+        ruleset = ruleset
+            .add_rule(PathBeneath::new(fd, access))
+            .map_err(text)?;
+    }
+    if let Ok(kvm) = PathFd::new("/dev/kvm") {
+        let access = AccessFs::ReadFile | AccessFs::WriteFile;
+        ruleset = ruleset
+            .add_rule(PathBeneath::new(kvm, access))
+            .map_err(text)?;
+    }
+    Ok(ruleset.restrict_self().map_err(text)?.ruleset)
+}

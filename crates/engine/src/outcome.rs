@@ -1,0 +1,54 @@
+//! What a run gives back.
+
+use kvmlet_linux::report::Denial;
+
+use crate::stats::Stat;
+
+/// How a run ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// The program exited with this status.
+    Exited(u8),
+    /// A signal killed the program.
+    Signal(u8),
+    /// The wall-clock limit.
+    Timeout,
+    /// The memory limit.
+    Memory,
+    /// The limit on captured output.
+    Output,
+    /// The owner asked for it.
+    Interrupted,
+}
+
+impl Ending {
+    /// The ending in one word.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Exited(_) => "exited",
+            Self::Signal(_) => "signal",
+            Self::Timeout => "timeout",
+            Self::Memory => "memory",
+            Self::Output => "output",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// What a run gives back.
+#[derive(Debug)]
+pub struct RunOutcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// Captured standard output.
+    pub stdout: Vec<u8>,
+    /// Captured standard error.
+    pub stderr: Vec<u8>,
+    /// What the policy refused.
+    pub denials: Vec<Denial>,
+    /// What is not supported and was met: name and detail.
+    pub events: Vec<(String, String)>,
+    /// Counters and times.
+    pub stats: Vec<(String, Stat)>,
+}

@@ -1,0 +1,351 @@
+//! The run loop: enter the guest, hear why it left, let the personality answer, until it ends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvmlet_abi::layout::StubConstant;
+use kvmlet_abi::{Gpa, Trap};
+use kvmlet_hv::{Vcpu, Vm, XState};
+use kvmlet_linux::kernel::{End, Tid};
+use kvmlet_linux::personality::{Cpu, Personality, Step};
+use kvmlet_stub::vdso::HostClock;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::outcome::{Ending, RunOutcome};
+use crate::stats::{self, Times};
+use crate::{EngineError, flush};
+
+/// How often a running guest is stopped to look at the owner's wishes, should a signal have come in
+/// the moment before the guest was entered, in nanoseconds.
+const TICK_NS: u64 = 100_000_000;
+
+/// Who runs the sandbox: asked whether to stop, told what is traced.
+pub trait Owner {
+    /// Called after a signal and every tenth of a second; `true` ends the run.
+    fn stop_requested(&mut self) -> bool;
+    /// One traced call.
+    fn trace(&mut self, line: &str);
+}
+
+/// A vCPU with a buffer for the extended state that moves in and out of it.
+#[derive(Debug)]
+pub(crate) struct VcpuState {
+    pub vcpu: Vcpu,
+    buffer: XState,
+    /// The first error of an extended-state call: the sandbox is broken then.
+    failed: Option<kvmlet_hv::HvError>,
+}
+
+impl VcpuState {
+    pub fn new(vcpu: Vcpu) -> Self {
+        let buffer = XState::new(vcpu.xstate_layout());
+        Self {
+            vcpu,
+            buffer,
+            failed: None,
+        }
+    }
+}
+
+impl Cpu for VcpuState {
+    fn save_xstate(&mut self) -> Arc<[u8]> {
+        if let Err(error) = self.vcpu.save_xstate(&mut self.buffer) {
+            self.failed.get_or_insert(error);
+        }
+        self.buffer.to_bytes().into()
+    }
+
+    fn load_xstate(&mut self, image: Option<&[u8]>) {
+        let initial = XState::new(self.vcpu.xstate_layout());
+        let wanted = match image {
+            Some(bytes) if self.buffer.set_bytes(bytes).is_ok() => &self.buffer,
+            _ => &initial,
+        };
+        if self.vcpu.load_xstate(wanted).is_err()
+            && let Err(error) = self.vcpu.load_xstate(&initial)
+        {
+            self.failed.get_or_insert(error);
+        }
+    }
+}
+
+/// A built sandbox.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub vcpu: VcpuState,
+    pub vm: Vm,
+    pub personality: Personality,
+    pub clock: HostClock,
+    pub vdso_data: Gpa,
+    pub stub_data: Gpa,
+    /// Wall-clock limit on the host's CLOCK_MONOTONIC.
+    pub deadline_ns: Option<u64>,
+    pub times: Times,
+    /// When the build began, on the host's CLOCK_MONOTONIC.
+    pub started_ns: u64,
+    pub full_flushes: u64,
+}
+
+/// The host's CLOCK_MONOTONIC, in nanoseconds.
+pub(crate) fn now_ns() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec
+        .unsigned_abs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec.unsigned_abs())
+}
+
+impl Sandbox {
+    /// Writes the constants that the stub answers from.
+    pub fn write_constants(&mut self) -> Result<(), EngineError> {
+        let kernel = &self.personality.kernel;
+        let (pid, ppid) = kernel
+            .processes
+            .values()
+            .next()
+            .map_or((1, 0), |p| (p.pid.0, p.ppid.0));
+        let (uid, gid) = (u64::from(kernel.ids.uid), u64::from(kernel.ids.gid));
+        let values = [
+            (StubConstant::Pid, u64::from(pid.cast_unsigned())),
+            (StubConstant::Ppid, u64::from(ppid.cast_unsigned())),
+            (StubConstant::Uid, uid),
+            (StubConstant::Euid, uid),
+            (StubConstant::Gid, gid),
+            (StubConstant::Egid, gid),
+        ];
+        for (slot, value) in values {
+            self.write_constant(slot, value)?;
+        }
+        Ok(())
+    }
+
+    fn write_constant(&mut self, slot: StubConstant, value: u64) -> Result<(), EngineError> {
+        let at = self.stub_data.wrapping_add(slot as u64 * 8);
+        Ok(self
+            .personality
+            .machine
+            .memory
+            .write(at, &value.to_le_bytes())?)
+    }
+
+    /// Runs until the program ends or a limit ends it.
+    pub fn run(&mut self, owner: &mut dyn Owner) -> Result<RunOutcome, EngineError> {
+        let ending = self.drive(owner)?;
+        self.times.wall_ns = now_ns().saturating_sub(self.started_ns);
+        let host = &mut self.personality.host;
+        let stats = stats::collect(
+            self.vcpu.vcpu.counters(),
+            self.vm.ioctls(),
+            self.full_flushes,
+            &self.times,
+            self.personality.machine.memory.peak_bytes(),
+            &host.report,
+        );
+        Ok(RunOutcome {
+            ending,
+            stdout: std::mem::take(&mut host.captured.stdout),
+            stderr: std::mem::take(&mut host.captured.stderr),
+            denials: std::mem::take(&mut host.report.denials),
+            events: std::mem::take(&mut host.report.events)
+                .into_keys()
+                .collect(),
+            stats,
+        })
+    }
+
+    fn drive(&mut self, owner: &mut dyn Owner) -> Result<Ending, EngineError> {
+        let mut mark_ns = now_ns();
+        let mut armed_ns: Option<u64> = None;
+        let mut running: Option<Tid> = None;
+        let mut tick_ns = mark_ns.saturating_add(TICK_NS);
+        loop {
+            let step = self.personality.next(&mut self.vcpu);
+            self.emit_trace(owner);
+            if let Some(error) = self.vcpu.failed.take() {
+                return Err(error.into());
+            }
+            let tid = match step {
+                Step::Run(tid) => tid,
+                Step::Ended(end) => return Ok(ending(end)),
+                Step::Idle { deadline_ns } => {
+                    let before_ns = now_ns();
+                    self.times.personality_ns += before_ns.saturating_sub(mark_ns);
+                    self.idle(deadline_ns, before_ns)?;
+                    mark_ns = now_ns();
+                    self.times.idle_ns += mark_ns.saturating_sub(before_ns);
+                    if let Some(ending) = self.check(owner, mark_ns) {
+                        return Ok(ending);
+                    }
+                    continue;
+                }
+            };
+            if running != Some(tid) {
+                self.write_constant(StubConstant::Tid, u64::from(tid.0.cast_unsigned()))?;
+                running = Some(tid);
+            }
+            self.prepare_entry()?;
+            let before_ns = now_ns();
+            self.arm(&mut armed_ns, tick_ns, before_ns)?;
+            let Some(mut regs) = self.personality.kernel.threads.get(&tid).map(|t| t.regs) else {
+                return Err(EngineError::Internal(
+                    "the chosen thread is gone".to_owned(),
+                ));
+            };
+            let trap = self.vcpu.vcpu.run(&mut regs);
+            let after_ns = now_ns();
+            let spent_ns = after_ns.saturating_sub(before_ns);
+            self.times.personality_ns += before_ns.saturating_sub(mark_ns);
+            self.times.guest_ns += spent_ns;
+            mark_ns = after_ns;
+            if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
+                thread.regs = regs;
+                thread.cpu_time_ns = thread.cpu_time_ns.saturating_add(spent_ns);
+            }
+            match trap {
+                Trap::Interrupted => {
+                    armed_ns = None;
+                    if let Some(ending) = self.check(owner, after_ns) {
+                        return Ok(ending);
+                    }
+                    if after_ns >= tick_ns {
+                        tick_ns = after_ns.saturating_add(TICK_NS);
+                    }
+                    self.poll_hosts(Duration::ZERO)?;
+                }
+                Trap::Broken {
+                    exit_reason,
+                    detail,
+                } => {
+                    return Err(EngineError::Internal(format!(
+                        "the virtual CPU stopped in an unknown state: exit {exit_reason}, detail {detail:#x}"
+                    )));
+                }
+                trap => self.personality.handle(tid, trap, &mut self.vcpu),
+            }
+            if self
+                .deadline_ns
+                .is_some_and(|deadline_ns| after_ns >= deadline_ns)
+            {
+                return Ok(Ending::Timeout);
+            }
+        }
+    }
+
+    /// What must be true before ring 3 runs: slots known, stale translations gone, clock fresh.
+    fn prepare_entry(&mut self) -> Result<(), EngineError> {
+        let machine = &mut self.personality.machine;
+        for slot in machine.memory.take_new_slots() {
+            self.vm.set_slot(slot)?;
+        }
+        if flush::discharge(&self.vm, &mut self.vcpu.vcpu, machine)? {
+            self.full_flushes = self.full_flushes.saturating_add(1);
+        }
+        let (memory, data) = (&mut machine.memory, self.vdso_data);
+        self.clock.update(&mut |offset, bytes| {
+            // The page is the VM's own and always present: a failed write cannot happen.
+            let _ = memory.write(data.wrapping_add(offset as u64), bytes);
+        });
+        Ok(())
+    }
+
+    /// Sets the kick for the earliest thing that must interrupt the guest. The timer is left alone
+    /// while it fires early enough: an early kick costs little, a host call at every entry much.
+    fn arm(
+        &mut self,
+        armed_ns: &mut Option<u64>,
+        tick_ns: u64,
+        now_ns: u64,
+    ) -> Result<(), EngineError> {
+        let mut wanted_ns = tick_ns;
+        if let Some(deadline_ns) = self.deadline_ns {
+            wanted_ns = wanted_ns.min(deadline_ns);
+        }
+        if let Some(kick_ns) = self.personality.kick_ns() {
+            wanted_ns = wanted_ns.min(self.host_time_ns(kick_ns));
+        }
+        if armed_ns.is_none_or(|armed_ns| armed_ns > wanted_ns || armed_ns <= now_ns) {
+            self.vcpu.vcpu.arm(Some(wanted_ns))?;
+            *armed_ns = Some(wanted_ns);
+        }
+        Ok(())
+    }
+
+    /// Guest monotonic time as host monotonic time.
+    fn host_time_ns(&self, guest_ns: u64) -> u64 {
+        guest_ns.saturating_add_signed(self.personality.host.time_offset_ns.saturating_neg())
+    }
+
+    /// Limits and wishes that end the run.
+    fn check(&mut self, owner: &mut dyn Owner, now_ns: u64) -> Option<Ending> {
+        if owner.stop_requested() {
+            return Some(Ending::Interrupted);
+        }
+        self.deadline_ns
+            .is_some_and(|deadline_ns| now_ns >= deadline_ns)
+            .then_some(Ending::Timeout)
+    }
+
+    /// Waits for a host descriptor or a deadline, at most a tick.
+    fn idle(&mut self, wake_ns: Option<u64>, now_ns: u64) -> Result<(), EngineError> {
+        let mut until_ns = now_ns.saturating_add(TICK_NS);
+        if let Some(deadline_ns) = self.deadline_ns {
+            until_ns = until_ns.min(deadline_ns);
+        }
+        if let Some(wake_ns) = wake_ns {
+            until_ns = until_ns.min(self.host_time_ns(wake_ns));
+        }
+        self.poll_hosts(Duration::from_nanos(until_ns.saturating_sub(now_ns)))
+    }
+
+    fn poll_hosts(&mut self, wait: Duration) -> Result<(), EngineError> {
+        let waits = self.personality.host_waits();
+        if waits.is_empty() && wait.is_zero() {
+            return Ok(());
+        }
+        let mut files = Vec::with_capacity(waits.len());
+        for (id, events) in &waits {
+            if let Ok(fd) = self.personality.host.fd(*id) {
+                files.push((
+                    *id,
+                    fd,
+                    PollFlags::from_bits_truncate(events.cast_unsigned()),
+                ));
+            }
+        }
+        let mut fds: Vec<PollFd<'_>> = files
+            .iter()
+            .map(|(_, fd, events)| PollFd::new(fd.as_ref(), *events))
+            .collect();
+        let timeout = Timespec::try_from(wait).unwrap_or_default();
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(EngineError::Host(format!("poll: {error}"))),
+        }
+        let ready: Vec<_> = fds
+            .iter()
+            .zip(&files)
+            .filter(|(fd, _)| !fd.revents().is_empty())
+            .map(|(_, (id, _, _))| *id)
+            .collect();
+        for id in ready {
+            self.personality.host_ready(id);
+        }
+        Ok(())
+    }
+
+    fn emit_trace(&mut self, owner: &mut dyn Owner) {
+        for line in self.personality.host.report.trace_lines.drain(..) {
+            owner.trace(&line);
+        }
+    }
+}
+
+fn ending(end: End) -> Ending {
+    match end {
+        End::Exited(status) => Ending::Exited(status),
+        End::Signal(signo) => Ending::Signal(signo),
+        End::Memory => Ending::Memory,
+        End::Output => Ending::Output,
+    }
+}

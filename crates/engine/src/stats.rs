@@ -1,0 +1,89 @@
+//! Counters of a run, flat and named, for people and programs.
+
+use kvmlet_hv::Counters;
+use kvmlet_linux::report::Report;
+use kvmlet_linux::syscalls::table;
+
+/// One figure.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Stat {
+    /// A count.
+    Count(u64),
+    /// A time in microseconds.
+    Microseconds(f64),
+}
+
+/// Times of a run by what was done, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    /// Building the VM and loading the program.
+    pub setup_ns: u64,
+    /// Inside KVM_RUN: guest code and the cost of exits.
+    pub guest_ns: u64,
+    /// Answering traps.
+    pub personality_ns: u64,
+    /// Waiting with nothing to run.
+    pub idle_ns: u64,
+    /// From the start of the build to the end of the program.
+    pub wall_ns: u64,
+}
+
+fn us(time_ns: u64) -> Stat {
+    Stat::Microseconds(time_ns as f64 / 1e3)
+}
+
+/// All figures of a run, in a fixed order; calls by name last, most frequent first.
+pub(crate) fn collect(
+    counters: Counters,
+    vm_ioctls: u64,
+    full_flushes: u64,
+    times: &Times,
+    peak_bytes: u64,
+    report: &Report,
+) -> Vec<(String, Stat)> {
+    let syscalls: u64 = report.calls.values().sum();
+    let counts = [
+        ("exits", counters.runs),
+        ("exits_syscall", counters.syscalls),
+        ("exits_fault", counters.page_faults),
+        (
+            "exits_exception",
+            counters.exceptions.saturating_sub(counters.page_faults),
+        ),
+        ("exits_kick", counters.interrupted),
+        ("syscalls", syscalls),
+        ("faults", counters.page_faults),
+        ("flushes", counters.flushes),
+        ("flushes_full", full_flushes),
+        ("ioctls", counters.ioctls.saturating_add(vm_ioctls)),
+        ("memory_peak_bytes", peak_bytes),
+    ];
+    let mut stats: Vec<(String, Stat)> = counts
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), Stat::Count(*value)))
+        .collect();
+    let timed = [
+        ("setup_us", times.setup_ns),
+        ("guest_us", times.guest_ns),
+        ("personality_us", times.personality_ns),
+        ("idle_us", times.idle_ns),
+        ("wall_us", times.wall_ns),
+    ];
+    stats.extend(
+        timed
+            .iter()
+            .map(|(name, time)| ((*name).to_owned(), us(*time))),
+    );
+    let mut calls: Vec<(&str, u64)> = report
+        .calls
+        .iter()
+        .map(|(nr, count)| (table::row(*nr).map_or("unknown", |row| row.name), *count))
+        .collect();
+    calls.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    stats.extend(
+        calls
+            .into_iter()
+            .map(|(name, count)| (format!("call_{name}"), Stat::Count(count))),
+    );
+    stats
+}

@@ -1,0 +1,121 @@
+//! What a handler works on: the value, the guest's memory, the host.
+
+use kvmlet_abi::{Errno, Gpa, Gva};
+use kvmlet_mem::{GuestMemory, PageTables};
+
+use crate::host::Host;
+use crate::kernel::{Kernel, Process, Thread, Tid};
+use crate::mm;
+
+/// The physical side of the running address space: frames and page tables.
+#[derive(Debug)]
+pub struct Machine {
+    /// Guest-physical memory of the VM.
+    pub memory: GuestMemory,
+    /// Page tables of the running process.
+    pub tables: PageTables,
+    /// The vDSO's frames, if there is one.
+    pub vdso: Option<Vdso>,
+    /// What the auxiliary vector says of the CPU.
+    pub cpu: CpuInfo,
+}
+
+/// Consecutive frames of the vDSO: its data page, then its image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vdso {
+    /// The data page.
+    pub data: Gpa,
+    /// Pages of the image behind it.
+    pub image_pages: u64,
+}
+
+/// Capability words of the CPU (getauxval(3)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CpuInfo {
+    /// AT_HWCAP: CPUID.01H:EDX.
+    pub hwcap: u32,
+    /// AT_HWCAP2: bit 1 for FSGSBASE.
+    pub hwcap2: u32,
+}
+
+/// A handler's context: thread `tid` of `kernel` has made a call.
+#[derive(Debug)]
+pub struct Cx<'a> {
+    /// The kernel value.
+    pub kernel: &'a mut Kernel,
+    /// Guest memory.
+    pub machine: &'a mut Machine,
+    /// Host descriptors, clocks, policy, reports.
+    pub host: &'a mut Host,
+    /// The calling thread.
+    pub tid: Tid,
+}
+
+impl Cx<'_> {
+    /// The calling thread.
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone (never for a running thread).
+    pub fn thread(&mut self) -> Result<&mut Thread, Errno> {
+        self.kernel.threads.get_mut(&self.tid).ok_or(Errno::ESRCH)
+    }
+
+    /// The calling thread's process.
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone (never for a running thread).
+    pub fn process(&mut self) -> Result<&mut Process, Errno> {
+        let pid = self.kernel.threads.get(&self.tid).ok_or(Errno::ESRCH)?.pid;
+        self.kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)
+    }
+
+    /// Copies from user memory, faulting pages in as a user read would.
+    ///
+    /// # Errors
+    /// `EFAULT` where Linux's copy_from_user would give it.
+    pub fn read(&mut self, gva: Gva, buf: &mut [u8]) -> Result<(), Errno> {
+        mm::user::read(self, gva, buf)
+    }
+
+    /// Copies to user memory, faulting pages in (and copying on write) as a user write would.
+    ///
+    /// # Errors
+    /// `EFAULT` where Linux's copy_to_user would give it.
+    pub fn write(&mut self, gva: Gva, bytes: &[u8]) -> Result<(), Errno> {
+        mm::user::write(self, gva, bytes)
+    }
+
+    /// Reads one structure from user memory.
+    ///
+    /// # Errors
+    /// `EFAULT` where Linux's copy_from_user would give it.
+    pub fn read_struct<T: zerocopy::FromBytes + zerocopy::IntoBytes>(
+        &mut self,
+        gva: Gva,
+    ) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.read(gva, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes one structure to user memory.
+    ///
+    /// # Errors
+    /// `EFAULT` where Linux's copy_to_user would give it.
+    pub fn write_struct<T: zerocopy::IntoBytes + zerocopy::Immutable>(
+        &mut self,
+        gva: Gva,
+        value: &T,
+    ) -> Result<(), Errno> {
+        self.write(gva, value.as_bytes())
+    }
+
+    /// Reads a NUL-terminated string of at most `max_len` bytes, its NUL counted; the answer is
+    /// without the NUL.
+    ///
+    /// # Errors
+    /// `EFAULT` for a bad pointer, `ENAMETOOLONG` when no NUL is found within `max_len`.
+    pub fn read_cstr(&mut self, gva: Gva, max_len: usize) -> Result<Vec<u8>, Errno> {
+        mm::user::read_cstr(self, gva, max_len)
+    }
+}

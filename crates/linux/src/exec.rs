@@ -1,0 +1,590 @@
+//! execve(2): a program file becomes an address space and a thread's first registers.
+
+use std::sync::Arc;
+
+use kvmlet_abi::{Errno, Gpa, Gva, PAGE_SIZE, UserRegs};
+use kvmlet_elf::{ElfError, Image, Kind, LoadAction, StackFlags};
+
+use crate::clock;
+use crate::cx::Cx;
+use crate::kernel::{Thread, Tid, XState};
+use crate::mm::{self, AslrSeed, Mm, Prot, Region, Source, VmaFlags};
+use crate::signal::ThreadSignals;
+use crate::vfs::{self, ExecFile};
+
+/// Bytes of a file that must hold its ELF header and program headers.
+const HEADER_MAX: usize = 64 << 10;
+/// Interpreters in a row (`#!` of `#!`), as Linux's BINPRM limit.
+const SCRIPT_DEPTH_MAX: u32 = kvmlet_elf::MAX_INTERPRETER_DEPTH;
+/// The first stack mapping; it grows down on demand (Linux starts with 132 KiB).
+const STACK_INITIAL: u64 = 132 << 10;
+/// Arguments, environment and auxiliary vector together: a quarter of the 8 MiB stack limit.
+const STACK_IMAGE_MAX: u64 = 2 << 20;
+/// AT_PLATFORM.
+const PLATFORM: &[u8] = b"x86_64";
+
+const AT_PHDR: u64 = 3;
+const AT_PHENT: u64 = 4;
+const AT_PHNUM: u64 = 5;
+const AT_PAGESZ: u64 = 6;
+const AT_BASE: u64 = 7;
+const AT_FLAGS: u64 = 8;
+const AT_ENTRY: u64 = 9;
+const AT_UID: u64 = 11;
+const AT_EUID: u64 = 12;
+const AT_GID: u64 = 13;
+const AT_EGID: u64 = 14;
+const AT_PLATFORM: u64 = 15;
+const AT_HWCAP: u64 = 16;
+const AT_CLKTCK: u64 = 17;
+const AT_SECURE: u64 = 23;
+const AT_RANDOM: u64 = 25;
+const AT_HWCAP2: u64 = 26;
+const AT_EXECFN: u64 = 31;
+const AT_SYSINFO_EHDR: u64 = 33;
+const AT_MINSIGSTKSZ: u64 = 51;
+
+/// What execve(2) is asked for.
+#[derive(Clone, Debug)]
+pub struct ExecRequest {
+    /// Path as given.
+    pub path: Vec<u8>,
+    /// Arguments.
+    pub argv: Vec<Vec<u8>>,
+    /// Environment strings, `NAME=value`.
+    pub envp: Vec<Vec<u8>>,
+}
+
+/// Why a program cannot be started.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ExecError {
+    /// The file cannot be opened for execution.
+    Open {
+        /// Its path.
+        path: Vec<u8>,
+        /// Why.
+        errno: Errno,
+    },
+    /// The interpreter (of a script, or PT_INTERP) cannot be opened for execution.
+    Interpreter {
+        /// The program that names it.
+        program: Vec<u8>,
+        /// The interpreter's path.
+        path: Vec<u8>,
+        /// Why.
+        errno: Errno,
+    },
+    /// Not a program that this machine runs.
+    Format {
+        /// The file.
+        path: Vec<u8>,
+        /// What is wrong with it.
+        error: ElfError,
+    },
+    /// The address space or the stack cannot be built.
+    Build(Errno),
+}
+
+impl ExecError {
+    /// What execve(2) answers.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        match self {
+            Self::Open { errno, .. } | Self::Interpreter { errno, .. } | Self::Build(errno) => {
+                *errno
+            }
+            Self::Format { error, .. } => Errno::from_raw(error.errno().raw()),
+        }
+    }
+}
+
+impl From<Errno> for ExecError {
+    fn from(errno: Errno) -> Self {
+        Self::Build(errno)
+    }
+}
+
+/// A program file looked at: nothing of the caller has changed yet.
+struct Loaded {
+    file: ExecFile,
+    image: Image,
+}
+
+struct Program {
+    main: Loaded,
+    interpreter: Option<Loaded>,
+    argv: Vec<Vec<u8>>,
+    /// AT_EXECFN: the path as given, of the script if it is one.
+    execfn: Vec<u8>,
+    /// /proc/self/exe and the thread name.
+    exe: Arc<[u8]>,
+    comm: [u8; 16],
+}
+
+/// Replaces the calling process's program. On error before the point of no return nothing has changed;
+/// after it, the program is killed, as in Linux.
+///
+/// # Errors
+/// What execve(2) gives.
+pub fn replace(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), Errno> {
+    let envp = request.envp.clone();
+    let program = look_up(cx, request).map_err(|error| error.errno())?;
+    if commit(cx, program, &envp).is_err() {
+        cx.kernel.kill_all(crate::signal::signo::SIGSEGV);
+    }
+    Ok(())
+}
+
+/// Starts the first program of a sandbox in the calling (still empty) process.
+///
+/// # Errors
+/// Why it cannot be started, in the terms of a person's message.
+pub fn boot(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), ExecError> {
+    let envp = request.envp.clone();
+    let program = look_up(cx, request)?;
+    commit(cx, program, &envp)
+}
+
+/// Opens the file, follows `#!` lines, reads headers, opens the interpreter.
+fn look_up(cx: &mut Cx<'_>, request: ExecRequest) -> Result<Program, ExecError> {
+    let mut argv = request.argv;
+    if argv.is_empty() {
+        argv.push(Vec::new());
+    }
+    let mut path = request.path.clone();
+    let mut scripted_by: Option<Vec<u8>> = None;
+    for _ in 0..=SCRIPT_DEPTH_MAX {
+        let file = match (vfs::open_exec(cx, &path), &scripted_by) {
+            (Ok(file), _) => file,
+            (Err(errno), None) => return Err(ExecError::Open { path, errno }),
+            (Err(errno), Some(program)) => {
+                return Err(ExecError::Interpreter {
+                    program: program.clone(),
+                    path,
+                    errno,
+                });
+            }
+        };
+        let head = match vfs::read_exec(cx, &file, 0, HEADER_MAX) {
+            Ok(head) => head,
+            Err(errno) => {
+                vfs::close_exec(cx, file);
+                return Err(ExecError::Open { path, errno });
+            }
+        };
+        match kvmlet_elf::parse_shebang(&head) {
+            Some(Ok(script)) => {
+                vfs::close_exec(cx, file);
+                let mut line = vec![script.interpreter.clone()];
+                line.extend(script.arg);
+                line.push(path.clone());
+                line.extend(argv.drain(..).skip(1));
+                argv = line;
+                scripted_by = Some(core::mem::replace(&mut path, script.interpreter));
+            }
+            Some(Err(error)) => {
+                vfs::close_exec(cx, file);
+                return Err(ExecError::Format { path, error });
+            }
+            None => return program(cx, path, file, &head, argv, request.path),
+        }
+    }
+    Err(ExecError::Open {
+        path,
+        errno: Errno::ELOOP,
+    })
+}
+
+fn program(
+    cx: &mut Cx<'_>,
+    path: Vec<u8>,
+    file: ExecFile,
+    head: &[u8],
+    argv: Vec<Vec<u8>>,
+    execfn: Vec<u8>,
+) -> Result<Program, ExecError> {
+    let image = match kvmlet_elf::parse(head, file.len_bytes) {
+        Ok(image) => image,
+        Err(error) => {
+            vfs::close_exec(cx, file);
+            return Err(ExecError::Format { path, error });
+        }
+    };
+    let interpreter = match open_interpreter(cx, &path, &file, &image) {
+        Ok(interpreter) => interpreter,
+        Err(error) => {
+            vfs::close_exec(cx, file);
+            return Err(error);
+        }
+    };
+    let exe = Arc::clone(&file.path);
+    let mut comm = [0u8; 16];
+    let base = execfn
+        .rsplit(|byte| *byte == b'/')
+        .next()
+        .unwrap_or_default();
+    for (to, from) in comm.iter_mut().zip(base.iter().take(15)) {
+        *to = *from;
+    }
+    Ok(Program {
+        main: Loaded { file, image },
+        interpreter,
+        argv,
+        execfn,
+        exe,
+        comm,
+    })
+}
+
+fn open_interpreter(
+    cx: &mut Cx<'_>,
+    program: &[u8],
+    file: &ExecFile,
+    image: &Image,
+) -> Result<Option<Loaded>, ExecError> {
+    let Some(reference) = &image.interp else {
+        return Ok(None);
+    };
+    let format = |error| ExecError::Format {
+        path: program.to_vec(),
+        error,
+    };
+    let len = usize::try_from(reference.len)
+        .unwrap_or(usize::MAX)
+        .min(HEADER_MAX);
+    let bytes = vfs::read_exec(cx, file, reference.offset, len)?;
+    let path = kvmlet_elf::read_interp(&bytes).map_err(format)?.to_vec();
+    let failed = |errno| ExecError::Interpreter {
+        program: program.to_vec(),
+        path: path.clone(),
+        errno,
+    };
+    let file = vfs::open_exec(cx, &path).map_err(failed)?;
+    let parsed = vfs::read_exec(cx, &file, 0, HEADER_MAX)
+        .map_err(failed)
+        .and_then(|head| {
+            kvmlet_elf::parse(&head, file.len_bytes).map_err(|error| ExecError::Format {
+                path: path.clone(),
+                error,
+            })
+        });
+    match parsed {
+        Ok(image) => Ok(Some(Loaded { file, image })),
+        Err(error) => {
+            vfs::close_exec(cx, file);
+            Err(error)
+        }
+    }
+}
+
+/// The point of no return: the old address space goes, the new one comes.
+fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), ExecError> {
+    become_leader(cx)?;
+    if !cx.process()?.mm.vmas.is_empty() {
+        mm::teardown(cx)?;
+    }
+    let mut seed = [0u8; 32];
+    clock::fill_random(&mut seed)?;
+    let word = |at: usize| {
+        seed.get(at..at.saturating_add(8))
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u64::from_le_bytes)
+    };
+    let mut space = Mm::new(AslrSeed {
+        mmap: word(0),
+        stack: word(8),
+        exe: word(16),
+        brk: word(24),
+    });
+    space.stack_addr = space.layout.stack_top.saturating_sub(PAGE_SIZE);
+    let layout = space.layout;
+    cx.process()?.mm = space;
+
+    let main = &program.main;
+    let bias = match (main.image.kind, &program.interpreter) {
+        (Kind::Static, _) => 0,
+        (Kind::Dyn, Some(_)) => bias_at(&main.image, layout.exe_base),
+        // A static-PIE program or a loader run by hand goes where mappings go, leaving the usual
+        // place free for the program that a loader loads.
+        (Kind::Dyn, None) => bias_below(&main.image, layout.mmap_top),
+    };
+    map_image(cx, main, bias)?;
+    let format = |loaded: &Loaded, error| ExecError::Format {
+        path: loaded.file.path.to_vec(),
+        error,
+    };
+    let entry = main
+        .image
+        .entry_at(bias)
+        .map_err(|error| format(main, error))?;
+    let brk_from = main
+        .image
+        .span_at(bias)
+        .map_err(|error| format(main, error))?
+        .end;
+    cx.process()?
+        .mm
+        .set_brk_start(brk_from.saturating_add(layout.brk_gap));
+
+    let (mut start, mut interpreter_base) = (entry, 0);
+    if let Some(interpreter) = &program.interpreter {
+        let span = interpreter
+            .image
+            .load_span
+            .end
+            .saturating_sub(interpreter.image.load_span.start);
+        let top = cx
+            .process()?
+            .mm
+            .free_range(0, span, mm::Low2G::No)
+            .map(|at| at.saturating_add(span))
+            .ok_or(Errno::ENOMEM)?;
+        interpreter_base = bias_below(&interpreter.image, top);
+        map_image(cx, interpreter, interpreter_base)?;
+        start = interpreter
+            .image
+            .entry_at(interpreter_base)
+            .map_err(|error| format(interpreter, error))?;
+    }
+    let vdso = map_vdso(cx)?;
+    let executable = matches!(main.image.stack, StackFlags::Executable);
+    map_stack(cx, layout.stack_top, executable)?;
+    let aux = [
+        (AT_SYSINFO_EHDR, vdso),
+        (AT_HWCAP, u64::from(cx.machine.cpu.hwcap)),
+        (AT_PAGESZ, PAGE_SIZE),
+        (AT_CLKTCK, 100),
+        (AT_PHDR, main.image.phdr_at(bias)),
+        (AT_PHENT, 56),
+        (AT_PHNUM, u64::from(main.image.phnum)),
+        (AT_BASE, interpreter_base),
+        (AT_FLAGS, 0),
+        (AT_ENTRY, entry),
+        (AT_UID, u64::from(cx.kernel.ids.uid)),
+        (AT_EUID, u64::from(cx.kernel.ids.uid)),
+        (AT_GID, u64::from(cx.kernel.ids.gid)),
+        (AT_EGID, u64::from(cx.kernel.ids.gid)),
+        (AT_SECURE, 0),
+        (AT_RANDOM, 0),
+        (AT_HWCAP2, u64::from(cx.machine.cpu.hwcap2)),
+        (AT_EXECFN, 0),
+        (AT_PLATFORM, 0),
+        (AT_MINSIGSTKSZ, cx.host.xstate_len as u64 + 1024),
+    ];
+    let mut random = [0u8; 16];
+    clock::fill_random(&mut random)?;
+    let argv: Vec<&[u8]> = program.argv.iter().map(Vec::as_slice).collect();
+    let env: Vec<&[u8]> = envp.iter().map(Vec::as_slice).collect();
+    let stack = kvmlet_elf::build_stack(
+        layout.stack_top,
+        &argv,
+        &env,
+        &aux,
+        random,
+        PLATFORM,
+        &program.execfn,
+        STACK_IMAGE_MAX,
+    )
+    .map_err(|error| format(main, error))?;
+    cx.write(Gva(stack.base), &stack.bytes)?;
+
+    finish(
+        cx,
+        &program,
+        UserRegs {
+            rip: start,
+            rsp: stack.sp,
+            rflags: 0x202,
+            ..UserRegs::default()
+        },
+    )?;
+    vfs::close_exec(cx, program.main.file);
+    if let Some(interpreter) = program.interpreter {
+        vfs::close_exec(cx, interpreter.file);
+    }
+    Ok(())
+}
+
+/// Every other thread ends, and the caller takes the process's id (execve(2)).
+fn become_leader(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    let pid = cx.process()?.pid;
+    let leader = Tid(pid.0);
+    let others: Vec<Tid> = cx
+        .kernel
+        .threads
+        .values()
+        .filter(|thread| thread.pid == pid && thread.tid != cx.tid)
+        .map(|thread| thread.tid)
+        .collect();
+    for tid in others {
+        cx.kernel.threads.remove(&tid);
+        cx.kernel.sched.forget(tid);
+    }
+    if cx.tid != leader {
+        let mut thread = cx.kernel.threads.remove(&cx.tid).ok_or(Errno::ESRCH)?;
+        cx.kernel.sched.forget(cx.tid);
+        thread.tid = leader;
+        cx.kernel.threads.insert(leader, thread);
+        cx.kernel.sched.make_ready(leader);
+        cx.tid = leader;
+    }
+    Ok(())
+}
+
+fn bias_at(image: &Image, address: u64) -> u64 {
+    let align = image.max_align.max(PAGE_SIZE);
+    (address & !align.wrapping_sub(1)).wrapping_sub(image.load_span.start)
+}
+
+fn bias_below(image: &Image, top: u64) -> u64 {
+    let span = image.load_span.end.saturating_sub(image.load_span.start);
+    bias_at(image, top.saturating_sub(span))
+}
+
+fn map_image(cx: &mut Cx<'_>, loaded: &Loaded, bias: u64) -> Result<(), ExecError> {
+    let actions = loaded.image.plan(bias).map_err(|error| ExecError::Format {
+        path: loaded.file.path.to_vec(),
+        error,
+    })?;
+    for action in actions {
+        match action {
+            LoadAction::MapFile {
+                vaddr,
+                len,
+                file_offset,
+                prot,
+            } => mm::map_region(
+                cx,
+                &Region {
+                    start: Gva(vaddr),
+                    len_bytes: len,
+                    prot: Prot::from_bits_truncate(prot.bits().into()),
+                    flags: VmaFlags::MAYWRITE,
+                    source: loaded.file.source,
+                    offset: file_offset,
+                    name: Some(Arc::clone(&loaded.file.path)),
+                },
+            )?,
+            LoadAction::MapAnon { vaddr, len, prot } => mm::map_region(
+                cx,
+                &Region {
+                    start: Gva(vaddr),
+                    len_bytes: len,
+                    prot: Prot::from_bits_truncate(prot.bits().into()),
+                    flags: VmaFlags::MAYWRITE,
+                    source: Source::Anon,
+                    offset: 0,
+                    name: None,
+                },
+            )?,
+            LoadAction::ZeroTail { vaddr, len } => {
+                let zeros = [0u8; PAGE_SIZE as usize];
+                let len = usize::try_from(len).unwrap_or(0).min(zeros.len());
+                cx.write(Gva(vaddr), zeros.get(..len).unwrap_or_default())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The vDSO's data page and, directly after it, its image. Returns the image's address.
+fn map_vdso(cx: &mut Cx<'_>) -> Result<u64, Errno> {
+    let Some(vdso) = cx.machine.vdso else {
+        return Ok(0);
+    };
+    let image_len = vdso.image_pages.saturating_mul(PAGE_SIZE);
+    let total = image_len.saturating_add(PAGE_SIZE);
+    let data = cx
+        .process()?
+        .mm
+        .free_range(0, total, mm::Low2G::No)
+        .ok_or(Errno::ENOMEM)?;
+    let image = data.saturating_add(PAGE_SIZE);
+    let region = |start, len_bytes, prot, gpa: Gpa, name: &[u8]| Region {
+        start: Gva(start),
+        len_bytes,
+        prot,
+        flags: VmaFlags::empty(),
+        source: Source::Special(gpa),
+        offset: 0,
+        name: Some(name.into()),
+    };
+    mm::map_region(
+        cx,
+        &region(data, PAGE_SIZE, Prot::READ, vdso.data, b"[vvar]"),
+    )?;
+    let image_gpa = vdso.data.wrapping_add(PAGE_SIZE);
+    mm::map_region(
+        cx,
+        &region(
+            image,
+            image_len,
+            Prot::READ | Prot::EXEC,
+            image_gpa,
+            b"[vdso]",
+        ),
+    )?;
+    Ok(image)
+}
+
+fn map_stack(cx: &mut Cx<'_>, top: u64, executable: bool) -> Result<(), Errno> {
+    let mut prot = Prot::READ | Prot::WRITE;
+    if executable {
+        prot |= Prot::EXEC;
+    }
+    let len_bytes = STACK_INITIAL.saturating_add(STACK_IMAGE_MAX);
+    mm::map_region(
+        cx,
+        &Region {
+            start: Gva(top.saturating_sub(len_bytes)),
+            len_bytes,
+            prot,
+            flags: VmaFlags::MAYWRITE | VmaFlags::GROWSDOWN,
+            source: Source::Anon,
+            offset: 0,
+            name: None,
+        },
+    )
+}
+
+/// What else execve(2) changes: registers, signals, descriptors, names.
+fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errno> {
+    crate::syscalls::signal::reset_for_exec(cx)?;
+    let tid = cx.tid;
+    let thread = cx.thread()?;
+    *thread = Thread {
+        tid,
+        pid: thread.pid,
+        regs,
+        xstate: XState::Initial,
+        signals: ThreadSignals {
+            mask: thread.signals.mask,
+            pending: thread.signals.pending.clone(),
+            ..ThreadSignals::default()
+        },
+        clear_child_tid: 0,
+        robust_list: 0,
+        comm: program.comm,
+        interrupted: None,
+        cpu_time_ns: thread.cpu_time_ns,
+    };
+    let mut cmdline = Vec::new();
+    for arg in &program.argv {
+        cmdline.extend_from_slice(arg);
+        cmdline.push(0);
+    }
+    let process = cx.process()?;
+    process.exe = Arc::clone(&program.exe);
+    process.cmdline = cmdline.into();
+    let closing: Vec<i32> = process
+        .fds
+        .fds
+        .iter()
+        .filter(|(_, fd)| fd.cloexec)
+        .map(|(number, _)| *number)
+        .collect();
+    for number in closing {
+        vfs::close_fd(cx, number)?;
+    }
+    Ok(())
+}

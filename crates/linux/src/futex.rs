@@ -1,0 +1,295 @@
+//! futex(2) as operations on the kernel value.
+
+use kvmlet_abi::{Errno, Gva};
+
+use crate::clock;
+use crate::cx::Cx;
+use crate::mm::user;
+use crate::outcome::{CallState, FutexKey, Outcome, Resume, SysResult, Wait, WaitOn};
+
+const FUTEX_WAIT: u32 = 0;
+const FUTEX_WAKE: u32 = 1;
+const FUTEX_REQUEUE: u32 = 3;
+const FUTEX_CMP_REQUEUE: u32 = 4;
+const FUTEX_WAKE_OP: u32 = 5;
+const FUTEX_WAIT_BITSET: u32 = 9;
+const FUTEX_WAKE_BITSET: u32 = 10;
+const FUTEX_PRIVATE_FLAG: u32 = 128;
+const FUTEX_CLOCK_REALTIME: u32 = 256;
+const BITSET_MATCH_ANY: u32 = u32::MAX;
+
+/// Robust-list walk limit (ROBUST_LIST_LIMIT in the kernel's headers).
+const ROBUST_LIST_LIMIT: usize = 2048;
+const FUTEX_WAITERS: u32 = 0x8000_0000;
+const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
+const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
+
+/// futex(2). Priority-inheritance operations give `ENOSYS`, as a kernel without CONFIG_FUTEX_PI.
+pub fn sys_futex(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    match futex(cx, args) {
+        Ok(outcome) => outcome,
+        Err(errno) => Outcome::Done(Err(errno)),
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn futex(cx: &mut Cx<'_>, args: &[u64; 6]) -> Result<Outcome, Errno> {
+    let [uaddr, op, val, timeout, uaddr2, val3] = *args;
+    let (op, val, val3) = (op as u32, val as u32, val3 as u32);
+    let command = op & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
+    let private = op & FUTEX_PRIVATE_FLAG != 0;
+    let realtime = op & FUTEX_CLOCK_REALTIME != 0;
+    if realtime && !matches!(command, FUTEX_WAIT | FUTEX_WAIT_BITSET) {
+        return Err(Errno::ENOSYS);
+    }
+    match command {
+        FUTEX_WAIT | FUTEX_WAIT_BITSET => {
+            let bitset = if command == FUTEX_WAIT {
+                BITSET_MATCH_ANY
+            } else {
+                val3
+            };
+            if bitset == 0 {
+                return Err(Errno::EINVAL);
+            }
+            let deadline_ns = wait_deadline(cx, timeout, command == FUTEX_WAIT_BITSET, realtime)?;
+            let key = key_of(cx, uaddr, private)?;
+            if user::load_u32(cx, Gva(uaddr))? != val {
+                return Err(Errno::EAGAIN);
+            }
+            Ok(Outcome::Wait(Wait {
+                on: WaitOn::Futex(key, bitset),
+                deadline_ns,
+                resume: Resume::Deliver {
+                    at_deadline: Err(Errno::ETIMEDOUT),
+                    remain_gva: 0,
+                },
+            }))
+        }
+        FUTEX_WAKE | FUTEX_WAKE_BITSET => {
+            let bitset = if command == FUTEX_WAKE {
+                BITSET_MATCH_ANY
+            } else {
+                val3
+            };
+            if bitset == 0 {
+                return Err(Errno::EINVAL);
+            }
+            let key = key_of(cx, uaddr, private)?;
+            let max = wake_count(val);
+            Ok(Outcome::Done(Ok(cx.kernel.wake_futex(key, bitset, max))))
+        }
+        FUTEX_REQUEUE | FUTEX_CMP_REQUEUE => {
+            if (val as i32) < 0 || (timeout as i32) < 0 {
+                return Err(Errno::EINVAL);
+            }
+            let from = key_of(cx, uaddr, private)?;
+            let to = key_of(cx, uaddr2, private)?;
+            if command == FUTEX_CMP_REQUEUE && user::load_u32(cx, Gva(uaddr))? != val3 {
+                return Err(Errno::EAGAIN);
+            }
+            let woken = cx.kernel.wake_futex(from, BITSET_MATCH_ANY, u64::from(val));
+            let moved = cx.kernel.requeue_futex(from, to, u64::from(timeout as u32));
+            Ok(Outcome::Done(Ok(woken.saturating_add(moved))))
+        }
+        FUTEX_WAKE_OP => {
+            let first = key_of(cx, uaddr, private)?;
+            let second = key_of(cx, uaddr2, private)?;
+            let old = apply_op(cx, Gva(uaddr2), val3)?;
+            let mut woken = cx
+                .kernel
+                .wake_futex(first, BITSET_MATCH_ANY, wake_count(val));
+            if compare_op(old, val3)? {
+                let max = wake_count(timeout as u32);
+                woken = woken.saturating_add(cx.kernel.wake_futex(second, BITSET_MATCH_ANY, max));
+            }
+            Ok(Outcome::Done(Ok(woken)))
+        }
+        _ => {
+            cx.host
+                .report
+                .unsupported("futex", format!("operation {command}"));
+            Err(Errno::ENOSYS)
+        }
+    }
+}
+
+/// Linux wakes one waiter for a count of 0 or less (futex(2) takes an int).
+fn wake_count(val: u32) -> u64 {
+    u64::from(val.clamp(1, i32::MAX as u32))
+}
+
+fn key_of(cx: &mut Cx<'_>, uaddr: u64, private: bool) -> Result<FutexKey, Errno> {
+    if uaddr & 3 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if private {
+        if !user::in_user_space(uaddr, 4) {
+            return Err(Errno::EFAULT);
+        }
+        let pid = cx.process()?.pid;
+        return Ok(FutexKey::Private(pid, uaddr));
+    }
+    user::futex_key(cx, Gva(uaddr))
+}
+
+fn wait_deadline(
+    cx: &mut Cx<'_>,
+    gva: u64,
+    absolute: bool,
+    realtime: bool,
+) -> Result<Option<u64>, Errno> {
+    if gva == 0 {
+        return Ok(None);
+    }
+    let time = clock::read_timespec(cx, gva)?;
+    let now = clock::monotonic_ns(cx.host);
+    if !absolute {
+        return Ok(Some(now.saturating_add(time)));
+    }
+    if realtime {
+        let wall = clock::realtime_ns(cx.host);
+        return Ok(Some(now.saturating_add(time.saturating_sub(wall))));
+    }
+    Ok(Some(time))
+}
+
+/// FUTEX_WAKE_OP's read-modify-write of the second word; returns its old value.
+fn apply_op(cx: &mut Cx<'_>, gva: Gva, encoded: u32) -> Result<u32, Errno> {
+    let mut operand = sign_extend_12(encoded >> 12);
+    if encoded & (8 << 28) != 0 {
+        operand = 1i32.wrapping_shl(operand as u32 & 31);
+    }
+    let operand = operand as u32;
+    loop {
+        let old = user::load_u32(cx, gva)?;
+        let new = match (encoded >> 28) & 7 {
+            0 => operand,
+            1 => old.wrapping_add(operand),
+            2 => old | operand,
+            3 => old & !operand,
+            4 => old ^ operand,
+            _ => return Err(Errno::ENOSYS),
+        };
+        if user::compare_exchange_u32(cx, gva, old, new)? {
+            return Ok(old);
+        }
+    }
+}
+
+fn compare_op(old: u32, encoded: u32) -> Result<bool, Errno> {
+    let argument = sign_extend_12(encoded);
+    let old = old as i32;
+    Ok(match (encoded >> 24) & 15 {
+        0 => old == argument,
+        1 => old != argument,
+        2 => old < argument,
+        3 => old <= argument,
+        4 => old > argument,
+        5 => old >= argument,
+        _ => return Err(Errno::ENOSYS),
+    })
+}
+
+fn sign_extend_12(value: u32) -> i32 {
+    ((value << 20) as i32) >> 20
+}
+
+/// set_robust_list(2)
+///
+/// # Errors
+/// `EINVAL` for a wrong length.
+pub fn sys_set_robust_list(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    if args[1] != 24 {
+        return Err(Errno::EINVAL);
+    }
+    cx.thread()?.robust_list = args[0];
+    Ok(0)
+}
+
+/// get_robust_list(2)
+///
+/// # Errors
+/// `ESRCH`, `EFAULT`.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_get_robust_list(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let tid = match args[0] as i32 {
+        0 => cx.tid,
+        tid => crate::kernel::Tid(tid),
+    };
+    let head = cx.kernel.threads.get(&tid).ok_or(Errno::ESRCH)?.robust_list;
+    cx.write_struct(Gva(args[2]), &24u64)?;
+    cx.write_struct(Gva(args[1]), &head)?;
+    Ok(0)
+}
+
+/// What the kernel does for a thread that ends: its robust mutexes are marked and one waiter of
+/// each woken (get_robust_list(2)), then clear_child_tid is cleared and woken (set_tid_address(2)).
+/// Bad pointers in the guest's list end the walk.
+pub fn thread_exit(cx: &mut Cx<'_>) {
+    let Some(thread) = cx.kernel.threads.get(&cx.tid) else {
+        return;
+    };
+    let (robust, clear) = (thread.robust_list, thread.clear_child_tid);
+    if robust != 0 {
+        let _ = walk_robust_list(cx, robust);
+    }
+    if clear != 0 && cx.write_struct(Gva(clear), &0u32).is_ok() {
+        wake_word(cx, clear, 1);
+    }
+}
+
+fn walk_robust_list(cx: &mut Cx<'_>, head: u64) -> Result<(), Errno> {
+    let mut entry: u64 = cx.read_struct(Gva(head))?;
+    let offset: u64 = cx.read_struct(Gva(head.wrapping_add(8)))?;
+    let pending: u64 = cx.read_struct(Gva(head.wrapping_add(16)))?;
+    for _ in 0..ROBUST_LIST_LIMIT {
+        let node = entry & !1;
+        if node == head {
+            break;
+        }
+        let next = cx.read_struct(Gva(node));
+        if node != pending & !1 {
+            robust_death(cx, node.wrapping_add(offset), false)?;
+        }
+        entry = next?;
+    }
+    if pending & !1 != 0 {
+        robust_death(cx, (pending & !1).wrapping_add(offset), true)?;
+    }
+    Ok(())
+}
+
+fn robust_death(cx: &mut Cx<'_>, uaddr: u64, pending: bool) -> Result<(), Errno> {
+    if uaddr & 3 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    loop {
+        let old = user::load_u32(cx, Gva(uaddr))?;
+        if pending && old & FUTEX_TID_MASK == 0 {
+            wake_word(cx, uaddr, 1);
+            return Ok(());
+        }
+        if old & FUTEX_TID_MASK != u32::try_from(cx.tid.0).unwrap_or(0) {
+            return Ok(());
+        }
+        let new = (old & FUTEX_WAITERS) | FUTEX_OWNER_DIED;
+        if user::compare_exchange_u32(cx, Gva(uaddr), old, new)? {
+            if old & FUTEX_WAITERS != 0 {
+                wake_word(cx, uaddr, 1);
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Wakes waiters of a word whether they wait privately or shared.
+fn wake_word(cx: &mut Cx<'_>, uaddr: u64, max: u64) {
+    for private in [true, false] {
+        if let Ok(key) = key_of(cx, uaddr, private) {
+            if cx.kernel.wake_futex(key, BITSET_MATCH_ANY, max) >= max {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The [`Kernel`] value: processes, threads, open files, the memory file system.
+//!
+//! Cloning it is a fork, assigning it is a reset. References inside are ids into persistent maps;
+//! nothing in it is shared and mutable, and nothing in it is a host resource.
+
+use std::sync::Arc;
+
+use imbl::{OrdMap, Vector};
+use kvmlet_abi::UserRegs;
+
+use crate::fd::{FdTable, FileId, OpenFile};
+use crate::mm::Mm;
+use crate::sched::Sched;
+use crate::signal::{Interrupted, SigState, ThreadSignals};
+use crate::vfs::Cwd;
+use crate::vfs::locks::Locks;
+use crate::vfs::pipe::Pipes;
+use crate::vfs::tmpfs::TmpFs;
+
+/// A process id as the guest sees it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Pid(pub i32);
+
+/// A thread id as the guest sees it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Tid(pub i32);
+
+/// Everything the guest can observe of its kernel.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Live processes.
+    pub processes: OrdMap<Pid, Process>,
+    /// Live threads of all processes.
+    pub threads: OrdMap<Tid, Thread>,
+    /// Open file descriptions.
+    pub files: OrdMap<FileId, OpenFile>,
+    /// Next unused [`FileId`].
+    pub next_file: u64,
+    /// Next thread or process id.
+    pub next_tid: i32,
+    /// The in-memory tree mounted at /tmp.
+    pub tmpfs: TmpFs,
+    /// Pipes.
+    pub pipes: Pipes,
+    /// File locks.
+    pub locks: Locks,
+    /// Run queue and parked threads.
+    pub sched: Sched,
+    /// Identity shared by every process (no privileged calls exist yet).
+    pub ids: Ids,
+    /// Set when the program has ended.
+    pub end: Option<End>,
+}
+
+/// User and group ids: the caller's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ids {
+    /// Real, effective and saved user id.
+    pub uid: u32,
+    /// Real, effective and saved group id.
+    pub gid: u32,
+}
+
+/// How the program ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// exit_group(2) with this status (low 8 bits).
+    Exited(u8),
+    /// Killed by this signal.
+    Signal(u8),
+    /// The memory limit was reached.
+    Memory,
+    /// The limit on captured output was reached.
+    Output,
+}
+
+/// One process: what its threads share.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Its id (the id of its first thread).
+    pub pid: Pid,
+    /// Parent's id, 0 for the first process.
+    pub ppid: Pid,
+    /// Address space: VMAs and limits.
+    pub mm: Mm,
+    /// Descriptor table.
+    pub fds: FdTable,
+    /// Working directory.
+    pub cwd: Cwd,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// Signal dispositions and process-directed pending signals.
+    pub signals: SigState,
+    /// Absolute guest path of the executable (/proc/self/exe).
+    pub exe: Arc<[u8]>,
+    /// Argument vector as passed to execve (/proc/self/cmdline), NUL-separated.
+    pub cmdline: Arc<[u8]>,
+    /// CPU time of threads that have ended, in nanoseconds.
+    pub ended_cpu_ns: u64,
+    /// Resource limits that prlimit(2) reports, by resource number.
+    pub rlimits: Vector<(u64, u64)>,
+}
+
+/// One thread.
+#[derive(Clone, Debug)]
+pub struct Thread {
+    /// Its id.
+    pub tid: Tid,
+    /// The process it belongs to.
+    pub pid: Pid,
+    /// User-mode registers, valid whenever the thread is not on a vCPU.
+    pub regs: UserRegs,
+    /// x87, SSE, AVX... state.
+    pub xstate: XState,
+    /// Signal mask, alternate stack, thread-directed pending signals.
+    pub signals: ThreadSignals,
+    /// set_tid_address(2) / CLONE_CHILD_CLEARTID: cleared and woken at exit; 0 for none.
+    pub clear_child_tid: u64,
+    /// set_robust_list(2) head; 0 for none.
+    pub robust_list: u64,
+    /// Thread name (PR_SET_NAME), NUL-padded.
+    pub comm: [u8; 16],
+    /// A call that a signal has just ended, until the signal is delivered.
+    pub interrupted: Option<Interrupted>,
+    /// CPU time used, in nanoseconds (measured around guest entries).
+    pub cpu_time_ns: u64,
+}
+
+/// Where a thread's extended state is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum XState {
+    /// As after reset (SDM vol. 1, 13.6).
+    #[default]
+    Initial,
+    /// In this XSAVE image, standard format.
+    Saved(Arc<[u8]>),
+    /// In the vCPU's registers. Never so in a frozen kernel.
+    Live,
+}

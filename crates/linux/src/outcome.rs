@@ -1,0 +1,124 @@
+//! What a handler answers: a result, a wait as data, or work for the host.
+
+use std::sync::Arc;
+
+use imbl::Vector;
+use kvmlet_abi::Errno;
+
+use crate::host::HostId;
+
+/// The result of a call: the value of `rax` or an error number.
+pub type SysResult = Result<u64, Errno>;
+
+/// What a handler decided. It never blocks.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// The call is complete.
+    Done(SysResult),
+    /// The thread parks; [`Wait`] says until when and what then.
+    Wait(Wait),
+    /// The host does something that may sleep, with the kernel released.
+    Host(Job),
+    /// The handler has set the thread's registers itself (rt_sigreturn, execve).
+    Registers,
+    /// The calling thread no longer exists.
+    Gone,
+}
+
+impl From<SysResult> for Outcome {
+    fn from(result: SysResult) -> Self {
+        Self::Done(result)
+    }
+}
+
+/// A parked call, as a plain value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// What ends the wait early.
+    pub on: WaitOn,
+    /// Absolute time on the guest's monotonic clock, in nanoseconds; `None` waits for ever.
+    pub deadline_ns: Option<u64>,
+    /// What happens at a wake, a timeout and a signal.
+    pub resume: Resume,
+}
+
+/// What a parked thread waits for (besides its deadline and signals).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitOn {
+    /// A futex wake. The waker delivers 0.
+    Futex(FutexKey, u32),
+    /// Any of these sources becoming ready; the call is then made again.
+    Sources(Vector<Source>),
+    /// A signal of this set (rt_sigtimedwait(2)): the call is made again and takes it.
+    Signals(u64),
+    /// Only a signal or the deadline.
+    Nothing,
+}
+
+/// A futex: the word's home, not its address (futex(2)).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FutexKey {
+    /// A private futex: process and guest-virtual address.
+    Private(crate::kernel::Pid, u64),
+    /// A shared futex: guest-physical address of the word.
+    Shared(u64),
+}
+
+/// Something that can become ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A host descriptor, for these poll(2) events.
+    Host(HostId, i16),
+    /// A pipe of ours.
+    Pipe(u64),
+}
+
+/// How a parked thread goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Make the same call again, with `state` in hand. At the deadline the call is made again too,
+    /// with [`CallState::expired`] set. A signal ends it by the row's restart class.
+    Retry(CallState),
+    /// Deliver: a wake gives 0, the deadline gives `at_deadline`; a signal ends it by the row's
+    /// restart class.
+    Deliver {
+        /// Result when the deadline passes.
+        at_deadline: SysResult,
+        /// nanosleep(2): where to write the remaining time when a signal ends it; 0 for none.
+        remain_gva: u64,
+    },
+}
+
+/// What a call made again remembers of its first try.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CallState {
+    /// Absolute deadline computed at the first try, guest monotonic nanoseconds.
+    pub deadline_ns: Option<u64>,
+    /// Bytes already transferred.
+    pub progress: u64,
+    /// The deadline has passed: answer now.
+    pub expired: bool,
+    /// Signal mask to put back when the call ends (ppoll, pselect6, rt_sigsuspend).
+    pub saved_mask: Option<u64>,
+}
+
+/// Host work over owned data. It may sleep; it is done with the kernel released.
+#[derive(Clone, Debug)]
+pub enum Job {
+    /// Write these bytes to a host stream, all of them or until an error; the result is the count.
+    Write {
+        /// Where to.
+        host: HostId,
+        /// What.
+        bytes: Arc<[u8]>,
+        /// Bytes of the same call already written before this job.
+        already: u64,
+    },
+    /// Read at most `len_bytes` from a host stream into guest memory at `gva`.
+    Read {
+        /// Where from.
+        host: HostId,
+        /// Where to, and how much: the call's buffers (gva, len_bytes).
+        buffers: Vector<(u64, u64)>,
+    },
+}

@@ -1,0 +1,314 @@
+//! The scheduler: which thread runs next, who is parked and on what, as a value.
+//!
+//! The threads of a program share a vCPU; a timer kick rotates the run queue. A wake-up is never
+//! lost: checking a condition and parking on it happen in one handler, under the kernel's lock.
+
+use imbl::{OrdMap, OrdSet, Vector};
+
+use crate::kernel::{Kernel, Tid};
+use crate::outcome::{CallState, FutexKey, Resume, Source, SysResult, Wait, WaitOn};
+
+/// Time slice of a thread when others can run, in nanoseconds.
+pub const SLICE_NS: u64 = 10_000_000;
+
+/// A call as it was made: its number and arguments.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Call {
+    /// System call number.
+    pub nr: u64,
+    /// Arguments.
+    pub args: [u64; 6],
+}
+
+/// A parked thread's call and what it waits for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parked {
+    /// The call.
+    pub call: Call,
+    /// The wait.
+    pub wait: Wait,
+}
+
+/// Run queue, parked threads, deadlines.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Sched {
+    /// Threads that can run, next first. The running thread is not in it.
+    pub run_queue: Vector<Tid>,
+    /// Parked threads.
+    pub parked: OrdMap<Tid, Parked>,
+    /// Calls to make again before their thread enters the guest.
+    pub retries: OrdMap<Tid, (Call, CallState)>,
+    /// Parked threads with a deadline, in order of guest monotonic nanoseconds.
+    pub deadlines: OrdSet<(u64, Tid)>,
+    /// The running thread has called sched_yield(2).
+    pub yielding: bool,
+    /// Waiters of each futex, first come first woken.
+    pub futexes: OrdMap<FutexKey, Vector<Tid>>,
+}
+
+impl Sched {
+    /// Adds a thread that can run.
+    pub fn make_ready(&mut self, tid: Tid) {
+        self.run_queue.push_back(tid);
+    }
+
+    /// Parks a thread.
+    pub fn park(&mut self, tid: Tid, call: Call, wait: Wait) {
+        if let Some(deadline_ns) = wait.deadline_ns {
+            self.deadlines.insert((deadline_ns, tid));
+        }
+        if let WaitOn::Futex(key, _) = wait.on {
+            self.futexes.entry(key).or_default().push_back(tid);
+        }
+        self.parked.insert(tid, Parked { call, wait });
+    }
+
+    /// Takes a thread out of every queue it is parked in. `None` if it is not parked.
+    pub fn unpark(&mut self, tid: Tid) -> Option<Parked> {
+        let parked = self.parked.remove(&tid)?;
+        if let Some(deadline_ns) = parked.wait.deadline_ns {
+            self.deadlines.remove(&(deadline_ns, tid));
+        }
+        if let WaitOn::Futex(key, _) = parked.wait.on {
+            self.leave_futex(key, tid);
+        }
+        Some(parked)
+    }
+
+    fn leave_futex(&mut self, key: FutexKey, tid: Tid) {
+        let empty = self.futexes.get_mut(&key).is_some_and(|queue| {
+            queue.retain(|waiter| *waiter != tid);
+            queue.is_empty()
+        });
+        if empty {
+            self.futexes.remove(&key);
+        }
+    }
+
+    /// Forgets a thread that has ended.
+    pub fn forget(&mut self, tid: Tid) {
+        self.unpark(tid);
+        self.retries.remove(&tid);
+        self.run_queue.retain(|queued| *queued != tid);
+    }
+
+    /// Wakes every thread parked on `source`: their calls are made again.
+    pub fn wake_source(&mut self, source: Source) {
+        let woken: Vec<Tid> = self
+            .parked
+            .iter()
+            .filter(|(_, parked)| match &parked.wait.on {
+                WaitOn::Sources(sources) => {
+                    sources.iter().any(|waited| same_source(*waited, source))
+                }
+                WaitOn::Futex(..) | WaitOn::Signals(_) | WaitOn::Nothing => false,
+            })
+            .map(|(tid, _)| *tid)
+            .collect();
+        for tid in woken {
+            self.retry(tid, false);
+        }
+    }
+
+    /// Makes a parked thread's call again; `expired` says that its deadline has passed.
+    pub fn retry(&mut self, tid: Tid, expired: bool) {
+        let Some(parked) = self.unpark(tid) else {
+            return;
+        };
+        if let Resume::Retry(mut state) = parked.wait.resume {
+            state.expired = state.expired || expired;
+            self.retries.insert(tid, (parked.call, state));
+        }
+        self.make_ready(tid);
+    }
+
+    /// The earliest deadline of a parked thread, guest monotonic nanoseconds.
+    #[must_use]
+    pub fn next_deadline_ns(&self) -> Option<u64> {
+        self.deadlines
+            .get_min()
+            .map(|(deadline_ns, _)| *deadline_ns)
+    }
+
+    /// Whether any parked thread waits for a host descriptor.
+    #[must_use]
+    pub fn waits_for_host(&self) -> bool {
+        self.parked.values().any(|parked| match &parked.wait.on {
+            WaitOn::Sources(sources) => sources
+                .iter()
+                .any(|source| matches!(source, Source::Host(..))),
+            WaitOn::Futex(..) | WaitOn::Signals(_) | WaitOn::Nothing => false,
+        })
+    }
+
+    /// All host descriptors waited for, with their poll(2) events.
+    pub fn host_sources(&self) -> Vec<(crate::host::HostId, i16)> {
+        let mut found = Vec::new();
+        for parked in self.parked.values() {
+            if let WaitOn::Sources(sources) = &parked.wait.on {
+                for source in sources {
+                    if let Source::Host(id, events) = source {
+                        found.push((*id, *events));
+                    }
+                }
+            }
+        }
+        found
+    }
+}
+
+fn same_source(waited: Source, ready: Source) -> bool {
+    match (waited, ready) {
+        (Source::Host(a, _), Source::Host(b, _)) => a == b,
+        (a, b) => a == b,
+    }
+}
+
+impl Kernel {
+    /// Ends a parked thread's wait with a result in `rax`, delivered rather than asked for again.
+    pub fn deliver(&mut self, tid: Tid, result: SysResult) {
+        if self.sched.unpark(tid).is_none() {
+            return;
+        }
+        if let Some(thread) = self.threads.get_mut(&tid) {
+            thread.regs.rax = rax_of(result);
+            self.sched.make_ready(tid);
+        }
+    }
+
+    /// Wakes at most `max` waiters of a futex whose bitset meets `bitset`; returns how many.
+    pub fn wake_futex(&mut self, key: FutexKey, bitset: u32, max: u64) -> u64 {
+        let Some(queue) = self.sched.futexes.get(&key) else {
+            return 0;
+        };
+        let chosen: Vec<Tid> = queue
+            .iter()
+            .filter(|tid| {
+                self.sched.parked.get(*tid).is_some_and(|parked| {
+                    matches!(parked.wait.on, WaitOn::Futex(_, wanted) if wanted & bitset != 0)
+                })
+            })
+            .take(usize::try_from(max).unwrap_or(usize::MAX))
+            .copied()
+            .collect();
+        let mut woken = 0u64;
+        for tid in chosen {
+            self.deliver(tid, Ok(0));
+            woken = woken.saturating_add(1);
+        }
+        woken
+    }
+
+    /// Moves at most `max` waiters of `from` to `to` without waking them; returns how many.
+    pub fn requeue_futex(&mut self, from: FutexKey, to: FutexKey, max: u64) -> u64 {
+        if from == to {
+            return 0;
+        }
+        let Some(queue) = self.sched.futexes.get(&from) else {
+            return 0;
+        };
+        let chosen: Vec<Tid> = queue
+            .iter()
+            .take(usize::try_from(max).unwrap_or(usize::MAX))
+            .copied()
+            .collect();
+        let mut moved = 0u64;
+        for tid in chosen {
+            self.sched.leave_futex(from, tid);
+            if let Some(parked) = self.sched.parked.get_mut(&tid) {
+                if let WaitOn::Futex(key, _) = &mut parked.wait.on {
+                    *key = to;
+                }
+                self.sched.futexes.entry(to).or_default().push_back(tid);
+                moved = moved.saturating_add(1);
+            }
+        }
+        moved
+    }
+
+    /// Ends the waits whose deadline is at or before `now_ns` (guest monotonic).
+    pub fn expire(&mut self, now_ns: u64) {
+        while let Some((deadline_ns, tid)) = self.sched.deadlines.get_min().copied() {
+            if deadline_ns > now_ns {
+                break;
+            }
+            let resume = self
+                .sched
+                .parked
+                .get(&tid)
+                .map(|parked| parked.wait.resume.clone());
+            match resume {
+                Some(Resume::Deliver { at_deadline, .. }) => self.deliver(tid, at_deadline),
+                Some(Resume::Retry(_)) => self.sched.retry(tid, true),
+                None => {
+                    self.sched.deadlines.remove(&(deadline_ns, tid));
+                }
+            }
+        }
+    }
+}
+
+/// The value of `rax` for a result.
+#[must_use]
+pub fn rax_of(result: SysResult) -> u64 {
+    match result {
+        Ok(value) => value,
+        Err(errno) => errno.as_rax(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Pid;
+    use imbl::vector;
+    use kvmlet_abi::Errno;
+
+    fn futex_wait(key: FutexKey, bitset: u32, deadline_ns: Option<u64>) -> Wait {
+        Wait {
+            on: WaitOn::Futex(key, bitset),
+            deadline_ns,
+            resume: Resume::Deliver {
+                at_deadline: Err(Errno::ETIMEDOUT),
+                remain_gva: 0,
+            },
+        }
+    }
+
+    #[test]
+    fn unpark_leaves_no_queue_behind() {
+        let key = FutexKey::Private(Pid(1), 0x1000);
+        let mut sched = Sched::default();
+        sched.park(Tid(1), Call::default(), futex_wait(key, 1, Some(5)));
+        sched.park(Tid(2), Call::default(), futex_wait(key, 1, None));
+        assert_eq!(sched.next_deadline_ns(), Some(5));
+        sched.unpark(Tid(1));
+        assert_eq!(sched.next_deadline_ns(), None);
+        assert_eq!(sched.futexes.get(&key), Some(&vector![Tid(2)]));
+        sched.forget(Tid(2));
+        assert_eq!(sched, Sched::default());
+    }
+
+    #[test]
+    fn a_source_wakes_only_its_waiters() {
+        let mut sched = Sched::default();
+        let wait = |pipe| Wait {
+            on: WaitOn::Sources(vector![Source::Pipe(pipe)]),
+            deadline_ns: None,
+            resume: Resume::Retry(CallState::default()),
+        };
+        sched.park(
+            Tid(1),
+            Call {
+                nr: 7,
+                args: [0; 6],
+            },
+            wait(1),
+        );
+        sched.park(Tid(2), Call::default(), wait(2));
+        sched.wake_source(Source::Pipe(1));
+        assert_eq!(sched.run_queue, vector![Tid(1)]);
+        assert_eq!(sched.retries.get(&Tid(1)).map(|(call, _)| call.nr), Some(7));
+        assert!(sched.parked.contains_key(&Tid(2)));
+    }
+}

@@ -1,0 +1,13 @@
+//! The system calls, by subject, and the table that names them all.
+
+pub mod fs;
+pub mod identity;
+pub mod io;
+pub mod mem;
+pub mod net;
+pub mod process;
+pub(crate) mod rows;
+pub mod signal;
+pub mod table;
+pub mod thread;
+pub mod time;

@@ -1,0 +1,92 @@
+//! Processes: execve(2), waiting for children (there are none yet).
+
+use kvmlet_abi::{Errno, Gva};
+
+use crate::cx::Cx;
+use crate::exec::{self, ExecRequest};
+use crate::outcome::{CallState, Outcome, SysResult};
+
+/// Bytes of arguments and environment together at most: a quarter of the 8 MiB stack limit.
+const ARG_MAX: usize = 2 << 20;
+const PATH_MAX: usize = 4096;
+/// Longest single argument (MAX_ARG_STRLEN).
+const ARG_STRLEN_MAX: usize = 131_072;
+
+fn read_strings(cx: &mut Cx<'_>, array_gva: u64, left: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut strings = Vec::new();
+    if array_gva == 0 {
+        return Ok(strings);
+    }
+    let mut at = array_gva;
+    loop {
+        let pointer: u64 = cx.read_struct(Gva(at))?;
+        if pointer == 0 {
+            return Ok(strings);
+        }
+        let string = match cx.read_cstr(Gva(pointer), ARG_STRLEN_MAX) {
+            Err(Errno::ENAMETOOLONG) => return Err(Errno::E2BIG),
+            other => other?,
+        };
+        // Each string also costs its NUL and its pointer.
+        *left = left
+            .checked_sub(string.len().saturating_add(9))
+            .ok_or(Errno::E2BIG)?;
+        strings.push(string);
+        at = at.checked_add(8).ok_or(Errno::EFAULT)?;
+    }
+}
+
+/// execve(2)
+pub fn sys_execve(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    let request = |cx: &mut Cx<'_>| -> Result<ExecRequest, Errno> {
+        let mut left = ARG_MAX;
+        let path = cx.read_cstr(Gva(args[0]), PATH_MAX)?;
+        let argv = read_strings(cx, args[1], &mut left)?;
+        let envp = read_strings(cx, args[2], &mut left)?;
+        Ok(ExecRequest { path, argv, envp })
+    };
+    let result = request(cx).and_then(|request| exec::replace(cx, request));
+    match result {
+        Ok(()) => Outcome::Registers,
+        Err(errno) => Outcome::Done(Err(errno)),
+    }
+}
+
+/// wait4(2): there are no children.
+///
+/// # Errors
+/// `ECHILD`; `EINVAL` for unknown options.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_wait4(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    const KNOWN: u32 = 1 | 2 | 8 | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
+    if args[2] as u32 & !KNOWN != 0 {
+        Err(Errno::EINVAL)
+    } else {
+        Err(Errno::ECHILD)
+    }
+}
+
+/// waitid(2): there are no children.
+///
+/// # Errors
+/// `ECHILD`; `EINVAL` for unknown options or no event asked for.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_waitid(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let options = args[3] as u32;
+    if options & (2 | 4 | 8) == 0 || options & !(0xe100_000f) != 0 || args[0] > 3 {
+        Err(Errno::EINVAL)
+    } else {
+        Err(Errno::ECHILD)
+    }
+}
+
+/// fork(2) and vfork(2): a program has one process.
+///
+/// # Errors
+/// Always `ENOSYS`, with an event.
+pub fn sys_fork(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+    cx.host
+        .report
+        .unsupported("fork", "a new process".to_owned());
+    Err(Errno::ENOSYS)
+}

@@ -1,0 +1,457 @@
+//! rt_sigaction, rt_sigprocmask and their kin; kill and tgkill.
+
+use kvmlet_abi::linux::{Sigaction, StackT};
+use kvmlet_abi::{Errno, Gva};
+
+use crate::clock;
+use crate::cx::Cx;
+use crate::frame;
+use crate::kernel::{Pid, Tid};
+use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::signal::{
+    AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit, signo,
+};
+
+const SS_ONSTACK: i32 = 1;
+const SS_DISABLE: i32 = 2;
+const SS_AUTODISARM: i32 = i32::MIN;
+
+fn signal_number(raw: u64) -> Result<u8, Errno> {
+    #[allow(clippy::cast_possible_truncation)]
+    let number = raw as i32;
+    match u8::try_from(number) {
+        Ok(signo) if (1..=NSIG).contains(&signo) => Ok(signo),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// rt_sigaction(2)
+///
+/// # Errors
+/// `EINVAL` for a bad number or set size, or SIGKILL and SIGSTOP; `EFAULT`.
+pub fn sys_rt_sigaction(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let signo = signal_number(args[0])?;
+    if args[3] != 8 {
+        return Err(Errno::EINVAL);
+    }
+    let new: Option<Sigaction> = if args[1] == 0 {
+        None
+    } else {
+        Some(cx.read_struct(Gva(args[1]))?)
+    };
+    if new.is_some() && bit(signo) & UNBLOCKABLE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let old = cx.process()?.signals.action(signo);
+    if let Some(mut action) = new {
+        action.mask &= !UNBLOCKABLE;
+        let process = cx.process()?;
+        process.signals.actions.insert(signo, action);
+        // POSIX: setting a disposition that ignores a pending signal discards it.
+        if process.signals.ignores(signo) {
+            process.signals.pending.discard(bit(signo));
+            let pid = process.pid;
+            let members: Vec<Tid> = cx
+                .kernel
+                .threads
+                .values()
+                .filter(|t| t.pid == pid)
+                .map(|t| t.tid)
+                .collect();
+            for tid in members {
+                if let Some(thread) = cx.kernel.threads.get_mut(&tid) {
+                    thread.signals.pending.discard(bit(signo));
+                }
+            }
+        }
+    }
+    if args[2] != 0 {
+        cx.write_struct(Gva(args[2]), &old)?;
+    }
+    Ok(0)
+}
+
+/// rt_sigprocmask(2)
+///
+/// # Errors
+/// `EINVAL` for a bad set size or `how`; `EFAULT`.
+pub fn sys_rt_sigprocmask(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    if args[3] != 8 {
+        return Err(Errno::EINVAL);
+    }
+    let old = cx.thread()?.signals.mask;
+    if args[1] != 0 {
+        let set: u64 = cx.read_struct(Gva(args[1]))?;
+        #[allow(clippy::cast_possible_truncation)]
+        let new = match args[0] as i32 {
+            0 => old | set,
+            1 => old & !set,
+            2 => set,
+            _ => return Err(Errno::EINVAL),
+        };
+        cx.thread()?.signals.mask = new & !UNBLOCKABLE;
+    }
+    if args[2] != 0 {
+        cx.write_struct(Gva(args[2]), &old)?;
+    }
+    Ok(0)
+}
+
+/// rt_sigpending(2)
+///
+/// # Errors
+/// `EINVAL` for a size above 8; `EFAULT`.
+pub fn sys_rt_sigpending(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    if args[1] > 8 {
+        return Err(Errno::EINVAL);
+    }
+    let shared = cx.process()?.signals.pending.set();
+    let thread = cx.thread()?;
+    let set = (shared | thread.signals.pending.set()) & thread.signals.mask;
+    let bytes = set.to_le_bytes();
+    let len = usize::try_from(args[1]).unwrap_or(8);
+    cx.write(Gva(args[0]), bytes.get(..len).unwrap_or_default())?;
+    Ok(0)
+}
+
+/// rt_sigsuspend(2)
+pub fn sys_rt_sigsuspend(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    let change = |cx: &mut Cx<'_>| -> Result<(), Errno> {
+        if args[1] != 8 {
+            return Err(Errno::EINVAL);
+        }
+        let mask: u64 = cx.read_struct(Gva(args[0]))?;
+        let thread = cx.thread()?;
+        thread.signals.saved_mask = Some(thread.signals.mask);
+        thread.signals.mask = mask & !UNBLOCKABLE;
+        Ok(())
+    };
+    match change(cx) {
+        Ok(()) => sys_pause(cx, args, &CallState::default()),
+        Err(errno) => Outcome::Done(Err(errno)),
+    }
+}
+
+/// pause(2)
+pub fn sys_pause(_cx: &mut Cx<'_>, _args: &[u64; 6], _state: &CallState) -> Outcome {
+    Outcome::Wait(Wait {
+        on: WaitOn::Nothing,
+        deadline_ns: None,
+        resume: Resume::Deliver {
+            at_deadline: Err(Errno::EINTR),
+            remain_gva: 0,
+        },
+    })
+}
+
+/// rt_sigtimedwait(2): takes a pending signal of the set, or waits for one.
+pub fn sys_rt_sigtimedwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    match sigtimedwait(cx, args, state) {
+        Ok(outcome) => outcome,
+        Err(errno) => Outcome::Done(Err(errno)),
+    }
+}
+
+fn sigtimedwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
+    if args[3] != 8 {
+        return Err(Errno::EINVAL);
+    }
+    let set: u64 = cx.read_struct(Gva(args[0]))?;
+    let set = set & !UNBLOCKABLE;
+    let mut taken = cx.thread()?.signals.pending.take(set);
+    if taken.is_none() {
+        taken = cx.process()?.signals.pending.take(set);
+    }
+    if let Some(info) = taken {
+        crate::signal::restore_mask(cx, state.saved_mask);
+        if args[1] != 0 {
+            cx.write(Gva(args[1]), &frame::siginfo_bytes(&info))?;
+        }
+        return Ok(Outcome::Done(Ok(u64::from(info.signo))));
+    }
+    if state.saved_mask.is_some() {
+        // Woken by a signal outside the set, or the time is over.
+        crate::signal::restore_mask(cx, state.saved_mask);
+        return Ok(Outcome::Done(Err(if state.expired {
+            Errno::EAGAIN
+        } else {
+            Errno::EINTR
+        })));
+    }
+    let now = clock::monotonic_ns(cx.host);
+    let deadline_ns = match args[2] {
+        0 => None,
+        gva => Some(now.saturating_add(clock::read_timespec(cx, gva)?)),
+    };
+    if deadline_ns.is_some_and(|deadline| deadline <= now) {
+        return Ok(Outcome::Done(Err(Errno::EAGAIN)));
+    }
+    // The waited-for signals are unblocked while waiting, so that one interrupts the wait; it is
+    // then taken here, before delivery looks for it.
+    let thread = cx.thread()?;
+    let saved_mask = Some(thread.signals.mask);
+    thread.signals.mask &= !set;
+    Ok(Outcome::Wait(Wait {
+        on: WaitOn::Signals(set),
+        deadline_ns,
+        resume: Resume::Retry(CallState {
+            deadline_ns,
+            saved_mask,
+            ..CallState::default()
+        }),
+    }))
+}
+
+/// rt_sigreturn(2)
+pub fn sys_rt_sigreturn(cx: &mut Cx<'_>, _args: &[u64; 6], _state: &CallState) -> Outcome {
+    frame::sigreturn(cx)
+}
+
+/// sigaltstack(2)
+///
+/// # Errors
+/// `EPERM` while running on it; `EINVAL`, `ENOMEM`, `EFAULT`.
+pub fn sys_sigaltstack(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let new: Option<StackT> = if args[0] == 0 {
+        None
+    } else {
+        Some(cx.read_struct(Gva(args[0]))?)
+    };
+    let thread = cx.thread()?;
+    let current = thread.signals.altstack.0;
+    let on_it = frame::on_altstack(&current, thread.regs.rsp);
+    let mut old = current;
+    old.ss_flags |= if on_it { SS_ONSTACK } else { 0 };
+    if let Some(stack) = new {
+        if on_it {
+            return Err(Errno::EPERM);
+        }
+        let mode = stack.ss_flags & !SS_AUTODISARM;
+        let value = match mode {
+            SS_DISABLE => StackT {
+                ss_flags: SS_DISABLE,
+                ..StackT::default()
+            },
+            0 | SS_ONSTACK => {
+                if stack.ss_size < 2048 {
+                    return Err(Errno::ENOMEM);
+                }
+                StackT {
+                    ss_flags: stack.ss_flags & SS_AUTODISARM,
+                    pad: 0,
+                    ..stack
+                }
+            }
+            _ => return Err(Errno::EINVAL),
+        };
+        thread.signals.altstack = AltStack(value);
+    }
+    if args[1] != 0 {
+        cx.write_struct(Gva(args[1]), &old)?;
+    }
+    Ok(0)
+}
+
+fn optional_signal(raw: u64) -> Result<Option<u8>, Errno> {
+    #[allow(clippy::cast_possible_truncation)]
+    if raw as i32 == 0 {
+        Ok(None)
+    } else {
+        signal_number(raw).map(Some)
+    }
+}
+
+fn sender(cx: &mut Cx<'_>, signo: u8, code: i32) -> Result<SigInfo, Errno> {
+    let pid = cx.process()?.pid.0;
+    let detail = SigDetail::Sender {
+        pid,
+        uid: cx.kernel.ids.uid,
+        value: 0,
+    };
+    Ok(SigInfo {
+        signo,
+        code,
+        detail,
+        ..SigInfo::default()
+    })
+}
+
+/// kill(2)
+///
+/// # Errors
+/// `EINVAL`, `ESRCH`.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_kill(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let target = args[0] as i32;
+    let signo = optional_signal(args[1])?;
+    let own = cx.process()?.pid;
+    let targets: Vec<Pid> = match target {
+        i32::MIN => return Err(Errno::ESRCH),
+        // Every process but the caller and pid 1.
+        -1 => cx
+            .kernel
+            .processes
+            .keys()
+            .copied()
+            .filter(|pid| *pid != own && pid.0 != 1)
+            .collect(),
+        // Every process is in the first one's group.
+        0 => cx.kernel.processes.keys().copied().collect(),
+        // The only process group is 1, and -1 has another meaning.
+        group if group < 0 => return Err(Errno::ESRCH),
+        pid => vec![Pid(pid)],
+    };
+    if targets.is_empty()
+        || targets
+            .iter()
+            .any(|pid| !cx.kernel.processes.contains_key(pid))
+    {
+        return Err(Errno::ESRCH);
+    }
+    if let Some(signo) = signo {
+        let info = sender(cx, signo, SI_USER)?;
+        for pid in targets {
+            send_process(cx, pid, info)?;
+        }
+    }
+    Ok(0)
+}
+
+/// Linux protects the first process of a pid namespace from signals it has no handler for, when
+/// they come from inside. Linux differs: here pid 1 is the program itself and must be able to end
+/// itself with abort(3) or kill(2), as it can natively.
+fn send_process(cx: &mut Cx<'_>, pid: Pid, info: SigInfo) -> Result<(), Errno> {
+    if info.signo == signo::SIGKILL {
+        cx.kernel.kill_all(signo::SIGKILL);
+        return Ok(());
+    }
+    cx.kernel.send_to_process(pid, info)
+}
+
+fn send_thread(cx: &mut Cx<'_>, tid: i32, signo: Option<u8>) -> SysResult {
+    if tid <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    if !cx.kernel.threads.contains_key(&Tid(tid)) {
+        return Err(Errno::ESRCH);
+    }
+    if let Some(signo) = signo {
+        if signo == signo::SIGKILL {
+            cx.kernel.kill_all(signo);
+        } else {
+            let info = sender(cx, signo, SI_TKILL)?;
+            cx.kernel.send_to_thread(Tid(tid), info)?;
+        }
+    }
+    Ok(0)
+}
+
+/// tkill(2)
+///
+/// # Errors
+/// `EINVAL`, `ESRCH`.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_tkill(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let signo = optional_signal(args[1])?;
+    send_thread(cx, args[0] as i32, signo)
+}
+
+/// tgkill(2)
+///
+/// # Errors
+/// `EINVAL`, `ESRCH`.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_tgkill(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (tgid, tid) = (args[0] as i32, args[1] as i32);
+    if tgid <= 0 || tid <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    let signo = optional_signal(args[2])?;
+    match cx.kernel.threads.get(&Tid(tid)) {
+        Some(thread) if thread.pid.0 == tgid => send_thread(cx, tid, signo),
+        _ => Err(Errno::ESRCH),
+    }
+}
+
+/// rt_sigqueueinfo(2): only to the own process, with a negative si_code, as Linux demands.
+///
+/// # Errors
+/// `EINVAL`, `EPERM`, `ESRCH`, `EAGAIN`, `EFAULT`.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let signo = optional_signal(args[1])?;
+    let info = queued_info(cx, signo.unwrap_or(0), args[2])?;
+    let pid = Pid(args[0] as i32);
+    if !cx.kernel.processes.contains_key(&pid) {
+        return Err(Errno::ESRCH);
+    }
+    if signo.is_some() {
+        send_process(cx, pid, info)?;
+    }
+    Ok(0)
+}
+
+/// rt_tgsigqueueinfo(2)
+///
+/// # Errors
+/// As [`sys_rt_sigqueueinfo`].
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let signo = optional_signal(args[2])?;
+    let info = queued_info(cx, signo.unwrap_or(0), args[3])?;
+    let tid = Tid(args[1] as i32);
+    match cx.kernel.threads.get(&tid) {
+        Some(thread) if thread.pid.0 == args[0] as i32 => {}
+        _ => return Err(Errno::ESRCH),
+    }
+    match signo {
+        Some(signo::SIGKILL) => cx.kernel.kill_all(signo::SIGKILL),
+        Some(_) => cx.kernel.send_to_thread(tid, info)?,
+        None => {}
+    }
+    Ok(0)
+}
+
+fn queued_info(cx: &mut Cx<'_>, signo: u8, gva: u64) -> Result<SigInfo, Errno> {
+    let words: [u32; 8] = cx.read_struct(Gva(gva))?;
+    let [_, errno, code, _, pid, uid, value_low, value_high] = words;
+    let code = code.cast_signed();
+    if code >= 0 || code == SI_TKILL {
+        return Err(Errno::EPERM);
+    }
+    let value = u64::from(value_low) | (u64::from(value_high) << 32);
+    let detail = SigDetail::Sender {
+        pid: pid.cast_signed(),
+        uid,
+        value,
+    };
+    Ok(SigInfo {
+        signo,
+        code,
+        errno: errno.cast_signed(),
+        detail,
+        ..SigInfo::default()
+    })
+}
+
+/// Dispositions after execve(2): handlers become the default, ignored signals stay ignored.
+pub fn reset_for_exec(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    let process = cx.process()?;
+    process.signals.actions = process
+        .signals
+        .actions
+        .iter()
+        .filter(|(_, action)| action.handler == crate::signal::SIG_IGN)
+        .map(|(signo, action)| {
+            (
+                *signo,
+                Sigaction {
+                    handler: action.handler,
+                    ..Sigaction::default()
+                },
+            )
+        })
+        .collect();
+    cx.thread()?.signals.altstack = AltStack::default();
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! The system call table: dispatcher, compatibility page and trace vocabulary at once.
+
+use kvmlet_abi::Errno;
+
+use crate::cx::Cx;
+use crate::outcome::{CallState, Outcome, SysResult, Wait, WaitOn};
+use crate::sched::Call;
+
+use super::rows::ROWS;
+
+/// A handler that answers at once.
+pub type ValueHandler = fn(&mut Cx<'_>, &[u64; 6]) -> SysResult;
+/// A handler that may wait.
+pub type WaitHandler = fn(&mut Cx<'_>, &[u64; 6], &CallState) -> Outcome;
+
+/// How a call is answered.
+#[derive(Clone, Copy, Debug)]
+pub enum Handler {
+    /// At once.
+    Value(ValueHandler),
+    /// Perhaps after a wait.
+    Wait(WaitHandler),
+    /// With this error number, as a kernel built without the feature gives; an event is recorded.
+    Missing(Errno),
+}
+
+/// How much of Linux's behaviour a row has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Support {
+    /// As documented in its man page, within the sandbox's policy.
+    Full,
+    /// With the limits its note states.
+    Partial,
+    /// Answered with an error number only.
+    None,
+}
+
+/// What becomes of a wait that a signal handler interrupts (signal(7)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Restart {
+    /// `EINTR` always.
+    Never,
+    /// Restarted with SA_RESTART, else `EINTR`.
+    Handler,
+    /// As `Handler` without a deadline, `EINTR` with one (futex(2)).
+    WithoutDeadline,
+}
+
+/// What of the thread a handler needs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Needs {
+    /// The six arguments.
+    Arguments,
+    /// Every register, extended state included.
+    All,
+}
+
+/// One system call.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// x86-64 number.
+    pub nr: u16,
+    /// Name as in its man page.
+    pub name: &'static str,
+    /// One letter an argument, for traces: d descriptor, s string, i int, u unsigned, o octal,
+    /// x hexadecimal or pointer.
+    pub signature: &'static str,
+    /// Level of support.
+    pub support: Support,
+    /// Limits, for the compatibility page.
+    pub note: &'static str,
+    /// Restart class.
+    pub restart: Restart,
+    /// What the handler needs.
+    pub needs: Needs,
+    /// The handler.
+    pub handler: Handler,
+}
+
+impl Row {
+    pub(super) const fn value(
+        nr: u16,
+        name: &'static str,
+        signature: &'static str,
+        handler: ValueHandler,
+    ) -> Self {
+        Self::new(nr, name, signature, Support::Full, Handler::Value(handler))
+    }
+
+    pub(super) const fn wait(
+        nr: u16,
+        name: &'static str,
+        signature: &'static str,
+        handler: WaitHandler,
+    ) -> Self {
+        Self::new(nr, name, signature, Support::Full, Handler::Wait(handler))
+    }
+
+    pub(super) const fn missing(nr: u16, name: &'static str, signature: &'static str) -> Self {
+        Self::new(
+            nr,
+            name,
+            signature,
+            Support::None,
+            Handler::Missing(Errno::ENOSYS),
+        )
+    }
+
+    const fn new(
+        nr: u16,
+        name: &'static str,
+        signature: &'static str,
+        support: Support,
+        handler: Handler,
+    ) -> Self {
+        let (restart, needs) = (Restart::Never, Needs::Arguments);
+        Self {
+            nr,
+            name,
+            signature,
+            support,
+            note: "",
+            restart,
+            needs,
+            handler,
+        }
+    }
+
+    pub(super) const fn partial(mut self, note: &'static str) -> Self {
+        self.support = Support::Partial;
+        self.note = note;
+        self
+    }
+
+    pub(super) const fn note(mut self, note: &'static str) -> Self {
+        self.note = note;
+        self
+    }
+
+    pub(super) const fn restarts(mut self, restart: Restart) -> Self {
+        self.restart = restart;
+        self
+    }
+
+    pub(super) const fn all_registers(mut self) -> Self {
+        self.needs = Needs::All;
+        self
+    }
+}
+
+/// Numbers of x86-64 calls end below this.
+const NR_END: usize = 512;
+const NO_ROW: u16 = u16::MAX;
+
+/// Index of each number's row.
+#[allow(clippy::indexing_slicing)] // evaluated by the compiler
+static INDEX: [u16; NR_END] = {
+    let mut index = [NO_ROW; NR_END];
+    let mut at = 0;
+    while at < ROWS.len() {
+        index[ROWS[at].nr as usize] = at as u16;
+        at += 1;
+    }
+    index
+};
+
+/// The row of a call number, if the table has one.
+#[must_use]
+pub fn row(nr: u64) -> Option<&'static Row> {
+    let index = *INDEX.get(usize::try_from(nr).ok()?)?;
+    ROWS.get(usize::from(index))
+}
+
+/// All rows, by number.
+#[must_use]
+pub fn rows() -> &'static [Row] {
+    ROWS
+}
+
+/// Makes a call.
+pub fn call(cx: &mut Cx<'_>, call: &Call, state: &CallState) -> Outcome {
+    let Some(row) = row(call.nr) else {
+        cx.host
+            .report
+            .unsupported("syscall", "a number without a row".to_owned());
+        return Outcome::Done(Err(Errno::ENOSYS));
+    };
+    match row.handler {
+        Handler::Value(handler) => Outcome::Done(handler(cx, &call.args)),
+        Handler::Wait(handler) => handler(cx, &call.args, state),
+        Handler::Missing(errno) => {
+            cx.host.report.unsupported(row.name, String::new());
+            Outcome::Done(Err(errno))
+        }
+    }
+}
+
+/// Whether a wait that a handler with SA_RESTART interrupts is started again.
+#[must_use]
+pub fn restarts(call: &Call, wait: &Wait) -> bool {
+    match row(call.nr).map(|row| row.restart) {
+        Some(Restart::Handler) => !matches!(wait.on, WaitOn::Nothing),
+        Some(Restart::WithoutDeadline) => wait.deadline_ns.is_none(),
+        Some(Restart::Never) | None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_in_order_and_found() {
+        for pair in ROWS.windows(2) {
+            assert!(
+                pair[0].nr < pair[1].nr,
+                "{} then {}",
+                pair[0].name,
+                pair[1].name
+            );
+        }
+        for entry in ROWS {
+            assert_eq!(
+                row(u64::from(entry.nr)).map(|found| found.name),
+                Some(entry.name)
+            );
+            assert!(entry.signature.len() <= 6, "{}", entry.name);
+            assert_eq!(
+                entry.support == Support::None,
+                matches!(entry.handler, Handler::Missing(_)),
+                "{}",
+                entry.name
+            );
+            assert_eq!(
+                entry.support == Support::Partial,
+                !entry.note.is_empty() && entry.support != Support::Full,
+                "{}",
+                entry.name
+            );
+        }
+        assert!(row(335).is_none() && row(u64::MAX).is_none());
+    }
+}

@@ -1,0 +1,398 @@
+//! Threads: clone(2) and clone3(2) with CLONE_THREAD, exit(2), scheduling calls.
+
+use kvmlet_abi::linux::{CloneArgs, Timespec};
+use kvmlet_abi::regs::is_canonical;
+use kvmlet_abi::{Errno, Gva};
+
+use crate::cx::Cx;
+use crate::kernel::{End, Thread, Tid};
+use crate::outcome::{CallState, Outcome, SysResult};
+use crate::signal::ThreadSignals;
+
+/// Threads of a program at most.
+pub const THREADS_MAX: usize = 1024;
+/// Highest thread id, as pid_max of a small machine.
+const TID_MAX: i32 = 32768;
+
+const CLONE_VM: u64 = 0x100;
+const CLONE_FS: u64 = 0x200;
+const CLONE_FILES: u64 = 0x400;
+const CLONE_SIGHAND: u64 = 0x800;
+const CLONE_THREAD: u64 = 0x1_0000;
+const CLONE_SYSVSEM: u64 = 0x4_0000;
+const CLONE_SETTLS: u64 = 0x8_0000;
+const CLONE_PARENT_SETTID: u64 = 0x10_0000;
+const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
+const CLONE_DETACHED: u64 = 0x40_0000;
+const CLONE_CHILD_SETTID: u64 = 0x100_0000;
+/// Flags of a thread that shares everything, plus those that only say where to write ids.
+const THREAD_NEEDS: u64 = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
+const THREAD_KNOWN: u64 = THREAD_NEEDS
+    | CLONE_FS
+    | CLONE_FILES
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID
+    | CLONE_DETACHED
+    | CLONE_CHILD_SETTID;
+
+struct NewThread {
+    flags: u64,
+    stack: u64,
+    parent_tid: u64,
+    child_tid: u64,
+    tls: u64,
+}
+
+/// clone(2), x86-64 argument order: flags, stack, parent_tid, child_tid, tls.
+///
+/// # Errors
+/// As clone(2); `ENOSYS` for a new process.
+pub fn sys_clone(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let [flags, stack, parent_tid, child_tid, tls, _] = *args;
+    // The low byte is the exit signal, meaningless for a thread.
+    let new = NewThread {
+        flags: flags & !0xff,
+        stack,
+        parent_tid,
+        child_tid,
+        tls,
+    };
+    spawn(cx, &new)
+}
+
+/// clone3(2)
+///
+/// # Errors
+/// As clone3(2); `ENOSYS` for a new process.
+pub fn sys_clone3(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let size = usize::try_from(args[1]).map_err(|_| Errno::E2BIG)?;
+    if size < 64 {
+        return Err(Errno::EINVAL);
+    }
+    if size > 4096 {
+        return Err(Errno::E2BIG);
+    }
+    let mut bytes = vec![0u8; size.max(size_of::<CloneArgs>())];
+    cx.read(Gva(args[0]), bytes.get_mut(..size).ok_or(Errno::EINVAL)?)?;
+    if bytes
+        .iter()
+        .skip(size_of::<CloneArgs>())
+        .any(|byte| *byte != 0)
+    {
+        return Err(Errno::E2BIG);
+    }
+    let (clone, _) =
+        <CloneArgs as zerocopy::FromBytes>::read_from_prefix(&bytes).map_err(|_| Errno::EINVAL)?;
+    if clone.set_tid_size != 0 || clone.set_tid != 0 {
+        return Err(Errno::EPERM);
+    }
+    if (clone.stack == 0) != (clone.stack_size == 0) {
+        return Err(Errno::EINVAL);
+    }
+    if clone.flags & CLONE_THREAD != 0 && clone.exit_signal != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let stack = clone
+        .stack
+        .checked_add(clone.stack_size)
+        .ok_or(Errno::EINVAL)?;
+    let new = NewThread {
+        flags: clone.flags,
+        stack,
+        parent_tid: clone.parent_tid,
+        child_tid: clone.child_tid,
+        tls: clone.tls,
+    };
+    spawn(cx, &new)
+}
+
+fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
+    let flags = new.flags;
+    if flags & CLONE_SIGHAND != 0 && flags & CLONE_VM == 0
+        || flags & CLONE_THREAD != 0 && flags & CLONE_SIGHAND == 0
+    {
+        return Err(Errno::EINVAL);
+    }
+    if flags & THREAD_NEEDS != THREAD_NEEDS {
+        cx.host
+            .report
+            .unsupported("clone", "a new process".to_owned());
+        return Err(Errno::ENOSYS);
+    }
+    if flags & (CLONE_FS | CLONE_FILES) != CLONE_FS | CLONE_FILES || flags & !THREAD_KNOWN != 0 {
+        cx.host
+            .report
+            .unsupported("clone", format!("flags {flags:#x}"));
+        return Err(Errno::EINVAL);
+    }
+    if cx.kernel.threads.len() >= THREADS_MAX {
+        return Err(Errno::EAGAIN);
+    }
+    if flags & CLONE_SETTLS != 0 && !is_canonical(new.tls) {
+        return Err(Errno::EPERM);
+    }
+    let tid = allocate_tid(cx)?;
+    let raw = tid.0.cast_unsigned();
+    if flags & CLONE_PARENT_SETTID != 0 {
+        cx.write_struct(Gva(new.parent_tid), &raw)?;
+    }
+    if flags & CLONE_CHILD_SETTID != 0 {
+        // Linux ignores a fault here: the child would write it itself.
+        let _ = cx.write_struct(Gva(new.child_tid), &raw);
+    }
+    let parent = cx.thread()?;
+    let mut regs = parent.regs;
+    regs.rax = 0;
+    if new.stack != 0 {
+        regs.rsp = new.stack;
+    }
+    if flags & CLONE_SETTLS != 0 {
+        regs.fs_base = new.tls;
+    }
+    let thread = Thread {
+        tid,
+        pid: parent.pid,
+        regs,
+        xstate: parent.xstate.clone(),
+        signals: ThreadSignals {
+            mask: parent.signals.mask,
+            ..ThreadSignals::default()
+        },
+        clear_child_tid: if flags & CLONE_CHILD_CLEARTID != 0 {
+            new.child_tid
+        } else {
+            0
+        },
+        robust_list: 0,
+        comm: parent.comm,
+        interrupted: None,
+        cpu_time_ns: 0,
+    };
+    cx.kernel.threads.insert(tid, thread);
+    cx.kernel.sched.make_ready(tid);
+    Ok(u64::from(raw))
+}
+
+fn allocate_tid(cx: &mut Cx<'_>) -> Result<Tid, Errno> {
+    for _ in 0..=THREADS_MAX.saturating_add(1) {
+        let tid = Tid(cx.kernel.next_tid);
+        cx.kernel.next_tid = if tid.0 >= TID_MAX {
+            2
+        } else {
+            tid.0.saturating_add(1)
+        };
+        if !cx.kernel.threads.contains_key(&tid) {
+            return Ok(tid);
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
+/// exit(2): ends the calling thread; the last one ends the program.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_exit(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    crate::futex::thread_exit(cx);
+    let tid = cx.tid;
+    cx.kernel.threads.remove(&tid);
+    cx.kernel.sched.forget(tid);
+    if cx.kernel.threads.is_empty() && cx.kernel.end.is_none() {
+        cx.kernel.end = Some(End::Exited(args[0] as u8));
+    }
+    Outcome::Gone
+}
+
+/// exit_group(2)
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_exit_group(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    if cx.kernel.end.is_none() {
+        cx.kernel.end = Some(End::Exited(args[0] as u8));
+    }
+    Outcome::Gone
+}
+
+/// set_tid_address(2)
+///
+/// # Errors
+/// None for a running thread.
+pub fn sys_set_tid_address(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    cx.thread()?.clear_child_tid = args[0];
+    Ok(u64::from(cx.tid.0.cast_unsigned()))
+}
+
+/// sched_yield(2): goes to the end of the run queue.
+pub fn sys_sched_yield(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+    cx.kernel.sched.yielding = true;
+    Ok(0)
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn target(cx: &Cx<'_>, raw: u64) -> Result<Tid, Errno> {
+    let tid = match raw as i32 {
+        0 => cx.tid,
+        tid if tid < 0 => return Err(Errno::EINVAL),
+        tid => Tid(tid),
+    };
+    if cx.kernel.threads.contains_key(&tid) {
+        Ok(tid)
+    } else {
+        Err(Errno::ESRCH)
+    }
+}
+
+/// sched_getaffinity(2): one CPU.
+///
+/// # Errors
+/// `EINVAL` for a size under 8 or not a multiple of 8; `ESRCH`, `EFAULT`.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let len = args[1] as u32;
+    if len < 8 || len % 8 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    target(cx, args[0])?;
+    cx.write_struct(Gva(args[2]), &1u64)?;
+    Ok(8)
+}
+
+/// sched_setaffinity(2): succeeds for a mask that contains CPU 0, the only one.
+///
+/// # Errors
+/// `EINVAL` for a mask without CPU 0; `ESRCH`, `EFAULT`.
+pub fn sys_sched_setaffinity(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    target(cx, args[0])?;
+    let mut mask = [0u8; 8];
+    let len = usize::try_from(args[1]).unwrap_or(8).min(8);
+    cx.read(Gva(args[2]), mask.get_mut(..len).unwrap_or_default())?;
+    if mask.first().is_some_and(|byte| byte & 1 != 0) {
+        Ok(0)
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
+/// sched_getscheduler(2): SCHED_OTHER.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL`.
+pub fn sys_sched_getscheduler(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    target(cx, args[0]).map(|_| 0)
+}
+
+/// sched_getparam(2): priority 0.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL`, `EFAULT`.
+pub fn sys_sched_getparam(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    target(cx, args[0])?;
+    cx.write_struct(Gva(args[1]), &0u32)?;
+    Ok(0)
+}
+
+/// sched_setscheduler(2): SCHED_OTHER, SCHED_BATCH and SCHED_IDLE with priority 0, else `EPERM`, as
+/// for a process without CAP_SYS_NICE.
+///
+/// # Errors
+/// `EPERM`, `EINVAL`, `ESRCH`, `EFAULT`.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_sched_setscheduler(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    target(cx, args[0])?;
+    let priority: u32 = cx.read_struct(Gva(args[2]))?;
+    match (args[1] as u32 & !0x4000_0000, priority) {
+        (0 | 3 | 5, 0) => Ok(0),
+        (1 | 2, 1..=99) => Err(Errno::EPERM),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// sched_setparam(2): priority 0 is the only one of SCHED_OTHER.
+///
+/// # Errors
+/// `EINVAL`, `ESRCH`, `EFAULT`.
+pub fn sys_sched_setparam(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    target(cx, args[0])?;
+    let priority: u32 = cx.read_struct(Gva(args[1]))?;
+    if priority == 0 {
+        Ok(0)
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
+/// sched_get_priority_max(2)
+///
+/// # Errors
+/// `EINVAL` for an unknown policy.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_sched_get_priority_max(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    match args[0] as i32 {
+        1 | 2 => Ok(99),
+        0 | 3 | 5 | 6 => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// sched_get_priority_min(2)
+///
+/// # Errors
+/// `EINVAL` for an unknown policy.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_sched_get_priority_min(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    match args[0] as i32 {
+        1 | 2 => Ok(1),
+        0 | 3 | 5 | 6 => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// sched_rr_get_interval(2): the time slice.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL`, `EFAULT`.
+pub fn sys_sched_rr_get_interval(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    target(cx, args[0])?;
+    let slice = Timespec {
+        tv_sec: 0,
+        tv_nsec: crate::sched::SLICE_NS.cast_signed(),
+    };
+    cx.write_struct(Gva(args[1]), &slice)?;
+    Ok(0)
+}
+
+/// getcpu(2): CPU 0 of node 0.
+///
+/// # Errors
+/// `EFAULT`.
+pub fn sys_getcpu(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    for gva in [args[0], args[1]] {
+        if gva != 0 {
+            cx.write_struct(Gva(gva), &0u32)?;
+        }
+    }
+    Ok(0)
+}
+
+/// gettid(2)
+///
+/// # Errors
+/// None.
+pub fn sys_gettid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+    Ok(u64::from(cx.tid.0.cast_unsigned()))
+}
+
+/// membarrier(2): the threads of a program share one CPU, so every command is already fulfilled.
+///
+/// # Errors
+/// `EINVAL` for an unknown command.
+#[allow(clippy::cast_possible_truncation)]
+pub fn sys_membarrier(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    const GLOBAL: u64 = 1;
+    const PRIVATE_EXPEDITED: u64 = 8;
+    const REGISTER_PRIVATE_EXPEDITED: u64 = 16;
+    match args[0] {
+        0 => Ok(GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED),
+        GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED if args[1] == 0 => Ok(0),
+        _ => Err(Errno::EINVAL),
+    }
+}
