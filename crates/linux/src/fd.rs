@@ -134,6 +134,9 @@ pub struct OpenFile {
     pub path: Arc<[u8]>,
 }
 
+/// Names of a synthetic directory and their d_type.
+pub type SynthNames = Arc<[(Vec<u8>, u8)]>;
+
 /// What a description is open on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileKind {
@@ -156,7 +159,7 @@ pub enum FileKind {
     /// A synthetic read-only file (a /proc file as it was when opened).
     Text(Arc<[u8]>),
     /// A synthetic directory (`/`, /proc, /dev...): names in order with their d_type.
-    SynthDir(Arc<[(Vec<u8>, u8)]>),
+    SynthDir(SynthNames),
     /// A synthetic object opened with O_PATH: looked up by its path when used.
     SynthLocation,
     /// One end of a pipe of ours; the access mode says which.

@@ -189,9 +189,9 @@ pub fn attr_of(fd: BorrowedFd<'_>) -> Result<Attr, Errno> {
         size: u64::try_from(stat.st_size).unwrap_or(0),
         blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
         blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
-        atime: time(stat.st_atime.into(), stat.st_atime_nsec.into()),
-        mtime: time(stat.st_mtime.into(), stat.st_mtime_nsec.into()),
-        ctime: time(stat.st_ctime.into(), stat.st_ctime_nsec.into()),
+        atime: time(stat.st_atime, stat.st_atime_nsec),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
         btime: None,
     })
 }
@@ -252,7 +252,7 @@ pub fn check_mode(host: &Host, attr: &Attr, wanted: u32) -> Result<(), Errno> {
 /// Refuses a path whose visible directories are not all searchable, when the host would not.
 ///
 /// # Errors
-/// `EACCES`.
+/// `EACCES`; `ELOOP` for a symbolic link on the way; the host's.
 pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
     if host.credentials.enforcement == Enforcement::Host {
         return Ok(());
@@ -265,6 +265,12 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
             break;
         }
         let (_, attr) = host.roots.locate(dir)?;
+        if attr.is_symlink() {
+            return Err(Errno::ELOOP);
+        }
+        if !attr.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
         if !attr.grants(&host.credentials, MAY_EXEC) {
             return Err(Errno::EACCES);
         }

@@ -1,5 +1,6 @@
 //! The virtual file system: one namespace over host trees, the memory file system at /tmp, and
 //! synthetic files. Only this module and its children call the host's file interface.
+#![allow(clippy::disallowed_methods)]
 
 pub mod attr;
 pub mod exec;
@@ -19,7 +20,7 @@ pub mod tmpfs;
 
 pub use exec::{ExecFile, close_exec, map_file, open_exec, read_exec};
 pub use ready::poll_ready;
-pub use stdio::{StdStream, working_directory};
+pub use stdio::{StdStream, started_from, working_directory};
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -266,3 +267,6 @@ pub fn new_tmpfs(host: &Host, memory: &mut kvmlet_mem::GuestMemory) -> Result<Tm
     }
     Ok(tmpfs)
 }
+
+#[cfg(test)]
+mod tests;

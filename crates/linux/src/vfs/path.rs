@@ -384,7 +384,7 @@ impl Walker<'_, '_> {
                     Err(Errno::ENOTDIR)
                 }
             }
-            Place::Tmp => Ok(Node::Tmp(TmpFs::ROOT)),
+            Place::Tmp => Ok(Node::Tmp(tmp_inode(&self.cx.kernel.tmpfs, &self.at.path)?)),
             _ => Ok(Node::Synth(Synth::Dir)),
         }
     }
@@ -536,13 +536,14 @@ impl Walker<'_, '_> {
 
     fn tmp_step(&mut self, name: &[u8], path: &[u8]) -> Result<Step, Errno> {
         let tmpfs = &self.cx.kernel.tmpfs;
-        let inode = match self.at.tmp {
-            // /tmp itself is entered from `/`.
-            None => TmpFs::ROOT,
-            Some(dir) => match tmpfs.lookup(dir, name) {
-                Err(Errno::ENOENT) => return Ok(Step::Absent),
-                found => found?,
-            },
+        let found = match self.at.tmp {
+            Some(dir) => tmpfs.lookup(dir, name),
+            // From outside: /tmp itself from `/`, or a start given by path.
+            None => tmp_inode(tmpfs, path),
+        };
+        let inode = match found {
+            Err(Errno::ENOENT) => return Ok(Step::Absent),
+            found => found?,
         };
         Ok(match &tmpfs.get(inode)?.body {
             super::tmpfs::Body::Dir(_) => {
@@ -658,26 +659,31 @@ impl Walker<'_, '_> {
 
 /// The inode of a directory of the memory file system by its canonical path.
 fn tmp_directory(tmpfs: &TmpFs, path: &[u8], place: Place) -> Result<Option<InodeId>, Errno> {
-    if place != Place::Tmp {
-        return Ok(None);
+    if place == Place::Tmp {
+        tmp_inode(tmpfs, path).map(Some)
+    } else {
+        Ok(None)
     }
+}
+
+/// The inode at a canonical path beneath /tmp.
+fn tmp_inode(tmpfs: &TmpFs, path: &[u8]) -> Result<InodeId, Errno> {
     let rest = path.strip_prefix(TMP).unwrap_or_default();
-    let names = rest
+    let mut names = rest
         .split(|byte| *byte == b'/')
         .filter(|name| !name.is_empty());
-    let mut inode = TmpFs::ROOT;
-    for name in names {
-        inode = tmpfs.lookup(inode, name)?;
-    }
-    Ok(Some(inode))
+    names.try_fold(TmpFs::ROOT, |dir, name| tmpfs.lookup(dir, name))
 }
 
 /// The directory that `dirfd` names, for relative paths (openat(2)).
 ///
 /// # Errors
-/// `EBADF`, `ENOTDIR`.
+/// `EBADF`, `ENOTDIR`, `ENOENT` for an empty path.
 pub fn start(cx: &mut Cx<'_>, dirfd: i32, path: &[u8]) -> Result<Dir, Errno> {
     const AT_FDCWD: i32 = -100;
+    if path.is_empty() {
+        return Err(Errno::ENOENT);
+    }
     if dirfd == AT_FDCWD || path.first() == Some(&b'/') {
         return Ok(cx.process()?.cwd.clone());
     }

@@ -107,26 +107,27 @@ fn inherit(host: &mut Host, fd: BorrowedFd<'_>) -> Result<(FileKind, OpenFlags),
     Ok((FileKind::HostStream(host.insert(own, kind)), flags))
 }
 
-/// The policy and working directory of a sandbox started from the caller's working directory: its
-/// tree is readable, unless showing it would show too much.
+/// The policy and working directory of a sandbox started from the caller's working directory.
 ///
 /// # Errors
 /// The host's, when there is no working directory.
 pub fn working_directory() -> Result<(Policy, Dir), Errno> {
-    let cwd = hostfs::working_directory()?;
+    Ok(started_from(&hostfs::working_directory()?))
+}
+
+/// The policy and working directory of a sandbox started from `cwd`: its tree is readable, unless
+/// showing it would show too much ([`Policy::allow_tree`]). Then the program starts there as far as
+/// the directory is visible anyway (`/`, /etc), and in `/` otherwise.
+#[must_use]
+pub fn started_from(cwd: &[u8]) -> (Policy, Dir) {
     let mut policy = Policy::default();
-    // Unsuitable ones stay as invisible as they are: the program then starts in `/` at worst.
-    let _ = policy.allow_tree(&cwd);
-    let visible = policy.classify(&cwd) != Place::Outside && cwd.first() == Some(&b'/');
-    let below_tmp = policy.classify(&cwd) == Place::Tmp;
-    let path: &[u8] = if below_tmp {
-        kvmlet_policy::TMP
-    } else if visible {
-        &cwd
-    } else {
-        b"/"
-    };
-    Ok((policy, Dir::Path(Arc::from(path))))
+    let shown = policy.allow_tree(cwd).is_ok();
+    let visible =
+        shown || kvmlet_policy::is_canonical(cwd) && policy.classify(cwd) == Place::Leading;
+    (
+        policy,
+        Dir::Path(Arc::from(if visible { cwd } else { b"/" })),
+    )
 }
 
 #[cfg(test)]
@@ -140,5 +141,19 @@ mod tests {
             panic!("not a path")
         };
         assert_eq!(policy.classify(&path), Place::Readable);
+    }
+
+    #[test]
+    fn unsuitable_starts_fall_back() {
+        let path = |cwd: &str| match started_from(cwd.as_bytes()).1 {
+            Dir::Path(path) => String::from_utf8(path.to_vec()).unwrap(),
+            Dir::Tmp(_) => panic!("not a path"),
+        };
+        assert_eq!(path("/"), "/");
+        assert_eq!(path("/etc"), "/etc");
+        assert_eq!(path("/proc/self"), "/");
+        assert_eq!(path("/etc/apt"), "/");
+        assert_eq!(path("/tmp"), "/tmp");
+        assert_eq!(path("/home/u"), "/home/u");
     }
 }

@@ -8,7 +8,7 @@ use kvmlet_policy::{TMP, parent};
 
 use super::{AT_FDCWD, Target, int, uint};
 use crate::cx::Cx;
-use crate::fd::{self, FileId, FileKind, OpenFile};
+use crate::fd::{self, FileId, FileKind, OpenFile, SynthNames};
 use crate::host::HostId;
 use crate::outcome::SysResult;
 use crate::vfs::attr::{MAY_EXEC, S_IFDIR, d_type};
@@ -16,7 +16,7 @@ use crate::vfs::hostfs::{self, Listing, PATH_MAX};
 use crate::vfs::path::{At, Node};
 use crate::vfs::synth::{entry_number, inode_number};
 use crate::vfs::tmpfs::InodeId;
-use crate::vfs::{self, Dir};
+use crate::vfs::{self, Dir, synth};
 
 /// getcwd(2): the length with the NUL.
 ///
@@ -159,7 +159,7 @@ fn getdents(cx: &mut Cx<'_>, args: &[u64; 6], layout: Layout) -> SysResult {
     let room = (uint(size) as usize).min(ANSWER_MAX);
     let mut out = Vec::new();
     let mut cursor = file.offset;
-    let full = list(cx, &file, &mut cursor, |entry| {
+    let full = list(cx, (id, &file), &mut cursor, |entry| {
         layout.put(&mut out, room, entry)
     })?;
     if out.is_empty() {
@@ -181,7 +181,7 @@ fn touch(cx: &mut Cx<'_>, id: FileId) {
 /// Gives the entries from `cursor` on to `put` until it refuses one; whether it did.
 fn list(
     cx: &mut Cx<'_>,
-    file: &OpenFile,
+    (id, file): (FileId, &OpenFile),
     cursor: &mut u64,
     mut put: impl FnMut(&Entry<'_>) -> bool,
 ) -> Result<bool, Errno> {
@@ -211,7 +211,8 @@ fn list(
                 .map(|(ino, kind, name)| (*ino, *kind, name.as_slice()));
             Ok(list_from(entries, cursor, put))
         }
-        FileKind::SynthDir(entries) => {
+        FileKind::SynthDir(_) => {
+            let entries = synth_entries(cx, id, *cursor)?;
             let entries = entries
                 .iter()
                 .map(|(name, kind)| (entry_number(&file.path, name), *kind, name.as_slice()));
@@ -264,6 +265,19 @@ fn list_tmp(
         *cursor = next;
     }
     Ok(false)
+}
+
+/// A synthetic directory's names as they were when it was last read from its start.
+fn synth_entries(cx: &mut Cx<'_>, id: FileId, cursor: u64) -> Result<SynthNames, Errno> {
+    let path = Arc::clone(&fd::file_mut(cx, id)?.path);
+    let fresh: Option<SynthNames> = (cursor <= 2).then(|| Arc::from(synth::list(cx, &path)));
+    let FileKind::SynthDir(entries) = &mut fd::file_mut(cx, id)?.kind else {
+        return Err(Errno::ENOTDIR);
+    };
+    if let Some(fresh) = fresh {
+        *entries = fresh;
+    }
+    Ok(Arc::clone(entries))
 }
 
 /// A host directory's names as they were when it was last read from its start.

@@ -146,3 +146,6 @@ fn only(flags: u32, known: u32) -> Result<(), Errno> {
         Err(Errno::EINVAL)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,3 +42,6 @@ pub(super) fn uint(arg: u64) -> u32 {
 pub(super) fn number(fd: i32) -> u64 {
     u64::from(fd.cast_unsigned())
 }
+
+#[cfg(test)]
+mod tests;

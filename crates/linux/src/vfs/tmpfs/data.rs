@@ -238,7 +238,7 @@ impl TmpFs {
             // Both ends lie in one page.
             edges.push((start / PAGE_SIZE, start % PAGE_SIZE, end % PAGE_SIZE));
         } else {
-            if start % PAGE_SIZE != 0 {
+            if !start.is_multiple_of(PAGE_SIZE) {
                 edges.push((start / PAGE_SIZE, start % PAGE_SIZE, PAGE_SIZE));
             }
             edges.push((last, 0, end % PAGE_SIZE));

@@ -327,9 +327,12 @@ impl TmpFs {
             self.check_replace(source_is_dir, target)?;
             self.remove_entry(memory, to.0, to.1, target, now)?;
         }
-        // One entry goes, one comes: the charge stays as it is.
+        // One entry goes, one comes: the charge and the links of the source stay as they are.
+        let links = self.get(source)?.nlink;
         self.detach(from.0, from.1, source, now)?;
-        self.attach(to.0, to.1, source, now)
+        self.attach(to.0, to.1, source, now)?;
+        self.get_mut(source)?.nlink = links;
+        Ok(())
     }
 
     /// Refuses to move what is pinned, and a directory into itself.

@@ -1,0 +1,399 @@
+//! The namespace, host files and synthetic files as a program sees them.
+
+use kvmlet_abi::Errno;
+
+use super::hostfs::Lookup;
+use crate::host::Enforcement;
+use crate::testing::{CWD, Sandbox, TempTree, call};
+
+const O_PATH: i64 = 0o10_000_000;
+const O_NOFOLLOW: i64 = 0o400_000;
+const O_DIRECTORY: i64 = 0o200_000;
+const O_CREAT_WRONLY: i64 = 0o101;
+
+fn both_lookups(tree: &TempTree, check: impl Fn(&mut Sandbox)) {
+    for lookup in [Lookup::OpenAt2, Lookup::Stepwise] {
+        let mut sandbox = Sandbox::new(&tree.0);
+        sandbox.host.roots = super::hostfs::Roots::open(&sandbox.host.policy)
+            .unwrap()
+            .with_lookup(lookup);
+        check(&mut sandbox);
+    }
+}
+
+#[test]
+fn reads_files_of_the_working_directory() {
+    let tree = TempTree::new("reads");
+    tree.file("a.txt", b"hello");
+    tree.file("sub/deep/b.txt", b"deep");
+    both_lookups(&tree, |sandbox| {
+        assert_eq!(sandbox.slurp("a.txt").unwrap(), b"hello");
+        assert_eq!(
+            sandbox.slurp("./sub//deep/../deep/./b.txt").unwrap(),
+            b"deep"
+        );
+        let absolute = format!("{}/sub/deep/b.txt", tree.path());
+        assert_eq!(sandbox.slurp(&absolute).unwrap(), b"deep");
+        assert_eq!(sandbox.open("a.txt/", 0), Err(Errno::ENOTDIR));
+        assert_eq!(sandbox.open("a.txt/x", 0), Err(Errno::ENOTDIR));
+        assert_eq!(sandbox.open("a.txt/..", 0), Err(Errno::ENOTDIR));
+        assert_eq!(sandbox.open("missing", 0), Err(Errno::ENOENT));
+        assert_eq!(sandbox.open("", 0), Err(Errno::ENOENT));
+        assert_eq!(sandbox.open("sub", 1), Err(Errno::EISDIR));
+        let fd = sandbox.open("sub", 0).unwrap();
+        assert_eq!(sandbox.read(fd, 10), Err(Errno::EISDIR));
+        assert_eq!(sandbox.names("sub").unwrap(), ["deep"]);
+        let buf = sandbox.room(5);
+        let fd = call!(sandbox, "openat", fd, "deep/b.txt", 0)
+            .unwrap()
+            .cast_signed();
+        assert_eq!(call!(sandbox, "pread64", fd, buf, 5, 2), Ok(2));
+        assert_eq!(sandbox.get(buf, 2), b"ep");
+        assert!(sandbox.host.report.denials.is_empty());
+    });
+}
+
+#[test]
+fn links_stay_in_the_namespace() {
+    let tree = TempTree::new("links");
+    tree.file("real/file", b"in");
+    tree.link("to-file", "real/file");
+    tree.link("to-dir", "real");
+    tree.link("absolute", &format!("{}/real/file", tree.path()));
+    tree.link("out", "/root");
+    tree.link("out-file", "/etc/shadow");
+    tree.link("up", "../../../../../../etc/shadow");
+    tree.link("loop", "loop");
+    tree.link("dangling", "nowhere");
+    tree.link("into-tmp", "/tmp/made");
+    both_lookups(&tree, |sandbox| {
+        for name in [
+            "to-file",
+            "to-dir/file",
+            "absolute",
+            "to-dir/../real/file",
+            "to-dir/../to-file",
+        ] {
+            assert_eq!(sandbox.slurp(name).unwrap(), b"in", "{name}");
+        }
+        for name in ["out-file", "up"] {
+            assert_eq!(sandbox.open(name, 0), Err(Errno::EACCES), "{name}");
+        }
+        assert_eq!(sandbox.open("out/.bashrc", 0), Err(Errno::EACCES));
+        assert_eq!(sandbox.host.report.denials.len(), 2 + 1);
+        assert_eq!(sandbox.open("loop", 0), Err(Errno::ELOOP));
+        assert_eq!(sandbox.open("dangling", 0), Err(Errno::ENOENT));
+        assert_eq!(sandbox.open("to-file", O_NOFOLLOW), Err(Errno::ELOOP));
+        // Created through a link of the host: in the memory file system.
+        sandbox.spill("into-tmp", b"made").unwrap();
+        assert_eq!(sandbox.slurp("/tmp/made").unwrap(), b"made");
+        let buf = sandbox.room(64);
+        assert_eq!(call!(sandbox, "readlink", "to-dir", buf, 64), Ok(4));
+        assert_eq!(sandbox.get(buf, 4), b"real");
+        assert_eq!(
+            call!(sandbox, "readlink", "to-dir/", buf, 64),
+            Err(Errno::EINVAL)
+        );
+        let stat = sandbox.room(144);
+        call!(sandbox, "lstat", "to-dir", stat).unwrap();
+        let stat: kvmlet_abi::linux::Stat = sandbox.get_struct(stat);
+        assert_eq!((stat.st_mode & 0o170_000, stat.st_size), (0o120_000, 4));
+    });
+}
+
+#[test]
+fn secrets_and_other_trees_are_denied() {
+    let tree = TempTree::new("denied");
+    let mut sandbox = Sandbox::new(&tree.0);
+    assert_eq!(sandbox.open("/etc/shadow", 0), Err(Errno::EACCES));
+    assert!(sandbox.denied("open /etc/shadow"));
+    assert_eq!(sandbox.stat("/var/lib").err(), Some(Errno::EACCES));
+    assert!(sandbox.denied("stat /var/lib"));
+    assert_eq!(sandbox.open("/no-such-name", 0), Err(Errno::ENOENT));
+    assert_eq!(sandbox.open("/etc/no-such-name", 0), Err(Errno::ENOENT));
+    assert!(!sandbox.denied("open /no-such-name"));
+    sandbox.slurp("/etc/passwd").unwrap();
+    sandbox.slurp("/lib64/ld-linux-x86-64.so.2").unwrap();
+    // The host's /tmp is not there, except for what leads to the working directory.
+    assert_eq!(
+        sandbox.names("/tmp").unwrap(),
+        [tree.0.file_name().unwrap().to_str().unwrap()]
+    );
+}
+
+#[test]
+fn writes_outside_tmp_are_refused() {
+    let tree = TempTree::new("rofs");
+    tree.file("a", b"x");
+    let mut sandbox = Sandbox::new(&tree.0);
+    assert_eq!(sandbox.open("a", 1), Err(Errno::EROFS));
+    assert!(sandbox.denied(&format!("open {}/a", tree.path())));
+    assert_eq!(sandbox.open("new", O_CREAT_WRONLY), Err(Errno::EROFS));
+    assert_eq!(sandbox.open("a", 0o1000), Err(Errno::EROFS));
+    assert_eq!(sandbox.open("a", 0o100), Ok(3));
+    assert_eq!(
+        sandbox.open("/var/log/x", O_CREAT_WRONLY),
+        Err(Errno::EROFS)
+    );
+    assert_eq!(call!(sandbox, "mkdir", "d", 0o777), Err(Errno::EROFS));
+    assert_eq!(call!(sandbox, "mkdir", "/usr", 0o777), Err(Errno::EEXIST));
+    assert_eq!(call!(sandbox, "unlink", "a"), Err(Errno::EROFS));
+    assert_eq!(call!(sandbox, "rename", "a", "b"), Err(Errno::EROFS));
+    assert_eq!(call!(sandbox, "rename", "a", "/tmp/b"), Err(Errno::EXDEV));
+    assert_eq!(call!(sandbox, "link", "a", "/tmp/b"), Err(Errno::EXDEV));
+    assert_eq!(call!(sandbox, "symlink", "a", "l"), Err(Errno::EROFS));
+    assert_eq!(call!(sandbox, "chmod", "a", 0o600), Err(Errno::EROFS));
+    assert_eq!(call!(sandbox, "truncate", "a", 0), Err(Errno::EROFS));
+    assert_eq!(
+        call!(sandbox, "utimensat", CWD, "a", 0, 0),
+        Err(Errno::EROFS)
+    );
+    assert_eq!(call!(sandbox, "access", "a", 2), Err(Errno::EROFS));
+    assert_eq!(call!(sandbox, "access", "a", 4), Ok(0));
+    assert_eq!(call!(sandbox, "rmdir", "/tmp"), Err(Errno::EBUSY));
+    let name = tree.path();
+    assert_eq!(call!(sandbox, "rmdir", name), Err(Errno::EBUSY));
+    assert_eq!(
+        call!(sandbox, "rename", name, "/tmp/moved"),
+        Err(Errno::EBUSY)
+    );
+    assert_eq!(std::fs::read(tree.0.join("a")).unwrap(), b"x");
+}
+
+#[test]
+fn fifos_and_sockets_of_the_host_are_not_opened() {
+    let tree = TempTree::new("fifo");
+    let path = tree.0.join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let mut sandbox = Sandbox::new(&tree.0);
+    assert_eq!(sandbox.open("pipe", 0), Err(Errno::EACCES));
+    assert_eq!(sandbox.stat("pipe").unwrap().st_mode & 0o170_000, 0o010_000);
+    assert_eq!(sandbox.host.report.denials.len(), 1);
+}
+
+#[test]
+fn mode_bits_count_for_a_caller_with_capabilities() {
+    use std::os::unix::fs::PermissionsExt;
+    let tree = TempTree::new("modes");
+    tree.file("closed", b"x");
+    tree.file("dir/inside", b"x");
+    for name in ["closed", "dir"] {
+        std::fs::set_permissions(tree.0.join(name), std::fs::Permissions::from_mode(0o000))
+            .unwrap();
+    }
+    let mut sandbox = Sandbox::new(&tree.0);
+    sandbox.host.credentials.enforcement = Enforcement::ModeBits;
+    assert_eq!(sandbox.open("closed", 0), Err(Errno::EACCES));
+    assert_eq!(sandbox.open("dir/inside", 0), Err(Errno::EACCES));
+    assert_eq!(sandbox.stat("dir/inside").err(), Some(Errno::EACCES));
+    assert_eq!(call!(sandbox, "access", "closed", 4), Err(Errno::EACCES));
+    std::fs::set_permissions(tree.0.join("dir"), std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn synthetic_directories() {
+    let tree = TempTree::new("synth");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let root = sandbox.names("/").unwrap();
+    for name in ["dev", "etc", "proc", "sys", "tmp", "usr"] {
+        assert!(root.iter().any(|found| found == name), "{name} in {root:?}");
+    }
+    assert!(
+        !root.iter().any(|name| name == "root" || name == "home"),
+        "{root:?}"
+    );
+    let etc = sandbox.names("/etc").unwrap();
+    assert!(
+        etc.iter().any(|name| name == "passwd") && !etc.iter().any(|name| name == "shadow"),
+        "{etc:?}"
+    );
+    assert_eq!(
+        sandbox.slurp("/sys/devices/system/cpu/online").unwrap(),
+        b"0\n"
+    );
+    assert_eq!(
+        sandbox.names("/sys/devices/system/cpu").unwrap(),
+        ["cpu0", "online", "possible", "present"]
+    );
+    let null = sandbox.stat("/dev/null").unwrap();
+    assert_eq!((null.st_mode, null.st_rdev), (0o020_666, 0x103));
+    let fd = sandbox.open("/dev/zero", 2).unwrap();
+    assert_eq!(sandbox.read(fd, 3).unwrap(), [0, 0, 0]);
+    let fd = sandbox.open("/dev/full", 1).unwrap();
+    assert_eq!(sandbox.write(fd, b"x"), Err(Errno::ENOSPC));
+    assert_eq!(sandbox.open("/dev/tty", 2), Err(Errno::ENXIO));
+    assert_eq!(sandbox.open("/dev/sda", 0), Err(Errno::ENOENT));
+    assert_eq!(sandbox.open("/dev/null/x", 0), Err(Errno::ENOTDIR));
+}
+
+#[test]
+fn proc_shows_the_process() {
+    let tree = TempTree::new("proc");
+    let file = tree.file("data", b"0123456789");
+    let mut sandbox = Sandbox::new(&tree.0);
+    assert_eq!(sandbox.slurp("/proc/self/cmdline").unwrap(), b"test\0-x\0");
+    assert_eq!(sandbox.slurp("/proc/1/comm").unwrap(), b"test\n");
+    assert_eq!(sandbox.slurp("/proc/thread-self/comm").unwrap(), b"test\n");
+    assert_eq!(sandbox.open("/proc/2", 0), Err(Errno::ENOENT));
+    assert_eq!(
+        sandbox.names("/proc/self/fd").unwrap(),
+        ["0", "1", "2", "3"]
+    );
+    let status = String::from_utf8(sandbox.slurp("/proc/self/status").unwrap()).unwrap();
+    assert!(
+        status.contains("\nPid:\t1\n") && status.contains("\nCapEff:\t0000000000000000\n"),
+        "{status}"
+    );
+    let stat = String::from_utf8(sandbox.slurp("/proc/self/stat").unwrap()).unwrap();
+    assert_eq!(stat.split(' ').count(), 52, "{stat}");
+    let maps = String::from_utf8(sandbox.slurp("/proc/self/maps").unwrap()).unwrap();
+    assert!(maps.starts_with("00100000-00500000 rw-p"), "{maps}");
+    for name in [
+        "meminfo",
+        "cpuinfo",
+        "stat",
+        "uptime",
+        "loadavg",
+        "version",
+        "filesystems",
+        "mounts",
+    ] {
+        assert!(
+            !sandbox.slurp(&format!("/proc/{name}")).unwrap().is_empty(),
+            "{name}"
+        );
+    }
+    let fd = sandbox.open("data", 0).unwrap();
+    assert_eq!(sandbox.read(fd, 4).unwrap(), b"0123");
+    let buf = sandbox.room(256);
+    let link = format!("/proc/self/fd/{fd}");
+    let len = call!(sandbox, "readlink", link.as_str(), buf, 256).unwrap();
+    assert_eq!(
+        sandbox.get(buf, len as usize),
+        file.to_str().unwrap().as_bytes()
+    );
+    // Opened again: with an offset of its own.
+    let again = sandbox.open(&link, 0).unwrap();
+    assert_eq!(sandbox.read(again, 4).unwrap(), b"0123");
+    assert_eq!(sandbox.open(&link, 1), Err(Errno::EROFS));
+    let len = call!(sandbox, "readlink", "/proc/self/cwd", buf, 256).unwrap();
+    assert_eq!(sandbox.get(buf, len as usize), tree.path().as_bytes());
+    assert_eq!(sandbox.slurp("/proc/self/cwd/data").unwrap(), b"0123456789");
+    assert_eq!(sandbox.slurp("/dev/stdin").unwrap(), b"input\n");
+}
+
+#[test]
+fn locations() {
+    let tree = TempTree::new("opath");
+    tree.file("dir/file", b"x");
+    tree.link("link", "dir/file");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let dir = sandbox.open("dir", O_PATH).unwrap();
+    let file = call!(sandbox, "openat", dir, "file", 0)
+        .unwrap()
+        .cast_signed();
+    assert_eq!(sandbox.read(file, 1).unwrap(), b"x");
+    let link = sandbox.open("link", O_PATH | O_NOFOLLOW).unwrap();
+    assert_eq!(sandbox.read(link, 1), Err(Errno::EBADF));
+    let buf = sandbox.room(256);
+    assert_eq!(call!(sandbox, "readlinkat", link, "", buf, 256), Ok(8));
+    assert_eq!(call!(sandbox, "openat", file, "x", 0), Err(Errno::ENOTDIR));
+    assert_eq!(call!(sandbox, "fchdir", dir), Ok(0));
+    assert_eq!(
+        call!(sandbox, "getcwd", buf, 256),
+        Ok(tree.path().len() as u64 + 5)
+    );
+    assert_eq!(sandbox.slurp("file").unwrap(), b"x");
+    assert_eq!(sandbox.open("file", O_DIRECTORY), Err(Errno::ENOTDIR));
+    // fstat through an empty path.
+    assert_eq!(call!(sandbox, "newfstatat", link, "", buf, 0x1000), Ok(0));
+    let stat: kvmlet_abi::linux::Stat = sandbox.get_struct(buf);
+    assert_eq!(stat.st_mode & 0o170_000, 0o120_000);
+    assert_eq!(
+        call!(sandbox, "newfstatat", link, "", buf, 0),
+        Err(Errno::ENOENT)
+    );
+}
+
+#[test]
+fn openat2_scopes() {
+    let tree = TempTree::new("openat2");
+    tree.file("dir/file", b"x");
+    tree.link("dir/out", "../top");
+    tree.link("dir/abs", "/etc/passwd");
+    tree.link("dir/in", "file");
+    tree.file("top", b"y");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let dir = sandbox.open("dir", 0).unwrap();
+    let mut openat2 = |path: &str, resolve: u64| {
+        let how = sandbox.put_struct(&[0u64, 0, resolve]);
+        call!(sandbox, "openat2", dir, path, how, 24).map(|_| ())
+    };
+    const NO_SYMLINKS: u64 = 4;
+    const BENEATH: u64 = 8;
+    const IN_ROOT: u64 = 16;
+    assert_eq!(openat2("in", 0), Ok(()));
+    assert_eq!(openat2("in", BENEATH), Ok(()));
+    assert_eq!(openat2("in", NO_SYMLINKS), Err(Errno::ELOOP));
+    assert_eq!(openat2("out", BENEATH), Err(Errno::EXDEV));
+    assert_eq!(openat2("abs", BENEATH), Err(Errno::EXDEV));
+    assert_eq!(openat2("../top", BENEATH), Err(Errno::EXDEV));
+    assert_eq!(openat2("/file", IN_ROOT), Ok(()));
+    assert_eq!(openat2("../../file", IN_ROOT), Ok(()));
+    assert_eq!(openat2("out", IN_ROOT), Err(Errno::ENOENT));
+    assert_eq!(openat2("file", 0x80), Err(Errno::EINVAL));
+}
+
+#[test]
+fn host_descriptors_are_given_back() {
+    let tree = TempTree::new("leak");
+    tree.file("dir/file", b"x");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let before = sandbox.host.files.len();
+    for _ in 0..50 {
+        for (path, flags) in [
+            ("dir/file", 0),
+            ("dir", 0),
+            ("dir", O_PATH),
+            ("dir/file", O_PATH),
+        ] {
+            let fd = sandbox.open(path, flags).unwrap();
+            let copy = call!(sandbox, "dup", fd).unwrap().cast_signed();
+            call!(sandbox, "close", fd).unwrap();
+            call!(sandbox, "close", copy).unwrap();
+        }
+    }
+    assert_eq!(sandbox.host.files.len(), before);
+    assert_eq!(sandbox.kernel.files.len(), 3);
+}
+
+#[test]
+fn programs_are_regular_and_executable() {
+    use std::os::unix::fs::PermissionsExt;
+    let tree = TempTree::new("exec");
+    let path = tree.file("run", b"#!/bin/sh\n");
+    tree.file("data", b"");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut sandbox = Sandbox::new(&tree.0);
+    let before = sandbox.host.files.len();
+    let file = super::open_exec(&mut sandbox.cx(), b"run").unwrap();
+    assert_eq!(
+        super::read_exec(&mut sandbox.cx(), &file, 2, 100).unwrap(),
+        b"/bin/sh\n"
+    );
+    super::close_exec(&mut sandbox.cx(), file);
+    assert_eq!(sandbox.host.files.len(), before);
+    for (path, errno) in [
+        ("data", Errno::EACCES),
+        (".", Errno::EACCES),
+        ("no", Errno::ENOENT),
+        ("/dev/null", Errno::EACCES),
+    ] {
+        assert_eq!(
+            super::open_exec(&mut sandbox.cx(), path.as_bytes()).err(),
+            Some(errno),
+            "{path}"
+        );
+    }
+}
