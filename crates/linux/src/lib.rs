@@ -36,6 +36,8 @@ pub mod personality;
 pub mod sched;
 pub mod signal;
 pub mod syscalls;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod trace;
 pub mod vfs;
 pub use cx::Cx;
