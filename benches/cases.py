@@ -89,7 +89,7 @@ def compare(
 def calls(pairs: int) -> list[Row]:
     """System calls against X, and the clock against the native vDSO."""
     argv = [program("calls")]
-    floor = [program("kvm_floor"), "exit", "1000"]
+    floor = [program("kvm_floor"), "exit"]
     rounds = interleave(pairs, lambda: kvmlet(argv), lambda: native(floor), lambda: native(argv))
     guests = [guest for guest, _, _ in rounds]
     x_ns = [floor_run.value("x_ns") for _, floor_run, _ in rounds]
@@ -155,20 +155,43 @@ def compute(pairs: int) -> list[Row]:
 
 def stream(pairs: int) -> list[Row]:
     """Filling and summing 256 MiB."""
-    return _against_native(
-        [program("stream")],
-        {
-            "first_ns": (
-                "256 MiB fill and sum, first pass, time",
-                Promise("<=", 1.5, "native"),
-            ),
-            "later_ns": (
-                "256 MiB fill and sum, later passes, speed",
-                Promise(">=", 0.9, "native"),
-            ),
-        },
-        pairs,
+    small, huge = [program("stream")], [program("stream"), "256", "3", "huge"]
+
+    def settled(run: Callable[[list[str]], Run], argv: list[str]) -> Callable[[], Run]:
+        def arm() -> Run:
+            native([program("settle"), "320"])
+            return run(argv)
+
+        return arm
+
+    rounds = interleave(
+        pairs, settled(kvmlet, small), settled(native, small), settled(native, huge)
     )
+    guests = [guest for guest, _, _ in rounds]
+    first_ns = [guest.value("first_ns") for guest in guests]
+    return [
+        compare(
+            "256 MiB fill and sum, first pass, time",
+            first_ns,
+            [run.value("first_ns") for _, run, _ in rounds],
+            Promise("<=", 1.5, "native"),
+            guests,
+        ),
+        compare(
+            "the same, against native in huge pages",
+            first_ns,
+            [run.value("first_ns") for _, _, run in rounds],
+            None,
+            [],
+        ),
+        compare(
+            "256 MiB fill and sum, later passes, speed",
+            [guest.value("later_ns") for guest in guests],
+            [run.value("later_ns") for _, run, _ in rounds],
+            Promise(">=", 0.9, "native"),
+            guests,
+        ),
+    ]
 
 
 def start(pairs: int) -> list[Row]:
@@ -177,13 +200,21 @@ def start(pairs: int) -> list[Row]:
     floor = [program("kvm_floor"), "create"]
     hello_rounds = interleave(pairs, lambda: kvmlet(hello), lambda: native(floor))
     python_rounds = interleave(pairs, lambda: kvmlet(PYTHON_PASS), lambda: native(PYTHON_PASS))
+    creation_ns = [run.value("create_ns") for _, run in hello_rounds]
     return [
         compare(
             "static hello, VM work, against creating a VM and a vCPU",
             [guest.stat("wall_us") * 1e3 for guest, _ in hello_rounds],
-            [run.value("create_ns") for _, run in hello_rounds],
+            creation_ns,
             Promise("<=", 2, "creation"),
             [guest for guest, _ in hello_rounds],
+        ),
+        compare(
+            "static hello, VM work until its first instruction, likewise",
+            [guest.stat("setup_us") * 1e3 for guest, _ in hello_rounds],
+            creation_ns,
+            None,
+            [],
         ),
         compare(
             "python3 -c pass, VM creation to exit",

@@ -1,4 +1,8 @@
-// What the measured programs share: a clock, and one "name value" line per result.
+// What the measured programs share: a clock, a median, and one "name value" line per result.
+//
+// Work that can be cut is measured in batches of about a millisecond and reported as their median:
+// a batch is shorter than a time slice, so that other programs on the machine do not decide the
+// figure. What is too rare to be in most batches is to be seen in the counters.
 #ifndef BENCH_H
 #define BENCH_H
 #include <stdint.h>
@@ -6,12 +10,39 @@
 #include <stdlib.h>
 #include <time.h>
 
+enum { MAX_BATCHES = 4096 };
+
+struct batches {
+    int count;
+    double ns[MAX_BATCHES];
+};
+
 // CLOCK_MONOTONIC in nanoseconds.
 static inline double now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static inline void add(struct batches *batches, double ns)
+{
+    if (batches->count < MAX_BATCHES)
+        batches->ns[batches->count++] = ns;
+}
+
+static inline int compare_doubles(const void *left, const void *right)
+{
+    double a = *(const double *)left, b = *(const double *)right;
+    return (a > b) - (a < b);
+}
+
+static inline double median(struct batches *batches)
+{
+    if (!batches->count)
+        return 0;
+    qsort(batches->ns, (size_t)batches->count, sizeof batches->ns[0], compare_doubles);
+    return batches->ns[batches->count / 2];
 }
 
 // Makes the compiler compute `value` and forget where it came from.

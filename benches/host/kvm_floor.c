@@ -1,7 +1,7 @@
 // The price that KVM itself asks, paid by the least program that can: what kvmlet is compared with.
-//   kvm_floor exit COUNT   nanoseconds of one exit and re-entry (X): a ring-3 loop on `out`, general
-//                          registers handed over in the shared run page, nothing else done
-//   kvm_floor create       nanoseconds of KVM_CREATE_VM + KVM_CREATE_VCPU in a fresh process
+//   kvm_floor exit [BATCHES]   nanoseconds of one exit and re-entry (X): a ring-3 loop on `out`, general
+//                              registers handed over in the shared run page, nothing else done
+//   kvm_floor create           nanoseconds of KVM_CREATE_VM + KVM_CREATE_VCPU in a fresh process
 // Ring 3, since software KVM emulates ring 0; with IOPL 3 the `out` leaves on hardware as well.
 #include "../guests/bench.h"
 #include <fcntl.h>
@@ -11,6 +11,9 @@
 #include <sys/mman.h>
 
 enum { MEMORY_BYTES = 2 << 20, PML4 = 0x1000, PDPT = 0x2000, PD = 0x3000, TSS = 0x4000, CODE = 0x5000 };
+enum { BATCH_EXITS = 20 };
+
+static struct batches batches;
 
 static long checked(long result, const char *what)
 {
@@ -68,7 +71,7 @@ static void one_exit(int vcpu, const struct kvm_run *run)
     }
 }
 
-static double exit_ns(long exits)
+static double exit_ns(long rounds)
 {
     int kvm = CHECK(open("/dev/kvm", O_RDWR | O_CLOEXEC));
     int vm = CHECK(ioctl(kvm, KVM_CREATE_VM, 0));
@@ -87,10 +90,13 @@ static double exit_ns(long exits)
     run->kvm_valid_regs = KVM_SYNC_X86_REGS;
     for (int i = 0; i < 50; i++)
         one_exit(vcpu, run);
-    double start = now_ns();
-    for (long i = 0; i < exits; i++)
-        one_exit(vcpu, run);
-    return (now_ns() - start) / (double)exits;
+    for (long round = 0; round < rounds; round++) {
+        double start = now_ns();
+        for (int i = 0; i < BATCH_EXITS; i++)
+            one_exit(vcpu, run);
+        add(&batches, now_ns() - start);
+    }
+    return median(&batches) / BATCH_EXITS;
 }
 
 static double create_ns(void)
@@ -105,11 +111,11 @@ static double create_ns(void)
 int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "exit"))
-        report("x_ns", exit_ns(count_arg(argc, argv, 2, 1000)));
+        report("x_ns", exit_ns(count_arg(argc, argv, 2, 100)));
     else if (argc > 1 && !strcmp(argv[1], "create"))
         report("create_ns", create_ns());
     else {
-        fprintf(stderr, "usage: kvm_floor exit [COUNT] | create\n");
+        fprintf(stderr, "usage: kvm_floor exit [BATCHES] | create\n");
         return 2;
     }
     return 0;
