@@ -127,6 +127,7 @@ impl Sandbox {
             signals: Default::default(),
             exe: Arc::from(&b"/usr/bin/test"[..]),
             cmdline: Arc::from(&b"test\0-x\0"[..]),
+            dumpable: true,
             ended_cpu_ns: 0,
             rlimits: Vector::new(),
         };

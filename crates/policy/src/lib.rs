@@ -46,7 +46,7 @@ const SYSTEM_TREES: [&[u8]; 7] = [
 
 /// What is visible of the host's /etc: the dynamic linker's, account names without secrets, locale,
 /// certificates, terminal descriptions.
-const ETC_NAMES: [&[u8]; 14] = [
+const ETC_NAMES: [&[u8]; 16] = [
     b"/etc/alternatives",
     b"/etc/group",
     b"/etc/ld-musl-x86_64.d",
@@ -55,11 +55,13 @@ const ETC_NAMES: [&[u8]; 14] = [
     b"/etc/ld.so.conf",
     b"/etc/ld.so.conf.d",
     b"/etc/ld.so.preload",
+    b"/etc/locale.alias",
     b"/etc/localtime",
     b"/etc/mime.types",
     b"/etc/nsswitch.conf",
     b"/etc/passwd",
     b"/etc/ssl/certs",
+    b"/etc/ssl/openssl.cnf",
     b"/etc/terminfo",
 ];
 

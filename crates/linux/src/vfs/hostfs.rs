@@ -398,6 +398,42 @@ pub fn exists(host: &Host, path: &[u8]) -> bool {
     )
 }
 
+/// Whether `wanted`, which lies in or beneath the hidden `entry` of /etc, is known not to exist.
+/// Programs look for optional settings there and take a denial for a broken installation. What is in
+/// directories that not everyone may search, and outside /etc, is not told.
+#[must_use]
+pub fn is_absent_setting(host: &Host, entry: &[u8], wanted: &[u8]) -> bool {
+    const SEARCHABLE_BY_ALL: u32 = 0o001;
+    if !beneath(b"/etc", entry) || !kvmlet_policy::is_canonical(wanted) {
+        return false;
+    }
+    let mut path = entry.to_vec();
+    let below = wanted.get(entry.len()..).unwrap_or_default();
+    for name in below
+        .split(|byte| *byte == b'/')
+        .filter(|name| !name.is_empty())
+    {
+        match host.roots.locate(&path) {
+            Ok((_, attr)) if attr.is_dir() && attr.mode & SEARCHABLE_BY_ALL != 0 => {}
+            _ => return false,
+        }
+        path = kvmlet_policy::join(&path, name);
+    }
+    matches!(host.roots.locate(&path), Err(Errno::ENOENT))
+}
+
+/// When a host object was created, if its file system knows.
+#[must_use]
+pub fn birth_time(fd: BorrowedFd<'_>) -> Option<FileTime> {
+    use rustix::fs::{AtFlags, StatxFlags};
+    let found = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok()?;
+    let known = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
+    known.then_some(FileTime {
+        sec: found.stx_btime.tv_sec,
+        nsec: found.stx_btime.tv_nsec,
+    })
+}
+
 /// A directory's entries by name, for the synthetic directories that show a part of a host one.
 ///
 /// # Errors

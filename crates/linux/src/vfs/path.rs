@@ -560,17 +560,19 @@ impl Walker<'_, '_> {
 
     /// A name outside the visible trees: absent if the host has none, else a denial.
     fn outside(&mut self, path: &[u8]) -> Result<Step, Errno> {
-        if !hostfs::exists(self.cx.host, path) {
+        let mut wanted = path.to_vec();
+        for name in self.pending.iter().rev() {
+            wanted = join(&wanted, name);
+        }
+        if !hostfs::exists(self.cx.host, path)
+            || hostfs::is_absent_setting(self.cx.host, path, &wanted)
+        {
             return Ok(Step::Absent);
         }
         let (errno, remedy) = match self.request.intent {
             Intent::Read => (Errno::EACCES, READ_REMEDY),
             Intent::Write => (Errno::EROFS, WRITE_REMEDY),
         };
-        let mut wanted = path.to_vec();
-        for name in self.pending.iter().rev() {
-            wanted = join(&wanted, name);
-        }
         let what = if self.links > 0 { &self.given } else { &wanted };
         self.cx.host.report.deny(
             format!("{} {}", self.request.call, String::from_utf8_lossy(what)),

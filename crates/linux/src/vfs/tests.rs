@@ -2,6 +2,8 @@
 
 use kvmlet_abi::Errno;
 
+use kvmlet_policy::Place;
+
 use super::hostfs::Lookup;
 use crate::host::Enforcement;
 use crate::testing::{CWD, Sandbox, TempTree, call};
@@ -103,6 +105,7 @@ fn links_stay_in_the_namespace() {
 
 #[test]
 fn secrets_and_other_trees_are_denied() {
+    use std::os::unix::fs::PermissionsExt;
     let tree = TempTree::new("denied");
     let mut sandbox = Sandbox::new(&tree.0);
     assert_eq!(sandbox.open("/etc/shadow", 0), Err(Errno::EACCES));
@@ -112,6 +115,28 @@ fn secrets_and_other_trees_are_denied() {
     assert_eq!(sandbox.open("/no-such-name", 0), Err(Errno::ENOENT));
     assert_eq!(sandbox.open("/etc/no-such-name", 0), Err(Errno::ENOENT));
     assert!(!sandbox.denied("open /no-such-name"));
+    // Optional settings that do not exist are no denial; what is outside /etc is not told.
+    let hidden = std::fs::read_dir("/etc")
+        .unwrap()
+        .filter_map(Result::ok)
+        .find(|entry| {
+            let path = entry.path();
+            path.is_dir()
+                && path.metadata().unwrap().permissions().mode() & 1 != 0
+                && !path.is_symlink()
+                && sandbox
+                    .host
+                    .policy
+                    .classify(path.to_str().unwrap().as_bytes())
+                    == Place::Outside
+        });
+    let hidden = hidden.unwrap().path().to_str().unwrap().to_owned();
+    assert_eq!(
+        sandbox.open(&format!("{hidden}/no-such/name"), 0),
+        Err(Errno::ENOENT)
+    );
+    assert_eq!(sandbox.open(&hidden, 0), Err(Errno::EACCES));
+    assert_eq!(sandbox.open("/var/no-such/name", 0), Err(Errno::EACCES));
     sandbox.slurp("/etc/passwd").unwrap();
     sandbox.slurp("/lib64/ld-linux-x86-64.so.2").unwrap();
     // The host's /tmp is not there, except for what leads to the working directory.

@@ -12,7 +12,7 @@ use super::{
 use crate::cx::Cx;
 use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
-use crate::vfs::attr::{Attr, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
+use crate::vfs::attr::{Attr, FileTime, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth::{Synth, mount_number};
 use crate::vfs::tmpfs::{Body, MAX_NAME};
@@ -90,11 +90,28 @@ pub fn sys_statx(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     }
     let found = Target::new("stat", int(dirfd), path).find(cx, flags)?;
     let attr = vfs::attr_of(cx, &found)?;
+    let attr = Attr {
+        btime: attr.btime.or_else(|| birth_time(cx, &found)),
+        ..attr
+    };
     let mut statx = attr.to_statx();
     statx.stx_mnt_id = mount_number(cx.host.policy.classify(&found.path));
     statx.stx_mask |= mask & STATX_MNT_ID;
     cx.write_struct(Gva(buf), &statx)?;
     Ok(0)
+}
+
+fn birth_time(cx: &Cx<'_>, found: &Found) -> Option<FileTime> {
+    match &found.node {
+        Node::Host(fd, _) => hostfs::birth_time(fd.as_fd()),
+        Node::Open(file) => match cx.kernel.files.get(file)?.kind {
+            FileKind::HostFile(host) | FileKind::HostDir(host) | FileKind::HostLocation(host) => {
+                hostfs::birth_time(cx.host.get(host).ok()?.fd.as_fd())
+            }
+            _ => None,
+        },
+        Node::Tmp(_) | Node::Synth(_) => None,
+    }
 }
 
 /// access(2)
