@@ -415,6 +415,7 @@ pub fn is_absent_setting(host: &Host, entry: &[u8], wanted: &[u8]) -> bool {
     {
         match host.roots.locate(&path) {
             Ok((_, attr)) if attr.is_dir() && attr.mode & SEARCHABLE_BY_ALL != 0 => {}
+            Err(Errno::ENOENT) => return true,
             _ => return false,
         }
         path = kvmlet_policy::join(&path, name);
