@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, Vector};
 use kvmlet_abi::layout;
+use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
 use kvmlet_hv::{Kvm, Vcpu, VcpuConfig, Vm, World};
+use kvmlet_linux::clock::GuestClock;
 use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
 use kvmlet_linux::exec::{self, ExecRequest};
 use kvmlet_linux::fd::FdTable;
@@ -32,6 +34,20 @@ const MEMORY_MIN_BYTES: u64 = 4 << 20;
 /// Largest memory limit: what the guest-physical layout has room for.
 const MEMORY_MAX_BYTES: u64 = 1 << 40;
 const FIRST: Pid = Pid(1);
+
+/// Guest time by the TSC, shared by calls and the vDSO.
+#[derive(Debug)]
+struct TscClock(HostClock);
+
+impl GuestClock for TscClock {
+    fn read(&self, clock: VdsoClock) -> VdsoTimestamp {
+        self.0.read(clock)
+    }
+
+    fn update(&mut self, write: &mut dyn FnMut(usize, &[u8])) {
+        self.0.update(write);
+    }
+}
 
 /// The VMM's pages that something outside refers to later.
 struct VmmPages {
@@ -106,6 +122,7 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
         },
     };
     let mut host = make_host(program)?;
+    host.clock = Box::new(TscClock(clock));
     host.xfeatures = xstate.xcr0;
     host.xstate_len = xstate.len_bytes;
     let mut machine = machine;
@@ -116,7 +133,6 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
         vcpu: VcpuState::new(vcpu),
         vm,
         personality: Personality::new(kernel, machine, host),
-        clock,
         vdso_data: vdso_pages.data,
         stub_data: pages.stub_data,
         deadline_ns: program.timeout.map(|timeout| {
@@ -300,6 +316,7 @@ fn first_kernel(
         signals: SigState::default(),
         exe: Arc::from(&b""[..]),
         cmdline: Arc::from(&b""[..]),
+        dumpable: true,
         ended_cpu_ns: 0,
         rlimits: rlimits(),
     };

@@ -8,7 +8,6 @@ use kvmlet_abi::{Gpa, Trap};
 use kvmlet_hv::{Vcpu, Vm, XState};
 use kvmlet_linux::kernel::{End, Tid};
 use kvmlet_linux::personality::{Cpu, Personality, Step};
-use kvmlet_stub::vdso::HostClock;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -76,7 +75,6 @@ pub(crate) struct Sandbox {
     pub vcpu: VcpuState,
     pub vm: Vm,
     pub personality: Personality,
-    pub clock: HostClock,
     pub vdso_data: Gpa,
     pub stub_data: Gpa,
     /// Wall-clock limit on the host's CLOCK_MONOTONIC.
@@ -242,7 +240,7 @@ impl Sandbox {
             self.full_flushes = self.full_flushes.saturating_add(1);
         }
         let (memory, data) = (&mut machine.memory, self.vdso_data);
-        self.clock.update(&mut |offset, bytes| {
+        self.personality.host.clock.update(&mut |offset, bytes| {
             // The page is the VM's own and always present: a failed write cannot happen.
             let _ = memory.write(data.wrapping_add(offset as u64), bytes);
         });
@@ -262,7 +260,7 @@ impl Sandbox {
             wanted_ns = wanted_ns.min(deadline_ns);
         }
         if let Some(kick_ns) = self.personality.kick_ns() {
-            wanted_ns = wanted_ns.min(self.host_time_ns(kick_ns));
+            wanted_ns = wanted_ns.min(self.host_time_ns(kick_ns, now_ns));
         }
         if armed_ns.is_none_or(|armed_ns| armed_ns > wanted_ns || armed_ns <= now_ns) {
             self.vcpu.vcpu.arm(Some(wanted_ns))?;
@@ -271,9 +269,10 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Guest monotonic time as host monotonic time.
-    fn host_time_ns(&self, guest_ns: u64) -> u64 {
-        guest_ns.saturating_add_signed(self.personality.host.time_offset_ns.saturating_neg())
+    /// A time on the guest's monotonic clock as one on the host's.
+    fn host_time_ns(&self, guest_ns: u64, now_ns: u64) -> u64 {
+        let guest_now_ns = kvmlet_linux::clock::monotonic_ns(&self.personality.host);
+        now_ns.saturating_add(guest_ns.saturating_sub(guest_now_ns))
     }
 
     /// Limits and wishes that end the run.
@@ -293,7 +292,7 @@ impl Sandbox {
             until_ns = until_ns.min(deadline_ns);
         }
         if let Some(wake_ns) = wake_ns {
-            until_ns = until_ns.min(self.host_time_ns(wake_ns));
+            until_ns = until_ns.min(self.host_time_ns(wake_ns, now_ns));
         }
         self.poll_hosts(Duration::from_nanos(until_ns.saturating_sub(now_ns)))
     }

@@ -107,8 +107,8 @@ impl CpuTemplate {
 /// CPUID.01H:EDX as Linux reports it to programs (AT_HWCAP, getauxval(3)).
 #[must_use]
 pub fn cpuid_1_edx() -> u32 {
-    // SAFETY: reads the process's auxiliary vector.
-    unsafe { libc::getauxval(libc::AT_HWCAP) as u32 }
+    // Not getauxval(3): glibc answers AT_HWCAP with a word of its own on x86-64.
+    core::arch::x86_64::__cpuid(1).edx
 }
 
 /// The legacy region and the XSAVE header (SDM vol. 1, 13.4).

@@ -1,6 +1,9 @@
 //! Clocks: guest time is host time plus a per-sandbox offset on the monotonic clocks.
 
+use std::fmt;
+
 use kvmlet_abi::linux::Timespec;
+use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_abi::{Errno, Gva};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -10,41 +13,64 @@ use crate::host::Host;
 /// Nanoseconds in a second.
 pub const NSEC_PER_SEC: u64 = 1_000_000_000;
 
-fn host_ns(id: ClockId) -> u64 {
-    let time = clock_gettime(id);
-    let sec = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nsec = u64::try_from(time.tv_nsec).unwrap_or(0);
-    sec.saturating_mul(NSEC_PER_SEC).saturating_add(nsec)
+/// Guest time: what calls report and the vDSO shows come from one source, so that they never
+/// contradict each other.
+pub trait GuestClock: fmt::Debug + Send {
+    /// The time now.
+    fn read(&self, clock: VdsoClock) -> VdsoTimestamp;
+    /// Rewrites the vDSO's data page if that is due: `write` stores bytes at an offset of the page.
+    fn update(&mut self, write: &mut dyn FnMut(usize, &[u8]));
+}
+
+/// The host's clocks as they are, for a sandbox without a vDSO.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostClocks;
+
+impl GuestClock for HostClocks {
+    fn read(&self, clock: VdsoClock) -> VdsoTimestamp {
+        let id = match clock {
+            VdsoClock::Realtime | VdsoClock::Tai => ClockId::Realtime,
+            VdsoClock::Monotonic => ClockId::Monotonic,
+            VdsoClock::MonotonicRaw => ClockId::MonotonicRaw,
+            VdsoClock::RealtimeCoarse => ClockId::RealtimeCoarse,
+            VdsoClock::MonotonicCoarse => ClockId::MonotonicCoarse,
+            VdsoClock::Boottime => ClockId::Boottime,
+        };
+        let time = clock_gettime(id);
+        VdsoTimestamp::from_ns(time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec))
+    }
+
+    fn update(&mut self, _write: &mut dyn FnMut(usize, &[u8])) {}
+}
+
+fn clock_ns(host: &Host, clock: VdsoClock) -> u64 {
+    let time = host.clock.read(clock);
+    let sec = u64::try_from(time.sec).unwrap_or(0);
+    sec.saturating_mul(NSEC_PER_SEC).saturating_add(u64::from(time.nsec))
 }
 
 /// CLOCK_REALTIME in nanoseconds since the Epoch.
 #[must_use]
-pub fn realtime_ns(_host: &Host) -> u64 {
-    host_ns(ClockId::Realtime)
+pub fn realtime_ns(host: &Host) -> u64 {
+    clock_ns(host, VdsoClock::Realtime)
 }
 
 /// The guest's CLOCK_MONOTONIC, in nanoseconds.
 #[must_use]
 pub fn monotonic_ns(host: &Host) -> u64 {
-    host_ns(ClockId::Monotonic).saturating_add_signed(host.time_offset_ns)
+    clock_ns(host, VdsoClock::Monotonic)
 }
 
 /// A system-wide clock of clock_gettime(2) by its number, in nanoseconds; `None` for others.
 #[must_use]
 pub fn read_ns(host: &Host, clock_id: i32) -> Option<u64> {
-    Some(match clock_id {
-        0 => realtime_ns(host),
-        1 => monotonic_ns(host),
-        4 => host_ns(ClockId::MonotonicRaw).saturating_add_signed(host.time_offset_ns),
-        5 => host_ns(ClockId::RealtimeCoarse),
-        6 => host_ns(ClockId::MonotonicCoarse).saturating_add_signed(host.time_offset_ns),
-        7 => host_ns(ClockId::Boottime).saturating_add_signed(host.time_offset_ns),
-        8 => host_ns(ClockId::RealtimeAlarm),
-        9 => host_ns(ClockId::BoottimeAlarm).saturating_add_signed(host.time_offset_ns),
-        // The offset of TAI is the host's own: clock_gettime(2).
-        11 => host_ns(ClockId::Realtime).saturating_add(37 * NSEC_PER_SEC),
-        _ => return None,
-    })
+    // The alarm clocks show the same time as the clocks they are named after (timer_create(2)).
+    let shown = match clock_id {
+        8 => VdsoClock::Realtime,
+        9 => VdsoClock::Boottime,
+        id => VdsoClock::from_id(id)?,
+    };
+    Some(clock_ns(host, shown))
 }
 
 /// Nanoseconds as a timespec.

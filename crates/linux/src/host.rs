@@ -7,6 +7,7 @@ use std::sync::Arc;
 use kvmlet_abi::Errno;
 use kvmlet_policy::Policy;
 
+use crate::clock::{GuestClock, HostClocks};
 use crate::report::Report;
 use crate::vfs::hostfs::{self, Listing, Roots};
 
@@ -106,8 +107,8 @@ pub struct Host {
     pub xfeatures: u64,
     /// Length of a standard-format XSAVE image with those features, in bytes.
     pub xstate_len: usize,
-    /// Offset added to the host's monotonic clocks to get guest time, in nanoseconds.
-    pub time_offset_ns: i64,
+    /// Guest time.
+    pub clock: Box<dyn GuestClock>,
 }
 
 impl Host {
@@ -131,7 +132,7 @@ impl Host {
             report: Report::default(),
             xfeatures: 0,
             xstate_len: 0,
-            time_offset_ns: 0,
+            clock: Box::new(HostClocks),
         })
     }
 

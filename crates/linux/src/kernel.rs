@@ -95,6 +95,8 @@ pub struct Process {
     pub exe: Arc<[u8]>,
     /// Argument vector as passed to execve (/proc/self/cmdline), NUL-separated.
     pub cmdline: Arc<[u8]>,
+    /// PR_SET_DUMPABLE (prctl(2)).
+    pub dumpable: bool,
     /// CPU time of threads that have ended, in nanoseconds.
     pub ended_cpu_ns: u64,
     /// Resource limits that prlimit(2) reports, by resource number.

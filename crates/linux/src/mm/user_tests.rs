@@ -47,6 +47,7 @@ impl Guest {
             signals: SigState::default(),
             exe: Arc::from(&b""[..]),
             cmdline: Arc::from(&b""[..]),
+            dumpable: true,
             ended_cpu_ns: 0,
             rlimits: Vector::new(),
         };

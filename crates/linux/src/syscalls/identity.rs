@@ -427,13 +427,13 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             cx.write(Gva(args[1]), &name)?;
             Ok(0)
         }
-        PR_GET_DUMPABLE => Ok(1),
+        PR_GET_DUMPABLE => Ok(u64::from(cx.process()?.dumpable)),
         PR_SET_DUMPABLE => {
-            if args[1] <= 1 {
-                Ok(0)
-            } else {
-                Err(Errno::EINVAL)
+            if args[1] > 1 {
+                return Err(Errno::EINVAL);
             }
+            cx.process()?.dumpable = args[1] == 1;
+            Ok(0)
         }
         PR_SET_PDEATHSIG => {
             if args[1] <= 64 {
