@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvmlet_abi::Errno;
 use kvmlet_policy::{Place, Policy};
 
-use super::attr::{S_IFBLK, S_IFDIR, S_IFREG};
+use super::attr::{self, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK};
 use super::{Dir, hostfs};
 use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
 use crate::host::{Host, HostKind};
@@ -93,7 +93,15 @@ fn open(host: &mut Host, number: u8, stream: &StdStream) -> Result<Option<OpenFi
 }
 
 /// Duplicates an inherited descriptor; its status flags are the caller's.
+///
+/// When the caller was started without one of the three, the number may have been given to something
+/// else that it has opened since, which is not the program's: such a descriptor is close-on-exec, an
+/// inherited one never is. It counts as closed.
 fn inherit(host: &mut Host, fd: BorrowedFd<'_>) -> Result<(FileKind, OpenFlags), Errno> {
+    let descriptor = rustix::io::fcntl_getfd(fd).map_err(hostfs::errno)?;
+    if descriptor.contains(rustix::io::FdFlags::CLOEXEC) {
+        return Err(Errno::EBADF);
+    }
     let own = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(hostfs::errno)?;
     let status = rustix::fs::fcntl_getfl(&own).map_err(hostfs::errno)?;
     let keep = OpenFlags::WRONLY | OpenFlags::RDWR | OpenFlags::APPEND | OpenFlags::LARGEFILE;
@@ -101,8 +109,11 @@ fn inherit(host: &mut Host, fd: BorrowedFd<'_>) -> Result<(FileKind, OpenFlags),
     let attr = hostfs::attr_of(own.as_fd())?;
     let kind = match attr.kind() {
         S_IFREG | S_IFBLK | S_IFDIR => HostKind::FileStream,
-        _ if rustix::termios::isatty(&own) => HostKind::Terminal,
-        _ => HostKind::Stream,
+        S_IFIFO | S_IFSOCK => HostKind::Stream,
+        S_IFCHR if rustix::termios::isatty(&own) => HostKind::Terminal,
+        // /dev/null and its like; other devices are not streams.
+        S_IFCHR if attr::major(attr.rdev) == 1 => HostKind::Stream,
+        _ => return Err(Errno::EBADF),
     };
     Ok((FileKind::HostStream(host.insert(own, kind)), flags))
 }
@@ -141,6 +152,20 @@ mod tests {
             panic!("not a path")
         };
         assert_eq!(policy.classify(&path), Place::Readable);
+    }
+
+    #[test]
+    fn only_what_was_inherited_is_passed_on() {
+        let (policy, _) = started_from(b"/usr");
+        let mut host = Host::new(policy, 0).unwrap();
+        let file = std::fs::File::open("/usr/bin/env").unwrap();
+        assert_eq!(inherit(&mut host, file.as_fd()), Err(Errno::EBADF));
+        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+        let (kind, flags) = inherit(&mut host, file.as_fd()).unwrap();
+        assert!(
+            matches!(kind, FileKind::HostStream(id) if host.get(id).unwrap().kind == HostKind::FileStream)
+        );
+        assert!(flags.readable() && !flags.writable());
     }
 
     #[test]

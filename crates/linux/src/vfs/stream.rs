@@ -216,3 +216,67 @@ pub fn set_size(host: &Host, id: HostId, size: u64) -> Result<(), Errno> {
 pub fn sync(host: &Host, id: HostId) -> Result<(), Errno> {
     rustix::fs::fsync(host.get(id)?.fd.as_fd()).map_err(errno)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::vfs::started_from;
+
+    fn host() -> Host {
+        Host::new(started_from(b"/usr").0, 0).unwrap()
+    }
+
+    /// An inherited stream's transfers must not wait, whatever the host offers to say so.
+    fn transfers(host: &mut Host, (reader, writer): (OwnedFd, OwnedFd), kind: HostKind) {
+        let reader = host.insert(reader, kind);
+        let writer = host.insert(writer, kind);
+        let mut buf = [0u8; 8];
+        assert_eq!(read(host, reader, &mut buf), Ok(Moved::Nothing));
+        assert_eq!(write(host, writer, b"abc"), Ok(Moved::Bytes(3)));
+        assert_eq!(read(host, reader, &mut buf), Ok(Moved::Bytes(3)));
+        assert_eq!(&buf[..3], b"abc");
+        let block = vec![1u8; 64 << 10];
+        let mut filled = 0usize;
+        while let Moved::Bytes(count) = write(host, writer, &block).unwrap() {
+            filled += count;
+            assert!(filled < 64 << 20);
+        }
+        assert!(filled > 0);
+        let mut drained = 0usize;
+        let mut buf = vec![0u8; 64 << 10];
+        while let Moved::Bytes(count) = read(host, reader, &mut buf).unwrap() {
+            drained += count;
+        }
+        assert_eq!(drained, filled);
+        host.decref(reader);
+        assert_eq!(write(host, writer, b"x"), Err(Errno::EPIPE));
+    }
+
+    #[test]
+    fn pipes_never_wait() {
+        let mut host = host();
+        let ends = || rustix::pipe::pipe().unwrap();
+        transfers(&mut host, ends(), HostKind::Stream);
+        // The way for what does not know RWF_NOWAIT.
+        transfers(&mut host, ends(), HostKind::Terminal);
+    }
+
+    #[test]
+    fn sockets_never_wait() {
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        transfers(&mut host(), (a.into(), b.into()), HostKind::Stream);
+    }
+
+    #[test]
+    fn the_descriptor_stays_blocking() {
+        let mut host = host();
+        let (reader, _writer) = rustix::pipe::pipe().unwrap();
+        let copy = rustix::io::dup(&reader).unwrap();
+        let id = host.insert(reader, HostKind::Stream);
+        assert_eq!(read(&host, id, &mut [0; 4]), Ok(Moved::Nothing));
+        let flags = rustix::fs::fcntl_getfl(&copy).unwrap();
+        assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
+    }
+}
