@@ -257,11 +257,11 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
     if host.credentials.enforcement == Enforcement::Host {
         return Ok(());
     }
+    let mut checked: Vec<&[u8]> = Vec::new();
     for dir in kvmlet_policy::ancestors(path).skip(1) {
-        if host.searchable.contains(dir) {
-            return Ok(());
-        }
-        if host.policy.classify(dir) != kvmlet_policy::Place::Readable {
+        if host.searchable.contains(dir)
+            || host.policy.classify(dir) != kvmlet_policy::Place::Readable
+        {
             break;
         }
         let (_, attr) = host.roots.locate(dir)?;
@@ -274,8 +274,11 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
         if !attr.grants(&host.credentials, MAY_EXEC) {
             return Err(Errno::EACCES);
         }
+        checked.push(dir);
     }
-    host.remember_searchable(kvmlet_policy::parent(path));
+    checked
+        .into_iter()
+        .for_each(|dir| host.remember_searchable(dir));
     Ok(())
 }
 
