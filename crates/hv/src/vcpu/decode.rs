@@ -196,18 +196,15 @@ impl Vcpu {
         }
     }
 
-    /// Whether the access is the stub's own: the right port, from the right instruction, at the
-    /// privilege level that this kind of KVM enters the stub at. Hardware leaves rip at the `out`,
-    /// software KVM behind it.
+    /// Whether the access is the stub's own: the right port, from the right instruction. Hardware
+    /// enters the stub at CPL 0 and leaves rip at the `out`; software KVM enters it at CPL 3, or at
+    /// CPL 0 where it emulates the `syscall` (it does on a stack pointer that is not canonical), and
+    /// leaves rip behind the `out`.
     fn is_syscall(&self, access: PortAccess, rip: u64) -> bool {
         let world = self.stub_world();
-        let cpl = match world {
-            World::Hardware => 0,
-            World::Software => 3,
-        };
         access.port == PORT_SYSCALL
             && access.is_byte_out()
-            && self.cpl() == cpl
+            && (self.cpl() == 0 || world == World::Software)
             && matches!(
                 classify(world, Gva(rip)),
                 StubPc::AtLeave | StubPc::AfterLeave

@@ -135,14 +135,20 @@
  * Software KVM: entered at CPL 3, IA32_FMASK applied. The flags it cleared that a program can see
  * (TF, DF, NT, AC) cannot be set again here without a stack, so such a call leaves. The arithmetic
  * flags are rebuilt from r11: OF by an addition that overflows when it was set, the others by sahf.
+ *
+ * Where software KVM emulates the syscall instruction (it emulates ring 3 on a stack pointer that is
+ * not canonical), the entry is at CPL 0, and a jump back would run the program there: leave instead.
  */
-	PAGE_BEGIN kvmlet_stub_syscall_software
-	DISPATCH sw
-	.irp	n, 0, 1, 2, 3, 4, 5, 6
+	.macro SOFTWARE_ANSWER n, number
 .Lsw_start_\n:
 	test	$0x44500, %r11d
 	jnz	.Lsw_leave
-	bt	$11, %r11d
+	mov	%cs, %eax
+	test	$3, %al
+	jnz	1f
+	mov	$\number, %eax
+	jmp	.Lsw_leave
+1:	bt	$11, %r11d
 	setc	%al
 	add	$127, %al
 	mov	%r11d, %eax
@@ -152,7 +158,17 @@
 .Lsw_return_\n:
 	jmp	*%rcx
 	int3
-	.endr
+	.endm
+
+	PAGE_BEGIN kvmlet_stub_syscall_software
+	DISPATCH sw
+	SOFTWARE_ANSWER 0, 39
+	SOFTWARE_ANSWER 1, 102
+	SOFTWARE_ANSWER 2, 107
+	SOFTWARE_ANSWER 3, 104
+	SOFTWARE_ANSWER 4, 108
+	SOFTWARE_ANSWER 5, 110
+	SOFTWARE_ANSWER 6, 186
 	CSTAR_ENTRY kvmlet_stub_syscall_software
 	PAGE_END kvmlet_stub_syscall_software
 	MARKS sw, kvmlet_stub_syscall_software, kvmlet_stub_marks_software
