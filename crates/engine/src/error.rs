@@ -101,7 +101,6 @@ fn describe(errno: Errno) -> String {
         Errno::ENOENT => "not found".to_owned(),
         Errno::ELOOP => "too many symbolic links or interpreters".to_owned(),
         Errno::ENOTDIR => "a part of the path is not a directory".to_owned(),
-        Errno::EISDIR => "is a directory".to_owned(),
         other => other.name().to_owned(),
     }
 }
@@ -113,10 +112,7 @@ impl From<ExecError> for EngineError {
                 path,
                 errno: Errno::ENOENT,
             } => Self::NotFound(show(&path)),
-            ExecError::Open {
-                path,
-                errno: Errno::EISDIR,
-            } => Self::IsDirectory(show(&path)),
+            ExecError::Directory { path } => Self::IsDirectory(show(&path)),
             ExecError::Open { path, errno } => Self::NotExecutable {
                 program: show(&path),
                 why: describe(errno),

@@ -65,6 +65,11 @@ pub enum ExecError {
         /// Why.
         errno: Errno,
     },
+    /// The file is a directory.
+    Directory {
+        /// Its path.
+        path: Vec<u8>,
+    },
     /// The interpreter (of a script, or PT_INTERP) cannot be opened for execution.
     Interpreter {
         /// The program that names it.
@@ -90,6 +95,8 @@ impl ExecError {
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
+            // execve(2): "The file or a script interpreter is not a regular file."
+            Self::Directory { .. } => Errno::EACCES,
             Self::Open { errno, .. } | Self::Interpreter { errno, .. } | Self::Build(errno) => {
                 *errno
             }
@@ -156,6 +163,9 @@ fn look_up(cx: &mut Cx<'_>, request: ExecRequest) -> Result<Program, ExecError> 
     for _ in 0..=SCRIPT_DEPTH_MAX {
         let file = match (vfs::open_exec(cx, &path), &scripted_by) {
             (Ok(file), _) => file,
+            (Err(Errno::EACCES), None) if vfs::is_directory(cx, &path) => {
+                return Err(ExecError::Directory { path });
+            }
             (Err(errno), None) => return Err(ExecError::Open { path, errno }),
             (Err(errno), Some(program)) => {
                 return Err(ExecError::Interpreter {

@@ -44,6 +44,24 @@ pub fn open_exec(cx: &mut Cx<'_>, path: &[u8]) -> Result<ExecFile, Errno> {
     open_found(cx, found)
 }
 
+/// Whether a path leads to a directory that the program may see.
+pub fn is_directory(cx: &mut Cx<'_>, path: &[u8]) -> bool {
+    let Ok(start) = cx.process().map(|process| process.cwd.clone()) else {
+        return false;
+    };
+    let request = Request {
+        call: "execve",
+        start,
+        path,
+        last: Last::Follow,
+        intent: Intent::Read,
+        resolve: Resolve::empty(),
+    };
+    path::find(cx, request)
+        .and_then(|found| attr_of(cx, &found))
+        .is_ok_and(|attr| attr.is_dir())
+}
+
 fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
     let attr = attr_of(cx, &found)?;
     // Linux answers EACCES for a directory too.

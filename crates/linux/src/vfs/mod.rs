@@ -18,7 +18,7 @@ pub mod synth;
 pub mod terminal;
 pub mod tmpfs;
 
-pub use exec::{ExecFile, close_exec, map_file, open_exec, read_exec};
+pub use exec::{ExecFile, close_exec, is_directory, map_file, open_exec, read_exec};
 pub use ready::poll_ready;
 pub use stdio::{StdStream, started_from, working_directory};
 

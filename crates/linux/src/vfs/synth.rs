@@ -43,14 +43,10 @@ const DEV_LINKS: [(&[u8], &[u8]); 4] = [
 ];
 
 /// The system file system: what get_nprocs(3) and language runtimes ask. One CPU.
-const SYS_FILES: [(&[u8], &[u8]); 4] = [
+const SYS_FILES: [(&[u8], &[u8]); 3] = [
     (b"/sys/devices/system/cpu/online", b"0\n"),
     (b"/sys/devices/system/cpu/possible", b"0\n"),
     (b"/sys/devices/system/cpu/present", b"0\n"),
-    (
-        b"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size",
-        b"2097152\n",
-    ),
 ];
 
 /// Device numbers (Documentation/admin-guide/devices.txt).
