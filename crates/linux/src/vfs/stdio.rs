@@ -6,7 +6,8 @@ use std::sync::Arc;
 use kvmlet_abi::Errno;
 use kvmlet_policy::{Place, Policy};
 
-use super::attr::{self, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK};
+use super::attr::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK};
+use super::synth::{self, DEVICES};
 use super::{Dir, hostfs};
 use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
 use crate::host::{Host, HostKind};
@@ -84,7 +85,13 @@ fn open(host: &mut Host, number: u8, stream: &StdStream) -> Result<Option<OpenFi
                 _ => rustix::stdio::stderr(),
             };
             match inherit(host, inherited) {
-                Ok((kind, flags)) => file(kind, flags, format!("/dev/fd/{number}").as_bytes()),
+                Ok((kind, flags)) => {
+                    let path = match &kind {
+                        FileKind::Device(device) => synth::device_path(*device),
+                        _ => format!("/dev/fd/{number}").into_bytes(),
+                    };
+                    file(kind, flags, &path)
+                }
                 Err(Errno::EBADF) => return Ok(None),
                 Err(error) => return Err(error),
             }
@@ -104,15 +111,25 @@ fn inherit(host: &mut Host, fd: BorrowedFd<'_>) -> Result<(FileKind, OpenFlags),
     }
     let own = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(hostfs::errno)?;
     let status = rustix::fs::fcntl_getfl(&own).map_err(hostfs::errno)?;
-    let keep = OpenFlags::WRONLY | OpenFlags::RDWR | OpenFlags::APPEND | OpenFlags::LARGEFILE;
+    let keep = OpenFlags::WRONLY
+        | OpenFlags::RDWR
+        | OpenFlags::APPEND
+        | OpenFlags::NONBLOCK
+        | OpenFlags::LARGEFILE;
     let flags = OpenFlags::from_bits_truncate(status.bits()) & keep;
     let attr = hostfs::attr_of(own.as_fd())?;
     let kind = match attr.kind() {
         S_IFREG | S_IFBLK | S_IFDIR => HostKind::FileStream,
         S_IFIFO | S_IFSOCK => HostKind::Stream,
         S_IFCHR if rustix::termios::isatty(&own) => HostKind::Terminal,
-        // /dev/null and its like; other devices are not streams.
-        S_IFCHR if attr::major(attr.rdev) == 1 => HostKind::Stream,
+        // Memory devices are ours; no other device is a stream.
+        S_IFCHR => {
+            let device = DEVICES
+                .iter()
+                .find(|(_, device)| synth::rdev(*device) == attr.rdev);
+            let (_, device) = device.ok_or(Errno::EBADF)?;
+            return Ok((FileKind::Device(*device), flags));
+        }
         _ => return Err(Errno::EBADF),
     };
     Ok((FileKind::HostStream(host.insert(own, kind)), flags))

@@ -27,7 +27,8 @@ pub enum Synth {
     Tty,
 }
 
-const DEVICES: [(&[u8], Device); 5] = [
+/// Names in /dev.
+pub const DEVICES: [(&[u8], Device); 5] = [
     (b"null", Device::Null),
     (b"zero", Device::Zero),
     (b"full", Device::Full),
@@ -62,6 +63,13 @@ pub fn rdev(device: Device) -> u64 {
             Device::Urandom => 9,
         },
     )
+}
+
+/// The path of a device.
+#[must_use]
+pub fn device_path(device: Device) -> Vec<u8> {
+    let known = DEVICES.iter().find(|(_, known)| *known == device);
+    join(DEV, known.map_or(b"null", |(name, _)| *name))
 }
 
 /// A number for each file system: part of its device number, and its mount id.
