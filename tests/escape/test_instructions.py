@@ -67,6 +67,9 @@ def test_instructions_that_differ_between_cpus(hostile: pathlib.Path) -> None:
     run = bounded(["./privileged", "loose"], cwd=hostile)
     assert run.status == 0, run.said
     assert run.stdout.endswith(b"alive\n")
+    interrupts = re.findall(rb"^int 0x[0-9a-f]+: (\w+)", run.stdout, re.MULTILINE)
+    assert len(interrupts) == 252
+    assert set(interrupts) <= ({b"SIGSEGV"} if HW else {b"SIGSEGV", b"SIGILL"})
     # None of these is for ring 3 on any CPU.
     for name in [
         "vmlaunch",
@@ -160,6 +163,12 @@ def test_32_bit_entries(hostile: pathlib.Path) -> None:
             rb"^(lret|iretq|ljmp|lcall) to 0x2[03]: fine", run.stdout, re.MULTILINE
         )
         assert re.search(rb"^int 0x80: SIGSEGV$", run.stdout, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("vm")
+def test_calls_on_wild_stacks_stay_in_ring_3(hostile: pathlib.Path) -> None:
+    run = bounded(["./wildstack"], cwd=hostile, timeout_s=sized(30, 300))
+    assert (run.status, run.stdout) == (0, b"0 wrong\n"), run.said
 
 
 def test_signal_frames(oracle: Oracle, hostile: pathlib.Path) -> None:

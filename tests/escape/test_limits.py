@@ -54,7 +54,7 @@ def test_hog(hostile: pathlib.Path, name: str) -> None:
     if run.status == 0:
         assert run.stdout.endswith(b"done\n"), run.said
     else:
-        assert len(run.own_lines) == 1, run.said
+        assert any("limit" in line for line in run.own_lines), run.said
 
 
 @pytest.mark.usefixtures("vm")
@@ -71,7 +71,7 @@ def test_vectors(oracle: Oracle, hostile: pathlib.Path) -> None:
 
 
 @pytest.mark.usefixtures("vm")
-@pytest.mark.parametrize("rounds", [300 if HW else 5000])
+@pytest.mark.parametrize("rounds", [300 if HW else 1000])
 def test_races(hostile: pathlib.Path, rounds: int) -> None:
     run = bounded(["./races", str(rounds)], cwd=hostile)
     assert run.status == 0, run.said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -37,24 +38,26 @@ def test_a_secret_stays_one(
     (tmp_path / "out").symlink_to(secret)
     (tmp_path / "up").symlink_to(secret.parent)
     (tmp_path / "slash").symlink_to("/")
+    guest = shutil.copy(hostile / "paths", tmp_path)
     for name in [
         str(secret),
         f"{tmp_path}/out",
         f"{tmp_path}/up/file",
         f"{tmp_path}/slash{secret}",
     ]:
-        run = bounded([hostile / "paths", name, CONTENT], cwd=tmp_path)
+        run = bounded([guest, name, CONTENT], cwd=tmp_path)
         assert b"FAIL" not in run.stdout, run.said
         assert run.stdout.endswith(b"0 opened\n"), run.said
         assert run.status == 0, run.said
     assert secret.read_text() == CONTENT
-    assert sorted(os.listdir(tmp_path)) == ["out", "slash", "up"]
+    assert sorted(os.listdir(tmp_path)) == ["out", "paths", "slash", "up"]
     assert os.listdir(secret.parent) == ["file"]
 
 
 def test_loops_lengths_and_depths(hostile: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """As path_resolution(7) and symlink(7) say."""
-    run = bounded([hostile / "paths", "/var/nowhere", CONTENT], cwd=tmp_path)
+    guest = shutil.copy(hostile / "paths", tmp_path)
+    run = bounded([guest, "/var/nowhere", CONTENT], cwd=tmp_path)
     said = run.stdout.decode()
     for line in [
         "loop: ELOOP",

@@ -18,10 +18,11 @@ NO_POINTERS = """
 alarm brk clone close close_range dup dup2 dup3 exit exit_group fadvise64 fallocate
 fanotify_init fchdir fchmod fchown fdatasync flock fork fsmount fsync getegid geteuid getgid
 getpgid getpgrp getpid getppid getpriority getsid gettid getuid ioperm iopl kill listen lseek
-membarrier mlockall munlockall pause personality readahead reboot rt_sigreturn
-sched_get_priority_max sched_get_priority_min sched_getscheduler sched_yield setfsgid setfsuid
-setgid setns setpgid setpriority setregid setresgid setresuid setreuid setsid setuid shutdown
-sync sync_file_range syncfs tee tgkill tkill umask unshare userfaultfd vfork vhangup
+membarrier mlockall munlockall pause personality pkey_alloc pkey_free readahead reboot
+rt_sigreturn sched_get_priority_max sched_get_priority_min sched_getscheduler sched_yield
+setfsgid setfsuid setgid setns setpgid setpriority setregid setresgid setresuid setreuid setsid
+setuid shutdown sync sync_file_range syncfs tee tgkill tkill umask unshare userfaultfd vfork
+vhangup
 """
 """Calls whose arguments are all numbers. `clone` has a guest of its own."""
 
@@ -49,7 +50,13 @@ def test_bad_pointers(oracle: Oracle, hostile: pathlib.Path, tmp_name: str, part
     assert run.stdout.endswith(b"alive\n")
 
 
-@pytest.mark.parametrize("which", [f"{kind}{n}" for kind in "spcxt" for n in range(8)])
+# Not t3 and t4: thread pointers in kvmlet's own area, which Linux would take.
+THREADS = [
+    f"{kind}{n}" for kind in "spcxt" for n in range(8) if (kind, n) not in (("t", 3), ("t", 4))
+]
+
+
+@pytest.mark.parametrize("which", THREADS)
 def test_threads_begun_with_bad_pointers(oracle: Oracle, hostile: pathlib.Path, which: str) -> None:
     # The new thread exits at once, without a stack: what it is given must not matter.
     oracle.compare(["./hog", "bad-thread", which], cwd=hostile)

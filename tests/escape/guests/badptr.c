@@ -14,6 +14,10 @@
 #define SYS_fchmodat2 452
 #endif
 
+#ifndef SYS_mseal
+#define SYS_mseal 462
+#endif
+
 struct row {
     const char *name;
     long nr;
@@ -57,6 +61,7 @@ static void empty_pipe(void) {
 static void prepare_memory(void) {
     memset(out, 0, 16 * PAGE);
     memset(in, 0, 16 * PAGE);
+    *last_byte = 'x';
     struct iovec *iov = (struct iovec *)(in + PAGE);
     iov[0] = (struct iovec){out, 32};
     iov[1] = (struct iovec){out + 64, 32};
@@ -212,8 +217,8 @@ static void try_row(const struct row *row) {
 
 // Vectors whose later parts are bad: what came before counts.
 static void try_vectors(void) {
-    const uint64_t bases[] = {0, 1, U(readonly_page), U(none_page), U(last_byte), 0x800000000000ul, 0xffff800000000000ul, SYSCALL_CODE};
-    const uint64_t lens[] = {0, 1, 64, 0x7ffff000ul, 0x7ffffffffffffffful, ~0ul, 1ul << 63};
+    const uint64_t bases[] = {0, 1, U(readonly_page), U(none_page), U(last_byte), 0x800000000000ul, 0xffff800000000000ul};
+    const uint64_t lens[] = {1, 64, 0x7ffff000ul, 0x7ffffffffffffffful, ~0ul, 1ul << 63};
     static const struct { const char *name; long nr; } calls[] = {
         {"readv", SYS_readv}, {"writev", SYS_writev}, {"preadv", SYS_preadv}, {"pwritev", SYS_pwritev}};
     for (unsigned c = 0; c < 4; c++)

@@ -91,7 +91,9 @@ static void fill_state(ucontext_t *uc) {
     if (size > 576 && size < sizeof copy) memset(fp(uc) + 576, (int)forged_value, size - 576);
 }
 static void elsewhere(ucontext_t *uc) {
-    memcpy(copy + forged_value, fp(uc), 4096);
+    uint32_t size;
+    memcpy(&size, fp(uc) + SW_RESERVED + 4, 4);
+    memcpy(copy + forged_value, fp(uc), size < 16384 ? size : 16384);
     uc->uc_mcontext.fpregs = (void *)(copy + forged_value);
 }
 static void at_the_edge(ucontext_t *uc) {
@@ -134,7 +136,7 @@ int main(int argc, char **argv) {
     struct sigaction user = {.sa_sigaction = user_handler, .sa_flags = SA_SIGINFO};
     sigaction(SIGUSR1, &user, NULL);
     edge = map(2 * PAGE, PROT_READ | PROT_WRITE);
-    munmap(edge + PAGE, PAGE);
+    mprotect(edge + PAGE, PAGE, PROT_NONE);
     unsigned char *ud = map(PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
     memcpy(ud, "\x0f\x0b", 2);
 

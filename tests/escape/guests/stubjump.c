@@ -19,8 +19,8 @@ int main(int argc, char **argv) {
     unsigned first = (unsigned)atoi(argv[2]), last = (unsigned)atoi(argv[3]), step = (unsigned)atoi(argv[4]);
     attempt_start();
     uint64_t back = (uint64_t)(uintptr_t)attempt_back;
-    // rcx: back here; nowhere; behind user space; not canonical; the kernel's half; the stub itself.
-    uint64_t rcx[] = {back, 0x1000, VMM_AREA, 0x800000000000ul, 0xffffffff81000000ul, SYSCALL_CODE + 0x80};
+    // rcx: back here; nowhere; behind user space; not canonical; the kernel's half; the stub's padding.
+    uint64_t rcx[] = {back, 0x1000, VMM_AREA, 0x800000000000ul, 0xffffffff81000000ul, SYSCALL_CODE + 0x800};
     // r11: plain; all flags; IOPL, NT and TF; DF and AC.
     uint64_t r11[] = {0x202, ~0ul, 0x7102, 0x40402};
     // rax: answered in the stub, unknown, wide. Not a call that could block or exit.

@@ -70,7 +70,7 @@ int main(int argc, char **argv) {
     printf("%d changes accepted\n", changed);
     // Beyond: the kernel's half and addresses that are not canonical.
     static const uint64_t beyond[] = {
-        0x800000000000ul, 0x7ffffffffffful, 0xffff7ffffffffffful, 0xffff800000000000ul, 0xffff888000000000ul,
+        0x800000000000ul, 0xffff7ffffffffffful, 0xffff800000000000ul, 0xffff888000000000ul,
         0xffffc90000000000ul, 0xffffea0000000000ul, 0xffffffff80000000ul, 0xfffffffffffffff8ul, 0x8000000000000000ul};
     for (unsigned i = 0; i < sizeof beyond / sizeof *beyond; i++) {
         OUTCOME("\x48\x8b\x03", beyond[i], &end);
