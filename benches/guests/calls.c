@@ -15,7 +15,7 @@ static double per_call_ns(long number, long rounds, long calls)
             syscall(number, 0, 0, 0);
         add(&batches, now_ns() - start);
     }
-    return median(&batches) / (double)calls;
+    return undisturbed(&batches) / (double)calls;
 }
 
 static double clock_ns(long rounds, long calls)
@@ -28,7 +28,7 @@ static double clock_ns(long rounds, long calls)
             clock_gettime(CLOCK_MONOTONIC, &t);
         add(&batches, now_ns() - start);
     }
-    return median(&batches) / (double)calls;
+    return undisturbed(&batches) / (double)calls;
 }
 
 int main(int argc, char **argv)

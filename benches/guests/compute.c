@@ -47,7 +47,7 @@ int main(int argc, char **argv)
         add(&batches, now_ns() - start);
     }
     KEEP(sum);
-    report("integer_ns", median(&batches));
+    report("integer_ns", undisturbed(&batches));
 
     for (int i = 0; i < LANES; i++)
         b[i] = (float)i;
@@ -61,7 +61,7 @@ int main(int argc, char **argv)
             float_loop_sse2(a, b);
         add(&batches, now_ns() - start);
     }
-    report("float_ns", median(&batches));
+    report("float_ns", undisturbed(&batches));
     report("avx2", avx2);
     return 0;
 }

@@ -96,7 +96,7 @@ static double exit_ns(long rounds)
             one_exit(vcpu, run);
         add(&batches, now_ns() - start);
     }
-    return median(&batches) / BATCH_EXITS;
+    return undisturbed(&batches) / BATCH_EXITS;
 }
 
 static double create_ns(void)
