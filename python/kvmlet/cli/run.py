@@ -81,7 +81,8 @@ def main(words: list[str]) -> int:
         raise from_native(*error.args) from None
     status = status_of(outcome)
     _explain(outcome, timeout_s, memory_bytes)
-    if status:
+    # A limit that ended the run is the whole story; a failure may be due to what was refused.
+    if status and outcome.reason in ("exited", "signal"):
         _show_refusals(outcome)
     if report:
         report(outcome)

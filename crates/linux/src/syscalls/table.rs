@@ -22,6 +22,9 @@ pub enum Handler {
     Wait(WaitHandler),
     /// With this error number, as a kernel built without the feature gives; an event is recorded.
     Missing(Errno),
+    /// With `ENOSYS`, as a kernel built without the feature gives. Every C library tries the call and
+    /// does without: no event.
+    Absent,
 }
 
 /// How much of Linux's behaviour a row has.
@@ -106,6 +109,15 @@ impl Row {
         )
     }
 
+    pub(super) const fn absent(
+        nr: u16,
+        name: &'static str,
+        signature: &'static str,
+        note: &'static str,
+    ) -> Self {
+        Self::new(nr, name, signature, Support::None, Handler::Absent).note(note)
+    }
+
     const fn new(
         nr: u16,
         name: &'static str,
@@ -188,6 +200,7 @@ pub fn call(cx: &mut Cx<'_>, call: &Call, state: &CallState) -> Outcome {
     match row.handler {
         Handler::Value(handler) => Outcome::Done(handler(cx, &call.args)),
         Handler::Wait(handler) => handler(cx, &call.args, state),
+        Handler::Absent => Outcome::Done(Err(Errno::ENOSYS)),
         Handler::Missing(errno) => {
             cx.host.report.unsupported(row.name, String::new());
             Outcome::Done(Err(errno))
@@ -227,7 +240,7 @@ mod tests {
             assert!(entry.signature.len() <= 6, "{}", entry.name);
             assert_eq!(
                 entry.support == Support::None,
-                matches!(entry.handler, Handler::Missing(_)),
+                matches!(entry.handler, Handler::Missing(_) | Handler::Absent),
                 "{}",
                 entry.name
             );
