@@ -172,7 +172,7 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
                     ends.writers = ends.writers.saturating_sub(1);
                 }
             }
-            cx.kernel.pipes.drop_if_closed(pipe);
+            cx.kernel.pipes.drop_if_closed(&mut cx.machine.memory, pipe);
             cx.kernel.sched.wake_source(Source::Pipe(pipe));
         }
         FileKind::Capture(_)

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, Vector};
 use kvmlet_abi::Errno;
+use kvmlet_mem::GuestMemory;
 
 use super::attr::FileTime;
 
@@ -45,6 +46,8 @@ pub struct Pipe {
     head: usize,
     /// Bytes in the pipe.
     len: usize,
+    /// Bytes of all chunks: what is charged to the memory limit.
+    held: usize,
     /// Bytes it may hold.
     pub capacity: usize,
     /// Descriptions open for reading.
@@ -92,7 +95,7 @@ impl Pipe {
     }
 
     /// Takes `count` bytes away from the front.
-    pub fn consume(&mut self, count: usize) {
+    fn consume(&mut self, count: usize) {
         let mut left = count.min(self.len);
         self.len = self.len.saturating_sub(left);
         while left > 0 {
@@ -106,12 +109,13 @@ impl Pipe {
             }
             left = left.saturating_sub(rest);
             self.head = 0;
+            self.held = self.held.saturating_sub(first.len());
             self.chunks.pop_front();
         }
     }
 
     /// Appends bytes; the caller has checked [`Pipe::room`].
-    pub fn push(&mut self, bytes: &[u8]) {
+    fn push(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
@@ -127,6 +131,7 @@ impl Pipe {
             self.chunks.push_back(Arc::from(bytes));
         }
         self.len = self.len.saturating_add(bytes.len());
+        self.held = self.held.saturating_add(bytes.len());
     }
 
     /// F_SETPIPE_SZ: rounds up to a power of two of pages.
@@ -162,6 +167,7 @@ impl Pipes {
             chunks: Vector::new(),
             head: 0,
             len: 0,
+            held: 0,
             capacity: CAPACITY_BYTES,
             readers: 1,
             writers: 1,
@@ -187,14 +193,57 @@ impl Pipes {
         self.pipes.get_mut(&id).ok_or(Errno::EBADF)
     }
 
+    /// Writes as much as has room now; writes of at most [`PIPE_BUF`] bytes are whole or not at all.
+    /// What is in a pipe is charged to the memory limit.
+    ///
+    /// # Errors
+    /// `EPIPE` without readers, `EAGAIN` without room, `ENOMEM` at the memory limit.
+    pub fn write(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: PipeId,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
+        let pipe = self.get_mut(id)?;
+        if pipe.readers == 0 {
+            return Err(Errno::EPIPE);
+        }
+        let room = pipe.room();
+        if room == 0 || bytes.len() <= PIPE_BUF && room < bytes.len() {
+            return Err(Errno::EAGAIN);
+        }
+        let part = bytes.get(..room).unwrap_or(bytes);
+        memory
+            .charge(part.len() as u64)
+            .map_err(|_| Errno::ENOMEM)?;
+        pipe.push(part);
+        Ok(part.len())
+    }
+
+    /// Takes `count` bytes away from the front of a pipe.
+    ///
+    /// # Errors
+    /// As [`Pipes::get`].
+    pub fn consume(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: PipeId,
+        count: usize,
+    ) -> Result<(), Errno> {
+        let pipe = self.get_mut(id)?;
+        let before = pipe.held;
+        pipe.consume(count);
+        memory.uncharge(before.saturating_sub(pipe.held) as u64);
+        Ok(())
+    }
+
     /// Removes a pipe none of whose ends is open.
-    pub fn drop_if_closed(&mut self, id: PipeId) {
-        if self
-            .pipes
-            .get(&id)
-            .is_some_and(|pipe| pipe.readers == 0 && pipe.writers == 0)
+    pub fn drop_if_closed(&mut self, memory: &mut GuestMemory, id: PipeId) {
+        let closed = |pipe: &Pipe| pipe.readers == 0 && pipe.writers == 0;
+        if self.pipes.get(&id).is_some_and(closed)
+            && let Some(pipe) = self.pipes.remove(&id)
         {
-            self.pipes.remove(&id);
+            memory.uncharge(pipe.held as u64);
         }
     }
 }
@@ -242,6 +291,28 @@ mod tests {
         }
         assert!(pipe.chunks.len() < 100, "{}", pipe.chunks.len());
         assert_eq!(pipe.room(), 0);
+    }
+
+    #[test]
+    fn what_is_in_a_pipe_is_charged() {
+        let mut memory = GuestMemory::new(1 << 20).unwrap();
+        let empty = memory.used_bytes();
+        let mut pipes = Pipes::default();
+        let id = pipes.create(FileTime::default());
+        assert_eq!(
+            pipes.write(&mut memory, id, &[1; 100_000]),
+            Ok(CAPACITY_BYTES)
+        );
+        assert_eq!(pipes.write(&mut memory, id, b"x"), Err(Errno::EAGAIN));
+        assert_eq!(memory.used_bytes(), empty + CAPACITY_BYTES as u64);
+        pipes.consume(&mut memory, id, CAPACITY_BYTES - 1).unwrap();
+        pipes.consume(&mut memory, id, 1).unwrap();
+        assert_eq!(memory.used_bytes(), empty);
+        pipes.write(&mut memory, id, b"left").unwrap();
+        let pipe = pipes.get_mut(id).unwrap();
+        (pipe.readers, pipe.writers) = (0, 0);
+        pipes.drop_if_closed(&mut memory, id);
+        assert_eq!(memory.used_bytes(), empty);
     }
 
     #[test]

@@ -77,11 +77,7 @@ impl Target {
 
     /// The existing object. With AT_EMPTY_PATH an empty path is the descriptor itself.
     fn find(self, cx: &mut Cx<'_>, at_flags: u32) -> Result<Found, Errno> {
-        let mut path = if self.path_gva == 0 && at_flags & AT_EMPTY_PATH != 0 {
-            Vec::new()
-        } else {
-            read_path(cx, self.path_gva)?
-        };
+        let mut path = read_path(cx, self.path_gva)?;
         if path.is_empty() && at_flags & AT_EMPTY_PATH != 0 {
             if self.dirfd != AT_FDCWD {
                 let (id, file) = crate::fd::get(cx, self.dirfd)?;

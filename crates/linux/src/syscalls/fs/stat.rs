@@ -23,8 +23,20 @@ fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: u64) -> SysResult {
     Ok(0)
 }
 
+/// With AT_EMPTY_PATH the stat calls take no path at all for an empty one.
+fn find_stated(cx: &mut Cx<'_>, target: Target, at_flags: u32) -> Result<Found, Errno> {
+    if target.path_gva == 0 && at_flags & AT_EMPTY_PATH != 0 && target.dirfd != AT_FDCWD {
+        let (id, file) = fd::get(cx, target.dirfd)?;
+        return Ok(Found {
+            path: file.path.to_vec(),
+            node: Node::Open(id),
+        });
+    }
+    target.find(cx, at_flags)
+}
+
 fn stat_at(cx: &mut Cx<'_>, target: Target, at_flags: u32, gva: u64) -> SysResult {
-    let found = target.find(cx, at_flags)?;
+    let found = find_stated(cx, target, at_flags)?;
     let attr = vfs::attr_of(cx, &found)?;
     put_stat(cx, &attr, gva)
 }
@@ -88,7 +100,7 @@ pub fn sys_statx(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     if mask & STATX_RESERVED != 0 || flags & AT_STATX_SYNC_TYPE == AT_STATX_SYNC_TYPE {
         return Err(Errno::EINVAL);
     }
-    let found = Target::new("stat", int(dirfd), path).find(cx, flags)?;
+    let found = find_stated(cx, Target::new("stat", int(dirfd), path), flags)?;
     let attr = vfs::attr_of(cx, &found)?;
     let attr = Attr {
         btime: attr.btime.or_else(|| birth_time(cx, &found)),
@@ -193,8 +205,13 @@ fn readlink(cx: &mut Cx<'_>, dirfd: i32, path: u64, (buf, size): (u64, u64)) -> 
         .ok()
         .filter(|size| *size > 0)
         .ok_or(Errno::EINVAL)?;
-    let found =
-        Target::new("readlink", dirfd, path).find(cx, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
+    // An empty path stands for a link that is open itself, never for the working directory.
+    let at_flags = if dirfd == AT_FDCWD {
+        AT_SYMLINK_NOFOLLOW
+    } else {
+        AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH
+    };
+    let found = Target::new("readlink", dirfd, path).find(cx, at_flags)?;
     let target = link_target(cx, &found)?;
     let kept = target.get(..size).unwrap_or(&target);
     cx.write(Gva(buf), kept)?;

@@ -11,7 +11,6 @@ use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
 use crate::outcome::{CallState, Outcome, Source, SysResult};
-use crate::vfs::pipe::PIPE_BUF;
 use crate::vfs::ready::POLLOUT;
 use crate::vfs::stream::{self, Moved};
 
@@ -155,20 +154,14 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
             Moved::Bytes(count) => Put::Moved(count),
             Moved::Nothing => Put::Blocked(Source::Host(host, POLLOUT)),
         }),
-        FileKind::Pipe(pipe) => {
-            let ends = cx.kernel.pipes.get_mut(pipe)?;
-            if ends.readers == 0 {
-                return Err(Errno::EPIPE);
+        FileKind::Pipe(pipe) => match cx.kernel.pipes.write(&mut cx.machine.memory, pipe, bytes) {
+            Err(Errno::EAGAIN) => Ok(Put::Blocked(Source::Pipe(pipe))),
+            Err(error) => Err(error),
+            Ok(count) => {
+                cx.kernel.sched.wake_source(Source::Pipe(pipe));
+                Ok(Put::Moved(count))
             }
-            let room = ends.room();
-            if room == 0 || bytes.len() <= PIPE_BUF && room < bytes.len() {
-                return Ok(Put::Blocked(Source::Pipe(pipe)));
-            }
-            let part = bytes.get(..room).unwrap_or(bytes);
-            ends.push(part);
-            cx.kernel.sched.wake_source(Source::Pipe(pipe));
-            Ok(Put::Moved(part.len()))
-        }
+        },
         FileKind::Capture(number) => Ok(match transfer::capture(cx, number, bytes) {
             transfer::Captured::Kept => Put::Moved(bytes.len()),
             transfer::Captured::Over => Put::Over,
@@ -193,7 +186,7 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let [in_fd, in_offset, out_fd, out_offset, count, flags] = *args;
     let (in_id, input) = fd::get_io(cx, int(in_fd))?;
     let (out_id, output) = fd::get_io(cx, int(out_fd))?;
-    if uint(flags) != 0 {
+    if uint(flags) != 0 || i64::try_from(count).is_err() {
         return Err(Errno::EINVAL);
     }
     if !is_open_for_reading(&input)

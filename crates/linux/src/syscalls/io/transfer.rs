@@ -8,8 +8,9 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use crate::cx::Cx;
 use crate::fd::{self, Device, FileId, FileKind, OpenFile, OpenFlags};
 use crate::kernel::End;
+use crate::mm::user;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
-use crate::vfs::pipe::{PIPE_BUF, PipeId};
+use crate::vfs::pipe::PipeId;
 use crate::vfs::ready::{POLLIN, POLLOUT};
 use crate::vfs::stream::{self, Moved};
 use crate::vfs::{self, synth};
@@ -118,7 +119,11 @@ impl Buffers {
         }
     }
 
-    /// Copies as much as is in the buffers, at most `max` bytes, into `out`, without taking it.
+    /// Copies as much as is in the buffers and can be read, at most `max` bytes, into `out`, without
+    /// taking it.
+    ///
+    /// # Errors
+    /// `EFAULT` if not even the first byte can be read.
     fn gather(&self, cx: &mut Cx<'_>, max: usize, out: &mut Vec<u8>) -> Result<(), Errno> {
         out.clear();
         for (gva, len) in self.parts.iter().rev() {
@@ -127,9 +132,16 @@ impl Buffers {
             let at = out.len();
             out.resize(at.saturating_add(len), 0);
             let Some(into) = out.get_mut(at..) else { break };
-            if let Err(error) = cx.read(Gva(*gva), into) {
-                out.truncate(at);
-                return if at == 0 { Err(error) } else { Ok(()) };
+            match user::read_some(cx, Gva(*gva), into) {
+                Ok(copied) if copied == len => {}
+                Ok(copied) => {
+                    out.truncate(at.saturating_add(copied));
+                    break;
+                }
+                Err(error) => {
+                    out.truncate(at);
+                    return if at == 0 { Err(error) } else { Ok(()) };
+                }
             }
         }
         Ok(())
@@ -212,6 +224,9 @@ pub fn read(
         Position::Current => file.offset,
         Position::At(offset) => offset,
     };
+    if let Err(error) = check_range(&file.kind, position, offset, buffers.left()) {
+        return Outcome::Done(Err(error));
+    }
     let file = match prepare(cx, id, file, offset) {
         Ok(file) => file,
         Err(error) => return Outcome::Done(Err(error)),
@@ -258,6 +273,17 @@ pub fn read(
     } else {
         result.map(|()| 0)
     })
+}
+
+/// Refuses a range that ends beyond the largest offset (rw_verify_area in fs/read_write.c).
+fn check_range(kind: &FileKind, position: Position, offset: u64, len: u64) -> Result<(), Errno> {
+    if position == Position::Current && !moves_offset(kind) {
+        return Ok(());
+    }
+    let end = offset
+        .checked_add(len)
+        .and_then(|end| i64::try_from(end).ok());
+    end.map(|_| ()).ok_or(Errno::EINVAL)
 }
 
 /// Streams have no offset of ours; of standard input given as bytes it is the number read.
@@ -309,11 +335,10 @@ fn read_step(
         FileKind::Pipe(pipe) => return read_pipe(cx, *pipe, into.len(), gva),
         kind => fill(cx, kind, offset, into)?,
     };
-    let bytes = into.get(..count).unwrap_or_default();
-    match cx.write(gva, bytes) {
+    match user::write_some(cx, gva, into.get(..count).unwrap_or_default()) {
         Err(error) if done == 0 => Err(error),
         Err(_) => Ok(Step::Moved(0)),
-        Ok(()) => Ok(Step::Moved(count)),
+        Ok(copied) => Ok(Step::Moved(copied)),
     }
 }
 
@@ -371,10 +396,12 @@ fn read_pipe(cx: &mut Cx<'_>, id: PipeId, max: usize, gva: Gva) -> Result<Step, 
         });
     }
     let bytes = pipe.peek(max);
-    cx.write(gva, &bytes)?;
-    cx.kernel.pipes.get_mut(id)?.consume(bytes.len());
+    let copied = user::write_some(cx, gva, &bytes)?;
+    cx.kernel
+        .pipes
+        .consume(&mut cx.machine.memory, id, copied)?;
     cx.kernel.sched.wake_source(Source::Pipe(id));
-    Ok(Step::Moved(bytes.len()))
+    Ok(Step::Moved(copied))
 }
 
 /// Faults a buffer in for writing without changing it.
@@ -415,6 +442,13 @@ pub fn write(
         Ok(offset) => offset,
         Err(error) => return Outcome::Done(Err(error)),
     };
+    if let Err(error) = check_range(&file.kind, position, offset, buffers.left()) {
+        return Outcome::Done(Err(error));
+    }
+    if matches!(file.kind, FileKind::Device(Device::Null | Device::Zero)) {
+        // What nobody keeps is not even looked at (write_null).
+        return Outcome::Done(Ok(buffers.left()));
+    }
     let mut bytes = Vec::new();
     let mut result = Ok(());
     while buffers.left() > 0 {
@@ -525,18 +559,14 @@ pub fn store(cx: &mut Cx<'_>, kind: &FileKind, offset: u64, bytes: &[u8]) -> Res
 }
 
 fn write_pipe(cx: &mut Cx<'_>, id: PipeId, bytes: &[u8]) -> Result<Step, Errno> {
-    let pipe = cx.kernel.pipes.get_mut(id)?;
-    if pipe.readers == 0 {
-        return Err(Errno::EPIPE);
+    match cx.kernel.pipes.write(&mut cx.machine.memory, id, bytes) {
+        Err(Errno::EAGAIN) => Ok(Step::Blocked(Source::Pipe(id))),
+        Err(error) => Err(error),
+        Ok(count) => {
+            cx.kernel.sched.wake_source(Source::Pipe(id));
+            Ok(Step::Moved(count))
+        }
     }
-    let room = pipe.room();
-    if room == 0 || bytes.len() <= PIPE_BUF && room < bytes.len() {
-        return Ok(Step::Blocked(Source::Pipe(id)));
-    }
-    let part = bytes.get(..room).unwrap_or(bytes);
-    pipe.push(part);
-    cx.kernel.sched.wake_source(Source::Pipe(id));
-    Ok(Step::Moved(part.len()))
 }
 
 /// What became of captured output.
