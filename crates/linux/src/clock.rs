@@ -37,7 +37,11 @@ impl GuestClock for HostClocks {
             VdsoClock::Boottime => ClockId::Boottime,
         };
         let time = clock_gettime(id);
-        VdsoTimestamp::from_ns(time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec))
+        VdsoTimestamp::from_ns(
+            time.tv_sec
+                .saturating_mul(1_000_000_000)
+                .saturating_add(time.tv_nsec),
+        )
     }
 
     fn update(&mut self, _write: &mut dyn FnMut(usize, &[u8])) {}
@@ -46,7 +50,7 @@ impl GuestClock for HostClocks {
 fn clock_ns(host: &Host, clock: VdsoClock) -> u64 {
     let time = host.clock.read(clock);
     let sec = u64::try_from(time.sec).unwrap_or(0);
-    sec.saturating_mul(NSEC_PER_SEC).saturating_add(u64::from(time.nsec))
+    sec.saturating_mul(NSEC_PER_SEC).saturating_add(time.nsec)
 }
 
 /// CLOCK_REALTIME in nanoseconds since the Epoch.

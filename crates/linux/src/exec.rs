@@ -468,7 +468,7 @@ fn map_image(cx: &mut Cx<'_>, loaded: &Loaded, bias: u64) -> Result<(), ExecErro
                 &Region {
                     start: Gva(vaddr),
                     len_bytes: len,
-                    prot: Prot::from_bits_truncate(prot.bits().into()),
+                    prot: Prot::from_bits_truncate(prot.bits()),
                     flags: VmaFlags::MAYWRITE,
                     source: loaded.file.source,
                     offset: file_offset,
@@ -480,7 +480,7 @@ fn map_image(cx: &mut Cx<'_>, loaded: &Loaded, bias: u64) -> Result<(), ExecErro
                 &Region {
                     start: Gva(vaddr),
                     len_bytes: len,
-                    prot: Prot::from_bits_truncate(prot.bits().into()),
+                    prot: Prot::from_bits_truncate(prot.bits()),
                     flags: VmaFlags::MAYWRITE,
                     source: Source::Anon,
                     offset: 0,

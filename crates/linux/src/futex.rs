@@ -286,10 +286,10 @@ fn robust_death(cx: &mut Cx<'_>, uaddr: u64, pending: bool) -> Result<(), Errno>
 /// Wakes waiters of a word whether they wait privately or shared.
 fn wake_word(cx: &mut Cx<'_>, uaddr: u64, max: u64) {
     for private in [true, false] {
-        if let Ok(key) = key_of(cx, uaddr, private) {
-            if cx.kernel.wake_futex(key, BITSET_MATCH_ANY, max) >= max {
-                return;
-            }
+        if let Ok(key) = key_of(cx, uaddr, private)
+            && cx.kernel.wake_futex(key, BITSET_MATCH_ANY, max) >= max
+        {
+            return;
         }
     }
 }

@@ -429,12 +429,7 @@ pub(super) static ROWS: &[Row] = &[
         .note("as on a CPU without protection keys"),
     Row::value(332, "statx", "dsxxx", fs::sys_statx),
     Row::missing(333, "io_pgetevents", "xxx"),
-    Row::absent(
-        334,
-        "rseq",
-        "xuix",
-        "as a kernel without CONFIG_RSEQ",
-    ),
+    Row::absent(334, "rseq", "xuix", "as a kernel without CONFIG_RSEQ"),
     Row::missing(424, "pidfd_send_signal", "xxx"),
     Row::missing(425, "io_uring_setup", "ux"),
     Row::missing(426, "io_uring_enter", "xxx"),

@@ -248,7 +248,7 @@ fn target(cx: &Cx<'_>, raw: u64) -> Result<Tid, Errno> {
 #[allow(clippy::cast_possible_truncation)]
 pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let len = args[1] as u32;
-    if len < 8 || len % 8 != 0 {
+    if len < 8 || !len.is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
     target(cx, args[0])?;

@@ -186,7 +186,7 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let [in_fd, in_offset, out_fd, out_offset, count, flags] = *args;
     let (in_id, input) = fd::get_io(cx, int(in_fd))?;
     let (out_id, output) = fd::get_io(cx, int(out_fd))?;
-    if uint(flags) != 0 || i64::try_from(count).is_err() {
+    if uint(flags) != 0 {
         return Err(Errno::EINVAL);
     }
     if !is_open_for_reading(&input)

@@ -10,7 +10,7 @@ use crate::fd::{self, Device, FileId, FileKind, OpenFile, OpenFlags};
 use crate::kernel::End;
 use crate::mm::user;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
-use crate::vfs::pipe::PipeId;
+use crate::vfs::pipe::{PIPE_BUF, PipeId};
 use crate::vfs::ready::{POLLIN, POLLOUT};
 use crate::vfs::stream::{self, Moved};
 use crate::vfs::{self, synth};
@@ -144,6 +144,25 @@ impl Buffers {
                 }
             }
         }
+        Ok(())
+    }
+}
+
+/// Pipes take whole pages: what follows the last one that could be read is not written, and an only
+/// one that could not is a fault (pipe_write in fs/pipe.c).
+fn whole_pages(kind: &FileKind, buffers: &Buffers, bytes: &mut Vec<u8>) -> Result<(), Errno> {
+    let wanted = usize::try_from(buffers.left()).unwrap_or(CHUNK).min(CHUNK);
+    let is_stream = matches!(
+        kind,
+        FileKind::Pipe(_) | FileKind::HostStream(_) | FileKind::Capture(_)
+    );
+    if !is_stream || bytes.len() >= wanted {
+        return Ok(());
+    }
+    bytes.truncate(bytes.len() & !(PIPE_BUF - 1));
+    if bytes.is_empty() {
+        Err(Errno::EFAULT)
+    } else {
         Ok(())
     }
 }
@@ -452,7 +471,9 @@ pub fn write(
     let mut bytes = Vec::new();
     let mut result = Ok(());
     while buffers.left() > 0 {
-        let gathered = buffers.gather(cx, CHUNK, &mut bytes);
+        let gathered = buffers
+            .gather(cx, CHUNK, &mut bytes)
+            .and_then(|()| whole_pages(&file.kind, &buffers, &mut bytes));
         if let Err(error) = gathered {
             result = Err(error);
             break;
