@@ -74,6 +74,9 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
     if !is_source(cx, &input) || output.flags.contains(OpenFlags::APPEND) {
         return Err(Errno::EINVAL);
     }
+    if i64::try_from(count).is_err() {
+        return Err(Errno::EINVAL);
+    }
     let from = End {
         id: in_id,
         offset_gva,

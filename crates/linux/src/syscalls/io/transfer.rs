@@ -415,12 +415,12 @@ fn read_pipe(cx: &mut Cx<'_>, id: PipeId, max: usize, gva: Gva) -> Result<Step, 
         });
     }
     let bytes = pipe.peek(max);
-    let copied = user::write_some(cx, gva, &bytes)?;
-    cx.kernel
-        .pipes
-        .consume(&mut cx.machine.memory, id, copied)?;
+    // What does not fit whole stays in the pipe (pipe_read in fs/pipe.c).
+    cx.write(gva, &bytes)?;
+    let count = bytes.len();
+    cx.kernel.pipes.consume(&mut cx.machine.memory, id, count)?;
     cx.kernel.sched.wake_source(Source::Pipe(id));
-    Ok(Step::Moved(copied))
+    Ok(Step::Moved(count))
 }
 
 /// Faults a buffer in for writing without changing it.
