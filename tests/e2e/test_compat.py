@@ -5,7 +5,6 @@ from __future__ import annotations
 import pathlib
 import subprocess
 
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
