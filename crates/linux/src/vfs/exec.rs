@@ -74,7 +74,7 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
             let fd = match hostfs::open_for_reading(cx.host, &path, &attr) {
                 Ok(fd) => fd,
                 Err(errno) => {
-                    let what = format!("execve {}", String::from_utf8_lossy(&path));
+                    let what = format!("execve {}", super::printable(&path));
                     cx.host.report.deny(what, errno, READ_REMEDY);
                     return Err(errno);
                 }

@@ -82,6 +82,20 @@ pub fn dir_of(cx: &Cx<'_>, file: &OpenFile) -> Option<Dir> {
     }
 }
 
+/// A path for people: control characters, which could command a terminal, are escaped.
+#[must_use]
+pub fn printable(path: &[u8]) -> String {
+    let mut shown = String::with_capacity(path.len());
+    for letter in String::from_utf8_lossy(path).chars() {
+        if letter.is_control() {
+            shown.extend(letter.escape_default());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
+}
+
 /// A directory's path, as shown: a removed one is marked so.
 #[must_use]
 pub fn path_text(cx: &Cx<'_>, dir: &Dir) -> Vec<u8> {

@@ -122,7 +122,7 @@ pub fn description(kind: FileKind, flags: OpenFlags, path: &[u8]) -> OpenFile {
 
 /// Records a refused change of `path`; the error to answer.
 pub fn deny_write(cx: &mut Cx<'_>, call: &str, path: &[u8]) -> Errno {
-    let what = format!("{call} {}", String::from_utf8_lossy(path));
+    let what = format!("{call} {}", super::printable(path));
     cx.host.report.deny(what, Errno::EROFS, WRITE_REMEDY);
     Errno::EROFS
 }
@@ -174,7 +174,7 @@ fn open_host(cx: &mut Cx<'_>, call: &str, path: &[u8], attr: &Attr) -> Result<Fi
         Ok(fd) => fd,
         Err(errno) => {
             if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
-                let what = format!("{call} {}", String::from_utf8_lossy(path));
+                let what = format!("{call} {}", super::printable(path));
                 cx.host.report.deny(
                     what,
                     errno,

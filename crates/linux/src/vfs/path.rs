@@ -575,7 +575,7 @@ impl Walker<'_, '_> {
         };
         let what = if self.links > 0 { &self.given } else { &wanted };
         self.cx.host.report.deny(
-            format!("{} {}", self.request.call, String::from_utf8_lossy(what)),
+            format!("{} {}", self.request.call, super::printable(what)),
             errno,
             remedy,
         );

@@ -137,6 +137,13 @@ fn secrets_and_other_trees_are_denied() {
     );
     assert_eq!(sandbox.open(&hidden, 0), Err(Errno::EACCES));
     assert_eq!(sandbox.open("/var/no-such/name", 0), Err(Errno::EACCES));
+    // What a report shows cannot command a terminal.
+    assert_eq!(sandbox.open("/var/\x1b[2J", 0), Err(Errno::EACCES));
+    assert!(
+        sandbox.denied("open /var/\\u{1b}[2J"),
+        "{:?}",
+        sandbox.host.report.denials
+    );
     sandbox.slurp("/etc/passwd").unwrap();
     sandbox.slurp("/lib64/ld-linux-x86-64.so.2").unwrap();
     // The host's /tmp is not there, except for what leads to the working directory.
