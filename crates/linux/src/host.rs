@@ -14,6 +14,9 @@ use crate::vfs::hostfs::{self, Listing, Roots};
 /// Directories whose search permission is remembered at most.
 const SEARCHABLE_MAX: usize = 4096;
 
+/// Memory for the names of listed directories, in bytes.
+const LISTINGS_MAX_BYTES: usize = 32 << 20;
+
 /// Name of a host descriptor inside the kernel value.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct HostId(pub u64);
@@ -183,6 +186,21 @@ impl Host {
         file.refs = file.refs.saturating_sub(1);
         if file.refs == 0 {
             self.files.remove(&id);
+        }
+    }
+
+    /// Keeps a directory's names for the next call. Over the limit on all of them the others are
+    /// dropped, and read again when they are needed.
+    pub fn keep_listing(&mut self, id: HostId, listing: &Arc<Listing>) {
+        let kept = self.files.values().filter_map(|file| file.listing.as_ref());
+        let size = kept.fold(listing.size_bytes(), |sum, kept| {
+            sum.saturating_add(kept.size_bytes())
+        });
+        if size > LISTINGS_MAX_BYTES {
+            self.files.values_mut().for_each(|file| file.listing = None);
+        }
+        if let Some(file) = self.files.get_mut(&id) {
+            file.listing = Some(Arc::clone(listing));
         }
     }
 

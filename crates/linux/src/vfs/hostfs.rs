@@ -50,6 +50,17 @@ pub struct Listing {
     pub entries: Vec<(u64, u8, Vec<u8>)>,
 }
 
+impl Listing {
+    /// Memory it takes, in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let entry = size_of::<(u64, u8, Vec<u8>)>();
+        self.entries.iter().fold(0, |sum, (_, _, name)| {
+            sum.saturating_add(name.capacity()).saturating_add(entry)
+        })
+    }
+}
+
 const LOCATION: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)

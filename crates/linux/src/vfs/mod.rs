@@ -189,10 +189,10 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
             cx.kernel.pipes.drop_if_closed(&mut cx.machine.memory, pipe);
             cx.kernel.sched.wake_source(Source::Pipe(pipe));
         }
+        FileKind::Text(text) => cx.machine.memory.uncharge(text.len() as u64),
         FileKind::Capture(_)
         | FileKind::Input(_)
         | FileKind::Device(_)
-        | FileKind::Text(_)
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation => {}
     }

@@ -158,9 +158,11 @@ fn open_found(
         }
         Node::Synth(Synth::Dir) => FileKind::SynthDir(Arc::from(synth::list(cx, &found.path))),
         Node::Synth(Synth::Text) if changes => return Err(Errno::EACCES),
-        Node::Synth(Synth::Text) => FileKind::Text(Arc::from(
-            synth::text(cx, &found.path).ok_or(Errno::ENOENT)?,
-        )),
+        Node::Synth(Synth::Text) => {
+            let text = synth::text(cx, &found.path).ok_or(Errno::ENOENT)?;
+            charge_text(cx, text.len())?;
+            FileKind::Text(Arc::from(text))
+        }
         Node::Synth(Synth::Device(device)) => FileKind::Device(device),
         Node::Synth(Synth::Tty) => return Err(Errno::ENXIO),
         Node::Synth(Synth::Link(_) | Synth::FdLink(_)) => return Err(Errno::ELOOP),
@@ -248,9 +250,21 @@ fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
         | FileKind::HostLocation(host)
         | FileKind::HostStream(host) => cx.host.incref(*host),
         FileKind::Tmp(inode) => cx.kernel.tmpfs.open_ref(*inode),
+        FileKind::Text(text) => charge_text(cx, text.len())?,
         _ => {}
     }
     Ok(())
+}
+
+/// Charges the contents of a synthetic file, which every description keeps, to the memory limit.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn charge_text(cx: &mut Cx<'_>, len_bytes: usize) -> Result<(), Errno> {
+    cx.machine
+        .memory
+        .charge(len_bytes as u64)
+        .map_err(|_| Errno::ENOMEM)
 }
 
 /// Opens what /proc/self/fd/N refers to once more.

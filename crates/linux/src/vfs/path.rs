@@ -17,8 +17,9 @@ use crate::fd::FileId;
 
 /// Symbolic links followed in one resolution at most (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
-/// Longest canonical path that is composed, in bytes.
-const CANONICAL_MAX: usize = 1 << 20;
+/// Longest canonical path that is composed, in bytes. Open descriptions keep theirs, so it is bounded.
+/// Linux differs: a directory may lie deeper.
+const CANONICAL_MAX: usize = 64 << 10;
 
 bitflags! {
     /// Limits on a resolution (openat2(2) `resolve`), with Linux's values.

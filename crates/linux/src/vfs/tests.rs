@@ -401,6 +401,26 @@ fn host_descriptors_are_given_back() {
 }
 
 #[test]
+fn synthetic_contents_are_charged_while_they_are_open() {
+    let tree = TempTree::new("charge");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let buf = sandbox.put(b"x");
+    let round = |sandbox: &mut Sandbox| {
+        let maps = sandbox.open("/proc/self/maps", 0).unwrap();
+        let again = sandbox.open(&format!("/proc/self/fd/{maps}"), 0).unwrap();
+        assert_eq!(call!(sandbox, "read", again, buf, 1), Ok(1));
+        let open = sandbox.machine.memory.used_bytes();
+        call!(sandbox, "close", maps).unwrap();
+        call!(sandbox, "close", again).unwrap();
+        (open, sandbox.machine.memory.used_bytes())
+    };
+    let (_, closed) = round(&mut sandbox);
+    let (open, after) = round(&mut sandbox);
+    assert!(open > closed);
+    assert_eq!(after, closed);
+}
+
+#[test]
 fn programs_are_regular_and_executable() {
     use std::os::unix::fs::PermissionsExt;
     let tree = TempTree::new("exec");

@@ -288,9 +288,7 @@ fn host_listing(cx: &mut Cx<'_>, host: HostId, cursor: u64) -> Result<Arc<Listin
         return Ok(kept);
     }
     let listing = Arc::new(hostfs::list(cx.host.get(host)?.fd.as_fd())?);
-    if let Some(file) = cx.host.files.get_mut(&host) {
-        file.listing = Some(Arc::clone(&listing));
-    }
+    cx.host.keep_listing(host, &listing);
     Ok(listing)
 }
 

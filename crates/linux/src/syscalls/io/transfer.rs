@@ -315,11 +315,13 @@ fn moves_offset(kind: &FileKind) -> bool {
 
 /// Renews a synthetic file that is read from its start, as Linux generates it then.
 fn prepare(cx: &mut Cx<'_>, id: FileId, file: OpenFile, offset: u64) -> Result<OpenFile, Errno> {
-    match file.kind {
-        FileKind::Text(_) if offset == 0 => {
+    match &file.kind {
+        FileKind::Text(old) if offset == 0 => {
             let Some(text) = synth::text(cx, &file.path) else {
                 return Ok(file);
             };
+            vfs::open::charge_text(cx, text.len())?;
+            cx.machine.memory.uncharge(old.len() as u64);
             let kind = FileKind::Text(text.into());
             fd::file_mut(cx, id)?.kind = kind.clone();
             Ok(OpenFile { kind, ..file })

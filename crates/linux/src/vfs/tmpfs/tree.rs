@@ -12,7 +12,7 @@ use crate::vfs::attr::FileTime;
 /// Longest name of a directory entry, in bytes (NAME_MAX).
 pub const MAX_NAME: usize = 255;
 /// Longest path of a directory that is still composed, in bytes.
-const MAX_DIR_PATH: usize = 1 << 20;
+const MAX_DIR_PATH: usize = 64 << 10;
 /// Hard links of one inode at most.
 const LINK_MAX: u32 = 65_000;
 
@@ -92,7 +92,7 @@ impl TmpFs {
     /// The path of a directory below the mount point: empty for the root.
     ///
     /// # Errors
-    /// `ENOENT` if it has been removed, `ENAMETOOLONG` beyond 1 MiB.
+    /// `ENOENT` if it has been removed, `ENAMETOOLONG` beyond 64 KiB.
     pub fn path_of(&self, dir: InodeId) -> Result<Vec<u8>, Errno> {
         let mut names: Vec<Arc<[u8]>> = Vec::new();
         let mut len = 0usize;
