@@ -80,7 +80,7 @@ lint-rust: deps-test $(VENV)/.group-dev
 lint-python: $(VENV)/.group-dev
 	$(BIN)/ruff check $(PYTHON_SOURCES)
 	$(BIN)/ruff format --check $(PYTHON_SOURCES)
-	$(BIN)/mypy --strict python tests/unit
+	$(BIN)/mypy --strict python tests/unit tests/e2e benches
 	$(BIN)/basedpyright
 	PYTHONPATH=python $(BIN)/lint-imports --no-logo --no-cache
 
