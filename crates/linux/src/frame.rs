@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::linux::{Sigaction, StackT};
 use kvmlet_abi::{Errno, Gva, UserRegs};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -345,7 +344,7 @@ fn write_xstate(cx: &mut Cx<'_>, gva: u64, image: &[u8]) -> Result<(), Errno> {
     cx.write_struct(Gva(gva.wrapping_add(u64::from(len))), &FP_XSTATE_MAGIC2)
 }
 
-/// Reads an XSAVE image back. The bytes are the guest's: whoever loads them validates the header.
+/// Reads an XSAVE image back, and refuses what XRSTOR and FXRSTOR would fault on.
 fn read_xstate(cx: &mut Cx<'_>, gva: u64) -> Result<XState, Errno> {
     let full_len = cx.host.xstate_len;
     let mut image = vec![0u8; full_len.max(XSAVE_HEADER_END)];
@@ -365,10 +364,34 @@ fn read_xstate(cx: &mut Cx<'_>, gva: u64) -> Result<XState, Errno> {
             *first = 3;
         }
     }
+    let alignment = if extended { 64 } else { 16 };
+    if !gva.is_multiple_of(alignment) || !is_loadable(&image, cx.host.xfeatures) {
+        return Err(Errno::EFAULT);
+    }
     if let Some(reserved) = image.get_mut(SW_RESERVED..FXSAVE_LEN) {
         reserved.fill(0);
     }
     Ok(XState::Saved(image.into()))
+}
+
+/// Whether the CPU would take `image` (SDM vol. 1, 13.8, and vol. 2B, FXRSTOR).
+/// Linux differs: it takes a compacted image from a CPU that knows them.
+fn is_loadable(image: &[u8], xfeatures: u64) -> bool {
+    /// MXCSR bits that every x86-64 CPU with DAZ has (SDM vol. 1, 11.6.6).
+    const MXCSR_KNOWN: u32 = 0xffff;
+    const MXCSR: usize = 24;
+    let Some(mxcsr) = image.get(MXCSR..).and_then(|rest| rest.first_chunk()) else {
+        return false;
+    };
+    let Some(([xstate_bv, reserved @ ..], [])) = image
+        .get(FXSAVE_LEN..XSAVE_HEADER_END)
+        .map(<[u8]>::as_chunks::<8>)
+    else {
+        return false;
+    };
+    u32::from_le_bytes(*mxcsr) & !MXCSR_KNOWN == 0
+        && u64::from_le_bytes(*xstate_bv) & !xfeatures == 0
+        && reserved.iter().all(|word| *word == [0; 8])
 }
 
 /// rt_sigreturn(2): a frame that cannot be read is a SIGSEGV.
@@ -413,9 +436,6 @@ fn restore(cx: &mut Cx<'_>) -> Result<(), Errno> {
             })
         };
         thread.signals.altstack = value;
-    }
-    if thread.regs.rip >= USER_END.0 {
-        return Err(Errno::EFAULT);
     }
     Ok(())
 }

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
-use kvmlet_abi::trap::{PF_FETCH, PF_WRITE};
+use kvmlet_abi::regs::is_canonical;
+use kvmlet_abi::trap::{PF_FETCH, PF_USER, PF_WRITE};
 use kvmlet_abi::{Gva, Trap};
 
 use crate::clock;
@@ -112,23 +113,35 @@ impl Personality {
                 thread.signals.mask = mask;
                 continue;
             }
-            if thread.regs.rip >= USER_END.0 {
-                self.fault_signal(
-                    tid,
-                    signo::SIGSEGV,
-                    SI_KERNEL,
-                    SigDetail::Fault(0),
-                    TrapInfo {
-                        trapno: 13,
-                        err: 0,
-                        cr2: 0,
-                    },
-                );
+            let rip = thread.regs.rip;
+            if rip >= USER_END.0 {
+                self.fetch_beyond(tid, rip);
                 continue;
             }
             self.load_xstate(tid, cpu);
             return Step::Run(tid);
         }
+    }
+
+    /// The signal for a `rip` behind user space: what the fetch would raise.
+    fn fetch_beyond(&mut self, tid: Tid, rip: u64) {
+        const SEGV_MAPERR: i32 = 1;
+        let (code, detail, trap) = if is_canonical(rip) {
+            let trap = TrapInfo {
+                trapno: 14,
+                err: u64::from(PF_USER | PF_FETCH),
+                cr2: rip,
+            };
+            (SEGV_MAPERR, SigDetail::Fault(rip), trap)
+        } else {
+            let trap = TrapInfo {
+                trapno: 13,
+                err: 0,
+                cr2: 0,
+            };
+            (SI_KERNEL, SigDetail::Fault(0), trap)
+        };
+        self.fault_signal(tid, signo::SIGSEGV, code, detail, trap);
     }
 
     fn expire_timers(&mut self) {
@@ -394,6 +407,7 @@ impl Personality {
         // Signals and codes by vector: arch/x86/kernel/traps.c.
         let (signo, code, detail) = match vector {
             0 => (signo::SIGFPE, FPE_INTDIV, at_rip),
+            // Linux differs: int1 gives TRAP_BRKPT; telling it from a single step needs DR6.
             1 => (signo::SIGTRAP, TRAP_TRACE, at_rip),
             3 => (signo::SIGTRAP, SI_KERNEL, SigDetail::None),
             6 => (signo::SIGILL, ILL_ILLOPN, at_rip),

@@ -69,15 +69,20 @@ pub fn sys_wait4(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// waitid(2): there are no children.
 ///
 /// # Errors
-/// `ECHILD`; `EINVAL` for unknown options or no event asked for.
+/// `ECHILD`; `EINVAL` for unknown options or no event asked for; `EFAULT`.
 #[allow(clippy::cast_possible_truncation)]
-pub fn sys_waitid(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_waitid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let options = args[3] as u32;
-    if options & (2 | 4 | 8) == 0 || options & !(0xe100_000f) != 0 || args[0] > 3 {
-        Err(Errno::EINVAL)
-    } else {
-        Err(Errno::ECHILD)
+    let invalid = options & (2 | 4 | 8) == 0 || options & !(0xe100_000f) != 0 || args[0] > 3;
+    if args[2] != 0 {
+        // Linux clears the seven words it would report in, whatever the answer.
+        cx.write_struct(Gva(args[2]), &[0u32; 7])?;
     }
+    Err(if invalid {
+        Errno::EINVAL
+    } else {
+        Errno::ECHILD
+    })
 }
 
 /// fork(2) and vfork(2): a program has one process.

@@ -380,7 +380,7 @@ pub fn sys_tgkill(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 #[allow(clippy::cast_possible_truncation)]
 pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let signo = optional_signal(args[1])?;
-    let info = queued_info(cx, signo.unwrap_or(0), args[2])?;
+    let info = queued_info(cx, signo.unwrap_or(0), args[2], args[0] as i32)?;
     let pid = Pid(args[0] as i32);
     if !cx.kernel.processes.contains_key(&pid) {
         return Err(Errno::ESRCH);
@@ -398,7 +398,7 @@ pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 #[allow(clippy::cast_possible_truncation)]
 pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let signo = optional_signal(args[2])?;
-    let info = queued_info(cx, signo.unwrap_or(0), args[3])?;
+    let info = queued_info(cx, signo.unwrap_or(0), args[3], args[1] as i32)?;
     let tid = Tid(args[1] as i32);
     match cx.kernel.threads.get(&tid) {
         Some(thread) if thread.pid.0 == args[0] as i32 => {}
@@ -412,11 +412,12 @@ pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     Ok(0)
 }
 
-fn queued_info(cx: &mut Cx<'_>, signo: u8, gva: u64) -> Result<SigInfo, Errno> {
+/// The siginfo to queue. Only to itself may a thread send what looks like the kernel's or kill(2)'s.
+fn queued_info(cx: &mut Cx<'_>, signo: u8, gva: u64, target: i32) -> Result<SigInfo, Errno> {
     let words: [u32; 8] = cx.read_struct(Gva(gva))?;
     let [_, errno, code, _, pid, uid, value_low, value_high] = words;
     let code = code.cast_signed();
-    if code >= 0 || code == SI_TKILL {
+    if (code >= 0 || code == SI_TKILL) && cx.tid.0 != target {
         return Err(Errno::EPERM);
     }
     let value = u64::from(value_low) | (u64::from(value_high) << 32);

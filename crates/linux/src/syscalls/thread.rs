@@ -1,7 +1,7 @@
 //! Threads: clone(2) and clone3(2) with CLONE_THREAD, exit(2), scheduling calls.
 
+use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::linux::{CloneArgs, Timespec};
-use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
@@ -130,13 +130,14 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
     if cx.kernel.threads.len() >= THREADS_MAX {
         return Err(Errno::EAGAIN);
     }
-    if flags & CLONE_SETTLS != 0 && !is_canonical(new.tls) {
+    if flags & CLONE_SETTLS != 0 && new.tls >= USER_END.0 {
         return Err(Errno::EPERM);
     }
     let tid = allocate_tid(cx)?;
     let raw = tid.0.cast_unsigned();
     if flags & CLONE_PARENT_SETTID != 0 {
-        cx.write_struct(Gva(new.parent_tid), &raw)?;
+        // Linux ignores a fault here.
+        let _ = cx.write_struct(Gva(new.parent_tid), &raw);
     }
     if flags & CLONE_CHILD_SETTID != 0 {
         // Linux ignores a fault here: the child would write it itself.
@@ -285,9 +286,15 @@ pub fn sys_sched_getscheduler(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// # Errors
 /// `ESRCH`, `EINVAL`, `EFAULT`.
 pub fn sys_sched_getparam(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    parameter(args[1])?;
     target(cx, args[0])?;
     cx.write_struct(Gva(args[1]), &0u32)?;
     Ok(0)
+}
+
+/// A struct sched_param must be given (sched_setparam(2): `EINVAL` without).
+fn parameter(gva: u64) -> Result<(), Errno> {
+    if gva == 0 { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 /// sched_setscheduler(2): SCHED_OTHER, SCHED_BATCH and SCHED_IDLE with priority 0, else `EPERM`, as
@@ -297,6 +304,7 @@ pub fn sys_sched_getparam(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// `EPERM`, `EINVAL`, `ESRCH`, `EFAULT`.
 #[allow(clippy::cast_possible_truncation)]
 pub fn sys_sched_setscheduler(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    parameter(args[2])?;
     target(cx, args[0])?;
     let priority: u32 = cx.read_struct(Gva(args[2]))?;
     match (args[1] as u32 & !0x4000_0000, priority) {
@@ -311,6 +319,7 @@ pub fn sys_sched_setscheduler(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// # Errors
 /// `EINVAL`, `ESRCH`, `EFAULT`.
 pub fn sys_sched_setparam(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    parameter(args[1])?;
     target(cx, args[0])?;
     let priority: u32 = cx.read_struct(Gva(args[1]))?;
     if priority == 0 {

@@ -75,16 +75,25 @@ pub fn sys_writev(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcom
 }
 
 /// An offset argument for a file that has positions.
-fn positioned(cx: &mut Cx<'_>, fd: i32, offset: u64) -> Result<Position, Errno> {
+fn positioned(
+    cx: &mut Cx<'_>,
+    fd: i32,
+    offset: u64,
+    buffers: &Result<Buffers, Errno>,
+) -> Result<Position, Errno> {
     if i64::try_from(offset).is_err() {
         return Err(Errno::EINVAL);
     }
     let (_, file) = fd::get_io(cx, fd)?;
-    if has_positions(cx, &file) {
-        Ok(Position::At(offset))
-    } else {
-        Err(Errno::ESPIPE)
+    if !has_positions(cx, &file) {
+        return Err(Errno::ESPIPE);
     }
+    // The end must be an offset too (rw_verify_area of fs/read_write.c).
+    let len = buffers.as_ref().map_or(0, Buffers::left);
+    if i64::try_from(offset.saturating_add(len)).is_err() {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Position::At(offset))
 }
 
 fn has_positions(cx: &Cx<'_>, file: &OpenFile) -> bool {
@@ -106,7 +115,7 @@ fn read_positioned(
     waiting: Waiting,
     state: &CallState,
 ) -> Outcome {
-    match positioned(cx, fd, offset) {
+    match positioned(cx, fd, offset, &buffers) {
         Ok(position) => transfer::read(cx, fd, buffers, position, waiting, state),
         Err(error) => Outcome::Done(Err(error)),
     }
@@ -120,7 +129,7 @@ fn write_positioned(
     how: (Waiting, Append),
     state: &CallState,
 ) -> Outcome {
-    match positioned(cx, fd, offset) {
+    match positioned(cx, fd, offset, &buffers) {
         Ok(position) => transfer::write(cx, fd, buffers, position, how, state),
         Err(error) => Outcome::Done(Err(error)),
     }
