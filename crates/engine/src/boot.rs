@@ -19,9 +19,8 @@ use kvmlet_linux::sched::Sched;
 use kvmlet_linux::signal::{SigState, ThreadSignals};
 use kvmlet_linux::vfs::locks::Locks;
 use kvmlet_linux::vfs::pipe::Pipes;
-use kvmlet_linux::vfs::{self, StdStream};
+use kvmlet_linux::vfs::{self, Dir, StdStream};
 use kvmlet_mem::{GuestMemory, PageSize, PageTables, PteFlags};
-use kvmlet_policy::Policy;
 use kvmlet_stub::vdso::{self, ClockConfig, GuestTsc, HostClock};
 use rustix::process::{getgid, getuid};
 
@@ -121,12 +120,12 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
             hwcap2: 2,
         },
     };
-    let mut host = make_host(program)?;
+    let (mut host, cwd) = make_host(program)?;
     host.clock = Box::new(TscClock(clock));
     host.xfeatures = xstate.xcr0;
     host.xstate_len = xstate.len_bytes;
     let mut machine = machine;
-    let mut kernel = first_kernel(program, &host, &mut machine.memory)?;
+    let mut kernel = first_kernel(cwd, &host, &mut machine.memory)?;
     start_program(program, &mut kernel, &mut machine, &mut host)?;
 
     let mut sandbox = Sandbox {
@@ -282,9 +281,8 @@ fn place_vdso(memory: &mut GuestMemory) -> Result<Vdso, EngineError> {
     })
 }
 
-fn make_host(program: &Program) -> Result<Host, EngineError> {
-    let policy = Policy::with_working_directory(&program.cwd)
-        .map_err(|error| EngineError::BadArgument(error.to_string()))?;
+fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {
+    let (policy, cwd) = vfs::stdio::started_from(&program.cwd);
     let limit = match &program.streams {
         Streams::Capture {
             output_limit_bytes, ..
@@ -294,14 +292,10 @@ fn make_host(program: &Program) -> Result<Host, EngineError> {
     let mut host = Host::new(policy, limit)
         .map_err(|errno| EngineError::Host(format!("the file system cannot be opened: {errno}")))?;
     host.report.trace = program.trace == Trace::On;
-    Ok(host)
+    Ok((host, cwd))
 }
 
-fn first_kernel(
-    program: &Program,
-    host: &Host,
-    memory: &mut GuestMemory,
-) -> Result<Kernel, EngineError> {
+fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kernel, EngineError> {
     let ids = Ids {
         uid: getuid().as_raw(),
         gid: getgid().as_raw(),
@@ -311,7 +305,7 @@ fn first_kernel(
         ppid: Pid(0),
         mm: Mm::default(),
         fds: FdTable::default(),
-        cwd: vfs::Dir::Path(Arc::from(program.cwd.as_slice())),
+        cwd,
         umask: 0o022,
         signals: SigState::default(),
         exe: Arc::from(&b""[..]),

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use kvmlet_policy::Policy;
+use kvmlet_linux::vfs;
+use kvmlet_stub::vdso::{ClockConfig, HostClock};
 use landlock::{
     ABI, Access, AccessFs, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetStatus,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Sets no-new-privileges and, where the kernel has Landlock, allows this process to read exactly what
 /// the policy lets the guest read, and to use /dev/kvm. Returns what could not be applied.
@@ -14,6 +16,9 @@ use landlock::{
 #[must_use]
 pub fn harden(cwd: &[u8]) -> Vec<String> {
     let mut notes = Vec::new();
+    // What this process learns of the host's clock comes from a file that it may not read afterwards.
+    let _ = HostClock::new(ClockConfig::default());
+    raise_descriptor_limit();
     if let Err(error) = rustix::thread::set_no_new_privs(true) {
         notes.push(format!("no-new-privileges could not be set: {error}"));
     }
@@ -27,8 +32,19 @@ pub fn harden(cwd: &[u8]) -> Vec<String> {
     notes
 }
 
+/// A guest may hold about as many host descriptors as the usual soft limit allows a process.
+fn raise_descriptor_limit() {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    // A failure leaves the limit as it was: a guest then meets EMFILE sooner.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
 fn restrict(cwd: &[u8]) -> Result<RulesetStatus, String> {
-    let policy = Policy::with_working_directory(cwd).map_err(|error| error.to_string())?;
+    let (policy, _) = vfs::stdio::started_from(cwd);
     let text = |error: landlock::RulesetError| error.to_string();
     // Only rights of the file system's first version: what a newer kernel adds is not needed here, and
     // reading must go on for descriptors that are open already.

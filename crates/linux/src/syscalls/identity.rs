@@ -3,7 +3,7 @@
 use kvmlet_abi::linux::{Rlimit, Sysinfo, Utsname};
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::{Errno, Gva};
-use zerocopy::FromZeros as _;
+use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use crate::clock;
 use crate::cx::Cx;
@@ -152,17 +152,21 @@ pub fn sys_setfsgid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
     Ok(u64::from(cx.kernel.ids.gid))
 }
 
-/// getgroups(2): no supplementary groups.
+/// getgroups(2): the caller's.
 ///
 /// # Errors
-/// `EINVAL` for a negative size.
+/// `EINVAL` for a negative size or one that is too small; `EFAULT`.
 #[allow(clippy::cast_possible_truncation)]
-pub fn sys_getgroups(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if (args[0] as i32) < 0 {
-        Err(Errno::EINVAL)
-    } else {
-        Ok(0)
+pub fn sys_getgroups(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let size = usize::try_from(args[0] as i32).map_err(|_| Errno::EINVAL)?;
+    let groups = cx.host.credentials.groups.clone();
+    if size > 0 {
+        if size < groups.len() {
+            return Err(Errno::EINVAL);
+        }
+        cx.write(Gva(args[1]), groups.as_bytes())?;
     }
+    Ok(groups.len() as u64)
 }
 
 /// getpgrp(2), getpgid(2), getsid(2): every process is in group and session 1.
@@ -544,8 +548,13 @@ pub fn sys_getrandom(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             .min(CHUNK);
         let piece = chunk.get_mut(..len).ok_or(Errno::EINVAL)?;
         crate::clock::fill_random(piece)?;
-        match cx.write(Gva(args[0].wrapping_add(done)), piece) {
-            Ok(()) => done = done.saturating_add(len as u64),
+        match crate::mm::user::write_some(cx, Gva(args[0].wrapping_add(done)), piece) {
+            Ok(copied) => {
+                done = done.saturating_add(copied as u64);
+                if copied < len {
+                    break;
+                }
+            }
             Err(errno) if done == 0 => return Err(errno),
             Err(_) => break,
         }
