@@ -218,7 +218,6 @@ def once(i):
     if i % 25 == 0:
         assert kvmlet.run(["./exits", "null"]).signal == 11
         assert kvmlet.run(["./echo"], input=b"x" * 100000).exit_code == 0
-        assert kvmlet.run(["./threads", "10"]).exit_code == 0
         assert kvmlet.run(["./bomb"], memory="32m").reason == "memory"
         try:
             kvmlet.run(["./missing"])
@@ -227,6 +226,7 @@ def once(i):
         else:
             raise AssertionError("found")
     if i % 100 == 0:
+        assert kvmlet.run(["./preempt"]).exit_code == 0
         assert kvmlet.run(["./spin"], timeout=0.05).reason == "timeout"
 
 rounds = int(sys.argv[1])
