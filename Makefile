@@ -95,7 +95,7 @@ test-hw: deps-hw
 test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
-	$(BIN)/python tests/hwkvm/run.py -- \
+	$(BIN)/python tests/hwkvm/run.py --timeout-s 2700 -- \
 		env KVMLET_HW=1 PYTHONDONTWRITEBYTECODE=1 \
 		$(PYTEST) -p no:cacheprovider -m hw --timeout 600 $(END_TO_END)
 
