@@ -120,9 +120,14 @@
 	DISPATCH hw
 	.irp	n, 0, 1, 2, 3, 4, 5, 6
 .Lhw_start_\n:
-	/* sysretq to a non-canonical rcx faults at CPL 0 on the program's stack on some CPUs. */
+	/*
+	 * sysretq to a non-canonical rcx faults at CPL 0 on the program's stack on some CPUs. It cannot
+	 * restore RF, and with TF it traps one instruction too early.
+	 */
 	bt	$47, %rcx
 	jc	.Lhw_leave
+	test	$0x10100, %r11d
+	jnz	.Lhw_leave
 	LOAD	kvmlet_stub_syscall_hardware, \n
 .Lhw_return_\n:
 	sysretq
