@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from e2e.oracle import HW
+from escape.bounded import bounded
+
 if TYPE_CHECKING:
     import pathlib
 
-    from e2e.oracle import Oracle
+    from e2e.oracle import Ended, Oracle
 
 pytestmark = pytest.mark.hw
 
@@ -46,7 +49,14 @@ def test_every_implemented_call_has_a_row(hostile: pathlib.Path) -> None:
 def test_bad_pointers(oracle: Oracle, hostile: pathlib.Path, tmp_name: str, part: int) -> None:
     names = rows(hostile)[part::SLICES]
     assert names
-    run = oracle.compare(["./badptr", tmp_name, *names], cwd=hostile)
+    argv = ["./badptr", tmp_name, *names]
+    if HW and not oracle.native_only:
+        # Another kernel, older: its error numbers are not the same in all of them.
+        run: Ended = bounded(argv, cwd=hostile)
+        assert run.status == 0
+        assert b"FAIL" not in run.stdout
+    else:
+        run = oracle.compare(argv, cwd=hostile)
     assert run.stdout.endswith(b"alive\n")
 
 

@@ -1,3 +1,4 @@
+// canon [emulated]
 // The edges of user space: calls that return behind its end, jumps that are not canonical, segment
 // bases in the kernel's half.
 #include "attempt.h"
@@ -7,6 +8,7 @@
 #define RWX (PROT_READ | PROT_WRITE | PROT_EXEC)
 
 static struct attempt_regs base;
+static int emulated;
 
 static void show(const char *name, struct attempt_end end) {
     if (end.sig == 0) printf("%s: fine\n", name);
@@ -62,7 +64,7 @@ static void jumps(void) {
         // push $0x2b; push $scratch; pushfq; push $0x33; push %rax; iretq
         regs.rbx = base.rsp;
         snprintf(name, sizeof name, "iretq %#lx", targets[i]);
-        show(name, attempt_code("\x6a\x2b\x53\x9c\x6a\x33\x50\x48\xcf", 9, &regs));
+        if (!emulated) show(name, attempt_code("\x6a\x2b\x53\x9c\x6a\x33\x50\x48\xcf", 9, &regs));
     }
     // Stacks that are not canonical.
     static const uint64_t stacks[] = {0x800000000000ul, 0x8000000000000000ul, 0xffff800000000000ul, 0, 8};
@@ -73,7 +75,7 @@ static void jumps(void) {
         snprintf(name, sizeof name, "push at %#lx", stacks[i]);
         show(name, attempt_code("\x50", 1, &regs));
         snprintf(name, sizeof name, "iretq from %#lx", stacks[i]);
-        show(name, attempt_code("\x48\xcf", 2, &regs));
+        if (!emulated) show(name, attempt_code("\x48\xcf", 2, &regs));
         // A call does not need a stack.
         regs.rax = 0x1000;
         snprintf(name, sizeof name, "a call on stack %#lx", stacks[i]);
@@ -101,7 +103,8 @@ static void bases(void) {
             raw6(SYS_arch_prctl, 0x1002, fs, 0, 0, 0, 0);
             printf("ARCH_SET_FS %#lx = %ld\n", v, set);
         }
-        if (!fsgsbase) continue;
+        // The emulated CPU takes bases that are not canonical.
+        if (!fsgsbase || (emulated && v >> 47 && v >> 47 != 0x1ffff)) continue;
         regs.rbx = v;
         regs.rax = 0x1000;
         snprintf(name, sizeof name, "wrgsbase %#lx", v);
@@ -126,8 +129,9 @@ static void bases(void) {
     }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
     attempt_start();
+    emulated = asked(argc, argv, "emulated");
     base = attempt_tame();
     last_page();
     jumps();

@@ -121,6 +121,7 @@ int main(int argc, char **argv) {
         set_flags(value, "\xfa", 1, &end);
         snprintf(name, sizeof name, "popf %s; cli", flags[i].name);
         show(name, end);
+        if (asked(argc, argv, "emulated")) continue;
         // iretq with these flags: push $0x2b; push %rsi; push %rbx; push $0x33; lea 2(%rip); iretq
         snprintf(name, sizeof name, "iretq %s", flags[i].name);
         struct attempt_regs regs = base;

@@ -30,9 +30,6 @@ static void strict(void) {
     TRY("lmsw", "\x0f\x01\xf0");
     TRY("invlpg", "\x0f\x01\x3f");
     TRY("swapgs", "\x0f\x01\xf8");
-    TRY("sysretq", "\x48\x0f\x07");
-    TRY("sysretl", "\x0f\x07");
-    TRY("sysexit", "\x0f\x35");
     TRY("mov %cr0,%rax", "\x0f\x20\xc0");
     TRY("mov %cr2,%rax", "\x0f\x20\xd0");
     TRY("mov %cr3,%rax", "\x0f\x20\xd8");
@@ -78,6 +75,9 @@ static void strict(void) {
 
 static void loose(void) {
     TRY("int1", "\xf1");
+    TRY("sysretq", "\x48\x0f\x07");
+    TRY("sysretl", "\x0f\x07");
+    TRY("sysexit", "\x0f\x35");
     TRY("xrstors of garbage", "\x0f\xc7\x1f");
     // Software KVM tries to emulate these and gives SIGILL, not SIGSEGV.
     for (unsigned vector = 0; vector < 256; vector++) {

@@ -1,10 +1,11 @@
-// Segment registers and far transfers. segments [32-bit]
+// Segment registers and far transfers. segments [32-bit] [emulated]
 //
 // Without the argument nothing enters 32-bit code. In kvmlet no 32-bit code segment exists; on
 // software KVM the CPU may use another table than the VM's, so outcomes are bounded, not compared.
 #include "attempt.h"
 
 static struct attempt_regs base;
+static int emulated;
 
 static void show(const char *name, unsigned selector, struct attempt_end end) {
     if (end.sig == 0) printf("%s %#x: fine\n", name, selector);
@@ -23,20 +24,21 @@ static void far(unsigned selector, uint64_t offset) {
     regs.rax = offset;
     regs.rbx = selector;
     regs.rdx = base.rsp;
+    // mov %rax,(%rdi); mov %bx,8(%rdi); rex.W ljmp *(%rdi)
+    show("ljmp to", selector, attempt_code("\x48\x89\x07\x66\x89\x5f\x08\x48\xff\x2f", 10, &regs));
+    if (emulated) return;
     show("lret to", selector, attempt_code("\x53\x50\x48\xcb", 4, &regs));        // push %rbx; push %rax; lretq
     show("lretl to", selector, attempt_code("\x48\xc1\xe3\x20\x48\x09\xc3\x53\xcb", 9, &regs));  // 32-bit operands
     // push $0x2b; push %rdx; pushfq; push %rbx; push %rax; iretq
     show("iretq to", selector, attempt_code("\x6a\x2b\x52\x9c\x53\x50\x48\xcf", 8, &regs));
-    // mov %rax,(%rdi); mov %bx,8(%rdi); rex.W ljmp *(%rdi)
-    show("ljmp to", selector, attempt_code("\x48\x89\x07\x66\x89\x5f\x08\x48\xff\x2f", 10, &regs));
     show("lcall to", selector, attempt_code("\x48\x89\x07\x66\x89\x5f\x08\x48\xff\x1f", 10, &regs));
     // iretq with this as the stack's selector: push %rbx; push %rdx; pushfq; push $0x33; push %rax; iretq
     show("iretq with ss", selector, attempt_code("\x53\x52\x9c\x6a\x33\x50\x48\xcf", 8, &regs));
 }
 
 int main(int argc, char **argv) {
-    (void)argv;
     attempt_start();
+    emulated = asked(argc, argv, "emulated");
     base = attempt_tame();
     uint64_t back = (uint64_t)(uintptr_t)attempt_back;
     static const unsigned selectors[] = {0, 1, 2, 3, 0x2b, 0x33, 0x28, 0x30, 0x10, 0x13, 0x18, 0x1b, 0x08, 0x0b,
@@ -59,7 +61,7 @@ int main(int argc, char **argv) {
     far(0x10, SYSCALL_CODE);
     far(0x10, EXC_CODE);
     far(0x13, 0xffff800000000000ul);
-    if (argc > 1) {
+    if (asked(argc, argv, "32-bit")) {
         static unsigned char *low;
         low = mmap((void *)0x20000, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
         need(low == (void *)0x20000, "mapping low memory");
