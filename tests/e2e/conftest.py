@@ -16,10 +16,12 @@ from e2e.oracle import KVMLET, Oracle
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Started in the background of a shell, this process would hand ignored signals on to its children.
+# Started in the background of a shell or by nohup, this process would hand ignored signals on to
+# its children.
 for _number, _handler in (
     (signal.SIGINT, signal.default_int_handler),
     (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
 ):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import tempfile
 import time
@@ -49,6 +50,21 @@ def check_end(run: Ended) -> None:
     assert documented, f"status {run.status}: {run.stderr[-2000:]!r}"
 
 
+def peak_resident_mib(pid: int) -> int:
+    """A process's peak resident set since its execve (proc(5), VmHWM).
+
+    getrusage's ru_maxrss will not do: it remembers the process that forked.
+    """
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) >> 10
+    return 0
+
+
 def bounded(
     argv: Sequence[Word],
     *,
@@ -69,8 +85,10 @@ def bounded(
             stderr=err,
         )
         last = start + timeout_s + SLACK_S
+        resident_mib = 0
         while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            resident_mib = max(resident_mib, peak_resident_mib(process.pid))
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
             if pid:
                 break
             if time.monotonic() > last:
@@ -85,7 +103,7 @@ def bounded(
         err.seek(0)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         # A guest may make holes in the files it was given.
-        run = Run(out.read(OUTPUT_LEN), err.read(OUTPUT_LEN), code, usage.ru_maxrss >> 10)
+        run = Run(out.read(OUTPUT_LEN), err.read(OUTPUT_LEN), code, resident_mib)
     assert process.returncode >= 0, f"the command itself was killed: {run.said}"
     check_end(run)
     assert run.resident_mib <= memory_mib + OVERHEAD_MIB, (
