@@ -64,7 +64,8 @@ GUESTS: list[tuple[list[str], str, int]] = [
 
 
 def test_the_next_run_works_and_nothing_is_left(hostile: pathlib.Path) -> None:
-    guests = [(argv, memory, timeout * (8 if HW else 1)) for argv, memory, timeout in GUESTS]
+    # Every third on the emulated machine.
+    guests = GUESTS[::3] if HW else GUESTS
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
         cwd=hostile,
