@@ -97,7 +97,7 @@ test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) guests
 	$(BIN)/python tests/hwkvm/run.py --timeout-s 2700 -- \
 		env KVMLET_HW=1 PYTHONDONTWRITEBYTECODE=1 \
-		$(PYTEST) -p no:cacheprovider -m hw --timeout 600 $(END_TO_END)
+		$(PYTEST) -p no:cacheprovider -m hw --timeout 600 tests/e2e
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev

@@ -141,7 +141,9 @@ int main(int argc, char **argv) {
 
     attempt("nothing", nothing, 0);
     if (argc > 1 && !strcmp(argv[1], "mxcsr")) {
-        for (unsigned bit = 0; bit < 32; bit++) attempt("MXCSR", set_mxcsr, 1u << bit);
+        // Bit 17 (misaligned SSE) exists on some CPUs only.
+        for (unsigned bit = 0; bit < 32; bit++)
+            if (bit != 17) attempt("MXCSR", set_mxcsr, 1u << bit);
         attempt("MXCSR", set_mxcsr, 0xffffffff);
     } else if (argc == 1) {
         static const uint64_t nowhere[] = {0, 1, 0x12345000, 0x800000000000ul, 0x8000000000000000ul, 0xffff800000000000ul,
