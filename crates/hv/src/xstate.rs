@@ -7,8 +7,9 @@ use crate::cpu::XSAVE_LEGACY_LEN;
 const FXSAVE_LEN: usize = 512;
 /// Offset of MXCSR in it.
 const MXCSR_AT: usize = 24;
-/// MXCSR bits every 64-bit CPU has, DAZ included.
-const MXCSR_MASK: u32 = 0xffff;
+/// MXCSR bits that a CPU may have: DAZ and below, and AMD's misaligned exception mask (APM vol. 1,
+/// 4.2.2). KVM refuses what this CPU lacks.
+const MXCSR_MASK: u32 = 0x2_ffff;
 /// Offsets in the XSAVE area: XSTATE_BV, XCOMP_BV, and the reserved rest of the header.
 const XSTATE_BV_AT: usize = 512;
 const XCOMP_BV_AT: usize = 520;

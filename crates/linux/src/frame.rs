@@ -377,8 +377,9 @@ fn read_xstate(cx: &mut Cx<'_>, gva: u64) -> Result<XState, Errno> {
 /// Whether the CPU would take `image` (SDM vol. 1, 13.8, and vol. 2B, FXRSTOR).
 /// Linux differs: it takes a compacted image from a CPU that knows them.
 fn is_loadable(image: &[u8], xfeatures: u64) -> bool {
-    /// MXCSR bits that every x86-64 CPU with DAZ has (SDM vol. 1, 11.6.6).
-    const MXCSR_KNOWN: u32 = 0xffff;
+    /// MXCSR bits that a CPU may have: DAZ and below (SDM vol. 1, 11.6.6), and AMD's misaligned
+    /// exception mask (APM vol. 1, 4.2.2).
+    const MXCSR_KNOWN: u32 = 0x2_ffff;
     const MXCSR: usize = 24;
     let Some(mxcsr) = image.get(MXCSR..).and_then(|rest| rest.first_chunk()) else {
         return false;
