@@ -6,6 +6,7 @@ use imbl::Vector;
 use kvmlet_abi::Errno;
 
 use crate::host::HostId;
+use crate::vfs::tmpfs::InodeId;
 
 /// The result of a call: the value of `rax` or an error number.
 pub type SysResult = Result<u64, Errno>;
@@ -60,8 +61,22 @@ pub enum WaitOn {
 pub enum FutexKey {
     /// A private futex: process and guest-virtual address.
     Private(crate::kernel::Pid, u64),
-    /// A shared futex: guest-physical address of the word.
-    Shared(u64),
+    /// A shared futex: the file that is mapped and the word's offset in it.
+    Shared(SharedObject, u64),
+}
+
+/// What a shared mapping shows.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum SharedObject {
+    /// A file of the memory file system, shared anonymous memory included.
+    Memory(InodeId),
+    /// A host file.
+    Host {
+        /// Device number.
+        dev: u64,
+        /// Inode number.
+        ino: u64,
+    },
 }
 
 /// Something that can become ready.

@@ -5,10 +5,10 @@ use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_mem::{CopyOutcome, CopyStop, MemError, PteFlags};
 
-use super::{Access, FaultError, Space, fault};
+use super::{Access, Backing, FaultError, Space, fault};
 use crate::cx::Cx;
 use crate::kernel::End;
-use crate::outcome::FutexKey;
+use crate::outcome::{FutexKey, SharedObject};
 
 /// Whether `len_bytes` at `addr` lie in the part of the address space that a program may map.
 #[must_use]
@@ -197,22 +197,26 @@ fn on_word<T>(
 }
 
 /// What a shared futex at `gva` is known by: private memory by process and address, shared memory by
-/// the place of the word (futex(2)).
+/// its file and the place of the word in it (futex(2)).
 ///
 /// # Errors
 /// `EFAULT` for a bad pointer.
 pub fn futex_key(cx: &mut Cx<'_>, gva: Gva) -> Result<FutexKey, Errno> {
     load_u32(cx, gva)?;
     let process = cx.process()?;
-    let pid = process.pid;
-    let shared = process.mm.find(gva.0).is_some_and(super::Vma::is_shared);
-    if !shared {
-        return Ok(FutexKey::Private(pid, gva.0));
-    }
-    let gpa = cx
-        .machine
-        .tables
-        .translate(&cx.machine.memory, gva)
-        .ok_or(Errno::EFAULT)?;
-    Ok(FutexKey::Shared(gpa.0))
+    let private = FutexKey::Private(process.pid, gva.0);
+    let Some(vma) = process.mm.find(gva.0).filter(|vma| vma.is_shared()) else {
+        return Ok(private);
+    };
+    // Never the frame's address: a fork's copy of a frame lies elsewhere, and waiters stay the same.
+    let (object, offset) = match vma.backing {
+        Backing::Tmp(tmp) => (SharedObject::Memory(tmp.inode), tmp.offset),
+        Backing::File(file) => {
+            let (dev, ino) = (file.dev, file.ino);
+            (SharedObject::Host { dev, ino }, file.offset)
+        }
+        Backing::Anon | Backing::Special(_) => return Ok(private),
+    };
+    let offset = offset.wrapping_add(gva.0.wrapping_sub(vma.start));
+    Ok(FutexKey::Shared(object, offset))
 }
