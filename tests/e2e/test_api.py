@@ -126,7 +126,7 @@ def test_other_threads_run_meanwhile(guests: pathlib.Path) -> None:
 
 
 def test_runs_in_several_threads(guests: pathlib.Path) -> None:
-    turns = sized(10, 2)
+    turns = sized(3, 1)
     outputs: dict[str, bytes] = {}
 
     def work(number: int) -> None:
@@ -153,7 +153,7 @@ def test_a_timeout_beside_another_run(guests: pathlib.Path) -> None:
     threads = [threading.Thread(target=spin) for _ in range(3)]
     for thread in threads:
         thread.start()
-    for _ in range(sized(10, 2)):
+    for _ in range(sized(3, 1)):
         assert kvmlet.run(["./threads", "2"], cwd=guests).exit_code == 0
     for thread in threads:
         thread.join()
