@@ -126,7 +126,7 @@ def test_other_threads_run_meanwhile(guests: pathlib.Path) -> None:
 
 
 def test_runs_in_several_threads(guests: pathlib.Path) -> None:
-    turns = sized(3, 1)
+    turns = sized(10, 2)
     outputs: dict[str, bytes] = {}
 
     def work(number: int) -> None:
