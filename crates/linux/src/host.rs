@@ -40,7 +40,7 @@ pub enum HostKind {
 
 /// A host descriptor and what we know of it. Used at explicit positions only; never made
 /// non-blocking.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct HostFile {
     /// The descriptor (close-on-exec).
     pub fd: Arc<OwnedFd>,
@@ -96,7 +96,7 @@ pub struct Host {
     /// The rules in force.
     pub policy: Policy,
     /// Directory descriptors that host paths are opened from.
-    pub roots: Roots,
+    pub roots: Arc<Roots>,
     /// Who the caller is.
     pub credentials: Credentials,
     /// Host directories known to be searchable by the caller; only used under
@@ -120,7 +120,7 @@ impl Host {
     /// # Errors
     /// The host's error when `/` cannot be opened.
     pub fn new(policy: Policy, output_limit_bytes: u64) -> Result<Self, Errno> {
-        let roots = Roots::open(&policy)?;
+        let roots = Arc::new(Roots::open(&policy)?);
         Ok(Self {
             files: BTreeMap::new(),
             next_id: 1,
@@ -137,6 +137,44 @@ impl Host {
             xstate_len: 0,
             clock: Box::new(HostClocks),
         })
+    }
+
+    /// The host side of a fork: the same descriptors, rules and limits, nothing captured or reported
+    /// yet. Its clock is the host's until it is given one.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            files: self.files.clone(),
+            next_id: self.next_id,
+            policy: self.policy.clone(),
+            roots: Arc::clone(&self.roots),
+            credentials: self.credentials.clone(),
+            searchable: self.searchable.clone(),
+            captured: Captured {
+                limit_bytes: self.captured.limit_bytes,
+                ..Captured::default()
+            },
+            report: Report {
+                trace: self.report.trace,
+                ..Report::default()
+            },
+            xfeatures: self.xfeatures,
+            xstate_len: self.xstate_len,
+            clock: Box::new(HostClocks),
+        }
+    }
+
+    /// Puts descriptors, captured output and reports back to those of `frozen`, which this host side
+    /// was forked from. What depends on the host alone, as its clock, stays.
+    pub fn reset(&mut self, frozen: &Self) {
+        self.files.clone_from(&frozen.files);
+        self.next_id = frozen.next_id;
+        self.captured.stdout.clear();
+        self.captured.stderr.clear();
+        self.report = Report {
+            trace: self.report.trace,
+            ..Report::default()
+        };
     }
 
     /// Registers a descriptor with one reference.

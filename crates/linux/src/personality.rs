@@ -74,6 +74,26 @@ impl Personality {
         }
     }
 
+    /// Takes every thread off the vCPU: the kernel value holds all of its state afterwards, as a
+    /// freeze needs it.
+    pub fn park(&mut self, cpu: &mut dyn Cpu) {
+        if let Some(tid) = self.live {
+            self.save_xstate(tid, cpu);
+        }
+        if let Some(tid) = self.current.take() {
+            self.kernel.sched.run_queue.push_front(tid);
+        }
+    }
+
+    /// Goes on from another kernel value in which no thread is on a vCPU: a reset. What the vCPU holds
+    /// of the old one's threads is given up.
+    pub fn assign(&mut self, kernel: Kernel) {
+        self.kernel = kernel;
+        self.current = None;
+        self.live = None;
+        self.slice_end_ns = 0;
+    }
+
     fn cx(&mut self, tid: Tid) -> Cx<'_> {
         Cx {
             kernel: &mut self.kernel,
