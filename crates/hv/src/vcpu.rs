@@ -402,9 +402,15 @@ impl Vcpu {
         self.flush.clear();
     }
 
-    /// Changes the root of the page tables from the next run on.
-    pub fn set_cr3(&mut self, cr3: Gpa) {
-        self.cr3 = cr3;
+    /// Points this vCPU at another program's tables and VMM pages, after [`crate::Vm::delete_all_slots`]
+    /// and before the next run. Extended state is the caller's to load; everything else of a program
+    /// that a vCPU holds comes with the registers of the next run.
+    pub fn rebind(&mut self, config: VcpuConfig) {
+        self.cr3 = config.cr3;
+        self.exc_stack = config.exc_stack;
+        self.flush_stack = config.flush_stack;
+        self.world = config.world;
+        self.flush.clear();
     }
 
     /// Says which kind of KVM this is, and so which form of the syscall page is mapped.

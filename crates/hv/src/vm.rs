@@ -97,6 +97,21 @@ impl Vm {
         Ok(())
     }
 
+    /// Removes every slot: the VM can be given another program's memory, and nothing that it has
+    /// translated before is left. A new top table or other memory beneath the same slot would not do:
+    /// KVM would go on showing the old frames.
+    ///
+    /// # Errors
+    /// [`HvError::Call`] when KVM refuses.
+    pub fn delete_all_slots(&self) -> Result<(), HvError> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(id) = slots.keys().next().copied() {
+            self.remove_region(id)?;
+            slots.remove(&id);
+        }
+        Ok(())
+    }
+
     /// Removes a slot and adds it again: the one full flush of what lies in it that software KVM has.
     ///
     /// # Errors
