@@ -7,6 +7,7 @@
 
 mod advise;
 mod fault;
+pub mod freeze;
 mod lock;
 mod map;
 mod remap;
