@@ -60,4 +60,18 @@ pub enum MemError {
     /// The VM has as many file mappings, or as much address space for them, as it may.
     #[error("too many file mappings")]
     TooManyFileMappings,
+    /// The frame is part of the frozen memory that forks share: it is never written. Copy it first
+    /// ([`crate::PageTables::copy_frozen`], [`crate::GuestMemory::alloc_copy`]).
+    #[error("{0:?} is frozen")]
+    Frozen(Gpa),
+    /// No frozen frame is mapped there.
+    #[error("{0:?} maps no frozen frame")]
+    NotFrozen(Gva),
+    /// The address space cannot be reset: it is not that of a fork, or tables of it have been freed.
+    /// Drop the fork and make another.
+    #[error("the address space cannot be reset")]
+    NeedsRebuild,
+    /// The host refused what freezing or forking needs (the error says why).
+    #[error("the host cannot freeze or fork memory: {0}")]
+    Freeze(rustix::io::Errno),
 }

@@ -22,11 +22,15 @@ mod error;
 mod files;
 #[deny(unsafe_code)]
 mod frames;
+#[deny(unsafe_code)]
+mod frozen;
 mod host;
 #[deny(unsafe_code)]
 mod memory;
 #[deny(unsafe_code)]
 mod pending;
+#[deny(unsafe_code)]
+mod reset;
 #[deny(unsafe_code)]
 mod tables;
 #[deny(unsafe_code)]
@@ -35,7 +39,9 @@ mod user;
 pub use error::{MemError, OutOfMemory};
 pub use files::{FileMapping, FileWindow};
 pub use frames::FrameRun;
+pub use frozen::FrozenMemory;
 pub use memory::{GuestMemory, HostPage, SlotMemory};
 pub use pending::{MAX_STALE_ENTRIES, PendingFlush, StaleEntry, TABLE_WINDOW};
+pub use reset::ResetReport;
 pub use tables::{Leaf, PageSize, PageTables, PteFlags};
 pub use user::{CopyOutcome, CopyStop};
