@@ -2,10 +2,10 @@
 
 use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
-use kvmlet_mem::FileWindow;
+use kvmlet_mem::{FileWindow, MemError};
 
 use super::space::{Space, errno};
-use super::vma::{Backing, Prot, TmpBacking, Vma, VmaFlags};
+use super::vma::{Backing, FileBacking, Prot, TmpBacking, Vma, VmaFlags};
 use super::{Access, FaultError};
 use crate::clock;
 use crate::cx::Cx;
@@ -225,10 +225,30 @@ impl Space<'_> {
             && file.charged
         {
             let (gpa, len_bytes) = (file.window, part.len_bytes());
-            self.mem
-                .discard_file(FileWindow { gpa, len_bytes })
-                .map_err(errno)?;
+            match self.mem.discard_file(FileWindow { gpa, len_bytes }) {
+                // What a fork shares with its snapshot stays: it gets a window of its own.
+                Err(MemError::Frozen(_)) => self.open_anew(part, file)?,
+                discarded => discarded.map_err(errno)?,
+            }
         }
+        Ok(())
+    }
+
+    /// Gives a part of a file VMA a new window.
+    fn open_anew(&mut self, part: &Vma, file: FileBacking) -> Result<(), Errno> {
+        self.check_count(2)?;
+        let window = self.open_window(part, file.host, file.offset)?;
+        self.cut(part.start);
+        self.cut(part.end);
+        let backing = Backing::File(window);
+        self.mm.vmas.insert(
+            part.start,
+            Vma {
+                backing,
+                ..part.clone()
+            },
+        );
+        self.drop_window(file, part.len_bytes());
         Ok(())
     }
 

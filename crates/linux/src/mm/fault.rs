@@ -61,6 +61,9 @@ impl Space<'_> {
             return Ok(());
         }
         let frame = leaf.gpa_of(page);
+        if access == Access::Write && self.mem.is_frozen(frame) {
+            return self.fault_frozen(vma, page, wanted);
+        }
         // The host copies pages of its files: these have no references here.
         if access == Access::Write && !vma.is_shared() && self.mem.frame_refs(frame) > 1 {
             let copy = self.mem.alloc_copy(frame)?;
@@ -69,6 +72,21 @@ impl Space<'_> {
         self.tables
             .protect_range(self.mem, page, PAGE_SIZE, wanted)?;
         Ok(())
+    }
+
+    /// The first write of a fork to a page that it shares with its snapshot.
+    fn fault_frozen(&mut self, vma: &Vma, page: Gva, wanted: PteFlags) -> Result<(), FaultError> {
+        let Backing::Tmp(tmp) = vma.backing else {
+            self.tables.copy_frozen(self.mem, page, wanted)?;
+            return Ok(());
+        };
+        if !vma.is_shared() {
+            self.tables.copy_frozen(self.mem, page, wanted)?;
+            return Ok(());
+        }
+        let index = tmp.offset.saturating_add(page.0 - vma.start) / PAGE_SIZE;
+        let frame = self.own_tmp_page(tmp.inode, index)?;
+        self.map_shared_frame(page, frame, wanted)
     }
 
     /// Maps a frame whose reference we hold instead of the present one.
@@ -237,7 +255,11 @@ impl Space<'_> {
             };
             return self.replace(page, frame, vma.prot.pte());
         }
-        let frame = self.tmp_page(tmp.inode, index(page.0))?;
+        let frame = if access == Access::Write {
+            self.own_tmp_page(tmp.inode, index(page.0))?
+        } else {
+            self.tmp_page(tmp.inode, index(page.0))?
+        };
         self.map_shared_frame(page, frame, vma.pte())?;
         let (start, end) = around(vma, page, AROUND_PAGES);
         let mut at = start;

@@ -10,14 +10,14 @@ use kvmlet_abi::{Errno, Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, Leaf, MemError, PageSize, PageTables};
 
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, Vma, VmaFlags};
-use super::{MAX_MAP_COUNT, Mm, Region, Source};
+use super::{FaultError, MAX_MAP_COUNT, Mm, Region, Source};
 use crate::clock;
 use crate::cx::Cx;
 use crate::host::{Host, HostId};
 use crate::kernel::Ids;
 use crate::vfs::attr::FileTime;
 use crate::vfs::hostfs::attr_of;
-use crate::vfs::tmpfs::{InodeId, NewAttr, SEAL_SEAL, TmpFs, Touched};
+use crate::vfs::tmpfs::{InodeId, Moved, NewAttr, SEAL_SEAL, TmpFs, Touched};
 
 /// No limit (RLIM_INFINITY).
 pub const UNLIMITED: u64 = u64::MAX;
@@ -490,10 +490,25 @@ impl<'a> Space<'a> {
     ///
     /// # Errors
     /// Out of memory.
-    pub fn tmp_page(&mut self, inode: InodeId, page: u64) -> Result<Gpa, kvmlet_mem::OutOfMemory> {
+    pub fn tmp_page(&mut self, inode: InodeId, page: u64) -> Result<Gpa, FaultError> {
         match self.tmpfs.page_for_read(inode, page) {
             Some(gpa) => Ok(gpa),
-            None => self.tmpfs.page_for_write(self.mem, inode, page),
+            None => self.own_tmp_page(inode, page),
         }
+    }
+
+    /// Frame of a memory file's page, to be written through a shared mapping. Mappings of the frozen
+    /// frame that it leaves are unmapped.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn own_tmp_page(&mut self, inode: InodeId, page: u64) -> Result<Gpa, FaultError> {
+        let own = self.tmpfs.page_for_write(self.mem, inode, page)?;
+        if own.moved == Moved::Yes {
+            let end = page.saturating_add(1);
+            self.unmap_inode_pages(inode, Touched { first: page, end })
+                .map_err(|_| FaultError::OutOfMemory)?;
+        }
+        Ok(own.frame)
     }
 }

@@ -16,9 +16,8 @@ const O_CREAT_WRONLY: i64 = 0o101;
 fn both_lookups(tree: &TempTree, check: impl Fn(&mut Sandbox)) {
     for lookup in [Lookup::OpenAt2, Lookup::Stepwise] {
         let mut sandbox = Sandbox::new(&tree.0);
-        sandbox.host.roots = super::hostfs::Roots::open(&sandbox.host.policy)
-            .unwrap()
-            .with_lookup(lookup);
+        let roots = super::hostfs::Roots::open(&sandbox.host.policy).unwrap();
+        sandbox.host.roots = std::sync::Arc::new(roots.with_lookup(lookup));
         check(&mut sandbox);
     }
 }

@@ -568,9 +568,10 @@ pub fn store(cx: &mut Cx<'_>, kind: &FileKind, offset: u64, bytes: &[u8]) -> Res
     match kind {
         FileKind::Tmp(inode) => {
             let now = vfs::now(cx.host);
-            cx.kernel
-                .tmpfs
-                .write(&mut cx.machine.memory, *inode, offset, bytes, now)
+            let memory = &mut cx.machine.memory;
+            let (count, touched) = cx.kernel.tmpfs.write(memory, *inode, offset, bytes, now)?;
+            vfs::drop_mappings(cx, *inode, touched)?;
+            Ok(count)
         }
         FileKind::Device(Device::Full) => Err(Errno::ENOSPC),
         FileKind::Device(Device::Null | Device::Zero | Device::Random | Device::Urandom) => {

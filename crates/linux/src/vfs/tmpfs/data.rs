@@ -3,7 +3,7 @@
 use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
 use kvmlet_mem::{GuestMemory, OutOfMemory};
 
-use super::{InodeId, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SHRINK, SEAL_WRITE, TmpFs};
+use super::{FileData, InodeId, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SHRINK, SEAL_WRITE, TmpFs};
 use crate::vfs::attr::FileTime;
 
 /// Largest file size, in bytes (MAX_LFS_FILESIZE).
@@ -30,6 +30,62 @@ impl Touched {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.first >= self.end
+    }
+
+    /// Takes in other pages, and those between.
+    fn add(&mut self, other: Self) {
+        if self.is_empty() {
+            *self = other;
+        } else if !other.is_empty() {
+            self.first = self.first.min(other.first);
+            self.end = self.end.max(other.end);
+        }
+    }
+
+    fn add_moved(&mut self, page: u64, moved: Moved) {
+        if moved == Moved::Yes {
+            let end = page.saturating_add(1);
+            self.add(Self { first: page, end });
+        }
+    }
+}
+
+/// A page that may be written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OwnPage {
+    /// Its frame.
+    pub frame: Gpa,
+    /// Whether it lay in another frame before.
+    pub moved: Moved,
+}
+
+/// Whether a page has a new frame: mappings of the old one are stale.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moved {
+    /// It is where it was, or is new.
+    No,
+    /// It was copied.
+    Yes,
+}
+
+impl FileData {
+    fn own(&mut self, memory: &mut GuestMemory, page: u64) -> Result<OwnPage, OutOfMemory> {
+        let old = self.pages.get(&page).copied();
+        let (frame, moved) = match old {
+            Some(frame) if !memory.is_frozen(frame) => {
+                return Ok(OwnPage {
+                    frame,
+                    moved: Moved::No,
+                });
+            }
+            Some(frozen) => {
+                let copy = memory.alloc_copy(frozen).map_err(|_| OutOfMemory::Limit)?;
+                (copy, Moved::Yes)
+            }
+            None => (memory.alloc_frame()?, Moved::No),
+        };
+        self.pages.insert(page, frame);
+        Ok(OwnPage { frame, moved })
     }
 }
 
@@ -68,8 +124,9 @@ impl TmpFs {
             .copied()
     }
 
-    /// The frame of a page, allocated (zeroed) if it was a hole. The file keeps one reference; a
-    /// mapping takes its own with [`GuestMemory::get_frame`].
+    /// The frame of a page, to be written: allocated (zeroed) if it was a hole, copied if it is frozen
+    /// memory that forks share. The file keeps one reference; a mapping takes its own with
+    /// [`GuestMemory::get_frame`].
     ///
     /// # Errors
     /// At the memory limit; also for an inode that is no regular file.
@@ -78,17 +135,12 @@ impl TmpFs {
         memory: &mut GuestMemory,
         id: InodeId,
         page_index: u64,
-    ) -> Result<Gpa, OutOfMemory> {
+    ) -> Result<OwnPage, OutOfMemory> {
         let data = self
             .get_mut(id)
             .and_then(|inode| inode.file_mut())
             .map_err(|_| OutOfMemory::Exhausted)?;
-        if let Some(frame) = data.pages.get(&page_index) {
-            return Ok(*frame);
-        }
-        let frame = memory.alloc_frame()?;
-        data.pages.insert(page_index, frame);
-        Ok(frame)
+        data.own(memory, page_index)
     }
 
     /// Reads at `offset`; the count is short only at the end of the file.
@@ -134,7 +186,8 @@ impl TmpFs {
         }
     }
 
-    /// Writes at `offset`, growing the file.
+    /// Writes at `offset`, growing the file. Answers the bytes written and the pages whose mappings
+    /// are stale.
     ///
     /// # Errors
     /// `ENOSPC` when nothing could be written, `EFBIG`, `EPERM` for a sealed file, `EISDIR`.
@@ -145,13 +198,13 @@ impl TmpFs {
         offset: u64,
         bytes: &[u8],
         now: FileTime,
-    ) -> Result<usize, Errno> {
+    ) -> Result<(usize, Touched), Errno> {
         let data = self.get(id)?.file()?;
         if data.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
         if bytes.is_empty() {
-            return Ok(0);
+            return Ok((0, Touched::NONE));
         }
         let room = SIZE_MAX
             .checked_sub(offset)
@@ -167,10 +220,12 @@ impl TmpFs {
             }
         }
         let mut done = 0usize;
+        let mut touched = Touched::NONE;
         for (page, in_page, at, count) in by_page(offset, len) {
-            let Ok(frame) = self.page_for_write(memory, id, page) else {
+            let Ok(OwnPage { frame, moved }) = self.page_for_write(memory, id, page) else {
                 break;
             };
+            touched.add_moved(page, moved);
             let Some(from) = bytes.get(at..at.saturating_add(count)) else {
                 break;
             };
@@ -186,7 +241,7 @@ impl TmpFs {
         let data = inode.file_mut()?;
         data.size = data.size.max(offset.saturating_add(done as u64));
         inode.written(now);
-        Ok(done)
+        Ok((done, touched))
     }
 
     /// Sets the size (truncate(2)); the answer says which pages are gone.
@@ -243,15 +298,19 @@ impl TmpFs {
             }
             edges.push((last, 0, end % PAGE_SIZE));
         }
+        let mut touched = Touched::NONE;
         for (page, from, to) in edges {
-            if let (Some(frame), Some(len)) = (data.pages.get(&page), to.checked_sub(from)) {
+            let len = to.checked_sub(from).filter(|len| *len > 0);
+            if let (true, Some(len)) = (data.pages.contains_key(&page), len) {
+                let own = data.own(memory, page).map_err(|_| Errno::ENOMEM)?;
+                touched.add_moved(page, own.moved);
                 memory
-                    .zero(frame.wrapping_add(from), len)
+                    .zero(own.frame.wrapping_add(from), len)
                     .map_err(|_| Errno::EIO)?;
             }
         }
         if first >= last {
-            return Ok(Touched::NONE);
+            return Ok(touched);
         }
         let gone: Vec<(u64, Gpa)> = data
             .pages
@@ -263,10 +322,11 @@ impl TmpFs {
             memory.free_frame(frame);
         }
         // The last one is never whole: what follows it counts as gone too, for mappings beyond.
-        Ok(Touched {
+        touched.add(Touched {
             first,
             end: if end == SIZE_MAX { u64::MAX } else { last },
-        })
+        });
+        Ok(touched)
     }
 
     /// fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE). The answer says

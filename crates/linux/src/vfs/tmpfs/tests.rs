@@ -151,7 +151,7 @@ fn the_memory_limit_is_no_space() {
     let mut written = 0u64;
     let error = loop {
         match fs.write(&mut memory, id, written, &block, NOW) {
-            Ok(count) => written += count as u64,
+            Ok((count, _)) => written += count as u64,
             Err(error) => break error,
         }
     };
@@ -189,7 +189,10 @@ fn seals() {
     fs.write(&mut memory, id, 0, b"12345", NOW).unwrap();
     let seal = |fs: &mut TmpFs, seals| fs.get_mut(id).unwrap().file_mut().unwrap().seals = seals;
     seal(&mut fs, SEAL_GROW);
-    assert_eq!(fs.write(&mut memory, id, 3, b"xyz", NOW), Ok(2));
+    assert_eq!(
+        fs.write(&mut memory, id, 3, b"xyz", NOW).map(|done| done.0),
+        Ok(2)
+    );
     assert_eq!(fs.set_size(&mut memory, id, 6, NOW), Err(Errno::EPERM));
     seal(&mut fs, SEAL_SHRINK);
     assert_eq!(fs.set_size(&mut memory, id, 4, NOW), Err(Errno::EPERM));
