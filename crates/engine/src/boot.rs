@@ -341,6 +341,8 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
         locks: Locks::default(),
         sched,
         ids,
+        channel: Default::default(),
+        call: Default::default(),
         end: None,
     })
 }

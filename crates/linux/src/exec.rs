@@ -289,6 +289,9 @@ fn open_interpreter(
 
 /// The point of no return: the old address space goes, the new one comes.
 fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), ExecError> {
+    if let Some(tid) = cx.kernel.call.tid() {
+        cx.kernel.lose_call(tid);
+    }
     become_leader(cx)?;
     if !cx.process()?.mm.vmas.is_empty() {
         mm::teardown(cx)?;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use imbl::{OrdMap, Vector};
 use kvmlet_abi::UserRegs;
 
+use crate::call::HostCall;
+use crate::channel::Channel;
 use crate::fd::{FdTable, FileId, OpenFile};
 use crate::mm::Mm;
 use crate::sched::Sched;
@@ -48,6 +50,10 @@ pub struct Kernel {
     pub sched: Sched,
     /// Identity shared by every process (no privileged calls exist yet).
     pub ids: Ids,
+    /// Messages to and from the host.
+    pub channel: Channel,
+    /// The host's call of one of the program's functions.
+    pub call: HostCall,
     /// Set when the program has ended.
     pub end: Option<End>,
 }

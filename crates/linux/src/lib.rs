@@ -27,6 +27,8 @@ pub mod kernel;
 pub mod outcome;
 pub mod report;
 
+pub mod call;
+pub mod channel;
 pub mod clock;
 pub mod exec;
 pub mod frame;

@@ -52,6 +52,8 @@ pub enum WaitOn {
     Sources(Vector<Source>),
     /// A signal of this set (rt_sigtimedwait(2)): the call is made again and takes it.
     Signals(u64),
+    /// A message in the inbox, first come first served; the call is then made again.
+    Message,
     /// Only a signal or the deadline.
     Nothing,
 }
@@ -86,6 +88,8 @@ pub enum Source {
     Host(HostId, i16),
     /// A pipe of ours.
     Pipe(u64),
+    /// Room for a message to the host.
+    Outbox,
 }
 
 /// How a parked thread goes on.

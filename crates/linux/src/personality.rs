@@ -94,7 +94,7 @@ impl Personality {
         self.slice_end_ns = 0;
     }
 
-    fn cx(&mut self, tid: Tid) -> Cx<'_> {
+    pub(crate) fn cx(&mut self, tid: Tid) -> Cx<'_> {
         Cx {
             kernel: &mut self.kernel,
             machine: &mut self.machine,
@@ -134,6 +134,10 @@ impl Personality {
                 continue;
             }
             let rip = thread.regs.rip;
+            if self.has_returned(tid, rip) {
+                self.finish_call(tid, cpu);
+                continue;
+            }
             if rip >= USER_END.0 {
                 self.fetch_beyond(tid, rip);
                 continue;
@@ -248,7 +252,11 @@ impl Personality {
                 error_code,
                 fault_gva,
             } => {
-                self.exception(tid, vector, error_code, fault_gva, cpu);
+                // The next step sees that a call has returned: nothing is mapped there.
+                let rip = self.kernel.threads.get(&tid).map_or(0, |t| t.regs.rip);
+                if !self.has_returned(tid, rip) {
+                    self.exception(tid, vector, error_code, fault_gva, cpu);
+                }
             }
             Trap::HostFault => {
                 if !mm::host_fault(&mut self.cx(tid)) {
@@ -331,14 +339,14 @@ impl Personality {
         }
     }
 
-    fn leave(&mut self, tid: Tid) {
+    pub(crate) fn leave(&mut self, tid: Tid) {
         if self.current == Some(tid) {
             self.current = None;
         }
     }
 
     /// Brings the thread's extended state out of the vCPU.
-    fn save_xstate(&mut self, tid: Tid, cpu: &mut dyn Cpu) {
+    pub(crate) fn save_xstate(&mut self, tid: Tid, cpu: &mut dyn Cpu) {
         if self.live != Some(tid) {
             return;
         }
@@ -347,6 +355,13 @@ impl Personality {
             && thread.xstate == XState::Live
         {
             thread.xstate = XState::Saved(cpu.save_xstate());
+        }
+    }
+
+    /// The thread has been given another extended state than the one in the vCPU, if any.
+    pub(crate) fn give_up_live(&mut self, tid: Tid) {
+        if self.live == Some(tid) {
+            self.live = None;
         }
     }
 

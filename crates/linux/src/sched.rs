@@ -44,6 +44,8 @@ pub struct Sched {
     pub yielding: bool,
     /// Waiters of each futex, first come first woken.
     pub futexes: OrdMap<FutexKey, Vector<Tid>>,
+    /// Threads that wait for a message, first come first woken.
+    pub receivers: Vector<Tid>,
 }
 
 impl Sched {
@@ -60,6 +62,9 @@ impl Sched {
         if let WaitOn::Futex(key, _) = wait.on {
             self.futexes.entry(key).or_default().push_back(tid);
         }
+        if wait.on == WaitOn::Message {
+            self.receivers.push_back(tid);
+        }
         self.parked.insert(tid, Parked { call, wait });
     }
 
@@ -71,6 +76,9 @@ impl Sched {
         }
         if let WaitOn::Futex(key, _) = parked.wait.on {
             self.leave_futex(key, tid);
+        }
+        if parked.wait.on == WaitOn::Message {
+            self.receivers.retain(|waiter| *waiter != tid);
         }
         Some(parked)
     }
@@ -101,7 +109,7 @@ impl Sched {
                 WaitOn::Sources(sources) => {
                     sources.iter().any(|waited| same_source(*waited, source))
                 }
-                WaitOn::Futex(..) | WaitOn::Signals(_) | WaitOn::Nothing => false,
+                _ => false,
             })
             .map(|(tid, _)| *tid)
             .collect();
@@ -137,7 +145,7 @@ impl Sched {
             WaitOn::Sources(sources) => sources
                 .iter()
                 .any(|source| matches!(source, Source::Host(..))),
-            WaitOn::Futex(..) | WaitOn::Signals(_) | WaitOn::Nothing => false,
+            _ => false,
         })
     }
 
@@ -224,6 +232,13 @@ impl Kernel {
             }
         }
         moved
+    }
+
+    /// Makes the call of the first thread that waits for a message again.
+    pub fn wake_receiver(&mut self) {
+        if let Some(tid) = self.sched.receivers.front().copied() {
+            self.sched.retry(tid, false);
+        }
     }
 
     /// Ends the waits whose deadline is at or before `now_ns` (guest monotonic).

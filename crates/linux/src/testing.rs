@@ -157,6 +157,8 @@ impl Sandbox {
                 uid: host.credentials.uid,
                 gid: host.credentials.gid,
             },
+            channel: Default::default(),
+            call: Default::default(),
             end: None,
         };
         let streams = [

@@ -74,6 +74,8 @@ impl Guest {
             locks: vfs::locks::Locks::default(),
             sched: Sched::default(),
             ids: Ids { uid: 0, gid: 0 },
+            channel: Default::default(),
+            call: Default::default(),
             end: None,
         };
         let machine = Machine {

@@ -1,7 +1,7 @@
 //! The rows: every x86-64 call by number, with its handler.
 
 use super::table::{Restart, Row};
-use super::{fs, identity, io, mem, net, process, signal, thread, time};
+use super::{channel, fs, identity, io, mem, net, process, signal, thread, time};
 use crate::futex;
 
 /// All rows in order of number.
@@ -478,4 +478,17 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(460, "lsm_set_self_attr", "xxx"),
     Row::missing(461, "lsm_list_modules", "xxx"),
     Row::value(462, "mseal", "xux", mem::sys_mseal),
+    Row::wait(7000, "kvmlet_receive", "xuxx", channel::sys_kvmlet_receive)
+        .restarts(Restart::Handler)
+        .note("kvmlet's own: the next message from the host"),
+    Row::wait(7001, "kvmlet_send", "xu", channel::sys_kvmlet_send)
+        .restarts(Restart::Handler)
+        .note("kvmlet's own: a message to the host"),
+    Row::value(
+        7002,
+        "kvmlet_generation",
+        "",
+        channel::sys_kvmlet_generation,
+    )
+    .note("kvmlet's own: which fork this is"),
 ];

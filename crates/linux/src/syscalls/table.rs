@@ -61,7 +61,7 @@ pub enum Needs {
 /// One system call.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// x86-64 number.
+    /// x86-64 number, or one of kvmlet's own from 7000 on.
     pub nr: u16,
     /// Name as in its man page.
     pub name: &'static str,
@@ -162,15 +162,30 @@ impl Row {
 
 /// Numbers of x86-64 calls end below this.
 const NR_END: usize = 512;
+/// Numbers of kvmlet's own calls: outside Linux's table, and without the bit that marks x32 calls.
+const OWN_FIRST: usize = 7000;
+const OWN_END: usize = OWN_FIRST + 8;
 const NO_ROW: u16 = u16::MAX;
 
+/// The place of a number in [`INDEX`].
+const fn slot(nr: usize) -> Option<usize> {
+    match nr {
+        0..NR_END => Some(nr),
+        OWN_FIRST..OWN_END => Some(nr - OWN_FIRST + NR_END),
+        _ => None,
+    }
+}
+
 /// Index of each number's row.
-#[allow(clippy::indexing_slicing)] // evaluated by the compiler
-static INDEX: [u16; NR_END] = {
-    let mut index = [NO_ROW; NR_END];
+#[allow(clippy::indexing_slicing, clippy::panic)] // evaluated by the compiler
+static INDEX: [u16; NR_END + OWN_END - OWN_FIRST] = {
+    let mut index = [NO_ROW; NR_END + OWN_END - OWN_FIRST];
     let mut at = 0;
     while at < ROWS.len() {
-        index[ROWS[at].nr as usize] = at as u16;
+        match slot(ROWS[at].nr as usize) {
+            Some(slot) => index[slot] = at as u16,
+            None => panic!("a number outside both blocks"),
+        }
         at += 1;
     }
     index
@@ -179,7 +194,7 @@ static INDEX: [u16; NR_END] = {
 /// The row of a call number, if the table has one.
 #[must_use]
 pub fn row(nr: u64) -> Option<&'static Row> {
-    let index = *INDEX.get(usize::try_from(nr).ok()?)?;
+    let index = *INDEX.get(slot(usize::try_from(nr).ok()?)?)?;
     ROWS.get(usize::from(index))
 }
 
@@ -247,6 +262,8 @@ mod tests {
             let limited = entry.support == Support::Partial;
             assert!(!limited || !entry.note.is_empty(), "{}", entry.name);
         }
-        assert!(row(335).is_none() && row(u64::MAX).is_none());
+        for nr in [335, 511, 512, 6999, 7003, 7008, 0x4000_1b58, u64::MAX] {
+            assert!(row(nr).is_none(), "{nr}");
+        }
     }
 }

@@ -196,6 +196,7 @@ fn allocate_tid(cx: &mut Cx<'_>) -> Result<Tid, Errno> {
 pub fn sys_exit(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
     crate::futex::thread_exit(cx);
     let tid = cx.tid;
+    cx.kernel.lose_call(tid);
     cx.kernel.threads.remove(&tid);
     cx.kernel.sched.forget(tid);
     if cx.kernel.threads.is_empty() && cx.kernel.end.is_none() {

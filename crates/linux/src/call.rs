@@ -1,0 +1,508 @@
+//! The host calls one of the program's functions, by the System V ABI (AMD64 supplement, 3.2).
+//!
+//! A thread is borrowed for it: one that waits for a message, else the first thread, while it is in a
+//! system call that waits. A frame is built below its stack pointer and the function returns to
+//! [`CALL_RETURN`], where nothing is mapped. Then the thread gets back its registers and its wait, and
+//! the program goes on as if nothing had been. What the function did to memory, files and signals
+//! stays, as with any call.
+
+use std::sync::Arc;
+
+use imbl::Vector;
+use kvmlet_abi::layout::{CALL_RETURN, USER_END};
+use kvmlet_abi::regs::FIXED_RFLAGS;
+use kvmlet_abi::{Errno, Gva, UserRegs};
+
+use crate::channel::{MESSAGE_MAX, PostError};
+use crate::kernel::{Kernel, Thread, Tid, XState};
+use crate::outcome::{CallState, Resume, Source, WaitOn};
+use crate::personality::{Cpu, Personality};
+use crate::sched::{Call, Parked};
+use crate::signal::Interrupted;
+
+/// Integers and pointers among the arguments at most: what fits into registers.
+pub const INTEGER_ARGS_MAX: usize = 6;
+/// Floating-point arguments at most.
+pub const FLOAT_ARGS_MAX: usize = 8;
+/// Bytes of all byte arguments together at most: they are copied to the stack.
+pub const ARG_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a NUL-terminated string that is read back at most.
+pub const STRING_MAX: usize = MESSAGE_MAX;
+
+const RED_ZONE: u64 = 128;
+/// x87 control word and MXCSR of a new program (AMD64 supplement, 3.2.1).
+const INITIAL_FCW: u16 = 0x37f;
+const INITIAL_MXCSR: u32 = 0x1f80;
+/// Places in a standard-format XSAVE image (SDM vol. 1, 13.4).
+const MXCSR_AT: usize = 24;
+const XMM_AT: usize = 160;
+const XSTATE_BV_AT: usize = 512;
+const XSAVE_HEADER_END: usize = 576;
+/// XSTATE_BV bits of x87 and SSE.
+const X87_SSE: u64 = 3;
+const SSE: u8 = 2;
+
+/// One argument.
+#[derive(Clone, PartialEq, Debug)]
+pub enum CallArg {
+    /// In a general register.
+    Int(u64),
+    /// In a vector register.
+    Float(f64),
+    /// Copied to the stack, with a NUL behind it; its address is passed.
+    Bytes(Arc<[u8]>),
+    /// As `Bytes`, and what is there at the return is answered in [`CallReturn::buffers`].
+    Buffer(Arc<[u8]>),
+}
+
+/// What kind of value the function returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Returns {
+    /// An integer, a pointer or nothing: `rax`.
+    Integer,
+    /// A float or double: `xmm0`.
+    Float,
+}
+
+/// Why a call could not be begun. Nothing has changed but memory below the stack pointer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CallError {
+    /// The program has ended.
+    #[error("the program has ended")]
+    Ended,
+    /// Another call has not returned yet.
+    #[error("another call is still running")]
+    Busy,
+    /// No thread waits for a message, and the first thread is not in a system call that waits.
+    #[error("the program is not ready: run it until it waits for something")]
+    NotReady,
+    /// Not an address of the program.
+    #[error("{:#x} is no address of a function", .0.0)]
+    BadFunction(Gva),
+    /// More arguments than fit into registers.
+    #[error(
+        "too many arguments: {INTEGER_ARGS_MAX} integers or byte strings and {FLOAT_ARGS_MAX} \
+         floating-point numbers are possible"
+    )]
+    TooManyArgs,
+    /// More than [`ARG_BYTES_MAX`].
+    #[error("the arguments have more than {ARG_BYTES_MAX} bytes: send a message instead")]
+    TooLarge,
+    /// The arguments cannot be written below the thread's stack pointer.
+    #[error("the arguments do not fit on the thread's stack")]
+    NoStack,
+}
+
+/// What a function has returned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CallReturn {
+    /// `rax`: an integer or pointer in as many low bytes as its type has.
+    pub rax: u64,
+    /// The low half of `xmm0`; `None` unless [`Returns::Float`] was asked for.
+    pub xmm0: Option<u64>,
+    /// The [`CallArg::Buffer`] arguments as they are now, in order.
+    pub buffers: Vec<Vec<u8>>,
+}
+
+/// How the call stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CallStatus {
+    /// There is none.
+    Idle,
+    /// It has not returned.
+    Running,
+    /// [`Personality::take_return`] has its result.
+    Returned,
+    /// It never will return: the program has ended the thread that it ran on, has replaced itself
+    /// (execve(2)), or has unmapped its buffers.
+    Lost,
+}
+
+/// The host's call, as a part of the kernel value.
+#[derive(Clone, Debug, Default)]
+pub enum HostCall {
+    /// There is none.
+    #[default]
+    Idle,
+    /// It has not returned.
+    Running(Arc<CallFrame>),
+    /// It has.
+    Returned(CallReturn),
+    /// It never will.
+    Lost,
+}
+
+impl HostCall {
+    /// The thread that it runs on.
+    #[must_use]
+    pub fn tid(&self) -> Option<Tid> {
+        match self {
+            Self::Running(frame) => Some(frame.tid),
+            Self::Idle | Self::Returned(_) | Self::Lost => None,
+        }
+    }
+}
+
+impl Kernel {
+    /// A thread ends, or its program is replaced: a call that runs on it is lost.
+    pub fn lose_call(&mut self, tid: Tid) {
+        if self.call.tid() == Some(tid) {
+            self.call = HostCall::Lost;
+        }
+    }
+}
+
+/// What a borrowed thread gets back, and what is asked of the call.
+#[derive(Clone, Debug)]
+pub struct CallFrame {
+    tid: Tid,
+    regs: UserRegs,
+    xstate: XState,
+    mask: u64,
+    saved_mask: Option<u64>,
+    interrupted: Option<Interrupted>,
+    suspended: Suspended,
+    returns: Returns,
+    buffers: Vector<(Gva, usize)>,
+}
+
+/// The system call that the thread was in.
+#[derive(Clone, Debug)]
+enum Suspended {
+    /// It waited.
+    Wait(Parked),
+    /// It was woken and was about to be made again.
+    Again(Call, CallState),
+}
+
+/// Where everything goes.
+#[derive(Clone, PartialEq, Debug)]
+struct Layout {
+    /// Stack pointer at the function's first instruction: the return address is there.
+    rsp: u64,
+    /// What the stack holds from there on.
+    block: Vec<u8>,
+    /// Values of the integer registers, in order.
+    integers: Vec<u64>,
+    /// Values of the vector registers, in order.
+    floats: Vec<u64>,
+    /// Buffers to be read back.
+    buffers: Vector<(Gva, usize)>,
+}
+
+impl Layout {
+    /// Below the red zone: the byte arguments, each at a multiple of 16, then the return address with
+    /// `rsp + 8` a multiple of 16 (AMD64 supplement, 3.2.2).
+    fn new(rsp: u64, args: &[CallArg]) -> Result<Self, CallError> {
+        let top = rsp.checked_sub(RED_ZONE).ok_or(CallError::NoStack)? & !15;
+        let (mut integers, mut floats) = (Vec::new(), Vec::new());
+        let mut buffers = Vector::new();
+        let mut placed: Vec<(u64, &[u8])> = Vec::new();
+        let (mut at, mut total) = (top, 0usize);
+        for arg in args {
+            match arg {
+                CallArg::Int(value) => integers.push(*value),
+                CallArg::Float(value) => floats.push(value.to_bits()),
+                CallArg::Bytes(bytes) | CallArg::Buffer(bytes) => {
+                    total = total.saturating_add(bytes.len());
+                    if total > ARG_BYTES_MAX {
+                        return Err(CallError::TooLarge);
+                    }
+                    let room = (bytes.len() as u64).saturating_add(1).next_multiple_of(16);
+                    at = at.checked_sub(room).ok_or(CallError::NoStack)?;
+                    integers.push(at);
+                    placed.push((at, bytes));
+                    if matches!(arg, CallArg::Buffer(_)) {
+                        buffers.push_back((Gva(at), bytes.len()));
+                    }
+                }
+            }
+            if integers.len() > INTEGER_ARGS_MAX || floats.len() > FLOAT_ARGS_MAX {
+                return Err(CallError::TooManyArgs);
+            }
+        }
+        let rsp = at.checked_sub(8).ok_or(CallError::NoStack)?;
+        let mut block = vec![0; usize::try_from(top - rsp).map_err(|_| CallError::NoStack)?];
+        put(&mut block, 0, &CALL_RETURN.0.to_le_bytes());
+        for (at, bytes) in placed {
+            let offset = usize::try_from(at - rsp).map_err(|_| CallError::NoStack)?;
+            put(&mut block, offset, bytes);
+        }
+        Ok(Self {
+            rsp,
+            block,
+            integers,
+            floats,
+            buffers,
+        })
+    }
+
+    /// The registers at the function's first instruction. What the thread had in the others is none of
+    /// its business; `rbp` 0 ends a walk along frames.
+    fn regs(&self, function: Gva, thread: &UserRegs) -> UserRegs {
+        let integer = |index: usize| self.integers.get(index).copied().unwrap_or(0);
+        UserRegs {
+            rdi: integer(0),
+            rsi: integer(1),
+            rdx: integer(2),
+            rcx: integer(3),
+            r8: integer(4),
+            r9: integer(5),
+            // A function with variable arguments is told how many vector registers hold some.
+            rax: self.floats.len() as u64,
+            rsp: self.rsp,
+            rip: function.0,
+            rflags: FIXED_RFLAGS,
+            fs_base: thread.fs_base,
+            gs_base: thread.gs_base,
+            ..UserRegs::default()
+        }
+    }
+
+    fn xstate(&self, xstate_len: usize) -> XState {
+        if self.floats.is_empty() {
+            return XState::Initial;
+        }
+        let mut image = vec![0; xstate_len.max(XSAVE_HEADER_END)];
+        put(&mut image, 0, &INITIAL_FCW.to_le_bytes());
+        put(&mut image, MXCSR_AT, &INITIAL_MXCSR.to_le_bytes());
+        for (index, value) in self.floats.iter().enumerate() {
+            put(&mut image, XMM_AT + 16 * index, &value.to_le_bytes());
+        }
+        put(&mut image, XSTATE_BV_AT, &X87_SSE.to_le_bytes());
+        XState::Saved(image.into())
+    }
+}
+
+/// Writes what fits.
+fn put(into: &mut [u8], at: usize, bytes: &[u8]) {
+    let places = into.iter_mut().skip(at);
+    for (place, byte) in places.zip(bytes) {
+        *place = *byte;
+    }
+}
+
+/// The low half of `xmm0`.
+fn xmm0(xstate: &XState) -> u64 {
+    let XState::Saved(image) = xstate else {
+        return 0;
+    };
+    let used = image.get(XSTATE_BV_AT).is_some_and(|bv| bv & SSE != 0);
+    let low = image.get(XMM_AT..).and_then(|rest| rest.first_chunk());
+    low.filter(|_| used)
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+impl Personality {
+    /// Whether the program is at its ready point: a thread waits for a message and there is none.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.kernel.sched.receivers.is_empty() && self.kernel.channel.inbox.is_empty()
+    }
+
+    /// Queues a message for the program and wakes the thread that has waited longest for one.
+    ///
+    /// # Errors
+    /// [`PostError`]; nothing is queued then.
+    pub fn post(&mut self, message: Arc<[u8]>) -> Result<(), PostError> {
+        self.kernel.channel.inbox.push(message)?;
+        self.kernel.wake_receiver();
+        Ok(())
+    }
+
+    /// Takes the oldest message that the program has sent.
+    pub fn take_message(&mut self) -> Option<Arc<[u8]>> {
+        let message = self.kernel.channel.outbox.pop()?;
+        self.kernel.sched.wake_source(Source::Outbox);
+        Some(message)
+    }
+
+    /// Makes the program call `function` the next time it runs. The result is there once
+    /// [`Personality::call_status`] says so.
+    ///
+    /// # Errors
+    /// [`CallError`]
+    pub fn begin_call(
+        &mut self,
+        function: Gva,
+        args: &[CallArg],
+        returns: Returns,
+        cpu: &mut dyn Cpu,
+    ) -> Result<(), CallError> {
+        if self.kernel.end.is_some() {
+            return Err(CallError::Ended);
+        }
+        if self.kernel.call.tid().is_some() {
+            return Err(CallError::Busy);
+        }
+        if function.0 >= USER_END.0 {
+            return Err(CallError::BadFunction(function));
+        }
+        let tid = self.kernel.borrowable().ok_or(CallError::NotReady)?;
+        self.save_xstate(tid, cpu);
+        let rsp = self.kernel.threads.get(&tid).map_or(0, |t| t.regs.rsp);
+        let layout = Layout::new(rsp, args)?;
+        self.cx(tid)
+            .write(Gva(layout.rsp), &layout.block)
+            .map_err(|_| CallError::NoStack)?;
+        let xstate = layout.xstate(self.host.xstate_len);
+        let Some(suspended) = self.kernel.suspend(tid) else {
+            return Err(CallError::NotReady);
+        };
+        let Some(thread) = self.kernel.threads.get_mut(&tid) else {
+            return Err(CallError::NotReady);
+        };
+        let frame = CallFrame {
+            tid,
+            regs: thread.regs,
+            xstate: core::mem::replace(&mut thread.xstate, xstate),
+            mask: thread.signals.mask,
+            saved_mask: thread.signals.saved_mask.take(),
+            interrupted: thread.interrupted.take(),
+            suspended,
+            returns,
+            buffers: layout.buffers.clone(),
+        };
+        thread.regs = layout.regs(function, &frame.regs);
+        self.kernel.call = HostCall::Running(Arc::new(frame));
+        Ok(())
+    }
+
+    /// How the call stands.
+    #[must_use]
+    pub fn call_status(&self) -> CallStatus {
+        match self.kernel.call {
+            HostCall::Idle => CallStatus::Idle,
+            HostCall::Running(_) => CallStatus::Running,
+            HostCall::Returned(_) => CallStatus::Returned,
+            HostCall::Lost => CallStatus::Lost,
+        }
+    }
+
+    /// Takes the result of a call that has returned.
+    pub fn take_return(&mut self) -> Option<CallReturn> {
+        match core::mem::take(&mut self.kernel.call) {
+            HostCall::Returned(result) => Some(result),
+            other => {
+                self.kernel.call = other;
+                None
+            }
+        }
+    }
+
+    /// Reads a NUL-terminated string of at most [`STRING_MAX`] bytes, its NUL counted, from the
+    /// program's memory: what a function that returns `char *` has answered.
+    ///
+    /// # Errors
+    /// `EFAULT` for a bad pointer, `ENAMETOOLONG` for a longer string, `ESRCH` when the program has no
+    /// thread left.
+    pub fn read_string(&mut self, gva: Gva) -> Result<Vec<u8>, Errno> {
+        let tid = *self.kernel.threads.keys().next().ok_or(Errno::ESRCH)?;
+        self.cx(tid).read_cstr(gva, STRING_MAX)
+    }
+
+    /// Whether `tid`, at `rip`, has returned from the host's call.
+    pub(crate) fn has_returned(&self, tid: Tid, rip: u64) -> bool {
+        rip == CALL_RETURN.0 && self.kernel.call.tid() == Some(tid)
+    }
+
+    /// The call has returned: its result is kept, and the thread goes back to what it was in.
+    pub(crate) fn finish_call(&mut self, tid: Tid, cpu: &mut dyn Cpu) {
+        let HostCall::Running(frame) = core::mem::replace(&mut self.kernel.call, HostCall::Lost)
+        else {
+            return;
+        };
+        if frame.returns == Returns::Float {
+            self.save_xstate(tid, cpu);
+        }
+        let mut buffers = Some(Vec::with_capacity(frame.buffers.len()));
+        for (gva, len_bytes) in &frame.buffers {
+            let mut bytes = vec![0; *len_bytes];
+            match (&mut buffers, self.cx(tid).read(*gva, &mut bytes)) {
+                (Some(buffers), Ok(())) => buffers.push(bytes),
+                _ => buffers = None,
+            }
+        }
+        let Some(thread) = self.kernel.threads.get_mut(&tid) else {
+            return;
+        };
+        let rax = thread.regs.rax;
+        let xmm0 = (frame.returns == Returns::Float).then(|| xmm0(&thread.xstate));
+        if let Some(buffers) = buffers {
+            self.kernel.call = HostCall::Returned(CallReturn { rax, xmm0, buffers });
+        }
+        restore(thread, &frame);
+        self.give_up_live(tid);
+        self.go_back(tid, &frame.suspended);
+    }
+
+    /// The thread goes back into its system call.
+    fn go_back(&mut self, tid: Tid, suspended: &Suspended) {
+        let sched = &mut self.kernel.sched;
+        let (call, wait) = match suspended {
+            Suspended::Again(call, state) => {
+                sched.retries.insert(tid, (*call, state.clone()));
+                return;
+            }
+            Suspended::Wait(parked) => (parked.call, &parked.wait),
+        };
+        match (&wait.on, &wait.resume) {
+            (WaitOn::Message | WaitOn::Nothing, _) => {}
+            // What it waits for may have come meanwhile: it looks again.
+            (_, Resume::Retry(state)) => {
+                sched.retries.insert(tid, (call, state.clone()));
+                return;
+            }
+            // A waker may have found nobody. Every user of futex(2) expects wake-ups without cause.
+            (_, Resume::Deliver { .. }) => {
+                if let Some(thread) = self.kernel.threads.get_mut(&tid) {
+                    thread.regs.rax = 0;
+                }
+                return;
+            }
+        }
+        sched.park(tid, call, wait.clone());
+        if wait.on == WaitOn::Message {
+            // Its place was the first.
+            sched.receivers.retain(|waiter| *waiter != tid);
+            sched.receivers.push_front(tid);
+            if !self.kernel.channel.inbox.is_empty() {
+                self.kernel.wake_receiver();
+            }
+        }
+        self.leave(tid);
+        if self.kernel.has_signal(tid) {
+            self.kernel.interrupt(tid);
+        }
+    }
+}
+
+fn restore(thread: &mut Thread, frame: &CallFrame) {
+    thread.regs = frame.regs;
+    thread.xstate = frame.xstate.clone();
+    thread.signals.mask = frame.mask;
+    thread.signals.saved_mask = frame.saved_mask;
+    thread.interrupted = frame.interrupted;
+}
+
+impl Kernel {
+    /// The thread that a call may be made on.
+    fn borrowable(&self) -> Option<Tid> {
+        if let Some(tid) = self.sched.receivers.front() {
+            return Some(*tid);
+        }
+        let tid = *self.threads.keys().next()?;
+        let waits = self.sched.parked.contains_key(&tid) || self.sched.retries.contains_key(&tid);
+        waits.then_some(tid)
+    }
+
+    /// Takes a thread out of its system call and makes it the next to run.
+    fn suspend(&mut self, tid: Tid) -> Option<Suspended> {
+        if let Some(parked) = self.sched.unpark(tid) {
+            self.sched.run_queue.push_front(tid);
+            return Some(Suspended::Wait(parked));
+        }
+        let (call, state) = self.sched.retries.remove(&tid)?;
+        Some(Suspended::Again(call, state))
+    }
+}
