@@ -6,7 +6,7 @@ use imbl::{OrdMap, Vector};
 use kvmlet_abi::layout;
 use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
-use kvmlet_hv::{Kvm, Vcpu, VcpuConfig, Vm, World};
+use kvmlet_hv::{Kvm, Vcpu, VcpuConfig, World};
 use kvmlet_linux::clock::GuestClock;
 use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
 use kvmlet_linux::exec::{self, ExecRequest};
@@ -20,7 +20,7 @@ use kvmlet_linux::signal::{SigState, ThreadSignals};
 use kvmlet_linux::vfs::locks::Locks;
 use kvmlet_linux::vfs::pipe::Pipes;
 use kvmlet_linux::vfs::{self, Dir, StdStream};
-use kvmlet_mem::{GuestMemory, PageSize, PageTables, PteFlags};
+use kvmlet_mem::{GuestMemory, PageSize, PageTables, PteFlags, ResetReport};
 use kvmlet_stub::vdso::{self, ClockConfig, GuestTsc, HostClock};
 use rustix::process::{getgid, getuid};
 
@@ -49,10 +49,19 @@ impl GuestClock for TscClock {
 }
 
 /// The VMM's pages that something outside refers to later.
-struct VmmPages {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VmmPages {
     exc_stack: Gpa,
+    df_stack: Gpa,
     flush_stack: Gpa,
-    stub_data: Gpa,
+    pub stub_data: Gpa,
+}
+
+impl VmmPages {
+    /// Pages that hold what a program's registers held.
+    pub fn scratch(&self) -> [Gpa; 3] {
+        [self.exc_stack, self.df_stack, self.flush_stack]
+    }
 }
 
 /// Builds everything up to the program's first instruction.
@@ -74,7 +83,7 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
     for slot in memory.take_new_slots() {
         vm.set_slot(slot)?;
     }
-    let mut vcpu = make_vcpu(&vm, &memory, &tables, &pages, known)?;
+    let mut vcpu = vm.create_vcpu(vcpu_config(&memory, &tables, &pages, known)?)?;
     let world = match known {
         Some(world) => world,
         None => {
@@ -97,6 +106,49 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
         memory.expose_tables()?;
         tables.attach_window(&mut memory);
     }
+    let clock = clock(&mut vcpu, &mut memory, vdso_pages);
+    let xstate = vcpu.xstate_layout();
+    let machine = Machine {
+        memory,
+        tables,
+        vdso: Some(vdso_pages),
+        cpu: CpuInfo {
+            hwcap: kvmlet_hv::cpuid_1_edx(),
+            hwcap2: 2,
+        },
+    };
+    let (mut host, cwd) = make_host(program)?;
+    host.clock = clock;
+    host.xfeatures = xstate.xcr0;
+    host.xstate_len = xstate.len_bytes;
+    let mut machine = machine;
+    let mut kernel = first_kernel(cwd, &host, &mut machine.memory)?;
+    start_program(program, &mut kernel, &mut machine, &mut host)?;
+
+    let mut sandbox = Sandbox {
+        vcpu: VcpuState::new(vcpu),
+        vm,
+        personality: Personality::new(kernel, machine, host),
+        pages,
+        vdso_data: vdso_pages.data,
+        times: Times::default(),
+        started_ns,
+        full_flushes: 0,
+        ended: None,
+        origin: None,
+        last_reset: ResetReport::default(),
+    };
+    sandbox.write_constants()?;
+    sandbox.times.setup_ns = now_ns().saturating_sub(started_ns);
+    Ok(sandbox)
+}
+
+/// The clock of a VM, published in its vDSO.
+pub(crate) fn clock(
+    vcpu: &mut Vcpu,
+    memory: &mut GuestMemory,
+    vdso_pages: Vdso,
+) -> Box<dyn GuestClock> {
     let mut clock = HostClock::new(ClockConfig {
         // A kernel that cannot say (before 5.16) gets the clock by calls.
         guest_tsc: vcpu
@@ -109,62 +161,27 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
         // The page is the VM's own and always present: a failed write cannot happen.
         let _ = memory.write(vdso_pages.data.wrapping_add(offset as u64), bytes);
     });
-
-    let xstate = vcpu.xstate_layout();
-    let machine = Machine {
-        memory,
-        tables,
-        vdso: Some(vdso_pages),
-        cpu: CpuInfo {
-            hwcap: kvmlet_hv::cpuid_1_edx(),
-            hwcap2: 2,
-        },
-    };
-    let (mut host, cwd) = make_host(program)?;
-    host.clock = Box::new(TscClock(clock));
-    host.xfeatures = xstate.xcr0;
-    host.xstate_len = xstate.len_bytes;
-    let mut machine = machine;
-    let mut kernel = first_kernel(cwd, &host, &mut machine.memory)?;
-    start_program(program, &mut kernel, &mut machine, &mut host)?;
-
-    let mut sandbox = Sandbox {
-        vcpu: VcpuState::new(vcpu),
-        vm,
-        personality: Personality::new(kernel, machine, host),
-        vdso_data: vdso_pages.data,
-        stub_data: pages.stub_data,
-        deadline_ns: program.timeout.map(|timeout| {
-            started_ns.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
-        }),
-        times: Times::default(),
-        started_ns,
-        full_flushes: 0,
-    };
-    sandbox.write_constants()?;
-    sandbox.times.setup_ns = now_ns().saturating_sub(started_ns);
-    Ok(sandbox)
+    Box::new(TscClock(clock))
 }
 
-fn make_vcpu(
-    vm: &Vm,
+/// What a vCPU is made of over these tables.
+pub(crate) fn vcpu_config(
     memory: &GuestMemory,
     tables: &PageTables,
     pages: &VmmPages,
     world: Option<World>,
-) -> Result<Vcpu, EngineError> {
+) -> Result<VcpuConfig, EngineError> {
     let page = |gpa| {
         memory
             .host_page(gpa)
             .ok_or_else(|| EngineError::Internal("a VMM page has no memory".to_owned()))
     };
-    let config = VcpuConfig {
+    Ok(VcpuConfig {
         cr3: tables.root(),
         exc_stack: page(pages.exc_stack)?,
         flush_stack: page(pages.flush_stack)?,
         world,
-    };
-    Ok(vm.create_vcpu(config)?)
+    })
 }
 
 fn place(
@@ -206,7 +223,7 @@ fn map_vmm_pages(
         data,
     )?;
     let exc_stack = place(memory, tables, layout::EXC_STACK, &[], data)?;
-    place(memory, tables, layout::DF_STACK, &[], data)?;
+    let df_stack = place(memory, tables, layout::DF_STACK, &[], data)?;
     let flush_stack = place(memory, tables, layout::FLUSH_STACK, &[], data)?;
     place(
         memory,
@@ -230,6 +247,7 @@ fn map_vmm_pages(
     }
     Ok(VmmPages {
         exc_stack,
+        df_stack,
         flush_stack,
         stub_data,
     })
@@ -266,23 +284,21 @@ fn settle_world(
 fn place_vdso(memory: &mut GuestMemory) -> Result<Vdso, EngineError> {
     let image = vdso::image();
     let image_pages = (image.len() as u64).div_ceil(PAGE_SIZE);
-    let run = memory.alloc_run(image_pages + 1)?;
-    if run.pages != image_pages + 1 {
-        return Err(EngineError::Internal(
-            "no consecutive frames in new memory".to_owned(),
-        ));
-    }
+    // Table frames: each fork has a copy of them in a slot of its own, and writes its data page there.
+    let data = memory.alloc_table_run(image_pages + 1)?;
     for (index, page) in image.chunks(PAGE_SIZE as usize).enumerate() {
-        memory.write(run.gpa.wrapping_add((index as u64 + 1) * PAGE_SIZE), page)?;
+        memory.write(data.wrapping_add((index as u64 + 1) * PAGE_SIZE), page)?;
     }
-    Ok(Vdso {
-        data: run.gpa,
-        image_pages,
-    })
+    Ok(Vdso { data, image_pages })
 }
 
 fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {
-    let (policy, cwd) = vfs::stdio::started_from(&program.cwd);
+    let (mut policy, cwd) = vfs::stdio::started_from(&program.cwd);
+    for tree in &program.readable {
+        policy.allow_tree(tree).map_err(|error| {
+            EngineError::BadArgument(format!("{}: {error}", String::from_utf8_lossy(tree)))
+        })?;
+    }
     let limit = match &program.streams {
         Streams::Capture {
             output_limit_bytes, ..

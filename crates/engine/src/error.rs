@@ -4,8 +4,11 @@ use std::any::Any;
 
 use kvmlet_abi::Errno;
 use kvmlet_hv::HvError;
+use kvmlet_linux::channel::PostError;
 use kvmlet_linux::exec::ExecError;
 use kvmlet_mem::MemError;
+
+use crate::outcome::Ending;
 
 /// Why a program could not be started, or what of ours failed. Each message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -37,14 +40,59 @@ pub enum EngineError {
     BadArgument(String),
     /// KVM cannot be used.
     #[error("{0}")]
-    Kvm(#[from] HvError),
+    Kvm(HvError),
     /// The host refused memory or a descriptor.
     #[error("{0}")]
     Host(String),
+    /// The host has no descriptor left.
+    #[error("no file descriptor is left for another VM")]
+    Descriptors,
+    /// The program has not come to a point where it can be called.
+    #[error("the program is not ready: it does not wait for a message")]
+    NotReady,
+    /// The program waits, and nothing but another message can wake it.
+    #[error("the program waits for a message and has not sent one")]
+    Silent,
+    /// The program has ended.
+    #[error("the program has ended: {}", .0.describe())]
+    Ended(Ending),
+    /// The step's time is over. The program can go on.
+    #[error("the program did not get there in time")]
+    TimedOut,
+    /// The owner stopped the step.
+    #[error("interrupted")]
+    Interrupted,
+    /// The program has no such function.
+    #[error("{0}: the program has no function of this name")]
+    UnknownSymbol(String),
+    /// A message is longer than can be sent.
+    #[error("{0}")]
+    MessageTooLong(PostError),
+    /// Too many messages wait to be received.
+    #[error("{0}")]
+    InboxFull(PostError),
+    /// A called function never will return.
+    #[error("{0} did not return: the program ended or replaced the thread that it ran on")]
+    CallLost(String),
+    /// Only forks can be reset.
+    #[error("only a fork of a snapshot can be reset")]
+    NotFork,
+    /// A fork cannot be frozen.
+    #[error("a fork cannot be frozen")]
+    IsFork,
+    /// A file that the snapshot shows has changed.
+    #[error("{0} has changed since the program was frozen")]
+    Stale(String),
+    /// Made by a process that this one was forked from.
+    #[error("made before this process was forked: its VMs are gone")]
+    OtherProcess,
     /// A fault of kvmlet itself.
     #[error("internal error: {0}")]
     Internal(String),
 }
+
+/// Too many open files in this process (errno(3)).
+const EMFILE: i32 = 24;
 
 impl EngineError {
     pub(crate) fn from_panic(panic: &(dyn Any + Send)) -> Self {
@@ -69,7 +117,31 @@ impl EngineError {
             Self::Kvm(HvError::Permission) => "kvm_permission",
             Self::Kvm(_) => "kvm_unusable",
             Self::Host(_) => "host",
+            Self::Descriptors => "descriptors",
+            Self::NotReady | Self::Silent => "not_ready",
+            Self::Ended(_) => "ended",
+            Self::TimedOut => "timeout",
+            Self::Interrupted => "interrupted",
+            Self::UnknownSymbol(_) => "unknown_symbol",
+            Self::MessageTooLong(_) => "message_too_long",
+            Self::InboxFull(_) => "inbox_full",
+            Self::CallLost(_) => "call_lost",
+            Self::NotFork => "not_a_fork",
+            Self::IsFork => "is_a_fork",
+            Self::Stale(_) => "stale",
+            Self::OtherProcess => "closed",
             Self::Internal(_) => "internal",
+        }
+    }
+}
+
+impl From<HvError> for EngineError {
+    fn from(error: HvError) -> Self {
+        match error {
+            HvError::Call { source, .. } if source.raw_os_error() == Some(EMFILE) => {
+                Self::Descriptors
+            }
+            other => Self::Kvm(other),
         }
     }
 }

@@ -10,16 +10,22 @@ mod flush;
 mod harden;
 mod outcome;
 mod run;
+mod session;
+mod snapshot;
 mod stats;
 
 use std::time::Duration;
 
 pub use error::EngineError;
 pub use harden::harden;
+pub use kvmlet_hv::Kicker;
 pub use kvmlet_hv::probe::{ProbeReport, probe};
+pub use kvmlet_linux::call::CallArg;
 pub use kvmlet_linux::syscalls::table::{Support, rows};
 pub use outcome::{Ending, RunOutcome};
-pub use run::Owner;
+pub use run::{Owner, Sandbox};
+pub use session::{CallResult, CallReturns, CallValue};
+pub use snapshot::Snapshot;
 pub use stats::Stat;
 
 /// Where a program's standard streams go.
@@ -60,6 +66,8 @@ pub struct Program {
     pub timeout: Option<Duration>,
     /// Memory limit in bytes.
     pub memory_bytes: u64,
+    /// Directories that the program may read besides those of the policy: absolute and canonical.
+    pub readable: Vec<Vec<u8>>,
     /// Trace.
     pub trace: Trace,
 }
@@ -71,7 +79,11 @@ pub struct Program {
 pub fn run(program: &Program, owner: &mut dyn Owner) -> Result<RunOutcome, EngineError> {
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let mut sandbox = boot::build(program)?;
-        sandbox.run(owner)
+        let deadline_ns = program.timeout.map(|timeout| {
+            let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+            sandbox.started_ns.saturating_add(timeout_ns)
+        });
+        sandbox.run(deadline_ns, owner)
     }));
     caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
 }

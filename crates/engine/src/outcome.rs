@@ -19,6 +19,8 @@ pub enum Ending {
     Output,
     /// The owner asked for it.
     Interrupted,
+    /// A fault of kvmlet ended it.
+    Broken,
 }
 
 impl Ending {
@@ -32,6 +34,20 @@ impl Ending {
             Self::Memory => "memory",
             Self::Output => "output",
             Self::Interrupted => "interrupted",
+            Self::Broken => "broken",
+        }
+    }
+
+    /// The ending for a message.
+    pub(crate) fn describe(self) -> String {
+        match self {
+            Self::Exited(status) => format!("it exited with status {status}"),
+            Self::Signal(signo) => format!("signal {signo} killed it"),
+            Self::Timeout => "its time was over".to_owned(),
+            Self::Memory => "it reached its memory limit".to_owned(),
+            Self::Output => "it reached the limit on its output".to_owned(),
+            Self::Interrupted => "it was interrupted".to_owned(),
+            Self::Broken => "a fault of kvmlet ended it".to_owned(),
         }
     }
 }

@@ -6,12 +6,16 @@ use std::time::Duration;
 use kvmlet_abi::layout::StubConstant;
 use kvmlet_abi::{Gpa, Trap};
 use kvmlet_hv::{Vcpu, Vm, XState};
+use kvmlet_linux::call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
 use kvmlet_linux::personality::{Cpu, Personality, Step};
+use kvmlet_mem::ResetReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::boot::VmmPages;
 use crate::outcome::{Ending, RunOutcome};
+use crate::snapshot::Frozen;
 use crate::stats::{self, Times};
 use crate::{EngineError, flush};
 
@@ -36,6 +40,34 @@ pub(crate) struct VcpuState {
     failed: Option<kvmlet_hv::HvError>,
 }
 
+/// What a step runs until.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Until {
+    /// The program's end.
+    End,
+    /// A thread waits for a message that is not there.
+    Ready,
+    /// The program has sent a message.
+    Message,
+    /// The called function has returned.
+    Return,
+}
+
+/// Why a step stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stop {
+    /// What was waited for has come.
+    Reached,
+    /// The program has ended.
+    Ended(Ending),
+    /// The step's time is over.
+    TimedOut,
+    /// The owner asked for it.
+    Interrupted,
+    /// Every thread waits, and nothing but another message can wake one.
+    Stuck,
+}
+
 impl VcpuState {
     pub fn new(vcpu: Vcpu) -> Self {
         let buffer = XState::new(vcpu.xstate_layout());
@@ -44,6 +76,11 @@ impl VcpuState {
             buffer,
             failed: None,
         }
+    }
+
+    /// The error of an extended-state call since the last look.
+    pub fn check(&mut self) -> Result<(), EngineError> {
+        self.failed.take().map_or(Ok(()), |error| Err(error.into()))
     }
 }
 
@@ -69,20 +106,25 @@ impl Cpu for VcpuState {
     }
 }
 
-/// A built sandbox.
+/// A program in its VM. Any thread may use it, one at a time; the guest runs only inside the methods
+/// that say so.
 #[derive(Debug)]
-pub(crate) struct Sandbox {
-    pub vcpu: VcpuState,
-    pub vm: Vm,
-    pub personality: Personality,
-    pub vdso_data: Gpa,
-    pub stub_data: Gpa,
-    /// Wall-clock limit on the host's CLOCK_MONOTONIC.
-    pub deadline_ns: Option<u64>,
-    pub times: Times,
+pub struct Sandbox {
+    pub(crate) vcpu: VcpuState,
+    pub(crate) vm: Vm,
+    pub(crate) personality: Personality,
+    pub(crate) pages: VmmPages,
+    pub(crate) vdso_data: Gpa,
+    pub(crate) times: Times,
     /// When the build began, on the host's CLOCK_MONOTONIC.
-    pub started_ns: u64,
-    pub full_flushes: u64,
+    pub(crate) started_ns: u64,
+    pub(crate) full_flushes: u64,
+    /// How the program has ended.
+    pub(crate) ended: Option<Ending>,
+    /// What this is a fork of.
+    pub(crate) origin: Option<Arc<Frozen>>,
+    /// What the last reset did.
+    pub(crate) last_reset: ResetReport,
 }
 
 /// The host's CLOCK_MONOTONIC, in nanoseconds.
@@ -96,7 +138,7 @@ pub(crate) fn now_ns() -> u64 {
 
 impl Sandbox {
     /// Writes the constants that the stub answers from.
-    pub fn write_constants(&mut self) -> Result<(), EngineError> {
+    pub(crate) fn write_constants(&mut self) -> Result<(), EngineError> {
         let kernel = &self.personality.kernel;
         let (pid, ppid) = kernel
             .processes
@@ -119,7 +161,7 @@ impl Sandbox {
     }
 
     fn write_constant(&mut self, slot: StubConstant, value: u64) -> Result<(), EngineError> {
-        let at = self.stub_data.wrapping_add(slot as u64 * 8);
+        let at = self.pages.stub_data.wrapping_add(slot as u64 * 8);
         Ok(self
             .personality
             .machine
@@ -127,9 +169,25 @@ impl Sandbox {
             .write(at, &value.to_le_bytes())?)
     }
 
-    /// Runs until the program ends or a limit ends it.
-    pub fn run(&mut self, owner: &mut dyn Owner) -> Result<RunOutcome, EngineError> {
-        let ending = self.drive(owner)?;
+    /// Runs until the program ends or the time is over (on the host's CLOCK_MONOTONIC).
+    pub(crate) fn run(
+        &mut self,
+        deadline_ns: Option<u64>,
+        owner: &mut dyn Owner,
+    ) -> Result<RunOutcome, EngineError> {
+        let ending = match self.drive(Until::End, deadline_ns, owner)? {
+            Stop::Ended(ending) => ending,
+            Stop::TimedOut => Ending::Timeout,
+            Stop::Interrupted => Ending::Interrupted,
+            Stop::Reached | Stop::Stuck => {
+                return Err(EngineError::Internal("a run stopped half-way".to_owned()));
+            }
+        };
+        Ok(self.take_outcome(ending))
+    }
+
+    /// What the program left, with its counters.
+    pub(crate) fn take_outcome(&mut self, ending: Ending) -> RunOutcome {
         self.times.wall_ns = now_ns().saturating_sub(self.started_ns);
         let host = &mut self.personality.host;
         let stats = stats::collect(
@@ -140,7 +198,7 @@ impl Sandbox {
             self.personality.machine.memory.peak_bytes(),
             &host.report,
         );
-        Ok(RunOutcome {
+        RunOutcome {
             ending,
             stdout: std::mem::take(&mut host.captured.stdout),
             stderr: std::mem::take(&mut host.captured.stderr),
@@ -149,10 +207,24 @@ impl Sandbox {
                 .into_keys()
                 .collect(),
             stats,
-        })
+        }
     }
 
-    fn drive(&mut self, owner: &mut dyn Owner) -> Result<Ending, EngineError> {
+    fn has_reached(&self, until: Until) -> bool {
+        match until {
+            Until::End => false,
+            Until::Ready => self.personality.is_ready(),
+            Until::Message => !self.personality.kernel.channel.outbox.is_empty(),
+            Until::Return => self.personality.call_status() != CallStatus::Running,
+        }
+    }
+
+    pub(crate) fn drive(
+        &mut self,
+        until: Until,
+        deadline_ns: Option<u64>,
+        owner: &mut dyn Owner,
+    ) -> Result<Stop, EngineError> {
         let mut mark_ns = now_ns();
         let mut armed_ns: Option<u64> = None;
         let mut running: Option<Tid> = None;
@@ -160,20 +232,28 @@ impl Sandbox {
         loop {
             let step = self.personality.next(&mut self.vcpu);
             self.emit_trace(owner);
-            if let Some(error) = self.vcpu.failed.take() {
-                return Err(error.into());
+            self.vcpu.check()?;
+            if self.has_reached(until) {
+                return Ok(Stop::Reached);
             }
             let tid = match step {
                 Step::Run(tid) => tid,
-                Step::Ended(end) => return Ok(ending(end)),
-                Step::Idle { deadline_ns } => {
+                Step::Ended(end) => return Ok(Stop::Ended(ending(end))),
+                Step::Idle {
+                    deadline_ns: wake_ns,
+                } => {
+                    let for_ever =
+                        wake_ns.is_none() && !self.personality.kernel.sched.waits_for_host();
+                    if for_ever && until != Until::End {
+                        return Ok(Stop::Stuck);
+                    }
                     let before_ns = now_ns();
                     self.times.personality_ns += before_ns.saturating_sub(mark_ns);
-                    self.idle(deadline_ns, before_ns)?;
+                    self.idle(wake_ns, deadline_ns, before_ns)?;
                     mark_ns = now_ns();
                     self.times.idle_ns += mark_ns.saturating_sub(before_ns);
-                    if let Some(ending) = self.check(owner, mark_ns) {
-                        return Ok(ending);
+                    if let Some(stop) = check(owner, deadline_ns, mark_ns) {
+                        return Ok(stop);
                     }
                     continue;
                 }
@@ -184,7 +264,7 @@ impl Sandbox {
             }
             self.prepare_entry()?;
             let before_ns = now_ns();
-            self.arm(&mut armed_ns, tick_ns, before_ns)?;
+            self.arm(&mut armed_ns, deadline_ns, tick_ns, before_ns)?;
             let Some(mut regs) = self.personality.kernel.threads.get(&tid).map(|t| t.regs) else {
                 return Err(EngineError::Internal(
                     "the chosen thread is gone".to_owned(),
@@ -203,8 +283,8 @@ impl Sandbox {
             match trap {
                 Trap::Interrupted => {
                     armed_ns = None;
-                    if let Some(ending) = self.check(owner, after_ns) {
-                        return Ok(ending);
+                    if let Some(stop) = check(owner, deadline_ns, after_ns) {
+                        return Ok(stop);
                     }
                     if after_ns >= tick_ns {
                         tick_ns = after_ns.saturating_add(TICK_NS);
@@ -221,11 +301,8 @@ impl Sandbox {
                 }
                 trap => self.personality.handle(tid, trap, &mut self.vcpu),
             }
-            if self
-                .deadline_ns
-                .is_some_and(|deadline_ns| after_ns >= deadline_ns)
-            {
-                return Ok(Ending::Timeout);
+            if deadline_ns.is_some_and(|deadline_ns| after_ns >= deadline_ns) {
+                return Ok(Stop::TimedOut);
             }
         }
     }
@@ -252,13 +329,11 @@ impl Sandbox {
     fn arm(
         &mut self,
         armed_ns: &mut Option<u64>,
+        deadline_ns: Option<u64>,
         tick_ns: u64,
         now_ns: u64,
     ) -> Result<(), EngineError> {
-        let mut wanted_ns = tick_ns;
-        if let Some(deadline_ns) = self.deadline_ns {
-            wanted_ns = wanted_ns.min(deadline_ns);
-        }
+        let mut wanted_ns = tick_ns.min(deadline_ns.unwrap_or(u64::MAX));
         if let Some(kick_ns) = self.personality.kick_ns() {
             wanted_ns = wanted_ns.min(self.host_time_ns(kick_ns, now_ns));
         }
@@ -275,22 +350,16 @@ impl Sandbox {
         now_ns.saturating_add(guest_ns.saturating_sub(guest_now_ns))
     }
 
-    /// Limits and wishes that end the run.
-    fn check(&mut self, owner: &mut dyn Owner, now_ns: u64) -> Option<Ending> {
-        if owner.stop_requested() {
-            return Some(Ending::Interrupted);
-        }
-        self.deadline_ns
-            .is_some_and(|deadline_ns| now_ns >= deadline_ns)
-            .then_some(Ending::Timeout)
-    }
-
     /// Waits for a host descriptor or a deadline, at most a tick.
-    fn idle(&mut self, wake_ns: Option<u64>, now_ns: u64) -> Result<(), EngineError> {
-        let mut until_ns = now_ns.saturating_add(TICK_NS);
-        if let Some(deadline_ns) = self.deadline_ns {
-            until_ns = until_ns.min(deadline_ns);
-        }
+    fn idle(
+        &mut self,
+        wake_ns: Option<u64>,
+        deadline_ns: Option<u64>,
+        now_ns: u64,
+    ) -> Result<(), EngineError> {
+        let mut until_ns = now_ns
+            .saturating_add(TICK_NS)
+            .min(deadline_ns.unwrap_or(u64::MAX));
         if let Some(wake_ns) = wake_ns {
             until_ns = until_ns.min(self.host_time_ns(wake_ns, now_ns));
         }
@@ -338,6 +407,16 @@ impl Sandbox {
             owner.trace(&line);
         }
     }
+}
+
+/// Limits and wishes that end a step.
+fn check(owner: &mut dyn Owner, deadline_ns: Option<u64>, now_ns: u64) -> Option<Stop> {
+    if owner.stop_requested() {
+        return Some(Stop::Interrupted);
+    }
+    deadline_ns
+        .is_some_and(|deadline_ns| now_ns >= deadline_ns)
+        .then_some(Stop::TimedOut)
 }
 
 fn ending(end: End) -> Ending {

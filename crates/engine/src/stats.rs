@@ -3,6 +3,7 @@
 use kvmlet_hv::Counters;
 use kvmlet_linux::report::Report;
 use kvmlet_linux::syscalls::table;
+use kvmlet_mem::ResetReport;
 
 /// One figure.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -26,6 +27,22 @@ pub struct Times {
     pub idle_ns: u64,
     /// From the start of the build to the end of the program.
     pub wall_ns: u64,
+}
+
+/// Figures of a reset.
+pub(crate) fn of_reset(report: &ResetReport, private_bytes: u64) -> Vec<(String, Stat)> {
+    [
+        ("reset_pages_copied", report.copied_pages),
+        ("reset_pages_equal", report.compared_equal_pages),
+        ("reset_pages_dropped", report.dropped_pages),
+        ("reset_pages_kept", report.kept_pages),
+        ("reset_pages_scrubbed", report.scrubbed_pages),
+        ("private_table_pages", report.table_pages),
+        ("private_bytes", private_bytes),
+    ]
+    .into_iter()
+    .map(|(name, count)| (name.to_owned(), Stat::Count(count)))
+    .collect()
 }
 
 fn us(time_ns: u64) -> Stat {

@@ -15,7 +15,7 @@ pub const NSEC_PER_SEC: u64 = 1_000_000_000;
 
 /// Guest time: what calls report and the vDSO shows come from one source, so that they never
 /// contradict each other.
-pub trait GuestClock: fmt::Debug + Send {
+pub trait GuestClock: fmt::Debug + Send + Sync {
     /// The time now.
     fn read(&self, clock: VdsoClock) -> VdsoTimestamp;
     /// Rewrites the vDSO's data page if that is due: `write` stores bytes at an offset of the page.

@@ -139,6 +139,7 @@ fn run(
         streams,
         timeout,
         memory_bytes,
+        readable: Vec::new(),
         trace,
     };
     let mut owner = PythonOwner { raised: None };

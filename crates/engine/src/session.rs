@@ -1,0 +1,295 @@
+//! A sandbox step by step: until it is ready, message by message, call by call.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvmlet_abi::Gva;
+use kvmlet_hv::Kicker;
+use kvmlet_linux::call::{CallArg, CallError, Returns};
+use kvmlet_linux::channel::PostError;
+
+use crate::outcome::Ending;
+use crate::run::{Sandbox, Stop, Until, now_ns};
+use crate::snapshot::Snapshot;
+use crate::{EngineError, Owner, Program, RunOutcome, Stat, boot, stats};
+
+/// What a called function returns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CallReturns {
+    /// An integer or pointer: rax.
+    Int,
+    /// A double: xmm0.
+    Float,
+    /// A pointer to a string that ends with a null byte.
+    Bytes,
+    /// Nothing.
+    Nothing,
+}
+
+/// What a called function has returned.
+#[derive(Clone, PartialEq, Debug)]
+pub enum CallValue {
+    /// rax, signed.
+    Int(i64),
+    /// xmm0.
+    Float(f64),
+    /// The string without its null byte.
+    Bytes(Vec<u8>),
+    /// Nothing.
+    Nothing,
+}
+
+/// A call's result.
+#[derive(Clone, PartialEq, Debug)]
+pub struct CallResult {
+    /// What the function returned.
+    pub value: CallValue,
+    /// What it left in each [`CallArg::Buffer`], in their order.
+    pub buffers: Vec<Vec<u8>>,
+}
+
+impl Sandbox {
+    /// Builds a VM and loads a program into it; nothing has run yet. `program.timeout` is not looked
+    /// at: each step has its own.
+    ///
+    /// # Errors
+    /// As [`crate::run`].
+    pub fn start(program: &Program) -> Result<Self, EngineError> {
+        let caught = std::panic::catch_unwind(AssertUnwindSafe(|| boot::build(program)));
+        caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
+    }
+
+    /// Runs until a thread waits for a message that is not there: the ready point.
+    ///
+    /// # Errors
+    /// [`EngineError::TimedOut`], [`EngineError::Interrupted`], [`EngineError::Ended`].
+    pub fn until_ready(
+        &mut self,
+        timeout: Option<Duration>,
+        owner: &mut dyn Owner,
+    ) -> Result<(), EngineError> {
+        self.step(Until::Ready, timeout, owner)
+    }
+
+    /// Lets the program run for a time.
+    ///
+    /// # Errors
+    /// [`EngineError::Interrupted`], [`EngineError::Ended`].
+    pub fn run_for(&mut self, time: Duration, owner: &mut dyn Owner) -> Result<(), EngineError> {
+        match self.step(Until::End, Some(time), owner) {
+            Err(EngineError::TimedOut) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Puts a message where the program receives it. Nothing runs.
+    ///
+    /// # Errors
+    /// [`EngineError::MessageTooLong`], [`EngineError::InboxFull`], [`EngineError::Ended`].
+    pub fn send(&mut self, message: &[u8]) -> Result<(), EngineError> {
+        self.check_alive()?;
+        let posted = self.personality.post(Arc::from(message));
+        posted.map_err(|error| match error {
+            PostError::TooLong { .. } => EngineError::MessageTooLong(error),
+            PostError::Full { .. } => EngineError::InboxFull(error),
+        })
+    }
+
+    /// Runs until the program has sent a message.
+    ///
+    /// # Errors
+    /// As [`Sandbox::until_ready`]; [`EngineError::Silent`] when the program waits for a message
+    /// itself without having sent one.
+    pub fn recv(
+        &mut self,
+        timeout: Option<Duration>,
+        owner: &mut dyn Owner,
+    ) -> Result<Vec<u8>, EngineError> {
+        self.check_alive()?;
+        if let Some(message) = self.personality.take_message() {
+            return Ok(message.to_vec());
+        }
+        self.step(Until::Message, timeout, owner)?;
+        let message = self.personality.take_message();
+        message
+            .map(|bytes| bytes.to_vec())
+            .ok_or(EngineError::Silent)
+    }
+
+    /// Calls a function of the program by the name of its symbol, with the C calling convention, and
+    /// runs until it returns.
+    ///
+    /// # Errors
+    /// [`EngineError::UnknownSymbol`], [`EngineError::BadArgument`], [`EngineError::NotReady`] before
+    /// the program has started, and as [`Sandbox::until_ready`].
+    pub fn call(
+        &mut self,
+        symbol: &str,
+        args: &[CallArg],
+        returns: CallReturns,
+        timeout: Option<Duration>,
+        owner: &mut dyn Owner,
+    ) -> Result<CallResult, EngineError> {
+        self.check_alive()?;
+        let function = self.resolve(symbol)?;
+        let register = match returns {
+            CallReturns::Float => Returns::Float,
+            CallReturns::Int | CallReturns::Bytes | CallReturns::Nothing => Returns::Integer,
+        };
+        self.personality
+            .begin_call(function, args, register, &mut self.vcpu)
+            .map_err(|error| match error {
+                CallError::NotReady => EngineError::NotReady,
+                other => EngineError::BadArgument(format!("{symbol}: {other}")),
+            })?;
+        self.step(Until::Return, timeout, owner)?;
+        let returned = self
+            .personality
+            .take_return()
+            .ok_or_else(|| EngineError::CallLost(symbol.to_owned()))?;
+        let value = match returns {
+            CallReturns::Int => CallValue::Int(returned.rax.cast_signed()),
+            CallReturns::Float => CallValue::Float(f64::from_bits(returned.xmm0.unwrap_or(0))),
+            CallReturns::Nothing => CallValue::Nothing,
+            CallReturns::Bytes => {
+                let string = self.personality.read_string(Gva(returned.rax));
+                CallValue::Bytes(string.map_err(|errno| {
+                    EngineError::BadArgument(format!(
+                        "{symbol}: what it returned is no string: {errno}"
+                    ))
+                })?)
+            }
+        };
+        Ok(CallResult {
+            value,
+            buffers: returned.buffers,
+        })
+    }
+
+    /// The address of a function of the program.
+    fn resolve(&mut self, symbol: &str) -> Result<Gva, EngineError> {
+        // No symbol table is read yet: every name is unknown.
+        Err(EngineError::UnknownSymbol(symbol.to_owned()))
+    }
+
+    /// Freezes the program where it is. It does not run any more; its forks do.
+    ///
+    /// # Errors
+    /// [`EngineError::Ended`], [`EngineError::IsFork`], and what the host refuses.
+    pub fn freeze(self) -> Result<Snapshot, EngineError> {
+        self.check_alive()?;
+        if self.origin.is_some() {
+            return Err(EngineError::IsFork);
+        }
+        let caught = std::panic::catch_unwind(AssertUnwindSafe(|| Snapshot::freeze(self)));
+        caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
+    }
+
+    /// Puts a fork back to the state of its snapshot. One that has ended starts again.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFork`], and what the host refuses.
+    pub fn reset(&mut self) -> Result<(), EngineError> {
+        let frozen = self.origin.clone().ok_or(EngineError::NotFork)?;
+        let caught = std::panic::catch_unwind(AssertUnwindSafe(|| self.reset_to(&frozen)));
+        caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
+    }
+
+    /// What the program has written to its captured standard output and error since the last call.
+    pub fn take_output(&mut self) -> (Vec<u8>, Vec<u8>) {
+        let captured = &mut self.personality.host.captured;
+        (
+            std::mem::take(&mut captured.stdout),
+            std::mem::take(&mut captured.stderr),
+        )
+    }
+
+    /// How the program ended and what it wrote, once it has ended.
+    pub fn outcome(&mut self) -> Option<RunOutcome> {
+        let ending = self.ended?;
+        Some(self.take_outcome(ending))
+    }
+
+    /// How the program ended, if it has.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        self.ended
+    }
+
+    /// 0 in a program that was never frozen, else a number that no other fork or reset has.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.personality.kernel.channel.generation
+    }
+
+    /// Stops the guest from any thread: the step that runs now, or the next one, asks its owner.
+    #[must_use]
+    pub fn kicker(&self) -> Kicker {
+        self.vcpu.vcpu.kicker()
+    }
+
+    /// Counters so far, and what the last reset did.
+    #[must_use]
+    pub fn stats(&self) -> Vec<(String, Stat)> {
+        let mut all = stats::collect(
+            self.vcpu.vcpu.counters(),
+            self.vm.ioctls(),
+            self.full_flushes,
+            &self.times,
+            self.personality.machine.memory.peak_bytes(),
+            &self.personality.host.report,
+        );
+        all.extend(stats::of_reset(
+            &self.last_reset,
+            self.personality.machine.memory.private_bytes(),
+        ));
+        all
+    }
+
+    fn check_alive(&self) -> Result<(), EngineError> {
+        match self.ended {
+            None => Ok(()),
+            Some(ending) => Err(EngineError::Ended(ending)),
+        }
+    }
+
+    fn step(
+        &mut self,
+        until: Until,
+        timeout: Option<Duration>,
+        owner: &mut dyn Owner,
+    ) -> Result<(), EngineError> {
+        self.check_alive()?;
+        let deadline_ns = timeout.map(|timeout| {
+            now_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
+        });
+        let caught =
+            std::panic::catch_unwind(AssertUnwindSafe(|| self.drive(until, deadline_ns, owner)));
+        let stop = match caught {
+            Ok(Ok(stop)) => stop,
+            // A fault of ours: the sandbox is not to be trusted any more.
+            Ok(Err(error)) => {
+                self.ended = Some(Ending::Broken);
+                return Err(error);
+            }
+            Err(panic) => {
+                self.ended = Some(Ending::Broken);
+                return Err(EngineError::from_panic(panic.as_ref()));
+            }
+        };
+        match stop {
+            Stop::Reached => Ok(()),
+            Stop::TimedOut => Err(EngineError::TimedOut),
+            Stop::Interrupted => Err(EngineError::Interrupted),
+            Stop::Stuck => Err(match until {
+                Until::Message | Until::Return => EngineError::Silent,
+                Until::Ready | Until::End => EngineError::NotReady,
+            }),
+            Stop::Ended(ending) => {
+                self.ended = Some(ending);
+                Err(EngineError::Ended(ending))
+            }
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! Frozen programs: freezing, forking, the VMs kept ready, and what a reset puts back.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvmlet_abi::{Gva, PAGE_SIZE};
+use kvmlet_hv::{Kvm, Vm, World};
+use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
+use kvmlet_linux::host::Host;
+use kvmlet_linux::kernel::{Kernel, Tid};
+use kvmlet_linux::mm::freeze::{MappedFile, settle};
+use kvmlet_linux::personality::Personality;
+use kvmlet_mem::{FrozenMemory, GuestMemory, MemError, PageTables, ResetReport};
+
+use crate::boot::{self, VmmPages};
+use crate::run::{Sandbox, VcpuState, now_ns};
+use crate::stats::Times;
+use crate::{EngineError, Stat};
+
+/// VMs without a program that a process keeps for the next snapshot.
+const BLANK_VMS_MAX: usize = 16;
+/// Resets in a row without a write to a page after which it is no longer copied ahead.
+const FORGET_AFTER: u32 = 20;
+/// Pages learned at most: what is copied ahead for a fork, in pages.
+const LEARNED_MAX: usize = 16_384;
+/// Private memory that a fork may keep from one request to the next, in bytes; beyond it the fork is
+/// built anew.
+const KEPT_MAX_BYTES: u64 = 64 << 20;
+
+/// A VM without memory slots, and its vCPU.
+#[derive(Debug)]
+struct BlankVm {
+    vm: Vm,
+    vcpu: VcpuState,
+}
+
+/// VMs that have been used and hold nothing: creating one costs many times an exit.
+static BLANK: Mutex<BlankVms> = Mutex::new(BlankVms {
+    process: 0,
+    vms: Vec::new(),
+});
+
+#[derive(Debug)]
+struct BlankVms {
+    /// VM descriptors do not survive fork(2): the process that these belong to.
+    process: u32,
+    vms: Vec<BlankVm>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn blank_vms() -> MutexGuard<'static, BlankVms> {
+    let mut blank = lock(&BLANK);
+    let process = std::process::id();
+    if blank.process != process {
+        blank.process = process;
+        // Dead copies of the parent's.
+        blank.vms.clear();
+    }
+    blank
+}
+
+/// A VM with a snapshot's memory and a fork's own, which has not run since it was bound or reset.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    vm: Vm,
+    vcpu: VcpuState,
+    memory: GuestMemory,
+    tables: PageTables,
+}
+
+/// What requests write, learned from resets.
+#[derive(Debug, Default)]
+struct Learned {
+    /// Page to resets since a request was seen to write it.
+    pages: BTreeMap<u64, u32>,
+    resets: u64,
+}
+
+impl Learned {
+    fn add(&mut self, report: &ResetReport) {
+        self.resets = self.resets.saturating_add(1);
+        for page in &report.written {
+            if self.pages.len() < LEARNED_MAX || self.pages.contains_key(&page.0) {
+                self.pages.insert(page.0, 0);
+            }
+        }
+        // Ages are only looked at now and then: a map of thousands of pages is not walked each time.
+        if self.resets.is_multiple_of(u64::from(FORGET_AFTER)) {
+            self.pages.retain(|_, age| {
+                *age = age.saturating_add(1);
+                *age <= 1
+            });
+        }
+    }
+}
+
+/// What all forks of a snapshot share.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    process: u32,
+    memory: Arc<FrozenMemory>,
+    /// What the program used when it was frozen.
+    used_bytes: u64,
+    pub kernel: Kernel,
+    pub host: Host,
+    files: Vec<MappedFile>,
+    vdso: Vdso,
+    cpu: CpuInfo,
+    pub pages: VmmPages,
+    world: World,
+    ready: Mutex<Vec<Bound>>,
+    learned: Mutex<Learned>,
+    generation: AtomicU64,
+    forks: AtomicU64,
+}
+
+/// A frozen program: any number of forks can be made of it, one after another or at once.
+#[derive(Clone, Debug)]
+pub struct Snapshot(Arc<Frozen>);
+
+impl Snapshot {
+    /// Freezes `sandbox`, whose guest is not running.
+    pub(crate) fn freeze(mut sandbox: Sandbox) -> Result<Self, EngineError> {
+        sandbox.personality.park(&mut sandbox.vcpu);
+        sandbox.vcpu.check()?;
+        let Sandbox {
+            personality,
+            vcpu,
+            vm,
+            pages,
+            ..
+        } = sandbox;
+        let Personality {
+            mut kernel,
+            mut machine,
+            mut host,
+            ..
+        } = personality;
+        let tid = kernel.threads.keys().next().copied().unwrap_or(Tid(1));
+        let mut cx = Cx {
+            kernel: &mut kernel,
+            machine: &mut machine,
+            host: &mut host,
+            tid,
+        };
+        let files = settle(&mut cx).map_err(|errno| {
+            EngineError::Host(format!(
+                "the program's mapped files cannot be frozen: {errno}"
+            ))
+        })?;
+        let world = vcpu.vcpu.world().unwrap_or(World::Hardware);
+        let Machine {
+            mut memory,
+            tables,
+            vdso,
+            cpu,
+        } = machine;
+        for gpa in pages.scratch() {
+            memory.zero(gpa, PAGE_SIZE)?;
+        }
+        let vdso =
+            vdso.ok_or_else(|| EngineError::Internal("a sandbox without a vDSO".to_owned()))?;
+        // The guest's memory is about to become read-only.
+        vm.delete_all_slots()?;
+        give_back_blank(vm, vcpu);
+        // A fork may take back anything that is charged now.
+        let used_bytes = memory.used_bytes();
+        let memory = memory.freeze(tables, used_bytes)?;
+        let host = host.fork();
+        Ok(Self(Arc::new(Frozen {
+            process: std::process::id(),
+            memory,
+            used_bytes,
+            kernel,
+            host,
+            files,
+            vdso,
+            cpu,
+            pages,
+            world,
+            ready: Mutex::default(),
+            learned: Mutex::default(),
+            generation: AtomicU64::new(0),
+            forks: AtomicU64::new(0),
+        })))
+    }
+
+    /// A sandbox that goes on where this snapshot was frozen.
+    ///
+    /// # Errors
+    /// [`EngineError::Stale`] when a mapped file has changed since the freeze,
+    /// [`EngineError::Descriptors`], [`EngineError::Host`] or [`EngineError::Kvm`] when the host
+    /// refuses what a VM needs.
+    pub fn fork(&self) -> Result<Sandbox, EngineError> {
+        let frozen = &self.0;
+        frozen.check_process()?;
+        frozen.check_files()?;
+        let started_ns = now_ns();
+        let ready = lock(&frozen.ready).pop();
+        let bound = match ready {
+            Some(bound) => bound,
+            None => frozen.bind()?,
+        };
+        frozen.forks.fetch_add(1, Ordering::Relaxed);
+        Ok(frozen.start(bound, Arc::clone(frozen), started_ns))
+    }
+
+    /// Binds VMs ahead, until `count` wait to be forks.
+    ///
+    /// # Errors
+    /// As [`Snapshot::fork`]; those bound before stay.
+    pub fn prepare(&self, count: usize) -> Result<(), EngineError> {
+        self.0.check_process()?;
+        while lock(&self.0.ready).len() < count {
+            let bound = self.0.bind()?;
+            lock(&self.0.ready).push(bound);
+        }
+        Ok(())
+    }
+
+    /// Gives up bound VMs beyond `count`.
+    pub fn trim(&self, count: usize) {
+        let surplus = {
+            let mut ready = lock(&self.0.ready);
+            let keep = count.min(ready.len());
+            ready.split_off(keep)
+        };
+        for bound in surplus {
+            bound.unbind();
+        }
+    }
+
+    /// Counts, for people and benches.
+    #[must_use]
+    pub fn stats(&self) -> Vec<(String, Stat)> {
+        let frozen = &self.0;
+        let ready = lock(&frozen.ready).len() as u64;
+        let learned = lock(&frozen.learned).pages.len() as u64;
+        [
+            ("forks", frozen.forks.load(Ordering::Relaxed)),
+            ("ready", ready),
+            ("learned_pages", learned),
+            ("frozen_bytes", frozen.used_bytes),
+        ]
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), Stat::Count(count)))
+        .collect()
+    }
+}
+
+fn give_back_blank(vm: Vm, vcpu: VcpuState) {
+    let mut blank = blank_vms();
+    if blank.vms.len() < BLANK_VMS_MAX {
+        blank.vms.push(BlankVm { vm, vcpu });
+    }
+}
+
+impl Bound {
+    /// Takes the program out of the VM, which is kept for another.
+    fn unbind(self) {
+        let Self { vm, vcpu, .. } = self;
+        // A VM that cannot be emptied is closed.
+        if vm.delete_all_slots().is_ok() {
+            give_back_blank(vm, vcpu);
+        }
+    }
+}
+
+impl Frozen {
+    fn check_process(&self) -> Result<(), EngineError> {
+        if self.process == std::process::id() {
+            Ok(())
+        } else {
+            Err(EngineError::OtherProcess)
+        }
+    }
+
+    fn check_files(&self) -> Result<(), EngineError> {
+        match self
+            .files
+            .iter()
+            .find(|file| !file.is_unchanged(&self.host))
+        {
+            None => Ok(()),
+            Some(file) => Err(EngineError::Stale(
+                String::from_utf8_lossy(file.name()).into_owned(),
+            )),
+        }
+    }
+
+    /// A VM with the snapshot's memory: an emptied one or a new one.
+    fn bind(&self) -> Result<Bound, EngineError> {
+        let blank = blank_vms().vms.pop();
+        let (mut memory, mut tables) = self.memory.fork()?;
+        let pages: Vec<Gva> = {
+            let learned = lock(&self.learned);
+            learned.pages.keys().map(|page| Gva(*page)).collect()
+        };
+        tables.copy_ahead(&mut memory, pages.into_iter(), |gva| self.keeps_copy(gva))?;
+        let slots = memory.take_new_slots();
+        let config = boot::vcpu_config(&memory, &tables, &self.pages, Some(self.world))?;
+        match blank {
+            Some(BlankVm { vm, mut vcpu }) => {
+                for slot in slots {
+                    vm.set_slot(slot)?;
+                }
+                vcpu.vcpu.rebind(config);
+                Ok(Bound {
+                    vm,
+                    vcpu,
+                    memory,
+                    tables,
+                })
+            }
+            None => {
+                let vm = Kvm::open()?.create_vm()?;
+                for slot in slots {
+                    vm.set_slot(slot)?;
+                }
+                let vcpu = VcpuState::new(vm.create_vcpu(config)?);
+                Ok(Bound {
+                    vm,
+                    vcpu,
+                    memory,
+                    tables,
+                })
+            }
+        }
+    }
+
+    fn keeps_copy(&self, gva: Gva) -> bool {
+        // One process shares its tables with no other yet.
+        self.kernel
+            .processes
+            .values()
+            .any(|process| process.mm.keeps_copy(gva))
+    }
+
+    /// The number of the next fork or reset: never 0, which is the program before the freeze.
+    fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn next_kernel(&self) -> Kernel {
+        let mut kernel = self.kernel.clone();
+        kernel.channel.generation = self.next_generation();
+        kernel
+    }
+
+    fn start(&self, bound: Bound, origin: Arc<Self>, started_ns: u64) -> Sandbox {
+        let Bound {
+            vm,
+            mut vcpu,
+            mut memory,
+            tables,
+        } = bound;
+        let mut host = self.host.fork();
+        host.clock = boot::clock(&mut vcpu.vcpu, &mut memory, self.vdso);
+        let machine = Machine {
+            memory,
+            tables,
+            vdso: Some(self.vdso),
+            cpu: self.cpu,
+        };
+        Sandbox {
+            vcpu,
+            vm,
+            personality: Personality::new(self.next_kernel(), machine, host),
+            pages: self.pages,
+            vdso_data: self.vdso.data,
+            times: Times::default(),
+            started_ns,
+            full_flushes: 0,
+            ended: None,
+            origin: Some(origin),
+            last_reset: ResetReport::default(),
+        }
+    }
+}
+
+impl Sandbox {
+    /// Puts a fork back to its snapshot's state: nothing of what it did since is left.
+    pub(crate) fn reset_to(&mut self, frozen: &Arc<Frozen>) -> Result<(), EngineError> {
+        frozen.check_process()?;
+        // What ended badly may have left the vCPU or the tables in any state.
+        let report = match self.ended {
+            Some(_) => None,
+            None => self.reset_memory(frozen)?,
+        };
+        let Some(report) = report else {
+            return self.rebuild(frozen);
+        };
+        for gpa in self.pages.scratch() {
+            self.personality.machine.memory.zero(gpa, PAGE_SIZE)?;
+        }
+        self.personality.assign(frozen.next_kernel());
+        self.personality.host.reset(&frozen.host);
+        lock(&frozen.learned).add(&report);
+        self.last_reset = report;
+        Ok(())
+    }
+
+    /// `None` if the fork must be built anew.
+    fn reset_memory(&mut self, frozen: &Frozen) -> Result<Option<ResetReport>, EngineError> {
+        let machine = &mut self.personality.machine;
+        let reset = machine
+            .tables
+            .reset(&mut machine.memory, |gva| frozen.keeps_copy(gva));
+        match reset {
+            Ok(report) if machine.memory.private_bytes() <= KEPT_MAX_BYTES => Ok(Some(report)),
+            Ok(_) | Err(MemError::NeedsRebuild) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// A new fork in the same VM.
+    fn rebuild(&mut self, frozen: &Arc<Frozen>) -> Result<(), EngineError> {
+        let mut fork = Snapshot(Arc::clone(frozen)).fork()?;
+        std::mem::swap(self, &mut fork);
+        fork.retire();
+        Ok(())
+    }
+
+    /// Ends this sandbox; its VM is kept for another program.
+    pub fn retire(self) {
+        if self
+            .origin
+            .as_ref()
+            .is_some_and(|origin| origin.check_process().is_ok())
+        {
+            let Self {
+                vm,
+                vcpu,
+                personality,
+                ..
+            } = self;
+            let Machine { memory, tables, .. } = personality.machine;
+            let bound = Bound {
+                vm,
+                vcpu,
+                memory,
+                tables,
+            };
+            bound.unbind();
+        }
+    }
+}
