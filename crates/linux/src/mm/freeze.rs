@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
 use super::space::{Space, errno};
-use super::vma::{Backing, FileBacking, Prot, Vma};
+use super::vma::{Backing, FileBacking, Prot, Vma, VmaFlags};
 use super::{FaultError, Mm};
 use crate::cx::Cx;
 use crate::host::{Host, HostId};
@@ -46,8 +46,9 @@ fn may_change(attr: &Attr) -> bool {
 }
 
 /// Prepares the address space of every process for a freeze: written pages of private file mappings,
-/// and all pages of files that may change, become memory of ours. Answers the files whose pages are
-/// still shown.
+/// and all pages of files that may change, become memory of ours. Memory that the program wants wiped
+/// in a child (madvise(2), MADV_WIPEONFORK) is wiped: every fork finds zeros there. Answers the files
+/// whose pages are still shown.
 ///
 /// # Errors
 /// `ENOMEM` at the memory limit; the host's error for a file that cannot be read.
@@ -77,6 +78,10 @@ impl Space<'_> {
     fn settle(&mut self, shown: &mut Vec<MappedFile>) -> Result<(), Errno> {
         let vmas: Vec<Vma> = self.mm.vmas.values().cloned().collect();
         for vma in vmas {
+            if vma.flags.contains(VmaFlags::WIPEONFORK) {
+                self.zap(vma.start, vma.end)?;
+                continue;
+            }
             let Backing::File(file) = vma.backing else {
                 continue;
             };
