@@ -18,7 +18,7 @@ pub fn harden(cwd: &[u8]) -> Vec<String> {
     let mut notes = Vec::new();
     // What this process learns of the host's clock comes from a file that it may not read afterwards.
     let _ = HostClock::new(ClockConfig::default());
-    raise_descriptor_limit();
+    let _ = raise_descriptor_limit();
     if let Err(error) = rustix::thread::set_no_new_privs(true) {
         notes.push(format!("no-new-privileges could not be set: {error}"));
     }
@@ -32,15 +32,19 @@ pub fn harden(cwd: &[u8]) -> Vec<String> {
     notes
 }
 
-/// A guest may hold about as many host descriptors as the usual soft limit allows a process.
-fn raise_descriptor_limit() {
+/// A guest may hold about as many host descriptors as the usual soft limit allows a process, and each
+/// VM takes two. Answers whether the limit is higher now.
+pub(crate) fn raise_descriptor_limit() -> bool {
     let limits = getrlimit(Resource::Nofile);
+    if limits.current == limits.maximum {
+        return false;
+    }
     let raised = Rlimit {
         current: limits.maximum,
         maximum: limits.maximum,
     };
-    // A failure leaves the limit as it was: a guest then meets EMFILE sooner.
-    let _ = setrlimit(Resource::Nofile, raised);
+    // A failure leaves the limit as it was: EMFILE is met sooner then.
+    setrlimit(Resource::Nofile, raised).is_ok()
 }
 
 fn restrict(cwd: &[u8]) -> Result<RulesetStatus, String> {

@@ -14,6 +14,7 @@ use kvmlet_linux::personality::Personality;
 use kvmlet_mem::{FrozenMemory, GuestMemory, MemError, PageTables, ResetReport};
 
 use crate::boot::{self, VmmPages};
+use crate::harden::raise_descriptor_limit;
 use crate::run::{Sandbox, VcpuState, now_ns};
 use crate::stats::Times;
 use crate::{EngineError, Stat};
@@ -292,8 +293,16 @@ impl Frozen {
         }
     }
 
-    /// A VM with the snapshot's memory: an emptied one or a new one.
+    /// A VM with the snapshot's memory: an emptied one or a new one. Out of descriptors, the limit on
+    /// them is raised as far as it may be.
     fn bind(&self) -> Result<Bound, EngineError> {
+        match self.bind_once() {
+            Err(EngineError::Descriptors) if raise_descriptor_limit() => self.bind_once(),
+            other => other,
+        }
+    }
+
+    fn bind_once(&self) -> Result<Bound, EngineError> {
         let blank = blank_vms().vms.pop();
         let (mut memory, mut tables) = self.memory.fork()?;
         let pages: Vec<Gva> = {
