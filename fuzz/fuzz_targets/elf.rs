@@ -1,12 +1,13 @@
 //! Everything kvmlet-elf reads from a hostile file: headers and their plan, the interpreter's
-//! path, the `#!` line, and the strings of a first stack.
+//! path, the `#!` line, the symbol tables, and the strings of a first stack.
 //!
 //! Input: 8 bytes of load bias, 8 bytes of file length (0: as long as the rest), then the file.
 
 #![no_main]
 
 use kvmlet_elf::{
-    LoadAction, PAGE_SIZE, USER_END, USER_START, build_stack, parse, parse_shebang, read_interp,
+    LoadAction, PAGE_SIZE, Symbols, USER_END, USER_START, build_stack, find_function, parse,
+    parse_shebang, read_interp,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -62,6 +63,10 @@ fuzz_target!(|data: &[u8]| {
     if let Some(Ok(line)) = parse_shebang(file) {
         assert!(!line.interpreter.is_empty() && line.interpreter.len() < 256);
         assert!(!line.interpreter.contains(&0));
+    }
+
+    for symbols in [Symbols::All, Symbols::Exported] {
+        let _ = find_function(&mut &*file, symbols, b"a");
     }
 
     let strings: Vec<&[u8]> = file.split(|&byte| byte == 0).collect();

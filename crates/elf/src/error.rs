@@ -150,6 +150,9 @@ pub enum ElfError {
     /// The path of the executed file is too long.
     #[error("path of the executable too long: {0} bytes, the limit is 4095")]
     PathTooLong(usize),
+    /// The symbol tables make no sense.
+    #[error("ELF file with symbols {0}")]
+    BadSymbols(&'static str),
     /// A string for the first stack contains a NUL byte, which would end it early.
     #[error("{0} contains a NUL byte")]
     InteriorNul(&'static str),
@@ -178,6 +181,7 @@ impl ElfError {
             | Self::NoSegments
             | Self::BadEntry(_)
             | Self::BadInterp(_)
+            | Self::BadSymbols(_)
             | Self::ShebangEmpty
             | Self::ShebangTooLong => Errno::Enoexec,
         }

@@ -37,6 +37,7 @@ pub mod mm;
 pub mod personality;
 pub mod sched;
 pub mod signal;
+pub mod symbols;
 pub mod syscalls;
 #[cfg(test)]
 pub(crate) mod testing;

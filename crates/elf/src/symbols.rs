@@ -1,0 +1,386 @@
+//! Functions by name: the symbol tables that the section headers point to.
+//!
+//! A file is read in pieces, since those of large programs have hundreds of megabytes.
+
+use object::elf;
+
+use crate::error::ElfError;
+
+/// Bytes of a string table at most.
+const STRINGS_MAX: u64 = 64 << 20;
+/// Symbols of a table that are looked at.
+const SYMBOLS_MAX: u64 = 1 << 22;
+/// Section headers that are looked at.
+const SECTIONS_MAX: u64 = 65_536;
+const HEADER_LEN: usize = 64;
+const SECTION_HEADER_LEN: u64 = 64;
+const SYMBOL_LEN: u64 = 24;
+/// Symbols read at once.
+const SYMBOLS_AT_ONCE: u64 = 4096;
+
+/// A file that can be read at any place.
+pub trait ReadAt {
+    /// Fills `into` with the bytes at `offset`; `false` if the file has not that many or cannot be
+    /// read.
+    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> bool;
+}
+
+impl ReadAt for &[u8] {
+    fn read_at(&mut self, offset: u64, into: &mut [u8]) -> bool {
+        let found = usize::try_from(offset)
+            .ok()
+            .and_then(|from| self.get(from..from.checked_add(into.len())?));
+        if let Some(bytes) = found {
+            into.copy_from_slice(bytes);
+        }
+        found.is_some()
+    }
+}
+
+/// Which of a file's symbols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Symbols {
+    /// All that are left in it: `.symtab`, or `.dynsym` in a stripped file.
+    All,
+    /// Those that other files may use: `.dynsym`.
+    Exported,
+}
+
+/// A function found by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Function {
+    /// Its address before the load bias.
+    At(u64),
+    /// An indirect function: a resolver chooses the real one when the program is loaded.
+    Indirect,
+}
+
+/// How good a match is; a later one is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// A label without a type, as hand-written assembly has them.
+    Label,
+    /// A function of one source file; another may have one of the same name.
+    Local,
+    /// The function of that name.
+    Global,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Section {
+    kind: u32,
+    offset: u64,
+    len: u64,
+    link: u32,
+}
+
+/// Looks a function up. `None` if the file has no such function, or no symbols at all.
+///
+/// # Errors
+/// [`ElfError::NotElf`], [`ElfError::BadIdent`], [`ElfError::BadSymbols`] for tables that lie outside
+/// the file, are too large or make no sense.
+pub fn find_function(
+    file: &mut dyn ReadAt,
+    symbols: Symbols,
+    name: &[u8],
+) -> Result<Option<Function>, ElfError> {
+    if name.is_empty() || name.contains(&0) {
+        return Ok(None);
+    }
+    let sections = sections(file)?;
+    let table = |kind: elf::SectionType| sections.iter().find(|section| section.kind == kind.0);
+    let chosen = match symbols {
+        Symbols::All => table(elf::SHT_SYMTAB).or_else(|| table(elf::SHT_DYNSYM)),
+        Symbols::Exported => table(elf::SHT_DYNSYM),
+    };
+    let Some(chosen) = chosen else {
+        return Ok(None);
+    };
+    let strings = usize::try_from(chosen.link)
+        .ok()
+        .and_then(|link| sections.get(link))
+        .filter(|section| section.kind == elf::SHT_STRTAB.0)
+        .ok_or(ElfError::BadSymbols("without a string table"))?;
+    let names = strings_of(file, strings)?;
+    search(file, chosen, &names, name)
+}
+
+fn sections(file: &mut dyn ReadAt) -> Result<Vec<Section>, ElfError> {
+    let mut header = [0u8; HEADER_LEN];
+    if !file.read_at(0, &mut header) || !header.starts_with(&elf::ELFMAG) {
+        return Err(ElfError::NotElf);
+    }
+    for (index, wanted) in [(4u8, elf::ELFCLASS64.0), (5, elf::ELFDATA2LSB.0)] {
+        let value = header.get(usize::from(index)).copied().unwrap_or_default();
+        if value != wanted {
+            return Err(ElfError::BadIdent { index, value });
+        }
+    }
+    let offset = u64_at(&header, 40);
+    let (entry_len, mut count) = (u16_at(&header, 58), u64::from(u16_at(&header, 60)));
+    if offset == 0 {
+        return Ok(Vec::new());
+    }
+    if u64::from(entry_len) != SECTION_HEADER_LEN {
+        return Err(ElfError::BadSymbols("with section headers of a wrong size"));
+    }
+    if count == 0 {
+        // With 65,280 sections or more the first header has their number.
+        let first = read(file, offset, SECTION_HEADER_LEN)?;
+        count = u64_at(&first, 32);
+    }
+    if count > SECTIONS_MAX {
+        return Err(ElfError::BadSymbols("with too many sections"));
+    }
+    let table = read(file, offset, count.saturating_mul(SECTION_HEADER_LEN))?;
+    let (headers, _) = table.as_chunks::<{ SECTION_HEADER_LEN as usize }>();
+    Ok(headers
+        .iter()
+        .map(|header| Section {
+            kind: u32_at(header, 4),
+            offset: u64_at(header, 24),
+            len: u64_at(header, 32),
+            link: u32_at(header, 40),
+        })
+        .collect())
+}
+
+fn strings_of(file: &mut dyn ReadAt, section: &Section) -> Result<Vec<u8>, ElfError> {
+    if section.len > STRINGS_MAX {
+        return Err(ElfError::BadSymbols("with too many names"));
+    }
+    read(file, section.offset, section.len)
+}
+
+fn search(
+    file: &mut dyn ReadAt,
+    table: &Section,
+    names: &[u8],
+    name: &[u8],
+) -> Result<Option<Function>, ElfError> {
+    let total = table.len.checked_div(SYMBOL_LEN).unwrap_or(0);
+    if total > SYMBOLS_MAX {
+        return Err(ElfError::BadSymbols("with too many symbols"));
+    }
+    let mut best: Option<(Rank, Function)> = None;
+    let mut at = 0u64;
+    while at < total {
+        let count = total.saturating_sub(at).min(SYMBOLS_AT_ONCE);
+        let offset = table.offset.saturating_add(at.saturating_mul(SYMBOL_LEN));
+        let bytes = read(file, offset, count.saturating_mul(SYMBOL_LEN))?;
+        let (symbols, _) = bytes.as_chunks::<{ SYMBOL_LEN as usize }>();
+        for symbol in symbols {
+            if !is_named(names, u32_at(symbol, 0), name) {
+                continue;
+            }
+            if let Some(found) = function(symbol)
+                && best.is_none_or(|(rank, _)| found.0 > rank)
+            {
+                best = Some(found);
+            }
+        }
+        at = at.saturating_add(count);
+    }
+    Ok(best.map(|(_, function)| function))
+}
+
+/// Whether the string at `at` is `name`.
+fn is_named(names: &[u8], at: u32, name: &[u8]) -> bool {
+    usize::try_from(at)
+        .ok()
+        .and_then(|at| names.get(at..))
+        .and_then(|rest| rest.strip_prefix(name))
+        .is_some_and(|rest| rest.first() == Some(&0))
+}
+
+/// The function that a symbol defines, if it does.
+fn function(symbol: &[u8; SYMBOL_LEN as usize]) -> Option<(Rank, Function)> {
+    let info = symbol.get(4).copied()?;
+    let (binding, kind) = (elf::SymbolBind(info >> 4), elf::SymbolType(info & 0xf));
+    let section = u16_at(symbol, 6);
+    // Neither undefined nor a mere number.
+    if section == elf::SHN_UNDEF.0 || section == elf::SHN_ABS.0 {
+        return None;
+    }
+    let rank = match kind {
+        elf::STT_FUNC | elf::STT_GNU_IFUNC if binding == elf::STB_LOCAL => Rank::Local,
+        elf::STT_FUNC | elf::STT_GNU_IFUNC => Rank::Global,
+        elf::STT_NOTYPE => Rank::Label,
+        _ => return None,
+    };
+    let function = if kind == elf::STT_GNU_IFUNC {
+        Function::Indirect
+    } else {
+        Function::At(u64_at(symbol, 8))
+    };
+    Some((rank, function))
+}
+
+/// Reads a part that the file must have. Its length is bounded by the caller.
+fn read(file: &mut dyn ReadAt, offset: u64, len: u64) -> Result<Vec<u8>, ElfError> {
+    let outside = ElfError::BadSymbols("that lie outside the file");
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| outside)?];
+    if file.read_at(offset, &mut bytes) {
+        Ok(bytes)
+    } else {
+        Err(outside)
+    }
+}
+
+fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .copied()
+        .unwrap_or([0; N])
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(array_at(bytes, at))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(array_at(bytes, at))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(array_at(bytes, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const GLOBAL: u8 = 1 << 4;
+    const FUNC: u8 = 2;
+    const OBJECT: u8 = 1;
+    const IFUNC: u8 = 10;
+
+    /// A file with `.dynsym` (exported) and `.symtab` (all), which share their strings.
+    fn file(exported: &[(&str, u8, u16, u64)], all: &[(&str, u8, u16, u64)]) -> Vec<u8> {
+        let mut names = vec![0u8];
+        let mut table = |symbols: &[(&str, u8, u16, u64)]| {
+            let mut bytes = vec![0; 24];
+            for (name, info, section, value) in symbols {
+                bytes.extend((names.len() as u32).to_le_bytes());
+                bytes.extend([*info, 0]);
+                bytes.extend(section.to_le_bytes());
+                bytes.extend(value.to_le_bytes());
+                bytes.extend(8u64.to_le_bytes());
+                names.extend(name.bytes());
+                names.push(0);
+            }
+            bytes
+        };
+        let tables = [table(exported), table(all)];
+        let parts: Vec<(u32, &[u8])> = vec![(3, &names), (11, &tables[0]), (2, &tables[1])];
+        let mut bytes = vec![0u8; 64];
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        let mut headers = vec![0u8; 64];
+        for (kind, part) in parts {
+            let mut header = [0u8; 64];
+            header[4..8].copy_from_slice(&kind.to_le_bytes());
+            header[24..32].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+            header[32..40].copy_from_slice(&(part.len() as u64).to_le_bytes());
+            header[40] = 1;
+            headers.extend(header);
+            bytes.extend(part);
+        }
+        let offset = bytes.len() as u64;
+        bytes[40..48].copy_from_slice(&offset.to_le_bytes());
+        bytes[58] = 64;
+        bytes[60] = 4;
+        bytes.extend(headers);
+        bytes
+    }
+
+    fn find(bytes: &[u8], symbols: Symbols, name: &str) -> Option<Function> {
+        find_function(&mut &*bytes, symbols, name.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn functions_are_found_by_name_and_table() {
+        let bytes = file(
+            &[("run", GLOBAL | FUNC, 1, 0x1000)],
+            &[
+                ("helper", FUNC, 1, 0x2000),
+                ("helper", FUNC, 1, 0x2100),
+                ("shared", FUNC, 1, 0x3000),
+                ("shared", GLOBAL | FUNC, 1, 0x3100),
+                ("_start", GLOBAL, 1, 0x4000),
+                ("fast", GLOBAL | IFUNC, 1, 0x5000),
+                ("table", GLOBAL | OBJECT, 1, 0x6000),
+                ("puts", GLOBAL | FUNC, 0, 0),
+                ("number", GLOBAL, 0xfff1, 7),
+            ],
+        );
+        let all = |name| find(&bytes, Symbols::All, name);
+        assert_eq!(
+            find(&bytes, Symbols::Exported, "run"),
+            Some(Function::At(0x1000))
+        );
+        assert_eq!(find(&bytes, Symbols::Exported, "helper"), None);
+        assert_eq!(all("helper"), Some(Function::At(0x2000)));
+        assert_eq!(all("shared"), Some(Function::At(0x3100)));
+        assert_eq!(all("_start"), Some(Function::At(0x4000)));
+        assert_eq!(all("fast"), Some(Function::Indirect));
+        for name in ["table", "puts", "number", "help", "elper", "helpers", ""] {
+            assert_eq!(all(name), None, "{name}");
+        }
+        assert_eq!(find(&bytes, Symbols::All, "helper\0shared"), None);
+    }
+
+    #[test]
+    fn a_stripped_file_has_what_it_exports() {
+        let mut bytes = file(&[("run", GLOBAL | FUNC, 1, 0x1000)], &[]);
+        let headers = u64_at(&bytes, 40) as usize;
+        bytes[headers + 3 * 64 + 4] = 0;
+        assert_eq!(
+            find(&bytes, Symbols::All, "run"),
+            Some(Function::At(0x1000))
+        );
+        bytes[40..48].fill(0);
+        assert_eq!(find(&bytes, Symbols::All, "run"), None);
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn this_very_program_has_a_main_function() {
+        let bytes = std::fs::read("/proc/self/exe").unwrap();
+        assert!(matches!(
+            find(&bytes, Symbols::All, "main"),
+            Some(Function::At(_))
+        ));
+        assert_eq!(find(&bytes, Symbols::All, "kvmlet_elf_no_such"), None);
+    }
+
+    #[test]
+    fn tables_outside_the_file_are_errors() {
+        let good = file(&[], &[("run", GLOBAL | FUNC, 1, 0x1000)]);
+        for len in 64..good.len() {
+            let cut = &good[..len];
+            assert!(find_function(&mut &*cut, Symbols::All, b"run").is_err());
+        }
+        let short: &[u8] = b"\x7fELF";
+        assert_eq!(
+            find_function(&mut &*short, Symbols::All, b"run"),
+            Err(ElfError::NotElf)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_files_are_answered(at in 0usize..800, value: u8, name in "[a-z]{1,6}") {
+            let mut bytes = file(
+                &[("run", GLOBAL | FUNC, 1, 0x1000)],
+                &[("helper", FUNC, 1, 0x2000)],
+            );
+            let len = bytes.len();
+            bytes[at % len] = value;
+            for symbols in [Symbols::All, Symbols::Exported] {
+                let _ = find_function(&mut &*bytes, symbols, name.as_bytes());
+            }
+        }
+    }
+}
