@@ -63,7 +63,7 @@ pub enum EngineError {
     #[error("interrupted")]
     Interrupted,
     /// The program has no such function.
-    #[error("{0}: the program has no function of this name")]
+    #[error("{0}")]
     UnknownSymbol(String),
     /// A message is longer than can be sent.
     #[error("{0}")]

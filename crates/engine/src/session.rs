@@ -8,6 +8,7 @@ use kvmlet_abi::Gva;
 use kvmlet_hv::Kicker;
 use kvmlet_linux::call::{CallArg, CallError, Returns};
 use kvmlet_linux::channel::PostError;
+use kvmlet_linux::symbols::SymbolError;
 
 use crate::outcome::Ending;
 use crate::run::{Sandbox, Stop, Until, now_ns};
@@ -132,7 +133,13 @@ impl Sandbox {
         owner: &mut dyn Owner,
     ) -> Result<CallResult, EngineError> {
         self.check_alive()?;
-        let function = self.resolve(symbol)?;
+        let function = self
+            .personality
+            .symbol(symbol)
+            .map_err(|error| match error {
+                SymbolError::NoProgram => EngineError::NotReady,
+                other => EngineError::UnknownSymbol(other.to_string()),
+            })?;
         let register = match returns {
             CallReturns::Float => Returns::Float,
             CallReturns::Int | CallReturns::Bytes | CallReturns::Nothing => Returns::Integer,
@@ -165,12 +172,6 @@ impl Sandbox {
             value,
             buffers: returned.buffers,
         })
-    }
-
-    /// The address of a function of the program.
-    fn resolve(&mut self, symbol: &str) -> Result<Gva, EngineError> {
-        // No symbol table is read yet: every name is unknown.
-        Err(EngineError::UnknownSymbol(symbol.to_owned()))
     }
 
     /// Freezes the program where it is. It does not run any more; its forks do.
