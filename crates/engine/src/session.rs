@@ -248,6 +248,17 @@ impl Sandbox {
         all
     }
 
+    /// KVM's own counters of the vCPU by name (KVM_GET_STATS_FD), `pf_taken` and `tlb_flush` among them.
+    /// Costs some host calls.
+    ///
+    /// # Errors
+    /// [`EngineError::Kvm`] on a kernel before 5.14.
+    pub fn kvm_stats(&mut self) -> Result<Vec<(String, u64)>, EngineError> {
+        let stats = self.vcpu.vcpu.stats()?;
+        let all = stats.all().into_iter();
+        Ok(all.map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
     fn check_alive(&self) -> Result<(), EngineError> {
         match self.ended {
             None => Ok(()),
