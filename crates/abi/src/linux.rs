@@ -25,6 +25,17 @@ guest_struct! {
     pub struct Itimerval { pub it_interval: Timeval, pub it_value: Timeval, }
 }
 guest_struct! {
+    /// struct itimerspec (timer_settime(2))
+    pub struct Itimerspec { pub it_interval: Timespec, pub it_value: Timespec, }
+}
+guest_struct! {
+    /// struct sigevent (sigevent(3type))
+    pub struct Sigevent {
+        pub sigev_value: u64, pub sigev_signo: i32, pub sigev_notify: i32,
+        pub sigev_notify_thread_id: i32, pub pad: [i32; 11],
+    }
+}
+guest_struct! {
     /// struct iovec (readv(2))
     pub struct Iovec { pub iov_base: u64, pub iov_len: u64, }
 }
@@ -138,6 +149,11 @@ mod tests {
             size_of::<Itimerval>(),
             size_of::<raw::__kernel_old_itimerval>()
         );
+        assert_eq!(
+            size_of::<Itimerspec>(),
+            size_of::<raw::__kernel_itimerspec>()
+        );
+        assert_eq!(size_of::<Sigevent>(), 64);
         assert_eq!(size_of::<Pollfd>(), size_of::<raw::pollfd>());
         assert_eq!(size_of::<Sigaction>(), size_of::<raw::kernel_sigaction>());
         assert_eq!(size_of::<StackT>(), size_of::<raw::stack_t>());

@@ -289,7 +289,10 @@ fn place_vdso(memory: &mut GuestMemory) -> Result<Vdso, EngineError> {
     for (index, page) in image.chunks(PAGE_SIZE as usize).enumerate() {
         memory.write(data.wrapping_add((index as u64 + 1) * PAGE_SIZE), page)?;
     }
-    Ok(Vdso { data, image_pages })
+    Ok(Vdso {
+        data,
+        image_pages,
+    })
 }
 
 fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {
@@ -327,7 +330,7 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
         exe: Arc::from(&b""[..]),
         cmdline: Arc::from(&b""[..]),
         dumpable: true,
-        ended_cpu_ns: 0,
+        cpu_time_ns: 0,
         rlimits: rlimits(),
     };
     let thread = Thread {
@@ -356,6 +359,7 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
         pipes: Pipes::default(),
         locks: Locks::default(),
         sched,
+        timers: Default::default(),
         ids,
         channel: Default::default(),
         call: Default::default(),

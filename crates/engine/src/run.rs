@@ -278,8 +278,8 @@ impl Sandbox {
             mark_ns = after_ns;
             if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
                 thread.regs = regs;
-                thread.cpu_time_ns = thread.cpu_time_ns.saturating_add(spent_ns);
             }
+            self.personality.charge_cpu(tid, spent_ns);
             match trap {
                 Trap::Interrupted => {
                     armed_ns = None;

@@ -482,7 +482,7 @@ fn restore(thread: &mut Thread, frame: &CallFrame) {
     thread.xstate = frame.xstate.clone();
     thread.signals.mask = frame.mask;
     thread.signals.saved_mask = frame.saved_mask;
-    thread.interrupted = frame.interrupted;
+    thread.interrupted = frame.interrupted.clone();
 }
 
 impl Kernel {

@@ -431,10 +431,12 @@ fn become_leader(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .collect();
     for tid in others {
         cx.kernel.threads.remove(&tid);
+        cx.kernel.timers.thread_gone(tid);
         cx.kernel.sched.forget(tid);
     }
     if cx.tid != leader {
         let mut thread = cx.kernel.threads.remove(&cx.tid).ok_or(Errno::ESRCH)?;
+        cx.kernel.timers.thread_gone(cx.tid);
         cx.kernel.sched.forget(cx.tid);
         thread.tid = leader;
         cx.kernel.threads.insert(leader, thread);

@@ -153,6 +153,11 @@ pub fn siginfo_bytes(info: &SigInfo) -> [u8; 128] {
             words[5] = uid;
             (words[6], words[7]) = split(value);
         }
+        SigDetail::Timer { id, overrun, value } => {
+            words[4] = id.cast_unsigned();
+            words[5] = overrun.cast_unsigned();
+            (words[6], words[7]) = split(value);
+        }
     }
     let mut bytes = [0u8; 128];
     for (to, from) in bytes
@@ -216,14 +221,11 @@ fn force_sigsegv(cx: &mut Cx<'_>, _failed: u8) {
 
 /// A taken signal that does nothing leaves the interrupted call as if never interrupted.
 fn finish_without_handler(cx: &mut Cx<'_>) {
-    if let Ok(thread) = cx.thread() {
-        if let Some(call) = thread.interrupted.take() {
-            thread.regs.rax = call.nr;
-            thread.regs.rip = thread.regs.rip.wrapping_sub(2);
-        }
-        if let Some(mask) = thread.signals.saved_mask.take() {
-            thread.signals.mask = mask;
-        }
+    if !cx.kernel.resume_interrupted(cx.tid)
+        && let Ok(thread) = cx.thread()
+        && let Some(mask) = thread.signals.saved_mask.take()
+    {
+        thread.signals.mask = mask;
     }
 }
 
@@ -244,10 +246,13 @@ fn push_frame(cx: &mut Cx<'_>, info: &SigInfo, action: &Sigaction) -> Result<(),
     let interrupted = thread.interrupted.take();
     if let Some(call) = interrupted {
         if call.restart && action.flags & SA_RESTART != 0 {
-            regs.rax = call.nr;
+            regs.rax = call.call.nr;
             regs.rip = regs.rip.wrapping_sub(2);
-        } else if call.remain_gva != 0 {
-            let left = call.deadline_ns.unwrap_or(now_ns).saturating_sub(now_ns);
+        } else if let Some((timeline, at_ns)) = call.until
+            && call.remain_gva != 0
+        {
+            let now = cx.kernel.time_on(timeline, now_ns).unwrap_or(at_ns);
+            let left = u64::try_from(at_ns.saturating_sub(now)).unwrap_or(0);
             // nanosleep(2) gives EFAULT for a bad `rem`.
             if cx
                 .write_struct(Gva(call.remain_gva), &crate::clock::timespec(left))

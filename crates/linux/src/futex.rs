@@ -25,15 +25,15 @@ const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
 const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
 
 /// futex(2). Priority-inheritance operations give `ENOSYS`, as a kernel without CONFIG_FUTEX_PI.
-pub fn sys_futex(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    match futex(cx, args) {
+pub fn sys_futex(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    match futex(cx, args, state) {
         Ok(outcome) => outcome,
         Err(errno) => Outcome::Done(Err(errno)),
     }
 }
 
 #[allow(clippy::cast_possible_truncation)]
-fn futex(cx: &mut Cx<'_>, args: &[u64; 6]) -> Result<Outcome, Errno> {
+fn futex(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
     let [uaddr, op, val, timeout, uaddr2, val3] = *args;
     let (op, val, val3) = (op as u32, val as u32, val3 as u32);
     let command = op & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
@@ -52,7 +52,11 @@ fn futex(cx: &mut Cx<'_>, args: &[u64; 6]) -> Result<Outcome, Errno> {
             if bitset == 0 {
                 return Err(Errno::EINVAL);
             }
-            let deadline_ns = wait_deadline(cx, timeout, command == FUTEX_WAIT_BITSET, realtime)?;
+            let deadline_ns = match state.deadline_ns {
+                // Interrupted for nothing: the time it has begun with goes on.
+                Some(deadline_ns) => Some(deadline_ns),
+                None => wait_deadline(cx, timeout, command == FUTEX_WAIT_BITSET, realtime)?,
+            };
             let key = key_of(cx, uaddr, private)?;
             if user::load_u32(cx, Gva(uaddr))? != val {
                 return Err(Errno::EAGAIN);

@@ -14,6 +14,7 @@ use crate::fd::{FdTable, FileId, OpenFile};
 use crate::mm::Mm;
 use crate::sched::Sched;
 use crate::signal::{Interrupted, SigState, ThreadSignals};
+use crate::timer::Timers;
 use crate::vfs::Cwd;
 use crate::vfs::locks::Locks;
 use crate::vfs::pipe::Pipes;
@@ -48,6 +49,8 @@ pub struct Kernel {
     pub locks: Locks,
     /// Run queue and parked threads.
     pub sched: Sched,
+    /// Interval timers, POSIX timers, sleeps on CPU clocks.
+    pub timers: Timers,
     /// Identity shared by every process (no privileged calls exist yet).
     pub ids: Ids,
     /// Messages to and from the host.
@@ -103,8 +106,8 @@ pub struct Process {
     pub cmdline: Arc<[u8]>,
     /// PR_SET_DUMPABLE (prctl(2)).
     pub dumpable: bool,
-    /// CPU time of threads that have ended, in nanoseconds.
-    pub ended_cpu_ns: u64,
+    /// CPU time of its threads, ended ones included, in nanoseconds.
+    pub cpu_time_ns: u64,
     /// Resource limits that prlimit(2) reports, by resource number.
     pub rlimits: Vector<(u64, u64)>,
 }

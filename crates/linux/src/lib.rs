@@ -41,6 +41,7 @@ pub mod symbols;
 pub mod syscalls;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod timer;
 pub mod trace;
 pub mod vfs;
 pub use cx::Cx;

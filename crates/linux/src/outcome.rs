@@ -54,6 +54,8 @@ pub enum WaitOn {
     Signals(u64),
     /// A message in the inbox, first come first served; the call is then made again.
     Message,
+    /// CPU time reaching this many nanoseconds ([`crate::timer::Timers::sleep`]).
+    CpuTime(crate::timer::Timeline, i64),
     /// Only a signal or the deadline.
     Nothing,
 }

@@ -18,6 +18,7 @@ use crate::outcome::{CallState, Outcome, SysResult};
 use crate::sched::{Call, SLICE_NS, rax_of};
 use crate::signal::{SI_KERNEL, SigDetail, SigInfo, TrapInfo, signo};
 use crate::syscalls::table::{self, Needs};
+use crate::timer::Timeline;
 use crate::trace;
 
 /// The vCPU's extended state, as much as the personality needs of a CPU.
@@ -105,11 +106,12 @@ impl Personality {
 
     /// Decides what runs next, making woken calls again and delivering signals on the way.
     pub fn next(&mut self, cpu: &mut dyn Cpu) -> Step {
+        // Once each time: a timer of a nanosecond must not keep us from the guest for ever.
+        self.expire_timers();
         loop {
             if let Some(end) = self.kernel.end {
                 return Step::Ended(end);
             }
-            self.expire_timers();
             let Some(tid) = self.choose() else {
                 return Step::Idle {
                     deadline_ns: self.earliest_ns(),
@@ -128,7 +130,10 @@ impl Personality {
                 continue;
             };
             // A signal that another thread took, or that became ignored, leaves no mark on the call.
-            thread.interrupted = None;
+            if thread.interrupted.is_some() {
+                self.kernel.resume_interrupted(tid);
+                continue;
+            }
             if let Some(mask) = thread.signals.saved_mask.take() {
                 thread.signals.mask = mask;
                 continue;
@@ -169,12 +174,17 @@ impl Personality {
     }
 
     fn expire_timers(&mut self) {
-        if self.kernel.sched.deadlines.is_empty() && self.kernel.next_real_timer_ns().is_none() {
+        if self.earliest_ns().is_none() {
             return;
         }
         let now_ns = clock::monotonic_ns(&self.host);
         self.kernel.expire(now_ns);
-        self.kernel.fire_real_timers(now_ns);
+        self.kernel.fire_due(Timeline::Monotonic, now_ns);
+    }
+
+    /// The running thread has used CPU time: timers on its CPU clocks may expire.
+    pub fn charge_cpu(&mut self, tid: Tid, spent_ns: u64) {
+        self.kernel.charge_cpu(tid, spent_ns);
     }
 
     /// The current thread while it may go on, else the next of the run queue.
@@ -195,7 +205,8 @@ impl Personality {
     }
 
     fn earliest_ns(&self) -> Option<u64> {
-        let timer = self.kernel.next_real_timer_ns();
+        let timer = self.kernel.timers.earliest_ns(Timeline::Monotonic);
+        let timer = timer.map(|at_ns| u64::try_from(at_ns).unwrap_or(0));
         [self.kernel.sched.next_deadline_ns(), timer]
             .into_iter()
             .flatten()
@@ -203,7 +214,7 @@ impl Personality {
     }
 
     /// When the engine must kick the running thread, guest monotonic nanoseconds: the end of its
-    /// slice if others wait for the vCPU or for host descriptors, or the earliest deadline.
+    /// slice if others wait for the vCPU or for host descriptors, or the earliest deadline or timer.
     #[must_use]
     pub fn kick_ns(&self) -> Option<u64> {
         let others = !self.kernel.sched.run_queue.is_empty() || self.kernel.sched.waits_for_host();
@@ -216,7 +227,11 @@ impl Personality {
                 now.saturating_add(SLICE_NS)
             }
         });
-        [self.earliest_ns(), slice].into_iter().flatten().min()
+        let cpu = self
+            .current
+            .and_then(|tid| self.kernel.cpu_until_expiry_ns(tid))
+            .map(|left_ns| clock::monotonic_ns(&self.host).saturating_add(left_ns));
+        [self.earliest_ns(), slice, cpu].into_iter().flatten().min()
     }
 
     /// Host descriptors that parked threads wait for, with their poll(2) events.
@@ -392,7 +407,8 @@ impl Personality {
     }
 
     fn deliver_one(&mut self, tid: Tid, cpu: &mut dyn Cpu) {
-        let Some(info) = self.kernel.take_signal(tid) else {
+        let now_ns = clock::monotonic_ns(&self.host);
+        let Some(info) = self.kernel.take_signal(tid, now_ns) else {
             return;
         };
         self.save_xstate(tid, cpu);

@@ -5,8 +5,10 @@ use kvmlet_abi::Errno;
 use kvmlet_abi::linux::{Sigaction, StackT};
 
 use crate::cx::Cx;
-use crate::kernel::{End, Kernel, Pid, Tid};
-use crate::outcome::{Resume, WaitOn};
+use crate::kernel::{End, Kernel, Pid, Thread, Tid};
+use crate::outcome::{CallState, Resume, Wait, WaitOn};
+use crate::sched::Call;
+use crate::timer::Timeline;
 
 /// Highest signal number.
 pub const NSIG: u8 = 64;
@@ -33,11 +35,14 @@ pub mod signo {
     pub const SIGTTIN: u8 = 21;
     pub const SIGTTOU: u8 = 22;
     pub const SIGURG: u8 = 23;
+    pub const SIGVTALRM: u8 = 26;
+    pub const SIGPROF: u8 = 27;
     pub const SIGWINCH: u8 = 28;
+    pub const SIGSYS: u8 = 31;
 }
 use signo::{
-    SIGALRM, SIGCHLD, SIGCONT, SIGKILL, SIGPIPE, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG,
-    SIGWINCH,
+    SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGPIPE, SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP,
+    SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH,
 };
 
 /// SIG_DFL
@@ -49,10 +54,17 @@ pub const SI_USER: i32 = 0;
 /// si_code SI_KERNEL
 pub const SI_KERNEL: i32 = 0x80;
 /// si_code SI_TIMER
+pub const SI_TIMER: i32 = -2;
+/// si_code SI_TKILL
 pub const SI_TKILL: i32 = -6;
 
 /// Signals that no mask, handler or SIG_IGN touches.
 pub const UNBLOCKABLE: u64 = bit(SIGKILL) | bit(SIGSTOP);
+
+/// Signals taken before any other: a machine fault's are about the instruction at `rip`
+/// (SYNCHRONOUS_MASK in kernel/signal.c).
+const SYNCHRONOUS: u64 =
+    bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE) | bit(SIGSYS);
 
 /// A signal's bit in a mask.
 #[must_use]
@@ -96,6 +108,15 @@ pub enum SigDetail {
         /// si_value
         value: u64,
     },
+    /// si_timerid, si_overrun, si_value
+    Timer {
+        /// si_timerid
+        id: i32,
+        /// si_overrun, known when the signal is taken
+        overrun: i32,
+        /// si_value
+        value: u64,
+    },
 }
 
 /// The sigcontext fields of a CPU exception.
@@ -109,72 +130,106 @@ pub struct TrapInfo {
     pub cr2: u64,
 }
 
-/// Pending signals: standard ones once each, real-time ones queued in order.
+/// Pending signals: standard ones once each, real-time ones and those of timers queued in order.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Pending {
-    standard: OrdMap<u8, SigInfo>,
-    realtime: Vector<SigInfo>,
+    /// Oldest first; no queue is empty.
+    queues: OrdMap<u8, Vector<SigInfo>>,
+    /// Bits of the keys of `queues`.
+    set: u64,
+    /// Queued signals that the sender pays for.
+    counted: usize,
+}
+
+impl SigInfo {
+    /// Whether it takes one of the [`SIGPENDING_MAX`] places. A timer brings its own.
+    fn is_counted(&self) -> bool {
+        self.signo >= SIGRTMIN && !matches!(self.detail, SigDetail::Timer { .. })
+    }
 }
 
 impl Pending {
-    /// Adds a signal. A standard signal already pending is not added again.
+    /// Adds a signal. A standard signal already pending is not added again, unless a timer sends it: every
+    /// timer's signal is its own (send_sigqueue in kernel/signal.c), once.
     ///
     /// # Errors
     /// `EAGAIN` when too many real-time signals are queued (sigqueue(3)).
     pub fn add(&mut self, info: SigInfo) -> Result<(), Errno> {
-        if info.signo >= SIGRTMIN {
-            if self.realtime.len() >= SIGPENDING_MAX {
+        if info.is_counted() {
+            if self.counted >= SIGPENDING_MAX {
                 return Err(Errno::EAGAIN);
             }
-            self.realtime.push_back(info);
-        } else {
-            self.standard.entry(info.signo).or_insert(info);
+            self.counted = self.counted.saturating_add(1);
+        } else if let Some(queue) = self.queues.get(&info.signo) {
+            let merged = match info.detail {
+                SigDetail::Timer { id, .. } => queue.iter().any(|other| other.is_of_timer(id)),
+                _ => true,
+            };
+            if merged {
+                return Ok(());
+            }
         }
+        self.set |= bit(info.signo);
+        self.queues.entry(info.signo).or_default().push_back(info);
         Ok(())
     }
 
     /// The pending set.
     #[must_use]
     pub fn set(&self) -> u64 {
-        self.standard
-            .keys()
-            .copied()
-            .chain(self.realtime.iter().map(|info| info.signo))
-            .fold(0, |set, signo| set | bit(signo))
+        self.set
     }
 
-    /// Takes the lowest-numbered pending signal in `wanted`, oldest first.
+    /// Takes a pending signal in `wanted`: a machine fault's first, then the lowest-numbered, oldest first.
     pub fn take(&mut self, wanted: u64) -> Option<SigInfo> {
-        let standard = self
-            .standard
-            .keys()
-            .copied()
-            .find(|signo| wanted & bit(*signo) != 0);
-        if let Some(signo) = standard {
-            return self.standard.remove(&signo);
+        let ready = self.set & wanted;
+        let first = if ready & SYNCHRONOUS == 0 {
+            ready
+        } else {
+            ready & SYNCHRONOUS
+        };
+        let signo = u8::try_from(first.trailing_zeros()).ok()?.checked_add(1)?;
+        let queue = self.queues.get_mut(&signo)?;
+        let info = queue.pop_front()?;
+        if queue.is_empty() {
+            self.queues.remove(&signo);
+            self.set &= !bit(signo);
         }
-        let lowest = self
-            .realtime
-            .iter()
-            .map(|info| info.signo)
-            .filter(|signo| wanted & bit(*signo) != 0)
-            .min()?;
-        let index = self.realtime.iter().position(|info| info.signo == lowest)?;
-        Some(self.realtime.remove(index))
+        if info.is_counted() {
+            self.counted = self.counted.saturating_sub(1);
+        }
+        Some(info)
     }
 
-    /// Drops a signal wherever it is pending.
+    /// Drops the signals of a set wherever they are pending.
     pub fn discard(&mut self, set: u64) {
-        let dropped: Vec<u8> = self
-            .standard
-            .keys()
-            .copied()
-            .filter(|signo| set & bit(*signo) != 0)
-            .collect();
-        for signo in dropped {
-            self.standard.remove(&signo);
+        self.retain(|info| set & bit(info.signo) == 0);
+    }
+
+    /// Drops the signal of a timer.
+    pub fn discard_timer(&mut self, id: i32) {
+        self.retain(|info| !info.is_of_timer(id));
+    }
+
+    /// Drops the signals of all timers (flush_itimer_signals in kernel/signal.c).
+    pub fn discard_timers(&mut self) {
+        self.retain(|info| !matches!(info.detail, SigDetail::Timer { .. }));
+    }
+
+    fn retain(&mut self, mut keep: impl FnMut(&SigInfo) -> bool) {
+        let all = core::mem::take(self);
+        for info in all.queues.into_iter().flat_map(|(_, queue)| queue) {
+            if keep(&info) {
+                // What had a place has one again.
+                let _ = self.add(info);
+            }
         }
-        self.realtime.retain(|info| set & bit(info.signo) == 0);
+    }
+}
+
+impl SigInfo {
+    fn is_of_timer(&self, timer: i32) -> bool {
+        matches!(self.detail, SigDetail::Timer { id, .. } if id == timer)
     }
 }
 
@@ -185,8 +240,6 @@ pub struct SigState {
     pub actions: OrdMap<u8, Sigaction>,
     /// Process-directed pending signals.
     pub pending: Pending,
-    /// ITIMER_REAL: absolute guest monotonic nanoseconds and interval; `None` when disarmed.
-    pub real_timer: Option<(u64, u64)>,
 }
 
 impl SigState {
@@ -238,18 +291,67 @@ impl Default for AltStack {
 }
 
 impl Kernel {
+    /// Whether a signal to a thread has no effect: it is ignored, and the thread does not block it.
+    #[must_use]
+    pub fn drops_for_thread(&self, tid: Tid, signo: u8) -> bool {
+        self.threads
+            .get(&tid)
+            .is_none_or(|thread| !self.blocks(thread, signo) && self.ignores(thread.pid, signo))
+    }
+
+    /// Whether a signal to a process has no effect: it is ignored, and not every thread blocks it.
+    #[must_use]
+    pub fn drops_for_process(&self, pid: Pid, signo: u8) -> bool {
+        let mut members = self.threads.values().filter(|thread| thread.pid == pid);
+        self.ignores(pid, signo) && members.any(|thread| !self.blocks(thread, signo))
+    }
+
+    fn ignores(&self, pid: Pid, signo: u8) -> bool {
+        let process = self.processes.get(&pid);
+        process.is_none_or(|process| process.signals.ignores(signo))
+    }
+
+    /// Whether a thread blocks a signal, be it that rt_sigtimedwait(2) lets it through for now
+    /// (real_blocked in kernel/signal.c).
+    fn blocks(&self, thread: &Thread, signo: u8) -> bool {
+        let waits = self
+            .sched
+            .parked
+            .get(&thread.tid)
+            .map(|parked| &parked.wait);
+        let behind = match waits {
+            Some(Wait {
+                on: WaitOn::Signals(_),
+                resume: Resume::Retry(state),
+                ..
+            }) => state.saved_mask.unwrap_or(0),
+            _ => 0,
+        };
+        (thread.signals.mask | behind) & bit(signo) != 0
+    }
+
+    /// The thread that takes a signal to its process. The first one is preferred, as Linux prefers the
+    /// main thread.
+    fn taker(&self, pid: Pid, signo: u8) -> Option<Tid> {
+        self.threads
+            .values()
+            .find(|thread| thread.pid == pid && thread.signals.mask & bit(signo) == 0)
+            .map(|thread| thread.tid)
+    }
+
     /// Sends a signal to one thread (tgkill(2), synchronous faults that may be blocked).
     ///
     /// # Errors
     /// `ESRCH` for no such thread; `EAGAIN` when the queue is full.
     pub fn send_to_thread(&mut self, tid: Tid, info: SigInfo) -> Result<(), Errno> {
-        let pid = self.threads.get(&tid).ok_or(Errno::ESRCH)?.pid;
-        let process = self.processes.get(&pid).ok_or(Errno::ESRCH)?;
-        let thread = self.threads.get_mut(&tid).ok_or(Errno::ESRCH)?;
-        let blocked = thread.signals.mask & bit(info.signo) != 0;
-        if process.signals.ignores(info.signo) && !blocked {
+        if !self.threads.contains_key(&tid) {
+            return Err(Errno::ESRCH);
+        }
+        if self.drops_for_thread(tid, info.signo) {
             return Ok(());
         }
+        let thread = self.threads.get_mut(&tid).ok_or(Errno::ESRCH)?;
+        let blocked = thread.signals.mask & bit(info.signo) != 0;
         thread.signals.pending.add(info)?;
         if !blocked {
             self.interrupt(tid);
@@ -262,24 +364,12 @@ impl Kernel {
     /// # Errors
     /// `ESRCH` for no such process; `EAGAIN` when the queue is full.
     pub fn send_to_process(&mut self, pid: Pid, info: SigInfo) -> Result<(), Errno> {
-        let process = self.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
-        let mut members = self
-            .threads
-            .values()
-            .filter(|thread| thread.pid == pid)
-            .peekable();
-        let all_block = members.all(|thread| thread.signals.mask & bit(info.signo) != 0);
-        if process.signals.ignores(info.signo) && !all_block {
+        if self.drops_for_process(pid, info.signo) && self.processes.contains_key(&pid) {
             return Ok(());
         }
+        let process = self.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
         process.signals.pending.add(info)?;
-        // The first thread is preferred, as Linux prefers the main thread.
-        let taker = self
-            .threads
-            .values()
-            .find(|thread| thread.pid == pid && thread.signals.mask & bit(info.signo) == 0)
-            .map(|thread| thread.tid);
-        if let Some(tid) = taker {
+        if let Some(tid) = self.taker(pid, info.signo) {
             self.interrupt(tid);
         }
         Ok(())
@@ -297,47 +387,84 @@ impl Kernel {
         let Some(parked) = self.sched.unpark(tid) else {
             return;
         };
-        let mut result = Err(Errno::EINTR);
-        let mut saved_mask = None;
-        if let Resume::Retry(state) = &parked.wait.resume {
-            if state.progress > 0 {
-                result = Ok(state.progress);
-            }
-            saved_mask = state.saved_mask;
-        }
-        let remain = match parked.wait.resume {
-            Resume::Deliver { remain_gva, .. } => remain_gva,
-            Resume::Retry(_) => 0,
+        let until = match parked.wait.on {
+            WaitOn::CpuTime(timeline, at_ns) => Some((timeline, at_ns)),
+            _ => parked.wait.deadline_ns.map(|at_ns| {
+                let at_ns = i64::try_from(at_ns).unwrap_or(i64::MAX);
+                (Timeline::Monotonic, at_ns)
+            }),
         };
-        let restart =
-            result.is_err() && crate::syscalls::table::restarts(&parked.call, &parked.wait);
+        let restart = crate::syscalls::table::restarts(&parked.call, &parked.wait);
+        let (state, remain_gva) = match parked.wait.resume {
+            Resume::Retry(state) => (state, 0),
+            Resume::Deliver { remain_gva, .. } => {
+                let deadline_ns = until.map(|(_, at_ns)| u64::try_from(at_ns).unwrap_or(0));
+                let state = CallState {
+                    deadline_ns,
+                    ..CallState::default()
+                };
+                (state, remain_gva)
+            }
+        };
+        let result = if state.progress > 0 {
+            Ok(state.progress)
+        } else {
+            Err(Errno::EINTR)
+        };
         if let Some(thread) = self.threads.get_mut(&tid) {
             thread.regs.rax = crate::sched::rax_of(result);
-            if let Some(mask) = saved_mask {
+            if let Some(mask) = state.saved_mask {
                 thread.signals.saved_mask = Some(mask);
             }
-            thread.interrupted = Some(Interrupted {
-                nr: parked.call.nr,
+            thread.interrupted = result.is_err().then_some(Interrupted {
+                call: parked.call,
+                state,
                 restart,
-                remain_gva: remain,
-                deadline_ns: parked.wait.deadline_ns,
+                remain_gva,
+                until,
             });
             self.sched.make_ready(tid);
         }
     }
 
-    /// The next signal that `tid` must take now, removed from the pending sets.
-    pub fn take_signal(&mut self, tid: Tid) -> Option<SigInfo> {
-        let thread = self.threads.get_mut(&tid)?;
-        let wanted = !thread.signals.mask | UNBLOCKABLE;
-        if let Some(info) = thread.signals.pending.take(wanted) {
-            return Some(info);
+    /// Makes a call that a signal has ended again, as if it had never been interrupted: no handler runs
+    /// for the signal, since another thread has taken it or it does nothing. Says whether there was one.
+    pub fn resume_interrupted(&mut self, tid: Tid) -> bool {
+        let Some(thread) = self.threads.get_mut(&tid) else {
+            return false;
+        };
+        let Some(interrupted) = thread.interrupted.take() else {
+            return false;
+        };
+        let mut state = interrupted.state;
+        if let Some(mask) = thread.signals.saved_mask.take() {
+            state.saved_mask = Some(mask);
         }
-        self.processes
-            .get_mut(&thread.pid)?
-            .signals
-            .pending
-            .take(wanted)
+        self.sched.retries.insert(tid, (interrupted.call, state));
+        true
+    }
+
+    /// The next signal that `tid` must take now, removed from the pending sets. `now_ns` is the guest's
+    /// CLOCK_MONOTONIC.
+    pub fn take_signal(&mut self, tid: Tid, now_ns: u64) -> Option<SigInfo> {
+        let blocked = self.threads.get(&tid)?.signals.mask;
+        self.take_signal_of(tid, !blocked | UNBLOCKABLE, now_ns)
+    }
+
+    /// The next signal of a set that is pending for `tid` or its process, removed from there; the timer
+    /// that sent it goes on.
+    pub fn take_signal_of(&mut self, tid: Tid, wanted: u64, now_ns: u64) -> Option<SigInfo> {
+        let thread = self.threads.get_mut(&tid)?;
+        let pid = thread.pid;
+        let mut info = match thread.signals.pending.take(wanted) {
+            Some(info) => info,
+            None => {
+                let process = self.processes.get_mut(&pid)?;
+                process.signals.pending.take(wanted)?
+            }
+        };
+        self.acknowledge(pid, &mut info, now_ns);
+        Some(info)
     }
 
     /// Whether `tid` has a signal to take.
@@ -354,50 +481,6 @@ impl Kernel {
         (thread.signals.pending.set() | process) & wanted != 0
     }
 
-    /// Raises SIGALRM for processes whose ITIMER_REAL has expired.
-    pub fn fire_real_timers(&mut self, now_ns: u64) {
-        let due: Vec<Pid> = self
-            .processes
-            .values()
-            .filter(|process| {
-                process
-                    .signals
-                    .real_timer
-                    .is_some_and(|(at, _)| at <= now_ns)
-            })
-            .map(|process| process.pid)
-            .collect();
-        for pid in due {
-            if let Some(process) = self.processes.get_mut(&pid) {
-                process.signals.real_timer = match process.signals.real_timer {
-                    Some((at, interval)) if interval > 0 => {
-                        let missed = now_ns.saturating_sub(at) / interval;
-                        Some((
-                            at.saturating_add(interval.saturating_mul(missed.saturating_add(1))),
-                            interval,
-                        ))
-                    }
-                    _ => None,
-                };
-            }
-            let info = SigInfo {
-                signo: SIGALRM,
-                code: SI_KERNEL,
-                ..SigInfo::default()
-            };
-            let _ = self.send_to_process(pid, info);
-        }
-    }
-
-    /// The earliest ITIMER_REAL expiry, guest monotonic nanoseconds.
-    #[must_use]
-    pub fn next_real_timer_ns(&self) -> Option<u64> {
-        self.processes
-            .values()
-            .filter_map(|process| process.signals.real_timer.map(|(at, _)| at))
-            .min()
-    }
-
     /// Ends the whole program as if by an uncaught signal.
     pub fn kill_all(&mut self, signo: u8) {
         if self.end.is_none() {
@@ -407,16 +490,18 @@ impl Kernel {
 }
 
 /// A call that a signal ended: what delivery needs to restart it or to report the time left.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Interrupted {
-    /// Its number, to be put back into `rax`.
-    pub nr: u64,
+    /// The call.
+    pub call: Call,
+    /// What it goes on with if no handler runs. The deadline of a sleep on a CPU clock is on that clock.
+    pub state: CallState,
     /// Whether a handler with SA_RESTART makes it start again.
     pub restart: bool,
     /// Where nanosleep(2) reports the remaining time; 0 for nowhere.
     pub remain_gva: u64,
-    /// The deadline it had.
-    pub deadline_ns: Option<u64>,
+    /// When its wait would have ended.
+    pub until: Option<(Timeline, i64)>,
 }
 
 /// SIGPIPE to the calling thread, for a write to a pipe without readers.

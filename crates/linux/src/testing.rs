@@ -128,7 +128,7 @@ impl Sandbox {
             exe: Arc::from(&b"/usr/bin/test"[..]),
             cmdline: Arc::from(&b"test\0-x\0"[..]),
             dumpable: true,
-            ended_cpu_ns: 0,
+            cpu_time_ns: 0,
             rlimits: Vector::new(),
         };
         let thread = Thread {
@@ -153,6 +153,7 @@ impl Sandbox {
             next_tid: 2,
             tmpfs,
             sched: Default::default(),
+            timers: Default::default(),
             ids: Ids {
                 uid: host.credentials.uid,
                 gid: host.credentials.gid,

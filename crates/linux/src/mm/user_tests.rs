@@ -48,7 +48,7 @@ impl Guest {
             exe: Arc::from(&b""[..]),
             cmdline: Arc::from(&b""[..]),
             dumpable: true,
-            ended_cpu_ns: 0,
+            cpu_time_ns: 0,
             rlimits: Vector::new(),
         };
         let thread = Thread {
@@ -73,6 +73,7 @@ impl Guest {
             pipes: vfs::pipe::Pipes::default(),
             locks: vfs::locks::Locks::default(),
             sched: Sched::default(),
+            timers: Default::default(),
             ids: Ids { uid: 0, gid: 0 },
             channel: Default::default(),
             call: Default::default(),

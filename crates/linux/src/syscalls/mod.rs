@@ -12,3 +12,4 @@ pub mod signal;
 pub mod table;
 pub mod thread;
 pub mod time;
+pub mod timer;

@@ -1,7 +1,7 @@
 //! The rows: every x86-64 call by number, with its handler.
 
 use super::table::{Restart, Row};
-use super::{channel, fs, identity, io, mem, net, process, signal, thread, time};
+use super::{channel, fs, identity, io, mem, net, process, signal, thread, time, timer};
 use crate::futex;
 
 /// All rows in order of number.
@@ -42,11 +42,9 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(33, "dup2", "dd", io::sys_dup2),
     Row::wait(34, "pause", "", signal::sys_pause),
     Row::wait(35, "nanosleep", "xx", time::sys_nanosleep),
-    Row::value(36, "getitimer", "ix", time::sys_getitimer)
-        .partial("ITIMER_REAL; the CPU-time timers give ENOSYS"),
-    Row::value(37, "alarm", "u", time::sys_alarm),
-    Row::value(38, "setitimer", "ixx", time::sys_setitimer)
-        .partial("ITIMER_REAL; the CPU-time timers give ENOSYS"),
+    Row::value(36, "getitimer", "ix", timer::sys_getitimer),
+    Row::value(37, "alarm", "u", timer::sys_alarm),
+    Row::value(38, "setitimer", "ixx", timer::sys_setitimer),
     Row::value(39, "getpid", "", identity::sys_getpid),
     Row::wait(40, "sendfile", "ddxu", io::sys_sendfile).restarts(Restart::Handler),
     Row::value(41, "socket", "iii", net::sys_socket),
@@ -293,11 +291,11 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(219, "restart_syscall", "xxx"),
     Row::missing(220, "semtimedop", "xxx"),
     Row::value(221, "fadvise64", "duui", io::sys_fadvise64),
-    Row::missing(222, "timer_create", "xxx"),
-    Row::missing(223, "timer_settime", "xxx"),
-    Row::missing(224, "timer_gettime", "xxx"),
-    Row::missing(225, "timer_getoverrun", "xxx"),
-    Row::missing(226, "timer_delete", "xxx"),
+    Row::value(222, "timer_create", "ixx", timer::sys_timer_create),
+    Row::value(223, "timer_settime", "ixxx", timer::sys_timer_settime),
+    Row::value(224, "timer_gettime", "ix", timer::sys_timer_gettime),
+    Row::value(225, "timer_getoverrun", "i", timer::sys_timer_getoverrun),
+    Row::value(226, "timer_delete", "i", timer::sys_timer_delete),
     Row::value(227, "clock_settime", "ix", time::sys_clock_settime),
     Row::value(228, "clock_gettime", "ix", time::sys_clock_gettime),
     Row::value(229, "clock_getres", "ix", time::sys_clock_getres),

@@ -115,7 +115,12 @@ pub fn sys_rt_sigpending(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 }
 
 /// rt_sigsuspend(2)
-pub fn sys_rt_sigsuspend(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+pub fn sys_rt_sigsuspend(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    if let (Some(mask), Ok(thread)) = (state.saved_mask, cx.thread()) {
+        // Interrupted for nothing: the mask is in force already.
+        thread.signals.saved_mask = Some(mask);
+        return sys_pause(cx, args, state);
+    }
     let change = |cx: &mut Cx<'_>| -> Result<(), Errno> {
         if args[1] != 8 {
             return Err(Errno::EINVAL);
@@ -158,11 +163,8 @@ fn sigtimedwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<O
     }
     let set: u64 = cx.read_struct(Gva(args[0]))?;
     let set = set & !UNBLOCKABLE;
-    let mut taken = cx.thread()?.signals.pending.take(set);
-    if taken.is_none() {
-        taken = cx.process()?.signals.pending.take(set);
-    }
-    if let Some(info) = taken {
+    let now = clock::monotonic_ns(cx.host);
+    if let Some(info) = cx.kernel.take_signal_of(cx.tid, set, now) {
         crate::signal::restore_mask(cx, state.saved_mask);
         if args[1] != 0 {
             cx.write(Gva(args[1]), &frame::siginfo_bytes(&info))?;
@@ -178,7 +180,6 @@ fn sigtimedwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<O
             Errno::EINTR
         })));
     }
-    let now = clock::monotonic_ns(cx.host);
     let deadline_ns = match args[2] {
         0 => None,
         gva => Some(now.saturating_add(clock::read_timespec(cx, gva)?)),
@@ -453,6 +454,12 @@ pub fn reset_for_exec(cx: &mut Cx<'_>) -> Result<(), Errno> {
             )
         })
         .collect();
-    cx.thread()?.signals.altstack = AltStack::default();
+    // Timers end with the program that set them; interval timers do not (execve(2)).
+    process.signals.pending.discard_timers();
+    let pid = process.pid;
+    cx.kernel.delete_posix_timers(pid);
+    let signals = &mut cx.thread()?.signals;
+    signals.pending.discard_timers();
+    signals.altstack = AltStack::default();
     Ok(())
 }

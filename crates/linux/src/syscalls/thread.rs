@@ -198,6 +198,7 @@ pub fn sys_exit(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome
     let tid = cx.tid;
     cx.kernel.lose_call(tid);
     cx.kernel.threads.remove(&tid);
+    cx.kernel.timers.thread_gone(tid);
     cx.kernel.sched.forget(tid);
     if cx.kernel.threads.is_empty() && cx.kernel.end.is_none() {
         cx.kernel.end = Some(End::Exited(args[0] as u8));

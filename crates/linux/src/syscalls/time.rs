@@ -1,12 +1,13 @@
-//! Clocks, sleeps and timers.
+//! Clocks and sleeps.
 
-use kvmlet_abi::linux::{Itimerval, Rusage, Timespec, Timeval, Tms};
+use kvmlet_abi::linux::{Rusage, Timespec, Timeval, Tms};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::clock::{self, NSEC_PER_SEC, timespec};
 use crate::cx::Cx;
 use crate::kernel::Tid;
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::timer::Timeline;
 
 const CLOCK_PROCESS_CPUTIME_ID: i32 = 2;
 const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
@@ -20,40 +21,41 @@ fn clock_ns(cx: &mut Cx<'_>, clock_id: i32) -> Result<u64, Errno> {
     if let Some(ns) = clock::read_ns(cx.host, clock_id) {
         return Ok(ns);
     }
+    let timeline = cpu_timeline(cx, clock_id)?;
+    let ns = cx.kernel.time_on(timeline, 0).ok_or(Errno::EINVAL)?;
+    Ok(u64::try_from(ns).unwrap_or(0))
+}
+
+/// The CPU clock of a number: those of the caller, and those of clock_getcpuclockid(3), whose low
+/// three bits say which.
+///
+/// # Errors
+/// `EINVAL` for no such clock, process or thread.
+pub(super) fn cpu_timeline(cx: &mut Cx<'_>, clock_id: i32) -> Result<Timeline, Errno> {
+    let (own, tid) = (cx.process()?.pid, cx.tid);
     match clock_id {
-        CLOCK_PROCESS_CPUTIME_ID => process_cpu_ns(cx),
-        CLOCK_THREAD_CPUTIME_ID => Ok(cx.thread()?.cpu_time_ns),
-        // CPU clocks of processes and threads (clock_getcpuclockid(3)): the low three bits say which.
+        CLOCK_PROCESS_CPUTIME_ID => Ok(Timeline::Process(own)),
+        CLOCK_THREAD_CPUTIME_ID => Ok(Timeline::Thread(tid)),
         id if id < 0 && (id & 7 == 2 || id & 7 == 6) => {
             let target = !(id >> 3);
             if id & 4 == 0 {
-                let own = cx.process()?.pid.0;
-                if target == 0 || target == own {
-                    process_cpu_ns(cx)
+                if target == 0 || target == own.0 {
+                    Ok(Timeline::Process(own))
                 } else {
                     Err(Errno::EINVAL)
                 }
-            } else if target == 0 {
-                Ok(cx.thread()?.cpu_time_ns)
+            } else if target == 0 || target == tid.0 {
+                Ok(Timeline::Thread(tid))
             } else {
                 let thread = cx.kernel.threads.get(&Tid(target));
-                thread.map(|thread| thread.cpu_time_ns).ok_or(Errno::EINVAL)
+                let own_thread = thread.is_some_and(|thread| thread.pid == own);
+                own_thread
+                    .then_some(Timeline::Thread(Tid(target)))
+                    .ok_or(Errno::EINVAL)
             }
         }
         _ => Err(Errno::EINVAL),
     }
-}
-
-fn process_cpu_ns(cx: &mut Cx<'_>) -> Result<u64, Errno> {
-    let process = cx.process()?;
-    let (pid, ended) = (process.pid, process.ended_cpu_ns);
-    let live: u64 = cx
-        .kernel
-        .threads
-        .values()
-        .filter(|thread| thread.pid == pid)
-        .fold(0, |sum, thread| sum.saturating_add(thread.cpu_time_ns));
-    Ok(live.saturating_add(ended))
 }
 
 #[allow(clippy::cast_possible_truncation)]
@@ -130,10 +132,25 @@ pub fn sys_time(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     Ok(seconds)
 }
 
-fn sleep_until(deadline_ns: u64, remain_gva: u64) -> Outcome {
+/// Sleeps until a time on a timeline. A sleep that was interrupted for nothing goes on to the end it had.
+fn sleep_until(cx: &mut Cx<'_>, timeline: Timeline, until_ns: i64, remain_gva: u64) -> Outcome {
+    let (on, deadline_ns) = match timeline {
+        Timeline::Monotonic => {
+            let deadline_ns = u64::try_from(until_ns).unwrap_or(0);
+            (WaitOn::Nothing, Some(deadline_ns))
+        }
+        _ => {
+            let now = cx.kernel.time_on(timeline, 0);
+            if now.is_none_or(|now| now >= until_ns) {
+                return Outcome::Done(Ok(0));
+            }
+            cx.kernel.timers.sleep(cx.tid, timeline, until_ns);
+            (WaitOn::CpuTime(timeline, until_ns), None)
+        }
+    };
     Outcome::Wait(Wait {
-        on: WaitOn::Nothing,
-        deadline_ns: Some(deadline_ns),
+        on,
+        deadline_ns,
         resume: Resume::Deliver {
             at_deadline: Ok(0),
             remain_gva,
@@ -141,145 +158,64 @@ fn sleep_until(deadline_ns: u64, remain_gva: u64) -> Outcome {
     })
 }
 
+fn signed(ns: u64) -> i64 {
+    i64::try_from(ns).unwrap_or(i64::MAX)
+}
+
 /// nanosleep(2)
-pub fn sys_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    match clock::read_timespec(cx, args[0]) {
-        Ok(ns) => sleep_until(clock::monotonic_ns(cx.host).saturating_add(ns), args[1]),
-        Err(errno) => Outcome::Done(Err(errno)),
+pub fn sys_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let until_ns = match (state.deadline_ns, clock::read_timespec(cx, args[0])) {
+        (Some(until_ns), _) => until_ns,
+        (None, Ok(ns)) => clock::monotonic_ns(cx.host).saturating_add(ns),
+        (None, Err(errno)) => return Outcome::Done(Err(errno)),
+    };
+    sleep_until(cx, Timeline::Monotonic, signed(until_ns), args[1])
+}
+
+/// What clock_nanosleep(2) sleeps by on a clock.
+///
+/// # Errors
+/// `EINVAL` for no clock and for the caller's own CPU clock; `EOPNOTSUPP` for a clock to read only.
+fn sleep_timeline(cx: &mut Cx<'_>, clock_id: i32) -> Result<Timeline, Errno> {
+    match clock_id {
+        0 | 1 | 7 | 11 => Ok(Timeline::Monotonic),
+        // The alarm clocks need a real-time clock device.
+        CLOCK_THREAD_CPUTIME_ID | 4 | 5 | 6 | 8 | 9 => Err(Errno::EOPNOTSUPP),
+        id => match cpu_timeline(cx, id)? {
+            // Nobody sleeps until it has itself run.
+            Timeline::Thread(tid) if tid == cx.tid => Err(Errno::EINVAL),
+            timeline => Ok(timeline),
+        },
     }
 }
 
 /// clock_nanosleep(2)
-pub fn sys_clock_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    let deadline = |cx: &mut Cx<'_>| -> Result<u64, Errno> {
-        let id = clock_id(args[0]);
-        if !matches!(id, 0 | 1 | 7 | 8 | 9 | 11) {
-            // Linux refuses the thread clock and sleeps on the process clock, which is not offered.
-            return Err(if id == CLOCK_PROCESS_CPUTIME_ID {
-                Errno::EOPNOTSUPP
-            } else {
-                Errno::EINVAL
-            });
+pub fn sys_clock_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let id = clock_id(args[0]);
+    let absolute = args[1] & TIMER_ABSTIME != 0;
+    let until = |cx: &mut Cx<'_>| -> Result<(Timeline, i64), Errno> {
+        let timeline = sleep_timeline(cx, id)?;
+        if let Some(until_ns) = state.deadline_ns {
+            return Ok((timeline, signed(until_ns)));
         }
-        let ns = clock::read_timespec(cx, args[2])?;
-        let now = clock::monotonic_ns(cx.host);
-        if args[1] & TIMER_ABSTIME == 0 {
-            return Ok(now.saturating_add(ns));
+        let time = signed(clock::read_timespec(cx, args[2])?);
+        let now_ns = clock::monotonic_ns(cx.host);
+        let now = cx.kernel.time_on(timeline, now_ns).ok_or(Errno::EINVAL)?;
+        if !absolute {
+            return Ok((timeline, now.saturating_add(time)));
         }
-        let on_clock = clock::read_ns(cx.host, id).ok_or(Errno::EINVAL)?;
-        Ok(now.saturating_add(ns.saturating_sub(on_clock)))
+        if timeline == Timeline::Monotonic {
+            let on_clock = clock::read_ns(cx.host, id).ok_or(Errno::EINVAL)?;
+            let left = time.saturating_sub(signed(on_clock));
+            return Ok((timeline, now.saturating_add(left)));
+        }
+        Ok((timeline, time))
     };
-    let remain_gva = if args[1] & TIMER_ABSTIME == 0 {
-        args[3]
-    } else {
-        0
-    };
-    match deadline(cx) {
-        Ok(deadline_ns) => sleep_until(deadline_ns, remain_gva),
+    let remain_gva = if absolute { 0 } else { args[3] };
+    match until(cx) {
+        Ok((timeline, until_ns)) => sleep_until(cx, timeline, until_ns, remain_gva),
         Err(errno) => Outcome::Done(Err(errno)),
     }
-}
-
-fn timeval_ns(value: Timeval) -> Result<u64, Errno> {
-    let sec = u64::try_from(value.tv_sec).map_err(|_| Errno::EINVAL)?;
-    let usec = u64::try_from(value.tv_usec).map_err(|_| Errno::EINVAL)?;
-    if usec >= 1_000_000 {
-        return Err(Errno::EINVAL);
-    }
-    Ok(sec
-        .saturating_mul(NSEC_PER_SEC)
-        .saturating_add(usec.saturating_mul(1000)))
-}
-
-/// Nanoseconds as a timeval, rounded up to a microsecond so that an armed timer never reads as zero.
-fn timeval(ns: u64) -> Timeval {
-    let usec = ns.div_ceil(1000);
-    Timeval {
-        tv_sec: (usec / 1_000_000).cast_signed(),
-        tv_usec: (usec % 1_000_000).cast_signed(),
-    }
-}
-
-fn swap_real_timer(cx: &mut Cx<'_>, new: Option<(u64, u64)>) -> Result<(u64, u64), Errno> {
-    let now = clock::monotonic_ns(cx.host);
-    let timer = &mut cx.process()?.signals.real_timer;
-    let old = timer.map_or((0, 0), |(at, interval)| {
-        (at.saturating_sub(now).max(1), interval)
-    });
-    *timer = new.map(|(value, interval)| (now.saturating_add(value), interval));
-    Ok(old)
-}
-
-fn only_real(cx: &mut Cx<'_>, which: u64) -> Result<(), Errno> {
-    #[allow(clippy::cast_possible_truncation)]
-    match which as i32 {
-        0 => Ok(()),
-        1 | 2 => {
-            cx.host
-                .report
-                .unsupported("setitimer", "a CPU-time timer".to_owned());
-            Err(Errno::ENOSYS)
-        }
-        _ => Err(Errno::EINVAL),
-    }
-}
-
-/// setitimer(2), ITIMER_REAL.
-///
-/// # Errors
-/// `EINVAL`, `EFAULT`; `ENOSYS` for the CPU-time timers.
-pub fn sys_setitimer(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    only_real(cx, args[0])?;
-    let new: Itimerval = if args[1] == 0 {
-        Itimerval::default()
-    } else {
-        cx.read_struct(Gva(args[1]))?
-    };
-    let (value, interval) = (timeval_ns(new.it_value)?, timeval_ns(new.it_interval)?);
-    let (old_value, old_interval) = swap_real_timer(cx, (value > 0).then_some((value, interval)))?;
-    if args[2] != 0 {
-        let old = Itimerval {
-            it_interval: timeval(old_interval),
-            it_value: timeval(old_value),
-        };
-        cx.write_struct(Gva(args[2]), &old)?;
-    }
-    Ok(0)
-}
-
-/// getitimer(2), ITIMER_REAL.
-///
-/// # Errors
-/// As [`sys_setitimer`].
-pub fn sys_getitimer(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    only_real(cx, args[0])?;
-    let now = clock::monotonic_ns(cx.host);
-    let (value, interval) = cx
-        .process()?
-        .signals
-        .real_timer
-        .map_or((0, 0), |(at, interval)| {
-            (at.saturating_sub(now).max(1), interval)
-        });
-    let current = Itimerval {
-        it_interval: timeval(interval),
-        it_value: timeval(value),
-    };
-    cx.write_struct(Gva(args[1]), &current)?;
-    Ok(0)
-}
-
-/// alarm(2)
-///
-/// # Errors
-/// None.
-pub fn sys_alarm(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let seconds = args[0] & 0xffff_ffff;
-    let new = (seconds > 0).then_some((seconds.saturating_mul(NSEC_PER_SEC), 0));
-    let (old, _) = swap_real_timer(cx, new)?;
-    // alarm(2) rounds to seconds, and a pending alarm never reads as 0.
-    let rounded = old.saturating_add(NSEC_PER_SEC / 2) / NSEC_PER_SEC;
-    Ok(if old > 0 { rounded.max(1) } else { 0 })
 }
 
 /// times(2): all CPU time is user time.
@@ -288,7 +224,7 @@ pub fn sys_alarm(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// `EFAULT`.
 pub fn sys_times(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let tick = NSEC_PER_SEC / USER_HZ;
-    let user = process_cpu_ns(cx)? / tick;
+    let user = cx.process()?.cpu_time_ns / tick;
     if args[0] != 0 {
         cx.write_struct(
             Gva(args[0]),
@@ -308,7 +244,7 @@ pub fn sys_times(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 #[allow(clippy::cast_possible_truncation)]
 pub fn sys_getrusage(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let cpu_ns = match args[0] as i32 {
-        0 => process_cpu_ns(cx)?,
+        0 => cx.process()?.cpu_time_ns,
         1 => cx.thread()?.cpu_time_ns,
         -1 => 0,
         _ => return Err(Errno::EINVAL),

@@ -497,9 +497,7 @@ fn stat(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
         .values()
         .filter(|other| other.pid == process.pid)
         .collect();
-    let cpu = threads.iter().fold(process.ended_cpu_ns, |sum, thread| {
-        sum.saturating_add(thread.cpu_time_ns)
-    });
+    let cpu = process.cpu_time_ns;
     let fields: [u64; 48] = [
         process.ppid.0.unsigned_abs().into(),
         1,

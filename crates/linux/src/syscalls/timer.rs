@@ -1,0 +1,297 @@
+//! Timers: setitimer(2) and alarm(2), and those of timer_create(2).
+
+use kvmlet_abi::linux::{Itimerspec, Itimerval, Sigevent, Timespec, Timeval};
+use kvmlet_abi::{Errno, Gva};
+
+use super::time;
+use crate::clock::{self, NSEC_PER_SEC, timespec, timespec_ns};
+use crate::cx::Cx;
+use crate::kernel::{Kernel, Pid, Tid};
+use crate::outcome::SysResult;
+use crate::signal::{NSIG, signo};
+use crate::timer::{Interval, Notify, PosixTimer, Setting, Timeline};
+
+const TIMER_ABSTIME: u64 = 1;
+const SIGEV_SIGNAL: i32 = 0;
+const SIGEV_NONE: i32 = 1;
+const SIGEV_THREAD: i32 = 2;
+const SIGEV_THREAD_ID: i32 = 4;
+
+fn timeval_ns(value: Timeval) -> Result<u64, Errno> {
+    let sec = u64::try_from(value.tv_sec).map_err(|_| Errno::EINVAL)?;
+    let usec = u64::try_from(value.tv_usec).map_err(|_| Errno::EINVAL)?;
+    if usec >= 1_000_000 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(sec
+        .saturating_mul(NSEC_PER_SEC)
+        .saturating_add(usec.saturating_mul(1000)))
+}
+
+/// Nanoseconds as a timeval, rounded up to a microsecond so that an armed timer never reads as zero.
+fn timeval(ns: i64) -> Timeval {
+    let usec = u64::try_from(ns).unwrap_or(0).div_ceil(1000);
+    Timeval {
+        tv_sec: (usec / 1_000_000).cast_signed(),
+        tv_usec: (usec % 1_000_000).cast_signed(),
+    }
+}
+
+fn signed(ns: u64) -> i64 {
+    i64::try_from(ns).unwrap_or(i64::MAX)
+}
+
+fn unsigned(ns: i64) -> u64 {
+    u64::try_from(ns).unwrap_or(0)
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn int(raw: u64) -> i32 {
+    raw as i32
+}
+
+fn interval(which: u64) -> Result<Interval, Errno> {
+    match int(which) {
+        0 => Ok(Interval::Real),
+        1 => Ok(Interval::Virtual),
+        2 => Ok(Interval::Prof),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// Replaces an interval timer by one that expires after `value` nanoseconds (0: never) and every
+/// `interval_ns` after that; returns what the old one had left.
+fn swap_interval(
+    cx: &mut Cx<'_>,
+    which: Interval,
+    value: u64,
+    interval_ns: u64,
+) -> Result<(i64, i64), Errno> {
+    let pid = cx.process()?.pid;
+    let now_ns = clock::monotonic_ns(cx.host);
+    let old = cx.kernel.interval_timer_left((pid, which), now_ns);
+    let timeline = Kernel::interval_timeline(pid, which);
+    let now = cx.kernel.time_on(timeline, now_ns).ok_or(Errno::ESRCH)?;
+    let expires_ns = (value > 0).then(|| now.saturating_add(signed(value)));
+    cx.kernel
+        .set_interval_timer((pid, which), expires_ns, signed(interval_ns));
+    Ok(old)
+}
+
+fn itimerval((value, interval): (i64, i64)) -> Itimerval {
+    Itimerval {
+        it_interval: timeval(interval),
+        it_value: timeval(value),
+    }
+}
+
+/// setitimer(2)
+///
+/// # Errors
+/// `EINVAL`, `EFAULT`.
+pub fn sys_setitimer(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let new: Itimerval = if args[1] == 0 {
+        Itimerval::default()
+    } else {
+        cx.read_struct(Gva(args[1]))?
+    };
+    let (value, step) = (timeval_ns(new.it_value)?, timeval_ns(new.it_interval)?);
+    let which = interval(args[0])?;
+    let old = swap_interval(cx, which, value, step)?;
+    if args[2] != 0 {
+        cx.write_struct(Gva(args[2]), &itimerval(old))?;
+    }
+    Ok(0)
+}
+
+/// getitimer(2)
+///
+/// # Errors
+/// `EINVAL`, `EFAULT`.
+pub fn sys_getitimer(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let which = interval(args[0])?;
+    let pid = cx.process()?.pid;
+    let now_ns = clock::monotonic_ns(cx.host);
+    let left = cx.kernel.interval_timer_left((pid, which), now_ns);
+    cx.write_struct(Gva(args[1]), &itimerval(left))?;
+    Ok(0)
+}
+
+/// alarm(2)
+///
+/// # Errors
+/// None.
+pub fn sys_alarm(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let seconds = args[0] & 0xffff_ffff;
+    let (old, _) = swap_interval(cx, Interval::Real, seconds.saturating_mul(NSEC_PER_SEC), 0)?;
+    let old = unsigned(old);
+    // alarm(2) rounds to seconds, and a pending alarm never reads as 0.
+    let rounded = old.saturating_add(NSEC_PER_SEC / 2) / NSEC_PER_SEC;
+    Ok(if old > 0 { rounded.max(1) } else { 0 })
+}
+
+/// What a clock's timers are measured by.
+///
+/// # Errors
+/// `EINVAL` for no clock; `EOPNOTSUPP` for one without timers.
+fn timer_timeline(cx: &mut Cx<'_>, clock_id: i32) -> Result<Timeline, Errno> {
+    match clock_id {
+        // CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI
+        0 | 1 | 7 | 11 => Ok(Timeline::Monotonic),
+        // The raw and coarse clocks have no timers; the alarm clocks need a real-time clock device.
+        4 | 5 | 6 | 8 | 9 => Err(Errno::EOPNOTSUPP),
+        id => time::cpu_timeline(cx, id),
+    }
+}
+
+fn notification(cx: &mut Cx<'_>, event: &Sigevent) -> Result<Notify, Errno> {
+    let pid = cx.process()?.pid;
+    let notify = match event.sigev_notify {
+        SIGEV_NONE => return Ok(Notify::Nobody),
+        SIGEV_SIGNAL | SIGEV_THREAD => Notify::Process,
+        SIGEV_THREAD_ID => {
+            let tid = Tid(event.sigev_notify_thread_id);
+            match cx.kernel.threads.get(&tid) {
+                Some(thread) if thread.pid == pid => Notify::Thread(tid),
+                _ => return Err(Errno::EINVAL),
+            }
+        }
+        _ => return Err(Errno::EINVAL),
+    };
+    if (1..=i32::from(NSIG)).contains(&event.sigev_signo) {
+        Ok(notify)
+    } else {
+        Err(Errno::EINVAL)
+    }
+}
+
+/// timer_create(2)
+///
+/// # Errors
+/// `EINVAL`, `EOPNOTSUPP`, `EFAULT`; `EAGAIN` for too many timers.
+pub fn sys_timer_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let clock_id = int(args[0]);
+    let given: Option<Sigevent> = if args[1] == 0 {
+        None
+    } else {
+        Some(cx.read_struct(Gva(args[1]))?)
+    };
+    let timeline = timer_timeline(cx, clock_id)?;
+    let pid = cx.process()?.pid;
+    let id = cx.kernel.timers.next_id(pid).ok_or(Errno::EAGAIN)?;
+    let event = given.unwrap_or(Sigevent {
+        sigev_value: u64::from(id.cast_unsigned()),
+        sigev_signo: i32::from(signo::SIGALRM),
+        ..Sigevent::default()
+    });
+    let notify = notification(cx, &event)?;
+    cx.write_struct(Gva(args[2]), &id)?;
+    let timer = PosixTimer {
+        clock_id,
+        timeline,
+        notify,
+        sigev_notify: event.sigev_notify,
+        signo: u8::try_from(event.sigev_signo).unwrap_or(0),
+        value: event.sigev_value,
+        setting: Setting::default(),
+        unacknowledged: false,
+        missed: 0,
+        overrun: 0,
+    };
+    cx.kernel.timers.create(pid, id, timer);
+    Ok(0)
+}
+
+fn itimerspec((value, interval): (i64, i64)) -> Itimerspec {
+    Itimerspec {
+        it_interval: timespec(unsigned(interval)),
+        it_value: timespec(unsigned(value)),
+    }
+}
+
+fn own_timer(cx: &mut Cx<'_>, raw_id: u64) -> Result<(Pid, i32), Errno> {
+    let (pid, id) = (cx.process()?.pid, int(raw_id));
+    match cx.kernel.timers.posix(pid, id) {
+        Some(_) => Ok((pid, id)),
+        None => Err(Errno::EINVAL),
+    }
+}
+
+fn expiry(cx: &mut Cx<'_>, timer: (Pid, i32), flags: u64, value: Timespec) -> Result<i64, Errno> {
+    let value = signed(timespec_ns(value)?);
+    let (clock_id, timeline) = cx
+        .kernel
+        .timers
+        .posix(timer.0, timer.1)
+        .map(|timer| (timer.clock_id, timer.timeline))
+        .ok_or(Errno::EINVAL)?;
+    let now_ns = clock::monotonic_ns(cx.host);
+    let now = cx.kernel.time_on(timeline, now_ns).ok_or(Errno::ESRCH)?;
+    if flags & TIMER_ABSTIME == 0 {
+        return Ok(now.saturating_add(value));
+    }
+    if timeline == Timeline::Monotonic {
+        // Linux differs: a timer on CLOCK_REALTIME does not follow the host when its clock is set.
+        let on_clock = clock::read_ns(cx.host, clock_id).ok_or(Errno::EINVAL)?;
+        return Ok(now.saturating_add(value.saturating_sub(signed(on_clock))));
+    }
+    Ok(value)
+}
+
+/// timer_settime(2)
+///
+/// # Errors
+/// `EINVAL`, `EFAULT`; `ESRCH` for the CPU clock of a thread that has ended.
+pub fn sys_timer_settime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    if args[2] == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let new: Itimerspec = cx.read_struct(Gva(args[2]))?;
+    let step = signed(timespec_ns(new.it_interval)?);
+    let value_ns = timespec_ns(new.it_value)?;
+    let timer = own_timer(cx, args[0])?;
+    let expires_ns = if value_ns == 0 {
+        None
+    } else {
+        Some(expiry(cx, timer, args[1], new.it_value)?)
+    };
+    let now_ns = clock::monotonic_ns(cx.host);
+    let old = cx.kernel.posix_timer_left(timer, now_ns).unwrap_or((0, 0));
+    cx.kernel.set_posix_timer(timer, expires_ns, step, now_ns);
+    if args[3] != 0 {
+        cx.write_struct(Gva(args[3]), &itimerspec(old))?;
+    }
+    Ok(0)
+}
+
+/// timer_gettime(2)
+///
+/// # Errors
+/// `EINVAL`, `EFAULT`.
+pub fn sys_timer_gettime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let timer = own_timer(cx, args[0])?;
+    let now_ns = clock::monotonic_ns(cx.host);
+    let left = cx.kernel.posix_timer_left(timer, now_ns).unwrap_or((0, 0));
+    cx.write_struct(Gva(args[1]), &itimerspec(left))?;
+    Ok(0)
+}
+
+/// timer_getoverrun(2)
+///
+/// # Errors
+/// `EINVAL`.
+pub fn sys_timer_getoverrun(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (pid, id) = own_timer(cx, args[0])?;
+    let timer = cx.kernel.timers.posix(pid, id).ok_or(Errno::EINVAL)?;
+    Ok(u64::from(timer.overrun.cast_unsigned()))
+}
+
+/// timer_delete(2)
+///
+/// # Errors
+/// `EINVAL`.
+pub fn sys_timer_delete(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (pid, id) = own_timer(cx, args[0])?;
+    cx.kernel.delete_posix_timer(pid, id);
+    Ok(0)
+}
