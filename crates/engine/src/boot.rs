@@ -289,10 +289,7 @@ fn place_vdso(memory: &mut GuestMemory) -> Result<Vdso, EngineError> {
     for (index, page) in image.chunks(PAGE_SIZE as usize).enumerate() {
         memory.write(data.wrapping_add((index as u64 + 1) * PAGE_SIZE), page)?;
     }
-    Ok(Vdso {
-        data,
-        image_pages,
-    })
+    Ok(Vdso { data, image_pages })
 }
 
 fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use kvmlet_abi::Gva;
 use kvmlet_hv::Kicker;
 use kvmlet_linux::call::{CallArg, CallError, Returns};
-use kvmlet_linux::channel::PostError;
+use kvmlet_linux::channel::{Peer, PostError};
 use kvmlet_linux::symbols::SymbolError;
 
 use crate::outcome::Ending;
@@ -58,7 +58,11 @@ impl Sandbox {
     /// As [`crate::run`].
     pub fn start(program: &Program) -> Result<Self, EngineError> {
         let caught = std::panic::catch_unwind(AssertUnwindSafe(|| boot::build(program)));
-        caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
+        let built = caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())));
+        built.map(|mut sandbox| {
+            sandbox.personality.kernel.channel.peer = Peer::Present;
+            sandbox
+        })
     }
 
     /// Runs until a thread waits for a message that is not there: the ready point.

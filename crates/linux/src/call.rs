@@ -15,7 +15,7 @@ use kvmlet_abi::{Errno, Gva, UserRegs};
 
 use crate::channel::{MESSAGE_MAX, PostError};
 use crate::kernel::{Kernel, Thread, Tid, XState};
-use crate::outcome::{CallState, Resume, Source, WaitOn};
+use crate::outcome::{CallState, Resume, Source, Wait, WaitOn};
 use crate::personality::{Cpu, Personality};
 use crate::sched::{Call, Parked};
 use crate::signal::Interrupted;
@@ -438,40 +438,48 @@ impl Personality {
 
     /// The thread goes back into its system call.
     fn go_back(&mut self, tid: Tid, suspended: &Suspended) {
-        let sched = &mut self.kernel.sched;
         let (call, wait) = match suspended {
             Suspended::Again(call, state) => {
-                sched.retries.insert(tid, (*call, state.clone()));
+                self.kernel
+                    .sched
+                    .retries
+                    .insert(tid, (*call, state.clone()));
                 return;
             }
             Suspended::Wait(parked) => (parked.call, &parked.wait),
         };
-        match (&wait.on, &wait.resume) {
-            (WaitOn::Message | WaitOn::Nothing, _) => {}
-            // What it waits for may have come meanwhile: it looks again.
-            (_, Resume::Retry(state)) => {
-                sched.retries.insert(tid, (call, state.clone()));
-                return;
-            }
+        // What it waits for may have come meanwhile: it looks again.
+        let state = match (&wait.on, &wait.resume) {
+            (WaitOn::Message, _) => return self.receive_again(tid, call, wait),
+            (_, Resume::Retry(state)) => state.clone(),
             // A waker may have found nobody. Every user of futex(2) expects wake-ups without cause.
-            (_, Resume::Deliver { .. }) => {
+            (WaitOn::Futex(..), Resume::Deliver { .. }) => {
                 if let Some(thread) = self.kernel.threads.get_mut(&tid) {
                     thread.regs.rax = 0;
                 }
                 return;
             }
-        }
+            (on, Resume::Deliver { .. }) => CallState {
+                deadline_ns: match on {
+                    WaitOn::CpuTime(_, at_ns) => u64::try_from(*at_ns).ok(),
+                    _ => wait.deadline_ns,
+                },
+                ..CallState::default()
+            },
+        };
+        self.kernel.sched.retries.insert(tid, (call, state));
+    }
+
+    /// The thread waits for a message again, where it was: before all others.
+    fn receive_again(&mut self, tid: Tid, call: Call, wait: &Wait) {
+        let sched = &mut self.kernel.sched;
         sched.park(tid, call, wait.clone());
-        if wait.on == WaitOn::Message {
-            // Its place was the first.
-            sched.receivers.retain(|waiter| *waiter != tid);
-            sched.receivers.push_front(tid);
-            if !self.kernel.channel.inbox.is_empty() {
-                self.kernel.wake_receiver();
-            }
-        }
+        sched.receivers.retain(|waiter| *waiter != tid);
+        sched.receivers.push_front(tid);
         self.leave(tid);
-        if self.kernel.has_signal(tid) {
+        if !self.kernel.channel.inbox.is_empty() {
+            self.kernel.wake_receiver();
+        } else if self.kernel.has_signal(tid) {
             self.kernel.interrupt(tid);
         }
     }

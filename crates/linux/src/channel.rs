@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use imbl::Vector;
+use kvmlet_abi::Errno;
 
 /// Bytes of one message at most.
 pub const MESSAGE_MAX: usize = 16 << 20;
@@ -98,9 +99,21 @@ impl Queue {
     }
 }
 
+/// Whether there is anybody to exchange messages with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Peer {
+    /// Nobody: the calls give `ENOSYS`, as Linux does, and the program uses its standard streams.
+    #[default]
+    Absent,
+    /// The host sends and takes messages.
+    Present,
+}
+
 /// The channel of one program.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Channel {
+    /// Whether the host takes part.
+    pub peer: Peer,
     /// Messages for the program.
     pub inbox: Queue,
     /// Messages from the program.
@@ -111,11 +124,21 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Drops all messages, in both directions. Senders that wait for room must be woken by the
-    /// caller, as [`crate::personality::Personality::take_message`] does.
+    /// Drops all messages, in both directions. A sender that waits for room is not woken.
     pub fn clear(&mut self) {
         self.inbox = Queue::default();
         self.outbox = Queue::default();
+    }
+
+    /// Whether the program's calls have anybody to serve them.
+    ///
+    /// # Errors
+    /// `ENOSYS` when the host does not take part.
+    pub fn attached(&self) -> Result<(), Errno> {
+        match self.peer {
+            Peer::Present => Ok(()),
+            Peer::Absent => Err(Errno::ENOSYS),
+        }
     }
 }
 

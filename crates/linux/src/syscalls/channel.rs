@@ -1,5 +1,6 @@
 //! kvmlet's own calls: messages. Their numbers lie outside Linux's table, so that the same program
-//! gets `ENOSYS` from Linux itself and falls back on its standard streams (kvmlet.h).
+//! gets `ENOSYS` from Linux itself, and here when nobody exchanges messages with it, and falls back
+//! on its standard streams (kvmlet.h).
 
 use std::sync::Arc;
 
@@ -18,6 +19,9 @@ const NOWAIT: u64 = 1;
 /// stays. Waits while there is none. Unless `generation` is 0, the u64 there becomes
 /// kvmlet_generation's value.
 pub fn sys_kvmlet_receive(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    if let Err(errno) = cx.kernel.channel.attached() {
+        return Outcome::Done(Err(errno));
+    }
     if args[2] & !NOWAIT != 0 {
         return Outcome::Done(Err(Errno::EINVAL));
     }
@@ -51,6 +55,9 @@ fn receive(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 
 /// kvmlet_send(buf, len_bytes): queues a message for the host. Waits while too much is queued.
 pub fn sys_kvmlet_send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    if let Err(errno) = cx.kernel.channel.attached() {
+        return Outcome::Done(Err(errno));
+    }
     let len_bytes = match usize::try_from(args[1]) {
         Ok(len_bytes) if len_bytes <= MESSAGE_MAX => len_bytes,
         _ => return Outcome::Done(Err(Errno::EMSGSIZE)),
@@ -80,7 +87,8 @@ fn send(cx: &mut Cx<'_>, buf: Gva, len_bytes: usize) -> SysResult {
 /// every reset.
 ///
 /// # Errors
-/// None.
+/// `ENOSYS` when the host takes no part.
 pub fn sys_kvmlet_generation(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+    cx.kernel.channel.attached()?;
     Ok(cx.kernel.channel.generation)
 }
