@@ -19,7 +19,7 @@ GUEST_PROGRAMS := tests/guests tests/escape/guests
 help:
 	@echo "make run       build, then run a Python script in a VM"
 	@echo "make test      every check on this machine's own KVM"
-	@echo "make test-hw   the end-to-end tests on hardware KVM semantics (an emulated machine)"
+	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
 	@echo "make lint      formatters, linters, types and import contracts only"
@@ -97,7 +97,7 @@ test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) guests
 	$(BIN)/python tests/hwkvm/run.py --timeout-s 2700 -- \
 		env KVMLET_HW=1 PYTHONDONTWRITEBYTECODE=1 \
-		$(PYTEST) -p no:cacheprovider -m hw --timeout 600 tests/e2e
+		$(PYTEST) -p no:cacheprovider -m hw --timeout 600 $(END_TO_END)
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev
