@@ -6,15 +6,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_hv::{Kvm, Vm, World};
+use kvmlet_linux::clock::GuestClock;
 use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
 use kvmlet_linux::host::Host;
 use kvmlet_linux::kernel::{Kernel, Tid};
 use kvmlet_linux::mm::freeze::{MappedFile, settle};
 use kvmlet_linux::personality::Personality;
-use kvmlet_mem::{FrozenMemory, GuestMemory, MemError, PageTables, ResetReport};
+use kvmlet_mem::{FrozenMemory, GuestMemory, MemError, PageTables, ResetReport, SlotMemory};
 
 use crate::boot::{self, VmmPages};
 use crate::harden::raise_descriptor_limit;
+use crate::outcome::Ending;
 use crate::run::{Sandbox, VcpuState, now_ns};
 use crate::stats::Times;
 use crate::{EngineError, Stat};
@@ -25,6 +27,8 @@ const BLANK_VMS_MAX: usize = 16;
 const FORGET_AFTER: u32 = 20;
 /// Pages learned at most: what is copied ahead for a fork, in pages.
 const LEARNED_MAX: usize = 16_384;
+/// Forks that have been given up and wait, clean, to be forks again.
+const READY_KEPT_MAX: usize = 8;
 /// Private memory that a fork may keep from one request to the next, in bytes; beyond it the fork is
 /// built anew.
 const KEPT_MAX_BYTES: u64 = 64 << 20;
@@ -71,6 +75,7 @@ pub(crate) struct Bound {
     vcpu: VcpuState,
     memory: GuestMemory,
     tables: PageTables,
+    clock: Box<dyn GuestClock>,
 }
 
 /// What requests write, learned from resets.
@@ -260,6 +265,13 @@ fn give_back_blank(vm: Vm, vcpu: VcpuState) {
     }
 }
 
+fn set_slots(vm: &Vm, slots: Vec<SlotMemory>) -> Result<(), EngineError> {
+    for slot in slots {
+        vm.set_slot(slot)?;
+    }
+    Ok(())
+}
+
 impl Bound {
     /// Takes the program out of the VM, which is kept for another.
     fn unbind(self) {
@@ -304,41 +316,41 @@ impl Frozen {
 
     fn bind_once(&self) -> Result<Bound, EngineError> {
         let blank = blank_vms().vms.pop();
+        let (mut memory, tables) = self.fork_memory()?;
+        let slots = memory.take_new_slots();
+        let config = boot::vcpu_config(&memory, &tables, &self.pages, Some(self.world))?;
+        let (vm, mut vcpu) = match blank {
+            Some(BlankVm { vm, mut vcpu }) => {
+                set_slots(&vm, slots)?;
+                vcpu.vcpu.rebind(config);
+                (vm, vcpu)
+            }
+            None => {
+                let vm = Kvm::open()?.create_vm()?;
+                set_slots(&vm, slots)?;
+                let vcpu = VcpuState::new(vm.create_vcpu(config)?);
+                (vm, vcpu)
+            }
+        };
+        let clock = boot::clock(&mut vcpu.vcpu, &mut memory, self.vdso);
+        Ok(Bound {
+            vm,
+            vcpu,
+            memory,
+            tables,
+            clock,
+        })
+    }
+
+    /// A fork's memory, with the pages that requests are known to write copied ahead.
+    fn fork_memory(&self) -> Result<(GuestMemory, PageTables), EngineError> {
         let (mut memory, mut tables) = self.memory.fork()?;
         let pages: Vec<Gva> = {
             let learned = lock(&self.learned);
             learned.pages.keys().map(|page| Gva(*page)).collect()
         };
         tables.copy_ahead(&mut memory, pages.into_iter(), |gva| self.keeps_copy(gva))?;
-        let slots = memory.take_new_slots();
-        let config = boot::vcpu_config(&memory, &tables, &self.pages, Some(self.world))?;
-        match blank {
-            Some(BlankVm { vm, mut vcpu }) => {
-                for slot in slots {
-                    vm.set_slot(slot)?;
-                }
-                vcpu.vcpu.rebind(config);
-                Ok(Bound {
-                    vm,
-                    vcpu,
-                    memory,
-                    tables,
-                })
-            }
-            None => {
-                let vm = Kvm::open()?.create_vm()?;
-                for slot in slots {
-                    vm.set_slot(slot)?;
-                }
-                let vcpu = VcpuState::new(vm.create_vcpu(config)?);
-                Ok(Bound {
-                    vm,
-                    vcpu,
-                    memory,
-                    tables,
-                })
-            }
-        }
+        Ok((memory, tables))
     }
 
     fn keeps_copy(&self, gva: Gva) -> bool {
@@ -363,12 +375,13 @@ impl Frozen {
     fn start(&self, bound: Bound, origin: Arc<Self>, started_ns: u64) -> Sandbox {
         let Bound {
             vm,
-            mut vcpu,
-            mut memory,
+            vcpu,
+            memory,
             tables,
+            clock,
         } = bound;
         let mut host = self.host.fork();
-        host.clock = boot::clock(&mut vcpu.vcpu, &mut memory, self.vdso);
+        host.clock = clock;
         let machine = Machine {
             memory,
             tables,
@@ -427,33 +440,61 @@ impl Sandbox {
     }
 
     /// A new fork in the same VM.
-    fn rebuild(&mut self, frozen: &Arc<Frozen>) -> Result<(), EngineError> {
-        let mut fork = Snapshot(Arc::clone(frozen)).fork()?;
-        std::mem::swap(self, &mut fork);
-        fork.retire();
+    fn rebuild(&mut self, frozen: &Frozen) -> Result<(), EngineError> {
+        // Until all is done there is nothing to run.
+        self.ended = Some(Ending::Broken);
+        self.vm.delete_all_slots()?;
+        let (mut memory, tables) = frozen.fork_memory()?;
+        set_slots(&self.vm, memory.take_new_slots())?;
+        let config = boot::vcpu_config(&memory, &tables, &frozen.pages, Some(frozen.world))?;
+        self.vcpu.vcpu.rebind(config);
+        let clock = boot::clock(&mut self.vcpu.vcpu, &mut memory, frozen.vdso);
+        self.personality.machine.memory = memory;
+        self.personality.machine.tables = tables;
+        self.personality.host.clock = clock;
+        self.personality.assign(frozen.next_kernel());
+        self.personality.host.reset(&frozen.host);
+        self.last_reset = ResetReport::default();
+        self.ended = None;
         Ok(())
     }
 
-    /// Ends this sandbox; its VM is kept for another program.
-    pub fn retire(self) {
-        if self
-            .origin
-            .as_ref()
-            .is_some_and(|origin| origin.check_process().is_ok())
-        {
-            let Self {
-                vm,
-                vcpu,
-                personality,
-                ..
-            } = self;
-            let Machine { memory, tables, .. } = personality.machine;
-            let bound = Bound {
-                vm,
-                vcpu,
-                memory,
-                tables,
-            };
+    /// Ends this sandbox. The VM of a fork is kept: for the next fork of its snapshot if it can be put
+    /// back, else for another program.
+    pub fn retire(mut self) {
+        let Some(frozen) = self.origin.take() else {
+            return;
+        };
+        if frozen.check_process().is_err() {
+            return;
+        }
+        let clean = self.ended.is_none() && matches!(self.reset_memory(&frozen), Ok(Some(_)));
+        let Self {
+            vm,
+            vcpu,
+            personality,
+            pages,
+            ..
+        } = self;
+        let Machine {
+            mut memory, tables, ..
+        } = personality.machine;
+        let scrubbed = pages
+            .scratch()
+            .into_iter()
+            .all(|gpa| memory.zero(gpa, PAGE_SIZE).is_ok());
+        let bound = Bound {
+            vm,
+            vcpu,
+            memory,
+            tables,
+            clock: personality.host.clock,
+        };
+        let mut ready = lock(&frozen.ready);
+        if clean && scrubbed && ready.len() < READY_KEPT_MAX {
+            ready.push(bound);
+        } else {
+            drop(ready);
             bound.unbind();
         }
     }
