@@ -439,15 +439,24 @@ impl Sandbox {
         }
     }
 
-    /// A new fork in the same VM.
+    /// A new fork in the same VM, or in a new one if a fault of ours has left this one in a state that
+    /// nobody knows.
     fn rebuild(&mut self, frozen: &Frozen) -> Result<(), EngineError> {
         // Until all is done there is nothing to run.
-        self.ended = Some(Ending::Broken);
-        self.vm.delete_all_slots()?;
+        let was = self.ended.replace(Ending::Broken);
         let (mut memory, tables) = frozen.fork_memory()?;
-        set_slots(&self.vm, memory.take_new_slots())?;
+        let slots = memory.take_new_slots();
         let config = boot::vcpu_config(&memory, &tables, &frozen.pages, Some(frozen.world))?;
-        self.vcpu.vcpu.rebind(config);
+        if was == Some(Ending::Broken) {
+            let vm = Kvm::open()?.create_vm()?;
+            set_slots(&vm, slots)?;
+            self.vcpu = VcpuState::new(vm.create_vcpu(config)?);
+            self.vm = vm;
+        } else {
+            self.vm.delete_all_slots()?;
+            set_slots(&self.vm, slots)?;
+            self.vcpu.vcpu.rebind(config);
+        }
         let clock = boot::clock(&mut self.vcpu.vcpu, &mut memory, frozen.vdso);
         self.personality.machine.memory = memory;
         self.personality.machine.tables = tables;
@@ -465,7 +474,7 @@ impl Sandbox {
         let Some(frozen) = self.origin.take() else {
             return;
         };
-        if frozen.check_process().is_err() {
+        if frozen.check_process().is_err() || self.ended == Some(Ending::Broken) {
             return;
         }
         let clean = self.ended.is_none() && matches!(self.reset_memory(&frozen), Ok(Some(_)));
