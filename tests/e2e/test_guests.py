@@ -171,3 +171,25 @@ def test_the_first_process(vm: None, guests: pathlib.Path) -> None:
     run = in_vm(["/usr/bin/python3", "-c", script], cwd=guests)
     assert run.stdout.decode() == f"Linux x86_64 1 0 {os.getuid()} {os.getgid()}\n"
     assert run.status == 0
+
+
+def frames(*messages: bytes) -> bytes:
+    return b"".join(len(message).to_bytes(4, "little") + message for message in messages)
+
+
+@pytest.mark.parametrize("library", ["", "-musl"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        frames(b"hello", b"", b"longer than five", bytes(range(256)) * 200),
+        frames(b"hello")[:-1],
+        b"\5\0",
+        b"\0\0\0\2",
+    ],
+    ids=["none", "whole", "cut", "cut-prefix", "huge"],
+)
+def test_messages_without_a_host(
+    oracle: Oracle, guests: pathlib.Path, library: str, data: bytes
+) -> None:
+    oracle.compare([f"./messages{library}"], cwd=guests, input=data)

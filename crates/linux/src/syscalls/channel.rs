@@ -6,23 +6,34 @@ use std::sync::Arc;
 
 use imbl::Vector;
 use kvmlet_abi::{Errno, Gva};
+use zerocopy::{Immutable, IntoBytes};
 
 use crate::channel::MESSAGE_MAX;
+use crate::clock;
 use crate::cx::Cx;
 use crate::outcome::{CallState, Outcome, Resume, Source, SysResult, Wait, WaitOn};
 
 /// kvmlet_receive: fail with `EAGAIN` instead of waiting.
 const NOWAIT: u64 = 1;
+/// kvmlet_receive: only the length; the message stays.
+const PEEK: u64 = 2;
 
-/// kvmlet_receive(buf, cap_bytes, flags, generation): the length of the next message. If it is at
-/// most `cap_bytes` the message is in `buf` and gone from the queue; else nothing was copied and it
-/// stays. Waits while there is none. Unless `generation` is 0, the u64 there becomes
-/// kvmlet_generation's value.
+/// `struct kvmlet_fork` (kvmlet.h): what a program learns about the copy that received.
+#[derive(Clone, Copy, Debug, IntoBytes, Immutable)]
+#[repr(C)]
+struct ForkInfo {
+    generation: u64,
+    seed: [u8; 24],
+}
+
+/// kvmlet_receive(buf, cap_bytes, flags, fork): moves the next message to `buf` and returns its
+/// length; waits while there is none. Unless `fork` is 0, a [`ForkInfo`] is written there. One that is
+/// longer than `cap_bytes` gives `EMSGSIZE` and stays.
 pub fn sys_kvmlet_receive(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
     if let Err(errno) = cx.kernel.channel.attached() {
         return Outcome::Done(Err(errno));
     }
-    if args[2] & !NOWAIT != 0 {
+    if args[2] & !(NOWAIT | PEEK) != 0 {
         return Outcome::Done(Err(Errno::EINVAL));
     }
     if cx.kernel.channel.inbox.is_empty() && args[2] & NOWAIT == 0 {
@@ -40,14 +51,21 @@ fn receive(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let message = Arc::clone(channel.inbox.front().ok_or(Errno::EAGAIN)?);
     let generation = channel.generation;
     let len_bytes = message.len() as u64;
-    if len_bytes > args[1] {
+    let peek = args[2] & PEEK != 0;
+    if peek || len_bytes > args[1] {
         // Whoever asked may not come back for it.
         cx.kernel.wake_receiver();
-        return Ok(len_bytes);
+        return if peek {
+            Ok(len_bytes)
+        } else {
+            Err(Errno::EMSGSIZE)
+        };
     }
     cx.write(Gva(args[0]), &message)?;
     if args[3] != 0 {
-        cx.write_struct(Gva(args[3]), &generation)?;
+        let mut seed = [0; 24];
+        clock::fill_random(&mut seed)?;
+        cx.write_struct(Gva(args[3]), &ForkInfo { generation, seed })?;
     }
     cx.kernel.channel.inbox.pop();
     Ok(len_bytes)

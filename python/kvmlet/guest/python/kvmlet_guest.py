@@ -1,0 +1,190 @@
+"""Messages for Python programs that run in kvmlet. Python 3.9 or later, nothing but itself.
+
+    import kvmlet_guest
+
+    kvmlet_guest.serve(lambda request: request.upper())
+
+Where the program waits for its first message it is ready: its host can freeze it there, with all
+its imports done, and give every request to a fresh copy.
+
+The same program runs without kvmlet: messages are then read from descriptor 0 and written to
+descriptor 1, each behind its length as four bytes, least significant first. So keep standard output
+for messages, and print to standard error.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import errno
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MESSAGE_MAX", "check_fork", "generation", "on_fork", "receive", "send", "serve"]
+
+MESSAGE_MAX = 16 << 20
+"""Bytes of a message at most."""
+
+# Numbers, flags and layout as in kvmlet.h.
+_RECEIVE = 7000
+_SEND = 7001
+_GENERATION = 7002
+_PEEK = 2
+_FORK_LEN = 32
+_SEED_AT = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc["syscall"]
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = [ctypes.c_long] * 5
+_syscall_send = _libc["syscall"]
+_syscall_send.restype = ctypes.c_long
+_syscall_send.argtypes = [ctypes.c_long, ctypes.c_char_p, ctypes.c_size_t]
+
+
+class _Buffers(_thread._local):
+    """Each thread's own place for messages; it grows with them."""
+
+    def __init__(self) -> None:
+        self.fork = ctypes.create_string_buffer(_FORK_LEN)
+        self.fork_at = ctypes.addressof(self.fork)
+        self.resize(64 << 10)
+
+    def resize(self, length: int) -> None:
+        """Make room for a message of this length."""
+        self.length = length
+        self.bytes = ctypes.create_string_buffer(length)
+        self.bytes_at = ctypes.addressof(self.bytes)
+
+
+_buffers = _Buffers()
+_hooks: list[Callable[[], object]] = []
+_native = False
+_generation = 0
+
+
+def receive() -> bytes:
+    """Wait for the next message and return it.
+
+    The first time in a new copy of the program, `random` is seeded anew and the functions given to
+    `on_fork` are called before it returns.
+
+    Raises EOFError at the end of the input (only without kvmlet), OSError for input that is no
+    message.
+    """
+    while not _native:
+        length = _syscall(_RECEIVE, _buffers.bytes_at, _buffers.length, 0, _buffers.fork_at)
+        if length >= 0:
+            fork = _buffers.fork.raw
+            _now(int.from_bytes(fork[:_SEED_AT], "little"), fork[_SEED_AT:])
+            return ctypes.string_at(_buffers.bytes_at, length)
+        code = ctypes.get_errno()
+        if code == errno.EMSGSIZE:
+            length = _syscall(_RECEIVE, 0, 0, _PEEK, 0)
+            if length > _buffers.length:
+                _buffers.resize(length)
+        # A Python signal handler runs when the call has returned.
+        elif code != errno.EINTR and not _found_native(code):
+            raise OSError(code, os.strerror(code))
+    prefix = _read(4, at_end=b"")
+    if not prefix:
+        raise EOFError("no more messages")
+    length = int.from_bytes(prefix, "little")
+    if length > MESSAGE_MAX:
+        raise OSError(errno.EBADMSG, f"a message of {length} bytes; the limit is {MESSAGE_MAX}")
+    return _read(length)
+
+
+def send(message: bytes | bytearray | memoryview) -> None:
+    """Send a message to the host; waits while too many are under way.
+
+    Raises OSError: EMSGSIZE if it has more than MESSAGE_MAX bytes.
+    """
+    data = bytes(message)
+    if len(data) > MESSAGE_MAX:
+        raise OSError(errno.EMSGSIZE, f"a message of {len(data)} bytes; the limit is {MESSAGE_MAX}")
+    while not _native:
+        if _syscall_send(_SEND, data, len(data)) == 0:
+            return
+        code = ctypes.get_errno()
+        if code != errno.EINTR and not _found_native(code):
+            raise OSError(code, os.strerror(code))
+    rest = memoryview(len(data).to_bytes(4, "little") + data)
+    while rest:
+        rest = rest[os.write(1, rest) :]
+
+
+def generation() -> int:
+    """Which copy of the program this is.
+
+    0 in the one that was started, and always without kvmlet; another number in each fork and after
+    each reset.
+    """
+    if not _native:
+        number: int = _syscall(_GENERATION, 0, 0, 0, 0)
+        if number >= 0:
+            return number
+        _found_native(ctypes.get_errno())
+    return 0
+
+
+def on_fork(hook: Callable[[], object]) -> None:
+    """Have `hook()` called once in every new copy, before it gets its first message.
+
+    Copies start with the same state of random generators, the same unique ids, the same temporary
+    names. The `random` module is taken care of.
+    """
+    _hooks.append(hook)
+
+
+def check_fork() -> None:
+    """Do what is to be done once in a new copy, if this is one: for code that gets no message."""
+    _now(generation(), os.urandom(24))
+
+
+def serve(handler: Callable[[bytes], bytes | bytearray | memoryview]) -> None:
+    """Answer each message with what `handler` returns for it; returns at the end of the input."""
+    while True:
+        try:
+            request = receive()
+        except EOFError:
+            return
+        send(handler(request))
+
+
+def _now(number: int, seed: bytes) -> None:
+    global _generation  # noqa: PLW0603
+    if number == _generation:
+        return
+    _generation = number
+    module = sys.modules.get("random")
+    if module is not None:
+        module.seed(int.from_bytes(seed, "little"))
+    for hook in _hooks:
+        hook()
+
+
+def _found_native(code: int) -> bool:
+    """Whether the error says that this is no kvmlet. Some seccomp filters give EPERM."""
+    global _native  # noqa: PLW0603
+    _native = _native or code in (errno.ENOSYS, errno.EPERM)
+    return _native
+
+
+def _read(length: int, at_end: bytes | None = None) -> bytes:
+    """All of `length` bytes from descriptor 0; at the end of the input `at_end`, if given."""
+    parts = []
+    left = length
+    while left:
+        part = os.read(0, left)
+        if not part:
+            if left == length and at_end is not None:
+                return at_end
+            raise OSError(errno.EBADMSG, "the input ends amid a message")
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
