@@ -10,39 +10,117 @@ almost none of it.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from kvmlet._data import register_result
+    from kvmlet._isolated import Isolated, isolated
+    from kvmlet._result import Denial, Event, Result
     from kvmlet.errors import (
+        CallLost,
+        CannotSend,
+        DeadlineExceeded,
         ExitError,
+        ForkedProcess,
+        GuestError,
         HostError,
+        InboxFull,
         InternalError,
+        Interrupted,
+        IsAFork,
         KvmletError,
         KvmUnavailable,
         LaunchError,
+        MessageTooLong,
+        NotAFork,
+        NotReady,
+        PoolClosed,
+        PoolError,
         ProgramNotExecutable,
         ProgramNotFound,
+        QueueFull,
+        ResultError,
+        SandboxBusy,
+        SandboxClosed,
+        SandboxEnded,
+        SandboxError,
+        StaleSnapshot,
+        TooFewDescriptors,
+        UnknownSymbol,
         UsageError,
     )
-    from kvmlet.sandbox import Denial, Event, Result, run
+    from kvmlet.pool import Pool, PoolStats
+    from kvmlet.sandbox import Output, Sandbox, Snapshot, run
 
     __version__: str
 
 __all__ = [
+    "CallLost",
+    "CannotSend",
+    "DeadlineExceeded",
     "Denial",
     "Event",
     "ExitError",
+    "ForkedProcess",
+    "GuestError",
     "HostError",
+    "InboxFull",
     "InternalError",
+    "Interrupted",
+    "IsAFork",
+    "Isolated",
     "KvmUnavailable",
     "KvmletError",
     "LaunchError",
+    "MessageTooLong",
+    "NotAFork",
+    "NotReady",
+    "Output",
+    "Pool",
+    "PoolClosed",
+    "PoolError",
+    "PoolStats",
     "ProgramNotExecutable",
     "ProgramNotFound",
+    "QueueFull",
     "Result",
+    "ResultError",
+    "Sandbox",
+    "SandboxBusy",
+    "SandboxClosed",
+    "SandboxEnded",
+    "SandboxError",
+    "Snapshot",
+    "StaleSnapshot",
+    "TooFewDescriptors",
+    "UnknownSymbol",
     "UsageError",
     "__version__",
+    "get_include",
+    "isolated",
+    "register_result",
     "run",
 ]
 
-_FROM_SANDBOX = ("Denial", "Event", "Result", "run")
+# Where names are that are not in kvmlet.errors.
+_MODULES = {
+    "Denial": "_result",
+    "Event": "_result",
+    "Isolated": "_isolated",
+    "Output": "sandbox",
+    "Pool": "pool",
+    "PoolStats": "pool",
+    "Result": "_result",
+    "Sandbox": "sandbox",
+    "Snapshot": "sandbox",
+    "isolated": "_isolated",
+    "register_result": "_data",
+    "run": "sandbox",
+}
+
+
+def get_include() -> str:
+    """The directory of `kvmlet.h`, for programs that take messages: `cc -I"$(...)" program.c`."""
+    import os
+
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "guest", "include")
 
 
 def _version() -> str:
@@ -59,7 +137,7 @@ def __getattr__(name: str) -> object:
     if name == "__version__":
         value = _version()
     elif name in __all__:
-        module = "kvmlet.sandbox" if name in _FROM_SANDBOX else "kvmlet.errors"
+        module = "kvmlet." + _MODULES.get(name, "errors")
         # `__import__` with a from-list: what the `from` statement does, without `importlib`.
         value = getattr(__import__(module, None, None, [name]), name)
     else:

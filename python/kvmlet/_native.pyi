@@ -16,7 +16,8 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """One of "exited", "signal", "timeout", "memory", "output", "interrupted"."""
+        """One of "exited", "signal", "timeout", "memory", "output", "interrupted",
+        "broken"."""
 
     @property
     def stdout(self) -> bytes:
@@ -42,7 +43,10 @@ class NativeError(Exception):
     """args: (kind, message).
 
     kind is one of "not_found", "not_executable", "bad_elf", "is_directory", "kvm_missing",
-    "kvm_permission", "kvm_unusable", "bad_argument", "internal", "host".
+    "kvm_permission", "kvm_unusable", "bad_argument", "internal", "host", "descriptors",
+    "not_ready", "ended", "timeout", "interrupted", "unknown_symbol", "call_lost",
+    "message_too_long", "inbox_full", "not_a_fork", "is_a_fork", "stale", "closed", "busy",
+    "forked".
     """
 
 def run(
@@ -60,3 +64,97 @@ def run(
 def harden(cwd: bytes) -> list[str]: ...
 def probe() -> dict[str, object]: ...
 def syscalls() -> list[tuple[int, str, str, str]]: ...
+
+@final
+class Sandbox:
+    """A program in a VM of its own.
+
+    One thread at a time: a call while another one runs fails with kind "busy", one in a child of
+    the process that made it with "forked". A call that runs the guest takes `timeout_s` (None: no
+    limit; then "timeout"), releases the interpreter's lock, and lets a raising signal handler end
+    it.
+    """
+
+    @staticmethod
+    def start(
+        argv: list[bytes],
+        *,
+        env: list[tuple[bytes, bytes]],
+        cwd: bytes,
+        input: bytes,
+        readable: list[bytes],
+        memory_bytes: int,
+        output_limit_bytes: int,
+    ) -> Sandbox:
+        """Builds the VM and loads the program, of which nothing has run."""
+
+    def until_ready(self, timeout_s: float | None) -> None:
+        """Runs until a thread waits for a message."""
+
+    def run_for(self, time_s: float) -> None:
+        """Lets the program run for a time, or until it ends."""
+
+    def send(self, message: bytes) -> None:
+        """Queues a message; nothing runs."""
+
+    def recv(self, timeout_s: float | None) -> bytes:
+        """Runs until the guest has sent a message."""
+
+    def call(
+        self,
+        symbol: str,
+        args: list[int | float | bytes | bytearray],
+        returns: str,
+        timeout_s: float | None,
+    ) -> tuple[int | float | bytes | None, list[bytes]]:
+        """Calls a function: (its value, what each bytearray holds afterwards).
+
+        `args`: int in -2**63..2**64; bytes passes a pointer to a copy, a bytearray is copied back
+        too. `returns`: "int" (rax, signed), "float" (xmm0), "bytes" (the string at rax) or "none".
+        """
+
+    def freeze(self) -> Snapshot:
+        """Ends this sandbox and keeps its state."""
+
+    def reset(self) -> None:
+        """Back to the frozen state; also takes back an `interrupt`."""
+
+    def interrupt(self) -> None:
+        """From any thread: what runs here, or will run next, fails with "interrupted"."""
+
+    def close(self) -> None:
+        """Gives up the VM. Later calls fail with "closed", but this one may be repeated."""
+
+    def abandon(self) -> None:
+        """In a child of the process that made it: gives up what the child has of the VM."""
+
+    def take_output(self) -> tuple[bytes, bytes]:
+        """Standard output and error, captured since the last call."""
+
+    def outcome(self) -> Outcome | None:
+        """How the program ended, None while it has not."""
+
+    def stats(self) -> dict[str, int | float]:
+        """Flat counters, as `Outcome.stats`."""
+
+    def generation(self) -> int:
+        """0 in what was started; differs in every fork and after every reset."""
+
+@final
+class Snapshot:
+    """A frozen program. Any thread may use it at any time."""
+
+    def fork(self) -> Sandbox:
+        """A sandbox in the frozen state."""
+
+    def prepare(self, count: int) -> None:
+        """Has VMs for `count` forks ready ahead of use."""
+
+    def stats(self) -> dict[str, int | float]:
+        """Flat counters."""
+
+    def close(self) -> None:
+        """Gives up the frozen state; forks live on."""
+
+    def abandon(self) -> None:
+        """In a child of the process that made it: gives up what the child has of the state."""

@@ -1,86 +1,57 @@
-"""Run one program in a VM of its own and collect what it wrote."""
+"""Programs in VMs: run one to its end, or warm one up, freeze it, and fork it per request.
+
+    snapshot = kvmlet.Sandbox(["./server"]).until_ready().freeze()
+    with snapshot.fork() as sandbox:
+        answer = sandbox.request(b"question", timeout=1)
+        sandbox.reset()
+
+`Sandbox` and `Snapshot` make each other, so they live together.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 
-from kvmlet import _native
+from kvmlet import _native, _process
 from kvmlet._launch import guest_argv, guest_cwd, guest_env
+from kvmlet._result import Denial, Event, Result, ending_text
 from kvmlet._values import (
     DEFAULT_MEMORY_BYTES,
     OUTPUT_LIMIT_BYTES,
     parse_duration,
     parse_size,
 )
-from kvmlet.errors import ExitError, UsageError, from_native
+from kvmlet.errors import KvmletError, SandboxBusy, SandboxEnded, UsageError, from_native
 
 if TYPE_CHECKING:
+    import ctypes
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+    from typing import ParamSpec, Self, TypeAlias
 
-__all__ = ["Denial", "Event", "Result", "run"]
+    P = ParamSpec("P")
 
+    Argument: TypeAlias = int | float | bytes | bytearray | memoryview | None
 
-@dataclass(frozen=True, slots=True)
-class Denial:
-    """One thing the policy refused."""
+T = TypeVar("T")
 
-    what: str
-    """The call and its object: "open /etc/shadow"."""
-    errno: str
-    """Name of the error that the guest got: "EACCES"."""
-    remedy: str
-    """What would allow it, "" if nothing does."""
+__all__ = ["Denial", "Event", "Output", "Result", "Sandbox", "Snapshot", "run"]
 
+# Of ctypes' types, the codes of those that fit the register in which an integer is returned.
+_CTYPES_INTEGERS = "?bBhHiIlLqQ"
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One thing the guest met that kvmlet does not support; it got the error Linux would give."""
-
-    name: str
-    detail: str
+# How long the end of the interpreter waits for a stopped guest, in seconds.
+_LAST_WAIT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """How a run ended, and what it wrote."""
+class Output(NamedTuple):
+    """What a program wrote to its standard streams."""
 
-    stdout: bytes = field(repr=False)
-    stderr: bytes = field(repr=False)
-    exit_code: int | None
-    """Exit status 0..255, None if the program did not exit by itself."""
-    signal: int | None
-    """Number of the signal that ended the program, else None."""
-    reason: str
-    """"exited", "signal", "timeout", "memory", "output" or "interrupted"."""
-    denials: list[Denial] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    stats: dict[str, int | float] = field(default_factory=dict, repr=False)
-    """Counters; times have names ending in _us and are in microseconds."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the program exited by itself with status 0."""
-        return self.reason == "exited" and self.exit_code == 0
-
-    def check(self) -> Result:
-        """This result if the program exited with status 0, else ExitError."""
-        if self.ok:
-            return self
-        if self.reason == "exited":
-            message = f"the program exited with status {self.exit_code}"
-        elif self.reason == "signal":
-            message = f"the program was ended by signal {self.signal}"
-        elif self.reason == "interrupted":
-            message = "the run was interrupted"
-        else:
-            limit = {"timeout": "time", "memory": "memory", "output": "output"}
-            message = f"the program reached its {limit.get(self.reason, self.reason)} limit"
-        last = self.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        if last:
-            message += f", its last error line: {last[0]}"
-        raise ExitError(message, result=self)
+    stdout: bytes
+    stderr: bytes
 
 
 def run(
@@ -109,15 +80,7 @@ def run(
     InternalError.
     """
     words = guest_argv(argv)
-    if isinstance(input, str):
-        try:
-            data: bytes | None = input.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"input cannot be encoded: {error}", remedy="pass bytes") from None
-    elif input is None or isinstance(input, (bytes, bytearray, memoryview)):
-        data = None if input is None else bytes(input)
-    else:
-        raise UsageError(f"input is {type(input).__name__}, not bytes or str")
+    data = _input_bytes(input)
     timeout_s = None if timeout is None else parse_duration(timeout, "timeout")
     memory_bytes = parse_size(memory, "memory")
     guest_environment = guest_env(env)
@@ -136,6 +99,433 @@ def run(
         )
     except _native.NativeError as error:
         raise from_native(*error.args) from None
+    return _result_of(outcome)
+
+
+class Sandbox:
+    """A program in a VM of its own, which runs only while one of these methods waits for it.
+
+    One thread at a time may use a sandbox: a second one gets SandboxBusy. `interrupt` is for any
+    thread. After DeadlineExceeded or a signal the program stands still where it was: ask again to
+    let it go on, or `reset` a fork.
+
+    Every `timeout` is in seconds, or "500ms", "2m"; None is no limit. Once the program has ended,
+    whatever would run it raises SandboxEnded, and `result` says how.
+    """
+
+    _vm: _native.Sandbox
+    _name: str
+    _closed: bool
+    _result: Result | None
+    _deadline_s: float | None
+
+    def __init__(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        memory: int | str = DEFAULT_MEMORY_BYTES,
+        input: bytes | str | None = None,
+    ) -> None:
+        """Load `argv`; nothing of it has run when this returns. The arguments are those of `run`.
+
+        Raises UsageError, ProgramNotFound, ProgramNotExecutable, KvmUnavailable, HostError,
+        InternalError.
+        """
+        self._start(argv, env=env, cwd=cwd, memory=memory, input=input, readable=[])
+
+    def _start(
+        self,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        memory: int | str,
+        input: bytes | str | None,
+        readable: list[bytes],
+    ) -> None:
+        words = guest_argv(argv)
+        data = _input_bytes(input)
+        memory_bytes = parse_size(memory, "memory")
+        guest_environment = guest_env(env)
+        directory = guest_cwd(cwd)
+        vm = _translated(
+            _native.Sandbox.start,
+            words,
+            env=guest_environment,
+            cwd=directory,
+            input=data or b"",
+            readable=readable,
+            memory_bytes=memory_bytes,
+            output_limit_bytes=OUTPUT_LIMIT_BYTES,
+        )
+        self._adopt(vm, words[0].decode("utf-8", "backslashreplace"))
+
+    def _adopt(self, vm: _native.Sandbox, name: str) -> None:
+        self._vm = vm
+        self._name = name
+        self._closed = False
+        self._result = None
+        self._deadline_s = None
+        _process.track(self)
+
+    @classmethod
+    def _with_readable(
+        cls,
+        argv: Sequence[str | bytes | os.PathLike[str]],
+        *,
+        env: Mapping[str, str],
+        cwd: str,
+        memory: int | str,
+        readable: list[bytes],
+    ) -> Self:
+        """A sandbox whose program may also read the directories `readable` (canonical paths)."""
+        sandbox = cls.__new__(cls)
+        sandbox._start(argv, env=env, cwd=cwd, memory=memory, input=None, readable=readable)
+        return sandbox
+
+    @classmethod
+    def _forked(cls, vm: _native.Sandbox, name: str) -> Self:
+        sandbox = cls.__new__(cls)
+        sandbox._adopt(vm, name)
+        return sandbox
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "ended" if self._result is not None else "open"
+        return f"<kvmlet.Sandbox {self._name} ({state})>"
+
+    # ---- running it ----
+
+    def until_ready(self, timeout: float | str | None = None) -> Self:
+        """Let the program run until it asks for a message; this sandbox.
+
+        Raises DeadlineExceeded, SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
+        """
+        self._ask(self._vm.until_ready, self._limit_s(timeout))
+        return self
+
+    def run_for(self, duration: float | str) -> Self:
+        """Let the program run for a time: to warm up one that never asks; this sandbox.
+
+        Raises DeadlineExceeded (of a pool's job), SandboxEnded, SandboxClosed, SandboxBusy,
+        Interrupted.
+        """
+        wanted_s = parse_duration(duration, "duration")
+        allowed_s = self._limit_s(None)
+        if allowed_s is not None and allowed_s < wanted_s:
+            self._ask(self._vm.run_for, allowed_s)
+            raise from_native("timeout", "the time limit passed")
+        self._ask(self._vm.run_for, wanted_s)
+        return self
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Queue a message for the program; it does not run before something waits for it.
+
+        Raises MessageTooLong, SandboxEnded, SandboxClosed, SandboxBusy.
+        """
+        self._ask(self._vm.send, message_bytes(data))
+
+    def recv(self, timeout: float | str | None = None) -> bytes:
+        """The next message of the program, which runs until it has sent one.
+
+        Raises DeadlineExceeded, SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
+        """
+        return self._ask(self._vm.recv, self._limit_s(timeout))
+
+    def request(
+        self, data: bytes | bytearray | memoryview, timeout: float | str | None = None
+    ) -> bytes:
+        """`send`, then `recv`.
+
+        Raises MessageTooLong, DeadlineExceeded, SandboxEnded, SandboxClosed, SandboxBusy,
+        Interrupted.
+        """
+        message = message_bytes(data)
+        limit_s = self._limit_s(timeout)
+        self._ask(self._vm.send, message)
+        return self._ask(self._vm.recv, limit_s)
+
+    @overload
+    def call(
+        self,
+        name: str,
+        *args: Argument,
+        returns: type[int] = int,
+        timeout: float | str | None = None,
+    ) -> int: ...
+    @overload
+    def call(
+        self,
+        name: str,
+        *args: Argument,
+        returns: type[float],
+        timeout: float | str | None = None,
+    ) -> float: ...
+    @overload
+    def call(
+        self,
+        name: str,
+        *args: Argument,
+        returns: type[bytes],
+        timeout: float | str | None = None,
+    ) -> bytes: ...
+    @overload
+    def call(
+        self,
+        name: str,
+        *args: Argument,
+        returns: None,
+        timeout: float | str | None = None,
+    ) -> None: ...
+    @overload
+    def call(
+        self,
+        name: str,
+        *args: Argument,
+        returns: type[ctypes._SimpleCData[T]],
+        timeout: float | str | None = None,
+    ) -> T: ...
+    def call(
+        self,
+        name: str,
+        *args: Argument,
+        returns: object = int,
+        timeout: float | str | None = None,
+    ) -> object:
+        """Call the program's function `name`, of its executable or one of its libraries.
+
+        args: an int; a float (a C double); None for a null pointer; bytes for a pointer to a copy
+            with a null byte after it; a bytearray or writable memoryview for a pointer to a copy
+            that is copied back.
+        returns: int for a 64-bit integer (long); float for a double; bytes for the string that a
+            `char *` points to; None for nothing (void). A narrower integer leaves the rest of its
+            register undefined: say which with ctypes, as in `returns=ctypes.c_int`.
+
+        Raises UnknownSymbol, UsageError, MessageTooLong, NotReady, DeadlineExceeded, SandboxEnded,
+        SandboxClosed, SandboxBusy, Interrupted.
+        """
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise UsageError(f"{name!r} is not the name of a function", remedy="pass a str")
+        passed = [_argument(argument, position) for position, argument in enumerate(args, 1)]
+        updated = [
+            argument
+            for argument, value in zip(args, passed, strict=True)
+            if isinstance(value, bytearray)
+        ]
+        kind, convert = _returns(returns)
+        limit_s = self._limit_s(timeout)
+        value, buffers = self._ask(self._vm.call, name, passed, kind, limit_s)
+        for target, content in zip(updated, buffers, strict=True):
+            memoryview(target).cast("B")[:] = content  # type: ignore[arg-type]
+        return convert(value)
+
+    def interrupt(self) -> None:
+        """Stop the program, from any thread: what waits for it raises Interrupted.
+
+        If nothing does, what comes next will. Only `reset` takes it back.
+        """
+        self._vm.interrupt()
+
+    # ---- freezing, resetting, closing ----
+
+    def freeze(self) -> Snapshot:
+        """Keep the program as it is now, to be forked any number of times; closes this sandbox.
+
+        Raises SandboxEnded, SandboxClosed, SandboxBusy, HostError.
+        """
+        vm = self._ask(self._vm.freeze)
+        self._closed = True
+        return Snapshot._frozen(vm, self._name)
+
+    def reset(self) -> None:
+        """Put a fork back to the state in which it was frozen; also one whose program has ended.
+
+        Raises NotAFork, SandboxClosed, SandboxBusy, HostError.
+        """
+        self._ask(self._vm.reset)
+        self._result = None
+
+    def close(self) -> None:
+        """Give up the VM and all it holds. May be repeated.
+
+        Raises SandboxBusy while another thread uses it: `interrupt` it first.
+        """
+        self._ask(self._vm.close)
+        self._closed = True
+
+    # ---- looking at it ----
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` or `freeze` was called."""
+        return self._closed
+
+    @property
+    def result(self) -> Result | None:
+        """How the program ended and what it wrote since `output` was last called; else None."""
+        if self._result is None and not self._closed:
+            outcome = _translated(self._vm.outcome)
+            if outcome is not None:
+                self._result = _result_of(outcome)
+        return self._result
+
+    @property
+    def generation(self) -> int:
+        """0 in a program that was started; differs in every fork and after every reset."""
+        return self._ask(self._vm.generation)
+
+    def output(self) -> Output:
+        """What the program wrote to standard output and error since this was last called."""
+        return Output(*self._ask(self._vm.take_output))
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters; times have names ending in _us and are in microseconds."""
+        return self._ask(self._vm.stats)
+
+    # ---- for the package's own use ----
+
+    def _ask(self, ask: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+        """`ask(...)` with the extension's errors as exceptions of ours."""
+        try:
+            return ask(*args, **keywords)
+        except _native.NativeError as error:
+            kind, message = error.args
+            raised = from_native(kind, message)
+        if isinstance(raised, SandboxEnded):
+            raised.result = self._result_or_none()
+            if raised.result is not None:
+                raised.message = ending_text(raised.result)
+        raise raised
+
+    def _result_or_none(self) -> Result | None:
+        try:
+            return self.result
+        except KvmletError:  # closed by another thread meanwhile
+            return None
+
+    def _limit_s(self, timeout: float | str | None) -> float | None:
+        """Seconds that an operation may take, by its own limit and that of the job it is in."""
+        limit_s = None if timeout is None else parse_duration(timeout, "timeout")
+        if self._deadline_s is None:
+            return limit_s
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise from_native("timeout", "the time limit passed")
+        return left_s if limit_s is None else min(limit_s, left_s)
+
+    def _set_deadline(self, deadline_s: float | None) -> None:
+        """Let nothing wait beyond `deadline_s` (on time.monotonic), whatever its own limit."""
+        self._deadline_s = deadline_s
+
+    def _abandon(self) -> None:
+        self._closed = True
+        self._vm.abandon()
+
+    def _stop(self) -> None:
+        end_s = time.monotonic() + _LAST_WAIT_S
+        while not self._closed and time.monotonic() < end_s:
+            self._vm.interrupt()
+            try:
+                self.close()
+            except SandboxBusy:
+                time.sleep(0.001)
+
+
+class Snapshot:
+    """A frozen program, forked any number of times, from any thread. Made by `Sandbox.freeze`.
+
+    Forks share what they do not change. They live on when the snapshot is closed.
+    """
+
+    _vm: _native.Snapshot
+    _name: str
+    _closed: bool
+
+    def __init__(self) -> None:
+        raise UsageError("a snapshot cannot be made directly", remedy="call Sandbox.freeze()")
+
+    @classmethod
+    def _frozen(cls, vm: _native.Snapshot, name: str) -> Self:
+        snapshot = cls.__new__(cls)
+        snapshot._vm = vm
+        snapshot._name = name
+        snapshot._closed = False
+        _process.track(snapshot)
+        return snapshot
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvmlet.Snapshot {self._name} ({'closed' if self._closed else 'open'})>"
+
+    def fork(self) -> Sandbox:
+        """A sandbox that goes on from the frozen state.
+
+        Raises SandboxClosed, TooFewDescriptors, HostError.
+        """
+        return Sandbox._forked(_translated(self._vm.fork), self._name)
+
+    def prepare(self, count: int) -> None:
+        """Have VMs for `count` forks ready, so that forking takes next to no time.
+
+        Raises UsageError, SandboxClosed, TooFewDescriptors, HostError.
+        """
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise UsageError(f"count: {count!r} is not a number of forks")
+        _translated(self._vm.prepare, count)
+
+    def close(self) -> None:
+        """Give up the frozen state; nothing more can be forked. May be repeated."""
+        _translated(self._vm.close)
+        self._closed = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def stats(self) -> dict[str, int | float]:
+        """Counters; times have names ending in _us and are in microseconds."""
+        return _translated(self._vm.stats)
+
+    def _abandon(self) -> None:
+        self._closed = True
+        self._vm.abandon()
+
+    def _stop(self) -> None:
+        pass
+
+
+def _translated(ask: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+    """`ask(...)` with the extension's errors as exceptions of ours."""
+    try:
+        return ask(*args, **keywords)
+    except _native.NativeError as error:
+        raise from_native(*error.args) from None
+
+
+def _result_of(outcome: _native.Outcome) -> Result:
     return Result(
         stdout=outcome.stdout,
         stderr=outcome.stderr,
@@ -145,4 +535,66 @@ def run(
         denials=[Denial(*denial) for denial in outcome.denials],
         events=[Event(*event) for event in outcome.events],
         stats=outcome.stats,
+    )
+
+
+def _input_bytes(data: object) -> bytes | None:
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"input cannot be encoded: {error}", remedy="pass bytes") from None
+    if data is None or isinstance(data, (bytes, bytearray, memoryview)):
+        return None if data is None else bytes(data)
+    raise UsageError(f"input is {type(data).__name__}, not bytes or str")
+
+
+def message_bytes(data: object) -> bytes:
+    """A message as bytes. Raises UsageError."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, (bytearray, memoryview)):
+        return bytes(data)
+    remedy = "encode it: text.encode()" if isinstance(data, str) else ""
+    raise UsageError(f"a message is bytes, not {type(data).__name__}", remedy=remedy)
+
+
+def _argument(value: object, position: int) -> int | float | bytes | bytearray:
+    """`value` as the extension takes it."""
+    if isinstance(value, (float, bytes, bytearray)):
+        return value
+    if value is None:
+        return 0
+    if isinstance(value, int):
+        if -(1 << 63) <= value < 1 << 64:
+            return int(value)
+        raise UsageError(f"argument {position} does not fit in 64 bits")
+    if isinstance(value, memoryview):
+        if value.readonly:
+            return bytes(value)
+        if value.c_contiguous:
+            return bytearray(value)
+        raise UsageError(f"argument {position} is a memoryview with gaps", remedy="copy it first")
+    remedy = (
+        "encode it: text.encode()"
+        if isinstance(value, str)
+        else "pass int, float, bytes, bytearray or None"
+    )
+    raise UsageError(f"argument {position} is {type(value).__name__}", remedy=remedy)
+
+
+def _returns(kind: object) -> tuple[str, Callable[[object], object]]:
+    """What `returns` asks of the extension, and how to make the value of its answer."""
+    plain: dict[object, str] = {int: "int", float: "float", bytes: "bytes", None: "none"}
+    if kind is None or isinstance(kind, type):
+        name = plain.get(kind)
+        if name is not None:
+            return name, lambda value: value
+    code = getattr(kind, "_type_", None)
+    if isinstance(kind, type) and isinstance(code, str) and code in _CTYPES_INTEGERS:
+        bits = 8 * sys.modules["ctypes"].sizeof(kind)
+        return "int", lambda value: kind(value & (1 << bits) - 1).value
+    raise UsageError(
+        f"returns={kind!r} is not a kind of value",
+        remedy="pass int, float, bytes, None or an integer type of ctypes",
     )

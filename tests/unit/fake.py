@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 HEALTHY: dict[str, object] = {
     "kvm": "ok",
@@ -53,6 +55,14 @@ class FakeNative(types.ModuleType):
         self.hardened: list[bytes] = []
         self.findings: dict[str, object] = dict(HEALTHY)
         self.rows: list[tuple[int, str, str, str]] = []
+        self.started: list[FakeSandbox] = []
+        self.Sandbox = types.SimpleNamespace(start=self.start)
+
+    def start(self, argv: list[bytes], **arguments: Any) -> FakeSandbox:
+        if self.error is not None:
+            raise self.error
+        self.started.append(FakeSandbox(argv=argv, **arguments))
+        return self.started[-1]
 
     def run(self, argv: list[bytes], **arguments: Any) -> Outcome:
         self.calls.append({"argv": argv, **arguments})
@@ -71,3 +81,156 @@ class FakeNative(types.ModuleType):
 
     def syscalls(self) -> list[tuple[int, str, str, str]]:
         return self.rows
+
+
+class FakeSandbox:
+    """A program that answers each message with itself reversed, and knows a few words more.
+
+    b"end" ends it, b"hang" takes until it is interrupted or out of time.
+    """
+
+    def __init__(self, fork_of: FakeSnapshot | None = None, **arguments: Any) -> None:
+        self.arguments = arguments
+        self.origin = fork_of
+        self.lock = threading.Lock()
+        self.stopped = threading.Event()
+        self.inbox: list[bytes] = []
+        self.asked: list[tuple[Any, ...]] = []
+        self.answer: tuple[object, list[bytes]] = (0, [])
+        self.ended: Outcome | None = None
+        self.closed = False
+        self.resets = 0
+        self.fail: NativeError | None = None
+        self.written = (b"", b"")
+
+    @contextlib.contextmanager
+    def use(self) -> Iterator[None]:
+        if not self.lock.acquire(blocking=False):
+            raise NativeError("busy", "the sandbox is being used by another thread")
+        try:
+            if self.closed:
+                raise NativeError("closed", "the sandbox is closed")
+            if self.fail is not None:
+                raise self.fail
+            yield
+        finally:
+            self.lock.release()
+
+    def running(self) -> None:
+        if self.ended is not None:
+            raise NativeError("ended", "the program has ended")
+        if self.stopped.is_set():
+            raise NativeError("interrupted", "interrupted")
+
+    def until_ready(self, timeout_s: float | None) -> None:
+        with self.use():
+            self.running()
+            self.asked.append(("until_ready", timeout_s))
+
+    def run_for(self, time_s: float) -> None:
+        with self.use():
+            self.running()
+            self.asked.append(("run_for", time_s))
+
+    def send(self, message: bytes) -> None:
+        with self.use():
+            if self.ended is not None:
+                raise NativeError("ended", "the program has ended")
+            if len(message) > 4000:
+                raise NativeError("message_too_long", "too long")
+            self.inbox.append(message)
+
+    def recv(self, timeout_s: float | None) -> bytes:
+        with self.use():
+            self.running()
+            self.asked.append(("recv", timeout_s))
+            message = self.inbox.pop(0)
+            if message == b"end":
+                self.ended = Outcome(exit_code=3, stderr=b"a\nlast words\n")
+                raise NativeError("ended", "the program has ended")
+            if message == b"hang":
+                if self.stopped.wait(timeout_s):
+                    raise NativeError("interrupted", "interrupted")
+                raise NativeError("timeout", "too slow")
+            return message[::-1]
+
+    def call(self, *asked: Any) -> tuple[object, list[bytes]]:
+        with self.use():
+            self.running()
+            self.asked.append(asked)
+            return self.answer
+
+    def freeze(self) -> FakeSnapshot:
+        with self.use():
+            self.closed = True
+            return FakeSnapshot()
+
+    def reset(self) -> None:
+        with self.use():
+            if self.origin is None:
+                raise NativeError("not_a_fork", "only a fork can be reset")
+            self.stopped.clear()
+            self.inbox.clear()
+            self.ended = None
+            self.resets += 1
+
+    def interrupt(self) -> None:
+        self.stopped.set()
+
+    def close(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            raise NativeError("busy", "the sandbox is being used by another thread")
+        self.lock.release()
+        if not self.closed and self.origin is not None:
+            self.origin.living -= 1
+        self.closed = True
+
+    def abandon(self) -> None:
+        self.closed = True
+
+    def take_output(self) -> tuple[bytes, bytes]:
+        with self.use():
+            written, self.written = self.written, (b"", b"")
+            return written
+
+    def outcome(self) -> Outcome | None:
+        with self.use():
+            return self.ended
+
+    def stats(self) -> dict[str, int | float]:
+        with self.use():
+            return {"exits": 1}
+
+    def generation(self) -> int:
+        with self.use():
+            return self.resets
+
+
+class FakeSnapshot:
+    def __init__(self) -> None:
+        self.closed = False
+        self.forks: list[FakeSandbox] = []
+        self.living = 0
+        self.prepared = 0
+        self.fail: NativeError | None = None
+
+    def fork(self) -> FakeSandbox:
+        if self.closed:
+            raise NativeError("closed", "the snapshot is closed")
+        if self.fail is not None:
+            raise self.fail
+        self.forks.append(FakeSandbox(self))
+        self.living += 1
+        return self.forks[-1]
+
+    def prepare(self, count: int) -> None:
+        self.prepared = count
+
+    def stats(self) -> dict[str, int | float]:
+        return {"forks": len(self.forks)}
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abandon(self) -> None:
+        self.closed = True

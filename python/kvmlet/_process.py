@@ -1,0 +1,46 @@
+"""What must happen to everything that holds virtual machines when its process forks or ends.
+
+VM descriptors do not survive `os.fork()`: in the child what they belonged to is dead, and says so.
+At the end of the interpreter every running guest is stopped first: a thread that comes back from
+one while the interpreter is being torn down would take the process with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from typing import Protocol
+
+
+class Holder(Protocol):
+    """Something that holds virtual machines."""
+
+    def _abandon(self) -> None:
+        """The process has forked and this is the child: give up what cannot be used. No locks."""
+
+    def _stop(self) -> None:
+        """The interpreter is about to end: let nothing keep running."""
+
+
+_holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+
+
+def track(holder: Holder) -> None:
+    """Have `holder` told of forks and of the end, for as long as it lives."""
+    _holders.add(holder)
+
+
+def _abandon_all() -> None:
+    for holder in list(_holders):
+        holder._abandon()
+    _holders.clear()
+
+
+def _stop_all() -> None:
+    for holder in list(_holders):
+        holder._stop()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+atexit.register(_stop_all)

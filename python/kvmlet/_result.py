@@ -1,0 +1,73 @@
+"""What a program left behind: how it ended, what it wrote, what it was refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvmlet.errors import ExitError
+
+__all__ = ["Denial", "Event", "Result"]
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """One thing the policy refused."""
+
+    what: str
+    """The call and its object: "open /etc/shadow"."""
+    errno: str
+    """Name of the error that the guest got: "EACCES"."""
+    remedy: str
+    """What would allow it, "" if nothing does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing the guest met that kvmlet does not support; it got the error Linux would give."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended, and what it wrote."""
+
+    stdout: bytes = field(repr=False)
+    stderr: bytes = field(repr=False)
+    exit_code: int | None
+    """Exit status 0..255, None if the program did not exit by itself."""
+    signal: int | None
+    """Number of the signal that ended the program, else None."""
+    reason: str
+    """"exited", "signal", "timeout", "memory", "output" or "interrupted"."""
+    denials: list[Denial] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    stats: dict[str, int | float] = field(default_factory=dict, repr=False)
+    """Counters; times have names ending in _us and are in microseconds."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the program exited by itself with status 0."""
+        return self.reason == "exited" and self.exit_code == 0
+
+    def check(self) -> Result:
+        """This result if the program exited with status 0, else ExitError."""
+        if self.ok:
+            return self
+        raise ExitError(ending_text(self), result=self)
+
+
+def ending_text(result: Result) -> str:
+    """How the program ended, in one line, with the last line that it wrote to standard error."""
+    if result.reason == "exited":
+        text = f"the program exited with status {result.exit_code}"
+    elif result.reason == "signal":
+        text = f"the program was ended by signal {result.signal}"
+    elif result.reason == "interrupted":
+        text = "the run was interrupted"
+    else:
+        limit = {"timeout": "time", "memory": "memory", "output": "output"}
+        text = f"the program reached its {limit.get(result.reason, result.reason)} limit"
+    last = result.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+    return f"{text}, its last error line: {last[0]}" if last else text

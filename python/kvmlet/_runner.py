@@ -1,0 +1,110 @@
+"""The guest's side of isolated functions: what the warmed interpreter runs (see kvmlet._isolated).
+
+The first message says where modules are and which to import; each later one is a call. Its answer
+is plain data (kvmlet._data): ("ok", value), ("error", ...) or ("unfit", why).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import pickle
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from kvmlet._data import NotData, encode, type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+serving = False
+"""Whether this process is the guest: functions isolated in it run where they are called."""
+
+# Longer texts are cut to their end, which says what happened.
+_MAX_TEXT_CHARS = 64 << 10
+
+
+def main() -> None:
+    """Take messages until the end."""
+    global serving  # noqa: PLW0603
+    serving = True
+    sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "guest", "python"))
+    guest = importlib.import_module("kvmlet_guest")
+    sys.path.pop()
+    guest.send(_answer(_warm, guest.receive()))
+    # What is there now is never looked at again: a collection would write to every object.
+    gc.collect()
+    gc.freeze()
+    while True:
+        answer = _answer(_call, guest.receive())
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        try:
+            guest.send(answer)
+        except OSError as error:
+            guest.send(encode(("unfit", f"{len(answer)} bytes of it: {error.strerror}")))
+
+
+def _warm(message: bytes) -> None:
+    path, preload = pickle.loads(message)
+    sys.path[:] = path
+    for name in preload:
+        importlib.import_module(name)
+    # A first time for all that a call goes through.
+    pickle.loads(pickle.dumps((("os.path", "basename"), (b"",), {}), 5))
+    _call(pickle.dumps((("os.path", "basename"), (b"",), {}), 5))
+
+
+def _call(message: bytes) -> object:
+    function, args, kwargs = pickle.loads(message)
+    if isinstance(function, tuple):
+        function = find(*function)
+    return function(*args, **kwargs)
+
+
+def find(module: str, qualname: str) -> Any:
+    """The function of that name; of a decorated one what was decorated."""
+    found: Any = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return found.__wrapped__ if getattr(type(found), "kvmlet_isolated", False) else found
+
+
+def _answer(work: Callable[[bytes], object], message: bytes) -> bytes:
+    try:
+        value = work(message)
+    except BaseException as error:  # noqa: BLE001 - the host is told, and decides
+        return _describe(error)
+    try:
+        return encode(("ok", value))
+    except NotData as error:
+        return encode(("unfit", str(error)))
+    except BaseException as error:  # noqa: BLE001 - a property of a dataclass, or a full memory
+        return _describe(error)
+
+
+def _describe(error: BaseException) -> bytes:
+    """("error", type's name, text, traceback, arguments or None)."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - any code at all
+        text = ""
+    try:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+            frames = frames.tb_next  # our own
+        lines = "".join(traceback.format_exception(type(error), error, frames))
+    except Exception:  # noqa: BLE001 - any code at all
+        lines = ""
+    fixed = (type_name(type(error)), text[-_MAX_TEXT_CHARS:], lines[-_MAX_TEXT_CHARS:])
+    try:
+        # An OSError keeps its file name to itself, but for a pickle.
+        plain = type(error).__module__ == "builtins"
+        given = error.__reduce__()[1] if plain else error.args
+        arguments = encode(("error", *fixed, given))
+    except Exception:  # noqa: BLE001 - they are no plain data, or changed meanwhile
+        return encode(("error", *fixed, None))
+    return arguments if len(arguments) < 1 << 20 else encode(("error", *fixed, None))

@@ -1,0 +1,381 @@
+"""isolated: both of its sides, with the runner in this process in place of a VM."""
+
+from __future__ import annotations
+
+import dataclasses
+import decimal
+import json
+import math
+import os
+import pickle
+import sys
+import types
+from typing import Any
+
+import pytest
+
+import kvmlet
+from kvmlet import _isolated, _runner
+from kvmlet._data import encode
+from kvmlet._isolated import _error_type, _readable, _result
+from unit.fake import FakeNative, FakeSandbox, FakeSnapshot
+
+
+class Guest(FakeSandbox):
+    """Answers as the runner does."""
+
+    def recv(self, timeout_s: float | None) -> bytes:
+        with self.use():
+            message = self.inbox.pop(0)
+            path = list(sys.path)
+            try:
+                if self.origin is None:
+                    return _runner._answer(_runner._warm, message)
+                return _runner._answer(_runner._call, message)
+            finally:
+                sys.path[:] = path
+
+    def freeze(self) -> FakeSnapshot:
+        frozen = super().freeze()
+        fork = frozen.fork
+
+        def make() -> FakeSandbox:
+            sandbox = fork()
+            sandbox.__class__ = Guest
+            return sandbox
+
+        frozen.fork = make  # type: ignore[method-assign]
+        return frozen
+
+
+@pytest.fixture(autouse=True)
+def guest(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> FakeNative:
+    def start(argv: list[bytes], **arguments: Any) -> FakeSandbox:
+        native.started.append(Guest(argv=argv, **arguments))
+        return native.started[-1]
+
+    native.Sandbox.start = start
+    monkeypatch.setattr(_isolated, "_warms", {})
+    return native
+
+
+@kvmlet.isolated
+def add(x: int, y: int = 2) -> int:
+    """The sum."""
+    return x + y
+
+
+@kvmlet.isolated(preload=["json"], timeout="1m", memory="64m", size=1)
+def parse(text: str) -> object:
+    return json.loads(text)
+
+
+@kvmlet.isolated
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@kvmlet.isolated
+def give(value: str) -> object:
+    return eval(value)
+
+
+@kvmlet.isolated
+def factorial(number: int) -> int:
+    return 1 if number == 0 else number * factorial.__wrapped__(number - 1)
+
+
+@kvmlet.register_result
+@dataclasses.dataclass
+class Answer:
+    text: str
+    price: decimal.Decimal
+
+    @kvmlet.isolated
+    def doubled(self) -> Answer:
+        return Answer(self.text * 2, self.price * 2)
+
+
+def test_calls(guest: FakeNative) -> None:
+    assert add(1) == 3
+    assert add(1, y=5) == 6
+    assert add.submit(2).result() == 4
+    assert list(add.map([1, 2], [3, 4])) == [4, 6]
+    assert factorial(5) == 120
+    assert len(guest.started) == 1  # they share a module, and so an interpreter
+    assert parse('{"a": [1, 2.5, null]}') == {"a": [1, 2.5, None]}
+    first, second = guest.started
+    assert first.arguments["memory_bytes"] == 512 << 20
+    assert second.arguments["memory_bytes"] == 64 << 20
+    assert add.__doc__ == "The sum."
+    assert add.__wrapped__(1) == 3
+
+
+def test_what_the_guest_is_given(guest: FakeNative) -> None:
+    add.warm_up()
+    (started,) = guest.started
+    argv = started.arguments["argv"]
+    assert argv[0] == os.fsencode(sys.executable)
+    assert argv[1] == b"-I"
+    readable = started.arguments["readable"]
+    for needed in (sys.prefix, sys.base_prefix, os.path.dirname(kvmlet.__file__)):
+        real = os.fsencode(os.path.realpath(needed))
+        assert any((real + b"/").startswith(directory + b"/") for directory in readable)
+    assert b"/" not in readable
+
+
+def test_readable_directories() -> None:
+    found = _readable(["/usr/lib", "/usr/libexec", "/usr", "/nonexistent", "/etc/passwd", "/etc"])
+    assert b"/usr" in found
+    assert b"/etc" in found
+    assert not [path for path in found if path.startswith((b"/usr/", b"/nonexistent", b"/etc/"))]
+
+
+def test_methods() -> None:
+    answer = Answer("ab", decimal.Decimal("1.50"))
+    assert answer.doubled() == Answer("abab", decimal.Decimal("3.00"))
+
+
+def test_functions_without_a_name() -> None:
+    offset = 10
+    assert kvmlet.isolated(lambda x: x + offset)(1) == 11
+
+    @kvmlet.isolated
+    def inner(x: int) -> int:
+        return x * offset if x < 5 else inner.__wrapped__(x - 1)
+
+    assert inner(6) == 40
+    with pytest.raises(kvmlet.CannotSend, match="cannot be pickled") as caught:
+        kvmlet.isolated(lambda frame: offset)(sys._getframe())
+    assert caught.value.remedy
+
+
+def test_functions_of_the_main_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = types.ModuleType("__main__")
+    code = """
+import dataclasses, kvmlet
+@kvmlet.register_result
+@dataclasses.dataclass
+class Box:
+    value: int
+@kvmlet.isolated
+def double(box):
+    return Box(box.value * 2)
+"""
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    exec(code, main.__dict__)
+    assert main.double(main.Box(3)) == main.Box(6)
+    # A function that is found by name, with an argument that is not.
+    with pytest.raises(TypeError, match="'Box' and 'int'"):
+        add(main.Box(3))
+
+
+def test_inside_a_guest_it_is_the_function_itself(
+    guest: FakeNative, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_runner, "serving", True)
+    assert add(1) == 3
+    assert guest.started == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("bad"),
+        KeyError("key"),
+        OSError(2, "No such file", "/x"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        ZeroDivisionError(),
+        StopIteration(5),
+        RecursionError("deep"),
+        AssertionError(1, "two"),
+        Exception("plain"),
+    ],
+)
+def test_builtin_exceptions(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        fail(error)
+    raised: Any = caught.value
+    assert isinstance(raised, kvmlet.GuestError)
+    assert raised.args == error.args
+    assert str(raised) == str(error)
+    assert raised.type_name == type(error).__name__
+    assert "raise error" in raised.guest_traceback
+    assert "_runner" not in raised.guest_traceback
+    assert raised.__notes__[0].startswith("In the guest:\nTraceback")
+    for name in ("errno", "filename", "encoding", "object", "value"):
+        assert getattr(raised, name, None) == getattr(error, name, None)
+    copy = pickle.loads(pickle.dumps(raised))
+    assert isinstance(copy, type(error))
+    assert (str(copy), copy.args, copy.__notes__) == (str(raised), raised.args, raised.__notes__)
+
+
+class OwnError(ValueError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OwnError("own"), "unit.test_isolated.OwnError: own"),
+        (SystemExit(3), "SystemExit: 3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (ExceptionGroup("several", [ValueError()]), "ExceptionGroup: several (1 sub-exception)"),
+        (json.JSONDecodeError("x", "doc", 0), "json.decoder.JSONDecodeError: x: line 1"),
+    ],
+)
+def test_other_exceptions(error: BaseException, text: str) -> None:
+    with pytest.raises(kvmlet.GuestError) as caught:
+        fail(error)
+    assert type(caught.value) is kvmlet.GuestError
+    assert str(caught.value).startswith(text)
+
+
+def test_every_builtin_exception_has_its_twin() -> None:
+    import builtins
+
+    for name, cls in vars(builtins).items():
+        if isinstance(cls, type) and issubclass(cls, BaseException):
+            twin = _error_type(cls.__name__)
+            own = issubclass(cls, Exception) and not issubclass(cls, BaseExceptionGroup)
+            assert issubclass(twin, cls) or not own, name
+            assert own or twin is kvmlet.GuestError
+            assert twin is _error_type(cls.__name__)
+    for name in ("int", "open", "__import__", "nothing", "GuestError", "a b", ""):
+        assert _error_type(name) is kvmlet.GuestError
+
+
+def test_hostile_exceptions() -> None:
+    """What a guest says of its exceptions neither breaks the host nor moves its cursor."""
+    arguments: Any
+    content: tuple[Any, ...]
+    for arguments in (
+        None,
+        [1],
+        {},
+        (1, 2, 3),
+        ([],),
+        ("x", ("f", 1, -5, "t", 1, 10**9)),
+        (1.5,) * 9,
+    ):
+        for name in (
+            "SyntaxError",
+            "OSError",
+            "UnicodeDecodeError",
+            "KeyError",
+            "ImportError",
+            "\n",
+        ):
+            content = ("error", name, "te\x1b[2Jxt", "tra\x1bce\n\tline\r", arguments)
+            with pytest.raises(kvmlet.GuestError) as caught:
+                _result(encode(content))
+            assert "te\\x1b[2Jxt" in str(caught.value)
+            assert caught.value.guest_traceback == "tra\\x1bce\n\tline\\x0d"
+    with pytest.raises(SyntaxError) as syntax:
+        _result(encode(("error", "SyntaxError", "x", "", ("x", ("f", 1, 1, "t", 1, 10**9)))))
+    assert syntax.value.args == ("x",)
+
+
+@pytest.mark.parametrize(
+    "content", [None, (), ("ok",), ("ok", 1, 2), ("error",), ("error", 1, 2, 3, 4), ("x", 1), "ok"]
+)
+def test_answers_without_sense(content: object) -> None:
+    with pytest.raises(kvmlet.ResultError, match="makes no sense"):
+        _result(encode(content))
+    with pytest.raises(kvmlet.ResultError, match="makes no sense"):
+        _result(pickle.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("object()", "object"),
+        ("[1, {2: range(3)}]", "range"),
+        ("lambda: 1", "function"),
+        ("print", "builtin_function_or_method"),
+        ("__import__('re').compile('x')", "re.Pattern"),
+    ],
+)
+def test_results_that_are_no_data(value: str, name: str) -> None:
+    with pytest.raises(kvmlet.ResultError, match=name) as caught:
+        give(value)
+    assert isinstance(caught.value, TypeError)
+    assert "register_result" in caught.value.remedy
+    assert "\n" not in str(caught.value)
+
+
+@dataclasses.dataclass
+class Unknown:
+    x: int
+
+
+def test_a_dataclass_that_is_not_registered() -> None:
+    with pytest.raises(kvmlet.ResultError, match=r"unit.test_isolated.Unknown, which is not regis"):
+        give(f"__import__('sys').modules[{__name__!r}].Unknown(1)")
+
+
+def test_the_time_and_the_end(guest: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guest, "recv", FakeSandbox.recv)
+
+    @kvmlet.isolated
+    def slow() -> None:
+        pass
+
+    monkeypatch.setattr(_isolated, "_warm_snapshot", lambda *_: kvmlet.Sandbox(["x"]).freeze())
+    slow._timeout_s = 0.01
+    for message, cls in ((b"hang", kvmlet.DeadlineExceeded), (b"end", kvmlet.SandboxEnded)):
+        monkeypatch.setattr(kvmlet.Isolated, "_message", lambda *_, message=message: message)
+        with pytest.raises(cls):
+            slow()
+    monkeypatch.setattr(kvmlet.Isolated, "_message", lambda *_: b"hang")
+    with pytest.raises(kvmlet.DeadlineExceeded, match=r"isolated\(timeout"):
+        slow()
+
+
+def test_printing(capsys: pytest.CaptureFixture[str], guest: FakeNative) -> None:
+    add.warm_up()
+    warm: Any = next(iter(_isolated._warms.values()))
+    snapshot: Any = warm.pool()._core.snapshot._vm
+    fork = snapshot.fork
+
+    def noisy() -> FakeSandbox:
+        sandbox: FakeSandbox = fork()
+        sandbox.written = ("grüße\n".encode(), b"\xff\n")
+        return sandbox
+
+    snapshot.fork = noisy
+    assert add(1) == 3
+    assert capsys.readouterr() == ("grüße\n", "\\xff\n")
+
+
+def test_a_module_that_cannot_be_imported() -> None:
+    @kvmlet.isolated(preload=["no_such_module"])
+    def f() -> None:
+        pass
+
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="no_such_module") as caught:
+            f()
+        assert isinstance(caught.value, kvmlet.GuestError)
+
+
+def test_bad_decorations() -> None:
+    async def coroutine() -> None:
+        pass
+
+    def generator() -> Any:
+        yield 1
+
+    for wrong in (coroutine, generator, 5, int, staticmethod(math.sqrt)):
+        with pytest.raises(kvmlet.UsageError):
+            kvmlet.isolated(wrong)  # type: ignore[arg-type]
+    for arguments in (
+        {"preload": "json"},
+        {"preload": ["import os"]},
+        {"preload": [5]},
+        {"timeout": 0},
+        {"memory": "lots"},
+        {"size": 0},
+    ):
+        with pytest.raises(kvmlet.UsageError):
+            kvmlet.isolated(**arguments)
