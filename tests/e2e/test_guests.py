@@ -142,6 +142,14 @@ def test_clocks(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare([f"./clock{library}", str(sized(20000, 1000))], cwd=guests)
 
 
+def test_timers(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./timers"], cwd=guests)
+
+
+def test_interval_timers(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./itimer"], cwd=guests)
+
+
 def test_vdso_symbols(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./vdso"], cwd=guests)
 
