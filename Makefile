@@ -22,6 +22,7 @@ help:
 	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
+	@echo "make bench-fork  the same for freezing, forking and resetting"
 	@echo "make lint      formatters, linters, types and import contracts only"
 	@echo "make clean     remove what was built"
 
@@ -109,10 +110,15 @@ bench: deps-bench
 	@$(MAKE) develop
 	$(BIN)/python benches/run.py
 
+.PHONY: bench-fork
+bench-fork: deps-bench $(VENV)/.group-bench
+	@$(MAKE) develop
+	$(BIN)/python benches/fork.py
+
 .PHONY: clean
 clean:
 	cargo clean
-	rm -rf $(VENV) .hw .cache dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .hw .cache dist benches/build benches/out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -f python/kvmlet/_native*.so
 	find python tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 	@for d in $(GUEST_PROGRAMS); do $(MAKE) -C $$d clean; done

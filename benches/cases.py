@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import report
 from measure import (
     BUILD,
     Run,
@@ -17,52 +17,13 @@ from measure import (
     native,
     program,
 )
+from report import Case, Promise, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PYTHON_PASS = ("/usr/bin/python3", "-c", "pass")
 _COUNTS = ("exits", "syscalls", "faults", "ioctls")
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """A bound on a ratio."""
-
-    sense: str
-    """"<=" or ">="."""
-    bound: float
-    unit: str
-    """What the ratio counts: "X", "native"."""
-
-    def holds(self, ratio: float) -> bool:
-        """Whether `ratio` keeps the promise."""
-        return ratio <= self.bound if self.sense == "<=" else ratio >= self.bound
-
-    def __str__(self) -> str:
-        return f"{self.sense} {self.bound:g} {self.unit}"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One comparison: medians of both sides, and the spread of the ratio of each pair."""
-
-    what: str
-    ours_ns: float
-    theirs_ns: float
-    ratio: Spread
-    promise: Promise | None
-    counts: dict[str, float] = field(default_factory=dict)
-    """kvmlet's counters, each a median over the runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A group of rows that come from the same runs."""
-
-    name: str
-    rows: Callable[[int], list[Row]]
-    """Given the number of pairs. Raises BenchError."""
 
 
 def _median(numbers: list[float]) -> float:
@@ -80,10 +41,8 @@ def counters(runs: list[Run]) -> dict[str, float]:
 def compare(
     what: str, ours: list[float], theirs: list[float], promise: Promise | None, runs: list[Run]
 ) -> Row:
-    """A row of times in nanoseconds. A promise of ">=" compares speeds, else times."""
-    faster = promise is not None and promise.sense == ">="
-    ratios = [b / a if faster else a / b for a, b in zip(ours, theirs, strict=True)]
-    return Row(what, _median(ours), _median(theirs), Spread.of(ratios), promise, counters(runs))
+    """A row of times in nanoseconds, with the counters of `runs`."""
+    return report.compare(what, ours, theirs, promise, counts=counters(runs), shown=_COUNTS)
 
 
 def calls(pairs: int) -> list[Row]:
@@ -267,11 +226,6 @@ CASES = (
     Case("calls", calls),
     Case("compute", compute),
     Case("stream", stream),
-    Case("start", start),
+    Case("start", start, breakdown=True),
     Case("commands", commands),
 )
-
-
-def shown_counts(counts: dict[str, float]) -> str:
-    """The counts that explain a time, in short."""
-    return ", ".join(f"{counts[name]:,.0f} {name}" for name in _COUNTS if name in counts)

@@ -43,7 +43,11 @@ BUBBLEWRAP = (
     *("--tmpfs", "/tmp"),
 )
 
-_CC = ("gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-static")
+PEER = BUILD / "peer.so"
+"""What a measuring process loads ahead of everything else (preload/peer.c)."""
+
+_GUEST = HERE.parent / "python" / "kvmlet" / "guest"
+_CC = ("gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{_GUEST / 'include'}")
 _HANG_S = 120
 
 
@@ -95,16 +99,23 @@ class Spread:
 
 
 def build() -> None:
-    """Compile every guest and host program that is older than its source. Raises BenchError."""
+    """Compile and copy every program that is older than its sources. Raises BenchError."""
     BUILD.mkdir(exist_ok=True)
-    for source in sorted([*HERE.glob("guests/*.c"), *HERE.glob("host/*.c")]):
-        program = BUILD / source.stem
-        newest = max(path.stat().st_mtime for path in (source, HERE / "guests" / "bench.h"))
+    headers = [*HERE.glob("*/*.h"), *_GUEST.glob("include/*.h")]
+    newest_header = max(header.stat().st_mtime for header in headers)
+    for source in sorted(HERE.glob("*/*.c")):
+        shared = source.parent.name == "preload"
+        program = BUILD / (source.with_suffix(".so").name if shared else source.stem)
+        newest = max(source.stat().st_mtime, newest_header)
         if program.exists() and program.stat().st_mtime > newest:
             continue
-        done = subprocess.run([*_CC, "-o", str(program), str(source)], capture_output=True)
+        link = ("-shared", "-fPIC", "-pthread") if shared else ("-static",)
+        done = subprocess.run([*_CC, *link, "-o", str(program), str(source)], capture_output=True)
         if done.returncode:
             raise BenchError(f"{source.name}: {done.stderr.decode(errors='replace').strip()}")
+    # A guest may read the directory that it runs in.
+    for script in (*HERE.glob("guests/*.py"), *_GUEST.glob("python/*.py")):
+        shutil.copy(script, BUILD)
 
 
 def native(argv: Sequence[str]) -> Run:
