@@ -1,25 +1,49 @@
 //! The extension module `kvmlet._native`: conversions, the GIL, errors. No logic.
 #![allow(unsafe_code)] // what PyO3's macros expand to
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kvmlet_engine::{Ending, EngineError, Owner, Program, RunOutcome, Streams, Support, Trace};
+use kvmlet_engine::{
+    Ending, EngineError, Owner, Program, RunOutcome, Stat, Streams, Support, Trace,
+};
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 mod doctor;
+mod sandbox;
 
 create_exception!(
     _native,
     NativeError,
     PyException,
-    "A run could not be made: (kind, message)."
+    "What was asked for cannot be done: (kind, message)."
 );
 
 fn to_py(error: &EngineError) -> PyErr {
     NativeError::new_err((error.kind(), error.to_string()))
+}
+
+/// A time limit from Python.
+fn duration(timeout_s: Option<f64>) -> PyResult<Option<Duration>> {
+    timeout_s
+        .map(Duration::try_from_secs_f64)
+        .transpose()
+        .map_err(|error| NativeError::new_err(("bad_argument", format!("timeout: {error}"))))
+}
+
+fn stats_to_py<'py>(py: Python<'py>, stats: &[(String, Stat)]) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, stat) in stats {
+        match stat {
+            Stat::Count(count) => dict.set_item(name, count)?,
+            Stat::Microseconds(us) => dict.set_item(name, us)?,
+        }
+    }
+    Ok(dict)
 }
 
 /// What a run gave back; see `_native.pyi`.
@@ -74,24 +98,29 @@ impl Outcome {
 
     #[getter]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = PyDict::new(py);
-        for (name, stat) in &self.0.stats {
-            match stat {
-                kvmlet_engine::Stat::Count(count) => stats.set_item(name, count)?,
-                kvmlet_engine::Stat::Microseconds(us) => stats.set_item(name, us)?,
-            }
-        }
-        Ok(stats)
+        stats_to_py(py, &self.0.stats)
     }
 }
 
 /// Python's signal handlers decide whether a run goes on; trace lines go to standard error.
 struct PythonOwner {
+    /// What a handler raised.
     raised: Option<PyErr>,
+    /// Set by a thread that wants the run to end.
+    stop: Arc<AtomicBool>,
+}
+
+impl PythonOwner {
+    fn stopped_by(stop: Arc<AtomicBool>) -> Self {
+        Self { raised: None, stop }
+    }
 }
 
 impl Owner for PythonOwner {
     fn stop_requested(&mut self) -> bool {
+        if self.stop.load(Ordering::SeqCst) {
+            return true;
+        }
         if self.raised.is_none() {
             self.raised = Python::attach(|py| py.check_signals()).err();
         }
@@ -119,10 +148,7 @@ fn run(
     output_limit_bytes: u64,
     trace: bool,
 ) -> PyResult<Outcome> {
-    let timeout = timeout_s
-        .map(Duration::try_from_secs_f64)
-        .transpose()
-        .map_err(|error| NativeError::new_err(("bad_argument", format!("timeout: {error}"))))?;
+    let timeout = duration(timeout_s)?;
     let streams = if capture {
         Streams::Capture {
             input: input.unwrap_or_default(),
@@ -142,7 +168,7 @@ fn run(
         readable: Vec::new(),
         trace,
     };
-    let mut owner = PythonOwner { raised: None };
+    let mut owner = PythonOwner::stopped_by(Arc::default());
     let result = py.detach(|| kvmlet_engine::run(&program, &mut owner));
     if let Some(raised) = owner.raised {
         return Err(raised);
@@ -173,6 +199,8 @@ fn syscalls() -> Vec<(u16, &'static str, &'static str, &'static str)> {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Outcome>()?;
+    module.add_class::<sandbox::Sandbox>()?;
+    module.add_class::<sandbox::Snapshot>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_function(wrap_pyfunction!(run, module)?)?;
     module.add_function(wrap_pyfunction!(harden, module)?)?;

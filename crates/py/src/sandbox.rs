@@ -1,0 +1,370 @@
+//! `Sandbox` and `Snapshot` as Python sees them; see `_native.pyi`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::Duration;
+
+use kvmlet_engine::{
+    CallArg, CallReturns, CallValue, EngineError, Kicker, Program, Streams, Trace,
+};
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt};
+
+use crate::{NativeError, Outcome, PythonOwner, duration, stats_to_py, to_py};
+
+fn native(kind: &'static str, message: &'static str) -> PyErr {
+    NativeError::new_err((kind, message))
+}
+
+fn forked() -> PyErr {
+    native(
+        "forked",
+        "it was made before this process was forked: its VM stays with the parent",
+    )
+}
+
+/// A program in its own VM; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct Sandbox {
+    /// `None` once closed.
+    engine: Mutex<Option<kvmlet_engine::Sandbox>>,
+    /// Set by `interrupt`: every step stops until a reset.
+    stop: Arc<AtomicBool>,
+    /// Stops the vCPU of now; a reset may bring another one.
+    kicker: Mutex<Kicker>,
+    origin: Origin,
+    /// The process that made it.
+    process: u32,
+}
+
+/// How a sandbox was made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Started,
+    Forked,
+}
+
+/// Why the engine cannot be had now.
+enum Refusal {
+    Forked,
+    Busy,
+    Closed,
+}
+
+impl From<Refusal> for PyErr {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Forked => forked(),
+            Refusal::Busy => native("busy", "the sandbox is being used by another thread"),
+            Refusal::Closed => native("closed", "the sandbox is closed"),
+        }
+    }
+}
+
+impl Sandbox {
+    fn new(engine: kvmlet_engine::Sandbox, origin: Origin) -> Self {
+        Self {
+            kicker: Mutex::new(engine.kicker()),
+            engine: Mutex::new(Some(engine)),
+            stop: Arc::default(),
+            origin,
+            process: std::process::id(),
+        }
+    }
+
+    fn slot(&self) -> Result<MutexGuard<'_, Option<kvmlet_engine::Sandbox>>, Refusal> {
+        if self.process != std::process::id() {
+            return Err(Refusal::Forked);
+        }
+        match self.engine.try_lock() {
+            Ok(slot) => Ok(slot),
+            // The engine has caught the panic and knows that this sandbox is broken.
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(Refusal::Busy),
+        }
+    }
+
+    /// `work` with the engine, if nobody else uses it.
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&mut kvmlet_engine::Sandbox) -> Result<T, EngineError>,
+    ) -> PyResult<T> {
+        let mut slot = self.slot()?;
+        let engine = slot.as_mut().ok_or(Refusal::Closed)?;
+        work(engine).map_err(|error| to_py(&error))
+    }
+
+    /// `step` without the interpreter's lock. What a signal handler raised goes before its result.
+    fn step<T: Send>(
+        &self,
+        py: Python<'_>,
+        step: impl FnOnce(&mut kvmlet_engine::Sandbox, &mut PythonOwner) -> Result<T, EngineError>
+        + Send,
+    ) -> PyResult<T> {
+        let mut owner = PythonOwner::stopped_by(Arc::clone(&self.stop));
+        let result = py.detach(|| {
+            let mut slot = self.slot()?;
+            let engine = slot.as_mut().ok_or(Refusal::Closed)?;
+            Ok(step(engine, &mut owner))
+        });
+        if let Some(raised) = owner.raised {
+            return Err(raised);
+        }
+        let result: Result<_, Refusal> = result;
+        result?.map_err(|error| to_py(&error))
+    }
+}
+
+/// An argument of `call`. Raises TypeError, OverflowError.
+fn argument(value: &Bound<'_, PyAny>) -> PyResult<CallArg> {
+    if value.is_instance_of::<PyInt>() {
+        let bits = match value.extract::<i64>() {
+            Ok(signed) => signed.cast_unsigned(),
+            Err(_) => value.extract::<u64>()?,
+        };
+        Ok(CallArg::Int(bits))
+    } else if let Ok(float) = value.cast::<PyFloat>() {
+        Ok(CallArg::Float(float.value()))
+    } else if let Ok(bytes) = value.cast::<PyBytes>() {
+        Ok(CallArg::Bytes(bytes.as_bytes().into()))
+    } else if let Ok(buffer) = value.cast::<PyByteArray>() {
+        Ok(CallArg::Buffer(buffer.to_vec().into()))
+    } else {
+        Err(PyTypeError::new_err("int, float, bytes or bytearray"))
+    }
+}
+
+fn returns(kind: &str) -> PyResult<CallReturns> {
+    match kind {
+        "int" => Ok(CallReturns::Int),
+        "float" => Ok(CallReturns::Float),
+        "bytes" => Ok(CallReturns::Bytes),
+        "none" => Ok(CallReturns::Nothing),
+        _ => Err(native("bad_argument", "no such kind of return value")),
+    }
+}
+
+fn value_to_py(py: Python<'_>, value: CallValue) -> PyResult<Py<PyAny>> {
+    match value {
+        CallValue::Int(int) => int.into_py_any(py),
+        CallValue::Float(float) => float.into_py_any(py),
+        CallValue::Bytes(bytes) => Ok(PyBytes::new(py, &bytes).into_any().unbind()),
+        CallValue::Nothing => Ok(py.None()),
+    }
+}
+
+type Called<'py> = (Py<PyAny>, Vec<Bound<'py, PyBytes>>);
+type Written<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
+
+#[pymethods]
+impl Sandbox {
+    #[staticmethod]
+    #[pyo3(signature = (argv, *, env, cwd, input, readable, memory_bytes, output_limit_bytes))]
+    #[allow(clippy::too_many_arguments)] // the keywords of one Python call
+    fn start(
+        py: Python<'_>,
+        argv: Vec<Vec<u8>>,
+        env: Vec<(Vec<u8>, Vec<u8>)>,
+        cwd: Vec<u8>,
+        input: Vec<u8>,
+        readable: Vec<Vec<u8>>,
+        memory_bytes: u64,
+        output_limit_bytes: u64,
+    ) -> PyResult<Self> {
+        let program = Program {
+            argv,
+            env,
+            cwd,
+            streams: Streams::Capture {
+                input,
+                output_limit_bytes,
+            },
+            timeout: None,
+            memory_bytes,
+            readable,
+            trace: Trace::Off,
+        };
+        let started = py.detach(|| kvmlet_engine::Sandbox::start(&program));
+        let engine = started.map_err(|error| to_py(&error))?;
+        Ok(Self::new(engine, Origin::Started))
+    }
+
+    #[pyo3(signature = (timeout_s))]
+    fn until_ready(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<()> {
+        let timeout = duration(timeout_s)?;
+        self.step(py, |engine, owner| engine.until_ready(timeout, owner))
+    }
+
+    fn run_for(&self, py: Python<'_>, time_s: f64) -> PyResult<()> {
+        let time = duration(Some(time_s))?.unwrap_or(Duration::ZERO);
+        self.step(py, |engine, owner| engine.run_for(time, owner))
+    }
+
+    fn send(&self, message: &Bound<'_, PyBytes>) -> PyResult<()> {
+        self.with(|engine| engine.send(message.as_bytes()))
+    }
+
+    #[pyo3(signature = (timeout_s))]
+    fn recv<'py>(&self, py: Python<'py>, timeout_s: Option<f64>) -> PyResult<Bound<'py, PyBytes>> {
+        let timeout = duration(timeout_s)?;
+        let message = self.step(py, |engine, owner| engine.recv(timeout, owner))?;
+        Ok(PyBytes::new(py, &message))
+    }
+
+    #[pyo3(signature = (symbol, args, returns, timeout_s))]
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        symbol: &str,
+        args: Vec<Bound<'py, PyAny>>,
+        returns: &str,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Called<'py>> {
+        let timeout = duration(timeout_s)?;
+        let kind = self::returns(returns)?;
+        let args = args.iter().map(argument).collect::<PyResult<Vec<_>>>()?;
+        let result = self.step(py, |engine, owner| {
+            engine.call(symbol, &args, kind, timeout, owner)
+        })?;
+        let buffers = result.buffers.iter().map(|bytes| PyBytes::new(py, bytes));
+        Ok((value_to_py(py, result.value)?, buffers.collect()))
+    }
+
+    fn freeze(&self, py: Python<'_>) -> PyResult<Snapshot> {
+        py.detach(|| {
+            let mut slot = self.slot()?;
+            let engine = slot.take().ok_or(Refusal::Closed)?;
+            // What cannot be frozen stays what it was.
+            if let Some(ending) = engine.ending() {
+                *slot = Some(engine);
+                return Err(to_py(&EngineError::Ended(ending)));
+            }
+            if self.origin == Origin::Forked {
+                *slot = Some(engine);
+                return Err(to_py(&EngineError::IsFork));
+            }
+            let frozen = engine.freeze().map_err(|error| to_py(&error))?;
+            Ok(Snapshot::new(frozen))
+        })
+    }
+
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            self.with(|engine| {
+                engine.reset()?;
+                *lock(&self.kicker) = engine.kicker();
+                self.stop.store(false, Ordering::SeqCst);
+                Ok(())
+            })
+        })
+    }
+
+    fn interrupt(&self) {
+        // In a child of the process that made it, the thread's number is somebody else's.
+        if self.process == std::process::id() {
+            self.stop.store(true, Ordering::SeqCst);
+            lock(&self.kicker).kick();
+        }
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            let engine = self.slot()?.take();
+            if let Some(engine) = engine {
+                engine.retire();
+            }
+            Ok(())
+        })
+    }
+
+    fn abandon(&self) {
+        // Held by a thread that is not in this process, it stays as it is.
+        if let Ok(mut slot) = self.engine.try_lock() {
+            slot.take();
+        }
+    }
+
+    fn take_output<'py>(&self, py: Python<'py>) -> PyResult<Written<'py>> {
+        let (stdout, stderr) = self.with(|engine| Ok(engine.take_output()))?;
+        Ok((PyBytes::new(py, &stdout), PyBytes::new(py, &stderr)))
+    }
+
+    fn outcome(&self) -> PyResult<Option<Outcome>> {
+        self.with(|engine| Ok(engine.outcome().map(Outcome)))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.with(|engine| Ok(engine.stats()))?;
+        stats_to_py(py, &stats)
+    }
+
+    fn generation(&self) -> PyResult<u64> {
+        self.with(|engine| Ok(engine.generation()))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A frozen program; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct Snapshot {
+    /// `None` once closed. Held for moments only.
+    engine: Mutex<Option<kvmlet_engine::Snapshot>>,
+    process: u32,
+}
+
+impl Snapshot {
+    fn new(engine: kvmlet_engine::Snapshot) -> Self {
+        Self {
+            engine: Mutex::new(Some(engine)),
+            process: std::process::id(),
+        }
+    }
+
+    fn get(&self) -> PyResult<kvmlet_engine::Snapshot> {
+        if self.process != std::process::id() {
+            return Err(forked());
+        }
+        lock(&self.engine)
+            .clone()
+            .ok_or_else(|| native("closed", "the snapshot is closed"))
+    }
+}
+
+#[pymethods]
+impl Snapshot {
+    fn fork(&self, py: Python<'_>) -> PyResult<Sandbox> {
+        let engine = self.get()?;
+        let fork = py.detach(|| engine.fork());
+        let fork = fork.map_err(|error| to_py(&error))?;
+        Ok(Sandbox::new(fork, Origin::Forked))
+    }
+
+    fn prepare(&self, py: Python<'_>, count: usize) -> PyResult<()> {
+        let engine = self.get()?;
+        py.detach(|| engine.prepare(count))
+            .map_err(|error| to_py(&error))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        stats_to_py(py, &self.get()?.stats())
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        if self.process != std::process::id() {
+            return Err(forked());
+        }
+        py.detach(|| drop(lock(&self.engine).take()));
+        Ok(())
+    }
+
+    fn abandon(&self) {
+        if let Ok(mut slot) = self.engine.try_lock() {
+            slot.take();
+        }
+    }
+}
