@@ -114,7 +114,7 @@ def warmed(argv: Sequence[str] = ("./dirty",)) -> kvmlet.Snapshot:
 
 
 def trained(snapshot: kvmlet.Snapshot, message: bytes) -> None:
-    """Let forks to come know what requests write, and leave an empty VM for the next of them."""
+    """Let forks to come know what requests write."""
     with snapshot.fork() as sandbox:
         for _ in range(3):
             ask(sandbox, message)
@@ -129,6 +129,18 @@ def crowd(snapshot: kvmlet.Snapshot, live: int, message: bytes) -> list[kvmlet.S
         ask(fork, message)
         forks.append(fork)
     return forks
+
+
+def end(sandbox: kvmlet.Sandbox) -> float:
+    """Have the program exit, and close: its VM is emptied, not kept as it is.
+
+    How long closing took, in nanoseconds. Raises BenchError.
+    """
+    try:
+        ask(sandbox, b"no request")
+    except kvmlet.SandboxEnded:
+        return spent_ns(sandbox.close)
+    raise BenchError("the program went on after a message that is no request")
 
 
 def stat(sandbox: kvmlet.Sandbox, name: str) -> float:
@@ -148,10 +160,10 @@ def fork(peer: Peer, live: int, pairs: int) -> list[Row]:
     message = dirtying(SMALL)
     trained(snapshot, message)
     others = crowd(snapshot, live, message)
-    # The crowd took the empty VM.
-    snapshot.fork().close()
+    # From now on there is an empty VM, and none that is bound.
+    end(snapshot.fork())
     echo = request(ECHO)
-    x_ns, binds, slot_times, forks, answers, closes = ([] for _ in range(6))
+    x_ns, binds, slot_times, forks, answers, closes, ends = ([] for _ in range(7))
     for _ in range(pairs):
         x_ns.append(peer.x_ns())
         rounds = [_bound_round(peer, snapshot, echo) for _ in range(5)]
@@ -161,6 +173,7 @@ def fork(peer: Peer, live: int, pairs: int) -> list[Row]:
         forks.append(undisturbed(r.fork_ns for r in rounds))
         answers.append(undisturbed(r.fork_ns + r.answer_ns for r in rounds))
         closes.append(undisturbed(r.close_ns for r in rounds))
+        ends.append(undisturbed(r.end_ns for r in rounds))
 
     held: list[kvmlet.Sandbox] = []
     _drain_empty_vms(peer, snapshot, held)
@@ -213,7 +226,8 @@ def fork(peer: Peer, live: int, pairs: int) -> list[Row]:
             shown=COSTS,
         ),
         compare("fork with a new VM to its first answer", cold_answers, creations),
-        compare("closing a fork, which empties its VM", closes, x_ns),
+        compare("closing a fork, which is put back for the next", closes, x_ns),
+        compare("closing one whose program has ended: its VM is emptied", ends, x_ns),
     ]
     peer.drop_vms()
     for sandbox in (*held, *others):
@@ -227,6 +241,7 @@ class _Bound(NamedTuple):
     fork_ns: float
     answer_ns: float
     close_ns: float
+    end_ns: float
 
 
 def _bound_round(peer: Peer, snapshot: kvmlet.Snapshot, message: bytes) -> _Bound:
@@ -241,7 +256,9 @@ def _bound_round(peer: Peer, snapshot: kvmlet.Snapshot, message: bytes) -> _Boun
     if peer.asked().since(before).slots != asked.slots:
         raise BenchError("forking a bound VM took slot ioctls")
     answer_ns = spent_ns(lambda: ask(sandbox, message))
-    return _Bound(bind_ns, float(asked.slot_ns), fork_ns, answer_ns, spent_ns(sandbox.close))
+    close_ns = spent_ns(sandbox.close)
+    end_ns = end(snapshot.fork())
+    return _Bound(bind_ns, float(asked.slot_ns), fork_ns, answer_ns, close_ns, end_ns)
 
 
 def _drain_empty_vms(peer: Peer, snapshot: kvmlet.Snapshot, held: list[kvmlet.Sandbox]) -> None:
@@ -261,7 +278,7 @@ def _fork_counts(
     times = 5
     unpooled = Cost.of(peer, lambda: held.append(snapshot.fork()), times)
     for _ in range(times):
-        held.pop().close()
+        end(held.pop())
     bind = Cost.of(peer, lambda: snapshot.prepare(times), 1)
     bound: list[kvmlet.Sandbox] = []
     forked = Cost.of(peer, lambda: bound.append(snapshot.fork()), times)
@@ -434,14 +451,15 @@ def _fault_ns(peer: Peer, snapshot: kvmlet.Snapshot) -> tuple[float, dict[str, f
     pages = 113
     # Where no other request writes, so that nothing was copied ahead.
     message = dirtying(pages, first=6000)
-    with snapshot.fork() as sandbox:
-        ask(sandbox, request(ECHO))
-        faults = stat(sandbox, "exits_fault")
-        before = peer.asked()
-        first_ns = spent_ns(lambda: clean(sandbox, message))
-        asked = peer.asked().since(before)
-        faults = stat(sandbox, "exits_fault") - faults
-        again_ns = undisturbed(spent_ns(lambda: ask(sandbox, message)) for _ in range(3))
+    sandbox = snapshot.fork()
+    ask(sandbox, request(ECHO))
+    faults = stat(sandbox, "exits_fault")
+    before = peer.asked()
+    first_ns = spent_ns(lambda: clean(sandbox, message))
+    asked = peer.asked().since(before)
+    faults = stat(sandbox, "exits_fault") - faults
+    again_ns = undisturbed(spent_ns(lambda: ask(sandbox, message)) for _ in range(3))
+    end(sandbox)
     counts = {**_counts(asked, pages), "faults": faults / pages}
     return max(first_ns - again_ns, 1.0) / pages, counts
 
@@ -486,19 +504,20 @@ def _repeated(peer: Peer, snapshot: kvmlet.Snapshot) -> list[Row]:
     rows = []
     for pages in (1, 113, 4096):
         message = dirtying(pages)
-        with snapshot.fork() as sandbox:
-            seen = []
-            for _ in range(3):
-                faults, taken = stat(sandbox, "exits_fault"), peer.kvm_counter("pf_taken")
-                clean(sandbox, message)
-                seen.append(
-                    (
-                        stat(sandbox, "exits_fault") - faults,
-                        float(peer.kvm_counter("pf_taken") - taken),
-                    )
+        sandbox = snapshot.fork()
+        seen = []
+        for _ in range(2):
+            faults, taken = stat(sandbox, "exits_fault"), peer.kvm_counter("pf_taken")
+            clean(sandbox, message)
+            seen.append(
+                (
+                    stat(sandbox, "exits_fault") - faults,
+                    float(peer.kvm_counter("pf_taken") - taken),
                 )
-                sandbox.reset()
-        for what, first, second in zip(("exits for #PF", "pf_taken"), *seen[:2], strict=True):
+            )
+            sandbox.reset()
+        end(sandbox)
+        for what, first, second in zip(("exits for #PF", "pf_taken"), *seen, strict=True):
             rows.append(
                 Row(
                     f"second identical request, {pages} pages: {what}",
