@@ -326,6 +326,8 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
         signals: SigState::default(),
         exe: Arc::from(&b""[..]),
         cmdline: Arc::from(&b""[..]),
+        environ: Arc::from(&b""[..]),
+        auxv: Arc::from(&b""[..]),
         dumpable: true,
         cpu_time_ns: 0,
         rlimits: rlimits(),

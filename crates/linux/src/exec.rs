@@ -401,6 +401,15 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
     .map_err(|error| format(main, error))?;
     cx.write(Gva(stack.base), &stack.bytes)?;
 
+    let part = |range: core::ops::Range<u64>| -> Arc<[u8]> {
+        let at = |gva: u64| usize::try_from(gva.saturating_sub(stack.base)).unwrap_or(0);
+        let bytes = stack.bytes.get(at(range.start)..at(range.end));
+        Arc::from(bytes.unwrap_or_default())
+    };
+    let (environ, auxv) = (part(stack.env.clone()), part(stack.auxv.clone()));
+    let process = cx.process()?;
+    (process.environ, process.auxv) = (environ, auxv);
+
     finish(
         cx,
         &program,

@@ -104,6 +104,10 @@ pub struct Process {
     pub exe: Arc<[u8]>,
     /// Argument vector as passed to execve (/proc/self/cmdline), NUL-separated.
     pub cmdline: Arc<[u8]>,
+    /// Environment as passed to execve (/proc/self/environ), NUL-separated.
+    pub environ: Arc<[u8]>,
+    /// Auxiliary vector as on the first stack (/proc/self/auxv).
+    pub auxv: Arc<[u8]>,
     /// PR_SET_DUMPABLE (prctl(2)).
     pub dumpable: bool,
     /// CPU time of its threads, ended ones included, in nanoseconds.

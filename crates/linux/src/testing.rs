@@ -127,6 +127,8 @@ impl Sandbox {
             signals: Default::default(),
             exe: Arc::from(&b"/usr/bin/test"[..]),
             cmdline: Arc::from(&b"test\0-x\0"[..]),
+            environ: Arc::from(&b"A=1\0"[..]),
+            auxv: Arc::from(&[0u8; 16][..]),
             dumpable: true,
             cpu_time_ns: 0,
             rlimits: Vector::new(),

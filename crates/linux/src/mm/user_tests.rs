@@ -47,6 +47,8 @@ impl Guest {
             signals: SigState::default(),
             exe: Arc::from(&b""[..]),
             cmdline: Arc::from(&b""[..]),
+            environ: Arc::from(&b""[..]),
+            auxv: Arc::from(&b""[..]),
             dumpable: true,
             cpu_time_ns: 0,
             rlimits: Vector::new(),

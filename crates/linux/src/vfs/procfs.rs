@@ -13,6 +13,7 @@ use crate::fd::{FileKind, OpenFile};
 use crate::kernel::{Pid, Process, Thread, Tid};
 use crate::mm;
 use crate::syscalls::identity::{NODENAME, RELEASE};
+use crate::timer::Notify;
 
 /// Longest part of the host's /proc/cpuinfo that is read, in bytes.
 const CPUINFO_MAX: usize = 16 << 10;
@@ -56,10 +57,12 @@ const SYS_FILES: [(&[u8], &str); 18] = [
     (b"vm/overcommit_memory", "0\n"),
 ];
 
-const PROCESS_FILES: [&[u8]; 15] = [
+const PROCESS_FILES: [&[u8]; 18] = [
+    b"auxv",
     b"cgroup",
     b"cmdline",
     b"comm",
+    b"environ",
     b"io",
     b"limits",
     b"maps",
@@ -71,6 +74,7 @@ const PROCESS_FILES: [&[u8]; 15] = [
     b"stat",
     b"statm",
     b"status",
+    b"timers",
     b"wchan",
 ];
 const PROCESS_LINKS: [&[u8]; 3] = [b"cwd", b"exe", b"root"];
@@ -440,6 +444,9 @@ fn process_text(
 ) -> Option<Vec<u8>> {
     let text = match rest {
         [b"cmdline"] => return Some(process.cmdline.to_vec()),
+        [b"environ"] => return Some(process.environ.to_vec()),
+        [b"auxv"] => return Some(process.auxv.to_vec()),
+        [b"timers"] => timers(cx, process.pid),
         [b"maps"] => return Some(mm::maps_text(&process.mm)),
         [b"comm"] => format!("{}\n", comm(thread)),
         [b"cgroup"] => "0::/\n".to_owned(),
@@ -635,6 +642,36 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
     row("Mems_allowed_list", "0".to_owned());
     row("voluntary_ctxt_switches", "0".to_owned());
     row("nonvoluntary_ctxt_switches", "0".to_owned());
+    out
+}
+
+/// /proc/self/timers (proc_pid_timers(5))
+fn timers(cx: &Cx<'_>, pid: Pid) -> String {
+    let mut timers: Vec<_> = cx.kernel.timers.posix_of(pid).collect();
+    // The newest comes first.
+    timers.reverse();
+    let mut out = String::new();
+    for (id, timer) in timers {
+        // The caller's own CPU clocks show as those of clock_getcpuclockid(3).
+        let clock_id = match timer.clock_id {
+            2 => -6,
+            3 => -2,
+            id => id,
+        };
+        let how = match timer.sigev_notify & !4 {
+            0 => "signal",
+            1 => "none",
+            _ => "thread",
+        };
+        let whom = match timer.notify {
+            Notify::Thread(tid) => format!("tid.{}", tid.0),
+            Notify::Process | Notify::Nobody => format!("pid.{}", pid.0),
+        };
+        out.push_str(&format!(
+            "ID: {id}\nsignal: {}/{:016x}\nnotify: {how}/{whom}\nClockID: {}\n",
+            timer.signo, timer.value, clock_id
+        ));
+    }
     out
 }
 

@@ -448,3 +448,21 @@ fn programs_are_regular_and_executable() {
         );
     }
 }
+
+#[test]
+fn proc_shows_the_environment_and_timers() {
+    let mut sandbox = Sandbox::new(std::path::Path::new("/usr"));
+    assert_eq!(sandbox.slurp("/proc/self/environ").unwrap(), b"A=1\0");
+    assert_eq!(sandbox.slurp("/proc/self/auxv").unwrap(), [0; 16]);
+    assert_eq!(sandbox.slurp("/proc/self/timers").unwrap(), b"");
+    let id = sandbox.room(4);
+    for clock in [0, 2] {
+        crate::testing::call!(sandbox, "timer_create", clock, 0, id).unwrap();
+    }
+    let shown = String::from_utf8(sandbox.slurp("/proc/self/timers").unwrap()).unwrap();
+    let newest = "ID: 1\nsignal: 14/0000000000000001\nnotify: signal/pid.1\nClockID: -6\n";
+    assert!(shown.starts_with(newest), "{shown}");
+    assert!(
+        shown.ends_with("ID: 0\nsignal: 14/0000000000000000\nnotify: signal/pid.1\nClockID: 0\n")
+    );
+}
