@@ -514,3 +514,6 @@ impl Kernel {
         Some(Suspended::Again(call, state))
     }
 }
+
+#[cfg(test)]
+mod tests;

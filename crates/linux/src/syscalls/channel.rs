@@ -110,3 +110,135 @@ pub fn sys_kvmlet_generation(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
     cx.kernel.channel.attached()?;
     Ok(cx.kernel.channel.generation)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::{Peer, QUEUE_BYTES_MAX};
+    use crate::kernel::Tid;
+    use crate::sched::Call;
+    use crate::testing::{Sandbox, TID, TempTree, call};
+    use kvmlet_abi::Errno;
+
+    fn sandbox(name: &str) -> Sandbox {
+        let mut sandbox = Sandbox::new(&TempTree::new(name).0);
+        sandbox.kernel.channel.peer = Peer::Present;
+        sandbox
+    }
+
+    fn post(sandbox: &mut Sandbox, text: &str) {
+        let message = Arc::from(text.as_bytes());
+        sandbox.kernel.channel.inbox.push(message).unwrap();
+        sandbox.kernel.wake_receiver();
+    }
+
+    #[test]
+    fn without_a_peer_the_calls_are_unknown() {
+        let mut s = Sandbox::new(&TempTree::new("no-peer").0);
+        let unknown = Err(Errno::ENOSYS);
+        assert_eq!(call!(s, "kvmlet_receive", 0, 0, 0, 0), unknown);
+        assert_eq!(call!(s, "kvmlet_send", 0, 0), unknown);
+        assert_eq!(call!(s, "kvmlet_generation"), unknown);
+        assert!(s.host.report.events.is_empty());
+    }
+
+    #[test]
+    fn a_message_is_received_whole_or_stays() {
+        let mut s = sandbox("receive");
+        s.kernel.channel.generation = 9;
+        post(&mut s, "hello");
+        post(&mut s, "");
+        let (buf, fork) = (s.room(16), s.room(32));
+        let nowait = NOWAIT as i64;
+        assert_eq!(
+            call!(s, "kvmlet_receive", buf, 4, 0, fork),
+            Err(Errno::EMSGSIZE)
+        );
+        assert_eq!(call!(s, "kvmlet_receive", 0, 0, PEEK as i64, 0), Ok(5));
+        assert_eq!(call!(s, "kvmlet_receive", 8, 5, 0, 0), Err(Errno::EFAULT));
+        assert_eq!(call!(s, "kvmlet_receive", buf, 5, 0, 8), Err(Errno::EFAULT));
+        assert_eq!(call!(s, "kvmlet_receive", buf, 5, 4, 0), Err(Errno::EINVAL));
+        assert_eq!(call!(s, "kvmlet_receive", buf, 5, 0, fork), Ok(5));
+        assert_eq!(s.get(buf, 5), b"hello");
+        assert_eq!(s.get_struct::<u64>(fork), 9);
+        assert_ne!(s.get(fork + 8, 24), [0; 24]);
+        assert_eq!(call!(s, "kvmlet_receive", 0, 0, 0, 0), Ok(0));
+        assert_eq!(
+            call!(s, "kvmlet_receive", buf, 5, nowait, 0),
+            Err(Errno::EAGAIN)
+        );
+        assert_eq!(call!(s, "kvmlet_generation"), Ok(9));
+    }
+
+    #[test]
+    fn each_message_wakes_the_thread_that_has_waited_longest() {
+        let mut s = sandbox("fifo");
+        let outcome = s.outcome("kvmlet_receive", &[], &CallState::default());
+        let Outcome::Wait(wait) = outcome else {
+            panic!("{outcome:?}")
+        };
+        for tid in [3, 1, 2] {
+            s.kernel.sched.park(Tid(tid), Call::default(), wait.clone());
+        }
+        post(&mut s, "a");
+        post(&mut s, "b");
+        let queue: Vec<Tid> = s.kernel.sched.run_queue.iter().copied().collect();
+        assert_eq!(queue, [Tid(3), Tid(1)]);
+        assert_eq!(s.kernel.sched.receivers, Vector::unit(Tid(2)));
+        // One that does not take its message leaves it to the next.
+        let peek = CallState::default();
+        let args = [0, 0, PEEK as i64].map(crate::testing::Arg::Int);
+        assert!(matches!(
+            s.outcome("kvmlet_receive", &args, &peek),
+            Outcome::Done(Ok(1))
+        ));
+        assert!(s.kernel.sched.receivers.is_empty());
+    }
+
+    #[test]
+    fn messages_to_the_host_are_bounded() {
+        let mut s = sandbox("send");
+        let text = s.put(b"answer");
+        assert_eq!(call!(s, "kvmlet_send", text, 6), Ok(0));
+        assert_eq!(call!(s, "kvmlet_send", 0, 0), Ok(0));
+        assert_eq!(call!(s, "kvmlet_send", 8, 6), Err(Errno::EFAULT));
+        for len in [MESSAGE_MAX as i64 + 1, -1] {
+            assert_eq!(call!(s, "kvmlet_send", text, len), Err(Errno::EMSGSIZE));
+        }
+        let outbox = &mut s.kernel.channel.outbox;
+        assert_eq!(outbox.pop().as_deref(), Some(&b"answer"[..]));
+        assert_eq!(outbox.pop().as_deref(), Some(&b""[..]));
+        let large: Arc<[u8]> = Arc::from(vec![0; MESSAGE_MAX]);
+        for _ in 0..QUEUE_BYTES_MAX / MESSAGE_MAX {
+            outbox.push(Arc::clone(&large)).unwrap();
+        }
+        let args = [text, 6].map(crate::testing::Arg::Int);
+        let outcome = s.outcome("kvmlet_send", &args, &CallState::default());
+        let Outcome::Wait(wait) = outcome else {
+            panic!("{outcome:?}")
+        };
+        s.kernel.sched.park(TID, Call::default(), wait);
+        s.kernel.channel.outbox.pop();
+        s.kernel.sched.wake_source(Source::Outbox);
+        assert!(s.kernel.sched.retries.contains_key(&TID));
+    }
+
+    #[test]
+    fn the_header_has_the_numbers_of_the_table() {
+        let header = include_str!("../../../../python/kvmlet/guest/include/kvmlet.h");
+        let defined = |name: &str| -> u64 {
+            let start = format!("#define KVMLET_{name} ");
+            let line = header.lines().find_map(|line| line.strip_prefix(&start));
+            let word = line.unwrap().split_whitespace().next().unwrap();
+            word.trim_start_matches('(').parse().unwrap()
+        };
+        for name in ["receive", "send", "generation"] {
+            let row = super::super::table::row(defined(&format!("NR_{}", name.to_uppercase())));
+            assert_eq!(row.map(|row| row.name), Some(&*format!("kvmlet_{name}")));
+        }
+        assert_eq!(defined("NOWAIT"), NOWAIT);
+        assert_eq!(defined("PEEK"), PEEK);
+        assert!(header.contains("KVMLET_MESSAGE_MAX (16u << 20)") && MESSAGE_MAX == 16 << 20);
+        assert_eq!(size_of::<ForkInfo>(), 32);
+    }
+}
