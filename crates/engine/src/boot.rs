@@ -17,6 +17,7 @@ use kvmlet_linux::mm::Mm;
 use kvmlet_linux::personality::Personality;
 use kvmlet_linux::sched::Sched;
 use kvmlet_linux::signal::{SigState, ThreadSignals};
+use kvmlet_linux::vfs::anon::Objects;
 use kvmlet_linux::vfs::locks::Locks;
 use kvmlet_linux::vfs::pipe::Pipes;
 use kvmlet_linux::vfs::{self, Dir, StdStream};
@@ -356,6 +357,7 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
             EngineError::BadArgument(format!("the memory limit is too small: {errno}"))
         })?,
         pipes: Pipes::default(),
+        objects: Objects::default(),
         locks: Locks::default(),
         sched,
         timers: Default::default(),

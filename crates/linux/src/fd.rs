@@ -11,6 +11,7 @@ use crate::cx::Cx;
 use crate::host::HostId;
 use crate::kernel::Pid;
 use crate::vfs;
+use crate::vfs::anon::ObjectId;
 use crate::vfs::pipe::PipeId;
 use crate::vfs::tmpfs::InodeId;
 
@@ -164,6 +165,16 @@ pub enum FileKind {
     SynthLocation,
     /// One end of a pipe of ours; the access mode says which.
     Pipe(PipeId),
+    /// An event counter.
+    Event(ObjectId),
+    /// A timer that is read.
+    Timer(ObjectId),
+    /// An epoll instance.
+    Epoll(ObjectId),
+    /// One socket of a pair.
+    Socket(ObjectId),
+    /// Signals of this set, read by whom they are pending for (signalfd(2)).
+    Signals(u64),
 }
 
 /// Character devices that exist in every sandbox.

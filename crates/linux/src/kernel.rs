@@ -16,6 +16,7 @@ use crate::sched::Sched;
 use crate::signal::{Interrupted, SigState, ThreadSignals};
 use crate::timer::Timers;
 use crate::vfs::Cwd;
+use crate::vfs::anon::Objects;
 use crate::vfs::locks::Locks;
 use crate::vfs::pipe::Pipes;
 use crate::vfs::tmpfs::TmpFs;
@@ -45,6 +46,8 @@ pub struct Kernel {
     pub tmpfs: TmpFs,
     /// Pipes.
     pub pipes: Pipes,
+    /// Event counters, timers that are read, epoll instances, sockets.
+    pub objects: Objects,
     /// File locks.
     pub locks: Locks,
     /// Run queue and parked threads.

@@ -6,6 +6,7 @@ use imbl::Vector;
 use kvmlet_abi::Errno;
 
 use crate::host::HostId;
+use crate::vfs::anon::ObjectId;
 use crate::vfs::tmpfs::InodeId;
 
 /// The result of a call: the value of `rax` or an error number.
@@ -84,7 +85,7 @@ pub enum SharedObject {
 }
 
 /// Something that can become ready.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Source {
     /// A host descriptor, for these poll(2) events.
     Host(HostId, i16),
@@ -92,6 +93,10 @@ pub enum Source {
     Pipe(u64),
     /// Room for a message to the host.
     Outbox,
+    /// An event counter, timer, epoll instance or socket of ours.
+    Object(ObjectId),
+    /// A signal becoming pending (signalfd(2)).
+    Signals,
 }
 
 /// How a parked thread goes on.

@@ -178,6 +178,7 @@ impl Personality {
             return;
         }
         let now_ns = clock::monotonic_ns(&self.host);
+        self.kernel.fire_timerfds(now_ns);
         self.kernel.expire(now_ns);
         self.kernel.fire_due(Timeline::Monotonic, now_ns);
     }
@@ -207,7 +208,8 @@ impl Personality {
     fn earliest_ns(&self) -> Option<u64> {
         let timer = self.kernel.timers.earliest_ns(Timeline::Monotonic);
         let timer = timer.map(|at_ns| u64::try_from(at_ns).unwrap_or(0));
-        [self.kernel.sched.next_deadline_ns(), timer]
+        let timerfd = self.kernel.objects.timers.next_ns();
+        [self.kernel.sched.next_deadline_ns(), timer, timerfd]
             .into_iter()
             .flatten()
             .min()

@@ -149,6 +149,15 @@ impl Sched {
         })
     }
 
+    /// Whether any parked thread waits for `source`.
+    #[must_use]
+    pub fn waits_on(&self, source: Source) -> bool {
+        self.parked.values().any(|parked| match &parked.wait.on {
+            WaitOn::Sources(sources) => sources.iter().any(|waited| same_source(*waited, source)),
+            _ => false,
+        })
+    }
+
     /// All host descriptors waited for, with their poll(2) events.
     pub fn host_sources(&self) -> Vec<(crate::host::HostId, i16)> {
         let mut found = Vec::new();

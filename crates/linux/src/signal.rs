@@ -353,6 +353,7 @@ impl Kernel {
         let thread = self.threads.get_mut(&tid).ok_or(Errno::ESRCH)?;
         let blocked = thread.signals.mask & bit(info.signo) != 0;
         thread.signals.pending.add(info)?;
+        self.signal_pending();
         if !blocked {
             self.interrupt(tid);
         }
@@ -369,6 +370,7 @@ impl Kernel {
         }
         let process = self.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
         process.signals.pending.add(info)?;
+        self.signal_pending();
         if let Some(tid) = self.taker(pid, info.signo) {
             self.interrupt(tid);
         }

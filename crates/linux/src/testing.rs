@@ -151,6 +151,7 @@ impl Sandbox {
             files: OrdMap::new(),
             next_file: 1,
             pipes: Default::default(),
+            objects: Default::default(),
             locks: Default::default(),
             next_tid: 2,
             tmpfs,

@@ -73,6 +73,7 @@ impl Guest {
             next_tid: 2,
             tmpfs: vfs::new_tmpfs(&host, &mut memory).unwrap(),
             pipes: vfs::pipe::Pipes::default(),
+            objects: vfs::anon::Objects::default(),
             locks: vfs::locks::Locks::default(),
             sched: Sched::default(),
             timers: Default::default(),

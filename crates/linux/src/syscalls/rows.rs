@@ -50,16 +50,24 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(41, "socket", "iii", net::sys_socket),
     Row::value(42, "connect", "dxu", net::sys_connect),
     Row::value(43, "accept", "dxx", net::sys_accept),
-    Row::value(44, "sendto", "dxuxxu", net::sys_sendto),
-    Row::value(45, "recvfrom", "dxuxxx", net::sys_recvfrom),
-    Row::value(46, "sendmsg", "dxx", net::sys_sendmsg),
-    Row::value(47, "recvmsg", "dxx", net::sys_recvmsg),
+    Row::wait(44, "sendto", "dxuxxu", net::sys_sendto)
+        .restarts(Restart::WithoutDeadline)
+        .partial("on a socket pair"),
+    Row::wait(45, "recvfrom", "dxuxxx", net::sys_recvfrom)
+        .restarts(Restart::WithoutDeadline)
+        .partial("on a socket pair"),
+    Row::wait(46, "sendmsg", "dxx", net::sys_sendmsg)
+        .restarts(Restart::WithoutDeadline)
+        .partial("on a socket pair, without ancillary data"),
+    Row::wait(47, "recvmsg", "dxx", net::sys_recvmsg)
+        .restarts(Restart::WithoutDeadline)
+        .partial("on a socket pair, without ancillary data"),
     Row::value(48, "shutdown", "di", net::sys_shutdown),
     Row::value(49, "bind", "dxu", net::sys_bind),
     Row::value(50, "listen", "di", net::sys_listen),
     Row::value(51, "getsockname", "dxx", net::sys_getsockname),
     Row::value(52, "getpeername", "dxx", net::sys_getpeername),
-    Row::value(53, "socketpair", "iiix", net::sys_socketpair),
+    Row::value(53, "socketpair", "iiix", net::sys_socketpair).partial("AF_UNIX"),
     Row::value(54, "setsockopt", "diixu", net::sys_setsockopt),
     Row::value(55, "getsockopt", "diixx", net::sys_getsockopt),
     Row::value(56, "clone", "xxxxx", thread::sys_clone)
@@ -282,7 +290,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(210, "io_cancel", "xxx"),
     Row::missing(211, "get_thread_area", "xxx"),
     Row::missing(212, "lookup_dcookie", "xxx"),
-    Row::missing(213, "epoll_create", "xxx"),
+    Row::value(213, "epoll_create", "i", io::sys_epoll_create),
     Row::missing(214, "epoll_ctl_old", "xxx"),
     Row::missing(215, "epoll_wait_old", "xxx"),
     Row::missing(216, "remap_file_pages", "xxx"),
@@ -301,8 +309,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(229, "clock_getres", "ix", time::sys_clock_getres),
     Row::wait(230, "clock_nanosleep", "iixx", time::sys_clock_nanosleep),
     Row::wait(231, "exit_group", "i", thread::sys_exit_group),
-    Row::missing(232, "epoll_wait", "dxii"),
-    Row::missing(233, "epoll_ctl", "diix"),
+    Row::wait(232, "epoll_wait", "dxii", io::sys_epoll_wait),
+    Row::value(233, "epoll_ctl", "diix", io::sys_epoll_ctl),
     Row::value(234, "tgkill", "iii", signal::sys_tgkill),
     Row::value(235, "utimes", "sx", fs::sys_utimes),
     Row::missing(236, "vserver", "xxx"),
@@ -352,17 +360,17 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(278, "vmsplice", "dxux", io::sys_vmsplice).partial("always EINVAL"),
     Row::missing(279, "move_pages", "xxx"),
     Row::value(280, "utimensat", "dsxx", fs::sys_utimensat),
-    Row::missing(281, "epoll_pwait", "xxx"),
-    Row::missing(282, "signalfd", "xxx"),
-    Row::missing(283, "timerfd_create", "ix"),
-    Row::missing(284, "eventfd", "u"),
+    Row::wait(281, "epoll_pwait", "dxiixu", io::sys_epoll_pwait),
+    Row::value(282, "signalfd", "dxu", io::sys_signalfd),
+    Row::value(283, "timerfd_create", "ix", io::sys_timerfd_create),
+    Row::value(284, "eventfd", "u", io::sys_eventfd),
     Row::value(285, "fallocate", "diuu", io::sys_fallocate),
-    Row::missing(286, "timerfd_settime", "xxx"),
-    Row::missing(287, "timerfd_gettime", "xxx"),
+    Row::value(286, "timerfd_settime", "dxxx", io::sys_timerfd_settime),
+    Row::value(287, "timerfd_gettime", "dx", io::sys_timerfd_gettime),
     Row::value(288, "accept4", "dxxx", net::sys_accept4),
-    Row::missing(289, "signalfd4", "dxux"),
-    Row::missing(290, "eventfd2", "ux"),
-    Row::missing(291, "epoll_create1", "x"),
+    Row::value(289, "signalfd4", "dxux", io::sys_signalfd4),
+    Row::value(290, "eventfd2", "ux", io::sys_eventfd2),
+    Row::value(291, "epoll_create1", "x", io::sys_epoll_create1),
     Row::value(292, "dup3", "ddo", io::sys_dup3),
     Row::value(293, "pipe2", "xo", io::sys_pipe2),
     Row::missing(294, "inotify_init1", "xxx"),
@@ -376,7 +384,9 @@ pub(super) static ROWS: &[Row] = &[
     ),
     Row::value(298, "perf_event_open", "xxx", identity::sys_eperm)
         .note("always EPERM: needs a privilege no program has"),
-    Row::value(299, "recvmmsg", "dxuxx", net::sys_recvmmsg),
+    Row::wait(299, "recvmmsg", "dxuxx", net::sys_recvmmsg)
+        .restarts(Restart::WithoutDeadline)
+        .partial("on a socket pair; waits for the first message only"),
     Row::value(300, "fanotify_init", "xxx", identity::sys_eperm)
         .note("always EPERM: needs a privilege no program has"),
     Row::value(301, "fanotify_mark", "xxx", identity::sys_eperm)
@@ -389,7 +399,9 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(305, "clock_adjtime", "xxx", identity::sys_eperm)
         .note("always EPERM: needs a privilege no program has"),
     Row::value(306, "syncfs", "d", io::sys_syncfs),
-    Row::value(307, "sendmmsg", "dxux", net::sys_sendmmsg),
+    Row::wait(307, "sendmmsg", "dxux", net::sys_sendmmsg)
+        .restarts(Restart::WithoutDeadline)
+        .partial("on a socket pair; waits for the first message only"),
     Row::value(308, "setns", "xxx", identity::sys_eperm)
         .note("always EPERM: needs a privilege no program has"),
     Row::value(309, "getcpu", "xxx", thread::sys_getcpu),
@@ -453,7 +465,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(438, "pidfd_getfd", "xxx"),
     Row::value(439, "faccessat2", "dsox", fs::sys_faccessat2),
     Row::missing(440, "process_madvise", "xxx"),
-    Row::missing(441, "epoll_pwait2", "xxx"),
+    Row::wait(441, "epoll_pwait2", "dxixxu", io::sys_epoll_pwait2),
     Row::value(442, "mount_setattr", "xxx", identity::sys_eperm)
         .note("always EPERM: needs a privilege no program has"),
     Row::missing(443, "quotactl_fd", "xxx"),

@@ -2,8 +2,12 @@
 //! synthetic files. Only this module and its children call the host's file interface.
 #![allow(clippy::disallowed_methods)]
 
+pub mod anon;
 pub mod attr;
+pub mod epoll;
+pub mod eventfd;
 pub mod exec;
+pub mod fdinfo;
 pub mod hostfs;
 pub mod jobs;
 pub mod locks;
@@ -12,11 +16,14 @@ pub mod path;
 pub mod pipe;
 pub mod procfs;
 pub mod ready;
+pub mod signalfd;
 pub mod stdio;
 pub mod stream;
 pub mod synth;
 pub mod terminal;
+pub mod timerfd;
 pub mod tmpfs;
+pub mod unix;
 
 pub use exec::{ExecFile, close_exec, is_directory, map_file, open_exec, read_exec};
 pub use ready::poll_ready;
@@ -33,8 +40,9 @@ use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile};
 use crate::host::Host;
 use crate::outcome::Source;
-use attr::{Attr, FileTime, S_IFIFO};
+use attr::{Attr, FileTime, S_IFIFO, S_IFSOCK};
 use path::{Found, Node};
+use ready::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
 use synth::Synth;
 use tmpfs::{InodeId, TmpFs};
 
@@ -162,12 +170,26 @@ pub fn file_attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
                 ..attr
             })
         }
+        FileKind::Socket(socket) => Ok(Attr {
+            dev: attr::makedev(0, 8),
+            ..own(S_IFSOCK | 0o777, socket.0.saturating_add(16))
+        }),
+        // They share one inode without a type, which is root's (fs/anon_inodes.c).
+        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_) => {
+            Ok(Attr {
+                dev: attr::makedev(0, 0xf),
+                uid: 0,
+                gid: 0,
+                ..own(0o600, 1)
+            })
+        }
     }
 }
 
 /// Releases what a description holds and removes it: nothing refers to it any more.
 pub fn release(cx: &mut Cx<'_>, id: FileId) {
     locks::released(cx, id);
+    epoll::file_released(cx.kernel, &mut cx.machine.memory, id);
     let Some(file) = cx.kernel.files.remove(&id) else {
         return;
     };
@@ -187,14 +209,20 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
                 }
             }
             cx.kernel.pipes.drop_if_closed(&mut cx.machine.memory, pipe);
-            cx.kernel.sched.wake_source(Source::Pipe(pipe));
+            let both = POLLIN | POLLRDNORM | POLLOUT | POLLWRNORM;
+            cx.kernel.wake(Source::Pipe(pipe), both | POLLERR | POLLHUP);
         }
+        FileKind::Event(object) => drop(cx.kernel.objects.events.remove(&object)),
+        FileKind::Timer(object) => cx.kernel.objects.timers.remove(object),
+        FileKind::Epoll(object) => epoll::released(cx.kernel, &mut cx.machine.memory, object),
+        FileKind::Socket(object) => unix::released(cx.kernel, &mut cx.machine.memory, object),
         FileKind::Text(text) => cx.machine.memory.uncharge(text.len() as u64),
         FileKind::Capture(_)
         | FileKind::Input(_)
         | FileKind::Device(_)
         | FileKind::SynthDir(_)
-        | FileKind::SynthLocation => {}
+        | FileKind::SynthLocation
+        | FileKind::Signals(_) => {}
     }
 }
 

@@ -316,6 +316,11 @@ fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<O
                 ends.writers = ends.writers.saturating_add(1);
             }
         }
+        FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Signals(_)
+        | FileKind::Socket(_) => return Err(Errno::ENXIO),
         FileKind::SynthLocation => {
             let node = synth::lookup(cx, &open.path).ok_or(Errno::ENOENT)?;
             let found = Found {

@@ -77,6 +77,13 @@ impl Pipe {
         self.capacity.saturating_sub(self.len)
     }
 
+    /// Whether poll(2) says that it cannot be written: less than a page of room is no room
+    /// (pipe_full() in fs/pipe.c).
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.room() < PIPE_BUF
+    }
+
     /// The first bytes, at most `max`, without taking them.
     #[must_use]
     pub fn peek(&self, max: usize) -> Vec<u8> {

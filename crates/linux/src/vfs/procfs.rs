@@ -468,7 +468,8 @@ fn process_text(
             let fd = process.fds.fds.get(&fd_number(fd)?)?;
             let file = cx.kernel.files.get(&fd.file)?;
             let flags = file.flags.bits() | if fd.cloexec { 0o2_000_000 } else { 0 };
-            format!("pos:\t{}\nflags:\t0{flags:o}\nmnt_id:\t{}\n", file.offset, super::synth::mount_number(cx.host.policy.classify(&file.path)))
+            let more = super::fdinfo::text(cx, &file.kind);
+            format!("pos:\t{}\nflags:\t0{flags:o}\nmnt_id:\t{}\n{more}", file.offset, super::synth::mount_number(cx.host.policy.classify(&file.path)))
         }
         _ => return None,
     };
@@ -754,6 +755,7 @@ pub fn fd_text(cx: &Cx<'_>, file: &OpenFile) -> Vec<u8> {
         FileKind::Pipe(id) => format!("pipe:[{id}]").into_bytes(),
         FileKind::Input(_) => b"pipe:[0]".to_vec(),
         FileKind::Capture(number) => format!("pipe:[{number}]").into_bytes(),
+        FileKind::Socket(id) => format!("socket:[{}]", id.0.saturating_add(16)).into_bytes(),
         FileKind::Tmp(inode) => {
             let linked = cx
                 .kernel

@@ -2,9 +2,15 @@
 
 use std::os::fd::AsFd;
 
+use imbl::Vector;
 use kvmlet_abi::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::epoll;
+use super::eventfd::EventFd;
+use super::timerfd::TimerFd;
+use super::unix::Socket;
+use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile, OpenFlags};
 use crate::host::{Host, HostId, HostKind};
@@ -30,6 +36,8 @@ pub const POLLRDBAND: i16 = 0x80;
 pub const POLLWRNORM: i16 = 0x100;
 /// POLLWRBAND
 pub const POLLWRBAND: i16 = 0x200;
+/// POLLRDHUP
+pub const POLLRDHUP: i16 = 0x2000;
 
 /// Reported whether asked for or not.
 const ALWAYS: i16 = POLLERR | POLLHUP;
@@ -53,7 +61,7 @@ pub fn poll_ready(cx: &Cx<'_>, file: &OpenFile, events: i16) -> i16 {
                 state |= if pipe.writers == 0 { POLLHUP } else { 0 };
             }
             if file.flags.writable() {
-                state |= if pipe.room() == 0 { 0 } else { writable };
+                state |= if pipe.is_full() { 0 } else { writable };
                 state |= if pipe.readers == 0 { POLLERR } else { 0 };
             }
             state
@@ -63,14 +71,52 @@ pub fn poll_ready(cx: &Cx<'_>, file: &OpenFile, events: i16) -> i16 {
             POLLHUP | if rest { readable } else { 0 }
         }
         FileKind::Capture(_) => writable,
+        FileKind::Event(id) => {
+            let event = cx.kernel.objects.events.get(id);
+            event.map_or(POLLERR, EventFd::poll)
+        }
+        FileKind::Timer(id) => {
+            let timer = cx.kernel.objects.timers.get(*id);
+            timer.map_or(POLLERR, TimerFd::poll)
+        }
+        FileKind::Socket(id) => {
+            let socket = cx.kernel.objects.sockets.get(*id);
+            socket.map_or(POLLERR, Socket::poll)
+        }
+        FileKind::Epoll(id) if epoll::is_readable(cx, *id) => POLLIN | POLLRDNORM,
+        FileKind::Epoll(_) => 0,
+        FileKind::Signals(mask) if cx.kernel.pending_set(cx.tid) & mask != 0 => POLLIN,
+        FileKind::Signals(_) => 0,
         _ => readable | writable,
     };
     state & (events | ALWAYS)
 }
 
-/// What to wait for until `events` may hold, or `None` if they always hold or never will.
-#[must_use]
-pub fn source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> {
+/// Brings what a description's readiness depends on up to date: timers that are due, inherited streams
+/// that an epoll instance watches. [`poll_ready`] then only looks.
+pub fn refresh(cx: &mut Cx<'_>, file: &OpenFile) {
+    if !matches!(file.kind, FileKind::Timer(_) | FileKind::Epoll(_)) {
+        return;
+    }
+    if cx.kernel.objects.timers.next_ns().is_some() {
+        let now_ns = clock::monotonic_ns(cx.host);
+        cx.kernel.fire_timerfds(now_ns);
+    }
+    if let FileKind::Epoll(id) = file.kind {
+        epoll::refresh(cx, id);
+    }
+}
+
+/// Adds what to wait for until `events` may hold; nothing if they always hold or never will.
+pub fn add_sources(cx: &Cx<'_>, file: &OpenFile, events: i16, sources: &mut Vector<Source>) {
+    if let FileKind::Epoll(id) = file.kind {
+        epoll::wait_sources(cx, id, sources);
+    } else {
+        sources.extend(source(cx, file, events));
+    }
+}
+
+fn source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> {
     match file.kind {
         FileKind::HostStream(host) => {
             let waits = cx
@@ -80,6 +126,10 @@ pub fn source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> {
             waits.then_some(Source::Host(host, events))
         }
         FileKind::Pipe(pipe) => Some(Source::Pipe(pipe)),
+        FileKind::Event(id) | FileKind::Timer(id) | FileKind::Socket(id) => {
+            Some(Source::Object(id))
+        }
+        FileKind::Signals(_) => Some(Source::Signals),
         _ => None,
     }
 }

@@ -28,6 +28,12 @@ fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<Inod
                     .unsupported(call, "on a pipe or an inherited stream".to_owned());
                 return Err(Errno::EPERM);
             }
+            // The inode is shared with all of their kind (fs/anon_inodes.c).
+            FileKind::Event(_)
+            | FileKind::Timer(_)
+            | FileKind::Epoll(_)
+            | FileKind::Signals(_)
+            | FileKind::Socket(_) => return Err(Errno::EOPNOTSUPP),
             _ => {}
         },
         Node::Host(..) | Node::Synth(_) => {}

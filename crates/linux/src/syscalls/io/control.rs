@@ -23,6 +23,8 @@ const TIOCSPGRP: u32 = 0x5410;
 const TIOCSTI: u32 = 0x5412;
 const TIOCGWINSZ: u32 = 0x5413;
 const TIOCSWINSZ: u32 = 0x5414;
+/// TIOCOUTQ too.
+const SIOCOUTQ: u32 = 0x5411;
 const FIONREAD: u32 = 0x541b;
 const FIONBIO: u32 = 0x5421;
 const TIOCGSID: u32 = 0x5429;
@@ -69,6 +71,14 @@ pub fn sys_ioctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             cx.write_struct(Gva(arg), &i32::try_from(count).unwrap_or(i32::MAX))?;
             Ok(0)
         }
+        SIOCOUTQ if matches!(file.kind, FileKind::Socket(_)) => {
+            let FileKind::Socket(id) = file.kind else {
+                return Err(Errno::ENOTTY);
+            };
+            let count = cx.kernel.objects.sockets.get(id)?.unsent_bytes();
+            cx.write_struct(Gva(arg), &i32::try_from(count).unwrap_or(i32::MAX))?;
+            Ok(0)
+        }
         _ => on_terminal(cx, &file, request, arg),
     }
 }
@@ -76,6 +86,8 @@ pub fn sys_ioctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 fn readable_bytes(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile)) -> Result<u64, Errno> {
     match &file.kind {
         FileKind::Pipe(pipe) => Ok(cx.kernel.pipes.get(*pipe)?.len() as u64),
+        FileKind::Socket(id) => Ok(cx.kernel.objects.sockets.get(*id)?.readable_bytes() as u64),
+        FileKind::Epoll(_) => Err(Errno::EINVAL),
         FileKind::Input(bytes) => Ok((bytes.len() as u64).saturating_sub(file.offset)),
         FileKind::HostStream(host) => terminal::readable_bytes(cx.host.get(*host)?.fd.as_fd()),
         FileKind::HostFile(_) | FileKind::Tmp(_) => {

@@ -11,8 +11,9 @@ use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
 use crate::outcome::{CallState, Outcome, Source, SysResult};
-use crate::vfs::ready::POLLOUT;
+use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM};
 use crate::vfs::stream::{self, Moved};
+use crate::vfs::unix;
 
 /// Where a copy reads or writes: at the description's offset or at one in user memory.
 #[derive(Clone, Copy)]
@@ -155,16 +156,28 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
     match file.kind {
         FileKind::HostStream(host) => Ok(match stream::write(cx.host, host, bytes)? {
             Moved::Bytes(count) => Put::Moved(count),
-            Moved::Nothing => Put::Blocked(Source::Host(host, POLLOUT)),
+            Moved::Nothing => {
+                cx.kernel.objects.epolls.stream_blocked(host, POLLOUT);
+                Put::Blocked(Source::Host(host, POLLOUT))
+            }
         }),
         FileKind::Pipe(pipe) => match cx.kernel.pipes.write(&mut cx.machine.memory, pipe, bytes) {
             Err(Errno::EAGAIN) => Ok(Put::Blocked(Source::Pipe(pipe))),
             Err(error) => Err(error),
             Ok(count) => {
-                cx.kernel.sched.wake_source(Source::Pipe(pipe));
+                cx.kernel.wake(Source::Pipe(pipe), POLLIN | POLLRDNORM);
                 Ok(Put::Moved(count))
             }
         },
+        FileKind::Socket(socket) => {
+            match unix::send(cx.kernel, &mut cx.machine.memory, socket, bytes) {
+                Err(Errno::EAGAIN) => Ok(Put::Blocked(Source::Object(socket))),
+                sent => sent.map(Put::Moved),
+            }
+        }
+        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_) => {
+            Err(Errno::EINVAL)
+        }
         FileKind::Capture(number) => Ok(match transfer::capture(cx, number, bytes) {
             transfer::Captured::Kept => Put::Moved(bytes.len()),
             transfer::Captured::Over => Put::Over,

@@ -216,9 +216,8 @@ fn pipe_size(cx: &mut Cx<'_>, file: &OpenFile, command: u32, arg: u64) -> SysRes
     } else {
         pipe.resize(u64::from(uint(arg)))?
     };
-    cx.kernel
-        .sched
-        .wake_source(crate::outcome::Source::Pipe(id));
+    let space = vfs::ready::POLLOUT | vfs::ready::POLLWRNORM;
+    cx.kernel.wake(crate::outcome::Source::Pipe(id), space);
     Ok(size as u64)
 }
 

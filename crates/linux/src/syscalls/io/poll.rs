@@ -12,7 +12,7 @@ use crate::fd;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::vfs::ready::{
     POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDBAND, POLLRDNORM, POLLWRBAND,
-    POLLWRNORM, poll_ready, source,
+    POLLWRNORM, add_sources, poll_ready, refresh,
 };
 
 /// Largest number of descriptors in a select(2) set that is looked at.
@@ -160,10 +160,9 @@ fn polling(
         match fd::get(cx, entry.fd) {
             Err(_) => entry.revents = POLLNVAL,
             Ok((_, file)) => {
+                refresh(cx, &file);
                 entry.revents = poll_ready(cx, &file, entry.events);
-                if let Some(source) = source(cx, &file, entry.events) {
-                    sources.push_back(source);
-                }
+                add_sources(cx, &file, entry.events, &mut sources);
             }
         }
         if entry.revents != 0 {
@@ -297,6 +296,7 @@ fn selecting(
             .zip(asked)
             .filter(|(_, asked)| *asked)
             .fold(0, |all, (events, _)| all | events);
+        refresh(cx, &file);
         let state = poll_ready(cx, &file, events);
         if state == POLLNVAL {
             return Err(Errno::EBADF);
@@ -310,9 +310,7 @@ fn selecting(
                 ready = ready.saturating_add(1);
             }
         }
-        if let Some(source) = source(cx, &file, events) {
-            sources.push_back(source);
-        }
+        add_sources(cx, &file, events, &mut sources);
     }
     let deadline_ns = timeout.deadline_ns(cx, state);
     if ready == 0 && !timeout.is_over(cx, state, deadline_ns) {

@@ -102,7 +102,14 @@ fn has_positions(cx: &Cx<'_>, file: &OpenFile) -> bool {
             .host
             .get(host)
             .is_ok_and(|host| host.kind == HostKind::FileStream),
-        FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_) => false,
+        FileKind::Pipe(_)
+        | FileKind::Input(_)
+        | FileKind::Capture(_)
+        | FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Socket(_)
+        | FileKind::Signals(_) => false,
         _ => true,
     }
 }
@@ -246,6 +253,13 @@ pub fn sys_lseek(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let whence = uint(whence);
     if whence > SEEK_HOLE {
         return Err(Errno::EINVAL);
+    }
+    // They have no position, and say that they moved to it (noop_llseek).
+    if matches!(
+        file.kind,
+        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_)
+    ) {
+        return Ok(0);
     }
     if !has_positions(cx, &file) {
         return Err(Errno::ESPIPE);

@@ -108,7 +108,12 @@ fn synchronise(cx: &mut Cx<'_>, file: &OpenFile) -> SysResult {
         | FileKind::Input(_)
         | FileKind::Capture(_)
         | FileKind::Device(_)
-        | FileKind::Text(_) => Err(Errno::EINVAL),
+        | FileKind::Text(_)
+        | FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Socket(_)
+        | FileKind::Signals(_) => Err(Errno::EINVAL),
         _ => Ok(0),
     }
 }

@@ -5,13 +5,14 @@ use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::linux::Iovec;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
+use super::message;
 use crate::cx::Cx;
 use crate::fd::{self, Device, FileId, FileKind, OpenFile, OpenFlags};
 use crate::kernel::End;
 use crate::mm::user;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::vfs::pipe::{PIPE_BUF, PipeId};
-use crate::vfs::ready::{POLLIN, POLLOUT};
+use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
 use crate::vfs::stream::{self, Moved};
 use crate::vfs::{self, synth};
 
@@ -90,7 +91,7 @@ impl Buffers {
     }
 
     /// The next stretch of at most `max` bytes, without taking it.
-    fn peek(&mut self, max: usize) -> Option<(Gva, usize)> {
+    pub(super) fn peek(&mut self, max: usize) -> Option<(Gva, usize)> {
         while self.parts.last().is_some_and(|(_, len)| *len == 0) {
             self.parts.pop();
         }
@@ -124,7 +125,12 @@ impl Buffers {
     ///
     /// # Errors
     /// `EFAULT` if not even the first byte can be read.
-    fn gather(&self, cx: &mut Cx<'_>, max: usize, out: &mut Vec<u8>) -> Result<(), Errno> {
+    pub(in crate::syscalls) fn gather(
+        &self,
+        cx: &mut Cx<'_>,
+        max: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Errno> {
         out.clear();
         for (gva, len) in self.parts.iter().rev() {
             let room = max.saturating_sub(out.len());
@@ -145,6 +151,33 @@ impl Buffers {
             }
         }
         Ok(())
+    }
+}
+
+impl Buffers {
+    /// Copies as much of `bytes` as fits and can be written into the buffers, and takes that off them.
+    ///
+    /// # Errors
+    /// `EFAULT` if not even the first byte can be written.
+    pub fn scatter(&mut self, cx: &mut Cx<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+        let mut done = 0usize;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            let Some((gva, len)) = self.peek(rest.len()) else {
+                break;
+            };
+            match user::write_some(cx, gva, rest.get(..len).unwrap_or_default()) {
+                Ok(copied) => {
+                    done = done.saturating_add(copied);
+                    self.advance(copied as u64);
+                    if copied < len {
+                        break;
+                    }
+                }
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
     }
 }
 
@@ -183,6 +216,18 @@ pub enum Waiting {
     Allowed,
     /// RWF_NOWAIT
     Refused,
+}
+
+impl Waiting {
+    /// What it comes to for a description, which may have O_NONBLOCK.
+    #[must_use]
+    pub fn of(self, file: &OpenFile) -> Self {
+        if file.flags.contains(OpenFlags::NONBLOCK) {
+            Self::Refused
+        } else {
+            self
+        }
+    }
 }
 
 /// Where appended bytes go.
@@ -239,6 +284,10 @@ pub fn read(
         Ok(buffers) => buffers,
         Err(error) => return Outcome::Done(Err(error)),
     };
+    if message::is_message(&file.kind) {
+        let waiting = waiting.of(&file);
+        return message::read(cx, &file, buffers, waiting, state);
+    }
     let mut offset = match position {
         Position::Current => file.offset,
         Position::At(offset) => offset,
@@ -349,8 +398,14 @@ fn read_step(
                 Position::Current => stream::read(cx.host, *host, into)?,
             };
             match moved {
-                Moved::Bytes(count) => count,
-                Moved::Nothing => return Ok(Step::Blocked(Source::Host(*host, POLLIN))),
+                Moved::Bytes(count) => {
+                    cx.kernel.objects.epolls.stream_read(*host, count as u64);
+                    count
+                }
+                Moved::Nothing => {
+                    cx.kernel.objects.epolls.stream_blocked(*host, POLLIN);
+                    return Ok(Step::Blocked(Source::Host(*host, POLLIN)));
+                }
             }
         }
         FileKind::Pipe(pipe) => return read_pipe(cx, *pipe, into.len(), gva),
@@ -403,7 +458,13 @@ pub fn fill(
         }
         FileKind::HostDir(_) | FileKind::SynthDir(_) => Err(Errno::EISDIR),
         FileKind::HostLocation(_) | FileKind::SynthLocation => Err(Errno::EBADF),
-        FileKind::Capture(_) | FileKind::Pipe(_) => Err(Errno::EINVAL),
+        FileKind::Capture(_)
+        | FileKind::Pipe(_)
+        | FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Socket(_)
+        | FileKind::Signals(_) => Err(Errno::EINVAL),
     }
 }
 
@@ -416,12 +477,16 @@ fn read_pipe(cx: &mut Cx<'_>, id: PipeId, max: usize, gva: Gva) -> Result<Step, 
             Step::Blocked(Source::Pipe(id))
         });
     }
-    let bytes = pipe.peek(max);
+    let (bytes, was_full) = (pipe.peek(max), pipe.is_full());
     // What does not fit whole stays in the pipe (pipe_read in fs/pipe.c).
     cx.write(gva, &bytes)?;
     let count = bytes.len();
     cx.kernel.pipes.consume(&mut cx.machine.memory, id, count)?;
-    cx.kernel.sched.wake_source(Source::Pipe(id));
+    if was_full {
+        cx.kernel.wake(Source::Pipe(id), POLLOUT | POLLWRNORM);
+    } else {
+        cx.kernel.sched.wake_source(Source::Pipe(id));
+    }
     Ok(Step::Moved(count))
 }
 
@@ -457,6 +522,10 @@ pub fn write(
         Ok(buffers) => buffers,
         Err(error) => return Outcome::Done(Err(error)),
     };
+    if message::is_message(&file.kind) {
+        let waiting = waiting.of(&file);
+        return message::write(cx, &file, buffers, waiting, state);
+    }
     let mut done = state.progress;
     buffers.advance(done);
     let mut offset = match start(cx, &file, position, append) {
@@ -551,7 +620,10 @@ fn write_step(
             Position::At(_) => stream::write_at(cx.host, *host, bytes, offset).map(Step::Moved),
             Position::Current => Ok(match stream::write(cx.host, *host, bytes)? {
                 Moved::Bytes(count) => Step::Moved(count),
-                Moved::Nothing => Step::Blocked(Source::Host(*host, POLLOUT)),
+                Moved::Nothing => {
+                    cx.kernel.objects.epolls.stream_blocked(*host, POLLOUT);
+                    Step::Blocked(Source::Host(*host, POLLOUT))
+                }
             }),
         },
         FileKind::Pipe(pipe) => write_pipe(cx, *pipe, bytes),
@@ -587,7 +659,7 @@ fn write_pipe(cx: &mut Cx<'_>, id: PipeId, bytes: &[u8]) -> Result<Step, Errno> 
         Err(Errno::EAGAIN) => Ok(Step::Blocked(Source::Pipe(id))),
         Err(error) => Err(error),
         Ok(count) => {
-            cx.kernel.sched.wake_source(Source::Pipe(id));
+            cx.kernel.wake(Source::Pipe(id), POLLIN | POLLRDNORM);
             Ok(Step::Moved(count))
         }
     }

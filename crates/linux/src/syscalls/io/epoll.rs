@@ -1,0 +1,202 @@
+//! epoll_create(2), epoll_ctl(2), epoll_wait(2) and their relatives.
+
+use imbl::Vector;
+use kvmlet_abi::layout::USER_END;
+use kvmlet_abi::linux::Timespec;
+use kvmlet_abi::{Errno, Gva};
+
+use super::eventfd::install;
+use super::{int, uint};
+use crate::clock::{self, NSEC_PER_SEC};
+use crate::cx::Cx;
+use crate::fd::{self, FileKind, OpenFlags};
+use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::vfs::anon::ObjectId;
+use crate::vfs::epoll::{self, EPOLLET, EPOLLEXCLUSIVE, EPOLLWAKEUP, Key, RECHECK_NS};
+use crate::vfs::ready::{self, POLLERR, POLLHUP, POLLIN, POLLOUT};
+
+const EPOLL_CTL_ADD: i32 = 1;
+const EPOLL_CTL_DEL: i32 = 2;
+const EPOLL_CTL_MOD: i32 = 3;
+/// Size of struct epoll_event, which is packed on x86-64, in bytes.
+const EVENT_BYTES: u64 = 12;
+/// Most events one call reports (EP_MAX_EVENTS).
+const EVENTS_MAX: i32 = i32::MAX / 12;
+
+fn create(cx: &mut Cx<'_>, flags: OpenFlags) -> SysResult {
+    let id = cx.kernel.objects.next_id();
+    cx.kernel.objects.epolls.create(id);
+    install(cx, FileKind::Epoll(id), flags, b"anon_inode:[eventpoll]")
+}
+
+/// epoll_create(2)
+///
+/// # Errors
+/// `EINVAL` for a size below 1, `EMFILE`.
+pub fn sys_epoll_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    if int(args[0]) <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    create(cx, OpenFlags::empty())
+}
+
+/// epoll_create1(2)
+///
+/// # Errors
+/// `EINVAL` for unknown flags, `EMFILE`.
+pub fn sys_epoll_create1(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let flags = uint(args[0]);
+    if flags & !OpenFlags::CLOEXEC.bits() != 0 {
+        return Err(Errno::EINVAL);
+    }
+    create(cx, OpenFlags::from_bits_truncate(flags))
+}
+
+/// epoll_ctl(2). The order of its errors is that of do_epoll_ctl in fs/eventpoll.c.
+///
+/// # Errors
+/// As its man page.
+pub fn sys_epoll_ctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    /// What may go with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS).
+    const WITH_EXCLUSIVE: u32 = EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+    let [epoll_fd, op, fd, event, ..] = *args;
+    let (op, fd) = (int(op), int(fd));
+    let (events, data) = if op == EPOLL_CTL_DEL {
+        (0, 0)
+    } else {
+        let [events, low, high]: [u32; 3] = cx.read_struct(Gva(event))?;
+        (events, u64::from(high) << 32 | u64::from(low))
+    };
+    let (epoll_file, epoll) = fd::get_io(cx, int(epoll_fd))?;
+    let (file, target) = fd::get_io(cx, fd)?;
+    if !epoll::can_watch(cx, &target) {
+        return Err(Errno::EPERM);
+    }
+    let FileKind::Epoll(id) = epoll.kind else {
+        return Err(Errno::EINVAL);
+    };
+    if file == epoll_file {
+        return Err(Errno::EINVAL);
+    }
+    if events & EPOLLEXCLUSIVE != 0 {
+        let polled = u32::from((POLLIN | POLLOUT | POLLERR | POLLHUP).cast_unsigned());
+        let unfit =
+            matches!(target.kind, FileKind::Epoll(_)) || events & !(polled | WITH_EXCLUSIVE) != 0;
+        if op == EPOLL_CTL_MOD || op == EPOLL_CTL_ADD && unfit {
+            return Err(Errno::EINVAL);
+        }
+    }
+    // Without CAP_BLOCK_SUSPEND it is taken away silently (ep_take_care_of_epollwakeup).
+    let events = events & !EPOLLWAKEUP;
+    let key = Key { file, fd };
+    match op {
+        EPOLL_CTL_ADD => epoll::add(cx, id, (key, &target), events, data)?,
+        EPOLL_CTL_MOD => epoll::modify(cx, id, (key, &target), events, data)?,
+        EPOLL_CTL_DEL => epoll::delete(cx, id, key)?,
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+/// epoll_wait(2)
+pub fn sys_epoll_wait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let timeout_ns = timeout_ms(args[3]);
+    wait(cx, args, timeout_ns, state).unwrap_or_else(|error| Outcome::Done(Err(error)))
+}
+
+/// Milliseconds as nanoseconds; a negative number waits for ever.
+fn timeout_ms(arg: u64) -> Option<u64> {
+    let ms = u64::try_from(int(arg)).ok()?;
+    Some(ms.saturating_mul(NSEC_PER_SEC / 1000))
+}
+
+/// epoll_pwait(2)
+pub fn sys_epoll_pwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let timeout_ns = timeout_ms(args[3]);
+    masked(cx, args, timeout_ns, state)
+}
+
+/// epoll_pwait2(2)
+pub fn sys_epoll_pwait2(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    let timeout = if args[3] == 0 {
+        Ok(None)
+    } else {
+        cx.read_struct::<Timespec>(Gva(args[3]))
+            .and_then(clock::timespec_ns)
+            .map(Some)
+    };
+    match timeout {
+        Ok(timeout_ns) => masked(cx, args, timeout_ns, state),
+        // What a retry cannot read any more was good at the first try.
+        Err(_) if *state != CallState::default() => masked(cx, args, None, state),
+        Err(error) => Outcome::Done(Err(error)),
+    }
+}
+
+/// Waits with the signal mask of the fifth argument.
+fn masked(cx: &mut Cx<'_>, args: &[u64; 6], timeout_ns: Option<u64>, state: &CallState) -> Outcome {
+    let mut state = state.clone();
+    if state == CallState::default() {
+        match crate::signal::with_mask(cx, args[4], args[5]) {
+            Ok(saved_mask) => state.saved_mask = saved_mask,
+            Err(error) => return Outcome::Done(Err(error)),
+        }
+    }
+    let outcome =
+        wait(cx, args, timeout_ns, &state).unwrap_or_else(|error| Outcome::Done(Err(error)));
+    if matches!(outcome, Outcome::Done(_)) {
+        crate::signal::restore_mask(cx, state.saved_mask);
+    }
+    outcome
+}
+
+fn wait(
+    cx: &mut Cx<'_>,
+    args: &[u64; 6],
+    timeout_ns: Option<u64>,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    let [fd, events_gva, max, ..] = *args;
+    let max = int(max);
+    if max <= 0 || max > EVENTS_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let max = u64::from(max.unsigned_abs());
+    let beyond = events_gva.checked_add(max.saturating_mul(EVENT_BYTES));
+    if beyond.is_none_or(|end| end > USER_END.0) {
+        return Err(Errno::EFAULT);
+    }
+    let (_, file) = fd::get_io(cx, int(fd))?;
+    let FileKind::Epoll(id) = file.kind else {
+        return Err(Errno::EINVAL);
+    };
+    ready::refresh(cx, &file);
+    let count = epoll::report(cx, id, max, &mut |cx, index, events, data| {
+        let at = events_gva.saturating_add(index.saturating_mul(EVENT_BYTES));
+        let (low, high) = (data & 0xffff_ffff, data >> 32);
+        cx.write_struct(Gva(at), &[events, uint(low), uint(high)])
+    })?;
+    let now_ns = clock::monotonic_ns(cx.host);
+    let deadline_ns = state
+        .deadline_ns
+        .or_else(|| timeout_ns.map(|timeout_ns| now_ns.saturating_add(timeout_ns)));
+    if count > 0 || timeout_ns == Some(0) || deadline_ns.is_some_and(|at| at <= now_ns) {
+        return Ok(Outcome::Done(Ok(count)));
+    }
+    Ok(Outcome::Wait(park(cx, id, deadline_ns, state)))
+}
+
+fn park(cx: &Cx<'_>, id: ObjectId, deadline_ns: Option<u64>, state: &CallState) -> Wait {
+    let mut sources = Vector::new();
+    let recheck = epoll::wait_sources(cx, id, &mut sources);
+    let recheck_ns = recheck.then(|| clock::monotonic_ns(cx.host).saturating_add(RECHECK_NS));
+    Wait {
+        on: WaitOn::Sources(sources),
+        deadline_ns: [deadline_ns, recheck_ns].into_iter().flatten().min(),
+        resume: Resume::Retry(CallState {
+            deadline_ns,
+            saved_mask: state.saved_mask,
+            ..CallState::default()
+        }),
+    }
+}

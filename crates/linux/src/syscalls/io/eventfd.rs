@@ -1,0 +1,58 @@
+//! eventfd(2).
+
+use kvmlet_abi::Errno;
+
+use super::{number, uint};
+use crate::cx::Cx;
+use crate::fd::{self, FileKind, OnExec, OpenFlags};
+use crate::outcome::SysResult;
+use crate::vfs::eventfd::{EventFd, EventMode};
+use crate::vfs::open::description;
+
+const EFD_SEMAPHORE: u32 = 1;
+
+/// Gives an object without a name its description and descriptor.
+///
+/// # Errors
+/// `EMFILE`
+pub(super) fn install(cx: &mut Cx<'_>, kind: FileKind, flags: OpenFlags, path: &[u8]) -> SysResult {
+    let kept = OpenFlags::RDWR | (flags & OpenFlags::NONBLOCK);
+    let file = description(kind, kept, path);
+    fd::install_new(cx, file, OnExec::of(flags)).map(number)
+}
+
+/// eventfd(2) without flags.
+///
+/// # Errors
+/// `EMFILE`
+pub fn sys_eventfd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    create(cx, uint(args[0]), 0)
+}
+
+/// eventfd2(2)
+///
+/// # Errors
+/// `EINVAL` for unknown flags, `EMFILE`.
+pub fn sys_eventfd2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    create(cx, uint(args[0]), uint(args[1]))
+}
+
+fn create(cx: &mut Cx<'_>, count: u32, flags: u32) -> SysResult {
+    let known = EFD_SEMAPHORE | (OpenFlags::CLOEXEC | OpenFlags::NONBLOCK).bits();
+    if flags & !known != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mode = if flags & EFD_SEMAPHORE == 0 {
+        EventMode::Counter
+    } else {
+        EventMode::Semaphore
+    };
+    let id = cx.kernel.objects.next_id();
+    let event = EventFd {
+        count: count.into(),
+        mode,
+    };
+    cx.kernel.objects.events.insert(id, event);
+    let flags = OpenFlags::from_bits_truncate(flags & !EFD_SEMAPHORE);
+    install(cx, FileKind::Event(id), flags, b"anon_inode:[eventfd]")
+}

@@ -1,0 +1,200 @@
+//! Sockets: there is no network, and no socket has a name. There are pairs of connected ones.
+
+mod options;
+pub(super) mod transfer;
+
+pub use options::{sys_getpeername, sys_getsockname, sys_getsockopt, sys_setsockopt};
+pub use transfer::{
+    sys_recvfrom, sys_recvmmsg, sys_recvmsg, sys_sendmmsg, sys_sendmsg, sys_sendto,
+};
+
+use kvmlet_abi::{Errno, Gva};
+use kvmlet_policy::NETWORK_REMEDY;
+
+use super::io::{int, uint};
+use crate::cx::Cx;
+use crate::fd::{self, FileKind, OnExec, OpenFile, OpenFlags};
+use crate::outcome::SysResult;
+use crate::vfs::anon::ObjectId;
+use crate::vfs::attr::S_IFSOCK;
+use crate::vfs::open::description;
+use crate::vfs::unix::{self, Shut, SocketKind};
+
+/// The type in the second argument of socket(2).
+const SOCK_TYPE_MASK: u32 = 0xf;
+
+/// Name of an address family (socket(2)).
+fn family(domain: i32) -> String {
+    match domain {
+        1 => "AF_UNIX".to_owned(),
+        2 => "AF_INET".to_owned(),
+        10 => "AF_INET6".to_owned(),
+        16 => "AF_NETLINK".to_owned(),
+        17 => "AF_PACKET".to_owned(),
+        other => format!("family {other}"),
+    }
+}
+
+fn deny(cx: &mut Cx<'_>, call: &str, domain: i32, kind: u32) -> SysResult {
+    const AF_MAX: i32 = 46;
+    const SOCK_FLAGS: u32 = 0o2_000_000 | 0o4000;
+    if !(0..AF_MAX).contains(&domain) {
+        return Err(Errno::EAFNOSUPPORT);
+    }
+    if kind & !(SOCK_TYPE_MASK | SOCK_FLAGS) != 0 || kind & SOCK_TYPE_MASK > 10 {
+        return Err(Errno::EINVAL);
+    }
+    cx.host.report.deny(
+        format!("{call} {}", family(domain)),
+        Errno::EACCES,
+        NETWORK_REMEDY,
+    );
+    Err(Errno::EACCES)
+}
+
+/// socket(2)
+///
+/// # Errors
+/// `EACCES`, recorded as a denial; `EAFNOSUPPORT`, `EINVAL` for what Linux has not.
+pub fn sys_socket(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    deny(cx, "socket", int(args[0]), uint(args[1]))
+}
+
+/// socketpair(2)
+///
+/// # Errors
+/// As its man page for AF_UNIX; other families as [`sys_socket`].
+pub fn sys_socketpair(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    const AF_UNIX: i32 = 1;
+    let [domain, kind, protocol, fds, ..] = *args;
+    let (domain, kind) = (int(domain), uint(kind));
+    let flags = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK;
+    if domain != AF_UNIX || kind & !(SOCK_TYPE_MASK | flags.bits()) != 0 {
+        return deny(cx, "socketpair", domain, kind);
+    }
+    let of_kind = match kind & SOCK_TYPE_MASK {
+        1 => Some(SocketKind::Stream),
+        // SOCK_RAW is taken for SOCK_DGRAM (unix_create in net/unix/af_unix.c).
+        2 | 3 => Some(SocketKind::Datagram),
+        5 => Some(SocketKind::SeqPacket),
+        kind if kind > 10 => return Err(Errno::EINVAL),
+        _ => None,
+    };
+    if !matches!(int(protocol), 0 | AF_UNIX) {
+        return Err(Errno::EPROTONOSUPPORT);
+    }
+    let of_kind = of_kind.ok_or(Errno::ESOCKTNOSUPPORT)?;
+    let flags = OpenFlags::from_bits_truncate(kind) & flags;
+    let ids = [cx.kernel.objects.next_id(), cx.kernel.objects.next_id()];
+    let pid = cx.process()?.pid.0.cast_unsigned();
+    let creator = [pid, cx.kernel.ids.uid, cx.kernel.ids.gid];
+    cx.kernel.objects.sockets.pair(ids, of_kind, creator);
+    let kept = OpenFlags::RDWR | (flags & OpenFlags::NONBLOCK);
+    // Both descriptions exist before either is installed: a failure releases what it holds.
+    let pair = ids.map(|id| {
+        let file = description(FileKind::Socket(id), kept, b"socket:");
+        fd::install_new(cx, file, OnExec::of(flags))
+    });
+    let written = match pair {
+        [Ok(a), Ok(b)] => cx.write_struct(Gva(fds), &[a, b]),
+        _ => Err(Errno::EMFILE),
+    };
+    if written.is_err() {
+        for number in pair.into_iter().flatten() {
+            fd::close(cx, number)?;
+        }
+    }
+    written.map(|()| 0)
+}
+
+/// The socket behind a descriptor. An inherited one is a stream only.
+fn socket_of(
+    cx: &mut Cx<'_>,
+    call: &'static str,
+    number: u64,
+) -> Result<(ObjectId, OpenFile), Errno> {
+    let (id, file) = fd::get_io(cx, int(number))?;
+    match file.kind {
+        FileKind::Socket(socket) => return Ok((socket, file)),
+        FileKind::HostStream(_) if crate::vfs::file_attr(cx, id)?.kind() == S_IFSOCK => {}
+        _ => return Err(Errno::ENOTSOCK),
+    }
+    cx.host
+        .report
+        .unsupported(call, "on an inherited socket".to_owned());
+    Err(Errno::EOPNOTSUPP)
+}
+
+/// shutdown(2)
+///
+/// # Errors
+/// `EINVAL` for an unknown direction, `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
+pub fn sys_shutdown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let (id, _) = socket_of(cx, "shutdown", args[0])?;
+    let how = match int(args[1]) {
+        0 => Shut::RECEIVE,
+        1 => Shut::SEND,
+        2 => Shut::all(),
+        _ => return Err(Errno::EINVAL),
+    };
+    unix::shut_down(cx.kernel, id, how)?;
+    Ok(0)
+}
+
+fn kind_of(cx: &mut Cx<'_>, call: &'static str, number: u64) -> Result<SocketKind, Errno> {
+    let (id, _) = socket_of(cx, call, number)?;
+    Ok(cx.kernel.objects.sockets.get(id)?.kind)
+}
+
+/// connect(2): there is nobody to connect to.
+///
+/// # Errors
+/// `ECONNREFUSED`, `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
+pub fn sys_connect(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    kind_of(cx, "connect", args[0])?;
+    Err(Errno::ECONNREFUSED)
+}
+
+/// bind(2): no socket has a name.
+///
+/// # Errors
+/// `EACCES`, recorded as a denial; `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
+pub fn sys_bind(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    kind_of(cx, "bind", args[0])?;
+    cx.host
+        .report
+        .deny("bind AF_UNIX".to_owned(), Errno::EACCES, NETWORK_REMEDY);
+    Err(Errno::EACCES)
+}
+
+/// What listen(2) and accept(2) say of a socket that has no name.
+fn not_listening(cx: &mut Cx<'_>, call: &'static str, number: u64) -> SysResult {
+    match kind_of(cx, call, number)? {
+        SocketKind::Datagram => Err(Errno::EOPNOTSUPP),
+        SocketKind::Stream | SocketKind::SeqPacket => Err(Errno::EINVAL),
+    }
+}
+
+/// listen(2)
+///
+/// # Errors
+/// `EINVAL` or `EOPNOTSUPP`, `ENOTSOCK`, `EBADF`.
+pub fn sys_listen(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    not_listening(cx, "listen", args[0])
+}
+
+/// accept(2)
+///
+/// # Errors
+/// As [`sys_listen`].
+pub fn sys_accept(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    not_listening(cx, "accept", args[0])
+}
+
+/// accept4(2)
+///
+/// # Errors
+/// As [`sys_listen`].
+pub fn sys_accept4(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    not_listening(cx, "accept4", args[0])
+}
