@@ -1,0 +1,385 @@
+// A program that a secret goes through: "plant SEED" puts a secret derived from SEED wherever a
+// program can put one and leaves it there; "find MASKED" looks for it in all memory and state. The
+// seed is masked in the second request, and needles are, so that the search does not find itself.
+// argv[1]: threads beside the first.
+#include "../../guests/service.h"
+
+#include "registers.h"
+#include <pthread.h>
+#include <linux/futex.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#define MASK 0x5a5a5a5a5a5a5a5aull
+#define THREADS_MAX 8
+#define PAGE 4096
+
+struct secret {
+    uint64_t words[2];
+    char text[17]; // the first word in hexadecimal
+};
+
+struct worker {
+    pthread_t thread;
+    volatile uint32_t go, done, release;
+    int number;
+    enum { PLANT, FIND } what;
+    unsigned char registers[REGISTERS_LEN] __attribute__((aligned(64)));
+};
+
+static struct worker workers[THREADS_MAX];
+static int worker_count;
+static struct secret secret;
+static unsigned char main_registers[REGISTERS_LEN] __attribute__((aligned(64)));
+static __thread uint64_t own_words[64];
+static uint64_t global_words[1024];
+static char **arguments;
+static int hosted; // messages do not travel by descriptors 0 and 1
+
+static long futex(volatile uint32_t *word, int op, uint32_t value) { return syscall(SYS_futex, word, op, value, NULL, NULL, 0); }
+
+static uint64_t mix(uint64_t z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+static void fill(void *at, size_t len) {
+    for (size_t i = 0; i + 16 <= len; i += 16) memcpy((char *)at + i, secret.words, 16);
+}
+
+static __attribute__((noinline)) void fill_stack(int depth) {
+    char deep[16384];
+    fill(deep, sizeof deep);
+    __asm__ volatile("" : : "r"(deep) : "memory");
+    if (depth > 0) fill_stack(depth - 1);
+    __asm__ volatile("" : : "r"(deep) : "memory");
+}
+
+static void plant_in_thread(void) {
+    char thread_name[16];
+    snprintf(thread_name, sizeof thread_name, "%.15s", secret.text);
+    prctl(PR_SET_NAME, thread_name);
+    fill(own_words, sizeof own_words);
+    fill_stack(4);
+    char *stack = malloc(16384);
+    fill(stack, 16384);
+    stack_t alternate = {.ss_sp = stack, .ss_size = 16384};
+    sigaltstack(&alternate, NULL);
+    syscall(SYS_set_robust_list, secret.words[0], 24);
+}
+
+static void *work(void *data) {
+    struct worker *me = data;
+    for (;;) {
+        // FUTEX_WAIT_PRIVATE while `go` is 0
+        long wait[6] = {SYS_futex, (long)&me->go, 128, 0, 0, 0};
+        while (me->go == 0) store_registers(wait, me->registers);
+        me->go = 0;
+        if (me->what == PLANT) plant_in_thread();
+        me->done = 1;
+        futex(&me->done, FUTEX_WAKE_PRIVATE, 1);
+        if (me->what == PLANT) hold_registers(secret.words, &me->release, me->number % 4 == 3);
+    }
+    return NULL;
+}
+
+static void *plant_and_end(void *unused) {
+    plant_in_thread();
+    return unused;
+}
+
+static void run_workers(int what) {
+    for (int i = 0; i < worker_count; i++) {
+        struct worker *worker = &workers[i];
+        worker->release = what == FIND;
+        futex(&worker->release, FUTEX_WAKE_PRIVATE, 1);
+        worker->what = what;
+        worker->go = 1;
+        futex(&worker->go, FUTEX_WAKE_PRIVATE, 1);
+        while (worker->done == 0) futex(&worker->done, FUTEX_WAIT_PRIVATE, 0);
+        worker->done = 0;
+    }
+}
+
+// A page of code that nothing executes.
+extern char spare_code[];
+__asm__(".text; .balign 4096; spare_code: .fill 4096, 1, 0xcc");
+
+static void put(int fd) {
+    for (int i = 0; i < 64; i++) write(fd, secret.words, 16);
+}
+
+struct kernel_action {
+    uint64_t handler, flags, restorer, mask;
+};
+
+static void plant(const char *seed_text) {
+    uint64_t seed = strtoull(seed_text, NULL, 16);
+    secret.words[0] = mix(seed);
+    secret.words[1] = mix(seed + 1);
+    snprintf(secret.text, sizeof secret.text, "%016lx", secret.words[0]);
+    // Memory of each kind.
+    fill(global_words, sizeof global_words);
+    for (int i = 0; i < 32; i++) {
+        char *kept = malloc((size_t)i * 700 + 64), *freed = malloc((size_t)i * 900 + 64);
+        fill(kept, (size_t)i * 700 + 64);
+        fill(freed, (size_t)i * 900 + 64);
+        free(freed);
+    }
+    char *fresh = mmap(NULL, 40 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(fresh, 40 * PAGE);
+    char *gone = mmap(NULL, 40 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(gone, 40 * PAGE);
+    munmap(gone, 40 * PAGE);
+    char *huge = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (size_t at = 0; at < 4 << 20; at += PAGE) fill(huge + at, 64);
+    char *hidden = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    fill(hidden, 4 * PAGE);
+    mprotect(hidden, 4 * PAGE, PROT_NONE);
+    char *shared = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    fill(shared, 4 * PAGE);
+    fill(sbrk(8 * PAGE), 8 * PAGE);
+    fill(sbrk(8 * PAGE), 8 * PAGE);
+    sbrk(-8 * PAGE);
+    // Code that was written.
+    mprotect(spare_code, PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
+    fill(spare_code, PAGE);
+    memset(arguments[0], 0, strlen(arguments[0]));
+    strncpy(arguments[0], secret.text, 12);
+    setenv("SECRET", secret.text, 1);
+    setenv(secret.text, "name", 1);
+    // Files.
+    char path[128];
+    snprintf(path, sizeof path, "/tmp/%s", secret.text);
+    mkdir(path, 0700);
+    chdir(path);
+    for (int i = 0; i < 4; i++) {
+        snprintf(path, sizeof path, "%s%d", secret.text, i);
+        int fd = open(path, O_RDWR | O_CREAT, 0600);
+        for (int j = 0; j < 20; j++) put(fd);
+        if (i == 1) unlink(path);
+        if (i == 2) {
+            char *mapped = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+            fill(mapped, 4 * PAGE);
+        }
+        if (i != 3) continue;
+        ftruncate(fd, 0);
+        close(fd);
+    }
+    symlink(secret.text, "link");
+    rename("/tmp/base", secret.text);
+    int base = open("/tmp/kept", O_RDWR);
+    put(base);
+    for (int i = 0; i < 2; i++) {
+        int memory = memfd_create(secret.text, 0);
+        put(memory);
+        if (i) close(memory);
+    }
+    // What the kernel holds for a program.
+    int ends[2];
+    if (pipe(ends) == 0) put(ends[1]);
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0) put(ends[0]);
+    if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) == 0) send(ends[0], secret.words, 16, 0);
+    eventfd(0, 0);
+    uint64_t counter = secret.words[0] >> 1;
+    write(eventfd(0, 0), &counter, 8);
+    int epoll = epoll_create1(0);
+    struct epoll_event watch = {.events = EPOLLIN, .data.u64 = secret.words[0]};
+    epoll_ctl(epoll, EPOLL_CTL_ADD, ends[1], &watch);
+    // Signals: a handler, a restorer, a pending value, timers' values.
+    for (int number = 40; number < 50; number++) {
+        struct kernel_action action = {secret.words[0], 0x04000000, secret.words[1], secret.words[0]};
+        syscall(SYS_rt_sigaction, number, &action, NULL, 8);
+    }
+    sigset_t set;
+    sigfillset(&set);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    for (int i = 0; i < 4; i++) sigqueue(getpid(), SIGRTMIN + 5, (union sigval){.sival_ptr = (void *)secret.words[0]});
+    timer_t timer;
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR2, .sigev_value.sival_ptr = (void *)secret.words[0]};
+    timer_create(CLOCK_MONOTONIC, &event, &timer);
+    struct itimerspec far = {{0, 0}, {1000000, secret.words[0] % 1000000000}};
+    timer_settime(timer, 0, &far, NULL);
+    setrlimit(RLIMIT_CORE, &(struct rlimit){secret.words[0] >> 1, secret.words[0] >> 1});
+    // Threads: those there are, and one that ends.
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, plant_and_end, NULL) == 0) pthread_join(thread, NULL);
+    run_workers(PLANT);
+    plant_in_thread();
+    // To the host: output and a message that it has not taken.
+    if (hosted) put(1);
+    put(2);
+    say("planted");
+    send_answer();
+    if (hosted) kvmlet_send(&secret, sizeof secret);
+    uint32_t once = 1;
+    hold_registers(secret.words, &once, 1);
+}
+
+// ---- the search ----
+
+enum { NEEDLES = 4 };
+static uint64_t needles[NEEDLES]; // masked
+static unsigned char filter[1 << 13];
+
+static uint64_t text_needle(uint64_t word) {
+    uint64_t text = 0;
+    for (int digit = 7; digit >= 0; digit--) {
+        uint64_t value = (word >> (60 - 4 * digit)) & 15;
+        text = text << 8 | (value < 10 ? '0' + value : 'a' + value - 10);
+    }
+    return text;
+}
+
+static __attribute__((noinline)) void make_needles(uint64_t masked) {
+    needles[0] = mix(masked ^ MASK) ^ MASK;
+    needles[1] = mix((masked ^ MASK) + 1) ^ MASK;
+    needles[2] = text_needle(mix(masked ^ MASK)) ^ MASK;
+    needles[3] = text_needle(masked ^ MASK) ^ MASK;
+    memset(filter, 0, sizeof filter);
+    for (int i = 0; i < NEEDLES; i++) {
+        uint16_t low = (uint16_t)(needles[i] ^ MASK);
+        filter[low >> 3] |= (unsigned char)(1 << (low & 7));
+    }
+}
+
+static int found;
+
+static __attribute__((noinline)) void search(const char *what, const unsigned char *from, size_t len) {
+    for (size_t i = 0; i + 8 <= len; i++) {
+        uint16_t low;
+        memcpy(&low, from + i, 2);
+        if (!(filter[low >> 3] & (1 << (low & 7)))) continue;
+        uint64_t word;
+        memcpy(&word, from + i, 8);
+        for (int n = 0; n < NEEDLES; n++)
+            if ((word ^ MASK) == needles[n] && found++ < 20) say("needle %d in %s at %p + %zu\n", n, what, (void *)from, i);
+    }
+}
+
+static void is_zero(const char *what, const char *from, size_t len) {
+    for (size_t i = 0; i < len; i++)
+        if (from[i] != 0 && found++ < 20) say("%s: byte %zu is %d\n", what, i, from[i]);
+}
+
+static void *fresh_stack(void *unused) {
+    char deep[65536];
+    __asm__ volatile("" : : "r"(deep) : "memory");
+    is_zero("stack of a new thread", deep, sizeof deep - 256);
+    return unused;
+}
+
+// A signal that would be pending: none is.
+static void on_found(int number) { say("signal %d came\n", number), found++; }
+
+static void find(const char *masked) {
+    found = 0;
+    make_needles(strtoull(masked, NULL, 16));
+    search("registers", main_registers, sizeof main_registers);
+    run_workers(FIND);
+    for (int i = 0; i < worker_count; i++) search("registers of a thread", workers[i].registers, REGISTERS_LEN);
+    // All that is mapped; the vDSO's pages too.
+    static char maps[1 << 16];
+    int fd = open("/proc/self/maps", O_RDONLY);
+    size_t len = 0;
+    ssize_t got;
+    while (len < sizeof maps - 1 && (got = read(fd, maps + len, sizeof maps - 1 - len)) > 0) len += (size_t)got;
+    close(fd);
+    maps[len] = 0;
+    for (char *line = maps, *end; (end = strchr(line, '\n')); line = end + 1) {
+        unsigned long from, to;
+        char mode[8];
+        *end = 0;
+        if (sscanf(line, "%lx-%lx %7s", &from, &to, mode) != 3 || from > 1ul << 47) continue;
+        if (mode[0] == 'r' && !strstr(line, "[vvar")) search("memory", (void *)from, to - from);
+        else if (mode[0] != 'r' && mprotect((void *)from, to - from, PROT_READ) == 0) search("hidden memory", (void *)from, to - from);
+    }
+    // What is new to the program is zero.
+    char *fresh = mmap(NULL, 8 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (size_t at = 0; at < 8 << 20; at += PAGE / 4 * 9) is_zero("new memory", fresh + at, at + PAGE / 4 <= 8 << 20 ? PAGE / 4 : 0);
+    fresh[0] = 1;
+    is_zero("new memory", fresh + 1, (8 << 20) - 1);
+    is_zero("grown break", sbrk(16 * PAGE), 16 * PAGE);
+    int memory = memfd_create("new", 0);
+    ftruncate(memory, 4 * PAGE);
+    char *file = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+    is_zero("new file", file, 4 * PAGE);
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, fresh_stack, NULL) == 0) pthread_join(thread, NULL);
+    // All that it can ask for.
+    size_t before = answer_len;
+    say_self("");
+    size_t len_of_state = answer_len - before;
+    static unsigned char state[1 << 18];
+    if (len_of_state > sizeof state) found++, len_of_state = sizeof state;
+    memcpy(state, answer_text + before, len_of_state);
+    answer_len = before;
+    search("state", state, len_of_state);
+    char names[THREADS_MAX][300];
+    for (int i = 0; i < worker_count; i++) {
+        memset(names[i], 0, sizeof names[i]);
+        pthread_getname_np(workers[i].thread, names[i], 16);
+        search("thread name", (unsigned char *)names[i], sizeof names[i]);
+    }
+    for (int number = 1; number < 65; number++) {
+        struct kernel_action action = {0};
+        syscall(SYS_rt_sigaction, number, NULL, &action, 8);
+        search("signal action", (unsigned char *)&action, sizeof action);
+    }
+    // Whatever is pending arrives now.
+    for (int number = 1; number < 65; number++)
+        if (number != SIGKILL && number != SIGSTOP && number != 32 && number != 33) signal(number, on_found);
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    say("found %d", found);
+    send_answer();
+}
+
+static void next(void) {
+    long wait[6] = {KVMLET_NR_RECEIVE, (long)request_text, REQUEST_MAX, 0, 0, 0};
+    long len = store_registers(wait, main_registers);
+    if (len == -ENOSYS) {
+        next_request();
+        return;
+    }
+    if (len < 0) exit(98);
+    hosted = 1;
+    request_len = (size_t)len;
+    request_text[len] = 0;
+}
+
+int main(int argc, char **argv) {
+    arguments = argv;
+    worker_count = argc > 1 ? atoi(argv[1]) : 0;
+    // No thread takes what is to stay pending.
+    sigset_t pending;
+    sigemptyset(&pending);
+    sigaddset(&pending, SIGRTMIN + 5);
+    sigprocmask(SIG_BLOCK, &pending, NULL);
+    int fd = open("/tmp/kept", O_RDWR | O_CREAT, 0600);
+    write(fd, "kept", 4);
+    close(fd);
+    close(open("/tmp/base", O_RDWR | O_CREAT, 0600));
+    for (int i = 0; i < worker_count; i++) {
+        workers[i].number = i;
+        need(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0, "pthread_create");
+    }
+    for (;;) {
+        char *rest;
+        next();
+        if (is_verb("plant", &rest)) plant(rest);
+        else if (is_verb("find", &rest)) find(rest);
+        else {
+            if (is_verb("see", &rest)) say_self(rest);
+            else say("what? %s", request_text);
+            send_answer();
+        }
+    }
+}
