@@ -5,7 +5,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::error::MemError;
 use crate::host::HostFault;
-use crate::memory::{GuestMemory, Store};
+use crate::memory::GuestMemory;
+use crate::slots::Store;
 
 impl GuestMemory {
     /// Copies out of guest memory.
@@ -15,17 +16,25 @@ impl GuestMemory {
         match &slot.store {
             Store::Tables { map, .. } | Store::Ram { map, .. } => map.read(offset, into),
             Store::Files(files) => files.area().read(offset, into),
+            Store::FrozenRam(map) => map.read(offset, into),
+            Store::FrozenFiles(files) => files.read(offset, into),
         }
         .map_err(|fault| failed(fault, gpa, len))
     }
 
-    /// Copies into guest memory.
+    /// Copies into guest memory. [`MemError::Frozen`] if it is frozen.
     pub fn write(&mut self, gpa: Gpa, from: &[u8]) -> Result<(), MemError> {
         let len = from.len() as u64;
         let (slot, offset) = self.locate_mut(gpa, len)?;
         match &mut slot.store {
-            Store::Tables { map, .. } | Store::Ram { map, .. } => map.write(offset, from),
+            Store::Tables { map, written, .. } => {
+                let result = map.write(offset, from);
+                written.add(offset, len);
+                result
+            }
+            Store::Ram { map, .. } => map.write(offset, from),
             Store::Files(files) => files.area_mut().write(offset, from),
+            Store::FrozenRam(_) | Store::FrozenFiles(_) => return Err(MemError::Frozen(gpa)),
         }
         .map_err(|fault| failed(fault, gpa, len))
     }
@@ -46,13 +55,19 @@ impl GuestMemory {
         self.write(gpa, value.as_bytes())
     }
 
-    /// Fills with zeros.
+    /// Fills with zeros. [`MemError::Frozen`] if it is frozen.
     pub fn zero(&mut self, gpa: Gpa, len_bytes: u64) -> Result<(), MemError> {
         let (slot, offset) = self.locate_mut(gpa, len_bytes)?;
         match &mut slot.store {
-            Store::Tables { map, .. } | Store::Ram { map, .. } => map
+            Store::Tables { map, written, .. } => {
+                written.add(offset, len_bytes);
+                map.zero(offset, len_bytes as usize)
+                    .map_err(|fault| failed(fault, gpa, len_bytes))
+            }
+            Store::Ram { map, .. } => map
                 .zero(offset, len_bytes as usize)
                 .map_err(|fault| failed(fault, gpa, len_bytes)),
+            Store::FrozenRam(_) | Store::FrozenFiles(_) => Err(MemError::Frozen(gpa)),
             Store::Files(files) => {
                 let zeros = [0; PAGE_SIZE as usize];
                 let mut done = 0;
@@ -82,6 +97,8 @@ impl GuestMemory {
         match &slot.store {
             Store::Tables { map, .. } | Store::Ram { map, .. } => map.copy_to(offset, target),
             Store::Files(files) => files.area().copy_to(offset, target),
+            Store::FrozenRam(map) => map.copy_to(offset, target),
+            Store::FrozenFiles(files) => files.copy_to(offset, target),
         }
         .map_err(|fault| failed(fault, from, PAGE_SIZE))
     }
@@ -94,13 +111,11 @@ impl GuestMemory {
         }
         match &slot.store {
             Store::Tables { map, .. } | Store::Ram { map, .. } => map.load_u32(offset),
-            Store::Files(files) => {
+            Store::FrozenRam(map) => map.load_u32(offset),
+            Store::Files(_) | Store::FrozenFiles(_) => {
                 // The kernel moves an aligned word in one piece.
                 let mut word = [0; 4];
-                files
-                    .area()
-                    .read(offset, &mut word)
-                    .map(|()| u32::from_ne_bytes(word))
+                return self.read(gpa, &mut word).map(|()| u32::from_ne_bytes(word));
             }
         }
         .map_err(|fault| failed(fault, gpa, 4))
@@ -129,6 +144,8 @@ impl GuestMemory {
         let base = match &slot.store {
             Store::Tables { map, .. } | Store::Ram { map, .. } => map.addr(),
             Store::Files(files) => files.area().addr(),
+            Store::FrozenRam(map) => map.addr(),
+            Store::FrozenFiles(files) => files.addr(),
         };
         usize::try_from(gpa.0 - slot.gpa)
             .ok()
@@ -148,8 +165,9 @@ impl GuestMemory {
 
     pub(crate) fn store_entry(&mut self, gpa: Gpa, entry: u64) {
         if let Ok((slot, offset)) = self.locate_mut(gpa, 8)
-            && let Store::Tables { map, .. } = &mut slot.store
+            && let Store::Tables { map, written, .. } = &mut slot.store
         {
+            written.add(offset, 8);
             // Aligned and inside: the address was computed from a table frame.
             let _ = map.store_u64(offset, entry);
         }

@@ -3,16 +3,21 @@
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 
-use kvmlet_abi::{Gpa, PAGE_SIZE};
+use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::error::MemError;
-use crate::host::FileArea;
+use crate::host::{FileArea, FrozenFiles};
+use crate::memory::{CHUNK, GuestMemory};
+use crate::slots::Store;
 
 /// Host mappings of files that one VM may hold: each is one host VMA of `vm.max_map_count`
 /// (65,530 for the whole process).
-pub(crate) const MAX_PIECES: usize = 8192;
+const MAX_PIECES: usize = 8192;
+const FILE_SLOT: u64 = CHUNK;
+/// Address space for file mappings; bounds what KVM spends on the pages of these slots (64 MiB).
+const MAX_FILE_SPACE: u64 = 32 << 30;
 
 /// How a file is mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,6 +127,32 @@ impl FileSlot {
         self.area.discard(start, len).map_err(UnmapError::Host)
     }
 
+    /// Unmaps everything.
+    fn clear(&mut self, len_bytes: u64) -> Result<(), Errno> {
+        if self.pieces.is_empty() {
+            return Ok(());
+        }
+        let len = usize::try_from(len_bytes).map_err(|_| Errno::NOMEM)?;
+        self.area.clear(0, len)?;
+        self.pieces.clear();
+        self.free = BTreeMap::from([(0, len_bytes)]);
+        self.longest_free_at_most = len_bytes;
+        Ok(())
+    }
+
+    /// Ends all writing and unmapping.
+    pub(crate) fn freeze(self) -> Result<FrozenFiles, Errno> {
+        // Neighbours are one host mapping each, but change together in one call.
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (&start, &len) in &self.pieces {
+            match ranges.last_mut() {
+                Some((first, joined)) if *first + *joined == start => *joined += len,
+                _ => ranges.push((start, len)),
+            }
+        }
+        self.area.freeze(ranges.into_iter())
+    }
+
     /// The pieces (start, length) that make up a range without a hole.
     fn covered(&self, start: u64, end: u64) -> Result<Vec<(u64, u64)>, UnmapError> {
         let pieces: Vec<(u64, u64)> = self
@@ -175,5 +206,110 @@ impl UnmapError {
             },
             Self::Host(errno) => MemError::MapFile(errno),
         }
+    }
+}
+
+impl GuestMemory {
+    /// Maps `len_bytes` (rounded up to pages) of a file from `file_offset` (a multiple of the page
+    /// size) somewhere in guest-physical space.
+    pub fn map_file(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        len_bytes: u64,
+        mapping: FileMapping,
+    ) -> Result<FileWindow, MemError> {
+        let len_bytes = kvmlet_abi::addr::page_align_up(len_bytes)
+            .filter(|&len| len != 0 && file_offset.is_multiple_of(PAGE_SIZE))
+            .ok_or(MemError::Misaligned(file_offset))?;
+        if self.file_pieces >= MAX_PIECES {
+            return Err(MemError::TooManyFileMappings);
+        }
+        for slot in &mut self.slots {
+            if let Store::Files(files) = &mut slot.store
+                && let Some(offset) = files
+                    .map(fd, file_offset, len_bytes, mapping)
+                    .map_err(MemError::MapFile)?
+            {
+                self.file_pieces += 1;
+                let gpa = Gpa(slot.gpa + offset);
+                return Ok(FileWindow { gpa, len_bytes });
+            }
+        }
+        let size = len_bytes
+            .max(FILE_SLOT)
+            .checked_next_multiple_of(HUGE_PAGE_SIZE)
+            .filter(|&size| size <= MAX_FILE_SPACE - self.file_bytes)
+            .ok_or(MemError::TooManyFileMappings)?;
+        let mut files = FileSlot::new(size).map_err(MemError::MapFile)?;
+        let mapped = files
+            .map(fd, file_offset, len_bytes, mapping)
+            .map_err(MemError::MapFile)?
+            .unwrap_or(0);
+        let host_addr = files.area().addr();
+        let gpa = self.add_slot(size, host_addr, Store::Files(files))?;
+        self.file_bytes += size;
+        self.file_pieces += 1;
+        Ok(FileWindow {
+            gpa: Gpa(gpa + mapped),
+            len_bytes,
+        })
+    }
+
+    /// Unmaps a page-aligned part of a window, all of which must be mapped. The host drops what KVM
+    /// knows of these frames, so the range can be used again at once. A frozen window stays mapped for
+    /// the other forks: nothing is done.
+    pub fn unmap_file(&mut self, window: FileWindow) -> Result<(), MemError> {
+        let (files, offset) = match self.files_mut(window) {
+            Err(MemError::Frozen(_)) => return Ok(()),
+            found => found?,
+        };
+        let grown = files
+            .unmap(offset, window.len_bytes)
+            .map_err(|error| error.at(window))?;
+        self.file_pieces = self.file_pieces.saturating_add_signed(grown);
+        Ok(())
+    }
+
+    /// Drops the pages that a private file mapping has copied on write: they read as the file again
+    /// (MADV_DONTNEED). All of the page-aligned range must be mapped. [`MemError::Frozen`] for a frozen
+    /// window: map the file anew.
+    pub fn discard_file(&mut self, window: FileWindow) -> Result<(), MemError> {
+        let (files, offset) = self.files_mut(window)?;
+        files
+            .discard(offset, window.len_bytes)
+            .map_err(|error| error.at(window))
+    }
+
+    /// The file slot of a page-aligned window and its offset there.
+    fn files_mut(&mut self, window: FileWindow) -> Result<(&mut FileSlot, u64), MemError> {
+        let FileWindow { gpa, len_bytes } = window;
+        if !gpa.is_page_aligned() || !len_bytes.is_multiple_of(PAGE_SIZE) || len_bytes == 0 {
+            return Err(MemError::Misaligned(gpa.0));
+        }
+        let (slot, offset) = self.locate_mut(gpa, len_bytes)?;
+        match &mut slot.store {
+            Store::Files(files) => Ok((files, offset)),
+            Store::FrozenFiles(_) => Err(MemError::Frozen(gpa)),
+            _ => Err(MemError::Outside { gpa, len_bytes }),
+        }
+    }
+
+    /// Whether the address lies in space for file mappings.
+    #[must_use]
+    pub fn is_file_backed(&self, gpa: Gpa) -> bool {
+        self.slot(gpa)
+            .is_some_and(|slot| matches!(slot.store, Store::Files(_) | Store::FrozenFiles(_)))
+    }
+
+    /// Unmaps every file mapped by a fork itself.
+    pub(crate) fn clear_files(&mut self) -> Result<(), MemError> {
+        for slot in &mut self.slots {
+            if let Store::Files(files) = &mut slot.store {
+                files.clear(slot.len_bytes).map_err(MemError::MapFile)?;
+            }
+        }
+        self.file_pieces = 0;
+        Ok(())
     }
 }

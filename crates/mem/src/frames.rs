@@ -3,12 +3,10 @@
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE};
 
+use crate::set::IndexSet;
+
 /// Base frames in a block.
 pub(crate) const FRAMES_PER_BLOCK: usize = (HUGE_PAGE_SIZE / PAGE_SIZE) as usize;
-const WORDS: usize = FRAMES_PER_BLOCK / 64;
-/// Free blocks kept with their host memory, so that a program that maps and unmaps in a loop does
-/// not make the host free and zero the same memory each time.
-const KEPT_BLOCKS: usize = 4;
 
 /// Contiguous base frames, lowest address first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,45 +20,15 @@ pub struct FrameRun {
 /// Index of a block in its pool.
 pub(crate) type BlockId = u32;
 
-/// A set of frames of one block.
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct FrameSet([u64; WORDS]);
-
-impl FrameSet {
-    const EMPTY: Self = Self([0; WORDS]);
-    const FULL: Self = Self([u64::MAX; WORDS]);
-
-    fn has(&self, index: usize) -> bool {
-        self.0[index / 64] >> (index % 64) & 1 != 0
-    }
-
-    fn add(&mut self, index: usize) {
-        self.0[index / 64] |= 1 << (index % 64);
-    }
-
-    fn remove(&mut self, index: usize) {
-        self.0[index / 64] &= !(1 << (index % 64));
-    }
-
-    fn first(&self) -> Option<usize> {
-        self.0
-            .iter()
-            .position(|&word| word != 0)
-            .map(|at| at * 64 + self.0[at].trailing_zeros() as usize)
-    }
-
-    fn len(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
-    }
-}
-
 /// A block divided into base frames. A frame is free, held (freed, waiting for a flush) or in use.
 #[derive(Clone, Debug)]
 struct Divided {
-    free: FrameSet,
-    held: FrameSet,
-    /// Free frames known to hold zeros.
-    zero: FrameSet,
+    free: IndexSet,
+    held: IndexSet,
+    /// Free and held frames known to hold zeros.
+    zero: IndexSet,
+    /// Frames in use that are not counted against the limit.
+    uncounted: IndexSet,
     /// References per frame in use; absent while every one of them is 1.
     refs: Option<Box<[u32; FRAMES_PER_BLOCK]>>,
     /// Place in the pool's list of blocks with free frames.
@@ -71,14 +39,18 @@ struct Divided {
 
 #[derive(Clone, Debug)]
 enum State {
-    /// In the list of clean or of dirty blocks.
-    Free,
+    /// In the list of clean or of resident blocks; whether it is known to hold zeros.
+    Free {
+        zero: bool,
+    },
     /// Handed out whole.
     Whole {
         refs: u32,
     },
     /// Freed whole, waiting for a flush.
-    HeldWhole,
+    HeldWhole {
+        zero: bool,
+    },
     Divided(Box<Divided>),
 }
 
@@ -86,6 +58,24 @@ enum State {
 struct Block {
     gpa: Gpa,
     state: State,
+    /// Frames that were handed out since the host last took the block back (or ever): what may
+    /// occupy host memory.
+    used: IndexSet,
+}
+
+impl Block {
+    fn frame(&self, index: usize) -> Gpa {
+        self.gpa.wrapping_add(index as u64 * PAGE_SIZE)
+    }
+
+    /// The frames in use.
+    fn in_use(&self) -> IndexSet {
+        match &self.state {
+            State::Free { .. } | State::HeldWhole { .. } => IndexSet::EMPTY,
+            State::Whole { .. } => IndexSet::FULL,
+            State::Divided(divided) => divided.free.complement().without(&divided.held),
+        }
+    }
 }
 
 /// A frame or block taken from the pool.
@@ -103,33 +93,68 @@ pub(crate) enum Dropped {
     Shared,
     /// The memory went to the quarantine.
     Freed,
+    /// So it did, and it was not counted against the limit.
+    FreedUncounted,
     /// Not allocated: nothing was done.
     Invalid,
+}
+
+/// What [`FramePool::reset`] asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wipe {
+    /// Zeros in a base frame.
+    Frame(Gpa),
+    /// Zeros in a 2 MiB block that was handed out whole.
+    Block(Gpa),
+    /// The block's memory to go back to the host, which makes it read as zeros.
+    GiveBack(Gpa),
+}
+
+/// When frames freed by a reset can be handed out again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Reuse {
+    /// At once: nothing translates to them.
+    Now,
+    /// After the next flush.
+    AfterFlush,
 }
 
 /// All blocks of one kind of memory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FramePool {
+    /// Free blocks kept with their host memory, so that a program that maps and unmaps in a loop, or
+    /// one request after the other, does not make the host free and zero the same memory each time.
+    kept_blocks: usize,
     blocks: Vec<Block>,
     /// Free blocks that hold zeros; the lowest address last.
     clean: Vec<BlockId>,
-    /// Free blocks with old contents.
-    dirty: Vec<BlockId>,
+    /// Free blocks that have host memory; taken first.
+    resident: Vec<BlockId>,
     /// Divided blocks with at least one free frame.
     partial: Vec<BlockId>,
     /// Divided blocks with held frames, and held whole blocks.
     held: Vec<BlockId>,
     held_bytes: u64,
+    /// Frames in [`Block::used`] of all blocks.
+    used_frames: u64,
 }
 
 impl FramePool {
+    pub(crate) fn new(kept_blocks: usize) -> Self {
+        Self {
+            kept_blocks,
+            ..Self::default()
+        }
+    }
+
     /// Adds `count` blocks of zeroed memory from `gpa`; answers the id of the first.
     pub(crate) fn add_blocks(&mut self, gpa: Gpa, count: u32) -> BlockId {
         let first = self.blocks.len() as BlockId;
         for index in 0..count {
             self.blocks.push(Block {
                 gpa: gpa.wrapping_add(u64::from(index) * HUGE_PAGE_SIZE),
-                state: State::Free,
+                state: State::Free { zero: true },
+                used: IndexSet::EMPTY,
             });
         }
         let fresh = (first..first + count).rev();
@@ -142,21 +167,72 @@ impl FramePool {
         self.held_bytes
     }
 
+    /// Bytes that may occupy host memory: what was handed out and not given back to the host since.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.used_frames * PAGE_SIZE
+    }
+
     /// Up to `max` consecutive frames of one block, in address order; `None` when a block must be
     /// added. `zeros` says of each in turn whether it holds zeros.
-    pub(crate) fn take_run(&mut self, max: u64, mut zeros: impl FnMut(Taken)) -> Option<FrameRun> {
+    pub(crate) fn take_run(&mut self, max: u64, zeros: impl FnMut(Taken)) -> Option<FrameRun> {
         let id = self.block_with_free_frame()?;
-        let block = &mut self.blocks[id as usize];
-        let State::Divided(divided) = &mut block.state else {
+        self.take_from(id, max, zeros)
+    }
+
+    /// As [`FramePool::take_run`], but never divides a free block.
+    pub(crate) fn take_scattered(
+        &mut self,
+        max: u64,
+        zeros: impl FnMut(Taken),
+    ) -> Option<FrameRun> {
+        let id = *self.partial.last()?;
+        self.take_from(id, max, zeros)
+    }
+
+    fn take_from(&mut self, id: BlockId, max: u64, zeros: impl FnMut(Taken)) -> Option<FrameRun> {
+        let State::Divided(divided) = &self.blocks[id as usize].state else {
             return None;
         };
         let first = divided.free.first()?;
-        let mut pages = 0;
-        while pages < max && first + (pages as usize) < FRAMES_PER_BLOCK {
-            let index = first + pages as usize;
-            if !divided.free.has(index) {
-                break;
-            }
+        let run = (first..FRAMES_PER_BLOCK).take_while(|&index| divided.free.has(index));
+        let count = run
+            .take(usize::try_from(max).unwrap_or(FRAMES_PER_BLOCK))
+            .count();
+        self.take_at(id, first, count, zeros)
+    }
+
+    /// Exactly `count` consecutive frames of one block; `None` when a block must be added.
+    pub(crate) fn take_exact(
+        &mut self,
+        count: usize,
+        zeros: impl FnMut(Taken),
+    ) -> Option<FrameRun> {
+        let fits = |id: &BlockId| match &self.blocks[*id as usize].state {
+            State::Divided(divided) => divided.free.run_of(count).map(|first| (*id, first)),
+            _ => None,
+        };
+        let (id, first) = match self.partial.iter().find_map(fits) {
+            Some(found) => found,
+            None if (1..=FRAMES_PER_BLOCK).contains(&count) => (self.divide_free_block()?, 0),
+            None => return None,
+        };
+        self.take_at(id, first, count, zeros)
+    }
+
+    /// Takes free frames of a divided block.
+    fn take_at(
+        &mut self,
+        id: BlockId,
+        first: usize,
+        count: usize,
+        mut zeros: impl FnMut(Taken),
+    ) -> Option<FrameRun> {
+        let block = &mut self.blocks[id as usize];
+        let start = block.frame(first);
+        let State::Divided(divided) = &mut block.state else {
+            return None;
+        };
+        for index in first..first + count {
             divided.free.remove(index);
             zeros(Taken {
                 gpa: block.gpa.wrapping_add(index as u64 * PAGE_SIZE),
@@ -166,27 +242,39 @@ impl FramePool {
             if let Some(refs) = &mut divided.refs {
                 refs[index] = 1;
             }
-            pages += 1;
+            if !block.used.has(index) {
+                block.used.add(index);
+                self.used_frames += 1;
+            }
         }
-        let gpa = block.gpa.wrapping_add(first as u64 * PAGE_SIZE);
         if divided.free.first().is_none() {
             self.unlist(id);
         }
-        (pages > 0).then_some(FrameRun { gpa, pages })
+        let run = FrameRun {
+            gpa: start,
+            pages: count as u64,
+        };
+        (count > 0).then_some(run)
     }
 
     /// One whole block; one whose host memory is there already if possible.
     pub(crate) fn take_block(&mut self) -> Option<Taken> {
-        let (id, zero) = match self.dirty.pop() {
-            Some(id) => (id, false),
-            None => (self.clean.pop()?, true),
-        };
+        let (id, zero) = self.pop_free_block()?;
         let block = &mut self.blocks[id as usize];
         block.state = State::Whole { refs: 1 };
+        self.used_frames += (FRAMES_PER_BLOCK - block.used.len()) as u64;
+        block.used = IndexSet::FULL;
         Some(Taken {
             gpa: block.gpa,
             zero,
         })
+    }
+
+    /// Takes a free block off its list; whether it holds zeros.
+    fn pop_free_block(&mut self) -> Option<(BlockId, bool)> {
+        let id = self.resident.pop().or_else(|| self.clean.pop())?;
+        let zero = matches!(self.blocks[id as usize].state, State::Free { zero: true });
+        Some((id, zero))
     }
 
     /// References to a frame or to the whole block it is in; 0 if not allocated.
@@ -248,12 +336,17 @@ impl FramePool {
             }
         }
         divided.held.add(index);
+        let dropped = match divided.uncounted.has(index) {
+            true => Dropped::FreedUncounted,
+            false => Dropped::Freed,
+        };
+        divided.uncounted.remove(index);
         if !divided.listed_held {
             divided.listed_held = true;
             self.held.push(id);
         }
         self.held_bytes += PAGE_SIZE;
-        Dropped::Freed
+        dropped
     }
 
     /// Drops a reference to a whole block; `None` if it has been divided (its frames are dropped one
@@ -265,7 +358,7 @@ impl FramePool {
         match &mut block.state {
             State::Divided(_) => None,
             State::Whole { refs } if *refs == 1 => {
-                block.state = State::HeldWhole;
+                block.state = State::HeldWhole { zero: false };
                 self.held.push(id);
                 self.held_bytes += HUGE_PAGE_SIZE;
                 Some(Dropped::Freed)
@@ -276,7 +369,7 @@ impl FramePool {
                 }
                 Some(Dropped::Shared)
             }
-            State::Free | State::HeldWhole => Some(Dropped::Invalid),
+            State::Free { .. } | State::HeldWhole { .. } => Some(Dropped::Invalid),
         }
     }
 
@@ -286,40 +379,217 @@ impl FramePool {
         self.held_bytes = 0;
         for id in core::mem::take(&mut self.held) {
             let block = &mut self.blocks[id as usize];
-            if let State::Divided(divided) = &mut block.state {
-                divided.listed_held = false;
-                for (free, held) in divided.free.0.iter_mut().zip(&mut divided.held.0) {
-                    *free |= core::mem::take(held);
+            let zero = match &mut block.state {
+                State::Divided(divided) => {
+                    divided.listed_held = false;
+                    divided.free = divided.free.with(&divided.held);
+                    divided.held = IndexSet::EMPTY;
+                    let zero = divided.zero == IndexSet::FULL;
+                    if divided.free.len() < FRAMES_PER_BLOCK {
+                        self.list(id);
+                        continue;
+                    }
+                    self.unlist(id);
+                    zero
                 }
-                if divided.free.len() < FRAMES_PER_BLOCK {
-                    self.list(id);
-                    continue;
-                }
-                self.unlist(id);
-            }
+                State::HeldWhole { zero } => *zero,
+                State::Free { .. } | State::Whole { .. } => continue,
+            };
             let block = &mut self.blocks[id as usize];
-            block.state = State::Free;
-            if self.dirty.len() >= KEPT_BLOCKS && give_back(block.gpa) {
+            if self.resident.len() < self.kept_blocks || !give_back(block.gpa) {
+                block.state = State::Free { zero };
+                self.resident.push(id);
+            } else {
+                block.state = State::Free { zero: true };
+                self.used_frames -= block.used.len() as u64;
+                block.used = IndexSet::EMPTY;
+                self.clean.push(id);
+            }
+        }
+    }
+
+    // ---- freezing and resetting ---------------------------------------------------------------
+
+    /// Calls `each` for every frame in use with the place of its block, and its own in that.
+    pub(crate) fn for_each_used(&self, mut each: impl FnMut(BlockId, usize, Gpa)) {
+        for (id, block) in self.blocks.iter().enumerate() {
+            for index in block.in_use().iter() {
+                each(id as BlockId, index, block.frame(index));
+            }
+        }
+    }
+
+    /// Gives the free blocks' memory back to the host; the pool is not used any more.
+    pub(crate) fn give_back_free(&mut self, mut give_back: impl FnMut(Gpa) -> bool) {
+        self.release_held(&mut give_back);
+        for &id in &self.resident {
+            give_back(self.blocks[id as usize].gpa);
+        }
+    }
+
+    /// The pool that forks start with: what is in use stays so, uncounted; everything else is free and
+    /// holds zeros.
+    pub(crate) fn frozen(&self) -> Self {
+        let mut pool = Self::new(self.kept_blocks);
+        for block in &self.blocks {
+            let id = pool.add_blocks(block.gpa, 1);
+            let used = block.in_use();
+            if used == IndexSet::EMPTY {
+                continue;
+            }
+            pool.clean.retain(|&clean| clean != id);
+            let free = used.complement();
+            let refs = match &block.state {
+                State::Divided(divided) => divided.refs.clone(),
+                _ => None,
+            };
+            pool.blocks[id as usize].state = State::Divided(Box::new(Divided {
+                free,
+                held: IndexSet::EMPTY,
+                zero: free,
+                uncounted: used,
+                refs,
+                listed_at: None,
+                listed_held: false,
+            }));
+            if free != IndexSet::EMPTY {
+                pool.list(id);
+            }
+        }
+        pool
+    }
+
+    /// Takes every frame in use out of the count.
+    pub(crate) fn uncount_all(&mut self) {
+        for block in &mut self.blocks {
+            let used = block.in_use();
+            if let State::Divided(divided) = &mut block.state {
+                divided.uncounted = used;
+            }
+        }
+    }
+
+    /// Takes a frame of a divided block out of the count; whether it was in use and counted.
+    pub(crate) fn uncount(&mut self, id: BlockId, index: usize) -> bool {
+        match self.blocks.get_mut(id as usize).map(|b| &mut b.state) {
+            Some(State::Divided(divided))
+                if divided.in_use(index) && !divided.uncounted.has(index) =>
+            {
+                divided.uncounted.add(index);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Counts every frame again, so that [`FramePool::uncount`] can mark what a reset keeps.
+    pub(crate) fn count_all(&mut self) {
+        for block in &mut self.blocks {
+            if let State::Divided(divided) = &mut block.state {
+                divided.uncounted = IndexSet::EMPTY;
+            }
+        }
+    }
+
+    /// Frees everything but the uncounted frames, which are left with one reference, and has all that
+    /// is free wiped. A few free blocks keep their host memory. `wipe` says whether it
+    /// could; what it could not is zeroed when it is handed out. Answers the number of base frames
+    /// wiped.
+    pub(crate) fn reset(&mut self, reuse: Reuse, mut wipe: impl FnMut(Wipe) -> bool) -> u64 {
+        self.held.clear();
+        self.held_bytes = 0;
+        self.resident.clear();
+        self.partial.clear();
+        let (mut wiped, mut blocks_kept) = (0, 0);
+        let mut partial = Vec::new();
+        for id in 0..self.blocks.len() as BlockId {
+            let block = &mut self.blocks[id as usize];
+            if let State::Divided(divided) = &mut block.state
+                && divided.uncounted != IndexSet::EMPTY
+            {
+                wiped += divided.reset(block.gpa, &block.used, reuse, &mut wipe);
+                partial.push(id);
+                continue;
+            }
+            let (dirty, was_free) = match &block.state {
+                State::Free { .. } if block.used == IndexSet::EMPTY => continue,
+                State::Free { zero: true } => (IndexSet::EMPTY, true),
+                State::Free { zero: false } => (block.used, true),
+                State::Whole { .. } | State::HeldWhole { zero: false } => (block.used, false),
+                State::HeldWhole { zero: true } => (IndexSet::EMPTY, false),
+                State::Divided(divided) => {
+                    let dirty = block.used.without(&divided.zero);
+                    (dirty, divided.free == IndexSet::FULL)
+                }
+            };
+            wiped += dirty.len() as u64;
+            let mut zero = true;
+            if blocks_kept == self.kept_blocks && wipe(Wipe::GiveBack(block.gpa)) {
+                self.used_frames -= block.used.len() as u64;
+                block.used = IndexSet::EMPTY;
+            } else if dirty == IndexSet::FULL {
+                zero = wipe(Wipe::Block(block.gpa));
+            } else {
+                for index in dirty.iter() {
+                    zero &= wipe(Wipe::Frame(block.frame(index)));
+                }
+            }
+            blocks_kept += usize::from(block.used != IndexSet::EMPTY);
+            if !was_free && reuse == Reuse::AfterFlush {
+                block.state = State::HeldWhole { zero };
+                self.held.push(id);
+                self.held_bytes += HUGE_PAGE_SIZE;
+                continue;
+            }
+            block.state = State::Free { zero };
+            if block.used == IndexSet::EMPTY {
                 self.clean.push(id);
             } else {
-                self.dirty.push(id);
+                self.resident.push(id);
             }
+        }
+        // Low addresses first, as in new memory: a request that is repeated finds its memory there.
+        self.resident.reverse();
+        for id in partial.into_iter().rev() {
+            self.relist(id);
+        }
+        wiped
+    }
+
+    /// Puts a block that was just reset in the lists that it belongs to.
+    fn relist(&mut self, id: BlockId) {
+        let State::Divided(divided) = &mut self.blocks[id as usize].state else {
+            return;
+        };
+        divided.listed_at = None;
+        divided.listed_held = divided.held != IndexSet::EMPTY;
+        let free = divided.free != IndexSet::EMPTY;
+        if divided.listed_held {
+            self.held_bytes += divided.held.len() as u64 * PAGE_SIZE;
+            self.held.push(id);
+        }
+        if free {
+            self.list(id);
         }
     }
 
     /// A block with a free frame, divided now if need be.
     fn block_with_free_frame(&mut self) -> Option<BlockId> {
-        if let Some(&id) = self.partial.last() {
-            return Some(id);
+        match self.partial.last() {
+            Some(&id) => Some(id),
+            None => self.divide_free_block(),
         }
-        let (id, zero) = match self.dirty.pop() {
-            Some(id) => (id, FrameSet::EMPTY),
-            None => (self.clean.pop()?, FrameSet::FULL),
-        };
-        self.blocks[id as usize].state = State::Divided(Box::new(Divided {
-            free: FrameSet::FULL,
-            held: FrameSet::EMPTY,
-            zero,
+    }
+
+    fn divide_free_block(&mut self) -> Option<BlockId> {
+        let (id, zero) = self.pop_free_block()?;
+        let block = &mut self.blocks[id as usize];
+        let dirty = if zero { IndexSet::EMPTY } else { block.used };
+        block.state = State::Divided(Box::new(Divided {
+            free: IndexSet::FULL,
+            held: IndexSet::EMPTY,
+            zero: dirty.complement(),
+            uncounted: IndexSet::EMPTY,
             refs: None,
             listed_at: None,
             listed_held: false,
@@ -333,9 +603,10 @@ impl FramePool {
         let block = self.blocks.get_mut(id as usize)?;
         if let State::Whole { refs } = block.state {
             block.state = State::Divided(Box::new(Divided {
-                free: FrameSet::EMPTY,
-                held: FrameSet::EMPTY,
-                zero: FrameSet::EMPTY,
+                free: IndexSet::EMPTY,
+                held: IndexSet::EMPTY,
+                zero: IndexSet::EMPTY,
+                uncounted: IndexSet::EMPTY,
                 refs: (refs != 1).then(|| Box::new([refs; FRAMES_PER_BLOCK])),
                 listed_at: None,
                 listed_held: false,
@@ -376,5 +647,31 @@ impl FramePool {
 impl Divided {
     fn in_use(&self, index: usize) -> bool {
         !self.free.has(index) && !self.held.has(index)
+    }
+
+    /// See [`FramePool::reset`]; the lists are the caller's to put right.
+    fn reset(
+        &mut self,
+        gpa: Gpa,
+        used: &IndexSet,
+        reuse: Reuse,
+        mut wipe: impl FnMut(Wipe) -> bool,
+    ) -> u64 {
+        let dirty = used.without(&self.zero).without(&self.uncounted);
+        for index in dirty.iter() {
+            if wipe(Wipe::Frame(gpa.wrapping_add(index as u64 * PAGE_SIZE))) {
+                self.zero.add(index);
+            }
+        }
+        let free = self.uncounted.complement();
+        match reuse {
+            Reuse::Now => {
+                self.held = IndexSet::EMPTY;
+                self.free = free;
+            }
+            Reuse::AfterFlush => self.held = free.without(&self.free),
+        }
+        self.refs = None;
+        dirty.len() as u64
     }
 }

@@ -2,48 +2,257 @@
 
 use std::sync::Arc;
 
-use kvmlet_abi::Gpa;
+use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
+use rustix::io::Errno;
 
 use crate::error::MemError;
-use crate::memory::GuestMemory;
+use crate::frames::{BlockId, FramePool};
+use crate::host::{AnonMapping, FrozenFiles, FrozenMapping, Image};
+use crate::memory::{Fork, GuestMemory};
+use crate::slots::{Bank, Pool, Slot, Store, WrittenPages};
 use crate::tables::PageTables;
 
 /// Memory and page tables of a sandbox, frozen once and shared by all its forks.
+///
+/// The program's memory and its mapped files are read-only for good, for the host too; forks have them
+/// at the same guest-physical addresses in slots with the same ids. Page tables and the VMM's pages
+/// are an image, of which each fork has a private view that the host copies on write: hardware walks
+/// must be able to write tables, so they cannot lie in a read-only slot.
 #[derive(Debug)]
-pub struct FrozenMemory {}
+pub struct FrozenMemory {
+    slots: Vec<FrozenSlot>,
+    /// Chunk number to index in `slots`.
+    chunks: Vec<u16>,
+    image: Image,
+    tables: FramePool,
+    window: Option<Gpa>,
+    root: Gpa,
+    table_frames: u64,
+    /// Without what forks may take back.
+    limit_bytes: u64,
+    charged_bytes: u64,
+    file_bytes: u64,
+}
+
+#[derive(Debug)]
+struct FrozenSlot {
+    gpa: u64,
+    len_bytes: u64,
+    store: FrozenStore,
+}
+
+#[derive(Debug)]
+enum FrozenStore {
+    /// Where the slot starts in the image.
+    Tables {
+        image_offset: u64,
+        first: BlockId,
+    },
+    Ram(FrozenMapping),
+    Files(FrozenFiles),
+}
 
 impl FrozenMemory {
-    /// A new memory that reads as the frozen one, and its address space.
+    /// A new memory that reads as the frozen one, and its address space. The limit bounds what the fork
+    /// allocates; [`GuestMemory::used_bytes`] starts at the charges passed to
+    /// [`GuestMemory::freeze`], by which the limit is raised.
+    ///
+    /// # Errors
+    /// [`MemError::Freeze`] and [`MemError::OutOfMemory`] when the host refuses a mapping.
     pub fn fork(self: &Arc<Self>) -> Result<(GuestMemory, PageTables), MemError> {
-        Err(MemError::NeedsRebuild)
+        let limit_bytes = self.limit_bytes.saturating_add(self.charged_bytes);
+        let mut memory = GuestMemory {
+            slots: Vec::with_capacity(self.slots.len() + 1),
+            specs: Vec::with_capacity(self.slots.len() + 1),
+            announced: 0,
+            chunks: self.chunks.clone(),
+            tables: self.tables.clone(),
+            window: self.window,
+            ram: Bank::base(),
+            blocks: Bank::blocks(),
+            file_bytes: self.file_bytes,
+            file_pieces: 0,
+            limit_bytes,
+            used_bytes: self.charged_bytes,
+            peak_bytes: self.charged_bytes,
+            fork: Some(Fork {
+                frozen: Arc::clone(self),
+                charged_bytes: self.charged_bytes,
+            }),
+        };
+        for (index, slot) in self.slots.iter().enumerate() {
+            let (store, host_addr, access) = match &slot.store {
+                FrozenStore::Tables {
+                    image_offset,
+                    first,
+                } => {
+                    let map = AnonMapping::of_image(&self.image, *image_offset, slot.len_bytes)
+                        .map_err(MemError::Freeze)?;
+                    let host_addr = map.addr();
+                    let store = Store::Tables {
+                        map,
+                        first: *first,
+                        written: WrittenPages::default(),
+                    };
+                    (store, host_addr, SlotAccess::ReadWrite)
+                }
+                FrozenStore::Ram(map) => {
+                    let store = Store::FrozenRam(map.clone());
+                    (store, map.addr(), SlotAccess::ReadOnly)
+                }
+                FrozenStore::Files(files) => {
+                    let store = Store::FrozenFiles(files.clone());
+                    (store, files.addr(), SlotAccess::ReadOnly)
+                }
+            };
+            memory.specs.push(SlotSpec {
+                id: SlotId(index as u32),
+                gpa: Gpa(slot.gpa),
+                host_addr,
+                len_bytes: slot.len_bytes,
+                access,
+            });
+            memory.slots.push(Slot {
+                gpa: slot.gpa,
+                len_bytes: slot.len_bytes,
+                store,
+            });
+        }
+        memory.grow(Pool::Ram)?;
+        let tables = PageTables::of_fork(self.root, self.table_frames);
+        Ok((memory, tables))
+    }
+
+    /// The frozen value of a page-table entry; 0 (not present) outside table memory.
+    pub(crate) fn entry(&self, slot: usize, offset: u64) -> u64 {
+        match self.slots.get(slot).map(|slot| &slot.store) {
+            Some(FrozenStore::Tables { image_offset, .. }) => {
+                self.image.load_u64(image_offset + offset).unwrap_or(0)
+            }
+            _ => 0,
+        }
     }
 }
 
 impl GuestMemory {
-    /// Freezes this memory and the one address space in it. `charged_bytes` is what
-    /// [`GuestMemory::charge`] counts for file mappings: the program may take it back in a fork.
+    /// Freezes this memory and the one address space in it, of a program or of a fork. `charged_bytes`
+    /// is what of [`GuestMemory::used_bytes`] a fork may take back with [`GuestMemory::uncharge`]:
+    /// charged file mappings. No VM may use the memory any more.
+    ///
+    /// # Errors
+    /// [`MemError::Freeze`] when the host refuses; the memory is lost then.
     pub fn freeze(
-        self,
-        _tables: PageTables,
-        _charged_bytes: u64,
+        mut self,
+        tables: PageTables,
+        charged_bytes: u64,
     ) -> Result<Arc<FrozenMemory>, MemError> {
-        Err(MemError::NeedsRebuild)
+        for pool in [Pool::Ram, Pool::Blocks] {
+            self.with_pool(pool, |mem, pool| {
+                pool.give_back_free(|block| mem.give_back(block));
+            });
+        }
+        self.tables.release_held(|_| false);
+        tables.write_protect(&mut self);
+        let image = self.image_of_tables()?;
+        let raised_bytes = self.fork.as_ref().map_or(0, |fork| fork.charged_bytes);
+        let mut slots = Vec::with_capacity(self.slots.len());
+        let mut image_offset = 0;
+        for slot in self.slots {
+            let store = match slot.store {
+                Store::Tables { first, .. } => {
+                    let store = FrozenStore::Tables {
+                        image_offset,
+                        first,
+                    };
+                    image_offset += slot.len_bytes;
+                    store
+                }
+                Store::Ram { map, .. } => FrozenStore::Ram(map.freeze().map_err(MemError::Freeze)?),
+                Store::Files(files) => {
+                    FrozenStore::Files(files.freeze().map_err(MemError::Freeze)?)
+                }
+                Store::FrozenRam(map) => FrozenStore::Ram(map),
+                Store::FrozenFiles(files) => FrozenStore::Files(files),
+            };
+            slots.push(FrozenSlot {
+                gpa: slot.gpa,
+                len_bytes: slot.len_bytes,
+                store,
+            });
+        }
+        Ok(Arc::new(FrozenMemory {
+            slots,
+            chunks: self.chunks,
+            image,
+            tables: self.tables.frozen(),
+            window: self.window,
+            root: tables.root(),
+            table_frames: tables.table_frames(),
+            limit_bytes: self.limit_bytes.saturating_sub(raised_bytes),
+            charged_bytes,
+            file_bytes: self.file_bytes,
+        }))
     }
 
-    /// Whether the frame belongs to the frozen memory of a fork: shared and never written.
+    /// The table slots one after the other; what is free in them reads as zeros.
+    fn image_of_tables(&self) -> Result<Image, MemError> {
+        let len_bytes = self.table_slots().map(|spec| spec.len_bytes).sum();
+        let fill = |write: &mut dyn FnMut(u64, &[u8])| {
+            let mut page = [0; PAGE_SIZE as usize];
+            let mut result = Ok(());
+            // Blocks of the pool are numbered in the order of the slots.
+            self.tables.for_each_used(|block, index, gpa| {
+                let offset = u64::from(block) * HUGE_PAGE_SIZE + index as u64 * PAGE_SIZE;
+                match self.read(gpa, &mut page) {
+                    Ok(()) => write(offset, &page),
+                    Err(error) => result = Err(error),
+                }
+            });
+            result
+        };
+        Image::new(len_bytes, fill)
+    }
+
+    /// Whether the frame belongs to the frozen memory of a fork: shared and never written. Page tables
+    /// and the VMM's pages do not: each fork has its own.
     #[must_use]
-    pub fn is_frozen(&self, _gpa: Gpa) -> bool {
-        false
+    pub fn is_frozen(&self, gpa: Gpa) -> bool {
+        self.fork.is_some()
+            && self.slot(gpa).is_some_and(|slot| {
+                matches!(slot.store, Store::FrozenRam(_) | Store::FrozenFiles(_))
+            })
     }
 
-    /// Host memory that this fork does not share, in bytes.
+    /// Whether the frame holds a page table or a page of the VMM.
+    pub(crate) fn is_table_memory(&self, gpa: Gpa) -> bool {
+        self.slot(gpa)
+            .is_some_and(|slot| matches!(slot.store, Store::Tables { .. }))
+    }
+
+    /// What a page-table entry was when the memory was frozen.
+    pub(crate) fn frozen_entry(&self, gpa: Gpa) -> u64 {
+        match (&self.fork, self.slot_index(gpa)) {
+            (Some(fork), Some(index)) => {
+                let offset = gpa.0 - self.slots.get(index).map_or(gpa.0, |slot| slot.gpa);
+                fork.frozen.entry(index, offset)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Host memory that this fork does not share, in bytes: frames handed out since the host last took
+    /// their block back, and table pages that were written. What the guest itself makes the host copy
+    /// (exception stacks) is not seen.
     #[must_use]
     pub fn private_bytes(&self) -> u64 {
-        0
+        self.ram.pool.used_bytes()
+            + self.blocks.pool.used_bytes()
+            + self.written_table_pages() * PAGE_SIZE
     }
+}
 
-    /// `pages` consecutive zeroed table frames inside one 2 MiB block, charged.
-    pub fn alloc_table_run(&mut self, _pages: u64) -> Result<Gpa, crate::error::OutOfMemory> {
-        Err(crate::error::OutOfMemory::Exhausted)
+impl From<Errno> for MemError {
+    fn from(errno: Errno) -> Self {
+        Self::Freeze(errno)
     }
 }

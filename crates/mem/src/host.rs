@@ -6,12 +6,13 @@
 use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
 const HUGE: usize = HUGE_PAGE_SIZE as usize;
 
@@ -64,6 +65,30 @@ impl Reservation {
         Ok(Self { addr, len })
     }
 
+    /// A mapping of a file that never shrinks; page-aligned only.
+    fn of_file(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        len_bytes: u64,
+        prot: ProtFlags,
+        share: MapFlags,
+    ) -> Result<Self, Errno> {
+        let len = usize::try_from(len_bytes).map_err(|_| Errno::NOMEM)?;
+        let flags = share | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
+        let at = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, fd, offset) }?;
+        let addr = at.expose_provenance();
+        Ok(Self { addr, len })
+    }
+
+    /// Makes `len` bytes at `offset` read-only for the host.
+    fn make_read_only(&self, offset: u64, len: usize) -> Result<(), Errno> {
+        let at = self.at(offset, len).map_err(|_| Errno::INVAL)?;
+        // SAFETY: an owned range. Its memory stays what it was; who made it read-only offers no way to
+        // write it any more.
+        unsafe { rustix::mm::mprotect(pointer(at).cast(), len, MprotectFlags::READ) }
+    }
+
     /// Host address of `len` bytes at `offset`, if all of it is inside.
     fn at(&self, offset: u64, len: usize) -> Result<usize, HostFault> {
         let offset = usize::try_from(offset).map_err(|_| HostFault::Outside)?;
@@ -105,6 +130,21 @@ impl AnonMapping {
         Ok(Self(Arc::new(range)))
     }
 
+    /// `len_bytes` of an image from `offset`; the host copies a page when it is first written.
+    pub(crate) fn of_image(image: &Image, offset: u64, len_bytes: u64) -> Result<Self, Errno> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let fd = image.fd.as_fd();
+        let range = Reservation::of_file(fd, offset, len_bytes, prot, MapFlags::PRIVATE)?;
+        Ok(Self(Arc::new(range)))
+    }
+
+    /// Ends all writing: the host mapping becomes read-only as a whole, so that it stays one mapping of
+    /// huge pages.
+    pub(crate) fn freeze(self) -> Result<FrozenMapping, Errno> {
+        self.0.make_read_only(0, self.0.len)?;
+        Ok(FrozenMapping(self.0))
+    }
+
     pub(crate) fn addr(&self) -> usize {
         self.0.addr
     }
@@ -135,6 +175,27 @@ impl AnonMapping {
         // SAFETY: the range was checked and is memory of this mapping.
         unsafe { ptr::write_bytes(pointer(to), 0, len) };
         Ok(())
+    }
+
+    /// As [`AnonMapping::zero`], but only reads what is zero already: a page that was never touched
+    /// gets no memory.
+    pub(crate) fn wipe(&mut self, offset: u64, len: usize) -> Result<(), HostFault> {
+        let at = self.0.at(offset, len)?;
+        if !is_zero(at, len) {
+            // SAFETY: the range was checked and is memory of this mapping.
+            unsafe { ptr::write_bytes(pointer(at), 0, len) };
+        }
+        Ok(())
+    }
+
+    /// Makes the range hold `wanted`; whether it held something else.
+    pub(crate) fn restore(&mut self, offset: u64, wanted: &[u8]) -> Result<bool, HostFault> {
+        let to = self.0.at(offset, wanted.len())?;
+        Ok(restore(
+            wanted.as_ptr().expose_provenance(),
+            to,
+            wanted.len(),
+        ))
     }
 
     /// Copies to another place of this or another anonymous mapping.
@@ -204,6 +265,125 @@ impl AnonMapping {
     }
 }
 
+/// Whether `len` bytes at a checked place of a mapping are all zero.
+fn is_zero(at: usize, len: usize) -> bool {
+    const ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(ZEROS.len());
+        let from = pointer(at + done).cast::<c_void>();
+        // SAFETY: the caller checked the range; the other side is that long too.
+        if unsafe { libc::memcmp(from, ZEROS.as_ptr().cast(), part) } != 0 {
+            return false;
+        }
+        done += part;
+    }
+    true
+}
+
+/// Makes `len` bytes at `to` equal to those at `from`; both were checked by the caller and do not
+/// overlap. Whether they differed.
+fn restore(from: usize, to: usize, len: usize) -> bool {
+    let (from, to) = (pointer(from), pointer(to));
+    // SAFETY: valid for `len` bytes, says the caller; no guest runs while its memory is restored.
+    let differs = unsafe { libc::memcmp(from.cast(), to.cast(), len) } != 0;
+    if differs {
+        // SAFETY: as above, and apart from each other.
+        unsafe { ptr::copy_nonoverlapping(from, to, len) };
+    }
+    differs
+}
+
+/// Host memory that is never written again: any number of VMs read it.
+#[derive(Clone, Debug)]
+pub(crate) struct FrozenMapping(Arc<Reservation>);
+
+impl FrozenMapping {
+    pub(crate) fn addr(&self) -> usize {
+        self.0.addr
+    }
+
+    /// A share that keeps the range mapped.
+    pub(crate) fn share(&self) -> Arc<Reservation> {
+        Arc::clone(&self.0)
+    }
+
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {
+        let from = self.0.at(offset, into.len())?;
+        // SAFETY: the source range was checked; the destination is a private buffer outside it.
+        unsafe { ptr::copy_nonoverlapping(pointer(from), into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    pub(crate) fn load_u32(&self, offset: u64) -> Result<u32, HostFault> {
+        let mut word = [0; 4];
+        self.read(offset, &mut word)?;
+        Ok(u32::from_ne_bytes(word))
+    }
+
+    pub(crate) fn load_u64(&self, offset: u64) -> Result<u64, HostFault> {
+        let mut word = [0; 8];
+        self.read(offset, &mut word)?;
+        Ok(u64::from_ne_bytes(word))
+    }
+
+    /// Copies to an anonymous mapping.
+    pub(crate) fn copy_to(&self, offset: u64, to: HostRange) -> Result<(), HostFault> {
+        let from = self.0.at(offset, to.len)?;
+        // SAFETY: both ranges were checked; frozen memory is apart from what can be written.
+        unsafe { ptr::copy_nonoverlapping(pointer(from), pointer(to.addr), to.len) };
+        Ok(())
+    }
+
+    /// Makes a range of an anonymous mapping equal to this one; whether it differed.
+    pub(crate) fn restore(&self, offset: u64, to: HostRange) -> Result<bool, HostFault> {
+        let from = self.0.at(offset, to.len)?;
+        Ok(restore(from, to.addr, to.len))
+    }
+}
+
+/// Bytes in a sealed memory file, which any number of private mappings can show.
+#[derive(Debug)]
+pub(crate) struct Image {
+    fd: OwnedFd,
+    map: FrozenMapping,
+}
+
+impl Image {
+    /// Makes an image of `len_bytes` (a multiple of the page size, not 0), filled by `fill` at byte
+    /// offsets.
+    pub(crate) fn new<E>(
+        len_bytes: u64,
+        fill: impl FnOnce(&mut dyn FnMut(u64, &[u8])) -> Result<(), E>,
+    ) -> Result<Self, E>
+    where
+        E: From<Errno>,
+    {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create("kvmlet-tables", flags)?;
+        rustix::fs::ftruncate(&fd, len_bytes)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let range = Reservation::of_file(fd.as_fd(), 0, len_bytes, prot, MapFlags::SHARED)?;
+        let mut map = AnonMapping(Arc::new(range));
+        let mut outside = false;
+        fill(&mut |offset, bytes| outside |= map.write(offset, bytes).is_err())?;
+        drop(map);
+        if outside {
+            return Err(Errno::RANGE.into());
+        }
+        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&fd, seals)?;
+        let range =
+            Reservation::of_file(fd.as_fd(), 0, len_bytes, ProtFlags::READ, MapFlags::PRIVATE)?;
+        let map = FrozenMapping(Arc::new(range));
+        Ok(Self { fd, map })
+    }
+
+    pub(crate) fn load_u64(&self, offset: u64) -> Result<u64, HostFault> {
+        self.map.load_u64(offset)
+    }
+}
+
 /// A checked destination inside an [`AnonMapping`]; used at once, while the mapping is borrowed.
 pub(crate) struct HostRange {
     addr: usize,
@@ -251,6 +431,18 @@ impl FileArea {
         Ok(())
     }
 
+    /// Ends all writing: makes the mapped ranges (start, length in bytes) read-only for the host.
+    pub(crate) fn freeze(
+        self,
+        ranges: impl Iterator<Item = (u64, u64)>,
+    ) -> Result<FrozenFiles, Errno> {
+        for (start, len_bytes) in ranges {
+            let len = usize::try_from(len_bytes).map_err(|_| Errno::NOMEM)?;
+            self.0.make_read_only(start, len)?;
+        }
+        Ok(FrozenFiles(Arc::new(self)))
+    }
+
     /// Makes the range inaccessible again.
     pub(crate) fn clear(&mut self, offset: u64, len: usize) -> Result<(), Errno> {
         let at = self.0.at(offset, len).map_err(|_| Errno::INVAL)?;
@@ -287,6 +479,31 @@ impl FileArea {
         let remote = self.0.at(offset, to.len)?;
         // SAFETY: the destination is anonymous memory, checked when the range was made.
         unsafe { vm_transfer(libc::process_vm_readv, pointer(to.addr), remote, to.len) }
+    }
+}
+
+/// File mappings that are never written again nor unmapped before the last VM is gone. Its pages may
+/// vanish as those of a [`FileArea`].
+#[derive(Clone, Debug)]
+pub(crate) struct FrozenFiles(Arc<FileArea>);
+
+impl FrozenFiles {
+    pub(crate) fn addr(&self) -> usize {
+        self.0.addr()
+    }
+
+    /// A share that keeps the range mapped.
+    pub(crate) fn share(&self) -> Arc<Reservation> {
+        self.0.share()
+    }
+
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {
+        self.0.read(offset, into)
+    }
+
+    /// Copies from the file page straight into anonymous memory.
+    pub(crate) fn copy_to(&self, offset: u64, to: HostRange) -> Result<(), HostFault> {
+        self.0.copy_to(offset, to)
     }
 }
 

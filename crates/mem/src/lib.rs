@@ -32,7 +32,13 @@ mod pending;
 #[deny(unsafe_code)]
 mod reset;
 #[deny(unsafe_code)]
+mod set;
+#[deny(unsafe_code)]
+mod slots;
+#[deny(unsafe_code)]
 mod tables;
+#[deny(unsafe_code)]
+mod undo;
 #[deny(unsafe_code)]
 mod user;
 

@@ -1,62 +1,39 @@
 //! [`GuestMemory`]: the slots of one VM and who may use how much.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 
 use crate::access::failed;
 use crate::error::{MemError, OutOfMemory};
-use crate::files::{FileMapping, FileSlot, FileWindow, MAX_PIECES};
 use crate::frames::{BlockId, Dropped, FramePool, FrameRun, Taken};
+use crate::frozen::FrozenMemory;
 use crate::host::{AnonMapping, Backing, Reservation};
 use crate::pending::PendingFlush;
+use crate::slots::{Bank, FrameAt, Pool, Slot, Store, TABLES_SLOT, WrittenPages};
 
-const MIB: u64 = 1 << 20;
 /// Guest-physical space is dealt in chunks of this size, so that an address finds its slot by one
 /// table look-up.
 const CHUNK_SHIFT: u32 = 26;
-const CHUNK: u64 = 1 << CHUNK_SHIFT;
+pub(crate) const CHUNK: u64 = 1 << CHUNK_SHIFT;
 /// First guest-physical address. Below lie the APIC's and other addresses that KVM gives a meaning.
 const GPA_BASE: u64 = 4 << 30;
 /// End of guest-physical space: the smallest MAXPHYADDR of CPUs with nested paging in use is 39.
 const GPA_END: u64 = 1 << 39;
-/// KVM keeps some 8 bytes per page of a slot, so slots are not made larger than is likely needed.
-const FIRST_RAM_SLOT: u64 = 64 * MIB;
-const MAX_RAM_SLOT: u64 = 1 << 30;
-const TABLES_SLOT: u64 = 4 * MIB;
-const FILE_SLOT: u64 = CHUNK;
-/// Address space for file mappings; bounds what KVM spends on the pages of these slots (64 MiB).
-const MAX_FILE_SPACE: u64 = 32 << 30;
+/// Memory beyond the limit that may be free in places too small for what is asked for.
+const SCATTERED_BYTES: u64 = 32 << 20;
 const NO_SLOT: u16 = u16::MAX;
 /// Entries of the table window: present, writable, accessed; a leaf is also dirty, 2 MiB and not
 /// executable (SDM vol. 3A, 4.5).
 const WINDOW_LINK: u64 = 0x23;
 const WINDOW_LEAF: u64 = 0xe3 | 1 << 63;
 
+/// What a fork knows of its origin.
 #[derive(Debug)]
-pub(crate) enum Store {
-    /// Base frames for page tables and the VMM's pages.
-    Tables { map: AnonMapping, first: BlockId },
-    /// The program's memory.
-    Ram { map: AnonMapping, first: BlockId },
-    /// Mapped files.
-    Files(FileSlot),
-}
-
-#[derive(Debug)]
-pub(crate) struct Slot {
-    pub(crate) gpa: u64,
-    len_bytes: u64,
-    pub(crate) store: Store,
-}
-
-/// Which pool a frame belongs to, and where in it.
-#[derive(Clone, Copy)]
-struct FrameAt {
-    table: bool,
-    block: BlockId,
-    index: usize,
+pub(crate) struct Fork {
+    pub(crate) frozen: Arc<FrozenMemory>,
+    /// What the limit was raised by, and what counts as used from the start.
+    pub(crate) charged_bytes: u64,
 }
 
 /// A slot and a share of the host memory behind it: the range stays mapped while this value lives.
@@ -96,22 +73,24 @@ impl HostPage {
 /// The memory is freed when this value and every [`SlotMemory`] of it are dropped.
 #[derive(Debug)]
 pub struct GuestMemory {
-    slots: Vec<Slot>,
-    specs: Vec<SlotSpec>,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) specs: Vec<SlotSpec>,
     /// Specs already handed out by [`GuestMemory::take_new_slots`].
-    announced: usize,
+    pub(crate) announced: usize,
     /// Chunk number to index in `slots`.
-    chunks: Vec<u16>,
-    tables: FramePool,
+    pub(crate) chunks: Vec<u16>,
+    pub(crate) tables: FramePool,
     /// The page-directory-pointer table of the window, once the tables are exposed.
-    window: Option<Gpa>,
-    ram: FramePool,
-    ram_bytes: u64,
-    file_bytes: u64,
-    file_pieces: usize,
-    limit_bytes: u64,
-    used_bytes: u64,
-    peak_bytes: u64,
+    pub(crate) window: Option<Gpa>,
+    pub(crate) ram: Bank,
+    /// Used in a fork only.
+    pub(crate) blocks: Bank,
+    pub(crate) file_bytes: u64,
+    pub(crate) file_pieces: usize,
+    pub(crate) limit_bytes: u64,
+    pub(crate) used_bytes: u64,
+    pub(crate) peak_bytes: u64,
+    pub(crate) fork: Option<Fork>,
 }
 
 impl GuestMemory {
@@ -123,18 +102,19 @@ impl GuestMemory {
             specs: Vec::new(),
             announced: 0,
             chunks: Vec::new(),
-            tables: FramePool::default(),
+            tables: FramePool::new(4),
             window: None,
-            ram: FramePool::default(),
-            ram_bytes: 0,
+            ram: Bank::whole(),
+            blocks: Bank::blocks(),
             file_bytes: 0,
             file_pieces: 0,
             limit_bytes,
             used_bytes: 0,
             peak_bytes: 0,
+            fork: None,
         };
         memory.grow_tables()?;
-        memory.grow_ram()?;
+        memory.grow(Pool::Ram)?;
         Ok(memory)
     }
 
@@ -163,6 +143,8 @@ impl GuestMemory {
         let keep = match &self.slots.get(index)?.store {
             Store::Tables { map, .. } | Store::Ram { map, .. } => map.share(),
             Store::Files(files) => files.area().share(),
+            Store::FrozenRam(map) => map.share(),
+            Store::FrozenFiles(files) => files.share(),
         };
         Some(SlotMemory {
             spec: *self.specs.get(index)?,
@@ -170,8 +152,8 @@ impl GuestMemory {
         })
     }
 
-    /// The host page behind the page-aligned frame `gpa`, with a share of its memory. `None` for
-    /// file-backed frames, whose pages may vanish.
+    /// The host page behind the page-aligned table frame `gpa`, with a share of its memory. `None` for
+    /// other frames: file pages may vanish, the program's memory may be frozen.
     #[must_use]
     pub fn host_page(&self, gpa: Gpa) -> Option<HostPage> {
         let addr = self.host_addr(gpa.page_down())?;
@@ -180,7 +162,8 @@ impl GuestMemory {
                 .checked_sub(spec.gpa.0)
                 .is_some_and(|offset| offset < spec.len_bytes)
         })?;
-        if !gpa.is_page_aligned() || self.is_file_backed(gpa) {
+        let is_table = matches!(self.slot(gpa)?.store, Store::Tables { .. });
+        if !gpa.is_page_aligned() || !is_table {
             return None;
         }
         Some(HostPage {
@@ -247,7 +230,9 @@ impl GuestMemory {
         self.limit_bytes
     }
 
-    /// What it uses now, in bytes. Freed memory is not counted, even before its flush.
+    /// What it uses now, in bytes. Freed memory is not counted, even before its flush. In a fork: what
+    /// the frozen program was charged for file mappings, and the fork's own memory, except for what
+    /// [`PageTables::reset`](crate::PageTables::reset) kept.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.used_bytes
@@ -288,6 +273,34 @@ impl GuestMemory {
             Err(error) => {
                 self.uncharge(PAGE_SIZE);
                 Err(error)
+            }
+        }
+    }
+
+    /// `pages` zeroed table frames, consecutive and inside one 2 MiB block, one reference each, charged:
+    /// for what must be contiguous and private to each fork.
+    pub fn alloc_table_run(&mut self, pages: u64) -> Result<Gpa, OutOfMemory> {
+        let count = usize::try_from(pages)
+            .ok()
+            .filter(|_| (1..=HUGE_PAGE_SIZE / PAGE_SIZE).contains(&pages))
+            .ok_or(OutOfMemory::Exhausted)?;
+        self.charge(pages * PAGE_SIZE)?;
+        let mut stale = Vec::new();
+        loop {
+            let keep = |taken: Taken| {
+                if !taken.zero {
+                    stale.push(taken);
+                }
+            };
+            if let Some(run) = self.tables.take_exact(count, keep) {
+                for taken in stale {
+                    self.zeroed(taken);
+                }
+                return Ok(run.gpa);
+            }
+            if let Err(error) = self.grow_tables() {
+                self.uncharge(pages * PAGE_SIZE);
+                return Err(error);
             }
         }
     }
@@ -338,9 +351,13 @@ impl GuestMemory {
         mut zeros: impl FnMut(Taken),
     ) -> Result<FrameRun, OutOfMemory> {
         loop {
-            match self.ram.take_run(max_pages, &mut zeros) {
-                Some(run) => return Ok(run),
-                None => self.grow_ram()?,
+            if let Some(run) = self.ram.pool.take_run(max_pages, &mut zeros) {
+                return Ok(run);
+            }
+            if let Err(error) = self.grow(Pool::Ram) {
+                // What is left of blocks that a fork has freed in part.
+                let scattered = self.blocks.pool.take_scattered(max_pages, &mut zeros);
+                return scattered.ok_or(error);
             }
         }
     }
@@ -363,11 +380,15 @@ impl GuestMemory {
     /// 2 MiB of zeroed memory, aligned, one reference. When it fails, base frames may still be had.
     pub fn alloc_huge(&mut self) -> Result<Gpa, OutOfMemory> {
         self.charge(HUGE_PAGE_SIZE)?;
+        let pool = match self.fork {
+            Some(_) => Pool::Blocks,
+            None => Pool::Ram,
+        };
         let taken = loop {
-            if let Some(taken) = self.ram.take_block() {
+            if let Some(taken) = self.pool(pool).take_block() {
                 break taken;
             }
-            if let Err(error) = self.grow_ram() {
+            if let Err(error) = self.grow(pool) {
                 self.uncharge(HUGE_PAGE_SIZE);
                 return Err(error);
             }
@@ -387,10 +408,11 @@ impl GuestMemory {
         taken.gpa
     }
 
-    /// One more reference to a base frame. A frame of a 2 MiB block divides the block for good.
+    /// One more reference to a base frame. A frame of a 2 MiB block divides the block for good. Frozen
+    /// frames have no owner in a fork: nothing happens, here as in the methods that follow.
     pub fn get_frame(&mut self, gpa: Gpa) {
         if let Some(at) = self.frame_at(gpa) {
-            let known = self.pool(at).add_ref(at.block, at.index);
+            let known = self.pool(at.pool).add_ref(at.block, at.index);
             debug_assert!(known, "reference to a free frame {gpa:?}");
         }
     }
@@ -398,17 +420,21 @@ impl GuestMemory {
     /// One more reference to a 2 MiB block.
     pub fn get_huge(&mut self, gpa: Gpa) {
         if let Some(at) = self.frame_at(gpa) {
-            let known = self.pool(at).add_block_ref(at.block);
+            let known = self.pool(at.pool).add_block_ref(at.block);
             debug_assert!(known, "reference to a free block {gpa:?}");
         }
     }
 
-    /// References to the frame (or to the 2 MiB block it is part of); 0 if it is not allocated or is
-    /// file-backed.
+    /// References to the frame (or to the 2 MiB block it is part of); 0 if it is not allocated, is
+    /// file-backed or is frozen.
     #[must_use]
     pub fn frame_refs(&self, gpa: Gpa) -> u32 {
         self.frame_at(gpa).map_or(0, |at| {
-            let pool = if at.table { &self.tables } else { &self.ram };
+            let pool = match at.pool {
+                Pool::Tables => &self.tables,
+                Pool::Ram => &self.ram.pool,
+                Pool::Blocks => &self.blocks.pool,
+            };
             pool.refs(at.block, at.index)
         })
     }
@@ -418,7 +444,7 @@ impl GuestMemory {
     /// File-backed frames have no owner here: nothing happens.
     pub fn free_frame(&mut self, gpa: Gpa) {
         if let Some(at) = self.frame_at(gpa) {
-            let dropped = self.pool(at).drop_ref(at.block, at.index);
+            let dropped = self.pool(at.pool).drop_ref(at.block, at.index);
             self.account(gpa, dropped, PAGE_SIZE);
         }
     }
@@ -429,7 +455,7 @@ impl GuestMemory {
         let Some(at) = self.frame_at(gpa) else {
             return;
         };
-        match self.pool(at).drop_block_ref(at.block) {
+        match self.pool(at.pool).drop_block_ref(at.block) {
             Some(dropped) => self.account(gpa, dropped, HUGE_PAGE_SIZE),
             None => {
                 let block = gpa.huge_down();
@@ -450,7 +476,7 @@ impl GuestMemory {
     /// Whether freed memory waits for a flush.
     #[must_use]
     pub fn has_quarantine(&self) -> bool {
-        self.ram.held_bytes() + self.tables.held_bytes() > 0
+        self.ram.pool.held_bytes() + self.blocks.pool.held_bytes() + self.tables.held_bytes() > 0
     }
 
     /// Bytes of page tables that only a [`PendingFlush::All`] makes usable again.
@@ -463,16 +489,31 @@ impl GuestMemory {
     /// been flushed: memory freed before may be handed out again. Page tables wait for
     /// [`PendingFlush::All`], since KVM's shadow of a table is dropped by nothing less.
     pub fn flush_discharged(&mut self, discharged: &PendingFlush) {
-        let mut ram = core::mem::take(&mut self.ram);
-        ram.release_held(|block| self.give_back(block));
-        self.ram = ram;
+        self.with_pool(Pool::Ram, |mem, pool| {
+            pool.release_held(|block| mem.give_back(block));
+        });
+        self.with_pool(Pool::Blocks, |mem, pool| {
+            pool.release_held(|block| mem.give_back(block));
+        });
         if *discharged == PendingFlush::All {
             self.tables.release_held(|_| false);
         }
     }
 
+    /// Calls `act` with a pool taken out of `self`, which is put back afterwards.
+    pub(crate) fn with_pool<T>(
+        &mut self,
+        which: Pool,
+        act: impl FnOnce(&mut Self, &mut FramePool) -> T,
+    ) -> T {
+        let mut pool = core::mem::take(self.pool(which));
+        let result = act(self, &mut pool);
+        *self.pool(which) = pool;
+        result
+    }
+
     /// Returns a free block's memory to the host; whether it reads as zeros now.
-    fn give_back(&mut self, block: Gpa) -> bool {
+    pub(crate) fn give_back(&mut self, block: Gpa) -> bool {
         self.anon_mut(block, HUGE_PAGE_SIZE)
             .and_then(|(map, offset)| {
                 map.release(offset, HUGE_PAGE_SIZE as usize)
@@ -481,97 +522,9 @@ impl GuestMemory {
             .is_ok()
     }
 
-    // ---- files ------------------------------------------------------------------------------
-
-    /// Maps `len_bytes` (rounded up to pages) of a file from `file_offset` (a multiple of the page
-    /// size) somewhere in guest-physical space.
-    pub fn map_file(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        file_offset: u64,
-        len_bytes: u64,
-        mapping: FileMapping,
-    ) -> Result<FileWindow, MemError> {
-        let len_bytes = kvmlet_abi::addr::page_align_up(len_bytes)
-            .filter(|&len| len != 0 && file_offset.is_multiple_of(PAGE_SIZE))
-            .ok_or(MemError::Misaligned(file_offset))?;
-        if self.file_pieces >= MAX_PIECES {
-            return Err(MemError::TooManyFileMappings);
-        }
-        for slot in &mut self.slots {
-            if let Store::Files(files) = &mut slot.store
-                && let Some(offset) = files
-                    .map(fd, file_offset, len_bytes, mapping)
-                    .map_err(MemError::MapFile)?
-            {
-                self.file_pieces += 1;
-                let gpa = Gpa(slot.gpa + offset);
-                return Ok(FileWindow { gpa, len_bytes });
-            }
-        }
-        let size = len_bytes
-            .max(FILE_SLOT)
-            .checked_next_multiple_of(HUGE_PAGE_SIZE)
-            .filter(|&size| size <= MAX_FILE_SPACE - self.file_bytes)
-            .ok_or(MemError::TooManyFileMappings)?;
-        let mut files = FileSlot::new(size).map_err(MemError::MapFile)?;
-        let mapped = files
-            .map(fd, file_offset, len_bytes, mapping)
-            .map_err(MemError::MapFile)?
-            .unwrap_or(0);
-        let host_addr = files.area().addr();
-        let gpa = self.add_slot(size, host_addr, Store::Files(files))?;
-        self.file_bytes += size;
-        self.file_pieces += 1;
-        Ok(FileWindow {
-            gpa: Gpa(gpa + mapped),
-            len_bytes,
-        })
-    }
-
-    /// Unmaps a page-aligned part of a window, all of which must be mapped. The host drops what KVM
-    /// knows of these frames, so the range can be used again at once.
-    pub fn unmap_file(&mut self, window: FileWindow) -> Result<(), MemError> {
-        let (files, offset) = self.files_mut(window)?;
-        let grown = files
-            .unmap(offset, window.len_bytes)
-            .map_err(|error| error.at(window))?;
-        self.file_pieces = self.file_pieces.saturating_add_signed(grown);
-        Ok(())
-    }
-
-    /// Drops the pages that a private file mapping has copied on write: they read as the file again
-    /// (MADV_DONTNEED). All of the page-aligned range must be mapped.
-    pub fn discard_file(&mut self, window: FileWindow) -> Result<(), MemError> {
-        let (files, offset) = self.files_mut(window)?;
-        files
-            .discard(offset, window.len_bytes)
-            .map_err(|error| error.at(window))
-    }
-
-    /// The file slot of a page-aligned window and its offset there.
-    fn files_mut(&mut self, window: FileWindow) -> Result<(&mut FileSlot, u64), MemError> {
-        let FileWindow { gpa, len_bytes } = window;
-        if !gpa.is_page_aligned() || !len_bytes.is_multiple_of(PAGE_SIZE) || len_bytes == 0 {
-            return Err(MemError::Misaligned(gpa.0));
-        }
-        let (slot, offset) = self.locate_mut(gpa, len_bytes)?;
-        match &mut slot.store {
-            Store::Files(files) => Ok((files, offset)),
-            _ => Err(MemError::Outside { gpa, len_bytes }),
-        }
-    }
-
-    /// Whether the address lies in space for file mappings.
-    #[must_use]
-    pub fn is_file_backed(&self, gpa: Gpa) -> bool {
-        self.slot(gpa)
-            .is_some_and(|slot| matches!(slot.store, Store::Files(_)))
-    }
-
     // ---- slots ------------------------------------------------------------------------------
 
-    fn slot_index(&self, gpa: Gpa) -> Option<usize> {
+    pub(crate) fn slot_index(&self, gpa: Gpa) -> Option<usize> {
         let chunk = gpa.0.checked_sub(GPA_BASE)? >> CHUNK_SHIFT;
         let index = usize::from(*self.chunks.get(chunk as usize)?);
         let slot = self.slots.get(index)?;
@@ -616,30 +569,40 @@ impl GuestMemory {
         match &mut slot.store {
             Store::Tables { map, .. } | Store::Ram { map, .. } => Ok((map, offset)),
             Store::Files(_) => Err(MemError::FileBacked(gpa)),
+            Store::FrozenRam(_) | Store::FrozenFiles(_) => Err(MemError::Frozen(gpa)),
         }
     }
 
-    fn frame_at(&self, gpa: Gpa) -> Option<FrameAt> {
+    pub(crate) fn frame_at(&self, gpa: Gpa) -> Option<FrameAt> {
         let slot = self.slot(gpa)?;
         let offset = gpa.0 - slot.gpa;
-        let (first, table) = match slot.store {
-            Store::Tables { first, .. } => (first, true),
-            Store::Ram { first, .. } => (first, false),
-            Store::Files(_) => return None,
+        let (first, pool) = match slot.store {
+            Store::Tables { first, .. } => (first, Pool::Tables),
+            Store::Ram { first, pool, .. } => (first, pool),
+            Store::Files(_) | Store::FrozenRam(_) | Store::FrozenFiles(_) => return None,
         };
         Some(FrameAt {
-            table,
+            pool,
             block: first + (offset / HUGE_PAGE_SIZE) as BlockId,
             index: (offset % HUGE_PAGE_SIZE / PAGE_SIZE) as usize,
         })
     }
 
-    fn pool(&mut self, at: FrameAt) -> &mut FramePool {
-        if at.table {
-            &mut self.tables
-        } else {
-            &mut self.ram
+    pub(crate) fn pool(&mut self, which: Pool) -> &mut FramePool {
+        match which {
+            Pool::Tables => &mut self.tables,
+            Pool::Ram => &mut self.ram.pool,
+            Pool::Blocks => &mut self.blocks.pool,
         }
+    }
+
+    /// Table pages that we have written: those that a fork does not share.
+    pub(crate) fn written_table_pages(&self) -> u64 {
+        let pages = self.slots.iter().map(|slot| match &slot.store {
+            Store::Tables { written, .. } => written.pages(),
+            _ => 0,
+        });
+        pages.sum()
     }
 
     fn grow_tables(&mut self) -> Result<(), OutOfMemory> {
@@ -649,7 +612,13 @@ impl GuestMemory {
             .tables
             .add_blocks(Gpa(gpa), (TABLES_SLOT / HUGE_PAGE_SIZE) as u32);
         let host_addr = map.addr();
-        self.add_slot(TABLES_SLOT, host_addr, Store::Tables { map, first })?;
+        let written = WrittenPages::default();
+        let store = Store::Tables {
+            map,
+            first,
+            written,
+        };
+        self.add_slot(TABLES_SLOT, host_addr, store)?;
         self.add_to_window(Gpa(gpa))
     }
 
@@ -657,29 +626,38 @@ impl GuestMemory {
     /// ends with few slots. The total is bounded, because one frame in use keeps the host memory of
     /// its whole block: the limit, some for scattered free frames, and what is freed but not yet
     /// flushed.
-    fn grow_ram(&mut self) -> Result<(), OutOfMemory> {
-        let most = self
-            .limit_bytes
-            .saturating_add(self.limit_bytes / 8)
-            .saturating_add(32 * MIB)
-            .saturating_add(self.ram.held_bytes());
-        let size = self
-            .ram_bytes
-            .clamp(FIRST_RAM_SLOT, MAX_RAM_SLOT)
-            .min(most.saturating_sub(self.ram_bytes))
+    pub(crate) fn grow(&mut self, pool: Pool) -> Result<(), OutOfMemory> {
+        let shared_bytes = self.fork.as_ref().map_or(0, |fork| fork.charged_bytes);
+        let limit_bytes = self.limit_bytes.saturating_sub(shared_bytes);
+        let bank = match pool {
+            Pool::Tables => return self.grow_tables(),
+            Pool::Ram => &self.ram,
+            Pool::Blocks => &self.blocks,
+        };
+        let most = limit_bytes
+            .saturating_add(limit_bytes / 8)
+            .saturating_add(SCATTERED_BYTES)
+            .saturating_add(bank.pool.held_bytes());
+        let size = bank
+            .bytes
+            .clamp(bank.first_slot_bytes, bank.max_slot_bytes)
+            .min(most.saturating_sub(bank.bytes))
             / HUGE_PAGE_SIZE
             * HUGE_PAGE_SIZE;
         if size == 0 {
             return Err(OutOfMemory::Exhausted);
         }
-        let map = AnonMapping::new(size, Backing::Huge).map_err(OutOfMemory::Host)?;
+        let map = AnonMapping::new(size, bank.backing).map_err(OutOfMemory::Host)?;
         let gpa = self.next_gpa(size)?;
         let first = self
-            .ram
+            .pool(pool)
             .add_blocks(Gpa(gpa), (size / HUGE_PAGE_SIZE) as u32);
         let host_addr = map.addr();
-        self.add_slot(size, host_addr, Store::Ram { map, first })?;
-        self.ram_bytes += size;
+        self.add_slot(size, host_addr, Store::Ram { map, first, pool })?;
+        match pool {
+            Pool::Blocks => self.blocks.bytes += size,
+            Pool::Ram | Pool::Tables => self.ram.bytes += size,
+        }
         Ok(())
     }
 
@@ -690,13 +668,17 @@ impl GuestMemory {
         fits.then_some(gpa).ok_or(OutOfMemory::Exhausted)
     }
 
-    fn add_slot(
+    pub(crate) fn add_slot(
         &mut self,
         len_bytes: u64,
         host_addr: usize,
         store: Store,
     ) -> Result<u64, OutOfMemory> {
         let gpa = self.next_gpa(len_bytes)?;
+        let access = match store {
+            Store::FrozenRam(_) | Store::FrozenFiles(_) => SlotAccess::ReadOnly,
+            Store::Tables { .. } | Store::Ram { .. } | Store::Files(_) => SlotAccess::ReadWrite,
+        };
         let index = self.slots.len() as u16;
         let chunks = len_bytes.div_ceil(CHUNK) as usize;
         self.chunks.resize(self.chunks.len() + chunks, index);
@@ -705,7 +687,7 @@ impl GuestMemory {
             gpa: Gpa(gpa),
             host_addr,
             len_bytes,
-            access: SlotAccess::ReadWrite,
+            access,
         });
         self.slots.push(Slot {
             gpa,

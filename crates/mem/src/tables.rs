@@ -6,6 +6,7 @@
 //! - A used page-directory entry that points to a table never becomes a 2 MiB entry, and upper-level
 //!   entries stay for the life of the address space: tables left empty are kept.
 //! - Tables are freed only together with a full flush, since KVM keeps its shadow of a table until then.
+//! - A leaf over a frozen frame never gets [`PteFlags::WRITE`], whatever the caller asks for.
 
 use bitflags::bitflags;
 use kvmlet_abi::layout::USER_END;
@@ -14,13 +15,14 @@ use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use crate::error::{MemError, OutOfMemory};
 use crate::memory::GuestMemory;
 use crate::pending::{PendingFlush, StaleEntry, TABLE_WINDOW};
+use crate::undo::{Origin, UndoLog};
 
-const PRESENT: u64 = 1;
+pub(crate) const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
-const LARGE: u64 = 1 << 7;
+pub(crate) const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 /// Entries above the leaves grant everything; the leaf decides.
@@ -63,6 +65,14 @@ impl PageSize {
             Self::Huge => HUGE_PAGE_SIZE,
         }
     }
+
+    /// Level of the tables that hold such leaves.
+    const fn level(self) -> u32 {
+        match self {
+            Self::Base => 1,
+            Self::Huge => 2,
+        }
+    }
 }
 
 /// A present leaf entry.
@@ -83,7 +93,16 @@ impl Leaf {
         Gpa(self.gpa.0 | (gva.0 & (self.size.bytes() - 1)))
     }
 
-    const fn entry(&self) -> u64 {
+    /// The base page with this index in a 2 MiB leaf.
+    pub(crate) const fn piece(&self, index: u64) -> Self {
+        Self {
+            gpa: self.gpa.wrapping_add(index * PAGE_SIZE),
+            size: PageSize::Base,
+            flags: self.flags,
+        }
+    }
+
+    pub(crate) const fn entry(&self) -> u64 {
         let mut entry = self.gpa.0 | self.flags.bits() | PRESENT | ACCESSED;
         // Set beforehand, so that no hardware walk ever writes a table.
         if self.flags.contains(PteFlags::WRITE) {
@@ -95,7 +114,7 @@ impl Leaf {
         }
     }
 
-    const fn from_entry(entry: u64, size: PageSize) -> Self {
+    pub(crate) const fn from_entry(entry: u64, size: PageSize) -> Self {
         Self {
             gpa: Gpa(entry & FRAME & !(size.bytes() - 1)),
             size,
@@ -110,16 +129,29 @@ impl Leaf {
 pub struct PageTables {
     root: Gpa,
     table_frames: u64,
-    pending: PendingFlush,
+    pub(crate) pending: PendingFlush,
+    /// In a fork.
+    pub(crate) undo: Option<Box<UndoLog>>,
 }
 
 impl PageTables {
+    /// The frozen address space in a fork.
+    pub(crate) fn of_fork(root: Gpa, table_frames: u64) -> Self {
+        Self {
+            root,
+            table_frames,
+            pending: PendingFlush::None,
+            undo: Some(Box::default()),
+        }
+    }
+
     /// An empty address space.
     pub fn new(mem: &mut GuestMemory) -> Result<Self, OutOfMemory> {
         let mut tables = Self {
             root: mem.alloc_table_frame()?,
             table_frames: 1,
             pending: PendingFlush::None,
+            undo: None,
         };
         tables.attach_window(mem);
         Ok(tables)
@@ -173,11 +205,7 @@ impl PageTables {
             return Err(MemError::Misaligned(gpa.0));
         }
         let new = Leaf { gpa, size, flags };
-        let level = match size {
-            PageSize::Base => 1,
-            PageSize::Huge => 2,
-        };
-        let at = self.entry_for(mem, gva, level)?;
+        let at = self.entry_for(mem, gva, size.level())?;
         let old = mem.load_entry(at);
         if size == PageSize::Huge && old & PRESENT != 0 && old & LARGE == 0 {
             return Err(MemError::HasTable(gva));
@@ -224,7 +252,8 @@ impl PageTables {
                     size: PageSize::Base,
                     flags,
                 };
-                mem.store_entry(entry, leaf.entry());
+                self.touch(entry, Gva(at), PageSize::Base);
+                mem.store_entry(entry, allowed(mem, leaf).entry());
                 entry = entry.wrapping_add(8);
                 at += PAGE_SIZE;
             }
@@ -308,6 +337,7 @@ impl PageTables {
         mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
     ) -> Result<(), MemError> {
         self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
+            tables.touch(entry, gva, leaf.size);
             mem.store_entry(entry, 0);
             tables.record(gva, entry, leaf.size);
             removed(mem, gva, leaf);
@@ -329,7 +359,7 @@ impl PageTables {
     }
 
     /// Removes everything below [`USER_END`] and the tables that become empty (execve). `removed` is
-    /// called for each leaf. A full flush is recorded.
+    /// called for each leaf. A full flush is recorded. A fork cannot be reset after that.
     pub fn clear_user(
         &mut self,
         mem: &mut GuestMemory,
@@ -337,6 +367,9 @@ impl PageTables {
     ) {
         self.prune(mem, self.root, ROOT_LEVEL, 0, USER_END.0, &mut removed);
         self.pending = PendingFlush::All;
+        if let Some(undo) = &mut self.undo {
+            undo.needs_rebuild = true;
+        }
     }
 
     /// Ends the address space: `removed` is called for each leaf, the VMM's pages included. It must
@@ -374,7 +407,7 @@ impl PageTables {
 
     /// Address of the entry of `gva` at `level` (1 or 2), making the tables above it and splitting a
     /// 2 MiB page in the way.
-    fn entry_for(
+    pub(crate) fn entry_for(
         &mut self,
         mem: &mut GuestMemory,
         gva: Gva,
@@ -390,6 +423,9 @@ impl PageTables {
                 self.table_frames += 1;
                 entry = new.0 | LINK;
                 mem.store_entry(at, entry);
+                if let Some(undo) = &mut self.undo {
+                    undo.add_table(new, gva, at_level - 1, Origin::Added);
+                }
             } else if at_level == 2 && entry & LARGE != 0 {
                 entry = self.split(mem, gva, at, entry)?;
             }
@@ -412,12 +448,11 @@ impl PageTables {
         let table = mem.alloc_table_frame()?;
         self.table_frames += 1;
         for index in 0..ENTRIES {
-            let leaf = Leaf {
-                gpa: huge.gpa.wrapping_add(index * PAGE_SIZE),
-                size: PageSize::Base,
-                flags: huge.flags,
-            };
+            let leaf = huge.piece(index);
             mem.store_entry(table.wrapping_add(index * 8), leaf.entry());
+        }
+        if let Some(undo) = &mut self.undo {
+            undo.split(mem, at, gva, table, huge);
         }
         let link = table.0 | LINK;
         mem.store_entry(at, link);
@@ -486,9 +521,11 @@ impl PageTables {
         old: Option<Leaf>,
         new: Leaf,
     ) {
+        let new = allowed(mem, new);
         if old == Some(new) {
             return;
         }
+        self.touch(entry, gva, new.size);
         mem.store_entry(entry, new.entry());
         if let Some(old) = old
             && !only_widens(old, new)
@@ -497,8 +534,40 @@ impl PageTables {
         }
     }
 
-    fn record(&mut self, gva: Gva, entry: Gpa, size: PageSize) {
+    /// Notes for the next reset that a leaf entry is about to change.
+    fn touch(&mut self, entry: Gpa, gva: Gva, size: PageSize) {
+        if let Some(undo) = &mut self.undo {
+            undo.touch(entry, gva, size.level());
+        }
+    }
+
+    pub(crate) fn record(&mut self, gva: Gva, entry: Gpa, size: PageSize) {
         self.pending.add(StaleEntry { gva, entry, size });
+    }
+
+    /// Takes the right to write from every leaf of the user half, at and under `table`, whose frame the
+    /// forks will share.
+    pub(crate) fn write_protect(&self, mem: &mut GuestMemory) {
+        self.protect_under(mem, self.root, ROOT_LEVEL);
+    }
+
+    fn protect_under(&self, mem: &mut GuestMemory, table: Gpa, level: u32) {
+        let entries = match level {
+            ROOT_LEVEL => ENTRIES / 2,
+            _ => ENTRIES,
+        };
+        for index in 0..entries {
+            let at = table.wrapping_add(index * 8);
+            let entry = mem.load_entry(at);
+            if entry & PRESENT == 0 {
+                continue;
+            }
+            if level > 1 && !(level == 2 && entry & LARGE != 0) {
+                self.protect_under(mem, Gpa(entry & FRAME), level - 1);
+            } else if entry & WRITE != 0 && !mem.is_table_memory(leaf_at(entry, level).gpa) {
+                mem.store_entry(at, entry & !(WRITE | DIRTY));
+            }
+        }
     }
 
     /// Removes the leaves of `table` (which maps from `base`) below `end`, and frees the tables under
@@ -549,18 +618,36 @@ impl PageTables {
 /// guest may see one spurious fault; whoever handles it finds the access allowed and resumes.
 /// 2 MiB entries are excepted: KVM may have shadowed one by a table of its own whose rights are
 /// those of the old entry.
-fn only_widens(old: Leaf, new: Leaf) -> bool {
+pub(crate) fn only_widens(old: Leaf, new: Leaf) -> bool {
     let grants = |leaf: Leaf| leaf.flags ^ PteFlags::NX;
     old.size == PageSize::Base && old.gpa == new.gpa && grants(new).contains(grants(old))
 }
 
+/// The leaf without the right to write if its frame is frozen.
+fn allowed(mem: &GuestMemory, leaf: Leaf) -> Leaf {
+    let mut flags = leaf.flags;
+    if flags.contains(PteFlags::WRITE) && mem.is_frozen(leaf.gpa) {
+        flags.remove(PteFlags::WRITE);
+    }
+    Leaf { flags, ..leaf }
+}
+
+/// The leaf that a present entry at `level` (1 or 2, not a link) is.
+pub(crate) const fn leaf_at(entry: u64, level: u32) -> Leaf {
+    let size = match level {
+        1 => PageSize::Base,
+        _ => PageSize::Huge,
+    };
+    Leaf::from_entry(entry, size)
+}
+
 /// Bytes mapped by one entry at `level`.
-const fn span(level: u32) -> u64 {
+pub(crate) const fn span(level: u32) -> u64 {
     1 << (12 + 9 * (level - 1))
 }
 
 /// Address of the entry for `gva` in `table`.
-const fn entry_at(table: Gpa, gva: u64, level: u32) -> Gpa {
+pub(crate) const fn entry_at(table: Gpa, gva: u64, level: u32) -> Gpa {
     Gpa(table.0 + gva / span(level) % ENTRIES * 8)
 }
 

@@ -1,0 +1,76 @@
+//! A set of the 512 things that fit under one table or in one 2 MiB block.
+
+const WORDS: usize = 8;
+
+/// A set of numbers below 512.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct IndexSet([u64; WORDS]);
+
+impl IndexSet {
+    pub(crate) const EMPTY: Self = Self([0; WORDS]);
+    pub(crate) const FULL: Self = Self([u64::MAX; WORDS]);
+    const LEN: usize = WORDS * 64;
+
+    pub(crate) fn has(&self, index: usize) -> bool {
+        self.0[index / 64] >> (index % 64) & 1 != 0
+    }
+
+    pub(crate) fn add(&mut self, index: usize) {
+        self.0[index / 64] |= 1 << (index % 64);
+    }
+
+    pub(crate) fn remove(&mut self, index: usize) {
+        self.0[index / 64] &= !(1 << (index % 64));
+    }
+
+    pub(crate) fn first(&self) -> Option<usize> {
+        self.0
+            .iter()
+            .position(|&word| word != 0)
+            .map(|at| at * 64 + self.0[at].trailing_zeros() as usize)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    pub(crate) fn complement(&self) -> Self {
+        Self::FULL.without(self)
+    }
+
+    pub(crate) fn without(mut self, other: &Self) -> Self {
+        for (word, other) in self.0.iter_mut().zip(&other.0) {
+            *word &= !other;
+        }
+        self
+    }
+
+    pub(crate) fn with(mut self, other: &Self) -> Self {
+        for (word, other) in self.0.iter_mut().zip(&other.0) {
+            *word |= other;
+        }
+        self
+    }
+
+    /// Start of the first `count` neighbours.
+    pub(crate) fn run_of(&self, count: usize) -> Option<usize> {
+        let mut len = 0;
+        (0..Self::LEN)
+            .find(|&index| {
+                len = if self.has(index) { len + 1 } else { 0 };
+                len == count
+            })
+            .map(|last| last + 1 - count)
+    }
+
+    /// The numbers, smallest first.
+    pub(crate) fn iter(self) -> impl Iterator<Item = usize> {
+        self.0.into_iter().enumerate().flat_map(|(at, word)| {
+            core::iter::successors((word != 0).then_some(word), |word| {
+                let rest = word & (word - 1);
+                (rest != 0).then_some(rest)
+            })
+            .map(move |word| at * 64 + word.trailing_zeros() as usize)
+        })
+    }
+}

@@ -1,0 +1,126 @@
+//! What a slot of guest memory consists of.
+
+use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
+
+use crate::files::FileSlot;
+use crate::frames::{BlockId, FramePool};
+use crate::host::{AnonMapping, Backing, FrozenFiles, FrozenMapping};
+use crate::set::IndexSet;
+
+const MIB: u64 = 1 << 20;
+pub(crate) const TABLES_SLOT: u64 = 4 * MIB;
+
+#[derive(Debug)]
+pub(crate) enum Store {
+    /// Base frames for page tables and the VMM's pages.
+    Tables {
+        map: AnonMapping,
+        first: BlockId,
+        written: WrittenPages,
+    },
+    /// The program's memory.
+    Ram {
+        map: AnonMapping,
+        first: BlockId,
+        pool: Pool,
+    },
+    /// Mapped files.
+    Files(FileSlot),
+    /// The program's memory as it was when it was frozen.
+    FrozenRam(FrozenMapping),
+    /// Files that were mapped when the program was frozen.
+    FrozenFiles(FrozenFiles),
+}
+
+/// The pages of a table slot that we have written.
+#[derive(Debug, Default)]
+pub(crate) struct WrittenPages(Vec<IndexSet>);
+
+impl WrittenPages {
+    pub(crate) fn add(&mut self, offset: u64, len_bytes: u64) {
+        self.0
+            .resize((TABLES_SLOT / HUGE_PAGE_SIZE) as usize, IndexSet::EMPTY);
+        let mut at = offset & !(PAGE_SIZE - 1);
+        while at < offset + len_bytes {
+            if let Some(block) = self.0.get_mut((at / HUGE_PAGE_SIZE) as usize) {
+                block.add((at % HUGE_PAGE_SIZE / PAGE_SIZE) as usize);
+            }
+            at += PAGE_SIZE;
+        }
+    }
+
+    pub(crate) fn pages(&self) -> u64 {
+        self.0.iter().map(|block| block.len() as u64).sum()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) gpa: u64,
+    pub(crate) len_bytes: u64,
+    pub(crate) store: Store,
+}
+
+/// Which frames belong together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pool {
+    /// Page tables and the VMM's pages.
+    Tables,
+    /// Memory of the program; in a fork base frames only.
+    Ram,
+    /// 2 MiB blocks of a fork.
+    Blocks,
+}
+
+/// Which pool a frame belongs to, and where in it.
+#[derive(Clone, Copy)]
+pub(crate) struct FrameAt {
+    pub(crate) pool: Pool,
+    pub(crate) block: BlockId,
+    pub(crate) index: usize,
+}
+
+/// Memory of the program in slots that grow as they are needed.
+#[derive(Debug)]
+pub(crate) struct Bank {
+    pub(crate) pool: FramePool,
+    /// All slots together.
+    pub(crate) bytes: u64,
+    /// KVM keeps some 8 bytes per page of a slot, so slots are not made larger than is likely needed.
+    pub(crate) first_slot_bytes: u64,
+    pub(crate) max_slot_bytes: u64,
+    pub(crate) backing: Backing,
+}
+
+impl Bank {
+    /// The memory of a program that is not a fork.
+    pub(crate) fn whole() -> Self {
+        Self::new(Backing::Huge, 4, 64 * MIB, 1 << 30)
+    }
+
+    /// Base frames of a fork. 4 KiB host pages: most of them are copies, here and there in the block. As
+    /// much as a request may well use is kept for the next.
+    pub(crate) fn base() -> Self {
+        Self::new(Backing::Base, 16, 8 * MIB, 64 * MIB)
+    }
+
+    /// 2 MiB blocks of a fork.
+    pub(crate) fn blocks() -> Self {
+        Self::new(Backing::Huge, 4, 32 * MIB, 1 << 30)
+    }
+
+    fn new(
+        backing: Backing,
+        kept_blocks: usize,
+        first_slot_bytes: u64,
+        max_slot_bytes: u64,
+    ) -> Self {
+        Self {
+            pool: FramePool::new(kept_blocks),
+            bytes: 0,
+            first_slot_bytes,
+            max_slot_bytes,
+            backing,
+        }
+    }
+}

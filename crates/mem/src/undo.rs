@@ -1,0 +1,151 @@
+//! Which entries of a fork's page tables may differ from the frozen ones.
+//!
+//! Nothing is stored per entry but a bit: what it was is known from where its table comes.
+
+use std::collections::HashMap;
+
+use kvmlet_abi::{Gpa, Gva};
+
+use crate::memory::GuestMemory;
+use crate::set::IndexSet;
+use crate::tables::{Leaf, PRESENT, entry_at, leaf_at, span};
+
+/// Where a table comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Origin {
+    /// It is in the frozen image.
+    Image,
+    /// The fork added it where nothing was.
+    Added,
+    /// The fork put it in the place of this 2 MiB leaf.
+    Split(Leaf),
+}
+
+/// A private copy of a frozen page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PageCopy {
+    pub(crate) index: usize,
+    pub(crate) frame: Gpa,
+    /// Resets in a row that found it equal to the frozen page.
+    pub(crate) idle: u8,
+}
+
+/// A table whose leaves were edited, or that the fork added.
+#[derive(Debug)]
+pub(crate) struct TableLog {
+    pub(crate) table: Gpa,
+    /// First address that it maps.
+    pub(crate) base: Gva,
+    pub(crate) level: u32,
+    origin: Origin,
+    /// Leaf entries that may differ from what a reset puts there.
+    pub(crate) touched: IndexSet,
+    /// By index.
+    pub(crate) copies: Vec<PageCopy>,
+}
+
+impl TableLog {
+    pub(crate) fn entry(&self, index: usize) -> Gpa {
+        self.table.wrapping_add(index as u64 * 8)
+    }
+
+    pub(crate) fn gva(&self, index: usize) -> Gva {
+        self.base.wrapping_add(index as u64 * span(self.level))
+    }
+
+    /// What a reset puts there.
+    pub(crate) fn original(&self, mem: &GuestMemory, index: usize) -> u64 {
+        match self.origin {
+            Origin::Image => mem.frozen_entry(self.entry(index)),
+            Origin::Added => 0,
+            Origin::Split(huge) => huge.piece(index as u64).entry(),
+        }
+    }
+
+    pub(crate) fn set_copy(&mut self, copy: PageCopy) {
+        let place = self
+            .copies
+            .binary_search_by_key(&copy.index, |copy| copy.index);
+        match place {
+            Ok(place) => {
+                if let Some(old) = self.copies.get_mut(place) {
+                    *old = copy;
+                }
+            }
+            Err(place) => self.copies.insert(place, copy),
+        }
+    }
+}
+
+/// The tables of one fork's address space.
+#[derive(Debug, Default)]
+pub(crate) struct UndoLog {
+    pub(crate) tables: Vec<TableLog>,
+    by_table: HashMap<Gpa, usize>,
+    /// The table found last: edits come in runs.
+    last: Option<(Gpa, usize)>,
+    /// Tables were freed: the log is of no use any more.
+    pub(crate) needs_rebuild: bool,
+}
+
+impl UndoLog {
+    /// Makes a table of the fork known before its entries are edited.
+    pub(crate) fn add_table(&mut self, table: Gpa, gva: Gva, level: u32, origin: Origin) {
+        let base = Gva(gva.0 & !(span(level + 1) - 1));
+        let log = TableLog {
+            table,
+            base,
+            level,
+            origin,
+            touched: IndexSet::EMPTY,
+            copies: Vec::new(),
+        };
+        self.by_table.insert(table, self.tables.len());
+        self.tables.push(log);
+    }
+
+    /// The log of the table that holds `entry`, which maps `gva` at `level`; and the entry's index.
+    pub(crate) fn log_of(&mut self, entry: Gpa, gva: Gva, level: u32) -> (&mut TableLog, usize) {
+        let table = entry.page_down();
+        let at = match self.last {
+            Some((last, at)) if last == table => at,
+            _ => {
+                if !self.by_table.contains_key(&table) {
+                    self.add_table(table, gva, level, Origin::Image);
+                }
+                self.by_table.get(&table).copied().unwrap_or_default()
+            }
+        };
+        self.last = Some((table, at));
+        let index = (entry.page_offset() / 8) as usize;
+        (&mut self.tables[at], index)
+    }
+
+    /// Notes that a leaf entry is about to change.
+    pub(crate) fn touch(&mut self, entry: Gpa, gva: Gva, level: u32) {
+        let (log, index) = self.log_of(entry, gva, level);
+        log.touched.add(index);
+    }
+
+    /// Notes that `table`, filled with the pieces of the 2 MiB leaf `now`, takes that leaf's place in
+    /// `entry`. It stays there; resets give its entries what the frozen leaf said of their pages.
+    pub(crate) fn split(&mut self, mem: &GuestMemory, entry: Gpa, gva: Gva, table: Gpa, now: Leaf) {
+        let (log, index) = self.log_of(entry, gva, 2);
+        let original = match log.touched.has(index) {
+            true => log.original(mem, index),
+            false => now.entry(),
+        };
+        log.touched.remove(index);
+        let origin = match original & PRESENT {
+            0 => Origin::Added,
+            _ => Origin::Split(leaf_at(original, 2)),
+        };
+        self.add_table(table, gva, 1, origin);
+        if original != now.entry()
+            && let Some(log) = self.tables.last_mut()
+        {
+            log.touched = IndexSet::FULL;
+        }
+        debug_assert_eq!(entry, entry_at(entry.page_down(), gva.0, 2));
+    }
+}
