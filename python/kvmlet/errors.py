@@ -244,9 +244,9 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
     "interrupted": (Interrupted, "reset() the fork, or make another sandbox"),
     "unknown_symbol": (
         UnknownSymbol,
-        "see the functions there are with 'nm -D PROGRAM'; a static function has no symbol",
+        "list the functions there are with 'nm PROGRAM' or 'nm -D LIBRARY'",
     ),
-    "message_too_long": (MessageTooLong, "send it in parts"),
+    "message_too_long": (MessageTooLong, ""),
     "descriptors": (
         TooFewDescriptors,
         "raise the limit (ulimit -n), or keep fewer sandboxes open at once",

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
@@ -27,7 +28,6 @@ from kvmlet.errors import KvmletError, SandboxBusy, SandboxEnded, UsageError, fr
 
 if TYPE_CHECKING:
     import ctypes
-    import os
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import ParamSpec, Self, TypeAlias
@@ -42,6 +42,9 @@ __all__ = ["Denial", "Event", "Output", "Result", "Sandbox", "Snapshot", "run"]
 
 # Of ctypes' types, the codes of those that fit the register in which an integer is returned.
 _CTYPES_INTEGERS = "?bBhHiIlLqQ"
+
+# Where the guest's Python module is, below this package.
+_GUEST = os.path.join("guest", "python")
 
 # How long the end of the interpreter waits for a stopped guest, in seconds.
 _LAST_WAIT_S = 5.0
@@ -130,6 +133,9 @@ class Sandbox:
     ) -> None:
         """Load `argv`; nothing of it has run when this returns. The arguments are those of `run`.
 
+        Python programs find the module `kvmlet_guest`, by PYTHONPATH; for others `get_include()`
+        has the header `kvmlet.h`. Either lets a program take messages.
+
         Raises UsageError, ProgramNotFound, ProgramNotExecutable, KvmUnavailable, HostError,
         InternalError.
         """
@@ -148,15 +154,18 @@ class Sandbox:
         words = guest_argv(argv)
         data = _input_bytes(input)
         memory_bytes = parse_size(memory, "memory")
-        guest_environment = guest_env(env)
+        guest_environment = dict(guest_env(env))
+        module = os.fsencode(os.path.join(os.path.realpath(os.path.dirname(__file__)), _GUEST))
+        search = guest_environment.get(b"PYTHONPATH")
+        guest_environment[b"PYTHONPATH"] = search + b":" + module if search else module
         directory = guest_cwd(cwd)
         vm = _translated(
             _native.Sandbox.start,
             words,
-            env=guest_environment,
+            env=list(guest_environment.items()),
             cwd=directory,
             input=data or b"",
-            readable=readable,
+            readable=[module, *readable],
             memory_bytes=memory_bytes,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
         )

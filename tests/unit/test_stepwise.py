@@ -29,15 +29,21 @@ def vm_of(sandbox: kvmlet.Sandbox) -> FakeSandbox:
 def test_start(native: FakeNative, tmp_path: pathlib.Path) -> None:
     kvmlet.Sandbox(["a", b"b"], env={"A": "1"}, cwd=tmp_path, memory="64m", input="ü")
     arguments = native.started[0].arguments
-    assert dict(arguments.pop("env"))[b"A"] == b"1"
+    module = os.path.join(os.path.dirname(kvmlet.__file__), "guest", "python")
+    environment = dict(arguments.pop("env"))
+    assert environment[b"A"] == b"1"
+    assert environment[b"PYTHONPATH"] == os.fsencode(os.path.realpath(module))
     assert arguments == {
         "argv": [b"a", b"b"],
         "cwd": os.fsencode(tmp_path.resolve()),
         "input": "ü".encode(),
-        "readable": [],
+        "readable": [environment[b"PYTHONPATH"]],
         "memory_bytes": 64 << 20,
         "output_limit_bytes": 16 << 20,
     }
+    kvmlet.Sandbox(["a"], env={"PYTHONPATH": "/x"})
+    search = dict(native.started[1].arguments["env"])[b"PYTHONPATH"]
+    assert search == b"/x:" + environment[b"PYTHONPATH"]
     native.error = NativeError("not_found", "nothing: not found")
     with pytest.raises(kvmlet.ProgramNotFound):
         kvmlet.Sandbox(["nothing"])
@@ -218,8 +224,9 @@ def test_errors(sandbox: kvmlet.Sandbox, kind: str, cls: type[kvmlet.KvmletError
         sandbox.call("f")
     error = caught.value
     assert type(error) is cls
-    assert str(error).startswith("it went wrong; ")
-    assert error.remedy
+    assert str(error).startswith("it went wrong")
+    # Of what is too long, the extension's message itself says what to do.
+    assert bool(error.remedy) == (kind != "message_too_long")
     assert "\n" not in str(error)
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
