@@ -218,3 +218,86 @@ fn shows(vma: &Vma, offset: u64) -> bool {
         .checked_sub(file_offset(vma))
         .is_some_and(|into| into < vma.len_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::{self, ExecRequest};
+    use crate::kernel::End;
+    use crate::testing::{Sandbox, TID};
+
+    /// This very test program, loaded into a sandbox.
+    #[allow(clippy::disallowed_methods)]
+    fn loaded() -> (Personality, Vec<u8>) {
+        let path = std::env::current_exe().unwrap();
+        let mut sandbox = Sandbox::new(path.parent().unwrap());
+        let request = ExecRequest {
+            path: path.to_str().unwrap().as_bytes().to_vec(),
+            argv: vec![b"test".to_vec()],
+            envp: Vec::new(),
+        };
+        exec::boot(&mut sandbox.cx(), request).unwrap();
+        let Sandbox {
+            kernel,
+            machine,
+            host,
+            ..
+        } = sandbox;
+        let bytes = std::fs::read(path).unwrap();
+        (Personality::new(kernel, machine, host), bytes)
+    }
+
+    /// What the file has at a link-time address.
+    fn in_file(bytes: &[u8], name: &str, symbols: Symbols) -> Vec<u8> {
+        let found = kvmlet_elf::find_function(&mut &*bytes, symbols, name.as_bytes());
+        let Ok(Some(Function::At(address))) = found else {
+            panic!("{found:?}")
+        };
+        let image = kvmlet_elf::parse(bytes, bytes.len() as u64).unwrap();
+        let segments = image.segments.iter();
+        let segment = segments.rev().find(|s| s.vaddr <= address).unwrap();
+        let at = (address - segment.vaddr + segment.file_offset) as usize;
+        bytes[at..at + 32].to_vec()
+    }
+
+    fn at(p: &mut Personality, gva: Gva) -> Vec<u8> {
+        let mut bytes = vec![0; 32];
+        p.cx(TID).read(gva, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn addresses_are_where_the_functions_are() {
+        let (mut p, bytes) = loaded();
+        let main = p.symbol("main").unwrap();
+        assert_eq!(at(&mut p, main), in_file(&bytes, "main", Symbols::All));
+        // Its dynamic linker is the only library until it runs.
+        let linker = p.kernel.processes.values().next().unwrap();
+        let mut vmas = linker.mm.vmas.values();
+        let path = vmas.find_map(|vma| {
+            let name = std::str::from_utf8(vma.name.as_deref()?).ok()?;
+            name.contains("ld-").then(|| name.to_owned())
+        });
+        let library = std::fs::read(path.unwrap()).unwrap();
+        let found = p.symbol("__tls_get_addr").unwrap();
+        let wanted = in_file(&library, "__tls_get_addr", Symbols::Exported);
+        assert_eq!(at(&mut p, found), wanted);
+    }
+
+    #[test]
+    fn names_that_nothing_has_say_so() {
+        let (mut p, _) = loaded();
+        let error = p.symbol("no_such_function").unwrap_err();
+        assert_eq!(
+            error,
+            SymbolError::NotFound {
+                name: "no_such_function".to_owned(),
+                libraries: 1
+            }
+        );
+        assert!(p.symbol("").is_err() && p.symbol("main\0").is_err());
+        p.kernel.end = Some(End::Memory);
+        assert_eq!(p.symbol("main"), Err(SymbolError::NoProgram));
+    }
+}
