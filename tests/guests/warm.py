@@ -19,7 +19,9 @@ import threading
 
 import kvmlet_guest
 
-WORDS = {f"word{number}": [number, str(number), {"square": number * number}] for number in range(3000)}
+WORDS = {
+    f"word{number}": [number, str(number), {"square": number * number}] for number in range(3000)
+}
 PATTERN = re.compile(r"(?P<name>\w+)=(?P<value>[^;]*);")
 LOOP = asyncio.new_event_loop()
 
@@ -52,7 +54,9 @@ def _tree(top: str) -> list[str]:
         for name in sorted(files):
             path = os.path.join(directory, name)
             with open(path, "rb") as file:
-                found.append(f"{path} {hashlib.sha256(file.read()).hexdigest()} {os.stat(path).st_mtime_ns}")
+                found.append(
+                    f"{path} {hashlib.sha256(file.read()).hexdigest()} {os.stat(path).st_mtime_ns}"
+                )
         found.append(directory)
     return found
 
@@ -70,7 +74,8 @@ def _links() -> list[str]:
 def see(tree: str) -> str:
     """Everything that the program can see of itself."""
     about = [
-        f"requests {requests} left {len(left)} modules {len(sys.modules)} threads {threading.active_count()}",
+        f"requests {requests} left {len(left)} modules {len(sys.modules)}",
+        f"threads {[thread.name for thread in threading.enumerate()]}",
         f"objects {len(gc.get_objects())} counts {gc.get_count()} hash {hash('kvmlet')}",
         f"ids {id(WORDS)} {id(object())} {id(bytearray(100))} {sys.getallocatedblocks()}",
         f"words {hashlib.sha256(json.dumps(WORDS).encode()).hexdigest()}",
@@ -83,7 +88,10 @@ def see(tree: str) -> str:
         *_tree(tree or "/tmp"),
     ]
     os.close(fd)
-    about += [_text(f"/proc/self/{name}") for name in ("maps", "status", "statm", "stat", "limits", "cmdline")]
+    about += [
+        _text(f"/proc/self/{name}")
+        for name in ("maps", "status", "statm", "stat", "limits", "cmdline")
+    ]
     return "\n".join(about)
 
 
@@ -113,7 +121,7 @@ def leave_traces() -> str:
 
 def answer(request: str) -> str:
     """The answer to one request."""
-    global requests
+    global requests  # noqa: PLW0603
     requests += 1
     verb, _, rest = request.partition(" ")
     if verb == "echo":
@@ -126,7 +134,8 @@ def answer(request: str) -> str:
         text = json.dumps(some, sort_keys=True)
         pairs = PATTERN.findall("".join(f"k{number}={number * count};" for number in range(20)))
         number = decimal.Decimal(count).sqrt() + sum(decimal.Decimal(value) for _, value in pairs)
-        return f"{len(json.loads(text))} {number} {LOOP.run_until_complete(_gather(count % 30))} {requests}"
+        gathered = LOOP.run_until_complete(_gather(count % 30))
+        return f"{len(json.loads(text))} {number} {gathered} {requests}"
     if verb == "see":
         return see(rest)
     if verb == "traces":
@@ -149,7 +158,7 @@ def answer(request: str) -> str:
 
 
 def main() -> None:
-    global requests
+    global requests  # noqa: PLW0603
     asyncio.set_event_loop(LOOP)
     answer("work 7")
     answer("work 23")

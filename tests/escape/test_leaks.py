@@ -1,0 +1,209 @@
+"""Nothing of one request is left for the next, or for another program in the same VM.
+
+A guest puts a secret wherever a program can put one. After the reset it searches all its memory
+and state for it, and this process searches what the host holds as guest memory: the VMs live in a
+process of their own, which never has the secret, as the guest derives it from a seed.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import secrets
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e.oracle import HW, sized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.hw, pytest.mark.slow, pytest.mark.usefixtures("vm")]
+
+MASK = 0x5A5A_5A5A_5A5A_5A5A
+LIMIT_S = 400 if HW else 60
+PAGE = 4096
+CHUNK = 4 << 20
+
+
+def mixed(number: int) -> int:
+    """As mix() in secrets.c."""
+    bits = (1 << 64) - 1
+    number = (number + 0x9E37_79B9_7F4A_7C15) & bits
+    number = (number ^ number >> 30) * 0xBF58_476D_1CE4_E5B9 & bits
+    number = (number ^ number >> 27) * 0x94D0_49BB_1331_11EB & bits
+    return number ^ number >> 31
+
+
+def needles(seed: int) -> list[bytes]:
+    """The secret as the guest writes it: two words, and the first in hexadecimal."""
+    words = [mixed(seed), mixed((seed + 1) & (1 << 64) - 1)]
+    return [word.to_bytes(8, "little") for word in words] + [b"%016x" % words[0]]
+
+
+# Serves one line per step: "plant N ..." and "find N ..." ask fork N, "reset N" and "close N" are
+# what they say, "fork N S" makes fork N of snapshot S.
+WORKER = """
+import sys
+import kvmlet
+
+snapshots = [
+    kvmlet.Sandbox(["./secrets", threads]).until_ready().freeze() for threads in sys.argv[1:]
+]
+forks = {}
+for line in sys.stdin:
+    verb, name, *rest = line.split()
+    said = ""
+    if verb == "fork":
+        forks[name] = snapshots[int(rest[0])].fork()
+    elif verb == "reset":
+        forks[name].reset()
+        assert forks[name].output() == (b"", b"")
+    elif verb == "close":
+        forks.pop(name).close()
+    else:
+        said = forks[name].request(f"{verb} {rest[0]}".encode(), timeout=100).decode()
+    print(repr(said), flush=True)
+"""
+
+
+class Worker:
+    """The process with the VMs."""
+
+    def __init__(self, cwd: pathlib.Path, threads: list[int]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, *map(str, threads)],
+            cwd=cwd,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def do(self, step: str) -> str:
+        """One step's answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{step}\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, f"the worker ended: {step}"
+        return str(eval(line))
+
+    def plant(self, name: str) -> int:
+        """Has a secret planted; its seed."""
+        seed = secrets.randbits(64)
+        assert self.do(f"plant {name} {seed:016x}") == "planted"
+        return seed
+
+    def find(self, name: str, seed: int) -> int:
+        """How often the guest finds the secret."""
+        said = self.do(f"find {name} {seed ^ MASK:016x}")
+        found = int(said.rsplit(" ", 1)[1])
+        self.said = said
+        return found
+
+    def guest_memory(self) -> Iterator[tuple[int, int]]:
+        """Address ranges, in bytes, of what the host holds as guest memory.
+
+        That is what has been advised to be of huge pages or not to be (smaps' VmFlags hg and nh,
+        proc(5)), and mappings of memfds.
+        """
+        text = pathlib.Path(f"/proc/{self.process.pid}/smaps").read_text()
+        for entry in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", text)[1:]:
+            head = entry.splitlines()[0]
+            flags = re.search(r"(?m)^VmFlags: (.*)$", entry)
+            resident = re.search(r"(?m)^Rss: +(\d+) kB", entry)
+            assert flags is not None
+            assert resident is not None
+            ours = "memfd:" in head or {"hg", "nh"} & set(flags[1].split())
+            if ours and resident[1] != "0" and "r" in head.split()[1]:
+                start, end = (int(part, 16) for part in head.split()[0].split("-"))
+                yield start, end
+
+    def search(self, seed: int) -> list[str]:
+        """Where the host's copy of guest memory holds the secret."""
+        found = []
+        words = needles(seed)
+        with (
+            open(f"/proc/{self.process.pid}/mem", "rb", buffering=0) as memory,
+            open(f"/proc/{self.process.pid}/pagemap", "rb", buffering=0) as pagemap,
+        ):
+            for start, end in self.guest_memory():
+                for at in range(start, end, CHUNK):
+                    length = min(CHUNK, end - at)
+                    pages = os.pread(pagemap.fileno(), length // PAGE * 8, at // PAGE * 8)
+                    # Bit 63: present. Reading what is not would be slow.
+                    if not any(pages[7::8]):
+                        continue
+                    data = os.pread(memory.fileno(), length, at)
+                    found += [
+                        f"{word!r} at {at + data.find(word):#x}" for word in words if word in data
+                    ]
+        return found
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def worker(hostile: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Worker]:
+    worker = Worker(hostile, request.param)
+    yield worker
+    worker.close()
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("worker", "rounds"),
+    [([0], sized(1000, 10)), ([8], sized(1000, 10))],
+    ids=["one-thread", "eight-more"],
+    indirect=["worker"],
+)
+def test_nothing_is_left_after_a_reset(worker: Worker, rounds: int) -> None:
+    """The same fork, reset, finds nothing; nor does the host's view of its memory."""
+    worker.do("fork a 0")
+    assert worker.find("a", 1) == 0, worker.said
+    worker.do("reset a")
+    for number in range(rounds):
+        seed = worker.plant("a")
+        if number % 50 == 0:  # the searches do find it where it is
+            assert worker.search(seed), "the host's search is blind"
+            if number % 100 == 0:
+                assert worker.find("a", seed) > 1000
+        worker.do("reset a")
+        if number % 10 == 0:
+            assert worker.search(seed) == []
+        assert worker.find("a", seed) == 0, worker.said
+        worker.do("reset a")
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("worker", [[0, 1]], ids=["two-programs"], indirect=True)
+def test_nothing_reaches_another_program(worker: Worker) -> None:
+    """Two snapshots that use one VM in turn, and a live fork beside it."""
+    worker.do("fork witness 1")
+    for number in range(sized(200, 5)):
+        worker.do("fork a 0")
+        seed = worker.plant("a")
+        if number % 2:
+            worker.do("reset a")
+        assert worker.find("witness", seed) == 0, worker.said
+        worker.do("reset witness")
+        worker.do("close a")
+        if number % 10 == 0:
+            assert worker.search(seed) == []
+        worker.do("fork b 1")
+        assert worker.find("b", seed) == 0, worker.said
+        worker.do("close b")
+        worker.do("fork a 0")
+        assert worker.find("a", seed) == 0, worker.said
+        worker.do("close a")
