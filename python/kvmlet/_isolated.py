@@ -87,6 +87,9 @@ class Isolated(Generic[P, R]):
         future = self.submit(*args, **kwargs)
         try:
             return future.result()
+        except GuestError as error:
+            # Our own frames tell nothing of what happened in the guest.
+            raise error.with_traceback(None) from error.__cause__
         except BaseException:
             # Ctrl-C, say: nobody waits for the guest any more.
             future.cancel()
@@ -399,20 +402,13 @@ _error_types: dict[str, type[GuestError]] = {}
 def _guest_error(name: str, text: str, trace: str, arguments: object) -> GuestError:
     """The exception that the guest describes; what it describes wrongly is a plain GuestError."""
     cls = _error_type(name)
-    error = cls.__new__(cls)
     if cls is GuestError:
         message = f"{name}: {text}" if text else name
-        error.args = (message,)
+        error = cls(message)
     else:
         message = text
-        error.args = _arguments(cls, arguments, text)
-        for base in cls.__mro__[2:]:
-            # The builtin's own fields: errno, encoding, value.
-            if base.__module__ == "builtins":
-                initialise = vars(base)["__init__"]
-                with contextlib.suppress(TypeError, ValueError, OverflowError):
-                    initialise(error, *error.args)
-                break
+        make: Callable[..., GuestError] = cls
+        error = make(*_arguments(cls, arguments, text))
     error.message = _printable(message)
     error.remedy = ""
     error.type_name = name
@@ -437,9 +433,21 @@ def _error_type(name: str) -> type[GuestError]:
         return GuestError
     cls = _error_types.get(name)
     if cls is None:
-        body = {"__module__": __name__, "__reduce__": _reduce}
+        body = {"__module__": "kvmlet", "__init__": _initialiser(builtin), "__reduce__": _reduce}
         cls = _error_types.setdefault(name, type(f"Guest{name}", (GuestError, builtin), body))
     return cls
+
+
+def _initialiser(builtin: type[Exception]) -> Callable[..., None]:
+    # `type.__call__` makes the instance: some builtins refuse `__new__` for a class like this.
+    initialise = vars(builtin)["__init__"]
+
+    def init(self: GuestError, *args: object) -> None:
+        # The builtin's own fields: errno, encoding, value. Arguments that do not fit leave them.
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            initialise(self, *args)
+
+    return init
 
 
 def _reduce(error: GuestError) -> tuple[object, ...]:

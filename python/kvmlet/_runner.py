@@ -6,6 +6,7 @@ is plain data (kvmlet._data): ("ok", value), ("error", ...) or ("unfit", why).
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -54,8 +55,12 @@ def _warm(message: bytes) -> None:
     for name in preload:
         importlib.import_module(name)
     # A first time for all that a call goes through.
-    pickle.loads(pickle.dumps((("os.path", "basename"), (b"",), {}), 5))
-    _call(pickle.dumps((("os.path", "basename"), (b"",), {}), 5))
+    call: tuple[object, ...] = (("os.path", "basename"), (b"",), {})
+    _answer(_call, pickle.dumps(call, 5))
+    with contextlib.suppress(ImportError):
+        # Functions that have no name to be imported by.
+        cloudpickle = importlib.import_module("cloudpickle")
+        _answer(_call, cloudpickle.dumps((lambda x: x, (1,), {}), 5))
 
 
 def _call(message: bytes) -> object:
