@@ -8,11 +8,7 @@ use crate::frames::{Reuse, Wipe};
 use crate::memory::GuestMemory;
 use crate::slots::{Pool, Store};
 use crate::tables::{LARGE, Leaf, PRESENT, PageSize, PageTables, PteFlags, leaf_at, only_widens};
-use crate::undo::{PageCopy, TableLog, UndoLog};
-
-/// Resets in a row that find a copy equal to the frozen page, after which it is given up. A copy costs
-/// a comparison at each reset; getting it back costs a fault, some hundred times as much.
-const IDLE_RESETS_MAX: u8 = 20;
+use crate::undo::{Cause, PageCopy, TableLog, UndoLog};
 
 /// What a reset did. Pages are base pages.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -29,7 +25,8 @@ pub struct ResetReport {
     pub scrubbed_pages: u64,
     /// Table frames that this fork does not share.
     pub table_pages: u64,
-    /// The pages of `copied_pages`, in no order.
+    /// Pages known to have been written since the last reset, in no order: those of `copied_pages`, and
+    /// those that were copied because they were written.
     pub written: Vec<Gva>,
 }
 
@@ -46,6 +43,16 @@ impl PageTables {
         mem: &mut GuestMemory,
         gva: Gva,
         flags: PteFlags,
+    ) -> Result<Gpa, MemError> {
+        self.copy_page(mem, gva, flags, Cause::Write)
+    }
+
+    fn copy_page(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        flags: PteFlags,
+        cause: Cause,
     ) -> Result<Gpa, MemError> {
         let page = gva.page_down();
         let leaf = self
@@ -64,6 +71,7 @@ impl PageTables {
                         index,
                         frame,
                         idle: 0,
+                        cause,
                     });
                 }
                 Ok(frame)
@@ -96,7 +104,7 @@ impl PageTables {
             if !mem.is_frozen(leaf.gpa) || !may_keep(gva) {
                 continue;
             }
-            match self.copy_frozen(mem, gva, leaf.flags | PteFlags::WRITE) {
+            match self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Earlier) {
                 Ok(frame) => {
                     mem.keep_frame(frame);
                     mem.start_count();
@@ -115,8 +123,8 @@ impl PageTables {
     ///
     /// - A copied page ([`PageTables::copy_frozen`]) that is still mapped, and that `may_keep` allows to
     ///   be private and writable, is made equal to the frozen page and stays mapped with the right to
-    ///   write, so that the next request writes it without a fault. One that 20 resets in a row found
-    ///   equal is given up.
+    ///   write, so that the next request writes it without a fault. One that hundreds of resets in a
+    ///   row found equal is given up.
     /// - Every other leaf becomes what it was. Tables that were added or that replaced a 2 MiB leaf
     ///   stay.
     /// - All other private memory is free and wiped; files that the fork mapped are unmapped.
@@ -174,13 +182,28 @@ impl PageTables {
             }
             let mut wanted = original;
             if let Some(mut copy) = copies.next_if(|copy| copy.index == index) {
-                match restored(mem, &mut copy, original, now, gva, may_keep, report) {
+                let idle_max = log.idle_max(index);
+                match restored(
+                    mem,
+                    &mut copy,
+                    (original, now),
+                    idle_max,
+                    || may_keep(gva),
+                    report,
+                ) {
                     Some(leaf) => {
+                        if copy.cause == Cause::Write {
+                            report.written.push(gva);
+                            copy.cause = Cause::Earlier;
+                        }
                         wanted = leaf.entry();
                         log.copies.push(copy);
                         report.kept_pages += 1;
                     }
-                    None => report.dropped_pages += 1,
+                    None => {
+                        log.note_given_up(index);
+                        report.dropped_pages += 1;
+                    }
                 }
             }
             if wanted == original {
@@ -218,27 +241,29 @@ impl PageTables {
 fn restored(
     mem: &mut GuestMemory,
     copy: &mut PageCopy,
-    original: u64,
-    now: u64,
-    gva: Gva,
-    may_keep: &mut impl FnMut(Gva) -> bool,
+    (original, now): (u64, u64),
+    idle_max: u32,
+    may_keep: impl FnOnce() -> bool,
     report: &mut ResetReport,
 ) -> Option<Leaf> {
     let (frozen, present) = (leaf_at(original, 1), leaf_at(now, 1));
     let in_place = original & PRESENT != 0 && now & PRESENT != 0 && present.gpa == copy.frame;
-    if !in_place || !mem.is_frozen(frozen.gpa) || !may_keep(gva) {
+    if !in_place || !mem.is_frozen(frozen.gpa) || !may_keep() {
         return None;
     }
-    if mem.restore_frame(frozen.gpa, copy.frame).ok()? {
+    let differed = mem.restore_frame(frozen.gpa, copy.frame).ok()?;
+    if differed {
         report.copied_pages += 1;
-        report.written.push(gva);
         copy.idle = 0;
     } else {
         report.compared_equal_pages += 1;
         copy.idle = copy.idle.saturating_add(1);
     }
+    if differed {
+        copy.cause = Cause::Write;
+    }
     // A frame that was freed and used again could be the copy of two pages: the second loses it.
-    if copy.idle >= IDLE_RESETS_MAX || !mem.keep_frame(copy.frame) {
+    if copy.idle >= idle_max || !mem.keep_frame(copy.frame) {
         return None;
     }
     Some(Leaf {

@@ -2,13 +2,20 @@
 //!
 //! Nothing is stored per entry but a bit: what it was is known from where its table comes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use kvmlet_abi::{Gpa, Gva};
 
 use crate::memory::GuestMemory;
 use crate::set::IndexSet;
 use crate::tables::{Leaf, PRESENT, entry_at, leaf_at, span};
+
+/// Resets in a row that find a copy equal to the frozen page, after which it is given up: by then the
+/// comparisons have cost about what the fault costs that brings the copy back.
+pub(crate) const IDLE_RESETS_MAX: u32 = 512;
+/// Each time that a page comes back it may be idle twice as long, so often: a page that is written with
+/// what it held, as a count of references goes up and down again, costs a fault ever more rarely.
+const IDLE_DOUBLINGS_MAX: u32 = 10;
 
 /// Where a table comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,7 +34,18 @@ pub(crate) struct PageCopy {
     pub(crate) index: usize,
     pub(crate) frame: Gpa,
     /// Resets in a row that found it equal to the frozen page.
-    pub(crate) idle: u8,
+    pub(crate) idle: u32,
+    /// How it came about since the last reset.
+    pub(crate) cause: Cause,
+}
+
+/// Why a page was copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cause {
+    /// It was written.
+    Write,
+    /// It was expected to be written, or the write lies before the last reset.
+    Earlier,
 }
 
 /// A table whose leaves were edited, or that the fork added.
@@ -42,6 +60,9 @@ pub(crate) struct TableLog {
     pub(crate) touched: IndexSet,
     /// By index.
     pub(crate) copies: Vec<PageCopy>,
+    /// How often a copy of a page was given up, by index. A page that comes back was written all the
+    /// time, with what it held before.
+    given_up: BTreeMap<usize, u32>,
 }
 
 impl TableLog {
@@ -60,6 +81,17 @@ impl TableLog {
             Origin::Added => 0,
             Origin::Split(huge) => huge.piece(index as u64).entry(),
         }
+    }
+
+    /// Resets in a row after which a copy that equals the frozen page is given up.
+    pub(crate) fn idle_max(&self, index: usize) -> u32 {
+        let times = self.given_up.get(&index).copied().unwrap_or_default();
+        IDLE_RESETS_MAX << times.min(IDLE_DOUBLINGS_MAX)
+    }
+
+    pub(crate) fn note_given_up(&mut self, index: usize) {
+        let times = self.given_up.entry(index).or_default();
+        *times = times.saturating_add(1);
     }
 
     pub(crate) fn set_copy(&mut self, copy: PageCopy) {
@@ -99,6 +131,7 @@ impl UndoLog {
             origin,
             touched: IndexSet::EMPTY,
             copies: Vec::new(),
+            given_up: BTreeMap::new(),
         };
         self.by_table.insert(table, self.tables.len());
         self.tables.push(log);
