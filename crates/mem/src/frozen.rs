@@ -137,10 +137,11 @@ impl FrozenMemory {
 impl GuestMemory {
     /// Freezes this memory and the one address space in it, of a program or of a fork. `charged_bytes`
     /// is what of [`GuestMemory::used_bytes`] a fork may take back with [`GuestMemory::uncharge`]:
-    /// charged file mappings. No VM may use the memory any more.
+    /// charged file mappings.
     ///
     /// # Errors
-    /// [`MemError::Freeze`] when the host refuses; the memory is lost then.
+    /// [`MemError::Freeze`] when the host refuses, or with EBUSY when a VM still has a slot of it (a
+    /// [`crate::SlotMemory`]); the memory is lost then.
     pub fn freeze(
         mut self,
         tables: PageTables,

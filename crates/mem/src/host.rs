@@ -139,8 +139,9 @@ impl AnonMapping {
     }
 
     /// Ends all writing: the host mapping becomes read-only as a whole, so that it stays one mapping of
-    /// huge pages.
-    pub(crate) fn freeze(self) -> Result<FrozenMapping, Errno> {
+    /// huge pages. EBUSY when somebody has a share, who may write.
+    pub(crate) fn freeze(mut self) -> Result<FrozenMapping, Errno> {
+        Arc::get_mut(&mut self.0).ok_or(Errno::BUSY)?;
         self.0.make_read_only(0, self.0.len)?;
         Ok(FrozenMapping(self.0))
     }
@@ -431,11 +432,13 @@ impl FileArea {
         Ok(())
     }
 
-    /// Ends all writing: makes the mapped ranges (start, length in bytes) read-only for the host.
+    /// Ends all writing: makes the mapped ranges (start, length in bytes) read-only for the host. EBUSY
+    /// when somebody has a share.
     pub(crate) fn freeze(
-        self,
+        mut self,
         ranges: impl Iterator<Item = (u64, u64)>,
     ) -> Result<FrozenFiles, Errno> {
+        Arc::get_mut(&mut self.0).ok_or(Errno::BUSY)?;
         for (start, len_bytes) in ranges {
             let len = usize::try_from(len_bytes).map_err(|_| Errno::NOMEM)?;
             self.0.make_read_only(start, len)?;

@@ -152,8 +152,8 @@ impl GuestMemory {
         })
     }
 
-    /// The host page behind the page-aligned table frame `gpa`, with a share of its memory. `None` for
-    /// other frames: file pages may vanish, the program's memory may be frozen.
+    /// The host page behind the page-aligned frame `gpa`, with a share of its memory. `None` for
+    /// file-backed frames, whose pages may vanish, and for frozen ones.
     #[must_use]
     pub fn host_page(&self, gpa: Gpa) -> Option<HostPage> {
         let addr = self.host_addr(gpa.page_down())?;
@@ -162,8 +162,7 @@ impl GuestMemory {
                 .checked_sub(spec.gpa.0)
                 .is_some_and(|offset| offset < spec.len_bytes)
         })?;
-        let is_table = matches!(self.slot(gpa)?.store, Store::Tables { .. });
-        if !gpa.is_page_aligned() || !is_table {
+        if !gpa.is_page_aligned() || self.is_file_backed(gpa) || self.is_frozen(gpa) {
             return None;
         }
         Some(HostPage {
