@@ -304,7 +304,7 @@ impl World {
             .reset(&mut self.mem, |gva| !denied.contains(&gva))
             .unwrap();
         let (reference, tables) = self.frozen.fork().unwrap();
-        let mut kept = BTreeSet::new();
+        let (mut kept, mut kept_pages) = (BTreeSet::new(), BTreeSet::new());
         for page in 0..PAGES {
             let gva = address(page);
             let now = self.tables.walk(&self.mem, gva);
@@ -322,6 +322,7 @@ impl World {
             assert!(!self.mem.is_frozen(at) && !denied.contains(&gva));
             assert_eq!(now.flags, then.flags | PteFlags::WRITE);
             assert!(kept.insert(at), "{at:?} is kept for two pages");
+            kept_pages.insert(gva);
             let (mut copy, mut original) = ([0; 4096], [0; 4096]);
             self.mem.read(at, &mut copy).unwrap();
             reference.read(frozen_at, &mut original).unwrap();
@@ -329,7 +330,9 @@ impl World {
             assert_eq!(self.mem.frame_refs(at), 1);
         }
         assert_eq!(report.kept_pages, kept.len() as u64);
-        assert_eq!(report.copied_pages, report.written.len() as u64);
+        let written: BTreeSet<Gva> = report.written.iter().copied().collect();
+        assert_eq!(written.len(), report.written.len(), "a page is named twice");
+        assert!(written.is_subset(&kept_pages));
         assert_eq!((self.mem.used_bytes(), self.mem.peak_bytes()), (0, 0));
         assert_eq!(self.dirty_frames(), kept, "private memory holds something");
     }
