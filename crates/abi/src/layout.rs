@@ -40,8 +40,6 @@ pub const SYSCALL_CODE: Gva = Gva(VMM_AREA.0 + 0x2_2000);
 pub const STUB_DATA: Gva = Gva(VMM_AREA.0 + 0x2_4000);
 /// Code run once at ring 3, before any guest instruction, to learn what `syscall` does here.
 pub const PROBE_CODE: Gva = Gva(VMM_AREA.0 + 0x2_6000);
-/// Where a function that the host has called returns to. Never mapped: its fetch is the news.
-pub const CALL_RETURN: Gva = Gva(VMM_AREA.0 + 0x10_0000);
 
 /// Port that the syscall entry writes to leave the VM.
 pub const PORT_SYSCALL: u16 = 0x40;

@@ -1,15 +1,15 @@
 //! The host calls one of the program's functions, by the System V ABI (AMD64 supplement, 3.2).
 //!
 //! A thread is borrowed for it: one that waits for a message, else the first thread, while it is in a
-//! system call that waits. A frame is built below its stack pointer and the function returns to
-//! [`CALL_RETURN`], where nothing is mapped. Then the thread gets back its registers and its wait, and
-//! the program goes on as if nothing had been. What the function did to memory, files and signals
-//! stays, as with any call.
+//! system call that waits. A frame is built below its stack pointer, with the return address 0: nothing
+//! is mapped there, and stack walkers (backtraces, exceptions) end at it. When the thread comes to it
+//! with the stack pointer of a return, it gets back its registers and its wait, and the program goes on
+//! as if nothing had been. What the function did to memory, files and signals stays, as with any call.
 
 use std::sync::Arc;
 
 use imbl::Vector;
-use kvmlet_abi::layout::{CALL_RETURN, USER_END};
+use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::regs::FIXED_RFLAGS;
 use kvmlet_abi::{Errno, Gva, UserRegs};
 
@@ -30,6 +30,8 @@ pub const ARG_BYTES_MAX: usize = 1 << 20;
 pub const STRING_MAX: usize = MESSAGE_MAX;
 
 const RED_ZONE: u64 = 128;
+const RETURN_ADDRESS: u64 = 0;
+const RETURN_ADDRESS_LEN: u64 = 8;
 /// x87 control word and MXCSR of a new program (AMD64 supplement, 3.2.1).
 const INITIAL_FCW: u16 = 0x37f;
 const INITIAL_MXCSR: u32 = 0x1f80;
@@ -162,6 +164,8 @@ pub struct CallFrame {
     saved_mask: Option<u64>,
     interrupted: Option<Interrupted>,
     suspended: Suspended,
+    /// Its stack pointer when the function has returned.
+    returned_rsp: u64,
     returns: Returns,
     buffers: Vector<(Gva, usize)>,
 }
@@ -221,9 +225,11 @@ impl Layout {
                 return Err(CallError::TooManyArgs);
             }
         }
-        let rsp = at.checked_sub(8).ok_or(CallError::NoStack)?;
+        let rsp = at
+            .checked_sub(RETURN_ADDRESS_LEN)
+            .ok_or(CallError::NoStack)?;
         let mut block = vec![0; usize::try_from(top - rsp).map_err(|_| CallError::NoStack)?];
-        put(&mut block, 0, &CALL_RETURN.0.to_le_bytes());
+        put(&mut block, 0, &RETURN_ADDRESS.to_le_bytes());
         for (at, bytes) in placed {
             let offset = usize::try_from(at - rsp).map_err(|_| CallError::NoStack)?;
             put(&mut block, offset, bytes);
@@ -360,6 +366,7 @@ impl Personality {
             saved_mask: thread.signals.saved_mask.take(),
             interrupted: thread.interrupted.take(),
             suspended,
+            returned_rsp: layout.rsp.wrapping_add(RETURN_ADDRESS_LEN),
             returns,
             buffers: layout.buffers.clone(),
         };
@@ -401,9 +408,15 @@ impl Personality {
         self.cx(tid).read_cstr(gva, STRING_MAX)
     }
 
-    /// Whether `tid`, at `rip`, has returned from the host's call.
-    pub(crate) fn has_returned(&self, tid: Tid, rip: u64) -> bool {
-        rip == CALL_RETURN.0 && self.kernel.call.tid() == Some(tid)
+    /// Whether `tid`, with these registers, has returned from the host's call. A call through a null
+    /// pointer has another stack pointer.
+    pub(crate) fn has_returned(&self, tid: Tid, regs: &UserRegs) -> bool {
+        match &self.kernel.call {
+            HostCall::Running(frame) => {
+                frame.tid == tid && regs.rip == RETURN_ADDRESS && regs.rsp == frame.returned_rsp
+            }
+            _ => false,
+        }
     }
 
     /// The call has returned: its result is kept, and the thread goes back to what it was in.

@@ -138,11 +138,12 @@ impl Personality {
                 thread.signals.mask = mask;
                 continue;
             }
-            let rip = thread.regs.rip;
-            if self.has_returned(tid, rip) {
+            let regs = thread.regs;
+            if self.has_returned(tid, &regs) {
                 self.finish_call(tid, cpu);
                 continue;
             }
+            let rip = regs.rip;
             if rip >= USER_END.0 {
                 self.fetch_beyond(tid, rip);
                 continue;
@@ -270,8 +271,8 @@ impl Personality {
                 fault_gva,
             } => {
                 // The next step sees that a call has returned: nothing is mapped there.
-                let rip = self.kernel.threads.get(&tid).map_or(0, |t| t.regs.rip);
-                if !self.has_returned(tid, rip) {
+                let thread = self.kernel.threads.get(&tid);
+                if thread.is_none_or(|thread| !self.has_returned(tid, &thread.regs)) {
                     self.exception(tid, vector, error_code, fault_gva, cpu);
                 }
             }

@@ -107,7 +107,7 @@ impl Guest {
         let fault = Trap::Exception {
             vector: 14,
             error_code: 0x14,
-            fault_gva: CALL_RETURN,
+            fault_gva: Gva(RETURN_ADDRESS),
         };
         self.p.handle(TID, fault, &mut self.cpu);
     }
@@ -131,7 +131,7 @@ fn the_frame_is_what_the_abi_says() {
     let layout = Layout::new(RSP + 3, &args).unwrap();
     assert_eq!((layout.rsp + 8) % 16, 0);
     assert!(layout.rsp + layout.block.len() as u64 <= RSP + 3 - RED_ZONE);
-    assert_eq!(layout.block[..8], CALL_RETURN.0.to_le_bytes());
+    assert_eq!(layout.block[..8], [0; 8]);
     let regs = layout.regs(FUNCTION, &UserRegs::default());
     assert_eq!((regs.rdi, regs.r8, regs.r9), (11, regs.r8, 6));
     assert_eq!((regs.rcx, regs.rax), (u64::MAX, 1));
@@ -337,9 +337,22 @@ fn a_call_whose_thread_ends_is_lost() {
 }
 
 #[test]
-fn a_jump_to_the_return_address_without_a_call_is_a_fault() {
-    let mut guest = Guest::in_call(39, [0; 3]);
+fn a_call_of_a_null_pointer_is_no_return() {
+    let mut guest = Guest::receiving();
+    guest.begin(&[], Returns::Integer).unwrap();
     assert_eq!(guest.next(), Step::Run(TID));
-    guest.thread().regs.rip = CALL_RETURN.0;
+    let rsp = guest.thread().regs.rsp;
+    for rsp in [rsp, rsp - 16] {
+        guest.thread().regs.rsp = rsp;
+        guest.thread().regs.rip = 0;
+        assert_eq!(guest.next(), Step::Run(TID));
+    }
+    let fault = Trap::Exception {
+        vector: 14,
+        error_code: 0x14,
+        fault_gva: Gva(0),
+    };
+    guest.p.handle(TID, fault, &mut guest.cpu);
     assert_eq!(guest.next(), Step::Ended(crate::kernel::End::Signal(11)));
+    assert_eq!(guest.p.call_status(), CallStatus::Running);
 }
