@@ -150,6 +150,10 @@ def test_interval_timers(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./itimer"], cwd=guests)
 
 
+def test_named_pipes_and_packets(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./fifo"], cwd=guests)
+
+
 def test_vdso_symbols(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./vdso"], cwd=guests)
 

@@ -438,7 +438,11 @@ fn become_leader(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .filter(|thread| thread.pid == pid && thread.tid != cx.tid)
         .map(|thread| thread.tid)
         .collect();
+    let caller = cx.tid;
     for tid in others {
+        cx.tid = tid;
+        vfs::fifo::abandon(cx);
+        cx.tid = caller;
         cx.kernel.threads.remove(&tid);
         cx.kernel.timers.thread_gone(tid);
         cx.kernel.sched.forget(tid);

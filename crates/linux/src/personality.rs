@@ -117,6 +117,9 @@ impl Personality {
                     deadline_ns: self.earliest_ns(),
                 };
             };
+            if self.kernel.pipes.is_opening() && self.kernel.is_interrupted(tid) {
+                crate::vfs::fifo::abandon(&mut self.cx(tid));
+            }
             if let Some((call, state)) = self.kernel.sched.retries.remove(&tid) {
                 self.dispatch(tid, call, &state, cpu);
                 continue;

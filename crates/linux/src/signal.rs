@@ -429,6 +429,13 @@ impl Kernel {
         }
     }
 
+    /// Whether a signal has just ended a call of `tid`.
+    #[must_use]
+    pub fn is_interrupted(&self, tid: Tid) -> bool {
+        let thread = self.threads.get(&tid);
+        thread.is_some_and(|thread| thread.interrupted.is_some())
+    }
+
     /// Makes a call that a signal has ended again, as if it had never been interrupted: no handler runs
     /// for the signal, since another thread has taken it or it does nothing. Says whether there was one.
     pub fn resume_interrupted(&mut self, tid: Tid) -> bool {

@@ -8,6 +8,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod exec;
 pub mod fdinfo;
+pub mod fifo;
 pub mod hostfs;
 pub mod jobs;
 pub mod locks;
@@ -39,10 +40,8 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile};
 use crate::host::Host;
-use crate::outcome::Source;
 use attr::{Attr, FileTime, S_IFIFO, S_IFSOCK};
 use path::{Found, Node};
-use ready::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
 use synth::Synth;
 use tmpfs::{InodeId, TmpFs};
 
@@ -161,7 +160,11 @@ pub fn file_attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
         FileKind::Capture(number) => Ok(own(S_IFIFO | 0o600, u64::from(*number).saturating_add(1))),
         FileKind::Input(_) => Ok(own(S_IFIFO | 0o600, 1)),
         FileKind::Pipe(pipe) => {
-            let created = cx.kernel.pipes.get(*pipe)?.created;
+            let ends = cx.kernel.pipes.get(*pipe)?;
+            if let Some(inode) = ends.inode {
+                return cx.kernel.tmpfs.attr(inode);
+            }
+            let created = ends.created;
             let attr = own(S_IFIFO | 0o600, pipe.saturating_add(16));
             Ok(Attr {
                 atime: created,
@@ -199,19 +202,7 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
         | FileKind::HostLocation(host)
         | FileKind::HostStream(host) => cx.host.decref(host),
         FileKind::Tmp(inode) => cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode),
-        FileKind::Pipe(pipe) => {
-            if let Ok(ends) = cx.kernel.pipes.get_mut(pipe) {
-                if file.flags.readable() {
-                    ends.readers = ends.readers.saturating_sub(1);
-                }
-                if file.flags.writable() {
-                    ends.writers = ends.writers.saturating_sub(1);
-                }
-            }
-            cx.kernel.pipes.drop_if_closed(&mut cx.machine.memory, pipe);
-            let both = POLLIN | POLLRDNORM | POLLOUT | POLLWRNORM;
-            cx.kernel.wake(Source::Pipe(pipe), both | POLLERR | POLLHUP);
-        }
+        FileKind::Pipe(_) => fifo::close(cx, &file),
         FileKind::Event(object) => drop(cx.kernel.objects.events.remove(&object)),
         FileKind::Timer(object) => cx.kernel.objects.timers.remove(object),
         FileKind::Epoll(object) => epoll::released(cx.kernel, &mut cx.machine.memory, object),

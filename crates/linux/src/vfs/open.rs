@@ -6,11 +6,11 @@ use std::sync::Arc;
 use kvmlet_abi::Errno;
 use kvmlet_policy::WRITE_REMEDY;
 
-use super::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFREG};
+use super::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG};
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Walked};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
-use super::{Dir, attr_of, hostfs, now, set_tmp_size};
+use super::{Dir, attr_of, fifo, hostfs, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
@@ -25,6 +25,9 @@ pub enum Opened {
     New(OpenFile),
     /// A description that already exists: streams that have no name to be opened by again.
     Existing(FileId),
+    /// An end of a named pipe whose other end has been opened this many times, and now is not open: the
+    /// call waits for it.
+    Waiting(OpenFile, u64),
 }
 
 /// Arguments of an open(2).
@@ -154,7 +157,7 @@ fn open_found(
         Node::Host(..) if changes => return Err(deny_write(cx, call, &found.path)),
         Node::Host(..) => open_host(cx, call, &found.path, &attr)?,
         Node::Tmp(inode) => {
-            return open_tmp(cx, inode, flags, &found.path).map(Opened::New);
+            return open_tmp(cx, inode, flags, &found.path);
         }
         Node::Synth(Synth::Dir) => FileKind::SynthDir(Arc::from(synth::list(cx, &found.path))),
         Node::Synth(Synth::Text) if changes => return Err(Errno::EACCES),
@@ -199,7 +202,7 @@ fn open_tmp(
     inode: InodeId,
     flags: OpenFlags,
     path: &[u8],
-) -> Result<OpenFile, Errno> {
+) -> Result<Opened, Errno> {
     let attr = cx.kernel.tmpfs.attr(inode)?;
     let mut wanted = 0;
     if flags.readable() {
@@ -211,11 +214,15 @@ fn open_tmp(
     if !attr.grants(&cx.host.credentials, wanted) {
         return Err(Errno::EACCES);
     }
+    if attr.kind() == S_IFIFO {
+        return fifo::open(cx, inode, flags, path);
+    }
     if flags.contains(OpenFlags::TRUNC) && !attr.is_dir() {
         set_tmp_size(cx, inode, 0)?;
     }
     cx.kernel.tmpfs.open_ref(inode);
-    Ok(description(FileKind::Tmp(inode), flags, path))
+    let file = description(FileKind::Tmp(inode), flags, path);
+    Ok(Opened::New(file))
 }
 
 /// O_PATH
@@ -228,7 +235,11 @@ fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Err
         }
         Node::Synth(_) => FileKind::SynthLocation,
         Node::Open(file) => {
-            let open = cx.kernel.files.get(&file).ok_or(Errno::ENOENT)?.clone();
+            let mut open = cx.kernel.files.get(&file).ok_or(Errno::ENOENT)?.clone();
+            if let Some(inode) = fifo::inode_of(cx, &open.kind) {
+                // The pipe goes with its ends, of which this is none.
+                open.kind = FileKind::Tmp(inode);
+            }
             hold(cx, &open)?;
             return Ok(Opened::New(OpenFile {
                 flags,
@@ -272,7 +283,7 @@ fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<O
     let open = cx.kernel.files.get(&id).ok_or(Errno::ENOENT)?.clone();
     let changes = flags.writable() || flags.contains(OpenFlags::TRUNC);
     match &open.kind {
-        FileKind::Tmp(inode) => return open_tmp(cx, *inode, flags, &open.path).map(Opened::New),
+        FileKind::Tmp(inode) => return open_tmp(cx, *inode, flags, &open.path),
         FileKind::HostFile(_) | FileKind::HostDir(_) if changes => {
             return Err(deny_write(cx, call, &open.path));
         }
@@ -309,6 +320,9 @@ fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<O
         }
         FileKind::Pipe(pipe) => {
             let ends = cx.kernel.pipes.get_mut(*pipe)?;
+            if let Some(inode) = ends.inode {
+                return open_tmp(cx, inode, flags, &open.path);
+            }
             if flags.readable() {
                 ends.readers = ends.readers.saturating_add(1);
             }

@@ -555,7 +555,9 @@ impl Walker<'_, '_> {
                 Step::Directory(at, Some(Node::Tmp(inode)))
             }
             super::tmpfs::Body::Symlink(target) => Step::Link(target.to_vec()),
-            super::tmpfs::Body::File(_) => Step::Object(Node::Tmp(inode)),
+            super::tmpfs::Body::File(_) | super::tmpfs::Body::Fifo => {
+                Step::Object(Node::Tmp(inode))
+            }
         })
     }
 

@@ -58,7 +58,8 @@ pub fn poll_ready(cx: &Cx<'_>, file: &OpenFile, events: i16) -> i16 {
             let mut state = 0;
             if file.flags.readable() {
                 state |= if pipe.is_empty() { 0 } else { readable };
-                state |= if pipe.writers == 0 { POLLHUP } else { 0 };
+                let hung_up = pipe.writers == 0 && file.offset != pipe.writer_opens;
+                state |= if hung_up { POLLHUP } else { 0 };
             }
             if file.flags.writable() {
                 state |= if pipe.is_full() { 0 } else { writable };

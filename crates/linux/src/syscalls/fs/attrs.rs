@@ -19,6 +19,9 @@ fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<Inod
         Node::Tmp(inode) => return Ok(*inode),
         Node::Open(file) => match cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind {
             FileKind::Tmp(inode) => return Ok(inode),
+            FileKind::Pipe(pipe) if cx.kernel.pipes.get(pipe)?.inode.is_some() => {
+                return cx.kernel.pipes.get(pipe)?.inode.ok_or(Errno::EBADF);
+            }
             FileKind::Pipe(_)
             | FileKind::Input(_)
             | FileKind::Capture(_)

@@ -88,12 +88,11 @@ pub fn sys_mknodat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 fn mknod(cx: &mut Cx<'_>, target: Target, mode: u32) -> SysResult {
     match mode & S_IFMT {
         0 | S_IFREG => make(cx, target, &NewBody::File(SEAL_SEAL), mode),
-        S_IFIFO | S_IFSOCK => {
+        S_IFIFO => make(cx, target, &NewBody::Fifo, mode),
+        S_IFSOCK => {
             let missing = target.to_change().vacant(cx)?;
             writable_directory(cx, target.call, &missing.dir, &missing.name)?;
-            cx.host
-                .report
-                .unsupported("mknod", "named pipes and sockets".to_owned());
+            cx.host.report.unsupported("mknod", "sockets".to_owned());
             Err(Errno::EPERM)
         }
         // Devices need a capability that no program has.

@@ -5,50 +5,56 @@ use kvmlet_abi::{Errno, Gva};
 use super::{AT_FDCWD, int, number, read_path, uint};
 use crate::cx::Cx;
 use crate::fd::{self, OnExec, OpenFlags};
-use crate::outcome::SysResult;
+use crate::outcome::{CallState, Outcome};
+use crate::syscalls::io::transfer::wait_for;
+use crate::vfs::fifo::{self, Met};
 use crate::vfs::open::{OpenRequest, Opened, open};
 use crate::vfs::path::{self, Resolve};
+use crate::vfs::pipe::HalfOpen;
+
+/// What a first try of an open comes to.
+type Opening = Result<Outcome, Errno>;
+
+/// Goes on with an open that waits for the other end of a named pipe, or makes it.
+fn go_on(cx: &mut Cx<'_>, make: impl FnOnce(&mut Cx<'_>) -> Opening) -> Outcome {
+    match fifo::take_waiting(cx) {
+        Some((half, Met::Yes)) => fd::install_new(cx, half.file, half.on_exec)
+            .map(number)
+            .into(),
+        Some((half, Met::No)) => wait(cx, half),
+        None => make(cx).unwrap_or_else(|errno| Outcome::Done(Err(errno))),
+    }
+}
+
+fn wait(cx: &mut Cx<'_>, half: HalfOpen) -> Outcome {
+    wait_for(fifo::wait(cx, half), &CallState::default(), 0)
+}
 
 /// open(2)
-///
-/// # Errors
-/// As its man page.
-pub fn sys_open(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_open(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
     let [path, flags, mode, ..] = *args;
-    open_at(
-        cx,
-        "open",
-        AT_FDCWD,
-        path,
-        OpenFlags::from_bits_truncate(uint(flags)),
-        uint(mode),
-    )
+    let flags = OpenFlags::from_bits_truncate(uint(flags));
+    go_on(cx, |cx| {
+        open_at(cx, "open", AT_FDCWD, path, flags, uint(mode))
+    })
 }
 
 /// creat(2)
-///
-/// # Errors
-/// As its man page.
-pub fn sys_creat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_creat(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
     let [path, mode, ..] = *args;
     let flags = OpenFlags::CREAT | OpenFlags::WRONLY | OpenFlags::TRUNC;
-    open_at(cx, "creat", AT_FDCWD, path, flags, uint(mode))
+    go_on(cx, |cx| {
+        open_at(cx, "creat", AT_FDCWD, path, flags, uint(mode))
+    })
 }
 
 /// openat(2)
-///
-/// # Errors
-/// As its man page.
-pub fn sys_openat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_openat(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
     let [dirfd, path, flags, mode, ..] = *args;
-    open_at(
-        cx,
-        "open",
-        int(dirfd),
-        path,
-        OpenFlags::from_bits_truncate(uint(flags)),
-        uint(mode),
-    )
+    let flags = OpenFlags::from_bits_truncate(uint(flags));
+    go_on(cx, |cx| {
+        open_at(cx, "open", int(dirfd), path, flags, uint(mode))
+    })
 }
 
 fn open_at(
@@ -58,7 +64,7 @@ fn open_at(
     path: u64,
     flags: OpenFlags,
     mode: u32,
-) -> SysResult {
+) -> Opening {
     let path = read_path(cx, path)?;
     let start = path::start(cx, dirfd, &path)?;
     let request = OpenRequest {
@@ -72,7 +78,7 @@ fn open_at(
     install(cx, request)
 }
 
-fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> SysResult {
+fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Opening {
     // A descriptor is reserved first: without one, nothing is created or truncated.
     let limit = fd::limit(cx)?;
     if cx.process()?.fds.lowest_free(0) >= limit {
@@ -92,15 +98,24 @@ fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> SysResult {
     let fd = match open(cx, request)? {
         Opened::New(file) => fd::install_new(cx, file, on_exec)?,
         Opened::Existing(id) => fd::install(cx, id, 0, on_exec)?,
+        Opened::Waiting(file, other_opens) => {
+            let half = HalfOpen {
+                file,
+                on_exec,
+                other_opens,
+            };
+            return Ok(wait(cx, half));
+        }
     };
-    Ok(number(fd))
+    Ok(Outcome::Done(Ok(number(fd))))
 }
 
 /// openat2(2)
-///
-/// # Errors
-/// As its man page.
-pub fn sys_openat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_openat2(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+    go_on(cx, |cx| openat2(cx, args))
+}
+
+fn openat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> Opening {
     /// struct open_how, version 0
     const SIZE_VER0: u64 = 24;
     const RESOLVE_CACHED: u64 = 0x20;

@@ -221,7 +221,7 @@ fn readlink(cx: &mut Cx<'_>, dirfd: i32, path: u64, (buf, size): (u64, u64)) -> 
 fn link_target(cx: &mut Cx<'_>, found: &Found) -> Result<Vec<u8>, Errno> {
     let tmp_target = |cx: &Cx<'_>, inode| match &cx.kernel.tmpfs.get(inode)?.body {
         Body::Symlink(target) => Ok(target.to_vec()),
-        Body::File(_) | Body::Dir(_) => Err(Errno::EINVAL),
+        Body::File(_) | Body::Dir(_) | Body::Fifo => Err(Errno::EINVAL),
     };
     match &found.node {
         Node::Host(fd, attr) if attr.is_symlink() => hostfs::read_link(fd.as_fd()),
@@ -300,6 +300,7 @@ fn file_system(cx: &mut Cx<'_>, found: &Found) -> Result<Statfs, Errno> {
             | FileKind::HostDir(host)
             | FileKind::HostLocation(host)
             | FileKind::HostStream(host) => return hostfs::file_system(cx.host.fd(host)?.as_fd()),
+            FileKind::Pipe(pipe) if cx.kernel.pipes.get(pipe)?.inode.is_some() => is_tmp = true,
             FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_) => {
                 return Ok(own(PIPEFS_MAGIC));
             }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use kvmlet_abi::{Errno, Gva};
 
 use super::rw::is_open_for_reading;
-use super::transfer::{self, CHUNK, RW_MAX, wait_for};
+use super::transfer::{self, CHUNK, RW_MAX, wait_for, write_as};
 use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
@@ -161,14 +161,20 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
                 Put::Blocked(Source::Host(host, POLLOUT))
             }
         }),
-        FileKind::Pipe(pipe) => match cx.kernel.pipes.write(&mut cx.machine.memory, pipe, bytes) {
-            Err(Errno::EAGAIN) => Ok(Put::Blocked(Source::Pipe(pipe))),
-            Err(error) => Err(error),
-            Ok(count) => {
-                cx.kernel.wake(Source::Pipe(pipe), POLLIN | POLLRDNORM);
-                Ok(Put::Moved(count))
+        FileKind::Pipe(pipe) => {
+            match cx
+                .kernel
+                .pipes
+                .write(&mut cx.machine.memory, pipe, bytes, write_as(file))
+            {
+                Err(Errno::EAGAIN) => Ok(Put::Blocked(Source::Pipe(pipe))),
+                Err(error) => Err(error),
+                Ok(count) => {
+                    cx.kernel.wake(Source::Pipe(pipe), POLLIN | POLLRDNORM);
+                    Ok(Put::Moved(count))
+                }
             }
-        },
+        }
         FileKind::Socket(socket) => {
             match unix::send(cx.kernel, &mut cx.machine.memory, socket, bytes) {
                 Err(Errno::EAGAIN) => Ok(Put::Blocked(Source::Object(socket))),

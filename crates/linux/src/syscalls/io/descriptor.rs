@@ -274,10 +274,6 @@ pub fn sys_pipe2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     if flags & !known.bits() != 0 {
         return Err(Errno::EINVAL);
     }
-    if flags & OpenFlags::DIRECT.bits() != 0 {
-        cx.host.report.unsupported("pipe2", "O_DIRECT".to_owned());
-        return Err(Errno::EINVAL);
-    }
     pipe(cx, fds, OpenFlags::from_bits_truncate(flags))
 }
 
@@ -285,7 +281,7 @@ fn pipe(cx: &mut Cx<'_>, fds_gva: u64, flags: OpenFlags) -> SysResult {
     let now = vfs::now(cx.host);
     let id = cx.kernel.pipes.create(now);
     let path = format!("pipe:[{id}]");
-    let kept = flags & OpenFlags::NONBLOCK;
+    let kept = flags & (OpenFlags::NONBLOCK | OpenFlags::DIRECT);
     let end = |access| description(FileKind::Pipe(id), kept | access, path.as_bytes());
     let read_end = fd::install_new(cx, end(OpenFlags::empty()), OnExec::of(flags));
     let write_end = fd::install_new(cx, end(OpenFlags::WRONLY), OnExec::of(flags));

@@ -11,7 +11,7 @@ use crate::fd::{self, Device, FileId, FileKind, OpenFile, OpenFlags};
 use crate::kernel::End;
 use crate::mm::user;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
-use crate::vfs::pipe::{PIPE_BUF, PipeId};
+use crate::vfs::pipe::{PIPE_BUF, Pipe, PipeId, WriteAs};
 use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
 use crate::vfs::stream::{self, Moved};
 use crate::vfs::{self, synth};
@@ -288,6 +288,12 @@ pub fn read(
         let waiting = waiting.of(&file);
         return message::read(cx, &file, buffers, waiting, state);
     }
+    if let FileKind::Pipe(id) = file.kind
+        && buffers.left() > 0
+        && cx.kernel.pipes.get(id).is_ok_and(Pipe::has_packets)
+    {
+        return read_packet(cx, id, buffers).into();
+    }
     let mut offset = match position {
         Position::Current => file.offset,
         Position::At(offset) => offset,
@@ -468,6 +474,30 @@ pub fn fill(
     }
 }
 
+/// Reads at most one packet, whatever the number of buffers.
+fn read_packet(cx: &mut Cx<'_>, id: PipeId, mut buffers: Buffers) -> Result<u64, Errno> {
+    let max = usize::try_from(buffers.left()).unwrap_or(usize::MAX);
+    let pipe = cx.kernel.pipes.get(id)?;
+    let (bytes, was_full) = (pipe.peek(max), pipe.is_full());
+    let count = buffers.scatter(cx, &bytes)?;
+    if count < bytes.len() {
+        return Err(Errno::EFAULT);
+    }
+    taken(cx, id, count, was_full)?;
+    Ok(count as u64)
+}
+
+/// Takes bytes that were read out of a pipe and tells who waits for room.
+fn taken(cx: &mut Cx<'_>, id: PipeId, count: usize, was_full: bool) -> Result<(), Errno> {
+    cx.kernel.pipes.consume(&mut cx.machine.memory, id, count)?;
+    if was_full {
+        cx.kernel.wake(Source::Pipe(id), POLLOUT | POLLWRNORM);
+    } else {
+        cx.kernel.sched.wake_source(Source::Pipe(id));
+    }
+    Ok(())
+}
+
 fn read_pipe(cx: &mut Cx<'_>, id: PipeId, max: usize, gva: Gva) -> Result<Step, Errno> {
     let pipe = cx.kernel.pipes.get(id)?;
     if pipe.is_empty() {
@@ -480,14 +510,8 @@ fn read_pipe(cx: &mut Cx<'_>, id: PipeId, max: usize, gva: Gva) -> Result<Step, 
     let (bytes, was_full) = (pipe.peek(max), pipe.is_full());
     // What does not fit whole stays in the pipe (pipe_read in fs/pipe.c).
     cx.write(gva, &bytes)?;
-    let count = bytes.len();
-    cx.kernel.pipes.consume(&mut cx.machine.memory, id, count)?;
-    if was_full {
-        cx.kernel.wake(Source::Pipe(id), POLLOUT | POLLWRNORM);
-    } else {
-        cx.kernel.sched.wake_source(Source::Pipe(id));
-    }
-    Ok(Step::Moved(count))
+    taken(cx, id, bytes.len(), was_full)?;
+    Ok(Step::Moved(bytes.len()))
 }
 
 /// Faults a buffer in for writing without changing it.
@@ -626,7 +650,7 @@ fn write_step(
                 }
             }),
         },
-        FileKind::Pipe(pipe) => write_pipe(cx, *pipe, bytes),
+        FileKind::Pipe(pipe) => write_pipe(cx, *pipe, bytes, write_as(file)),
         FileKind::Capture(number) => Ok(match capture(cx, *number, bytes) {
             Captured::Kept => Step::Moved(bytes.len()),
             Captured::Over => Step::Over,
@@ -654,8 +678,18 @@ pub fn store(cx: &mut Cx<'_>, kind: &FileKind, offset: u64, bytes: &[u8]) -> Res
     }
 }
 
-fn write_pipe(cx: &mut Cx<'_>, id: PipeId, bytes: &[u8]) -> Result<Step, Errno> {
-    match cx.kernel.pipes.write(&mut cx.machine.memory, id, bytes) {
+/// How a write to a pipe is kept, by the description's O_DIRECT.
+pub(super) fn write_as(file: &OpenFile) -> WriteAs {
+    if file.flags.contains(OpenFlags::DIRECT) {
+        WriteAs::Packets
+    } else {
+        WriteAs::Stream
+    }
+}
+
+fn write_pipe(cx: &mut Cx<'_>, id: PipeId, bytes: &[u8], how: WriteAs) -> Result<Step, Errno> {
+    let memory = &mut cx.machine.memory;
+    match cx.kernel.pipes.write(memory, id, bytes, how) {
         Err(Errno::EAGAIN) => Ok(Step::Blocked(Source::Pipe(id))),
         Err(error) => Err(error),
         Ok(count) => {

@@ -16,7 +16,7 @@ use imbl::OrdMap;
 use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
 use kvmlet_mem::GuestMemory;
 
-use super::attr::{Attr, FileTime, S_IFDIR, S_IFLNK, S_IFREG, makedev};
+use super::attr::{Attr, FileTime, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, makedev};
 
 /// Device number of the memory file system (an anonymous one, as Linux's tmpfs has).
 pub const TMP_DEV: u64 = makedev(0, 0x7f);
@@ -85,6 +85,8 @@ pub enum Body {
     Dir(DirData),
     /// A symbolic link's target.
     Symlink(Arc<[u8]>),
+    /// A named pipe; what is in it while it is open is a [`super::pipe::Pipe`].
+    Fifo,
 }
 
 /// A regular file's contents.
@@ -122,6 +124,8 @@ pub enum NewBody {
     Dir,
     /// A symbolic link.
     Symlink(Arc<[u8]>),
+    /// A named pipe.
+    Fifo,
 }
 
 /// Owner, permissions and time of a new inode.
@@ -235,6 +239,7 @@ impl TmpFs {
                 0,
             ),
             Body::Symlink(target) => (target.len() as u64, 0),
+            Body::Fifo => (0, 0),
         };
         Ok(Attr {
             dev: TMP_DEV,
@@ -341,6 +346,7 @@ impl Inode {
             ),
             NewBody::Dir => (S_IFDIR, Body::Dir(DirData::new(id))),
             NewBody::Symlink(target) => (S_IFLNK, Body::Symlink(Arc::clone(target))),
+            NewBody::Fifo => (S_IFIFO, Body::Fifo),
         };
         Self {
             body,
@@ -362,19 +368,19 @@ impl Inode {
     fn cost_bytes(&self) -> u64 {
         match &self.body {
             Body::Symlink(target) => INODE_COST_BYTES.saturating_add(target.len() as u64),
-            Body::File(_) | Body::Dir(_) => INODE_COST_BYTES,
+            Body::File(_) | Body::Dir(_) | Body::Fifo => INODE_COST_BYTES,
         }
     }
 
     /// The contents of a regular file.
     ///
     /// # Errors
-    /// `EISDIR` for a directory, `EINVAL` for a symbolic link.
+    /// `EISDIR` for a directory, `EINVAL` for anything else.
     pub fn file(&self) -> Result<&FileData, Errno> {
         match &self.body {
             Body::File(data) => Ok(data),
             Body::Dir(_) => Err(Errno::EISDIR),
-            Body::Symlink(_) => Err(Errno::EINVAL),
+            Body::Symlink(_) | Body::Fifo => Err(Errno::EINVAL),
         }
     }
 
@@ -386,7 +392,7 @@ impl Inode {
         match &mut self.body {
             Body::File(data) => Ok(data),
             Body::Dir(_) => Err(Errno::EISDIR),
-            Body::Symlink(_) => Err(Errno::EINVAL),
+            Body::Symlink(_) | Body::Fifo => Err(Errno::EINVAL),
         }
     }
 
@@ -397,14 +403,14 @@ impl Inode {
     pub fn dir(&self) -> Result<&DirData, Errno> {
         match &self.body {
             Body::Dir(dir) => Ok(dir),
-            Body::File(_) | Body::Symlink(_) => Err(Errno::ENOTDIR),
+            Body::File(_) | Body::Symlink(_) | Body::Fifo => Err(Errno::ENOTDIR),
         }
     }
 
     pub(super) fn dir_mut(&mut self) -> Result<&mut DirData, Errno> {
         match &mut self.body {
             Body::Dir(dir) => Ok(dir),
-            Body::File(_) | Body::Symlink(_) => Err(Errno::ENOTDIR),
+            Body::File(_) | Body::Symlink(_) | Body::Fifo => Err(Errno::ENOTDIR),
         }
     }
 }
