@@ -56,7 +56,7 @@ class Peer:
         if os.environ.get("LD_PRELOAD") != str(PEER):
             raise BenchError(f"this process was not started with LD_PRELOAD={PEER}")
         library = ctypes.CDLL(str(PEER))
-        for name in ("peer_exit_ns", "peer_copy_ns", "peer_create_ns"):
+        for name in ("peer_exit_ns", "peer_copy_ns"):
             getattr(library, name).restype = ctypes.c_double
         library.peer_kvm_counter.restype = ctypes.c_int64
         self._library = library
@@ -74,22 +74,6 @@ class Peer:
     def copy_ns(self, pages: int) -> float:
         """Copying as many pages from huge frozen memory to small private ones."""
         return float(self._library.peer_copy_ns(pages))
-
-    def forget_shape(self) -> None:
-        """The slots added from now on are the shape that `create_ns` makes."""
-        self._library.peer_forget_shape()
-
-    def shape_slots(self) -> int:
-        """Slots added since."""
-        return int(self._library.peer_shape_slots())
-
-    def create_ns(self) -> float:
-        """A VM with a vCPU and the slots of a fork; it is kept."""
-        return float(self._library.peer_create_ns())
-
-    def drop_vms(self) -> None:
-        """Close those that were kept."""
-        self._library.peer_drop_vms()
 
     def kvm_counter(self, name: str) -> int:
         """A counter of KVM over all vCPUs of kvmlet's here. Raises BenchError where it has none."""

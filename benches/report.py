@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import BUILD, KVMLET, BenchError, Spread, build
+from measure import BUILD, BenchError, Spread, build
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -123,8 +123,6 @@ def run(cases: Sequence[Case], options: argparse.Namespace) -> int:
     """Measure, show and judge `cases`; the exit status."""
     try:
         pairs = _pairs()
-        if not KVMLET.exists():
-            raise BenchError(f"{KVMLET} is missing: run `make bench`")
         build()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import sys
 
 from cases import CASES
+from measure import KVMLET
 from report import parser, run
 
 
 def main() -> int:
     """Run the bench; the exit status."""
     options = parser("run.py", __doc__, [case.name for case in CASES]).parse_args()
+    if not KVMLET.exists():
+        print(f"bench: {KVMLET} is missing: run `make bench`", file=sys.stderr)
+        return 2
     return run([case for case in CASES if not options.only or case.name in options.only], options)
 
 

@@ -2,6 +2,7 @@
 // a first page, a count of pages and a seed, and its answer what the program has left behind in them.
 //   ECHO    touches nothing
 //   DIRTY   writes one word, at a place that depends on the seed, in each of those pages of its heap
+//   RESTORE does so too, and then writes what was there before, as reference counts go up and down
 // Natively, messages are read from standard input and written to standard output (kvmlet.h); with
 // --fork each is answered by a child process of its own, which is what a server without VMs can do
 // to give every request clean memory.
@@ -13,7 +14,7 @@
 #include <unistd.h>
 
 enum { HEAP_PAGES = 8192, PAGE_WORDS = 512 };
-enum { ECHO, DIRTY };
+enum { ECHO, DIRTY, RESTORE };
 
 struct request {
     uint32_t verb, first, count, seed;
@@ -32,21 +33,26 @@ static void warm_up(void)
 }
 
 // The sum of what the words were found to be, less what the warmed ones are: 0 in a clean program.
-static uint64_t dirty(uint32_t first, uint32_t count, uint32_t seed)
+static uint64_t dirty(uint32_t first, uint32_t count, uint32_t seed, int restores)
 {
     uint64_t left_behind = 0;
     for (size_t i = 0; i < count; i++) {
         size_t page = (first + i) % HEAP_PAGES;
         size_t word = (page * 0x9e3779b1u + seed) >> 7 & (PAGE_WORDS - 1);
         left_behind += heap[page][word] - (page ^ word << 16);
-        heap[page][word] += 1;
+        volatile uint64_t *written = &heap[page][word];
+        *written += 1;
+        if (restores)
+            *written -= 1;
     }
     return left_behind;
 }
 
 static uint64_t answer(const struct request *request)
 {
-    return request->verb == DIRTY ? dirty(request->first, request->count, request->seed) : request->seed;
+    if (request->verb == ECHO)
+        return request->seed;
+    return dirty(request->first, request->count, request->seed, request->verb == RESTORE);
 }
 
 // Called by name.

@@ -5,7 +5,7 @@ input and written to standard output (kvmlet_guest); with --fork each is answere
 of its own.
 """
 
-import asyncio
+import asyncio  # noqa: F401 - a warmed program has imported more than one request needs
 import decimal
 import json
 import os
@@ -17,8 +17,8 @@ import kvmlet_guest
 ASKED_BEFORE: list[str] = []
 
 
-async def total(numbers: list[str]) -> decimal.Decimal:
-    """The sum, by way of an event loop."""
+def total(numbers: list[str]) -> decimal.Decimal:
+    """The sum."""
     return sum((decimal.Decimal(number) for number in numbers), decimal.Decimal(0))
 
 
@@ -26,11 +26,7 @@ def answer(message: bytes) -> bytes:
     """The answer to one request; remembers it, which nobody may see."""
     request = json.loads(message)
     words = re.findall(r"\w+", request["text"])
-    loop = asyncio.new_event_loop()
-    try:
-        value = loop.run_until_complete(total(request["numbers"]))
-    finally:
-        loop.close()
+    value = total(request["numbers"])
     ASKED_BEFORE.append(request["text"])
     return json.dumps(
         {"words": len(words), "total": str(value), "seen": len(ASKED_BEFORE)}

@@ -3,6 +3,7 @@
 #ifndef BARE_VM_H
 #define BARE_VM_H
 #include "../guests/bench.h"
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <string.h>
@@ -66,7 +67,12 @@ static inline void enter_ring3(int vcpu, uint8_t *memory)
 
 static inline void one_exit(const struct bare_vm *bare)
 {
-    CHECK(ioctl(bare->vcpu, KVM_RUN, 0));
+    // Where a timer of kvmlet's ends, the signal is not for us.
+    while (ioctl(bare->vcpu, KVM_RUN, 0) < 0)
+        if (errno != EINTR) {
+            perror("KVM_RUN");
+            exit(1);
+        }
     if (bare->run->exit_reason != KVM_EXIT_IO || bare->run->io.port != 5) {
         fprintf(stderr, "bare VM: unexpected exit %u\n", bare->run->exit_reason);
         exit(1);

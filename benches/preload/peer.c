@@ -13,7 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { MAX_VCPUS = 8192, MAX_SLOTS = 256, MAX_PAGES = 8192, MAX_HELD = 4096, PAGE_BYTES = 4096 };
+enum { MAX_VCPUS = 8192, MAX_PAGES = 8192, PAGE_BYTES = 4096 };
 
 // ---- what kvmlet asks of the host ----
 
@@ -35,19 +35,6 @@ static struct {
 static _Atomic int vcpu_count;
 static int vcpus[MAX_VCPUS];
 
-// The slots added since peer_forget_shape.
-static _Atomic int slot_count;
-static struct kvm_userspace_memory_region shape[MAX_SLOTS];
-
-static void note_slot(const struct kvm_userspace_memory_region *region)
-{
-    if (!region->memory_size)
-        return;
-    int at = atomic_fetch_add(&slot_count, 1);
-    if (at < MAX_SLOTS)
-        shape[at] = *region;
-}
-
 int ioctl(int fd, unsigned long request, ...)
 {
     va_list args;
@@ -64,7 +51,6 @@ int ioctl(int fd, unsigned long request, ...)
     if (request == KVM_SET_USER_MEMORY_REGION) {
         sums.slots++;
         sums.slot_ns += spent_ns;
-        note_slot(argument);
     } else if (request == KVM_CREATE_VM || request == KVM_CREATE_VCPU) {
         sums.creations++;
         sums.creation_ns += spent_ns;
@@ -81,16 +67,6 @@ void peer_counts(struct counts *counts)
 {
     *counts = (struct counts){sums.runs,    sums.slots,       sums.creations,    sums.others,
                               sums.slot_ns, sums.creation_ns, sums.mapping_calls};
-}
-
-void peer_forget_shape(void)
-{
-    slot_count = 0;
-}
-
-int peer_shape_slots(void)
-{
-    return slot_count;
 }
 
 // A counter of all vCPUs that kvmlet has open, or -1 where KVM has none of this name.
@@ -228,40 +204,4 @@ double peer_copy_ns(int pages)
         __asm__ volatile("" : : "r"(to) : "memory");
     }
     return now_ns() - start;
-}
-
-static int held[MAX_HELD], held_count;
-
-// Nanoseconds of KVM_CREATE_VM, KVM_CREATE_VCPU and slots of the shape last seen, over memory of our
-// own. The VM lives on, as a fork does, until peer_drop_vms.
-double peer_create_ns(void)
-{
-    static int kvm;
-    static struct kvm_userspace_memory_region ours[MAX_SLOTS];
-    static int slots;
-    if (!kvm) {
-        kvm = CHECK(open("/dev/kvm", O_RDWR | O_CLOEXEC));
-        slots = slot_count < MAX_SLOTS ? slot_count : MAX_SLOTS;
-        for (int i = 0; i < slots; i++) {
-            ours[i] = shape[i];
-            ours[i].userspace_addr = (uintptr_t)anonymous(shape[i].memory_size, MADV_HUGEPAGE);
-        }
-    }
-    double start = now_ns();
-    int vm = CHECK(syscall(SYS_ioctl, kvm, KVM_CREATE_VM, 0));
-    for (int i = 0; i < slots; i++)
-        CHECK(syscall(SYS_ioctl, vm, KVM_SET_USER_MEMORY_REGION, &ours[i]));
-    int vcpu = CHECK(syscall(SYS_ioctl, vm, KVM_CREATE_VCPU, 0));
-    double spent_ns = now_ns() - start;
-    if (held_count + 2 > MAX_HELD)
-        exit(1);
-    held[held_count++] = vcpu;
-    held[held_count++] = vm;
-    return spent_ns;
-}
-
-void peer_drop_vms(void)
-{
-    while (held_count)
-        close(held[--held_count]);
 }
