@@ -154,6 +154,12 @@ def test_named_pipes_and_packets(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./fifo"], cwd=guests)
 
 
+def test_the_go_runtime(oracle: Oracle, guests: pathlib.Path) -> None:
+    if not (guests / "goruntime-go").exists():
+        pytest.skip("no Go compiler here: apt-get install golang-go")
+    oracle.compare(["./goruntime-go", "a", "b"], cwd=guests)
+
+
 def test_vdso_symbols(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./vdso"], cwd=guests)
 
