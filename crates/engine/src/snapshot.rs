@@ -1,6 +1,6 @@
 //! Frozen programs: freezing, forking, the VMs kept ready, and what a reset puts back.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,8 +23,6 @@ use crate::{EngineError, Stat};
 
 /// VMs without a program that a process keeps for the next snapshot.
 const BLANK_VMS_MAX: usize = 16;
-/// Resets in a row without a write to a page after which it is no longer copied ahead.
-const FORGET_AFTER: u32 = 20;
 /// Pages learned at most: what is copied ahead for a fork, in pages.
 const LEARNED_MAX: usize = 16_384;
 /// Forks that have been given up and wait, clean, to be forks again.
@@ -78,28 +76,22 @@ pub(crate) struct Bound {
     clock: Box<dyn GuestClock>,
 }
 
-/// What requests write, learned from resets.
+/// What requests write, learned from resets: the pages that some fork keeps a copy of.
 #[derive(Debug, Default)]
 struct Learned {
-    /// Page to resets since a request was seen to write it.
-    pages: BTreeMap<u64, u32>,
-    resets: u64,
+    pages: BTreeSet<u64>,
 }
 
 impl Learned {
     fn add(&mut self, report: &ResetReport) {
-        self.resets = self.resets.saturating_add(1);
-        for page in &report.written {
-            if self.pages.len() < LEARNED_MAX || self.pages.contains_key(&page.0) {
-                self.pages.insert(page.0, 0);
-            }
+        for page in &report.dropped {
+            self.pages.remove(&page.0);
         }
-        // Ages are only looked at now and then: a map of thousands of pages is not walked each time.
-        if self.resets.is_multiple_of(u64::from(FORGET_AFTER)) {
-            self.pages.retain(|_, age| {
-                *age = age.saturating_add(1);
-                *age <= 1
-            });
+        for page in &report.written {
+            if self.pages.len() >= LEARNED_MAX {
+                break;
+            }
+            self.pages.insert(page.0);
         }
     }
 }
@@ -347,7 +339,7 @@ impl Frozen {
         let (mut memory, mut tables) = self.memory.fork()?;
         let pages: Vec<Gva> = {
             let learned = lock(&self.learned);
-            learned.pages.keys().map(|page| Gva(*page)).collect()
+            learned.pages.iter().map(|page| Gva(*page)).collect()
         };
         tables.copy_ahead(&mut memory, pages.into_iter(), |gva| self.keeps_copy(gva))?;
         Ok((memory, tables))

@@ -28,6 +28,8 @@ pub struct ResetReport {
     /// Pages known to have been written since the last reset, in no order: those of `copied_pages`, and
     /// those that were copied because they were written.
     pub written: Vec<Gva>,
+    /// The pages of `dropped_pages`, in no order.
+    pub dropped: Vec<Gva>,
 }
 
 impl PageTables {
@@ -203,6 +205,7 @@ impl PageTables {
                     None => {
                         log.note_given_up(index);
                         report.dropped_pages += 1;
+                        report.dropped.push(gva);
                     }
                 }
             }

@@ -285,6 +285,7 @@ fn a_reset_restores_contents_and_counts() {
         table_pages: report.table_pages,
         // The third was written with what it held.
         written: vec![page(1), page(2), page(3)],
+        dropped: Vec::new(),
     };
     assert_eq!(report, expected);
     // The table of the base pages, the new one, and the one that links to it.
@@ -488,7 +489,17 @@ fn a_split_stays_and_its_pages_are_restored() {
         assert_eq!(leaf.size, PageSize::Base);
         assert_eq!(leaf.flags.contains(PteFlags::WRITE), index == 7);
     }
-    // A 2 MiB page that was changed as a whole before it was split.
+    // A 2 MiB page that was removed before a base page took a part of its place.
+    let mut fork = Fork::of(&frozen);
+    fork.tables
+        .unmap_range(&mut fork.mem, HUGE, HUGE_PAGE_SIZE, |_, _, _| {})
+        .unwrap();
+    fork.add(inside(5), 1);
+    fork.reset();
+    for index in 0..512 {
+        assert_eq!(fork.word(inside(index)), 1000 + index);
+    }
+    // One that was changed as a whole before it was split.
     let mut fork = Fork::of(&frozen);
     fork.tables
         .unmap_range(&mut fork.mem, HUGE, HUGE_PAGE_SIZE, |_, _, _| {})
