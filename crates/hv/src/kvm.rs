@@ -86,11 +86,15 @@ impl Kvm {
     /// # Errors
     /// [`HvError::Call`] when the host refuses (memory, descriptors).
     pub fn create_vm(&self) -> Result<Vm, HvError> {
-        let fd = self
-            .0
-            .fd
-            .create_vm()
-            .map_err(|error| HvError::from_errno("KVM_CREATE_VM", error))?;
+        // KVM starts a kernel thread for it, which any signal interrupts: this process's own, or a kick
+        // meant for another VM that this thread ran.
+        let fd = loop {
+            match self.0.fd.create_vm() {
+                Ok(fd) => break fd,
+                Err(error) if error.errno() == libc::EINTR => {}
+                Err(error) => return Err(HvError::from_errno("KVM_CREATE_VM", error)),
+            }
+        };
         Vm::new(self.clone(), fd)
     }
 
