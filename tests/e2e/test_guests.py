@@ -127,6 +127,13 @@ def test_threads(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare([f"./threads{library}", str(sized(20000, 500))], cwd=guests)
 
 
+@pytest.mark.parametrize("program", ["epoll", "eventfd", "timerfd", "socketpair"])
+def test_descriptors_that_are_waited_for(
+    oracle: Oracle, guests: pathlib.Path, program: str
+) -> None:
+    oracle.compare([f"./{program}"], cwd=guests)
+
+
 def test_threads_that_never_call_the_kernel_take_turns(
     oracle: Oracle, guests: pathlib.Path
 ) -> None:

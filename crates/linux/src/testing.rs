@@ -240,6 +240,13 @@ impl Sandbox {
         }
     }
 
+    /// Faults all of user memory in, so that what is charged from now on is not memory's.
+    pub fn touch_all(&mut self) {
+        for at in (ARENA..ARENA + ARENA_BYTES).step_by(4096) {
+            self.cx().write(Gva(at), &[0]).unwrap();
+        }
+    }
+
     /// Fresh user memory.
     pub fn room(&mut self, len_bytes: u64) -> i64 {
         let at = self.next;

@@ -93,7 +93,7 @@ pub struct Epoll {
     nested: OrdMap<Key, ObjectId>,
 }
 
-/// Watchers of a source in order: exclusive ones last.
+/// A watcher's source, whether it is exclusive, and its age.
 type Place = (Source, bool, u64);
 
 /// All epoll instances.
@@ -193,9 +193,14 @@ impl Epolls {
         true
     }
 
+    /// Who watches a source, in the order of Linux's wait queues: the newest first, then the exclusive
+    /// ones, the oldest first.
     fn watchers_of(&self, source: Source) -> Vec<(ObjectId, Key)> {
-        let all = (source, false, 0)..=(source, true, u64::MAX);
-        self.watchers.range(all).map(|(_, found)| *found).collect()
+        let group = |exclusive: bool| {
+            let all = (source, exclusive, 0)..=(source, exclusive, u64::MAX);
+            self.watchers.range(all).map(|(_, found)| *found)
+        };
+        group(false).rev().chain(group(true)).collect()
     }
 
     /// Instances nested in `id`, itself included, each once.

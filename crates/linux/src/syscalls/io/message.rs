@@ -112,7 +112,7 @@ fn write_event(
     buffers.advance(done);
     let mut added = Err(Errno::EINVAL);
     while let Some((gva, len)) = buffers.peek(usize::MAX) {
-        added = if (len as u64) < COUNT_BYTES {
+        added = if len as u64 != COUNT_BYTES {
             Err(Errno::EINVAL)
         } else {
             cx.read_struct::<u64>(gva)
@@ -123,9 +123,6 @@ fn write_event(
                 done = done.saturating_add(COUNT_BYTES);
                 buffers.advance(COUNT_BYTES);
                 cx.kernel.wake(Source::Object(id), POLLIN);
-                if len as u64 != COUNT_BYTES {
-                    break;
-                }
             }
             Ok(None) if waiting == Waiting::Allowed => {
                 return Ok(wait_for(Source::Object(id), state, done));

@@ -56,4 +56,6 @@ pub(super) fn number(fd: i32) -> u64 {
 }
 
 #[cfg(test)]
+mod epoll_tests;
+#[cfg(test)]
 mod tests;

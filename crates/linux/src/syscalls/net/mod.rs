@@ -1,6 +1,8 @@
 //! Sockets: there is no network, and no socket has a name. There are pairs of connected ones.
 
 mod options;
+#[cfg(test)]
+mod tests;
 pub(super) mod transfer;
 
 pub use options::{sys_getpeername, sys_getsockname, sys_getsockopt, sys_setsockopt};

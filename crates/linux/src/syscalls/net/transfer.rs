@@ -197,8 +197,9 @@ fn receive(
         if flags & MSG_PEEK == 0 {
             unix::consume(cx.kernel, &mut cx.machine.memory, id, copied)?;
         }
+        // All that is queued has been looked at: only MSG_WAITALL goes on.
         let over = copied < arrived.bytes.len() || copied == 0 || buffers.left() == 0;
-        if over || flags & MSG_PEEK != 0 {
+        if over || flags & MSG_PEEK != 0 || flags & MSG_WAITALL == 0 {
             return Ok(Done::Moved(done, Truncated::No));
         }
     }
