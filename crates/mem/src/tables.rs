@@ -421,11 +421,15 @@ impl PageTables {
             if entry & PRESENT == 0 {
                 let new = mem.alloc_table_frame()?;
                 self.table_frames += 1;
+                match &mut self.undo {
+                    Some(undo) if at_level == 2 => {
+                        undo.add_last_level(mem, at, gva, new, entry);
+                    }
+                    Some(undo) => undo.add_table(new, gva, at_level - 1, Origin::Added),
+                    None => {}
+                }
                 entry = new.0 | LINK;
                 mem.store_entry(at, entry);
-                if let Some(undo) = &mut self.undo {
-                    undo.add_table(new, gva, at_level - 1, Origin::Added);
-                }
             } else if at_level == 2 && entry & LARGE != 0 {
                 entry = self.split(mem, gva, at, entry)?;
             }
@@ -452,7 +456,7 @@ impl PageTables {
             mem.store_entry(table.wrapping_add(index * 8), leaf.entry());
         }
         if let Some(undo) = &mut self.undo {
-            undo.split(mem, at, gva, table, huge);
+            undo.add_last_level(mem, at, gva, table, entry);
         }
         let link = table.0 | LINK;
         mem.store_entry(at, link);

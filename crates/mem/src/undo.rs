@@ -160,13 +160,21 @@ impl UndoLog {
         log.touched.add(index);
     }
 
-    /// Notes that `table`, filled with the pieces of the 2 MiB leaf `now`, takes that leaf's place in
-    /// `entry`. It stays there; resets give its entries what the frozen leaf said of their pages.
-    pub(crate) fn split(&mut self, mem: &GuestMemory, entry: Gpa, gva: Gva, table: Gpa, now: Leaf) {
+    /// Notes that `table` takes the place of what `entry`, of a page directory, is `now`: nothing, or a
+    /// 2 MiB leaf whose pieces the table holds. It stays there; resets give its entries what the frozen
+    /// entry said of their pages, which may be a leaf that is gone by now.
+    pub(crate) fn add_last_level(
+        &mut self,
+        mem: &GuestMemory,
+        entry: Gpa,
+        gva: Gva,
+        table: Gpa,
+        now: u64,
+    ) {
         let (log, index) = self.log_of(entry, gva, 2);
         let original = match log.touched.has(index) {
             true => log.original(mem, index),
-            false => now.entry(),
+            false => now,
         };
         log.touched.remove(index);
         let origin = match original & PRESENT {
@@ -174,7 +182,7 @@ impl UndoLog {
             _ => Origin::Split(leaf_at(original, 2)),
         };
         self.add_table(table, gva, 1, origin);
-        if original != now.entry()
+        if original != now
             && let Some(log) = self.tables.last_mut()
         {
             log.touched = IndexSet::FULL;
