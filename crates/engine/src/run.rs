@@ -51,6 +51,8 @@ pub(crate) enum Until {
     Message,
     /// The called function has returned.
     Return,
+    /// A thread waits that can be given a function to call.
+    Callable,
 }
 
 /// Why a step stopped.
@@ -216,6 +218,7 @@ impl Sandbox {
             Until::Ready => self.personality.is_ready(),
             Until::Message => !self.personality.kernel.channel.outbox.is_empty(),
             Until::Return => self.personality.call_status() != CallStatus::Running,
+            Until::Callable => self.personality.is_callable(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::Kicker;
@@ -148,13 +148,20 @@ impl Sandbox {
             CallReturns::Float => Returns::Float,
             CallReturns::Int | CallReturns::Bytes | CallReturns::Nothing => Returns::Integer,
         };
+        let deadline = timeout.map(|timeout| (Instant::now(), timeout));
+        let left = || deadline.map(|(start, timeout)| timeout.saturating_sub(start.elapsed()));
+        // One that has just answered is on its way to its next message.
+        let has_run = self.origin.is_some() || self.times.guest_ns > 0;
+        if has_run && !self.personality.is_callable() {
+            self.step(Until::Callable, left(), owner)?;
+        }
         self.personality
             .begin_call(function, args, register, &mut self.vcpu)
             .map_err(|error| match error {
                 CallError::NotReady => EngineError::NotReady,
                 other => EngineError::BadArgument(format!("{symbol}: {other}")),
             })?;
-        self.step(Until::Return, timeout, owner)?;
+        self.step(Until::Return, left(), owner)?;
         let returned = self
             .personality
             .take_return()
@@ -300,7 +307,7 @@ impl Sandbox {
             Stop::Interrupted => Err(EngineError::Interrupted),
             Stop::Stuck => Err(match until {
                 Until::Message | Until::Return => EngineError::Silent,
-                Until::Ready | Until::End => EngineError::NotReady,
+                Until::Ready | Until::End | Until::Callable => EngineError::NotReady,
             }),
             Stop::Ended(ending) => {
                 self.ended = Some(ending);

@@ -323,6 +323,12 @@ impl Personality {
         Some(message)
     }
 
+    /// Whether there is a thread that a call may be made on.
+    #[must_use]
+    pub fn is_callable(&self) -> bool {
+        self.kernel.borrowable().is_some()
+    }
+
     /// Makes the program call `function` the next time it runs. The result is there once
     /// [`Personality::call_status`] says so.
     ///
