@@ -1,0 +1,134 @@
+"""Functions that tests/e2e/test_isolated.py calls in a VM. Imported on both sides."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import os
+import random
+import socket
+import sys
+import threading
+import time
+
+import kvmlet
+
+counted: list[int] = []
+
+
+@kvmlet.register_result
+@dataclasses.dataclass(frozen=True)
+class Invoice:
+    number: int
+    total: decimal.Decimal
+    due: datetime.date
+    lines: tuple[str, ...] = ()
+
+
+@kvmlet.isolated(timeout=400)
+def add_up(prices: list[str]) -> Invoice:
+    total = sum(map(decimal.Decimal, prices), decimal.Decimal())
+    return Invoice(7, total, datetime.date(2024, 2, 29), tuple(prices))
+
+
+@kvmlet.isolated
+def echo(value: object) -> object:
+    return value
+
+
+@kvmlet.isolated
+def count() -> int:
+    counted.append(1)
+    return len(counted)
+
+
+@kvmlet.isolated
+def where() -> tuple[int, str, str, bool]:
+    return os.getpid(), sys.executable, sys.version, hasattr(sys, "ps1")
+
+
+@kvmlet.isolated
+def draw() -> float:
+    return random.random()
+
+
+@kvmlet.isolated
+def read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@kvmlet.isolated
+def leave_traces() -> list[str]:
+    found = [name for name in (*os.listdir("/tmp"), *os.environ) if name in ("trace", "TRACE")]
+    with open("/tmp/trace", "w") as file:
+        file.write("x")
+    os.environ["TRACE"] = "x"
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    return [*found, *(thread.name for thread in threading.enumerate()[2:])]
+
+
+@kvmlet.isolated
+def connect() -> None:
+    socket.create_connection(("127.0.0.1", 80), timeout=1)
+
+
+@kvmlet.isolated
+def fail(kind: str) -> None:
+    if kind == "own":
+
+        class OwnError(Exception):
+            pass
+
+        raise OwnError("of its own")
+    if kind == "exit":
+        sys.exit(3)
+    if kind == "_exit":
+        os._exit(3)
+    if kind == "abort":
+        os.abort()
+    raise {"value": ValueError("bad"), "key": KeyError("k"), "memory": MemoryError()}[kind]
+
+
+@kvmlet.isolated(timeout=2)
+def spin() -> None:
+    while True:
+        pass
+
+
+@kvmlet.isolated(memory="96m")
+def eat() -> int:
+    data = []
+    while True:
+        data.append(bytes(1 << 20) * 2)
+
+
+@kvmlet.isolated
+def nothing_to_send() -> object:
+    return threading.Lock()
+
+
+@kvmlet.isolated
+def say(text: str) -> None:
+    print(text)
+    print(text, file=sys.stderr)
+
+
+@kvmlet.isolated
+def nested(number: int) -> int:
+    return number if number == 0 else number + nested(number - 1)
+
+
+@kvmlet.isolated
+def large(size: int) -> bytes:
+    return bytes(size)
+
+
+class Scale:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    @kvmlet.isolated
+    def apply(self, number: int) -> int:
+        return self.factor * number

@@ -1,0 +1,219 @@
+"""@kvmlet.isolated: functions of this program in a warmed interpreter."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+import kvmlet
+from e2e import isolated_functions as functions
+from e2e.oracle import HANG_S, ROOT, sized
+
+pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+
+
+def test_a_call() -> None:
+    invoice = functions.add_up(["1.50", "2.25"])
+    assert invoice == functions.Invoice(
+        7, decimal.Decimal("3.75"), datetime.date(2024, 2, 29), ("1.50", "2.25")
+    )
+    pid, executable, version, _ = functions.where()
+    assert pid == 1
+    assert executable == sys.executable
+    assert version == sys.version
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [True, 0, -1, 1 << 200, 0.1, 1j, "grüße", b"\0", bytearray(b"x")],
+        {"a": (1, [2], {3}), 4: frozenset({5})},
+        datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=2))),
+        decimal.Decimal("1e-30"),
+    ],
+)
+def test_values(value: object) -> None:
+    assert functions.echo(value) == value
+
+
+def test_every_call_is_the_first() -> None:
+    assert [functions.count() for _ in range(sized(20, 3))] == [1] * sized(20, 3)
+    assert functions.counted == []
+    draws = [functions.draw() for _ in range(sized(20, 3))]
+    assert len(set(draws)) == len(draws)
+    for _ in range(3):
+        assert functions.leave_traces() == []
+
+
+def test_many_calls() -> None:
+    count = sized(500, 20)
+    assert list(functions.echo.map(range(count))) == list(range(count))
+    futures = [functions.echo.submit(number) for number in range(count)]
+    assert [future.result() for future in futures] == list(range(count))
+
+
+def test_what_it_cannot_do(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(PermissionError):
+        functions.read("/etc/shadow")
+    (tmp_path / "secret").write_text("secret")
+    # The guest has a /tmp of its own.
+    with pytest.raises((PermissionError, FileNotFoundError)):
+        functions.read(os.fspath(tmp_path / "secret"))
+    with pytest.raises(OSError, match=r"Address family|Permission|denied|not permitted"):
+        functions.connect()
+
+
+def test_exceptions() -> None:
+    with pytest.raises(ValueError, match=r"^bad") as value:
+        functions.fail("value")
+    assert isinstance(value.value, kvmlet.GuestError)
+    assert "isolated_functions.py" in value.value.guest_traceback
+    assert "_runner" not in value.value.guest_traceback
+    with pytest.raises(KeyError):
+        functions.fail("key")
+    with pytest.raises(MemoryError):
+        functions.fail("memory")
+    with pytest.raises(kvmlet.GuestError, match=r"OwnError: of its own"):
+        functions.fail("own")
+    with pytest.raises(kvmlet.GuestError, match="SystemExit: 3"):
+        functions.fail("exit")
+    with pytest.raises(kvmlet.SandboxEnded, match="status 3"):
+        functions.fail("_exit")
+    with pytest.raises(kvmlet.SandboxEnded, match="signal 6"):
+        functions.fail("abort")
+    with pytest.raises(kvmlet.ResultError, match=r"_thread\.lock"):
+        functions.nothing_to_send()
+    with pytest.raises(kvmlet.CannotSend):
+        functions.echo(sys._getframe())
+    assert functions.echo(1) == 1
+
+
+def test_limits() -> None:
+    with pytest.raises(kvmlet.DeadlineExceeded, match="timeout"):
+        functions.spin()
+    with pytest.raises((kvmlet.SandboxEnded, MemoryError)):
+        functions.eat()
+    with pytest.raises(kvmlet.ResultError, match="bytes of it"):
+        functions.large(17 << 20)
+    with pytest.raises(kvmlet.MessageTooLong):
+        functions.echo(bytes(17 << 20))
+    assert functions.large(1 << 20) == bytes(1 << 20)
+    future = functions.spin.submit()
+    time.sleep(0.1)
+    assert future.cancel()
+    assert functions.echo(1) == 1
+
+
+def test_printing(capsys: pytest.CaptureFixture[str]) -> None:
+    functions.say("grüße")
+    assert capsys.readouterr() == ("grüße\n", "grüße\n")
+
+
+def test_methods_and_nesting() -> None:
+    assert functions.Scale(3).apply(5) == 15
+    assert functions.nested(4) == 10
+
+
+def test_functions_of_no_module() -> None:
+    offset = 10
+
+    @kvmlet.isolated(preload=["json"], size=1)
+    def inner(number: int) -> int:
+        import json
+
+        return int(json.loads(f"{number + offset}"))
+
+    assert inner(1) == 11
+    offset = 20
+    assert inner(1) == 21
+
+
+MAIN = """
+import dataclasses, os, sys
+import kvmlet
+
+@kvmlet.register_result
+@dataclasses.dataclass
+class Point:
+    x: int
+
+FACTOR = 3
+
+@kvmlet.isolated
+def scale(point):
+    if point.x > 100:
+        return scale.__wrapped__(Point(100))
+    return Point(point.x * FACTOR)
+
+if __name__ == "__main__":
+    print(scale(Point(5)), scale(Point(500)))
+    pid = os.fork()
+    if pid == 0:
+        print(scale(Point(6)), flush=True)
+        sys.exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    print(scale(Point(7)))
+    if len(sys.argv) > 1:
+        scale(None)
+"""
+
+
+def main_program(tmp_path: pathlib.Path, *words: str) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "program.py"
+    script.write_text(MAIN)
+    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT / "python"), "PYTHONUNBUFFERED": "1"}
+    return subprocess.run(
+        [sys.executable, script, *words],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        env=environment,
+    )
+
+
+def test_a_main_program(tmp_path: pathlib.Path) -> None:
+    done = main_program(tmp_path)
+    assert done.stderr == ""
+    assert done.stdout == "Point(x=15) Point(x=300)\nPoint(x=18)\nPoint(x=21)\n"
+    assert done.returncode == 0
+
+
+def test_a_traceback(tmp_path: pathlib.Path) -> None:
+    done = main_program(tmp_path, "fail")
+    assert done.returncode == 1
+    assert "kvmlet.GuestAttributeError: 'NoneType' object has no attribute 'x'" in done.stderr
+    assert "In the guest:" in done.stderr
+    assert 'program.py", line ' in done.stderr
+    assert "if point.x > 100" in done.stderr
+    assert "pool.py" not in done.stderr
+
+
+def test_the_example_of_the_readme(tmp_path: pathlib.Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    example = text.partition("@kvmlet.isolated")
+    before = example[0].rpartition("```python\n")[2]
+    code = before + example[1] + example[2].partition("```")[0]
+    script = tmp_path / "example.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        env={**os.environ, "PYTHONPATH": os.fspath(ROOT / "python")},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for line, said in zip(
+        [line for line in code.splitlines() if "print(" in line],
+        done.stdout.splitlines(),
+        strict=True,
+    ):
+        assert line.rpartition("# ")[2] == said
