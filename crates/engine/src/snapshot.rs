@@ -87,7 +87,7 @@ impl Learned {
         for page in &report.dropped {
             self.pages.remove(&page.0);
         }
-        for page in &report.written {
+        for page in &report.copied_on_write {
             if self.pages.len() >= LEARNED_MAX {
                 break;
             }

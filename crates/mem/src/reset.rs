@@ -25,9 +25,9 @@ pub struct ResetReport {
     pub scrubbed_pages: u64,
     /// Table frames that this fork does not share.
     pub table_pages: u64,
-    /// Pages known to have been written since the last reset, in no order: those of `copied_pages`, and
-    /// those that were copied because they were written.
-    pub written: Vec<Gva>,
+    /// Pages of `kept_pages` that were copied since the last reset because they were written, in no
+    /// order. Pages copied earlier, or ahead, are not named again: a steady load names none.
+    pub copied_on_write: Vec<Gva>,
     /// The pages of `dropped_pages`, in no order.
     pub dropped: Vec<Gva>,
 }
@@ -195,7 +195,7 @@ impl PageTables {
                 ) {
                     Some(leaf) => {
                         if copy.cause == Cause::Write {
-                            report.written.push(gva);
+                            report.copied_on_write.push(gva);
                             copy.cause = Cause::Earlier;
                         }
                         wanted = leaf.entry();
@@ -254,16 +254,12 @@ fn restored(
     if !in_place || !mem.is_frozen(frozen.gpa) || !may_keep() {
         return None;
     }
-    let differed = mem.restore_frame(frozen.gpa, copy.frame).ok()?;
-    if differed {
+    if mem.restore_frame(frozen.gpa, copy.frame).ok()? {
         report.copied_pages += 1;
         copy.idle = 0;
     } else {
         report.compared_equal_pages += 1;
         copy.idle = copy.idle.saturating_add(1);
-    }
-    if differed {
-        copy.cause = Cause::Write;
     }
     // A frame that was freed and used again could be the copy of two pages: the second loses it.
     if copy.idle >= idle_max || !mem.keep_frame(copy.frame) {
