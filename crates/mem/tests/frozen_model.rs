@@ -331,7 +331,11 @@ impl World {
         }
         assert_eq!(report.kept_pages, kept.len() as u64);
         let written: BTreeSet<Gva> = report.copied_on_write.iter().copied().collect();
-        assert_eq!(written.len(), report.copied_on_write.len(), "a page is named twice");
+        assert_eq!(
+            written.len(),
+            report.copied_on_write.len(),
+            "a page is named twice"
+        );
         assert!(written.is_subset(&kept_pages));
         assert_eq!((self.mem.used_bytes(), self.mem.peak_bytes()), (0, 0));
         assert_eq!(self.dirty_frames(), kept, "private memory holds something");
