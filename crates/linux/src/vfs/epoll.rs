@@ -9,6 +9,10 @@
 //! its items on such streams are asked first ([`refresh`]). For an edge-triggered one it is an edge
 //! when an event holds that did not when last asked, or when more bytes can be read than were left
 //! then; a transfer that would have had to wait forgets the event.
+//!
+//! Linux differs: it limits the number of ways from a source to instances that watch one another
+//! (reverse_path_check). Here there is no such limit, since each instance is told and asked only once
+//! for an event. And a wait does not keep an instance alive whose last descriptor another thread closes.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -166,7 +166,11 @@ fn wait(
     if beyond.is_none_or(|end| end > USER_END.0) {
         return Err(Errno::EFAULT);
     }
-    let (_, file) = fd::get_io(cx, int(fd))?;
+    let (_, file) = match fd::get_io(cx, int(fd)) {
+        // Closed by another thread during the wait, whose time is now over.
+        Err(_) if state.expired => return Ok(Outcome::Done(Ok(0))),
+        found => found?,
+    };
     let FileKind::Epoll(id) = file.kind else {
         return Err(Errno::EINVAL);
     };
