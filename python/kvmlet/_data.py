@@ -197,7 +197,7 @@ def decode(data: bytes) -> Any:
     """The value that `encode` made `data` of. Raises DataError for anything else."""
     reader = _Reader(data)
     try:
-        value = reader.value(0, in_key=False)
+        value = reader.value(0, False)
     except RecursionError:
         raise DataError("nested too deep for this stack") from None
     if reader.at != len(data):
@@ -222,11 +222,13 @@ class _Reader:
     def unpack(self, form: struct.Struct) -> tuple[Any, ...]:
         return form.unpack(self.take(form.size))
 
-    def sized(self, limit: int | None = None) -> bytes:
-        (length,) = self.unpack(_U32)
-        if limit is not None and length > limit:
-            raise DataError("too long")
-        return self.take(length)
+    def sized(self, limit: int = 0xFFFF_FFFF) -> bytes:
+        start = self.at + 4
+        end = start + int.from_bytes(self.data[self.at : start], "little")
+        if end > len(self.data) or end - start > limit:
+            raise DataError("too short, or too long")
+        self.at = end
+        return self.data[start:end]
 
     def count(self, least_bytes: int) -> int:
         """How many values follow, of at least `least_bytes` each."""
@@ -235,21 +237,24 @@ class _Reader:
             raise DataError("too short")
         return int(count)
 
-    def value(self, depth: int, *, in_key: bool) -> Any:
+    def value(self, depth: int, in_key: bool) -> Any:
         """The next value. `in_key`: it will be hashed, and compared with others."""
-        if depth > MAX_DEPTH:
-            raise DataError("nested too deep")
-        tag = self.take(1)
-        self.units -= _HASHED_UNITS if tag in b"SZdR" else 1
-        if self.units < 0:
-            raise DataError("too many values")
+        try:
+            tag = self.data[self.at]
+        except IndexError:
+            raise DataError("too short") from None
+        self.at += 1
+        self.units -= 1
+        if self.units < 0 or depth > MAX_DEPTH:
+            raise DataError("too many values, or nested too deep")
         read = _READERS.get(tag)
         if read is None:
-            raise DataError(f"unknown tag {tag!r}")
+            raise DataError(f"unknown tag {tag}")
         return read(self, depth + 1, in_key)
 
-    def items(self, depth: int, *, in_key: bool) -> list[Any]:
-        return [self.value(depth, in_key=in_key) for _ in range(self.count(1))]
+    def items(self, depth: int, in_key: bool) -> list[Any]:
+        value = self.value
+        return [value(depth, in_key) for _ in range(self.count(1))]
 
     def integer(self, _depth: int, in_key: bool) -> int:
         content = self.sized(_MAX_KEY_INT_BYTES if in_key else _MAX_INT_BYTES)
@@ -262,17 +267,20 @@ class _Reader:
             raise DataError("not UTF-8") from None
 
     def set(self, depth: int, _in_key: bool) -> set[Any]:
-        return set(self.hashed(self.items(depth, in_key=True)))
+        self.units -= _HASHED_UNITS
+        return set(self.hashed(self.items(depth, True)))
 
     def frozenset(self, depth: int, _in_key: bool) -> frozenset[Any]:
-        return frozenset(self.hashed(self.items(depth, in_key=True)))
+        self.units -= _HASHED_UNITS
+        return frozenset(self.hashed(self.items(depth, True)))
 
     def dict(self, depth: int, in_key: bool) -> dict[Any, Any]:
+        self.units -= _HASHED_UNITS
         keys: list[Any] = []
         values: list[Any] = []
         for _ in range(self.count(2)):
-            keys.append(self.value(depth, in_key=True))
-            values.append(self.value(depth, in_key=in_key))
+            keys.append(self.value(depth, True))
+            values.append(self.value(depth, in_key))
         return dict(zip(self.hashed(keys), values, strict=True))
 
     def hashed(self, keys: list[Any]) -> list[Any]:
@@ -321,7 +329,7 @@ class _Reader:
             raise DataError("not a timedelta") from None
 
     def zone(self, depth: int) -> datetime.timezone | None:
-        data = self.value(depth, in_key=False)
+        data = self.value(depth, False)
         if data is None:
             return None
         if not (
@@ -337,8 +345,9 @@ class _Reader:
             raise DataError("not a time zone") from None
 
     def dataclass(self, depth: int, in_key: bool) -> Any:
-        name = self.value(depth, in_key=False)
-        fields = self.value(depth, in_key=in_key)
+        self.units -= _HASHED_UNITS
+        name = self.value(depth, False)
+        fields = self.value(depth, in_key)
         if not isinstance(name, str) or not isinstance(fields, dict):
             raise DataError("not a dataclass")
         cls: Any = _registered.get(name)
@@ -353,25 +362,25 @@ class _Reader:
             raise DataError(f"{name} cannot be made: {error}") from error
 
 
-_READERS: dict[bytes, Any] = {
-    b"N": lambda _reader, _depth, _in_key: None,
-    b"T": lambda _reader, _depth, _in_key: True,
-    b"F": lambda _reader, _depth, _in_key: False,
-    b"i": _Reader.integer,
-    b"f": lambda reader, _depth, _in_key: reader.unpack(_DOUBLE)[0],
-    b"c": lambda reader, _depth, _in_key: complex(*reader.unpack(_COMPLEX)),
-    b"s": _Reader.text,
-    b"b": lambda reader, _depth, _in_key: reader.sized(),
-    b"a": lambda reader, _depth, _in_key: bytearray(reader.sized()),
-    b"l": lambda reader, depth, in_key: reader.items(depth, in_key=in_key),
-    b"t": lambda reader, depth, in_key: tuple(reader.items(depth, in_key=in_key)),
-    b"S": _Reader.set,
-    b"Z": _Reader.frozenset,
-    b"d": _Reader.dict,
-    b"D": _Reader.decimal,
-    b"y": _Reader.date,
-    b"h": _Reader.time,
-    b"x": _Reader.moment,
-    b"e": _Reader.delta,
-    b"R": _Reader.dataclass,
+_READERS: dict[int, Any] = {
+    ord("N"): lambda _reader, _depth, _in_key: None,
+    ord("T"): lambda _reader, _depth, _in_key: True,
+    ord("F"): lambda _reader, _depth, _in_key: False,
+    ord("i"): _Reader.integer,
+    ord("f"): lambda reader, _depth, _in_key: reader.unpack(_DOUBLE)[0],
+    ord("c"): lambda reader, _depth, _in_key: complex(*reader.unpack(_COMPLEX)),
+    ord("s"): _Reader.text,
+    ord("b"): lambda reader, _depth, _in_key: reader.sized(),
+    ord("a"): lambda reader, _depth, _in_key: bytearray(reader.sized()),
+    ord("l"): lambda reader, depth, in_key: reader.items(depth, in_key),
+    ord("t"): lambda reader, depth, in_key: tuple(reader.items(depth, in_key)),
+    ord("S"): _Reader.set,
+    ord("Z"): _Reader.frozenset,
+    ord("d"): _Reader.dict,
+    ord("D"): _Reader.decimal,
+    ord("y"): _Reader.date,
+    ord("h"): _Reader.time,
+    ord("x"): _Reader.moment,
+    ord("e"): _Reader.delta,
+    ord("R"): _Reader.dataclass,
 }
