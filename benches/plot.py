@@ -35,7 +35,7 @@ def plot_resets(points: Sequence[dict[str, float]], path: Path, live: int) -> No
     axes.set_xticks(pages, [f"{page:,.0f}" for page in pages])
     axes.set_xlabel("pages of 4 KiB that the request wrote")
     axes.set_ylabel("time (us)")
-    axes.set_title(f"Putting a fork back, beside {live:,} live VMs")
+    axes.set_title(f"Putting a fork back, beside {live:,} live VM{'s' * (live > 1)}")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
