@@ -32,6 +32,8 @@ pub enum Place {
 
 /// Where the memory file system is mounted.
 pub const TMP: &[u8] = b"/tmp";
+/// Where the second tree of the memory file system is mounted (shm_open(3)).
+pub const SHM: &[u8] = b"/dev/shm";
 /// Where the process file system is mounted.
 pub const PROC: &[u8] = b"/proc";
 /// Where the devices are.
@@ -134,7 +136,7 @@ impl Policy {
         if path == TMP || self.classify(path) == Place::Readable {
             return Ok(());
         }
-        let shared_memory = beneath(b"/dev/shm", path) && path != b"/dev/shm";
+        let shared_memory = beneath(SHM, path) && path != SHM;
         let forbidden = [PROC, SYS, DEV, b"/etc".as_slice()];
         if path == b"/" || !shared_memory && forbidden.iter().any(|tree| beneath(tree, path)) {
             return Err(PolicyError::Unsuitable(text()));
@@ -160,6 +162,10 @@ impl Policy {
         }
         if self.leads(path) {
             return Place::Leading;
+        }
+        // A visible host tree in /dev/shm takes the place of the memory file system.
+        if beneath(SHM, path) && !self.leads(SHM) {
+            return Place::Tmp;
         }
         if beneath(DEV, path) {
             Place::Dev
@@ -248,8 +254,11 @@ mod tests {
         assert_eq!(policy.classify(b"/tmp/w/x"), Place::Readable);
         assert_eq!(policy.classify(b"/tmp"), Place::Tmp);
         assert_eq!(policy.classify(b"/tmp/other"), Place::Tmp);
+        assert_eq!(policy.classify(b"/dev/shm/a"), Place::Tmp);
+        assert_eq!(policy.classify(b"/dev/shmem"), Place::Dev);
         let policy = Policy::with_working_directory(b"/dev/shm/w").unwrap();
         assert_eq!(policy.classify(b"/dev/shm"), Place::Leading);
+        assert_eq!(policy.classify(b"/dev/shm/other"), Place::Dev);
         assert_eq!(policy.classify(b"/dev/shm/w/x"), Place::Readable);
         assert_eq!(policy.classify(b"/dev"), Place::Dev);
         assert_eq!(policy.classify(b"/dev/sda"), Place::Dev);

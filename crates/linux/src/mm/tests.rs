@@ -665,7 +665,7 @@ fn maps_are_printed_as_linux_does() {
     let text = String::from_utf8(maps_text(&f.mm)).unwrap();
     let name = format!(
         "{:<73}/tmp/file",
-        "20000000-20001000 r-xs 00001000 00:7f 2 "
+        "20000000-20001000 r-xs 00001000 00:7f 3 "
     );
     let heap = format!("{:<73}[heap]", "30000000-30001000 rw-p 00000000 00:00 0 ");
     let expected = format!("10000000-10001000 rw-p 00000000 00:00 0 \n{name}\n{heap}\n");

@@ -108,10 +108,10 @@ pub fn printable(path: &[u8]) -> String {
 pub fn path_text(cx: &Cx<'_>, dir: &Dir) -> Vec<u8> {
     match dir {
         Dir::Path(path) => path.to_vec(),
-        Dir::Tmp(inode) => cx.kernel.tmpfs.path_of(*inode).map_or_else(
-            |_| b"/tmp (deleted)".to_vec(),
-            |below| [TMP, &below].concat(),
-        ),
+        Dir::Tmp(inode) => {
+            let path = cx.kernel.tmpfs.path_of(*inode);
+            path.unwrap_or_else(|_| b"/tmp (deleted)".to_vec())
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bitflags::bitflags;
 use kvmlet_abi::Errno;
-use kvmlet_policy::{Place, READ_REMEDY, TMP, WRITE_REMEDY, join, parent};
+use kvmlet_policy::{Place, READ_REMEDY, SHM, TMP, WRITE_REMEDY, join, parent};
 
 use super::attr::{Attr, MAY_EXEC};
 use super::synth::{self, Synth};
@@ -143,9 +143,9 @@ impl Dir {
                 // A removed directory has no path, but it can still be asked about itself.
                 let path = tmpfs
                     .path_of(*inode)
-                    .unwrap_or_else(|_| b"/ (deleted)".to_vec());
+                    .unwrap_or_else(|_| b"/tmp/ (deleted)".to_vec());
                 At {
-                    path: [TMP, &path].concat(),
+                    path,
                     tmp: Some(*inode),
                 }
             }
@@ -416,7 +416,7 @@ impl Walker<'_, '_> {
         let path = parent(&self.at.path).to_vec();
         let tmpfs = &self.cx.kernel.tmpfs;
         let tmp = match self.at.tmp {
-            Some(TmpFs::ROOT) => None,
+            Some(TmpFs::ROOT | TmpFs::SHM) => None,
             Some(inode) => {
                 let above = tmpfs.get(inode)?.dir()?.parent;
                 if above == inode {
@@ -671,13 +671,16 @@ fn tmp_directory(tmpfs: &TmpFs, path: &[u8], place: Place) -> Result<Option<Inod
     }
 }
 
-/// The inode at a canonical path beneath /tmp.
+/// The inode at a canonical path beneath /tmp or /dev/shm.
 fn tmp_inode(tmpfs: &TmpFs, path: &[u8]) -> Result<InodeId, Errno> {
-    let rest = path.strip_prefix(TMP).unwrap_or_default();
+    let (root, rest) = match path.strip_prefix(SHM) {
+        Some(rest) => (TmpFs::SHM, rest),
+        None => (TmpFs::ROOT, path.strip_prefix(TMP).unwrap_or_default()),
+    };
     let mut names = rest
         .split(|byte| *byte == b'/')
         .filter(|name| !name.is_empty());
-    names.try_fold(TmpFs::ROOT, |dir, name| tmpfs.lookup(dir, name))
+    names.try_fold(root, |dir, name| tmpfs.lookup(dir, name))
 }
 
 /// The directory that `dirfd` names, for relative paths (openat(2)).

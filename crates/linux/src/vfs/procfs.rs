@@ -723,13 +723,14 @@ fn limits(process: &Process) -> String {
 }
 
 /// What is mounted: (mount point, type, options).
-fn mount_table(_cx: &Cx<'_>) -> [(&'static str, &'static str, &'static str); 5] {
+fn mount_table(_cx: &Cx<'_>) -> [(&'static str, &'static str, &'static str); 6] {
     [
         ("/", "kvmlet", "ro,nosuid,nodev"),
         ("/tmp", "tmpfs", "rw,nosuid,nodev,relatime"),
         ("/proc", "proc", "ro,nosuid,nodev,noexec"),
         ("/dev", "devtmpfs", "ro,nosuid"),
         ("/sys", "sysfs", "ro,nosuid,nodev,noexec"),
+        ("/dev/shm", "tmpfs", "rw,nosuid,nodev"),
     ]
 }
 
@@ -743,7 +744,11 @@ fn mounts(cx: &Cx<'_>) -> String {
 fn mountinfo(cx: &Cx<'_>) -> String {
     let mut out = String::new();
     for (index, (at, kind, options)) in (1u32..).zip(mount_table(cx)) {
-        let parent = if index == 1 { 0 } else { 1 };
+        let parent = match at {
+            "/" => 0,
+            "/dev/shm" => 4,
+            _ => 1,
+        };
         let rights = options.split(',').next().unwrap_or("ro");
         out.push_str(&format!(
             "{index} {parent} 0:{} / {at} {options} - {kind} {kind} {rights}\n",

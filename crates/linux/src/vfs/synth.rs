@@ -164,6 +164,7 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
         );
         names.extend(DEV_LINKS.iter().map(|(name, _)| (name.to_vec(), link)));
         names.insert(b"tty".to_vec(), d_type(S_IFCHR));
+        names.insert(b"shm".to_vec(), dir);
     }
     names.into_iter().collect()
 }

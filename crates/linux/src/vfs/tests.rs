@@ -466,3 +466,24 @@ fn proc_shows_the_environment_and_timers() {
         shown.ends_with("ID: 0\nsignal: 14/0000000000000000\nnotify: signal/pid.1\nClockID: 0\n")
     );
 }
+
+#[test]
+fn shared_memory_is_a_tree_of_its_own() {
+    use crate::testing::call;
+    let mut sandbox = Sandbox::new(std::path::Path::new("/usr"));
+    sandbox.spill("/dev/shm/a", b"shared").unwrap();
+    assert_eq!(sandbox.slurp("/dev/shm/../shm/a").unwrap(), b"shared");
+    assert_eq!(sandbox.open("/tmp/a", 0), Err(Errno::ENOENT));
+    assert_eq!(sandbox.names("/dev/shm").unwrap(), ["a"]);
+    assert!(sandbox.names("/dev").unwrap().contains(&"shm".to_owned()));
+    assert_eq!(sandbox.stat("/dev/shm").unwrap().st_mode, 0o041_777);
+    call!(sandbox, "mkdir", "/dev/shm/d", 0o700).unwrap();
+    call!(sandbox, "chdir", "/dev/shm/d").unwrap();
+    let buf = sandbox.room(64);
+    let len = call!(sandbox, "getcwd", buf, 64).unwrap() as usize;
+    assert_eq!(sandbox.get(buf, len), b"/dev/shm/d\0");
+    assert_eq!(sandbox.slurp("../a").unwrap(), b"shared");
+    assert_eq!(sandbox.slurp("../../shm/a").unwrap(), b"shared");
+    assert_eq!(call!(sandbox, "rmdir", "/dev/shm"), Err(Errno::EROFS));
+    call!(sandbox, "unlink", "/dev/shm/a").unwrap();
+}

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::{Errno, Gva};
-use kvmlet_policy::{TMP, parent};
+use kvmlet_policy::parent;
 
 use super::{AT_FDCWD, Target, int, uint};
 use crate::cx::Cx;
@@ -26,7 +26,7 @@ pub fn sys_getcwd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let [buf, size, ..] = *args;
     let mut path = match cx.process()?.cwd.clone() {
         Dir::Path(path) => path.to_vec(),
-        Dir::Tmp(inode) => [TMP, &cx.kernel.tmpfs.path_of(inode)?].concat(),
+        Dir::Tmp(inode) => cx.kernel.tmpfs.path_of(inode)?,
     };
     if path.len() >= PATH_MAX {
         return Err(Errno::ENAMETOOLONG);

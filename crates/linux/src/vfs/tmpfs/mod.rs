@@ -29,7 +29,7 @@ pub(super) const ENTRY_COST_BYTES: u64 = 512;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct InodeId(pub u64);
 
-/// The tree mounted at /tmp, and unnamed files (O_TMPFILE, memfd_create).
+/// The trees mounted at /tmp and /dev/shm, and unnamed files (O_TMPFILE, memfd_create).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TmpFs {
     inodes: OrdMap<InodeId, Inode>,
@@ -155,8 +155,11 @@ pub const SEAL_FUTURE_WRITE: u32 = 16;
 pub const SEAL_EXEC: u32 = 32;
 
 impl TmpFs {
-    /// The root directory.
+    /// The directory at /tmp.
     pub const ROOT: InodeId = InodeId(1);
+    /// The directory at /dev/shm.
+    /// Linux differs: the two are file systems of their own, and names do not move between them.
+    pub const SHM: InodeId = InodeId(2);
 
     /// An empty tree, its root owned by root with mode 1777.
     #[must_use]
@@ -167,12 +170,15 @@ impl TmpFs {
             gid: 0,
             now,
         };
-        let mut root = Inode::new(&NewBody::Dir, attr, Self::ROOT);
-        root.nlink = 2;
-        root.pinned = Pinned::Yes;
+        let root = |id| {
+            let mut root = Inode::new(&NewBody::Dir, attr, id);
+            root.nlink = 2;
+            root.pinned = Pinned::Yes;
+            (id, root)
+        };
         Self {
-            inodes: OrdMap::unit(Self::ROOT, root),
-            next: 2,
+            inodes: [root(Self::ROOT), root(Self::SHM)].into_iter().collect(),
+            next: 3,
         }
     }
 

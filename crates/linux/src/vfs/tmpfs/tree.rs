@@ -5,6 +5,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use kvmlet_abi::Errno;
 use kvmlet_mem::GuestMemory;
+use kvmlet_policy::{SHM, TMP};
 
 use super::{DirData, ENTRY_COST_BYTES, InodeId, NewAttr, NewBody, Pinned, TmpFs};
 use crate::vfs::attr::FileTime;
@@ -89,7 +90,7 @@ impl TmpFs {
         self.get(dir)?.dir()?.lookup(name).ok_or(Errno::ENOENT)
     }
 
-    /// The path of a directory below the mount point: empty for the root.
+    /// The canonical path of a directory.
     ///
     /// # Errors
     /// `ENOENT` if it has been removed, `ENAMETOOLONG` beyond 64 KiB.
@@ -97,7 +98,12 @@ impl TmpFs {
         let mut names: Vec<Arc<[u8]>> = Vec::new();
         let mut len = 0usize;
         let mut at = dir;
-        while at != Self::ROOT {
+        let mount = loop {
+            match at {
+                Self::ROOT => break TMP,
+                Self::SHM => break SHM,
+                _ => {}
+            }
             let data = self.get(at)?.dir()?;
             if data.parent == at {
                 return Err(Errno::ENOENT);
@@ -108,8 +114,9 @@ impl TmpFs {
             }
             names.push(Arc::clone(&data.name));
             at = data.parent;
-        }
-        let mut path = Vec::with_capacity(len);
+        };
+        let mut path = Vec::with_capacity(len.saturating_add(mount.len()));
+        path.extend_from_slice(mount);
         for name in names.iter().rev() {
             path.push(b'/');
             path.extend_from_slice(name);
