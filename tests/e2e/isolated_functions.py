@@ -97,11 +97,11 @@ def spin() -> None:
         pass
 
 
-@kvmlet.isolated(memory="96m")
+@kvmlet.isolated(memory="64m")
 def eat() -> int:
     data = []
     while True:
-        data.append(bytes(1 << 20) * 2)
+        data.append(b"x" * (1 << 20))
 
 
 @kvmlet.isolated

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kvmlet.Snapshot]:
     cwd = tmp_path_factory.mktemp("pool")
-    sandbox = kvmlet.Sandbox([PYTHON, "-c", SERVICE], cwd=cwd, memory="128m")
+    sandbox = kvmlet.Sandbox([PYTHON, "-c", SERVICE], cwd=cwd, memory="48m")
     with sandbox.until_ready(READY_S).freeze() as snapshot:
         yield snapshot
 
