@@ -31,6 +31,8 @@ pub struct FrozenMemory {
     /// Without what forks may take back.
     limit_bytes: u64,
     charged_bytes: u64,
+    /// What of the charged bytes is page tables.
+    table_bytes: u64,
     file_bytes: u64,
 }
 
@@ -75,9 +77,12 @@ impl FrozenMemory {
             limit_bytes,
             used_bytes: self.charged_bytes,
             peak_bytes: self.charged_bytes,
+            table_bytes: self.table_bytes,
+            peak_resident_bytes: self.charged_bytes.saturating_sub(self.table_bytes),
             fork: Some(Fork {
                 frozen: Arc::clone(self),
                 charged_bytes: self.charged_bytes,
+                table_bytes: self.table_bytes,
             }),
         };
         for (index, slot) in self.slots.iter().enumerate() {
@@ -191,6 +196,7 @@ impl GuestMemory {
             table_frames: tables.table_frames(),
             limit_bytes: self.limit_bytes.saturating_sub(raised_bytes),
             charged_bytes,
+            table_bytes: self.table_bytes.min(charged_bytes),
             file_bytes: self.file_bytes,
         }))
     }

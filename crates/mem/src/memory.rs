@@ -34,6 +34,8 @@ pub(crate) struct Fork {
     pub(crate) frozen: Arc<FrozenMemory>,
     /// What the limit was raised by, and what counts as used from the start.
     pub(crate) charged_bytes: u64,
+    /// What of these bytes is page tables.
+    pub(crate) table_bytes: u64,
 }
 
 /// A slot and a share of the host memory behind it: the range stays mapped while this value lives.
@@ -90,6 +92,9 @@ pub struct GuestMemory {
     pub(crate) limit_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) peak_bytes: u64,
+    /// What of the bytes used is page tables and pages of the VMM.
+    pub(crate) table_bytes: u64,
+    pub(crate) peak_resident_bytes: u64,
     pub(crate) fork: Option<Fork>,
 }
 
@@ -111,6 +116,8 @@ impl GuestMemory {
             limit_bytes,
             used_bytes: 0,
             peak_bytes: 0,
+            table_bytes: 0,
+            peak_resident_bytes: 0,
             fork: None,
         };
         memory.grow_tables()?;
@@ -243,6 +250,19 @@ impl GuestMemory {
         self.peak_bytes
     }
 
+    /// What the program has resident, in bytes, as Linux counts it: page tables do not. The same in
+    /// every fork at the same point, whatever earlier requests wrote.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.used_bytes.saturating_sub(self.table_bytes)
+    }
+
+    /// The most it had resident at any time, in bytes.
+    #[must_use]
+    pub fn peak_resident_bytes(&self) -> u64 {
+        self.peak_resident_bytes
+    }
+
     /// Counts `len_bytes` against the limit without allocating: private file pages that may be
     /// written.
     pub fn charge(&mut self, len_bytes: u64) -> Result<(), OutOfMemory> {
@@ -253,6 +273,7 @@ impl GuestMemory {
             .ok_or(OutOfMemory::Limit)?;
         self.used_bytes = used;
         self.peak_bytes = self.peak_bytes.max(used);
+        self.peak_resident_bytes = self.peak_resident_bytes.max(self.resident_bytes());
         Ok(())
     }
 
@@ -266,14 +287,25 @@ impl GuestMemory {
 
     /// A zeroed base frame for a page table or a page of the VMM, one reference.
     pub fn alloc_table_frame(&mut self) -> Result<Gpa, OutOfMemory> {
-        self.charge(PAGE_SIZE)?;
+        self.charge_tables(PAGE_SIZE)?;
         match self.take_table_frame() {
             Ok(taken) => Ok(self.zeroed(taken)),
             Err(error) => {
-                self.uncharge(PAGE_SIZE);
+                self.uncharge_tables(PAGE_SIZE);
                 Err(error)
             }
         }
+    }
+
+    fn charge_tables(&mut self, len_bytes: u64) -> Result<(), OutOfMemory> {
+        self.table_bytes += len_bytes;
+        self.charge(len_bytes)
+            .inspect_err(|_| self.table_bytes -= len_bytes)
+    }
+
+    fn uncharge_tables(&mut self, len_bytes: u64) {
+        self.table_bytes = self.table_bytes.saturating_sub(len_bytes);
+        self.uncharge(len_bytes);
     }
 
     /// `pages` zeroed table frames, consecutive and inside one 2 MiB block, one reference each, charged:
@@ -283,7 +315,7 @@ impl GuestMemory {
             .ok()
             .filter(|_| (1..=HUGE_PAGE_SIZE / PAGE_SIZE).contains(&pages))
             .ok_or(OutOfMemory::Exhausted)?;
-        self.charge(pages * PAGE_SIZE)?;
+        self.charge_tables(pages * PAGE_SIZE)?;
         let mut stale = Vec::new();
         loop {
             let keep = |taken: Taken| {
@@ -298,7 +330,7 @@ impl GuestMemory {
                 return Ok(run.gpa);
             }
             if let Err(error) = self.grow_tables() {
-                self.uncharge(pages * PAGE_SIZE);
+                self.uncharge_tables(pages * PAGE_SIZE);
                 return Err(error);
             }
         }
@@ -369,6 +401,18 @@ impl GuestMemory {
         }
         let gpa = self.take_run(1, |_| {})?.gpa;
         self.charge(PAGE_SIZE)?;
+        if let Err(error) = self.copy_frame(from, gpa) {
+            self.free_frame(gpa);
+            return Err(error);
+        }
+        Ok(gpa)
+    }
+
+    /// As [`GuestMemory::alloc_copy`] of a frozen frame, not counted: like the frozen frame itself, whose
+    /// place it takes. There are never more such copies than frozen frames.
+    pub(crate) fn alloc_uncounted_copy(&mut self, from: Gpa) -> Result<Gpa, MemError> {
+        let gpa = self.take_run(1, |_| {})?.gpa;
+        self.keep_frame(gpa);
         if let Err(error) = self.copy_frame(from, gpa) {
             self.free_frame(gpa);
             return Err(error);
@@ -468,7 +512,11 @@ impl GuestMemory {
     fn account(&mut self, gpa: Gpa, dropped: Dropped, len_bytes: u64) {
         debug_assert!(dropped != Dropped::Invalid, "{gpa:?} freed twice");
         if dropped == Dropped::Freed {
-            self.uncharge(len_bytes);
+            if self.is_table_memory(gpa) {
+                self.uncharge_tables(len_bytes);
+            } else {
+                self.uncharge(len_bytes);
+            }
         }
     }
 
@@ -626,15 +674,15 @@ impl GuestMemory {
     /// its whole block: the limit, some for scattered free frames, and what is freed but not yet
     /// flushed.
     pub(crate) fn grow(&mut self, pool: Pool) -> Result<(), OutOfMemory> {
-        let shared_bytes = self.fork.as_ref().map_or(0, |fork| fork.charged_bytes);
-        let limit_bytes = self.limit_bytes.saturating_sub(shared_bytes);
         let bank = match pool {
             Pool::Tables => return self.grow_tables(),
             Pool::Ram => &self.ram,
             Pool::Blocks => &self.blocks,
         };
-        let most = limit_bytes
-            .saturating_add(limit_bytes / 8)
+        // A fork's limit is raised by what is frozen, and copies of that lie here.
+        let most = self
+            .limit_bytes
+            .saturating_add(self.limit_bytes / 8)
             .saturating_add(SCATTERED_BYTES)
             .saturating_add(bank.pool.held_bytes());
         let size = bank

@@ -61,7 +61,7 @@ impl PageTables {
             .walk(mem, page)
             .filter(|leaf| mem.is_frozen(leaf.gpa))
             .ok_or(MemError::NotFrozen(gva))?;
-        let frame = mem.alloc_copy(leaf.gpa_of(page))?;
+        let frame = mem.alloc_uncounted_copy(leaf.gpa_of(page))?;
         let mapped = self
             .map(mem, page, frame, PageSize::Base, flags)
             .and_then(|_| Ok(self.entry_for(mem, page, 1)?));
@@ -107,8 +107,7 @@ impl PageTables {
                 continue;
             }
             match self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Earlier) {
-                Ok(frame) => {
-                    mem.keep_frame(frame);
+                Ok(_) => {
                     mem.start_count();
                     copied += 1;
                 }
@@ -301,7 +300,7 @@ impl GuestMemory {
     }
 
     /// Has a base frame of the program survive resets uncounted; whether it was in use and counted.
-    fn keep_frame(&mut self, gpa: Gpa) -> bool {
+    pub(crate) fn keep_frame(&mut self, gpa: Gpa) -> bool {
         match self.frame_at(gpa) {
             Some(at) if at.pool != Pool::Tables => self.pool(at.pool).uncount(at.block, at.index),
             _ => false,
@@ -311,8 +310,11 @@ impl GuestMemory {
     /// Starts the count anew: nothing that is there now counts.
     fn start_count(&mut self) {
         self.tables.uncount_all();
-        self.used_bytes = self.fork.as_ref().map_or(0, |fork| fork.charged_bytes);
+        let fork = self.fork.as_ref();
+        self.used_bytes = fork.map_or(0, |fork| fork.charged_bytes);
+        self.table_bytes = fork.map_or(0, |fork| fork.table_bytes);
         self.peak_bytes = self.used_bytes;
+        self.peak_resident_bytes = self.resident_bytes();
     }
 
     /// Frees and wipes all memory of the program but what is kept; answers the number of base frames
