@@ -251,7 +251,7 @@ pub fn sys_sysinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let info = Sysinfo {
         uptime: (clock::monotonic_ns(cx.host) / clock::NSEC_PER_SEC).cast_signed(),
         totalram: total,
-        freeram: total.saturating_sub(cx.machine.memory.used_bytes()),
+        freeram: total.saturating_sub(cx.machine.memory.resident_bytes()),
         procs: u16::try_from(cx.kernel.threads.len()).unwrap_or(u16::MAX),
         mem_unit: 1,
         ..Sysinfo::default()

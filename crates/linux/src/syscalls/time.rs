@@ -252,7 +252,7 @@ pub fn sys_getrusage(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let peak = if args[0] as i32 == -1 {
         0
     } else {
-        cx.machine.memory.peak_bytes() / 1024
+        cx.machine.memory.peak_resident_bytes() / 1024
     };
     let usage = Rusage {
         ru_utime: Timeval {

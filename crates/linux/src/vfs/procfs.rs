@@ -320,7 +320,7 @@ fn top_text(cx: &Cx<'_>, name: &[u8]) -> Option<String> {
             format!("0.00 0.00 0.00 {ready}/{all} {last}\n")
         }
         b"meminfo" => {
-            let (total, used) = (memory.limit_bytes(), memory.used_bytes());
+            let (total, used) = (memory.limit_bytes(), memory.resident_bytes());
             let free = kib(total.saturating_sub(used));
             let rows = [
                 ("MemTotal", kib(total)),
@@ -491,7 +491,7 @@ fn comm(thread: &Thread) -> String {
 }
 
 fn resident_pages(cx: &Cx<'_>) -> u64 {
-    cx.machine.memory.used_bytes() / PAGE_SIZE
+    cx.machine.memory.resident_bytes() / PAGE_SIZE
 }
 
 fn state(cx: &Cx<'_>, thread: &Thread) -> (char, &'static str) {
@@ -622,7 +622,7 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
     row("VmSize", size(kib(process.mm.total_bytes())));
     row("VmLck", size(kib(process.mm.locked_bytes())));
     row("VmPin", size(0));
-    row("VmHWM", size(kib(cx.machine.memory.peak_bytes())));
+    row("VmHWM", size(kib(cx.machine.memory.peak_resident_bytes())));
     row("VmRSS", size(resident));
     row("RssAnon", size(resident));
     row("RssFile", size(0));

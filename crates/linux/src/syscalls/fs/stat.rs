@@ -311,7 +311,7 @@ fn file_system(cx: &mut Cx<'_>, found: &Found) -> Result<Statfs, Errno> {
     }
     if is_tmp {
         let memory = &cx.machine.memory;
-        let free = memory.limit_bytes().saturating_sub(memory.used_bytes()) / PAGE_SIZE;
+        let free = memory.limit_bytes().saturating_sub(memory.resident_bytes()) / PAGE_SIZE;
         return Ok(Statfs {
             f_blocks: memory.limit_bytes() / PAGE_SIZE,
             f_bfree: free,
