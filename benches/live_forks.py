@@ -33,6 +33,8 @@ from warm import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from peer import Peer
 
     import kvmlet
@@ -369,24 +371,27 @@ def _reset_rows(one: _Resets, counts: dict[str, float]) -> list[Row]:
 def _mixed(peer: Peer, base_ns: float, pairs: int) -> Row:
     """A load that writes now few, now many pages, against two simpler ways of resetting it.
 
-    One copies back every page that any request has written; the other takes a fault for each page
-    that this request writes. Their times are put together from what their parts were measured to
-    take here; `base_ns` is that of a reset of nothing.
+    One copies back every page that any request has written: it is run, as a copy of so many pages
+    after each request. The other takes a fault for each page that this request writes: it is
+    reckoned from what a fault takes here. Both are granted `base_ns`, a reset of nothing.
     """
     # A snapshot of its own: copied ahead is what earlier requests wrote.
     snapshot = warmed()
     sandbox, free = snapshot.fork(), snapshot.fork()
     messages = [dirtying(pages, first) for pages, first in MIXED]
-    for _ in range(3):
-        _mixed_ns(sandbox, free, messages)
     union = len({first + page for pages, first in MIXED for page in range(pages)})
+    for _ in range(3):
+        _sequence_ns(sandbox, messages, sandbox.reset)
+        _sequence_ns(free, messages, None)
     faults = stat(sandbox, "exits_fault")
     ours, better = [], []
     for _ in range(pairs):
-        ours.append(_mixed_ns(sandbox, free, messages))
+        alone_ns = _sequence_ns(free, messages, None)
+        added_ns = _sequence_ns(sandbox, messages, sandbox.reset) - alone_ns
+        copy_ns = _sequence_ns(free, messages, partial(peer.copy_ns, union, written=0)) - alone_ns
         fault_ns, _ = _fault_ns(peer, snapshot)
-        copy_ns = len(MIXED) * undisturbed(peer.copy_ns(union) for _ in range(5))
         protect_ns = sum(pages for pages, _ in MIXED) * fault_ns
+        ours.append(max(added_ns, 1.0))
         better.append(len(MIXED) * base_ns + min(copy_ns, protect_ns))
     counts = {
         "pages_union": float(union),
@@ -405,16 +410,19 @@ def _mixed(peer: Peer, base_ns: float, pairs: int) -> Row:
     )
 
 
-def _mixed_ns(sandbox: kvmlet.Sandbox, free: kvmlet.Sandbox, messages: list[bytes]) -> float:
-    """What resets, and the faults that they cause, add to a sequence of requests."""
-    added_ns = 0.0
+def _sequence_ns(
+    sandbox: kvmlet.Sandbox, messages: list[bytes], after: Callable[[], object] | None
+) -> float:
+    """A sequence of requests, each from where the program waits, and what is done after each."""
+    total_ns = 0.0
     for message in messages:
-        alone_ns = _alone_ns(free, message)
+        sandbox.until_ready(timeout=TIMEOUT_S)
         start = time.perf_counter_ns()
-        clean(sandbox, message)
-        sandbox.reset()
-        added_ns += time.perf_counter_ns() - start - alone_ns
-    return max(added_ns, 1.0)
+        ask(sandbox, message)
+        if after is not None:
+            after()
+        total_ns += time.perf_counter_ns() - start
+    return total_ns
 
 
 def _fault_ns(peer: Peer, snapshot: kvmlet.Snapshot) -> tuple[float, dict[str, float]]:

@@ -71,9 +71,12 @@ class Peer:
         """One exit and re-entry of a bare VM."""
         return float(self._library.peer_exit_ns(batches))
 
-    def copy_ns(self, pages: int) -> float:
-        """Copying as many pages from huge frozen memory to small private ones."""
-        return float(self._library.peer_copy_ns(pages))
+    def copy_ns(self, pages: int, written: int | None = None) -> float:
+        """Copying as many pages from huge frozen memory to small private ones.
+
+        In the first `written`, by default in all, a word is written before: not timed.
+        """
+        return float(self._library.peer_copy_ns(pages, pages if written is None else written))
 
     def kvm_counter(self, name: str) -> int:
         """A counter of KVM over all vCPUs of kvmlet's here. Raises BenchError where it has none."""

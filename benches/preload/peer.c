@@ -185,9 +185,9 @@ static char *anonymous(size_t len_bytes, int advice)
     return memory;
 }
 
-// Nanoseconds of copying `pages` pages, one by one, from huge pages to small ones in each of which a
-// word was written before: what a reset can do best.
-double peer_copy_ns(int pages)
+// Nanoseconds of copying `pages` pages, one by one, from huge pages to small ones, after a word was
+// written in each of the first `written`: what a reset can do best.
+double peer_copy_ns(int pages, int written)
 {
     static char *from, *to;
     if (!from) {
@@ -196,7 +196,7 @@ double peer_copy_ns(int pages)
         memset(from, 1, (size_t)MAX_PAGES * PAGE_BYTES);
         memset(to, 2, (size_t)MAX_PAGES * PAGE_BYTES);
     }
-    for (size_t page = 0; page < (size_t)pages; page++)
+    for (size_t page = 0; page < (size_t)written; page++)
         *(volatile uint64_t *)(to + page * PAGE_BYTES + (page * 0x9e3779b1u >> 7) % 512 * 8) = page;
     double start = now_ns();
     for (size_t page = 0; page < (size_t)pages; page++) {
