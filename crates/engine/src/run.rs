@@ -228,6 +228,18 @@ impl Sandbox {
         deadline_ns: Option<u64>,
         owner: &mut dyn Owner,
     ) -> Result<Stop, EngineError> {
+        let stop = self.drive_armed(until, deadline_ns, owner);
+        // The thread is the caller's again: a late kick would interrupt a host call of its own.
+        self.vcpu.vcpu.arm(None)?;
+        stop
+    }
+
+    fn drive_armed(
+        &mut self,
+        until: Until,
+        deadline_ns: Option<u64>,
+        owner: &mut dyn Owner,
+    ) -> Result<Stop, EngineError> {
         let mut mark_ns = now_ns();
         let mut armed_ns: Option<u64> = None;
         let mut running: Option<Tid> = None;

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use kvm_ioctls::Cap;
+use kvm_bindings::kvm_sregs;
+use kvm_ioctls::{Cap, VcpuFd};
 use kvmlet_stub::World;
 
 use crate::HvError;
@@ -27,6 +28,10 @@ struct Inner {
     fd: kvm_ioctls::Kvm,
     template: OnceLock<CpuTemplate>,
     world: OnceLock<World>,
+    /// Special registers of a new vCPU: the same in all.
+    reset_sregs: OnceLock<kvm_sregs>,
+    /// Frequency of a guest's TSC in kHz, if KVM knows it: the same in all VMs, none of which sets one.
+    tsc_khz: OnceLock<Option<u32>>,
 }
 
 /// The KVM of this machine. Clones share one close-on-exec descriptor.
@@ -76,6 +81,8 @@ impl Kvm {
             fd,
             template: OnceLock::new(),
             world: OnceLock::new(),
+            reset_sregs: OnceLock::new(),
+            tsc_khz: OnceLock::new(),
         }));
         *process = Some(kvm.clone());
         Ok(kvm)
@@ -119,6 +126,23 @@ impl Kvm {
     pub(crate) fn note_world(&self, world: World) {
         // A second probe finds the same answer.
         let _ = self.0.world.set(world);
+    }
+
+    /// The special registers that a vCPU has at reset, read from `fd` the first time.
+    pub(crate) fn reset_sregs(&self, fd: &VcpuFd) -> Result<kvm_sregs, HvError> {
+        if let Some(sregs) = self.0.reset_sregs.get() {
+            return Ok(*sregs);
+        }
+        let sregs = fd
+            .get_sregs()
+            .map_err(|error| HvError::from_errno("KVM_GET_SREGS", error))?;
+        Ok(*self.0.reset_sregs.get_or_init(|| sregs))
+    }
+
+    /// Frequency of a guest's TSC in kHz, read from `fd` the first time.
+    pub(crate) fn tsc_khz(&self, fd: &VcpuFd) -> Option<u32> {
+        let read = || fd.get_tsc_khz().ok().filter(|khz| *khz != 0);
+        *self.0.tsc_khz.get_or_init(read)
     }
 
     /// What every vCPU of this machine starts from, computed once.

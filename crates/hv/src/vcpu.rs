@@ -140,9 +140,7 @@ impl Vcpu {
         let call = HvError::from_errno;
         fd.set_cpuid2(&template.cpuid)
             .map_err(|error| call("KVM_SET_CPUID2", error))?;
-        let reset = fd
-            .get_sregs()
-            .map_err(|error| call("KVM_GET_SREGS", error))?;
+        let reset = kvm.reset_sregs(&fd)?;
         let sregs = initial_sregs(reset, template, config.cr3);
         fd.set_sregs(&sregs)
             .map_err(|error| call("KVM_SET_SREGS", error))?;
@@ -539,8 +537,8 @@ impl Vcpu {
     }
 
     /// Frequency of the guest's TSC in kHz (KVM_GET_TSC_KHZ), if KVM knows it.
-    pub fn tsc_khz(&mut self) -> Option<u32> {
-        self.counters.ioctls += 1;
-        self.fd.get_tsc_khz().ok().filter(|khz| *khz != 0)
+    #[must_use]
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.kvm.tsc_khz(&self.fd)
     }
 }
