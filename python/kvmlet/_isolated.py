@@ -23,7 +23,7 @@ import pickle
 import sys
 import threading
 import types
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from kvmlet._values import DEFAULT_MEMORY_BYTES, parse_duration, parse_size
 from kvmlet.errors import (
@@ -407,7 +407,7 @@ def _guest_error(name: str, text: str, trace: str, arguments: object) -> GuestEr
         error = cls(message)
     else:
         message = text
-        make: Callable[..., GuestError] = cls
+        make = cast("Callable[..., GuestError]", cls)
         error = make(*_arguments(cls, arguments, text))
     error.message = _printable(message)
     error.remedy = ""
