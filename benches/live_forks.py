@@ -134,7 +134,11 @@ def fork(peer: Peer, live: int, pairs: int) -> list[Row]:
             x_ns,
         ),
         compare(
-            "closing a fork: it is put back for the next", [one.close_ns for one in plain], x_ns
+            "closing a fork: it is put back for the next",
+            [one.close_ns for one in plain],
+            x_ns,
+            counts=costs["close"],
+            shown=COSTS,
         ),
         compare(
             "closing one whose program has ended: its VM is emptied",
@@ -229,7 +233,8 @@ def _fork_costs(
 ) -> dict[str, dict[str, float]]:
     peer.watch_mappings()
     times = 5
-    costs = {"unpooled": Cost.of(peer, lambda: held.append(unknown.fork()), times).asked}
+    # Twice as many as are ended below.
+    costs = {"unpooled": Cost.of(peer, lambda: held.append(unknown.fork()), 2 * times).asked}
     for snapshot, ending, bind in ((unknown, "", "bind"), (known, ", copied", "bind and copy")):
         for _ in range(times):
             end(held.pop())
@@ -243,6 +248,10 @@ def _fork_costs(
             for sandbox in bound:
                 clean(sandbox, message)
 
+        def close(bound: list[kvmlet.Sandbox] = bound) -> None:
+            for sandbox in bound:
+                sandbox.close()
+
         costs["fork"] = Cost.of(peer, fork, times).asked
         faults = sum(stat(sandbox, "exits_fault") for sandbox in bound)
         taken = peer.kvm_counter("pf_taken")
@@ -250,7 +259,7 @@ def _fork_costs(
         faults = sum(stat(sandbox, "exits_fault") for sandbox in bound) - faults
         taken = peer.kvm_counter("pf_taken") - taken
         costs[f"answer{ending}"] = {**cost, "faults": faults / times, "pf_taken": taken / times}
-        held += bound
+        costs["close"] = _each(Cost.of(peer, close, 1), times)
     return costs
 
 
