@@ -144,7 +144,8 @@ class _Core:
         self.closed = False
         self.forked = False
         self.counts = _Counts()
-        self.lock = threading.Lock()
+        # Reentrant: a collection may come at any moment, and end a forgotten pool (see Pool).
+        self.lock = threading.RLock()
         self.work = threading.Condition(self.lock)
         self.room = threading.Condition(self.lock)
 
@@ -300,9 +301,10 @@ def _run(core: _Core, job: _Job[Any], fork: Sandbox | None) -> Sandbox | None:
     # Only now: whoever waits for the answer need not wait for the fork to be clean.
     if fork is None:
         return None
-    broken = isinstance(error, _BREAKING)
-    del error, result
-    return _put_back(core, fork, keep=finished and not broken and not fork.closed)
+    keep = finished and not isinstance(error, _BREAKING) and not fork.closed
+    # The traceback of an exception has this frame: it must not lead back to the exception.
+    del error, result, job
+    return _put_back(core, fork, keep=keep)
 
 
 def _put_back(core: _Core, fork: Sandbox, *, keep: bool) -> Sandbox | None:

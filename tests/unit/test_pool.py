@@ -7,6 +7,7 @@ import concurrent.futures
 import gc
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -246,6 +247,23 @@ def test_a_forgotten_pool_ends(snapshot: kvmlet.Snapshot) -> None:
         worker.join(20)
         assert not worker.is_alive()
     assert fake_of(snapshot).living == 0
+
+
+def test_failed_jobs_are_no_garbage(snapshot: kvmlet.Snapshot) -> None:
+    """The exception of a job is freed with its future, without waiting for a collection."""
+    with kvmlet.Pool(snapshot, 1) as pool:
+        for job in (pool.submit(lambda sandbox: 1 // 0), pool.request(b"end")):
+            until(job.done)
+        gc.collect()
+        gc.disable()
+        try:
+            future = pool.submit(lambda sandbox: 1 // 0)
+            until(future.done)
+            watch = weakref.ref(future)
+            del future
+            until(lambda: watch() is None)
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize(
