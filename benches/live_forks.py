@@ -389,9 +389,8 @@ def _mixed(peer: Peer, base_ns: float, pairs: int) -> Row:
     sandbox, free = snapshot.fork(), snapshot.fork()
     messages = [dirtying(pages, first) for pages, first in MIXED]
     union = len({first + page for pages, first in MIXED for page in range(pages)})
-    for _ in range(3):
-        _sequence_ns(sandbox, messages, sandbox.reset)
-        _sequence_ns(free, messages, None)
+    _sequence_ns(sandbox, messages, sandbox.reset)
+    _sequence_ns(free, messages, None)
     faults = stat(sandbox, "exits_fault")
     ours, better = [], []
     for _ in range(pairs):
@@ -405,7 +404,7 @@ def _mixed(peer: Peer, base_ns: float, pairs: int) -> Row:
     counts = {
         "pages_union": float(union),
         "pages_mean": sum(pages for pages, _ in MIXED) / len(MIXED),
-        "faults": (stat(sandbox, "exits_fault") - faults) / (pairs * len(MIXED)),
+        "faults": (stat(sandbox, "exits_fault") - faults) / (3 * pairs * len(MIXED)),
     }
     sandbox.close()
     free.close()
@@ -422,16 +421,22 @@ def _mixed(peer: Peer, base_ns: float, pairs: int) -> Row:
 def _sequence_ns(
     sandbox: kvmlet.Sandbox, messages: list[bytes], after: Callable[[], object] | None
 ) -> float:
-    """A sequence of requests, each from where the program waits, and what is done after each."""
-    total_ns = 0.0
-    for message in messages:
-        sandbox.until_ready(timeout=TIMEOUT_S)
-        start = time.perf_counter_ns()
-        ask(sandbox, message)
-        if after is not None:
-            after()
-        total_ns += time.perf_counter_ns() - start
-    return total_ns
+    """A sequence of requests, each from where the program waits, and what is done after each.
+
+    The sequence is gone through three times, and each request counts with its best.
+    """
+    passes: list[list[int]] = []
+    for _ in range(3):
+        times = []
+        for message in messages:
+            sandbox.until_ready(timeout=TIMEOUT_S)
+            start = time.perf_counter_ns()
+            ask(sandbox, message)
+            if after is not None:
+                after()
+            times.append(time.perf_counter_ns() - start)
+        passes.append(times)
+    return float(sum(min(times) for times in zip(*passes, strict=True)))
 
 
 def _fault_ns(peer: Peer, snapshot: kvmlet.Snapshot) -> tuple[float, dict[str, float]]:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 LEAST_FORKS = 8
 """For a figure of memory per fork."""
+MANY_FORKS = 64
+"""For one of the memory of the whole machine, in which others live too."""
 
 
 # ---- requests per second ----
@@ -185,7 +187,7 @@ def memory(peer: Peer, live: int, pairs: int) -> list[Row]:
         "table_pages": tables,
     }
     of_fork = pss / count
-    return [
+    rows = [
         Row(
             "memory of a fork after a request (PSS), against its pages + 128 KiB",
             of_fork,
@@ -205,14 +207,6 @@ def memory(peer: Peer, live: int, pairs: int) -> list[Row]:
             unit="bytes",
         ),
         Row(
-            "  all that the host has less for it, KVM's own included",
-            free / count,
-            allowed,
-            Spread.of([free / count / allowed]),
-            None,
-            unit="bytes",
-        ),
-        Row(
             "  pages copied ahead, against those that requests write",
             kept,
             written,
@@ -221,6 +215,18 @@ def memory(peer: Peer, live: int, pairs: int) -> list[Row]:
             unit="",
         ),
     ]
+    if count >= MANY_FORKS:
+        rows.append(
+            Row(
+                "  all that the host has less for it, KVM's own included",
+                free / count,
+                allowed,
+                Spread.of([free / count / allowed]),
+                None,
+                unit="bytes",
+            )
+        )
+    return rows
 
 
 def _pss_bytes() -> int:

@@ -131,12 +131,13 @@ def run(cases: Sequence[Case], options: argparse.Namespace) -> int:
     print(_machine(pairs), flush=True)
     started = time.monotonic()
     failures: dict[str, str] = {}
-    rows: list[Row] = []
+    groups: dict[str, list[Row]] = {}
     for case in cases:
-        rows += _measured(case, pairs, failures)
+        groups[case.name] = _measured(case, pairs, failures)
+    rows = [row for group in groups.values() for row in group]
     _summary(rows, failures, time.monotonic() - started)
     if options.json is not None:
-        options.json.write_text(json.dumps(_document(pairs, rows, failures), indent=2) + "\n")
+        options.json.write_text(json.dumps(_document(pairs, groups, failures), indent=2) + "\n")
     missed = failures or any(row.verdict == "open" for row in rows)
     return 1 if options.check and missed else 0
 
@@ -216,11 +217,17 @@ def _summary(rows: list[Row], failures: dict[str, str], seconds: float) -> None:
     )
 
 
-def _document(pairs: int, rows: list[Row], failures: dict[str, str]) -> dict[str, object]:
+def _document(
+    pairs: int, groups: dict[str, list[Row]], failures: dict[str, str]
+) -> dict[str, object]:
     return {
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
         "pairs": pairs,
-        "rows": [{**asdict(row), "verdict": row.verdict} for row in rows],
+        "rows": [
+            {"group": name, **asdict(row), "verdict": row.verdict}
+            for name, rows in groups.items()
+            for row in rows
+        ],
         "failures": failures,
     }
