@@ -1,7 +1,7 @@
 //! Frozen programs: freezing, forking, the VMs kept ready, and what a reset puts back.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvmlet_abi::{Gva, PAGE_SIZE};
@@ -25,8 +25,9 @@ use crate::{EngineError, Stat};
 const BLANK_VMS_MAX: usize = 16;
 /// Pages learned at most: what is copied ahead for a fork, in pages.
 const LEARNED_MAX: usize = 16_384;
-/// Forks that have been given up and wait, clean, to be forks again.
-const READY_KEPT_MAX: usize = 8;
+/// Forks that have been given up and wait, clean, to be forks again, unless the owner wants another
+/// number.
+const READY_KEPT: usize = 8;
 /// Private memory that a fork may keep from one request to the next, in bytes; beyond it the fork is
 /// built anew.
 const KEPT_MAX_BYTES: u64 = 64 << 20;
@@ -111,6 +112,8 @@ pub(crate) struct Frozen {
     pub pages: VmmPages,
     world: World,
     ready: Mutex<Vec<Bound>>,
+    /// How many given-up forks `ready` takes.
+    ready_max: AtomicUsize,
     learned: Mutex<Learned>,
     generation: AtomicU64,
     forks: AtomicU64,
@@ -181,6 +184,7 @@ impl Snapshot {
             pages,
             world,
             ready: Mutex::default(),
+            ready_max: AtomicUsize::new(READY_KEPT),
             learned: Mutex::default(),
             generation: AtomicU64::new(0),
             forks: AtomicU64::new(0),
@@ -207,12 +211,14 @@ impl Snapshot {
         Ok(frozen.start(bound, Arc::clone(frozen), started_ns))
     }
 
-    /// Binds VMs ahead, until `count` wait to be forks.
+    /// Binds VMs ahead, until `count` wait to be forks. From now on as many forks that are given up are
+    /// kept, clean, for the next ones.
     ///
     /// # Errors
     /// As [`Snapshot::fork`]; those bound before stay.
     pub fn prepare(&self, count: usize) -> Result<(), EngineError> {
         self.0.check_process()?;
+        self.0.ready_max.fetch_max(count, Ordering::Relaxed);
         while lock(&self.0.ready).len() < count {
             let bound = self.0.bind()?;
             lock(&self.0.ready).push(bound);
@@ -220,8 +226,9 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Gives up bound VMs beyond `count`.
+    /// Gives up bound VMs beyond `count`, and keeps no more from now on.
     pub fn trim(&self, count: usize) {
+        self.0.ready_max.store(count, Ordering::Relaxed);
         let surplus = {
             let mut ready = lock(&self.0.ready);
             let keep = count.min(ready.len());
@@ -492,7 +499,8 @@ impl Sandbox {
             clock: personality.host.clock,
         };
         let mut ready = lock(&frozen.ready);
-        if clean && scrubbed && ready.len() < READY_KEPT_MAX {
+        let room = ready.len() < frozen.ready_max.load(Ordering::Relaxed);
+        if clean && scrubbed && room {
             ready.push(bound);
         } else {
             drop(ready);
