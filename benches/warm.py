@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from measure import BenchError, Spread
-from report import Promise, Row
+from report import Row
 
 import kvmlet
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from peer import Asked, Peer
+    from report import Promise
 
 ECHO, DIRTY, RESTORE = range(3)
 SMALL = 16
@@ -144,16 +145,11 @@ def faults_of(
     return faults, float(peer.kvm_counter("pf_taken") - taken)
 
 
-def faults_rows(what: str, first: tuple[float, float], later: tuple[float, float]) -> list[Row]:
-    """That the later of two `faults_of` were none; the first is shown beside it."""
+def faults_rows(
+    what: str, first: tuple[float, float], later: tuple[float, float], promise: Promise | None
+) -> list[Row]:
+    """The later of two `faults_of`; the first is shown beside it."""
     return [
-        Row(
-            f"{what}: {kind}",
-            ours,
-            theirs,
-            Spread.of([ours]),
-            Promise("<=", 0, "faults"),
-            unit="",
-        )
+        Row(f"{what}: {kind}", ours, theirs, Spread.of([ours]), promise, unit="")
         for kind, ours, theirs in zip(("exits for #PF", "pf_taken"), later, first, strict=True)
     ]
