@@ -161,6 +161,14 @@ def test_named_pipes_and_packets(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./fifo"], cwd=guests)
 
 
+def test_shared_memory_by_name(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./shm"], cwd=guests)
+
+
+def test_queued_signals(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./sigqueue"], cwd=guests)
+
+
 def test_the_go_runtime(oracle: Oracle, guests: pathlib.Path) -> None:
     if not (guests / "goruntime-go").exists():
         pytest.skip("no Go compiler here: apt-get install golang-go")

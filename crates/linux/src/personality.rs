@@ -108,6 +108,7 @@ impl Personality {
     pub fn next(&mut self, cpu: &mut dyn Cpu) -> Step {
         // Once each time: a timer of a nanosecond must not keep us from the guest for ever.
         self.expire_timers();
+        self.kernel.retarget_signals();
         loop {
             if let Some(end) = self.kernel.end {
                 return Step::Ended(end);

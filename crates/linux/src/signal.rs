@@ -456,8 +456,58 @@ impl Kernel {
     /// The next signal that `tid` must take now, removed from the pending sets. `now_ns` is the guest's
     /// CLOCK_MONOTONIC.
     pub fn take_signal(&mut self, tid: Tid, now_ns: u64) -> Option<SigInfo> {
-        let blocked = self.threads.get(&tid)?.signals.mask;
-        self.take_signal_of(tid, !blocked | UNBLOCKABLE, now_ns)
+        let shared = self.shared_for(tid);
+        let thread = self.threads.get_mut(&tid)?;
+        let (pid, wanted) = (thread.pid, !thread.signals.mask | UNBLOCKABLE);
+        let mut info = match thread.signals.pending.take(wanted) {
+            Some(info) => info,
+            None => {
+                let process = self.processes.get_mut(&pid)?;
+                process.signals.pending.take(shared)?
+            }
+        };
+        self.acknowledge(pid, &mut info, now_ns);
+        Some(info)
+    }
+
+    /// The process-directed pending signals that are for `tid`: those it does not block, and no thread
+    /// before it would take.
+    fn shared_for(&self, tid: Tid) -> u64 {
+        let Some(thread) = self.threads.get(&tid) else {
+            return 0;
+        };
+        let pid = thread.pid;
+        let pending = self.processes.get(&pid);
+        let mut left = pending.map_or(0, |process| process.signals.pending.set());
+        left &= !thread.signals.mask | UNBLOCKABLE;
+        let mut own = left;
+        while left != 0 {
+            let signo = u8::try_from(left.trailing_zeros())
+                .unwrap_or(0)
+                .saturating_add(1);
+            left &= !bit(signo);
+            if self.taker(pid, signo).is_some_and(|taker| taker != tid) {
+                own &= !bit(signo);
+            }
+        }
+        own
+    }
+
+    /// Wakes threads for process-directed signals that became theirs, since the thread they were for has
+    /// blocked them or ended (retarget_shared_pending in kernel/signal.c).
+    pub fn retarget_signals(&mut self) {
+        let waiting = self.processes.values().filter_map(|process| {
+            let set = process.signals.pending.set();
+            (set != 0).then_some((process.pid, set))
+        });
+        let waiting: Vec<(Pid, u64)> = waiting.collect();
+        for (pid, set) in waiting {
+            let signals = (1..=NSIG).filter(|signo| set & bit(*signo) != 0);
+            let takers: Vec<Tid> = signals.filter_map(|signo| self.taker(pid, signo)).collect();
+            for tid in takers {
+                self.interrupt(tid);
+            }
+        }
     }
 
     /// The next signal of a set that is pending for `tid` or its process, removed from there; the timer
@@ -483,11 +533,7 @@ impl Kernel {
             return false;
         };
         let wanted = !thread.signals.mask | UNBLOCKABLE;
-        let process = self
-            .processes
-            .get(&thread.pid)
-            .map_or(0, |process| process.signals.pending.set());
-        (thread.signals.pending.set() | process) & wanted != 0
+        thread.signals.pending.set() & wanted != 0 || self.shared_for(tid) != 0
     }
 
     /// Ends the whole program as if by an uncaught signal.
@@ -589,5 +635,40 @@ mod tests {
             pending.add(info(40, 0)).unwrap();
         }
         assert_eq!(pending.add(info(40, 0)), Err(Errno::EAGAIN));
+    }
+
+    #[test]
+    fn a_signal_to_the_process_is_for_one_thread() {
+        use crate::testing::{PID, Sandbox, TID};
+        let mut s = Sandbox::new(std::path::Path::new("/usr"));
+        let other = Tid(2);
+        let mut thread = s.kernel.threads.get(&TID).unwrap().clone();
+        thread.tid = other;
+        s.kernel.threads.insert(other, thread);
+        let wait = Wait {
+            on: WaitOn::Nothing,
+            deadline_ns: None,
+            resume: Resume::Retry(CallState::default()),
+        };
+        s.kernel.sched.park(other, Call::default(), wait);
+        let handled = Sigaction {
+            handler: 0x1000,
+            ..Sigaction::default()
+        };
+        let process = s.kernel.processes.get_mut(&PID).unwrap();
+        process.signals.actions.insert(10, handled);
+        s.kernel.send_to_process(PID, info(10, 0)).unwrap();
+        assert!(s.kernel.has_signal(TID) && !s.kernel.has_signal(other));
+        assert_eq!(s.kernel.take_signal(other, 0), None);
+        s.kernel.retarget_signals();
+        assert!(s.kernel.sched.parked.contains_key(&other));
+        // The first thread blocks it before it has taken it.
+        s.kernel.threads.get_mut(&TID).unwrap().signals.mask = bit(10);
+        s.kernel.retarget_signals();
+        assert!(s.kernel.sched.parked.is_empty());
+        assert_eq!(
+            s.kernel.take_signal(other, 0).map(|info| info.signo),
+            Some(10)
+        );
     }
 }

@@ -401,6 +401,9 @@ pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let signo = optional_signal(args[2])?;
     let info = queued_info(cx, signo.unwrap_or(0), args[3], args[1] as i32)?;
     let tid = Tid(args[1] as i32);
+    if tid.0 <= 0 || args[0] as i32 <= 0 {
+        return Err(Errno::EINVAL);
+    }
     match cx.kernel.threads.get(&tid) {
         Some(thread) if thread.pid.0 == args[0] as i32 => {}
         _ => return Err(Errno::ESRCH),
