@@ -12,6 +12,8 @@ import os
 import weakref
 from typing import Protocol
 
+from kvmlet import _native
+
 
 class Holder(Protocol):
     """Something that holds virtual machines."""
@@ -35,6 +37,7 @@ def _abandon_all() -> None:
     for holder in list(_holders):
         holder._abandon()
     _holders.clear()
+    _native.forget_vms()
 
 
 def _stop_all() -> None:

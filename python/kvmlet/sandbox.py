@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -495,14 +496,30 @@ class Snapshot:
         """
         return Sandbox._forked(_translated(self._vm.fork), self._name)
 
-    def prepare(self, count: int) -> None:
+    def prepare(
+        self,
+        count: int,
+        *,
+        request: bytes | None = None,
+        timeout: float | str | None = None,
+    ) -> None:
         """Have VMs for `count` forks ready, so that forking takes next to no time.
 
-        Raises UsageError, SandboxClosed, TooFewDescriptors, HostError.
+        request: a message that each of them answers, within `timeout` each, before it is put back:
+        the first real request then finds every page of memory in place.
+
+        Raises UsageError, SandboxClosed, TooFewDescriptors, HostError, and with `request` what
+        `Sandbox.request` raises.
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise UsageError(f"count: {count!r} is not a number of forks")
         _translated(self._vm.prepare, count)
+        if request is None:
+            return
+        with contextlib.ExitStack() as forks:
+            # All at once: a fork that is given up is the next one's VM.
+            for _ in range(count):
+                forks.enter_context(self.fork()).request(request, timeout=timeout)
 
     def close(self) -> None:
         """Give up the frozen state; nothing more can be forked. May be repeated."""

@@ -72,6 +72,9 @@ class FakeNative(types.ModuleType):
             raise self.error
         return self.outcome
 
+    def forget_vms(self) -> None:
+        pass
+
     def harden(self, cwd: bytes) -> list[str]:
         self.hardened.append(cwd)
         return ["Landlock is off"]

@@ -25,7 +25,7 @@ pub use kvmlet_linux::syscalls::table::{Support, rows};
 pub use outcome::{Ending, RunOutcome};
 pub use run::{Owner, Sandbox};
 pub use session::{CallResult, CallReturns, CallValue};
-pub use snapshot::Snapshot;
+pub use snapshot::{Snapshot, forget_vms};
 pub use stats::Stat;
 
 /// Where a program's standard streams go.

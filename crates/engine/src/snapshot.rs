@@ -67,6 +67,15 @@ fn blank_vms() -> MutexGuard<'static, BlankVms> {
     blank
 }
 
+/// In a child of fork(2): closes the copies of the parent's emptied VMs. Does nothing if another thread
+/// of the parent was using them at the fork; they are closed when the child looks for one then.
+pub fn forget_vms() {
+    if let Ok(mut blank) = BLANK.try_lock() {
+        blank.vms.clear();
+        blank.process = std::process::id();
+    }
+}
+
 /// A VM with a snapshot's memory and a fork's own, which has not run since it was bound or reset.
 #[derive(Debug)]
 pub(crate) struct Bound {

@@ -182,6 +182,12 @@ fn harden(cwd: Vec<u8>) -> Vec<String> {
     kvmlet_engine::harden(&cwd)
 }
 
+/// In a child of `os.fork()`: closes what it has of the parent's unused VMs.
+#[pyfunction]
+fn forget_vms() {
+    kvmlet_engine::forget_vms();
+}
+
 /// Every system call: number, name, level of support, note.
 #[pyfunction]
 fn syscalls() -> Vec<(u16, &'static str, &'static str, &'static str)> {
@@ -204,6 +210,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_function(wrap_pyfunction!(run, module)?)?;
     module.add_function(wrap_pyfunction!(harden, module)?)?;
+    module.add_function(wrap_pyfunction!(forget_vms, module)?)?;
     module.add_function(wrap_pyfunction!(syscalls, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::probe, module)?)?;
     Ok(())
