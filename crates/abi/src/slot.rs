@@ -22,7 +22,8 @@ pub struct SlotSpec {
     pub id: SlotId,
     /// First guest-physical address, page-aligned.
     pub gpa: Gpa,
-    /// First host-virtual address, page-aligned and congruent to `gpa` modulo 2 MiB.
+    /// First host-virtual address, page-aligned; congruent to `gpa` modulo 2 MiB where the slot is to
+    /// have 2 MiB pages.
     pub host_addr: usize,
     /// Length, a multiple of the page size.
     pub len_bytes: u64,

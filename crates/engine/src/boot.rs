@@ -107,7 +107,7 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
         memory.expose_tables()?;
         tables.attach_window(&mut memory);
     }
-    let clock = clock(&mut vcpu, &mut memory, vdso_pages);
+    let clock = guest_clock(clock(&mut vcpu));
     let xstate = vcpu.xstate_layout();
     let machine = Machine {
         memory,
@@ -144,25 +144,30 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
     Ok(sandbox)
 }
 
-/// The clock of a VM, published in its vDSO.
-pub(crate) fn clock(
-    vcpu: &mut Vcpu,
-    memory: &mut GuestMemory,
-    vdso_pages: Vdso,
-) -> Box<dyn GuestClock> {
-    let mut clock = HostClock::new(ClockConfig {
-        // A kernel that cannot say (before 5.16) gets the clock by calls.
-        guest_tsc: vcpu
-            .tsc_offset()
-            .map_or(GuestTsc::Unrelated, GuestTsc::Offset),
+/// The clock of a VM. It writes the vDSO's data page before the guest runs.
+pub(crate) fn clock(vcpu: &mut Vcpu) -> HostClock {
+    HostClock::new(ClockConfig {
+        guest_tsc: guest_tsc(vcpu),
         tsc_khz: vcpu.tsc_khz(),
         ..ClockConfig::default()
-    });
-    clock.publish(&mut |offset, bytes| {
-        // The page is the VM's own and always present: a failed write cannot happen.
-        let _ = memory.write(vdso_pages.data.wrapping_add(offset as u64), bytes);
-    });
+    })
+}
+
+/// The same clock for another VM.
+pub(crate) fn clock_for(clock: &HostClock, vcpu: &mut Vcpu) -> Box<dyn GuestClock> {
+    let mut clock = clock.clone();
+    clock.set_guest_tsc(guest_tsc(vcpu));
+    guest_clock(clock)
+}
+
+pub(crate) fn guest_clock(clock: HostClock) -> Box<dyn GuestClock> {
     Box::new(TscClock(clock))
+}
+
+/// A kernel that cannot say (before 5.16) has the guest ask for the time by calls.
+fn guest_tsc(vcpu: &mut Vcpu) -> GuestTsc {
+    vcpu.tsc_offset()
+        .map_or(GuestTsc::Unrelated, GuestTsc::Offset)
 }
 
 /// What a vCPU is made of over these tables.

@@ -13,6 +13,7 @@ use kvmlet_linux::kernel::{Kernel, Tid};
 use kvmlet_linux::mm::freeze::{MappedFile, settle};
 use kvmlet_linux::personality::Personality;
 use kvmlet_mem::{FrozenMemory, GuestMemory, MemError, PageTables, ResetReport, SlotMemory};
+use kvmlet_stub::vdso::HostClock;
 
 use crate::boot::{self, VmmPages};
 use crate::harden::raise_descriptor_limit;
@@ -117,6 +118,8 @@ pub(crate) struct Frozen {
     pub host: Host,
     files: Vec<MappedFile>,
     vdso: Vdso,
+    /// What the clocks of forks begin as.
+    clock: HostClock,
     cpu: CpuInfo,
     pub pages: VmmPages,
     world: World,
@@ -139,7 +142,7 @@ impl Snapshot {
         sandbox.vcpu.check()?;
         let Sandbox {
             personality,
-            vcpu,
+            mut vcpu,
             vm,
             pages,
             ..
@@ -174,6 +177,7 @@ impl Snapshot {
         }
         let vdso =
             vdso.ok_or_else(|| EngineError::Internal("a sandbox without a vDSO".to_owned()))?;
+        let clock = boot::clock(&mut vcpu.vcpu);
         // The guest's memory is about to become read-only.
         vm.delete_all_slots()?;
         give_back_blank(vm, vcpu);
@@ -189,6 +193,7 @@ impl Snapshot {
             host,
             files,
             vdso,
+            clock,
             cpu,
             pages,
             world,
@@ -340,7 +345,7 @@ impl Frozen {
                 (vm, vcpu)
             }
         };
-        let clock = boot::clock(&mut vcpu.vcpu, &mut memory, self.vdso);
+        let clock = boot::clock_for(&self.clock, &mut vcpu.vcpu);
         Ok(Bound {
             vm,
             vcpu,
@@ -357,16 +362,20 @@ impl Frozen {
             let learned = lock(&self.learned);
             learned.pages.iter().map(|page| Gva(*page)).collect()
         };
-        tables.copy_ahead(&mut memory, pages.into_iter(), |gva| self.keeps_copy(gva))?;
+        tables.copy_ahead(&mut memory, pages.into_iter(), self.copy_keeper())?;
         Ok((memory, tables))
     }
 
-    fn keeps_copy(&self, gva: Gva) -> bool {
-        // One process shares its tables with no other yet.
-        self.kernel
+    /// Which copies of frozen pages may stay mapped through a reset.
+    fn copy_keeper(&self) -> impl FnMut(Gva) -> bool {
+        // Only one process so far: each will have tables of its own.
+        let mut keeper = self
+            .kernel
             .processes
             .values()
-            .any(|process| process.mm.keeps_copy(gva))
+            .next()
+            .map(|process| process.mm.copy_keeper());
+        move |gva| keeper.as_mut().is_some_and(|keeps| keeps(gva))
     }
 
     /// The number of the next fork or reset: never 0, which is the program before the freeze.
@@ -439,7 +448,7 @@ impl Sandbox {
         let machine = &mut self.personality.machine;
         let reset = machine
             .tables
-            .reset(&mut machine.memory, |gva| frozen.keeps_copy(gva));
+            .reset(&mut machine.memory, frozen.copy_keeper());
         match reset {
             Ok(report) if machine.memory.private_bytes() <= KEPT_MAX_BYTES => Ok(Some(report)),
             Ok(_) | Err(MemError::NeedsRebuild) => Ok(None),
@@ -465,7 +474,7 @@ impl Sandbox {
             set_slots(&self.vm, slots)?;
             self.vcpu.vcpu.rebind(config);
         }
-        let clock = boot::clock(&mut self.vcpu.vcpu, &mut memory, frozen.vdso);
+        let clock = boot::clock_for(&frozen.clock, &mut self.vcpu.vcpu);
         self.personality.machine.memory = memory;
         self.personality.machine.tables = tables;
         self.personality.host.clock = clock;

@@ -144,15 +144,22 @@ fn out_of_memory(_: FaultError) -> Errno {
 }
 
 impl Mm {
-    /// Whether a fork's copy of the frozen page at `gva` may stay mapped writable through a reset: the
-    /// page is private memory that the frozen program may write. A private page of a memory file is
-    /// not: until it is written, it shows what others write to the file.
-    #[must_use]
-    pub fn keeps_copy(&self, gva: Gva) -> bool {
-        self.find(gva.0).is_some_and(|vma| {
-            vma.prot.contains(Prot::WRITE)
-                && !vma.is_shared()
-                && matches!(vma.backing, Backing::Anon | Backing::File(_))
-        })
+    /// Says of frozen pages, quickest in address order, whether a fork's copy may stay mapped writable
+    /// through a reset: the page is private memory that the frozen program may write. A private page of
+    /// a memory file is not: until it is written, it shows what others write to the file.
+    pub fn copy_keeper(&self) -> impl FnMut(Gva) -> bool {
+        let mut last: Option<&Vma> = None;
+        move |gva| {
+            if last.is_none_or(|vma| gva.0 < vma.start || gva.0 >= vma.end) {
+                last = self.find(gva.0);
+            }
+            last.is_some_and(keeps_copies)
+        }
     }
+}
+
+fn keeps_copies(vma: &Vma) -> bool {
+    vma.prot.contains(Prot::WRITE)
+        && !vma.is_shared()
+        && matches!(vma.backing, Backing::Anon | Backing::File(_))
 }
