@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvmlet_abi::{Gva, PAGE_SIZE};
-use kvmlet_hv::{Kvm, Vm, World};
+use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
+use kvmlet_hv::{Kvm, VcpuConfig, Vm, World};
 use kvmlet_linux::clock::GuestClock;
 use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
 use kvmlet_linux::host::Host;
 use kvmlet_linux::kernel::{Kernel, Tid};
 use kvmlet_linux::mm::freeze::{MappedFile, settle};
 use kvmlet_linux::personality::Personality;
-use kvmlet_mem::{FrozenMemory, GuestMemory, MemError, PageTables, ResetReport, SlotMemory};
+use kvmlet_mem::{
+    FrozenMemory, GuestMemory, HostPage, MemError, PageTables, ResetReport, SlotMemory,
+};
 use kvmlet_stub::vdso::HostClock;
 
 use crate::boot::{self, VmmPages};
@@ -271,7 +273,17 @@ impl Snapshot {
     }
 }
 
-fn give_back_blank(vm: Vm, vcpu: VcpuState) {
+fn give_back_blank(vm: Vm, mut vcpu: VcpuState) {
+    // The vCPU lets go of the old program's pages.
+    let Ok(page) = HostPage::unbound() else {
+        return;
+    };
+    vcpu.vcpu.rebind(VcpuConfig {
+        cr3: Gpa(0),
+        exc_stack: page.clone(),
+        flush_stack: page,
+        world: vcpu.vcpu.world(),
+    });
     let mut blank = blank_vms();
     if blank.vms.len() < BLANK_VMS_MAX {
         blank.vms.push(BlankVm { vm, vcpu });

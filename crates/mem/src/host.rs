@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -32,6 +32,21 @@ pub(crate) enum Backing {
     Huge,
     /// 4 KiB pages only (MADV_NOHUGEPAGE).
     Base,
+}
+
+/// Whether the host may back any memory by 2 MiB pages, asked for or not
+/// (Documentation/admin-guide/mm/transhuge.rst). Looked up once; yes if it cannot be told.
+fn huge_pages_come_unasked() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| {
+        const ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a fact about the host, not a file for a guest"
+        )]
+        let mode = std::fs::read_to_string(ENABLED);
+        !mode.is_ok_and(|mode| mode.contains("[madvise]") || mode.contains("[never]"))
+    })
 }
 
 /// An owned stretch of host address space, 2 MiB-aligned unless it says otherwise.
@@ -134,9 +149,11 @@ impl AnonMapping {
             Backing::Huge => (Reservation::new(len_bytes, prot)?, Advice::LinuxHugepage),
             Backing::Base => (Reservation::base(len_bytes, prot)?, Advice::LinuxNoHugepage),
         };
-        // SAFETY: advice on an owned range; it changes no content. A kernel without transparent huge
-        // pages answers EINVAL, which costs speed only.
-        let _ = unsafe { rustix::mm::madvise(pointer(range.addr).cast(), range.len, advice) };
+        if backing == Backing::Huge || huge_pages_come_unasked() {
+            // SAFETY: advice on an owned range; it changes no content. A kernel without transparent
+            // huge pages answers EINVAL, which costs speed only.
+            let _ = unsafe { rustix::mm::madvise(pointer(range.addr).cast(), range.len, advice) };
+        }
         Ok(Self(Arc::new(range)))
     }
 

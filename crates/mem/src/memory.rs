@@ -1,6 +1,6 @@
 //! [`GuestMemory`]: the slots of one VM and who may use how much.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 
@@ -59,10 +59,29 @@ impl SlotMemory {
 #[derive(Clone, Debug)]
 pub struct HostPage {
     addr: usize,
-    _keep: SlotMemory,
+    _keep: Arc<Reservation>,
 }
 
 impl HostPage {
+    /// A page that belongs to no VM's memory: what a vCPU without a program refers to.
+    ///
+    /// # Errors
+    /// [`OutOfMemory::Host`] when the host has no memory.
+    pub fn unbound() -> Result<Self, MemError> {
+        static PAGE: Mutex<Option<HostPage>> = Mutex::new(None);
+        let mut page = PAGE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(page) = &*page {
+            return Ok(page.clone());
+        }
+        let map = AnonMapping::new(PAGE_SIZE, Backing::Base).map_err(OutOfMemory::Host)?;
+        let made = Self {
+            addr: map.addr(),
+            _keep: map.share(),
+        };
+        *page = Some(made.clone());
+        Ok(made)
+    }
+
     /// Its host address, page-aligned.
     #[must_use]
     pub fn addr(&self) -> usize {
@@ -174,7 +193,7 @@ impl GuestMemory {
         }
         Some(HostPage {
             addr,
-            _keep: self.slot_memory(spec.id)?,
+            _keep: self.slot_memory(spec.id)?._keep,
         })
     }
 
