@@ -97,7 +97,7 @@ def ask(sandbox: kvmlet.Sandbox, request: str) -> str:
 PROGRAMS = {
     "c": (
         "c_program",
-        ["echo hello", "count", "dirty 1", "dirty 113", "churn 300", "wiped-not", "dirty 16"],
+        ["echo hello", "count", "dirty 1", "dirty 113", "churn 300", "dirty 16", "what"],
     ),
     "python": ("python_warmed", ["echo hello", "count", "work 3", "work 40", "work 99"]),
     "go": ("go_program", ["echo hello", "count", "work 3", "work 40"]),
@@ -114,18 +114,21 @@ def test_ten_thousand_requests(request: pytest.FixtureRequest, name: str) -> Non
     rounds = sized(10_000, 500)
     with warmed.snapshot.fork() as sandbox:
         first = ask(sandbox, "see")
-        for number in range(rounds // 10):
-            sandbox.reset()
-            warmed.check(sandbox, requests[number % len(requests)])
+
+        def serve(numbers: range) -> None:
+            for number in numbers:
+                sandbox.reset()
+                if number % 100 == 50:
+                    assert ask(sandbox, "traces") == "left"
+                elif number % 500 == 51:
+                    assert ask(sandbox, "see") == first
+                else:
+                    warmed.check(sandbox, requests[number % len(requests)])
+
+        # The pages that each kind of request writes are kept from then on.
+        serve(range(rounds // 5))
         before = HostState.now()
-        for number in range(rounds - rounds // 10):
-            sandbox.reset()
-            if number % 100 == 50:
-                assert ask(sandbox, "traces") == "left"
-            elif number % 1000 == 51:
-                assert ask(sandbox, "see") == first
-            else:
-                warmed.check(sandbox, requests[number % len(requests)])
+        serve(range(rounds // 5, rounds))
         HostState.now().check_growth(before, most_bytes=4 << 20)
         sandbox.reset()
         assert ask(sandbox, "see") == first
@@ -396,7 +399,7 @@ def test_calls_that_end_badly(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
         fork.call("add", 1, 2, returns=wrong)
     with pytest.raises(kvmlet.UsageError):
         fork.call("")
-    with pytest.raises(kvmlet.MessageTooLong):
+    with pytest.raises(kvmlet.UsageError, match="send a message"):
         fork.call("sum", bytes(64 << 20), 64 << 20)
     c_program.check(fork, b"count")
 
@@ -602,9 +605,8 @@ def test_reset_during_a_run(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
 
 
 def test_messages_have_limits(fork: kvmlet.Sandbox) -> None:
-    with pytest.raises(kvmlet.MessageTooLong) as caught:
+    with pytest.raises(kvmlet.MessageTooLong, match="in parts"):
         fork.send(bytes((16 << 20) + 1))
-    assert caught.value.remedy
     for _ in range(4):
         fork.send(bytes(16 << 20))
     with pytest.raises(kvmlet.InboxFull):
@@ -643,7 +645,14 @@ with kvmlet.Pool(snapshot, size=60) as pool:
             answers.add(result.result().decode())
         except kvmlet.TooFewDescriptors:
             answers.add("few")
-    last = pool.request(b"count").result().decode()
+    # It goes on: those that have a fork answer.
+    last = ""
+    for _ in range(100):
+        try:
+            last = pool.request(b"count").result().decode()
+            break
+        except kvmlet.TooFewDescriptors:
+            continue
 print(json.dumps([live, said, sorted(answers), last]))
 """
 

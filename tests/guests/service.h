@@ -17,8 +17,10 @@
 #include <sys/stat.h>
 #include <sys/time.h>
 
+#ifndef REQUEST_MAX
 #define REQUEST_MAX (1 << 20)
 #define ANSWER_MAX (4 << 20)
+#endif
 
 static char request_text[REQUEST_MAX + 1];
 static size_t request_len;

@@ -121,6 +121,7 @@ static void leave_traces(void) {
         snprintf(path, sizeof path, "/tmp/traces/file%d", i);
         int fd = open(path, O_RDWR | O_CREAT, 0644);
         for (int j = 0; j < i; j++) write(fd, path, sizeof path);
+        ftruncate(fd, 3 * PAGE);
         if (i % 3 == 0) mmap(NULL, 3 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (i % 2) close(fd);
     }
@@ -214,7 +215,11 @@ static void serve(void) {
     else if (is_verb("see", &rest)) say_self(rest);
     else if (is_verb("traces", &rest)) leave_traces();
     else if (is_verb("generation", &rest)) say("%llu", (unsigned long long)kvmlet_generation());
-    else if (is_verb("wiped", &rest))
+    else if (is_verb("peek", &rest)) {
+        char *len;
+        const void *from = (const void *)strtoul(rest, &len, 16);
+        say_bytes(from, strtoul(len, NULL, 16));
+    } else if (is_verb("wiped", &rest))
         say("first %s second %s", all_are(wiped, PAGE, 0) ? "zero" : "kept",
             all_are(wiped + PAGE, PAGE, 0x55) ? "kept" : "changed");
     else if (is_verb("seek", &rest)) say("seek %ld", (long)lseek(atoi(rest), strchr(rest, ' ') ? atol(strchr(rest, ' ')) : 0, SEEK_SET));

@@ -77,7 +77,7 @@ def see(tree: str) -> str:
         f"requests {requests} left {len(left)} modules {len(sys.modules)}",
         f"threads {[thread.name for thread in threading.enumerate()]}",
         f"objects {len(gc.get_objects())} counts {gc.get_count()} hash {hash('kvmlet')}",
-        f"ids {id(WORDS)} {id(object())} {id(bytearray(100))} {sys.getallocatedblocks()}",
+        f"ids {id(WORDS)} {id(object())} {id(bytearray(100))}",
         f"words {hashlib.sha256(json.dumps(WORDS).encode()).hexdigest()}",
         f"pid {os.getpid()} cwd {os.getcwd()} env {sorted(os.environ.items())}",
         f"mask {signal.pthread_sigmask(signal.SIG_BLOCK, [])} pending {signal.sigpending()}",

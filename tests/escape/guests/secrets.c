@@ -2,6 +2,8 @@
 // program can put one and leaves it there; "find MASKED" looks for it in all memory and state. The
 // seed is masked in the second request, and needles are, so that the search does not find itself.
 // argv[1]: threads beside the first.
+#define REQUEST_MAX (64 << 10)
+#define ANSWER_MAX (256 << 10)
 #include "../../guests/service.h"
 
 #include "registers.h"
@@ -112,7 +114,9 @@ extern char spare_code[];
 __asm__(".text; .balign 4096; spare_code: .fill 4096, 1, 0xcc");
 
 static void put(int fd) {
-    for (int i = 0; i < 64; i++) write(fd, secret.words, 16);
+    char block[1024];
+    fill(block, sizeof block);
+    write(fd, block, sizeof block);
 }
 
 struct kernel_action {
@@ -138,7 +142,7 @@ static void plant(const char *seed_text) {
     fill(gone, 40 * PAGE);
     munmap(gone, 40 * PAGE);
     char *huge = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    for (size_t at = 0; at < 4 << 20; at += PAGE) fill(huge + at, 64);
+    for (size_t at = 0; at < 4 << 20; at += 16 * PAGE) fill(huge + at, 64);
     char *hidden = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     fill(hidden, 4 * PAGE);
     mprotect(hidden, 4 * PAGE, PROT_NONE);
@@ -298,13 +302,14 @@ static void find(const char *masked) {
         *end = 0;
         if (sscanf(line, "%lx-%lx %7s", &from, &to, mode) != 3 || from > 1ul << 47) continue;
         if (mode[0] == 'r' && !strstr(line, "[vvar")) search("memory", (void *)from, to - from);
-        else if (mode[0] != 'r' && mprotect((void *)from, to - from, PROT_READ) == 0) search("hidden memory", (void *)from, to - from);
+        // Not what malloc has reserved and never used.
+        else if (mode[0] != 'r' && to - from <= 1 << 20 && mprotect((void *)from, to - from, PROT_READ) == 0) search("hidden memory", (void *)from, to - from);
     }
     // What is new to the program is zero.
-    char *fresh = mmap(NULL, 8 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    for (size_t at = 0; at < 8 << 20; at += PAGE / 4 * 9) is_zero("new memory", fresh + at, at + PAGE / 4 <= 8 << 20 ? PAGE / 4 : 0);
-    fresh[0] = 1;
-    is_zero("new memory", fresh + 1, (8 << 20) - 1);
+    char *fresh = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    is_zero("new memory", fresh, 1 << 20);
+    char *large = mmap(NULL, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    for (size_t at = 0; at < 4 << 20; at += PAGE) large[at + 8] = 1, is_zero("new memory", large + at + 9, 100);
     is_zero("grown break", sbrk(16 * PAGE), 16 * PAGE);
     int memory = memfd_create("new", 0);
     ftruncate(memory, 4 * PAGE);
