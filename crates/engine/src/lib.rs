@@ -12,6 +12,8 @@ mod outcome;
 mod run;
 mod session;
 mod snapshot;
+#[cfg(test)]
+mod snapshot_tests;
 mod stats;
 
 use std::time::Duration;
