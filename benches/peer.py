@@ -19,6 +19,7 @@ class _Counts(ctypes.Structure):
             "others",
             "slot_ns",
             "creation_ns",
+            "cpuid_ns",
             "mapping_calls",
         )
     ]
@@ -38,6 +39,8 @@ class Asked:
     """All other ioctls."""
     slot_ns: int
     creation_ns: int
+    cpuid_ns: int
+    """KVM_SET_CPUID2, which is one of the others."""
     mapping_calls: int
     """mmap, munmap, mprotect, mremap, madvise and brk, once they are watched."""
 

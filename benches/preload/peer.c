@@ -25,11 +25,12 @@ struct counts {
     uint64_t others;       // other ioctls
     uint64_t slot_ns;      // spent in `slots`
     uint64_t creation_ns;  // spent in `creations`
+    uint64_t cpuid_ns;     // spent in KVM_SET_CPUID2, one of `others`
     uint64_t mapping_calls; // calls that change mappings, once peer_watch_mappings was called
 };
 
 static struct {
-    _Atomic uint64_t runs, slots, creations, others, slot_ns, creation_ns, mapping_calls;
+    _Atomic uint64_t runs, slots, creations, others, slot_ns, creation_ns, cpuid_ns, mapping_calls;
 } sums;
 
 static _Atomic int vcpu_count;
@@ -59,6 +60,8 @@ int ioctl(int fd, unsigned long request, ...)
             vcpus[at] = result;
     } else {
         sums.others++;
+        if (request == KVM_SET_CPUID2)
+            sums.cpuid_ns += spent_ns;
     }
     return result;
 }
@@ -66,7 +69,7 @@ int ioctl(int fd, unsigned long request, ...)
 void peer_counts(struct counts *counts)
 {
     *counts = (struct counts){sums.runs,    sums.slots,       sums.creations,    sums.others,
-                              sums.slot_ns, sums.creation_ns, sums.mapping_calls};
+                              sums.slot_ns, sums.creation_ns, sums.cpuid_ns, sums.mapping_calls};
 }
 
 // A counter of all vCPUs that kvmlet has open, or -1 where KVM has none of this name.

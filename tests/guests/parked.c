@@ -177,15 +177,20 @@ static void wake(long with) {
     timerfd_settime(timer_fd, 0, &soon, NULL);
     timer_settime(timer, 0, &soon, NULL);
     pthread_sigqueue(signal_thread, SIGRTMIN + 1, (union sigval){.sival_int = (int)with});
+    // What is waited for is read behind the wait: arguments are evaluated in any order.
+    int seen;
     pthread_mutex_lock(&seen_lock);
     while (seen_event != event_before + value || seen_timer != timer_before + 1 || strlen(seen_pipe) < pipe_before + 4)
         pthread_cond_wait(&seen_changed, &seen_lock);
     say("epoll event %lu timer %lu pipe %s\n", seen_event, seen_timer, seen_pipe);
-    say("reader %d %ld\n", until_long(&reader_bytes, bytes_before + 5), reader_bytes);
-    say("signal %d %ld\n", until_long(&signals_taken, signals_before + with), signals_taken);
+    seen = until_long(&reader_bytes, bytes_before + 5);
+    say("reader %d %ld\n", seen, reader_bytes);
+    seen = until_long(&signals_taken, signals_before + with);
+    say("signal %d %ld\n", seen, signals_taken);
     say("naps go on %d\n", until_long(&naps, naps_before + 2));
     pthread_mutex_unlock(&seen_lock);
-    say("alarms %d %d\n", until_tick(&alarms, alarms_before + 1), alarms);
+    seen = until_tick(&alarms, alarms_before + 1);
+    say("alarms %d %d\n", seen, alarms);
     say("ticks go on %d\n", until_tick(&ticks, ticks_before + 2));
 }
 
