@@ -58,6 +58,9 @@ class Result:
         raise ExitError(ending_text(self), result=self)
 
 
+_QUOTED_MAX_CHARS = 200
+
+
 def ending_text(result: Result) -> str:
     """How the program ended, in one line, with the last line that it wrote to standard error."""
     if result.reason == "exited":
@@ -69,5 +72,11 @@ def ending_text(result: Result) -> str:
     else:
         limit = {"timeout": "time", "memory": "memory", "output": "output"}
         text = f"the program reached its {limit.get(result.reason, result.reason)} limit"
-    last = result.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-    return f"{text}, its last error line: {last[0]}" if last else text
+    # The program chose these bytes: not too many, and none that a terminal would obey.
+    last = result.stderr[-4096:].decode("utf-8", "replace").strip().splitlines()[-1:]
+    if not last:
+        return text
+    line = "".join(char if char.isprintable() else "\ufffd" for char in last[0])
+    if len(line) > _QUOTED_MAX_CHARS:
+        line = line[:_QUOTED_MAX_CHARS] + "..."
+    return f"{text}, its last error line: {line}"

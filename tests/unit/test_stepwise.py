@@ -260,3 +260,14 @@ def test_in_a_child(sandbox: kvmlet.Sandbox) -> None:
 
 def test_include_directory() -> None:
     assert kvmlet.get_include().endswith("/kvmlet/guest/include")
+
+
+def test_a_quoted_line_is_short_and_printable() -> None:
+    result = kvmlet.Result(
+        stdout=b"", stderr=b"\x1b[2J" + b"x" * 9000, exit_code=1, signal=None, reason="exited"
+    )
+    with pytest.raises(kvmlet.ExitError) as raised:
+        result.check()
+    text = str(raised.value)
+    assert len(text) < 300
+    assert text.isprintable()
