@@ -205,7 +205,13 @@ impl Sandbox {
     pub fn reset(&mut self) -> Result<(), EngineError> {
         let frozen = self.origin.clone().ok_or(EngineError::NotFork)?;
         let caught = std::panic::catch_unwind(AssertUnwindSafe(|| self.reset_to(&frozen)));
-        caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
+        let reset = caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())));
+        if reset.is_err() {
+            // Half of it may be the frozen program and half the request: only another reset, which
+            // builds the fork anew, makes it usable.
+            self.ended = Some(Ending::Broken);
+        }
+        reset
     }
 
     /// What the program has written to its captured standard output and error since the last call.
