@@ -220,9 +220,11 @@ static void plant(const char *seed_text) {
     if (hosted) put(1);
     put(2);
     say("planted");
-    send_answer();
-    if (hosted) kvmlet_send(&secret, sizeof secret);
     uint32_t once = 1;
+    hold_registers(secret.words, &once, 1);
+    send_answer();
+    // The host may stop the program at the answer, or let it go on.
+    if (hosted) kvmlet_send(&secret, sizeof secret);
     hold_registers(secret.words, &once, 1);
 }
 
