@@ -244,7 +244,7 @@ impl Personality {
     /// Host descriptors that parked threads wait for, with their poll(2) events.
     #[must_use]
     pub fn host_waits(&self) -> Vec<(HostId, i16)> {
-        self.kernel.sched.host_sources()
+        self.kernel.sched.host_sources().into_iter().collect()
     }
 
     /// A host descriptor has become ready: calls that wait for it are made again.

@@ -3,10 +3,14 @@
 //! The threads of a program share a vCPU; a timer kick rotates the run queue. A wake-up is never
 //! lost: checking a condition and parking on it happen in one handler, under the kernel's lock.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use imbl::{OrdMap, OrdSet, Vector};
 
+use crate::host::HostId;
 use crate::kernel::{Kernel, Tid};
 use crate::outcome::{CallState, FutexKey, Resume, Source, SysResult, Wait, WaitOn};
+use crate::vfs::anon::ObjectId;
 
 /// Time slice of a thread when others can run, in nanoseconds.
 pub const SLICE_NS: u64 = 10_000_000;
@@ -149,25 +153,35 @@ impl Sched {
         })
     }
 
-    /// Whether any parked thread waits for `source`.
-    #[must_use]
-    pub fn waits_on(&self, source: Source) -> bool {
-        self.parked.values().any(|parked| match &parked.wait.on {
-            WaitOn::Sources(sources) => sources.iter().any(|waited| same_source(*waited, source)),
-            _ => false,
-        })
+    /// Everything that parked threads wait for.
+    fn sources(&self) -> impl Iterator<Item = Source> {
+        self.parked
+            .values()
+            .filter_map(|parked| match &parked.wait.on {
+                WaitOn::Sources(sources) => Some(sources.iter().copied()),
+                _ => None,
+            })
+            .flatten()
     }
 
-    /// All host descriptors waited for, with their poll(2) events.
-    pub fn host_sources(&self) -> Vec<(crate::host::HostId, i16)> {
-        let mut found = Vec::new();
-        for parked in self.parked.values() {
-            if let WaitOn::Sources(sources) = &parked.wait.on {
-                for source in sources {
-                    if let Source::Host(id, events) = source {
-                        found.push((*id, *events));
-                    }
-                }
+    /// The objects that parked threads wait for.
+    #[must_use]
+    pub fn awaited_objects(&self) -> BTreeSet<ObjectId> {
+        let objects = self.sources().filter_map(|source| match source {
+            Source::Object(id) => Some(id),
+            _ => None,
+        });
+        objects.collect()
+    }
+
+    /// The host descriptors waited for, each once, with the poll(2) events of all who wait: poll(2) takes
+    /// no more of them than a process may have open.
+    #[must_use]
+    pub fn host_sources(&self) -> BTreeMap<HostId, i16> {
+        let mut found: BTreeMap<HostId, i16> = BTreeMap::new();
+        for source in self.sources() {
+            if let Source::Host(id, events) = source {
+                *found.entry(id).or_default() |= events;
             }
         }
         found

@@ -207,10 +207,9 @@ impl Epolls {
         group(false).rev().chain(group(true)).collect()
     }
 
-    /// Instances nested in `id`, itself included, each once.
-    fn below(&self, id: ObjectId) -> Vec<ObjectId> {
-        let mut found = BTreeSet::from([id]);
-        let mut open = vec![id];
+    /// Instances nested in `id`, itself included, that are not `found` yet; they are then.
+    fn below(&self, id: ObjectId, found: &mut BTreeSet<ObjectId>) -> Vec<ObjectId> {
+        let mut open: Vec<ObjectId> = found.insert(id).then_some(id).into_iter().collect();
         let mut all = Vec::new();
         while let Some(id) = open.pop() {
             all.push(id);
@@ -329,6 +328,7 @@ impl Kernel {
     pub fn wake(&mut self, source: Source, events: i16) {
         let mut queue = vec![(source, events)];
         let mut told = BTreeSet::new();
+        let mut awaited = None;
         while let Some((source, events)) = queue.pop() {
             for (id, key) in self.objects.epolls.watchers_of(source) {
                 let Some(item) = self.objects.epolls.item(id, key).copied() else {
@@ -339,7 +339,6 @@ impl Kernel {
                 if !item.is_enabled() || !concerns {
                     continue;
                 }
-                let awaited = self.sched.waits_on(Source::Object(id));
                 self.objects.epolls.link(id, key);
                 if told.insert(id) {
                     queue.push((Source::Object(id), POLLIN | POLLRDNORM));
@@ -351,8 +350,11 @@ impl Kernel {
                     0 => true,
                     _ => false,
                 };
-                if item.is_exclusive() && awaited && direction {
-                    break;
+                if item.is_exclusive() && direction {
+                    let awaited = awaited.get_or_insert_with(|| self.sched.awaited_objects());
+                    if awaited.contains(&id) {
+                        break;
+                    }
                 }
             }
             self.sched.wake_source(source);
@@ -527,9 +529,18 @@ fn raise(kernel: &mut Kernel, id: ObjectId, key: Key) {
     kernel.wake(Source::Object(id), POLLIN | POLLRDNORM);
 }
 
+/// What one call that looks at several descriptors has found out: it may name an instance many times,
+/// and a hostile nesting has many ways to one.
+#[derive(Debug, Default)]
+pub struct Asked {
+    refreshed: BTreeSet<ObjectId>,
+    waited: BTreeSet<ObjectId>,
+    readable: Known,
+}
+
 /// Asks the inherited streams that an instance and those nested in it watch.
-pub fn refresh(cx: &mut Cx<'_>, id: ObjectId) {
-    for id in cx.kernel.objects.epolls.below(id) {
+pub fn refresh(cx: &mut Cx<'_>, id: ObjectId, asked: &mut Asked) {
+    for id in cx.kernel.objects.epolls.below(id, &mut asked.refreshed) {
         let Ok(epoll) = cx.kernel.objects.epolls.get(id) else {
             continue;
         };
@@ -578,8 +589,8 @@ type Known = BTreeMap<ObjectId, bool>;
 
 /// Whether an instance has something to report (poll(2) on its descriptor).
 #[must_use]
-pub fn is_readable(cx: &Cx<'_>, id: ObjectId) -> bool {
-    readable(cx, id, &mut Known::new())
+pub fn is_readable(cx: &Cx<'_>, id: ObjectId, asked: &mut Asked) -> bool {
+    readable(cx, id, &mut asked.readable)
 }
 
 fn readable(cx: &Cx<'_>, id: ObjectId, known: &mut Known) -> bool {
@@ -663,12 +674,18 @@ pub fn report(cx: &mut Cx<'_>, id: ObjectId, max: u64, put: &mut Put<'_>) -> Res
 }
 
 /// Adds what wakes a wait on an instance: its own events and, for the inherited streams in it and
-/// below, the host's. Whether edges can come that the host does not tell, so that it has to be asked
-/// again within [`RECHECK_NS`].
-pub fn wait_sources(cx: &Cx<'_>, id: ObjectId, sources: &mut Vector<Source>) -> bool {
+/// below, the host's, each stream once. Whether edges can come that the host does not tell, so that it
+/// has to be asked again within [`RECHECK_NS`].
+pub fn wait_sources(
+    cx: &Cx<'_>,
+    id: ObjectId,
+    sources: &mut Vector<Source>,
+    asked: &mut Asked,
+) -> bool {
     let mut recheck = false;
+    let mut streams: BTreeMap<HostId, i16> = BTreeMap::new();
     sources.push_back(Source::Object(id));
-    for id in cx.kernel.objects.epolls.below(id) {
+    for id in cx.kernel.objects.epolls.below(id, &mut asked.waited) {
         let Ok(epoll) = cx.kernel.objects.epolls.get(id) else {
             continue;
         };
@@ -678,16 +695,18 @@ pub fn wait_sources(cx: &Cx<'_>, id: ObjectId, sources: &mut Vector<Source>) -> 
             };
             let wanted = poll_bits(item.events);
             if !item.is_edge() {
-                sources.push_back(Source::Host(*host, wanted));
+                *streams.entry(*host).or_default() |= wanted;
                 continue;
             }
             recheck |= item.seen.events & POLLIN != 0;
             // What holds and was reported would end the wait at once.
             let unseen = wanted & !item.seen.events;
             if item.seen.events & (POLLERR | POLLHUP) == 0 {
-                sources.push_back(Source::Host(*host, unseen));
+                *streams.entry(*host).or_default() |= unseen;
             }
         }
     }
+    let streams = streams.into_iter();
+    sources.extend(streams.map(|(host, events)| Source::Host(host, events)));
     recheck
 }

@@ -6,7 +6,7 @@ use imbl::Vector;
 use kvmlet_abi::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::epoll;
+use super::epoll::{self, Asked};
 use super::eventfd::EventFd;
 use super::timerfd::TimerFd;
 use super::unix::Socket;
@@ -45,6 +45,12 @@ const ALWAYS: i16 = POLLERR | POLLHUP;
 /// The events of `events` (and POLLERR, POLLHUP) that hold now for an open description.
 #[must_use]
 pub fn poll_ready(cx: &Cx<'_>, file: &OpenFile, events: i16) -> i16 {
+    poll_ready_among(cx, file, events, &mut Asked::default())
+}
+
+/// As [`poll_ready`], in a call that looks at several descriptors.
+#[must_use]
+pub fn poll_ready_among(cx: &Cx<'_>, file: &OpenFile, events: i16, asked: &mut Asked) -> i16 {
     if file.flags.contains(OpenFlags::PATH) {
         return POLLNVAL;
     }
@@ -84,7 +90,7 @@ pub fn poll_ready(cx: &Cx<'_>, file: &OpenFile, events: i16) -> i16 {
             let socket = cx.kernel.objects.sockets.get(*id);
             socket.map_or(POLLERR, Socket::poll)
         }
-        FileKind::Epoll(id) if epoll::is_readable(cx, *id) => POLLIN | POLLRDNORM,
+        FileKind::Epoll(id) if epoll::is_readable(cx, *id, asked) => POLLIN | POLLRDNORM,
         FileKind::Epoll(_) => 0,
         FileKind::Signals(mask) if cx.kernel.pending_set(cx.tid) & mask != 0 => POLLIN,
         FileKind::Signals(_) => 0,
@@ -96,6 +102,12 @@ pub fn poll_ready(cx: &Cx<'_>, file: &OpenFile, events: i16) -> i16 {
 /// Brings what a description's readiness depends on up to date: timers that are due, inherited streams
 /// that an epoll instance watches. [`poll_ready`] then only looks.
 pub fn refresh(cx: &mut Cx<'_>, file: &OpenFile) {
+    refresh_among(cx, file, &mut Asked::default());
+}
+
+/// As [`refresh`], in a call that looks at several descriptors: all are brought up to date before one is
+/// looked at, or an event that one brings up would be missed at another.
+pub fn refresh_among(cx: &mut Cx<'_>, file: &OpenFile, asked: &mut Asked) {
     if !matches!(file.kind, FileKind::Timer(_) | FileKind::Epoll(_)) {
         return;
     }
@@ -104,14 +116,20 @@ pub fn refresh(cx: &mut Cx<'_>, file: &OpenFile) {
         cx.kernel.fire_timerfds(now_ns);
     }
     if let FileKind::Epoll(id) = file.kind {
-        epoll::refresh(cx, id);
+        epoll::refresh(cx, id, asked);
     }
 }
 
 /// Adds what to wait for until `events` may hold; nothing if they always hold or never will.
-pub fn add_sources(cx: &Cx<'_>, file: &OpenFile, events: i16, sources: &mut Vector<Source>) {
+pub fn add_sources(
+    cx: &Cx<'_>,
+    file: &OpenFile,
+    events: i16,
+    sources: &mut Vector<Source>,
+    asked: &mut Asked,
+) {
     if let FileKind::Epoll(id) = file.kind {
-        epoll::wait_sources(cx, id, sources);
+        epoll::wait_sources(cx, id, sources, asked);
     } else {
         sources.extend(source(cx, file, events));
     }

@@ -12,7 +12,7 @@ use crate::cx::Cx;
 use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::vfs::anon::ObjectId;
-use crate::vfs::epoll::{self, EPOLLET, EPOLLEXCLUSIVE, EPOLLWAKEUP, Key, RECHECK_NS};
+use crate::vfs::epoll::{self, Asked, EPOLLET, EPOLLEXCLUSIVE, EPOLLWAKEUP, Key, RECHECK_NS};
 use crate::vfs::ready::{self, POLLERR, POLLHUP, POLLIN, POLLOUT};
 
 const EPOLL_CTL_ADD: i32 = 1;
@@ -192,7 +192,7 @@ fn wait(
 
 fn park(cx: &Cx<'_>, id: ObjectId, deadline_ns: Option<u64>, state: &CallState) -> Wait {
     let mut sources = Vector::new();
-    let recheck = epoll::wait_sources(cx, id, &mut sources);
+    let recheck = epoll::wait_sources(cx, id, &mut sources, &mut Asked::default());
     let recheck_ns = recheck.then(|| clock::monotonic_ns(cx.host).saturating_add(RECHECK_NS));
     Wait {
         on: WaitOn::Sources(sources),

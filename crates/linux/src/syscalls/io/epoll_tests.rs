@@ -9,7 +9,7 @@ use kvmlet_abi::Errno;
 
 use crate::fd::{self, FileKind, OnExec, OpenFlags};
 use crate::host::{HostId, HostKind};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Tid};
 use crate::outcome::{CallState, Outcome, Source, WaitOn};
 use crate::sched::Call;
 use crate::signal::{SI_USER, SigInfo};
@@ -205,6 +205,57 @@ fn many_ways_to_one_event_cost_as_much_as_there_are_items() {
     assert_eq!(ready(&mut s, levels[4]).len(), 8);
     s.read(event, 8).unwrap();
     assert_eq!(ready(&mut s, levels[4]), []);
+}
+
+#[test]
+fn a_call_asks_each_instance_and_each_stream_once() {
+    let mut s = sandbox();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let (stdin, host) = inherit(&mut s, reader, OpenFlags::NONBLOCK);
+    let streams: Vec<i64> = (0..200)
+        .map(|_| call!(s, "dup", stdin).unwrap().cast_signed())
+        .collect();
+    let (inner, outer) = (epoll(&mut s), epoll(&mut s));
+    for stream in &streams {
+        add(&mut s, inner, *stream, IN);
+    }
+    add(&mut s, outer, inner, IN);
+    let tops: Vec<i64> = (0..100).map(|_| epoll(&mut s)).collect();
+    for top in &tops {
+        add(&mut s, *top, outer, IN);
+    }
+    // Ten times a hundred ways to two hundred items.
+    let polled = (0..1000).flat_map(|index| [tops[index % tops.len()] as u32, IN]);
+    let polled: Vec<u8> = polled.flat_map(u32::to_le_bytes).collect();
+    let fds = s.put(&polled);
+    let args = [fds.into(), 1000.into(), (-1).into()];
+    let sources = park(&mut s, "poll", &args);
+    let of_host = |sources: &[Source]| {
+        let hosts = sources
+            .iter()
+            .filter(|source| matches!(source, Source::Host(..)));
+        hosts.count()
+    };
+    assert_eq!((sources.len(), of_host(&sources)), (1001, 1));
+    // The host's poll(2) takes no more entries than a process may have descriptors.
+    let second = s.kernel.sched.parked[&TID].clone();
+    s.kernel.sched.park(Tid(2), second.call, second.wait);
+    assert_eq!(
+        s.kernel
+            .sched
+            .host_sources()
+            .into_iter()
+            .collect::<Vec<_>>(),
+        [(host, 0x19)]
+    );
+    s.kernel.sched.forget(Tid(2));
+    s.kernel.sched.forget(TID);
+    let events = s.room(12);
+    let args = [inner.into(), events.into(), 1.into(), (-1).into()];
+    assert_eq!(of_host(&park(&mut s, "epoll_wait", &args)), 1);
+    s.kernel.sched.forget(TID);
+    rustix::io::write(&writer, b"x").unwrap();
+    assert_eq!(call!(s, "poll", fds, 1000, -1), Ok(1000));
 }
 
 #[test]

@@ -10,9 +10,10 @@ use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
 use crate::fd;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::vfs::epoll::Asked;
 use crate::vfs::ready::{
     POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDBAND, POLLRDNORM, POLLWRBAND,
-    POLLWRNORM, add_sources, poll_ready, refresh,
+    POLLWRNORM, add_sources, poll_ready_among, refresh_among,
 };
 
 /// Largest number of descriptors in a select(2) set that is looked at.
@@ -152,6 +153,12 @@ fn polling(
         .collect();
     let mut sources = Vector::new();
     let mut ready = 0u64;
+    let mut asked = Asked::default();
+    for entry in polled.iter().filter(|entry| entry.fd >= 0) {
+        if let Ok((_, file)) = fd::get(cx, entry.fd) {
+            refresh_among(cx, &file, &mut asked);
+        }
+    }
     for entry in &mut polled {
         entry.revents = 0;
         if entry.fd < 0 {
@@ -160,9 +167,8 @@ fn polling(
         match fd::get(cx, entry.fd) {
             Err(_) => entry.revents = POLLNVAL,
             Ok((_, file)) => {
-                refresh(cx, &file);
-                entry.revents = poll_ready(cx, &file, entry.events);
-                add_sources(cx, &file, entry.events, &mut sources);
+                entry.revents = poll_ready_among(cx, &file, entry.events, &mut asked);
+                add_sources(cx, &file, entry.events, &mut sources, &mut asked);
             }
         }
         if entry.revents != 0 {
@@ -278,31 +284,35 @@ fn selecting(
     let mut found: [Vec<u64>; 3] = [vec![0; words], vec![0; words], vec![0; words]];
     let mut sources = Vector::new();
     let mut ready = 0u64;
+    let mut asked = Asked::default();
+    let mut files = Vec::new();
     for number in 0..count {
         let (word, bit) = (number / 64, 1u64 << (number % 64));
-        let asked: [bool; 3] = [0, 1, 2].map(|set: usize| {
+        let in_sets: [bool; 3] = [0, 1, 2].map(|set: usize| {
             wanted
                 .get(set)
                 .and_then(|set| set.get(word))
                 .is_some_and(|word| word & bit != 0)
         });
-        if !asked.contains(&true) {
-            continue;
+        if in_sets.contains(&true) {
+            let fd = i32::try_from(number).map_err(|_| Errno::EBADF)?;
+            let (_, file) = fd::get(cx, fd)?;
+            refresh_among(cx, &file, &mut asked);
+            files.push(((word, bit), in_sets, file));
         }
-        let fd = i32::try_from(number).map_err(|_| Errno::EBADF)?;
-        let (_, file) = fd::get(cx, fd)?;
+    }
+    for ((word, bit), in_sets, file) in files {
         let events = SETS
             .iter()
-            .zip(asked)
-            .filter(|(_, asked)| *asked)
+            .zip(in_sets)
+            .filter(|(_, in_set)| *in_set)
             .fold(0, |all, (events, _)| all | events);
-        refresh(cx, &file);
-        let state = poll_ready(cx, &file, events);
+        let state = poll_ready_among(cx, &file, events, &mut asked);
         if state == POLLNVAL {
             return Err(Errno::EBADF);
         }
-        for ((set, events), asked) in found.iter_mut().zip(SETS).zip(asked) {
-            if asked
+        for ((set, events), in_set) in found.iter_mut().zip(SETS).zip(in_sets) {
+            if in_set
                 && state & events != 0
                 && let Some(word) = set.get_mut(word)
             {
@@ -310,7 +320,7 @@ fn selecting(
                 ready = ready.saturating_add(1);
             }
         }
-        add_sources(cx, &file, events, &mut sources);
+        add_sources(cx, &file, events, &mut sources, &mut asked);
     }
     let deadline_ns = timeout.deadline_ns(cx, state);
     if ready == 0 && !timeout.is_over(cx, state, deadline_ns) {
