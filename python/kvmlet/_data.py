@@ -42,6 +42,8 @@ _MAX_INT_BYTES = 128 << 10
 _MAX_KEY_INT_BYTES = 1 << 10
 # Numbers that hash alike are easily made, and a table full of them takes forever to fill.
 _MAX_SAME_HASH = 64
+# Keys of one hash are compared, an int with a Decimal slowly: so many bytes of them in one message.
+_MAX_COMPARED_BYTES = 1 << 20
 _MAX_DECIMAL_CHARS = 64 << 10
 
 _U32 = struct.Struct("<I")
@@ -210,6 +212,7 @@ class _Reader:
         self.data = data
         self.at = 0
         self.units = _MAX_UNITS
+        self.compared_bytes = 0
 
     def take(self, length: int) -> bytes:
         end = self.at + length
@@ -268,29 +271,45 @@ class _Reader:
 
     def set(self, depth: int, _in_key: bool) -> set[Any]:
         self.units -= _HASHED_UNITS
-        return set(self.hashed(self.items(depth, True)))
+        return set(self.members(depth))
 
     def frozenset(self, depth: int, _in_key: bool) -> frozenset[Any]:
         self.units -= _HASHED_UNITS
-        return frozenset(self.hashed(self.items(depth, True)))
+        return frozenset(self.members(depth))
+
+    def members(self, depth: int) -> list[Any]:
+        keys: list[Any] = []
+        sizes: list[int] = []
+        for _ in range(self.count(1)):
+            start = self.at
+            keys.append(self.value(depth, True))
+            sizes.append(self.at - start)
+        return self.hashed(keys, sizes)
 
     def dict(self, depth: int, in_key: bool) -> dict[Any, Any]:
         self.units -= _HASHED_UNITS
         keys: list[Any] = []
+        sizes: list[int] = []
         values: list[Any] = []
         for _ in range(self.count(2)):
+            start = self.at
             keys.append(self.value(depth, True))
+            sizes.append(self.at - start)
             values.append(self.value(depth, in_key))
-        return dict(zip(self.hashed(keys), values, strict=True))
+        return dict(zip(self.hashed(keys, sizes), values, strict=True))
 
-    def hashed(self, keys: list[Any]) -> list[Any]:
-        """`keys`, all different, and not slow to put into a table."""
-        same: dict[int, int] = {}
+    def hashed(self, keys: list[Any], sizes: list[int]) -> list[Any]:
+        """`keys` of `sizes` bytes, all different, and not slow to put into a table."""
         try:
-            for key in keys:
-                found = hash(key)
-                same[found] = count = same.get(found, 0) + 1
-                if count > _MAX_SAME_HASH:
+            hashes = list(map(hash, keys))
+            if len(set(hashes)) == len(keys):
+                return keys
+            same: dict[int, list[int]] = {}
+            for found, size in zip(hashes, sizes, strict=True):
+                earlier = same.setdefault(found, [])
+                self.compared_bytes += sum(earlier) + len(earlier) * size
+                earlier.append(size)
+                if len(earlier) > _MAX_SAME_HASH or self.compared_bytes > _MAX_COMPARED_BYTES:
                     raise DataError("too many keys of one hash")
             if len(set(keys)) != len(keys):
                 raise DataError("a key comes twice")

@@ -295,6 +295,25 @@ def test_amounts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             decode(b"l" + u32(count) + item * count)
 
 
+def test_keys_that_are_slow_to_compare() -> None:
+    """Comparing an int with a Decimal converts the int, and a table compares thousands."""
+    modulus = (1 << 61) - 1
+    number = (1 << 8183) - 12345
+    with decimal.localcontext(prec=3000):
+        slow = (encode(number), encode(decimal.Decimal(number)))
+    keys = [
+        b"t" + u32(101) + slow[index % 2] * 100 + encode(5 + index * modulus) for index in range(64)
+    ]
+    started = time.process_time()
+    for data in (b"S" + u32(64) + b"".join(keys), b"d" + u32(64) + b"N".join(keys) + b"N"):
+        with pytest.raises(DataError, match="one hash"):
+            decode(data)
+    assert time.process_time() - started < 2
+    few = {(-1, -1), (-1, -2), (-2, -1), (-2, -2)}  # -1 and -2 have one hash
+    assert decode(encode(few)) == few
+    assert decode(encode(dict.fromkeys(few, 1))) == dict.fromkeys(few, 1)
+
+
 def test_keys_that_hash_alike() -> None:
     modulus = (1 << 61) - 1  # that of hash(int)
     colliding = b"".join(encode(number * modulus) for number in range(1, 100_000))
