@@ -94,7 +94,7 @@ impl Sandbox {
     /// [`EngineError::MessageTooLong`], [`EngineError::InboxFull`], [`EngineError::Ended`].
     pub fn send(&mut self, message: &[u8]) -> Result<(), EngineError> {
         self.check_alive()?;
-        let posted = self.personality.post(Arc::from(message));
+        let posted = self.guarded(|sandbox| Ok(sandbox.personality.post(Arc::from(message))))?;
         posted.map_err(|error| match error {
             PostError::TooLong { .. } => EngineError::MessageTooLong(error),
             PostError::Full { .. } => EngineError::InboxFull(error),
@@ -112,12 +112,15 @@ impl Sandbox {
         owner: &mut dyn Owner,
     ) -> Result<Vec<u8>, EngineError> {
         self.check_alive()?;
-        if let Some(message) = self.personality.take_message() {
-            return Ok(message.to_vec());
-        }
-        self.step(Until::Message, timeout, owner)?;
-        let message = self.personality.take_message();
-        message
+        let take = |sandbox: &mut Self| Ok(sandbox.personality.take_message());
+        let waiting = match self.guarded(take)? {
+            Some(message) => Some(message),
+            None => {
+                self.step(Until::Message, timeout, owner)?;
+                self.guarded(take)?
+            }
+        };
+        waiting
             .map(|bytes| bytes.to_vec())
             .ok_or(EngineError::Silent)
     }
@@ -137,6 +140,17 @@ impl Sandbox {
         owner: &mut dyn Owner,
     ) -> Result<CallResult, EngineError> {
         self.check_alive()?;
+        self.guarded(|sandbox| sandbox.make_call(symbol, args, returns, timeout, owner))
+    }
+
+    fn make_call(
+        &mut self,
+        symbol: &str,
+        args: &[CallArg],
+        returns: CallReturns,
+        timeout: Option<Duration>,
+        owner: &mut dyn Owner,
+    ) -> Result<CallResult, EngineError> {
         let function = self
             .personality
             .symbol(symbol)
@@ -283,6 +297,19 @@ impl Sandbox {
         }
     }
 
+    /// Does something of ours that a guest's state goes into. A panic is a fault of ours: the sandbox is
+    /// not to be trusted any more.
+    fn guarded<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let caught = std::panic::catch_unwind(AssertUnwindSafe(|| work(self)));
+        caught.unwrap_or_else(|panic| {
+            self.ended = Some(Ending::Broken);
+            Err(EngineError::from_panic(panic.as_ref()))
+        })
+    }
+
     fn step(
         &mut self,
         until: Until,
@@ -293,20 +320,8 @@ impl Sandbox {
         let deadline_ns = timeout.map(|timeout| {
             now_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
         });
-        let caught =
-            std::panic::catch_unwind(AssertUnwindSafe(|| self.drive(until, deadline_ns, owner)));
-        let stop = match caught {
-            Ok(Ok(stop)) => stop,
-            // A fault of ours: the sandbox is not to be trusted any more.
-            Ok(Err(error)) => {
-                self.ended = Some(Ending::Broken);
-                return Err(error);
-            }
-            Err(panic) => {
-                self.ended = Some(Ending::Broken);
-                return Err(EngineError::from_panic(panic.as_ref()));
-            }
-        };
+        let driven = self.guarded(|sandbox| sandbox.drive(until, deadline_ns, owner));
+        let stop = driven.inspect_err(|_| self.ended = Some(Ending::Broken))?;
         match stop {
             Stop::Reached => Ok(()),
             Stop::TimedOut => Err(EngineError::TimedOut),

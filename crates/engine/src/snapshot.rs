@@ -1,6 +1,7 @@
 //! Frozen programs: freezing, forking, the VMs kept ready, and what a reset puts back.
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -333,10 +334,11 @@ impl Frozen {
     /// A VM with the snapshot's memory: an emptied one or a new one. Out of descriptors, the limit on
     /// them is raised as far as it may be.
     fn bind(&self) -> Result<Bound, EngineError> {
-        match self.bind_once() {
+        let caught = std::panic::catch_unwind(AssertUnwindSafe(|| match self.bind_once() {
             Err(EngineError::Descriptors) if raise_descriptor_limit() => self.bind_once(),
             other => other,
-        }
+        }));
+        caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
     }
 
     fn bind_once(&self) -> Result<Bound, EngineError> {
@@ -499,7 +501,12 @@ impl Sandbox {
 
     /// Ends this sandbox. The VM of a fork is kept: for the next fork of its snapshot if it can be put
     /// back, else for another program.
-    pub fn retire(mut self) {
+    pub fn retire(self) {
+        // After a fault of ours the VM is closed with the sandbox.
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| self.hand_on()));
+    }
+
+    fn hand_on(mut self) {
         let Some(frozen) = self.origin.take() else {
             return;
         };
