@@ -463,9 +463,11 @@ def test_nothing_is_left(tmp_path: pathlib.Path) -> None:
                 fork.close()
             snapshot.fork().request(b"get")  # closed by nobody
 
-    for _ in range(2):
+    # Emptied VMs are kept for other programs, some from the tests before: their number settles first.
+    for _ in range(sized(20, 4)):
         once()
     before = held()
     for _ in range(sized(10, 2)):
         once()
-    assert held() == before
+    after = held()
+    assert after[0] <= before[0] and after[1] <= before[1], (before, after)
