@@ -463,11 +463,12 @@ def test_nothing_is_left(tmp_path: pathlib.Path) -> None:
                 fork.close()
             snapshot.fork().request(b"get")  # closed by nobody
 
-    # Emptied VMs are kept for other programs, some from the tests before: their number settles first.
+    # Emptied VMs are kept for other programs, some from the tests before: their number settles.
     for _ in range(sized(20, 4)):
         once()
     before = held()
     for _ in range(sized(10, 2)):
         once()
     after = held()
-    assert after[0] <= before[0] and after[1] <= before[1], (before, after)
+    assert after[0] <= before[0], (before, after)
+    assert after[1] <= before[1], (before, after)
