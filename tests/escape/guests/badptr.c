@@ -2,6 +2,10 @@
 //
 // Prints the result of each. DIRECTORY is made, and names a place of its own under /tmp.
 #include "hostile.h"
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/timerfd.h>
+#include <time.h>
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <poll.h>
@@ -18,6 +22,10 @@
 #define SYS_mseal 462
 #endif
 
+// kvmlet.h; nobody takes messages of a program that is run as this one is.
+#define SYS_kvmlet_receive 7000
+#define SYS_kvmlet_send 7001
+
 struct row {
     const char *name;
     long nr;
@@ -27,6 +35,7 @@ struct row {
 
 static char path_file[200], path_new[200], path_link[200], path_dir[200];
 static int fd_file = -1, fd_read = -1, fd_other = -1, fd_dir = -1, fd_zero = -1, pipe_read = -1, pipe_write = -1;
+static int fd_event = -1, fd_timer = -1, fd_epoll = -1;
 static unsigned char *out, *in, *arena, *readonly_page, *none_page, *last_byte;
 
 static void set_up_files(void) {
@@ -83,6 +92,9 @@ static void prepare_memory(void) {
 #define ZERO ((uint64_t)fd_zero)
 #define PIPE_R ((uint64_t)pipe_read)
 #define PIPE_W ((uint64_t)pipe_write)
+#define EVENT ((uint64_t)fd_event)
+#define TIMER ((uint64_t)fd_timer)
+#define EPOLL ((uint64_t)fd_epoll)
 #define CWD ((uint64_t)AT_FDCWD)
 #define SELF ((uint64_t)getpid())
 #define U(p) ((uint64_t)(uintptr_t)(p))
@@ -272,6 +284,12 @@ int main(int argc, char **argv) {
         pipe_write = fds[1];
         fcntl(pipe_read, F_SETFL, O_NONBLOCK);
         fcntl(pipe_write, F_SETFL, O_NONBLOCK);
+        // An instance with an item that is always ready.
+        struct epoll_event always = {.events = EPOLLIN};
+        need((fd_event = eventfd(1, EFD_NONBLOCK)) >= 0, "eventfd");
+        need((fd_timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK)) >= 0, "timerfd_create");
+        need((fd_epoll = epoll_create1(0)) >= 0, "epoll_create1");
+        need(epoll_ctl(fd_epoll, EPOLL_CTL_ADD, fd_event, &always) == 0, "epoll_ctl");
         prepare_memory();
         set_up_files();
     }
