@@ -334,7 +334,7 @@ class _Reader:
         zone = self.zone(depth)
         try:
             return datetime.time(hour, minute, second, microsecond, zone, fold=fold)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise DataError("not a time") from None
 
     def moment(self, depth: int, in_key: bool) -> datetime.datetime:
@@ -360,7 +360,7 @@ class _Reader:
             raise DataError("not a time zone")
         try:
             return datetime.timezone(*data)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise DataError("not a time zone") from None
 
     def dataclass(self, depth: int, in_key: bool) -> Any:

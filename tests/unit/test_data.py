@@ -327,3 +327,12 @@ def test_keys_that_hash_alike() -> None:
     assert time.process_time() - started < 20
     many = {number * 7919: str(number) for number in range(100_000)}
     assert decode(encode(many)) == many
+
+
+def test_a_time_beyond_a_c_int() -> None:
+    encoded = bytearray(encode([datetime.time(0, 0)]))
+    for at in range(len(encoded)):
+        for byte in (0x7F, 0x80, 0xFF):
+            tried = bytes(encoded[:at]) + bytes([byte]) + bytes(encoded[at + 1 :])
+            with contextlib.suppress(DataError):
+                decode(tried)
