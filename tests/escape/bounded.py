@@ -53,10 +53,15 @@ def check_end(run: Ended) -> None:
 def peak_resident_mib(pid: int) -> int:
     """A process's peak resident set since its execve (proc(5), VmHWM).
 
-    getrusage's ru_maxrss will not do: it remembers the process that forked.
+    getrusage's ru_maxrss will not do: it remembers the process that forked. Nor is the figure the new
+    program's while the command line is still ours: a child of vfork(2) shares our memory, and some
+    kernels let us go on a moment before it is replaced.
     """
+    process = pathlib.Path(f"/proc/{pid}")
     try:
-        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        if (process / "cmdline").read_bytes() == pathlib.Path("/proc/self/cmdline").read_bytes():
+            return 0
+        status = (process / "status").read_text()
     except OSError:
         return 0
     for line in status.splitlines():
