@@ -53,9 +53,9 @@ def check_end(run: Ended) -> None:
 def peak_resident_mib(pid: int) -> int:
     """A process's peak resident set since its execve (proc(5), VmHWM).
 
-    getrusage's ru_maxrss will not do: it remembers the process that forked. Nor is the figure the new
-    program's while the command line is still ours: a child of vfork(2) shares our memory, and some
-    kernels let us go on a moment before it is replaced.
+    getrusage's ru_maxrss will not do: it remembers the process that forked. Nor is the figure the
+    new program's while the command line is still ours: a child of vfork(2) shares our memory, and
+    some kernels let us go on a moment before it is replaced.
     """
     process = pathlib.Path(f"/proc/{pid}")
     try:
