@@ -12,6 +12,7 @@ from kvmlet._values import (
     OUTPUT_LIMIT_BYTES,
     format_duration,
     format_size,
+    parse_calls,
     parse_duration,
     parse_size,
 )
@@ -32,7 +33,7 @@ STATUS_MEMORY = 137
 # More would bury the program's own output.
 _MAX_LINES = 5
 
-_OPTIONS_WITH_VALUE = ("--timeout", "--memory")
+_OPTIONS_WITH_VALUE = ("--timeout", "--memory", "--calls")
 
 _DESCRIPTION = """\
 Run CMD in a virtual machine of its own. It may read /usr, /bin, /sbin, /lib*, the current
@@ -54,6 +55,7 @@ def main(words: list[str]) -> int:
     memory_bytes = (
         DEFAULT_MEMORY_BYTES if options.memory is None else parse_size(options.memory, "--memory")
     )
+    calls = parse_calls(options.calls, "--calls")
     if not program:
         raise UsageError(
             "no program given", remedy="name it after the options: kvmlet run -- CMD ARG..."
@@ -62,6 +64,12 @@ def main(words: list[str]) -> int:
     env = guest_env()
     cwd = guest_cwd()
     report = _reporter(options.stats)
+    if calls == "poll":
+        from kvmlet._calls import polling_is_slow
+
+        slow = polling_is_slow()
+        if slow:
+            warn(slow)
     try:
         for note in _native.harden(cwd):
             if options.trace:
@@ -76,6 +84,7 @@ def main(words: list[str]) -> int:
             memory_bytes=memory_bytes,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
             trace=options.trace,
+            calls=calls,
         )
     except _native.NativeError as error:
         raise from_native(*error.args) from None
@@ -108,8 +117,8 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
 def _parser() -> Parser:
     parser = Parser(
         prog="kvmlet run",
-        usage="kvmlet run [--timeout 30s] [--memory 512m] [--trace] [--stats[=json]] "
-        "[--] CMD ARG...",
+        usage="kvmlet run [--timeout 30s] [--memory 512m] [--calls auto] [--trace] "
+        "[--stats[=json]] [--] CMD ARG...",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -120,6 +129,13 @@ def _parser() -> Parser:
         "--memory",
         metavar="SIZE",
         help=f"most memory CMD may use: 64m, 1g or bytes (default {DEFAULT_MEMORY_BYTES >> 20}m)",
+    )
+    parser.add_argument(
+        "--calls",
+        metavar="MODE",
+        help="how CMD's system calls reach kvmlet: exit (each leaves the VM), poll (a thread on "
+        "another CPU looks out for them) or auto, whichever is faster (default $KVMLET_CALLS or "
+        "auto)",
     )
     parser.add_argument(
         "--trace", action="store_true", help="write CMD's system calls to standard error"
