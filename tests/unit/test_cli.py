@@ -346,6 +346,35 @@ def test_stats(native: FakeNative, capfd: Capture) -> None:
     }
 
 
+def test_stats_by_transport() -> None:
+    stats = {
+        "exits": 40,
+        "calls_polled": 1500,
+        "calls_exit": 400,
+        "calls_left": 100,
+        "polls_timed_out": 2,
+        "poller_cpu_us": 8000.0,
+        "poller_useful_us": 2000.0,
+        "wall_us": 12000.0,
+    }
+    assert stats_table(stats).splitlines() == [
+        "exits                        40",
+        "wall                     12.000 ms",
+        "calls by transport, without those that the stub answered",
+        "  polled                  1,500     75.0%",
+        "  by exit                   400     20.0%",
+        "  polled, ended by exit     100      5.0%",
+        "  polls given up              2",
+        "  poller's CPU time       8.000 ms",
+        "  of it useful            2.000 ms  25.0%",
+    ]
+
+
+def test_stats_of_a_run_without_calls() -> None:
+    stats = {"calls_polled": 0, "calls_exit": 0, "poller_cpu_us": 0.0, "poller_useful_us": 0.0}
+    assert "%" not in stats_table(stats)
+
+
 def test_no_stats_no_table() -> None:
     assert stats_table({}) == ""
 

@@ -221,14 +221,46 @@ def _reporter(form: str | None) -> "Callable[[_native.Outcome], None] | None":
     return lambda outcome: write_stderr(stats_table(outcome.stats))
 
 
+# Shown as a group of their own: what the counter is called, and of which sum its share is shown.
+_TRANSPORTS = {
+    "calls_polled": ("polled", "calls"),
+    "calls_exit": ("by exit", "calls"),
+    "calls_left": ("polled, ended by exit", "calls"),
+    "polls_timed_out": ("polls given up", ""),
+    "poller_cpu_us": ("poller's CPU time", ""),
+    "poller_useful_us": ("of it useful", "poller"),
+}
+
+
 def stats_table(stats: dict[str, int | float]) -> str:
-    """Counters, one a line: names to the left, numbers lined up to the right."""
-    rows: list[tuple[str, str, str]] = []
+    """Counters, one a line: names to the left, numbers lined up to the right.
+
+    How calls travelled comes in a group of its own, with shares.
+    """
+    sums = {
+        "calls": sum(stats.get(name, 0) for name, of in _TRANSPORTS.items() if of[1] == "calls"),
+        "poller": stats.get("poller_cpu_us", 0),
+    }
+    rows: list[tuple[str, str, str, str]] = []
+    group: list[tuple[str, str, str, str]] = []
     for name, value in stats.items():
-        if name.endswith("_us"):
-            rows.append((name.removesuffix("_us"), f"{value / 1e3:,.3f}", " ms"))
+        shown, of = _TRANSPORTS.get(name, (name.removesuffix("_us"), ""))
+        share = f"{value / sums[of]:7.1%}" if of and sums[of] else ""
+        unit = " ms" if name.endswith("_us") else ""
+        number = f"{value / 1e3:,.3f}" if unit else f"{value:,}"
+        if name in _TRANSPORTS:
+            group.append((f"  {shown}", number, unit, share))
         else:
-            rows.append((name, f"{value:,}", ""))
-    names = max((len(name) for name, _, _ in rows), default=0)
-    numbers = max((len(number) for _, number, _ in rows), default=0)
-    return "".join(f"{name:<{names}}  {number:>{numbers}}{unit}\n" for name, number, unit in rows)
+            rows.append((shown, number, unit, share))
+    names = max((len(row[0]) for row in rows + group), default=0)
+    numbers = max((len(row[1]) for row in rows + group), default=0)
+
+    def lines(rows: list[tuple[str, str, str, str]]) -> str:
+        return "".join(
+            f"{name:<{names}}  {number:>{numbers}}{f'{unit:<3}{share}'.rstrip()}\n"
+            for name, number, unit, share in rows
+        )
+
+    # The stub answers inside the VM, where nobody counts.
+    header = "calls by transport, without those that the stub answered\n" if group else ""
+    return lines(rows) + header + lines(group)
