@@ -157,6 +157,10 @@ def test_interval_timers(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./itimer"], cwd=guests)
 
 
+def test_each_call_is_made_once(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./once", str(sized(2000, 100))], cwd=guests)
+
+
 def test_named_pipes_and_packets(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./fifo"], cwd=guests)
 

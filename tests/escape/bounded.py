@@ -76,9 +76,12 @@ def bounded(
     cwd: Word,
     memory_mib: int = MEMORY_MIB,
     timeout_s: int = TIMEOUT_S,
+    calls: str | None = None,
 ) -> Run:
     """Run `argv` in a VM under limits, and check what holds for every guest."""
     options = ["--timeout", f"{timeout_s}s", "--memory", f"{memory_mib}m"]
+    if calls is not None:
+        options += ["--calls", calls]
     start = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(

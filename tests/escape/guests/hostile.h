@@ -30,6 +30,7 @@
 #define SYSCALL_CODE (VMM_AREA + 0x22000)
 #define STUB_DATA (VMM_AREA + 0x24000)
 #define PROBE_CODE (VMM_AREA + 0x26000)
+#define CALL_PAGE (VMM_AREA + 0x28000)
 
 // A call without which nothing after it makes sense.
 static inline void need(int ok, const char *what) {

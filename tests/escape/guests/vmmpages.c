@@ -47,7 +47,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "%u readable, %u executable\n", readable, executable);
     printf("%u writes succeeded, %u wrong signals\n", writable, wrong);
     // Calls that could change the area must refuse it, or do nothing to it.
-    static const uint64_t pages[] = {VMM_AREA, GDT_PAGE, IDT_PAGE, TSS_PAGE, EXC_STACK, EXC_CODE, SYSCALL_CODE, STUB_DATA, PROBE_CODE};
+    static const uint64_t pages[] = {VMM_AREA, GDT_PAGE, IDT_PAGE, TSS_PAGE, EXC_STACK, EXC_CODE, SYSCALL_CODE, STUB_DATA, PROBE_CODE, CALL_PAGE};
     int changed = 0;
     if (argc > 1) {  // natively some of these would succeed
         for (unsigned i = 0; i < sizeof pages / sizeof *pages; i++) {

@@ -1,0 +1,157 @@
+// Lies in the call page, through which calls are answered without an exit: callpage WHAT ROUNDS
+//
+// On software KVM the page is the program's to write; on hardware and on Linux it is not, and the first
+// access ends this program. Nothing in it may do more than a plain call could, and none is made twice.
+#include "hostile.h"
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/time.h>
+
+// The layout is crates/abi/src/call_page.rs.
+#define WORD(offset) (*(volatile uint64_t *)(CALL_PAGE + (offset)))
+#define HALF(offset) (*(volatile uint32_t *)(CALL_PAGE + (offset)))
+#define NR WORD(0)
+#define ARG(i) WORD(8 + 8 * (i))
+#define POSTED HALF(56)
+#define ANSWERED WORD(64)
+#define ANSWER WORD(72)
+#define MODE HALF(80)
+#define SPIN WORD(88)
+#define DEADLINE WORD(128)
+
+static volatile int stop;
+
+static void not_ours(int sig) {
+    (void)sig;
+    static const char text[] = "the page is not the program's\n";
+    write(1, text, sizeof text - 1);
+    _exit(0);
+}
+
+static void post(uint64_t nr, uint64_t a, uint64_t b, uint64_t c) {
+    NR = nr;
+    ARG(0) = a;
+    ARG(1) = b;
+    ARG(2) = c;
+    POSTED++;
+}
+
+static void pause_for(int turns) {
+    for (int i = 0; i < turns; i++) __asm__ volatile("pause");
+}
+
+static int bytes_in(int fd) {
+    int n = -1;
+    ioctl(fd, FIONREAD, &n);
+    return n;
+}
+
+// Posts from outside of the stub and rewrites the request at once: at most one byte for each post.
+static void rewrite(unsigned long rounds) {
+    int ends[2];
+    need(pipe(ends) == 0, "pipe");
+    char *text = map(PAGE, PROT_READ | PROT_WRITE);
+    unsigned long posts = 0, bytes = 0;
+    for (unsigned long i = 0; i < rounds; i++) {
+        post(SYS_write, (uint64_t)ends[1], (uint64_t)(uintptr_t)text, 1);
+        posts++;
+        for (int k = 0; k < 20; k++) {
+            ARG(0) = k & 1 ? (uint64_t)ends[1] : ~0ul;
+            ARG(1) = k & 2 ? 0xffff800000000000ul : CALL_PAGE;
+            ARG(2) = k & 1;
+            NR = k & 4 ? SYS_write : SYS_getpgrp;
+            ANSWERED = (uint64_t)k << 32 | POSTED;
+            ANSWER = ~0ul;
+            pause_for(20);
+        }
+        if (i % 64 == 63) {
+            sched_yield();
+            int n = bytes_in(ends[0]);
+            need(n >= 0, "FIONREAD");
+            char sink[65536];
+            if (n > 0) bytes += (unsigned long)read(ends[0], sink, sizeof sink);
+        }
+    }
+    int n = bytes_in(ends[0]);
+    bytes += n > 0 ? (unsigned long)n : 0;
+    printf("%s\n", bytes <= posts ? "no more bytes than posts" : "MORE BYTES THAN POSTS");
+}
+
+// Every call number with odd arguments, posted and not waited for.
+static void numbers(unsigned long rounds) {
+    uint64_t state = 7;
+    for (unsigned long i = 0; i < rounds; i++) {
+        uint64_t nr = next_random(&state) % 600;
+        // Not those that end or stop the program by themselves.
+        switch (nr) {
+            case SYS_exit: case SYS_exit_group: case SYS_kill: case SYS_tgkill: case SYS_tkill: case SYS_pause:
+            case SYS_rt_sigsuspend: case SYS_rt_sigqueueinfo: case SYS_rt_tgsigqueueinfo: case SYS_munmap:
+            case SYS_mprotect: case SYS_mmap: case SYS_mremap: case SYS_madvise: case SYS_brk: case SYS_alarm:
+            case SYS_setitimer: case SYS_timer_settime: case SYS_rt_sigprocmask: case SYS_close:
+            case SYS_close_range: case SYS_dup2: case SYS_dup3: case SYS_setrlimit: case SYS_prlimit64:
+                nr = SYS_getpgrp;
+        }
+        post(nr, next_random(&state) >> (next_random(&state) & 63), next_random(&state) & 0xffff, 0);
+        pause_for((int)(i % 200));
+        if (i % 16 == 0) POSTED = (uint32_t)next_random(&state);
+        if (i % 64 == 0) need(syscall(SYS_getpgrp) >= 0, "getpgrp");
+    }
+    printf("posted\n");
+}
+
+static void *scribble(void *unused) {
+    (void)unused;
+    uint64_t state = 99;
+    while (!stop) {
+        for (uint64_t at = 0; at < 160; at += 8) WORD(at) = next_random(&state);
+        ANSWERED = POSTED;
+        SPIN = next_random(&state) & 0xffffff;
+        MODE = (uint32_t)next_random(&state) & 1;
+    }
+    return NULL;
+}
+
+// Threads that make plain calls while another writes nonsense into the page.
+static void threads(unsigned long rounds) {
+    pthread_t thread;
+    need(pthread_create(&thread, NULL, scribble, NULL) == 0, "pthread_create");
+    unsigned long wrong = 0;
+    for (unsigned long i = 0; i < rounds; i++) {
+        // The stub's own waits may be cut short or answered wrongly: the program did that to itself.
+        long r = raw6(SYS_getpgrp, 0, 0, 0, 0, 0, 0);
+        if (r < 0) wrong++;
+        if (i % 32 == 0) sched_yield();
+    }
+    stop = 1;
+    pthread_join(thread, NULL);
+    fprintf(stderr, "%lu wrong\n", wrong);
+    printf("done\n");
+}
+
+int main(int argc, char **argv) {
+    need(argc == 3, "arguments");
+    struct sigaction action = {.sa_handler = not_ours};
+    sigaction(SIGSEGV, &action, NULL);
+    (void)POSTED;
+    POSTED = POSTED;
+    action.sa_handler = SIG_DFL;
+    sigaction(SIGSEGV, &action, NULL);
+    unsigned long rounds = strtoul(argv[2], NULL, 0);
+    const char *what = argv[1];
+    if (!strcmp(what, "rewrite")) rewrite(rounds);
+    else if (!strcmp(what, "numbers")) numbers(rounds);
+    else if (!strcmp(what, "threads")) threads(rounds);
+    else if (!strcmp(what, "never-stop")) {
+        for (;;) post(SYS_getpgrp, 0, 0, 0);
+    } else if (!strcmp(what, "wait-for-ever")) {
+        // The stub waits without a limit for an answer to a ticket that moves away.
+        SPIN = ~0ul >> 1;
+        MODE = 1;
+        for (;;) raw6(SYS_getpgrp, 0, 0, 0, 0, 0, 0);
+    } else need(0, "what");
+    need(getpid() > 0 && raw6(SYS_getpgrp, 0, 0, 0, 0, 0, 0) >= 0, "getpgrp");
+    printf("alive\n");
+    return 0;
+}

@@ -1,0 +1,40 @@
+"""Guests that lie in the page through which calls are answered without an exit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e.oracle import HW, sized
+from escape.bounded import bounded
+
+if TYPE_CHECKING:
+    import pathlib
+
+pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+
+MODES = ["poll", "auto"]
+ENDLESS_S = 20 if HW else 3
+
+
+@pytest.mark.parametrize("calls", MODES)
+@pytest.mark.parametrize("what", ["rewrite", "numbers", "threads"])
+def test_what_is_written_into_the_page_does_no_more_than_calls(
+    hostile: pathlib.Path, what: str, calls: str
+) -> None:
+    run = bounded(["./callpage", what, str(sized(3000, 200))], cwd=hostile, calls=calls)
+    assert run.status == 0, run.said
+    # Where the page is the program's at all: on software KVM.
+    assert b"alive" in run.stdout or run.stdout == b"the page is not the program's\n", run.said
+    assert b"MORE BYTES THAN POSTS" not in run.stdout, run.said
+
+
+@pytest.mark.parametrize("calls", MODES)
+@pytest.mark.parametrize("what", ["never-stop", "wait-for-ever"])
+def test_a_guest_that_posts_or_waits_for_ever_is_ended(
+    hostile: pathlib.Path, what: str, calls: str
+) -> None:
+    run = bounded(["./callpage", what, "1"], cwd=hostile, calls=calls, timeout_s=ENDLESS_S)
+    ended = run.status == 124 or run.stdout == b"the page is not the program's\n"
+    assert ended, run.said
