@@ -23,6 +23,8 @@ help:
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
 	@echo "make bench-fork  the same for freezing, forking and resetting"
+	@echo "make bench-calls  what a system call costs, by exit and by polling"
+	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make lint      formatters, linters, types and import contracts only"
 	@echo "make clean     remove what was built"
 
@@ -114,6 +116,16 @@ bench: deps-bench
 bench-fork: deps-bench $(VENV)/.group-bench
 	@$(MAKE) develop
 	$(BIN)/python benches/fork.py
+
+.PHONY: bench-calls
+bench-calls: deps-bench
+	@$(MAKE) develop
+	$(BIN)/python benches/calls.py
+
+.PHONY: bench-profile
+bench-profile: deps-bench $(VENV)/.group-bench
+	@$(MAKE) develop
+	$(BIN)/python benches/profile.py
 
 .PHONY: clean
 clean:
