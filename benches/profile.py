@@ -145,8 +145,11 @@ def _compiler() -> list[str]:
             f"    return a + {f'f{number - 1}(b, a)' if number else 'b'};",
             "}",
         ]
-    Path("profile.c").write_text("\n".join(lines) + "\n")
-    return [found, "-quiet", "-O1", "profile.c", "-o", f"{_OUT}.s"]
+    # Not beside the measured programs: every source there is one of them.
+    source = Path("profile-source/big.c")
+    source.parent.mkdir(exist_ok=True)
+    source.write_text("\n".join(lines) + "\n")
+    return [found, "-quiet", "-O1", str(source), "-o", f"{_OUT}.s"]
 
 
 PROGRAMS: dict[str, Callable[[], list[str]]] = {
