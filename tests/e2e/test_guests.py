@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from e2e.oracle import Oracle
 
-pytestmark = pytest.mark.hw
+pytestmark = [pytest.mark.hw, pytest.mark.poll]
 
 HELLOS = ["static", "musl", "static-pie", "dynamic", "musl-dynamic"]
 LIBRARIES = ["", "-dynamic", "-musl"]
