@@ -355,10 +355,12 @@ def test_stats_by_transport() -> None:
         "polls_timed_out": 2,
         "poller_cpu_us": 8000.0,
         "poller_useful_us": 2000.0,
+        "guest_us": 9000.0,
         "wall_us": 12000.0,
     }
     assert stats_table(stats).splitlines() == [
         "exits                        40",
+        "guest                     9.000 ms  75.0%",
         "wall                     12.000 ms",
         "calls by transport, without those that the stub answered",
         "  polled                  1,500     75.0%",
