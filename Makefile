@@ -107,8 +107,8 @@ test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
 	$(call hw-tests,auto,hw)
-	$(call hw-tests,exit,hw and poll)
-	$(call hw-tests,poll,hw and poll)
+	$(call hw-tests,exit,hw_modes)
+	$(call hw-tests,poll,hw_modes)
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev

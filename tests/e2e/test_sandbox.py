@@ -16,7 +16,7 @@ import pytest
 import kvmlet
 from e2e.oracle import HANG_S, HW, sized
 
-pytestmark = [pytest.mark.hw, pytest.mark.poll, pytest.mark.usefixtures("vm")]
+pytestmark = [pytest.mark.hw, pytest.mark.hw_modes, pytest.mark.poll, pytest.mark.usefixtures("vm")]
 
 PYTHON = "/usr/bin/python3"
 READY_S = HANG_S

@@ -74,6 +74,7 @@ def test_vectors(oracle: Oracle, hostile: pathlib.Path) -> None:
     oracle.compare(["./hog", "vectors"], cwd=hostile)
 
 
+@pytest.mark.hw_modes
 @pytest.mark.poll
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("rounds", [300 if HW else 1000])
