@@ -22,7 +22,7 @@
 //! | [`Exchange::Claimed`] | is inside KVM_RUN, or waits for the lock | makes the call | `answer`: Running; `leave`: Leaving |
 //! | [`Exchange::Leaving`] | is about to leave KVM_RUN | claims nothing | `close`: Away |
 //!
-//! A lock that only the host has covers every transition, and Claimed lasts only while the poller
+//! A lock that only the host has covers every transition and the reading of the ticket for it, and Claimed lasts only while the poller
 //! holds it: a vCPU's thread that wants its guest's thread back waits there. So a call is made by the
 //! poller or by the thread of the vCPU, never by both: `close` says which.
 
@@ -97,8 +97,10 @@ pub enum Left {
 /// What the vCPU's thread finds when its guest has left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Closed {
-    /// No posted call concerns it: the exit means what it says.
+    /// No posted call concerns it, or nobody has looked at it: the exit means what it says.
     Unclaimed,
+    /// The call has been looked at and left for here: the exit means what it says.
+    Refused,
     /// The call that it left from has been answered: this is its result.
     Answered(u64),
     /// A call has been made and its outcome is still to be applied.
@@ -114,7 +116,8 @@ impl Exchange {
         };
     }
 
-    /// The poller has seen `posted` in the page: whether it has to make that call.
+    /// The page says `posted` now, under the lock: whether the poller has to make that call. A ticket that
+    /// was read before the lock was taken may be that of a call which has left the VM since.
     #[must_use]
     pub const fn claim(&mut self, posted: Ticket) -> bool {
         match *self {
@@ -167,9 +170,8 @@ impl Exchange {
                 answer: Some(result),
             } if waiting == Some(seen) => Closed::Answered(result),
             Self::Leaving(_, Left::Made) => Closed::Made,
-            Self::Away | Self::Running { .. } | Self::Claimed(_) | Self::Leaving(..) => {
-                Closed::Unclaimed
-            }
+            Self::Leaving(_, Left::Refused) => Closed::Refused,
+            Self::Away | Self::Running { .. } | Self::Claimed(_) => Closed::Unclaimed,
         }
     }
 }
@@ -213,10 +215,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_must_leave_posts_nothing_more() {
-        for (left, found) in [
-            (Left::Refused, Closed::Unclaimed),
-            (Left::Made, Closed::Made),
-        ] {
+        for (left, found) in [(Left::Refused, Closed::Refused), (Left::Made, Closed::Made)] {
             let mut exchange = running(0);
             assert!(exchange.claim(Ticket(1)));
             assert_eq!(exchange.leave(left), 1 | 1 << 32);

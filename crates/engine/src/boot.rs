@@ -27,6 +27,7 @@ use rustix::process::{getgid, getuid};
 
 use crate::run::{Sandbox, VcpuState, now_ns};
 use crate::stats::Times;
+use crate::transport::{Lendable, Transport};
 use crate::{EngineError, Program, Streams, Trace};
 
 /// Smallest memory limit that leaves room for a program.
@@ -135,7 +136,8 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
     let mut sandbox = Sandbox {
         vcpu: VcpuState::new(vcpu),
         vm,
-        personality: Personality::new(kernel, machine, host),
+        personality: Lendable::new(Personality::new(kernel, machine, host)),
+        transport: Transport::new(program.calls),
         pages,
         vdso_data: vdso_pages.data,
         times: Times::default(),

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kvmlet_abi::call_page::Closed;
 use kvmlet_abi::layout::StubConstant;
-use kvmlet_abi::{Gpa, Trap};
+use kvmlet_abi::{Gpa, Trap, UserRegs};
 use kvmlet_hv::{Vcpu, Vm, XState};
 use kvmlet_linux::call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
@@ -17,6 +18,7 @@ use crate::boot::VmmPages;
 use crate::outcome::{Ending, RunOutcome};
 use crate::snapshot::Frozen;
 use crate::stats::{self, Times};
+use crate::transport::{Busy, Lendable, Made, Returned, Transport, Waited};
 use crate::{EngineError, flush};
 
 /// How often a running guest is stopped to look at the owner's wishes, should a signal have come in
@@ -70,6 +72,14 @@ pub(crate) enum Stop {
     Stuck,
 }
 
+/// What a run of the guest came to, besides its trap.
+#[derive(Debug)]
+struct Posted {
+    waited: Waited,
+    closed: Closed,
+    made: Option<Made>,
+}
+
 impl VcpuState {
     pub fn new(vcpu: Vcpu) -> Self {
         let buffer = XState::new(vcpu.xstate_layout());
@@ -114,7 +124,9 @@ impl Cpu for VcpuState {
 pub struct Sandbox {
     pub(crate) vcpu: VcpuState,
     pub(crate) vm: Vm,
-    pub(crate) personality: Personality,
+    pub(crate) personality: Lendable,
+    /// How its calls travel.
+    pub(crate) transport: Transport,
     pub(crate) pages: VmmPages,
     pub(crate) vdso_data: Gpa,
     pub(crate) times: Times,
@@ -191,13 +203,14 @@ impl Sandbox {
     /// What the program left, with its counters.
     pub(crate) fn take_outcome(&mut self, ending: Ending) -> RunOutcome {
         self.times.wall_ns = now_ns().saturating_sub(self.started_ns);
-        let host = &mut self.personality.host;
+        let Personality { host, machine, .. } = &mut *self.personality;
         let stats = stats::collect(
             self.vcpu.vcpu.counters(),
             self.vm.ioctls(),
             self.full_flushes,
             &self.times,
-            self.personality.machine.memory.peak_bytes(),
+            &self.transport.counts(),
+            machine.memory.peak_bytes(),
             &host.report,
         );
         RunOutcome {
@@ -285,9 +298,11 @@ impl Sandbox {
                     "the chosen thread is gone".to_owned(),
                 ));
             };
-            let trap = self.vcpu.vcpu.run(&mut regs);
+            let (trap, posted) = self.enter_guest(tid, &mut regs, armed_ns)?;
             let after_ns = now_ns();
             let spent_ns = after_ns.saturating_sub(before_ns);
+            self.transport
+                .note_run(trap, posted.waited, spent_ns, after_ns);
             self.times.personality_ns += before_ns.saturating_sub(mark_ns);
             self.times.guest_ns += spent_ns;
             mark_ns = after_ns;
@@ -295,8 +310,10 @@ impl Sandbox {
                 thread.regs = regs;
             }
             self.personality.charge_cpu(tid, spent_ns);
+            let trap = self.settle_posted(tid, trap, posted);
             match trap {
-                Trap::Interrupted => {
+                None => {}
+                Some(Trap::Interrupted) => {
                     armed_ns = None;
                     if let Some(stop) = check(owner, deadline_ns, after_ns) {
                         return Ok(stop);
@@ -306,15 +323,15 @@ impl Sandbox {
                     }
                     self.poll_hosts(Duration::ZERO)?;
                 }
-                Trap::Broken {
+                Some(Trap::Broken {
                     exit_reason,
                     detail,
-                } => {
+                }) => {
                     return Err(EngineError::Internal(format!(
                         "the virtual CPU stopped in an unknown state: exit {exit_reason}, detail {detail:#x}"
                     )));
                 }
-                trap => self.personality.handle(tid, trap, &mut self.vcpu),
+                Some(trap) => self.personality.handle(tid, trap, &mut self.vcpu),
             }
             if deadline_ns.is_some_and(|deadline_ns| after_ns >= deadline_ns) {
                 return Ok(Stop::TimedOut);
@@ -322,9 +339,94 @@ impl Sandbox {
         }
     }
 
+    /// Runs a thread in ring 3 until it leaves. Where a poller serves this sandbox, it answers the
+    /// thread's calls meanwhile.
+    fn enter_guest(
+        &mut self,
+        tid: Tid,
+        regs: &mut UserRegs,
+        armed_ns: Option<u64>,
+    ) -> Result<(Trap, Posted), EngineError> {
+        let vcpu = &mut self.vcpu.vcpu;
+        let link = match self.personality.host.report.trace {
+            true => None,
+            false => self
+                .transport
+                .link_for_entry(vcpu.call_page(), || vcpu.tsc_khz()),
+        };
+        let busy = Busy::enter();
+        let Some(link) = link else {
+            let trap = vcpu.run(regs);
+            let waited = match vcpu.waiting() {
+                Some(_) => Waited::Unclaimed,
+                None => Waited::No,
+            };
+            let (closed, made) = (Closed::Unclaimed, None);
+            return Ok((
+                trap,
+                Posted {
+                    waited,
+                    closed,
+                    made,
+                },
+            ));
+        };
+        let Some(personality) = self.personality.lend() else {
+            return Err(EngineError::Internal("the personality is lent".to_owned()));
+        };
+        link.lend(personality, tid, armed_ns.unwrap_or(0));
+        let trap = vcpu.run(regs);
+        drop(busy);
+        let Returned {
+            personality,
+            closed,
+            made,
+            failed,
+        } = link.take_back(vcpu.waiting())?;
+        self.personality.give_back(personality);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let waited = match (vcpu.waiting(), closed) {
+            (None, _) => Waited::No,
+            (Some(_), Closed::Unclaimed) => {
+                link.note_stall();
+                Waited::Unclaimed
+            }
+            (Some(_), Closed::Answered(_) | Closed::Made | Closed::Refused) => Waited::Claimed,
+        };
+        Ok((
+            trap,
+            Posted {
+                waited,
+                closed,
+                made,
+            },
+        ))
+    }
+
+    /// Does what a posted call has come to. Returns the trap that is still to be handled: a guest that
+    /// left from a call which has been made meanwhile has nothing else to say.
+    fn settle_posted(&mut self, tid: Tid, trap: Trap, posted: Posted) -> Option<Trap> {
+        match (posted.closed, posted.made) {
+            _ if matches!(trap, Trap::Broken { .. }) => Some(trap),
+            (Closed::Answered(result), _) => {
+                if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
+                    thread.regs.rax = result;
+                }
+                None
+            }
+            (Closed::Made, Some(Made { call, outcome })) => {
+                self.personality.finish(tid, call, outcome);
+                None
+            }
+            (Closed::Made, None) | (Closed::Unclaimed | Closed::Refused, _) => Some(trap),
+        }
+    }
+
     /// What must be true before ring 3 runs: slots known, stale translations gone, clock fresh.
     fn prepare_entry(&mut self) -> Result<(), EngineError> {
-        let machine = &mut self.personality.machine;
+        let Personality { host, machine, .. } = &mut *self.personality;
         for slot in machine.memory.take_new_slots() {
             self.vm.set_slot(slot)?;
         }
@@ -332,7 +434,7 @@ impl Sandbox {
             self.full_flushes = self.full_flushes.saturating_add(1);
         }
         let (memory, data) = (&mut machine.memory, self.vdso_data);
-        self.personality.host.clock.update(&mut |offset, bytes| {
+        host.clock.update(&mut |offset, bytes| {
             // The page is the VM's own and always present: a failed write cannot happen.
             let _ = memory.write(data.wrapping_add(offset as u64), bytes);
         });
@@ -350,19 +452,13 @@ impl Sandbox {
     ) -> Result<(), EngineError> {
         let mut wanted_ns = tick_ns.min(deadline_ns.unwrap_or(u64::MAX));
         if let Some(kick_ns) = self.personality.kick_ns() {
-            wanted_ns = wanted_ns.min(self.host_time_ns(kick_ns, now_ns));
+            wanted_ns = wanted_ns.min(host_time_ns(&self.personality, kick_ns, now_ns));
         }
         if armed_ns.is_none_or(|armed_ns| armed_ns > wanted_ns || armed_ns <= now_ns) {
             self.vcpu.vcpu.arm(Some(wanted_ns))?;
             *armed_ns = Some(wanted_ns);
         }
         Ok(())
-    }
-
-    /// A time on the guest's monotonic clock as one on the host's.
-    fn host_time_ns(&self, guest_ns: u64, now_ns: u64) -> u64 {
-        let guest_now_ns = kvmlet_linux::clock::monotonic_ns(&self.personality.host);
-        now_ns.saturating_add(guest_ns.saturating_sub(guest_now_ns))
     }
 
     /// Waits for a host descriptor or a deadline, at most a tick.
@@ -376,7 +472,7 @@ impl Sandbox {
             .saturating_add(TICK_NS)
             .min(deadline_ns.unwrap_or(u64::MAX));
         if let Some(wake_ns) = wake_ns {
-            until_ns = until_ns.min(self.host_time_ns(wake_ns, now_ns));
+            until_ns = until_ns.min(host_time_ns(&self.personality, wake_ns, now_ns));
         }
         self.poll_hosts(Duration::from_nanos(until_ns.saturating_sub(now_ns)))
     }
@@ -422,6 +518,12 @@ impl Sandbox {
             owner.trace(&line);
         }
     }
+}
+
+/// A time on the guest's monotonic clock as one on the host's.
+pub(crate) fn host_time_ns(personality: &Personality, guest_ns: u64, now_ns: u64) -> u64 {
+    let guest_now_ns = kvmlet_linux::clock::monotonic_ns(&personality.host);
+    now_ns.saturating_add(guest_ns.saturating_sub(guest_now_ns))
 }
 
 /// Limits and wishes that end a step.

@@ -269,6 +269,7 @@ impl Sandbox {
             self.vm.ioctls(),
             self.full_flushes,
             &self.times,
+            &self.transport.counts(),
             self.personality.machine.memory.peak_bytes(),
             &self.personality.host.report,
         );

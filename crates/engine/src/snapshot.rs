@@ -23,6 +23,7 @@ use crate::harden::raise_descriptor_limit;
 use crate::outcome::Ending;
 use crate::run::{Sandbox, VcpuState, now_ns};
 use crate::stats::Times;
+use crate::transport::{Calls, Lendable, Transport};
 use crate::{EngineError, Stat};
 
 /// VMs without a program that a process keeps for the next snapshot.
@@ -126,6 +127,8 @@ pub(crate) struct Frozen {
     cpu: CpuInfo,
     pub pages: VmmPages,
     world: World,
+    /// How calls of forks travel.
+    calls: Calls,
     ready: Mutex<Vec<Bound>>,
     /// How many given-up forks `ready` takes.
     ready_max: AtomicUsize,
@@ -148,6 +151,7 @@ impl Snapshot {
             mut vcpu,
             vm,
             pages,
+            transport,
             ..
         } = sandbox;
         let Personality {
@@ -155,7 +159,7 @@ impl Snapshot {
             mut machine,
             mut host,
             ..
-        } = personality;
+        } = personality.into_inner()?;
         let tid = kernel.threads.keys().next().copied().unwrap_or(Tid(1));
         let mut cx = Cx {
             kernel: &mut kernel,
@@ -200,6 +204,7 @@ impl Snapshot {
             cpu,
             pages,
             world,
+            calls: transport.mode(),
             ready: Mutex::default(),
             ready_max: AtomicUsize::new(READY_KEPT),
             learned: Mutex::default(),
@@ -423,7 +428,8 @@ impl Frozen {
         Sandbox {
             vcpu,
             vm,
-            personality: Personality::new(self.next_kernel(), machine, host),
+            personality: Lendable::new(Personality::new(self.next_kernel(), machine, host)),
+            transport: Transport::new(self.calls),
             pages: self.pages,
             vdso_data: self.vdso.data,
             times: Times::default(),
@@ -489,6 +495,7 @@ impl Sandbox {
             set_slots(&self.vm, slots)?;
             self.vcpu.vcpu.rebind(config);
         }
+        self.transport.forget_link();
         let clock = boot::clock_for(&frozen.clock, &mut self.vcpu.vcpu);
         self.personality.machine.memory = memory;
         self.personality.machine.tables = tables;
@@ -522,6 +529,9 @@ impl Sandbox {
             pages,
             ..
         } = self;
+        let Ok(personality) = personality.into_inner() else {
+            return;
+        };
         let Machine {
             mut memory, tables, ..
         } = personality.machine;

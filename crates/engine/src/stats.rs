@@ -5,6 +5,8 @@ use kvmlet_linux::report::{Report, Work};
 use kvmlet_linux::syscalls::table;
 use kvmlet_mem::ResetReport;
 
+use crate::transport::TransportCounts;
+
 /// One figure.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Stat {
@@ -59,6 +61,7 @@ pub(crate) fn collect(
     vm_ioctls: u64,
     full_flushes: u64,
     times: &Times,
+    transport: &TransportCounts,
     peak_bytes: u64,
     report: &Report,
 ) -> Vec<(String, Stat)> {
@@ -73,6 +76,10 @@ pub(crate) fn collect(
         ),
         ("exits_kick", counters.interrupted),
         ("syscalls", syscalls),
+        ("calls_polled", transport.polled),
+        ("calls_exit", syscalls.saturating_sub(transport.polled)),
+        ("calls_left", transport.left),
+        ("polls_timed_out", transport.timed_out),
         ("faults", counters.page_faults),
         ("flushes", counters.flushes),
         ("flushes_full", full_flushes),
@@ -89,6 +96,8 @@ pub(crate) fn collect(
         ("personality_us", times.personality_ns),
         ("idle_us", times.idle_ns),
         ("wall_us", times.wall_ns),
+        ("poller_cpu_us", transport.poller_cpu_ns),
+        ("poller_useful_us", transport.poller_useful_ns),
     ];
     stats.extend(
         timed

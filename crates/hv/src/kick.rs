@@ -234,6 +234,16 @@ fn prepare_thread(signal: c_int) -> i32 {
     }
 }
 
+/// Blocks every signal on this thread: signals to the process go to threads that expect them.
+pub fn block_signals() {
+    // SAFETY: sigset_t is plain data, filled by sigfillset; the call only changes this thread's mask.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut set);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut());
+    }
+}
+
 /// A POSIX timer that kicks the thread it was armed on (timer_create(2), SIGEV_THREAD_ID).
 #[derive(Default)]
 pub(crate) struct Deadline {

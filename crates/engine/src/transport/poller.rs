@@ -1,0 +1,229 @@
+//! The process's pollers: threads that answer posted calls, at most one fewer than CPUs.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::link::Link;
+use super::policy::QUIET_X;
+use super::{Calls, x_ns};
+use crate::run::now_ns;
+
+/// Pauses between two looks at the page. Each look takes the cache line from the guest, which needs it
+/// for the rest of its request.
+const PAUSES: u32 = 4;
+/// Looks at the page between two looks at the clock.
+const SPINS: u32 = 16;
+/// Looks at the clock between two looks at the CPUs.
+const CLOCKS: u32 = 64;
+/// A poller without work ends after this time.
+const IDLE_END: Duration = Duration::from_secs(1);
+/// How long the number of usable CPUs is believed, in nanoseconds.
+const CPUS_FRESH_NS: u64 = 1_000_000_000;
+
+/// vCPUs of this process that are inside KVM_RUN now.
+pub(super) static BUSY_VCPUS: AtomicUsize = AtomicUsize::new(0);
+/// Pollers that serve a link now.
+static ACTIVE: AtomicUsize = AtomicUsize::new(0);
+
+static POLLERS: Mutex<Pollers> = Mutex::new(Pollers {
+    process: 0,
+    count: 0,
+    idle: Vec::new(),
+});
+
+#[derive(Debug)]
+struct Pollers {
+    /// Threads do not survive fork(2): the process that these belong to.
+    process: u32,
+    count: usize,
+    idle: Vec<Arc<Seat>>,
+}
+
+/// Where a poller waits for its next link.
+#[derive(Debug, Default)]
+struct Seat {
+    link: Mutex<Option<Arc<Link>>>,
+    given: Condvar,
+}
+
+/// CPUs that this process may use, by affinity and control group.
+pub(super) fn usable_cpus() -> usize {
+    static CPUS: AtomicUsize = AtomicUsize::new(0);
+    static READ_NS: AtomicU64 = AtomicU64::new(0);
+    let (known, now) = (CPUS.load(Ordering::Relaxed), now_ns());
+    if known != 0 && now.saturating_sub(READ_NS.load(Ordering::Relaxed)) < CPUS_FRESH_NS {
+        return known;
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    CPUS.store(cpus, Ordering::Relaxed);
+    READ_NS.store(now, Ordering::Relaxed);
+    cpus
+}
+
+/// Whether vCPUs and pollers leave no CPU free, `more` pollers included.
+fn is_crowded(more: usize) -> bool {
+    let wanted = BUSY_VCPUS.load(Ordering::Relaxed) + ACTIVE.load(Ordering::Relaxed) + more;
+    wanted > usable_cpus()
+}
+
+/// Finds a poller for `link`. The caller's vCPU is not counted as busy at this moment. Returns whether
+/// there is one.
+pub(super) fn ask(link: &Arc<Link>, spin_ticks: u64) -> bool {
+    let cpus = usable_cpus();
+    if cpus < 2 || (link.mode == Calls::Auto && is_crowded(2)) {
+        return false;
+    }
+    // Held only for moments, or for ever in a child of fork(2) that came at the wrong one.
+    let Ok(mut pollers) = POLLERS.try_lock() else {
+        return false;
+    };
+    let process = std::process::id();
+    if pollers.process != process {
+        *pollers = Pollers {
+            process,
+            count: 0,
+            idle: Vec::new(),
+        };
+        ACTIVE.store(0, Ordering::Relaxed);
+        BUSY_VCPUS.store(0, Ordering::Relaxed);
+    }
+    if let Some(seat) = pollers.idle.pop() {
+        link.attach(spin_ticks);
+        *seat.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(link));
+        seat.given.notify_one();
+        return true;
+    }
+    if pollers.count >= cpus - 1 {
+        return false;
+    }
+    let (seat, first) = (Arc::new(Seat::default()), Arc::clone(link));
+    let thread = std::thread::Builder::new()
+        .name("kvmlet-poller".to_owned())
+        .spawn(move || live(&seat, first));
+    let made = thread.is_ok();
+    if made {
+        pollers.count += 1;
+        link.attach(spin_ticks);
+    }
+    made
+}
+
+fn live(seat: &Arc<Seat>, first: Arc<Link>) {
+    kvmlet_hv::block_signals();
+    let mut next = Some(first);
+    while let Some(link) = next.take() {
+        ACTIVE.fetch_add(1, Ordering::Relaxed);
+        poll(&link);
+        ACTIVE.fetch_sub(1, Ordering::Relaxed);
+        drop(link);
+        next = wait(seat);
+    }
+}
+
+/// The next link, or `None` after a while without one.
+fn wait(seat: &Arc<Seat>) -> Option<Arc<Link>> {
+    let mut pollers = POLLERS.lock().unwrap_or_else(PoisonError::into_inner);
+    pollers.idle.push(Arc::clone(seat));
+    drop(pollers);
+    let link = seat.link.lock().unwrap_or_else(PoisonError::into_inner);
+    let (mut link, _) = seat
+        .given
+        .wait_timeout_while(link, IDLE_END, |link| link.is_none())
+        .unwrap_or_else(PoisonError::into_inner);
+    if let Some(link) = link.take() {
+        return Some(link);
+    }
+    drop(link);
+    let mut pollers = POLLERS.lock().unwrap_or_else(PoisonError::into_inner);
+    match pollers.idle.iter().position(|idle| Arc::ptr_eq(idle, seat)) {
+        Some(at) => {
+            pollers.idle.swap_remove(at);
+            pollers.count -= 1;
+            None
+        }
+        // Given one in this moment.
+        None => seat
+            .link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(),
+    }
+}
+
+fn cpu_time_ns() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec
+        .unsigned_abs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec.unsigned_abs())
+}
+
+/// Answers `link`'s calls until the guest has been quiet for a while.
+fn poll(link: &Link) {
+    let began_ns = cpu_time_ns();
+    let before_ns = link.counts.cpu_ns.load(Ordering::Relaxed);
+    let count_time = || {
+        let spent_ns = cpu_time_ns().saturating_sub(began_ns);
+        link.counts
+            .cpu_ns
+            .store(before_ns.saturating_add(spent_ns), Ordering::Relaxed);
+    };
+    let quiet_ns = x_ns().saturating_mul(QUIET_X);
+    let mut last = link.posted();
+    // What was posted before this thread came is still to be answered.
+    link.serve();
+    let mut useful_ns = now_ns();
+    'polling: while keep_apart(link) {
+        for _ in 0..CLOCKS {
+            link.end_stall();
+            for _ in 0..SPINS {
+                let posted = link.posted();
+                if posted == last {
+                    for _ in 0..PAUSES {
+                        spin_loop();
+                    }
+                    continue;
+                }
+                last = posted;
+                let start_ns = now_ns();
+                if link.serve() {
+                    useful_ns = now_ns();
+                    link.counts
+                        .useful_ns
+                        .fetch_add(useful_ns.saturating_sub(start_ns), Ordering::Relaxed);
+                }
+            }
+            let idle_ns = now_ns().saturating_sub(useful_ns);
+            if idle_ns > quiet_ns && (link.mode == Calls::Auto || !link.is_running()) {
+                break 'polling;
+            }
+        }
+        count_time();
+        if link.mode == Calls::Auto && is_crowded(0) {
+            break;
+        }
+    }
+    count_time();
+    link.detach();
+}
+
+/// Moves this thread off the vCPU's CPU. `false` if it cannot.
+fn keep_apart(link: &Link) -> bool {
+    let vcpu_cpu = link.vcpu_cpu.load(Ordering::Relaxed);
+    if sched_getcpu() != vcpu_cpu {
+        return true;
+    }
+    let Ok(mut cpus) = sched_getaffinity(None) else {
+        return false;
+    };
+    if vcpu_cpu >= CpuSet::MAX_CPU {
+        return true;
+    }
+    cpus.unset(vcpu_cpu);
+    cpus.count() > 0 && sched_setaffinity(None, &cpus).is_ok()
+}
