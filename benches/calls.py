@@ -103,7 +103,7 @@ def _kind(kind: str, peers: dict[str, Callable[[Sequence[str]], Run]], pairs: in
             "native": _median([a / b for a, b in zip(call_ns, native_ns, strict=True)]),
             "exits": _median([guest.stat("exits") / guest.value("calls") for guest in guests]),
             "polled": _median(
-                [guest.stats.get("calls_polled", 0) / guest.value("calls") for guest in guests]
+                [guest.stat("calls_polled") / guest.value("calls") for guest in guests]
             ),
         }
         rows.append(

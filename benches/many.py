@@ -40,7 +40,7 @@ def main() -> None:
     print(f"calls_per_s {rate}")
     print(f"cpu_ns {cpu_s * 1e9 / calls}")
     for name in ("exits", "calls_polled"):
-        print(f"{name} {sum(result.stats.get(name, 0) for result in results) / calls}")
+        print(f"{name} {sum(result.stats[name] for result in results) / calls}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,11 @@ def divide(name: str, guest: Run, native_ns: float, x_ns: float, python_ns: floa
     """Divide the time of a run of `kvmlet run`. Raises BenchError."""
 
     def ns(counter: str) -> float:
-        return guest.stats.get(f"{counter}_us", 0) * 1e3
+        return guest.stat(f"{counter}_us") * 1e3
+
+    def spent_ns(work: str) -> float:
+        # Only what was done has a counter.
+        return guest.stats.get(f"{work}_us", 0) * 1e3
 
     counts = {
         counter.removeprefix("call_"): count
@@ -73,14 +77,14 @@ def divide(name: str, guest: Run, native_ns: float, x_ns: float, python_ns: floa
         if counter.startswith("call_")
     }
     calls = sorted(
-        ((call, count, ns(f"time_{call}")) for call, count in counts.items()),
+        ((call, count, spent_ns(f"time_{call}")) for call, count in counts.items()),
         key=lambda call: (-call[2], -call[1]),
     )
     own_ns = guest.wall_ns - guest.stat("wall_us") * 1e3
     leaving_calls, leaving_faults = (
         guest.stat(f"exits_{cause}") * x_ns for cause in ("syscall", "fault")
     )
-    polled, faults = ns("poller_useful"), ns("fault")
+    polled, faults = ns("poller_useful"), spent_ns("fault")
     answered = max(sum(time_ns for _, _, time_ns in calls) - polled, 0)
     parts = {
         "python": min(python_ns, own_ns),
