@@ -23,6 +23,8 @@ help:
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
 	@echo "make bench-fork  the same for freezing, forking and resetting"
+	@echo "make bench-calls  what a system call costs, by exit and by polling"
+	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make lint      formatters, linters, types and import contracts only"
 	@echo "make clean     remove what was built"
 
@@ -71,7 +73,10 @@ test-steps:
 	@$(MAKE) test-rust
 	@$(MAKE) develop
 	@$(MAKE) guests
-	$(PYTEST) $(UNIT) $(END_TO_END)
+	$(PYTEST) $(UNIT)
+	KVMLET_CALLS=auto $(PYTEST) $(END_TO_END)
+	KVMLET_CALLS=exit $(PYTEST) -m 'not default_mode' $(END_TO_END)
+	KVMLET_CALLS=poll $(PYTEST) -m poll $(END_TO_END)
 
 .PHONY: lint lint-rust lint-python
 lint: lint-rust lint-python
@@ -90,15 +95,20 @@ lint-python: $(VENV)/.group-dev
 test-rust: deps-test
 	cargo test --workspace --exclude kvmlet-py
 
+# The tests marked $(2) with calls that travel by $(1); a poller takes a second processor.
+hw-tests = $(BIN)/python tests/hwkvm/run.py --smp 2 --timeout-s 2700 -- \
+		env KVMLET_HW=1 KVMLET_CALLS=$(1) PYTHONDONTWRITEBYTECODE=1 \
+		$(PYTEST) -p no:cacheprovider -m '$(2)' --timeout 600 $(END_TO_END)
+
 .PHONY: test-hw test-hw-steps
 test-hw: deps-hw
 	$(call timed,test-hw-steps)
 test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
-	$(BIN)/python tests/hwkvm/run.py --timeout-s 2700 -- \
-		env KVMLET_HW=1 PYTHONDONTWRITEBYTECODE=1 \
-		$(PYTEST) -p no:cacheprovider -m hw --timeout 600 $(END_TO_END)
+	$(call hw-tests,auto,hw)
+	$(call hw-tests,exit,hw_modes)
+	$(call hw-tests,poll,hw_modes)
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev
@@ -114,6 +124,17 @@ bench: deps-bench
 bench-fork: deps-bench $(VENV)/.group-bench
 	@$(MAKE) develop
 	$(BIN)/python benches/fork.py
+
+.PHONY: bench-calls
+bench-calls: deps-bench
+	@.ci/deps build peers || echo "going on without gVisor"
+	@$(MAKE) develop
+	$(BIN)/python benches/calls.py
+
+.PHONY: bench-profile
+bench-profile: deps-bench $(VENV)/.group-bench
+	@$(MAKE) develop
+	$(BIN)/python benches/profile.py
 
 .PHONY: clean
 clean:

@@ -43,6 +43,9 @@ BUBBLEWRAP = (
     *("--tmpfs", "/tmp"),
 )
 
+RUNSC = ("runsc", "--platform=ptrace", "--network=none", "do")
+"""gVisor as Debian has it; of its platforms, ptrace runs on software KVM too."""
+
 PEER = BUILD / "peer.so"
 """What a measuring process loads ahead of everything else (preload/peer.c)."""
 
@@ -128,9 +131,14 @@ def bubblewrap(argv: Sequence[str]) -> Run:
     return _run([*BUBBLEWRAP, "--", *argv])
 
 
-def kvmlet(argv: Sequence[str]) -> Run:
+def runsc(argv: Sequence[str]) -> Run:
+    """Run `argv` in gVisor, its calls caught by ptrace. Raises BenchError."""
+    return _run([*RUNSC, *argv])
+
+
+def kvmlet(argv: Sequence[str], *, calls: str = "auto") -> Run:
     """Run `argv` by `kvmlet run`, with its counters. Raises BenchError."""
-    run, stderr = _spawn([str(KVMLET), "run", "--stats=json", "--", *argv])
+    run, stderr = _spawn([str(KVMLET), "run", "--calls", calls, "--stats=json", "--", *argv])
     lines = stderr.strip().splitlines()
     try:
         stats: object = json.loads(lines[-1])
@@ -158,13 +166,16 @@ def program(name: str) -> str:
 
 def have_bubblewrap() -> bool:
     """Whether bubblewrap is installed and may be used here."""
-    if shutil.which("bwrap") is None:
-        return False
+    return not why_not(bubblewrap)
+
+
+def why_not(runner: Callable[[Sequence[str]], Run]) -> str:
+    """Why nothing can be run by `runner` here, "" if it can."""
     try:
-        bubblewrap(["/bin/true"])
-    except BenchError:
-        return False
-    return True
+        runner(["/bin/true"])
+    except BenchError as error:
+        return str(error)
+    return ""
 
 
 def interleave(pairs: int, *arms: Callable[[], Run]) -> list[tuple[Run, ...]]:

@@ -1,4 +1,4 @@
-"""The time of a reset against the pages that its request wrote, as a picture."""
+"""Measurements as pictures: what resets cost, and where the time of programs goes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from profile import Profile
 
 
 def plot_resets(points: Sequence[dict[str, float]], path: Path, live: int) -> None:
@@ -38,5 +39,24 @@ def plot_resets(points: Sequence[dict[str, float]], path: Path, live: int) -> No
     axes.set_title(f"Putting a fork back, beside {live:,} live VM{'s' * (live > 1)}")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_profiles(profiles: Sequence[Profile], titles: Mapping[str, str], path: Path) -> None:
+    """Draw a bar for each profile to a PNG at `path`, in native run times, divided into parts."""
+    height = 1.6 + 0.5 * len(profiles)
+    figure, axes = plt.subplots(figsize=(10, height), layout="constrained")
+    places = range(len(profiles), 0, -1)
+    ends = [0.0] * len(profiles)
+    colors = [*(f"C{number}" for number in range(10)), "0.75", "0.3"]
+    for (part, title), color in zip(titles.items(), colors, strict=False):
+        shares = [profile.parts[part] / profile.native_ns for profile in profiles]
+        axes.barh(places, shares, left=ends, label=title, color=color)
+        ends = [end + share for end, share in zip(ends, shares, strict=True)]
+    axes.axvline(1, color="0.3", linestyle=":")
+    axes.set_yticks(places, [profile.name for profile in profiles])
+    axes.set_xlabel("wall time, in native run times of the same program")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -60,6 +60,16 @@ def sized(here: int, on_hw: int) -> int:
     return on_hw if HW else here
 
 
+def repeated(here: int, on_hw: int) -> int:
+    """How often the same is repeated to find what is rare: a tenth of it in other modes of calls.
+
+    The first turns try what is particular to a mode; what many turns are for (a leak of a page, one
+    state too many) is the same in all.
+    """
+    turns = sized(here, on_hw)
+    return turns if CALLS in ("", "auto") else max(1, turns // 10)
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a run ended: its outputs, and its status as a shell shows it (128+n for signal n)."""

@@ -14,7 +14,8 @@ import pytest
 
 from e2e.oracle import ENV, KVMLET, Ended, command, in_vm, kvmlet_argv
 
-pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+# Nearly all of it is about what happens before a program runs, or instead.
+pytestmark = [pytest.mark.hw, pytest.mark.default_mode, pytest.mark.usefixtures("vm")]
 
 
 def one_line(run: Ended, status: int | tuple[int, ...], *words: str) -> None:

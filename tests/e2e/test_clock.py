@@ -63,6 +63,7 @@ def measure(argv: list[str], cwd: pathlib.Path, duration_s: float) -> tuple[int,
 
 
 @pytest.mark.slow
+@pytest.mark.default_mode  # no call tells the time
 def test_clocks_stay_with_the_host(
     guests: pathlib.Path, native_only: bool, record_property: Callable[[str, object], None]
 ) -> None:

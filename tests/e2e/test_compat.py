@@ -5,6 +5,10 @@ from __future__ import annotations
 import pathlib
 import subprocess
 
+import pytest
+
+pytestmark = pytest.mark.default_mode
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from e2e.oracle import Oracle
 
-pytestmark = pytest.mark.hw
+pytestmark = [pytest.mark.hw, pytest.mark.poll]
 
 HELLOS = ["static", "musl", "static-pie", "dynamic", "musl-dynamic"]
 LIBRARIES = ["", "-dynamic", "-musl"]
@@ -25,6 +25,7 @@ def test_hello(oracle: Oracle, guests: pathlib.Path, kind: str) -> None:
     oracle.compare([f"./hello-{kind}", "one", "two words", "", "ünï"], cwd=guests)
 
 
+@pytest.mark.hw_modes
 def test_first_instruction_and_registers(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./bare"], cwd=guests, expect_status=7)
 
@@ -98,11 +99,13 @@ def test_tmp_tree(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./tmp"], cwd=guests)
 
 
+@pytest.mark.hw_modes
 @pytest.mark.parametrize("program", ["mmap", "mmap-musl", "protect", "mremap"])
 def test_memory(oracle: Oracle, guests: pathlib.Path, program: str) -> None:
     oracle.compare([f"./{program}"], cwd=guests)
 
 
+@pytest.mark.hw_modes
 @pytest.mark.parametrize("program", ["mmapfile", "mmapfile-dynamic"])
 def test_mapped_files(
     oracle: Oracle, guests: pathlib.Path, pattern_file: pathlib.Path, program: str
@@ -113,20 +116,24 @@ def test_mapped_files(
     oracle.compare([f"./{program}", "pattern"], cwd=copy.parent)
 
 
+@pytest.mark.hw_modes
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_signals(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare([f"./signals{library}"], cwd=guests, expect_status=139)
 
 
+@pytest.mark.hw_modes
 def test_alternate_stack(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./altstack"], cwd=guests, expect_status=139)
 
 
+@pytest.mark.hw_modes
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_threads(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare([f"./threads{library}", str(sized(20000, 500))], cwd=guests)
 
 
+@pytest.mark.hw_modes
 @pytest.mark.parametrize("program", ["epoll", "eventfd", "timerfd", "socketpair"])
 def test_descriptors_that_are_waited_for(
     oracle: Oracle, guests: pathlib.Path, program: str
@@ -134,12 +141,14 @@ def test_descriptors_that_are_waited_for(
     oracle.compare([f"./{program}"], cwd=guests)
 
 
+@pytest.mark.hw_modes
 def test_threads_that_never_call_the_kernel_take_turns(
     oracle: Oracle, guests: pathlib.Path
 ) -> None:
     oracle.compare(["./preempt"], cwd=guests)
 
 
+@pytest.mark.hw_modes
 def test_threads_keep_their_vector_registers(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./fpu", str(sized(40, 8))], cwd=guests)
 
@@ -149,6 +158,7 @@ def test_clocks(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare([f"./clock{library}", str(sized(20000, 1000))], cwd=guests)
 
 
+@pytest.mark.hw_modes
 def test_timers(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./timers"], cwd=guests)
 
@@ -169,10 +179,12 @@ def test_shared_memory_by_name(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./shm"], cwd=guests)
 
 
+@pytest.mark.hw_modes
 def test_queued_signals(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./sigqueue"], cwd=guests)
 
 
+@pytest.mark.hw_modes
 def test_the_go_runtime(oracle: Oracle, guests: pathlib.Path) -> None:
     if not (guests / "goruntime-go").exists():
         pytest.skip("no Go compiler here: apt-get install golang-go")

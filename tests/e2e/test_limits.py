@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from e2e.oracle import ENV, HANG_S, HW, in_vm, kvmlet_argv, sized
+from e2e.oracle import ENV, HANG_S, HW, in_vm, kvmlet_argv, repeated, sized
 
 pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
 
@@ -80,6 +80,7 @@ LOOPS = {
 }
 
 
+@pytest.mark.poll
 @pytest.mark.parametrize("name", LOOPS)
 def test_time_limit(guests: pathlib.Path, name: str) -> None:
     started = Started(LOOPS[name], guests, ("--timeout", "1s"))
@@ -113,6 +114,7 @@ def test_a_limit_that_is_not_reached_changes_nothing(guests: pathlib.Path) -> No
     assert (run.status, run.stdout, run.stderr) == (0, b"", b"")
 
 
+@pytest.mark.poll
 @pytest.mark.parametrize("mode", ["heap", "huge"])
 def test_memory_limit(guests: pathlib.Path, mode: str) -> None:
     started = Started(["./bomb", mode], guests, ("--memory", "64m", "--timeout", "60s"))
@@ -151,6 +153,7 @@ def test_memory_within_the_limit(guests: pathlib.Path) -> None:
 WAITING = ["spin", "sleep", "read", "pause", "futex", "spinning-threads"]
 
 
+@pytest.mark.poll
 @pytest.mark.parametrize("name", WAITING)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_run(
@@ -186,6 +189,7 @@ def test_a_guest_that_waits_to_write_is_ended(guests: pathlib.Path) -> None:
     assert started.finish()[0] == 124
 
 
+@pytest.mark.poll
 def test_a_killed_command_leaves_nothing(guests: pathlib.Path) -> None:
     started = Started(["./spin"], guests)
     started.wait_for(b"ready\n")
@@ -240,10 +244,11 @@ print(json.dumps([before, state()]))
 
 
 @pytest.mark.slow
+@pytest.mark.poll
 @pytest.mark.timeout(1200)
 def test_a_thousand_runs_leak_nothing(guests: pathlib.Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", PROBE, str(sized(1000, 40))],
+        [sys.executable, "-c", PROBE, str(repeated(1000, 40))],
         cwd=guests,
         capture_output=True,
         text=True,
@@ -260,6 +265,7 @@ def test_a_thousand_runs_leak_nothing(guests: pathlib.Path) -> None:
     assert after["resident"] <= before["resident"] + 3_000_000, (before, after)
 
 
+@pytest.mark.poll
 def test_the_thread_of_a_run_is_gone(guests: pathlib.Path) -> None:
     import kvmlet
 

@@ -16,7 +16,7 @@ import pytest
 import kvmlet
 from e2e.oracle import HANG_S, HW, sized
 
-pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+pytestmark = [pytest.mark.hw, pytest.mark.hw_modes, pytest.mark.poll, pytest.mark.usefixtures("vm")]
 
 PYTHON = "/usr/bin/python3"
 READY_S = HANG_S
@@ -245,11 +245,16 @@ def test_one_thread_at_a_time(snapshot: kvmlet.Snapshot) -> None:
     with snapshot.fork() as fork:
         caught: list[BaseException] = []
 
+        fork.send(b"spin")
+
         def work() -> None:
-            try:
-                fork.request(b"spin")
-            except kvmlet.KvmletError as error:
-                caught.append(error)
+            while not caught:
+                try:
+                    fork.recv()
+                except kvmlet.SandboxBusy:
+                    continue  # `stats` below was using it
+                except kvmlet.KvmletError as error:
+                    caught.append(error)
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -259,6 +264,7 @@ def test_one_thread_at_a_time(snapshot: kvmlet.Snapshot) -> None:
                 fork.stats()
             except kvmlet.SandboxBusy:
                 break
+            time.sleep(0.001)
         for use in (fork.recv, fork.close, fork.reset, fork.output):
             with pytest.raises(kvmlet.SandboxBusy):
                 use()

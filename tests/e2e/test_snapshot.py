@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kvmlet
-from e2e.oracle import GUESTS, HW, sized
+from e2e.oracle import GUESTS, HW, repeated, sized
 from e2e.service import HostState, native_answers
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.poll
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_ten_thousand_requests(request: pytest.FixtureRequest, name: str) -> None:
@@ -111,7 +112,7 @@ def test_ten_thousand_requests(request: pytest.FixtureRequest, name: str) -> Non
     fixture, texts = PROGRAMS[name]
     warmed: Warmed = request.getfixturevalue(fixture)
     requests = [text.encode() for text in texts]
-    rounds = sized(10_000, 500)
+    rounds = repeated(10_000, 500)
     with warmed.snapshot.fork() as sandbox:
         first = ask(sandbox, "see")
 
@@ -211,6 +212,7 @@ def test_an_execve_is_undone(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
 # ---- threads ----
 
 
+@pytest.mark.poll
 def test_parked_threads_work_in_every_fork(guests: pathlib.Path) -> None:
     """Eight threads on condition variables, an epoll loop, timers, sleepers and readers."""
     messages = [b"wake 3", b"wake 5", b"threads"]
@@ -266,6 +268,7 @@ def test_endings_of_a_request(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
     c_program.check(fork, b"dirty 581")
 
 
+@pytest.mark.poll
 def test_a_request_that_loops(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
     for _ in range(3):
         start_s = time.monotonic()
@@ -697,6 +700,7 @@ assert fork.request(b"count") == b"count 1 8"
 """
 
 
+@pytest.mark.poll
 def test_host_fork(guests: pathlib.Path) -> None:
     """VMs do not survive fork(2): the child is told so, the parent goes on."""
     run = subprocess.run(
@@ -760,6 +764,7 @@ print(json.dumps({
 
 
 @pytest.mark.slow
+@pytest.mark.default_mode  # they are many, and each makes a few calls
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(HW, reason="too many for the emulated machine")
 def test_a_thousand_live_forks() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from e2e.oracle import Oracle
 
-pytestmark = pytest.mark.hw
+pytestmark = [pytest.mark.hw, pytest.mark.hw_modes, pytest.mark.poll]
 
 VMM_PAGES = {
     "GDT": 0x10000,

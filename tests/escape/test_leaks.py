@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import HW, sized
+from e2e.oracle import HW, repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.hw, pytest.mark.slow, pytest.mark.usefixtures("vm")]
+pytestmark = [pytest.mark.hw, pytest.mark.poll, pytest.mark.slow, pytest.mark.usefixtures("vm")]
 
 MASK = 0x5A5A_5A5A_5A5A_5A5A
 LIMIT_S = 400 if HW else 60
@@ -169,7 +169,7 @@ def worker(hostile: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Wo
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("worker", "rounds"),
-    [([0], sized(1000, 10)), ([8], sized(300, 10))],
+    [([0], repeated(1000, 10)), ([8], repeated(300, 10))],
     ids=["one-thread", "eight-more"],
     indirect=["worker"],
 )
@@ -199,7 +199,7 @@ def test_nothing_is_left_after_a_reset(worker: Worker, rounds: int) -> None:
 def test_nothing_reaches_another_program(worker: Worker) -> None:
     """Two snapshots that use one VM in turn, and a live fork beside it."""
     worker.do("fork witness 1")
-    for number in range(sized(200, 5)):
+    for number in range(repeated(200, 5)):
         worker.do("fork a 0")
         seed = worker.plant("a")
         if number % 2:

@@ -74,6 +74,8 @@ def test_vectors(oracle: Oracle, hostile: pathlib.Path) -> None:
     oracle.compare(["./hog", "vectors"], cwd=hostile)
 
 
+@pytest.mark.hw_modes
+@pytest.mark.poll
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("rounds", [300 if HW else 1000])
 def test_races(hostile: pathlib.Path, rounds: int) -> None:
@@ -82,6 +84,7 @@ def test_races(hostile: pathlib.Path, rounds: int) -> None:
     assert run.stdout == b"0 forbidden, 0 surprises\n"
 
 
+@pytest.mark.poll
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("seed", range(2 if HW else 12))
 def test_random_calls(hostile: pathlib.Path, seed: int) -> None:

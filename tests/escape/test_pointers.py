@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from e2e.oracle import Ended, Oracle
 
-pytestmark = pytest.mark.hw
+pytestmark = [pytest.mark.hw, pytest.mark.poll]
 
 NO_POINTERS = """
 alarm brk clone close close_range dup dup2 dup3 epoll_create epoll_create1

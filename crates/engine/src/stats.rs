@@ -1,7 +1,7 @@
 //! Counters of a run, flat and named, for people and programs.
 
 use kvmlet_hv::Counters;
-use kvmlet_linux::report::Report;
+use kvmlet_linux::report::{Report, Work};
 use kvmlet_linux::syscalls::table;
 use kvmlet_mem::ResetReport;
 
@@ -49,6 +49,10 @@ pub(crate) fn of_reset(report: &ResetReport, private_bytes: u64) -> Vec<(String,
 
 fn us(time_ns: u64) -> Stat {
     Stat::Microseconds(time_ns as f64 / 1e3)
+}
+
+fn call_name(nr: u64) -> &'static str {
+    table::row(nr).map_or("unknown", |row| row.name)
 }
 
 /// All figures of a run, in a fixed order; calls by name last, most frequent first.
@@ -100,10 +104,17 @@ pub(crate) fn collect(
             .iter()
             .map(|(name, time)| ((*name).to_owned(), us(*time))),
     );
+    stats.extend(report.spent_ns.iter().map(|(work, time_ns)| {
+        let name = match work {
+            Work::Call(nr) => format!("time_{}_us", call_name(*nr)),
+            Work::Fault => "fault_us".to_owned(),
+        };
+        (name, us(*time_ns))
+    }));
     let mut calls: Vec<(&str, u64)> = report
         .calls
         .iter()
-        .map(|(nr, count)| (table::row(*nr).map_or("unknown", |row| row.name), *count))
+        .map(|(nr, count)| (call_name(*nr), *count))
         .collect();
     calls.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
     stats.extend(

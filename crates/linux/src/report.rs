@@ -18,6 +18,15 @@ pub struct Denial {
     pub remedy: String,
 }
 
+/// What the host does for a guest between two of its steps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Work {
+    /// Answering a call, by number.
+    Call(u64),
+    /// Answering a page fault.
+    Fault,
+}
+
 /// Collected while the guest runs. Bounded, whatever the guest does.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -31,6 +40,8 @@ pub struct Report {
     pub trace_lines: Vec<String>,
     /// Calls by number.
     pub calls: BTreeMap<u64, u64>,
+    /// Time spent outside of guest code by what for, in nanoseconds.
+    pub spent_ns: BTreeMap<Work, u64>,
 }
 
 impl Report {
@@ -46,15 +57,20 @@ impl Report {
         }
     }
 
-    /// Counts a call. Numbers without a row share one counter, so that a guest cannot grow the map.
+    /// Counts a call.
     pub fn count_call(&mut self, nr: u64) {
-        let key = if crate::syscalls::table::row(nr).is_some() {
-            nr
-        } else {
-            u64::MAX
-        };
-        let count = self.calls.entry(key).or_insert(0);
+        let count = self.calls.entry(bounded(nr)).or_insert(0);
         *count = count.saturating_add(1);
+    }
+
+    /// Adds to the time that was spent on a kind of work.
+    pub fn spend(&mut self, work: Work, time_ns: u64) {
+        let work = match work {
+            Work::Call(nr) => Work::Call(bounded(nr)),
+            Work::Fault => Work::Fault,
+        };
+        let spent_ns = self.spent_ns.entry(work).or_insert(0);
+        *spent_ns = spent_ns.saturating_add(time_ns);
     }
 
     /// Records an unsupported call, option or flag.
@@ -64,5 +80,44 @@ impl Report {
             let count = self.events.entry(key).or_insert(0);
             *count = count.saturating_add(1);
         }
+    }
+}
+
+/// The key of a call's counters: numbers without a row share one, so that a guest cannot grow a map.
+fn bounded(nr: u64) -> u64 {
+    if crate::syscalls::table::row(nr).is_some() {
+        nr
+    } else {
+        u64::MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_adds_up_by_kind_of_work() {
+        let mut report = Report::default();
+        report.spend(Work::Call(0), 5);
+        report.spend(Work::Fault, 7);
+        report.spend(Work::Call(0), 10);
+        report.spend(Work::Fault, u64::MAX);
+        let spent: Vec<_> = report.spent_ns.into_iter().collect();
+        assert_eq!(spent, [(Work::Call(0), 15), (Work::Fault, u64::MAX)]);
+    }
+
+    #[test]
+    fn calls_that_do_not_exist_share_a_counter() {
+        let mut report = Report::default();
+        for nr in 10_000..20_000 {
+            report.count_call(nr);
+            report.spend(Work::Call(nr), 1);
+        }
+        assert_eq!(
+            report.calls.into_iter().collect::<Vec<_>>(),
+            [(u64::MAX, 10_000)]
+        );
+        assert_eq!(report.spent_ns.len(), 1);
     }
 }

@@ -221,11 +221,14 @@ def _reporter(form: str | None) -> "Callable[[_native.Outcome], None] | None":
     return lambda outcome: write_stderr(stats_table(outcome.stats))
 
 
+# The parts of the wall time. "guest" is KVM_RUN: guest code and the cost of leaving it.
+_PARTS = ("setup_us", "guest_us", "personality_us", "idle_us")
+
 # Shown as a group of their own: what the counter is called, and of which sum its share is shown.
 _TRANSPORTS = {
     "calls_polled": ("polled", "calls"),
     "calls_exit": ("by exit", "calls"),
-    "calls_left": ("polled, ended by exit", "calls"),
+    "calls_left": ("  that the poller had begun", "calls"),
     "polls_timed_out": ("polls given up", ""),
     "poller_cpu_us": ("poller's CPU time", ""),
     "poller_useful_us": ("of it useful", "poller"),
@@ -235,16 +238,19 @@ _TRANSPORTS = {
 def stats_table(stats: dict[str, int | float]) -> str:
     """Counters, one a line: names to the left, numbers lined up to the right.
 
-    How calls travelled comes in a group of its own, with shares.
+    Parts of the wall time have their share beside them; how calls travelled is a group of its own.
     """
     sums = {
-        "calls": sum(stats.get(name, 0) for name, of in _TRANSPORTS.items() if of[1] == "calls"),
+        "calls": stats.get("calls_polled", 0) + stats.get("calls_exit", 0),
         "poller": stats.get("poller_cpu_us", 0),
+        "wall": stats.get("wall_us", 0),
     }
     rows: list[tuple[str, str, str, str]] = []
     group: list[tuple[str, str, str, str]] = []
     for name, value in stats.items():
-        shown, of = _TRANSPORTS.get(name, (name.removesuffix("_us"), ""))
+        shown, of = _TRANSPORTS.get(
+            name, (name.removesuffix("_us"), "wall" if name in _PARTS else "")
+        )
         share = f"{value / sums[of]:7.1%}" if of and sums[of] else ""
         unit = " ms" if name.endswith("_us") else ""
         number = f"{value / 1e3:,.3f}" if unit else f"{value:,}"
