@@ -28,6 +28,7 @@ from kvmlet.errors import (
     PoolClosed,
     QueueFull,
     SandboxError,
+    TooFewDescriptors,
     UsageError,
     from_native,
 )
@@ -56,7 +57,7 @@ class PoolStats:
     size: int
     """Most forks at once."""
     workers: int
-    """Threads started."""
+    """Threads there are."""
     forks: int
     """Forks that are alive."""
     running: int
@@ -141,6 +142,8 @@ class _Core:
         self.jobs: deque[_Job[Any]] = deque()
         self.active: set[_Job[Any]] = set()
         self.workers: list[threading.Thread] = []
+        # Workers that have a fork and will take no more jobs.
+        self.leaving = 0
         self.closed = False
         self.forked = False
         self.counts = _Counts()
@@ -190,16 +193,28 @@ class _Core:
         self.counts.cancelled += 1
         return True
 
-    def take(self) -> _Job[Any] | None:
-        """The next job, waiting for one; None at the end."""
+    def take(self, fork: Sandbox | None) -> _Job[Any] | None:
+        """The next job for a worker with `fork`, waiting for one; None at the end."""
         with self.lock:
             while not self.jobs:
                 if self.closed:
+                    self.leaving += fork is not None
                     return None
                 self.work.wait()
             job = self.jobs.popleft()
             self.active.add(job)
             return job
+
+    def hand_over(self, job: _Job[Any]) -> bool:
+        """Leave `job` to a worker that has a fork, and this thread; False if there is none."""
+        with self.lock:
+            if self.counts.forks == self.leaving:
+                return False
+            self.workers.remove(threading.current_thread())
+            self.active.discard(job)
+            self.jobs.appendleft(job)
+            self.work.notify()
+            return True
 
     def add_worker(self, ready: Future[None] | None) -> None:
         """Start a thread, which forks ahead if `ready` is given; with the lock held."""
@@ -216,10 +231,11 @@ class _Core:
         return fork
 
     def give_up(self, fork: Sandbox, *, replaced: bool) -> None:
-        """Close a fork of ours."""
+        """Close a fork of ours: of a worker that will have another, or that takes no more jobs."""
         with self.lock:
             self.counts.forks -= 1
             self.counts.replaced += replaced
+            self.leaving -= not replaced
         # A thread that the job left behind may still use it.
         with contextlib.suppress(KvmletError):
             fork.close()
@@ -260,22 +276,34 @@ def _work(core: _Core, ready: Future[None] | None) -> None:
             ready.set_result(None)
         ready = None
     while True:
-        job = core.take()
+        job = core.take(fork)
         if job is None:
             break
-        fork = _run(core, job, fork)
-        del job  # or its result would live until the next one
+        refusal: BaseException | None = None
+        if fork is None and not job.cancelled():
+            try:
+                fork = core.fork()
+            except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+                refusal = error
+        if isinstance(refusal, TooFewDescriptors) and core.hand_over(job):
+            return
+        fork = _run(core, job, fork, refusal)
+        del job, refusal  # or they would live until the next one
     if fork is not None:
         core.give_up(fork, replaced=False)
 
 
-def _run(core: _Core, job: _Job[Any], fork: Sandbox | None) -> Sandbox | None:
-    """Run `job`; the clean fork for the next one, if there is one."""
+def _run(
+    core: _Core, job: _Job[Any], fork: Sandbox | None, refusal: BaseException | None
+) -> Sandbox | None:
+    """Run `job`, without a fork only to end it; the clean fork for the next one, if there is one.
+
+    refusal: why there is no fork.
+    """
     result: object = None
-    error: BaseException | None = None
+    error = refusal
     try:
-        if not job.cancelled():
-            fork = fork or core.fork()
+        if fork is not None and not job.cancelled():
             job.begin(fork)
             if job.timeout_s is not None:
                 fork._set_deadline(time.monotonic() + job.timeout_s)
@@ -303,7 +331,7 @@ def _run(core: _Core, job: _Job[Any], fork: Sandbox | None) -> Sandbox | None:
         return None
     keep = finished and not isinstance(error, _BREAKING) and not fork.closed
     # The traceback of an exception has this frame: it must not lead back to the exception.
-    del error, result, job
+    del error, refusal, result, job
     return _put_back(core, fork, keep=keep)
 
 
@@ -471,7 +499,7 @@ class Pool(Executor):
         """
         self._core.close(cancel_jobs=cancel_futures)
         if wait:
-            for worker in self._core.workers:
+            for worker in self._core.workers.copy():
                 if worker is not threading.current_thread():
                     worker.join()
 
@@ -513,7 +541,7 @@ class Pool(Executor):
     def _stop(self) -> None:
         self._core.cancel_all()
         end_s = time.monotonic() + _LAST_WAIT_S
-        for worker in self._core.workers:
+        for worker in self._core.workers.copy():
             worker.join(max(0.0, end_s - time.monotonic()))
 
 

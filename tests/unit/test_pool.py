@@ -112,6 +112,54 @@ def test_the_deadline_is_for_the_whole_job(snapshot: kvmlet.Snapshot) -> None:
             pool.submit(lambda sandbox: sandbox.run_for(5)).result()
 
 
+def test_out_of_descriptors_a_worker_with_a_fork_does_the_job(snapshot: kvmlet.Snapshot) -> None:
+    fake = fake_of(snapshot)
+    go_on = threading.Event()
+
+    def first(sandbox: kvmlet.Sandbox) -> bytes:
+        assert go_on.wait(20)
+        return sandbox.request(b"ab")
+
+    with kvmlet.Pool(snapshot, 4) as pool:
+        running = pool.submit(first)
+        until(running.running)
+        fake.fail = NativeError("descriptors", "no descriptor left")
+        # Each has a thread of its own started, which gets no fork.
+        others = [pool.request(b"cd") for _ in range(6)]
+        until(lambda: pool.stats().workers == 1)
+        assert pool.stats().queued == 6
+        assert not any(other.done() for other in others)
+        go_on.set()
+        assert running.result(20) == b"ba"
+        assert [other.result(20) for other in others] == [b"dc"] * 6
+        # What the job itself asks for is the job's own failure, and costs it its fork.
+        with pytest.raises(kvmlet.TooFewDescriptors):
+            pool.submit(lambda _: snapshot.fork()).result(20)
+        # With nobody left to do them, jobs fail.
+        with pytest.raises(kvmlet.TooFewDescriptors):
+            pool.request(b"ab").result(20)
+        fake.fail = None
+        assert pool.request(b"ab").result(20) == b"ba"
+    stats = pool.stats()
+    assert (stats.failed, stats.forks, stats.queued, stats.running) == (2, 0, 0, 0)
+
+
+def test_a_job_is_not_left_to_workers_that_have_ended(snapshot: kvmlet.Snapshot) -> None:
+    """Out of descriptors while the pool shuts down: every job ends all the same."""
+    fake = fake_of(snapshot)
+    for _ in range(50):
+        fake.fail = None
+        pool = kvmlet.Pool(snapshot, 3)
+        jobs = [pool.request(b"ab")]
+        until(jobs[0].done)
+        fake.fail = NativeError("descriptors", "no descriptor left")
+        jobs += [pool.request(b"ab") for _ in range(3)]
+        pool.shutdown()
+        for job in jobs:
+            assert job.done()
+            assert isinstance(job.exception(), kvmlet.TooFewDescriptors | None)
+
+
 def test_a_fork_that_cannot_be_made_or_reset(snapshot: kvmlet.Snapshot) -> None:
     fake = fake_of(snapshot)
     with kvmlet.Pool(snapshot, 1) as pool:

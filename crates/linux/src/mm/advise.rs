@@ -265,8 +265,8 @@ impl Space<'_> {
         };
         let now = FileTime::from_ns(clock::realtime_ns(self.host));
         let end = offset.saturating_add(part.len_bytes());
-        let touched = self.tmpfs.punch_hole(self.mem, inode, offset, end, now)?;
-        self.unmap_inode_pages(inode, touched)
+        let stale = self.tmpfs.punch_hole(self.mem, inode, offset, end, now)?;
+        self.unmap_stale(inode, &stale)
     }
 
     /// MADV_POPULATE_READ and MADV_POPULATE_WRITE: a failure says why (madvise(2)).

@@ -52,6 +52,18 @@ impl Fixture {
         }
     }
 
+    /// A fork of it, as of now.
+    pub fn fork(self) -> Self {
+        let Self { mem, tables, .. } = self;
+        let charged_bytes = mem.used_bytes();
+        let (mem, tables) = mem.freeze(tables, charged_bytes).unwrap().fork().unwrap();
+        Self {
+            mem,
+            tables,
+            ..self
+        }
+    }
+
     pub fn space(&mut self) -> Space<'_> {
         Space {
             mm: &mut self.mm,

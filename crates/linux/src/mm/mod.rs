@@ -21,6 +21,8 @@ mod fixture;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
+mod stale_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod user_tests;
@@ -34,7 +36,7 @@ use kvmlet_mem::OutOfMemory;
 
 use crate::cx::Cx;
 use crate::host::HostId;
-use crate::vfs::tmpfs::{InodeId, Touched};
+use crate::vfs::tmpfs::{InodeId, Stale};
 
 pub use advise::{Advice, advise, mincore, msync, seal};
 pub use lock::{lock, lock_all, unlock_all};
@@ -298,12 +300,11 @@ pub fn host_fault(cx: &mut Cx<'_>) -> bool {
     Space::of(cx).is_ok_and(|mut space| space.drop_truncated())
 }
 
-/// Unmaps pages of a memory file wherever the calling process maps them, private copies included (as
-/// Linux's unmap_mapping_range does). To be called when a change has taken these pages' frames out of
-/// the file.
+/// Unmaps what a change to a memory file has left stale, wherever the calling process maps it. Private
+/// copies go only where the file was cut off (as Linux's unmap_mapping_range does).
 ///
 /// # Errors
 /// `ENOMEM` if a page table cannot be split.
-pub fn unmap_inode_pages(cx: &mut Cx<'_>, inode: InodeId, touched: Touched) -> Result<(), Errno> {
-    Space::of(cx)?.unmap_inode_pages(inode, touched)
+pub fn unmap_stale(cx: &mut Cx<'_>, inode: InodeId, stale: &Stale) -> Result<(), Errno> {
+    Space::of(cx)?.unmap_stale(inode, stale)
 }

@@ -17,7 +17,7 @@ use crate::host::{Host, HostId};
 use crate::kernel::Ids;
 use crate::vfs::attr::FileTime;
 use crate::vfs::hostfs::attr_of;
-use crate::vfs::tmpfs::{InodeId, Moved, NewAttr, SEAL_SEAL, TmpFs, Touched};
+use crate::vfs::tmpfs::{InodeId, NewAttr, SEAL_SEAL, Stale, TmpFs};
 
 /// No limit (RLIM_INFINITY).
 pub const UNLIMITED: u64 = u64::MAX;
@@ -440,26 +440,36 @@ impl<'a> Space<'a> {
         dropped
     }
 
-    /// See [`super::unmap_inode_pages`].
+    /// See [`super::unmap_stale`].
     ///
     /// # Errors
-    /// See [`super::unmap_inode_pages`].
-    pub fn unmap_inode_pages(&mut self, inode: InodeId, touched: Touched) -> Result<(), Errno> {
-        let from = touched.first.saturating_mul(PAGE_SIZE);
-        let to = touched.end.saturating_mul(PAGE_SIZE);
-        let hit: Vec<(u64, u64)> = self
-            .mm
-            .vmas
-            .values()
-            .filter_map(|vma| match vma.backing {
-                Backing::Tmp(tmp) if tmp.inode == inode => {
-                    let start = from.saturating_sub(tmp.offset).min(vma.len_bytes());
-                    let end = to.saturating_sub(tmp.offset).min(vma.len_bytes());
-                    (start < end).then(|| (vma.start + start, vma.start + end))
+    /// See [`super::unmap_stale`].
+    pub fn unmap_stale(&mut self, inode: InodeId, stale: &Stale) -> Result<(), Errno> {
+        let mut hit: Vec<(u64, u64)> = Vec::new();
+        for vma in self.mm.vmas.values() {
+            let Backing::Tmp(tmp) = vma.backing else {
+                continue;
+            };
+            if tmp.inode != inode {
+                continue;
+            }
+            let first = tmp.offset / PAGE_SIZE;
+            let end = first.saturating_add(vma.len_bytes() / PAGE_SIZE);
+            let at = |page: u64| {
+                let in_vma = page.saturating_sub(first).saturating_mul(PAGE_SIZE);
+                vma.start.saturating_add(in_vma).min(vma.end)
+            };
+            for &(page, frame) in stale.left_in(first..end) {
+                let shown = self.tables.walk(self.mem, Gva(at(page)));
+                if shown.is_some_and(|leaf| leaf.gpa == frame) {
+                    hit.push((at(page), at(page.saturating_add(1))));
                 }
-                _ => None,
-            })
-            .collect();
+            }
+            let cut = stale.cut_from().map_or(vma.end, at);
+            if cut < vma.end {
+                hit.push((cut, vma.end));
+            }
+        }
         for (start, end) in hit {
             self.zap(start, end)?;
         }
@@ -504,9 +514,8 @@ impl<'a> Space<'a> {
     /// Out of memory.
     pub fn own_tmp_page(&mut self, inode: InodeId, page: u64) -> Result<Gpa, FaultError> {
         let own = self.tmpfs.page_for_write(self.mem, inode, page)?;
-        if own.moved == Moved::Yes {
-            let end = page.saturating_add(1);
-            self.unmap_inode_pages(inode, Touched { first: page, end })
+        if let Some(frozen) = own.left {
+            self.unmap_stale(inode, &Stale::page(page, frozen))
                 .map_err(|_| FaultError::OutOfMemory)?;
         }
         Ok(own.frame)

@@ -328,7 +328,7 @@ fn memory_files_are_seen_by_all_and_copied_by_private_writers() {
         .tmpfs
         .set_size(&mut f.mem, inode, PAGE_SIZE, FileTime::from_ns(0))
         .unwrap();
-    f.space().unmap_inode_pages(inode, gone).unwrap();
+    f.space().unmap_stale(inode, &gone).unwrap();
     assert_eq!(f.load(shared + pages(1)), Err(FaultError::Bus));
     assert_eq!(f.load(shared), Ok(2));
     let sealed = MapFile {

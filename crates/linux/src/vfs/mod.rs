@@ -246,25 +246,21 @@ pub fn set_cwd(cx: &mut Cx<'_>, dir: Dir) -> Result<(), Errno> {
 /// As [`TmpFs::set_size`]; `ENOMEM` if a page table cannot be split.
 pub fn set_tmp_size(cx: &mut Cx<'_>, inode: InodeId, size: u64) -> Result<(), Errno> {
     let now = now(cx.host);
-    let touched = cx
+    let stale = cx
         .kernel
         .tmpfs
         .set_size(&mut cx.machine.memory, inode, size, now)?;
-    drop_mappings(cx, inode, touched)
+    drop_mappings(cx, inode, &stale)
 }
 
-/// Unmaps pages whose frames are no longer a file's.
+/// Unmaps what a change to a file has left stale.
 ///
 /// # Errors
 /// `ENOMEM` if a page table cannot be split.
-pub fn drop_mappings(
-    cx: &mut Cx<'_>,
-    inode: InodeId,
-    touched: tmpfs::Touched,
-) -> Result<(), Errno> {
+pub fn drop_mappings(cx: &mut Cx<'_>, inode: InodeId, stale: &tmpfs::Stale) -> Result<(), Errno> {
     let mapped = cx.kernel.tmpfs.get(inode).is_ok_and(|inode| inode.maps > 0);
-    if mapped && !touched.is_empty() {
-        crate::mm::unmap_inode_pages(cx, inode, touched)?;
+    if mapped && !stale.is_empty() {
+        crate::mm::unmap_stale(cx, inode, stale)?;
     }
     Ok(())
 }

@@ -77,11 +77,11 @@ pub fn sys_fallocate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         m if m == PUNCH_HOLE | KEEP_SIZE => {
             let now = vfs::now(cx.host);
             let (start, end) = range;
-            let touched =
+            let stale =
                 cx.kernel
                     .tmpfs
                     .punch_hole(&mut cx.machine.memory, inode, start, end, now)?;
-            vfs::drop_mappings(cx, inode, touched)?;
+            vfs::drop_mappings(cx, inode, &stale)?;
             Ok(0)
         }
         _ => Err(Errno::EOPNOTSUPP),

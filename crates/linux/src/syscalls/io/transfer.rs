@@ -665,8 +665,8 @@ pub fn store(cx: &mut Cx<'_>, kind: &FileKind, offset: u64, bytes: &[u8]) -> Res
         FileKind::Tmp(inode) => {
             let now = vfs::now(cx.host);
             let memory = &mut cx.machine.memory;
-            let (count, touched) = cx.kernel.tmpfs.write(memory, *inode, offset, bytes, now)?;
-            vfs::drop_mappings(cx, *inode, touched)?;
+            let (count, stale) = cx.kernel.tmpfs.write(memory, *inode, offset, bytes, now)?;
+            vfs::drop_mappings(cx, *inode, &stale)?;
             Ok(count)
         }
         FileKind::Device(Device::Full) => Err(Errno::ENOSPC),

@@ -1,5 +1,7 @@
 //! File contents: frames by page index.
 
+use core::ops::Range;
+
 use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
 use kvmlet_mem::{GuestMemory, OutOfMemory};
 
@@ -13,40 +15,46 @@ const S_ISUID: u32 = 0o4000;
 /// S_ISGID with group execution: what a write clears (chmod(2)).
 const S_ISGID_EXEC: u32 = 0o2010;
 
-/// Pages whose frames a change has taken out of a file: mappings of them are stale.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Touched {
-    /// First page index.
-    pub first: u64,
-    /// Page index past the last.
-    pub end: u64,
+/// What a change has taken out of a file: mappings that show it are stale.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Stale {
+    /// Pages by index, ascending, and the frames that were theirs. What a private mapping has copied
+    /// lies in other frames and stays.
+    left: Vec<(u64, Gpa)>,
+    /// The file is cut off here: pages from this one on are gone, private copies included
+    /// (unmap_mapping_range with even_cows in mm/memory.c).
+    cut_from: Option<u64>,
 }
 
-impl Touched {
-    /// No page.
-    pub const NONE: Self = Self { first: 0, end: 0 };
+impl Stale {
+    /// One page, which lies in another frame now.
+    #[must_use]
+    pub fn page(page: u64, frame: Gpa) -> Self {
+        Self {
+            left: vec![(page, frame)],
+            cut_from: None,
+        }
+    }
 
-    /// Whether there is none.
+    /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.first >= self.end
+        self.left.is_empty() && self.cut_from.is_none()
     }
 
-    /// Takes in other pages, and those between.
-    fn add(&mut self, other: Self) {
-        if self.is_empty() {
-            *self = other;
-        } else if !other.is_empty() {
-            self.first = self.first.min(other.first);
-            self.end = self.end.max(other.end);
-        }
+    /// The first page that is gone with its private copies.
+    #[must_use]
+    pub fn cut_from(&self) -> Option<u64> {
+        self.cut_from
     }
 
-    fn add_moved(&mut self, page: u64, moved: Moved) {
-        if moved == Moved::Yes {
-            let end = page.saturating_add(1);
-            self.add(Self { first: page, end });
-        }
+    /// Pages of a range of page indexes that lie in another frame now or in none, with the frames
+    /// that were theirs.
+    #[must_use]
+    pub fn left_in(&self, range: Range<u64>) -> &[(u64, Gpa)] {
+        let first = self.left.partition_point(|(page, _)| *page < range.start);
+        let end = self.left.partition_point(|(page, _)| *page < range.end);
+        self.left.get(first..end).unwrap_or_default()
     }
 }
 
@@ -55,37 +63,23 @@ impl Touched {
 pub struct OwnPage {
     /// Its frame.
     pub frame: Gpa,
-    /// Whether it lay in another frame before.
-    pub moved: Moved,
-}
-
-/// Whether a page has a new frame: mappings of the old one are stale.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Moved {
-    /// It is where it was, or is new.
-    No,
-    /// It was copied.
-    Yes,
+    /// The frozen frame that it lay in before: mappings of it are stale.
+    pub left: Option<Gpa>,
 }
 
 impl FileData {
     fn own(&mut self, memory: &mut GuestMemory, page: u64) -> Result<OwnPage, OutOfMemory> {
         let old = self.pages.get(&page).copied();
-        let (frame, moved) = match old {
-            Some(frame) if !memory.is_frozen(frame) => {
-                return Ok(OwnPage {
-                    frame,
-                    moved: Moved::No,
-                });
-            }
+        let (frame, left) = match old {
+            Some(frame) if !memory.is_frozen(frame) => return Ok(OwnPage { frame, left: None }),
             Some(frozen) => {
                 let copy = memory.alloc_copy(frozen).map_err(|_| OutOfMemory::Limit)?;
-                (copy, Moved::Yes)
+                (copy, Some(frozen))
             }
-            None => (memory.alloc_frame()?, Moved::No),
+            None => (memory.alloc_frame()?, None),
         };
         self.pages.insert(page, frame);
-        Ok(OwnPage { frame, moved })
+        Ok(OwnPage { frame, left })
     }
 }
 
@@ -186,8 +180,7 @@ impl TmpFs {
         }
     }
 
-    /// Writes at `offset`, growing the file. Answers the bytes written and the pages whose mappings
-    /// are stale.
+    /// Writes at `offset`, growing the file. Answers the bytes written and what has become stale.
     ///
     /// # Errors
     /// `ENOSPC` when nothing could be written, `EFBIG`, `EPERM` for a sealed file, `EISDIR`.
@@ -198,13 +191,13 @@ impl TmpFs {
         offset: u64,
         bytes: &[u8],
         now: FileTime,
-    ) -> Result<(usize, Touched), Errno> {
+    ) -> Result<(usize, Stale), Errno> {
         let data = self.get(id)?.file()?;
         if data.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
         if bytes.is_empty() {
-            return Ok((0, Touched::NONE));
+            return Ok((0, Stale::default()));
         }
         let room = SIZE_MAX
             .checked_sub(offset)
@@ -220,12 +213,12 @@ impl TmpFs {
             }
         }
         let mut done = 0usize;
-        let mut touched = Touched::NONE;
+        let mut stale = Stale::default();
         for (page, in_page, at, count) in by_page(offset, len) {
-            let Ok(OwnPage { frame, moved }) = self.page_for_write(memory, id, page) else {
+            let Ok(OwnPage { frame, left }) = self.page_for_write(memory, id, page) else {
                 break;
             };
-            touched.add_moved(page, moved);
+            stale.left.extend(left.map(|frozen| (page, frozen)));
             let Some(from) = bytes.get(at..at.saturating_add(count)) else {
                 break;
             };
@@ -241,10 +234,10 @@ impl TmpFs {
         let data = inode.file_mut()?;
         data.size = data.size.max(offset.saturating_add(done as u64));
         inode.written(now);
-        Ok((done, touched))
+        Ok((done, stale))
     }
 
-    /// Sets the size (truncate(2)); the answer says which pages are gone.
+    /// Sets the size (truncate(2)); the answer says what has become stale.
     ///
     /// # Errors
     /// `EINVAL` beyond the largest size is left to the caller (`EFBIG` here); `EPERM` for a sealed
@@ -255,7 +248,7 @@ impl TmpFs {
         id: InodeId,
         size: u64,
         now: FileTime,
-    ) -> Result<Touched, Errno> {
+    ) -> Result<Stale, Errno> {
         let data = self.get(id)?.file()?;
         if size > SIZE_MAX {
             return Err(Errno::EFBIG);
@@ -266,25 +259,28 @@ impl TmpFs {
             return Err(Errno::EPERM);
         }
         let shrinks = size < data.size;
-        let touched = if shrinks {
-            self.drop_bytes(memory, id, size, SIZE_MAX)?
-        } else {
-            Touched::NONE
-        };
+        let mut stale = Stale::default();
+        if shrinks {
+            stale = self.drop_bytes(memory, id, size, SIZE_MAX)?;
+            let first = size.div_ceil(PAGE_SIZE);
+            stale.left.retain(|(page, _)| *page < first);
+            stale.cut_from = Some(first);
+        }
         let inode = self.get_mut(id)?;
         inode.file_mut()?.size = size;
         inode.written(now);
-        Ok(touched)
+        Ok(stale)
     }
 
     /// Makes a hole of `start..end` bytes: whole pages lose their frames, parts of pages are zeroed.
+    /// If it fails, the contents are as they were.
     fn drop_bytes(
         &mut self,
         memory: &mut GuestMemory,
         id: InodeId,
         start: u64,
         end: u64,
-    ) -> Result<Touched, Errno> {
+    ) -> Result<Stale, Errno> {
         let data = self.get_mut(id)?.file_mut()?;
         let first = start.div_ceil(PAGE_SIZE);
         let last = end / PAGE_SIZE;
@@ -298,19 +294,29 @@ impl TmpFs {
             }
             edges.push((last, 0, end % PAGE_SIZE));
         }
-        let mut touched = Touched::NONE;
-        for (page, from, to) in edges {
-            let len = to.checked_sub(from).filter(|len| *len > 0);
-            if let (true, Some(len)) = (data.pages.contains_key(&page), len) {
-                let own = data.own(memory, page).map_err(|_| Errno::ENOMEM)?;
-                touched.add_moved(page, own.moved);
-                memory
-                    .zero(own.frame.wrapping_add(from), len)
-                    .map_err(|_| Errno::EIO)?;
-            }
+        edges.retain(|(page, from, to)| from < to && data.pages.contains_key(page));
+        let mut owned: Vec<(u64, OwnPage)> = Vec::new();
+        for &(page, ..) in &edges {
+            let Ok(own) = data.own(memory, page) else {
+                for (page, own) in owned {
+                    if let Some(frozen) = own.left {
+                        data.pages.insert(page, frozen);
+                        memory.free_frame(own.frame);
+                    }
+                }
+                return Err(Errno::ENOMEM);
+            };
+            owned.push((page, own));
+        }
+        let mut stale = Stale::default();
+        for ((page, own), (_, from, to)) in owned.into_iter().zip(edges) {
+            stale.left.extend(own.left.map(|frozen| (page, frozen)));
+            memory
+                .zero(own.frame.wrapping_add(from), to.saturating_sub(from))
+                .map_err(|_| Errno::EIO)?;
         }
         if first >= last {
-            return Ok(touched);
+            return Ok(stale);
         }
         let gone: Vec<(u64, Gpa)> = data
             .pages
@@ -320,17 +326,13 @@ impl TmpFs {
         for (page, frame) in gone {
             data.pages.remove(&page);
             memory.free_frame(frame);
+            stale.left.push((page, frame));
         }
-        // The last one is never whole: what follows it counts as gone too, for mappings beyond.
-        touched.add(Touched {
-            first,
-            end: if end == SIZE_MAX { u64::MAX } else { last },
-        });
-        Ok(touched)
+        stale.left.sort_unstable_by_key(|(page, _)| *page);
+        Ok(stale)
     }
 
-    /// fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE). The answer says
-    /// which pages are gone.
+    /// fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE). The answer says what has become stale.
     ///
     /// # Errors
     /// `EPERM` for a sealed file; `EISDIR`.
@@ -341,13 +343,13 @@ impl TmpFs {
         start: u64,
         end: u64,
         now: FileTime,
-    ) -> Result<Touched, Errno> {
+    ) -> Result<Stale, Errno> {
         if self.get(id)?.file()?.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
-        let touched = self.drop_bytes(memory, id, start, end)?;
+        let stale = self.drop_bytes(memory, id, start, end)?;
         self.get_mut(id)?.written(now);
-        Ok(touched)
+        Ok(stale)
     }
 
     /// fallocate(0) and fallocate(FALLOC_FL_KEEP_SIZE): gives `start..end` frames.

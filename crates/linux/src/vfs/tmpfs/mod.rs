@@ -7,7 +7,7 @@
 pub mod data;
 mod tree;
 
-pub use data::{KeepSize, Moved, OwnPage, Seek, Touched};
+pub use data::{KeepSize, OwnPage, Seek, Stale};
 pub use tree::{Exchange, MAX_NAME};
 
 use std::sync::Arc;
