@@ -448,6 +448,7 @@ impl Vcpu {
         // SAFETY: the buffer has the length that KVM reported for this VM (4096 for the old call).
         let ret = unsafe { ioctl_with_mut_ptr(&self.fd, request, state.as_mut_ptr()) };
         if ret == 0 {
+            state.keep_enabled();
             Ok(())
         } else {
             Err(HvError::last("KVM_GET_XSAVE2"))

@@ -116,6 +116,12 @@ impl XState {
         Ok(())
     }
 
+    /// Drops what the program has no room for: software KVM saves the host's protection keys too,
+    /// whatever CPUID says.
+    pub(crate) fn keep_enabled(&mut self) {
+        self.words[XSTATE_BV_AT / 8] &= self.layout.xcr0 | XFEATURES_LEGACY;
+    }
+
     pub(crate) fn as_ptr(&self) -> *const u64 {
         self.words.as_ptr()
     }
@@ -146,6 +152,16 @@ mod tests {
         image[600] = 0x5a;
         state.set_bytes(&image).unwrap();
         assert_eq!(state.to_bytes(), image);
+    }
+
+    #[test]
+    fn a_saved_image_with_other_components_can_be_loaded_again() {
+        let mut state = XState::new(layout());
+        state.words[XSTATE_BV_AT / 8] = 0x207;
+        state.keep_enabled();
+        let image = state.to_bytes();
+        assert_eq!(image[XSTATE_BV_AT..XSTATE_BV_AT + 8], 7u64.to_le_bytes());
+        state.set_bytes(&image).unwrap();
     }
 
     #[test]
