@@ -102,7 +102,7 @@ impl Kvm {
                 Err(error) => return Err(HvError::from_errno("KVM_CREATE_VM", error)),
             }
         };
-        Vm::new(self.clone(), fd)
+        Ok(Vm::new(self.clone(), fd))
     }
 
     /// KVM_GET_API_VERSION.

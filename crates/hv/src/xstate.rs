@@ -155,6 +155,16 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_image_with_other_components_can_be_loaded_again() {
+        let mut state = XState::new(layout());
+        state.words[XSTATE_BV_AT / 8] = 0x207;
+        state.keep_enabled();
+        let image = state.to_bytes();
+        assert_eq!(image[XSTATE_BV_AT..XSTATE_BV_AT + 8], 7u64.to_le_bytes());
+        state.set_bytes(&image).unwrap();
+    }
+
+    #[test]
     fn what_the_cpu_would_refuse_is_refused() {
         let good = XState::new(layout()).to_bytes();
         for (at, value) in [
