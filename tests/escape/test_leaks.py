@@ -13,6 +13,7 @@ import re
 import secrets
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,6 +51,7 @@ def needles(seed: int) -> list[bytes]:
 # "take N" drops a message that is there.
 WORKER = """
 import sys
+import time
 import kvmlet
 
 snapshots = [
@@ -115,8 +117,9 @@ class Worker:
         """Address ranges, in bytes, of what the host holds as guest memory.
 
         That is what has been advised to be of huge pages or not to be (smaps' VmFlags hg and nh,
-        proc(5)), and mappings of memfds.
+        proc(5)), and mappings of memfds. Some kernels show stacks of our own threads so, too.
         """
+        stacks = self.stack_pointers()
         text = pathlib.Path(f"/proc/{self.process.pid}/smaps").read_text()
         for entry in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", text)[1:]:
             head = entry.splitlines()[0]
@@ -127,7 +130,17 @@ class Worker:
             ours = "memfd:" in head or {"hg", "nh"} & set(flags[1].split())
             if ours and resident[1] != "0" and "r" in head.split()[1]:
                 start, end = (int(part, 16) for part in head.split()[0].split("-"))
-                yield start, end
+                if not any(start <= pointer < end for pointer in stacks):
+                    yield start, end
+
+    def stack_pointers(self) -> list[int]:
+        """Of our threads, once each sleeps (proc(5), /proc/pid/task/tid/syscall)."""
+        while True:
+            tasks = pathlib.Path(f"/proc/{self.process.pid}/task").iterdir()
+            places = [(task / "syscall").read_text().split() for task in tasks]
+            if all(len(place) > 2 for place in places):
+                return [int(place[-2], 16) for place in places]
+            time.sleep(0.001)
 
     def search(self, seed: int) -> list[str]:
         """Where the host's copy of guest memory holds the secret."""
