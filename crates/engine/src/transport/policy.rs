@@ -13,9 +13,9 @@ const PRICE_MAX: u32 = 4096;
 /// Two calls are close together if less than this many X lie between them.
 const CLOSE_X: u64 = 4;
 /// A poller gives up when the guest has posted nothing for this many X.
-pub(super) const QUIET_X: u64 = 8;
+pub(super) const QUIET_X: u64 = 16;
 /// A session that has answered fewer calls than this was not worth it.
-const WORTH_CALLS: u64 = 2 * QUIET_X;
+const WORTH_CALLS: u64 = QUIET_X;
 
 /// One sandbox's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
