@@ -169,7 +169,7 @@ def worker(hostile: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Wo
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("worker", "rounds"),
-    [([0], sized(1000, 10)), ([8], sized(300, 10))],
+    [([0], sized(1000, 10)), ([8], sized(1000, 10))],
     ids=["one-thread", "eight-more"],
     indirect=["worker"],
 )
