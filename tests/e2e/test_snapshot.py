@@ -104,6 +104,20 @@ PROGRAMS = {
 }
 
 
+def test_counters_begin_with_the_fork(guests: pathlib.Path) -> None:
+    """Not with what its VM did before: for the program that was frozen, or for another fork."""
+    warmed = freeze(["./warm"], guests, memory="96m")
+    with warmed.snapshot as snapshot:
+        snapshot.prepare(1)  # in the VM of the program, which has made hundreds of exits
+        for _ in range(3):
+            with snapshot.fork() as fork:
+                before = fork.stats()
+                counted = ("exits", "exits_syscall", "exits_fault", "exits_kick", "flushes")
+                assert [before[name] for name in counted] == [0] * len(counted)
+                fork.request(b"see", timeout=LIMIT_S)
+                assert fork.stats()["exits"] > 0
+
+
 @pytest.mark.poll
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", PROGRAMS)

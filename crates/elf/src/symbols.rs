@@ -17,6 +17,8 @@ const SECTION_HEADER_LEN: u64 = 64;
 const SYMBOL_LEN: u64 = 24;
 /// Symbols read at once.
 const SYMBOLS_AT_ONCE: u64 = 4096;
+/// Bytes read at once, so that a reader can stop between: 1 MiB.
+const READ_AT_ONCE: usize = 1 << 20;
 
 /// A file that can be read at any place.
 pub trait ReadAt {
@@ -220,11 +222,14 @@ fn function(symbol: &[u8; SYMBOL_LEN as usize]) -> Option<(Rank, Function)> {
 fn read(file: &mut dyn ReadAt, offset: u64, len: u64) -> Result<Vec<u8>, ElfError> {
     let outside = ElfError::BadSymbols("that lie outside the file");
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| outside)?];
-    if file.read_at(offset, &mut bytes) {
-        Ok(bytes)
-    } else {
-        Err(outside)
+    let mut at = offset;
+    for chunk in bytes.chunks_mut(READ_AT_ONCE) {
+        if !file.read_at(at, chunk) {
+            return Err(outside);
+        }
+        at = at.saturating_add(chunk.len() as u64);
     }
+    Ok(bytes)
 }
 
 fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {

@@ -23,7 +23,7 @@ use crate::{EngineError, flush};
 
 /// How often a running guest is stopped to look at the owner's wishes, should a signal have come in
 /// the moment before the guest was entered, in nanoseconds.
-const TICK_NS: u64 = 100_000_000;
+pub(crate) const TICK_NS: u64 = 100_000_000;
 
 /// Who runs the sandbox: asked whether to stop, told what is traced.
 pub trait Owner {

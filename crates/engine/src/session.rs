@@ -11,7 +11,7 @@ use kvmlet_linux::channel::{Peer, PostError};
 use kvmlet_linux::symbols::SymbolError;
 
 use crate::outcome::Ending;
-use crate::run::{Sandbox, Stop, Until, now_ns};
+use crate::run::{Sandbox, Stop, TICK_NS, Until, now_ns};
 use crate::snapshot::Snapshot;
 use crate::{EngineError, Owner, Program, RunOutcome, Stat, boot, stats};
 
@@ -151,19 +151,30 @@ impl Sandbox {
         timeout: Option<Duration>,
         owner: &mut dyn Owner,
     ) -> Result<CallResult, EngineError> {
-        let function = self
-            .personality
-            .symbol(symbol)
-            .map_err(|error| match error {
-                SymbolError::NoProgram => EngineError::NotReady,
-                other => EngineError::UnknownSymbol(other.to_string()),
-            })?;
+        let deadline = timeout.map(|timeout| (Instant::now(), timeout));
+        let left = || deadline.map(|(start, timeout)| timeout.saturating_sub(start.elapsed()));
+        let mut is_late = false;
+        // The owner may have to wait for a lock to answer.
+        let mut asked_ns = now_ns();
+        let mut goes_on = || {
+            is_late = left() == Some(Duration::ZERO);
+            if is_late || now_ns() < asked_ns + TICK_NS {
+                return !is_late;
+            }
+            asked_ns = now_ns();
+            !owner.stop_requested()
+        };
+        let found = self.personality.symbol(symbol, &mut goes_on);
+        let function = found.map_err(|error| match error {
+            SymbolError::NoProgram => EngineError::NotReady,
+            SymbolError::Stopped if is_late => EngineError::TimedOut,
+            SymbolError::Stopped => EngineError::Interrupted,
+            other => EngineError::UnknownSymbol(other.to_string()),
+        })?;
         let register = match returns {
             CallReturns::Float => Returns::Float,
             CallReturns::Int | CallReturns::Bytes | CallReturns::Nothing => Returns::Integer,
         };
-        let deadline = timeout.map(|timeout| (Instant::now(), timeout));
-        let left = || deadline.map(|(start, timeout)| timeout.saturating_sub(start.elapsed()));
         // One that has just answered is on its way to its next message.
         let has_run = self.origin.is_some() || self.times.guest_ns > 0;
         if has_run && !self.personality.is_callable() {

@@ -291,10 +291,17 @@ fn give_back_blank(vm: Vm, mut vcpu: VcpuState) {
         call_page: page,
         world: vcpu.vcpu.world(),
     });
+    start_count(&vm, &mut vcpu);
     let mut blank = blank_vms();
     if blank.vms.len() < BLANK_VMS_MAX {
         blank.vms.push(BlankVm { vm, vcpu });
     }
+}
+
+/// What a VM does from now on counts for its next program.
+fn start_count(vm: &Vm, vcpu: &mut VcpuState) {
+    vcpu.vcpu.reset_counters();
+    vm.reset_ioctls();
 }
 
 fn set_slots(vm: &Vm, slots: Vec<SlotMemory>) -> Result<(), EngineError> {
@@ -524,7 +531,7 @@ impl Sandbox {
         let clean = self.ended.is_none() && matches!(self.reset_memory(&frozen), Ok(Some(_)));
         let Self {
             vm,
-            vcpu,
+            mut vcpu,
             personality,
             pages,
             ..
@@ -532,6 +539,7 @@ impl Sandbox {
         let Ok(personality) = personality.into_inner() else {
             return;
         };
+        start_count(&vm, &mut vcpu);
         let Machine {
             mut memory, tables, ..
         } = personality.machine;

@@ -527,6 +527,11 @@ impl Vcpu {
         self.counters
     }
 
+    /// Counts from zero: what follows is another program's.
+    pub fn reset_counters(&mut self) {
+        self.counters = Counters::default();
+    }
+
     /// KVM's own counters of this vCPU (KVM_GET_STATS_FD).
     ///
     /// # Errors

@@ -189,6 +189,11 @@ impl Vm {
         self.ioctls.load(Ordering::Relaxed)
     }
 
+    /// Counts them from zero: what follows is another program's.
+    pub fn reset_ioctls(&self) {
+        self.ioctls.store(0, Ordering::Relaxed);
+    }
+
     /// KVM's own counters of this VM (KVM_GET_STATS_FD).
     ///
     /// # Errors

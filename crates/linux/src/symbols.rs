@@ -19,7 +19,7 @@ use crate::vfs::tmpfs::{InodeId, TmpFs};
 /// Bytes at the start of a file that hold its program headers.
 const HEADERS_LEN: usize = 64 << 10;
 /// Bytes read for one lookup at most: the files may be the program's own.
-const READ_MAX: u64 = 1 << 30;
+const READ_MAX: u64 = 256 << 20;
 
 /// Why a function has no address.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -38,6 +38,16 @@ pub enum SymbolError {
     /// An indirect function (STT_GNU_IFUNC): its address is a resolver's.
     #[error("{0} is an indirect function, which has no address of its own: call another")]
     Indirect(String),
+    /// The symbol tables are longer than [`READ_MAX`].
+    #[error(
+        "the symbol tables of the program and its libraries are longer than {} MiB: strip what is \
+         not needed of them",
+        READ_MAX >> 20
+    )]
+    TooLong,
+    /// The caller did not let it go on.
+    #[error("the search for a function was stopped")]
+    Stopped,
     /// The program has ended or has no address space yet.
     #[error("there is no running program")]
     NoProgram,
@@ -58,22 +68,42 @@ struct Module {
     vmas: Vec<Vma>,
 }
 
-struct Reader<'a> {
+struct Reader<'a, 'b> {
     host: &'a Host,
     tmpfs: &'a TmpFs,
     memory: &'a GuestMemory,
     file: File,
-    /// Bytes that may still be read.
-    left: &'a mut u64,
+    budget: &'a mut Budget<'b>,
 }
 
-impl Reader<'_> {
+/// How much a lookup may still read.
+struct Budget<'a> {
+    left_bytes: u64,
+    goes_on: &'a mut dyn FnMut() -> bool,
+    /// Why nothing more may be read.
+    ended: Option<SymbolError>,
+}
+
+impl Budget<'_> {
+    /// Whether so many bytes may be read now.
+    fn take(&mut self, len_bytes: u64) -> bool {
+        if self.ended.is_none() {
+            match self.left_bytes.checked_sub(len_bytes) {
+                None => self.ended = Some(SymbolError::TooLong),
+                Some(_) if !(self.goes_on)() => self.ended = Some(SymbolError::Stopped),
+                Some(left) => self.left_bytes = left,
+            }
+        }
+        self.ended.is_none()
+    }
+}
+
+impl Reader<'_, '_> {
     /// Fills as much of `into` as the file has.
     fn read_some(&mut self, offset: u64, into: &mut [u8]) -> usize {
-        let Some(left) = self.left.checked_sub(into.len() as u64) else {
+        if !self.budget.take(into.len() as u64) {
             return 0;
-        };
-        *self.left = left;
+        }
         let read = match self.file {
             File::Host(id) => self
                 .host
@@ -85,7 +115,7 @@ impl Reader<'_> {
     }
 }
 
-impl ReadAt for Reader<'_> {
+impl ReadAt for Reader<'_, '_> {
     fn read_at(&mut self, offset: u64, into: &mut [u8]) -> bool {
         self.read_some(offset, into) == into.len()
     }
@@ -94,10 +124,15 @@ impl ReadAt for Reader<'_> {
 impl Personality {
     /// The address of one of the program's functions: its executable's, static ones included, else one
     /// that a library exports. It stays valid until the program unmaps the library or executes another.
+    /// `goes_on` is asked before each read: the files may be large, and the program's own.
     ///
     /// # Errors
     /// [`SymbolError`]
-    pub fn symbol(&mut self, name: &str) -> Result<Gva, SymbolError> {
+    pub fn symbol(
+        &mut self,
+        name: &str,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Gva, SymbolError> {
         let process = self.kernel.processes.values().next();
         let process = process.ok_or(SymbolError::NoProgram)?;
         if self.kernel.end.is_some() {
@@ -109,7 +144,11 @@ impl Personality {
             let start = module.vmas.first().map_or(0, |vma| vma.start);
             (module.name != process.exe, Reverse(start))
         });
-        let mut left = READ_MAX;
+        let mut budget = Budget {
+            left_bytes: READ_MAX,
+            goes_on,
+            ended: None,
+        };
         let mut indirect = false;
         for module in &modules {
             let mut reader = Reader {
@@ -117,7 +156,7 @@ impl Personality {
                 tmpfs: &self.kernel.tmpfs,
                 memory: &self.machine.memory,
                 file: module.file,
-                left: &mut left,
+                budget: &mut budget,
             };
             let symbols = if module.name == process.exe {
                 Symbols::All
@@ -134,6 +173,9 @@ impl Personality {
                 Ok(Some(Function::Indirect)) => indirect = true,
                 // A file that is no library, or a damaged one.
                 Ok(None) | Err(_) => {}
+            }
+            if let Some(ended) = budget.ended {
+                return Err(ended);
             }
         }
         Err(if indirect {
@@ -172,7 +214,7 @@ fn modules<'a>(vmas: impl Iterator<Item = &'a Vma>) -> Vec<Module> {
 
 impl Module {
     /// Where the byte at a link-time address is mapped as code.
-    fn loaded_at(&self, reader: &mut Reader<'_>, address: u64) -> Option<Gva> {
+    fn loaded_at(&self, reader: &mut Reader<'_, '_>, address: u64) -> Option<Gva> {
         let mut header = vec![0; HEADERS_LEN];
         let len = reader.read_some(0, &mut header);
         header.truncate(len);
@@ -270,7 +312,7 @@ mod tests {
     #[allow(clippy::disallowed_methods)]
     fn addresses_are_where_the_functions_are() {
         let (mut p, bytes) = loaded();
-        let main = p.symbol("main").unwrap();
+        let main = p.symbol("main", &mut || true).unwrap();
         assert_eq!(at(&mut p, main), in_file(&bytes, "main", Symbols::All));
         // Its dynamic linker is the only library until it runs.
         let linker = p.kernel.processes.values().next().unwrap();
@@ -280,7 +322,7 @@ mod tests {
             name.contains("ld-").then(|| name.to_owned())
         });
         let library = std::fs::read(path.unwrap()).unwrap();
-        let found = p.symbol("__tls_get_addr").unwrap();
+        let found = p.symbol("__tls_get_addr", &mut || true).unwrap();
         let wanted = in_file(&library, "__tls_get_addr", Symbols::Exported);
         assert_eq!(at(&mut p, found), wanted);
     }
@@ -288,7 +330,7 @@ mod tests {
     #[test]
     fn names_that_nothing_has_say_so() {
         let (mut p, _) = loaded();
-        let error = p.symbol("no_such_function").unwrap_err();
+        let error = p.symbol("no_such_function", &mut || true).unwrap_err();
         assert_eq!(
             error,
             SymbolError::NotFound {
@@ -296,8 +338,94 @@ mod tests {
                 libraries: 1
             }
         );
-        assert!(p.symbol("").is_err() && p.symbol("main\0").is_err());
+        assert!(p.symbol("", &mut || true).is_err() && p.symbol("main\0", &mut || true).is_err());
         p.kernel.end = Some(End::Memory);
-        assert_eq!(p.symbol("main"), Err(SymbolError::NoProgram));
+        assert_eq!(p.symbol("main", &mut || true), Err(SymbolError::NoProgram));
+    }
+
+    #[test]
+    fn a_search_can_be_stopped_and_has_a_limit() {
+        let (mut p, _) = loaded();
+        let mut reads = 0;
+        assert!(
+            p.symbol("main", &mut || {
+                reads += 1;
+                true
+            })
+            .is_ok()
+        );
+        assert!(reads > 3, "{reads}");
+        for most in 0..reads {
+            let mut left = most;
+            let mut goes_on = || {
+                left -= 1;
+                left >= 0
+            };
+            assert_eq!(p.symbol("main", &mut goes_on), Err(SymbolError::Stopped));
+        }
+    }
+
+    /// Libraries of which each has tables near the limits for one file.
+    #[test]
+    fn too_long_tables_are_an_error() {
+        let (mut p, _) = loaded();
+        let process = p.kernel.processes.values().next().unwrap();
+        let known: Vec<Vma> = process.mm.vmas.values().cloned().collect();
+        let code = known
+            .iter()
+            .find(|vma| vma.prot.contains(Prot::EXEC))
+            .unwrap()
+            .clone();
+        let cut_short = vec![0; 4 << 10];
+        for number in 0..8u64 {
+            let (start, len) = (0x1_0000_0000 + (number << 20), 4096);
+            let inode = long_tables(&mut p, &cut_short);
+            let vma = Vma {
+                start,
+                end: start + len,
+                backing: Backing::Tmp(crate::mm::TmpBacking { inode, offset: 0 }),
+                name: None,
+                ..code.clone()
+            };
+            let pid = *p.kernel.processes.keys().next().unwrap();
+            let process = p.kernel.processes.get_mut(&pid).unwrap();
+            process.mm.vmas.insert(start, vma);
+        }
+        let error = p.symbol("no_such_function", &mut || true);
+        assert_eq!(error, Err(SymbolError::TooLong));
+        assert!(
+            SymbolError::TooLong
+                .to_string()
+                .contains("longer than 256 MiB")
+        );
+    }
+
+    /// A sparse file with 48 MiB of names.
+    fn long_tables(p: &mut Personality, zeros: &[u8]) -> InodeId {
+        const NAMES_LEN: u64 = 48 << 20;
+        let now = crate::vfs::attr::FileTime::from_ns(0);
+        let attr = crate::vfs::tmpfs::NewAttr {
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            now,
+        };
+        let mut bytes = zeros.to_vec();
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        bytes[40..48].copy_from_slice(&64u64.to_le_bytes());
+        bytes[58] = 64;
+        bytes[60] = 3;
+        // The names (SHT_STRTAB) and the symbols (SHT_DYNSYM), whose names they are.
+        for (at, kind, len) in [(128, 3u32, NAMES_LEN), (192, 11, 24)] {
+            bytes[at + 4..at + 8].copy_from_slice(&kind.to_le_bytes());
+            bytes[at + 32..at + 40].copy_from_slice(&len.to_le_bytes());
+            bytes[at + 40] = 1;
+        }
+        let memory = &mut p.machine.memory;
+        let tmpfs = &mut p.kernel.tmpfs;
+        let inode = tmpfs.create_unnamed(memory, 0, attr).unwrap();
+        tmpfs.write(memory, inode, 0, &bytes, now).unwrap();
+        tmpfs.set_size(memory, inode, NAMES_LEN, now).unwrap();
+        inode
     }
 }

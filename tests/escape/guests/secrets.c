@@ -41,6 +41,7 @@ static __thread uint64_t own_words[64];
 static uint64_t global_words[1024];
 static char **arguments;
 static int hosted; // messages do not travel by descriptors 0 and 1
+static pthread_attr_t small_stack; // all of it is searched
 
 static long futex(volatile uint32_t *word, int op, uint32_t value) { return syscall(SYS_futex, word, op, value, NULL, NULL, 0); }
 
@@ -86,7 +87,8 @@ static void *work(void *data) {
         if (me->what == PLANT) plant_in_thread();
         me->done = 1;
         futex(&me->done, FUTEX_WAKE_PRIVATE, 1);
-        if (me->what == PLANT) hold_registers(secret.words, &me->release, me->number % 4 == 3);
+        // The last two spin: each switch to another thread waits for the end of their turn.
+        if (me->what == PLANT) hold_registers(secret.words, &me->release, me->number + 2 >= worker_count);
     }
     return NULL;
 }
@@ -213,7 +215,7 @@ static void plant(const char *seed_text) {
     setrlimit(RLIMIT_CORE, &(struct rlimit){secret.words[0] >> 1, secret.words[0] >> 1});
     // Threads: those there are, and one that ends.
     pthread_t thread;
-    if (pthread_create(&thread, NULL, plant_and_end, NULL) == 0) pthread_join(thread, NULL);
+    if (pthread_create(&thread, &small_stack, plant_and_end, NULL) == 0) pthread_join(thread, NULL);
     run_workers(PLANT);
     plant_in_thread();
     // To the host: output and a message that it has not taken.
@@ -259,6 +261,11 @@ static int found;
 
 static __attribute__((noinline)) void search(const char *what, const unsigned char *from, size_t len) {
     for (size_t i = 0; i + 8 <= len; i++) {
+        // Most memory is zeros, which no needle is.
+        for (uint64_t pair[2]; i % 8 == 0 && i + 16 <= len; i += 8) {
+            memcpy(pair, from + i, 16);
+            if (pair[0] | pair[1]) break;
+        }
         uint16_t low;
         memcpy(&low, from + i, 2);
         if (!(filter[low >> 3] & (1 << (low & 7)))) continue;
@@ -318,7 +325,7 @@ static void find(const char *masked) {
     char *file = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
     is_zero("new file", file, 4 * PAGE);
     pthread_t thread;
-    if (pthread_create(&thread, NULL, fresh_stack, NULL) == 0) pthread_join(thread, NULL);
+    if (pthread_create(&thread, &small_stack, fresh_stack, NULL) == 0) pthread_join(thread, NULL);
     // All that it can ask for.
     size_t before = answer_len;
     say_self("");
@@ -374,9 +381,11 @@ int main(int argc, char **argv) {
     write(fd, "kept", 4);
     close(fd);
     close(open("/tmp/base", O_RDWR | O_CREAT, 0600));
+    pthread_attr_init(&small_stack);
+    pthread_attr_setstacksize(&small_stack, 256 << 10);
     for (int i = 0; i < worker_count; i++) {
         workers[i].number = i;
-        need(pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0, "pthread_create");
+        need(pthread_create(&workers[i].thread, &small_stack, work, &workers[i]) == 0, "pthread_create");
     }
     for (;;) {
         char *rest;
