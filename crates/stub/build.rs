@@ -5,7 +5,7 @@
 
 use std::error::Error;
 
-use kvmlet_abi::layout;
+use kvmlet_abi::{call_page, layout};
 
 #[path = "src/geometry.rs"]
 #[allow(dead_code)]
@@ -29,6 +29,15 @@ fn assemble() -> Result<(), Box<dyn Error>> {
         ("K_VECTORS", u64::from(layout::EXCEPTION_VECTORS)),
         ("K_SYSCALL_CODE", layout::SYSCALL_CODE.0),
         ("K_STUB_DATA", layout::STUB_DATA.0),
+        ("K_CALL_PAGE", layout::CALL_PAGE.0),
+        ("K_CALL_NR", call_page::NR),
+        ("K_CALL_ARGS", call_page::ARGS),
+        ("K_CALL_POSTED", call_page::POSTED),
+        ("K_CALL_ANSWERED", call_page::ANSWERED),
+        ("K_CALL_ANSWER", call_page::ANSWER),
+        ("K_CALL_MODE", call_page::MODE),
+        ("K_CALL_SPIN", call_page::SPIN_TICKS),
+        ("K_CALL_DEADLINE", call_page::DEADLINE),
         ("K_ENTRY_STRIDE", geometry::ENTRY_STRIDE_BYTES),
         ("K_FLUSH_HARDWARE", geometry::FLUSH_HARDWARE_BYTES),
         ("K_FLUSH_SOFTWARE", geometry::FLUSH_SOFTWARE_BYTES),

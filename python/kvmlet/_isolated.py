@@ -25,7 +25,7 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
-from kvmlet._values import DEFAULT_MEMORY_BYTES, parse_duration, parse_size
+from kvmlet._values import DEFAULT_MEMORY_BYTES, parse_calls, parse_duration, parse_size
 from kvmlet.errors import (
     CannotSend,
     DeadlineExceeded,
@@ -47,6 +47,9 @@ __all__ = ["Isolated", "isolated"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_Key = tuple[tuple[str, ...], int, int | None, str | None]
+"""What makes one warmed interpreter differ from another: modules, bytes, calls at once, `calls`."""
 
 _WARM_UP_S = 120.0
 """Importing everything takes seconds at most, also on the slowest machine."""
@@ -72,13 +75,14 @@ class Isolated(Generic[P, R]):
         timeout_s: float | None,
         memory_bytes: int,
         size: int | None,
+        calls: str | None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
-        self._options = (preload, timeout_s, memory_bytes, size)
+        self._options = (preload, timeout_s, memory_bytes, size, calls)
         self._timeout_s = timeout_s
         self._reference: tuple[str, str] | None = None
-        self._key: tuple[tuple[str, ...], int, int | None] | None = None
+        self._key: _Key | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The function's result; in a VM unless this is one. Raises as `isolated` says."""
@@ -124,11 +128,11 @@ class Isolated(Generic[P, R]):
 
     def _warmed(self) -> _Warm:
         if self._key is None:
-            preload, _, memory_bytes, size = self._options
+            preload, _, memory_bytes, size, calls = self._options
             self._reference = _reference(self, self.__wrapped__)
             if self._reference is not None:
                 preload = (*preload, self._reference[0])
-            self._key = (tuple(dict.fromkeys(preload)), memory_bytes, size)
+            self._key = (tuple(dict.fromkeys(preload)), memory_bytes, size, calls)
         with _lock:
             warm = _warms.get(self._key)
             if warm is None:
@@ -166,6 +170,7 @@ def isolated(
     timeout: float | str | None = None,
     memory: int | str = DEFAULT_MEMORY_BYTES,
     size: int | None = None,
+    calls: str | None = None,
 ) -> Callable[[Callable[P, R]], Isolated[P, R]]: ...
 def isolated(
     function: Callable[P, R] | None = None,
@@ -175,6 +180,7 @@ def isolated(
     timeout: float | str | None = None,
     memory: int | str = DEFAULT_MEMORY_BYTES,
     size: int | None = None,
+    calls: str | None = None,
 ) -> Isolated[P, R] | Callable[[Callable[P, R]], Isolated[P, R]]:
     """Decorate a function so that each call runs in a VM of its own, with nothing left afterwards.
 
@@ -186,6 +192,7 @@ def isolated(
     timeout: how long each call may run, in seconds or as "500ms", "2m"; None for no limit.
     memory: most memory it may use, in bytes or as "64m", "1g".
     size: most calls at once; by default as many as there are processors to use.
+    calls: how its system calls reach kvmlet, as `run` has it.
 
     Arguments and, unless it can be imported by name, the function are pickled (with cloudpickle
     where pickle cannot). Results must be plain data: None, bool, int, float, complex, str, bytes,
@@ -202,6 +209,9 @@ def isolated(
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UsageError(f"size: {size!r} is not a number of calls", remedy="pass 1 or more")
 
+    if calls is not None:
+        parse_calls(calls, "calls")
+
     def decorate(function: Callable[P, R]) -> Isolated[P, R]:
         if not callable(function) or isinstance(function, (type, staticmethod, classmethod)):
             raise UsageError(f"{function!r} is not a function", remedy="decorate a plain function")
@@ -210,7 +220,7 @@ def isolated(
                 f"{function.__qualname__} gives its results bit by bit",
                 remedy="isolate a plain function that calls it: asyncio.run(f()), list(f())",
             )
-        return Isolated(function, names, timeout_s, memory_bytes, size)
+        return Isolated(function, names, timeout_s, memory_bytes, size, calls)
 
     return decorate if function is None else decorate(function)
 
@@ -256,10 +266,13 @@ def _cloudpickle() -> Any:
 class _Warm:
     """The pool of one warmed interpreter, made when first asked for."""
 
-    def __init__(self, preload: tuple[str, ...], memory_bytes: int, size: int | None) -> None:
+    def __init__(
+        self, preload: tuple[str, ...], memory_bytes: int, size: int | None, calls: str | None
+    ) -> None:
         self._preload = preload
         self._memory_bytes = memory_bytes
         self._size = size
+        self._calls = calls
         self._lock = threading.Lock()
         self._pool: Pool | None = None
 
@@ -269,12 +282,13 @@ class _Warm:
             if self._pool is None:
                 from kvmlet.pool import Pool
 
-                self._pool = Pool(_warm_snapshot(self._preload, self._memory_bytes), self._size)
+                snapshot = _warm_snapshot(self._preload, self._memory_bytes, self._calls)
+                self._pool = Pool(snapshot, self._size)
             return self._pool
 
 
 _lock = threading.Lock()
-_warms: dict[tuple[tuple[str, ...], int, int | None], _Warm] = {}
+_warms: dict[_Key, _Warm] = {}
 
 
 def _forget() -> None:
@@ -287,7 +301,7 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _warm_snapshot(preload: tuple[str, ...], memory_bytes: int) -> Snapshot:
+def _warm_snapshot(preload: tuple[str, ...], memory_bytes: int, calls: str | None) -> Snapshot:
     from kvmlet.sandbox import Sandbox
 
     if not sys.executable:
@@ -301,6 +315,7 @@ def _warm_snapshot(preload: tuple[str, ...], memory_bytes: int) -> Snapshot:
         cwd=package,
         memory=memory_bytes,
         readable=_readable(path),
+        calls=calls,
     )
     with sandbox:
         _data_of(sandbox, pickle.dumps((path, preload), 5), _WARM_UP_S)

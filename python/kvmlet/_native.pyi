@@ -60,6 +60,7 @@ def run(
     memory_bytes: int,
     output_limit_bytes: int,
     trace: bool,
+    calls: str,
 ) -> Outcome: ...
 def harden(cwd: bytes) -> list[str]: ...
 def forget_vms() -> None:
@@ -88,6 +89,7 @@ class Sandbox:
         readable: list[bytes],
         memory_bytes: int,
         output_limit_bytes: int,
+        calls: str,
     ) -> Sandbox:
         """Builds the VM and loads the program, of which nothing has run."""
 

@@ -1,9 +1,13 @@
-"""Sizes and durations as people write them; parsed by hand, `kvmlet run` imports nothing for it."""
+"""Sizes, durations and modes as people write them; parsed by hand, without any import."""
+
+import os
 
 from kvmlet.errors import UsageError
 
 DEFAULT_MEMORY_BYTES = 512 << 20
 OUTPUT_LIMIT_BYTES = 16 << 20
+# The first is the default.
+CALLS = ("auto", "exit", "poll")
 
 MIN_MEMORY_BYTES = 1 << 20
 # The guest's user address space has 47 bits; no limit beyond it could ever be reached.
@@ -87,6 +91,22 @@ def parse_duration(value: float | str, name: str) -> float:
             f"{name}: {_quote(value)} is too long", remedy="leave it out for no time limit"
         )
     return float(seconds)
+
+
+def parse_calls(value: str | None, name: str) -> str:
+    """How calls travel, "auto", "exit" or "poll"; if None, what KVMLET_CALLS says, else "auto".
+
+    `name` is the argument as its user wrote it. Raises UsageError.
+    """
+    if value is None:
+        name = "KVMLET_CALLS"
+        value = os.environ.get(name) or CALLS[0]
+    if value not in CALLS:
+        raise UsageError(
+            f"{name}: {_quote(value)} is not a way for calls to travel",
+            remedy=f"write {', '.join(CALLS[:-1])} or {CALLS[-1]}",
+        )
+    return value
 
 
 def format_size(size_bytes: int) -> str:

@@ -14,14 +14,17 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 
 from kvmlet import _native, _process
+from kvmlet._calls import polling_is_slow
 from kvmlet._launch import guest_argv, guest_cwd, guest_env
 from kvmlet._result import Denial, Event, Result, ending_text
 from kvmlet._values import (
     DEFAULT_MEMORY_BYTES,
     OUTPUT_LIMIT_BYTES,
+    parse_calls,
     parse_duration,
     parse_size,
 )
@@ -66,6 +69,7 @@ def run(
     memory: int | str = DEFAULT_MEMORY_BYTES,
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
+    calls: str | None = None,
 ) -> Result:
     """Run `argv` in a VM of its own until it ends.
 
@@ -75,6 +79,9 @@ def run(
     memory: most memory the program may use, in bytes, or "64m", "1g".
     env: variables beside PATH, HOME, TMPDIR, LANG and TERM.
     cwd: the directory it runs in, which it may read; the current one if None.
+    calls: how its system calls reach kvmlet: "exit", each leaves the VM; "poll", a thread on
+        another CPU looks out for them; "auto", whichever is faster. What the environment variable
+        KVMLET_CALLS says if None, else "auto".
 
     The program ending badly, or at a limit, is a result (see `Result.check`), not an exception.
     Captured output has a limit of 16 MiB. A signal handler that raises, as Ctrl-C's does, ends the
@@ -87,6 +94,7 @@ def run(
     data = _input_bytes(input)
     timeout_s = None if timeout is None else parse_duration(timeout, "timeout")
     memory_bytes = parse_size(memory, "memory")
+    mode = _calls_mode(calls, stacklevel=3)
     guest_environment = guest_env(env)
     directory = guest_cwd(cwd)
     try:
@@ -100,6 +108,7 @@ def run(
             memory_bytes=memory_bytes,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
             trace=False,
+            calls=mode,
         )
     except _native.NativeError as error:
         raise from_native(*error.args) from None
@@ -131,8 +140,11 @@ class Sandbox:
         cwd: str | os.PathLike[str] | None = None,
         memory: int | str = DEFAULT_MEMORY_BYTES,
         input: bytes | str | None = None,
+        calls: str | None = None,
     ) -> None:
         """Load `argv`; nothing of it has run when this returns. The arguments are those of `run`.
+
+        Forks of it inherit `calls`.
 
         Python programs find the module `kvmlet_guest`, by PYTHONPATH; for others `get_include()`
         has the header `kvmlet.h`. Either lets a program take messages.
@@ -140,7 +152,7 @@ class Sandbox:
         Raises UsageError, ProgramNotFound, ProgramNotExecutable, KvmUnavailable, HostError,
         InternalError.
         """
-        self._start(argv, env=env, cwd=cwd, memory=memory, input=input, readable=[])
+        self._start(argv, env=env, cwd=cwd, memory=memory, input=input, readable=[], calls=calls)
 
     def _start(
         self,
@@ -151,10 +163,12 @@ class Sandbox:
         memory: int | str,
         input: bytes | str | None,
         readable: list[bytes],
+        calls: str | None,
     ) -> None:
         words = guest_argv(argv)
         data = _input_bytes(input)
         memory_bytes = parse_size(memory, "memory")
+        mode = _calls_mode(calls, stacklevel=4)
         guest_environment = dict(guest_env(env))
         module = os.fsencode(os.path.join(os.path.realpath(os.path.dirname(__file__)), _GUEST))
         search = guest_environment.get(b"PYTHONPATH")
@@ -169,6 +183,7 @@ class Sandbox:
             readable=[module, *readable],
             memory_bytes=memory_bytes,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
+            calls=mode,
         )
         self._adopt(vm, words[0].decode("utf-8", "backslashreplace"))
 
@@ -189,10 +204,13 @@ class Sandbox:
         cwd: str,
         memory: int | str,
         readable: list[bytes],
+        calls: str | None,
     ) -> Self:
         """A sandbox whose program may also read the directories `readable` (canonical paths)."""
         sandbox = cls.__new__(cls)
-        sandbox._start(argv, env=env, cwd=cwd, memory=memory, input=None, readable=readable)
+        sandbox._start(
+            argv, env=env, cwd=cwd, memory=memory, input=None, readable=readable, calls=calls
+        )
         return sandbox
 
     @classmethod
@@ -562,6 +580,16 @@ def _result_of(outcome: _native.Outcome) -> Result:
         events=[Event(*event) for event in outcome.events],
         stats=outcome.stats,
     )
+
+
+def _calls_mode(calls: str | None, stacklevel: int) -> str:
+    """The way for calls to travel. Warns who is `stacklevel` calls above if it will be slow."""
+    mode = parse_calls(calls, "calls")
+    if mode == "poll":
+        slow = polling_is_slow()
+        if slow:
+            warnings.warn(slow, RuntimeWarning, stacklevel=stacklevel)
+    return mode
 
 
 def _input_bytes(data: object) -> bytes | None:

@@ -26,6 +26,11 @@ Word = str | os.PathLike[str]
 HW = os.environ.get("KVMLET_HW") == "1"
 """On the emulated machine of `make test-hw`: everything is some 20 times slower there."""
 
+CALLS = os.environ.get("KVMLET_CALLS", "")
+"""How the calls of guests travel in this run of the tests, "" for kvmlet's default.
+
+What kvmlet does in this very process reads the variable itself."""
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "tests" / "guests"
 SCRIPTS = GUESTS / "scripts"
@@ -101,8 +106,9 @@ def native(argv: Sequence[Word], *, cwd: Word, input: bytes = b"") -> Ended:
 
 
 def kvmlet_argv(argv: Sequence[Word], options: Sequence[str] = ()) -> list[str]:
-    """The command that runs `argv` in a VM."""
-    return [str(KVMLET), "run", *options, "--", *_words(argv)]
+    """The command that runs `argv` in a VM, its calls travelling as CALLS says."""
+    mode = ["--calls", CALLS] if CALLS else []
+    return [str(KVMLET), "run", *mode, *options, "--", *_words(argv)]
 
 
 def in_vm(

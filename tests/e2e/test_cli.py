@@ -181,16 +181,48 @@ def test_too_many_arguments(tmp_path: pathlib.Path) -> None:
         ["--timeout", "inf"],
         ["--timeout", "1parsec"],
         ["--timeout", "99999999999999999999h"],
+        ["--calls", "fast"],
+        ["--calls", ""],
+        ["--calls", "EXIT"],
         ["--stats=xml"],
         ["--no-such-option"],
         ["--memory"],
+        ["--calls"],
     ],
     ids="=".join,
 )
 def test_bad_option(tmp_path: pathlib.Path, options: list[str]) -> None:
-    program = [] if options == ["--memory"] else ["--", "true"]
+    program = [] if options in (["--memory"], ["--calls"]) else ["--", "true"]
     run = command([KVMLET, "run", *options, *program], cwd=tmp_path)
     one_line(run, 125)
+
+
+def test_bad_environment(tmp_path: pathlib.Path) -> None:
+    env = {**ENV, "KVMLET_CALLS": "fast"}
+    run = command([KVMLET, "run", "--", "true"], cwd=tmp_path, env=env)
+    one_line(run, 125, "KVMLET_CALLS", "auto", "exit", "poll")
+
+
+# ---- how calls travel ----
+
+
+@pytest.mark.parametrize("mode", ["auto", "exit", "poll"])
+def test_calls(guests: pathlib.Path, mode: str) -> None:
+    run = in_vm(["./hello-static"], cwd=guests, options=["--calls", mode])
+    assert (run.stdout, run.status) == (b"hello, world (1)\n", 0)
+    assert run.guest_stderr == b""
+    if mode != "poll":
+        assert run.own_lines == []
+
+
+def test_polling_on_one_cpu_is_warned_of(guests: pathlib.Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    pinned = ["taskset", "-c", str(cpu), *kvmlet_argv(["./hello-static"], ["--calls", "poll"])]
+    run = command(pinned, cwd=guests)
+    assert (run.stdout, run.status) == (b"hello, world (1)\n", 0)
+    (line,) = run.own_lines
+    assert "one CPU only" in line
+    assert run.guest_stderr == b""
 
 
 def test_too_little_memory(tmp_path: pathlib.Path) -> None:

@@ -22,6 +22,7 @@ USERS = ("kvmlet.sandbox", "kvmlet.cli.run", "kvmlet.cli.doctor", "kvmlet.cli.sy
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> FakeNative:
     fake = FakeNative()
+    monkeypatch.delenv("KVMLET_CALLS", raising=False)
     for user in USERS:
         monkeypatch.setattr(importlib.import_module(user), "_native", fake)
     return fake

@@ -38,6 +38,7 @@ def ours(capfd: Capture) -> str:
         (["--stats", "ls", "--stats"], ["--stats"], ["ls", "--stats"]),
         (["--stats=json", "--trace", "ls"], ["--stats=json", "--trace"], ["ls"]),
         (["--timeout", "1s", "ls", "--timeout"], ["--timeout", "1s"], ["ls", "--timeout"]),
+        (["--calls", "exit", "ls"], ["--calls", "exit"], ["ls"]),
         (["--memory=1g", "--", "--trace"], ["--memory=1g"], ["--trace"]),
         (["--timeout", "1s"], ["--timeout", "1s"], []),
         (["--timeout"], ["--timeout"], []),
@@ -83,6 +84,7 @@ def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch
         "memory_bytes": 64 << 20,
         "output_limit_bytes": 16 << 20,
         "trace": False,
+        "calls": "auto",
     }
     assert native.hardened == [os.getcwdb()]
     assert capfd.readouterr() == ("", "")
@@ -92,6 +94,31 @@ def test_trace_says_what_could_not_be_applied(native: FakeNative, capfd: Capture
     assert main(["run", "--trace", "true"]) == 0
     assert native.calls[0]["trace"] is True
     assert ours(capfd) == "Landlock is off"
+
+
+def test_calls_mode(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmlet._calls.polling_is_slow", lambda: "")
+    monkeypatch.setenv("KVMLET_CALLS", "poll")
+    assert main(["run", "--calls", "exit", "--", "true"]) == 0
+    assert main(["run", "true"]) == 0
+    assert [call["calls"] for call in native.calls] == ["exit", "poll"]
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("KVMLET_CALLS", "fast")
+    assert main(["run", "true"]) == 125
+    assert ours(capfd).startswith("KVMLET_CALLS: 'fast' ")
+
+
+@pytest.mark.parametrize(("mode", "warned"), [("poll", True), ("auto", False), ("exit", False)])
+def test_polling_without_a_second_cpu(
+    native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch, mode: str, warned: bool
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert main(["run", "--calls", mode, "true"]) == 0
+    assert [call["calls"] for call in native.calls] == [mode]
+    if warned:
+        assert "one CPU only" in ours(capfd)
+    else:
+        assert capfd.readouterr() == ("", "")
 
 
 # ---- how a run ends ----
@@ -251,6 +278,10 @@ def test_an_ending_without_a_status_is_our_fault(native: FakeNative, capfd: Capt
             "--memory: 'lots' is not a size; write e.g. 64m, 512M, 1g, 512MiB or a number of bytes",
         ),
         (["run", "--memory", "1", "x"], "--memory: '1' is too small; the least is 1m"),
+        (
+            ["run", "--calls", "fast", "x"],
+            "--calls: 'fast' is not a way for calls to travel; write auto, exit or poll",
+        ),
         (["run", "--stats=xml", "x"], None),
         (["run", "--trace=1", "x"], None),
         (["doctor", "now"], "unrecognized arguments: now; see 'kvmlet doctor --help'"),
@@ -313,6 +344,35 @@ def test_stats(native: FakeNative, capfd: Capture) -> None:
         "run_us": 1500.5,
         "syscalls": 7,
     }
+
+
+def test_stats_by_transport() -> None:
+    stats = {
+        "exits": 40,
+        "calls_polled": 1500,
+        "calls_exit": 400,
+        "calls_left": 100,
+        "polls_timed_out": 2,
+        "poller_cpu_us": 8000.0,
+        "poller_useful_us": 2000.0,
+        "wall_us": 12000.0,
+    }
+    assert stats_table(stats).splitlines() == [
+        "exits                        40",
+        "wall                     12.000 ms",
+        "calls by transport, without those that the stub answered",
+        "  polled                  1,500     75.0%",
+        "  by exit                   400     20.0%",
+        "  polled, ended by exit     100      5.0%",
+        "  polls given up              2",
+        "  poller's CPU time       8.000 ms",
+        "  of it useful            2.000 ms  25.0%",
+    ]
+
+
+def test_stats_of_a_run_without_calls() -> None:
+    stats = {"calls_polled": 0, "calls_exit": 0, "poller_cpu_us": 0.0, "poller_useful_us": 0.0}
+    assert "%" not in stats_table(stats)
 
 
 def test_no_stats_no_table() -> None:

@@ -65,7 +65,7 @@ def add(x: int, y: int = 2) -> int:
     return x + y
 
 
-@kvmlet.isolated(preload=["json"], timeout="1m", memory="64m", size=1)
+@kvmlet.isolated(preload=["json"], timeout="1m", memory="64m", size=1, calls="exit")
 def parse(text: str) -> object:
     return json.loads(text)
 
@@ -107,6 +107,7 @@ def test_calls(guest: FakeNative) -> None:
     first, second = guest.started
     assert first.arguments["memory_bytes"] == 512 << 20
     assert second.arguments["memory_bytes"] == 64 << 20
+    assert [each.arguments["calls"] for each in guest.started] == ["auto", "exit"]
     assert add.__doc__ == "The sum."
     assert add.__wrapped__(1) == 3
 
@@ -376,6 +377,7 @@ def test_bad_decorations() -> None:
         {"timeout": 0},
         {"memory": "lots"},
         {"size": 0},
+        {"calls": "fast"},
     ):
         with pytest.raises(kvmlet.UsageError):
             kvmlet.isolated(**arguments)

@@ -28,6 +28,7 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
         "memory_bytes": 512 << 20,
         "output_limit_bytes": 16 << 20,
         "trace": False,
+        "calls": "auto",
     }
     # Hardening binds a whole process for good: never that of a library's caller.
     assert native.hardened == []
@@ -39,6 +40,7 @@ def test_arguments(native: FakeNative, tmp_path: pathlib.Path) -> None:
         input="grüße",
         timeout=1,
         memory="64m",
+        calls="exit",
         env={"A": "1", "HOME": "/usr"},
         cwd=tmp_path,
     )
@@ -47,9 +49,28 @@ def test_arguments(native: FakeNative, tmp_path: pathlib.Path) -> None:
     assert call["input"] == "grüße".encode()
     assert call["timeout_s"] == 1.0
     assert call["memory_bytes"] == 64 << 20
+    assert call["calls"] == "exit"
     assert dict(call["env"])[b"A"] == b"1"
     assert dict(call["env"])[b"HOME"] == b"/usr"
     assert call["cwd"] == os.fsencode(tmp_path.resolve())
+
+
+def test_calls_mode(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmlet.sandbox.polling_is_slow", lambda: "one CPU")
+    monkeypatch.setenv("KVMLET_CALLS", "exit")
+    kvmlet.run(["true"])
+    kvmlet.run(["true"], calls="auto")
+    with pytest.warns(RuntimeWarning, match="one CPU") as by_run:
+        kvmlet.run(["true"], calls="poll")
+    with pytest.warns(RuntimeWarning, match="one CPU") as by_sandbox:
+        kvmlet.Sandbox(["true"], calls="poll")
+    assert [each.filename for each in (*by_run, *by_sandbox)] == [__file__, __file__]
+    kvmlet.Sandbox(["true"])
+    assert [call["calls"] for call in native.calls] == ["exit", "auto", "poll"]
+    assert [sandbox.arguments["calls"] for sandbox in native.started] == ["poll", "exit"]
+    monkeypatch.setenv("KVMLET_CALLS", "fast")
+    with pytest.raises(kvmlet.UsageError, match=r"KVMLET_CALLS: 'fast'.*auto, exit or poll"):
+        kvmlet.run(["true"])
 
 
 def test_result(native: FakeNative) -> None:
@@ -114,6 +135,9 @@ def test_bare_string_gets_a_hint(native: FakeNative) -> None:
         {"timeout": "soon"},
         {"memory": "lots"},
         {"memory": True},
+        {"calls": "fast"},
+        {"calls": ""},
+        {"calls": 1},
         {"input": 5},
         {"input": "\ud800"},
         {"env": {"A=B": "1"}},

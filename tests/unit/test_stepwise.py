@@ -40,6 +40,7 @@ def test_start(native: FakeNative, tmp_path: pathlib.Path) -> None:
         "readable": [environment[b"PYTHONPATH"]],
         "memory_bytes": 64 << 20,
         "output_limit_bytes": 16 << 20,
+        "calls": "auto",
     }
     kvmlet.Sandbox(["a"], env={"PYTHONPATH": "/x"})
     search = dict(native.started[1].arguments["env"])[b"PYTHONPATH"]

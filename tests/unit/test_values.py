@@ -1,4 +1,4 @@
-"""Sizes and durations."""
+"""Sizes, durations and modes."""
 
 import math
 
@@ -12,6 +12,7 @@ from kvmlet._values import (
     MIN_MEMORY_BYTES,
     format_duration,
     format_size,
+    parse_calls,
     parse_duration,
     parse_size,
 )
@@ -172,3 +173,24 @@ def test_any_text_is_a_duration_in_range_or_refused(text: str) -> None:
         assert "; " in str(error)
     else:
         assert 0 < seconds <= MAX_TIMEOUT_S
+
+
+def test_how_calls_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KVMLET_CALLS", raising=False)
+    assert parse_calls(None, "calls") == "auto"
+    monkeypatch.setenv("KVMLET_CALLS", "")
+    assert parse_calls(None, "calls") == "auto"
+    monkeypatch.setenv("KVMLET_CALLS", "poll")
+    assert parse_calls(None, "calls") == "poll"
+    for mode in ("auto", "exit", "poll"):
+        assert parse_calls(mode, "calls") == mode
+
+
+@pytest.mark.parametrize("text", ["", "Poll", " exit", "x" * 1000, "a\nb"])
+def test_what_is_no_way_for_calls(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_calls(text, "--calls")
+    assert str(caught.value).startswith("--calls: ")
+    assert str(caught.value).endswith("; write auto, exit or poll")
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)

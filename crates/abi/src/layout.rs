@@ -38,6 +38,9 @@ pub const EXC_CODE: Gva = Gva(VMM_AREA.0 + 0x2_0000);
 pub const SYSCALL_CODE: Gva = Gva(VMM_AREA.0 + 0x2_2000);
 /// Constants that the syscall entry answers from, read-only, one page; user bit as [`SYSCALL_CODE`].
 pub const STUB_DATA: Gva = Gva(VMM_AREA.0 + 0x2_4000);
+/// The page through which calls are posted and answered without an exit ([`crate::call_page`]), one
+/// page, read and write; user bit as [`SYSCALL_CODE`].
+pub const CALL_PAGE: Gva = Gva(VMM_AREA.0 + 0x2_8000);
 /// Code run once at ring 3, before any guest instruction, to learn what `syscall` does here.
 pub const PROBE_CODE: Gva = Gva(VMM_AREA.0 + 0x2_6000);
 

@@ -20,6 +20,7 @@
 )]
 
 pub mod addr;
+pub mod call_page;
 pub mod errno;
 pub mod layout;
 pub mod linux;

@@ -55,13 +55,19 @@ pub(crate) struct VmmPages {
     exc_stack: Gpa,
     df_stack: Gpa,
     flush_stack: Gpa,
+    call_page: Gpa,
     pub stub_data: Gpa,
 }
 
 impl VmmPages {
     /// Pages that hold what a program's registers held.
-    pub fn scratch(&self) -> [Gpa; 3] {
-        [self.exc_stack, self.df_stack, self.flush_stack]
+    pub fn scratch(&self) -> [Gpa; 4] {
+        [
+            self.exc_stack,
+            self.df_stack,
+            self.flush_stack,
+            self.call_page,
+        ]
     }
 }
 
@@ -186,6 +192,7 @@ pub(crate) fn vcpu_config(
         cr3: tables.root(),
         exc_stack: page(pages.exc_stack)?,
         flush_stack: page(pages.flush_stack)?,
+        call_page: page(pages.call_page)?,
         world,
     })
 }
@@ -242,6 +249,7 @@ fn map_vmm_pages(
     let user = user_flag(stub_world);
     place(memory, tables, layout::SYSCALL_CODE, syscall, code | user)?;
     let stub_data = place(memory, tables, layout::STUB_DATA, &[], PteFlags::NX | user)?;
+    let call_page = place(memory, tables, layout::CALL_PAGE, &[], data | user)?;
     if world.is_none() {
         place(
             memory,
@@ -255,6 +263,7 @@ fn map_vmm_pages(
         exc_stack,
         df_stack,
         flush_stack,
+        call_page,
         stub_data,
     })
 }
@@ -267,7 +276,7 @@ fn user_flag(world: World) -> PteFlags {
 }
 
 /// After the probe: replaces the syscall page and the task state segment by `world`'s forms, and
-/// narrows the syscall page and its constants.
+/// narrows the syscall page, its constants and the call page.
 fn settle_world(
     memory: &mut GuestMemory,
     tables: &mut PageTables,
@@ -283,6 +292,8 @@ fn settle_world(
     }
     tables.protect_range(memory, layout::SYSCALL_CODE, PAGE_SIZE, user)?;
     tables.protect_range(memory, layout::STUB_DATA, PAGE_SIZE, PteFlags::NX | user)?;
+    let data = PteFlags::NX | PteFlags::WRITE | user;
+    tables.protect_range(memory, layout::CALL_PAGE, PAGE_SIZE, data)?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ mod snapshot;
 #[cfg(test)]
 mod snapshot_tests;
 mod stats;
+mod transport;
 
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ pub use run::{Owner, Sandbox};
 pub use session::{CallResult, CallReturns, CallValue};
 pub use snapshot::{Snapshot, forget_vms};
 pub use stats::Stat;
+pub use transport::Calls;
 
 /// Where a program's standard streams go.
 #[derive(Debug)]
@@ -72,6 +74,8 @@ pub struct Program {
     pub readable: Vec<Vec<u8>>,
     /// Trace.
     pub trace: Trace,
+    /// How its system calls travel; forks of a snapshot inherit it.
+    pub calls: Calls,
 }
 
 /// Runs a program in a new VM until it ends. The VM and all it held are gone when this returns.

@@ -282,7 +282,8 @@ fn give_back_blank(vm: Vm, mut vcpu: VcpuState) {
     vcpu.vcpu.rebind(VcpuConfig {
         cr3: Gpa(0),
         exc_stack: page.clone(),
-        flush_stack: page,
+        flush_stack: page.clone(),
+        call_page: page,
         world: vcpu.vcpu.world(),
     });
     let mut blank = blank_vms();

@@ -12,7 +12,7 @@ use kvmlet_mem::PteFlags;
 
 use crate::run::Sandbox;
 use crate::snapshot::Snapshot;
-use crate::{EngineError, Owner, Program, Streams, Trace};
+use crate::{Calls, EngineError, Owner, Program, Streams, Trace};
 
 const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
 
@@ -181,6 +181,7 @@ fn program(directory: &str, name: &str, args: &[&str]) -> Program {
         memory_bytes: 256 << 20,
         readable: Vec::new(),
         trace: Trace::Off,
+        calls: Calls::default(),
     }
 }
 

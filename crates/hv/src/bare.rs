@@ -2,7 +2,8 @@
 //! [`kvmlet_abi::layout`], one vCPU, page tables without any policy. Programs do not run in it.
 
 use kvmlet_abi::layout::{
-    DF_STACK, EXC_CODE, EXC_STACK, FLUSH_STACK, GDT, IDT, PROBE_CODE, STUB_DATA, SYSCALL_CODE, TSS,
+    CALL_PAGE, DF_STACK, EXC_CODE, EXC_STACK, FLUSH_STACK, GDT, IDT, PROBE_CODE, STUB_DATA,
+    SYSCALL_CODE, TSS,
 };
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE, Trap, UserRegs};
 use kvmlet_mem::{GuestMemory, HostPage, MemError, PageSize, PageTables, PendingFlush, PteFlags};
@@ -79,6 +80,7 @@ impl BareVm {
         let syscall = syscall_code(World::Software);
         let syscall_page = pages.place(SYSCALL_CODE, syscall, code | user)?;
         let stub_data = pages.place(STUB_DATA, &[], read | user)?;
+        let call_page = pages.place(CALL_PAGE, &[], write | user)?;
         pages.place(PROBE_CODE, probe_code(), code | user)?;
 
         let vm = kvm.create_vm()?;
@@ -89,6 +91,7 @@ impl BareVm {
             cr3: pages.tables.root(),
             exc_stack: pages.host_page(exc_stack)?,
             flush_stack: pages.host_page(flush_stack)?,
+            call_page: pages.host_page(call_page)?,
             world: None,
         })?;
         let world = vcpu.probe_world()?;
@@ -107,6 +110,7 @@ impl BareVm {
                 bare.write(syscall_page, syscall_code(world))?;
                 bare.map(SYSCALL_CODE, syscall_page, code)?;
                 bare.map(STUB_DATA, stub_data, read)?;
+                bare.map(CALL_PAGE, call_page, write)?;
             }
             World::Software => {
                 bare.memory.expose_tables().map_err(MemError::from)?;

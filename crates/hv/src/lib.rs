@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod bare;
+mod call_page;
 mod cpu;
 mod error;
 mod ioctl;
@@ -17,6 +18,7 @@ mod vcpu;
 mod vm;
 mod xstate;
 
+pub use call_page::{CallPage, PostMode};
 pub use cpu::cpuid_1_edx;
 pub use error::HvError;
 pub use kick::Kicker;

@@ -11,6 +11,7 @@ use kvm_bindings::{
     kvm_regs, kvm_run, kvm_sregs, kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
+use kvmlet_abi::call_page::Ticket;
 use kvmlet_abi::layout::{EXC_CODE, FLUSH_STACK_TOP, KERNEL_CS, USER_CS, USER_DS};
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
@@ -22,7 +23,7 @@ use crate::cpu::{Privilege, code_segment, initial_sregs, stack_segment, syscall_
 use crate::ioctl::{KVM_GET_DEVICE_ATTR, KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_RUN, KVM_SET_XSAVE};
 use crate::kick::{Deadline, Running, Shared};
 use crate::vm::{Slots, stats_of};
-use crate::{HvError, Kicker, Kvm, Stats, XState, XStateLayout};
+use crate::{CallPage, HvError, Kicker, Kvm, Stats, XState, XStateLayout};
 
 mod decode;
 mod probe;
@@ -45,6 +46,8 @@ pub struct VcpuConfig {
     pub exc_stack: HostPage,
     /// The page mapped at [`kvmlet_abi::layout::FLUSH_STACK`].
     pub flush_stack: HostPage,
+    /// The page mapped at [`kvmlet_abi::layout::CALL_PAGE`].
+    pub call_page: HostPage,
     /// Which kind of KVM this is, or `None` to ask [`Vcpu::probe_world`] before the first run.
     pub world: Option<World>,
 }
@@ -89,6 +92,9 @@ pub struct Vcpu {
     run: NonNull<kvm_run>,
     exc_stack: HostPage,
     flush_stack: HostPage,
+    call_page: CallPage,
+    /// The posted call from which the last run left.
+    waiting: Option<Ticket>,
     world: Option<World>,
     cr3: Gpa,
     /// Pages to invalidate before ring 3 runs again.
@@ -186,6 +192,8 @@ impl Vcpu {
             run,
             exc_stack: config.exc_stack,
             flush_stack: config.flush_stack,
+            call_page: CallPage::new(config.call_page),
+            waiting: None,
             world: config.world,
             cr3: config.cr3,
             flush: Vec::with_capacity(MAX_FLUSH_PAGES),
@@ -216,6 +224,7 @@ impl Vcpu {
     /// [`Trap::Broken`] at the first system call.
     pub fn run(&mut self, regs: &mut UserRegs) -> Trap {
         regs.sanitise();
+        self.waiting = None;
         if !is_canonical(regs.rip) {
             return self.count_trap(Trap::Exception {
                 vector: GENERAL_PROTECTION,
@@ -232,6 +241,19 @@ impl Vcpu {
         };
         drop(running);
         self.count_trap(trap)
+    }
+
+    /// The posted call from which the last run left, if it left from one: [`Trap::Syscall`] then hands
+    /// over a call that may have been answered already.
+    #[must_use]
+    pub fn waiting(&self) -> Option<Ticket> {
+        self.waiting
+    }
+
+    /// The call page.
+    #[must_use]
+    pub fn call_page(&self) -> &CallPage {
+        &self.call_page
     }
 
     /// Directs this thread's kicks to this vCPU.
@@ -407,6 +429,8 @@ impl Vcpu {
         self.cr3 = config.cr3;
         self.exc_stack = config.exc_stack;
         self.flush_stack = config.flush_stack;
+        self.call_page = CallPage::new(config.call_page);
+        self.waiting = None;
         self.world = config.world;
         self.flush.clear();
     }
@@ -448,6 +472,7 @@ impl Vcpu {
         // SAFETY: the buffer has the length that KVM reported for this VM (4096 for the old call).
         let ret = unsafe { ioctl_with_mut_ptr(&self.fd, request, state.as_mut_ptr()) };
         if ret == 0 {
+            state.keep_enabled();
             Ok(())
         } else {
             Err(HvError::last("KVM_GET_XSAVE2"))

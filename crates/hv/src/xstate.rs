@@ -116,6 +116,12 @@ impl XState {
         Ok(())
     }
 
+    /// Forgets components that the guest does not have. KVM adds PKRU to what it gives wherever the
+    /// host has protection keys.
+    pub(crate) fn keep_enabled(&mut self) {
+        self.words[XSTATE_BV_AT / 8] &= self.layout.xcr0 | XFEATURES_LEGACY;
+    }
+
     pub(crate) fn as_ptr(&self) -> *const u64 {
         self.words.as_ptr()
     }

@@ -313,16 +313,58 @@ impl Personality {
             .trace
             .then(|| trace::entry(&mut self.cx(tid), row, &call));
         let outcome = table::call(&mut self.cx(tid), &call, state);
-        let outcome = match outcome {
-            Outcome::Host(job) => crate::vfs::jobs::run(&mut self.cx(tid), &call, job),
-            other => other,
-        };
+        let outcome = self.run_job(tid, call, outcome);
         if let Some(line) = line {
             self.host
                 .report
                 .trace_lines
                 .push(trace::exit(&line, &outcome, first));
         }
+        self.apply(tid, call, state, outcome);
+    }
+
+    fn run_job(&mut self, tid: Tid, call: Call, outcome: Outcome) -> Outcome {
+        match outcome {
+            Outcome::Host(job) => crate::vfs::jobs::run(&mut self.cx(tid), &call, job),
+            other => other,
+        }
+    }
+
+    /// Makes a call whose row [`table::is_remote`] allows it, for a thread that waits for the result
+    /// inside the guest; its registers are not in its [`Thread`] value. Unless the outcome is
+    /// [`Outcome::Done`] and [`Personality::must_leave`] lets the thread go on, it leaves the guest and
+    /// [`Personality::finish`] does the rest.
+    ///
+    /// [`Thread`]: crate::kernel::Thread
+    pub fn make(&mut self, tid: Tid, call: &Call) -> Outcome {
+        self.host.report.count_call(call.nr);
+        table::call(&mut self.cx(tid), call, &CallState::default())
+    }
+
+    /// Does what the outcome of [`Personality::make`] says. The thread has left the guest; its registers
+    /// are in its [`Thread`] value, as after a system call.
+    ///
+    /// [`Thread`]: crate::kernel::Thread
+    pub fn finish(&mut self, tid: Tid, call: Call, outcome: Outcome) {
+        let outcome = self.run_job(tid, call, outcome);
+        self.apply(tid, call, &CallState::default(), outcome);
+    }
+
+    /// Whether the thread on the vCPU must leave the guest before its next instruction: for a signal,
+    /// for what must be flushed or added to the VM, or because another thread comes first. Whether it must
+    /// leave earlier than a kick is set for, [`Personality::kick_ns`] tells.
+    #[must_use]
+    pub fn must_leave(&self, tid: Tid) -> bool {
+        let kernel = &self.kernel;
+        kernel.end.is_some()
+            || kernel.sched.yielding
+            || self.current != Some(tid)
+            || kernel.has_signal(tid)
+            || !self.machine.tables.pending().is_none()
+            || self.machine.memory.has_new_slots()
+    }
+
+    fn apply(&mut self, tid: Tid, call: Call, state: &CallState, outcome: Outcome) {
         match outcome {
             Outcome::Done(result) => self.done(tid, state, result),
             Outcome::Wait(wait) => {

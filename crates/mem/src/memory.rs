@@ -150,6 +150,12 @@ impl GuestMemory {
         &self.specs
     }
 
+    /// Whether slots have been added since [`GuestMemory::take_new_slots`].
+    #[must_use]
+    pub fn has_new_slots(&self) -> bool {
+        self.announced < self.specs.len()
+    }
+
     /// The slots added since the last call; the VM must know them before the guest runs.
     #[must_use]
     pub fn take_new_slots(&mut self) -> Vec<SlotMemory> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvmlet_engine::{
-    Ending, EngineError, Owner, Program, RunOutcome, Stat, Streams, Support, Trace,
+    Calls, Ending, EngineError, Owner, Program, RunOutcome, Stat, Streams, Support, Trace,
 };
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
@@ -33,6 +33,12 @@ fn duration(timeout_s: Option<f64>) -> PyResult<Option<Duration>> {
         .map(Duration::try_from_secs_f64)
         .transpose()
         .map_err(|error| NativeError::new_err(("bad_argument", format!("timeout: {error}"))))
+}
+
+/// How calls travel, by name.
+fn calls_named(name: &str) -> PyResult<Calls> {
+    Calls::named(name)
+        .ok_or_else(|| NativeError::new_err(("bad_argument", "no such way for calls to travel")))
 }
 
 fn stats_to_py<'py>(py: Python<'py>, stats: &[(String, Stat)]) -> PyResult<Bound<'py, PyDict>> {
@@ -134,7 +140,7 @@ impl Owner for PythonOwner {
 
 /// Runs a program in its own VM; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (argv, *, env, cwd, input, capture, timeout_s, memory_bytes, output_limit_bytes, trace))]
+#[pyo3(signature = (argv, *, env, cwd, input, capture, timeout_s, memory_bytes, output_limit_bytes, trace, calls))]
 #[allow(clippy::too_many_arguments)] // the keywords of one Python call
 fn run(
     py: Python<'_>,
@@ -147,8 +153,10 @@ fn run(
     memory_bytes: u64,
     output_limit_bytes: u64,
     trace: bool,
+    calls: &str,
 ) -> PyResult<Outcome> {
     let timeout = duration(timeout_s)?;
+    let calls = calls_named(calls)?;
     let streams = if capture {
         Streams::Capture {
             input: input.unwrap_or_default(),
@@ -167,6 +175,7 @@ fn run(
         memory_bytes,
         readable: Vec::new(),
         trace,
+        calls,
     };
     let mut owner = PythonOwner::stopped_by(Arc::default());
     let result = py.detach(|| kvmlet_engine::run(&program, &mut owner));

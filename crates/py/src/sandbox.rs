@@ -12,7 +12,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt};
 
-use crate::{NativeError, Outcome, PythonOwner, duration, stats_to_py, to_py};
+use crate::{NativeError, Outcome, PythonOwner, calls_named, duration, stats_to_py, to_py};
 
 fn native(kind: &'static str, message: &'static str) -> PyErr {
     NativeError::new_err((kind, message))
@@ -161,7 +161,7 @@ type Written<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 #[pymethods]
 impl Sandbox {
     #[staticmethod]
-    #[pyo3(signature = (argv, *, env, cwd, input, readable, memory_bytes, output_limit_bytes))]
+    #[pyo3(signature = (argv, *, env, cwd, input, readable, memory_bytes, output_limit_bytes, calls))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn start(
         py: Python<'_>,
@@ -172,7 +172,9 @@ impl Sandbox {
         readable: Vec<Vec<u8>>,
         memory_bytes: u64,
         output_limit_bytes: u64,
+        calls: &str,
     ) -> PyResult<Self> {
+        let calls = calls_named(calls)?;
         let program = Program {
             argv,
             env,
@@ -185,6 +187,7 @@ impl Sandbox {
             memory_bytes,
             readable,
             trace: Trace::Off,
+            calls,
         };
         let started = py.detach(|| kvmlet_engine::Sandbox::start(&program));
         let engine = started.map_err(|error| to_py(&error))?;

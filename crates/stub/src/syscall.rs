@@ -44,6 +44,14 @@ pub enum StubPc {
     AtLeave,
     /// Behind that `out`: the call has been handed over.
     AfterLeave,
+    /// The request is in the call page but not posted: unwind as for [`StubPc::Entry`], with the call
+    /// number from that page in `rax`.
+    Posting,
+    /// The call has been posted, and perhaps answered: hand it over, with `rax` and `rdx` from the call
+    /// page and everything else as at the entry.
+    Posted,
+    /// At the `out` of a posted call, or behind it: handed over, and `rax` and `rdx` are back.
+    PostLeave,
     /// Not code that a system call runs through.
     Outside,
 }
@@ -57,6 +65,16 @@ const OUT_LEN_BYTES: u64 = 2;
 #[repr(C)]
 struct Marks {
     leave: u32,
+    /// Where a call to be posted begins.
+    post: u32,
+    /// From here on `rax`, then `rdx` are in the call page only.
+    stored: u32,
+    /// From here on the call is posted.
+    posted: u32,
+    /// Its `out`, if it leaves after all.
+    post_leave: u32,
+    /// The instruction that returns with its answer.
+    post_return: u32,
     answers: [[u32; 2]; NUMBERS.len()],
 }
 
@@ -80,7 +98,7 @@ pub fn syscall_code(world: World) -> &'static [u8] {
 }
 
 fn marks(world: World) -> &'static Marks {
-    // SAFETY: both symbols are immutable tables of 2 + 2 * 7 u32 in .rodata, written by MARKS.
+    // SAFETY: both symbols are immutable tables of 6 + 2 * 7 u32 in .rodata, written by MARKS.
     unsafe {
         match world {
             World::Hardware => &kvmlet_stub_marks_hardware,
@@ -89,7 +107,7 @@ fn marks(world: World) -> &'static Marks {
     }
 }
 
-/// Offset of the `out` that leaves the VM, in bytes from [`SYSCALL_CODE`].
+/// Offset of the `out` that leaves the VM with a call that was not posted, in bytes from [`SYSCALL_CODE`].
 #[must_use]
 pub fn leave_offset(world: World) -> u64 {
     u64::from(marks(world).leave)
@@ -113,6 +131,27 @@ pub fn classify(world: World, pc: Gva) -> StubPc {
     }
     if offset == leave + OUT_LEN_BYTES {
         return StubPc::AfterLeave;
+    }
+    let [post, stored, posted, post_leave, post_return] = [
+        marks.post,
+        marks.stored,
+        marks.posted,
+        marks.post_leave,
+        marks.post_return,
+    ]
+    .map(u64::from);
+    if offset == post_leave || offset == post_leave + OUT_LEN_BYTES {
+        return StubPc::PostLeave;
+    }
+    if offset == post_return {
+        return StubPc::Answered;
+    }
+    if (post..post_return).contains(&offset) {
+        return match offset {
+            offset if offset < stored => StubPc::Entry,
+            offset if offset < posted => StubPc::Posting,
+            _ => StubPc::Posted,
+        };
     }
     for (number, answer) in NUMBERS.iter().zip(&marks.answers) {
         let [start, end] = answer.map(u64::from);
@@ -149,6 +188,23 @@ mod tests {
             assert_eq!(pc(4095), StubPc::Outside);
             assert_eq!(classify(world, Gva(0x1000)), StubPc::Outside);
             assert_eq!(classify(world, Gva(SYSCALL_CODE.0 - 1)), StubPc::Outside);
+            let marks_of_post = marks(world);
+            let at = marks_of_post.post_leave as usize;
+            assert_eq!(
+                code[at..at + 2],
+                [0xe6, kvmlet_abi::layout::PORT_SYSCALL as u8]
+            );
+            for (offset, expected) in [
+                (marks_of_post.post, StubPc::Entry),
+                (marks_of_post.stored, StubPc::Posting),
+                (marks_of_post.posted, StubPc::Posted),
+                (marks_of_post.post_leave, StubPc::PostLeave),
+                (marks_of_post.post_leave + 2, StubPc::PostLeave),
+                (marks_of_post.post_return - 1, StubPc::Posted),
+                (marks_of_post.post_return, StubPc::Answered),
+            ] {
+                assert_eq!(pc(u64::from(offset)), expected, "{world:?} {offset}");
+            }
             let cstar = CSTAR_OFFSET_BYTES as usize;
             assert_eq!(code[cstar..cstar + 2], [0x0f, 0x0b]);
             for (number, [start, end]) in NUMBERS.iter().zip(marks(world).answers) {

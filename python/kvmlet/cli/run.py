@@ -12,6 +12,7 @@ from kvmlet._values import (
     OUTPUT_LIMIT_BYTES,
     format_duration,
     format_size,
+    parse_calls,
     parse_duration,
     parse_size,
 )
@@ -32,7 +33,7 @@ STATUS_MEMORY = 137
 # More would bury the program's own output.
 _MAX_LINES = 5
 
-_OPTIONS_WITH_VALUE = ("--timeout", "--memory")
+_OPTIONS_WITH_VALUE = ("--timeout", "--memory", "--calls")
 
 _DESCRIPTION = """\
 Run CMD in a virtual machine of its own. It may read /usr, /bin, /sbin, /lib*, the current
@@ -54,6 +55,7 @@ def main(words: list[str]) -> int:
     memory_bytes = (
         DEFAULT_MEMORY_BYTES if options.memory is None else parse_size(options.memory, "--memory")
     )
+    calls = parse_calls(options.calls, "--calls")
     if not program:
         raise UsageError(
             "no program given", remedy="name it after the options: kvmlet run -- CMD ARG..."
@@ -62,6 +64,12 @@ def main(words: list[str]) -> int:
     env = guest_env()
     cwd = guest_cwd()
     report = _reporter(options.stats)
+    if calls == "poll":
+        from kvmlet._calls import polling_is_slow
+
+        slow = polling_is_slow()
+        if slow:
+            warn(slow)
     try:
         for note in _native.harden(cwd):
             if options.trace:
@@ -76,6 +84,7 @@ def main(words: list[str]) -> int:
             memory_bytes=memory_bytes,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
             trace=options.trace,
+            calls=calls,
         )
     except _native.NativeError as error:
         raise from_native(*error.args) from None
@@ -108,8 +117,8 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
 def _parser() -> Parser:
     parser = Parser(
         prog="kvmlet run",
-        usage="kvmlet run [--timeout 30s] [--memory 512m] [--trace] [--stats[=json]] "
-        "[--] CMD ARG...",
+        usage="kvmlet run [--timeout 30s] [--memory 512m] [--calls auto] [--trace] "
+        "[--stats[=json]] [--] CMD ARG...",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -120,6 +129,13 @@ def _parser() -> Parser:
         "--memory",
         metavar="SIZE",
         help=f"most memory CMD may use: 64m, 1g or bytes (default {DEFAULT_MEMORY_BYTES >> 20}m)",
+    )
+    parser.add_argument(
+        "--calls",
+        metavar="MODE",
+        help="how CMD's system calls reach kvmlet: exit (each leaves the VM), poll (a thread on "
+        "another CPU looks out for them) or auto, whichever is faster (default $KVMLET_CALLS or "
+        "auto)",
     )
     parser.add_argument(
         "--trace", action="store_true", help="write CMD's system calls to standard error"
@@ -205,14 +221,46 @@ def _reporter(form: str | None) -> "Callable[[_native.Outcome], None] | None":
     return lambda outcome: write_stderr(stats_table(outcome.stats))
 
 
+# Shown as a group of their own: what the counter is called, and of which sum its share is shown.
+_TRANSPORTS = {
+    "calls_polled": ("polled", "calls"),
+    "calls_exit": ("by exit", "calls"),
+    "calls_left": ("polled, ended by exit", "calls"),
+    "polls_timed_out": ("polls given up", ""),
+    "poller_cpu_us": ("poller's CPU time", ""),
+    "poller_useful_us": ("of it useful", "poller"),
+}
+
+
 def stats_table(stats: dict[str, int | float]) -> str:
-    """Counters, one a line: names to the left, numbers lined up to the right."""
-    rows: list[tuple[str, str, str]] = []
+    """Counters, one a line: names to the left, numbers lined up to the right.
+
+    How calls travelled comes in a group of its own, with shares.
+    """
+    sums = {
+        "calls": sum(stats.get(name, 0) for name, of in _TRANSPORTS.items() if of[1] == "calls"),
+        "poller": stats.get("poller_cpu_us", 0),
+    }
+    rows: list[tuple[str, str, str, str]] = []
+    group: list[tuple[str, str, str, str]] = []
     for name, value in stats.items():
-        if name.endswith("_us"):
-            rows.append((name.removesuffix("_us"), f"{value / 1e3:,.3f}", " ms"))
+        shown, of = _TRANSPORTS.get(name, (name.removesuffix("_us"), ""))
+        share = f"{value / sums[of]:7.1%}" if of and sums[of] else ""
+        unit = " ms" if name.endswith("_us") else ""
+        number = f"{value / 1e3:,.3f}" if unit else f"{value:,}"
+        if name in _TRANSPORTS:
+            group.append((f"  {shown}", number, unit, share))
         else:
-            rows.append((name, f"{value:,}", ""))
-    names = max((len(name) for name, _, _ in rows), default=0)
-    numbers = max((len(number) for _, number, _ in rows), default=0)
-    return "".join(f"{name:<{names}}  {number:>{numbers}}{unit}\n" for name, number, unit in rows)
+            rows.append((shown, number, unit, share))
+    names = max((len(row[0]) for row in rows + group), default=0)
+    numbers = max((len(row[1]) for row in rows + group), default=0)
+
+    def lines(rows: list[tuple[str, str, str, str]]) -> str:
+        return "".join(
+            f"{name:<{names}}  {number:>{numbers}}{f'{unit:<3}{share}'.rstrip()}\n"
+            for name, number, unit, share in rows
+        )
+
+    # The stub answers inside the VM, where nobody counts.
+    header = "calls by transport, without those that the stub answered\n" if group else ""
+    return lines(rows) + header + lines(group)

@@ -180,7 +180,10 @@ impl Vcpu {
             return self.broken(self.exit_detail());
         };
         let cpu = self.cpu_regs();
-        if self.is_syscall(access, cpu.rip) {
+        if let Some(place) = self.syscall_place(access, cpu.rip) {
+            if place == StubPc::PostLeave {
+                self.waiting = Some(self.call_page.posted());
+            }
             self.store_from(&cpu, regs);
             regs.rip = cpu.rcx;
             regs.rflags = cpu.r11;
@@ -196,19 +199,21 @@ impl Vcpu {
         }
     }
 
-    /// Whether the access is the stub's own: the right port, from the right instruction. Hardware
+    /// Where in the stub the access was made, if it is its own: the right port, from the right instruction. Hardware
     /// enters the stub at CPL 0 and leaves rip at the `out`; software KVM enters it at CPL 3, or at
     /// CPL 0 where it emulates the `syscall` (it does on a stack pointer that is not canonical), and
     /// leaves rip behind the `out`.
-    fn is_syscall(&self, access: PortAccess, rip: u64) -> bool {
+    fn syscall_place(&self, access: PortAccess, rip: u64) -> Option<StubPc> {
         let world = self.stub_world();
-        access.port == PORT_SYSCALL
+        let place = classify(world, Gva(rip));
+        let own = access.port == PORT_SYSCALL
             && access.is_byte_out()
             && (self.cpl() == 0 || world == World::Software)
             && matches!(
-                classify(world, Gva(rip)),
-                StubPc::AtLeave | StubPc::AfterLeave
-            )
+                place,
+                StubPc::AtLeave | StubPc::AfterLeave | StubPc::PostLeave
+            );
+        own.then_some(place)
     }
 
     /// A port access that ring 3 made by itself: #GP, as on hardware, where the CPU raises it.
@@ -324,21 +329,23 @@ impl Vcpu {
         }
     }
 
-    /// An exception inside the stub at CPL 0. One is honest: a single step that is still pending when
-    /// `syscall` enters the stub, although IA32_FMASK clears TF; the call then goes on as made.
+    /// An exception inside the stub at CPL 0. Two are honest, and the call goes on as made: a single
+    /// step that is still pending when `syscall` enters the stub, although IA32_FMASK clears TF; and, where
+    /// software KVM emulates the entry at CPL 0, its access to the call page, which is the program's
+    /// (SMAP).
     fn decode_stub_exception(&mut self, frame: &Frame, regs: &mut UserRegs) -> Trap {
-        if frame.vector == DEBUG && self.world != Some(World::Software) {
-            let trap = match classify(World::Hardware, Gva(frame.rip)) {
-                StubPc::Entry | StubPc::AtLeave => Some(Trap::Syscall),
-                StubPc::Answered => Some(Trap::Interrupted),
-                _ => None,
-            };
-            if let Some(trap) = trap {
-                regs.rip = regs.rcx;
-                regs.rflags = regs.r11;
-                regs.sanitise();
-                return trap;
-            }
+        let world = self.stub_world();
+        let trap = match (world, frame.vector, classify(world, Gva(frame.rip))) {
+            (World::Hardware, DEBUG, StubPc::Entry | StubPc::AtLeave)
+            | (World::Software, PAGE_FAULT, StubPc::Entry) => Some(Trap::Syscall),
+            (World::Hardware, DEBUG, StubPc::Answered) => Some(Trap::Interrupted),
+            _ => None,
+        };
+        if let Some(trap) = trap {
+            regs.rip = regs.rcx;
+            regs.rflags = regs.r11;
+            regs.sanitise();
+            return trap;
         }
         self.broken(
             u64::from(frame.vector) << 32 | frame.rip.wrapping_sub(EXC_CODE.0) & 0xffff_ffff,
@@ -379,6 +386,24 @@ impl Vcpu {
             StubPc::Answered => {
                 regs.rip = regs.rcx;
                 regs.rflags = regs.r11;
+            }
+            StubPc::Posting => {
+                regs.rax = self.call_page.nr();
+                unwind(regs);
+            }
+            place @ (StubPc::Posted | StubPc::PostLeave) => {
+                // It may have been answered: the caller finds out, and hears of the kick afterwards.
+                running.put_back_kick();
+                self.waiting = Some(self.call_page.posted());
+                if place == StubPc::Posted {
+                    regs.rax = self.call_page.nr();
+                    let [_, _, rdx, ..] = self.call_page.args();
+                    regs.rdx = rdx;
+                }
+                regs.rip = regs.rcx;
+                regs.rflags = regs.r11;
+                regs.sanitise();
+                return Trap::Syscall;
             }
             StubPc::AfterLeave | StubPc::Outside if self.cpl() == 0 => {
                 return self.broken(cpu.rip);

@@ -77,7 +77,7 @@ pub(super) static ROWS: &[Row] = &[
         .partial("always ENOSYS: a program has one process"),
     Row::value(58, "vfork", "", process::sys_fork)
         .partial("always ENOSYS: a program has one process"),
-    Row::wait(59, "execve", "sxx", process::sys_execve),
+    Row::wait(59, "execve", "sxx", process::sys_execve).registers(),
     Row::wait(60, "exit", "i", thread::sys_exit),
     Row::value(61, "wait4", "ixix", process::sys_wait4).partial("there are no child processes"),
     Row::value(62, "kill", "ii", signal::sys_kill),
@@ -152,7 +152,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(128, "rt_sigtimedwait", "xxxu", signal::sys_rt_sigtimedwait),
     Row::value(129, "rt_sigqueueinfo", "iix", signal::sys_rt_sigqueueinfo),
     Row::wait(130, "rt_sigsuspend", "xu", signal::sys_rt_sigsuspend),
-    Row::value(131, "sigaltstack", "xx", signal::sys_sigaltstack),
+    Row::value(131, "sigaltstack", "xx", signal::sys_sigaltstack).registers(),
     Row::value(132, "utime", "sx", fs::sys_utime),
     Row::value(133, "mknod", "sou", fs::sys_mknod),
     Row::missing(134, "uselib", "xxx"),
@@ -207,7 +207,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(156, "_sysctl", "xxx"),
     Row::value(157, "prctl", "ixxxx", identity::sys_prctl)
         .partial("names, dumpability, no-new-privileges; other options give EINVAL"),
-    Row::value(158, "arch_prctl", "xx", identity::sys_arch_prctl),
+    Row::value(158, "arch_prctl", "xx", identity::sys_arch_prctl).registers(),
     Row::value(159, "adjtimex", "xxx", identity::sys_eperm)
         .note("always EPERM: needs a privilege no program has"),
     Row::value(160, "setrlimit", "ix", identity::sys_setrlimit),

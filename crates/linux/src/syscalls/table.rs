@@ -54,6 +54,8 @@ pub enum Restart {
 pub enum Needs {
     /// The six arguments.
     Arguments,
+    /// The general registers.
+    Registers,
     /// Every register, extended state included.
     All,
 }
@@ -154,6 +156,11 @@ impl Row {
         self
     }
 
+    pub(super) const fn registers(mut self) -> Self {
+        self.needs = Needs::Registers;
+        self
+    }
+
     pub(super) const fn all_registers(mut self) -> Self {
         self.needs = Needs::All;
         self
@@ -196,6 +203,13 @@ static INDEX: [u16; NR_END + OWN_END - OWN_FIRST] = {
 pub fn row(nr: u64) -> Option<&'static Row> {
     let index = *INDEX.get(slot(usize::try_from(nr).ok()?)?)?;
     ROWS.get(usize::from(index))
+}
+
+/// Whether a call can be made while its thread is still inside the guest: its row needs the arguments
+/// only, and it is one of Linux's.
+#[must_use]
+pub fn is_remote(nr: u64) -> bool {
+    row(nr).is_some_and(|row| row.needs == Needs::Arguments && usize::from(row.nr) < OWN_FIRST)
 }
 
 /// All rows, by number.

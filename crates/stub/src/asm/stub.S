@@ -60,16 +60,19 @@
 /* ---- System calls ----
  *
  * In: rax number, rcx return address, r11 flags; all else belongs to the program. Numbers are
- * compared in 32 bits, as Linux does. Up to the out nothing but the arithmetic flags has changed, so
- * that an interrupted entry can be unwound to the syscall instruction.
+ * compared in 32 bits, as Linux does. Up to the out (the first of the two) nothing but the arithmetic
+ * flags has changed, so that an interrupted entry can be unwound to the syscall instruction.
  */
-	.macro DISPATCH p
+/* The call page's word at an offset. */
+#define CALL_PAGE(page, offset) (page + (K_CALL_PAGE - K_SYSCALL_CODE) + offset)(%rip)
+
+	.macro DISPATCH p, page
 	cmp	$102, %eax
 	je	.L\p\()_start_1
 	jb	1f
 	cmp	$186, %eax
 	je	.L\p\()_start_6
-	ja	.L\p\()_leave
+	ja	.L\p\()_call
 	cmp	$107, %eax
 	je	.L\p\()_start_2
 	cmp	$104, %eax
@@ -78,12 +81,66 @@
 	je	.L\p\()_start_4
 	cmp	$110, %eax
 	je	.L\p\()_start_5
-	jmp	.L\p\()_leave
+	jmp	.L\p\()_call
 1:	cmp	$39, %eax
 	je	.L\p\()_start_0
+.L\p\()_call:
+	cmpl	$0, CALL_PAGE(\page, K_CALL_MODE)
+	jne	.L\p\()_post
 .L\p\()_leave:
 	out	%al, $K_PORT_SYSCALL
 	ud2
+	.endm
+
+	/*
+	 * A call that a host thread may answer while the guest waits: the request goes to the call page,
+	 * its ticket last, and the answer is waited for. Time is bounded, and the host may say that it
+	 * cannot answer here: then the call leaves as it would have, and the host knows whether it had
+	 * been taken. Registers change only from \p_stored on; the page has rax and rdx then.
+	 */
+	.macro POST p, page
+	mov	%rax, CALL_PAGE(\page, K_CALL_NR)
+	mov	%rdi, CALL_PAGE(\page, K_CALL_ARGS)
+	mov	%rsi, CALL_PAGE(\page, K_CALL_ARGS + 8)
+	mov	%rdx, CALL_PAGE(\page, K_CALL_ARGS + 16)
+	mov	%r10, CALL_PAGE(\page, K_CALL_ARGS + 24)
+	mov	%r8, CALL_PAGE(\page, K_CALL_ARGS + 32)
+	mov	%r9, CALL_PAGE(\page, K_CALL_ARGS + 40)
+.L\p\()_stored:
+	.ifc	\p, sw
+	mov	%cs, %eax
+	test	$3, %al
+	jnz	4f
+	mov	CALL_PAGE(\page, K_CALL_NR), %rax
+	jmp	.Lsw_leave
+4:
+	.endif
+	mov	CALL_PAGE(\page, K_CALL_POSTED), %eax
+	inc	%eax
+	mov	%eax, CALL_PAGE(\page, K_CALL_POSTED)
+.L\p\()_posted:
+	rdtsc
+	shl	$32, %rdx
+	or	%rdx, %rax
+	add	CALL_PAGE(\page, K_CALL_SPIN), %rax
+	mov	%rax, CALL_PAGE(\page, K_CALL_DEADLINE)
+1:	mov	CALL_PAGE(\page, K_CALL_ANSWERED), %rax
+	cmp	CALL_PAGE(\page, K_CALL_POSTED), %eax
+	je	2f
+	pause
+	rdtsc
+	shl	$32, %rdx
+	or	%rdx, %rax
+	cmp	CALL_PAGE(\page, K_CALL_DEADLINE), %rax
+	jb	1b
+3:	mov	CALL_PAGE(\page, K_CALL_ARGS + 16), %rdx
+	mov	CALL_PAGE(\page, K_CALL_NR), %rax
+.L\p\()_post_leave:
+	out	%al, $K_PORT_SYSCALL
+	ud2
+2:	shr	$32, %rax
+	jnz	3b
+	mov	CALL_PAGE(\page, K_CALL_ARGS + 16), %rdx
 	.endm
 
 	/*
@@ -101,7 +158,10 @@
 	mov	(\page + (K_STUB_DATA - K_SYSCALL_CODE) + 8 * \slot)(%rip), %rax
 	.endm
 
-	/* Offsets of the classification: leave, then start and return of each answer. */
+	/*
+	 * Offsets of the classification: leave, the posted call's places in their order, then start and
+	 * return of each answer.
+	 */
 	.macro MARKS p, page, name
 	.section .rodata.kvmlet_marks, "a", @progbits
 	.balign 4
@@ -109,6 +169,11 @@
 	.hidden \name
 \name:
 	.long	.L\p\()_leave - \page
+	.long	.L\p\()_post - \page
+	.long	.L\p\()_stored - \page
+	.long	.L\p\()_posted - \page
+	.long	.L\p\()_post_leave - \page
+	.long	.L\p\()_post_return - \page
 	.irp	n, 0, 1, 2, 3, 4, 5, 6
 	.long	.L\p\()_start_\n - \page
 	.long	.L\p\()_return_\n - \page
@@ -118,7 +183,7 @@
 
 /* Hardware KVM: entered at CPL 0 with the program's stack; sysretq gives r11 back as flags. */
 	PAGE_BEGIN kvmlet_stub_syscall_hardware
-	DISPATCH hw
+	DISPATCH hw, kvmlet_stub_syscall_hardware
 	.irp	n, 0, 1, 2, 3, 4, 5, 6
 .Lhw_start_\n:
 	/*
@@ -133,6 +198,15 @@
 .Lhw_return_\n:
 	sysretq
 	.endr
+.Lhw_post:
+	bt	$47, %rcx
+	jc	.Lhw_leave
+	test	$0x10100, %r11d
+	jnz	.Lhw_leave
+	POST	hw, kvmlet_stub_syscall_hardware
+	mov	CALL_PAGE(kvmlet_stub_syscall_hardware, K_CALL_ANSWER), %rax
+.Lhw_post_return:
+	sysretq
 	CSTAR_ENTRY kvmlet_stub_syscall_hardware
 	PAGE_END kvmlet_stub_syscall_hardware
 	MARKS hw, kvmlet_stub_syscall_hardware, kvmlet_stub_marks_hardware
@@ -145,6 +219,15 @@
  * Where software KVM emulates the syscall instruction (it emulates ring 3 on a stack pointer that is
  * not canonical), the entry is at CPL 0, and a jump back would run the program there: leave instead.
  */
+	.macro SOFTWARE_FLAGS
+	bt	$11, %r11d
+	setc	%al
+	add	$127, %al
+	mov	%r11d, %eax
+	mov	%al, %ah
+	sahf
+	.endm
+
 	.macro SOFTWARE_ANSWER n, number
 .Lsw_start_\n:
 	test	$0x44500, %r11d
@@ -154,12 +237,7 @@
 	jnz	1f
 	mov	$\number, %eax
 	jmp	.Lsw_leave
-1:	bt	$11, %r11d
-	setc	%al
-	add	$127, %al
-	mov	%r11d, %eax
-	mov	%al, %ah
-	sahf
+1:	SOFTWARE_FLAGS
 	LOAD	kvmlet_stub_syscall_software, \n
 .Lsw_return_\n:
 	jmp	*%rcx
@@ -167,7 +245,7 @@
 	.endm
 
 	PAGE_BEGIN kvmlet_stub_syscall_software
-	DISPATCH sw
+	DISPATCH sw, kvmlet_stub_syscall_software
 	SOFTWARE_ANSWER 0, 39
 	SOFTWARE_ANSWER 1, 102
 	SOFTWARE_ANSWER 2, 107
@@ -175,6 +253,15 @@
 	SOFTWARE_ANSWER 4, 108
 	SOFTWARE_ANSWER 5, 110
 	SOFTWARE_ANSWER 6, 186
+.Lsw_post:
+	test	$0x44500, %r11d
+	jnz	.Lsw_leave
+	POST	sw, kvmlet_stub_syscall_software
+	SOFTWARE_FLAGS
+	mov	CALL_PAGE(kvmlet_stub_syscall_software, K_CALL_ANSWER), %rax
+.Lsw_post_return:
+	jmp	*%rcx
+	int3
 	CSTAR_ENTRY kvmlet_stub_syscall_software
 	PAGE_END kvmlet_stub_syscall_software
 	MARKS sw, kvmlet_stub_syscall_software, kvmlet_stub_marks_software
