@@ -23,6 +23,7 @@ help:
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
 	@echo "make bench-fork  the same for freezing, forking and resetting"
+	@echo "make bench-faults  page faults that leave the VM, of real programs"
 	@echo "make lint      formatters, linters, types and import contracts only"
 	@echo "make clean     remove what was built"
 
@@ -114,6 +115,11 @@ bench: deps-bench
 bench-fork: deps-bench $(VENV)/.group-bench
 	@$(MAKE) develop
 	$(BIN)/python benches/fork.py
+
+.PHONY: bench-faults
+bench-faults: deps-bench
+	@$(MAKE) develop
+	$(BIN)/python benches/faults.py
 
 .PHONY: clean
 clean:

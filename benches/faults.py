@@ -1,8 +1,8 @@
 """`make bench-faults`: page faults that leave the VM, against those that Linux takes natively.
 
-For each program: page-fault exits against the page faults of a plain child process (wait4), and wall
-time against its wall time, both over interleaved pairs. KVM's own faults (`pf_taken`, and `pf_fixed`
-where it filled an entry) are those of one more run.
+For each program: page-fault exits against the page faults of a plain child process (wait4), and
+wall time against its wall time, both over interleaved pairs. KVM's own faults (`pf_taken`, and
+`pf_fixed` where it filled an entry) are those of one more run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import report
 from cases import counters
-from measure import HERE, KVMLET, PEER, BenchError, Run, interleave, kvmlet, native
+from measure import HERE, KVMLET, PEER, BenchError, interleave, kvmlet, native
 from report import Case, Promise, Row, parser, run
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def _no_inputs() -> None:
 
 def _rows_script() -> None:
     with open("rows.csv", "w") as table:
-        for i in range(ROWS):
-            table.write(f"{i},name{i * 7919 % ROWS},{i * 31 % 997},group{i % 13}\n")
+        table.writelines(
+            f"{i},name{i * 7919 % ROWS},{i * 31 % 997},group{i % 13}\n" for i in range(ROWS)
+        )
 
 
 def _tree() -> None:
@@ -152,9 +153,7 @@ def _kvm_counters(argv: list[str]) -> dict[str, float]:
     """What KVM counted over one run, as far as it counts. Raises BenchError."""
     child = [sys.executable, str(HERE / "faults_kvm.py"), *argv]
     environment = {**os.environ, "LD_PRELOAD": str(PEER)}
-    done = subprocess.run(
-        child, env=environment, capture_output=True, text=True, timeout=_HANG_S
-    )
+    done = subprocess.run(child, env=environment, capture_output=True, text=True, timeout=_HANG_S)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
         raise BenchError(f"counting KVM's faults of {argv[0]}: {lines[-1]}")

@@ -9,7 +9,6 @@
 use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_mem::FileWindow;
 
-use super::FaultError;
 use super::fault::around;
 use super::space::Space;
 use super::vma::{Backing, FileBacking, Prot, Vma, VmaFlags};
@@ -19,6 +18,8 @@ const FILE_BYTES: u64 = 8 << 20;
 /// The data of a program or a library up to this size has its pages copied at once: relocation and
 /// start-up write most of them.
 const COPIED_BYTES: u64 = 2 << 20;
+/// VMAs between the text and the data of a program at most, and one: linkers put read-only data there.
+const TEXT_WITHIN: usize = 4;
 /// Anonymous mappings up to this size are mapped as a whole: the zeroed data of a library, thread-local
 /// memory, small buffers.
 const SMALL_PAGES: u64 = 16;
@@ -33,18 +34,16 @@ impl Space<'_> {
         if self.mem.is_fork() || vma.prot.is_empty() {
             return;
         }
-        // What cannot be had now is asked for again when it is touched.
-        let _ = match vma.backing {
-            Backing::File(file) => {
-                self.map_file_ahead(vma, file);
-                Ok(())
-            }
+        match vma.backing {
+            Backing::File(file) => self.map_file_ahead(vma, file),
             Backing::Anon if vma.len_bytes() <= SMALL_PAGES * PAGE_SIZE => {
-                self.map_anon_ahead(vma, vma.start, vma.end)
+                self.map_anon_ahead(vma, vma.start, vma.end);
             }
-            Backing::Special(_) => self.populate(vma.start, vma.end),
-            Backing::Anon | Backing::Tmp(_) => Ok(()),
-        };
+            Backing::Special(_) => {
+                let _ = self.populate(vma.start, vma.end);
+            }
+            Backing::Anon | Backing::Tmp(_) => {}
+        }
     }
 
     fn map_file_ahead(&mut self, vma: &Vma, file: FileBacking) {
@@ -53,7 +52,7 @@ impl Space<'_> {
         if len_bytes == 0 {
             return;
         }
-        if len_bytes <= COPIED_BYTES && vma.is_data() && self.is_program(file) {
+        if len_bytes <= COPIED_BYTES && vma.is_data() && self.is_program(vma, file) {
             self.mem.copy_file_pages(FileWindow {
                 gpa: file.window,
                 len_bytes,
@@ -62,21 +61,22 @@ impl Space<'_> {
         let _ = self.map_file_pages(vma, file, vma.start, vma.start.saturating_add(len_bytes));
     }
 
-    /// Whether the program executes what the file holds. Other files may be watched for what somebody
-    /// else writes to them, which a copy would not show.
-    fn is_program(&self, file: FileBacking) -> bool {
-        self.mm.vmas.values().any(|vma| {
-            let same = matches!(vma.backing, Backing::File(other) if other.host == file.host);
-            same && vma.prot.contains(Prot::EXEC)
+    /// Whether the program executes what the file holds: then its text lies below. Other files may be
+    /// watched for what somebody else writes to them, which a copy would not show.
+    fn is_program(&self, vma: &Vma, file: FileBacking) -> bool {
+        let below = self.mm.vmas.range(..vma.start).rev();
+        below.take(TEXT_WITHIN).any(|(_, other)| {
+            let same = matches!(other.backing, Backing::File(text) if text.host == file.host);
+            same && other.prot.contains(Prot::EXEC)
         })
     }
 
-    /// Maps ahead in anonymous memory, as far as there is plenty.
-    fn map_anon_ahead(&mut self, vma: &Vma, start: u64, end: u64) -> Result<(), FaultError> {
-        if !vma.prot.contains(Prot::WRITE) || !self.has_plenty() {
-            return Ok(());
+    /// Maps ahead in anonymous memory, as far as there is plenty. What cannot be had now is asked for
+    /// again when it is touched.
+    fn map_anon_ahead(&mut self, vma: &Vma, start: u64, end: u64) {
+        if vma.prot.contains(Prot::WRITE) && self.has_plenty() {
+            let _ = self.fill(vma, start, end);
         }
-        self.fill(vma, start, end)
     }
 
     /// Maps ahead in a heap that has grown by `old..new`: a step at least, and as much again as is in
@@ -96,7 +96,7 @@ impl Space<'_> {
         let end = old
             .saturating_add(used.max(HEAP_PAGES) * PAGE_SIZE)
             .min(new);
-        let _ = self.map_anon_ahead(&vma, old, end);
+        self.map_anon_ahead(&vma, old, end);
     }
 
     /// Pages in use directly below `page` in its VMA, as far as a step may be long.
