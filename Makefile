@@ -25,6 +25,7 @@ help:
 	@echo "make bench-fork  the same for freezing, forking and resetting"
 	@echo "make bench-calls  what a system call costs, by exit and by polling"
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
+	@echo "make bench-faults  page faults that leave the VM, of real programs"
 	@echo "make lint      formatters, linters, types and import contracts only"
 	@echo "make clean     remove what was built"
 
@@ -135,6 +136,11 @@ bench-calls: deps-bench
 bench-profile: deps-bench $(VENV)/.group-bench
 	@$(MAKE) develop
 	$(BIN)/python benches/profile.py
+
+.PHONY: bench-faults
+bench-faults: deps-bench
+	@$(MAKE) develop
+	$(BIN)/python benches/faults.py
 
 .PHONY: clean
 clean:

@@ -225,7 +225,7 @@ def _spawn(argv: Sequence[str]) -> tuple[Run, str]:
     if status:
         last = (stderr.strip().splitlines() or ["no message"])[-1]
         raise BenchError(f"{' '.join(argv)}: status {status}: {last}")
-    stats = {"faults": float(usage.ru_minflt), "user_us": usage.ru_utime * 1e6}
+    stats = {"faults": float(usage.ru_minflt + usage.ru_majflt), "user_us": usage.ru_utime * 1e6}
     return Run(wall_ns, _values(stdout), stats), stderr
 
 

@@ -1,8 +1,9 @@
 //! Discharging pending flushes: what makes an edit of a present page-table entry visible.
 //!
 //! On hardware the in-guest flush routine runs `invlpg`. On software KVM `invlpg` does not drop a
-//! shadow entry whose table the host has edited; a store to the entry at CPL 0 does, and deleting and
-//! adding again the slots that hold the tables drops everything.
+//! shadow entry whose table the host has edited; a store to the entry at CPL 0 does. A store across two
+//! entries drops the shadow of the whole table, and deleting and adding again the slots that hold the
+//! tables drops everything.
 
 use kvmlet_hv::{HvError, Vcpu, Vm, World};
 use kvmlet_linux::cx::Machine;
@@ -16,7 +17,7 @@ pub(crate) fn discharge(vm: &Vm, vcpu: &mut Vcpu, machine: &mut Machine) -> Resu
         PendingFlush::None => return Ok(false),
         PendingFlush::Entries(entries) => {
             let addresses: Vec<_> = match vcpu.world() {
-                Some(World::Software) => entries.iter().map(|stale| stale.window_gva()).collect(),
+                Some(World::Software) => machine.memory.flush_stores(entries),
                 _ => entries.iter().map(|stale| stale.gva).collect(),
             };
             if vcpu.request_flush(&addresses).is_err() {

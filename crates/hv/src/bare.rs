@@ -190,13 +190,10 @@ impl BareVm {
         let fits = match &pending {
             PendingFlush::None => return Ok(()),
             PendingFlush::Entries(entries) => {
-                let operands: Vec<Gva> = entries
-                    .iter()
-                    .map(|stale| match self.world {
-                        World::Hardware => stale.gva,
-                        World::Software => stale.window_gva(),
-                    })
-                    .collect();
+                let operands: Vec<Gva> = match self.world {
+                    World::Hardware => entries.iter().map(|stale| stale.gva).collect(),
+                    World::Software => self.memory.flush_stores(entries),
+                };
                 self.vcpu.request_flush(&operands).is_ok()
             }
             PendingFlush::All => false,

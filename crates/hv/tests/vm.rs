@@ -546,6 +546,50 @@ fn a_changed_entry_is_seen_after_the_flush_routine() {
     assert_eq!(counters.flushed_pages, before.flushed_pages + 256);
 }
 
+#[test]
+fn many_changes_in_one_table_are_seen_at_once() {
+    let Some(mut guest) = Guest::new(load()) else {
+        return;
+    };
+    const PAGES: u64 = 40;
+    let page = |index: u64| Gva(0x5_0000_0000 + index * 0x1000);
+    let frames: Vec<_> = (0..PAGES)
+        .map(|index| {
+            let value = (100 + index).to_le_bytes();
+            guest.vm.map_page(page(index), &value, USER_WRITE).unwrap()
+        })
+        .collect();
+    let read = |guest: &mut Guest, index: u64| {
+        guest.restart(load());
+        guest.regs.rdi = page(index).0;
+        let trap = guest.run_on();
+        (exception(trap).0, guest.regs.rax)
+    };
+    for index in 0..PAGES {
+        assert_eq!(read(&mut guest, index), (6, 100 + index));
+    }
+    // Most of them show the next one's frame from now on, some nothing; the others are as they were.
+    let before = guest.vm.vcpu().counters();
+    for index in 0..30 {
+        match index % 5 {
+            0 => guest.vm.unmap(page(index)).unwrap(),
+            _ => guest
+                .vm
+                .map(page(index), frames[index as usize + 1], USER_WRITE)
+                .unwrap(),
+        }
+    }
+    for index in (0..PAGES).rev() {
+        match read(&mut guest, index) {
+            (14, _) => assert!(index < 30 && index % 5 == 0, "{index}"),
+            seen if index < 30 => assert_eq!(seen, (6, 101 + index)),
+            seen => assert_eq!(seen, (6, 100 + index)),
+        }
+    }
+    let flushed = guest.vm.vcpu().counters().flushed_pages - before.flushed_pages;
+    assert_eq!(flushed, if guest.software() { 1 } else { 30 });
+}
+
 program!(
     vectors,
     "movq %rdi, %xmm5",

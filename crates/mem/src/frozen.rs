@@ -220,6 +220,12 @@ impl GuestMemory {
         Image::new(len_bytes, fill)
     }
 
+    /// Whether this is the memory of a fork.
+    #[must_use]
+    pub fn is_fork(&self) -> bool {
+        self.fork.is_some()
+    }
+
     /// Whether the frame belongs to the frozen memory of a fork: shared and never written. Page tables
     /// and the VMM's pages do not: each fork has its own.
     #[must_use]

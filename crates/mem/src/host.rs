@@ -489,6 +489,16 @@ impl FileArea {
         unsafe { rustix::mm::madvise(pointer(at).cast(), len, Advice::LinuxDontNeed) }
     }
 
+    /// Has the host copy the pages of a private mapping now. Without effect on a kernel before 5.14, or
+    /// where the file has no page.
+    pub(crate) fn copy_pages(&mut self, offset: u64, len: usize) {
+        if let Ok(at) = self.0.at(offset, len) {
+            let advice = Advice::LinuxPopulateWrite;
+            // SAFETY: an owned range that nobody dereferences; its content stays.
+            let _ = unsafe { rustix::mm::madvise(pointer(at).cast(), len, advice) };
+        }
+    }
+
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {
         let remote = self.0.at(offset, into.len())?;
         let local = into.as_mut_ptr();

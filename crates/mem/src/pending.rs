@@ -2,10 +2,11 @@
 
 use kvmlet_abi::{Gpa, Gva};
 
+use crate::memory::GuestMemory;
 use crate::tables::PageSize;
 
 /// Beyond this many entries a full flush is recorded instead.
-pub const MAX_STALE_ENTRIES: usize = 256;
+pub const MAX_STALE_ENTRIES: usize = 4096;
 
 /// Where the tables appear in a guest whose [`crate::GuestMemory::expose_tables`] was called: the
 /// table memory at guest-physical `p` lies at `TABLE_WINDOW + p`, supervisor-only, writable and not
@@ -31,6 +32,41 @@ impl StaleEntry {
     }
 }
 
+/// Stores in one table from which on its whole shadow may be dropped instead.
+const WHOLE_TABLE_FROM: usize = 4;
+/// Offset in a table of a byte that is not the first of an entry.
+const INSIDE_ENTRY: u64 = 1;
+
+impl GuestMemory {
+    /// Where code at CPL 0 must store a byte on software KVM to make changes of these entries visible: to
+    /// the first byte of each, at some 3 us; or to another byte of a table of which many have changed.
+    /// KVM takes such a store for a sign that the page holds no table any more and drops its shadow of
+    /// the whole of it (detect_write_misaligned of arch/x86/kvm/mmu/mmu.c). What else was in use there
+    /// comes back by faults inside KVM, of up to 3 us each, so this is done only where not much is left.
+    #[must_use]
+    pub fn flush_stores(&self, entries: &[StaleEntry]) -> Vec<Gva> {
+        let mut stores = Vec::with_capacity(entries.len());
+        // Edits come in runs: what belongs to one table mostly stands together.
+        for run in entries.chunk_by(|a, b| a.entry.page_down() == b.entry.page_down()) {
+            match run {
+                [first, ..] if self.drops_table(first, run.len()) => {
+                    let table = first.entry.page_down();
+                    stores.push(TABLE_WINDOW.wrapping_add(table.0 + INSIDE_ENTRY));
+                }
+                _ => stores.extend(run.iter().map(StaleEntry::window_gva)),
+            }
+        }
+        stores
+    }
+
+    /// Whether the whole shadow of a table is dropped when `changed` of its entries have changed.
+    fn drops_table(&self, stale: &StaleEntry, changed: usize) -> bool {
+        stale.size == PageSize::Base
+            && changed >= WHOLE_TABLE_FROM
+            && self.present_entries(stale.entry.page_down()) <= 2 * changed
+    }
+}
+
 /// What must be flushed before the guest may run again.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[must_use = "a flush that is not discharged leaves stale translations"]
@@ -38,12 +74,13 @@ pub enum PendingFlush {
     /// Nothing.
     #[default]
     None,
-    /// These entries, each once. With nested paging: `invlpg` of each [`StaleEntry::gva`] in the
+    /// These entries, in the order of the edits; one that was edited again and again may be named more
+    /// than once. With nested paging: `invlpg` of each [`StaleEntry::gva`] in the
     /// address space they belong to. With shadow paging (software KVM) `invlpg` is **not** enough:
     /// KVM drops on it only what it holds of last-level tables that the guest itself has written,
-    /// and here the host writes them. Code at CPL 0 must store to each entry (any store,
-    /// `addq $0,(entry)`, at [`StaleEntry::window_gva`]): KVM traps it and drops its shadow of that
-    /// very entry, on both levels of leaves.
+    /// and here the host writes them. Code at CPL 0 must store to each entry (`orb $0,(entry)`, at
+    /// [`StaleEntry::window_gva`]): KVM traps it and drops its shadow of that
+    /// very entry, on both levels of leaves. [`GuestMemory::flush_stores`] says where.
     Entries(Vec<StaleEntry>),
     /// Everything, upper levels included: with shadow paging the slots that hold tables
     /// ([`crate::GuestMemory::table_slots`]) are deleted and added again.
@@ -61,7 +98,7 @@ impl PendingFlush {
     pub(crate) fn add(&mut self, stale: StaleEntry) {
         match self {
             Self::None => *self = Self::Entries(vec![stale]),
-            Self::Entries(entries) if entries.contains(&stale) => {}
+            Self::Entries(entries) if entries.last() == Some(&stale) => {}
             Self::Entries(entries) if entries.len() < MAX_STALE_ENTRIES => entries.push(stale),
             Self::Entries(_) => *self = Self::All,
             Self::All => {}

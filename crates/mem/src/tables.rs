@@ -279,6 +279,21 @@ impl PageTables {
         (at.min(end).saturating_sub(start)) / PAGE_SIZE
     }
 
+    /// How many pages directly below `gva` are present, at most `max_pages`.
+    #[must_use]
+    pub fn present_run_below(&self, mem: &GuestMemory, gva: Gva, max_pages: u64) -> u64 {
+        let end = gva.page_down().0;
+        let start = end.saturating_sub(max_pages.saturating_mul(PAGE_SIZE));
+        let mut at = end;
+        while at > start {
+            match self.probe(mem, Gva(at - PAGE_SIZE)) {
+                Ok(leaf) => at = (at - PAGE_SIZE) & !(leaf.size.bytes() - 1),
+                Err(_) => break,
+            }
+        }
+        (end - at.max(start)) / PAGE_SIZE
+    }
+
     /// Whether a 2 MiB entry could be put at `gva` (rounded down): nothing is there and never was a
     /// table.
     #[must_use]
@@ -342,6 +357,33 @@ impl PageTables {
             tables.record(gva, entry, leaf.size);
             removed(mem, gva, leaf);
         })
+    }
+
+    /// As [`PageTables::unmap_range`], for a range whose file windows the caller unmaps
+    /// ([`GuestMemory::unmap_file`]) before the guest runs again: when the host takes a page out of a slot,
+    /// KVM drops every translation to it, the TLB's included, so these leaves need no flush of ours.
+    /// Other leaves do, those of frozen windows among them, which stay mapped. If a window cannot be
+    /// unmapped, [`PageTables::require_full_flush`] makes up for it.
+    pub fn unmap_with_windows(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        len_bytes: u64,
+        mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
+    ) -> Result<(), MemError> {
+        self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
+            tables.touch(entry, gva, leaf.size);
+            mem.store_entry(entry, 0);
+            if !mem.is_file_backed(leaf.gpa) || mem.is_frozen(leaf.gpa) {
+                tables.record(gva, entry, leaf.size);
+            }
+            removed(mem, gva, leaf);
+        })
+    }
+
+    /// Records that everything must be flushed.
+    pub fn require_full_flush(&mut self) {
+        self.pending = PendingFlush::All;
     }
 
     /// Gives every leaf of a page-aligned range these rights. A 2 MiB page only partly in the range is
@@ -613,6 +655,14 @@ impl PageTables {
             }
         }
         empty
+    }
+}
+
+impl GuestMemory {
+    /// Entries of a table that are present.
+    pub(crate) fn present_entries(&self, table: Gpa) -> usize {
+        let entries = (0..ENTRIES).map(|index| self.load_entry(table.wrapping_add(index * 8)));
+        entries.filter(|entry| entry & PRESENT != 0).count()
     }
 }
 

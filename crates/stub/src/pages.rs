@@ -169,7 +169,7 @@ mod tests {
         let code = exception_code();
         for (world, step) in [
             (World::Hardware, [0x58, 0x0f, 0x01, 0x38]),
-            (World::Software, [0x58, 0x83, 0x08, 0x00]),
+            (World::Software, [0x58, 0x80, 0x08, 0x00]),
         ] {
             for pages in [0, 1, 5, 64, MAX_FLUSH_PAGES] {
                 let mut at = flush_entry_offset(world, pages).unwrap() as usize;

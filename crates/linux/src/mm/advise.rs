@@ -313,6 +313,7 @@ impl Space<'_> {
         Ok(states)
     }
 
+    /// Linux differs: there, a small mapping and what a heap has just gained are not resident yet.
     fn resident_anon(&self, states: &mut Vec<u8>, part: &Vma) {
         let mut at = part.start;
         while at < part.end {

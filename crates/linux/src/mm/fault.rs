@@ -134,9 +134,8 @@ impl Space<'_> {
             AROUND_PAGES
         };
         // Near the limit only what is touched: memory that was not asked for must not end the run.
-        let free = self.mem.limit_bytes().saturating_sub(self.mem.used_bytes());
-        if free > self.mem.limit_bytes() / 8 {
-            let (start, end) = around(vma, page, pages);
+        if self.has_plenty() {
+            let (start, end) = self.anon_step(vma, page, pages);
             if self.fill(vma, start, end).is_ok() {
                 return Ok(());
             }
@@ -179,7 +178,7 @@ impl Space<'_> {
     }
 
     /// Maps zeroed frames wherever the range has none.
-    fn fill(&mut self, vma: &Vma, start: u64, end: u64) -> Result<(), FaultError> {
+    pub(super) fn fill(&mut self, vma: &Vma, start: u64, end: u64) -> Result<(), FaultError> {
         let mut at = start;
         while at < end {
             let absent = self
@@ -213,7 +212,17 @@ impl Space<'_> {
             return Err(FaultError::Bus);
         }
         let (start, end) = around(vma, page, AROUND_FILE_PAGES);
-        let end = end.min(file_end);
+        self.map_file_pages(vma, file, start, end.min(file_end))
+    }
+
+    /// Maps the pages of a file window wherever the range, which must lie in the file, has none.
+    pub(super) fn map_file_pages(
+        &mut self,
+        vma: &Vma,
+        file: FileBacking,
+        start: u64,
+        end: u64,
+    ) -> Result<(), FaultError> {
         let mut at = start;
         while at < end {
             let absent = self
@@ -339,7 +348,7 @@ impl Space<'_> {
 }
 
 /// The aligned block of `pages` (a power of two) around `page`, inside the VMA.
-fn around(vma: &Vma, page: Gva, pages: u64) -> (u64, u64) {
+pub(super) fn around(vma: &Vma, page: Gva, pages: u64) -> (u64, u64) {
     let len = pages * PAGE_SIZE;
     debug_assert!(len <= HUGE_PAGE_SIZE, "a block lies under one page table");
     let start = page.0 & !(len - 1);

@@ -501,6 +501,7 @@ impl Space<'_> {
         if locked {
             let _ = self.populate(old, new);
         }
+        self.map_heap_ahead(old, new);
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 //! vDSO), and drops it when it is removed. File-backed frames are owned by the window of their VMA.
 
 mod advise;
+mod ahead;
 mod fault;
 pub mod freeze;
 mod lock;
@@ -16,6 +17,8 @@ mod text;
 pub mod user;
 mod vma;
 
+#[cfg(test)]
+mod ahead_tests;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]

@@ -243,7 +243,12 @@ impl<'a> Space<'a> {
             return Ok(());
         }
         self.check_count(usize::from(self.lies_inside(start, end)))?;
-        self.zap(start, end)?;
+        // The windows go below.
+        self.tables
+            .unmap_with_windows(self.mem, Gva(start), end - start, |mem, _, leaf| {
+                release_leaf(mem, leaf);
+            })
+            .map_err(errno)?;
         self.cut(start);
         self.cut(end);
         let parts: Vec<Vma> = self.mm.parts(start, end).collect();
@@ -266,10 +271,13 @@ impl<'a> Space<'a> {
     pub fn drop_window(&mut self, file: FileBacking, len_bytes: u64) {
         // The host refuses only when it has no room to split one of its own mappings; the range then
         // stays mapped, unused, until the VM goes.
-        let _ = self.mem.unmap_file(FileWindow {
+        let unmapped = self.mem.unmap_file(FileWindow {
             gpa: file.window,
             len_bytes,
         });
+        if unmapped.is_err() {
+            self.tables.require_full_flush();
+        }
         if file.charged {
             self.mem.uncharge(len_bytes);
         }
@@ -315,7 +323,8 @@ impl<'a> Space<'a> {
             self.forget(&vma);
             return Err(errno);
         }
-        self.insert(vma);
+        self.insert(vma.clone());
+        self.map_ahead(&vma);
         Ok(())
     }
 

@@ -564,7 +564,7 @@ fn advice_has_linux_errors() {
 fn locking_is_limited() {
     let mut f = Fixture::new(64 * MIB);
     f.limits.locked = pages(4);
-    let at = f.map(0, pages(8), RW, PRIVATE).unwrap();
+    let at = f.map(0, pages(20), RW, PRIVATE).unwrap();
     assert_eq!(
         f.space().lock(at, pages(5), VmaFlags::LOCKED),
         Err(Errno::ENOMEM)
@@ -577,7 +577,7 @@ fn locking_is_limited() {
     );
     f.space().lock(at, pages(3), VmaFlags::LOCKED).unwrap();
     assert_eq!(f.space().resident(at, 4), Ok(vec![1, 1, 1, 0]));
-    assert_eq!(f.space().resident(at, 9), Err(Errno::ENOMEM));
+    assert_eq!(f.space().resident(at, 21), Err(Errno::ENOMEM));
     let shared = f.map(0, pages(4), RW, SHARED).unwrap();
     f.store(shared + pages(2), 1).unwrap();
     assert_eq!(f.space().resident(shared + pages(1), 3), Ok(vec![0, 1, 0]));

@@ -41,7 +41,8 @@
  *
  * Hardware: invlpg of the page. Software: a store to the page's table entry that does not change
  * it. KVM's shadow of a table page follows the stores that the guest makes, and no others: invlpg
- * drops nothing there unless the guest itself has written that table page.
+ * drops nothing there unless the guest itself has written that table page. The store is of one byte:
+ * to the first of an entry it drops that entry, to any other the shadow of the whole table.
  */
 	.macro FLUSH offset, step:vararg
 	.org kvmlet_stub_exception_code + \offset, 0xcc
@@ -53,7 +54,7 @@
 	iretq
 	.endm
 	FLUSH	K_FLUSH_HARDWARE, invlpg (%rax)
-	FLUSH	K_FLUSH_SOFTWARE, orl $0, (%rax)
+	FLUSH	K_FLUSH_SOFTWARE, orb $0, (%rax)
 	PAGE_END kvmlet_stub_exception_code
 
 /* ---- System calls ----
