@@ -29,6 +29,7 @@ VMM_PAGES = {
     "syscall code": 0x22000,
     "constants": 0x24000,
     "probe code": 0x26000,
+    "call page": 0x28000,
     "nothing": 0x30000,
 }
 """Offsets of kvmlet's pages in its area (crates/abi/src/layout.rs)."""
@@ -36,7 +37,7 @@ VMM_PAGES = {
 EMULATED = ["emulated"] if HW else []
 """Leaves out what the emulated CPU gets wrong natively already (tests/escape/guests/attempt.h)."""
 
-USER_VISIBLE = {0x22000, 0x24000}
+USER_VISIBLE = {0x22000, 0x24000, 0x28000}
 """Those that ring 3 may read on software KVM."""
 
 

@@ -41,3 +41,5 @@ pub const PF_USER: u32 = 1 << 2;
 pub const PF_RESERVED: u32 = 1 << 3;
 /// Page-fault error code bit: the access was an instruction fetch.
 pub const PF_FETCH: u32 = 1 << 4;
+/// Page-fault error code bit: a protection key forbids the access.
+pub const PF_PK: u32 = 1 << 5;

@@ -1,5 +1,7 @@
 //! The state a vCPU starts in: CPUID, control registers, segments and MSRs.
 
+use std::arch::x86_64::__cpuid_count;
+
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_msr_entry, kvm_segment,
     kvm_sregs,
@@ -241,6 +243,11 @@ pub fn initial_sregs(mut sregs: kvm_sregs, template: &CpuTemplate, cr3: Gpa) -> 
         ..kvm_dtable::default()
     };
     sregs
+}
+
+/// Where a state component lies in an area of the standard format, in bytes (CPUID.0DH.n:EBX).
+pub fn component_offset(feature: u64) -> usize {
+    __cpuid_count(0xd, feature.trailing_zeros()).ebx as usize
 }
 
 /// The MSRs of the system call entry. The compatibility entry faults, wherever a forged 32-bit

@@ -32,6 +32,7 @@ struct Inner {
     reset_sregs: OnceLock<kvm_sregs>,
     /// Frequency of a guest's TSC in kHz, if KVM knows it: the same in all VMs, none of which sets one.
     tsc_khz: OnceLock<Option<u32>>,
+    moves_pkru: OnceLock<bool>,
 }
 
 /// The KVM of this machine. Clones share one close-on-exec descriptor.
@@ -83,6 +84,7 @@ impl Kvm {
             world: OnceLock::new(),
             reset_sregs: OnceLock::new(),
             tsc_khz: OnceLock::new(),
+            moves_pkru: OnceLock::new(),
         }));
         *process = Some(kvm.clone());
         Ok(kvm)
@@ -143,6 +145,18 @@ impl Kvm {
     pub(crate) fn tsc_khz(&self, fd: &VcpuFd) -> Option<u32> {
         let read = || fd.get_tsc_khz().ok().filter(|khz| *khz != 0);
         *self.0.tsc_khz.get_or_init(read)
+    }
+
+    /// Whether extended state comes with PKRU though no guest has it; asked of the first vCPU.
+    pub(crate) fn moves_pkru(
+        &self,
+        ask: impl FnOnce() -> Result<bool, HvError>,
+    ) -> Result<bool, HvError> {
+        if let Some(known) = self.0.moves_pkru.get() {
+            return Ok(*known);
+        }
+        let answer = ask()?;
+        Ok(*self.0.moves_pkru.get_or_init(|| answer))
     }
 
     /// What every vCPU of this machine starts from, computed once.

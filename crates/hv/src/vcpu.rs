@@ -19,10 +19,11 @@ use kvmlet_mem::HostPage;
 use kvmlet_stub::{MAX_FLUSH_PAGES, World, flush_entry_offset};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 
-use crate::cpu::{Privilege, code_segment, initial_sregs, stack_segment, syscall_msrs};
+use crate::cpu::{self, Privilege, code_segment, initial_sregs, stack_segment, syscall_msrs};
 use crate::ioctl::{KVM_GET_DEVICE_ATTR, KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_RUN, KVM_SET_XSAVE};
 use crate::kick::{Deadline, Running, Shared};
 use crate::vm::{Slots, stats_of};
+use crate::xstate::XFEATURE_PKRU;
 use crate::{CallPage, HvError, Kicker, Kvm, Stats, XState, XStateLayout};
 
 mod decode;
@@ -186,8 +187,9 @@ impl Vcpu {
             xcr0: template.xcr0,
             len_bytes: template.xsave_len_bytes,
             kvm_len_bytes,
+            pkru_at: None,
         };
-        Ok(Self {
+        let mut vcpu = Self {
             fd,
             run,
             exc_stack: config.exc_stack,
@@ -205,9 +207,19 @@ impl Vcpu {
                 ioctls,
                 ..Counters::default()
             },
-            kvm,
+            kvm: kvm.clone(),
             _slots: slots,
-        })
+        };
+        let moves_pkru = kvm.moves_pkru(|| vcpu.sees_pkru())?;
+        vcpu.xstate.pkru_at = moves_pkru.then(|| cpu::component_offset(XFEATURE_PKRU));
+        Ok(vcpu)
+    }
+
+    /// Whether KVM puts PKRU into an image that XCR0 has no room for.
+    fn sees_pkru(&mut self) -> Result<bool, HvError> {
+        let mut image = XState::new(self.xstate);
+        self.get_xstate(&mut image)?;
+        Ok(image.has(XFEATURE_PKRU) && self.xstate.xcr0 & XFEATURE_PKRU == 0)
     }
 
     /// Runs a thread with `regs` in ring 3 until something happens, and leaves its user-mode
@@ -463,6 +475,12 @@ impl Vcpu {
     /// [`HvError::Call`] when KVM refuses.
     pub fn save_xstate(&mut self, state: &mut XState) -> Result<(), HvError> {
         self.check_layout(state)?;
+        self.get_xstate(state)?;
+        state.keep_enabled();
+        Ok(())
+    }
+
+    fn get_xstate(&mut self, state: &mut XState) -> Result<(), HvError> {
         self.counters.ioctls += 1;
         let request = if self.has_xsave2 {
             KVM_GET_XSAVE2()
@@ -472,7 +490,6 @@ impl Vcpu {
         // SAFETY: the buffer has the length that KVM reported for this VM (4096 for the old call).
         let ret = unsafe { ioctl_with_mut_ptr(&self.fd, request, state.as_mut_ptr()) };
         if ret == 0 {
-            state.keep_enabled();
             Ok(())
         } else {
             Err(HvError::last("KVM_GET_XSAVE2"))

@@ -19,6 +19,8 @@ const INITIAL_FCW: u16 = 0x37f;
 const INITIAL_MXCSR: u32 = 0x1f80;
 /// x87 and SSE.
 const XFEATURES_LEGACY: u64 = 3;
+/// PKRU (SDM vol. 1, 13.1).
+pub(crate) const XFEATURE_PKRU: u64 = 1 << 9;
 
 /// Shape of the extended state of a vCPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,6 +31,9 @@ pub struct XStateLayout {
     pub len_bytes: usize,
     /// Bytes that KVM copies (KVM_CAP_XSAVE2), at least `len_bytes`.
     pub(crate) kvm_len_bytes: usize,
+    /// Where PKRU lies, if KVM moves it although XCR0 is without it: software KVM with a host that has
+    /// protection keys, whose `wrpkru` ring 3 can execute.
+    pub(crate) pkru_at: Option<usize>,
 }
 
 /// One thread's extended state. 64-bit words, so that it is aligned for whoever reads it.
@@ -47,6 +52,7 @@ impl XState {
         state.words[0] = u64::from(INITIAL_FCW);
         state.words[MXCSR_AT / 8] = u64::from(INITIAL_MXCSR);
         state.words[XSTATE_BV_AT / 8] = XFEATURES_LEGACY;
+        state.open_protection_keys();
         state
     }
 
@@ -64,6 +70,8 @@ impl XState {
             .iter()
             .flat_map(|word| word.to_le_bytes())
             .collect();
+        let enabled = self.words[XSTATE_BV_AT / 8] & (self.layout.xcr0 | XFEATURES_LEGACY);
+        bytes[XSTATE_BV_AT..XSTATE_BV_AT + 8].copy_from_slice(&enabled.to_le_bytes());
         bytes.truncate(self.layout.len_bytes);
         bytes
     }
@@ -113,13 +121,32 @@ impl XState {
             *word = u64::from_le_bytes(raw);
         }
         self.words[XSTATE_BV_AT / 8] = features;
+        self.open_protection_keys();
         Ok(())
     }
 
-    /// Forgets components that the guest does not have. KVM adds PKRU to what it gives wherever the
-    /// host has protection keys.
+    /// Forgets components that the guest does not have, once KVM has filled the image.
     pub(crate) fn keep_enabled(&mut self) {
         self.words[XSTATE_BV_AT / 8] &= self.layout.xcr0 | XFEATURES_LEGACY;
+        self.open_protection_keys();
+    }
+
+    /// No thread keeps another's protection keys, nor any of its own: Linux's calls for them are not
+    /// offered. KVM leaves PKRU as it is unless an image has it.
+    fn open_protection_keys(&mut self) {
+        if let Some(word) = self
+            .layout
+            .pkru_at
+            .and_then(|at| self.words.get_mut(at / 8))
+        {
+            *word = 0;
+            self.words[XSTATE_BV_AT / 8] |= XFEATURE_PKRU;
+        }
+    }
+
+    /// Whether the image has this component.
+    pub(crate) fn has(&self, feature: u64) -> bool {
+        self.words[XSTATE_BV_AT / 8] & feature != 0
     }
 
     pub(crate) fn as_ptr(&self) -> *const u64 {
@@ -140,6 +167,7 @@ mod tests {
             xcr0: 7,
             len_bytes: 832,
             kvm_len_bytes: 4096,
+            pkru_at: None,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::regs::is_canonical;
-use kvmlet_abi::trap::{PF_FETCH, PF_USER, PF_WRITE};
+use kvmlet_abi::trap::{PF_FETCH, PF_PK, PF_USER, PF_WRITE};
 use kvmlet_abi::{Gva, Trap};
 
 use crate::clock;
@@ -548,6 +548,17 @@ impl Personality {
 
     fn page_fault(&mut self, tid: Tid, error_code: u32, gva: Gva, trap: TrapInfo) {
         const BUS_ADRERR: i32 = 2;
+        const SEGV_PKUERR: i32 = 4;
+        if error_code & PF_PK != 0 {
+            // Linux differs: the handler runs, and the thread goes on, with every key open.
+            return self.fault_signal(
+                tid,
+                signo::SIGSEGV,
+                SEGV_PKUERR,
+                SigDetail::Fault(gva.0),
+                trap,
+            );
+        }
         let access = if error_code & PF_FETCH != 0 {
             Access::Exec
         } else if error_code & PF_WRITE != 0 {
