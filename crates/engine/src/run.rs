@@ -10,6 +10,7 @@ use kvmlet_hv::{Vcpu, Vm, XState};
 use kvmlet_linux::call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
 use kvmlet_linux::personality::{Cpu, Personality, Step};
+use kvmlet_linux::report::Work;
 use kvmlet_mem::ResetReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
@@ -257,6 +258,8 @@ impl Sandbox {
         let mut armed_ns: Option<u64> = None;
         let mut running: Option<Tid> = None;
         let mut tick_ns = mark_ns.saturating_add(TICK_NS);
+        // What the host has done since the guest left.
+        let mut work = None;
         loop {
             let step = self.personality.next(&mut self.vcpu);
             self.emit_trace(owner);
@@ -276,7 +279,7 @@ impl Sandbox {
                         return Ok(Stop::Stuck);
                     }
                     let before_ns = now_ns();
-                    self.times.personality_ns += before_ns.saturating_sub(mark_ns);
+                    self.account(work.take(), before_ns.saturating_sub(mark_ns));
                     self.idle(wake_ns, deadline_ns, before_ns)?;
                     mark_ns = now_ns();
                     self.times.idle_ns += mark_ns.saturating_sub(before_ns);
@@ -303,7 +306,8 @@ impl Sandbox {
             let spent_ns = after_ns.saturating_sub(before_ns);
             self.transport
                 .note_run(trap, posted.waited, spent_ns, after_ns);
-            self.times.personality_ns += before_ns.saturating_sub(mark_ns);
+            self.account(work, before_ns.saturating_sub(mark_ns));
+            work = work_of(trap, &regs);
             self.times.guest_ns += spent_ns;
             mark_ns = after_ns;
             if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
@@ -336,6 +340,13 @@ impl Sandbox {
             if deadline_ns.is_some_and(|deadline_ns| after_ns >= deadline_ns) {
                 return Ok(Stop::TimedOut);
             }
+        }
+    }
+
+    fn account(&mut self, work: Option<Work>, spent_ns: u64) {
+        self.times.personality_ns += spent_ns;
+        if let Some(work) = work {
+            self.personality.host.report.spend(work, spent_ns);
         }
     }
 
@@ -524,6 +535,15 @@ impl Sandbox {
 pub(crate) fn host_time_ns(personality: &Personality, guest_ns: u64, now_ns: u64) -> u64 {
     let guest_now_ns = kvmlet_linux::clock::monotonic_ns(&personality.host);
     now_ns.saturating_add(guest_ns.saturating_sub(guest_now_ns))
+}
+
+/// The kind of work that a trap makes.
+fn work_of(trap: Trap, regs: &UserRegs) -> Option<Work> {
+    match trap {
+        Trap::Syscall => Some(Work::Call(regs.rax)),
+        Trap::Exception { vector: 14, .. } => Some(Work::Fault),
+        _ => None,
+    }
 }
 
 /// Limits and wishes that end a step.

@@ -250,6 +250,11 @@ pub fn component_offset(feature: u64) -> usize {
     __cpuid_count(0xd, feature.trailing_zeros()).ebx as usize
 }
 
+/// Whether this host's programs have protection keys (CPUID.7:ECX.OSPKE).
+pub fn has_protection_keys() -> bool {
+    __cpuid_count(7, 0).ecx & 1 << 4 != 0
+}
+
 /// The MSRs of the system call entry. The compatibility entry faults, wherever a forged 32-bit
 /// segment comes from.
 pub fn syscall_msrs() -> Result<Msrs, HvError> {

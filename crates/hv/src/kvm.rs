@@ -147,16 +147,9 @@ impl Kvm {
         *self.0.tsc_khz.get_or_init(read)
     }
 
-    /// Whether extended state comes with PKRU though no guest has it; asked of the first vCPU.
-    pub(crate) fn moves_pkru(
-        &self,
-        ask: impl FnOnce() -> Result<bool, HvError>,
-    ) -> Result<bool, HvError> {
-        if let Some(known) = self.0.moves_pkru.get() {
-            return Ok(*known);
-        }
-        let answer = ask()?;
-        Ok(*self.0.moves_pkru.get_or_init(|| answer))
+    /// Whether extended state can carry PKRU though no guest has it; asked of the first vCPU.
+    pub(crate) fn moves_pkru(&self, ask: impl FnOnce() -> bool) -> bool {
+        *self.0.moves_pkru.get_or_init(ask)
     }
 
     /// What every vCPU of this machine starts from, computed once.

@@ -210,16 +210,28 @@ impl Vcpu {
             kvm: kvm.clone(),
             _slots: slots,
         };
-        let moves_pkru = kvm.moves_pkru(|| vcpu.sees_pkru())?;
-        vcpu.xstate.pkru_at = moves_pkru.then(|| cpu::component_offset(XFEATURE_PKRU));
+        if kvm.moves_pkru(|| vcpu.takes_pkru()) {
+            vcpu.xstate = vcpu.xstate_with_pkru();
+        }
         Ok(vcpu)
     }
 
-    /// Whether KVM puts PKRU into an image that XCR0 has no room for.
-    fn sees_pkru(&mut self) -> Result<bool, HvError> {
-        let mut image = XState::new(self.xstate);
-        self.get_xstate(&mut image)?;
-        Ok(image.has(XFEATURE_PKRU) && self.xstate.xcr0 & XFEATURE_PKRU == 0)
+    fn xstate_with_pkru(&self) -> XStateLayout {
+        XStateLayout {
+            pkru_at: Some(cpu::component_offset(XFEATURE_PKRU)),
+            ..self.xstate
+        }
+    }
+
+    /// Whether KVM takes PKRU from an image although this vCPU's XCR0 is without it.
+    fn takes_pkru(&mut self) -> bool {
+        if !cpu::has_protection_keys() || self.xstate.xcr0 & XFEATURE_PKRU != 0 {
+            return false;
+        }
+        let image = XState::new(self.xstate_with_pkru());
+        self.counters.ioctls += 1;
+        // SAFETY: the buffer has the length that KVM reported for this VM.
+        unsafe { ioctl_with_ptr(&self.fd, KVM_SET_XSAVE(), image.as_ptr()) == 0 }
     }
 
     /// Runs a thread with `regs` in ring 3 until something happens, and leaves its user-mode
@@ -475,12 +487,6 @@ impl Vcpu {
     /// [`HvError::Call`] when KVM refuses.
     pub fn save_xstate(&mut self, state: &mut XState) -> Result<(), HvError> {
         self.check_layout(state)?;
-        self.get_xstate(state)?;
-        state.keep_enabled();
-        Ok(())
-    }
-
-    fn get_xstate(&mut self, state: &mut XState) -> Result<(), HvError> {
         self.counters.ioctls += 1;
         let request = if self.has_xsave2 {
             KVM_GET_XSAVE2()
@@ -490,6 +496,7 @@ impl Vcpu {
         // SAFETY: the buffer has the length that KVM reported for this VM (4096 for the old call).
         let ret = unsafe { ioctl_with_mut_ptr(&self.fd, request, state.as_mut_ptr()) };
         if ret == 0 {
+            state.keep_enabled();
             Ok(())
         } else {
             Err(HvError::last("KVM_GET_XSAVE2"))

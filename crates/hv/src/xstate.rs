@@ -144,11 +144,6 @@ impl XState {
         }
     }
 
-    /// Whether the image has this component.
-    pub(crate) fn has(&self, feature: u64) -> bool {
-        self.words[XSTATE_BV_AT / 8] & feature != 0
-    }
-
     pub(crate) fn as_ptr(&self) -> *const u64 {
         self.words.as_ptr()
     }

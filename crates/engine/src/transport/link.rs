@@ -10,6 +10,7 @@ use kvmlet_hv::{CallPage, PostMode};
 use kvmlet_linux::kernel::Tid;
 use kvmlet_linux::outcome::Outcome;
 use kvmlet_linux::personality::Personality;
+use kvmlet_linux::report::Work;
 use kvmlet_linux::sched::{Call, rax_of};
 use kvmlet_linux::syscalls::table;
 use rustix::thread::sched_getcpu;
@@ -223,6 +224,7 @@ impl Link {
             self.refuse(exchange, Left::Refused);
             return true;
         }
+        let start_ns = now_ns();
         let made = std::panic::catch_unwind(AssertUnwindSafe(|| loan.make(call)));
         match made {
             Ok(Some(result)) => {
@@ -236,6 +238,11 @@ impl Link {
                 self.refuse(exchange, Left::Made);
             }
         }
+        // The guest goes on meanwhile.
+        let spent_ns = now_ns().saturating_sub(start_ns);
+        let report = &mut loan.personality.host.report;
+        report.spend(Work::Call(call.nr), spent_ns);
+        self.counts.useful_ns.fetch_add(spent_ns, Ordering::Relaxed);
         true
     }
 

@@ -218,12 +218,8 @@ fn poll(link: &Link) {
                     continue;
                 }
                 last = posted;
-                let start_ns = now_ns();
                 if link.serve() {
                     useful_ns = now_ns();
-                    link.counts
-                        .useful_ns
-                        .fetch_add(useful_ns.saturating_sub(start_ns), Ordering::Relaxed);
                 }
             }
             let look_ns = now_ns();

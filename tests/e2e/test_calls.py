@@ -1,0 +1,141 @@
+"""How system calls travel: by exit, polled, or by whichever pays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import kvmlet
+from e2e.oracle import ENV, HANG_S, HW, KVMLET, ROOT, sized
+
+if TYPE_CHECKING:
+    import pathlib
+
+pytestmark = [
+    pytest.mark.hw,
+    # Each test names its own modes.
+    pytest.mark.default_mode,
+    pytest.mark.usefixtures("vm"),
+]
+
+CALLS = str(sized(3000, 200))
+CPUS = len(os.sched_getaffinity(0))
+needs_two = pytest.mark.skipif(CPUS < 2, reason="a poller takes a second CPU")
+
+
+def once(calls: str, cwd: pathlib.Path) -> kvmlet.Result:
+    return kvmlet.run(["./once", CALLS], cwd=cwd, calls=calls, timeout=HANG_S).check()
+
+
+@needs_two
+@pytest.mark.parametrize("calls", ["poll", "auto"])
+def test_polled_calls_take_no_exit(guests: pathlib.Path, calls: str) -> None:
+    by_exit, polled = once("exit", guests), once(calls, guests)
+    assert by_exit.stdout == polled.stdout
+    assert by_exit.stats["calls_polled"] == 0
+    assert by_exit.stats["exits_syscall"] >= by_exit.stats["syscalls"]
+    stats = polled.stats
+    assert stats["calls_polled"] > 0
+    assert stats["calls_polled"] + stats["calls_exit"] == stats["syscalls"]
+    # Each call by exit has one; one that was claimed and then left has one, too.
+    assert stats["exits_syscall"] < stats["syscalls"]
+
+
+@needs_two
+def test_forks_inherit_the_way(guests: pathlib.Path) -> None:
+    for calls in ("exit", "poll"):
+        sandbox = kvmlet.Sandbox(["./warm"], cwd=guests, memory="96m", calls=calls)
+        with sandbox.until_ready(timeout=HANG_S).freeze() as snapshot, snapshot.fork() as fork:
+            answers = set()
+            for _ in range(sized(200, 5)):
+                answers.add(fork.request(b"see", timeout=HANG_S))
+                fork.reset()
+            assert len(answers) == 1
+            polled = fork.stats()["calls_polled"]
+            assert polled == 0 if calls == "exit" else polled > 0
+
+
+@needs_two
+def test_a_process_that_forks_while_a_poller_works(guests: pathlib.Path) -> None:
+    """The child has no poller, and makes one of its own."""
+    with kvmlet.Sandbox(["./spin"], cwd=guests, calls="poll") as sandbox:
+        thread = threading.Thread(target=sandbox.run_for, args=(sized(2, 20),))
+        thread.start()
+        time.sleep(0.2)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                status = 0 if once("poll", guests).stats["calls_polled"] > 0 else 2
+            finally:
+                os._exit(status)
+        thread.join()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_one_cpu_has_no_poller(guests: pathlib.Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    run = subprocess.run(
+        [KVMLET, "run", "--calls", "poll", "--stats=json", "--", "./once", CALLS],
+        cwd=guests,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        preexec_fn=lambda: os.sched_setaffinity(0, {cpu}),
+    )
+    assert run.returncode == 0, run.stderr
+    *warning, stats = run.stderr.splitlines()
+    assert len(warning) == 1
+    assert "CPU" in warning[0]
+    assert json.loads(stats)["calls_polled"] == 0
+
+
+@needs_two
+@pytest.mark.skipif(HW, reason="a time share of an emulated CPU says nothing")
+@pytest.mark.parametrize("guest", ["./spin", "./sleeper"])
+def test_a_quiet_guest_has_no_poller(guests: pathlib.Path, guest: str) -> None:
+    """After its start; benches/calls.py measures the share."""
+    with kvmlet.Sandbox([guest], cwd=guests, calls="auto") as sandbox:
+        sandbox.run_for(0.5)
+        before = sandbox.stats()["poller_cpu_us"]
+        sandbox.run_for(2)
+        assert sandbox.stats()["poller_cpu_us"] - before < 0.01 * 2e6
+
+
+POLLERS_END = """
+import pathlib, sys, time
+import kvmlet
+
+def threads():
+    return sum(1 for _ in pathlib.Path("/proc/self/task").iterdir())
+
+kvmlet.run(["./once", "10"], calls="exit").check()
+before = threads()
+for _ in range(int(sys.argv[1])):
+    kvmlet.run(["./once", "10"], calls="poll").check()
+    assert threads() <= before + max(1, len(__import__("os").sched_getaffinity(0)) - 1)
+deadline = time.monotonic() + 60
+while threads() > before and time.monotonic() < deadline:
+    time.sleep(0.1)
+print(threads() - before)
+"""
+
+
+def test_pollers_are_few_and_end(guests: pathlib.Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", POLLERS_END, str(sized(100, 3))],
+        cwd=guests,
+        env={**ENV, "PYTHONPATH": str(ROOT / "python")},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr
