@@ -11,11 +11,11 @@ const PRICE_MIN: u32 = 8;
 /// The same after sessions that were not worth it.
 const PRICE_MAX: u32 = 4096;
 /// Two calls are close together if less than this many X lie between them.
-const CLOSE_X: u64 = 4;
+const CLOSE_X: u64 = 8;
 /// A poller gives up when the guest has posted nothing for this many X.
-pub(super) const QUIET_X: u64 = 16;
+pub(super) const QUIET_X: u64 = 64;
 /// A session that has answered fewer calls than this was not worth it.
-const WORTH_CALLS: u64 = QUIET_X;
+const WORTH_CALLS: u64 = 16;
 
 /// One sandbox's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
