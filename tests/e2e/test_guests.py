@@ -167,6 +167,10 @@ def test_interval_timers(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./itimer"], cwd=guests)
 
 
+def test_cpu_time_between_calls(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./cputime"], cwd=guests)
+
+
 def test_each_call_is_made_once(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./once", str(sized(2000, 100))], cwd=guests)
 

@@ -145,6 +145,7 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
         full_flushes: 0,
         ended: None,
         origin: None,
+        is_suspect: false,
         last_reset: ResetReport::default(),
     };
     sandbox.write_constants()?;

@@ -10,6 +10,8 @@ use landlock::{
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::transport::note_cpus;
+
 /// Sets no-new-privileges and, where the kernel has Landlock, allows this process to read exactly what
 /// the policy lets the guest read, and to use /dev/kvm. Returns what could not be applied.
 /// Irrevocable for the calling thread and its children (landlock(7), prctl(2)).
@@ -18,6 +20,7 @@ pub fn harden(cwd: &[u8]) -> Vec<String> {
     let mut notes = Vec::new();
     // What this process learns of the host's clock comes from a file that it may not read afterwards.
     let _ = HostClock::new(ClockConfig::default());
+    note_cpus();
     let _ = raise_descriptor_limit();
     if let Err(error) = rustix::thread::set_no_new_privs(true) {
         notes.push(format!("no-new-privileges could not be set: {error}"));

@@ -11,6 +11,7 @@ use kvmlet_linux::call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
 use kvmlet_linux::personality::{Cpu, Personality, Step};
 use kvmlet_linux::report::Work;
+use kvmlet_linux::signal::signo::SIGBUS;
 use kvmlet_mem::ResetReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
@@ -77,6 +78,8 @@ pub(crate) enum Stop {
 #[derive(Debug)]
 struct Posted {
     waited: Waited,
+    /// Until when the thread has been charged for its CPU time.
+    charged_ns: u64,
     closed: Closed,
     made: Option<Made>,
 }
@@ -138,6 +141,8 @@ pub struct Sandbox {
     pub(crate) ended: Option<Ending>,
     /// What this is a fork of.
     pub(crate) origin: Option<Arc<Frozen>>,
+    /// Whether the vCPU is in a state that nobody knows: it is not used for another program.
+    pub(crate) is_suspect: bool,
     /// What the last reset did.
     pub(crate) last_reset: ResetReport,
 }
@@ -301,7 +306,7 @@ impl Sandbox {
                     "the chosen thread is gone".to_owned(),
                 ));
             };
-            let (trap, posted) = self.enter_guest(tid, &mut regs, armed_ns)?;
+            let (trap, posted) = self.enter_guest(tid, &mut regs, armed_ns, before_ns)?;
             let after_ns = now_ns();
             let spent_ns = after_ns.saturating_sub(before_ns);
             self.transport
@@ -313,8 +318,19 @@ impl Sandbox {
             if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
                 thread.regs = regs;
             }
-            self.personality.charge_cpu(tid, spent_ns);
-            let trap = self.settle_posted(tid, trap, posted);
+            let charge_ns = after_ns.saturating_sub(posted.charged_ns);
+            let trap = match posted.closed {
+                // Parked before time goes on: what that wakes must be there.
+                Closed::Made => {
+                    let trap = self.settle_posted(tid, trap, posted);
+                    self.personality.charge_cpu(tid, charge_ns);
+                    trap
+                }
+                _ => {
+                    self.personality.charge_cpu(tid, charge_ns);
+                    self.settle_posted(tid, trap, posted)
+                }
+            };
             match trap {
                 None => {}
                 Some(Trap::Interrupted) => {
@@ -357,6 +373,7 @@ impl Sandbox {
         tid: Tid,
         regs: &mut UserRegs,
         armed_ns: Option<u64>,
+        now_ns: u64,
     ) -> Result<(Trap, Posted), EngineError> {
         let vcpu = &mut self.vcpu.vcpu;
         let link = match self.personality.host.report.trace {
@@ -372,24 +389,23 @@ impl Sandbox {
                 Some(_) => Waited::Unclaimed,
                 None => Waited::No,
             };
-            let (closed, made) = (Closed::Unclaimed, None);
-            return Ok((
-                trap,
-                Posted {
-                    waited,
-                    closed,
-                    made,
-                },
-            ));
+            let posted = Posted {
+                waited,
+                charged_ns: now_ns,
+                closed: Closed::Unclaimed,
+                made: None,
+            };
+            return Ok((trap, posted));
         };
         let Some(personality) = self.personality.lend() else {
             return Err(EngineError::Internal("the personality is lent".to_owned()));
         };
-        link.lend(personality, tid, armed_ns.unwrap_or(0));
+        link.lend(personality, tid, armed_ns.unwrap_or(0), now_ns);
         let trap = vcpu.run(regs);
         drop(busy);
         let Returned {
             personality,
+            charged_ns,
             closed,
             made,
             failed,
@@ -410,6 +426,7 @@ impl Sandbox {
             trap,
             Posted {
                 waited,
+                charged_ns,
                 closed,
                 made,
             },
@@ -420,6 +437,12 @@ impl Sandbox {
     /// left from a call which has been made meanwhile has nothing else to say.
     fn settle_posted(&mut self, tid: Tid, trap: Trap, posted: Posted) -> Option<Trap> {
         match (posted.closed, posted.made) {
+            // It was told to leave, and went where a slot is still missing: its own doing.
+            (Closed::Made, _) if matches!(trap, Trap::Broken { .. }) => {
+                self.is_suspect = true;
+                self.personality.kernel.kill_all(SIGBUS);
+                None
+            }
             _ if matches!(trap, Trap::Broken { .. }) => Some(trap),
             (Closed::Answered(result), _) => {
                 if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {

@@ -23,7 +23,7 @@ use crate::harden::raise_descriptor_limit;
 use crate::outcome::Ending;
 use crate::run::{Sandbox, VcpuState, now_ns};
 use crate::stats::Times;
-use crate::transport::{Calls, Lendable, Transport};
+use crate::transport::{Calls, Lendable, Transport, forget_threads};
 use crate::{EngineError, Stat};
 
 /// VMs without a program that a process keeps for the next snapshot.
@@ -75,6 +75,7 @@ fn blank_vms() -> MutexGuard<'static, BlankVms> {
 /// In a child of fork(2): closes the copies of the parent's emptied VMs. Does nothing if another thread
 /// of the parent was using them at the fork; they are closed when the child looks for one then.
 pub fn forget_vms() {
+    forget_threads();
     if let Ok(mut blank) = BLANK.try_lock() {
         blank.vms.clear();
         blank.process = std::process::id();
@@ -179,6 +180,7 @@ impl Snapshot {
             vdso,
             cpu,
         } = machine;
+        transport.detach();
         for gpa in pages.scratch() {
             memory.zero(gpa, PAGE_SIZE)?;
         }
@@ -444,6 +446,7 @@ impl Frozen {
             full_flushes: 0,
             ended: None,
             origin: Some(origin),
+            is_suspect: false,
             last_reset: ResetReport::default(),
         }
     }
@@ -492,11 +495,12 @@ impl Sandbox {
         let (mut memory, tables) = frozen.fork_memory()?;
         let slots = memory.take_new_slots();
         let config = boot::vcpu_config(&memory, &tables, &frozen.pages, Some(frozen.world))?;
-        if was == Some(Ending::Broken) {
+        if was == Some(Ending::Broken) || self.is_suspect {
             let vm = Kvm::open()?.create_vm()?;
             set_slots(&vm, slots)?;
             self.vcpu = VcpuState::new(vm.create_vcpu(config)?);
             self.vm = vm;
+            self.is_suspect = false;
         } else {
             self.vm.delete_all_slots()?;
             set_slots(&self.vm, slots)?;
@@ -525,7 +529,8 @@ impl Sandbox {
         let Some(frozen) = self.origin.take() else {
             return;
         };
-        if frozen.check_process().is_err() || self.ended == Some(Ending::Broken) {
+        let broken = self.is_suspect || self.ended == Some(Ending::Broken);
+        if broken || frozen.check_process().is_err() {
             return;
         }
         let clean = self.ended.is_none() && matches!(self.reset_memory(&frozen), Ok(Some(_)));

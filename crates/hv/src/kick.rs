@@ -234,12 +234,16 @@ fn prepare_thread(signal: c_int) -> i32 {
     }
 }
 
-/// Blocks every signal on this thread: signals to the process go to threads that expect them.
+/// Blocks signals on this thread: those to the process go to threads that expect them. Not those of job
+/// control, for which a terminal is asked on behalf of whoever blocks none (tcsetattr(3)).
 pub fn block_signals() {
     // SAFETY: sigset_t is plain data, filled by sigfillset; the call only changes this thread's mask.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut set);
+        for signal in [libc::SIGTTIN, libc::SIGTTOU, libc::SIGTSTP] {
+            libc::sigdelset(&mut set, signal);
+        }
         libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut());
     }
 }

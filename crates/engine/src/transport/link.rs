@@ -38,6 +38,8 @@ struct Loan {
     tid: Tid,
     /// When the vCPU will be kicked, on the host's CLOCK_MONOTONIC.
     kick_ns: u64,
+    /// Until when the thread has been charged for its CPU time, on the same clock.
+    charged_ns: u64,
     made: Option<Made>,
 }
 
@@ -65,6 +67,8 @@ pub(super) struct Counts {
 #[derive(Debug)]
 pub(crate) struct Returned {
     pub personality: Box<Personality>,
+    /// Until when the thread has been charged for its CPU time, on the host's CLOCK_MONOTONIC.
+    pub charged_ns: u64,
     /// What the call it left from came to.
     pub closed: Closed,
     pub made: Option<Made>,
@@ -159,7 +163,7 @@ impl Link {
     }
 
     /// The vCPU's thread is about to enter the guest.
-    pub fn lend(&self, personality: Box<Personality>, tid: Tid, kick_ns: u64) {
+    pub fn lend(&self, personality: Box<Personality>, tid: Tid, kick_ns: u64, now_ns: u64) {
         self.vcpu_cpu.store(sched_getcpu(), Ordering::Relaxed);
         self.running.store(true, Ordering::Relaxed);
         let mut shared = self.lock();
@@ -170,6 +174,7 @@ impl Link {
             personality,
             tid,
             kick_ns,
+            charged_ns: now_ns,
             made: None,
         });
     }
@@ -189,6 +194,7 @@ impl Link {
         let loan = loan.ok_or_else(lost)?;
         Ok(Returned {
             personality: loan.personality,
+            charged_ns: loan.charged_ns,
             closed,
             made: loan.made,
             failed,
@@ -225,7 +231,7 @@ impl Link {
             return true;
         }
         let start_ns = now_ns();
-        let made = std::panic::catch_unwind(AssertUnwindSafe(|| loan.make(call)));
+        let made = std::panic::catch_unwind(AssertUnwindSafe(|| loan.make(call, start_ns)));
         match made {
             Ok(Some(result)) => {
                 let word = exchange.answer(result);
@@ -239,7 +245,8 @@ impl Link {
             }
         }
         // The guest goes on meanwhile.
-        let spent_ns = now_ns().saturating_sub(start_ns);
+        loan.charged_ns = now_ns();
+        let spent_ns = loan.charged_ns.saturating_sub(start_ns);
         let report = &mut loan.personality.host.report;
         report.spend(Work::Call(call.nr), spent_ns);
         self.counts.useful_ns.fetch_add(spent_ns, Ordering::Relaxed);
@@ -256,7 +263,10 @@ impl Link {
 impl Loan {
     /// Makes a call. The result if the thread may go on with it; otherwise what is left to do is in
     /// `made`.
-    fn make(&mut self, call: Call) -> Option<u64> {
+    fn make(&mut self, call: Call, now_ns: u64) -> Option<u64> {
+        // First, as after an exit: the call may ask for CPU time, or wait for it.
+        let spent_ns = now_ns.saturating_sub(self.charged_ns);
+        self.personality.charge_cpu(self.tid, spent_ns);
         let outcome = self.personality.make(self.tid, &call);
         match outcome {
             Outcome::Done(result) if !self.must_leave() => Some(rax_of(result)),

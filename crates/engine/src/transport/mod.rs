@@ -21,6 +21,7 @@ use crate::EngineError;
 use link::Link;
 pub(crate) use link::{Made, Returned};
 use policy::Policy;
+pub(crate) use poller::note_cpus;
 
 /// Which ways a program's calls may take.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -67,7 +68,10 @@ fn note_x(spent_ns: u64) {
         X_NS.store(spent_ns.max(X_MIN_NS), Ordering::Relaxed);
     } else if spent_ns < known.saturating_mul(2) {
         // The machine has become slower, perhaps; a guest that computes between calls tells nothing.
-        X_NS.store(known.saturating_add(known >> 10), Ordering::Relaxed);
+        X_NS.store(
+            known.saturating_add((known >> 10).max(1)),
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -117,6 +121,13 @@ impl Transport {
 
     pub fn mode(&self) -> Calls {
         self.mode
+    }
+
+    /// Has calls leave from the next entry on, and no poller change the call page any more.
+    pub fn detach(&self) {
+        if let Some(link) = &self.link {
+            link.detach();
+        }
     }
 
     /// The VM has other memory now: its call page is another one.
@@ -203,6 +214,11 @@ impl Transport {
     }
 }
 
+/// In a child of fork(2): forgets the parent's threads.
+pub(crate) fn forget_threads() {
+    poller::forget();
+}
+
 /// How a run that ended in a call stands to the call page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Waited {
@@ -226,7 +242,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        poller::BUSY_VCPUS.fetch_sub(1, Ordering::Relaxed);
+        poller::end_busy();
     }
 }
 

@@ -1,8 +1,8 @@
 //! When a poller pays: pure decisions over measured times.
 //!
 //! A polled call saves about an exit (X) and costs its poller the time until the next call. So a poller
-//! is asked for when several calls have come close together, stays until the guest has been quiet for a
-//! few X, and is asked for later each time it has answered too few calls to be worth waking.
+//! is asked for when several calls have come close together, stays until the guest has been quiet for
+//! longer than a program's start usually is, and is asked for later each time it has answered too few calls to be worth waking.
 
 use super::Calls;
 

@@ -1,6 +1,7 @@
 //! The process's pollers: threads that answer posted calls, at most one fewer than CPUs.
 
 use std::hint::spin_loop;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -74,6 +75,16 @@ impl Seat {
 /// [`usable_cpus`] as it was last.
 static CPUS: AtomicUsize = AtomicUsize::new(1);
 
+/// What [`note_cpus`] has found.
+static CPUS_MAX: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Remembers how many CPUs affinity and control group allow, for a process that is about to lose sight of
+/// the files that say so.
+pub(crate) fn note_cpus() {
+    let cpus = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+    CPUS_MAX.store(cpus, Ordering::Relaxed);
+}
+
 /// CPUs that the calling thread may use, by affinity and control group. Not for pollers, which confine
 /// themselves.
 fn usable_cpus() -> usize {
@@ -84,6 +95,7 @@ fn usable_cpus() -> usize {
         return known;
     }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let cpus = cpus.min(CPUS_MAX.load(Ordering::Relaxed));
     CPUS.store(cpus, Ordering::Relaxed);
     READ_NS.store(now, Ordering::Relaxed);
     cpus
@@ -92,8 +104,29 @@ fn usable_cpus() -> usize {
 /// Whether so many threads want a CPU that a poller and its vCPU hardly ever have one at the same time,
 /// `more` threads included.
 fn is_crowded(more: usize) -> bool {
-    let wanted = BUSY_VCPUS.load(Ordering::Relaxed) + ACTIVE.load(Ordering::Relaxed) + more;
-    wanted > CPUS.load(Ordering::Relaxed) * THREADS_PER_CPU
+    let busy = BUSY_VCPUS.load(Ordering::Relaxed);
+    let wanted = busy
+        .saturating_add(ACTIVE.load(Ordering::Relaxed))
+        .saturating_add(more);
+    wanted > CPUS.load(Ordering::Relaxed).saturating_mul(THREADS_PER_CPU)
+}
+
+/// In a child of fork(2): the threads that were counted are the parent's.
+pub(super) fn forget() {
+    BUSY_VCPUS.store(0, Ordering::Relaxed);
+    ACTIVE.store(0, Ordering::Relaxed);
+}
+
+fn count_down(counter: &AtomicUsize) {
+    // Never below zero: a child of fork(2) starts anew.
+    let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+        count.checked_sub(1)
+    });
+}
+
+/// A vCPU of this process leaves KVM_RUN.
+pub(super) fn end_busy() {
+    count_down(&BUSY_VCPUS);
 }
 
 /// Finds a poller for `link`. The caller's vCPU is not counted as busy at this moment. Returns whether
@@ -114,8 +147,6 @@ pub(super) fn ask(link: &Arc<Link>, spin_ticks: u64) -> bool {
             count: 0,
             idle: Vec::new(),
         };
-        ACTIVE.store(0, Ordering::Relaxed);
-        BUSY_VCPUS.store(0, Ordering::Relaxed);
     }
     if let Some(seat) = pollers.idle.pop() {
         seat.keep_off_this_cpu();
@@ -128,15 +159,16 @@ pub(super) fn ask(link: &Arc<Link>, spin_ticks: u64) -> bool {
         return false;
     }
     let (seat, first) = (Arc::new(Seat::default()), Arc::clone(link));
+    // Before the thread, which detaches when it finds nothing to do.
+    link.attach(spin_ticks);
     let thread = std::thread::Builder::new()
         .name("kvmlet-poller".to_owned())
         .spawn(move || live(&seat, first));
-    let made = thread.is_ok();
-    if made {
-        pollers.count += 1;
-        link.attach(spin_ticks);
+    match thread {
+        Ok(_) => pollers.count += 1,
+        Err(_) => link.detach(),
     }
-    made
+    thread.is_ok()
 }
 
 fn live(seat: &Arc<Seat>, first: Arc<Link>) {
@@ -145,8 +177,10 @@ fn live(seat: &Arc<Seat>, first: Arc<Link>) {
     let mut next = Some(first);
     while let Some(link) = next.take() {
         ACTIVE.fetch_add(1, Ordering::Relaxed);
-        poll(&link);
-        ACTIVE.fetch_sub(1, Ordering::Relaxed);
+        // A fault of ours must not take the process's pollers away.
+        let _ = std::panic::catch_unwind(AssertUnwindSafe(|| poll(&link)));
+        link.detach();
+        count_down(&ACTIVE);
         drop(link);
         next = wait(seat);
     }
@@ -240,7 +274,6 @@ fn poll(link: &Link) {
         }
     }
     count_time();
-    link.detach();
 }
 
 /// Moves this thread off the vCPU's CPU. `false` if it cannot.
