@@ -151,7 +151,9 @@ class Isolated(Generic[P, R]):
                 # What stands in the main program has another name in the guest.
                 if b"__main__" not in data:
                     return data
-            return _cloudpickle().dumps((function, args, kwargs), 5)  # type: ignore[no-any-return]
+            code = getattr(self.__wrapped__, "__code__", None)
+            call = (function, args, kwargs, getattr(code, "co_filename", ""))
+            return _cloudpickle().dumps(call, 5)  # type: ignore[no-any-return]
         except KvmletError:
             raise
         except Exception as error:

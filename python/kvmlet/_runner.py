@@ -13,6 +13,7 @@ import os
 import pickle
 import sys
 import traceback
+import types
 from typing import TYPE_CHECKING, Any
 
 from kvmlet._data import NotData, encode, type_name
@@ -60,14 +61,25 @@ def _warm(message: bytes) -> None:
     with contextlib.suppress(ImportError):
         # Functions that have no name to be imported by.
         cloudpickle = importlib.import_module("cloudpickle")
-        _answer(_call, cloudpickle.dumps((lambda x: x, (1,), {}), 5))
+        _answer(_call, cloudpickle.dumps((lambda x: x, (1,), {}, __file__), 5))
 
 
 def _call(message: bytes) -> object:
-    function, args, kwargs = pickle.loads(message)
+    function, args, kwargs, *source = pickle.loads(message)
     if isinstance(function, tuple):
         function = find(*function)
+    elif source and isinstance(function, types.FunctionType):
+        function.__code__ = _from_file(function.__code__, source[0])
     return function(*args, **kwargs)
+
+
+def _from_file(code: types.CodeType, name: str) -> types.CodeType:
+    """The code with its file's name, for tracebacks: cloudpickle from 3.1.3 on leaves it out."""
+    constants = tuple(
+        _from_file(constant, name) if isinstance(constant, types.CodeType) else constant
+        for constant in code.co_consts
+    )
+    return code.replace(co_filename=name, co_consts=constants)
 
 
 def find(module: str, qualname: str) -> Any:

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from e2e.oracle import ENV, HANG_S, HW, in_vm, kvmlet_argv, repeated, sized
+from e2e.service import TASKS, tasks
 
 pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
 
@@ -197,7 +198,9 @@ def test_a_killed_command_leaves_nothing(guests: pathlib.Path) -> None:
     assert started.finish()[0] == 137
 
 
-PROBE = """
+PROBE = (
+    TASKS
+    + """
 import json, os, resource, sys, threading
 import kvmlet
 
@@ -211,7 +214,7 @@ def state():
     return {
         "descriptors": len(kinds),
         "vms": sum(kind.startswith("anon_inode:kvm") for kind in kinds),
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": len(tasks()),
         "mappings": mappings,
         "resident": resident,
     }
@@ -241,6 +244,7 @@ for i in range(rounds):
     once(i)
 print(json.dumps([before, state()]))
 """
+)
 
 
 @pytest.mark.slow
@@ -270,9 +274,9 @@ def test_the_thread_of_a_run_is_gone(guests: pathlib.Path) -> None:
     import kvmlet
 
     kvmlet.run([guests / "hello-static"], cwd=guests)
-    before = sorted(os.listdir("/proc/self/task"))
+    before = tasks()
     descriptors = sorted(os.listdir("/proc/self/fd"))
     for argv, timeout in ((["./spin"], 0.2), (["./sleeper"], 0.2), (["./sleeper", "threads"], 0.2)):
         assert kvmlet.run(argv, cwd=guests, timeout=timeout).reason == "timeout"
-    assert sorted(os.listdir("/proc/self/task")) == before
+    assert tasks() == before
     assert sorted(os.listdir("/proc/self/fd")) == descriptors

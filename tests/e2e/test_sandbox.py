@@ -15,6 +15,7 @@ import pytest
 
 import kvmlet
 from e2e.oracle import HANG_S, HW, sized
+from e2e.service import tasks
 
 pytestmark = [pytest.mark.hw, pytest.mark.hw_modes, pytest.mark.poll, pytest.mark.usefixtures("vm")]
 
@@ -458,7 +459,7 @@ def test_nothing_is_left(tmp_path: pathlib.Path) -> None:
     """Sandboxes that come and go leave no descriptor, thread or mapping behind."""
 
     def held() -> tuple[int, int]:
-        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+        return len(os.listdir("/proc/self/fd")), len(tasks())
 
     def once() -> None:
         with start(tmp_path).until_ready(READY_S).freeze() as snapshot:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from e2e.oracle import HANG_S, HW
+from e2e.service import TASKS
 
 if TYPE_CHECKING:
     import pathlib
 
 pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
 
-DRIVER = """
+DRIVER = (
+    TASKS
+    + """
 import ctypes, json, os, sys
 import kvmlet
 
@@ -27,9 +30,7 @@ def state():
     libc.malloc_trim(0)
     with open("/proc/self/statm") as statm:
         resident = int(statm.read().split()[1]) * 4096
-    with open("/proc/self/status") as status:
-        threads = next(int(line.split()[1]) for line in status if line.startswith("Threads:"))
-    return {"fds": len(os.listdir("/proc/self/fd")), "threads": threads, "resident": resident}
+    return {"fds": len(os.listdir("/proc/self/fd")), "threads": len(tasks()), "resident": resident}
 
 def check():
     run = kvmlet.run(["/bin/echo", "fine"], timeout=60)
@@ -47,6 +48,7 @@ for argv, memory, timeout in json.load(sys.stdin):
     check()
 json.dump({"before": before, "after": state(), "ends": ends}, sys.stdout)
 """
+)
 
 GUESTS: list[tuple[list[str], str, int]] = [
     (["./fuzz", "101", "3000"], "64m", 20),
