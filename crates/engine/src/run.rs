@@ -309,8 +309,10 @@ impl Sandbox {
             let (trap, posted) = self.enter_guest(tid, &mut regs, armed_ns, before_ns)?;
             let after_ns = now_ns();
             let spent_ns = after_ns.saturating_sub(before_ns);
-            self.transport
-                .note_run(trap, posted.waited, spent_ns, after_ns);
+            if trap == Trap::Syscall {
+                self.transport
+                    .note_call(regs.rax, posted.waited, spent_ns, after_ns);
+            }
             self.account(work, before_ns.saturating_sub(mark_ns));
             work = work_of(trap, &regs);
             self.times.guest_ns += spent_ns;

@@ -206,7 +206,8 @@ impl Link {
         self.page.posted()
     }
 
-    /// Makes the call that has been posted, if one is still to be made. Returns whether it was.
+    /// Makes the call that has been posted, if one is still to be made. Returns whether that has spared an
+    /// exit.
     pub(super) fn serve(&self) -> bool {
         let mut shared = self.lock();
         // Only under the lock: what was seen in the page before may have left the VM since.
@@ -228,10 +229,11 @@ impl Link {
         };
         if !table::is_remote(call.nr) {
             self.refuse(exchange, Left::Refused);
-            return true;
+            return false;
         }
         let start_ns = now_ns();
         let made = std::panic::catch_unwind(AssertUnwindSafe(|| loan.make(call, start_ns)));
+        let answered = matches!(made, Ok(Some(_)));
         match made {
             Ok(Some(result)) => {
                 let word = exchange.answer(result);
@@ -250,7 +252,7 @@ impl Link {
         let report = &mut loan.personality.host.report;
         report.spend(Work::Call(call.nr), spent_ns);
         self.counts.useful_ns.fetch_add(spent_ns, Ordering::Relaxed);
-        true
+        answered
     }
 
     fn refuse(&self, exchange: &mut Exchange, left: Left) {

@@ -13,9 +13,9 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvmlet_abi::Trap;
 use kvmlet_hv::CallPage;
 use kvmlet_linux::personality::Personality;
+use kvmlet_linux::syscalls::table;
 
 use crate::EngineError;
 use link::Link;
@@ -182,12 +182,11 @@ impl Transport {
             .map_or(0, |link| link.counts.polled.load(Ordering::Relaxed))
     }
 
-    /// A run has ended: learns from it.
-    pub fn note_run(&mut self, trap: Trap, waited: Waited, spent_ns: u64, now_ns: u64) {
-        if trap != Trap::Syscall {
-            return;
-        }
+    /// A run has ended in this call: learns from it.
+    pub fn note_call(&mut self, nr: u64, waited: Waited, spent_ns: u64, now_ns: u64) {
         match waited {
+            // A poller would be of no use to it.
+            Waited::No if !table::is_remote(nr) => {}
             Waited::No => {
                 note_x(spent_ns);
                 let gap_ns = now_ns.saturating_sub(self.last_exit_ns);
