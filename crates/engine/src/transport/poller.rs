@@ -20,9 +20,9 @@ use crate::run::now_ns;
 const PAUSES: u32 = 4;
 /// Looks at the page between two looks at the clock.
 const SPINS: u32 = 16;
-/// A gap between two looks at the clock in which this thread was not on a CPU, in nanoseconds: no batch
-/// of looks takes so long unless calls are made.
-const AWAY_NS: u64 = 50_000;
+/// Looks at the clock, at least, before the guest is taken to be quiet: a thread that had no CPU for a
+/// while has not looked.
+const LOOKS_MIN: u32 = 256;
 /// Looks at the clock between two looks at the CPUs.
 const CLOCKS: u32 = 64;
 /// A poller without work ends after this time.
@@ -239,7 +239,7 @@ fn poll(link: &Link) {
     // What was posted before this thread came is still to be answered.
     link.serve();
     let mut useful_ns = now_ns();
-    let mut last_look_ns = useful_ns;
+    let mut looks = 0u32;
     'polling: while keep_apart(link) {
         for _ in 0..CLOCKS {
             link.end_stall();
@@ -254,17 +254,13 @@ fn poll(link: &Link) {
                 last = posted;
                 if link.serve() {
                     useful_ns = now_ns();
+                    looks = 0;
                 }
             }
-            let look_ns = now_ns();
-            let gap_ns = look_ns.saturating_sub(last_look_ns);
-            if gap_ns > AWAY_NS {
-                // This thread had no CPU: that is not the guest's silence.
-                useful_ns = useful_ns.saturating_add(gap_ns);
-            }
-            last_look_ns = look_ns;
-            let idle_ns = look_ns.saturating_sub(useful_ns);
-            if idle_ns > quiet_ns && (link.mode == Calls::Auto || !link.is_running()) {
+            looks = looks.saturating_add(1);
+            let idle_ns = now_ns().saturating_sub(useful_ns);
+            let is_quiet = idle_ns > quiet_ns && looks >= LOOKS_MIN;
+            if is_quiet && (link.mode == Calls::Auto || !link.is_running()) {
                 break 'polling;
             }
         }
