@@ -96,8 +96,9 @@ lint-python: $(VENV)/.group-dev
 test-rust: deps-test
 	cargo test --workspace --exclude kvmlet-py
 
-# The tests marked $(2) with calls that travel by $(1); a poller takes a second processor.
-hw-tests = $(BIN)/python tests/hwkvm/run.py --smp 2 --timeout-s 2700 -- \
+# The tests marked $(2) with calls that travel by $(1), on $(3) processors. On one, every call leaves the VM
+# whatever the mode: a poller takes a second one.
+hw-tests = $(BIN)/python tests/hwkvm/run.py --smp $(3) --timeout-s 2700 -- \
 		env KVMLET_HW=1 KVMLET_CALLS=$(1) PYTHONDONTWRITEBYTECODE=1 \
 		$(PYTEST) -p no:cacheprovider -m '$(2)' --timeout 600 $(END_TO_END)
 
@@ -107,9 +108,9 @@ test-hw: deps-hw
 test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
-	$(call hw-tests,auto,hw)
-	$(call hw-tests,exit,hw_modes)
-	$(call hw-tests,poll,hw_modes)
+	$(call hw-tests,auto,hw,1)
+	$(call hw-tests,auto,hw_modes,2)
+	$(call hw-tests,poll,hw_modes,2)
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.hw,
+    pytest.mark.hw_modes,
     # Each test names its own modes.
     pytest.mark.default_mode,
     pytest.mark.usefixtures("vm"),

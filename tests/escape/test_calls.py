@@ -12,7 +12,7 @@ from escape.bounded import bounded
 if TYPE_CHECKING:
     import pathlib
 
-pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+pytestmark = [pytest.mark.hw, pytest.mark.hw_modes, pytest.mark.usefixtures("vm")]
 
 MODES = ["poll", "auto"]
 ENDLESS_S = 20 if HW else 3
