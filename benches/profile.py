@@ -9,19 +9,18 @@ tables cannot be told from guest code, nor can the hand-over of a call to the po
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import HERE, KVMLET, BenchError, Run, interleave, kvmlet, native, program
+from measure import BUILD, HERE, KVMLET, interleave, kvmlet, native
+from programs import installed
 from report import Case, Row, amount, compare, parser, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from measure import Run
+    from programs import Program
 
 MODES = ("exit", "auto")
 PARTS = {
@@ -37,15 +36,7 @@ PARTS = {
     "other": "other work between guest code",
     "idle": "waiting with nothing to run",
 }
-FILES = 5000
-ROWS = 100_000
-FUNCTIONS = 300
 SHOWN_CALLS = 6
-
-_MODULES = (
-    "argparse, asyncio, decimal, email, hashlib, http.client, json, logging, sqlite3, unittest"
-)
-_OUT = "/tmp/kvmlet-profile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,88 +94,21 @@ def divide(name: str, guest: Run, native_ns: float, x_ns: float, python_ns: floa
     return Profile(name, native_ns, guest.wall_ns, parts, calls)
 
 
-# ---- the programs ----
-
-
-def _python(code: str) -> list[str]:
-    return ["/usr/bin/python3", "-c", code]
-
-
-def _sqlite() -> list[str]:
-    # Natively the file is there from the run before.
-    statements = f"""
-        PRAGMA synchronous = OFF;
-        DROP TABLE IF EXISTS item;
-        CREATE TABLE item(id INTEGER PRIMARY KEY, price INTEGER, name TEXT);
-        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS})
-        INSERT INTO item SELECT i, i * 7919 % 1000, hex(i) FROM n;
-        CREATE INDEX by_price ON item(price);
-        SELECT price, count(*), max(name) FROM item GROUP BY price;
-    """
-    return ["sqlite3", f"{_OUT}.db", statements]
-
-
-def _tar() -> list[str]:
-    top = Path("profile-tree")
-    if not (top / "done").exists():
-        for number in range(FILES):
-            directory = top / f"{number % 50:02}"
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / f"{number:04}").write_bytes(b"x" * (number * 37 % 8192))
-        (top / "done").touch()
-    return ["tar", "-c", "-f", f"{_OUT}.tar", str(top)]
-
-
-def _compiler() -> list[str]:
-    found = subprocess.run(
-        ["gcc", "-print-prog-name=cc1"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    lines = ["typedef unsigned long u64;"]
-    for number in range(FUNCTIONS):
-        lines += [
-            f"u64 f{number}(u64 a, u64 b)",
-            "{",
-            f"    for (u64 i = 0; i < {number % 9 + 2}; i++)",
-            f"        a = a * {number + 3} + (b ^ i) % {number + 7};",
-            f"    return a + {f'f{number - 1}(b, a)' if number else 'b'};",
-            "}",
-        ]
-    # Not beside the measured programs: every source there is one of them.
-    source = Path("profile-source/big.c")
-    source.parent.mkdir(exist_ok=True)
-    source.write_text("\n".join(lines) + "\n")
-    return [found, "-quiet", "-O1", str(source), "-o", f"{_OUT}.s"]
-
-
-PROGRAMS: dict[str, Callable[[], list[str]]] = {
-    "python3 -c pass": partial(_python, "pass"),
-    "ten imports": partial(_python, f"import {_MODULES}"),
-    f"sqlite3, {ROWS:,} rows": _sqlite,
-    f"tar of {FILES:,} files": _tar,
-    "cc1 -O1": _compiler,
-}
-
-
 # ---- measuring and showing ----
 
 
 def main() -> int:
     """Run the bench; the exit status."""
-    options = parser("profile.py", __doc__, list(PROGRAMS)).parse_args()
+    programs = {program.name: program for program in installed()}
+    options = parser("profile.py", __doc__, list(programs)).parse_args()
     if not KVMLET.exists():
         print(f"bench: {KVMLET} is missing: run `make bench-profile`", file=sys.stderr)
         return 2
     profiles: list[Profile] = []
-    cases = [
-        Case(name, partial(_measured, name, profiles))
-        for name in PROGRAMS
-        if not options.only or name in options.only
-    ]
-    try:
-        status = run(cases, options)
-    finally:
-        for suffix in (".db", ".tar", ".s"):
-            Path(_OUT + suffix).unlink(missing_ok=True)
+    wanted = options.only or list(programs)
+    status = run(
+        [Case(name, partial(_measured, programs[name], profiles)) for name in wanted], options
+    )
     for profile in profiles:
         print(_table(profile))
     if profiles:
@@ -197,18 +121,17 @@ def main() -> int:
     return status
 
 
-def _measured(name: str, profiles: list[Profile], pairs: int) -> list[Row]:
+def _measured(program: Program, profiles: list[Profile], pairs: int) -> list[Row]:
     """Rows of wall times against native; the profile of each median run goes to `profiles`."""
-    argv = PROGRAMS[name]()
-    if shutil.which(argv[0]) is None:
-        raise BenchError(f"{argv[0]} is not installed")
-    rounds = interleave(
-        pairs,
-        partial(native, [program("kvm_floor"), "exit"]),
-        partial(native, [sys.executable, "-c", "pass"]),
-        partial(native, argv),
-        *(partial(kvmlet, argv, calls=mode) for mode in MODES),
-    )
+    name, argv = program.name, list(program.argv)
+    with program.in_its_directory():
+        rounds = interleave(
+            pairs,
+            partial(native, [str(BUILD / "kvm_floor"), "exit"]),
+            partial(native, [sys.executable, "-c", "pass"]),
+            partial(native, argv),
+            *(partial(kvmlet, argv, calls=mode) for mode in MODES),
+        )
     rows = []
     for arm, mode in enumerate(MODES, start=3):
         middle = sorted(rounds, key=lambda runs: runs[arm].wall_ns)[len(rounds) // 2]

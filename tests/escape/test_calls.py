@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +29,13 @@ def test_what_is_written_into_the_page_does_no_more_than_calls(
     # Where the page is the program's at all: on software KVM.
     assert b"alive" in run.stdout or run.stdout == b"the page is not the program's\n", run.said
     assert b"MORE BYTES THAN POSTS" not in run.stdout, run.said
+
+
+@pytest.mark.parametrize("calls", MODES)
+def test_a_guest_that_does_not_leave_harms_itself_only(hostile: pathlib.Path, calls: str) -> None:
+    run = bounded(["./callpage", "stay", "1000"], cwd=hostile, calls=calls)
+    # Memory that its VM does not have yet ends it: SIGBUS.
+    assert run.status in (0, 128 + signal.SIGBUS), run.said
 
 
 @pytest.mark.parametrize("calls", MODES)

@@ -130,6 +130,36 @@ static void threads(unsigned long rounds) {
     printf("done\n");
 }
 
+// Has file contents read into memory that nobody has touched, in steps, and uses it at once, also when
+// told to leave: its pages may lie in a slot that the VM does not know yet.
+static void stay(unsigned long rounds) {
+    int fd = open("callpage", O_RDONLY);
+    need(fd >= 0, "open");
+    enum { STEP = 256 << 10 };
+    size_t len = 96ul << 20;
+    char *memory = map(len, PROT_READ | PROT_WRITE);
+    unsigned long told = 0, sum = 0;
+    for (size_t at = 0; at < len && rounds--; at += STEP) {
+        NR = SYS_pread64;
+        ARG(0) = (uint64_t)fd;
+        ARG(1) = (uint64_t)(uintptr_t)(memory + at);
+        ARG(2) = STEP;
+        ARG(3) = 0;
+        uint32_t ticket = ++POSTED;
+        for (int i = 0; i < 100000 && (uint32_t)ANSWERED != ticket; i++) __asm__ volatile("pause");
+        if ((uint32_t)ANSWERED != ticket) {
+            // Nobody looked: by exit then.
+            pread(fd, memory + at, STEP, 0);
+            continue;
+        }
+        // What was mapped ahead with it, too.
+        size_t more = ANSWERED >> 32 ? 8ul << 20 : STEP;
+        told += more != STEP;
+        for (size_t page = 0; page < more && at + page < len; page += PAGE) sum += (unsigned char)memory[at + page];
+    }
+    fprintf(stderr, "told to leave %lu times, %lu\n", told, sum);
+}
+
 int main(int argc, char **argv) {
     need(argc == 3, "arguments");
     struct sigaction action = {.sa_handler = not_ours};
@@ -143,6 +173,7 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "rewrite")) rewrite(rounds);
     else if (!strcmp(what, "numbers")) numbers(rounds);
     else if (!strcmp(what, "threads")) threads(rounds);
+    else if (!strcmp(what, "stay")) stay(rounds);
     else if (!strcmp(what, "never-stop")) {
         for (;;) post(SYS_getpgrp, 0, 0, 0);
     } else if (!strcmp(what, "wait-for-ever")) {
