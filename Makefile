@@ -96,21 +96,27 @@ lint-python: $(VENV)/.group-dev
 test-rust: deps-test
 	cargo test --workspace --exclude kvmlet-py
 
-# The tests marked $(2) with calls that travel by $(1), on $(3) processors. On one, every call leaves the VM
-# whatever the mode: a poller takes a second one.
+# The tests marked $(2) with calls that travel by $(1), on a machine of $(3) processors. On one, every
+# call leaves the VM whatever the mode: a poller takes a second one.
 hw-tests = $(BIN)/python tests/hwkvm/run.py --smp $(3) --timeout-s 2700 -- \
 		env KVMLET_HW=1 KVMLET_CALLS=$(1) PYTHONDONTWRITEBYTECODE=1 \
 		$(PYTEST) -p no:cacheprovider -m '$(2)' --timeout 600 $(END_TO_END)
 
-.PHONY: test-hw test-hw-steps
+# Two machines of one processor each go side by side.
+HW_SHARES := test-hw-share-1 test-hw-share-2
+
+.PHONY: test-hw test-hw-steps $(HW_SHARES)
 test-hw: deps-hw
 	$(call timed,test-hw-steps)
 test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
-	$(call hw-tests,auto,hw,1)
+	$(BIN)/python tests/hwkvm/run.py --prepare
+	@$(MAKE) --jobs 2 --output-sync=target $(HW_SHARES)
 	$(call hw-tests,auto,hw_modes,2)
 	$(call hw-tests,poll,hw_modes,2)
+$(HW_SHARES): test-hw-share-%:
+	$(call hw-tests,auto,hw,1) --share $*/2
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev

@@ -1,5 +1,6 @@
 """What every test directory shares: the guest programs and the option to leave the VMs out."""
 
+import argparse
 import pathlib
 import subprocess
 
@@ -14,6 +15,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="check the native side of each comparison, then skip: to work on the tests",
     )
+    parser.addoption(
+        "--share",
+        metavar="K/N",
+        type=share_of,
+        default=(1, 1),
+        help="run every Nth test, from the Kth on: the shares of 1 to N are the whole suite",
+    )
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """The K and N of `K/N`."""
+    k, _, n = text.partition("/")
+    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N")
+    return int(k), int(n)
+
+
+# Last, so that shares are taken of what -m and -k have left.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    k, n = config.getoption("--share")
+    others = [item for number, item in enumerate(items, start=1) if number % n != k % n]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for number, item in enumerate(items, start=1) if number % n == k % n]
 
 
 @pytest.fixture(scope="session")

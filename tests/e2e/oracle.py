@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 Word = str | os.PathLike[str]
 
@@ -60,14 +60,14 @@ def sized(here: int, on_hw: int) -> int:
     return on_hw if HW else here
 
 
-def repeated(here: int, on_hw: int) -> int:
-    """How often the same is repeated to find what is rare: a tenth of it in other modes of calls.
+def repeated(here: int, on_hw: int, *, whole_in: Collection[str] = ("auto",)) -> int:
+    """How often the same is repeated to find what is rare; in other modes of calls, a tenth of it.
 
     The first turns try what is particular to a mode; what many turns are for (a leak of a page, one
-    state too many) is the same in all.
+    state too many) is mostly the same in all.
     """
     turns = sized(here, on_hw)
-    return turns if CALLS in ("", "auto") else max(1, turns // 10)
+    return turns if (CALLS or "auto") in whole_in else max(1, turns // 10)
 
 
 @dataclass(frozen=True, slots=True)

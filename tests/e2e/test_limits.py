@@ -252,7 +252,7 @@ print(json.dumps([before, state()]))
 @pytest.mark.timeout(1200)
 def test_a_thousand_runs_leak_nothing(guests: pathlib.Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", PROBE, str(repeated(1000, 40))],
+        [sys.executable, "-c", PROBE, str(repeated(1000, 40, whole_in=("auto", "poll")))],
         cwd=guests,
         capture_output=True,
         text=True,

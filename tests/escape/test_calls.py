@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 from typing import TYPE_CHECKING
 
@@ -24,11 +25,13 @@ ENDLESS_S = 20 if HW else 3
 def test_what_is_written_into_the_page_does_no_more_than_calls(
     hostile: pathlib.Path, what: str, calls: str
 ) -> None:
-    run = bounded(["./callpage", what, str(sized(3000, 200))], cwd=hostile, calls=calls)
-    assert run.status == 0, run.said
+    argv = ["./callpage", what, str(sized(3000, 200)), str(secrets.randbits(32))]
+    run = bounded(argv, cwd=hostile, calls=calls)
+    said = f"{argv}: {run.said}"
+    assert run.status == 0, said
     # Where the page is the program's at all: on software KVM.
-    assert b"alive" in run.stdout or run.stdout == b"the page is not the program's\n", run.said
-    assert b"MORE BYTES THAN POSTS" not in run.stdout, run.said
+    assert b"alive" in run.stdout or run.stdout == b"the page is not the program's\n", said
+    assert b"MORE BYTES THAN POSTS" not in run.stdout, said
 
 
 @pytest.mark.parametrize("calls", MODES)

@@ -1,4 +1,4 @@
-// Lies in the call page, through which calls are answered without an exit: callpage WHAT ROUNDS
+// Lies in the call page, through which calls are answered without an exit: callpage WHAT ROUNDS [SEED]
 //
 // On software KVM the page is the program's to write; on hardware and on Linux it is not, and the first
 // access ends this program. Nothing in it may do more than a plain call could, and none is made twice.
@@ -22,6 +22,7 @@
 #define DEADLINE WORD(128)
 
 static volatile int stop;
+static uint64_t seed = 1;
 
 static void not_ours(int sig) {
     (void)sig;
@@ -81,7 +82,7 @@ static void rewrite(unsigned long rounds) {
 
 // Every call number with odd arguments, posted and not waited for.
 static void numbers(unsigned long rounds) {
-    uint64_t state = 7;
+    uint64_t state = seed;
     for (unsigned long i = 0; i < rounds; i++) {
         uint64_t nr = next_random(&state) % 600;
         // Not those that end or stop the program by themselves.
@@ -103,7 +104,7 @@ static void numbers(unsigned long rounds) {
 
 static void *scribble(void *unused) {
     (void)unused;
-    uint64_t state = 99;
+    uint64_t state = ~seed;
     while (!stop) {
         for (uint64_t at = 0; at < 160; at += 8) WORD(at) = next_random(&state);
         ANSWERED = POSTED;
@@ -161,7 +162,8 @@ static void stay(unsigned long rounds) {
 }
 
 int main(int argc, char **argv) {
-    need(argc == 3, "arguments");
+    need(argc >= 3, "arguments");
+    if (argc > 3) seed = strtoul(argv[3], NULL, 0) | 1;
     struct sigaction action = {.sa_handler = not_ours};
     sigaction(SIGSEGV, &action, NULL);
     (void)POSTED;
