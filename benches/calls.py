@@ -50,7 +50,8 @@ CPUS = 2
 VMS = (1, 2, 4, 8)
 BUSY_MS = 3000
 QUIET_S = 5
-GROUPS = (*KINDS, "quiet", "busy")
+NARROWED_MS = 1000
+GROUPS = (*KINDS, "quiet", "busy", "narrowed")
 
 
 def main() -> int:
@@ -72,7 +73,7 @@ def main() -> int:
         else:
             usable[name] = runner
     cases = [Case(kind, partial(_kind, kind, usable)) for kind in KINDS]
-    cases += [Case("quiet", _quiet), Case("busy", _busy)]
+    cases += [Case("quiet", _quiet), Case("busy", _busy), Case("narrowed", _narrowed)]
     return run([case for case in cases if not options.only or case.name in options.only], options)
 
 
@@ -143,7 +144,7 @@ def _quiet(pairs: int) -> list[Row]:
 
 
 def _busy(pairs: int) -> list[Row]:
-    """Calls per second of several VMs at once in one process."""
+    """Calls per second and CPU time of a call, of several VMs at once in one process."""
     many = [sys.executable, str(HERE / "many.py")]
     rows = []
     for vms in VMS:
@@ -173,6 +174,43 @@ def _busy(pairs: int) -> list[Row]:
                     unit="",
                 )
             )
+        cpu_ns = {mode: [r.value("cpu_ns") for r in runs] for mode, runs in by_mode.items()}
+        best = min(("exit", "poll"), key=lambda mode: _median(cpu_ns[mode]))
+        rows.append(
+            compare(
+                f"{vms} busy VMs, auto against {best}: CPU time of a call",
+                cpu_ns["auto"],
+                cpu_ns[best],
+                Promise("<=", round(1 / 0.95, 3), "the best"),
+            )
+        )
+    return rows
+
+
+def _narrowed(pairs: int) -> list[Row]:
+    """What a call takes after all threads were forced onto one CPU, the poller's included."""
+    floor = [program("kvm_floor"), "exit"]
+    rows = []
+    for mode in ("poll", "auto"):
+        guest = [sys.executable, str(HERE / "narrowed.py"), mode, str(NARROWED_MS)]
+        arms = (partial(native, floor), partial(native, guest))
+        rounds = interleave(max(1, pairs // 3), *arms)
+        x_ns = [runs[0].value("x_ns") for runs in rounds]
+        guests = [runs[1] for runs in rounds]
+        counts = {
+            name: _median([guest.value(name) for guest in guests])
+            for name in ("median_ns", "max_ns", "calls", "calls_polled")
+        }
+        rows.append(
+            compare(
+                f"all threads forced onto one CPU, {mode}: 999 of 1,000 calls take at most",
+                [guest.value("p999_ns") for guest in guests],
+                x_ns,
+                Promise("<=", 5, "X"),
+                counts=counts,
+                shown=tuple(counts),
+            )
+        )
     return rows
 
 
