@@ -4,13 +4,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use bitflags::bitflags;
 use kvmlet_abi::Errno;
-use kvmlet_policy::{Place, READ_REMEDY, SHM, TMP, WRITE_REMEDY, join, parent};
+use kvmlet_policy::{Place, READ_REMEDY, SHM, TMP, WRITE_REMEDY, is_canonical, join, parent};
 
 use super::Dir;
 use super::attr::{Attr, MAY_EXEC};
 use super::hostfs::{self, Handle};
+pub use super::request::{Intent, Last, Request, Resolve, Start};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
 use crate::cx::Cx;
@@ -21,81 +21,6 @@ const LINKS_MAX: u32 = 40;
 /// Longest canonical path that is composed, in bytes. Open descriptions keep theirs, so it is bounded.
 /// Linux differs: a directory may lie deeper.
 const CANONICAL_MAX: usize = 64 << 10;
-
-bitflags! {
-    /// Limits on a resolution (openat2(2) `resolve`), with Linux's values.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-    pub struct Resolve: u64 {
-        /// RESOLVE_NO_XDEV
-        const NO_XDEV = 1;
-        /// RESOLVE_NO_MAGICLINKS
-        const NO_MAGICLINKS = 2;
-        /// RESOLVE_NO_SYMLINKS
-        const NO_SYMLINKS = 4;
-        /// RESOLVE_BENEATH
-        const BENEATH = 8;
-        /// RESOLVE_IN_ROOT
-        const IN_ROOT = 16;
-    }
-}
-
-/// What becomes of the last component.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Last {
-    /// It is looked up; a symbolic link is followed.
-    Follow,
-    /// It is looked up; a symbolic link is the answer.
-    NoFollow,
-    /// As `Follow`, but it may be missing ([`Walked::Missing`]).
-    Create,
-    /// As `NoFollow`, but it may be missing.
-    CreateExclusive,
-    /// It is not looked up: always [`Walked::Missing`].
-    Parent,
-}
-
-/// What the caller is about to do: decides how a denial reads.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Intent {
-    /// Look or read.
-    Read,
-    /// Change something.
-    Write,
-}
-
-/// Where a relative path starts.
-#[derive(Clone, Debug)]
-pub struct Start {
-    /// The directory.
-    pub dir: Dir,
-    /// Its descriptor, if it is a host directory that is open: a single name is looked up there, as
-    /// Linux does.
-    /// Linux differs: longer paths go by the directory's path, should it have been moved meanwhile.
-    pub open: Option<Arc<OwnedFd>>,
-}
-
-impl From<Dir> for Start {
-    fn from(dir: Dir) -> Self {
-        Self { dir, open: None }
-    }
-}
-
-/// A path to be resolved.
-#[derive(Clone, Debug)]
-pub struct Request<'a> {
-    /// The call's name, for denials.
-    pub call: &'static str,
-    /// Where a relative path starts.
-    pub start: Start,
-    /// The path as given.
-    pub path: &'a [u8],
-    /// What becomes of its last component.
-    pub last: Last,
-    /// What it is for.
-    pub intent: Intent,
-    /// Limits.
-    pub resolve: Resolve,
-}
 
 /// A directory reached: its canonical path, and its inode in the memory file system.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -228,15 +153,13 @@ pub fn walk(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Walked, Errno> {
         pending: Vec::new(),
         links: 0,
         slash: false,
-        request: Request {
-            path: b"",
-            ..request.clone()
-        },
-        given: request.path.to_vec(),
+        request,
         cx,
     };
-    walker.push(request.path)?;
-    walker.run()
+    match walker.begin()? {
+        Some(walked) => Ok(walked),
+        None => walker.run(),
+    }
 }
 
 /// What a component led to.
@@ -251,9 +174,7 @@ enum Step {
 
 struct Walker<'a, 'b> {
     cx: &'a mut Cx<'b>,
-    request: Request<'static>,
-    /// The path as given, for denials.
-    given: Vec<u8>,
+    request: Request<'a>,
     /// Where the walk started: what RESOLVE_BENEATH and RESOLVE_IN_ROOT may not leave.
     base: At,
     at: At,
@@ -266,6 +187,47 @@ struct Walker<'a, 'b> {
 }
 
 impl Walker<'_, '_> {
+    /// Tries a path that is plain, as most are, in one piece. Otherwise, or when it ends in a link, the
+    /// components to walk are pending then.
+    fn begin(&mut self) -> Result<Option<Walked>, Errno> {
+        let given = self.request.path;
+        let absolute = given.first() == Some(&b'/');
+        let path = if absolute {
+            given.to_vec()
+        } else {
+            join(&self.at.path, given)
+        };
+        let plain = self.request.resolve.is_empty()
+            && self.request.last != Last::Parent
+            && (absolute || self.at.tmp.is_none())
+            && path.len() < hostfs::PATH_MAX
+            && is_canonical(&path);
+        if !plain || self.cx.host.policy.classify(&path) != Place::Readable {
+            return self.push(given).map(|()| None);
+        }
+        match self.host_step(&path) {
+            Ok(Step::Directory(_, Some(node)) | Step::Object(node)) => {
+                Ok(Some(Walked::Found(Found { path, node })))
+            }
+            Ok(Step::Link(target, _)) if self.follows() => self.link(&path, &target).map(|()| None),
+            Ok(Step::Link(_, Some(node))) => Ok(Some(Walked::Found(Found { path, node }))),
+            Ok(Step::Absent) if !self.may_be_missing() => Err(Errno::ENOENT),
+            // A link on the way, or what is missing may be a directory on the way.
+            Ok(_) | Err(Errno::ELOOP) => self.push(given).map(|()| None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a link that is the last component is followed.
+    fn follows(&self) -> bool {
+        self.slash || !matches!(self.request.last, Last::NoFollow | Last::CreateExclusive)
+    }
+
+    /// Whether the last component may be missing.
+    fn may_be_missing(&self) -> bool {
+        matches!(self.request.last, Last::Create | Last::CreateExclusive)
+    }
+
     /// Puts the components of a path or of a link's target in front of what is still to do.
     fn push(&mut self, path: &[u8]) -> Result<(), Errno> {
         if path.first() == Some(&b'/') {
@@ -331,9 +293,7 @@ impl Walker<'_, '_> {
             self.may_search()?;
             let (path, step) = self.step(&name)?;
             let last = self.pending.is_empty();
-            let follow = !last
-                || self.slash
-                || !matches!(self.request.last, Last::NoFollow | Last::CreateExclusive);
+            let follow = !last || self.follows();
             match step {
                 Step::Directory(at, found) => {
                     self.enter(at)?;
@@ -382,8 +342,7 @@ impl Walker<'_, '_> {
     }
 
     fn absent(&mut self, path: Vec<u8>, name: Vec<u8>) -> Result<Walked, Errno> {
-        let may_be_missing = matches!(self.request.last, Last::Create | Last::CreateExclusive);
-        if !self.pending.is_empty() || !may_be_missing {
+        if !self.pending.is_empty() || !self.may_be_missing() {
             return Err(Errno::ENOENT);
         }
         // A run of components may have been skipped: `at` is made the directory of the missing one.
@@ -530,9 +489,8 @@ impl Walker<'_, '_> {
         }
         // A missing directory on the way and a missing last component must be told apart when the
         // last one may be missing.
-        let may_be_missing = matches!(self.request.last, Last::Create | Last::CreateExclusive);
         match self.host_step(&path) {
-            Ok(Step::Absent) if may_be_missing => Ok(None),
+            Ok(Step::Absent) if self.may_be_missing() => Ok(None),
             // A link on the way: so its parent's path is not canonical either.
             Err(Errno::ELOOP) => Ok(None),
             Ok(step) => {
@@ -609,7 +567,11 @@ impl Walker<'_, '_> {
             Intent::Read => (Errno::EACCES, READ_REMEDY),
             Intent::Write => (Errno::EROFS, WRITE_REMEDY),
         };
-        let what = if self.links > 0 { &self.given } else { &wanted };
+        let what = if self.links > 0 {
+            self.request.path
+        } else {
+            &wanted
+        };
         self.cx.host.report.deny(
             format!("{} {}", self.request.call, super::printable(what)),
             errno,
@@ -773,7 +735,7 @@ pub fn start(cx: &mut Cx<'_>, dirfd: i32, path: &[u8]) -> Result<Start, Errno> {
     let (_, file) = crate::fd::get(cx, dirfd)?;
     let dir = super::dir_of(cx, &file).ok_or(Errno::ENOTDIR)?;
     let open = match file.kind {
-        FileKind::HostDir(host) => Some(cx.host.fd(host)?),
+        FileKind::HostDir(host) | FileKind::HostLocation(host) => Some(cx.host.fd(host)?),
         _ => None,
     };
     Ok(Start { dir, open })

@@ -156,6 +156,100 @@ fn names_in_an_open_directory() {
     });
 }
 
+/// A plain path is resolved in one piece, another one step by step.
+#[test]
+fn every_spelling_of_a_path_leads_to_the_same() {
+    let tree = TempTree::new("spellings");
+    tree.file("sub/file", b"in");
+    tree.file("sub/deep/below", b"below");
+    for (name, target) in [
+        ("sub/near", "file"),
+        ("sub/dir", "deep"),
+        ("sub/out", "/etc/shadow"),
+        ("sub/outside", "/root"),
+        ("sub/up", "../../../../../root/x"),
+        ("sub/loop", "loop"),
+        ("sub/nowhere", "missing"),
+        ("sub/made", "/tmp/made"),
+        ("sub/slash", "file/"),
+        ("sub/self", "/proc/self/cwd/sub/file"),
+    ] {
+        tree.link(name, target);
+    }
+    let names = [
+        "",
+        "/near",
+        "/dir",
+        "/dir/below",
+        "/out",
+        "/outside",
+        "/outside/x",
+        "/up",
+        "/loop",
+        "/loop/x",
+        "/nowhere",
+        "/nowhere/x",
+        "/made",
+        "/slash",
+        "/self",
+        "/file",
+        "/file/x",
+        "/deep",
+        "/deep/below",
+        "/deep/below/x",
+        "/missing",
+        "/missing/x",
+    ];
+    both_lookups(&tree, |sandbox| {
+        for (name, flags) in names.iter().flat_map(|name| {
+            [
+                0,
+                1,
+                O_NOFOLLOW,
+                O_DIRECTORY,
+                O_PATH,
+                O_PATH | O_NOFOLLOW,
+                0o100,
+                0o300,
+            ]
+            .map(|flags| (name, flags))
+        }) {
+            let mut outcome = |path: String| {
+                sandbox.host.report.denials.clear();
+                let opened = sandbox.open(&path, flags).map(|fd| {
+                    let stat = sandbox.room(144);
+                    call!(sandbox, "fstat", fd, stat).unwrap();
+                    let stat: kvmlet_abi::linux::Stat = sandbox.get_struct(stat);
+                    let text = sandbox.room(256);
+                    let name = format!("/proc/self/fd/{fd}");
+                    let len = call!(sandbox, "readlink", name.as_str(), text, 256).unwrap();
+                    let shown = sandbox.get(text, usize::try_from(len).unwrap());
+                    call!(sandbox, "close", fd).unwrap();
+                    // What was made through the link is there the next time.
+                    let _ = call!(sandbox, "unlink", "/tmp/made");
+                    (
+                        stat.st_ino * u64::from(stat.st_mode & 0o170_000 != 0o100_000),
+                        shown,
+                    )
+                });
+                (opened, sandbox.host.report.denials.len())
+            };
+            let plain = outcome(format!("sub{name}"));
+            assert_eq!(outcome(format!("./sub{name}")), plain, "{name} {flags:o}");
+            assert_eq!(
+                outcome(format!("{}/sub{name}", tree.path())),
+                plain,
+                "{name} {flags:o}"
+            );
+            assert_eq!(
+                outcome(format!("sub/../sub{name}")),
+                plain,
+                "{name} {flags:o}"
+            );
+        }
+    });
+}
+
 #[test]
 fn a_directory_that_was_moved_while_open_stays_what_it_is() {
     let tree = TempTree::new("moved");
@@ -170,8 +264,19 @@ fn a_directory_that_was_moved_while_open_stays_what_it_is() {
     assert_eq!(call!(sandbox, "openat", dir, "only", 0), Err(Errno::ENOENT));
     assert_eq!(sandbox.slurp("sub/file").unwrap(), b"new");
     assert_eq!(sandbox.slurp("moved/file").unwrap(), b"old");
+    let located = sandbox.open("moved", O_PATH | O_DIRECTORY).unwrap();
+    let entries = sandbox.room(256);
+    call!(sandbox, "getdents64", dir, entries, 256).unwrap();
+    // The first is `.`, and its number comes first.
+    let own: u64 = sandbox.get_struct(entries);
+    assert_eq!(own, sandbox.stat("moved").unwrap().st_ino);
+    std::fs::rename(tree.0.join("moved"), tree.0.join("again")).unwrap();
+    for dir in [dir, located] {
+        let fd = call!(sandbox, "openat", dir, "file", 0).unwrap();
+        assert_eq!(sandbox.read(fd.cast_signed(), 10).unwrap(), b"old");
+    }
     // A removed one is empty.
-    std::fs::remove_dir_all(tree.0.join("moved")).unwrap();
+    std::fs::remove_dir_all(tree.0.join("again")).unwrap();
     assert_eq!(call!(sandbox, "openat", dir, "file", 0), Err(Errno::ENOENT));
 }
 
