@@ -404,19 +404,16 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// As [`check_search`], of the directory at `path` itself, which is open.
+/// As [`check_search`], of a directory that is open. It is asked each time: what is known of its path may
+/// be another one's.
 ///
 /// # Errors
 /// `EACCES`; the host's.
-pub fn check_search_in(host: &mut Host, path: &[u8], dir: BorrowedFd<'_>) -> Result<(), Errno> {
-    if host.credentials.enforcement == Enforcement::Host || host.searchable.contains(path) {
+pub fn check_search_in(host: &Host, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    if host.credentials.enforcement == Enforcement::Host {
         return Ok(());
     }
-    if !attr_of(dir)?.grants(&host.credentials, MAY_EXEC) {
-        return Err(Errno::EACCES);
-    }
-    host.remember_searchable(path);
-    Ok(())
+    check_mode(host, &attr_of(dir)?, MAY_EXEC)
 }
 
 /// Reads at an offset; short only at the end of the file.

@@ -508,7 +508,7 @@ impl Walker<'_, '_> {
         let dir = parent(path);
         let open = self.open.clone().filter(|_| dir == self.at.path);
         let searched = match &open {
-            Some(fd) => hostfs::check_search_in(self.cx.host, dir, fd.as_fd()),
+            Some(fd) => hostfs::check_search_in(self.cx.host, fd.as_fd()),
             None => hostfs::check_search(self.cx.host, path),
         };
         match searched {

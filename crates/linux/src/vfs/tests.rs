@@ -299,6 +299,16 @@ fn an_open_directory_that_may_not_be_searched() {
     );
     mode(0o755);
     assert!(call!(sandbox, "openat", dir, "inside", 0).is_ok());
+    // Another one has its path meanwhile: what is known of that says nothing of this one.
+    std::fs::rename(tree.0.join("dir"), tree.0.join("moved")).unwrap();
+    tree.file("dir/inside", b"y");
+    assert_eq!(sandbox.slurp("dir/inside").unwrap(), b"y");
+    let closed = std::fs::Permissions::from_mode(0o444);
+    std::fs::set_permissions(tree.0.join("moved"), closed).unwrap();
+    assert_eq!(
+        call!(sandbox, "openat", dir, "inside", 0),
+        Err(Errno::EACCES)
+    );
 }
 
 /// Somebody on the host swaps a file for links that lead out, and for a named pipe, while the program
