@@ -121,8 +121,11 @@ fn resolve(cx: &mut Cx<'_>, gva: Gva, access: Access) -> Result<(), Errno> {
 /// # Errors
 /// `EFAULT` for a bad pointer, `ENAMETOOLONG` when the first `max_len` bytes hold no NUL.
 pub fn read_cstr(cx: &mut Cx<'_>, gva: Gva, max_len: usize) -> Result<Vec<u8>, Errno> {
+    /// Most names are shorter than this: the rest of their page need not be copied.
+    const FIRST: usize = 128;
     let mut text = Vec::new();
     let mut page = [0; PAGE_SIZE as usize];
+    let mut part_max = FIRST;
     while text.len() < max_len {
         let at = gva
             .checked_add(text.len() as u64)
@@ -131,6 +134,8 @@ pub fn read_cstr(cx: &mut Cx<'_>, gva: Gva, max_len: usize) -> Result<Vec<u8>, E
         let to_page_end = PAGE_SIZE.saturating_sub(at.page_offset());
         let left = max_len.saturating_sub(text.len());
         let len = usize::try_from(to_page_end).unwrap_or(left).min(left);
+        let len = len.min(part_max);
+        part_max = page.len();
         let part = page.get_mut(..len).ok_or(Errno::EFAULT)?;
         read(cx, at, part)?;
         if let Some(nul) = part.iter().position(|&byte| byte == 0) {

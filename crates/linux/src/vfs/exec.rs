@@ -34,7 +34,7 @@ pub fn open_exec(cx: &mut Cx<'_>, path: &[u8]) -> Result<ExecFile, Errno> {
     let start = cx.process()?.cwd.clone();
     let request = Request {
         call: "execve",
-        start,
+        start: start.into(),
         path,
         last: Last::Follow,
         intent: Intent::Read,
@@ -51,7 +51,7 @@ pub fn is_directory(cx: &mut Cx<'_>, path: &[u8]) -> bool {
     };
     let request = Request {
         call: "execve",
-        start,
+        start: start.into(),
         path,
         last: Last::Follow,
         intent: Intent::Read,
@@ -70,8 +70,8 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
     }
     let path: Arc<[u8]> = Arc::from(found.path.as_slice());
     let source = match found.node {
-        Node::Host(..) => {
-            let fd = match hostfs::open_for_reading(cx.host, &path, &attr) {
+        Node::Host(handle, _) => {
+            let fd = match hostfs::open_for_reading(cx.host, &path, &attr, handle.directory()) {
                 Ok(fd) => fd,
                 Err(errno) => {
                     let what = format!("execve {}", super::printable(&path));

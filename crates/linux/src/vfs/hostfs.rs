@@ -3,12 +3,14 @@
 //! in the guest's namespace.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_policy::{Policy, beneath};
-use rustix::fs::{FileType, Mode, OFlags, RawDir, ResolveFlags};
+use kvmlet_policy::{Policy, beneath, file_name};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 
 use super::attr::{Attr, FileTime, MAY_EXEC, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG};
 use crate::host::{Credentials, Enforcement, Host};
@@ -39,8 +41,17 @@ pub enum Lookup {
 #[derive(Debug)]
 pub struct Roots {
     /// Canonical path of each base and its descriptor, longest path first; the last is `/`.
-    bases: Vec<(Vec<u8>, OwnedFd)>,
+    bases: Vec<(Vec<u8>, Arc<OwnedFd>)>,
     lookup: Lookup,
+}
+
+/// How a host object that was found is reached again.
+#[derive(Debug)]
+pub enum Handle {
+    /// It is open as a location.
+    Location(OwnedFd),
+    /// In this directory, by the last component of its path: not open, which spares two host calls.
+    Entry(Arc<OwnedFd>),
 }
 
 /// One directory's names, in an order that stays.
@@ -86,7 +97,7 @@ impl Roots {
             Lookup::OpenAt2
         };
         let mut roots = Self {
-            bases: vec![(b"/".to_vec(), root)],
+            bases: vec![(b"/".to_vec(), Arc::new(root))],
             lookup,
         };
         let outside_etc = policy
@@ -96,7 +107,7 @@ impl Roots {
         for path in outside_etc.chain([b"/etc".as_slice()]) {
             // What is a symbolic link or a file, or does not exist, is opened from `/` when named.
             if let Ok(fd) = roots.open_at(path, LOCATION | OFlags::DIRECTORY) {
-                opened.push((path.to_vec(), fd));
+                opened.push((path.to_vec(), Arc::new(fd)));
             }
         }
         roots.bases.extend(opened);
@@ -135,6 +146,13 @@ impl Roots {
             Lookup::OpenAt2 => open_beneath(fd.as_fd(), rest, flags),
             Lookup::Stepwise => open_stepwise(fd.as_fd(), rest, flags),
         }
+    }
+
+    /// The descriptor of the directory at `path`, if it is a base.
+    #[must_use]
+    pub fn base(&self, path: &[u8]) -> Option<&Arc<OwnedFd>> {
+        let found = self.bases.iter().find(|(base, _)| base == path);
+        found.map(|(_, fd)| fd)
     }
 
     /// Opens `path` as a location and reads its attributes.
@@ -184,12 +202,15 @@ fn open_stepwise(base: BorrowedFd<'_>, rest: &[u8], flags: OFlags) -> Result<Own
 /// # Errors
 /// The host's.
 pub fn attr_of(fd: BorrowedFd<'_>) -> Result<Attr, Errno> {
-    let stat = rustix::fs::fstat(fd).map_err(errno)?;
+    rustix::fs::fstat(fd).map_err(errno).map(attr_from)
+}
+
+fn attr_from(stat: rustix::fs::Stat) -> Attr {
     let time = |sec: i64, nsec: u64| FileTime {
         sec,
         nsec: u32::try_from(nsec).unwrap_or(0),
     };
-    Ok(Attr {
+    Attr {
         dev: stat.st_dev,
         ino: stat.st_ino,
         mode: stat.st_mode,
@@ -204,7 +225,88 @@ pub fn attr_of(fd: BorrowedFd<'_>) -> Result<Attr, Errno> {
         mtime: time(stat.st_mtime, stat.st_mtime_nsec),
         ctime: time(stat.st_ctime, stat.st_ctime_nsec),
         btime: None,
-    })
+    }
+}
+
+/// The attributes of what directory `dir` has by the name that `path` ends in, which is one plain
+/// component. A symbolic link is not followed.
+///
+/// # Errors
+/// The host's.
+pub fn attr_in(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Attr, Errno> {
+    let found = rustix::fs::statat(dir, file_name(path), AtFlags::SYMLINK_NOFOLLOW);
+    found.map_err(errno).map(attr_from)
+}
+
+/// As [`Roots::locate`], of what directory `dir` has by the name that `path` ends in.
+///
+/// # Errors
+/// The host's.
+pub fn locate_in(dir: BorrowedFd<'_>, path: &[u8]) -> Result<(OwnedFd, Attr), Errno> {
+    let fd = open_in(dir, path, LOCATION)?;
+    let attr = attr_of(fd.as_fd())?;
+    Ok((fd, attr))
+}
+
+/// One plain component, and no link: there is no way out of `dir`.
+fn open_in(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(dir, file_name(path), flags, Mode::empty()).map_err(errno)
+}
+
+impl Handle {
+    /// The directory that it is reached through.
+    #[must_use]
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Location(_) => None,
+            Self::Entry(dir) => Some(dir.as_fd()),
+        }
+    }
+
+    /// The object at `path`, which had `attr`, open as a location.
+    ///
+    /// # Errors
+    /// The host's; `ESTALE` if it was replaced meanwhile.
+    pub fn into_location(self, path: &[u8], attr: &Attr) -> Result<OwnedFd, Errno> {
+        match self {
+            Self::Location(fd) => Ok(fd),
+            Self::Entry(dir) => {
+                let (fd, now) = locate_in(dir.as_fd(), path)?;
+                same(attr, &now).map(|()| fd)
+            }
+        }
+    }
+
+    /// The target of the symbolic link at `path`.
+    ///
+    /// # Errors
+    /// The host's; `EINVAL` if it is not a symbolic link.
+    pub fn read_link(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
+        match self {
+            Self::Location(fd) => read_link(fd.as_fd()),
+            Self::Entry(dir) => read_link_in(dir.as_fd(), path),
+        }
+    }
+
+    /// When the object at `path` was created, if its file system knows.
+    #[must_use]
+    pub fn birth_time(&self, path: &[u8]) -> Option<FileTime> {
+        match self {
+            Self::Location(fd) => birth_time(fd.as_fd()),
+            Self::Entry(dir) => {
+                birth_time_at(dir.as_fd(), file_name(path), AtFlags::SYMLINK_NOFOLLOW)
+            }
+        }
+    }
+}
+
+fn same(attr: &Attr, now: &Attr) -> Result<(), Errno> {
+    if (now.dev, now.ino, now.kind()) == (attr.dev, attr.ino, attr.kind()) {
+        Ok(())
+    } else {
+        Err(Errno::ESTALE)
+    }
 }
 
 /// The target of a symbolic link opened as a location.
@@ -220,12 +322,23 @@ pub fn read_link(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// Opens for reading what was located at `path` with `attr`, which must be a regular file or a
-/// directory; permissions are the guest's.
+/// The target of the symbolic link that directory `dir` has by the name that `path` ends in.
+fn read_link_in(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<u8>, Errno> {
+    let target = rustix::fs::readlinkat(dir, file_name(path), Vec::new());
+    target.map(CString::into_bytes).map_err(errno)
+}
+
+/// Opens for reading what was found at `path` with `attr`, in directory `dir` if that is open; it must
+/// be a regular file or a directory. Permissions are the guest's.
 ///
 /// # Errors
 /// `EACCES`, `ENXIO` for what could act or block when opened, `ESTALE` if it was replaced meanwhile.
-pub fn open_for_reading(host: &Host, path: &[u8], attr: &Attr) -> Result<OwnedFd, Errno> {
+pub fn open_for_reading(
+    host: &Host,
+    path: &[u8],
+    attr: &Attr,
+    dir: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Errno> {
     match attr.kind() {
         S_IFREG | S_IFDIR => {}
         S_IFLNK => return Err(Errno::ELOOP),
@@ -238,13 +351,11 @@ pub fn open_for_reading(host: &Host, path: &[u8], attr: &Attr) -> Result<OwnedFd
     if attr.is_dir() {
         flags |= OFlags::DIRECTORY;
     }
-    let fd = host.roots.open_at(path, flags)?;
-    let opened = attr_of(fd.as_fd())?;
-    if (opened.dev, opened.ino, opened.kind()) == (attr.dev, attr.ino, attr.kind()) {
-        Ok(fd)
-    } else {
-        Err(Errno::ESTALE)
-    }
+    let fd = match dir {
+        Some(dir) => open_in(dir, path, flags)?,
+        None => host.roots.open_at(path, flags)?,
+    };
+    same(attr, &attr_of(fd.as_fd())?).map(|()| fd)
 }
 
 /// Refuses what the mode bits refuse, when the host would not.
@@ -291,6 +402,18 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
         .into_iter()
         .for_each(|dir| host.remember_searchable(dir));
     Ok(())
+}
+
+/// As [`check_search`], of a directory that is open. It is asked each time: what is known of its path may
+/// be another one's.
+///
+/// # Errors
+/// `EACCES`; the host's.
+pub fn check_search_in(host: &Host, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    if host.credentials.enforcement == Enforcement::Host {
+        return Ok(());
+    }
+    check_mode(host, &attr_of(dir)?, MAY_EXEC)
 }
 
 /// Reads at an offset; short only at the end of the file.
@@ -440,8 +563,12 @@ pub fn is_absent_setting(host: &Host, entry: &[u8], wanted: &[u8]) -> bool {
 /// When a host object was created, if its file system knows.
 #[must_use]
 pub fn birth_time(fd: BorrowedFd<'_>) -> Option<FileTime> {
-    use rustix::fs::{AtFlags, StatxFlags};
-    let found = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok()?;
+    birth_time_at(fd, b"", AtFlags::EMPTY_PATH)
+}
+
+fn birth_time_at(dir: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> Option<FileTime> {
+    use rustix::fs::StatxFlags;
+    let found = rustix::fs::statx(dir, name, flags, StatxFlags::BTIME).ok()?;
     let known = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);
     known.then_some(FileTime {
         sec: found.stx_btime.tv_sec,

@@ -17,6 +17,7 @@ pub mod path;
 pub mod pipe;
 pub mod procfs;
 pub mod ready;
+pub mod request;
 pub mod signalfd;
 pub mod stdio;
 pub mod stream;

@@ -1,16 +1,17 @@
 //! open(2): from a path and flags to an open file description.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_policy::WRITE_REMEDY;
 
 use super::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG};
-use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Walked};
+use super::hostfs;
+use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
-use super::{Dir, attr_of, fifo, hostfs, now, set_tmp_size};
+use super::{attr_of, fifo, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
@@ -36,7 +37,7 @@ pub struct OpenRequest<'a> {
     /// The call's name, for denials.
     pub call: &'static str,
     /// Where a relative path starts.
-    pub start: Dir,
+    pub start: Start,
     /// The path.
     pub path: &'a [u8],
     /// Flags.
@@ -155,7 +156,7 @@ fn open_found(
     }
     let kind = match found.node {
         Node::Host(..) if changes => return Err(deny_write(cx, call, &found.path)),
-        Node::Host(..) => open_host(cx, call, &found.path, &attr)?,
+        Node::Host(handle, _) => open_host(cx, call, (&found.path, &attr), handle.directory())?,
         Node::Tmp(inode) => {
             return open_tmp(cx, inode, flags, &found.path);
         }
@@ -174,8 +175,13 @@ fn open_found(
     Ok(Opened::New(description(kind, flags, &found.path)))
 }
 
-fn open_host(cx: &mut Cx<'_>, call: &str, path: &[u8], attr: &Attr) -> Result<FileKind, Errno> {
-    let fd = match hostfs::open_for_reading(cx.host, path, attr) {
+fn open_host(
+    cx: &mut Cx<'_>,
+    call: &str,
+    (path, attr): (&[u8], &Attr),
+    dir: Option<BorrowedFd<'_>>,
+) -> Result<FileKind, Errno> {
+    let fd = match hostfs::open_for_reading(cx.host, path, attr, dir) {
         Ok(fd) => fd,
         Err(errno) => {
             if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
@@ -228,7 +234,10 @@ fn open_tmp(
 /// O_PATH
 fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Errno> {
     let kind = match found.node {
-        Node::Host(fd, _) => FileKind::HostLocation(cx.host.insert(fd, HostKind::Location)),
+        Node::Host(handle, attr) => {
+            let fd = handle.into_location(&found.path, &attr)?;
+            FileKind::HostLocation(cx.host.insert(fd, HostKind::Location))
+        }
         Node::Tmp(inode) => {
             cx.kernel.tmpfs.open_ref(inode);
             FileKind::Tmp(inode)
@@ -293,7 +302,7 @@ fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<O
             if changes {
                 return Err(deny_write(cx, call, &open.path));
             }
-            let kind = open_host(cx, call, &open.path, &attr)?;
+            let kind = open_host(cx, call, (&open.path, &attr), None)?;
             return Ok(Opened::New(description(kind, flags, &open.path)));
         }
         FileKind::Text(_) if changes => return Err(Errno::EACCES),

@@ -4,80 +4,23 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use bitflags::bitflags;
 use kvmlet_abi::Errno;
-use kvmlet_policy::{Place, READ_REMEDY, SHM, TMP, WRITE_REMEDY, join, parent};
+use kvmlet_policy::{Place, READ_REMEDY, SHM, TMP, WRITE_REMEDY, is_canonical, join, parent};
 
+use super::Dir;
 use super::attr::{Attr, MAY_EXEC};
+use super::hostfs::{self, Handle};
+pub use super::request::{Intent, Last, Request, Resolve, Start};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
-use super::{Dir, hostfs};
 use crate::cx::Cx;
-use crate::fd::FileId;
+use crate::fd::{FileId, FileKind};
 
 /// Symbolic links followed in one resolution at most (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
 /// Longest canonical path that is composed, in bytes. Open descriptions keep theirs, so it is bounded.
 /// Linux differs: a directory may lie deeper.
 const CANONICAL_MAX: usize = 64 << 10;
-
-bitflags! {
-    /// Limits on a resolution (openat2(2) `resolve`), with Linux's values.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-    pub struct Resolve: u64 {
-        /// RESOLVE_NO_XDEV
-        const NO_XDEV = 1;
-        /// RESOLVE_NO_MAGICLINKS
-        const NO_MAGICLINKS = 2;
-        /// RESOLVE_NO_SYMLINKS
-        const NO_SYMLINKS = 4;
-        /// RESOLVE_BENEATH
-        const BENEATH = 8;
-        /// RESOLVE_IN_ROOT
-        const IN_ROOT = 16;
-    }
-}
-
-/// What becomes of the last component.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Last {
-    /// It is looked up; a symbolic link is followed.
-    Follow,
-    /// It is looked up; a symbolic link is the answer.
-    NoFollow,
-    /// As `Follow`, but it may be missing ([`Walked::Missing`]).
-    Create,
-    /// As `NoFollow`, but it may be missing.
-    CreateExclusive,
-    /// It is not looked up: always [`Walked::Missing`].
-    Parent,
-}
-
-/// What the caller is about to do: decides how a denial reads.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Intent {
-    /// Look or read.
-    Read,
-    /// Change something.
-    Write,
-}
-
-/// A path to be resolved.
-#[derive(Clone, Debug)]
-pub struct Request<'a> {
-    /// The call's name, for denials.
-    pub call: &'static str,
-    /// Where a relative path starts.
-    pub start: Dir,
-    /// The path as given.
-    pub path: &'a [u8],
-    /// What becomes of its last component.
-    pub last: Last,
-    /// What it is for.
-    pub intent: Intent,
-    /// Limits.
-    pub resolve: Resolve,
-}
 
 /// A directory reached: its canonical path, and its inode in the memory file system.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -91,8 +34,8 @@ pub struct At {
 /// A file system object found.
 #[derive(Debug)]
 pub enum Node {
-    /// A host object, opened as a location.
-    Host(OwnedFd, Attr),
+    /// A host object.
+    Host(Handle, Attr),
     /// An inode of the memory file system.
     Tmp(InodeId),
     /// A synthetic object.
@@ -202,28 +145,28 @@ pub fn walk(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Walked, Errno> {
     if request.path.len() >= hostfs::PATH_MAX {
         return Err(Errno::ENAMETOOLONG);
     }
-    let base = request.start.at(&cx.kernel.tmpfs);
+    let base = request.start.dir.at(&cx.kernel.tmpfs);
     let mut walker = Walker {
         at: base.clone(),
         base,
+        open: request.start.open.clone(),
         pending: Vec::new(),
         links: 0,
         slash: false,
-        request: Request {
-            path: b"",
-            ..request.clone()
-        },
-        given: request.path.to_vec(),
+        request,
         cx,
     };
-    walker.push(request.path)?;
-    walker.run()
+    match walker.begin()? {
+        Some(walked) => Ok(walked),
+        None => walker.run(),
+    }
 }
 
 /// What a component led to.
 enum Step {
     Directory(At, Option<Node>),
-    Link(Vec<u8>),
+    /// A symbolic link's target, and the link itself if it is one of the host's.
+    Link(Vec<u8>, Option<Node>),
     Magic(FileId),
     Object(Node),
     Absent,
@@ -231,12 +174,12 @@ enum Step {
 
 struct Walker<'a, 'b> {
     cx: &'a mut Cx<'b>,
-    request: Request<'static>,
-    /// The path as given, for denials.
-    given: Vec<u8>,
+    request: Request<'a>,
     /// Where the walk started: what RESOLVE_BENEATH and RESOLVE_IN_ROOT may not leave.
     base: At,
     at: At,
+    /// The descriptor of `at`, as long as the walk has not left its start.
+    open: Option<Arc<OwnedFd>>,
     /// Components still to do, the next one last.
     pending: Vec<Vec<u8>>,
     links: u32,
@@ -244,6 +187,47 @@ struct Walker<'a, 'b> {
 }
 
 impl Walker<'_, '_> {
+    /// Tries a path that is plain, as most are, in one piece. Otherwise, or when it ends in a link, the
+    /// components to walk are pending then.
+    fn begin(&mut self) -> Result<Option<Walked>, Errno> {
+        let given = self.request.path;
+        let absolute = given.first() == Some(&b'/');
+        let path = if absolute {
+            given.to_vec()
+        } else {
+            join(&self.at.path, given)
+        };
+        let plain = self.request.resolve.is_empty()
+            && self.request.last != Last::Parent
+            && (absolute || self.at.tmp.is_none())
+            && path.len() < hostfs::PATH_MAX
+            && is_canonical(&path);
+        if !plain || self.cx.host.policy.classify(&path) != Place::Readable {
+            return self.push(given).map(|()| None);
+        }
+        match self.host_step(&path) {
+            Ok(Step::Directory(_, Some(node)) | Step::Object(node)) => {
+                Ok(Some(Walked::Found(Found { path, node })))
+            }
+            Ok(Step::Link(target, _)) if self.follows() => self.link(&path, &target).map(|()| None),
+            Ok(Step::Link(_, Some(node))) => Ok(Some(Walked::Found(Found { path, node }))),
+            Ok(Step::Absent) if !self.may_be_missing() => Err(Errno::ENOENT),
+            // A link on the way, or what is missing may be a directory on the way.
+            Ok(_) | Err(Errno::ELOOP) => self.push(given).map(|()| None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a link that is the last component is followed.
+    fn follows(&self) -> bool {
+        self.slash || !matches!(self.request.last, Last::NoFollow | Last::CreateExclusive)
+    }
+
+    /// Whether the last component may be missing.
+    fn may_be_missing(&self) -> bool {
+        matches!(self.request.last, Last::Create | Last::CreateExclusive)
+    }
+
     /// Puts the components of a path or of a link's target in front of what is still to do.
     fn push(&mut self, path: &[u8]) -> Result<(), Errno> {
         if path.first() == Some(&b'/') {
@@ -277,8 +261,13 @@ impl Walker<'_, '_> {
         if no_xdev && self.mount_of(&to.path) != self.mount_of(&self.at.path) {
             return Err(Errno::EXDEV);
         }
-        self.at = to;
+        self.go(to);
         Ok(())
+    }
+
+    fn go(&mut self, to: At) {
+        self.at = to;
+        self.open = None;
     }
 
     fn mount_of(&self, path: &[u8]) -> u64 {
@@ -304,17 +293,18 @@ impl Walker<'_, '_> {
             self.may_search()?;
             let (path, step) = self.step(&name)?;
             let last = self.pending.is_empty();
-            let follow = !last
-                || self.slash
-                || !matches!(self.request.last, Last::NoFollow | Last::CreateExclusive);
+            let follow = !last || self.follows();
             match step {
                 Step::Directory(at, found) => {
                     self.enter(at)?;
                     node = found;
                 }
-                Step::Link(target) if follow => self.link(&path, &target)?,
-                Step::Link(target) => {
-                    let node = self.unfollowed(&path, target)?;
+                Step::Link(target, _) if follow => self.link(&path, &target)?,
+                Step::Link(target, node) => {
+                    let node = match node {
+                        Some(node) => node,
+                        None => self.unfollowed(&path, target)?,
+                    };
                     return Ok(Walked::Found(Found { path, node }));
                 }
                 Step::Magic(file) if follow => {
@@ -352,17 +342,16 @@ impl Walker<'_, '_> {
     }
 
     fn absent(&mut self, path: Vec<u8>, name: Vec<u8>) -> Result<Walked, Errno> {
-        let may_be_missing = matches!(self.request.last, Last::Create | Last::CreateExclusive);
-        if !self.pending.is_empty() || !may_be_missing {
+        if !self.pending.is_empty() || !self.may_be_missing() {
             return Err(Errno::ENOENT);
         }
         // A run of components may have been skipped: `at` is made the directory of the missing one.
         let dir = parent(&path);
         if dir != self.at.path {
-            self.at = At {
+            self.go(At {
                 path: dir.to_vec(),
                 tmp: None,
-            };
+            });
         }
         Ok(Walked::Missing(Missing {
             dir: self.at.clone(),
@@ -380,7 +369,7 @@ impl Walker<'_, '_> {
             Place::Readable => {
                 let (fd, attr) = self.cx.host.roots.locate(&self.at.path)?;
                 if attr.is_dir() {
-                    Ok(Node::Host(fd, attr))
+                    Ok(Node::Host(Handle::Location(fd), attr))
                 } else {
                     Err(Errno::ENOTDIR)
                 }
@@ -447,7 +436,7 @@ impl Walker<'_, '_> {
             Place::Leading => match self.cx.host.roots.locate(&path) {
                 Err(Errno::ENOENT) => Step::Absent,
                 Err(error) => return Err(error),
-                Ok((fd, attr)) if attr.is_symlink() => Step::Link(hostfs::read_link(fd.as_fd())?),
+                Ok((fd, attr)) if attr.is_symlink() => host_link(fd, attr)?,
                 Ok((_, attr)) if attr.is_dir() => Step::Directory(
                     At {
                         path: path.clone(),
@@ -467,7 +456,7 @@ impl Walker<'_, '_> {
                     },
                     None,
                 ),
-                Some(Synth::Link(target)) => Step::Link(target),
+                Some(Synth::Link(target)) => Step::Link(target, None),
                 Some(Synth::FdLink(file)) => Step::Magic(file),
                 Some(other) => Step::Object(Node::Synth(other)),
             },
@@ -500,15 +489,15 @@ impl Walker<'_, '_> {
         }
         // A missing directory on the way and a missing last component must be told apart when the
         // last one may be missing.
-        let may_be_missing = matches!(self.request.last, Last::Create | Last::CreateExclusive);
         match self.host_step(&path) {
-            Ok(Step::Absent) if may_be_missing => Ok(None),
+            Ok(Step::Absent) if self.may_be_missing() => Ok(None),
             // A link on the way: so its parent's path is not canonical either.
             Err(Errno::ELOOP) => Ok(None),
             Ok(step) => {
                 self.pending
                     .truncate(self.pending.len().saturating_sub(more));
                 self.at.tmp = None;
+                self.open = None;
                 Ok(Some((path, step)))
             }
             Err(error) => Err(error),
@@ -516,22 +505,24 @@ impl Walker<'_, '_> {
     }
 
     fn host_step(&mut self, path: &[u8]) -> Result<Step, Errno> {
-        match hostfs::check_search(self.cx.host, path) {
+        let dir = parent(path);
+        let open = self.open.clone().filter(|_| dir == self.at.path);
+        let searched = match &open {
+            Some(fd) => hostfs::check_search_in(self.cx.host, fd.as_fd()),
+            None => hostfs::check_search(self.cx.host, path),
+        };
+        match searched {
             Err(Errno::ENOENT) => return Ok(Step::Absent),
             other => other?,
+        }
+        if let Some(dir) = open.as_ref().or_else(|| self.cx.host.roots.base(dir)) {
+            return entry_step(dir, path);
         }
         match self.cx.host.roots.locate(path) {
             Err(Errno::ENOENT) => Ok(Step::Absent),
             Err(error) => Err(error),
-            Ok((fd, attr)) if attr.is_symlink() => Ok(Step::Link(hostfs::read_link(fd.as_fd())?)),
-            Ok((fd, attr)) if attr.is_dir() => {
-                let at = At {
-                    path: path.to_vec(),
-                    tmp: None,
-                };
-                Ok(Step::Directory(at, Some(Node::Host(fd, attr))))
-            }
-            Ok((fd, attr)) => Ok(Step::Object(Node::Host(fd, attr))),
+            Ok((fd, attr)) if attr.is_symlink() => host_link(fd, attr),
+            Ok((fd, attr)) => Ok(host_object(path, Handle::Location(fd), attr)),
         }
     }
 
@@ -554,7 +545,7 @@ impl Walker<'_, '_> {
                 };
                 Step::Directory(at, Some(Node::Tmp(inode)))
             }
-            super::tmpfs::Body::Symlink(target) => Step::Link(target.to_vec()),
+            super::tmpfs::Body::Symlink(target) => Step::Link(target.to_vec(), None),
             super::tmpfs::Body::File(_) | super::tmpfs::Body::Fifo => {
                 Step::Object(Node::Tmp(inode))
             }
@@ -576,7 +567,11 @@ impl Walker<'_, '_> {
             Intent::Read => (Errno::EACCES, READ_REMEDY),
             Intent::Write => (Errno::EROFS, WRITE_REMEDY),
         };
-        let what = if self.links > 0 { &self.given } else { &wanted };
+        let what = if self.links > 0 {
+            self.request.path
+        } else {
+            &wanted
+        };
         self.cx.host.report.deny(
             format!("{} {}", self.request.call, super::printable(what)),
             errno,
@@ -601,10 +596,10 @@ impl Walker<'_, '_> {
                 dir,
                 self.cx.host.policy.classify(dir),
             )?;
-            self.at = At {
+            self.go(At {
                 path: dir.to_vec(),
                 tmp,
-            };
+            });
         }
         self.push(target)
     }
@@ -645,13 +640,9 @@ impl Walker<'_, '_> {
         }))
     }
 
-    /// A symbolic link that is itself the answer.
+    /// A symbolic link of ours that is itself the answer.
     fn unfollowed(&mut self, path: &[u8], target: Vec<u8>) -> Result<Node, Errno> {
         match self.cx.host.policy.classify(path) {
-            Place::Readable | Place::Leading => {
-                let (fd, attr) = self.cx.host.roots.locate(path)?;
-                Ok(Node::Host(fd, attr))
-            }
             Place::Tmp => {
                 let dir = self.at.tmp.ok_or(Errno::ENOENT)?;
                 let name = kvmlet_policy::file_name(path);
@@ -659,6 +650,52 @@ impl Walker<'_, '_> {
             }
             _ => Ok(Node::Synth(Synth::Link(target))),
         }
+    }
+}
+
+fn host_link(fd: OwnedFd, attr: Attr) -> Result<Step, Errno> {
+    let target = hostfs::read_link(fd.as_fd())?;
+    Ok(Step::Link(
+        target,
+        Some(Node::Host(Handle::Location(fd), attr)),
+    ))
+}
+
+fn host_object(path: &[u8], handle: Handle, attr: Attr) -> Step {
+    let node = Node::Host(handle, attr);
+    if !attr.is_dir() {
+        return Step::Object(node);
+    }
+    let at = At {
+        path: path.to_vec(),
+        tmp: None,
+    };
+    Step::Directory(at, Some(node))
+}
+
+/// Looks up what the open directory `dir` has by the name that `path` ends in, without opening it.
+fn entry_step(dir: &Arc<OwnedFd>, path: &[u8]) -> Result<Step, Errno> {
+    let attr = match hostfs::attr_in(dir.as_fd(), path) {
+        Err(Errno::ENOENT) => return Ok(Step::Absent),
+        found => found?,
+    };
+    let handle = Handle::Entry(Arc::clone(dir));
+    if !attr.is_symlink() {
+        return Ok(host_object(path, handle, attr));
+    }
+    match handle.read_link(path) {
+        Ok(target) => Ok(Step::Link(target, Some(Node::Host(handle, attr)))),
+        Err(Errno::ENOENT) => Ok(Step::Absent),
+        // It has been replaced meanwhile.
+        Err(Errno::EINVAL) => {
+            let (fd, attr) = hostfs::locate_in(dir.as_fd(), path)?;
+            if attr.is_symlink() {
+                host_link(fd, attr)
+            } else {
+                Ok(host_object(path, Handle::Location(fd), attr))
+            }
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -687,14 +724,19 @@ fn tmp_inode(tmpfs: &TmpFs, path: &[u8]) -> Result<InodeId, Errno> {
 ///
 /// # Errors
 /// `EBADF`, `ENOTDIR`, `ENOENT` for an empty path.
-pub fn start(cx: &mut Cx<'_>, dirfd: i32, path: &[u8]) -> Result<Dir, Errno> {
+pub fn start(cx: &mut Cx<'_>, dirfd: i32, path: &[u8]) -> Result<Start, Errno> {
     const AT_FDCWD: i32 = -100;
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }
     if dirfd == AT_FDCWD || path.first() == Some(&b'/') {
-        return Ok(cx.process()?.cwd.clone());
+        return Ok(cx.process()?.cwd.clone().into());
     }
     let (_, file) = crate::fd::get(cx, dirfd)?;
-    super::dir_of(cx, &file).ok_or(Errno::ENOTDIR)
+    let dir = super::dir_of(cx, &file).ok_or(Errno::ENOTDIR)?;
+    let open = match file.kind {
+        FileKind::HostDir(host) | FileKind::HostLocation(host) => Some(cx.host.fd(host)?),
+        _ => None,
+    };
+    Ok(Start { dir, open })
 }

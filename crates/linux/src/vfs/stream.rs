@@ -155,12 +155,14 @@ pub fn write_at(host: &Host, id: HostId, bytes: &[u8], offset: u64) -> Result<us
     retry(|| rustix::io::pwrite(fd, bytes, offset)).map_err(errno)
 }
 
-/// Reads at an offset of a stream that is a file.
+/// Reads at an offset of a file. What the host gives at once is the answer: a second call, to see that
+/// the file has ended, is the program's to make.
 ///
 /// # Errors
 /// The host's.
 pub fn read_at(host: &Host, id: HostId, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
-    super::hostfs::read_at(host.get(id)?.fd.as_fd(), buf, offset)
+    let fd = host.get(id)?.fd.as_fd();
+    retry(|| rustix::io::pread(fd, &mut *buf, offset)).map_err(errno)
 }
 
 /// Where lseek(2) moves to.

@@ -186,19 +186,22 @@ fn list(
     mut put: impl FnMut(&Entry<'_>) -> bool,
 ) -> Result<bool, Errno> {
     let dir = vfs::dir_of(cx, file).ok_or(Errno::ENOTDIR)?;
-    let (own, above) = dot_numbers(cx, file, &dir)?;
-    let directory = d_type(S_IFDIR);
-    for (at, ino, name) in [(0, own, b".".as_slice()), (1, above, b"..")] {
-        if *cursor == at {
-            if !put(&Entry {
-                ino,
-                next: at.saturating_add(1),
-                kind: directory,
-                name,
-            }) {
-                return Ok(true);
+    if *cursor < 2 {
+        let (own, above) = dot_numbers(cx, file, &dir)?;
+        let directory = d_type(S_IFDIR);
+        for (at, ino, name) in [(0, own, b".".as_slice()), (1, above, b"..")] {
+            if *cursor == at {
+                let next = at.saturating_add(1);
+                if !put(&Entry {
+                    ino,
+                    next,
+                    kind: directory,
+                    name,
+                }) {
+                    return Ok(true);
+                }
+                *cursor = next;
             }
-            *cursor = at.saturating_add(1);
         }
     }
     match &file.kind {
@@ -305,7 +308,7 @@ fn dot_numbers(cx: &mut Cx<'_>, file: &OpenFile, dir: &Dir) -> Result<(u64, u64)
             .map_or_else(|_| inode_number(path), |(_, attr)| attr.ino)
     };
     let own = match file.kind {
-        FileKind::HostDir(_) => number(cx, &file.path),
+        FileKind::HostDir(host) => hostfs::attr_of(cx.host.get(host)?.fd.as_fd())?.ino,
         _ => inode_number(&file.path),
     };
     Ok((own, number(cx, parent(&file.path))))

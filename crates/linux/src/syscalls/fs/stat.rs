@@ -115,7 +115,7 @@ pub fn sys_statx(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 
 fn birth_time(cx: &Cx<'_>, found: &Found) -> Option<FileTime> {
     match &found.node {
-        Node::Host(fd, _) => hostfs::birth_time(fd.as_fd()),
+        Node::Host(handle, _) => handle.birth_time(&found.path),
         Node::Open(file) => match cx.kernel.files.get(file)?.kind {
             FileKind::HostFile(host) | FileKind::HostDir(host) | FileKind::HostLocation(host) => {
                 hostfs::birth_time(cx.host.get(host).ok()?.fd.as_fd())
@@ -224,7 +224,7 @@ fn link_target(cx: &mut Cx<'_>, found: &Found) -> Result<Vec<u8>, Errno> {
         Body::File(_) | Body::Dir(_) | Body::Fifo => Err(Errno::EINVAL),
     };
     match &found.node {
-        Node::Host(fd, attr) if attr.is_symlink() => hostfs::read_link(fd.as_fd()),
+        Node::Host(handle, attr) if attr.is_symlink() => handle.read_link(&found.path),
         Node::Tmp(inode) => tmp_target(cx, *inode),
         Node::Synth(Synth::Link(target)) => Ok(target.clone()),
         Node::Synth(Synth::FdLink(file)) => {
@@ -255,7 +255,7 @@ fn link_target(cx: &mut Cx<'_>, found: &Found) -> Result<Vec<u8>, Errno> {
 /// As its man page.
 pub fn sys_statfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let found = Target::new("statfs", AT_FDCWD, args[0]).find(cx, 0)?;
-    let statfs = file_system(cx, &found)?;
+    let statfs = file_system(cx, found)?;
     cx.write_struct(Gva(args[1]), &statfs)?;
     Ok(0)
 }
@@ -270,12 +270,12 @@ pub fn sys_fstatfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         path: file.path.to_vec(),
         node: Node::Open(id),
     };
-    let statfs = file_system(cx, &found)?;
+    let statfs = file_system(cx, found)?;
     cx.write_struct(Gva(args[1]), &statfs)?;
     Ok(0)
 }
 
-fn file_system(cx: &mut Cx<'_>, found: &Found) -> Result<Statfs, Errno> {
+fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
     const PROC_SUPER_MAGIC: i64 = 0x9fa0;
     const SYSFS_MAGIC: i64 = 0x6265_6572;
@@ -293,9 +293,12 @@ fn file_system(cx: &mut Cx<'_>, found: &Found) -> Result<Statfs, Errno> {
         ..Statfs::default()
     };
     let mut is_tmp = matches!(found.node, Node::Tmp(_));
-    match &found.node {
-        Node::Host(fd, _) => return hostfs::file_system(fd.as_fd()),
-        Node::Open(file) => match cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind {
+    match found.node {
+        Node::Host(handle, attr) => {
+            let fd = handle.into_location(&found.path, &attr)?;
+            return hostfs::file_system(fd.as_fd());
+        }
+        Node::Open(file) => match cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind {
             FileKind::HostFile(host)
             | FileKind::HostDir(host)
             | FileKind::HostLocation(host)

@@ -1,0 +1,83 @@
+//! What a path is to be resolved for, and within which limits.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use bitflags::bitflags;
+
+use super::Dir;
+
+bitflags! {
+    /// Limits on a resolution (openat2(2) `resolve`), with Linux's values.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct Resolve: u64 {
+        /// RESOLVE_NO_XDEV
+        const NO_XDEV = 1;
+        /// RESOLVE_NO_MAGICLINKS
+        const NO_MAGICLINKS = 2;
+        /// RESOLVE_NO_SYMLINKS
+        const NO_SYMLINKS = 4;
+        /// RESOLVE_BENEATH
+        const BENEATH = 8;
+        /// RESOLVE_IN_ROOT
+        const IN_ROOT = 16;
+    }
+}
+
+/// What becomes of the last component.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Last {
+    /// It is looked up; a symbolic link is followed.
+    Follow,
+    /// It is looked up; a symbolic link is the answer.
+    NoFollow,
+    /// As `Follow`, but it may be missing ([`Walked::Missing`]).
+    Create,
+    /// As `NoFollow`, but it may be missing.
+    CreateExclusive,
+    /// It is not looked up: always [`Walked::Missing`].
+    Parent,
+}
+
+/// What the caller is about to do: decides how a denial reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Intent {
+    /// Look or read.
+    Read,
+    /// Change something.
+    Write,
+}
+
+/// Where a relative path starts.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The directory.
+    pub dir: Dir,
+    /// Its descriptor, if it is a host directory that is open: a single name is looked up there, as
+    /// Linux does.
+    /// Linux differs: longer paths go by the directory's path, should it have been moved meanwhile.
+    pub open: Option<Arc<OwnedFd>>,
+}
+
+impl From<Dir> for Start {
+    fn from(dir: Dir) -> Self {
+        Self { dir, open: None }
+    }
+}
+
+/// A path to be resolved.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// The call's name, for denials.
+    pub call: &'static str,
+    /// Where a relative path starts.
+    pub start: Start,
+    /// The path as given.
+    pub path: &'a [u8],
+    /// What becomes of its last component.
+    pub last: Last,
+    /// What it is for.
+    pub intent: Intent,
+    /// Limits.
+    pub resolve: Resolve,
+}
