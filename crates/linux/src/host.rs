@@ -52,6 +52,19 @@ pub struct HostFile {
     pub listing: Option<Arc<Listing>>,
 }
 
+impl HostFile {
+    /// Whether both share what they refer to. All forks share it, so their counts of references, which
+    /// the processors would pass on to one another, are left alone where they can be.
+    fn same_objects(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.fd, &other.fd)
+            && match (&self.listing, &other.listing) {
+                (None, None) => true,
+                (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
+                _ => false,
+            }
+    }
+}
+
 /// Where a captured stream's bytes go.
 #[derive(Debug, Default)]
 pub struct Captured {
@@ -167,7 +180,18 @@ impl Host {
     /// Puts descriptors, captured output and reports back to those of `frozen`, which this host side
     /// was forked from. What depends on the host alone, as its clock, stays.
     pub fn reset(&mut self, frozen: &Self) {
-        self.files.clone_from(&frozen.files);
+        self.files.retain(|id, _| frozen.files.contains_key(id));
+        for (id, file) in &frozen.files {
+            match self.files.get_mut(id) {
+                Some(ours) if ours.same_objects(file) => {
+                    ours.kind = file.kind;
+                    ours.refs = file.refs;
+                }
+                _ => {
+                    self.files.insert(*id, file.clone());
+                }
+            }
+        }
         self.next_id = frozen.next_id;
         self.captured.stdout.clear();
         self.captured.stderr.clear();
@@ -256,5 +280,42 @@ impl Credentials {
     #[must_use]
     pub fn is_member(&self, gid: u32) -> bool {
         self.gid == gid || self.groups.contains(&gid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::OFlags;
+
+    use super::*;
+
+    #[test]
+    fn a_reset_puts_descriptors_back() {
+        let policy = Policy::with_working_directory(b"/usr").unwrap();
+        let mut frozen = Host::new(policy, 0).unwrap();
+        let root = || frozen.roots.open_at(b"/", OFlags::PATH | OFlags::CLOEXEC);
+        let mut roots = [0; 4].map(|_| root().unwrap()).into_iter();
+        let mut open = |host: &mut Host, kind| host.insert(roots.next().unwrap(), kind);
+        let changed = open(&mut frozen, HostKind::Directory);
+        let closed = open(&mut frozen, HostKind::Directory);
+        let listed = open(&mut frozen, HostKind::Directory);
+        frozen.keep_listing(listed, &Arc::new(Listing::default()));
+        let mut host = frozen.fork();
+        host.incref(changed);
+        host.keep_listing(changed, &Arc::new(Listing::default()));
+        host.files.remove(&closed);
+        host.keep_listing(listed, &Arc::new(Listing::default()));
+        let opened = open(&mut host, HostKind::File);
+        host.reset(&frozen);
+        assert!(host.get(opened).is_err());
+        assert_eq!(
+            (host.files.len(), host.next_id),
+            (frozen.files.len(), frozen.next_id)
+        );
+        for (id, file) in &frozen.files {
+            let ours = host.get(*id).unwrap();
+            assert!(ours.same_objects(file), "{id:?}");
+            assert_eq!((ours.kind, ours.refs), (file.kind, file.refs));
+        }
     }
 }

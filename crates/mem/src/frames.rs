@@ -482,6 +482,15 @@ impl FramePool {
         }
     }
 
+    /// Takes back [`FramePool::uncount`] of one frame.
+    pub(crate) fn count(&mut self, id: BlockId, index: usize) {
+        if let Some(State::Divided(divided)) =
+            self.blocks.get_mut(id as usize).map(|b| &mut b.state)
+        {
+            divided.uncounted.remove(index);
+        }
+    }
+
     /// Counts every frame again, so that [`FramePool::uncount`] can mark what a reset keeps.
     pub(crate) fn count_all(&mut self) {
         for block in &mut self.blocks {

@@ -216,16 +216,6 @@ impl AnonMapping {
         Ok(())
     }
 
-    /// Makes the range hold `wanted`; whether it held something else.
-    pub(crate) fn restore(&mut self, offset: u64, wanted: &[u8]) -> Result<bool, HostFault> {
-        let to = self.0.at(offset, wanted.len())?;
-        Ok(restore(
-            wanted.as_ptr().expose_provenance(),
-            to,
-            wanted.len(),
-        ))
-    }
-
     /// Copies to another place of this or another anonymous mapping.
     pub(crate) fn copy_to(&self, offset: u64, to: HostRange) -> Result<(), HostFault> {
         let from = self.0.at(offset, to.len)?;
@@ -416,6 +406,14 @@ impl Image {
 pub(crate) struct HostRange {
     addr: usize,
     len: usize,
+}
+
+impl HostRange {
+    /// Makes the range hold `wanted`, as far as that goes; whether it held something else.
+    pub(crate) fn restore(self, wanted: &[u8]) -> bool {
+        let len = self.len.min(wanted.len());
+        restore(wanted.as_ptr().expose_provenance(), self.addr, len)
+    }
 }
 
 /// Host address space in which file mappings are placed. Its pages may vanish at any time (somebody

@@ -6,11 +6,11 @@ use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 
 use crate::access::failed;
 use crate::error::{MemError, OutOfMemory};
-use crate::frames::{BlockId, Dropped, FramePool, FrameRun, Taken};
+use crate::frames::{Dropped, FramePool, FrameRun, Taken};
 use crate::frozen::FrozenMemory;
 use crate::host::{AnonMapping, Backing, Reservation};
 use crate::pending::PendingFlush;
-use crate::slots::{Bank, FrameAt, Pool, Slot, Store, TABLES_SLOT, WrittenPages};
+use crate::slots::{Bank, FrameAt, Place, Pool, Slot, Store, TABLES_SLOT, WrittenPages};
 
 /// Guest-physical space is dealt in chunks of this size, so that an address finds its slot by one
 /// table look-up.
@@ -437,7 +437,7 @@ impl GuestMemory {
     /// place it takes. There are never more such copies than frozen frames.
     pub(crate) fn alloc_uncounted_copy(&mut self, from: Gpa) -> Result<Gpa, MemError> {
         let gpa = self.take_run(1, |_| {})?.gpa;
-        self.keep_frame(gpa);
+        self.place(gpa).map(|place| self.keep_frame(place));
         if let Err(error) = self.copy_frame(from, gpa) {
             self.free_frame(gpa);
             return Err(error);
@@ -645,19 +645,16 @@ impl GuestMemory {
         }
     }
 
+    /// Where a frame is, if in a slot.
+    pub(crate) fn place(&self, gpa: Gpa) -> Option<Place> {
+        let slot = self.slot_index(gpa)?;
+        let offset = gpa.0 - self.slots.get(slot)?.gpa;
+        Some(Place { slot, offset })
+    }
+
     pub(crate) fn frame_at(&self, gpa: Gpa) -> Option<FrameAt> {
-        let slot = self.slot(gpa)?;
-        let offset = gpa.0 - slot.gpa;
-        let (first, pool) = match slot.store {
-            Store::Tables { first, .. } => (first, Pool::Tables),
-            Store::Ram { first, pool, .. } => (first, pool),
-            Store::Files(_) | Store::FrozenRam(_) | Store::FrozenFiles(_) => return None,
-        };
-        Some(FrameAt {
-            pool,
-            block: first + (offset / HUGE_PAGE_SIZE) as BlockId,
-            index: (offset % HUGE_PAGE_SIZE / PAGE_SIZE) as usize,
-        })
+        let place = self.place(gpa)?;
+        self.slots.get(place.slot)?.frame_at(place.offset)
     }
 
     pub(crate) fn pool(&mut self, which: Pool) -> &mut FramePool {

@@ -2,13 +2,14 @@
 
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
 
-use crate::access::failed;
 use crate::error::MemError;
 use crate::frames::{Reuse, Wipe};
+use crate::host::HostFault;
 use crate::memory::GuestMemory;
-use crate::slots::{Pool, Store};
+use crate::set::IndexSet;
+use crate::slots::{Place, Pool, Store};
 use crate::tables::{LARGE, Leaf, PRESENT, PageSize, PageTables, PteFlags, leaf_at, only_widens};
-use crate::undo::{Cause, PageCopy, TableLog, UndoLog};
+use crate::undo::{Cause, KeptCopy, PageCopy, TableLog, UndoLog};
 
 /// What a reset did. Pages are base pages.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -74,6 +75,7 @@ impl PageTables {
                         frame,
                         idle: 0,
                         cause,
+                        kept: None,
                     });
                 }
                 Ok(frame)
@@ -125,7 +127,8 @@ impl PageTables {
     /// - A copied page ([`PageTables::copy_frozen`]) that is still mapped, and that `may_keep` allows to
     ///   be private and writable, is made equal to the frozen page and stays mapped with the right to
     ///   write, so that the next request writes it without a fault. One that hundreds of resets in a
-    ///   row found equal is given up.
+    ///   row found equal is given up. `may_keep` is about the frozen program, not about what became of
+    ///   it: it is asked only by the first reset after the page was copied.
     /// - Every other leaf becomes what it was. Tables that were added or that replaced a 2 MiB leaf
     ///   stay.
     /// - All other private memory is free and wiped; files that the fork mapped are unmapped.
@@ -140,6 +143,14 @@ impl PageTables {
         mem: &mut GuestMemory,
         mut may_keep: impl FnMut(Gva) -> bool,
     ) -> Result<ResetReport, MemError> {
+        self.reset_all(mem, &mut may_keep)
+    }
+
+    fn reset_all(
+        &mut self,
+        mem: &mut GuestMemory,
+        may_keep: &mut dyn FnMut(Gva) -> bool,
+    ) -> Result<ResetReport, MemError> {
         let mut undo = match self.undo.take() {
             Some(undo) if !undo.needs_rebuild => undo,
             other => {
@@ -151,7 +162,9 @@ impl PageTables {
         mem.count_all();
         let UndoLog { tables, .. } = &mut *undo;
         for log in tables {
-            self.reset_table(mem, log, &mut may_keep, &mut report);
+            self.check_copies(mem, log, may_keep, &mut report);
+            let kept = restore_copies(mem, log, &mut report);
+            self.reset_others(mem, log, &kept);
         }
         self.undo = Some(undo);
         let reuse = match self.pending.is_none() {
@@ -165,53 +178,48 @@ impl PageTables {
         Ok(report)
     }
 
-    fn reset_table(
+    /// Gives up the copies of a table's pages that cannot be kept; the entries of the others map them,
+    /// for writing.
+    fn check_copies(
         &mut self,
         mem: &mut GuestMemory,
         log: &mut TableLog,
-        may_keep: &mut impl FnMut(Gva) -> bool,
+        may_keep: &mut dyn FnMut(Gva) -> bool,
         report: &mut ResetReport,
     ) {
-        let mut copies = core::mem::take(&mut log.copies).into_iter().peekable();
-        for index in log.touched.iter() {
+        let mut copies = core::mem::take(&mut log.copies);
+        copies.retain_mut(|copy| {
+            let (entry, gva) = (log.entry(copy.index), log.gva(copy.index));
+            let now = mem.load_entry(entry);
+            if copy.kept.is_none() {
+                copy.kept = may_be_kept(mem, log, copy).filter(|_| may_keep(gva));
+            }
+            // The program may have unmapped the copy, or mapped it anew with other rights. A frame that
+            // was freed and used again could be the copy of two pages: the second loses it.
+            let Some(kept) = copy.kept.filter(|kept| {
+                let in_place = now & PRESENT != 0 && leaf_at(now, 1).gpa == copy.frame;
+                in_place && mem.keep_frame(kept.copy)
+            }) else {
+                log.give_up(copy.index, report);
+                return false;
+            };
+            self.put_back(mem, entry, gva, log.level, now, kept.entry);
+            true
+        });
+        log.copies = copies;
+    }
+
+    /// Has every other entry of a table be what it was.
+    fn reset_others(&mut self, mem: &mut GuestMemory, log: &mut TableLog, kept: &IndexSet) {
+        for index in log.touched.without(kept).iter() {
             let (entry, gva) = (log.entry(index), log.gva(index));
-            let (original, now) = (log.original(mem, index), mem.load_entry(entry));
-            if log.level == 2 && now & PRESENT != 0 && now & LARGE == 0 {
-                // A table: it stays.
-                log.touched.remove(index);
-                continue;
+            let now = mem.load_entry(entry);
+            log.touched.remove(index);
+            let is_table = log.level == 2 && now & PRESENT != 0 && now & LARGE == 0;
+            if !is_table {
+                let original = log.original(mem, index);
+                self.put_back(mem, entry, gva, log.level, now, original);
             }
-            let mut wanted = original;
-            if let Some(mut copy) = copies.next_if(|copy| copy.index == index) {
-                let idle_max = log.idle_max(index);
-                match restored(
-                    mem,
-                    &mut copy,
-                    (original, now),
-                    idle_max,
-                    || may_keep(gva),
-                    report,
-                ) {
-                    Some(leaf) => {
-                        if copy.cause == Cause::Write {
-                            report.copied_on_write.push(gva);
-                            copy.cause = Cause::Earlier;
-                        }
-                        wanted = leaf.entry();
-                        log.copies.push(copy);
-                        report.kept_pages += 1;
-                    }
-                    None => {
-                        log.note_given_up(index);
-                        report.dropped_pages += 1;
-                        report.dropped.push(gva);
-                    }
-                }
-            }
-            if wanted == original {
-                log.touched.remove(index);
-            }
-            self.put_back(mem, entry, gva, log.level, now, wanted);
         }
     }
 
@@ -239,56 +247,80 @@ impl PageTables {
     }
 }
 
-/// Restores a copy that is to be kept; answers its leaf. `None` if it is to be given up.
-fn restored(
-    mem: &mut GuestMemory,
-    copy: &mut PageCopy,
-    (original, now): (u64, u64),
-    idle_max: u32,
-    may_keep: impl FnOnce() -> bool,
-    report: &mut ResetReport,
-) -> Option<Leaf> {
-    let (frozen, present) = (leaf_at(original, 1), leaf_at(now, 1));
-    let in_place = original & PRESENT != 0 && now & PRESENT != 0 && present.gpa == copy.frame;
-    if !in_place || !mem.is_frozen(frozen.gpa) || !may_keep() {
+/// What resets are to keep of a copy; `None` if no reset may keep it.
+fn may_be_kept(mem: &GuestMemory, log: &TableLog, copy: &PageCopy) -> Option<KeptCopy> {
+    let original = log.original(mem, copy.index);
+    let frozen = leaf_at(original, log.level);
+    if original & PRESENT == 0 || !mem.is_frozen(frozen.gpa) {
         return None;
     }
-    if mem.restore_frame(frozen.gpa, copy.frame).ok()? {
-        report.copied_pages += 1;
-        copy.idle = 0;
-    } else {
-        report.compared_equal_pages += 1;
-        copy.idle = copy.idle.saturating_add(1);
-    }
-    // A frame that was freed and used again could be the copy of two pages: the second loses it.
-    if copy.idle >= idle_max || !mem.keep_frame(copy.frame) {
-        return None;
-    }
-    Some(Leaf {
+    let leaf = Leaf {
         gpa: copy.frame,
         size: PageSize::Base,
         flags: frozen.flags | PteFlags::WRITE,
+    };
+    Some(KeptCopy {
+        entry: leaf.entry(),
+        copy: mem.place(copy.frame)?,
+        frozen: mem.place(frozen.gpa)?,
+        idle_max: log.idle_max(copy.index),
     })
 }
 
-impl GuestMemory {
-    /// Makes an anonymous frame equal to a frozen one; whether it differed.
-    fn restore_frame(&mut self, frozen: Gpa, copy: Gpa) -> Result<bool, MemError> {
-        let len = PAGE_SIZE as usize;
-        let at_copy = |fault| failed(fault, copy, PAGE_SIZE);
-        let at_frozen = |fault| failed(fault, frozen, PAGE_SIZE);
-        let (map, copy_offset) = self.anon_mut(copy, PAGE_SIZE)?;
-        let target = map.range_mut(copy_offset, len).map_err(at_copy)?;
-        let (slot, offset) = self.locate(frozen, PAGE_SIZE)?;
-        match &slot.store {
-            Store::FrozenRam(map) => map.restore(offset, target).map_err(at_frozen),
-            Store::FrozenFiles(files) => {
-                let mut page = [0; PAGE_SIZE as usize];
-                files.read(offset, &mut page).map_err(at_frozen)?;
-                let (map, offset) = self.anon_mut(copy, PAGE_SIZE)?;
-                map.restore(offset, &page).map_err(at_copy)
+/// Restores the copies of a table's pages; says of which. Apart from the checks, whose data would not stay
+/// in the CPU's caches beside the pages.
+fn restore_copies(mem: &mut GuestMemory, log: &mut TableLog, report: &mut ResetReport) -> IndexSet {
+    let mut restored = IndexSet::EMPTY;
+    let mut copies = core::mem::take(&mut log.copies);
+    copies.retain_mut(|copy| {
+        let Some(kept) = copy.kept else {
+            return false;
+        };
+        let differed = mem.restore_page(kept.frozen, kept.copy);
+        match differed {
+            Ok(true) => {
+                report.copied_pages += 1;
+                copy.idle = 0;
             }
-            _ => Err(MemError::NotFrozen(Gva(0))),
+            Ok(false) => {
+                report.compared_equal_pages += 1;
+                copy.idle = copy.idle.saturating_add(1);
+            }
+            Err(_) => {}
+        }
+        if differed.is_err() || copy.idle >= kept.idle_max {
+            mem.drop_frame(kept.copy);
+            log.give_up(copy.index, report);
+            return false;
+        }
+        restored.add(copy.index);
+        if copy.cause == Cause::Write {
+            report.copied_on_write.push(log.gva(copy.index));
+            copy.cause = Cause::Earlier;
+        }
+        true
+    });
+    report.kept_pages += copies.len() as u64;
+    log.copies = copies;
+    restored
+}
+
+impl GuestMemory {
+    /// Makes an anonymous page equal to a frozen one; whether it differed.
+    fn restore_page(&mut self, frozen: Place, copy: Place) -> Result<bool, HostFault> {
+        let Some(Store::Ram { map, .. }) = self.slots.get_mut(copy.slot).map(|s| &mut s.store)
+        else {
+            return Err(HostFault::Outside);
+        };
+        let target = map.range_mut(copy.offset, PAGE_SIZE as usize)?;
+        match self.slots.get(frozen.slot).map(|slot| &slot.store) {
+            Some(Store::FrozenRam(map)) => map.restore(frozen.offset, target),
+            Some(Store::FrozenFiles(files)) => {
+                let mut page = [0; PAGE_SIZE as usize];
+                files.read(frozen.offset, &mut page)?;
+                Ok(target.restore(&page))
+            }
+            _ => Err(HostFault::Outside),
         }
     }
 
@@ -300,10 +332,19 @@ impl GuestMemory {
     }
 
     /// Has a base frame of the program survive resets uncounted; whether it was in use and counted.
-    pub(crate) fn keep_frame(&mut self, gpa: Gpa) -> bool {
-        match self.frame_at(gpa) {
+    pub(crate) fn keep_frame(&mut self, place: Place) -> bool {
+        let slot = self.slots.get(place.slot);
+        match slot.and_then(|slot| slot.frame_at(place.offset)) {
             Some(at) if at.pool != Pool::Tables => self.pool(at.pool).uncount(at.block, at.index),
             _ => false,
+        }
+    }
+
+    /// Undoes [`GuestMemory::keep_frame`].
+    fn drop_frame(&mut self, place: Place) {
+        let slot = self.slots.get(place.slot);
+        if let Some(at) = slot.and_then(|slot| slot.frame_at(place.offset)) {
+            self.pool(at.pool).count(at.block, at.index);
         }
     }
 

@@ -61,6 +61,29 @@ pub(crate) struct Slot {
     pub(crate) store: Store,
 }
 
+impl Slot {
+    /// The frame at an offset, if it belongs to a pool.
+    pub(crate) fn frame_at(&self, offset: u64) -> Option<FrameAt> {
+        let (first, pool) = match self.store {
+            Store::Tables { first, .. } => (first, Pool::Tables),
+            Store::Ram { first, pool, .. } => (first, pool),
+            Store::Files(_) | Store::FrozenRam(_) | Store::FrozenFiles(_) => return None,
+        };
+        Some(FrameAt {
+            pool,
+            block: first + (offset / HUGE_PAGE_SIZE) as BlockId,
+            index: (offset % HUGE_PAGE_SIZE / PAGE_SIZE) as usize,
+        })
+    }
+}
+
+/// A place in the slot of this number: good as long as the memory lives, since slots never go or move.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub(crate) slot: usize,
+    pub(crate) offset: u64,
+}
+
 /// Which frames belong together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pool {

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use kvmlet_abi::{Gpa, Gva};
 
 use crate::memory::GuestMemory;
+use crate::reset::ResetReport;
 use crate::set::IndexSet;
+use crate::slots::Place;
 use crate::tables::{Leaf, PRESENT, entry_at, leaf_at, span};
 
 /// Resets in a row that find a copy equal to the frozen page, after which it is given up: by then the
@@ -37,6 +39,22 @@ pub(crate) struct PageCopy {
     pub(crate) idle: u32,
     /// How it came about since the last reset.
     pub(crate) cause: Cause,
+    /// What resets keep of it, once one has found that it may be kept.
+    pub(crate) kept: Option<KeptCopy>,
+}
+
+/// What stays true of a copy from one reset to the next, whatever the guest does: where things are, and
+/// what the frozen program has there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct KeptCopy {
+    /// The entry that a reset leaves: it maps the copy.
+    pub(crate) entry: u64,
+    /// Where the copy is.
+    pub(crate) copy: Place,
+    /// Where the frozen page is.
+    pub(crate) frozen: Place,
+    /// Resets in a row that find the copy equal, after which it is given up.
+    pub(crate) idle_max: u32,
 }
 
 /// Why a page was copied.
@@ -89,9 +107,12 @@ impl TableLog {
         IDLE_RESETS_MAX << times.min(IDLE_DOUBLINGS_MAX)
     }
 
-    pub(crate) fn note_given_up(&mut self, index: usize) {
+    /// Notes that the copy of a page is given up.
+    pub(crate) fn give_up(&mut self, index: usize, report: &mut ResetReport) {
         let times = self.given_up.entry(index).or_default();
         *times = times.saturating_add(1);
+        report.dropped_pages += 1;
+        report.dropped.push(self.gva(index));
     }
 
     pub(crate) fn set_copy(&mut self, copy: PageCopy) {

@@ -389,6 +389,68 @@ fn copies_are_kept_only_where_allowed_and_still_mapped() {
 }
 
 #[test]
+fn what_a_reset_has_found_of_a_copy_holds_no_longer_than_the_copy() {
+    let frozen = frozen();
+    let mut fork = Fork::of(&frozen);
+    let kept = 0..6;
+    let unmap = |fork: &mut Fork, index| {
+        let unmapped = |mem: &mut GuestMemory, _: Gva, leaf: Leaf| mem.free_frame(leaf.gpa);
+        fork.tables
+            .unmap_range(&mut fork.mem, page(index), PAGE_SIZE, unmapped)
+            .unwrap();
+    };
+    let asked = |fork: &mut Fork| {
+        let mut asked = Vec::new();
+        let may_keep = |gva| {
+            asked.push(gva);
+            true
+        };
+        let report = fork.tables.reset(&mut fork.mem, may_keep).unwrap();
+        fork.flush();
+        (report.kept_pages, asked.len())
+    };
+    for index in kept.clone() {
+        fork.set(page(index), 77);
+    }
+    assert_eq!(asked(&mut fork), (6, 6));
+    assert_eq!(asked(&mut fork), (6, 0), "only of new copies");
+    // Unmapped.
+    unmap(&mut fork, 0);
+    // Unmapped, and other memory mapped.
+    unmap(&mut fork, 1);
+    fork.add(page(1), 99);
+    // Written, and only to be read from then on.
+    fork.set(page(2), 88);
+    fork.tables
+        .protect_range(&mut fork.mem, page(2), PAGE_SIZE, READ_ONLY)
+        .unwrap();
+    // Moved away, to where a reset knows another copy.
+    unmap(&mut fork, 4);
+    let moved = fork.leaf(page(3)).unwrap();
+    fork.tables
+        .unmap_range(&mut fork.mem, page(3), PAGE_SIZE, |_, _, _| {})
+        .unwrap();
+    fork.tables
+        .map(&mut fork.mem, page(4), moved.gpa, PageSize::Base, DATA)
+        .unwrap();
+    assert_eq!(asked(&mut fork), (2, 0), "pages 2 and 5");
+    for index in kept.clone() {
+        assert_eq!(fork.word(page(index)), index + 1);
+        let kept = [2, 5].contains(&index);
+        assert_eq!(fork.leaf(page(index)).unwrap().flags == DATA, kept);
+    }
+    assert_eq!(fork.dirty_frames().len(), 2);
+    // Copied again, to other frames than before.
+    for index in kept.clone().rev() {
+        fork.set(page(index), 66);
+    }
+    assert_eq!(asked(&mut fork), (6, 4));
+    for index in kept {
+        assert_eq!(fork.word(page(index)), index + 1);
+    }
+}
+
+#[test]
 fn one_frame_is_never_kept_for_two_pages() {
     let frozen = frozen();
     let mut fork = Fork::of(&frozen);
