@@ -62,7 +62,7 @@ def python(peer: Peer, live: int, pairs: int) -> list[Row]:
     argv = ("/usr/bin/python3", "serve.py")
     snapshot = warmed(argv)
     trained(snapshot, message)
-    resets, requests, x_ns = [], [], []
+    resets, requests, x_ns, copies = [], [], [], []
     fresh = snapshot.fork()
     cold = faults_of(peer, fresh, message, 1)
     fresh.close()
@@ -71,7 +71,7 @@ def python(peer: Peer, live: int, pairs: int) -> list[Row]:
         for _ in range(pairs):
             x_ns.append(peer.x_ns())
             taken = []
-            for _ in range(10):
+            for _ in range(30):
                 start = time.perf_counter_ns()
                 sandbox.reset()
                 middle = time.perf_counter_ns()
@@ -80,10 +80,10 @@ def python(peer: Peer, live: int, pairs: int) -> list[Row]:
                 taken.append((middle - start, time.perf_counter_ns() - middle))
             resets.append(undisturbed(reset_ns for reset_ns, _ in taken))
             requests.append(undisturbed(request_ns for _, request_ns in taken))
+            copied = int(stat(sandbox, "reset_pages_copied"))
+            copies.append(undisturbed(peer.copy_ns(copied) for _ in range(5)))
         sandbox.reset()
         repeated = faults_of(peer, sandbox, message, 100)
-        copied = int(stat(sandbox, "reset_pages_copied"))
-        copies = [undisturbed(peer.copy_ns(copied) for _ in range(5)) for _ in range(pairs)]
         counts = {
             name: stat(sandbox, f"reset_{name}")
             for name in ("pages_copied", "pages_equal", "pages_kept", "pages_scrubbed")

@@ -212,7 +212,7 @@ def test_nothing_is_left_after_a_reset(worker: Worker, rounds: int) -> None:
 def test_nothing_reaches_another_program(worker: Worker) -> None:
     """Two snapshots that use one VM in turn, and a live fork beside it."""
     worker.do("fork witness 1")
-    for number in range(repeated(200, 5)):
+    for number in range(repeated(1000, 5)):
         worker.do("fork a 0")
         seed = worker.plant("a")
         if number % 2:
