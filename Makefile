@@ -102,21 +102,21 @@ hw-tests = $(BIN)/python tests/hwkvm/run.py --smp $(3) --timeout-s 2700 -- \
 		env KVMLET_HW=1 KVMLET_CALLS=$(1) PYTHONDONTWRITEBYTECODE=1 \
 		$(PYTEST) -p no:cacheprovider -m '$(2)' --timeout 600 $(END_TO_END)
 
-# Two machines of one processor each go side by side.
-HW_SHARES := test-hw-share-1 test-hw-share-2
+# Each machine takes one processor of the host, however many it has: two go side by side.
+HW_RUNS := test-hw-share-1 test-hw-share-2 test-hw-auto test-hw-poll
 
-.PHONY: test-hw test-hw-steps $(HW_SHARES)
+.PHONY: test-hw test-hw-steps $(HW_RUNS)
 test-hw: deps-hw
 	$(call timed,test-hw-steps)
 test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
 	$(BIN)/python tests/hwkvm/run.py --prepare
-	@$(MAKE) --jobs 2 --output-sync=target $(HW_SHARES)
-	$(call hw-tests,auto,hw_modes,2)
-	$(call hw-tests,poll,hw_modes,2)
-$(HW_SHARES): test-hw-share-%:
+	@$(MAKE) --jobs 2 --output-sync=target $(HW_RUNS)
+test-hw-share-1 test-hw-share-2: test-hw-share-%:
 	$(call hw-tests,auto,hw,1) --share $*/2
+test-hw-auto test-hw-poll: test-hw-%:
+	$(call hw-tests,$*,hw_modes,2)
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev

@@ -137,12 +137,21 @@ def faults_of(
     peer: Peer, sandbox: kvmlet.Sandbox, message: bytes, times: int
 ) -> tuple[float, float]:
     """Faults that left the VM, and faults that KVM took, over so many requests."""
+    _wait_for_quiet(peer)
     faults, taken = stat(sandbox, "exits_fault"), peer.kvm_counter("pf_taken")
     for _ in range(times):
         ask(sandbox, message)
         sandbox.reset()
     faults = stat(sandbox, "exits_fault") - faults
     return faults, float(peer.kvm_counter("pf_taken") - taken)
+
+
+def _wait_for_quiet(peer: Peer) -> None:
+    """Wait until no VM is made ahead of its use: KVM's counters are those of all VMs here."""
+    last = -1
+    while (now := peer.kvm_counter("pf_taken")) != last:
+        last = now
+        time.sleep(0.05)
 
 
 def faults_rows(
