@@ -60,7 +60,10 @@ def test_forks_inherit_the_way(guests: pathlib.Path) -> None:
                 fork.reset()
             assert len(answers) == 1
             polled = fork.stats()["calls_polled"]
-            assert polled == 0 if calls == "exit" else polled > 0
+            if calls == "exit":
+                assert polled == 0
+            elif not HW:  # there a request has ended before its poller is awake
+                assert polled > 0
 
 
 @needs_two
