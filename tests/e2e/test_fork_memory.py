@@ -105,6 +105,17 @@ def test_a_file_that_changes_after_the_freeze(guests: pathlib.Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def test_copies_of_a_memory_file_count(guests: pathlib.Path) -> None:
+    """One frozen page of it may be copied for any number of mappings."""
+    sandbox = kvmlet.Sandbox(argv("forkmaps"), cwd=guests, memory="64m")
+    with sandbox.until_ready(timeout=LIMIT_S).freeze() as snapshot, snapshot.fork() as fork:
+        with pytest.raises(kvmlet.SandboxEnded) as caught:
+            fork.request(b"multiply", timeout=LIMIT_S)
+        assert caught.value.result.reason == "memory"
+        with snapshot.fork() as other:
+            assert other.request(b"look", timeout=LIMIT_S)
+
+
 def test_prepared_by_a_request(mapped: str, guests: pathlib.Path) -> None:
     """Forks that have answered once are clean, and take no fault for the same request."""
     native = native_answers(argv(mapped), cwd=guests, messages=[b"look", b"write"])

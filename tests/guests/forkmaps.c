@@ -52,6 +52,12 @@ static void answer(void) {
         say("%d\n", madvise(second, 2 * PAGE, MADV_REMOVE));
         look();
         first[PAGE] = 'r';
+    } else if (!strcmp(text, "multiply")) {
+        // One page of a memory file, copied for each of many mappings.
+        for (int i = 0; i < 20000; i++) {
+            volatile char *copy = map(PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, memory);
+            copy[0] = copy[1];
+        }
     } else if (!strcmp(text, "remap")) {
         char *moved = mremap(second, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, map(2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1));
         need(moved != MAP_FAILED, "mremap");

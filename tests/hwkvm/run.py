@@ -362,9 +362,9 @@ def option_path(path: Path) -> str:
 def qemu_argv(job: Job, image: Image, folder: Path, ports: Sequence[int]) -> list[str]:
     """Return QEMU's command line; ``ports`` are connected sockets for stdout, stderr, status."""
     cpu = "EPYC-Rome,+svm" + (",+npt" if job.nested_paging else ",-npt")
-    # One thread runs all processors in turn. With a thread each, a guest of the machine's /dev/kvm ended
-    # by a triple fault about once in two runs of the tests; that was never seen with one processor,
-    # with one thread, or on a KVM of this kernel with real processors, and nobody knows why.
+    # One thread runs all processors in turn. With a thread each, a guest of the machine's /dev/kvm
+    # ended by a triple fault about once in two runs of the tests. That was never seen with one
+    # processor, with one thread, or on another KVM; nobody knows why.
     accel = "tcg" if job.icount else "tcg,thread=single"
     # mitigations=off: they cost much under emulation and change nothing that the guest of a
     # guest can see. tsc=reliable: emulated TSCs all follow the host's, but a slow machine's

@@ -62,7 +62,7 @@ impl Space<'_> {
         }
         let frame = leaf.gpa_of(page);
         if access == Access::Write && self.mem.is_frozen(frame) {
-            return self.fault_frozen(vma, page, wanted);
+            return self.fault_frozen(vma, page, frame, wanted);
         }
         // The host copies pages of its files: these have no references here.
         if access == Access::Write && !vma.is_shared() && self.mem.frame_refs(frame) > 1 {
@@ -75,14 +75,21 @@ impl Space<'_> {
     }
 
     /// The first write of a fork to a page that it shares with its snapshot.
-    fn fault_frozen(&mut self, vma: &Vma, page: Gva, wanted: PteFlags) -> Result<(), FaultError> {
+    fn fault_frozen(
+        &mut self,
+        vma: &Vma,
+        page: Gva,
+        frame: Gpa,
+        wanted: PteFlags,
+    ) -> Result<(), FaultError> {
         let Backing::Tmp(tmp) = vma.backing else {
             self.tables.copy_frozen(self.mem, page, wanted)?;
             return Ok(());
         };
         if !vma.is_shared() {
-            self.tables.copy_frozen(self.mem, page, wanted)?;
-            return Ok(());
+            // Counted: any number of mappings may show one frozen page of a memory file.
+            let copy = self.mem.alloc_copy(frame)?;
+            return self.replace(page, copy, wanted);
         }
         let index = tmp.offset.saturating_add(page.0 - vma.start) / PAGE_SIZE;
         let frame = self.own_tmp_page(tmp.inode, index)?;

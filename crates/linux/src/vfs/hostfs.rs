@@ -19,6 +19,23 @@ use crate::host::{Credentials, Enforcement, Host};
 const LISTING_MAX: usize = 1 << 20;
 /// Longest path that is opened, as Linux's PATH_MAX.
 pub const PATH_MAX: usize = 4096;
+/// File systems of the kernel's own (statfs(2), linux/magic.h).
+const KERNEL_FILE_SYSTEMS: [i64; 14] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0x27_e0eb,   // cgroup
+    0x6367_7270, // cgroup2
+    0xcafe_4a11, // bpf
+    0x6165_676c, // pstore
+    0xde5e_81e4, // efivarfs
+    0x6265_6570, // configfs
+    0xf97c_ff8c, // selinuxfs
+    0x4249_4e4d, // binfmt_misc
+    0x6e73_6673, // nsfs
+];
 /// Tries again when a rename on the host raced with a lookup (openat2(2) EAGAIN).
 const RACES_MAX: usize = 16;
 
@@ -267,13 +284,19 @@ impl Handle {
     /// The object at `path`, which had `attr`, open as a location.
     ///
     /// # Errors
-    /// The host's; `ESTALE` if it was replaced meanwhile.
+    /// The host's; `ESTALE` if it was replaced meanwhile by one of another kind.
     pub fn into_location(self, path: &[u8], attr: &Attr) -> Result<OwnedFd, Errno> {
         match self {
             Self::Location(fd) => Ok(fd),
             Self::Entry(dir) => {
+                // Another one may have taken the name: whatever is there now is meant, unless it is of
+                // another kind than was asked for.
                 let (fd, now) = locate_in(dir.as_fd(), path)?;
-                same(attr, &now).map(|()| fd)
+                if now.kind() == attr.kind() {
+                    Ok(fd)
+                } else {
+                    Err(Errno::ESTALE)
+                }
             }
         }
     }
@@ -355,7 +378,38 @@ pub fn open_for_reading(
         Some(dir) => open_in(dir, path, flags)?,
         None => host.roots.open_at(path, flags)?,
     };
-    same(attr, &attr_of(fd.as_fd())?).map(|()| fd)
+    let opened = attr_of(fd.as_fd())?;
+    same(attr, &opened)?;
+    // The number of a removed file may be another one's by now.
+    check_mode(host, &opened, MAY_READ)?;
+    Ok(fd)
+}
+
+/// Refuses and records what belongs to a file system of the kernel's own: its files act on the machine or tell
+/// of other processes, this one included. Such a file system may be mounted in a readable tree.
+///
+/// # Errors
+/// `EACCES`; the host's.
+pub fn refuse_kernel_files(
+    host: &mut Host,
+    call: &str,
+    (path, attr): (&[u8], &Attr),
+    fd: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    // They are on no device, which spares most files the question.
+    if rustix::fs::major(attr.dev) != 0 {
+        return Ok(());
+    }
+    let kind = rustix::fs::fstatfs(fd).map_err(errno)?.f_type;
+    if !KERNEL_FILE_SYSTEMS.contains(&kind) {
+        return Ok(());
+    }
+    host.report.deny(
+        format!("{call} {}", super::printable(path)),
+        Errno::EACCES,
+        "files of the host's kernel cannot be shown",
+    );
+    Err(Errno::EACCES)
 }
 
 /// Refuses what the mode bits refuse, when the host would not.
@@ -379,13 +433,15 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
     if host.credentials.enforcement == Enforcement::Host {
         return Ok(());
     }
-    let mut checked: Vec<&[u8]> = Vec::new();
-    for dir in kvmlet_policy::ancestors(path).skip(1) {
-        if host.searchable.contains(dir)
-            || host.policy.classify(dir) != kvmlet_policy::Place::Readable
-        {
-            break;
-        }
+    let unknown: Vec<&[u8]> = kvmlet_policy::ancestors(path)
+        .skip(1)
+        .take_while(|dir| {
+            !host.searchable.contains(*dir)
+                && host.policy.classify(dir) == kvmlet_policy::Place::Readable
+        })
+        .collect();
+    // The outermost first: whether anything is in a directory is not to be told before it may be searched.
+    for dir in unknown.into_iter().rev() {
         let (_, attr) = host.roots.locate(dir)?;
         if attr.is_symlink() {
             return Err(Errno::ELOOP);
@@ -396,11 +452,8 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
         if !attr.grants(&host.credentials, MAY_EXEC) {
             return Err(Errno::EACCES);
         }
-        checked.push(dir);
+        host.remember_searchable(dir);
     }
-    checked
-        .into_iter()
-        .for_each(|dir| host.remember_searchable(dir));
     Ok(())
 }
 

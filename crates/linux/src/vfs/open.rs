@@ -195,6 +195,7 @@ fn open_host(
             return Err(errno);
         }
     };
+    hostfs::refuse_kernel_files(cx.host, call, (path, attr), fd.as_fd())?;
     Ok(if attr.is_dir() {
         FileKind::HostDir(cx.host.insert(fd, HostKind::Directory))
     } else {
@@ -236,6 +237,7 @@ fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Err
     let kind = match found.node {
         Node::Host(handle, attr) => {
             let fd = handle.into_location(&found.path, &attr)?;
+            hostfs::refuse_kernel_files(cx.host, "open", (&found.path, &attr), fd.as_fd())?;
             FileKind::HostLocation(cx.host.insert(fd, HostKind::Location))
         }
         Node::Tmp(inode) => {

@@ -21,6 +21,9 @@ const LINKS_MAX: u32 = 40;
 /// Longest canonical path that is composed, in bytes. Open descriptions keep theirs, so it is bounded.
 /// Linux differs: a directory may lie deeper.
 const CANONICAL_MAX: usize = 64 << 10;
+/// Most bytes of components still to walk, in one resolution. Each costs work of ours.
+/// Linux differs: forty symbolic links may lead through more.
+const PENDING_MAX: usize = 4 * hostfs::PATH_MAX;
 
 /// A directory reached: its canonical path, and its inode in the memory file system.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -253,6 +256,10 @@ impl Walker<'_, '_> {
         if let Some(new) = self.pending.get_mut(at..) {
             new.reverse();
         }
+        let pending: usize = self.pending.iter().map(|name| name.len() + 1).sum();
+        if pending > PENDING_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
         Ok(())
     }
 
@@ -468,23 +475,30 @@ impl Walker<'_, '_> {
     /// Tries the whole run of plain components ahead in one host call. `None` if it is not all in a
     /// readable tree, or a symbolic link lies on the way: then one component at a time.
     fn host_run(&mut self, first: &[u8]) -> Result<Option<(Vec<u8>, Step)>, Errno> {
-        let plain = |name: &&Vec<u8>| name.as_slice() != b"." && name.as_slice() != b"..";
-        let mut more = self.pending.iter().rev().take_while(plain).count();
+        if self.request.resolve.contains(Resolve::NO_XDEV) {
+            return Ok(None);
+        }
         // The last component of a path whose parent is wanted is not looked up.
-        if self.request.last == Last::Parent && more == self.pending.len() {
-            more = more.saturating_sub(1);
+        let kept = usize::from(self.request.last == Last::Parent);
+        let plain = |name: &&Vec<u8>| name.as_slice() != b"." && name.as_slice() != b"..";
+        let ahead = self.pending.get(kept..).unwrap_or_default();
+        let mut left = hostfs::PATH_MAX.saturating_sub(self.at.path.len());
+        let mut path = Vec::new();
+        let mut more = 0;
+        for name in ahead.iter().rev().take_while(plain) {
+            path.push(b'/');
+            path.extend_from_slice(name);
+            more += 1;
+            left = left.saturating_sub(name.len() + 1);
+            if left <= first.len() + 1 {
+                return Ok(None);
+            }
         }
         if more == 0 {
             return Ok(None);
         }
-        let mut path = join(&self.at.path, first);
-        for name in self.pending.iter().rev().take(more) {
-            path = join(&path, name);
-        }
-        if path.len() >= hostfs::PATH_MAX
-            || self.cx.host.policy.classify(&path) != Place::Readable
-            || self.request.resolve.contains(Resolve::NO_XDEV)
-        {
+        path.splice(..0, join(&self.at.path, first));
+        if self.cx.host.policy.classify(&path) != Place::Readable {
             return Ok(None);
         }
         // A missing directory on the way and a missing last component must be told apart when the
@@ -521,8 +535,15 @@ impl Walker<'_, '_> {
         match self.cx.host.roots.locate(path) {
             Err(Errno::ENOENT) => Ok(Step::Absent),
             Err(error) => Err(error),
-            Ok((fd, attr)) if attr.is_symlink() => host_link(fd, attr),
-            Ok((fd, attr)) => Ok(host_object(path, Handle::Location(fd), attr)),
+            Ok((fd, attr)) => {
+                let call = self.request.call;
+                hostfs::refuse_kernel_files(self.cx.host, call, (path, &attr), fd.as_fd())?;
+                if attr.is_symlink() {
+                    host_link(fd, attr)
+                } else {
+                    Ok(host_object(path, Handle::Location(fd), attr))
+                }
+            }
         }
     }
 
@@ -556,7 +577,8 @@ impl Walker<'_, '_> {
     fn outside(&mut self, path: &[u8]) -> Result<Step, Errno> {
         let mut wanted = path.to_vec();
         for name in self.pending.iter().rev() {
-            wanted = join(&wanted, name);
+            wanted.push(b'/');
+            wanted.extend_from_slice(name);
         }
         if !hostfs::exists(self.cx.host, path)
             || hostfs::is_absent_setting(self.cx.host, path, &wanted)

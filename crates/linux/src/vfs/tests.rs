@@ -311,6 +311,86 @@ fn an_open_directory_that_may_not_be_searched() {
     );
 }
 
+#[test]
+fn a_directory_that_may_not_be_searched_tells_no_names() {
+    use std::os::unix::fs::PermissionsExt;
+    let tree = TempTree::new("no-names");
+    tree.file("dir/there/file", b"x");
+    tree.file("dir/plain", b"x");
+    let mut sandbox = Sandbox::new(&tree.0);
+    sandbox.host.credentials.enforcement = Enforcement::ModeBits;
+    let closed = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(tree.0.join("dir"), closed).unwrap();
+    for name in ["there/file", "there/x", "plain/x", "missing/x", "missing"] {
+        assert_eq!(
+            sandbox.open(&format!("dir/{name}"), 0),
+            Err(Errno::EACCES),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn links_make_no_path_without_end() {
+    let tree = TempTree::new("long-chain");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let steps = "a/".repeat(1990);
+    for link in 0..40 {
+        let target = format!("l{}/{steps}", link + 1);
+        call!(
+            sandbox,
+            "symlink",
+            target.as_str(),
+            format!("/tmp/l{link}").as_str()
+        )
+        .unwrap();
+    }
+    assert_eq!(sandbox.open("/tmp/l0", 0), Err(Errno::ENAMETOOLONG));
+    // Some links through long paths are fine.
+    call!(sandbox, "mkdir", "/tmp/d", 0o755).unwrap();
+    sandbox.spill("/tmp/d/file", b"found").unwrap();
+    let long = "d/../".repeat(700);
+    for (link, target) in [
+        ("one", format!("{long}two")),
+        ("two", format!("{long}d/file")),
+    ] {
+        call!(
+            sandbox,
+            "symlink",
+            target.as_str(),
+            format!("/tmp/{link}").as_str()
+        )
+        .unwrap();
+    }
+    assert_eq!(sandbox.slurp("/tmp/one").unwrap(), b"found");
+}
+
+#[test]
+fn files_of_the_kernel_are_refused_wherever_they_are_mounted() {
+    use std::os::fd::AsFd;
+    let tree = TempTree::new("kernel-files");
+    tree.file("plain", b"x");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let mut refused = |path: &std::path::Path| {
+        let file = std::fs::File::open(path).unwrap();
+        let attr = super::hostfs::attr_of(file.as_fd()).unwrap();
+        let name = path.to_str().unwrap().as_bytes();
+        let found = super::hostfs::refuse_kernel_files(
+            &mut sandbox.host,
+            "open",
+            (name, &attr),
+            file.as_fd(),
+        );
+        (found, sandbox.host.report.denials.len())
+    };
+    assert_eq!(refused(&tree.0.join("plain")), (Ok(()), 0));
+    assert_eq!(
+        refused("/proc/self/environ".as_ref()),
+        (Err(Errno::EACCES), 1)
+    );
+    assert_eq!(refused("/proc".as_ref()), (Err(Errno::EACCES), 2));
+}
+
 /// Somebody on the host swaps a file for links that lead out, and for a named pipe, while the program
 /// opens it in every way.
 #[test]
