@@ -111,7 +111,9 @@ def test_copies_of_a_memory_file_count(guests: pathlib.Path) -> None:
     with sandbox.until_ready(timeout=LIMIT_S).freeze() as snapshot, snapshot.fork() as fork:
         with pytest.raises(kvmlet.SandboxEnded) as caught:
             fork.request(b"multiply", timeout=LIMIT_S)
-        assert caught.value.result.reason == "memory"
+        result = caught.value.result
+        assert result is not None
+        assert result.reason == "memory"
         with snapshot.fork() as other:
             assert other.request(b"look", timeout=LIMIT_S)
 
