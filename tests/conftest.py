@@ -2,9 +2,20 @@
 
 import argparse
 import pathlib
+import signal
 import subprocess
 
 import pytest
+
+# Started in the background of a shell or by nohup, this process would take no interrupt, and would
+# hand ignored signals on to its children.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 GUESTS = pathlib.Path(__file__).parent / "guests"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-import signal
 import uuid
 from typing import TYPE_CHECKING
 
@@ -15,16 +14,6 @@ from e2e.oracle import KVMLET, Oracle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-# Started in the background of a shell or by nohup, this process would hand ignored signals on to
-# its children.
-for _number, _handler in (
-    (signal.SIGINT, signal.default_int_handler),
-    (signal.SIGQUIT, signal.SIG_DFL),
-    (signal.SIGHUP, signal.SIG_DFL),
-):
-    if signal.getsignal(_number) == signal.SIG_IGN:
-        signal.signal(_number, _handler)
 
 MOMENT = 1_700_000_000
 """Modification time of every fixture file: listings and archives come out the same."""
