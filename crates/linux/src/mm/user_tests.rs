@@ -217,6 +217,25 @@ fn strings_end_at_their_nul() {
     );
     assert_eq!(cx.read_cstr(Gva(0), 10), Err(Errno::EFAULT));
     assert_eq!(cx.read_cstr(Gva(u64::MAX), 10), Err(Errno::EFAULT));
+    // Strings come in parts, which end here and there.
+    for before_page_end in [1, 127, 128, 129, 4096] {
+        for len in [0, 1, 126, 127, 128, 129, 255, 256, 4000, 4095] {
+            let start = Gva(at + PAGE_SIZE - before_page_end);
+            let text: Vec<u8> = (0..len).map(|i| b'a' + (i % 26) as u8).collect();
+            cx.write(start, &text).unwrap();
+            cx.write(Gva(start.0 + len), b"\0").unwrap();
+            let found = cx.read_cstr(start, 4096);
+            assert_eq!(found, Ok(text), "{before_page_end} {len}");
+        }
+    }
+    // To the last byte of memory.
+    for len in [127, 128, 129, 4095] {
+        let text = vec![b'x'; len];
+        let start = Gva(at + 2 * PAGE_SIZE - len as u64);
+        cx.write(start, &text).unwrap();
+        assert_eq!(cx.read_cstr(start, 4096), Err(Errno::EFAULT), "{len}");
+        assert_eq!(cx.read_cstr(start, len), Err(Errno::ENAMETOOLONG), "{len}");
+    }
 }
 
 #[test]
