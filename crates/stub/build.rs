@@ -38,6 +38,7 @@ fn assemble() -> Result<(), Box<dyn Error>> {
         ("K_CALL_MODE", call_page::MODE),
         ("K_CALL_SPIN", call_page::SPIN_TICKS),
         ("K_CALL_DEADLINE", call_page::DEADLINE),
+        ("K_CALL_CAME_FROM", call_page::CAME_FROM),
         ("K_ENTRY_STRIDE", geometry::ENTRY_STRIDE_BYTES),
         ("K_FLUSH_HARDWARE", geometry::FLUSH_HARDWARE_BYTES),
         ("K_FLUSH_SOFTWARE", geometry::FLUSH_SOFTWARE_BYTES),

@@ -60,6 +60,23 @@ def test_polled_calls_take_no_exit(guests: pathlib.Path, calls: str) -> None:
 
 
 @needs_two
+@pytest.mark.parametrize("guest", ["./direct", "./once-dynamic"])
+def test_hot_calls_jump_where_syscall_is_slow(guests: pathlib.Path, guest: str) -> None:
+    """On software KVM only, and only where calls are polled."""
+    argv = [guest, "20" if HW else "2000"]
+    stats = {
+        calls: kvmlet.run(argv, cwd=guests, calls=calls, timeout=HANG_S).check().stats
+        for calls in ("exit", "poll")
+    }
+    assert stats["exit"]["direct_sites"] == 0
+    if HW:
+        assert stats["poll"]["direct_sites"] == 0
+    else:
+        # read, write, getpgid and syscall, of the C library alone.
+        assert stats["poll"]["direct_sites"] >= 3
+
+
+@needs_two
 def test_forks_inherit_the_way(guests: pathlib.Path) -> None:
     for calls in ("exit", "poll"):
         sandbox = kvmlet.Sandbox(["./warm"], cwd=guests, memory="96m", calls=calls)

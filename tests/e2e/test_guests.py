@@ -176,6 +176,13 @@ def test_each_call_is_made_once(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(argv, cwd=guests)
 
 
+@pytest.mark.hw_modes
+@pytest.mark.parametrize("linked", ["", "-dynamic"])
+def test_calls_that_jump(oracle: Oracle, guests: pathlib.Path, linked: str) -> None:
+    argv = [f"./direct{linked}", "20"] if HW else [f"./direct{linked}"]
+    oracle.compare(argv, cwd=guests)
+
+
 def test_named_pipes_and_packets(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./fifo"], cwd=guests)
 

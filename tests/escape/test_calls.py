@@ -21,7 +21,7 @@ ENDLESS_S = 20 if HW else 3
 
 
 @pytest.mark.parametrize("calls", MODES)
-@pytest.mark.parametrize("what", ["rewrite", "numbers", "threads"])
+@pytest.mark.parametrize("what", ["rewrite", "numbers", "threads", "places"])
 def test_what_is_written_into_the_page_does_no_more_than_calls(
     hostile: pathlib.Path, what: str, calls: str
 ) -> None:

@@ -42,6 +42,9 @@ pub const MODE: u64 = 80;
 pub const SPIN_TICKS: u64 = 88;
 /// Offset of the time at which the guest stops waiting, on its TSC: the stub's own.
 pub const DEADLINE: u64 = 128;
+/// Offset of the address that the call returns to, if it came by a `syscall` instruction on software
+/// KVM; 0 if it came by a jump.
+pub const CAME_FROM: u64 = 136;
 
 /// A posted call's number. It only ever tells one post from the one before it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -105,6 +108,9 @@ pub enum Closed {
     Answered(u64),
     /// A call has been made and its outcome is still to be applied.
     Made,
+    /// As `Made`, but the guest did not wait for it: it did not post by the stub. The result is
+    /// nobody's; what else the outcome asks for is still to be done.
+    Stray,
 }
 
 impl Exchange {
@@ -169,7 +175,8 @@ impl Exchange {
                 seen,
                 answer: Some(result),
             } if waiting == Some(seen) => Closed::Answered(result),
-            Self::Leaving(_, Left::Made) => Closed::Made,
+            Self::Leaving(ticket, Left::Made) if waiting == Some(ticket) => Closed::Made,
+            Self::Leaving(_, Left::Made) => Closed::Stray,
             Self::Leaving(_, Left::Refused) => Closed::Refused,
             Self::Away | Self::Running { .. } | Self::Claimed(_) => Closed::Unclaimed,
         }
@@ -225,6 +232,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_made_for_nobody_is_nobodys() {
+        for waiting in [None, Some(Ticket(2))] {
+            let mut exchange = running(0);
+            assert!(exchange.claim(Ticket(1)));
+            exchange.leave(Left::Made);
+            assert_eq!(exchange.close(waiting), Closed::Stray);
+        }
+    }
+
+    #[test]
     fn answers_out_of_turn_change_nothing() {
         let mut exchange = running(3);
         let before = exchange;
@@ -241,5 +258,6 @@ mod tests {
         assert_ne!(ANSWERED / 64, POSTED / 64);
         assert_eq!(SPIN_TICKS / 64, ANSWERED / 64);
         assert_ne!(DEADLINE / 64, ANSWERED / 64);
+        assert_eq!(CAME_FROM / 64, DEADLINE / 64);
     }
 }

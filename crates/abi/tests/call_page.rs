@@ -96,6 +96,7 @@ fn run_guest(world: &World, patience: u32) {
             match host.exchange.close(Some(world.page.ticket())) {
                 Closed::Answered(result) => result,
                 Closed::Made => host.kept.take().unwrap(),
+                Closed::Stray => panic!("the stub waits for what it posts"),
                 Closed::Unclaimed | Closed::Refused => host.make(nr),
             }
         });

@@ -81,7 +81,8 @@ proptest! {
                 Step::Close(_) if model.claimed => {}
                 Step::Close(waiting) => {
                     let expected = match (model.left, model.answer) {
-                        (Some(Left::Made), _) => Closed::Made,
+                        (Some(Left::Made), _) if waiting == Some(model.seen) => Closed::Made,
+                        (Some(Left::Made), _) => Closed::Stray,
                         (Some(Left::Refused), _) => Closed::Refused,
                         (None, Some((ticket, result))) if waiting == Some(ticket) => Closed::Answered(result),
                         _ => Closed::Unclaimed,

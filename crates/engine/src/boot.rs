@@ -87,7 +87,7 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
     let mut tables = PageTables::new(&mut memory)?;
     let known = kvm.known_world();
     let pages = map_vmm_pages(&mut memory, &mut tables, known)?;
-    let vdso_pages = place_vdso(&mut memory)?;
+    let mut vdso_pages = place_vdso(&mut memory)?;
     for slot in memory.take_new_slots() {
         vm.set_slot(slot)?;
     }
@@ -113,6 +113,9 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
     if world == World::Software {
         memory.expose_tables()?;
         tables.attach_window(&mut memory);
+        let direct = direct_page(&vdso_pages);
+        memory.write(direct, &kvmlet_stub::direct::page_image())?;
+        vdso_pages.direct = Some(direct);
     }
     let clock = guest_clock(clock(&mut vcpu));
     let xstate = vcpu.xstate_layout();
@@ -124,6 +127,7 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
             hwcap: kvmlet_hv::cpuid_1_edx(),
             hwcap2: 2,
         },
+        often: Default::default(),
     };
     let (mut host, cwd) = make_host(program)?;
     host.clock = clock;
@@ -300,16 +304,25 @@ fn settle_world(
     Ok(())
 }
 
-/// Frames of the vDSO: a data page and the image directly behind it.
+/// The frame behind the vDSO's image: the direct page, where `syscall` costs more than a polled call.
+fn direct_page(vdso: &Vdso) -> Gpa {
+    vdso.data.wrapping_add((vdso.image_pages + 1) * PAGE_SIZE)
+}
+
+/// Frames of the vDSO: a data page, the image directly behind it, and a page for direct calls.
 fn place_vdso(memory: &mut GuestMemory) -> Result<Vdso, EngineError> {
     let image = vdso::image();
     let image_pages = (image.len() as u64).div_ceil(PAGE_SIZE);
     // Table frames: each fork has a copy of them in a slot of its own, and writes its data page there.
-    let data = memory.alloc_table_run(image_pages + 1)?;
+    let data = memory.alloc_table_run(image_pages + 2)?;
     for (index, page) in image.chunks(PAGE_SIZE as usize).enumerate() {
         memory.write(data.wrapping_add((index as u64 + 1) * PAGE_SIZE), page)?;
     }
-    Ok(Vdso { data, image_pages })
+    Ok(Vdso {
+        data,
+        image_pages,
+        direct: None,
+    })
 }
 
 fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {

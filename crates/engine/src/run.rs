@@ -9,6 +9,7 @@ use kvmlet_abi::{Gpa, Trap, UserRegs};
 use kvmlet_hv::{Vcpu, Vm, XState};
 use kvmlet_linux::call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
+use kvmlet_linux::outcome::Outcome;
 use kvmlet_linux::personality::{Cpu, Personality, Step};
 use kvmlet_linux::report::Work;
 use kvmlet_linux::signal::signo::SIGBUS;
@@ -320,10 +321,13 @@ impl Sandbox {
             if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
                 thread.regs = regs;
             }
+            if trap != Trap::Syscall {
+                self.personality.unwind_jump(tid);
+            }
             let charge_ns = after_ns.saturating_sub(posted.charged_ns);
             let trap = match posted.closed {
                 // Parked before time goes on: what that wakes must be there.
-                Closed::Made => {
+                Closed::Made | Closed::Stray => {
                     let trap = self.settle_posted(tid, trap, posted);
                     self.personality.charge_cpu(tid, charge_ns);
                     trap
@@ -422,7 +426,9 @@ impl Sandbox {
                 link.note_stall();
                 Waited::Unclaimed
             }
-            (Some(_), Closed::Answered(_) | Closed::Made | Closed::Refused) => Waited::Claimed,
+            (Some(_), Closed::Answered(_) | Closed::Made | Closed::Stray | Closed::Refused) => {
+                Waited::Claimed
+            }
         };
         Ok((
             trap,
@@ -440,7 +446,7 @@ impl Sandbox {
     fn settle_posted(&mut self, tid: Tid, trap: Trap, posted: Posted) -> Option<Trap> {
         match (posted.closed, posted.made) {
             // It was told to leave, and went where a slot is still missing: its own doing.
-            (Closed::Made, _) if matches!(trap, Trap::Broken { .. }) => {
+            (Closed::Made | Closed::Stray, _) if matches!(trap, Trap::Broken { .. }) => {
                 self.is_suspect = true;
                 self.personality.kernel.kill_all(SIGBUS);
                 None
@@ -452,11 +458,31 @@ impl Sandbox {
                 }
                 None
             }
-            (Closed::Made, Some(Made { call, outcome })) => {
+            (
+                Closed::Stray,
+                Some(Made {
+                    outcome: Outcome::Done(_),
+                    ..
+                }),
+            ) => Some(trap),
+            (
+                Closed::Made | Closed::Stray,
+                Some(Made {
+                    call,
+                    outcome,
+                    jump,
+                }),
+            ) => {
+                // First: the call may end the thread or its program's text.
+                if let Some(back) = jump {
+                    self.personality.make_jump(tid, back, call.nr);
+                }
                 self.personality.finish(tid, call, outcome);
                 None
             }
-            (Closed::Made, None) | (Closed::Unclaimed | Closed::Refused, _) => Some(trap),
+            (Closed::Made | Closed::Stray, None) | (Closed::Unclaimed | Closed::Refused, _) => {
+                Some(trap)
+            }
         }
     }
 

@@ -179,6 +179,7 @@ impl Snapshot {
             tables,
             vdso,
             cpu,
+            ..
         } = machine;
         transport.detach();
         for gpa in pages.scratch() {
@@ -431,8 +432,13 @@ impl Frozen {
         let machine = Machine {
             memory,
             tables,
-            vdso: Some(self.vdso),
+            // A fork's text would be put back at each reset: what is not direct by now stays so.
+            vdso: Some(Vdso {
+                direct: None,
+                ..self.vdso
+            }),
             cpu: self.cpu,
+            often: Default::default(),
         };
         Sandbox {
             vcpu,

@@ -3,7 +3,10 @@
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use kvmlet_abi::call_page::{ANSWER, ANSWERED, ARGS, MODE, NR, POSTED, SPIN_TICKS, Ticket};
+use kvmlet_abi::Gva;
+use kvmlet_abi::call_page::{
+    ANSWER, ANSWERED, ARGS, CAME_FROM, MODE, NR, POSTED, SPIN_TICKS, Ticket,
+};
 use kvmlet_mem::HostPage;
 
 /// Whether the stub posts its calls.
@@ -58,6 +61,13 @@ impl CallPage {
     #[must_use]
     pub fn args(&self) -> [u64; 6] {
         [0, 8, 16, 24, 32, 40].map(|at| self.word(ARGS + at).load(Ordering::Relaxed))
+    }
+
+    /// Where the request's `syscall` instruction returns to; `None` if it came by a jump.
+    #[must_use]
+    pub fn came_from(&self) -> Option<Gva> {
+        let back = self.word(CAME_FROM).load(Ordering::Relaxed);
+        (back != 0).then_some(Gva(back))
     }
 
     /// Shows the host's word; a result goes before it.

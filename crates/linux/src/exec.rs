@@ -360,6 +360,11 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
             .map_err(|error| format(interpreter, error))?;
     }
     let vdso = map_vdso(cx)?;
+    let fixed = matches!(
+        (main.image.kind, &program.interpreter),
+        (Kind::Static, None)
+    );
+    mm::direct::map_page(cx, fixed.then_some(main.image.load_span.start))?;
     let executable = matches!(main.image.stack, StackFlags::Executable);
     map_stack(cx, layout.stack_top, executable)?;
     let aux = [

@@ -350,6 +350,31 @@ impl Personality {
         self.apply(tid, call, &CallState::default(), outcome);
     }
 
+    /// Whether the place that makes call `nr` and returns to `back` can be given a jump to the stub
+    /// ([`mm::DirectCalls`]).
+    pub fn can_jump(&mut self, tid: Tid, back: Gva, nr: u64) -> bool {
+        mm::direct::can_be_direct(&mut self.cx(tid), back, nr)
+    }
+
+    /// Gives the place that makes call `nr` and returns to `back` a jump to the stub, if it can have one.
+    /// The guest is not running.
+    pub fn make_jump(&mut self, tid: Tid, back: Gva, nr: u64) {
+        if mm::direct::make_direct(&mut self.cx(tid), back, nr) {
+            self.host.report.direct_sites = self.host.report.direct_sites.saturating_add(1);
+        }
+    }
+
+    /// The thread has left the guest by itself, perhaps in the middle of a jump to the stub: puts it back
+    /// to where its program is.
+    pub fn unwind_jump(&mut self, tid: Tid) {
+        let kernel = &mut self.kernel;
+        if let Some(thread) = kernel.threads.get_mut(&tid)
+            && let Some(process) = kernel.processes.get(&thread.pid)
+        {
+            process.mm.unwind_direct(&mut thread.regs);
+        }
+    }
+
     /// Whether the thread on the vCPU must leave the guest before its next instruction: for a signal,
     /// for what must be flushed or added to the VM, or because another thread comes first. Whether it must
     /// leave earlier than a kick is set for, [`Personality::kick_ns`] tells.

@@ -178,6 +178,7 @@ impl Sandbox {
                 tables,
                 vdso: None,
                 cpu: Default::default(),
+                often: Default::default(),
             },
             host,
             next: KEPT,

@@ -64,6 +64,7 @@ const OUT_LEN_BYTES: u64 = 2;
 /// Offsets into a syscall page, as the assembler counted them.
 #[repr(C)]
 struct Marks {
+    entry: u32,
     leave: u32,
     /// Where a call to be posted begins.
     post: u32,
@@ -83,6 +84,7 @@ unsafe extern "C" {
     static kvmlet_stub_syscall_software: PageImage;
     static kvmlet_stub_marks_hardware: Marks;
     static kvmlet_stub_marks_software: Marks;
+    static kvmlet_stub_marks_direct: Marks;
 }
 
 /// The page for [`SYSCALL_CODE`]; the entry (LSTAR) is its first byte.
@@ -98,13 +100,25 @@ pub fn syscall_code(world: World) -> &'static [u8] {
 }
 
 fn marks(world: World) -> &'static Marks {
-    // SAFETY: both symbols are immutable tables of 6 + 2 * 7 u32 in .rodata, written by MARKS.
+    // SAFETY: both symbols are immutable tables of 7 + 2 * 7 u32 in .rodata, written by MARKS.
     unsafe {
         match world {
             World::Hardware => &kvmlet_stub_marks_hardware,
             World::Software => &kvmlet_stub_marks_software,
         }
     }
+}
+
+fn direct_marks() -> &'static Marks {
+    // SAFETY: as in `marks`.
+    unsafe { &kvmlet_stub_marks_direct }
+}
+
+/// Where a call enters that jumps instead of executing `syscall`: software KVM only, see
+/// [`crate::direct`].
+#[must_use]
+pub fn direct_entry() -> Gva {
+    SYSCALL_CODE.wrapping_add(u64::from(direct_marks().entry))
 }
 
 /// Offset of the `out` that leaves the VM with a call that was not posted, in bytes from [`SYSCALL_CODE`].
@@ -121,9 +135,15 @@ pub fn classify(world: World, pc: Gva) -> StubPc {
     if offset >= PAGE_SIZE {
         return StubPc::Outside;
     }
-    let marks = marks(world);
+    match classify_by(marks(world), offset) {
+        StubPc::Outside if world == World::Software => classify_by(direct_marks(), offset),
+        place => place,
+    }
+}
+
+fn classify_by(marks: &Marks, offset: u64) -> StubPc {
     let leave = u64::from(marks.leave);
-    if offset < leave {
+    if (u64::from(marks.entry)..leave).contains(&offset) {
         return StubPc::Entry;
     }
     if offset == leave {
@@ -171,24 +191,33 @@ const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
 mod tests {
     use super::*;
 
+    /// Each world's table of marks, and the one of calls that jump.
+    fn tables() -> [(World, &'static Marks); 3] {
+        [
+            (World::Hardware, marks(World::Hardware)),
+            (World::Software, marks(World::Software)),
+            (World::Software, direct_marks()),
+        ]
+    }
+
     #[test]
     fn classification_follows_the_code() {
-        for world in [World::Hardware, World::Software] {
+        for (world, marks) in tables() {
             let code = syscall_code(world);
-            let leave = leave_offset(world);
+            let leave = u64::from(marks.leave);
             let at = leave as usize;
             assert_eq!(
                 code[at..at + 2],
                 [0xe6, kvmlet_abi::layout::PORT_SYSCALL as u8]
             );
             let pc = |offset: u64| classify(world, Gva(SYSCALL_CODE.0 + offset));
-            assert_eq!(pc(0), StubPc::Entry);
+            assert_eq!(pc(u64::from(marks.entry)), StubPc::Entry);
             assert_eq!(pc(leave), StubPc::AtLeave);
             assert_eq!(pc(leave + 2), StubPc::AfterLeave);
             assert_eq!(pc(4095), StubPc::Outside);
             assert_eq!(classify(world, Gva(0x1000)), StubPc::Outside);
             assert_eq!(classify(world, Gva(SYSCALL_CODE.0 - 1)), StubPc::Outside);
-            let marks_of_post = marks(world);
+            let marks_of_post = marks;
             let at = marks_of_post.post_leave as usize;
             assert_eq!(
                 code[at..at + 2],
@@ -207,7 +236,7 @@ mod tests {
             }
             let cstar = CSTAR_OFFSET_BYTES as usize;
             assert_eq!(code[cstar..cstar + 2], [0x0f, 0x0b]);
-            for (number, [start, end]) in NUMBERS.iter().zip(marks(world).answers) {
+            for (number, [start, end]) in NUMBERS.iter().zip(marks.answers) {
                 assert_eq!(
                     pc(u64::from(start)),
                     StubPc::Answering { number: *number },
@@ -226,9 +255,9 @@ mod tests {
 
     #[test]
     fn each_answer_loads_its_own_constant() {
-        for world in [World::Hardware, World::Software] {
+        for (world, marks) in tables() {
             let code = syscall_code(world);
-            for (slot, [_, end]) in marks(world).answers.iter().enumerate() {
+            for (slot, [_, end]) in marks.answers.iter().enumerate() {
                 // mov disp32(%rip), %rax = 48 8b 05 disp32, directly before the return.
                 let end = *end as usize;
                 assert_eq!(code[end - 7..end - 4], [0x48, 0x8b, 0x05]);

@@ -20,6 +20,7 @@
 #define MODE HALF(80)
 #define SPIN WORD(88)
 #define DEADLINE WORD(128)
+#define CAME_FROM WORD(136)
 
 static volatile int stop;
 static uint64_t seed = 1;
@@ -102,6 +103,32 @@ static void numbers(unsigned long rounds) {
     printf("posted\n");
 }
 
+extern const unsigned char __executable_start[], etext[];
+
+// Says of every place in the text, and of some elsewhere, that calls come from there. The text is changed
+// only where it makes that very call: everything still works.
+static void places(unsigned long rounds) {
+    uint64_t state = seed;
+    uint64_t start = (uint64_t)(uintptr_t)__executable_start, end = (uint64_t)(uintptr_t)etext;
+    uint64_t odd[] = {1, PAGE, start, end, CALL_PAGE, SYSCALL_CODE + 64, 0xffffffff81000000ul, ~0ul, 1ul << 47};
+    char *copy = map(PAGE, PROT_READ | PROT_WRITE | PROT_EXEC);
+    memcpy(copy, "\x90\x90\x90\x90\xb8\x6f\0\0\0\x0f\x05\xc3", 12);
+    for (unsigned long i = 0; i < rounds; i++) {
+        for (uint64_t k = 0; k < 64; k++) {
+            static const uint64_t numbers[] = {SYS_getpgrp, SYS_read, SYS_write, 0xffff};
+            CAME_FROM = k == 0   ? odd[i % (sizeof odd / sizeof *odd)]
+                        : k == 1 ? (uint64_t)(uintptr_t)copy + 11
+                                 : start + next_random(&state) % (end - start);
+            post(numbers[i % 4], ~0ul, 0, 0);
+            pause_for(50);
+        }
+        need(syscall(SYS_getpgrp) >= 0 && getpgid(0) >= 0, "getpgrp");
+        need(read(-1, copy, 1) < 0 && errno == EBADF, "read");
+    }
+    need(!memcmp(copy, "\x90\x90\x90\x90\xb8", 5), "what is not a file's text is not changed");
+    printf("placed\n");
+}
+
 static void *scribble(void *unused) {
     (void)unused;
     uint64_t state = ~seed;
@@ -175,6 +202,7 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "rewrite")) rewrite(rounds);
     else if (!strcmp(what, "numbers")) numbers(rounds);
     else if (!strcmp(what, "threads")) threads(rounds);
+    else if (!strcmp(what, "places")) places(rounds);
     else if (!strcmp(what, "stay")) stay(rounds);
     else if (!strcmp(what, "never-stop")) {
         for (;;) post(SYS_getpgrp, 0, 0, 0);

@@ -1,6 +1,6 @@
-// Jumps into kvmlet's own pages, with forged registers. stubjump PAGE-OFFSET FIRST LAST STEP
+// Jumps into kvmlet's own pages, with forged registers. stubjump PAGE-OFFSET|direct FIRST LAST STEP
 //
-// On Linux, and on hardware KVM, nothing is executable there: each jump is a SIGSEGV. On software
+// "direct" is the page that hot calls jump through: it is the program's to execute, if it has one. On Linux, and on hardware KVM, nothing is executable there: each jump is a SIGSEGV. On software
 // KVM the syscall page is. Whatever happens, this program must get its registers or a signal.
 #include "attempt.h"
 
@@ -17,9 +17,31 @@ static void try_jump(uint64_t target, const struct attempt_regs *regs) {
     else came_back++;
 }
 
+// The page that calls jump through, with places in use; ends the program where there is none.
+static uint64_t direct_page(void) {
+    char byte;
+    for (int i = 0; i < 20000; i++) {
+        raw6(SYS_getpgrp, 0, 0, 0, 0, 0, 0);
+        syscall(SYS_getpgrp);
+        need(read(-1, &byte, 1) < 0 && getpgid(0) >= 0, "calls");
+    }
+    uint64_t page = 0;
+    char line[512];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    need(maps != NULL, "maps");
+    while (fgets(line, sizeof line, maps))
+        if (strstr(line, "[kvmlet]")) page = strtoul(line, NULL, 16);
+    fclose(maps);
+    if (!page) {
+        printf("no page\nalive\n");
+        exit(0);
+    }
+    return page;
+}
+
 int main(int argc, char **argv) {
     need(argc == 5, "arguments");
-    uint64_t page = VMM_AREA + strtoul(argv[1], NULL, 0);
+    uint64_t page = strcmp(argv[1], "direct") ? VMM_AREA + strtoul(argv[1], NULL, 0) : direct_page();
     unsigned first = (unsigned)atoi(argv[2]), last = (unsigned)atoi(argv[3]), step = (unsigned)atoi(argv[4]);
     attempt_start();
     struct attempt_regs probe = attempt_tame();
@@ -28,8 +50,8 @@ int main(int argc, char **argv) {
     uint64_t back = (uint64_t)(uintptr_t)attempt_back;
     // rcx: back here; nowhere; behind user space; not canonical; the kernel's half; the stub's padding.
     uint64_t rcx[] = {back, 0x1000, VMM_AREA, 0x800000000000ul, 0xffffffff81000000ul, SYSCALL_CODE + 0x800};
-    // r11: plain; all flags; IOPL, NT and TF; DF and AC.
-    uint64_t r11[] = {0x202, ~0ul, 0x7102, 0x40402};
+    // r11: plain; all flags; IOPL, NT and TF; DF and AC; as of a call that jumps; nothing.
+    uint64_t r11[] = {0x202, ~0ul, 0x7102, 0x40402, 0xd701, 0};
     // rax: answered in the stub, unknown, wide. Not a call that could block or exit.
     uint64_t rax[] = {39, 186, 0xfffffffful, 0x1000, 0x8000000000000027ul};
     for (unsigned offset = first; offset < last; offset += step) {

@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use kvmlet_abi::Gva;
 use kvmlet_abi::call_page::{Closed, Exchange, Left, Ticket};
 use kvmlet_hv::{CallPage, PostMode};
 use kvmlet_linux::kernel::Tid;
@@ -22,12 +23,19 @@ use super::Calls;
 
 /// A kick is not moved for less than this, in nanoseconds: two clocks are read to compare it.
 const KICK_SLACK_NS: u64 = 50_000;
+/// One polled call in so many is looked at for whether its place should have a jump: each that gets one
+/// leaves the VM once.
+const SAMPLE: u64 = 8;
+/// Polled calls before the first is looked at: a short program saves nothing.
+const SETTLED: u64 = 64;
 
 /// A call that has been made while its thread was inside the guest, with what is still to be done.
 #[derive(Debug)]
 pub(crate) struct Made {
     pub call: Call,
     pub outcome: Outcome,
+    /// Where the call returns to, if its place is to be given a jump.
+    pub jump: Option<Gva>,
 }
 
 /// The personality, lent to whoever answers posted calls.
@@ -231,8 +239,12 @@ impl Link {
             self.refuse(exchange, Left::Refused);
             return false;
         }
+        let jump = match self.samples() {
+            true => self.page.came_from(),
+            false => None,
+        };
         let start_ns = now_ns();
-        let made = std::panic::catch_unwind(AssertUnwindSafe(|| loan.make(call, start_ns)));
+        let made = std::panic::catch_unwind(AssertUnwindSafe(|| loan.make(call, jump, start_ns)));
         let answered = matches!(made, Ok(Some(_)));
         match made {
             Ok(Some(result)) => {
@@ -255,6 +267,14 @@ impl Link {
         answered
     }
 
+    /// Whether to look where this call comes from: one in [`SAMPLE`], at no period that a program's
+    /// own could fall in step with.
+    fn samples(&self) -> bool {
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        let count = self.counts.polled.load(Ordering::Relaxed);
+        count >= SETTLED && count.wrapping_mul(GOLDEN) <= u64::MAX / SAMPLE
+    }
+
     fn refuse(&self, exchange: &mut Exchange, left: Left) {
         let word = exchange.leave(left);
         self.page.answer(word, 0);
@@ -265,15 +285,20 @@ impl Link {
 impl Loan {
     /// Makes a call. The result if the thread may go on with it; otherwise what is left to do is in
     /// `made`.
-    fn make(&mut self, call: Call, now_ns: u64) -> Option<u64> {
+    fn make(&mut self, call: Call, jump: Option<Gva>, now_ns: u64) -> Option<u64> {
         // First, as after an exit: the call may ask for CPU time, or wait for it.
         let spent_ns = now_ns.saturating_sub(self.charged_ns);
         self.personality.charge_cpu(self.tid, spent_ns);
         let outcome = self.personality.make(self.tid, &call);
+        let jump = jump.filter(|&back| self.personality.can_jump(self.tid, back, call.nr));
         match outcome {
-            Outcome::Done(result) if !self.must_leave() => Some(rax_of(result)),
+            Outcome::Done(result) if jump.is_none() && !self.must_leave() => Some(rax_of(result)),
             outcome => {
-                self.made = Some(Made { call, outcome });
+                self.made = Some(Made {
+                    call,
+                    outcome,
+                    jump,
+                });
                 None
             }
         }

@@ -35,6 +35,8 @@ const WITH_ERROR_CODE: u32 = 1 << 8
     | 1 << 30;
 /// Length of `out imm8, al`.
 const OUT_LEN: u64 = 2;
+/// OF, SF, ZF, AF, PF and CF in RFLAGS.
+const ARITHMETIC_FLAGS: u64 = 0x8d5;
 /// Length of `syscall`.
 const SYSCALL_LEN: u64 = 2;
 /// Re-entries to finish one port access or one exception that was under way: each takes one or two.
@@ -185,9 +187,7 @@ impl Vcpu {
                 self.waiting = Some(self.call_page.posted());
             }
             self.store_from(&cpu, regs);
-            regs.rip = cpu.rcx;
-            regs.rflags = cpu.r11;
-            regs.sanitise();
+            roll_forward(regs);
             return Trap::Syscall;
         }
         if self.cpl() == 3 {
@@ -342,9 +342,7 @@ impl Vcpu {
             _ => None,
         };
         if let Some(trap) = trap {
-            regs.rip = regs.rcx;
-            regs.rflags = regs.r11;
-            regs.sanitise();
+            roll_forward(regs);
             return trap;
         }
         self.broken(
@@ -383,10 +381,7 @@ impl Vcpu {
                 regs.rax = number;
                 unwind(regs);
             }
-            StubPc::Answered => {
-                regs.rip = regs.rcx;
-                regs.rflags = regs.r11;
-            }
+            StubPc::Answered => roll_forward(regs),
             StubPc::Posting => {
                 regs.rax = self.call_page.nr();
                 unwind(regs);
@@ -400,9 +395,7 @@ impl Vcpu {
                     let [_, _, rdx, ..] = self.call_page.args();
                     regs.rdx = rdx;
                 }
-                regs.rip = regs.rcx;
-                regs.rflags = regs.r11;
-                regs.sanitise();
+                roll_forward(regs);
                 return Trap::Syscall;
             }
             StubPc::AfterLeave | StubPc::Outside if self.cpl() == 0 => {
@@ -465,8 +458,25 @@ impl Vcpu {
 
 /// Back to the `syscall` instruction, as if it had not been executed.
 fn unwind(regs: &mut UserRegs) {
-    regs.rip = regs.rcx.wrapping_sub(SYSCALL_LEN);
+    roll_forward(regs);
+    regs.rip = regs.rip.wrapping_sub(SYSCALL_LEN);
+}
+
+/// Behind the `syscall` instruction, with what it leaves in registers. A call that jumped into the stub
+/// has brought its arithmetic flags only; the others are as they stand.
+fn roll_forward(regs: &mut UserRegs) {
+    regs.rip = regs.rcx;
+    if let Some(flags) = direct_flags(regs.r11) {
+        regs.r11 = regs.rflags & !ARITHMETIC_FLAGS | flags;
+    }
     regs.rflags = regs.r11;
+    regs.sanitise();
+}
+
+/// The flags that a call brings which jumped into the stub; `None` if r11 holds RFLAGS, whose bit 1 is
+/// always set.
+fn direct_flags(r11: u64) -> Option<u64> {
+    (r11 & 2 == 0).then_some((r11 >> 8 & 0xd5) | (r11 & 1) << 11)
 }
 
 /// The vector whose entry starts exactly at `rip`.
@@ -475,4 +485,33 @@ fn entry_at(rip: u64) -> Option<u8> {
     let stride = exception_entry_offset(1);
     (offset.is_multiple_of(stride) && offset / stride < u64::from(EXCEPTION_VECTORS))
         .then_some((offset / stride) as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_come_from_r11_or_from_both() {
+        let mut regs = UserRegs {
+            rip: 1,
+            rcx: 0x1007,
+            // What the stub's own comparisons left; DF is the program's.
+            rflags: 0x202 | 0x400 | 0x8d5,
+            r11: 0x46,
+            ..UserRegs::default()
+        };
+        roll_forward(&mut regs);
+        assert_eq!((regs.rip, regs.rflags, regs.r11), (0x1007, 0x246, 0x46));
+        for (r11, rflags) in [
+            (0x4600, 0x202 | 0x400 | 0x44),
+            (0x0201, 0x202 | 0x400 | 0x800),
+            (0xd700, 0x202 | 0x400 | 0xd5),
+        ] {
+            regs.rflags = 0x202 | 0x400 | 0x8d5;
+            regs.r11 = r11;
+            unwind(&mut regs);
+            assert_eq!((regs.rip, regs.rflags), (0x1005, rflags), "{r11:#x}");
+        }
+    }
 }

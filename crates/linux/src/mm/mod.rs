@@ -7,10 +7,12 @@
 
 mod advise;
 mod ahead;
+pub(crate) mod direct;
 mod fault;
 pub mod freeze;
 mod lock;
 mod map;
+mod often;
 mod remap;
 mod space;
 mod text;
@@ -42,8 +44,10 @@ use crate::host::HostId;
 use crate::vfs::tmpfs::{InodeId, Stale};
 
 pub use advise::{Advice, advise, mincore, msync, seal};
+pub use direct::DirectCalls;
 pub use lock::{lock, lock_all, unlock_all};
 pub use map::{MapFile, MapFlags, MapRequest, brk, mmap, mprotect, munmap};
+pub use often::OftenRead;
 pub use remap::{RemapFlags, RemapRequest, remap};
 pub(crate) use space::Space;
 pub use text::maps_text;
@@ -186,6 +190,8 @@ pub struct Mm {
     pub stack_addr: u64,
     /// Flags of every new VMA: mlockall(MCL_FUTURE) sets them.
     pub new_flags: VmaFlags,
+    /// Places in its text that jump to the stub.
+    pub direct: DirectCalls,
 }
 
 impl Mm {

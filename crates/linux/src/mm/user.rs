@@ -5,6 +5,7 @@ use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_mem::{CopyOutcome, CopyStop, MemError, PteFlags};
 
+use super::often::note_read;
 use super::{Access, Backing, FaultError, Space, fault};
 use crate::cx::Cx;
 use crate::kernel::End;
@@ -24,10 +25,12 @@ pub fn in_user_space(addr: u64, len_bytes: u64) -> bool {
 /// `EFAULT` if not even the first byte can be read.
 pub fn read_some(cx: &mut Cx<'_>, gva: Gva, buf: &mut [u8]) -> Result<usize, Errno> {
     let len = buf.len();
-    copy(cx, gva, len, Access::Read, |cx, at, done| {
+    let copied = copy(cx, gva, len, Access::Read, |cx, at, done| {
         let rest = buf.get_mut(done..).unwrap_or_default();
         cx.machine.tables.copy_in(&cx.machine.memory, at, rest)
-    })
+    })?;
+    note_read(cx, gva, len);
+    Ok(copied)
 }
 
 /// Copies to the program's memory as far as it goes; answers the bytes copied. Pages are faulted in

@@ -87,6 +87,7 @@ impl Guest {
             tables,
             vdso: None,
             cpu: CpuInfo::default(),
+            often: Default::default(),
         };
         Self {
             kernel,

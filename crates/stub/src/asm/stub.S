@@ -106,6 +106,12 @@
 	mov	%r10, CALL_PAGE(\page, K_CALL_ARGS + 24)
 	mov	%r8, CALL_PAGE(\page, K_CALL_ARGS + 32)
 	mov	%r9, CALL_PAGE(\page, K_CALL_ARGS + 40)
+	.ifc	\p, sw
+	mov	%rcx, CALL_PAGE(\page, K_CALL_CAME_FROM)
+	.endif
+	.ifc	\p, jmp
+	movq	$0, CALL_PAGE(\page, K_CALL_CAME_FROM)
+	.endif
 .L\p\()_stored:
 	.ifc	\p, sw
 	mov	%cs, %eax
@@ -159,8 +165,8 @@
 	.endm
 
 	/*
-	 * Offsets of the classification: leave, the posted call's places in their order, then start and
-	 * return of each answer.
+	 * Offsets of the classification: entry, leave, the posted call's places in their order, then start
+	 * and return of each answer.
 	 */
 	.macro MARKS p, page, name
 	.section .rodata.kvmlet_marks, "a", @progbits
@@ -168,6 +174,7 @@
 	.globl \name
 	.hidden \name
 \name:
+	.long	.L\p\()_entry - \page
 	.long	.L\p\()_leave - \page
 	.long	.L\p\()_post - \page
 	.long	.L\p\()_stored - \page
@@ -183,6 +190,7 @@
 
 /* Hardware KVM: entered at CPL 0 with the program's stack; sysretq gives r11 back as flags. */
 	PAGE_BEGIN kvmlet_stub_syscall_hardware
+.Lhw_entry:
 	DISPATCH hw, kvmlet_stub_syscall_hardware
 	.irp	n, 0, 1, 2, 3, 4, 5, 6
 .Lhw_start_\n:
@@ -245,6 +253,7 @@
 	.endm
 
 	PAGE_BEGIN kvmlet_stub_syscall_software
+.Lsw_entry:
 	DISPATCH sw, kvmlet_stub_syscall_software
 	SOFTWARE_ANSWER 0, 39
 	SOFTWARE_ANSWER 1, 102
@@ -262,9 +271,41 @@
 .Lsw_post_return:
 	jmp	*%rcx
 	int3
+
+/*
+ * The same for a call that jumps here (direct.rs) and so saves the instruction, which costs more than
+ * the rest. As after a syscall, but r11 holds the arithmetic flags alone: AH of lahf in its bits 8 to
+ * 15, OF in bit 0. Bit 1 is clear: so the host tells them from RFLAGS. All other flags are the
+ * program's own and stay.
+ */
+	.macro DIRECT_FLAGS
+	mov	%r11d, %eax
+	add	$127, %al
+	sahf
+	.endm
+
+	.balign 64, 0xcc
+.Ljmp_entry:
+	DISPATCH jmp, kvmlet_stub_syscall_software
+	.irp	n, 0, 1, 2, 3, 4, 5, 6
+.Ljmp_start_\n:
+	DIRECT_FLAGS
+	LOAD	kvmlet_stub_syscall_software, \n
+.Ljmp_return_\n:
+	jmp	*%rcx
+	int3
+	.endr
+.Ljmp_post:
+	POST	jmp, kvmlet_stub_syscall_software
+	DIRECT_FLAGS
+	mov	CALL_PAGE(kvmlet_stub_syscall_software, K_CALL_ANSWER), %rax
+.Ljmp_post_return:
+	jmp	*%rcx
+	int3
 	CSTAR_ENTRY kvmlet_stub_syscall_software
 	PAGE_END kvmlet_stub_syscall_software
 	MARKS sw, kvmlet_stub_syscall_software, kvmlet_stub_marks_software
+	MARKS jmp, kvmlet_stub_syscall_software, kvmlet_stub_marks_direct
 
 /* ---- Probe: one system call that no entry answers, from ring 3. ---- */
 	PAGE_BEGIN kvmlet_stub_probe_code

@@ -1,0 +1,380 @@
+//! Places in a program's text that jump to the stub instead of executing `syscall`
+//! ([`kvmlet_stub::direct`]): which text may be changed, and keeping the changes in step with mappings.
+//!
+//! Linux differs: a program that reads such a place in its own text finds a jump there. The file is not
+//! touched: the host copies the page, as for any write to a private mapping.
+
+use imbl::Vector;
+use kvmlet_abi::{Errno, Gpa, Gva, PAGE_SIZE, UserRegs};
+use kvmlet_stub::direct::{JUMP_BYTES, LOOK_BYTES, SLOTS, Site, slot_at, slot_offset};
+
+use super::space::{Space, errno};
+use super::vma::{Backing, Prot};
+use super::{Mm, Region, Source, VmaFlags, map_region};
+use crate::cx::Cx;
+
+/// The changed places of an address space.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DirectCalls {
+    /// Where the program has its direct page, if it has one.
+    page: Option<Gva>,
+    /// By slot. A slot belongs to its site as long as the address space lives.
+    sites: Vector<Site>,
+}
+
+impl DirectCalls {
+    /// How many places have been changed.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.sites.len()
+    }
+}
+
+/// Maps the direct page, if this VM has one, below a program that is loaded at a fixed address
+/// (`below`), or else where mappings go.
+///
+/// # Errors
+/// `ENOMEM` if there is no room.
+pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
+    let Some(gpa) = cx.machine.vdso.and_then(|vdso| vdso.direct) else {
+        return Ok(());
+    };
+    let mm = &mut cx.process()?.mm;
+    let wanted = below.and_then(|end| end.checked_sub(PAGE_SIZE));
+    let is_free =
+        |at: u64| at >= kvmlet_abi::layout::USER_START.0 && !mm.any_in(at, at + PAGE_SIZE);
+    let at = match wanted.filter(|&at| is_free(at)) {
+        Some(at) => at,
+        None => mm
+            .free_range(0, PAGE_SIZE, super::Low2G::No)
+            .ok_or(Errno::ENOMEM)?,
+    };
+    map_region(
+        cx,
+        &Region {
+            start: Gva(at),
+            len_bytes: PAGE_SIZE,
+            prot: Prot::READ | Prot::EXEC,
+            flags: VmaFlags::empty(),
+            source: Source::Special(gpa),
+            offset: 0,
+            name: Some((*b"[kvmlet]").into()),
+        },
+    )?;
+    cx.process()?.mm.direct.page = Some(Gva(at));
+    Ok(())
+}
+
+/// Whether the place that makes call `nr` and returns to `back` can be changed. Neither is trusted.
+pub(crate) fn can_be_direct(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
+    let has_page = cx.machine.vdso.is_some_and(|vdso| vdso.direct.is_some());
+    has_page && Space::of(cx).is_ok_and(|space| space.change_at(back, nr).is_some())
+}
+
+/// Changes the place that makes call `nr` and returns to `back`, so that it jumps from now on. The
+/// program is not running. Returns whether it was changed.
+pub(crate) fn make_direct(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
+    let Some(frame) = cx.machine.vdso.and_then(|vdso| vdso.direct) else {
+        return false;
+    };
+    let Ok(mut space) = Space::of(cx) else {
+        return false;
+    };
+    space.make_direct(frame, back, nr).is_some()
+}
+
+/// A place and what it needs to jump.
+struct Change {
+    site: Site,
+    index: usize,
+    /// For the slot.
+    code: Vec<u8>,
+    /// For the text.
+    jump: [u8; JUMP_BYTES],
+}
+
+impl Mm {
+    /// Puts a thread that stopped in the direct page back into the program.
+    pub fn unwind_direct(&self, regs: &mut UserRegs) {
+        let Some(page) = self.direct.page else {
+            return;
+        };
+        let offset = regs.rip.wrapping_sub(page.0);
+        if offset >= PAGE_SIZE {
+            return;
+        }
+        let (index, offset) = slot_at(offset);
+        if let Some(site) = self.direct.sites.get(index) {
+            site.unwind(offset, regs);
+        }
+    }
+}
+
+impl Space<'_> {
+    /// The guest-physical page that shows a page of unwritten program text: of a private file mapping that
+    /// may be executed and not be written.
+    fn text_page(&self, page: Gva) -> Option<Gpa> {
+        let vma = self.mm.find(page.0)?;
+        let Backing::File(file) = vma.backing else {
+            return None;
+        };
+        if vma.is_shared() || !vma.prot.contains(Prot::EXEC) || vma.prot.contains(Prot::WRITE) {
+            return None;
+        }
+        let gpa = file.window.wrapping_add(page.0 - vma.start);
+        (self.tables.translate(self.mem, page) == Some(gpa)).then_some(gpa)
+    }
+
+    fn site_at(&self, back: Gva, nr: u64) -> Option<Site> {
+        let last = Gva(back.0.checked_sub(1)?);
+        let page = last.page_down();
+        let text = self.text_page(page)?;
+        let end = last.page_offset() + 1;
+        let start = end.saturating_sub(LOOK_BYTES as u64);
+        let mut bytes = [0; LOOK_BYTES];
+        let before = bytes.get_mut(..usize::try_from(end - start).ok()?)?;
+        self.mem.read(text.wrapping_add(start), before).ok()?;
+        Site::recognise(before, back, nr)
+    }
+
+    /// What is to be written so that the place that makes call `nr` and returns to `back` jumps.
+    fn change_at(&self, back: Gva, nr: u64) -> Option<Change> {
+        let page = self.mm.direct.page?;
+        let site = self.site_at(back, nr)?;
+        let index = self.slot_for(&site)?;
+        Some(Change {
+            site,
+            index,
+            code: site.code(page, index)?,
+            jump: site.jump(page, index)?,
+        })
+    }
+
+    /// The slot that this site has, or would have.
+    fn slot_for(&self, site: &Site) -> Option<usize> {
+        let sites = &self.mm.direct.sites;
+        let known = sites.iter().position(|known| known == site);
+        known.or_else(|| (sites.len() < SLOTS).then_some(sites.len()))
+    }
+
+    fn make_direct(&mut self, frame: Gpa, back: Gva, nr: u64) -> Option<()> {
+        let Change {
+            site,
+            index,
+            code,
+            jump,
+        } = self.change_at(back, nr)?;
+        let at_slot = frame.wrapping_add(slot_offset(index));
+        self.mem.write(at_slot, &code).ok()?;
+        if index == self.mm.direct.sites.len() {
+            self.mm.direct.sites.push_back(site);
+        }
+        self.write_text(site.start, &jump).ok()
+    }
+
+    fn write_text(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Errno> {
+        let text = self.text_page(at.page_down()).ok_or(Errno::EFAULT)?;
+        let at = text.wrapping_add(at.page_offset());
+        self.mem.write(at, bytes).map_err(errno)
+    }
+
+    /// Takes the changes of a range back: its text is about to be moved, and a jump would lead elsewhere.
+    pub(super) fn undo_direct(&mut self, start: u64, end: u64) {
+        let inside = |site: &&Site| (start..end).contains(&site.start.0);
+        let sites: Vec<Site> = self
+            .mm
+            .direct
+            .sites
+            .iter()
+            .filter(inside)
+            .copied()
+            .collect();
+        for site in sites {
+            if let Some(original) = site.original() {
+                // What is not unwritten text any more has not been changed.
+                let _ = self.write_text(site.start, &original);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Access;
+    use super::super::fixture::{Fixture, MIB};
+    use super::super::remap::{RemapFlags, RemapRequest};
+    use super::*;
+
+    const READ_EXEC: u32 = 5;
+    const PRIVATE: u32 = 2;
+    const NR: u64 = 257;
+    const SITE: [u8; 10] = [0x90, 0x90, 0x90, 0xb8, 1, 1, 0, 0, 0x0f, 0x05];
+    /// Offsets of the sites in the file: inside a page, at its start, across its end.
+    const AT: [usize; 3] = [100, 8192 - 3, 4090 - 3];
+
+    struct Text {
+        fixture: Fixture,
+        /// Where the file is mapped.
+        start: u64,
+        /// The direct page's frame.
+        frame: Gpa,
+    }
+
+    fn contents() -> Vec<u8> {
+        let mut contents = vec![0x90; 3 * 4096];
+        for at in AT {
+            contents[at..at + SITE.len()].copy_from_slice(&SITE);
+        }
+        contents
+    }
+
+    impl Text {
+        fn new() -> Self {
+            let mut fixture = Fixture::new(8 * MIB);
+            let (_, file) = fixture.host_file(&contents());
+            let start = fixture
+                .map_at(0, 3 * 4096, READ_EXEC, PRIVATE, Some(file), 0)
+                .unwrap();
+            let frame = fixture.mem.alloc_frame().unwrap();
+            // Near: a page that nothing is mapped at.
+            fixture.mm.direct.page = Some(Gva(start - MIB));
+            for page in 0..3 {
+                fixture.touch(start + page * 4096, Access::Exec).unwrap();
+            }
+            Self {
+                fixture,
+                start,
+                frame,
+            }
+        }
+
+        fn back(&self, at: usize) -> Gva {
+            Gva(self.start + (at + SITE.len()) as u64)
+        }
+
+        fn change(&mut self, at: usize, nr: u64) -> bool {
+            let (frame, back) = (self.frame, self.back(at));
+            let could = self.fixture.space().change_at(back, nr).is_some();
+            let changed = self.fixture.space().make_direct(frame, back, nr).is_some();
+            assert_eq!(could, changed);
+            changed
+        }
+
+        fn bytes(&mut self, at: u64) -> Vec<u8> {
+            let bytes = (0..SITE.len() as u64).map(|delta| self.fixture.load(at + delta));
+            bytes.map(Result::unwrap).collect()
+        }
+    }
+
+    #[test]
+    fn text_is_changed_where_it_makes_that_call() {
+        let mut text = Text::new();
+        assert!(!text.change(AT[0], NR + 1));
+        assert!(!text.change(AT[0] + 1, NR));
+        assert!(text.change(AT[0], NR));
+        let at = text.start + AT[0] as u64;
+        let now = text.bytes(at);
+        assert_eq!((now[3], &now[8..]), (0xe9, &SITE[8..]));
+        assert!(!text.change(AT[0], NR), "it is changed already");
+        let mut slot = [0; 3];
+        text.fixture.mem.read(text.frame, &mut slot).unwrap();
+        assert_eq!(slot, [0x0f, 0x90, 0xc0]);
+        // What is before it lies in another page; so does the site itself.
+        assert!(!text.change(AT[1], NR));
+        assert!(!text.change(AT[2], NR));
+        assert!(!text.change(3 * 4096, NR), "behind the mapping");
+        assert_eq!(text.fixture.mm.direct.count(), 1);
+    }
+
+    #[test]
+    fn what_is_not_unwritten_text_is_left_alone() {
+        for (prot, flags) in [(1, PRIVATE), (3, PRIVATE), (7, PRIVATE), (READ_EXEC, 1)] {
+            let mut text = Text::new();
+            let (_, file) = text.fixture.host_file(&contents());
+            text.start = text
+                .fixture
+                .map_at(0, 3 * 4096, prot, flags, Some(file), 0)
+                .unwrap();
+            text.fixture.touch(text.start, Access::Read).unwrap();
+            assert!(!text.change(AT[0], NR), "{prot} {flags}");
+        }
+        // A page that the program has written once.
+        let mut text = Text::new();
+        let (start, at) = (text.start, text.start + AT[0] as u64);
+        text.fixture.space().mprotect(start, 4096, 3).unwrap();
+        text.fixture.store(at, 0x90).unwrap();
+        text.fixture.space().privatise(Gva(start)).unwrap();
+        text.fixture
+            .space()
+            .mprotect(start, 4096, READ_EXEC)
+            .unwrap();
+        text.fixture.touch(at, Access::Exec).unwrap();
+        assert!(!text.change(AT[0], NR));
+        // Anonymous memory.
+        let start = text.fixture.map(0, 4096, 7, PRIVATE).unwrap();
+        for (delta, byte) in SITE.into_iter().enumerate() {
+            text.fixture.store(start + delta as u64, byte).unwrap();
+        }
+        let mut text = Text { start, ..text };
+        assert!(!text.change(0, NR));
+    }
+
+    #[test]
+    fn text_that_moves_is_as_it_was() {
+        let mut text = Text::new();
+        assert!(text.change(AT[0], NR));
+        let request = RemapRequest {
+            addr: text.start,
+            old_len_bytes: 3 * 4096,
+            new_len_bytes: 3 * 4096,
+            flags: (RemapFlags::MAYMOVE | RemapFlags::FIXED).bits(),
+            new_addr: text.start - 2 * MIB,
+        };
+        let to = text.fixture.space().remap(&request).unwrap();
+        assert_eq!(text.bytes(to + AT[0] as u64), SITE);
+        text.start = to;
+        assert!(text.change(AT[0], NR));
+        assert_eq!(text.fixture.mm.direct.count(), 2);
+    }
+
+    #[test]
+    fn slots_are_few_and_kept() {
+        let mut text = Text::new();
+        let back = text.back(AT[0]);
+        let site = text.fixture.space().site_at(back, NR).unwrap();
+        for index in 0..SLOTS as u64 {
+            let start = Gva(index);
+            text.fixture
+                .mm
+                .direct
+                .sites
+                .push_back(Site { start, ..site });
+        }
+        assert!(!text.change(AT[0], NR));
+        text.fixture.mm.direct.sites.set(7, site);
+        assert!(text.change(AT[0], NR));
+        assert_eq!(text.fixture.mm.direct.count(), SLOTS);
+    }
+
+    #[test]
+    fn a_thread_in_a_slot_is_put_back() {
+        let mut text = Text::new();
+        assert!(text.change(AT[0], NR));
+        let page = text.fixture.mm.direct.page.unwrap();
+        for (rip, expected) in [
+            (page.0, text.back(AT[0]).0 - 2),
+            (page.0 + 8, text.back(AT[0]).0 - 2),
+            (page.0 - 1, page.0 - 1),
+            (page.0 + slot_offset(1), page.0 + slot_offset(1)),
+            (page.0 + 4095, page.0 + 4095),
+            (page.0 + 4096, page.0 + 4096),
+        ] {
+            let mut regs = UserRegs {
+                rip,
+                ..UserRegs::default()
+            };
+            text.fixture.mm.unwind_direct(&mut regs);
+            assert_eq!(regs.rip, expected);
+        }
+    }
+}
