@@ -39,6 +39,8 @@ fn assemble() -> Result<(), Box<dyn Error>> {
         ("K_CALL_SPIN", call_page::SPIN_TICKS),
         ("K_CALL_DEADLINE", call_page::DEADLINE),
         ("K_CALL_CAME_FROM", call_page::CAME_FROM),
+        ("K_CALL_ASK", call_page::ASK),
+        ("K_ASK_EVERY", call_page::ASK_EVERY),
         ("K_ENTRY_STRIDE", geometry::ENTRY_STRIDE_BYTES),
         ("K_FLUSH_HARDWARE", geometry::FLUSH_HARDWARE_BYTES),
         ("K_FLUSH_SOFTWARE", geometry::FLUSH_SOFTWARE_BYTES),

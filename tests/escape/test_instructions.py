@@ -131,7 +131,7 @@ def test_jumps_into_vmm_pages(hostile: pathlib.Path, page: str) -> None:
 @pytest.mark.usefixtures("vm")
 def test_jumps_to_every_byte_of_the_syscall_entry(hostile: pathlib.Path) -> None:
     step = str(sized(1, 4))
-    run = bounded(["./stubjump", hex(VMM_PAGES["syscall code"]), "0", "1300", step], cwd=hostile)
+    run = bounded(["./stubjump", hex(VMM_PAGES["syscall code"]), "0", "1600", step], cwd=hostile)
     assert run.status == 0, run.said
     assert run.stdout.endswith(b"alive\n")
 
@@ -139,8 +139,8 @@ def test_jumps_to_every_byte_of_the_syscall_entry(hostile: pathlib.Path) -> None
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("calls", ["poll", "exit"])
 def test_jumps_into_the_page_of_direct_calls(hostile: pathlib.Path, calls: str) -> None:
-    """The program may execute that page. Where it has slots in use, each leads back into the middle of
-    a function of the program, which is likely to end it.
+    """The program may execute that page. Where it has slots in use, each leads back into the middle
+    of a function of the program, which is likely to end it.
     """
     argv = ["./stubjump", "direct", "0", "4096", str(sized(3, 64))]
     run = bounded(argv, cwd=hostile, calls=calls, timeout_s=sized(100, 300))

@@ -45,6 +45,11 @@ pub const DEADLINE: u64 = 128;
 /// Offset of the address that the call returns to, if it came by a `syscall` instruction on software
 /// KVM; 0 if it came by a jump.
 pub const CAME_FROM: u64 = 136;
+/// Offset of how many more calls the stub answers by itself before it posts one of those, 32 bits: the
+/// stub's own, on software KVM.
+pub const ASK: u64 = 144;
+/// One in so many calls that the stub could answer is posted, so that the host sees where they come from.
+pub const ASK_EVERY: u64 = 256;
 
 /// A posted call's number. It only ever tells one post from the one before it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -259,5 +264,6 @@ mod tests {
         assert_eq!(SPIN_TICKS / 64, ANSWERED / 64);
         assert_ne!(DEADLINE / 64, ANSWERED / 64);
         assert_eq!(CAME_FROM / 64, DEADLINE / 64);
+        assert_eq!(ASK / 64, DEADLINE / 64);
     }
 }

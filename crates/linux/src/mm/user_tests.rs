@@ -420,3 +420,36 @@ fn exec_regions_are_mapped_where_they_belong() {
     };
     assert_eq!(super::map_region(&mut cx, &outside), Err(Errno::EINVAL));
 }
+
+#[test]
+fn a_page_of_a_file_that_calls_read_often_becomes_ours() {
+    const READ: u64 = 1;
+    const READ_EXEC: u64 = 5;
+    const SHARED: u64 = 1;
+    const PRIVATE_FILE: u64 = 2;
+    let mut guest = Guest::new(64 * MIB);
+    for (prot, flags, is_taken) in [
+        (READ, PRIVATE_FILE, true),
+        (READ, SHARED, false),
+        (READ_EXEC, PRIVATE_FILE, false),
+    ] {
+        let number = guest.open_host(b"name\0");
+        let mut cx = guest.cx();
+        let file = mem::sys_mmap(&mut cx, &[0, PAGE_SIZE, prot, flags, number, 0]).unwrap();
+        let is_file = |cx: &mut Cx<'_>| {
+            let machine = &*cx.machine;
+            let gpa = machine.tables.translate(&machine.memory, Gva(file));
+            gpa.is_some_and(|gpa| machine.memory.is_file_backed(gpa))
+        };
+        let mut reads = 0u64;
+        while reads < 100 && (reads == 0 || is_file(&mut cx)) {
+            let name = cx.read_cstr(Gva(file + reads % 2), 100).unwrap();
+            assert_eq!(name, b"name"[reads as usize % 2..]);
+            reads += 1;
+        }
+        assert_eq!(reads < 100, is_taken, "{prot} {flags}");
+        // Once is not often.
+        assert!(reads > 8);
+        assert_eq!(cx.read_cstr(Gva(file), 100), Ok(b"name".to_vec()));
+    }
+}

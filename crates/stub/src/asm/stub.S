@@ -224,6 +224,8 @@
  * (TF, DF, NT, AC) cannot be set again here without a stack, so such a call leaves. The arithmetic
  * flags are rebuilt from r11: OF by an addition that overflows when it was set, the others by sahf.
  *
+ * A call that is answered here is posted now and then, for the host to see where it comes from.
+ *
  * Where software KVM emulates the syscall instruction (it emulates ring 3 on a stack pointer that is
  * not canonical), the entry is at CPL 0, and a jump back would run the program there: leave instead.
  */
@@ -245,7 +247,14 @@
 	jnz	1f
 	mov	$\number, %eax
 	jmp	.Lsw_leave
-1:	SOFTWARE_FLAGS
+1:	decl	CALL_PAGE(kvmlet_stub_syscall_software, K_CALL_ASK)
+	jns	2f
+	movl	$K_ASK_EVERY, CALL_PAGE(kvmlet_stub_syscall_software, K_CALL_ASK)
+	cmpl	$0, CALL_PAGE(kvmlet_stub_syscall_software, K_CALL_MODE)
+	je	2f
+	mov	$\number, %eax
+	jmp	.Lsw_post
+2:	SOFTWARE_FLAGS
 	LOAD	kvmlet_stub_syscall_software, \n
 .Lsw_return_\n:
 	jmp	*%rcx
