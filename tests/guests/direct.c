@@ -1,6 +1,6 @@
 // A place in the program's text that makes so many calls that it may be given a jump instead of its
 // syscall instruction: what a program can see must stay as it was.
-// direct [CALLS]
+// direct [CALLS] [MICROSECONDS BETWEEN TICKS]
 #include "guest.h"
 #include <fcntl.h>
 #include <pthread.h>
@@ -65,7 +65,7 @@ extern void registers(const uint64_t in[11], uint64_t out[12]);
 extern unsigned long flags(unsigned long before);
 extern const unsigned char site_syscall[], site_back[], site_end[];
 
-static long calls = 2000;
+static long calls = 2000, interval_us = 300;
 static long group;
 
 // Calls that did not give what they should.
@@ -122,7 +122,7 @@ static void tick(int sig, siginfo_t *info, void *context) {
 static long wrong_under_ticks(void) {
     find_page();
     struct sigaction action = {.sa_sigaction = tick, .sa_flags = SA_RESTART | SA_SIGINFO};
-    struct itimerval often = {{0, 300}, {0, 300}}, never = {{0, 0}, {0, 0}};
+    struct itimerval often = {{0, interval_us}, {0, interval_us}}, never = {{0, 0}, {0, 0}};
     sigaction(SIGALRM, &action, NULL);
     setitimer(ITIMER_REAL, &often, NULL);
     long bad = 0;
@@ -269,6 +269,8 @@ static void threads(void) {
 
 int main(int argc, char **argv) {
     if (argc > 1) calls = atol(argv[1]);
+    // On a slow machine ticks must leave time for anything else.
+    if (argc > 2) interval_us = atol(argv[2]);
     group = getpgid(0);
     CHECK(wrong(site) == 0);
     CHECK(wrong_registers() == 0);
@@ -282,10 +284,11 @@ int main(int argc, char **argv) {
     single_steps();
     threads();
     mappings(argv[0]);
-    if (argc < 3) {
-        char count[24];
+    if (argc < 4) {
+        char count[24], interval[24];
         snprintf(count, sizeof count, "%ld", calls);
-        execl(argv[0], argv[0], count, "again", NULL);
+        snprintf(interval, sizeof interval, "%ld", interval_us);
+        execl(argv[0], argv[0], count, interval, "again", NULL);
     }
     return 0;
 }
