@@ -230,6 +230,13 @@ static void mappings(const char *path) {
     memcpy(near + 131072 + 4, "\xb8\x6f\0\0\0", 5);
     CHECK(mprotect(near + 131072, 4096, PROT_READ | PROT_EXEC) == 0);
     CHECK(wrong(call) == 0);
+    // Another instruction instead of the syscall.
+    CHECK(map_site(near) == near);
+    call = (long (*)(void))near;
+    CHECK(wrong(call) == 0);
+    CHECK(mprotect(near, 4096, PROT_READ | PROT_WRITE | PROT_EXEC) == 0);
+    memcpy(near + 9, "\x90\x90", 2);
+    CHECK(call() == SYS_getpgrp);
     // Anonymous memory with the same text.
     void *copy = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(pread(file, copy, 4096, offset) == 4096);
@@ -284,6 +291,10 @@ int main(int argc, char **argv) {
     single_steps();
     threads();
     mappings(argv[0]);
+    // Without the page that jumps lead through, if there is one.
+    find_page();
+    if (page) munmap((void *)page, page_end - page);
+    CHECK(wrong(site) == 0 && wrong_bytes() == 0);
     if (argc < 4) {
         char count[24], interval[24];
         snprintf(count, sizeof count, "%ld", calls);

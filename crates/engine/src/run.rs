@@ -322,7 +322,7 @@ impl Sandbox {
                 thread.regs = regs;
             }
             if trap != Trap::Syscall {
-                self.personality.unwind_jump(tid);
+                self.personality.unwind_jump(tid, trap);
             }
             let charge_ns = after_ns.saturating_sub(posted.charged_ns);
             let trap = match posted.closed {

@@ -443,6 +443,9 @@ fn restore(cx: &mut Cx<'_>) -> Result<(), Errno> {
         };
         thread.signals.altstack = value;
     }
+    let mut regs = thread.regs;
+    cx.process()?.mm.realign_direct(&mut regs);
+    cx.thread()?.regs = regs;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::trap::{PF_FETCH, PF_PK, PF_USER, PF_WRITE};
 use kvmlet_abi::{Gva, Trap};
+use kvmlet_stub::direct::Stopped;
 
 use crate::clock;
 use crate::cx::{Cx, Machine};
@@ -20,6 +21,9 @@ use crate::signal::{SI_KERNEL, SigDetail, SigInfo, TrapInfo, signo};
 use crate::syscalls::table::{self, Needs};
 use crate::timer::Timeline;
 use crate::trace;
+
+/// #DB (SDM vol. 3A, 6.15).
+const DEBUG_VECTOR: u8 = 1;
 
 /// The vCPU's extended state, as much as the personality needs of a CPU.
 pub trait Cpu {
@@ -90,6 +94,7 @@ impl Personality {
     /// of the old one's threads is given up.
     pub fn assign(&mut self, kernel: Kernel) {
         self.kernel = kernel;
+        self.machine.often = mm::OftenRead::default();
         self.current = None;
         self.live = None;
         self.slice_end_ns = 0;
@@ -366,12 +371,19 @@ impl Personality {
 
     /// The thread has left the guest by itself, perhaps in the middle of a jump to the stub: puts it back
     /// to where its program is.
-    pub fn unwind_jump(&mut self, tid: Tid) {
+    pub fn unwind_jump(&mut self, tid: Tid, trap: Trap) {
+        let stopped = match trap {
+            Trap::Exception {
+                vector: DEBUG_VECTOR,
+                ..
+            } => Stopped::Step,
+            _ => Stopped::Otherwise,
+        };
         let kernel = &mut self.kernel;
         if let Some(thread) = kernel.threads.get_mut(&tid)
             && let Some(process) = kernel.processes.get(&thread.pid)
         {
-            process.mm.unwind_direct(&mut thread.regs);
+            process.mm.unwind_direct(stopped, &mut thread.regs);
         }
     }
 

@@ -41,8 +41,6 @@ const READ_CALL: u64 = 13;
 const CMPB_BYTES: u64 = 7;
 /// What r11 holds of the flags that `xor %eax, %eax` leaves: ZF, PF and the bit that is always set.
 const ZERO_FLAGS: u32 = 0x4600;
-/// RFLAGS.TF.
-const TRAP_FLAG: u64 = 0x100;
 
 /// What a place in a program's text looks like.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,11 +70,23 @@ impl Moved {
     fn recognise(code: &[u8]) -> Option<Self> {
         let len = match *code {
             // glibc's syscall(2): mov 8(%rsp), %r9
-            [.., 0x4c, 0x8b, 0x4c, 0x24, 0x08] => 5,
-            // Go's Syscall6: mov %rcx, %rsi; mov %rbx, %rdi
-            [.., 0x48, 0x89, 0xce, 0x48, 0x89, 0xdf] => 6,
-            // glibc's read(2) with several threads: mov disp8(%rsp), %edi; xor %eax, %eax
-            [.., 0x8b, 0x7c, 0x24, _, 0x31, 0xc0] => 6,
+            [.., before, 0x4c, 0x8b, 0x4c, 0x24, 0x08] if !is_prefix(before) => 5,
+            // The last two of Go's Syscall6: mov %rsi, %r10; mov %rdi, %rdx; mov %rcx, %rsi; mov %rbx, %rdi
+            [
+                ..,
+                0x49,
+                0x89,
+                0xf2,
+                0x48,
+                0x89,
+                0xfa,
+                0x48,
+                0x89,
+                0xce,
+                0x48,
+                0x89,
+                0xdf,
+            ] => 6,
             _ => return None,
         };
         let mut bytes = [0; MOVED_MAX];
@@ -90,6 +100,15 @@ impl Moved {
     }
 }
 
+/// Why a thread has stopped in a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stopped {
+    /// It single-steps, and has done one instruction.
+    Step,
+    /// For anything else.
+    Otherwise,
+}
+
 /// A place in a program's text that makes a system call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Site {
@@ -99,6 +118,11 @@ pub struct Site {
     pub back: Gva,
     /// What is between them.
     pub form: Form,
+}
+
+/// Whether an instruction that begins behind this byte may begin with it instead.
+fn is_prefix(byte: u8) -> bool {
+    matches!(byte, 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3 | 0x0f)
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<[u8; 4]> {
@@ -139,13 +163,13 @@ impl Site {
         if load.first() != Some(&0xb8) || u64::from(number) != nr {
             return None;
         }
-        // The end of a longer instruction may look the same: one with a REX prefix, or a store, a
+        // The end of a longer instruction may look the same: one with a prefix, or a store, a
         // comparison or a product of the number with a displacement that ends in this byte.
         let [.., third, second, first] = earlier else {
             return None;
         };
         let longer = |byte: &u8| matches!(byte, 0xc7 | 0x81 | 0x69);
-        if first & 0xf0 == 0x40 || longer(second) || longer(third) {
+        if is_prefix(*first) || longer(second) || longer(third) {
             return None;
         }
         Some(Self {
@@ -243,11 +267,20 @@ impl Site {
         Some(code)
     }
 
+    /// Whether a thread at `rip` is between two instructions that the jump replaces. It may be put to
+    /// [`Site::start`]: they can be executed again.
+    #[must_use]
+    pub fn splits(&self, rip: u64) -> bool {
+        let inside = rip.wrapping_sub(self.start.0);
+        matches!(self.form, Form::Moved(_)) && (1..JUMP_BYTES as u64).contains(&inside)
+    }
+
     /// Puts a thread that stopped in this site's slot, `offset` bytes behind its start, to where it is in
-    /// the program. A thread that single-steps stays in the slot if it would have to jump there again.
-    pub fn unwind(&self, offset: u64, regs: &mut UserRegs) {
+    /// the program. A thread that stopped for its single step stays in the slot if it would have to jump
+    /// there again.
+    pub fn unwind(&self, offset: u64, stopped: Stopped, regs: &mut UserRegs) {
         let syscall = self.back.0.wrapping_sub(SYSCALL.len() as u64);
-        let is_stepping = regs.rflags & TRAP_FLAG != 0;
+        let is_stepping = stopped == Stopped::Step;
         regs.rip = match self.form {
             Form::Number(number) => {
                 regs.rax = u64::from(number);
@@ -312,18 +345,18 @@ mod tests {
     const READ: [u8; 13] = [
         0x80, 0x3d, 0x10, 0, 0, 0, 0, 0x74, 0x20, 0x31, 0xc0, 0x0f, 0x05,
     ];
-    const ANY: [u8; 7] = [0x4c, 0x8b, 0x4c, 0x24, 8, 0x0f, 0x05];
-    const GO: [u8; 8] = [0x48, 0x89, 0xce, 0x48, 0x89, 0xdf, 0x0f, 0x05];
-    const SLOW_READ: [u8; 8] = [0x8b, 0x7c, 0x24, 0x08, 0x31, 0xc0, 0x0f, 0x05];
+    const ANY: [u8; 8] = [0xc8, 0x4c, 0x8b, 0x4c, 0x24, 8, 0x0f, 0x05];
+    const GO: [u8; 14] = [
+        0x49, 0x89, 0xf2, 0x48, 0x89, 0xfa, 0x48, 0x89, 0xce, 0x48, 0x89, 0xdf, 0x0f, 0x05,
+    ];
 
-    fn sites() -> [(Site, &'static [u8]); 5] {
+    fn sites() -> [(Site, &'static [u8]); 4] {
         let recognise = |bytes, nr| Site::recognise(bytes, BACK, nr).unwrap();
         [
             (recognise(&NUMBER, 0x103), &NUMBER[5..]),
             (recognise(&READ, 0), &READ),
-            (recognise(&ANY, 202), &ANY),
-            (recognise(&GO, 1), &GO),
-            (recognise(&SLOW_READ, 0), &SLOW_READ),
+            (recognise(&ANY, 202), &ANY[1..]),
+            (recognise(&GO, 1), &GO[6..]),
         ]
     }
 
@@ -360,9 +393,23 @@ mod tests {
         refused(&READ[1..], BACK.0, 0);
         refused(&[], BACK.0, 0);
         refused(&ANY, 3, 1);
+        refused(&ANY[1..], BACK.0, 1);
+        refused(&GO[1..], BACK.0, 1);
+        for prefix in [0x4c, 0x66, 0xf3] {
+            let mut longer = ANY;
+            longer[0] = prefix;
+            refused(&longer, BACK.0, 1);
+        }
         // Across a page's end.
         refused(&NUMBER, 0x40_1005, 0x103);
-        for (at, byte) in [(4, 0x41), (3, 0xc7), (2, 0xc7), (3, 0x81), (2, 0x69)] {
+        for (at, byte) in [
+            (4, 0x41),
+            (4, 0x66),
+            (3, 0xc7),
+            (2, 0xc7),
+            (3, 0x81),
+            (2, 0x69),
+        ] {
             let mut longer = NUMBER;
             longer[at] = byte;
             refused(&longer, BACK.0, 0x103);
@@ -413,22 +460,22 @@ mod tests {
 
     #[test]
     fn a_stopped_thread_is_put_back() {
-        let stopped = |site: &Site, offset: u64, rflags: u64| {
+        use Stopped::{Otherwise, Step};
+        let stopped = |site: &Site, offset: u64, why| {
             let mut regs = UserRegs {
                 rip: 7,
                 rax: 1,
                 rcx: 202,
-                rflags,
                 ..UserRegs::default()
             };
-            site.unwind(offset, &mut regs);
+            site.unwind(offset, why, &mut regs);
             (regs.rip, regs.rax)
         };
-        let [(number, _), (read, _), (any, _), (go, _), _] = sites();
+        let [(number, _), (read, _), (any, _), (go, _)] = sites();
         let (syscall, xor) = (BACK.0 - 2, BACK.0 - 4);
         for offset in [0, 3, 4, 8, 15, 20] {
-            for flags in [2, 0x102] {
-                assert_eq!(stopped(&number, offset, flags), (syscall, 0x103));
+            for why in [Otherwise, Step] {
+                assert_eq!(stopped(&number, offset, why), (syscall, 0x103));
             }
         }
         for (offset, rip) in [
@@ -437,10 +484,10 @@ mod tests {
             (13, xor),
             (28, xor),
         ] {
-            assert_eq!(stopped(&read, offset, 2), (rip, 1));
+            assert_eq!(stopped(&read, offset, Otherwise), (rip, 1));
         }
-        assert_eq!(stopped(&read, 0, 0x102), (7, 1));
-        assert_eq!(stopped(&read, 7, 0x102), (read.start.0 + 7, 1));
+        assert_eq!(stopped(&read, 0, Step), (7, 1));
+        assert_eq!(stopped(&read, 7, Step), (read.start.0 + 7, 1));
         let start = any.start.0;
         for (offset, to) in [
             (0, (start, 1)),
@@ -452,11 +499,13 @@ mod tests {
             (19, (syscall, 1)),
             (26, (syscall, 1)),
         ] {
-            assert_eq!(stopped(&any, offset, 2), to, "{offset}");
+            assert_eq!(stopped(&any, offset, Otherwise), to, "{offset}");
         }
-        assert_eq!(stopped(&any, 0, 0x102), (7, 1));
-        assert_eq!(stopped(&any, 8, 0x102), (syscall, 202));
-        assert_eq!(stopped(&go, 3, 2), (go.start.0, 1));
-        assert_eq!(stopped(&go, 6, 2), (syscall, 1));
+        assert_eq!(stopped(&any, 0, Step), (7, 1));
+        assert_eq!(stopped(&any, 8, Step), (syscall, 202));
+        assert_eq!(stopped(&go, 3, Otherwise), (go.start.0, 1));
+        assert_eq!(stopped(&go, 6, Otherwise), (syscall, 1));
+        assert!(go.splits(go.start.0 + 3) && !go.splits(go.start.0));
+        assert!(!go.splits(go.start.0 + 5) && !number.splits(number.start.0 + 3));
     }
 }

@@ -29,7 +29,7 @@ const CLOCKS: u32 = 64;
 const IDLE_END: Duration = Duration::from_secs(1);
 /// Beyond this many busy vCPUs and pollers for each CPU, measured with 1 to 8 VMs on 2 CPUs, polling
 /// costs more than it saves.
-const THREADS_PER_CPU: usize = 2;
+const THREADS_PER_CPU: usize = 5;
 /// How long the number of usable CPUs is believed, in nanoseconds.
 const CPUS_FRESH_NS: u64 = 1_000_000_000;
 

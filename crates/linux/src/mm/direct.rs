@@ -5,11 +5,12 @@
 //! touched: the host copies the page, as for any write to a private mapping.
 
 use imbl::Vector;
+use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gpa, Gva, PAGE_SIZE, UserRegs};
-use kvmlet_stub::direct::{JUMP_BYTES, LOOK_BYTES, SLOTS, Site, slot_at, slot_offset};
+use kvmlet_stub::direct::{JUMP_BYTES, LOOK_BYTES, SLOTS, Site, Stopped, slot_at, slot_offset};
 
 use super::space::{Space, errno};
-use super::vma::{Backing, Prot};
+use super::vma::{Backing, Prot, Vma};
 use super::{Mm, Region, Source, VmaFlags, map_region};
 use crate::cx::Cx;
 
@@ -18,9 +19,14 @@ use crate::cx::Cx;
 pub struct DirectCalls {
     /// Where the program has its direct page, if it has one.
     page: Option<Gva>,
-    /// By slot. A slot belongs to its site as long as the address space lives.
+    /// By slot. A slot belongs to its site as long as the page is there.
     sites: Vector<Site>,
+    /// How often text has been changed. Each time may cost a page that nobody is charged for.
+    changes: u32,
 }
+
+/// Changes of text in one address space at most.
+const CHANGES_MAX: u32 = 4 * SLOTS as u32;
 
 impl DirectCalls {
     /// How many places have been changed.
@@ -41,8 +47,7 @@ pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
     };
     let mm = &mut cx.process()?.mm;
     let wanted = below.and_then(|end| end.checked_sub(PAGE_SIZE));
-    let is_free =
-        |at: u64| at >= kvmlet_abi::layout::USER_START.0 && !mm.any_in(at, at + PAGE_SIZE);
+    let is_free = |at: u64| at >= USER_START.0 && !mm.any_in(at, at + PAGE_SIZE);
     let at = match wanted.filter(|&at| is_free(at)) {
         Some(at) => at,
         None => mm
@@ -77,10 +82,20 @@ pub(crate) fn make_direct(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
     let Some(frame) = cx.machine.vdso.and_then(|vdso| vdso.direct) else {
         return false;
     };
+    let rips: Vec<u64> = cx
+        .kernel
+        .threads
+        .values()
+        .map(|thread| thread.regs.rip)
+        .collect();
     let Ok(mut space) = Space::of(cx) else {
         return false;
     };
-    space.make_direct(frame, back, nr).is_some()
+    // Somebody may stand where the jump will be: another time, then.
+    let splits = space
+        .site_at(back, nr)
+        .is_some_and(|site| rips.iter().any(|&rip| site.splits(rip)));
+    !splits && space.make_direct(frame, back, nr).is_some()
 }
 
 /// A place and what it needs to jump.
@@ -94,8 +109,17 @@ struct Change {
 }
 
 impl Mm {
+    /// A thread goes on at a place that it was at once: where a jump has been written there meanwhile, it
+    /// goes on before that.
+    pub(crate) fn realign_direct(&self, regs: &mut UserRegs) {
+        let sites = &self.direct.sites;
+        if let Some(site) = sites.iter().find(|site| site.splits(regs.rip)) {
+            regs.rip = site.start.0;
+        }
+    }
+
     /// Puts a thread that stopped in the direct page back into the program.
-    pub fn unwind_direct(&self, regs: &mut UserRegs) {
+    pub(crate) fn unwind_direct(&self, stopped: Stopped, regs: &mut UserRegs) {
         let Some(page) = self.direct.page else {
             return;
         };
@@ -105,7 +129,7 @@ impl Mm {
         }
         let (index, offset) = slot_at(offset);
         if let Some(site) = self.direct.sites.get(index) {
-            site.unwind(offset, regs);
+            site.unwind(offset, stopped, regs);
         }
     }
 }
@@ -115,13 +139,10 @@ impl Space<'_> {
     /// may be executed and not be written.
     fn text_page(&self, page: Gva) -> Option<Gpa> {
         let vma = self.mm.find(page.0)?;
-        let Backing::File(file) = vma.backing else {
-            return None;
-        };
-        if vma.is_shared() || !vma.prot.contains(Prot::EXEC) || vma.prot.contains(Prot::WRITE) {
+        if !vma.prot.contains(Prot::EXEC) || vma.prot.contains(Prot::WRITE) {
             return None;
         }
-        let gpa = file.window.wrapping_add(page.0 - vma.start);
+        let gpa = private_window(vma, page)?;
         (self.tables.translate(self.mem, page) == Some(gpa)).then_some(gpa)
     }
 
@@ -140,6 +161,9 @@ impl Space<'_> {
     /// What is to be written so that the place that makes call `nr` and returns to `back` jumps.
     fn change_at(&self, back: Gva, nr: u64) -> Option<Change> {
         let page = self.mm.direct.page?;
+        if self.mm.direct.changes >= CHANGES_MAX {
+            return None;
+        }
         let site = self.site_at(back, nr)?;
         let index = self.slot_for(&site)?;
         Some(Change {
@@ -169,33 +193,114 @@ impl Space<'_> {
         if index == self.mm.direct.sites.len() {
             self.mm.direct.sites.push_back(site);
         }
-        self.write_text(site.start, &jump).ok()
+        let text = self.text_page(site.start.page_down())?;
+        self.mm.direct.changes += 1;
+        let at = text.wrapping_add(site.start.page_offset());
+        self.mem.write(at, &jump).ok()
     }
 
-    fn write_text(&mut self, at: Gva, bytes: &[u8]) -> Result<(), Errno> {
-        let text = self.text_page(at.page_down()).ok_or(Errno::EFAULT)?;
-        let at = text.wrapping_add(at.page_offset());
-        self.mem.write(at, bytes).map_err(errno)
+    /// Takes the changes of a range back: its text is about to be moved, where a jump would lead elsewhere, or
+    /// to be written.
+    ///
+    /// # Errors
+    /// `ENOMEM`: a fork copies the pages.
+    pub(super) fn undo_direct(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        let Some(page) = self.mm.direct.page else {
+            return Ok(());
+        };
+        let sites: Vec<(usize, Site)> = self.mm.direct.sites.iter().copied().enumerate().collect();
+        for (index, site) in sites {
+            if (start..end).contains(&site.start.0)
+                && let (Some(jump), Some(original)) = (site.jump(page, index), site.original())
+            {
+                self.restore(site.start, jump, original)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Takes the changes of a range back: its text is about to be moved, and a jump would lead elsewhere.
-    pub(super) fn undo_direct(&mut self, start: u64, end: u64) {
-        let inside = |site: &&Site| (start..end).contains(&site.start.0);
-        let sites: Vec<Site> = self
-            .mm
-            .direct
-            .sites
-            .iter()
-            .filter(inside)
-            .copied()
-            .collect();
-        for site in sites {
-            if let Some(original) = site.original() {
-                // What is not unwritten text any more has not been changed.
-                let _ = self.write_text(site.start, &original);
+    /// What a range shows is about to change. If the direct page is in it, nothing may jump there any more.
+    ///
+    /// # Errors
+    /// As [`Space::undo_direct`].
+    pub(super) fn retire_direct(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        let is_page = |page: Gva| page.0 < end && page.0.saturating_add(PAGE_SIZE) > start;
+        if self.mm.direct.page.is_some_and(is_page) {
+            self.undo_direct(0, USER_END.0)?;
+            self.mm.direct = DirectCalls::default();
+        }
+        Ok(())
+    }
+
+    /// Restores text wherever it has been changed: in the file's window, and in what is shown instead.
+    fn restore(
+        &mut self,
+        at: Gva,
+        jump: [u8; JUMP_BYTES],
+        original: [u8; JUMP_BYTES],
+    ) -> Result<(), Errno> {
+        let page = at.page_down();
+        let Some(vma) = self.mm.find(at.0).cloned() else {
+            return Ok(());
+        };
+        let Some(window) = private_window(&vma, page) else {
+            return Ok(());
+        };
+        let shown = self.tables.translate(self.mem, page).unwrap_or(window);
+        for gpa in [Some(window), Some(shown).filter(|&gpa| gpa != window)] {
+            let Some(gpa) = gpa.filter(|&gpa| self.holds(gpa, at, jump)) else {
+                continue;
+            };
+            if !self.mem.is_frozen(gpa) {
+                let place = gpa.wrapping_add(at.page_offset());
+                self.mem.write(place, &original).map_err(errno)?;
+            } else if gpa == shown {
+                let copy = self.mem.alloc_copy(gpa).map_err(errno)?;
+                let place = copy.wrapping_add(at.page_offset());
+                let written = self.mem.write(place, &original).map_err(errno);
+                self.replace(page, copy, vma.pte())
+                    .map_err(|_| Errno::ENOMEM)?;
+                written?;
+            }
+            // The guest leaves the VM before it executes this.
+            self.tables.require_full_flush();
+        }
+        Ok(())
+    }
+
+    fn holds(&self, page: Gpa, at: Gva, jump: [u8; JUMP_BYTES]) -> bool {
+        let mut now = [0; JUMP_BYTES];
+        let place = page.wrapping_add(at.page_offset());
+        self.mem.read(place, &mut now).is_ok() && now == jump
+    }
+
+    /// The pages of a file's window have been copied and are about to be frozen: they become the file's
+    /// again, since nobody could take a change back later.
+    pub(super) fn clean_window(&mut self, vma: &Vma) {
+        let Some(page) = self.mm.direct.page else {
+            return;
+        };
+        let sites: Vec<(usize, Site)> = self.mm.direct.sites.iter().copied().enumerate().collect();
+        for (index, site) in sites {
+            if let Some(window) = private_window(vma, site.start.page_down())
+                && let (Some(jump), Some(original)) = (site.jump(page, index), site.original())
+                && self.holds(window, site.start, jump)
+            {
+                // What cannot be written stays as it is: it is right where it is.
+                let place = window.wrapping_add(site.start.page_offset());
+                let _ = self.mem.write(place, &original);
             }
         }
     }
+}
+
+/// The guest-physical page of a private file mapping that shows a page of it unwritten.
+fn private_window(vma: &Vma, page: Gva) -> Option<Gpa> {
+    let Backing::File(file) = vma.backing else {
+        return None;
+    };
+    let inside = (vma.start..vma.end).contains(&page.0) && !vma.is_shared();
+    inside.then(|| file.window.wrapping_add(page.0 - vma.start))
 }
 
 #[cfg(test)]
@@ -323,18 +428,137 @@ mod tests {
     fn text_that_moves_is_as_it_was() {
         let mut text = Text::new();
         assert!(text.change(AT[0], NR));
+        let to = text.start - 2 * MIB;
+        assert_eq!(moved(&mut text, to), Ok(to));
+        assert_eq!(text.bytes(to + AT[0] as u64), SITE);
+        text.start = to;
+        assert!(text.change(AT[0], NR));
+        assert_eq!(text.fixture.mm.direct.count(), 2);
+    }
+
+    fn moved(text: &mut Text, to: u64) -> Result<u64, Errno> {
         let request = RemapRequest {
             addr: text.start,
             old_len_bytes: 3 * 4096,
             new_len_bytes: 3 * 4096,
             flags: (RemapFlags::MAYMOVE | RemapFlags::FIXED).bits(),
-            new_addr: text.start - 2 * MIB,
+            new_addr: to,
         };
-        let to = text.fixture.space().remap(&request).unwrap();
-        assert_eq!(text.bytes(to + AT[0] as u64), SITE);
-        text.start = to;
+        text.fixture.space().remap(&request)
+    }
+
+    #[test]
+    fn text_that_moves_in_a_fork_is_as_it_was() {
+        for is_touched in [true, false] {
+            let mut text = Text::new();
+            assert!(text.change(AT[0], NR));
+            let Text {
+                fixture,
+                start,
+                frame,
+            } = text;
+            let mut text = Text {
+                fixture: fixture.fork(),
+                start,
+                frame,
+            };
+            if !is_touched {
+                text.fixture.space().zap(start, start + 4096).unwrap();
+            }
+            assert_eq!(text.bytes(start + AT[0] as u64)[3], 0xe9);
+            if !is_touched {
+                text.fixture.space().zap(start, start + 4096).unwrap();
+            }
+            let to = moved(&mut text, start - 2 * MIB).unwrap();
+            assert_eq!(text.bytes(to + AT[0] as u64), SITE);
+        }
+    }
+
+    #[test]
+    fn text_that_was_hidden_when_it_moves_is_as_it_was() {
+        for prot in [0, 1, 3] {
+            let mut text = Text::new();
+            assert!(text.change(AT[0], NR));
+            let start = text.start;
+            let len = 3 * 4096;
+            text.fixture.space().mprotect(start, len, prot).unwrap();
+            text.fixture.space().zap(start, start + len).unwrap();
+            let to = moved(&mut text, start - 2 * MIB).unwrap();
+            text.fixture.space().mprotect(to, len, READ_EXEC).unwrap();
+            assert_eq!(text.bytes(to + AT[0] as u64), SITE, "{prot}");
+        }
+    }
+
+    #[test]
+    fn text_that_may_be_written_is_as_it_was() {
+        let mut text = Text::new();
         assert!(text.change(AT[0], NR));
-        assert_eq!(text.fixture.mm.direct.count(), 2);
+        let start = text.start;
+        text.fixture.space().mprotect(start, 4096, 7).unwrap();
+        assert_eq!(text.bytes(start + AT[0] as u64), SITE);
+    }
+
+    #[test]
+    fn other_text_at_the_same_address_is_left_alone() {
+        let mut text = Text::new();
+        assert!(text.change(AT[0], NR));
+        let start = text.start;
+        let other = vec![0x55; 3 * 4096];
+        let (_, file) = text.fixture.host_file(&other);
+        let again = text
+            .fixture
+            .map_at(start, 3 * 4096, READ_EXEC, PRIVATE | 0x10, Some(file), 0);
+        assert_eq!(again, Ok(start));
+        let to = moved(&mut text, start - 2 * MIB).unwrap();
+        assert_eq!(text.bytes(to + AT[0] as u64), [0x55; SITE.len()]);
+    }
+
+    #[test]
+    fn without_its_page_nothing_jumps() {
+        for way in 0..3 {
+            let mut text = Text::new();
+            let page = text.fixture.mm.direct.page.unwrap().0;
+            let mapped = text.fixture.map(page, 4096, READ_EXEC, PRIVATE | 0x10);
+            // Mapping something at its place is the first way to lose it.
+            assert_eq!(
+                (mapped, text.fixture.mm.direct.page),
+                (Ok(page), Some(Gva(page)))
+            );
+            assert!(text.change(AT[0], NR));
+            match way {
+                0 => text.fixture.space().munmap(page, 4096).unwrap(),
+                1 => text.fixture.space().mprotect(page, 4096, 1).unwrap(),
+                _ => {
+                    let request = RemapRequest {
+                        addr: page,
+                        old_len_bytes: 4096,
+                        new_len_bytes: 4096,
+                        flags: (RemapFlags::MAYMOVE | RemapFlags::FIXED).bits(),
+                        new_addr: page - MIB,
+                    };
+                    text.fixture.space().remap(&request).unwrap();
+                }
+            }
+            assert_eq!(text.bytes(text.start + AT[0] as u64), SITE, "{way}");
+            assert_eq!(text.fixture.mm.direct, DirectCalls::default());
+            assert!(!text.change(AT[0], NR));
+        }
+    }
+
+    #[test]
+    fn changes_are_few() {
+        let mut text = Text::new();
+        let start = text.start;
+        let mut changes = 0;
+        while text.change(AT[0], NR) {
+            changes += 1;
+            text.fixture
+                .space()
+                .undo_direct(start, start + 4096)
+                .unwrap();
+        }
+        assert_eq!(changes, CHANGES_MAX);
+        assert_eq!(text.fixture.mm.direct.count(), 1);
     }
 
     #[test]
@@ -373,7 +597,7 @@ mod tests {
                 rip,
                 ..UserRegs::default()
             };
-            text.fixture.mm.unwind_direct(&mut regs);
+            text.fixture.mm.unwind_direct(Stopped::Otherwise, &mut regs);
             assert_eq!(regs.rip, expected);
         }
     }

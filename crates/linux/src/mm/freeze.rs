@@ -88,6 +88,7 @@ impl Space<'_> {
             let attr = attr_of(self.host.fd(file.host)?.as_fd())?;
             if may_change(&attr) {
                 self.take_out_all(&vma, file)?;
+                self.clean_window(&vma);
                 continue;
             }
             if vma.is_data() {

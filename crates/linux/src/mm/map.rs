@@ -399,6 +399,10 @@ impl Space<'_> {
         if prot.contains(Prot::WRITE) && !part.flags.contains(VmaFlags::MAYWRITE) {
             return Err(Errno::EACCES);
         }
+        self.retire_direct(part.start, part.end)?;
+        if prot.contains(Prot::WRITE) {
+            self.undo_direct(part.start, part.end)?;
+        }
         let changed = Vma {
             prot,
             ..part.clone()

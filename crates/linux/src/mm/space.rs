@@ -243,6 +243,7 @@ impl<'a> Space<'a> {
             return Ok(());
         }
         self.check_count(usize::from(self.lies_inside(start, end)))?;
+        self.retire_direct(start, end)?;
         // The windows go below.
         self.tables
             .unmap_with_windows(self.mem, Gva(start), end - start, |mem, _, leaf| {
