@@ -95,6 +95,28 @@ def test_forks_inherit_the_way(guests: pathlib.Path) -> None:
 
 
 @needs_two
+def test_forks_keep_what_jumps(guests: pathlib.Path) -> None:
+    """Text that was changed before the freeze is a fork's too, and no fork changes more."""
+    for calls in ("exit", "poll"):
+        with kvmlet.Sandbox(["./warm"], cwd=guests, memory="96m", calls=calls) as sandbox:
+            sandbox.until_ready(timeout=HANG_S)
+            for _ in range(sized(10, 2)):
+                sandbox.request(b"see", timeout=HANG_S)
+            sites = sandbox.stats()["direct_sites"]
+            if calls == "exit" or HW:
+                assert sites == 0
+            else:
+                assert sites >= 3
+            with sandbox.freeze() as snapshot, snapshot.fork() as fork:
+                answers = set()
+                for _ in range(sized(30, 2)):
+                    answers.add(fork.request(b"see", timeout=HANG_S))
+                    fork.reset()
+                assert len(answers) == 1
+                assert fork.stats()["direct_sites"] == 0
+
+
+@needs_two
 @pytest.mark.skipif(HW, reason="a VM that runs while its process forks may shut down there; open")
 def test_a_process_that_forks_while_a_poller_works(guests: pathlib.Path) -> None:
     """The child has no poller, and makes one of its own: while the parent's works it may find no

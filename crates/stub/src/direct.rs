@@ -272,7 +272,8 @@ impl Site {
     #[must_use]
     pub fn splits(&self, rip: u64) -> bool {
         let inside = rip.wrapping_sub(self.start.0);
-        matches!(self.form, Form::Moved(_)) && (1..JUMP_BYTES as u64).contains(&inside)
+        let is_several = matches!(self.form, Form::Moved(moved) if moved.len > JUMP_BYTES);
+        is_several && (1..JUMP_BYTES as u64).contains(&inside)
     }
 
     /// Puts a thread that stopped in this site's slot, `offset` bytes behind its start, to where it is in
@@ -507,5 +508,6 @@ mod tests {
         assert_eq!(stopped(&go, 6, Otherwise), (syscall, 1));
         assert!(go.splits(go.start.0 + 3) && !go.splits(go.start.0));
         assert!(!go.splits(go.start.0 + 5) && !number.splits(number.start.0 + 3));
+        assert!(!any.splits(any.start.0 + 3), "one instruction");
     }
 }

@@ -28,14 +28,6 @@ pub struct DirectCalls {
 /// Changes of text in one address space at most.
 const CHANGES_MAX: u32 = 4 * SLOTS as u32;
 
-impl DirectCalls {
-    /// How many places have been changed.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.sites.len()
-    }
-}
-
 /// Maps the direct page, if this VM has one, below a program that is loaded at a fixed address
 /// (`below`), or else where mappings go.
 ///
@@ -98,6 +90,22 @@ pub(crate) fn make_direct(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
     !splits && space.make_direct(frame, back, nr).is_some()
 }
 
+/// A signal handler returns to `regs`. If the thread was interrupted between instructions that have been
+/// replaced meanwhile, it goes on before them.
+pub(crate) fn realign(cx: &mut Cx<'_>, regs: &mut UserRegs) {
+    if let Ok(space) = Space::of(cx) {
+        space.realign(regs);
+    }
+}
+
+/// A changed place as it is in the text.
+struct Written {
+    at: Gva,
+    jump: [u8; JUMP_BYTES],
+    /// What was there before.
+    original: [u8; JUMP_BYTES],
+}
+
 /// A place and what it needs to jump.
 struct Change {
     site: Site,
@@ -109,15 +117,6 @@ struct Change {
 }
 
 impl Mm {
-    /// A thread goes on at a place that it was at once: where a jump has been written there meanwhile, it
-    /// goes on before that.
-    pub(crate) fn realign_direct(&self, regs: &mut UserRegs) {
-        let sites = &self.direct.sites;
-        if let Some(site) = sites.iter().find(|site| site.splits(regs.rip)) {
-            regs.rip = site.start.0;
-        }
-    }
-
     /// Puts a thread that stopped in the direct page back into the program.
     pub(crate) fn unwind_direct(&self, stopped: Stopped, regs: &mut UserRegs) {
         let Some(page) = self.direct.page else {
@@ -199,22 +198,32 @@ impl Space<'_> {
         self.mem.write(at, &jump).ok()
     }
 
+    /// The places in a range that have been changed, if nothing else is there now.
+    fn written_in(&self, start: u64, end: u64) -> Vec<Written> {
+        let Some(page) = self.mm.direct.page else {
+            return Vec::new();
+        };
+        let sites = self.mm.direct.sites.iter().enumerate();
+        sites
+            .filter(|(_, site)| (start..end).contains(&site.start.0))
+            .filter_map(|(index, site)| {
+                Some(Written {
+                    at: site.start,
+                    jump: site.jump(page, index)?,
+                    original: site.original()?,
+                })
+            })
+            .collect()
+    }
+
     /// Takes the changes of a range back: its text is about to be moved, where a jump would lead elsewhere, or
     /// to be written.
     ///
     /// # Errors
     /// `ENOMEM`: a fork copies the pages.
     pub(super) fn undo_direct(&mut self, start: u64, end: u64) -> Result<(), Errno> {
-        let Some(page) = self.mm.direct.page else {
-            return Ok(());
-        };
-        let sites: Vec<(usize, Site)> = self.mm.direct.sites.iter().copied().enumerate().collect();
-        for (index, site) in sites {
-            if (start..end).contains(&site.start.0)
-                && let (Some(jump), Some(original)) = (site.jump(page, index), site.original())
-            {
-                self.restore(site.start, jump, original)?;
-            }
+        for written in self.written_in(start, end) {
+            self.restore(&written)?;
         }
         Ok(())
     }
@@ -233,34 +242,28 @@ impl Space<'_> {
     }
 
     /// Restores text wherever it has been changed: in the file's window, and in what is shown instead.
-    fn restore(
-        &mut self,
-        at: Gva,
-        jump: [u8; JUMP_BYTES],
-        original: [u8; JUMP_BYTES],
-    ) -> Result<(), Errno> {
-        let page = at.page_down();
-        let Some(vma) = self.mm.find(at.0).cloned() else {
+    fn restore(&mut self, written: &Written) -> Result<(), Errno> {
+        let page = written.at.page_down();
+        let Some(vma) = self.mm.find(page.0).cloned() else {
             return Ok(());
         };
         let Some(window) = private_window(&vma, page) else {
             return Ok(());
         };
         let shown = self.tables.translate(self.mem, page).unwrap_or(window);
-        for gpa in [Some(window), Some(shown).filter(|&gpa| gpa != window)] {
-            let Some(gpa) = gpa.filter(|&gpa| self.holds(gpa, at, jump)) else {
+        let places = 1 + usize::from(shown != window);
+        for gpa in [window, shown].into_iter().take(places) {
+            if !self.holds(gpa, written) {
                 continue;
-            };
+            }
             if !self.mem.is_frozen(gpa) {
-                let place = gpa.wrapping_add(at.page_offset());
-                self.mem.write(place, &original).map_err(errno)?;
+                self.write_original(gpa, written)?;
             } else if gpa == shown {
                 let copy = self.mem.alloc_copy(gpa).map_err(errno)?;
-                let place = copy.wrapping_add(at.page_offset());
-                let written = self.mem.write(place, &original).map_err(errno);
+                let restored = self.write_original(copy, written);
                 self.replace(page, copy, vma.pte())
                     .map_err(|_| Errno::ENOMEM)?;
-                written?;
+                restored?;
             }
             // The guest leaves the VM before it executes this.
             self.tables.require_full_flush();
@@ -268,28 +271,48 @@ impl Space<'_> {
         Ok(())
     }
 
-    fn holds(&self, page: Gpa, at: Gva, jump: [u8; JUMP_BYTES]) -> bool {
+    fn holds(&self, page: Gpa, written: &Written) -> bool {
         let mut now = [0; JUMP_BYTES];
-        let place = page.wrapping_add(at.page_offset());
-        self.mem.read(place, &mut now).is_ok() && now == jump
+        let place = page.wrapping_add(written.at.page_offset());
+        self.mem.read(place, &mut now).is_ok() && now == written.jump
+    }
+
+    fn write_original(&mut self, page: Gpa, written: &Written) -> Result<(), Errno> {
+        let place = page.wrapping_add(written.at.page_offset());
+        self.mem.write(place, &written.original).map_err(errno)
     }
 
     /// The pages of a file's window have been copied and are about to be frozen: they become the file's
     /// again, since nobody could take a change back later.
     pub(super) fn clean_window(&mut self, vma: &Vma) {
-        let Some(page) = self.mm.direct.page else {
-            return;
-        };
-        let sites: Vec<(usize, Site)> = self.mm.direct.sites.iter().copied().enumerate().collect();
-        for (index, site) in sites {
-            if let Some(window) = private_window(vma, site.start.page_down())
-                && let (Some(jump), Some(original)) = (site.jump(page, index), site.original())
-                && self.holds(window, site.start, jump)
+        for written in self.written_in(vma.start, vma.end) {
+            if let Some(window) = private_window(vma, written.at.page_down())
+                && self.holds(window, &written)
             {
                 // What cannot be written stays as it is: it is right where it is.
-                let place = window.wrapping_add(site.start.page_offset());
-                let _ = self.mem.write(place, &original);
+                let _ = self.write_original(window, &written);
             }
+        }
+    }
+
+    /// See [`realign`].
+    fn realign(&self, regs: &mut UserRegs) {
+        let site = self
+            .mm
+            .direct
+            .sites
+            .iter()
+            .find(|site| site.splits(regs.rip));
+        let Some(start) = site.map(|site| site.start) else {
+            return;
+        };
+        // Whatever else is there now is none of ours.
+        let is_there = self.written_in(start.0, start.0 + 1).iter().any(|written| {
+            let shown = self.tables.translate(self.mem, start.page_down());
+            shown.is_some_and(|shown| self.holds(shown, written))
+        });
+        if is_there {
+            regs.rip = start.0;
         }
     }
 }
@@ -316,6 +339,11 @@ mod tests {
     const SITE: [u8; 10] = [0x90, 0x90, 0x90, 0xb8, 1, 1, 0, 0, 0x0f, 0x05];
     /// Offsets of the sites in the file: inside a page, at its start, across its end.
     const AT: [usize; 3] = [100, 8192 - 3, 4090 - 3];
+    /// Go's, with two instructions for a jump to replace, and its offset.
+    const SEVERAL: [u8; 14] = [
+        0x49, 0x89, 0xf2, 0x48, 0x89, 0xfa, 0x48, 0x89, 0xce, 0x48, 0x89, 0xdf, 0x0f, 0x05,
+    ];
+    const SEVERAL_AT: usize = 2000;
 
     struct Text {
         fixture: Fixture,
@@ -330,6 +358,7 @@ mod tests {
         for at in AT {
             contents[at..at + SITE.len()].copy_from_slice(&SITE);
         }
+        contents[SEVERAL_AT..SEVERAL_AT + SEVERAL.len()].copy_from_slice(&SEVERAL);
         contents
     }
 
@@ -388,7 +417,7 @@ mod tests {
         assert!(!text.change(AT[1], NR));
         assert!(!text.change(AT[2], NR));
         assert!(!text.change(3 * 4096, NR), "behind the mapping");
-        assert_eq!(text.fixture.mm.direct.count(), 1);
+        assert_eq!(text.fixture.mm.direct.sites.len(), 1);
     }
 
     #[test]
@@ -433,7 +462,7 @@ mod tests {
         assert_eq!(text.bytes(to + AT[0] as u64), SITE);
         text.start = to;
         assert!(text.change(AT[0], NR));
-        assert_eq!(text.fixture.mm.direct.count(), 2);
+        assert_eq!(text.fixture.mm.direct.sites.len(), 2);
     }
 
     fn moved(text: &mut Text, to: u64) -> Result<u64, Errno> {
@@ -558,7 +587,7 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(changes, CHANGES_MAX);
-        assert_eq!(text.fixture.mm.direct.count(), 1);
+        assert_eq!(text.fixture.mm.direct.sites.len(), 1);
     }
 
     #[test]
@@ -577,7 +606,36 @@ mod tests {
         assert!(!text.change(AT[0], NR));
         text.fixture.mm.direct.sites.set(7, site);
         assert!(text.change(AT[0], NR));
-        assert_eq!(text.fixture.mm.direct.count(), SLOTS);
+        assert_eq!(text.fixture.mm.direct.sites.len(), SLOTS);
+    }
+
+    #[test]
+    fn a_handler_returns_before_what_was_replaced_and_nowhere_else() {
+        let mut text = Text::new();
+        let back = Gva(text.start + (SEVERAL_AT + SEVERAL.len()) as u64);
+        let start = back.0 - 8;
+        let realigned = |text: &mut Text, rip: u64| {
+            let mut regs = UserRegs {
+                rip,
+                ..UserRegs::default()
+            };
+            text.fixture.space().realign(&mut regs);
+            regs.rip
+        };
+        assert_eq!(realigned(&mut text, start + 3), start + 3);
+        let frame = text.frame;
+        assert!(text.fixture.space().make_direct(frame, back, 1).is_some());
+        for (rip, expected) in [(0, 0), (3, 0), (5, 5), (6, 6)] {
+            assert_eq!(realigned(&mut text, start + rip), start + expected);
+        }
+        // Other text at the same address.
+        let at = text.start;
+        let (_, file) = text.fixture.host_file(&contents());
+        text.fixture
+            .map_at(at, 3 * 4096, READ_EXEC, PRIVATE | 0x10, Some(file), 0)
+            .unwrap();
+        text.fixture.touch(start, Access::Exec).unwrap();
+        assert_eq!(realigned(&mut text, start + 3), start + 3);
     }
 
     #[test]
