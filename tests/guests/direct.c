@@ -136,12 +136,13 @@ static long wrong_under_ticks(void) {
 
 // ---- single steps ----------------------------------------------------------------------------------
 
-static volatile sig_atomic_t steps;
+static volatile sig_atomic_t steps, stray_steps;
 
 static void step(int sig, siginfo_t *info, void *context) {
     (void)sig, (void)info;
     greg_t *regs = ((ucontext_t *)context)->uc_mcontext.gregs;
     steps++;
+    stray_steps += (uintptr_t)regs[REG_RIP] >= page && (uintptr_t)regs[REG_RIP] < page_end;
     // Whatever goes wrong, it ends.
     if (steps > 10000) regs[REG_EFL] &= ~(greg_t)TF;
 }
@@ -161,6 +162,7 @@ static void single_steps(void) {
                      : "rax", "rcx", "r11", "memory", "cc");
     CHECK(got == group);
     CHECK(steps >= 5 && steps < 100);
+    CHECK(stray_steps == 0);
     char byte = 0;
     ssize_t n = 0;
     int ends[2];

@@ -131,8 +131,11 @@ static inline int sorted_names(const char *path, char **names, int max) {
 }
 
 // What a tree holds: names, kinds, modes, sizes, and a hash of each file's bytes.
+// Not into another file system: where the host's working directory lies in /tmp, it holds any number of files.
 static inline void say_tree(const char *path) {
     char *names[512], below[1024], bytes[4096];
+    struct stat top;
+    if (lstat(path, &top) != 0) return;
     int count = sorted_names(path, names, 512);
     for (int i = 0; i < count; i++) {
         struct stat stat;
@@ -149,7 +152,7 @@ static inline void say_tree(const char *path) {
             say(" %016llx mtime %ld.%09ld", (unsigned long long)hash, stat.st_mtim.tv_sec, stat.st_mtim.tv_nsec);
         }
         say("\n");
-        if (S_ISDIR(stat.st_mode)) say_tree(below);
+        if (S_ISDIR(stat.st_mode) && stat.st_dev == top.st_dev) say_tree(below);
     }
 }
 
