@@ -48,10 +48,10 @@ def _text(path: str) -> str:
 
 
 def _tree(top: str) -> list[str]:
-    # Not into another file system, as in service.h.
-    device = os.lstat(top).st_dev
     found = []
     for directory, names, files in os.walk(top):
+        # Not into another file system, as in service.h.
+        device = os.lstat(directory).st_dev
         below = [name for name in names if os.lstat(f"{directory}/{name}").st_dev == device]
         names[:] = sorted(below)
         for name in sorted(files):
