@@ -363,3 +363,32 @@ def test_special_files_in_the_directory_do_not_block(room: pathlib.Path) -> None
     run = in_vm(["/bin/cat", "fifo"], cwd=room, options=["--timeout", "2s"])
     # A FIFO without a writer blocks its reader natively; it must not block the deadline.
     assert run.status in (1, 124), run
+
+
+def test_the_process_itself_may_do_no_more(room: pathlib.Path) -> None:
+    """The second wall: root's process has no capability left when its guest runs."""
+    with subprocess.Popen(
+        kvmlet_argv(["/bin/cat"]),
+        cwd=room,
+        env=ENV,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as run:
+        assert run.stdin
+        assert run.stdout
+        run.stdin.write(b"ready\n")
+        run.stdin.flush()
+        assert run.stdout.readline() == b"ready\n"
+        tasks = list(pathlib.Path(f"/proc/{run.pid}/task").iterdir())
+        fields = [dict(line.split(":\t", 1) for line in lines_of(task)) for task in tasks]
+        run.stdin.close()
+    assert run.returncode == 0
+    assert fields
+    for found in fields:
+        assert (int(found["CapEff"], 16), int(found["CapPrm"], 16)) == (0, 0), found["Name"]
+        assert found["NoNewPrivs"] == "1", found["Name"]
+
+
+def lines_of(task: pathlib.Path) -> list[str]:
+    """What the kernel tells of a thread, a field in each line."""
+    return [line for line in (task / "status").read_text().splitlines() if ":\t" in line]

@@ -199,6 +199,12 @@ impl FdTable {
     /// The lowest unused number that is at least `min`.
     #[must_use]
     pub fn lowest_free(&self, min: i32) -> i32 {
+        // Without a gap, as a table mostly is, there is nothing to look through.
+        let used = i32::try_from(self.fds.len()).unwrap_or(i32::MAX);
+        let last = self.fds.get_max().map_or(-1, |(last, _)| *last);
+        if last.saturating_add(1) == used && min <= used {
+            return used;
+        }
         let mut free = min;
         for (used, _) in self.fds.range(min..) {
             if *used != free {
@@ -223,12 +229,21 @@ pub fn limit(cx: &mut Cx<'_>) -> Result<i32, Errno> {
     Ok(i32::try_from(soft).unwrap_or(i32::MAX))
 }
 
-/// The description that `fd` refers to, and a copy of it.
+/// The description that `fd` refers to.
+///
+/// # Errors
+/// `EBADF`.
+pub fn id(cx: &mut Cx<'_>, fd: i32) -> Result<FileId, Errno> {
+    let fd = cx.process()?.fds.fds.get(&fd).ok_or(Errno::EBADF)?;
+    Ok(fd.file)
+}
+
+/// As [`id`], and a copy of it.
 ///
 /// # Errors
 /// `EBADF`.
 pub fn get(cx: &mut Cx<'_>, fd: i32) -> Result<(FileId, OpenFile), Errno> {
-    let id = cx.process()?.fds.fds.get(&fd).ok_or(Errno::EBADF)?.file;
+    let id = id(cx, fd)?;
     let file = cx.kernel.files.get(&id).ok_or(Errno::EBADF)?;
     Ok((id, file.clone()))
 }

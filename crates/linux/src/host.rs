@@ -9,7 +9,9 @@ use kvmlet_policy::Policy;
 
 use crate::clock::{GuestClock, HostClocks};
 use crate::report::Report;
+use crate::vfs::afterwards::Afterwards;
 use crate::vfs::hostfs::{self, Listing, Roots};
+use crate::vfs::look::LastLook;
 
 /// Directories whose search permission is remembered at most.
 const SEARCHABLE_MAX: usize = 4096;
@@ -115,6 +117,10 @@ pub struct Host {
     /// Host directories known to be searchable by the caller; only used under
     /// [`Enforcement::ModeBits`].
     pub searchable: BTreeSet<Vec<u8>>,
+    /// What a call has looked at, for the open that may follow.
+    pub looked: LastLook,
+    /// What is done as soon as the program has its answer.
+    pub afterwards: Afterwards,
     /// Captured output.
     pub captured: Captured,
     /// Denials, unsupported things met, trace lines.
@@ -141,6 +147,8 @@ impl Host {
             roots,
             credentials: hostfs::caller(),
             searchable: BTreeSet::new(),
+            looked: LastLook::default(),
+            afterwards: Afterwards::default(),
             captured: Captured {
                 limit_bytes: output_limit_bytes,
                 ..Captured::default()
@@ -163,6 +171,8 @@ impl Host {
             roots: Arc::clone(&self.roots),
             credentials: self.credentials.clone(),
             searchable: self.searchable.clone(),
+            looked: LastLook::default(),
+            afterwards: Afterwards::default(),
             captured: Captured {
                 limit_bytes: self.captured.limit_bytes,
                 ..Captured::default()
@@ -193,6 +203,8 @@ impl Host {
             }
         }
         self.next_id = frozen.next_id;
+        self.looked = LastLook::default();
+        self.afterwards = Afterwards::default();
         self.captured.stdout.clear();
         self.captured.stderr.clear();
         self.report = Report {
@@ -240,14 +252,16 @@ impl Host {
         }
     }
 
-    /// Drops a reference; the last one closes the descriptor.
+    /// Drops a reference; the last one has the descriptor closed by [`Host::finish_call`].
     pub fn decref(&mut self, id: HostId) {
         let Some(file) = self.files.get_mut(&id) else {
             return;
         };
         file.refs = file.refs.saturating_sub(1);
-        if file.refs == 0 {
-            self.files.remove(&id);
+        if file.refs == 0
+            && let Some(file) = self.files.remove(&id)
+        {
+            self.afterwards.close(file.fd);
         }
     }
 

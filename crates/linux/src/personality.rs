@@ -111,6 +111,7 @@ impl Personality {
 
     /// Decides what runs next, making woken calls again and delivering signals on the way.
     pub fn next(&mut self, cpu: &mut dyn Cpu) -> Step {
+        self.host.finish_call();
         // Once each time: a timer of a nanosecond must not keep us from the guest for ever.
         self.expire_timers();
         self.kernel.retarget_signals();
@@ -309,6 +310,7 @@ impl Personality {
             self.save_xstate(tid, cpu);
         }
         let first = *state == CallState::default();
+        self.host.begin_call();
         if first {
             self.host.report.count_call(call.nr);
         }
@@ -342,6 +344,7 @@ impl Personality {
     ///
     /// [`Thread`]: crate::kernel::Thread
     pub fn make(&mut self, tid: Tid, call: &Call) -> Outcome {
+        self.host.begin_call();
         self.host.report.count_call(call.nr);
         table::call(&mut self.cx(tid), call, &CallState::default())
     }

@@ -25,16 +25,19 @@ pub struct CopyOutcome {
     pub copied_bytes: usize,
     /// Why not all of them; `None` when the copy is complete.
     pub stop: Option<CopyStop>,
+    /// Whether the pages of a file were among those that were read: each took a host call.
+    pub reads_file: bool,
 }
 
 impl PageTables {
     /// Copies from the program's memory at `gva`, as far as it goes.
     pub fn copy_in(&self, mem: &GuestMemory, gva: Gva, into: &mut [u8]) -> CopyOutcome {
-        let mut done = 0;
+        let (mut done, mut reads_file) = (0, false);
         while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let at = gva.wrapping_add(done as u64);
             let len = rest.len().min(to_page_end(at));
             let result = self.accessible(mem, at, PteFlags::USER).and_then(|gpa| {
+                reads_file |= mem.is_file_backed(gpa);
                 match rest.get_mut(..len) {
                     Some(part) => mem.read(gpa, part).map_err(|error| stop_of(error, at)),
                     None => Ok(()),
@@ -44,6 +47,7 @@ impl PageTables {
                 return CopyOutcome {
                     copied_bytes: done,
                     stop: Some(stop),
+                    reads_file,
                 };
             }
             done += len;
@@ -51,6 +55,7 @@ impl PageTables {
         CopyOutcome {
             copied_bytes: done,
             stop: None,
+            reads_file,
         }
     }
 
@@ -70,6 +75,7 @@ impl PageTables {
                 return CopyOutcome {
                     copied_bytes: done,
                     stop: Some(stop),
+                    reads_file: false,
                 };
             }
             done += len;
@@ -77,6 +83,7 @@ impl PageTables {
         CopyOutcome {
             copied_bytes: done,
             stop: None,
+            reads_file: false,
         }
     }
 

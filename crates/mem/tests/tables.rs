@@ -462,7 +462,8 @@ fn program_copies_respect_the_rights_of_each_page() {
         tables.copy_out(&mut mem, at, b"across"),
         CopyOutcome {
             copied_bytes: 6,
-            stop: None
+            stop: None,
+            reads_file: false,
         }
     );
     let mut bytes = [0; 6];
@@ -474,7 +475,8 @@ fn program_copies_respect_the_rights_of_each_page() {
         tables.copy_out(&mut mem, edge, b"edge"),
         CopyOutcome {
             copied_bytes: 2,
-            stop: Some(CopyStop::Denied(third))
+            stop: Some(CopyStop::Denied(third)),
+            reads_file: false,
         }
     );
     let after = third.wrapping_add(PAGE_SIZE);
@@ -482,7 +484,8 @@ fn program_copies_respect_the_rights_of_each_page() {
         tables.copy_in(&mem, Gva(after.0 - 1), &mut bytes),
         CopyOutcome {
             copied_bytes: 1,
-            stop: Some(CopyStop::NotPresent(after))
+            stop: Some(CopyStop::NotPresent(after)),
+            reads_file: false,
         }
     );
     // The VMM's pages are not the program's.

@@ -7,7 +7,7 @@
 
 mod path;
 
-pub use path::{ancestors, beneath, file_name, is_canonical, join, parent};
+pub use path::{ancestors, beneath, file_name, is_canonical, is_name, join, parent};
 
 use std::collections::BTreeSet;
 
@@ -145,10 +145,16 @@ impl Policy {
         Ok(())
     }
 
+    /// Whether what a readable directory has at this canonical path is not readable all the same.
+    #[must_use]
+    pub fn is_secret(&self, path: &[u8]) -> bool {
+        SECRETS.contains(&path)
+    }
+
     /// Which tree a canonical path belongs to.
     #[must_use]
     pub fn classify(&self, path: &[u8]) -> Place {
-        if SECRETS.contains(&path) {
+        if self.is_secret(path) {
             return Place::Outside;
         }
         if ancestors(path).any(|prefix| self.readable.contains(prefix)) {

@@ -6,11 +6,17 @@ pub fn is_canonical(path: &[u8]) -> bool {
     let Some(rest) = path.strip_prefix(b"/") else {
         return false;
     };
-    !path.contains(&0)
-        && (rest.is_empty()
-            || rest
-                .split(|byte| *byte == b'/')
-                .all(|name| !name.is_empty() && name != b"." && name != b".."))
+    !path.contains(&0) && (rest.is_empty() || rest.split(|byte| *byte == b'/').all(is_name))
+}
+
+/// Whether `path` is one component that names an entry of a directory: not `.` or `..`, free of slashes and
+/// NUL bytes.
+#[must_use]
+pub fn is_name(path: &[u8]) -> bool {
+    !path.is_empty()
+        && path != b"."
+        && path != b".."
+        && !path.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
 /// Whether canonical `path` is `tree` or lies beneath it.

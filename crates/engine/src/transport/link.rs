@@ -261,8 +261,9 @@ impl Link {
         // The guest goes on meanwhile.
         loan.charged_ns = now_ns();
         let spent_ns = loan.charged_ns.saturating_sub(start_ns);
-        let report = &mut loan.personality.host.report;
-        report.spend(Work::Call(call.nr), spent_ns);
+        let host = &mut loan.personality.host;
+        host.report.spend(Work::Call(call.nr), spent_ns);
+        host.finish_call();
         self.counts.useful_ns.fetch_add(spent_ns, Ordering::Relaxed);
         answered
     }

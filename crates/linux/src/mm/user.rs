@@ -25,11 +25,16 @@ pub fn in_user_space(addr: u64, len_bytes: u64) -> bool {
 /// `EFAULT` if not even the first byte can be read.
 pub fn read_some(cx: &mut Cx<'_>, gva: Gva, buf: &mut [u8]) -> Result<usize, Errno> {
     let len = buf.len();
+    let mut reads_file = false;
     let copied = copy(cx, gva, len, Access::Read, |cx, at, done| {
         let rest = buf.get_mut(done..).unwrap_or_default();
-        cx.machine.tables.copy_in(&cx.machine.memory, at, rest)
+        let outcome = cx.machine.tables.copy_in(&cx.machine.memory, at, rest);
+        reads_file |= outcome.reads_file;
+        outcome
     })?;
-    note_read(cx, gva, len);
+    if reads_file {
+        note_read(cx, gva, len);
+    }
     Ok(copied)
 }
 
@@ -124,30 +129,41 @@ fn resolve(cx: &mut Cx<'_>, gva: Gva, access: Access) -> Result<(), Errno> {
 /// # Errors
 /// `EFAULT` for a bad pointer, `ENAMETOOLONG` when the first `max_len` bytes hold no NUL.
 pub fn read_cstr(cx: &mut Cx<'_>, gva: Gva, max_len: usize) -> Result<Vec<u8>, Errno> {
-    /// Most names are shorter than this: the rest of their page need not be copied.
+    /// Most names are shorter than this: the rest of their page need be neither copied nor cleared.
     const FIRST: usize = 128;
     let mut text = Vec::new();
+    if push_part(cx, gva, max_len, &mut [0; FIRST], &mut text)? {
+        return Ok(text);
+    }
     let mut page = [0; PAGE_SIZE as usize];
-    let mut part_max = FIRST;
     while text.len() < max_len {
-        let at = gva
-            .checked_add(text.len() as u64)
-            .filter(|at| at.0 < USER_END.0)
-            .ok_or(Errno::EFAULT)?;
-        let to_page_end = PAGE_SIZE.saturating_sub(at.page_offset());
-        let left = max_len.saturating_sub(text.len());
-        let len = usize::try_from(to_page_end).unwrap_or(left).min(left);
-        let len = len.min(part_max);
-        part_max = page.len();
-        let part = page.get_mut(..len).ok_or(Errno::EFAULT)?;
-        read(cx, at, part)?;
-        if let Some(nul) = part.iter().position(|&byte| byte == 0) {
-            text.extend(part.iter().take(nul));
+        if push_part(cx, gva, max_len, &mut page, &mut text)? {
             return Ok(text);
         }
-        text.extend_from_slice(part);
     }
     Err(Errno::ENAMETOOLONG)
+}
+
+/// Reads on in the string at `gva`, by as much as `part` holds and its page has; whether its NUL was met.
+fn push_part(
+    cx: &mut Cx<'_>,
+    gva: Gva,
+    max_len: usize,
+    part: &mut [u8],
+    text: &mut Vec<u8>,
+) -> Result<bool, Errno> {
+    let at = gva
+        .checked_add(text.len() as u64)
+        .filter(|at| at.0 < USER_END.0)
+        .ok_or(Errno::EFAULT)?;
+    let to_page_end = PAGE_SIZE.saturating_sub(at.page_offset());
+    let left = max_len.saturating_sub(text.len()).min(part.len());
+    let len = usize::try_from(to_page_end).unwrap_or(left).min(left);
+    let part = part.get_mut(..len).ok_or(Errno::EFAULT)?;
+    read(cx, at, part)?;
+    let nul = part.iter().position(|&byte| byte == 0);
+    text.extend_from_slice(part.get(..nul.unwrap_or(len)).unwrap_or_default());
+    Ok(nul.is_some())
 }
 
 /// The word at `gva`, read atomically.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvmlet_abi::Errno;
 use kvmlet_policy::READ_REMEDY;
 
-use super::attr::{MAY_EXEC, S_IFREG};
+use super::attr::{Attr, MAY_EXEC, S_IFREG};
 use super::path::{self, Intent, Last, Node, Request, Resolve};
 use super::{attr_of, hostfs};
 use crate::cx::Cx;
@@ -62,10 +62,14 @@ pub fn is_directory(cx: &mut Cx<'_>, path: &[u8]) -> bool {
         .is_ok_and(|attr| attr.is_dir())
 }
 
+/// Whether it may be executed. Linux answers EACCES for a directory too.
+fn is_program(cx: &Cx<'_>, attr: &Attr) -> bool {
+    attr.kind() == S_IFREG && attr.grants(&cx.host.credentials, MAY_EXEC)
+}
+
 fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
     let attr = attr_of(cx, &found)?;
-    // Linux answers EACCES for a directory too.
-    if attr.kind() != S_IFREG || !attr.grants(&cx.host.credentials, MAY_EXEC) {
+    if !is_program(cx, &attr) {
         return Err(Errno::EACCES);
     }
     let path: Arc<[u8]> = Arc::from(found.path.as_slice());
@@ -79,6 +83,10 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
                     return Err(errno);
                 }
             };
+            let opened = hostfs::check_opened(cx.host, fd.as_fd(), &attr)?;
+            if !is_program(cx, &opened) {
+                return Err(Errno::EACCES);
+            }
             Source::Host(cx.host.insert(fd, HostKind::File))
         }
         Node::Tmp(inode) => {

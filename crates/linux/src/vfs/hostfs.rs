@@ -324,14 +324,6 @@ impl Handle {
     }
 }
 
-fn same(attr: &Attr, now: &Attr) -> Result<(), Errno> {
-    if (now.dev, now.ino, now.kind()) == (attr.dev, attr.ino, attr.kind()) {
-        Ok(())
-    } else {
-        Err(Errno::ESTALE)
-    }
-}
-
 /// The target of a symbolic link opened as a location.
 ///
 /// # Errors
@@ -352,10 +344,11 @@ fn read_link_in(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<u8>, Errno> {
 }
 
 /// Opens for reading what was found at `path` with `attr`, in directory `dir` if that is open; it must
-/// be a regular file or a directory. Permissions are the guest's.
+/// be a regular file or a directory. Permissions are the guest's. Another one may have taken the name
+/// meanwhile, for which there is [`check_opened`].
 ///
 /// # Errors
-/// `EACCES`, `ENXIO` for what could act or block when opened, `ESTALE` if it was replaced meanwhile.
+/// `EACCES`, `ENXIO` for what could act or block when opened.
 pub fn open_for_reading(
     host: &Host,
     path: &[u8],
@@ -374,15 +367,33 @@ pub fn open_for_reading(
     if attr.is_dir() {
         flags |= OFlags::DIRECTORY;
     }
-    let fd = match dir {
-        Some(dir) => open_in(dir, path, flags)?,
-        None => host.roots.open_at(path, flags)?,
-    };
-    let opened = attr_of(fd.as_fd())?;
-    same(attr, &opened)?;
-    // The number of a removed file may be another one's by now.
+    match dir {
+        Some(dir) => open_in(dir, path, flags),
+        None => host.roots.open_at(path, flags),
+    }
+}
+
+/// The attributes of what [`open_for_reading`] has opened, if it may stay open. By its name there was
+/// something with the attributes `found`.
+///
+/// # Errors
+/// `ESTALE` if another kind has taken the name; as what was found there would have been refused.
+pub fn check_opened(host: &mut Host, fd: BorrowedFd<'_>, found: &Attr) -> Result<Attr, Errno> {
+    let opened = attr_of(fd)?;
+    if opened.kind() != found.kind() {
+        return Err(Errno::ESTALE);
+    }
     check_mode(host, &opened, MAY_READ)?;
-    Ok(fd)
+    if !is_same(&opened, found) {
+        refuse_kernel_files(host, "open", (b"what took a file's place", &opened), fd)?;
+    }
+    Ok(opened)
+}
+
+/// Whether both are of one object.
+#[must_use]
+pub fn is_same(one: &Attr, other: &Attr) -> bool {
+    (one.dev, one.ino, one.kind()) == (other.dev, other.ino, other.kind())
 }
 
 /// Refuses and records what belongs to a file system of the kernel's own: its files act on the machine or tell

@@ -324,21 +324,140 @@ fn names_that_change_meanwhile_never_lead_out() {
         let mut sandbox = Sandbox::new(&tree.0);
         let dir = sandbox.open("sub", O_DIRECTORY).unwrap();
         let mut seen = 0;
-        for _ in 0..4000 {
+        let stat = sandbox.room(144);
+        for round in 0..4000 {
+            if round % 2 == 0 {
+                call!(sandbox, "newfstatat", dir, "name", stat, 0x100).ok();
+            }
             for opened in [
                 call!(sandbox, "openat", dir, "name", 0),
                 call!(sandbox, "openat", CWD, "sub/name", 0),
             ] {
                 let Ok(fd) = opened else { continue };
                 let fd = fd.cast_signed();
-                // Empty between its creation and its contents.
-                let contents = sandbox.read(fd, 10).unwrap();
-                assert!(contents == b"in" || contents.is_empty(), "{contents:?}");
-                seen += usize::from(!contents.is_empty());
+                // Empty between its creation and its contents; of no use if a FIFO was opened.
+                match sandbox.read(fd, 10) {
+                    Ok(contents) => {
+                        assert!(contents == b"in" || contents.is_empty(), "{contents:?}");
+                        seen += usize::from(!contents.is_empty());
+                    }
+                    Err(error) => assert_eq!(error, Errno::EBADF),
+                }
                 call!(sandbox, "close", fd).unwrap();
             }
         }
         stop.store(true, Ordering::Relaxed);
         assert!(seen > 0);
     });
+}
+
+/// The files that are opened after a look, each in the way that a program does it.
+fn after_a_look(
+    sandbox: &mut Sandbox,
+    dir: i64,
+    name: &str,
+    change: impl FnOnce(),
+) -> Result<i64, Errno> {
+    let stat = sandbox.room(144);
+    call!(sandbox, "newfstatat", dir, name, stat, 0x100).unwrap();
+    change();
+    call!(sandbox, "openat", dir, name, O_NOFOLLOW).map(u64::cast_signed)
+}
+
+#[test]
+fn what_has_been_looked_at_may_change_before_it_is_opened() {
+    let tree = TempTree::new("looked");
+    let place = |name: &str| tree.0.join("sub").join(name);
+    both_lookups(&tree, |sandbox| {
+        for name in ["kept", "other", "gone", "link", "fifo", "directory"] {
+            std::fs::remove_dir_all(place(name)).ok();
+            std::fs::remove_file(place(name)).ok();
+            tree.file(&format!("sub/{name}"), name.as_bytes());
+        }
+        let dir = sandbox.open("sub", O_DIRECTORY).unwrap();
+        let fd = after_a_look(sandbox, dir, "kept", || {}).unwrap();
+        assert_eq!(sandbox.read(fd, 10).unwrap(), b"kept");
+        let fd = after_a_look(sandbox, dir, "other", || {
+            std::fs::write(place("spare"), b"new").unwrap();
+            std::fs::rename(place("spare"), place("other")).unwrap();
+        })
+        .unwrap();
+        assert_eq!(sandbox.read(fd, 10).unwrap(), b"new");
+        let gone = after_a_look(sandbox, dir, "gone", || {
+            std::fs::remove_file(place("gone")).unwrap();
+        });
+        assert_eq!(gone, Err(Errno::ENOENT));
+        let link = after_a_look(sandbox, dir, "link", || {
+            std::fs::remove_file(place("link")).unwrap();
+            tree.link("sub/link", "kept");
+        });
+        assert_eq!(link, Err(Errno::ELOOP));
+        // A link that may be followed is.
+        std::fs::remove_file(place("link")).unwrap();
+        tree.file("sub/link", b"link");
+        let stat = sandbox.room(144);
+        call!(sandbox, "newfstatat", dir, "link", stat, 0).unwrap();
+        std::fs::remove_file(place("link")).unwrap();
+        tree.link("sub/link", "kept");
+        let fd = call!(sandbox, "openat", dir, "link", 0).unwrap();
+        assert_eq!(sandbox.read(fd.cast_signed(), 10).unwrap(), b"kept");
+        // The open is answered; what is not the guest's to open cannot be used.
+        let fifo = after_a_look(sandbox, dir, "fifo", || {
+            std::fs::remove_file(place("fifo")).unwrap();
+            let mode = rustix::fs::Mode::from_raw_mode(0o666);
+            let kind = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, place("fifo"), kind, mode, 0).unwrap();
+        })
+        .unwrap();
+        assert_eq!(sandbox.read(fifo, 10), Err(Errno::EBADF));
+        call!(sandbox, "close", fifo).unwrap();
+        let directory = after_a_look(sandbox, dir, "directory", || {
+            std::fs::remove_file(place("directory")).unwrap();
+            std::fs::create_dir(place("directory")).unwrap();
+        })
+        .unwrap();
+        assert_eq!(sandbox.read(directory, 10), Err(Errno::EBADF));
+    });
+}
+
+#[test]
+fn a_file_that_was_just_opened_is_known() {
+    let tree = TempTree::new("told");
+    tree.file("file", b"four");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let size = |sandbox: &mut Sandbox, fd: i64| {
+        let at = sandbox.room(144);
+        call!(sandbox, "fstat", fd, at).unwrap();
+        sandbox.get_struct::<kvmlet_abi::linux::Stat>(at).st_size
+    };
+    let grow = |contents: &[u8]| std::fs::write(tree.0.join("file"), contents).unwrap();
+    let fd = sandbox.open("file", 0).unwrap();
+    assert_eq!(size(&mut sandbox, fd), 4);
+    // Asked again, or after another call, the host tells.
+    grow(b"seven b");
+    assert_eq!(size(&mut sandbox, fd), 7);
+    let fd = sandbox.open("file", 0).unwrap();
+    call!(sandbox, "getpid").unwrap();
+    grow(b"nine byte");
+    assert_eq!(size(&mut sandbox, fd), 9);
+    // So it does after a while.
+    let fd = sandbox.open("file", 0).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    grow(b"ten bytes!");
+    assert_eq!(size(&mut sandbox, fd), 10);
+}
+
+#[test]
+fn descriptors_are_closed_after_the_answer() {
+    let tree = TempTree::new("closing");
+    tree.file("file", b"");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let fd = sandbox.open("file", 0).unwrap();
+    let id = *sandbox.host.files.keys().last().unwrap();
+    let held = sandbox.host.fd(id).unwrap();
+    call!(sandbox, "close", fd).unwrap();
+    assert!(sandbox.host.get(id).is_err());
+    assert_eq!(std::sync::Arc::strong_count(&held), 2);
+    sandbox.host.finish_call();
+    assert_eq!(std::sync::Arc::strong_count(&held), 1);
 }

@@ -2,6 +2,7 @@
 //! synthetic files. Only this module and its children call the host's file interface.
 #![allow(clippy::disallowed_methods)]
 
+pub mod afterwards;
 pub mod anon;
 pub mod attr;
 pub mod epoll;
@@ -12,6 +13,7 @@ pub mod fifo;
 pub mod hostfs;
 pub mod jobs;
 pub mod locks;
+pub mod look;
 pub mod open;
 pub mod path;
 pub mod pipe;
@@ -134,7 +136,7 @@ pub fn attr_of(cx: &mut Cx<'_>, found: &Found) -> Result<Attr, Errno> {
 /// # Errors
 /// `EBADF`, the host's.
 pub fn file_attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
-    let file = cx.kernel.files.get(&id).ok_or(Errno::EBADF)?.clone();
+    let file = cx.kernel.files.get(&id).ok_or(Errno::EBADF)?;
     let own = |mode: u32, ino: u64| Attr {
         dev: attr::makedev(0, 0x7e),
         ino,
@@ -149,7 +151,10 @@ pub fn file_attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
         FileKind::HostFile(host)
         | FileKind::HostDir(host)
         | FileKind::HostLocation(host)
-        | FileKind::HostStream(host) => hostfs::attr_of(cx.host.get(*host)?.fd.as_fd()),
+        | FileKind::HostStream(host) => match cx.host.afterwards.told(*host) {
+            Some(attr) => Ok(attr),
+            None => hostfs::attr_of(cx.host.get(*host)?.fd.as_fd()),
+        },
         FileKind::Tmp(inode) => cx.kernel.tmpfs.attr(*inode),
         FileKind::Device(device) => Ok(synth::attr(cx, &file.path, &Synth::Device(*device))),
         FileKind::Text(_) => Ok(synth::attr(cx, &file.path, &Synth::Text)),

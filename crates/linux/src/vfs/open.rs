@@ -7,11 +7,10 @@ use kvmlet_abi::Errno;
 use kvmlet_policy::WRITE_REMEDY;
 
 use super::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG};
-use super::hostfs;
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
-use super::{attr_of, fifo, now, set_tmp_size};
+use super::{attr_of, fifo, hostfs, look, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
@@ -78,6 +77,14 @@ pub fn open(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Result<Opened, Errno> 
         intent: if changes { Intent::Write } else { Intent::Read },
         resolve: request.resolve,
     };
+    let reads = !changes && !flags.contains(OpenFlags::PATH);
+    if reads && let Some(found) = look::looked_at(cx, &walk) {
+        match open_found(cx, request.call, found, flags) {
+            // A link may have taken its place, which has to be followed.
+            Err(Errno::ELOOP | Errno::ENOTDIR) => {}
+            done => return done,
+        }
+    }
     match path::walk(cx, walk)? {
         Walked::Found(_) if exclusive => Err(Errno::EEXIST),
         Walked::Found(found) => open_found(cx, request.call, found, flags),
@@ -196,11 +203,15 @@ fn open_host(
         }
     };
     hostfs::refuse_kernel_files(cx.host, call, (path, attr), fd.as_fd())?;
-    Ok(if attr.is_dir() {
-        FileKind::HostDir(cx.host.insert(fd, HostKind::Directory))
+    let (id, kind) = if attr.is_dir() {
+        let id = cx.host.insert(fd, HostKind::Directory);
+        (id, FileKind::HostDir(id))
     } else {
-        FileKind::HostFile(cx.host.insert(fd, HostKind::File))
-    })
+        let id = cx.host.insert(fd, HostKind::File);
+        (id, FileKind::HostFile(id))
+    };
+    cx.host.afterwards.check(id, attr);
+    Ok(kind)
 }
 
 /// Opens an inode of the memory file system as the mode bits allow; takes a reference.
@@ -305,6 +316,14 @@ fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<O
                 return Err(deny_write(cx, call, &open.path));
             }
             let kind = open_host(cx, call, (&open.path, &attr), None)?;
+            if let FileKind::HostFile(id) | FileKind::HostDir(id) = kind {
+                // Nothing but the object itself will do.
+                let fd = cx.host.fd(id)?;
+                if !hostfs::is_same(&hostfs::attr_of(fd.as_fd())?, &attr) {
+                    cx.host.decref(id);
+                    return Err(Errno::ESTALE);
+                }
+            }
             return Ok(Opened::New(description(kind, flags, &open.path)));
         }
         FileKind::Text(_) if changes => return Err(Errno::EACCES),
@@ -466,7 +485,7 @@ fn open_unnamed(
         None
     };
     let at = At {
-        path: found.path.clone(),
+        path: Arc::from(found.path.as_slice()),
         tmp,
     };
     let dir = writable_directory(cx, request.call, &at, b"")?;

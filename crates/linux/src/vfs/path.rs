@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_policy::{Place, READ_REMEDY, SHM, TMP, WRITE_REMEDY, is_canonical, join, parent};
+use kvmlet_policy::{
+    Place, READ_REMEDY, SHM, TMP, WRITE_REMEDY, is_canonical, is_name, join, parent,
+};
 
 use super::Dir;
 use super::attr::{Attr, MAY_EXEC};
@@ -29,7 +31,7 @@ const PENDING_MAX: usize = 4 * hostfs::PATH_MAX;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct At {
     /// Canonical path.
-    pub path: Vec<u8>,
+    pub path: Arc<[u8]>,
     /// Set in the memory file system.
     pub tmp: Option<InodeId>,
 }
@@ -82,7 +84,7 @@ impl Dir {
     pub fn at(&self, tmpfs: &TmpFs) -> At {
         match self {
             Self::Path(path) => At {
-                path: path.to_vec(),
+                path: Arc::clone(path),
                 tmp: None,
             },
             Self::Tmp(inode) => {
@@ -91,7 +93,7 @@ impl Dir {
                     .path_of(*inode)
                     .unwrap_or_else(|_| b"/tmp/ (deleted)".to_vec());
                 At {
-                    path,
+                    path: path.into(),
                     tmp: Some(*inode),
                 }
             }
@@ -104,7 +106,7 @@ impl At {
     #[must_use]
     pub fn dir(&self) -> Dir {
         self.tmp
-            .map_or_else(|| Dir::Path(Arc::from(self.path.as_slice())), Dir::Tmp)
+            .map_or_else(|| Dir::Path(Arc::clone(&self.path)), Dir::Tmp)
     }
 }
 
@@ -203,9 +205,15 @@ impl Walker<'_, '_> {
         let plain = self.request.resolve.is_empty()
             && self.request.last != Last::Parent
             && (absolute || self.at.tmp.is_none())
-            && path.len() < hostfs::PATH_MAX
-            && is_canonical(&path);
-        if !plain || self.cx.host.policy.classify(&path) != Place::Readable {
+            && path.len() < hostfs::PATH_MAX;
+        let policy = &self.cx.host.policy;
+        let readable = if self.open.is_some() && is_name(given) {
+            // Only a directory of a readable tree can be open.
+            !policy.is_secret(&path)
+        } else {
+            is_canonical(&path) && policy.classify(&path) == Place::Readable
+        };
+        if !(plain && readable) {
             return self.push(given).map(|()| None);
         }
         match self.host_step(&path) {
@@ -238,7 +246,7 @@ impl Walker<'_, '_> {
                 return Err(Errno::EXDEV);
             }
             let root = At {
-                path: b"/".to_vec(),
+                path: Arc::from(b"/".as_slice()),
                 tmp: None,
             };
             let in_root = self.request.resolve.contains(Resolve::IN_ROOT);
@@ -343,7 +351,7 @@ impl Walker<'_, '_> {
             None => self.directory_node()?,
         };
         Ok(Walked::Found(Found {
-            path: self.at.path.clone(),
+            path: self.at.path.to_vec(),
             node,
         }))
     }
@@ -354,9 +362,9 @@ impl Walker<'_, '_> {
         }
         // A run of components may have been skipped: `at` is made the directory of the missing one.
         let dir = parent(&path);
-        if dir != self.at.path {
+        if *dir != *self.at.path {
             self.go(At {
-                path: dir.to_vec(),
+                path: Arc::from(dir),
                 tmp: None,
             });
         }
@@ -422,7 +430,10 @@ impl Walker<'_, '_> {
             }
             None => tmp_directory(tmpfs, &path, self.cx.host.policy.classify(&path))?,
         };
-        self.enter(At { path, tmp })
+        self.enter(At {
+            path: path.into(),
+            tmp,
+        })
     }
 
     /// Looks a component up, or a whole run of components that lie in a readable tree; says at which
@@ -446,7 +457,7 @@ impl Walker<'_, '_> {
                 Ok((fd, attr)) if attr.is_symlink() => host_link(fd, attr)?,
                 Ok((_, attr)) if attr.is_dir() => Step::Directory(
                     At {
-                        path: path.clone(),
+                        path: Arc::from(path.as_slice()),
                         tmp: None,
                     },
                     None,
@@ -458,7 +469,7 @@ impl Walker<'_, '_> {
                 None => Step::Absent,
                 Some(Synth::Dir) => Step::Directory(
                     At {
-                        path: path.clone(),
+                        path: Arc::from(path.as_slice()),
                         tmp: None,
                     },
                     None,
@@ -520,7 +531,7 @@ impl Walker<'_, '_> {
 
     fn host_step(&mut self, path: &[u8]) -> Result<Step, Errno> {
         let dir = parent(path);
-        let open = self.open.clone().filter(|_| dir == self.at.path);
+        let open = self.open.clone().filter(|_| *dir == *self.at.path);
         let searched = match &open {
             Some(fd) => hostfs::check_search_in(self.cx.host, fd.as_fd()),
             None => hostfs::check_search(self.cx.host, path),
@@ -529,7 +540,16 @@ impl Walker<'_, '_> {
             Err(Errno::ENOENT) => return Ok(Step::Absent),
             other => other?,
         }
-        if let Some(dir) = open.as_ref().or_else(|| self.cx.host.roots.base(dir)) {
+        if let Some(dir) = &open {
+            let step = entry_step(dir, path)?;
+            if let Step::Object(Node::Host(_, attr))
+            | Step::Directory(_, Some(Node::Host(_, attr))) = &step
+            {
+                self.cx.host.looked.note(dir, path, attr);
+            }
+            return Ok(step);
+        }
+        if let Some(dir) = self.cx.host.roots.base(dir) {
             return entry_step(dir, path);
         }
         match self.cx.host.roots.locate(path) {
@@ -561,7 +581,7 @@ impl Walker<'_, '_> {
         Ok(match &tmpfs.get(inode)?.body {
             super::tmpfs::Body::Dir(_) => {
                 let at = At {
-                    path: path.to_vec(),
+                    path: Arc::from(path),
                     tmp: Some(inode),
                 };
                 Step::Directory(at, Some(Node::Tmp(inode)))
@@ -612,14 +632,14 @@ impl Walker<'_, '_> {
             return Err(Errno::ENOENT);
         }
         let dir = parent(path);
-        if dir != self.at.path {
+        if *dir != *self.at.path {
             let tmp = tmp_directory(
                 &self.cx.kernel.tmpfs,
                 dir,
                 self.cx.host.policy.classify(dir),
             )?;
             self.go(At {
-                path: dir.to_vec(),
+                path: Arc::from(dir),
                 tmp,
             });
         }
@@ -689,7 +709,7 @@ fn host_object(path: &[u8], handle: Handle, attr: Attr) -> Step {
         return Step::Object(node);
     }
     let at = At {
-        path: path.to_vec(),
+        path: Arc::from(path),
         tmp: None,
     };
     Step::Directory(at, Some(node))

@@ -253,6 +253,7 @@ mod tests {
         }
         assert_eq!(drained, filled);
         host.decref(reader);
+        host.finish_call();
         assert_eq!(write(host, writer, b"x"), Err(Errno::EPIPE));
     }
 

@@ -246,7 +246,7 @@ fn rmdir(cx: &mut Cx<'_>, target: Target) -> SysResult {
         _ => {}
     }
     // The mount point of the memory file system itself.
-    if missing.dir.path == b"/" && missing.name == b"tmp" {
+    if *missing.dir.path == *b"/" && missing.name == b"tmp" {
         return Err(Errno::EBUSY);
     }
     let dir = removable(cx, target, &missing)?;

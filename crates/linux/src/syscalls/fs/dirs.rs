@@ -65,7 +65,7 @@ pub fn sys_chdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     vfs::set_cwd(
         cx,
         At {
-            path: found.path,
+            path: found.path.into(),
             tmp,
         }
         .dir(),

@@ -23,6 +23,15 @@ fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: u64) -> SysResult {
     Ok(0)
 }
 
+/// Whether the path is empty, or none at all.
+fn names_nothing(cx: &mut Cx<'_>, target: Target) -> Result<bool, Errno> {
+    let mut first = [0];
+    if target.path_gva != 0 {
+        cx.read(Gva(target.path_gva), &mut first)?;
+    }
+    Ok(first == [0])
+}
+
 /// With AT_EMPTY_PATH the stat calls take no path at all for an empty one.
 fn find_stated(cx: &mut Cx<'_>, target: Target, at_flags: u32) -> Result<Found, Errno> {
     if target.path_gva == 0 && at_flags & AT_EMPTY_PATH != 0 && target.dirfd != AT_FDCWD {
@@ -36,6 +45,11 @@ fn find_stated(cx: &mut Cx<'_>, target: Target, at_flags: u32) -> Result<Found, 
 }
 
 fn stat_at(cx: &mut Cx<'_>, target: Target, at_flags: u32, gva: u64) -> SysResult {
+    if at_flags & AT_EMPTY_PATH != 0 && target.dirfd != AT_FDCWD && names_nothing(cx, target)? {
+        let id = fd::id(cx, target.dirfd)?;
+        let attr = vfs::file_attr(cx, id)?;
+        return put_stat(cx, &attr, gva);
+    }
     let found = find_stated(cx, target, at_flags)?;
     let attr = vfs::attr_of(cx, &found)?;
     put_stat(cx, &attr, gva)
@@ -67,7 +81,7 @@ pub fn sys_lstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// # Errors
 /// `EBADF`, `EFAULT`.
 pub fn sys_fstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (id, _) = fd::get(cx, int(args[0]))?;
+    let id = fd::id(cx, int(args[0]))?;
     let attr = vfs::file_attr(cx, id)?;
     put_stat(cx, &attr, args[1])
 }

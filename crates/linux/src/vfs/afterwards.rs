@@ -1,0 +1,87 @@
+//! What is done for a call when the program has its answer. Where calls are polled the program goes on
+//! meanwhile; everywhere it is done before the program's next call.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::attr::Attr;
+use super::hostfs;
+use crate::host::{Host, HostId};
+
+/// For how long the attributes of a file that has just been opened are told again. Programs ask for them
+/// as the next thing that they do.
+const FRESH: Duration = Duration::from_millis(1);
+
+/// What is left to do, and what came of it last.
+#[derive(Debug, Default)]
+pub struct Afterwards {
+    /// Descriptors without a reference.
+    closing: Vec<Arc<OwnedFd>>,
+    /// What has been opened, and what was found by its name just before.
+    opened: Option<(HostId, Attr)>,
+    /// Calls made so far.
+    calls: u64,
+    told: Option<Told>,
+}
+
+#[derive(Debug)]
+struct Told {
+    id: HostId,
+    attr: Attr,
+    /// The call that opened it.
+    call: u64,
+    at: Instant,
+}
+
+impl Afterwards {
+    /// A descriptor has lost its last reference.
+    pub fn close(&mut self, fd: Arc<OwnedFd>) {
+        self.closing.push(fd);
+    }
+
+    /// `id` has been opened by the name of what had `found`.
+    pub fn check(&mut self, id: HostId, found: &Attr) {
+        self.opened = Some((id, *found));
+    }
+
+    /// The attributes of `id`, if the call before has opened it, a moment ago.
+    #[must_use]
+    pub fn told(&self, id: HostId) -> Option<Attr> {
+        let told = self.told.as_ref()?;
+        let next = told.id == id && told.call.saturating_add(1) == self.calls;
+        (next && told.at.elapsed() < FRESH).then_some(told.attr)
+    }
+}
+
+impl Host {
+    /// A call begins.
+    pub fn begin_call(&mut self) {
+        self.afterwards.calls = self.afterwards.calls.saturating_add(1);
+    }
+
+    /// Does what the last call has left to do.
+    pub fn finish_call(&mut self) {
+        self.afterwards.closing.clear();
+        if let Some((id, found)) = self.afterwards.opened.take() {
+            self.check_opened(id, &found);
+        }
+    }
+
+    /// Another file may have taken the name between the look and the open.
+    fn check_opened(&mut self, id: HostId, found: &Attr) {
+        let Ok(fd) = self.fd(id) else { return };
+        match hostfs::check_opened(self, fd.as_fd(), found) {
+            Ok(attr) => {
+                self.afterwards.told = Some(Told {
+                    id,
+                    attr,
+                    call: self.afterwards.calls,
+                    at: Instant::now(),
+                });
+            }
+            // Linux differs: the call has been answered, so that the descriptor is of no use instead.
+            Err(_) => drop(self.files.remove(&id)),
+        }
+    }
+}

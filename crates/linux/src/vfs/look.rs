@@ -1,0 +1,131 @@
+//! The name that a program has looked at last: those that read many files look at each and then open it,
+//! and what the look has told need not be asked of the host again.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use kvmlet_policy::join;
+
+use super::Dir;
+use super::attr::{Attr, S_IFDIR, S_IFREG};
+use super::hostfs::{self, Handle};
+use super::path::{Found, Node};
+use super::request::Request;
+use crate::cx::Cx;
+
+/// For how long a look is believed. Only what is to be opened is taken from it, and what has been opened
+/// is looked at again: another file of the same name costs nothing but a second try.
+const FRESH: Duration = Duration::from_millis(1);
+
+/// A regular file or directory that has been found in an open directory.
+#[derive(Debug, Default)]
+pub struct LastLook(Option<Look>);
+
+#[derive(Debug)]
+struct Look {
+    /// Not held open by this.
+    dir: Weak<OwnedFd>,
+    path: Vec<u8>,
+    attr: Attr,
+    at: Instant,
+}
+
+impl LastLook {
+    /// Directory `dir` has `attr` by the name that `path` ends in.
+    pub fn note(&mut self, dir: &Arc<OwnedFd>, path: &[u8], attr: &Attr) {
+        if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
+            self.0 = None;
+            return;
+        }
+        let mut kept = self.0.take().map(|look| look.path).unwrap_or_default();
+        kept.clear();
+        kept.extend_from_slice(path);
+        self.0 = Some(Look {
+            dir: Arc::downgrade(dir),
+            path: kept,
+            attr: *attr,
+            at: Instant::now(),
+        });
+    }
+
+    /// What the last look has told, if it was this one, a moment ago. It is told once.
+    pub fn take(&mut self, dir: &Arc<OwnedFd>, path: &[u8]) -> Option<Attr> {
+        let look = self.0.take()?;
+        // The address cannot be another one's: a weak reference keeps the place.
+        let same = std::ptr::eq(look.dir.as_ptr(), Arc::as_ptr(dir)) && look.path == path;
+        (same && look.at.elapsed() < FRESH).then_some(look.attr)
+    }
+}
+
+/// What the request leads to, if the last look was at that.
+pub fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
+    let (Dir::Path(at), Some(dir)) = (&request.start.dir, &request.start.open) else {
+        return None;
+    };
+    if !request.resolve.is_empty() {
+        return None;
+    }
+    let path = join(at, request.path);
+    let attr = cx.host.looked.take(dir, &path)?;
+    hostfs::check_search_in(cx.host, dir.as_fd()).ok()?;
+    let node = Node::Host(Handle::Entry(Arc::clone(dir)), attr);
+    Some(Found { path, node })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::attr::S_IFIFO;
+    use super::*;
+
+    fn directory() -> Arc<OwnedFd> {
+        Arc::new(std::fs::File::open("/").unwrap().into())
+    }
+
+    fn attr(kind: u32) -> Attr {
+        Attr {
+            mode: kind | 0o644,
+            ..Attr::default()
+        }
+    }
+
+    #[test]
+    fn a_look_is_told_once_and_for_its_own_name() {
+        let (dir, other) = (directory(), directory());
+        let file = attr(S_IFREG);
+        let mut last = LastLook::default();
+        last.note(&dir, b"/a/b", &file);
+        assert_eq!(last.take(&dir, b"/a/b"), Some(file));
+        assert_eq!(last.take(&dir, b"/a/b"), None);
+        last.note(&dir, b"/a/b", &file);
+        assert_eq!(last.take(&dir, b"/a/c"), None);
+        last.note(&dir, b"/a/b", &file);
+        assert_eq!(last.take(&other, b"/a/b"), None);
+    }
+
+    #[test]
+    fn what_cannot_be_opened_is_not_told() {
+        let dir = directory();
+        let mut last = LastLook::default();
+        last.note(&dir, b"/a", &attr(S_IFREG));
+        last.note(&dir, b"/a", &attr(S_IFIFO));
+        assert_eq!(last.take(&dir, b"/a"), None);
+    }
+
+    #[test]
+    fn a_look_is_soon_forgotten() {
+        let dir = directory();
+        let mut last = LastLook::default();
+        last.note(&dir, b"/a", &attr(S_IFREG));
+        std::thread::sleep(FRESH);
+        assert_eq!(last.take(&dir, b"/a"), None);
+    }
+
+    #[test]
+    fn a_directory_that_was_closed_is_not_kept_open() {
+        let dir = directory();
+        let mut last = LastLook::default();
+        last.note(&dir, b"/a", &attr(S_IFREG));
+        assert_eq!(Arc::strong_count(&dir), 1);
+    }
+}
