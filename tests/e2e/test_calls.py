@@ -166,10 +166,11 @@ def test_one_cpu_has_no_poller(guests: pathlib.Path) -> None:
 
 @needs_two
 @pytest.mark.skipif(HW, reason="a time share of an emulated CPU says nothing")
+@pytest.mark.parametrize("calls", ["auto", "poll"])
 @pytest.mark.parametrize("guest", ["./spin", "./sleeper"])
-def test_a_quiet_guest_has_no_poller(guests: pathlib.Path, guest: str) -> None:
+def test_a_quiet_guest_has_no_poller(guests: pathlib.Path, guest: str, calls: str) -> None:
     """After its start; benches/calls.py measures the share."""
-    with kvmlet.Sandbox([guest], cwd=guests, calls="auto") as sandbox:
+    with kvmlet.Sandbox([guest], cwd=guests, calls=calls) as sandbox:
         sandbox.run_for(0.5)
         before = sandbox.stats()["poller_cpu_us"]
         sandbox.run_for(2)

@@ -365,6 +365,17 @@ def test_special_files_in_the_directory_do_not_block(room: pathlib.Path) -> None
     assert run.status in (1, 124), run
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may be where it may not go")
+def test_root_in_a_directory_below_a_private_one(room: pathlib.Path) -> None:
+    """As a process without capabilities, which may stay where it is but not come back."""
+    os.chown(room.parent, 12345, 12345)
+    room.parent.chmod(0o700)
+    check(room, {"read file": "data", "read inner/file": "data", f"read {room}/file": "data"})
+    (room / "inner").chmod(0o700)
+    os.chown(room / "inner", 12345, 12345)
+    check(room, {"read inner/file": "EACCES"})
+
+
 def test_the_process_itself_may_do_no_more(room: pathlib.Path) -> None:
     """The second wall: root's process has no capability left when its guest runs."""
     with subprocess.Popen(

@@ -37,15 +37,16 @@ pub fn harden(cwd: &[u8]) -> Vec<String> {
     }
     // It may be a capability that opens it; a failure is reported by who needs it.
     let _ = Kvm::open();
-    if let Err(error) = rustix::thread::set_capabilities(None, NO_CAPABILITIES) {
-        notes.push(format!("capabilities could not be given up: {error}"));
-    }
     match restrict(cwd) {
         Ok(RulesetStatus::NotEnforced) => {
             notes.push("Landlock is not available in this kernel".to_owned())
         }
         Ok(_) => {}
         Err(error) => notes.push(format!("Landlock could not be applied: {error}")),
+    }
+    // Last: they may be what opens the trees that Landlock is told of.
+    if let Err(error) = rustix::thread::set_capabilities(None, NO_CAPABILITIES) {
+        notes.push(format!("capabilities could not be given up: {error}"));
     }
     notes
 }

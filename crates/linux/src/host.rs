@@ -232,7 +232,8 @@ impl Host {
     /// The descriptor of `id`.
     ///
     /// # Errors
-    /// `EBADF` if it is gone (never while something refers to it).
+    /// `EBADF` if it is gone: it was not what it was taken for when it was opened
+    /// ([`Host::finish_call`]).
     pub fn get(&self, id: HostId) -> Result<&HostFile, Errno> {
         self.files.get(&id).ok_or(Errno::EBADF)
     }

@@ -82,6 +82,7 @@ impl Personality {
     /// Takes every thread off the vCPU: the kernel value holds all of its state afterwards, as a
     /// freeze needs it.
     pub fn park(&mut self, cpu: &mut dyn Cpu) {
+        self.host.finish_call();
         if let Some(tid) = self.live {
             self.save_xstate(tid, cpu);
         }

@@ -230,7 +230,6 @@ impl Sandbox {
             nr: u64::from(row.nr),
             args: words,
         };
-        self.host.finish_call();
         self.host.begin_call();
         table::call(&mut self.cx(), &call, state)
     }

@@ -37,6 +37,10 @@ impl Policy {
 
     /// A call has left the VM, `gap_ns` after the one before it.
     pub fn note_exit(&mut self, gap_ns: u64, x_ns: u64) {
+        if self.mode == Calls::Poll {
+            self.credit = PRICE_MIN;
+            return;
+        }
         let far = gap_ns / (x_ns.max(1).saturating_mul(CLOSE_X));
         self.credit = match u32::try_from(far) {
             Ok(0) => self.credit.saturating_add(1),
@@ -49,7 +53,8 @@ impl Policy {
     pub fn wants_poller(&self) -> bool {
         match self.mode {
             Calls::Exit => false,
-            Calls::Poll => true,
+            // Any call asks; what only computes has none.
+            Calls::Poll => self.credit > 0,
             Calls::Auto => self.credit >= self.price,
         }
     }
@@ -125,7 +130,10 @@ mod tests {
     #[test]
     fn the_other_modes_do_not_measure() {
         let mut exit = Policy::new(Calls::Exit);
-        let mut poll = quiet(Calls::Poll);
+        let mut poll = Policy::new(Calls::Poll);
+        assert!(!exit.wants_poller() && poll.wants_poller());
+        poll.note_session(1);
+        assert!(!poll.wants_poller());
         for _ in 0..100 {
             exit.note_exit(1, X_NS);
             poll.note_exit(u64::MAX, X_NS);

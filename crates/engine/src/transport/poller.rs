@@ -23,6 +23,8 @@ const SPINS: u32 = 16;
 /// Looks at the clock, at least, before the guest is taken to be quiet: a thread that had no CPU for a
 /// while has not looked.
 const LOOKS_MIN: u32 = 256;
+/// How long a poller of [`Calls::Poll`] stays with a guest that computes, in nanoseconds.
+const PATIENT_NS: u64 = 5_000_000;
 /// Looks at the clock between two looks at the CPUs.
 const CLOCKS: u32 = 64;
 /// A poller without work ends after this time.
@@ -259,8 +261,11 @@ fn poll(link: &Link) {
             }
             looks = looks.saturating_add(1);
             let idle_ns = now_ns().saturating_sub(useful_ns);
-            let is_quiet = idle_ns > quiet_ns && looks >= LOOKS_MIN;
-            if is_quiet && (link.mode == Calls::Auto || !link.is_running()) {
+            let patience_ns = match link.mode {
+                Calls::Poll if link.is_running() => PATIENT_NS,
+                _ => quiet_ns,
+            };
+            if idle_ns > patience_ns && looks >= LOOKS_MIN {
                 break 'polling;
             }
         }

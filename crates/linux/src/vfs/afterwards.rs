@@ -11,18 +11,26 @@ use crate::host::{Host, HostId};
 
 /// For how long the attributes of a file that has just been opened are told again. Programs ask for them
 /// as the next thing that they do.
-const FRESH: Duration = Duration::from_millis(1);
+const FRESH: Duration = Duration::from_micros(200);
 
 /// What is left to do, and what came of it last.
 #[derive(Debug, Default)]
 pub struct Afterwards {
     /// Descriptors without a reference.
     closing: Vec<Arc<OwnedFd>>,
-    /// What has been opened, and what was found by its name just before.
-    opened: Option<(HostId, Attr)>,
+    opened: Option<Opened>,
     /// Calls made so far.
     calls: u64,
     told: Option<Told>,
+}
+
+/// What has been opened, and what was found by its name just before.
+#[derive(Debug)]
+struct Opened {
+    id: HostId,
+    found: Attr,
+    /// The call that opened it.
+    call: u64,
 }
 
 #[derive(Debug)]
@@ -42,7 +50,11 @@ impl Afterwards {
 
     /// `id` has been opened by the name of what had `found`.
     pub fn check(&mut self, id: HostId, found: &Attr) {
-        self.opened = Some((id, *found));
+        self.opened = Some(Opened {
+            id,
+            found: *found,
+            call: self.calls,
+        });
     }
 
     /// The attributes of `id`, if the call before has opened it, a moment ago.
@@ -55,33 +67,35 @@ impl Afterwards {
 }
 
 impl Host {
-    /// A call begins.
+    /// A call begins, or is made again. What another one has left to do comes first.
     pub fn begin_call(&mut self) {
+        self.finish_call();
         self.afterwards.calls = self.afterwards.calls.saturating_add(1);
     }
 
     /// Does what the last call has left to do.
     pub fn finish_call(&mut self) {
         self.afterwards.closing.clear();
-        if let Some((id, found)) = self.afterwards.opened.take() {
-            self.check_opened(id, &found);
+        if let Some(opened) = self.afterwards.opened.take() {
+            self.check_opened(&opened);
         }
     }
 
     /// Another file may have taken the name between the look and the open.
-    fn check_opened(&mut self, id: HostId, found: &Attr) {
-        let Ok(fd) = self.fd(id) else { return };
+    fn check_opened(&mut self, opened: &Opened) {
+        let Opened { id, found, call } = opened;
+        let Ok(fd) = self.fd(*id) else { return };
         match hostfs::check_opened(self, fd.as_fd(), found) {
             Ok(attr) => {
                 self.afterwards.told = Some(Told {
-                    id,
+                    id: *id,
                     attr,
-                    call: self.afterwards.calls,
+                    call: *call,
                     at: Instant::now(),
                 });
             }
             // Linux differs: the call has been answered, so that the descriptor is of no use instead.
-            Err(_) => drop(self.files.remove(&id)),
+            Err(_) => drop(self.files.remove(id)),
         }
     }
 }

@@ -68,7 +68,7 @@ fn is_program(cx: &Cx<'_>, attr: &Attr) -> bool {
 }
 
 fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
-    let attr = attr_of(cx, &found)?;
+    let mut attr = attr_of(cx, &found)?;
     if !is_program(cx, &attr) {
         return Err(Errno::EACCES);
     }
@@ -83,8 +83,8 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
                     return Err(errno);
                 }
             };
-            let opened = hostfs::check_opened(cx.host, fd.as_fd(), &attr)?;
-            if !is_program(cx, &opened) {
+            attr = hostfs::check_opened(cx.host, fd.as_fd(), &attr)?;
+            if !is_program(cx, &attr) {
                 return Err(Errno::EACCES);
             }
             Source::Host(cx.host.insert(fd, HostKind::File))

@@ -123,7 +123,10 @@ impl Roots {
         let mut opened = Vec::new();
         for path in outside_etc.chain([b"/etc".as_slice()]) {
             // What is a symbolic link or a file, or does not exist, is opened from `/` when named.
-            if let Ok(fd) = roots.open_at(path, LOCATION | OFlags::DIRECTORY) {
+            let found = roots.open_at(path, LOCATION | OFlags::DIRECTORY);
+            // What leads to the working directory may be private: as on Linux, who is there may stay.
+            let found = found.or_else(|error| open_here(path).ok_or(error));
+            if let Ok(fd) = found {
                 opened.push((path.to_vec(), Arc::new(fd)));
             }
         }
@@ -554,6 +557,15 @@ pub fn caller() -> Credentials {
             Enforcement::Host
         },
     }
+}
+
+/// The calling process's working directory, if `path` is that.
+fn open_here(path: &[u8]) -> Option<OwnedFd> {
+    if working_directory().ok()? != path {
+        return None;
+    }
+    let flags = LOCATION | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(".", flags, Mode::empty()).ok()
 }
 
 /// The calling process's working directory, canonical.

@@ -14,9 +14,9 @@ use super::path::{Found, Node};
 use super::request::Request;
 use crate::cx::Cx;
 
-/// For how long a look is believed. Only what is to be opened is taken from it, and what has been opened
-/// is looked at again: another file of the same name costs nothing but a second try.
-const FRESH: Duration = Duration::from_millis(1);
+/// For how long a look is believed: a few exits from a VM. Only whether to open is taken from it. What has
+/// been opened is looked at again.
+const FRESH: Duration = Duration::from_micros(200);
 
 /// A regular file or directory that has been found in an open directory.
 #[derive(Debug, Default)]

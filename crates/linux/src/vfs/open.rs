@@ -318,8 +318,8 @@ fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<O
             let kind = open_host(cx, call, (&open.path, &attr), None)?;
             if let FileKind::HostFile(id) | FileKind::HostDir(id) = kind {
                 // Nothing but the object itself will do.
-                let fd = cx.host.fd(id)?;
-                if !hostfs::is_same(&hostfs::attr_of(fd.as_fd())?, &attr) {
+                let opened = cx.host.fd(id).and_then(|fd| hostfs::attr_of(fd.as_fd()));
+                if !opened.is_ok_and(|opened| hostfs::is_same(&opened, &attr)) {
                     cx.host.decref(id);
                     return Err(Errno::ESTALE);
                 }
