@@ -16,7 +16,8 @@ use super::vma::{Backing, FileBacking, Prot, Vma, VmaFlags};
 /// Most that is mapped of a file when the program maps it. Its entries take at most five tables.
 const FILE_BYTES: u64 = 8 << 20;
 /// The data of a program or a library up to this size has its pages copied at once: relocation and
-/// start-up write most of them.
+/// start-up write most of them. Their text is not copied: KVM on software would fault eight of its pages in
+/// at a time instead of one, but to allocate and copy them costs as much as that spares.
 const COPIED_BYTES: u64 = 2 << 20;
 /// VMAs between the text and the data of a program at most, and one: linkers put read-only data there.
 const TEXT_WITHIN: usize = 4;
