@@ -11,6 +11,38 @@
 
 static int by_string(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
 
+// Looks at a name in an open directory, opens it and asks again, as what reads trees does.
+static void looked_at(void) {
+    struct stat look, opened;
+    int dir = open(".", O_RDONLY | O_DIRECTORY);
+    need(dir >= 0, "open .");
+    for (int i = 0; i < 100; i++) {
+        const char *name = i % 2 ? "text" : "script";
+        need(fstatat(dir, name, &look, AT_SYMLINK_NOFOLLOW) == 0, "look");
+        int fd = openat(dir, name, O_RDONLY | O_NOFOLLOW);
+        need(fd > dir && fstat(fd, &opened) == 0, "open");
+        CHECK(look.st_ino == opened.st_ino && look.st_size == opened.st_size);
+        CHECK(lseek(fd, 0, SEEK_END) == look.st_size);
+        need(close(fd) == 0, "close");
+        FAILS(fstat(fd, &opened), EBADF);
+    }
+    // A look is of no use for another name, for writing, or as a directory.
+    need(fstatat(dir, "text", &look, AT_SYMLINK_NOFOLLOW) == 0, "look");
+    FAILS(openat(dir, "missing", O_RDONLY), ENOENT);
+    need(fstatat(dir, "text", &look, AT_SYMLINK_NOFOLLOW) == 0, "look");
+    FAILS(openat(dir, "text", O_RDONLY | O_DIRECTORY), ENOTDIR);
+    need(fstatat(dir, "text", &look, AT_SYMLINK_NOFOLLOW) == 0, "look");
+    FAILS(openat(dir, "text", O_RDONLY | O_CREAT | O_EXCL, 0600), EEXIST);
+    need(fstatat(dir, "link", &look, AT_SYMLINK_NOFOLLOW) == 0, "look");
+    FAILS(openat(dir, "link", O_RDONLY | O_NOFOLLOW), ELOOP);
+    need(fstatat(dir, "sub", &look, AT_SYMLINK_NOFOLLOW) == 0, "look");
+    int sub = openat(dir, "sub", O_RDONLY);
+    need(sub > dir && fstat(sub, &opened) == 0, "open sub");
+    CHECK(S_ISDIR(opened.st_mode));
+    close(sub);
+    close(dir);
+}
+
 static void list(const char *path) {
     DIR *d = opendir(path);
     need(d != NULL, "opendir");
@@ -139,7 +171,16 @@ int main(int argc, char **argv) {
     SHOW(S_ISLNK(st.st_mode));
     SHOW(fstatat(fd, "", &st, AT_EMPTY_PATH));
     SHOW(st.st_size);
+    // The C library makes another call of these.
+    FAILS(syscall(SYS_newfstatat, 1 << 20, "", &st, AT_EMPTY_PATH), EBADF);
+    FAILS(syscall(SYS_newfstatat, -1, "", &st, AT_EMPTY_PATH), EBADF);
+    FAILS(syscall(SYS_newfstatat, fd, (char *)8, &st, AT_EMPTY_PATH), EFAULT);
+    FAILS(syscall(SYS_newfstatat, 1 << 20, (char *)8, &st, AT_EMPTY_PATH), EFAULT);
+    FAILS(syscall(SYS_newfstatat, fd, "", (struct stat *)8, AT_EMPTY_PATH), EFAULT);
+    SHOW(syscall(SYS_newfstatat, AT_FDCWD, "", &st, AT_EMPTY_PATH));
+    SHOW(S_ISDIR(st.st_mode));
     FAILS(fstatat(AT_FDCWD, "text", &st, 0x10000000), EINVAL);
+    looked_at();
     FAILS(stat("missing", &st), ENOENT);
     FAILS(stat("", &st), ENOENT);
     FAILS(stat("dangling", &st), ENOENT);

@@ -81,22 +81,22 @@ mod tests {
 
     const X_NS: u64 = 30_000;
 
-    fn quiet(mode: Calls) -> Policy {
-        let mut policy = Policy::new(mode);
+    fn quiet() -> Policy {
+        let mut policy = Policy::new(Calls::Auto);
         policy.note_session(1000);
         policy
     }
 
     #[test]
     fn a_burst_asks_for_a_poller_and_single_calls_do_not() {
-        let mut policy = quiet(Calls::Auto);
+        let mut policy = quiet();
         for _ in 1..PRICE_MIN {
             policy.note_exit(X_NS, X_NS);
             assert!(!policy.wants_poller());
         }
         policy.note_exit(X_NS, X_NS);
         assert!(policy.wants_poller());
-        let mut policy = quiet(Calls::Auto);
+        let mut policy = quiet();
         for _ in 0..1000 {
             policy.note_exit(100 * X_NS, X_NS);
             assert!(!policy.wants_poller());
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn sessions_that_answer_little_make_the_next_dearer() {
-        let mut policy = quiet(Calls::Auto);
+        let mut policy = quiet();
         let mut asked_after = Vec::new();
         for _ in 0..12 {
             let mut calls = 0u32;

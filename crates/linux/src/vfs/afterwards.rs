@@ -99,3 +99,56 @@ impl Host {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::attr::S_IFREG;
+    use super::*;
+    use crate::host::HostKind;
+    use crate::personality::{Cpu, Personality};
+    use crate::testing::{Sandbox, TempTree};
+
+    /// No thread has run: nothing is asked of it.
+    struct NoCpu;
+
+    impl Cpu for NoCpu {
+        fn save_xstate(&mut self) -> Arc<[u8]> {
+            unreachable!("no thread has run")
+        }
+
+        fn load_xstate(&mut self, _: Option<&[u8]>) {
+            unreachable!("no thread has run")
+        }
+    }
+
+    /// A directory that has been opened as a file, and the calls that must not find it.
+    fn unchecked(name: &str, act: impl FnOnce(&mut Personality)) {
+        let tree = TempTree::new(name);
+        let Sandbox {
+            kernel,
+            machine,
+            mut host,
+            ..
+        } = Sandbox::new(&tree.0);
+        let directory = std::fs::File::open(&tree.0).unwrap();
+        let id = host.insert(directory.into(), HostKind::File);
+        let found = Attr {
+            mode: S_IFREG | 0o644,
+            ..Attr::default()
+        };
+        host.afterwards.check(id, &found);
+        let mut personality = Personality::new(kernel, machine, host);
+        act(&mut personality);
+        assert!(personality.host.get(id).is_err());
+    }
+
+    #[test]
+    fn what_was_opened_is_checked_before_a_freeze() {
+        unchecked("parked", |personality| personality.park(&mut NoCpu));
+    }
+
+    #[test]
+    fn what_was_opened_is_checked_before_the_next_call() {
+        unchecked("next-call", |personality| personality.host.begin_call());
+    }
+}

@@ -355,7 +355,7 @@ fn names_that_change_meanwhile_never_lead_out() {
     });
 }
 
-/// The files that are opened after a look, each in the way that a program does it.
+/// Looks at a name, has it changed, and opens it.
 fn after_a_look(
     sandbox: &mut Sandbox,
     dir: i64,
@@ -449,7 +449,11 @@ fn a_file_that_was_just_opened_is_known() {
         sandbox.open("file", 0).unwrap();
         let id = *sandbox.host.files.keys().last().unwrap();
         sandbox.host.begin_call();
-        sandbox.host.afterwards.told(id).is_some()
+        let told = sandbox.host.afterwards.told(id).is_some();
+        // Not to any call but the next.
+        sandbox.host.begin_call();
+        assert!(sandbox.host.afterwards.told(id).is_none());
+        told
     });
     assert!(told);
     let mut sandbox = Sandbox::new(&tree.0);
