@@ -22,7 +22,7 @@
 #define DEADLINE WORD(128)
 #define CAME_FROM WORD(136)
 
-static volatile int stop;
+static volatile int stop, stopped;
 static uint64_t seed = 1;
 
 static void not_ours(int sig) {
@@ -138,6 +138,7 @@ static void *scribble(void *unused) {
         SPIN = next_random(&state) & 0xffffff;
         MODE = (uint32_t)next_random(&state) & 1;
     }
+    stopped = 1;
     return NULL;
 }
 
@@ -153,6 +154,9 @@ static void threads(unsigned long rounds) {
         if (i % 32 == 0) sched_yield();
     }
     stop = 1;
+    // A new ticket has whatever call stands in the page made for its thread. That must not be one that
+    // waits, as pthread_join's: the thread would wait for its own end.
+    while (!stopped) sched_yield();
     pthread_join(thread, NULL);
     fprintf(stderr, "%lu wrong\n", wrong);
     printf("done\n");
