@@ -122,6 +122,12 @@ def test_signals(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare([f"./signals{library}"], cwd=guests, expect_status=139)
 
 
+def test_breakpoints_among_signals(oracle: Oracle, guests: pathlib.Path) -> None:
+    """A kick during its delivery neither loses a breakpoint nor moves it to a signal's handler."""
+    rounds, interval_us = sized(4000, 100), sized(150, 20_000)
+    oracle.compare(["./breakpoints", str(rounds), "40", str(interval_us)], cwd=guests)
+
+
 @pytest.mark.hw_modes
 def test_alternate_stack(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./altstack"], cwd=guests, expect_status=139)

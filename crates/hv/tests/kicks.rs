@@ -243,6 +243,47 @@ fn kicks_switch_threads_anywhere() {
     println!("{switches} switches, {:?}", guest.vm.vcpu().counters());
 }
 
+program!(breakpoint, "int3", "1: jmp 1b");
+program!(overflow, "int $4", "1: jmp 1b");
+
+/// KVM does not report a software exception that it has not delivered yet.
+fn hits_no_other_thread(program: &[u8], expected: u8) {
+    let Some(mut guest) = Guest::new(program) else {
+        return;
+    };
+    let raising = guest.regs;
+    let spin = CODE.0 + program.len() as u64 - 2;
+    let (mut raised, mut switches) = (0, 0);
+    let hammer = Hammer::new(&mut guest);
+    while raised < 5_000 {
+        guest.regs = raising;
+        match guest.run() {
+            Trap::Exception { vector, .. } => {
+                assert_eq!((vector, guest.regs.rip), (expected, spin));
+                raised += 1;
+            }
+            Trap::Interrupted => assert_eq!(guest.regs.rip, CODE.0, "none is lost"),
+            other => panic!("{other:?} with {:x?}", guest.regs),
+        }
+        guest.regs.rip = spin;
+        assert_eq!(guest.run(), Trap::Interrupted);
+        assert_eq!(guest.regs.rip, spin);
+        switches += 1;
+    }
+    drop(hammer);
+    println!("{switches} switches, {:?}", guest.vm.vcpu().counters());
+}
+
+#[test]
+fn a_breakpoint_hits_no_other_thread() {
+    hits_no_other_thread(breakpoint(), 3);
+}
+
+#[test]
+fn an_overflow_hits_no_other_thread() {
+    hits_no_other_thread(overflow(), 4);
+}
+
 program!(read_loop, "mov (%rdi), %rbx", "mov $1000, %eax", "syscall",);
 
 #[test]

@@ -349,14 +349,9 @@ impl PageTables {
         mem: &mut GuestMemory,
         gva: Gva,
         len_bytes: u64,
-        mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
+        removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
     ) -> Result<(), MemError> {
-        self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
-            tables.touch(entry, gva, leaf.size);
-            mem.store_entry(entry, 0);
-            tables.record(gva, entry, leaf.size);
-            removed(mem, gva, leaf);
-        })
+        self.remove_range(mem, gva, len_bytes, |_, _| true, removed)
     }
 
     /// As [`PageTables::unmap_range`], for a range whose file windows the caller unmaps
@@ -369,12 +364,25 @@ impl PageTables {
         mem: &mut GuestMemory,
         gva: Gva,
         len_bytes: u64,
+        removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
+    ) -> Result<(), MemError> {
+        let stays = |mem: &GuestMemory, gpa| !mem.is_file_backed(gpa) || mem.is_frozen(gpa);
+        self.remove_range(mem, gva, len_bytes, stays, removed)
+    }
+
+    /// Removes the leaves of a range; a flush is recorded for those whose memory `needs_flush`.
+    fn remove_range(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        len_bytes: u64,
+        needs_flush: impl Fn(&GuestMemory, Gpa) -> bool,
         mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
     ) -> Result<(), MemError> {
         self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
             tables.touch(entry, gva, leaf.size);
             mem.store_entry(entry, 0);
-            if !mem.is_file_backed(leaf.gpa) || mem.is_frozen(leaf.gpa) {
+            if needs_flush(mem, leaf.gpa) {
                 tables.record(gva, entry, leaf.size);
             }
             removed(mem, gva, leaf);

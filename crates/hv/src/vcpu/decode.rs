@@ -5,6 +5,7 @@ use std::ptr;
 
 use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO, kvm_regs,
+    kvm_vcpu_events,
 };
 use kvmlet_abi::layout::{
     EXC_CODE, EXC_STACK_TOP, EXCEPTION_VECTORS, PORT_EXCEPTION, PORT_SYSCALL, SYSCALL_CODE,
@@ -21,6 +22,10 @@ use crate::kick::Running;
 pub(super) const PAGE_FAULT: u8 = 14;
 /// #DB.
 const DEBUG: u8 = 1;
+/// #BP, of `int3`.
+const BREAKPOINT: u8 = 3;
+/// #OF, which ring 3 may raise by `int $4`.
+const OVERFLOW: u8 = 4;
 /// Vectors that push an error code (SDM vol. 3A, 6.15; APM vol. 2, 8.2 for 29 and 30):
 /// #DF #TS #NP #SS #GP #PF #AC #CP #VC #SX.
 const WITH_ERROR_CODE: u32 = 1 << 8
@@ -319,6 +324,9 @@ impl Vcpu {
         if frame.cs & 3 != 3 {
             return self.decode_stub_exception(frame, regs);
         }
+        if let Err(trap) = self.forget_vector(frame.vector) {
+            return trap;
+        }
         regs.rip = frame.rip;
         regs.rflags = frame.rflags;
         regs.sanitise();
@@ -411,18 +419,12 @@ impl Vcpu {
     /// thread runs next: lets it arrive, and reports it in place of the kick.
     fn deliver_pending(&mut self, running: &Running<'_>, regs: &mut UserRegs) -> Option<Trap> {
         for _ in 0..MAX_COMPLETIONS {
-            self.counters.ioctls += 1;
-            let events = match self.fd.get_vcpu_events() {
+            let events = match self.events() {
                 Ok(events) => events,
-                Err(error) => {
-                    return Some(Trap::Broken {
-                        exit_reason: u32::MAX,
-                        detail: u64::from(error.errno().unsigned_abs()),
-                    });
-                }
+                Err(trap) => return Some(trap),
             };
             if events.exception.injected == 0 && events.exception.pending == 0 {
-                return None;
+                return self.take_unreported(events, running, regs);
             }
             self.set_dirty(0);
             let result = self.kvm_run();
@@ -442,6 +444,59 @@ impl Vcpu {
         Some(self.broken(0))
     }
 
+    /// Takes away what KVM_GET_VCPU_EVENTS reports as not there although it is: the exceptions and
+    /// interrupts that instructions raise (x86.c, kvm_vcpu_ioctl_x86_get_vcpu_events). On hardware RIP stands
+    /// at such an instruction until it has been delivered: the thread will come upon it again. On software
+    /// KVM RIP is behind it, and the vector, which is reported, tells of it: see
+    /// [`Self::forget_vector`].
+    fn take_unreported(
+        &mut self,
+        events: kvm_vcpu_events,
+        running: &Running<'_>,
+        regs: &mut UserRegs,
+    ) -> Option<Trap> {
+        let vector = events.exception.nr;
+        if let Err(trap) = self.set_events(events) {
+            return Some(trap);
+        }
+        if !self.is_behind_instruction(vector) || self.cpl() != 3 {
+            return None;
+        }
+        self.store(regs);
+        running.put_back_kick();
+        Some(Trap::Exception {
+            vector,
+            error_code: 0,
+            fault_gva: Gva(0),
+        })
+    }
+
+    /// An exception by `vector` has been delivered: the next one is told from it by its vector.
+    fn forget_vector(&mut self, vector: u8) -> Result<(), Trap> {
+        if !self.is_behind_instruction(vector) {
+            return Ok(());
+        }
+        let events = self.events()?;
+        self.set_events(events)
+    }
+
+    /// Whether `vector` is raised by an instruction that RIP is behind before it is delivered.
+    fn is_behind_instruction(&self, vector: u8) -> bool {
+        self.stub_world() == World::Software && matches!(vector, BREAKPOINT | OVERFLOW)
+    }
+
+    fn events(&mut self) -> Result<kvm_vcpu_events, Trap> {
+        self.counters.ioctls += 1;
+        self.fd.get_vcpu_events().map_err(broken_ioctl)
+    }
+
+    /// Sets `events` with no vector of an exception in them.
+    fn set_events(&mut self, mut events: kvm_vcpu_events) -> Result<(), Trap> {
+        self.counters.ioctls += 1;
+        events.exception.nr = 0;
+        self.fd.set_vcpu_events(&events).map_err(broken_ioctl)
+    }
+
     /// What the log wants to know of an exit that no stub makes.
     fn exit_detail(&self) -> u64 {
         let run = self.run.as_ptr();
@@ -453,6 +508,13 @@ impl Vcpu {
                 _ => (*run).__bindgen_anon_1.hw.hardware_exit_reason,
             }
         }
+    }
+}
+
+fn broken_ioctl(error: kvm_ioctls::Error) -> Trap {
+    Trap::Broken {
+        exit_reason: u32::MAX,
+        detail: u64::from(error.errno().unsigned_abs()),
     }
 }
 
