@@ -14,7 +14,12 @@ from escape.bounded import bounded
 if TYPE_CHECKING:
     import pathlib
 
-pytestmark = [pytest.mark.hw, pytest.mark.hw_modes, pytest.mark.usefixtures("vm")]
+pytestmark = [
+    pytest.mark.hw,
+    pytest.mark.hw_modes,
+    pytest.mark.default_mode,  # each says how calls travel
+    pytest.mark.usefixtures("vm"),
+]
 
 MODES = ["poll", "auto"]
 ENDLESS_S = 20 if HW else 3

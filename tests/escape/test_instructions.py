@@ -136,6 +136,7 @@ def test_jumps_to_every_byte_of_the_syscall_entry(hostile: pathlib.Path) -> None
     assert run.stdout.endswith(b"alive\n")
 
 
+@pytest.mark.default_mode  # each says how calls travel
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("calls", ["poll", "exit"])
 def test_jumps_into_the_page_of_direct_calls(hostile: pathlib.Path, calls: str) -> None:

@@ -456,10 +456,13 @@ impl Vcpu {
         regs: &mut UserRegs,
     ) -> Option<Trap> {
         let vector = events.exception.nr;
-        if let Err(trap) = self.set_events(events) {
+        let is_behind = self.is_behind_instruction(vector);
+        if (is_behind || self.stub_world() == World::Hardware)
+            && let Err(trap) = self.empty_events(events)
+        {
             return Some(trap);
         }
-        if !self.is_behind_instruction(vector) || self.cpl() != 3 {
+        if !is_behind || self.cpl() != 3 {
             return None;
         }
         self.store(regs);
@@ -477,7 +480,7 @@ impl Vcpu {
             return Ok(());
         }
         let events = self.events()?;
-        self.set_events(events)
+        self.empty_events(events)
     }
 
     /// Whether `vector` is raised by an instruction that RIP is behind before it is delivered.
@@ -490,10 +493,14 @@ impl Vcpu {
         self.fd.get_vcpu_events().map_err(broken_ioctl)
     }
 
-    /// Sets `events` with no vector of an exception in them.
-    fn set_events(&mut self, mut events: kvm_vcpu_events) -> Result<(), Trap> {
+    /// Sets `events` without an exception, and without the shadow of a `mov` to SS: entry with the TF of another
+    /// thread would fail in it (SDM vol. 3C, 27.3.1.5).
+    fn empty_events(&mut self, mut events: kvm_vcpu_events) -> Result<(), Trap> {
         self.counters.ioctls += 1;
+        events.exception.injected = 0;
+        events.exception.pending = 0;
         events.exception.nr = 0;
+        events.interrupt.shadow = 0;
         self.fd.set_vcpu_events(&events).map_err(broken_ioctl)
     }
 
