@@ -45,9 +45,10 @@ $(VENV)/.group-%: pyproject.toml
 	@touch $@
 
 # cargo knows better than make what is out of date. Without --group, maturin would install all of dev.
-.PHONY: develop
-develop: $(VENV)/.group-build
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet --group build
+# Profiles are those of Cargo.toml: `quick` is built in seconds, `release` is what is measured.
+.PHONY: develop develop-release
+develop develop-release: develop%: $(VENV)/.group-build
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --profile $(or $(*:-%=%),quick) --quiet --group build
 
 .PHONY: guests
 guests: deps-test
@@ -125,28 +126,28 @@ hw-shell: deps-hw $(VENV)/.group-dev
 
 .PHONY: bench
 bench: deps-bench
-	@$(MAKE) develop
+	@$(MAKE) develop-release
 	$(BIN)/python benches/run.py
 
 .PHONY: bench-fork
 bench-fork: deps-bench $(VENV)/.group-bench
-	@$(MAKE) develop
+	@$(MAKE) develop-release
 	$(BIN)/python benches/fork.py
 
 .PHONY: bench-calls
 bench-calls: deps-bench
 	@.ci/deps build peers || echo "going on without gVisor"
-	@$(MAKE) develop
+	@$(MAKE) develop-release
 	$(BIN)/python benches/calls.py
 
 .PHONY: bench-profile
 bench-profile: deps-bench $(VENV)/.group-bench
-	@$(MAKE) develop
+	@$(MAKE) develop-release
 	$(BIN)/python benches/profile.py
 
 .PHONY: bench-faults
 bench-faults: deps-bench
-	@$(MAKE) develop
+	@$(MAKE) develop-release
 	$(BIN)/python benches/faults.py
 
 .PHONY: clean
