@@ -24,18 +24,27 @@ import datetime
 import decimal
 import inspect
 import struct
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kvmlet.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["DataError", "NotData", "decode", "encode", "register_result", "type_name"]
 
 T = TypeVar("T")
 
 MAX_DEPTH = 100
-# What decoding may make: each value counts 1, one that hashes 4. Some 64 bytes each: 400 MiB.
-_MAX_UNITS = 6 << 20
-_HASHED_UNITS = 4
+# What decoding may make unless its caller says.
+_MAX_MEMORY_BYTES = 400 << 20
+# What is made between two looks at the time: a millisecond or two.
+_LOOK_BYTES = 64 << 10
+# A key beside its value, while its set or dict is filled: hashes, sizes and the table itself.
+_HASHED_BYTES = 200
+_FIELDS_BYTES = 256
+# Of each byte of a str that is not ASCII: a single character may make all of them four bytes wide.
+_WIDE_BYTES = 4
 # Quadratic arithmetic on an int of this size still takes no time to speak of.
 _MAX_INT_BYTES = 128 << 10
 # An int in a key may be compared with others of its hash, and Decimals, any number of times.
@@ -62,6 +71,10 @@ class NotData(TypeError):
 
 class DataError(ValueError):
     """Bytes are not what `encode` makes, or more than is let in."""
+
+
+class TooLarge(DataError):
+    """A value takes more memory than it may."""
 
 
 class UnknownDataclass(DataError):
@@ -195,9 +208,17 @@ def _zone_data(value: datetime.time | datetime.datetime) -> object:
 # ---- reading ----
 
 
-def decode(data: bytes) -> Any:
-    """The value that `encode` made `data` of. Raises DataError for anything else."""
-    reader = _Reader(data)
+def decode(
+    data: bytes,
+    memory_bytes: int = _MAX_MEMORY_BYTES,
+    look: Callable[[], None] = lambda: None,
+) -> Any:
+    """The value that `encode` made `data` of. Raises DataError for anything else.
+
+    memory_bytes: what its objects may take; more raises TooLarge before it is made.
+    look: called every few milliseconds; what it raises ends the decoding.
+    """
+    reader = _Reader(data, memory_bytes, look)
     try:
         value = reader.value(0, False)
     except RecursionError:
@@ -208,11 +229,22 @@ def decode(data: bytes) -> Any:
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, memory_bytes: int, look: Callable[[], None]) -> None:
         self.data = data
         self.at = 0
-        self.units = _MAX_UNITS
+        self.left_bytes = memory_bytes
+        self.look = look
+        self.look_at_bytes = memory_bytes
         self.compared_bytes = 0
+
+    def charge(self, made_bytes: int) -> None:
+        """Count what is about to be made, and look at the time now and then."""
+        self.left_bytes -= made_bytes
+        if self.left_bytes < self.look_at_bytes:
+            if self.left_bytes < 0:
+                raise TooLarge("its objects take more memory than there is")
+            self.look()
+            self.look_at_bytes = max(0, self.left_bytes - _LOOK_BYTES)
 
     def take(self, length: int) -> bytes:
         end = self.at + length
@@ -230,6 +262,9 @@ class _Reader:
         end = start + int.from_bytes(self.data[self.at : start], "little")
         if end > len(self.data) or end - start > limit:
             raise DataError("too short, or too long")
+        self.left_bytes -= end - start
+        if self.left_bytes < self.look_at_bytes:
+            self.charge(0)
         self.at = end
         return self.data[start:end]
 
@@ -247,12 +282,15 @@ class _Reader:
         except IndexError:
             raise DataError("too short") from None
         self.at += 1
-        self.units -= 1
-        if self.units < 0 or depth > MAX_DEPTH:
-            raise DataError("too many values, or nested too deep")
-        read = _READERS.get(tag)
-        if read is None:
+        if depth > MAX_DEPTH:
+            raise DataError("nested too deep")
+        known = _READERS.get(tag)
+        if known is None:
             raise DataError(f"unknown tag {tag}")
+        read, made_bytes = known
+        self.left_bytes -= made_bytes
+        if self.left_bytes < self.look_at_bytes:
+            self.charge(0)
         return read(self, depth + 1, in_key)
 
     def items(self, depth: int, in_key: bool) -> list[Any]:
@@ -264,17 +302,18 @@ class _Reader:
         return int.from_bytes(content, "little", signed=True)
 
     def text(self, _depth: int, _in_key: bool) -> str:
+        content = self.sized()
+        if not content.isascii():
+            self.charge((_WIDE_BYTES - 1) * len(content))
         try:
-            return self.sized().decode("utf-8", "surrogatepass")
+            return content.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:
             raise DataError("not UTF-8") from None
 
     def set(self, depth: int, _in_key: bool) -> set[Any]:
-        self.units -= _HASHED_UNITS
         return set(self.members(depth))
 
     def frozenset(self, depth: int, _in_key: bool) -> frozenset[Any]:
-        self.units -= _HASHED_UNITS
         return frozenset(self.members(depth))
 
     def members(self, depth: int) -> list[Any]:
@@ -282,17 +321,18 @@ class _Reader:
         sizes: list[int] = []
         for _ in range(self.count(1)):
             start = self.at
+            self.charge(_HASHED_BYTES)
             keys.append(self.value(depth, True))
             sizes.append(self.at - start)
         return self.hashed(keys, sizes)
 
     def dict(self, depth: int, in_key: bool) -> dict[Any, Any]:
-        self.units -= _HASHED_UNITS
         keys: list[Any] = []
         sizes: list[int] = []
         values: list[Any] = []
         for _ in range(self.count(2)):
             start = self.at
+            self.charge(_HASHED_BYTES)
             keys.append(self.value(depth, True))
             sizes.append(self.at - start)
             values.append(self.value(depth, in_key))
@@ -364,7 +404,6 @@ class _Reader:
             raise DataError("not a time zone") from None
 
     def dataclass(self, depth: int, in_key: bool) -> Any:
-        self.units -= _HASHED_UNITS
         name = self.value(depth, False)
         fields = self.value(depth, in_key)
         if not isinstance(name, str) or not isinstance(fields, dict):
@@ -372,6 +411,7 @@ class _Reader:
         cls: Any = _registered.get(name)
         if cls is None:
             raise UnknownDataclass(name)
+        self.charge(_FIELDS_BYTES * len(fields))
         wanted = {field.name for field in dataclasses.fields(cls) if field.init}
         if fields.keys() != wanted:
             raise DataError(f"{name} with other fields than the host's")
@@ -381,25 +421,26 @@ class _Reader:
             raise DataError(f"{name} cannot be made: {error}") from error
 
 
-_READERS: dict[int, Any] = {
-    ord("N"): lambda _reader, _depth, _in_key: None,
-    ord("T"): lambda _reader, _depth, _in_key: True,
-    ord("F"): lambda _reader, _depth, _in_key: False,
-    ord("i"): _Reader.integer,
-    ord("f"): lambda reader, _depth, _in_key: reader.unpack(_DOUBLE)[0],
-    ord("c"): lambda reader, _depth, _in_key: complex(*reader.unpack(_COMPLEX)),
-    ord("s"): _Reader.text,
-    ord("b"): lambda reader, _depth, _in_key: reader.sized(),
-    ord("a"): lambda reader, _depth, _in_key: bytearray(reader.sized()),
-    ord("l"): lambda reader, depth, in_key: reader.items(depth, in_key),
-    ord("t"): lambda reader, depth, in_key: tuple(reader.items(depth, in_key)),
-    ord("S"): _Reader.set,
-    ord("Z"): _Reader.frozenset,
-    ord("d"): _Reader.dict,
-    ord("D"): _Reader.decimal,
-    ord("y"): _Reader.date,
-    ord("h"): _Reader.time,
-    ord("x"): _Reader.moment,
-    ord("e"): _Reader.delta,
-    ord("R"): _Reader.dataclass,
+# How a tag's value is read, and what it takes in bytes, beside its content, with a place in a list.
+_READERS: dict[int, tuple[Any, int]] = {
+    ord("N"): (lambda _reader, _depth, _in_key: None, 16),
+    ord("T"): (lambda _reader, _depth, _in_key: True, 16),
+    ord("F"): (lambda _reader, _depth, _in_key: False, 16),
+    ord("i"): (_Reader.integer, 48),
+    ord("f"): (lambda reader, _depth, _in_key: reader.unpack(_DOUBLE)[0], 48),
+    ord("c"): (lambda reader, _depth, _in_key: complex(*reader.unpack(_COMPLEX)), 48),
+    ord("s"): (_Reader.text, 80),
+    ord("b"): (lambda reader, _depth, _in_key: reader.sized(), 64),
+    ord("a"): (lambda reader, _depth, _in_key: bytearray(reader.sized()), 112),
+    ord("l"): (lambda reader, depth, in_key: reader.items(depth, in_key), 96),
+    ord("t"): (lambda reader, depth, in_key: tuple(reader.items(depth, in_key)), 80),
+    ord("S"): (_Reader.set, 256),
+    ord("Z"): (_Reader.frozenset, 256),
+    ord("d"): (_Reader.dict, 256),
+    ord("D"): (_Reader.decimal, 144),
+    ord("y"): (_Reader.date, 48),
+    ord("h"): (_Reader.time, 80),
+    ord("x"): (_Reader.moment, 80),
+    ord("e"): (_Reader.delta, 64),
+    ord("R"): (_Reader.dataclass, 96),
 }

@@ -22,6 +22,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 import types
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast, overload
 
@@ -53,6 +54,9 @@ _Key = tuple[tuple[str, ...], int, int | None, str | None]
 
 _WARM_UP_S = 120.0
 """Importing everything takes seconds at most, also on the slowest machine."""
+
+_SPARE_BYTES = 8 << 20
+"""What a result's objects may take beyond the memory that the function has left."""
 
 _PLAIN = (
     "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, \
@@ -202,6 +206,8 @@ def isolated(
     dataclasses that `register_result` knows.
 
     A call raises GuestError if the function did; if that was a builtin exception, then also that.
+    What steers a program is GuestError alone: StopIteration, StopAsyncIteration, CancelledError,
+    and whatever is no Exception, as SystemExit.
     DeadlineExceeded, SandboxEnded (it crashed, exited or ran out of memory), ResultError,
     CannotSend, MessageTooLong, and what `Sandbox` raises.
     """
@@ -320,7 +326,8 @@ def _warm_snapshot(preload: tuple[str, ...], memory_bytes: int, calls: str | Non
         calls=calls,
     )
     with sandbox:
-        _data_of(sandbox, pickle.dumps((path, preload), 5), _WARM_UP_S)
+        sandbox._set_deadline(time.monotonic() + _WARM_UP_S)
+        _data_of(sandbox, pickle.dumps((path, preload), 5))
         return sandbox.until_ready(_WARM_UP_S).freeze()
 
 
@@ -352,7 +359,7 @@ def _inside() -> bool:
 
 def _ask(sandbox: Sandbox, message: bytes) -> Any:
     try:
-        return _data_of(sandbox, message, None)
+        return _data_of(sandbox, message)
     except DeadlineExceeded as error:
         error.remedy = "allow more with @isolated(timeout=...)"
         raise
@@ -362,13 +369,17 @@ def _ask(sandbox: Sandbox, message: bytes) -> Any:
         raise
 
 
-def _data_of(sandbox: Sandbox, message: bytes, timeout_s: float | None) -> Any:
-    """The value that the guest answers `message` with. Raises what it says it raised."""
+def _data_of(sandbox: Sandbox, message: bytes) -> Any:
+    """The value that the guest answers `message` with. Raises what it says it raised.
+
+    Reading the answer is part of the call: it ends at the call's deadline, and what it makes counts
+    against the call's memory.
+    """
     try:
-        answer = sandbox.request(message, timeout_s)
+        answer = sandbox.request(message)
     finally:
         _print(sandbox)
-    return _result(answer)
+    return _result(answer, sandbox._memory_left() + _SPARE_BYTES, sandbox._check)
 
 
 def _print(sandbox: Sandbox) -> None:
@@ -389,15 +400,20 @@ def _print(sandbox: Sandbox) -> None:
                 stream.write(data.decode("utf-8", "backslashreplace"))
 
 
-def _result(answer: bytes) -> Any:
-    from kvmlet._data import DataError, UnknownDataclass, decode
+def _result(answer: bytes, memory_bytes: int, look: Callable[[], None]) -> Any:
+    from kvmlet._data import DataError, TooLarge, UnknownDataclass, decode
 
     try:
-        content = decode(answer)
+        content = decode(answer, memory_bytes, look)
     except UnknownDataclass as error:
         raise ResultError(
             f"the result contains {error}, which is not registered here",
             remedy="decorate it with kvmlet.register_result",
+        ) from None
+    except TooLarge as error:
+        raise ResultError(
+            f"the result cannot be read: {error}",
+            remedy="return less, or allow more with @isolated(memory=...)",
         ) from None
     except DataError as error:
         raise ResultError(f"the guest's answer makes no sense: {error}") from None
@@ -443,8 +459,9 @@ def _error_type(name: str) -> type[GuestError]:
     if (
         not isinstance(builtin, type)
         or not issubclass(builtin, Exception)
-        # `SystemExit` and its like end whole programs; a group has parts.
-        or issubclass(builtin, BaseExceptionGroup)
+        # `SystemExit` and its like end whole programs; a group has parts. These two end loops and
+        # tasks of ours: only our own may.
+        or issubclass(builtin, (BaseExceptionGroup, StopIteration, StopAsyncIteration))
         or builtin.__name__ != name
     ):
         return GuestError

@@ -136,6 +136,9 @@ class Sandbox:
     def take_output(self) -> tuple[bytes, bytes]:
         """Standard output and error, captured since the last call."""
 
+    def memory_left(self) -> int:
+        """What the program may still use of its memory limit, in bytes."""
+
     def outcome(self) -> Outcome | None:
         """How the program ended, None while it has not."""
 

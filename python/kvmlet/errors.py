@@ -178,7 +178,11 @@ class ResultError(KvmletError, TypeError):
 
 
 class GuestError(KvmletError):
-    """An isolated function raised. Of a builtin type, the exception is also of that type."""
+    """An isolated function raised. Of a builtin type, the exception is also of that type.
+
+    It is never one that ends a loop, a task or the program: StopIteration, StopAsyncIteration, and
+    what is no Exception (SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError).
+    """
 
     def __init__(
         self, message: str, *, type_name: str = "", guest_traceback: str = "", remedy: str = ""

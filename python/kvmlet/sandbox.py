@@ -131,6 +131,7 @@ class Sandbox:
     _closed: bool
     _result: Result | None
     _deadline_s: float | None
+    _interrupted: bool
 
     def __init__(
         self,
@@ -193,6 +194,7 @@ class Sandbox:
         self._closed = False
         self._result = None
         self._deadline_s = None
+        self._interrupted = False
         _process.track(self)
 
     @classmethod
@@ -364,6 +366,7 @@ class Sandbox:
 
         If nothing does, what comes next will. Only `reset` takes it back.
         """
+        self._interrupted = True
         self._vm.interrupt()
 
     # ---- freezing, resetting, closing ----
@@ -383,6 +386,7 @@ class Sandbox:
         Raises NotAFork, SandboxClosed, SandboxBusy, HostError.
         """
         self._ask(self._vm.reset)
+        self._interrupted = False
         self._result = None
 
     def close(self) -> None:
@@ -452,6 +456,17 @@ class Sandbox:
         if left_s <= 0:
             raise from_native("timeout", "the time limit passed")
         return left_s if limit_s is None else min(limit_s, left_s)
+
+    def _check(self) -> None:
+        """Raise DeadlineExceeded or Interrupted if what works for this sandbox must stop."""
+        if self._interrupted:
+            raise from_native("interrupted", "the program was interrupted")
+        if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
+            raise from_native("timeout", "the time limit passed")
+
+    def _memory_left(self) -> int:
+        """What the program may still use of its memory limit, in bytes."""
+        return self._ask(self._vm.memory_left)
 
     def _set_deadline(self, deadline_s: float | None) -> None:
         """Let nothing wait beyond `deadline_s` (on time.monotonic), whatever its own limit."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import decimal
+import importlib
 import os
 import random
 import socket
 import sys
 import threading
 import time
+from typing import Any
 
 import kvmlet
 
@@ -82,6 +85,10 @@ def fail(kind: str) -> None:
             pass
 
         raise OwnError("of its own")
+    if kind == "stop":
+        raise StopIteration(5)
+    if kind == "cancelled":
+        raise asyncio.CancelledError
     if kind == "exit":
         sys.exit(3)
     if kind == "_exit":
@@ -107,6 +114,23 @@ def eat() -> int:
 @kvmlet.isolated
 def nothing_to_send() -> object:
     return threading.Lock()
+
+
+def send_lists() -> None:
+    """Answers the host with 15 MiB of empty lists, past the runner."""
+    guest: Any = importlib.import_module("kvmlet_guest")
+    count = 3 << 20
+    value = b"t" + u32(2) + b"s" + u32(2) + b"ok" + b"l" + u32(count)
+    guest.send(value + (b"l" + u32(0)) * count)
+    time.sleep(1000)
+
+
+def u32(number: int) -> bytes:
+    return number.to_bytes(4, "little")
+
+
+lists_in_time = kvmlet.isolated(timeout="500ms", size=1)(send_lists)
+lists_in_memory = kvmlet.isolated(memory="64m", size=1)(send_lists)
 
 
 @kvmlet.isolated

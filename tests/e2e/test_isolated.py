@@ -14,7 +14,7 @@ import pytest
 
 import kvmlet
 from e2e import isolated_functions as functions
-from e2e.oracle import HANG_S, ROOT, sized
+from e2e.oracle import HANG_S, HW, ROOT, sized
 
 pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
 
@@ -83,6 +83,13 @@ def test_exceptions() -> None:
         functions.fail("memory")
     with pytest.raises(kvmlet.GuestError, match=r"OwnError: of its own"):
         functions.fail("own")
+    kinds = iter(["stop", "cancelled", "stop"])
+    seen = []
+    for kind in kinds:
+        with pytest.raises(kvmlet.GuestError) as error:
+            next(functions.fail(kind) for _ in range(1))
+        seen.append(error.value.type_name)
+    assert seen == ["StopIteration", "asyncio.exceptions.CancelledError", "StopIteration"]
     with pytest.raises(kvmlet.GuestError, match="SystemExit: 3"):
         functions.fail("exit")
     with pytest.raises(kvmlet.SandboxEnded, match="status 3"):
@@ -109,6 +116,18 @@ def test_limits() -> None:
     future = functions.spin.submit()
     time.sleep(0.1)
     assert future.cancel()
+    assert functions.echo(1) == 1
+
+
+def test_what_is_read_of_an_answer() -> None:
+    """A few MiB of empty lists are hundreds in memory, and take seconds to read."""
+    functions.lists_in_time.warm_up()
+    start = time.monotonic()
+    with pytest.raises(kvmlet.DeadlineExceeded):
+        functions.lists_in_time()
+    assert time.monotonic() - start < (HANG_S if HW else 3)
+    with pytest.raises(kvmlet.ResultError, match="more memory"):
+        functions.lists_in_memory()
     assert functions.echo(1) == 1
 
 

@@ -204,6 +204,10 @@ class FakeSandbox:
         with self.use():
             return {"exits": 1}
 
+    def memory_left(self) -> int:
+        with self.use():
+            return 64 << 20
+
     def generation(self) -> int:
         with self.use():
             return self.resets

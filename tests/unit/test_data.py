@@ -10,6 +10,7 @@ import enum
 import math
 import struct
 import time
+import tracemalloc
 from collections import OrderedDict, namedtuple
 from typing import Any, NamedTuple
 
@@ -18,8 +19,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kvmlet
-from kvmlet import _data
-from kvmlet._data import MAX_DEPTH, DataError, NotData, UnknownDataclass, decode, encode
+from kvmlet._data import (
+    MAX_DEPTH,
+    DataError,
+    NotData,
+    TooLarge,
+    UnknownDataclass,
+    decode,
+    encode,
+)
 
 zones = st.builds(
     datetime.timezone,
@@ -286,13 +294,77 @@ def test_malformed(data: bytes) -> None:
         decode(data)
 
 
-def test_amounts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+EXPENSIVE = {
+    "none": b"N",
+    "int": b"i" + u32(2) + b"xy",
+    "float": b"f" + bytes(8),
+    "complex": b"c" + bytes(16),
+    "str": b"s" + u32(2) + b"ab",
+    "wide str": b"s" + u32(1003) + b"a" * 1000 + "☃".encode(),
+    "bytes": b"b" + u32(2) + b"ab",
+    "bytearray": b"a" + u32(1) + b"a",
+    "list": b"l" + u32(0),
+    "list of one": b"l" + u32(1) + b"N",
+    "tuple": b"t" + u32(1) + b"N",
+    "set": b"S" + u32(0),
+    "set of one": b"S" + u32(1) + b"N",
+    "frozenset": b"Z" + u32(1) + b"N",
+    "dict": b"d" + u32(0),
+    "dict of one": b"d" + u32(1) + b"NN",
+    "Decimal": b"D" + u32(1) + b"1",
+    "date": b"y" + u32(1),
+    "time": b"h" + bytes(8) + b"N",
+    "datetime": b"x" + u32(1) + bytes(8) + encode((datetime.timedelta(hours=1),)),
+    "timedelta": b"e" + bytes(12),
+    "dataclass": encode(Checked(5)),
+}
+
+
+@pytest.mark.parametrize("name", [*EXPENSIVE, "one set", "one dict"])
+def test_memory_is_charged_before_it_is_used(name: str) -> None:
     """A message of 16 MiB cannot be made into gigabytes."""
-    monkeypatch.setattr(_data, "_MAX_UNITS", 60_000)
-    assert len(decode(encode([None] * 59_999))) == 59_999
-    for item, count in ((b"N", 60_000), (b"S" + u32(0), 13_000), (b"d" + u32(0), 13_000)):
-        with pytest.raises(DataError, match="too many values"):
-            decode(b"l" + u32(count) + item * count)
+    budget_bytes = 1 << 20
+    if name in EXPENSIVE:
+        item = EXPENSIVE[name]
+        data = b"l" + u32(40_000) + item * 40_000
+    else:
+        pairs = name == "one dict"
+        keys = (encode(number) + b"N" * pairs for number in range(40_000))
+        data = (b"d" if pairs else b"S") + u32(40_000) + b"".join(keys)
+    del name
+    tracemalloc.start()
+    try:
+        value = None
+        with contextlib.suppress(TooLarge):
+            value = decode(data, budget_bytes)
+        assert value is None or len(value) == 40_000
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes <= budget_bytes + (64 << 10)
+
+
+def test_time_is_looked_at() -> None:
+    """Whatever is read, the caller can end it within a few milliseconds of work."""
+
+    class Enough(Exception):
+        pass
+
+    looks = 0
+
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 10:
+            raise Enough
+
+    for item in EXPENSIVE.values():
+        looks = 0
+        with pytest.raises(Enough):
+            decode(b"l" + u32(50_000) + item * 50_000, look=look)
+    looks = 0
+    assert decode(encode([bytes(1 << 20)] * 5), look=look) == [bytes(1 << 20)] * 5
+    assert 5 <= looks < 10
 
 
 def test_keys_that_are_slow_to_compare() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
 import dataclasses
 import decimal
 import json
@@ -9,16 +12,20 @@ import math
 import os
 import pickle
 import sys
+import time
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import kvmlet
 from kvmlet import _isolated, _runner
-from kvmlet._data import encode
+from kvmlet._data import encode, type_name
 from kvmlet._isolated import _error_type, _readable, _result
 from unit.fake import FakeNative, FakeSandbox, FakeSnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Guest(FakeSandbox):
@@ -73,6 +80,16 @@ def parse(text: str) -> object:
 @kvmlet.isolated
 def fail(error: BaseException) -> None:
     raise error
+
+
+@kvmlet.isolated
+def chained(error: BaseException, explicit: bool) -> None:
+    try:
+        raise error
+    except BaseException as caught:
+        if explicit:
+            raise ValueError("outer") from caught
+        raise ValueError("outer")  # noqa: B904
 
 
 @kvmlet.isolated
@@ -187,7 +204,6 @@ def test_inside_a_guest_it_is_the_function_itself(
         OSError(2, "No such file", "/x"),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
         ZeroDivisionError(),
-        StopIteration(5),
         RecursionError("deep"),
         AssertionError(1, "two"),
         Exception("plain"),
@@ -211,8 +227,121 @@ def test_builtin_exceptions(error: Exception) -> None:
     assert (str(copy), copy.args, copy.__notes__) == (str(raised), raised.args, raised.__notes__)
 
 
+def read(answer: bytes) -> Any:
+    return _result(answer, 1 << 20, lambda: None)
+
+
+STEERING = (BaseExceptionGroup, StopIteration, StopAsyncIteration)
+"""Exceptions that a guest's never are, though they are Exceptions."""
+
+
 class OwnError(ValueError):
     pass
+
+
+class OwnStop(StopIteration):
+    pass
+
+
+class OwnInterrupt(KeyboardInterrupt):
+    pass
+
+
+HOSTILE = [
+    StopIteration(5),
+    StopAsyncIteration(5),
+    GeneratorExit(),
+    KeyboardInterrupt(),
+    SystemExit(3),
+    asyncio.CancelledError(),
+    concurrent.futures.CancelledError(),
+    concurrent.futures.InvalidStateError(),
+    BaseException("base"),
+    BaseExceptionGroup("several", [KeyboardInterrupt()]),
+    ExceptionGroup("several", [StopIteration()]),
+    OwnStop(),
+    OwnInterrupt(),
+]
+
+
+@pytest.mark.parametrize("error", HOSTILE, ids=lambda error: type(error).__name__)
+def test_what_a_guest_raises_ends_no_loop_or_task(error: BaseException) -> None:
+    raised: list[BaseException] = []
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            try:
+                fail(error)
+            except kvmlet.GuestError as caught:
+                raised.append(caught)
+            yield number
+
+    class Items:
+        def __iter__(self) -> Items:
+            return self
+
+        def __next__(self) -> None:
+            fail(error)
+
+    @contextlib.contextmanager
+    def manager() -> Iterator[None]:
+        yield
+        fail(error)
+
+    async def task() -> str:
+        # In a task of its own, awaited from another, and as an executor's future.
+        for waited in (
+            asyncio.wrap_future(fail.submit(error)),
+            asyncio.to_thread(fail, error),
+            asyncio.create_task(nested()),
+        ):
+            with pytest.raises(kvmlet.GuestError) as caught:
+                await waited
+            raised.append(caught.value)
+        return "went on"
+
+    async def nested() -> None:
+        fail(error)
+
+    assert list(items()) == [0, 1, 2]
+    with pytest.raises(kvmlet.GuestError) as caught:
+        for _ in Items():
+            pass
+    raised.append(caught.value)
+    with pytest.raises(kvmlet.GuestError) as caught:
+        next(iter(Items()), None)
+    raised.append(caught.value)
+    suppressed = (StopIteration, StopAsyncIteration, asyncio.CancelledError, GeneratorExit)
+    with (
+        pytest.raises(kvmlet.GuestError) as caught,
+        contextlib.suppress(*suppressed, KeyboardInterrupt, SystemExit),
+    ):
+        fail(error)
+    raised.append(caught.value)
+    with pytest.raises(kvmlet.GuestError) as caught, manager():
+        pass
+    raised.append(caught.value)
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        with pytest.raises(kvmlet.GuestError) as caught:
+            executor.submit(fail, error).result()
+        raised.append(caught.value)
+        with pytest.raises(kvmlet.GuestError) as caught:
+            list(executor.map(fail, [error]))
+        raised.append(caught.value)
+    assert asyncio.run(task()) == "went on"
+    assert len(raised) == 12
+    for each in raised:
+        assert type(each) is kvmlet.GuestError
+        assert each.type_name == type_name(type(error))
+        assert str(each).startswith(each.type_name)
+        assert each.__cause__ is None
+    for cause in (error, None):
+        with pytest.raises(ValueError, match="outer") as outer:
+            chained(error, cause is not None)
+        assert isinstance(outer.value, kvmlet.GuestError)
+        assert outer.value.__cause__ is None
+        assert outer.value.__context__ is None
+        assert type(error).__name__ in outer.value.guest_traceback
 
 
 @pytest.mark.parametrize(
@@ -238,7 +367,7 @@ def test_every_builtin_exception_has_its_twin() -> None:
     for name, cls in vars(builtins).items():
         if isinstance(cls, type) and issubclass(cls, BaseException):
             twin = _error_type(cls.__name__)
-            own = issubclass(cls, Exception) and not issubclass(cls, BaseExceptionGroup)
+            own = issubclass(cls, Exception) and not issubclass(cls, STEERING)
             assert issubclass(twin, cls) or not own, name
             assert own or twin is kvmlet.GuestError
             assert twin is _error_type(cls.__name__)
@@ -269,11 +398,11 @@ def test_hostile_exceptions() -> None:
         ):
             content = ("error", name, "te\x1b[2Jxt", "tra\x1bce\n\tline\r", arguments)
             with pytest.raises(kvmlet.GuestError) as caught:
-                _result(encode(content))
+                read(encode(content))
             assert "te\\x1b[2Jxt" in str(caught.value)
             assert caught.value.guest_traceback == "tra\\x1bce\n\tline\\x0d"
     with pytest.raises(SyntaxError) as syntax:
-        _result(encode(("error", "SyntaxError", "x", "", ("x", ("f", 1, 1, "t", 1, 10**9)))))
+        read(encode(("error", "SyntaxError", "x", "", ("x", ("f", 1, 1, "t", 1, 10**9)))))
     assert syntax.value.args == ("x",)
 
 
@@ -282,9 +411,9 @@ def test_hostile_exceptions() -> None:
 )
 def test_answers_without_sense(content: object) -> None:
     with pytest.raises(kvmlet.ResultError, match="makes no sense"):
-        _result(encode(content))
+        read(encode(content))
     with pytest.raises(kvmlet.ResultError, match="makes no sense"):
-        _result(pickle.dumps(content))
+        read(pickle.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -313,6 +442,35 @@ class Unknown:
 def test_a_dataclass_that_is_not_registered() -> None:
     with pytest.raises(kvmlet.ResultError, match=r"unit.test_isolated.Unknown, which is not regis"):
         give(f"__import__('sys').modules[{__name__!r}].Unknown(1)")
+
+
+def test_reading_an_answer_is_part_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the guest sends is read within the call's time and memory, or not at all."""
+    lists = encode(("ok", []))[:-4] + (1 << 20).to_bytes(4, "little") + encode([]) * (1 << 20)
+    monkeypatch.setattr(Guest, "recv", lambda _self, _timeout_s: lists)
+    monkeypatch.setattr(_isolated, "_warm_snapshot", lambda *_: kvmlet.Sandbox(["x"]).freeze())
+
+    @kvmlet.isolated(size=1)
+    def anything() -> object: ...
+
+    monkeypatch.setattr(Guest, "memory_left", lambda _self: 8 << 20)
+    with pytest.raises(kvmlet.ResultError, match=r"more memory.*isolated\(memory"):
+        anything()
+    monkeypatch.setattr(Guest, "memory_left", lambda _self: 1 << 30)
+    anything._timeout_s = 0.1
+    start = time.monotonic()
+    with pytest.raises(kvmlet.DeadlineExceeded, match=r"isolated\(timeout"):
+        anything()
+    assert time.monotonic() - start < 3
+    # A cancelled one leaves its thread to the next.
+    anything._timeout_s = 60
+    future = anything.submit()
+    time.sleep(0.1)
+    assert future.cancel()
+    monkeypatch.setattr(Guest, "recv", lambda _self, _timeout_s: encode(("ok", 5)))
+    start = time.monotonic()
+    assert anything() == 5
+    assert time.monotonic() - start < 3
 
 
 def test_the_time_and_the_end(guest: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,6 +272,13 @@ impl Sandbox {
         self.vcpu.vcpu.kicker()
     }
 
+    /// What the program may still use of its memory limit, in bytes.
+    #[must_use]
+    pub fn memory_left_bytes(&self) -> u64 {
+        let memory = &self.personality.machine.memory;
+        memory.limit_bytes().saturating_sub(memory.used_bytes())
+    }
+
     /// Counters so far, and what the last reset did.
     #[must_use]
     pub fn stats(&self) -> Vec<(String, Stat)> {

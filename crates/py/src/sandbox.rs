@@ -303,6 +303,10 @@ impl Sandbox {
         stats_to_py(py, &stats)
     }
 
+    fn memory_left(&self) -> PyResult<u64> {
+        self.with(|engine| Ok(engine.memory_left_bytes()))
+    }
+
     fn generation(&self) -> PyResult<u64> {
         self.with(|engine| Ok(engine.generation()))
     }
