@@ -199,15 +199,16 @@ fn forget_vms() {
 
 /// Every system call: number, name, level of support, note.
 #[pyfunction]
-fn syscalls() -> Vec<(u16, &'static str, &'static str, &'static str)> {
+fn syscalls() -> Vec<(u16, &'static str, &'static str, String)> {
     let level = |support| match support {
         Support::Full => "full",
         Support::Partial => "partial",
+        Support::Refused => "refused",
         Support::None => "none",
     };
     kvmlet_engine::rows()
         .iter()
-        .map(|row| (row.nr, row.name, level(row.support), row.note))
+        .map(|row| (row.nr, row.name, level(row.support), row.limits()))
         .collect()
 }
 

@@ -8,7 +8,7 @@ from kvmlet.cli._text import show
 
 Row = tuple[int, str, str, str]
 
-_LEVELS = ("full", "partial", "none")
+_LEVELS = ("full", "partial", "refused", "none")
 
 
 def main(words: list[str]) -> int:

@@ -200,22 +200,7 @@ pub fn sys_setpgid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         return Err(Errno::EINVAL);
     }
     sys_getpgid(cx, args)?;
-    Err(Errno::EPERM)
-}
-
-/// setsid(2): the caller already leads a session.
-///
-/// # Errors
-/// Always `EPERM`.
-pub fn sys_setsid(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
-    Err(Errno::EPERM)
-}
-
-/// Calls that need a capability no program has.
-///
-/// # Errors
-/// Always `EPERM`.
-pub fn sys_eperm(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+    cx.host.report.unsupported("setpgid", String::new());
     Err(Errno::EPERM)
 }
 

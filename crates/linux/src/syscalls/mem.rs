@@ -78,11 +78,12 @@ pub fn sys_pkey_mprotect(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for bad arguments, else `ENOSPC`.
-pub fn sys_pkey_alloc(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_pkey_alloc(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let access_rights = 3;
     if args[0] != 0 || args[1] & !access_rights != 0 {
         return Err(Errno::EINVAL);
     }
+    cx.host.report.unsupported("pkey_alloc", String::new());
     Err(Errno::ENOSPC)
 }
 
@@ -90,7 +91,8 @@ pub fn sys_pkey_alloc(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`.
-pub fn sys_pkey_free(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_pkey_free(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+    cx.host.report.unsupported("pkey_free", String::new());
     Err(Errno::EINVAL)
 }
 

@@ -9,6 +9,8 @@ pub mod net;
 pub mod process;
 pub(crate) mod rows;
 pub mod signal;
+#[cfg(test)]
+mod support_tests;
 pub mod table;
 pub mod thread;
 pub mod time;

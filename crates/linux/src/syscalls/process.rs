@@ -57,13 +57,13 @@ pub fn sys_execve(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outco
 /// # Errors
 /// `ECHILD`; `EINVAL` for unknown options.
 #[allow(clippy::cast_possible_truncation)]
-pub fn sys_wait4(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_wait4(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     const KNOWN: u32 = 1 | 2 | 8 | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
     if args[2] as u32 & !KNOWN != 0 {
-        Err(Errno::EINVAL)
-    } else {
-        Err(Errno::ECHILD)
+        return Err(Errno::EINVAL);
     }
+    cx.host.report.unsupported("wait4", String::new());
+    Err(Errno::ECHILD)
 }
 
 /// waitid(2): there are no children.
@@ -78,20 +78,9 @@ pub fn sys_waitid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         // Linux clears the seven words it would report in, whatever the answer.
         cx.write_struct(Gva(args[2]), &[0u32; 7])?;
     }
-    Err(if invalid {
-        Errno::EINVAL
-    } else {
-        Errno::ECHILD
-    })
-}
-
-/// fork(2) and vfork(2): a program has one process.
-///
-/// # Errors
-/// Always `ENOSYS`, with an event.
-pub fn sys_fork(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
-    cx.host
-        .report
-        .unsupported("fork", "a new process".to_owned());
-    Err(Errno::ENOSYS)
+    if invalid {
+        return Err(Errno::EINVAL);
+    }
+    cx.host.report.unsupported("waitid", String::new());
+    Err(Errno::ECHILD)
 }

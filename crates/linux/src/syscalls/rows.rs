@@ -1,8 +1,15 @@
 //! The rows: every x86-64 call by number, with its handler.
 
+use kvmlet_abi::Errno;
+
 use super::table::{Restart, Row};
 use super::{channel, fs, identity, io, mem, net, process, signal, thread, time, timer};
 use crate::futex;
+
+const ONE_PROCESS: &str = "a program has one process";
+const ONE_SESSION: &str = "the only process leads its session already";
+const NO_ATTRIBUTES: &str = "EOPNOTSUPP: no file can be given any; EROFS on host files";
+const NO_CHILDREN: &str = "ECHILD: there are no child processes";
 
 /// All rows in order of number.
 pub(super) static ROWS: &[Row] = &[
@@ -47,9 +54,12 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(38, "setitimer", "ixx", timer::sys_setitimer),
     Row::value(39, "getpid", "", identity::sys_getpid),
     Row::wait(40, "sendfile", "ddxu", io::sys_sendfile).restarts(Restart::Handler),
-    Row::value(41, "socket", "iii", net::sys_socket),
-    Row::value(42, "connect", "dxu", net::sys_connect),
-    Row::value(43, "accept", "dxx", net::sys_accept),
+    Row::value(41, "socket", "iii", net::sys_socket)
+        .refuses("EACCES: no network, and no socket has a name"),
+    Row::value(42, "connect", "dxu", net::sys_connect)
+        .refuses("ECONNREFUSED: no socket has a name"),
+    Row::value(43, "accept", "dxx", net::sys_accept)
+        .refuses("EINVAL or EOPNOTSUPP: no socket has a name"),
     Row::wait(44, "sendto", "dxuxxu", net::sys_sendto)
         .restarts(Restart::WithoutDeadline)
         .partial("on a socket pair"),
@@ -63,8 +73,9 @@ pub(super) static ROWS: &[Row] = &[
         .restarts(Restart::WithoutDeadline)
         .partial("on a socket pair, without ancillary data"),
     Row::value(48, "shutdown", "di", net::sys_shutdown),
-    Row::value(49, "bind", "dxu", net::sys_bind),
-    Row::value(50, "listen", "di", net::sys_listen),
+    Row::value(49, "bind", "dxu", net::sys_bind).refuses("EACCES: no socket has a name"),
+    Row::value(50, "listen", "di", net::sys_listen)
+        .refuses("EINVAL or EOPNOTSUPP: no socket has a name"),
     Row::value(51, "getsockname", "dxx", net::sys_getsockname),
     Row::value(52, "getpeername", "dxx", net::sys_getpeername),
     Row::value(53, "socketpair", "iiix", net::sys_socketpair).partial("AF_UNIX"),
@@ -73,13 +84,11 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(56, "clone", "xxxxx", thread::sys_clone)
         .all_registers()
         .partial("threads only: a new process gives ENOSYS"),
-    Row::value(57, "fork", "", process::sys_fork)
-        .partial("always ENOSYS: a program has one process"),
-    Row::value(58, "vfork", "", process::sys_fork)
-        .partial("always ENOSYS: a program has one process"),
+    Row::refused(57, "fork", "", Errno::ENOSYS, ONE_PROCESS),
+    Row::refused(58, "vfork", "", Errno::ENOSYS, ONE_PROCESS),
     Row::wait(59, "execve", "sxx", process::sys_execve).registers(),
     Row::wait(60, "exit", "i", thread::sys_exit),
-    Row::value(61, "wait4", "ixix", process::sys_wait4).partial("there are no child processes"),
+    Row::value(61, "wait4", "ixix", process::sys_wait4).refuses(NO_CHILDREN),
     Row::value(62, "kill", "ii", signal::sys_kill),
     Row::value(63, "uname", "x", identity::sys_uname),
     Row::missing(64, "semget", "xxx"),
@@ -119,25 +128,34 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(98, "getrusage", "ix", time::sys_getrusage),
     Row::value(99, "sysinfo", "x", identity::sys_sysinfo),
     Row::value(100, "times", "x", time::sys_times),
-    Row::value(101, "ptrace", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        101,
+        "ptrace",
+        "xxx",
+        Errno::EPERM,
+        "a program may trace its own children on Linux; it comes with processes",
+    ),
     Row::value(102, "getuid", "", identity::sys_getuid),
-    Row::value(103, "syslog", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        103,
+        "syslog",
+        "xxx",
+        Errno::EPERM,
+        "Linux may need no privilege to read (dmesg_restrict)",
+    ),
     Row::value(104, "getgid", "", identity::sys_getgid),
     Row::value(105, "setuid", "i", identity::sys_setuid),
     Row::value(106, "setgid", "i", identity::sys_setgid),
     Row::value(107, "geteuid", "", identity::sys_getuid),
     Row::value(108, "getegid", "", identity::sys_getgid),
-    Row::value(109, "setpgid", "ii", identity::sys_setpgid),
+    Row::value(109, "setpgid", "ii", identity::sys_setpgid).refuses(ONE_SESSION),
     Row::value(110, "getppid", "", identity::sys_getppid),
     Row::value(111, "getpgrp", "", identity::sys_getpgrp),
-    Row::value(112, "setsid", "", identity::sys_setsid),
+    Row::refused(112, "setsid", "", Errno::EPERM, ONE_SESSION),
     Row::value(113, "setreuid", "ii", identity::sys_setreuid),
     Row::value(114, "setregid", "ii", identity::sys_setregid),
     Row::value(115, "getgroups", "ix", identity::sys_getgroups),
-    Row::value(116, "setgroups", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(116, "setgroups", "xxx"),
     Row::value(117, "setresuid", "iii", identity::sys_setresuid),
     Row::value(118, "getresuid", "xxx", identity::sys_getresuid),
     Row::value(119, "setresgid", "iii", identity::sys_setresgid),
@@ -199,52 +217,46 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(150, "munlock", "xu", mem::sys_munlock),
     Row::value(151, "mlockall", "x", mem::sys_mlockall),
     Row::value(152, "munlockall", "", mem::sys_munlockall),
-    Row::value(153, "vhangup", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(153, "vhangup", "xxx"),
     Row::missing(154, "modify_ldt", "xxx"),
-    Row::value(155, "pivot_root", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(155, "pivot_root", "xxx"),
     Row::missing(156, "_sysctl", "xxx"),
     Row::value(157, "prctl", "ixxxx", identity::sys_prctl)
         .partial("names, dumpability, no-new-privileges; other options give EINVAL"),
     Row::value(158, "arch_prctl", "xx", identity::sys_arch_prctl).registers(),
-    Row::value(159, "adjtimex", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        159,
+        "adjtimex",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege to read (modes 0)",
+    ),
     Row::value(160, "setrlimit", "ix", identity::sys_setrlimit),
-    Row::value(161, "chroot", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(161, "chroot", "xxx"),
     Row::value(162, "sync", "", io::sys_sync),
-    Row::value(163, "acct", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(164, "settimeofday", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(165, "mount", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(166, "umount2", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(167, "swapon", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(168, "swapoff", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(169, "reboot", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(170, "sethostname", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(171, "setdomainname", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(172, "iopl", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(173, "ioperm", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(163, "acct", "xxx"),
+    Row::privileged(164, "settimeofday", "xxx"),
+    Row::privileged(165, "mount", "xxx"),
+    Row::privileged(166, "umount2", "xxx"),
+    Row::privileged(167, "swapon", "xxx"),
+    Row::privileged(168, "swapoff", "xxx"),
+    Row::privileged(169, "reboot", "xxx"),
+    Row::privileged(170, "sethostname", "xxx"),
+    Row::privileged(171, "setdomainname", "xxx"),
+    Row::privileged(172, "iopl", "xxx"),
+    Row::privileged(173, "ioperm", "xxx"),
     Row::missing(174, "create_module", "xxx"),
-    Row::value(175, "init_module", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(176, "delete_module", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(175, "init_module", "xxx"),
+    Row::privileged(176, "delete_module", "xxx"),
     Row::missing(177, "get_kernel_syms", "xxx"),
     Row::missing(178, "query_module", "xxx"),
-    Row::value(179, "quotactl", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        179,
+        "quotactl",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege for the caller's own quota",
+    ),
     Row::missing(180, "nfsservctl", "xxx"),
     Row::missing(181, "getpmsg", "xxx"),
     Row::missing(182, "putpmsg", "xxx"),
@@ -253,18 +265,18 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(185, "security", "xxx"),
     Row::value(186, "gettid", "", thread::sys_gettid),
     Row::value(187, "readahead", "duu", io::sys_readahead),
-    Row::value(188, "setxattr", "ssxux", fs::sys_setxattr),
-    Row::value(189, "lsetxattr", "ssxux", fs::sys_lsetxattr),
-    Row::value(190, "fsetxattr", "dsxux", fs::sys_fsetxattr),
-    Row::value(191, "getxattr", "ssxu", fs::sys_getxattr),
-    Row::value(192, "lgetxattr", "ssxu", fs::sys_lgetxattr),
-    Row::value(193, "fgetxattr", "dsxu", fs::sys_fgetxattr),
-    Row::value(194, "listxattr", "sxu", fs::sys_listxattr),
-    Row::value(195, "llistxattr", "sxu", fs::sys_llistxattr),
-    Row::value(196, "flistxattr", "dxu", fs::sys_flistxattr),
-    Row::value(197, "removexattr", "ss", fs::sys_removexattr),
-    Row::value(198, "lremovexattr", "ss", fs::sys_lremovexattr),
-    Row::value(199, "fremovexattr", "ds", fs::sys_fremovexattr),
+    Row::value(188, "setxattr", "ssxux", fs::sys_setxattr).refuses(NO_ATTRIBUTES),
+    Row::value(189, "lsetxattr", "ssxux", fs::sys_lsetxattr).refuses(NO_ATTRIBUTES),
+    Row::value(190, "fsetxattr", "dsxux", fs::sys_fsetxattr).refuses(NO_ATTRIBUTES),
+    Row::value(191, "getxattr", "ssxu", fs::sys_getxattr).partial("no file shows any"),
+    Row::value(192, "lgetxattr", "ssxu", fs::sys_lgetxattr).partial("no file shows any"),
+    Row::value(193, "fgetxattr", "dsxu", fs::sys_fgetxattr).partial("no file shows any"),
+    Row::value(194, "listxattr", "sxu", fs::sys_listxattr).partial("no file shows any"),
+    Row::value(195, "llistxattr", "sxu", fs::sys_llistxattr).partial("no file shows any"),
+    Row::value(196, "flistxattr", "dxu", fs::sys_flistxattr).partial("no file shows any"),
+    Row::value(197, "removexattr", "ss", fs::sys_removexattr).refuses(NO_ATTRIBUTES),
+    Row::value(198, "lremovexattr", "ss", fs::sys_lremovexattr).refuses(NO_ATTRIBUTES),
+    Row::value(199, "fremovexattr", "ds", fs::sys_fremovexattr).refuses(NO_ATTRIBUTES),
     Row::value(200, "tkill", "ii", signal::sys_tkill),
     Row::value(201, "time", "x", time::sys_time),
     Row::wait(202, "futex", "xiuxxu", futex::sys_futex)
@@ -304,7 +316,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(224, "timer_gettime", "ix", timer::sys_timer_gettime),
     Row::value(225, "timer_getoverrun", "i", timer::sys_timer_getoverrun),
     Row::value(226, "timer_delete", "i", timer::sys_timer_delete),
-    Row::value(227, "clock_settime", "ix", time::sys_clock_settime),
+    Row::privileged(227, "clock_settime", "ix"),
     Row::value(228, "clock_gettime", "ix", time::sys_clock_gettime),
     Row::value(229, "clock_getres", "ix", time::sys_clock_getres),
     Row::wait(230, "clock_nanosleep", "iixx", time::sys_clock_nanosleep),
@@ -323,9 +335,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(243, "mq_timedreceive", "xxx"),
     Row::missing(244, "mq_notify", "xxx"),
     Row::missing(245, "mq_getsetattr", "xxx"),
-    Row::value(246, "kexec_load", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(247, "waitid", "iixix", process::sys_waitid).partial("there are no child processes"),
+    Row::privileged(246, "kexec_load", "xxx"),
+    Row::value(247, "waitid", "iixix", process::sys_waitid).refuses(NO_CHILDREN),
     Row::missing(248, "add_key", "xxx"),
     Row::missing(249, "request_key", "xxx"),
     Row::missing(250, "keyctl", "xxx"),
@@ -350,14 +361,22 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(269, "faccessat", "dso", fs::sys_faccessat),
     Row::wait(270, "pselect6", "ixxxxx", io::sys_pselect6),
     Row::wait(271, "ppoll", "xuxxu", io::sys_ppoll),
-    Row::value(272, "unshare", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        272,
+        "unshare",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege for CLONE_FS, CLONE_FILES and CLONE_NEWUSER",
+    ),
     Row::value(273, "set_robust_list", "xu", futex::sys_set_robust_list),
     Row::value(274, "get_robust_list", "ixx", futex::sys_get_robust_list),
-    Row::wait(275, "splice", "dxdxux", io::sys_splice).partial("always EINVAL"),
-    Row::wait(276, "tee", "ddux", io::sys_tee).partial("always EINVAL"),
+    Row::wait(275, "splice", "dxdxux", io::sys_splice)
+        .refuses("EINVAL, as between files that do not support it"),
+    Row::wait(276, "tee", "ddux", io::sys_tee)
+        .refuses("EINVAL, as between files that do not support it"),
     Row::value(277, "sync_file_range", "duux", io::sys_sync_file_range),
-    Row::wait(278, "vmsplice", "dxux", io::sys_vmsplice).partial("always EINVAL"),
+    Row::wait(278, "vmsplice", "dxux", io::sys_vmsplice)
+        .refuses("EINVAL, as between files that do not support it"),
     Row::missing(279, "move_pages", "xxx"),
     Row::value(280, "utimensat", "dsxx", fs::sys_utimensat),
     Row::wait(281, "epoll_pwait", "dxiixu", io::sys_epoll_pwait),
@@ -367,7 +386,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(285, "fallocate", "diuu", io::sys_fallocate),
     Row::value(286, "timerfd_settime", "dxxx", io::sys_timerfd_settime),
     Row::value(287, "timerfd_gettime", "dx", io::sys_timerfd_gettime),
-    Row::value(288, "accept4", "dxxx", net::sys_accept4),
+    Row::value(288, "accept4", "dxxx", net::sys_accept4)
+        .refuses("EINVAL or EOPNOTSUPP: no socket has a name"),
     Row::value(289, "signalfd4", "dxux", io::sys_signalfd4),
     Row::value(290, "eventfd2", "ux", io::sys_eventfd2),
     Row::value(291, "epoll_create1", "x", io::sys_epoll_create1),
@@ -382,50 +402,96 @@ pub(super) static ROWS: &[Row] = &[
         "iiix",
         signal::sys_rt_tgsigqueueinfo,
     ),
-    Row::value(298, "perf_event_open", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        298,
+        "perf_event_open",
+        "xxx",
+        Errno::EPERM,
+        "Linux may need no privilege for the caller itself (perf_event_paranoid)",
+    ),
     Row::wait(299, "recvmmsg", "dxuxx", net::sys_recvmmsg)
         .restarts(Restart::WithoutDeadline)
         .partial("on a socket pair; waits for the first message only"),
-    Row::value(300, "fanotify_init", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(301, "fanotify_mark", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        300,
+        "fanotify_init",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege for notification alone",
+    ),
+    Row::refused(
+        301,
+        "fanotify_mark",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege for notification alone",
+    ),
     Row::value(302, "prlimit64", "iixx", identity::sys_prlimit64),
-    Row::value(303, "name_to_handle_at", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(304, "open_by_handle_at", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(305, "clock_adjtime", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        303,
+        "name_to_handle_at",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege",
+    ),
+    Row::privileged(304, "open_by_handle_at", "xxx"),
+    Row::refused(
+        305,
+        "clock_adjtime",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege to read (modes 0)",
+    ),
     Row::value(306, "syncfs", "d", io::sys_syncfs),
     Row::wait(307, "sendmmsg", "dxux", net::sys_sendmmsg)
         .restarts(Restart::WithoutDeadline)
         .partial("on a socket pair; waits for the first message only"),
-    Row::value(308, "setns", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(308, "setns", "xxx"),
     Row::value(309, "getcpu", "xxx", thread::sys_getcpu),
-    Row::value(310, "process_vm_readv", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(311, "process_vm_writev", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(312, "kcmp", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(313, "finit_module", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        310,
+        "process_vm_readv",
+        "xxx",
+        Errno::EPERM,
+        "Linux allows it on the caller's own processes; it comes with processes",
+    ),
+    Row::refused(
+        311,
+        "process_vm_writev",
+        "xxx",
+        Errno::EPERM,
+        "Linux allows it on the caller's own processes; it comes with processes",
+    ),
+    Row::refused(
+        312,
+        "kcmp",
+        "xxx",
+        Errno::EPERM,
+        "Linux allows it on the caller's own processes; it comes with processes",
+    ),
+    Row::privileged(313, "finit_module", "xxx"),
     Row::missing(314, "sched_setattr", "xxx"),
     Row::missing(315, "sched_getattr", "xxx"),
     Row::value(316, "renameat2", "dsdsx", fs::sys_renameat2),
     Row::missing(317, "seccomp", "xxx"),
     Row::value(318, "getrandom", "xux", identity::sys_getrandom),
     Row::value(319, "memfd_create", "sx", io::sys_memfd_create),
-    Row::value(320, "kexec_file_load", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(321, "bpf", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(320, "kexec_file_load", "xxx"),
+    Row::refused(
+        321,
+        "bpf",
+        "xxx",
+        Errno::EPERM,
+        "Linux may need no privilege for some commands (unprivileged_bpf_disabled)",
+    ),
     Row::missing(322, "execveat", "xxx"),
-    Row::value(323, "userfaultfd", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        323,
+        "userfaultfd",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege for UFFD_USER_MODE_ONLY",
+    ),
     Row::value(324, "membarrier", "iii", thread::sys_membarrier),
     Row::value(325, "mlock2", "xux", mem::sys_mlock2),
     Row::wait(326, "copy_file_range", "dxdxuu", io::sys_copy_file_range),
@@ -434,9 +500,9 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(329, "pkey_mprotect", "xuxi", mem::sys_pkey_mprotect)
         .note("as on a CPU without protection keys"),
     Row::value(330, "pkey_alloc", "xx", mem::sys_pkey_alloc)
-        .note("as on a CPU without protection keys"),
+        .refuses("ENOSPC, as on a CPU without protection keys"),
     Row::value(331, "pkey_free", "i", mem::sys_pkey_free)
-        .note("as on a CPU without protection keys"),
+        .refuses("EINVAL, as on a CPU without protection keys"),
     Row::value(332, "statx", "dsxxx", fs::sys_statx),
     Row::missing(333, "io_pgetevents", "xxx"),
     Row::absent(334, "rseq", "xuix", "as a kernel without CONFIG_RSEQ"),
@@ -444,18 +510,18 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(425, "io_uring_setup", "ux"),
     Row::missing(426, "io_uring_enter", "xxx"),
     Row::missing(427, "io_uring_register", "xxx"),
-    Row::value(428, "open_tree", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(429, "move_mount", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(430, "fsopen", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(431, "fsconfig", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(432, "fsmount", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
-    Row::value(433, "fspick", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::refused(
+        428,
+        "open_tree",
+        "xxx",
+        Errno::EPERM,
+        "Linux needs no privilege without OPEN_TREE_CLONE",
+    ),
+    Row::privileged(429, "move_mount", "xxx"),
+    Row::privileged(430, "fsopen", "xxx"),
+    Row::privileged(431, "fsconfig", "xxx"),
+    Row::privileged(432, "fsmount", "xxx"),
+    Row::privileged(433, "fspick", "xxx"),
     Row::missing(434, "pidfd_open", "xxx"),
     Row::value(435, "clone3", "xu", thread::sys_clone3)
         .all_registers()
@@ -466,8 +532,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(439, "faccessat2", "dsox", fs::sys_faccessat2),
     Row::missing(440, "process_madvise", "xxx"),
     Row::wait(441, "epoll_pwait2", "dxixxu", io::sys_epoll_pwait2),
-    Row::value(442, "mount_setattr", "xxx", identity::sys_eperm)
-        .note("always EPERM: needs a privilege no program has"),
+    Row::privileged(442, "mount_setattr", "xxx"),
     Row::missing(443, "quotactl_fd", "xxx"),
     Row::missing(444, "landlock_create_ruleset", "xxx"),
     Row::missing(445, "landlock_add_rule", "xxx"),

@@ -20,8 +20,8 @@ pub enum Handler {
     Value(ValueHandler),
     /// Perhaps after a wait.
     Wait(WaitHandler),
-    /// With this error number, as a kernel built without the feature gives; an event is recorded.
-    Missing(Errno),
+    /// With this error number, whatever the arguments; an event is recorded.
+    Refused(Errno),
     /// With `ENOSYS`, as a kernel built without the feature gives. Every C library tries the call and
     /// does without: no event.
     Absent,
@@ -34,7 +34,10 @@ pub enum Support {
     Full,
     /// With the limits its note states.
     Partial,
-    /// Answered with an error number only.
+    /// Refused with the error number that its note names or its handler holds; an event or a denial is
+    /// recorded.
+    Refused,
+    /// Unknown, as to a kernel built without the feature: `ENOSYS`.
     None,
 }
 
@@ -107,8 +110,31 @@ impl Row {
             name,
             signature,
             Support::None,
-            Handler::Missing(Errno::ENOSYS),
+            Handler::Refused(Errno::ENOSYS),
         )
+    }
+
+    pub(super) const fn refused(
+        nr: u16,
+        name: &'static str,
+        signature: &'static str,
+        errno: Errno,
+        note: &'static str,
+    ) -> Self {
+        Self::new(
+            nr,
+            name,
+            signature,
+            Support::Refused,
+            Handler::Refused(errno),
+        )
+        .note(note)
+    }
+
+    /// A call that needs a privilege on Linux too.
+    pub(super) const fn privileged(nr: u16, name: &'static str, signature: &'static str) -> Self {
+        let note = "needs a privilege no program has";
+        Self::refused(nr, name, signature, Errno::EPERM, note)
     }
 
     pub(super) const fn absent(
@@ -140,8 +166,26 @@ impl Row {
         }
     }
 
+    /// Its limits as the compatibility page has them: a refusal begins with its error number.
+    #[must_use]
+    pub fn limits(&self) -> String {
+        match self.handler {
+            Handler::Refused(errno) if self.support == Support::Refused => {
+                format!("{}: {}", errno.name(), self.note)
+            }
+            _ => self.note.to_owned(),
+        }
+    }
+
     pub(super) const fn partial(mut self, note: &'static str) -> Self {
         self.support = Support::Partial;
+        self.note = note;
+        self
+    }
+
+    /// The handler looks at the arguments for the error that Linux would give, and always gives one.
+    pub(super) const fn refuses(mut self, note: &'static str) -> Self {
+        self.support = Support::Refused;
         self.note = note;
         self
     }
@@ -230,7 +274,7 @@ pub fn call(cx: &mut Cx<'_>, call: &Call, state: &CallState) -> Outcome {
         Handler::Value(handler) => Outcome::Done(handler(cx, &call.args)),
         Handler::Wait(handler) => handler(cx, &call.args, state),
         Handler::Absent => Outcome::Done(Err(Errno::ENOSYS)),
-        Handler::Missing(errno) => {
+        Handler::Refused(errno) => {
             cx.host.report.unsupported(row.name, String::new());
             Outcome::Done(Err(errno))
         }
@@ -267,13 +311,13 @@ mod tests {
                 Some(entry.name)
             );
             assert!(entry.signature.len() <= 6, "{}", entry.name);
-            assert_eq!(
-                entry.support == Support::None,
-                matches!(entry.handler, Handler::Missing(_) | Handler::Absent),
-                "{}",
-                entry.name
-            );
-            let limited = entry.support == Support::Partial;
+            let answers = matches!(entry.handler, Handler::Value(_) | Handler::Wait(_));
+            match entry.support {
+                Support::Full | Support::Partial => assert!(answers, "{}", entry.name),
+                Support::None => assert!(!answers, "{}", entry.name),
+                Support::Refused => {}
+            }
+            let limited = matches!(entry.support, Support::Partial | Support::Refused);
             assert!(!limited || !entry.note.is_empty(), "{}", entry.name);
         }
         for nr in [335, 511, 512, 6999, 7003, 7008, 0x4000_1b58, u64::MAX] {

@@ -91,14 +91,6 @@ pub fn sys_clock_getres(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     Ok(0)
 }
 
-/// clock_settime(2): a program may not set clocks.
-///
-/// # Errors
-/// Always `EPERM`, as without CAP_SYS_TIME.
-pub fn sys_clock_settime(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
-    Err(Errno::EPERM)
-}
-
 /// gettimeofday(2)
 ///
 /// # Errors

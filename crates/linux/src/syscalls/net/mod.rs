@@ -154,6 +154,7 @@ fn kind_of(cx: &mut Cx<'_>, call: &'static str, number: u64) -> Result<SocketKin
 /// `ECONNREFUSED`, `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
 pub fn sys_connect(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     kind_of(cx, "connect", args[0])?;
+    cx.host.report.unsupported("connect", String::new());
     Err(Errno::ECONNREFUSED)
 }
 
@@ -171,7 +172,9 @@ pub fn sys_bind(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 
 /// What listen(2) and accept(2) say of a socket that has no name.
 fn not_listening(cx: &mut Cx<'_>, call: &'static str, number: u64) -> SysResult {
-    match kind_of(cx, call, number)? {
+    let kind = kind_of(cx, call, number)?;
+    cx.host.report.unsupported(call, String::new());
+    match kind {
         SocketKind::Datagram => Err(Errno::EOPNOTSUPP),
         SocketKind::Stream | SocketKind::SeqPacket => Err(Errno::EINVAL),
     }

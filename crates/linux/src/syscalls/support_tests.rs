@@ -1,0 +1,198 @@
+//! The table's levels of support are true: what is called supported does more than refuse, and what
+//! refuses says so.
+
+use super::rows::ROWS;
+use super::table::{self, Row, Support};
+use crate::outcome::{CallState, Outcome};
+use crate::sched::Call;
+use crate::testing::{Sandbox, call};
+
+/// Their only answer is the right one for files without attributes: no event.
+const ANSWER_THAT_THERE_IS_NONE: [&str; 3] = ["getxattr", "lgetxattr", "fgetxattr"];
+/// Calls of each row with arguments that fit its signature, drawn at random.
+const TRIES: usize = 10_000;
+
+/// A sandbox with something of each kind to name, and the words that name it.
+struct Tried {
+    sandbox: Sandbox,
+    descriptors: Vec<u64>,
+    strings: Vec<u64>,
+    pointers: Vec<u64>,
+}
+
+fn set_up() -> Tried {
+    let mut sandbox = Sandbox::new(std::path::Path::new("/usr"));
+    if let Some(process) = sandbox.kernel.processes.get_mut(&crate::testing::PID) {
+        process.rlimits = vec![(u64::MAX, u64::MAX); 16].into();
+        process.rlimits.set(7, (1024, 1024));
+    }
+    for name in ["/tmp/d", "/tmp/d/e", "/tmp/gone"] {
+        call!(sandbox, "mkdir", name, 0o777).unwrap();
+    }
+    for name in ["/tmp/f", "/tmp/d/f"] {
+        sandbox.spill(name, &[7; 9000]).unwrap();
+    }
+    call!(sandbox, "symlink", "/tmp/f", "/tmp/l").unwrap();
+    // Standard streams, AT_FDCWD, none.
+    let mut descriptors = vec![0, 1, 2, u64::MAX - 99, u64::MAX];
+    for (path, flags) in [("/tmp/f", 2), ("/tmp/d", 0o200_000), ("/usr/bin/env", 0)] {
+        descriptors.push(sandbox.open(path, flags).unwrap().cast_unsigned());
+    }
+    let pair = sandbox.room(8);
+    for (name, args) in [("pipe2", &[pair, 0][..]), ("socketpair", &[1, 1, 0, pair])] {
+        let args: Vec<_> = args.iter().map(|word| (*word).into()).collect();
+        sandbox.call(name, &args).unwrap();
+        let fds: [u32; 2] = sandbox.get_struct(pair);
+        descriptors.extend(fds.map(u64::from));
+    }
+    for (name, args) in [
+        ("eventfd2", &[3, 0][..]),
+        ("epoll_create1", &[0]),
+        ("timerfd_create", &[1, 0]),
+        ("memfd_create", &[pair, 0]),
+    ] {
+        let args: Vec<_> = args.iter().map(|word| (*word).into()).collect();
+        descriptors.push(sandbox.call(name, &args).unwrap());
+    }
+    sandbox
+        .call("timer_create", &[1.into(), 0.into(), pair.into()])
+        .unwrap();
+    sandbox.kernel.channel.peer = crate::channel::Peer::Present;
+    let strings = [
+        "/tmp/f",
+        "/usr/bin/env",
+        "/tmp/d",
+        "/tmp/new",
+        "/tmp/l",
+        "/tmp/gone",
+        "f",
+        "new",
+        ".",
+        "",
+        "user.a",
+    ];
+    let strings = strings.map(|text| sandbox.put(&[text.as_bytes(), b"\0"].concat()));
+    let pointers = [
+        vec![0; 4096],
+        // One buffer, one descriptor to poll, a short time: what most structures begin with.
+        [sandbox.room(64).cast_unsigned(), 64]
+            .map(u64::to_le_bytes)
+            .concat(),
+        [4, 1].map(u64::to_le_bytes).concat(),
+        [0, 1000].map(u64::to_le_bytes).concat(),
+        [0, 0, 0, 1000].map(u64::to_le_bytes).concat(),
+        vec![1; 64],
+        // A header and no capabilities (capset(2)).
+        [0x2008_0522, 0].map(u64::to_le_bytes).concat(),
+        // Threads by clone3(2).
+        [0x3d_0f00, 0, 0, 0, 0, 0, 0, 0]
+            .map(u64::to_le_bytes)
+            .concat(),
+    ]
+    .map(|bytes| sandbox.put(&[bytes, vec![0; 256]].concat()));
+    Tried {
+        sandbox,
+        descriptors,
+        strings: strings.map(i64::cast_unsigned).to_vec(),
+        pointers: pointers.map(i64::cast_unsigned).to_vec(),
+    }
+}
+
+impl Tried {
+    /// An argument of the kind that a letter of a signature stands for.
+    fn argument(&self, letter: char, random: &mut impl FnMut(usize) -> usize) -> u64 {
+        #[rustfmt::skip]
+        const NUMBERS: [u64; 17] =
+            [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 24, 64, 144, 4096, 1 << 20, u64::MAX];
+        let pointers = self
+            .pointers
+            .iter()
+            .map(|at| at & !4095)
+            .collect::<Vec<_>>();
+        let among = match letter {
+            'd' => &self.descriptors[..],
+            's' => &self.strings,
+            'x' if random(2) == 0 => &self.pointers,
+            'x' if random(8) == 0 => &pointers,
+            _ => &NUMBERS,
+        };
+        among[random(among.len())]
+    }
+
+    /// Arguments that chance would hardly find, for calls that take just a few combinations.
+    fn known(&self, name: &str) -> Option<[u64; 6]> {
+        const NONE: u64 = u64::MAX;
+        const THREAD: u64 = 0x3d_0f00;
+        let (zeros, buffer) = (self.pointers[0], self.pointers[0]);
+        let [.., header, thread] = self.pointers[..] else {
+            return None;
+        };
+        Some(match name {
+            "mmap" => [0, 4096, 3, 0x22, NONE, 0],
+            "pkey_mprotect" => [buffer & !4095, 4096, 3, NONE, 0, 0],
+            "ioctl" => [self.descriptors[8], 0x541b, buffer, 0, 0, 0],
+            "clone" => [THREAD, buffer, zeros, zeros, 0, 0],
+            "clone3" => [thread, 64, 0, 0, 0, 0],
+            "arch_prctl" => [0x1003, buffer, 0, 0, 0, 0],
+            "capset" => [header, zeros, 0, 0, 0, 0],
+            "fchownat" => [self.descriptors[3], self.strings[0], NONE, NONE, 0, 0],
+            "setresuid" | "setresgid" => [NONE; 6],
+            "signalfd" | "signalfd4" => [NONE, zeros, 8, 0, 0, 0],
+            "set_robust_list" => [zeros, 24, 0, 0, 0, 0],
+            "prlimit64" => [0, 7, 0, buffer, 0, 0],
+            _ => return None,
+        })
+    }
+
+    /// Whether a call of this row is answered by more than an error: the first with arguments that are
+    /// known to do, if any are, others with random ones.
+    fn succeeds(
+        &mut self,
+        row: &Row,
+        turn: usize,
+        random: &mut impl FnMut(usize) -> usize,
+    ) -> bool {
+        let mut call = Call {
+            nr: u64::from(row.nr),
+            args: [0; 6],
+        };
+        match self.known(row.name).filter(|_| turn == 0) {
+            Some(args) => call.args = args,
+            None => {
+                for (word, letter) in call.args.iter_mut().zip(row.signature.chars()) {
+                    *word = self.argument(letter, random);
+                }
+            }
+        }
+        self.sandbox.host.begin_call();
+        let outcome = table::call(&mut self.sandbox.cx(), &call, &CallState::default());
+        !matches!(outcome, Outcome::Done(Err(_)))
+    }
+}
+
+#[test]
+fn supported_calls_do_not_only_refuse_and_refused_ones_are_reported() {
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    let mut wrong = Vec::new();
+    for row in ROWS {
+        let supported = matches!(row.support, Support::Full | Support::Partial);
+        let mut tried = set_up();
+        let before =
+            tried.sandbox.host.report.events.len() + tried.sandbox.host.report.denials.len();
+        let tries = if supported { TRIES } else { TRIES / 5 };
+        let succeeded = (0..tries).any(|turn| tried.succeeds(row, turn, &mut random));
+        let report = &tried.sandbox.host.report;
+        let told = report.events.len() + report.denials.len() > before;
+        let supported = supported && !ANSWER_THAT_THERE_IS_NONE.contains(&row.name);
+        if succeeded != supported || (row.support == Support::Refused && !told) {
+            wrong.push((row.name, row.support, succeeded, told));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
