@@ -62,7 +62,21 @@ def run(
     trace: bool,
     calls: str,
 ) -> Outcome: ...
-def harden(cwd: bytes) -> list[str]: ...
+def harden(cwd: bytes) -> tuple[list[str], list[str]]:
+    """Give up for good what a run started in `cwd` does not need: (what is on, what is missing).
+
+    Afterwards this process opens only files that the program may read, and makes only the system
+    calls of `calls_after_harden`: any other kills it. Raises NativeError if KVM cannot be used.
+    """
+
+def calls_after_harden(
+    cwd: bytes,
+) -> list[tuple[str, list[tuple[int, int, int | None]], bool, str]]:
+    """Rules for system calls: (name, conditions, whether it is made or fails with ENOSYS, reason).
+
+    A condition is (place of the argument, bits looked at, their value or None for the own pid).
+    """
+
 def forget_vms() -> None:
     """In a child of `os.fork()`: closes what it has of the parent's unused VMs."""
 

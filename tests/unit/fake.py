@@ -19,6 +19,8 @@ HEALTHY: dict[str, object] = {
     "vm_ran": True,
     "x_us": 1.25,
     "landlock": 3,
+    "landlock_rights": "files, truncation",
+    "seccomp": True,
     "huge_pages": "madvise",
     "nested": False,
     "container": None,
@@ -53,6 +55,7 @@ class FakeNative(types.ModuleType):
         self.during_run: Callable[[], None] | None = None
         self.calls: list[dict[str, Any]] = []
         self.hardened: list[bytes] = []
+        self.missing: list[str] = []
         self.findings: dict[str, object] = dict(HEALTHY)
         self.rows: list[tuple[int, str, str, str]] = []
         self.started: list[FakeSandbox] = []
@@ -75,9 +78,9 @@ class FakeNative(types.ModuleType):
     def forget_vms(self) -> None:
         pass
 
-    def harden(self, cwd: bytes) -> list[str]:
+    def harden(self, cwd: bytes) -> tuple[list[str], list[str]]:
         self.hardened.append(cwd)
-        return ["Landlock is off"]
+        return ["no core dumps", "seccomp"], self.missing
 
     def probe(self) -> dict[str, object]:
         return self.findings

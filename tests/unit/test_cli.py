@@ -90,10 +90,16 @@ def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch
     assert capfd.readouterr() == ("", "")
 
 
-def test_trace_says_what_could_not_be_applied(native: FakeNative, capfd: Capture) -> None:
+def test_trace_says_what_the_second_wall_is(native: FakeNative, capfd: Capture) -> None:
     assert main(["run", "--trace", "true"]) == 0
     assert native.calls[0]["trace"] is True
-    assert ours(capfd) == "Landlock is off"
+    assert ours(capfd) == "second wall: no core dumps, seccomp"
+
+
+def test_one_line_says_what_the_second_wall_lacks(native: FakeNative, capfd: Capture) -> None:
+    native.missing = ["no Landlock", "no seccomp"]
+    assert main(["run", "true"]) == 0
+    assert ours(capfd) == "running with a part of the second wall only: no Landlock; no seccomp"
 
 
 def test_calls_mode(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,8 @@ def test_healthy(native: FakeNative, capfd: Capture) -> None:
         "kind          hardware virtualisation (VT-x or AMD-V)",
         "probe VM      ran",
         "exit cost     1.2 us for leaving and re-entering the VM",
-        "Landlock      on, ABI 3",
+        "Landlock      on, ABI 3: files, truncation",
+        "seccomp       on",
         "huge pages    madvise",
         "KVM offers    sync_regs, readonly_mem, no xsave2, nr_memslots=32764",
         "",
@@ -86,6 +87,7 @@ def test_problems_have_remedies(
     ("change", "text"),
     [
         ({"landlock": 0}, "lsm="),
+        ({"seccomp": False}, "CONFIG_SECCOMP_FILTER"),
         ({"huge_pages": "never"}, "transparent_hugepage/enabled"),
     ],
 )

@@ -7,8 +7,8 @@
 mod boot;
 mod error;
 mod flush;
-mod harden;
 mod outcome;
+mod prepare;
 mod run;
 mod session;
 mod snapshot;
@@ -20,12 +20,12 @@ mod transport;
 use std::time::Duration;
 
 pub use error::EngineError;
-pub use harden::harden;
 pub use kvmlet_hv::Kicker;
 pub use kvmlet_hv::probe::{ProbeReport, probe};
 pub use kvmlet_linux::call::CallArg;
 pub use kvmlet_linux::syscalls::table::{Support, rows};
 pub use outcome::{Ending, RunOutcome};
+pub use prepare::prepare;
 pub use run::{Owner, Sandbox};
 pub use session::{CallResult, CallReturns, CallValue};
 pub use snapshot::{Snapshot, forget_vms};

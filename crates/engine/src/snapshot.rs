@@ -19,8 +19,8 @@ use kvmlet_mem::{
 use kvmlet_stub::vdso::HostClock;
 
 use crate::boot::{self, VmmPages};
-use crate::harden::raise_descriptor_limit;
 use crate::outcome::Ending;
+use crate::prepare::raise_descriptor_limit;
 use crate::run::{Sandbox, VcpuState, now_ns};
 use crate::stats::Times;
 use crate::transport::{Calls, Lendable, Transport, forget_threads};

@@ -49,6 +49,12 @@ fn huge_pages_come_unasked() -> bool {
     })
 }
 
+/// Looks up how the host gives huge pages, for a process that is about to lose sight of the file that says
+/// so.
+pub fn note_huge_pages() {
+    let _ = huge_pages_come_unasked();
+}
+
 /// An owned stretch of host address space, 2 MiB-aligned unless it says otherwise.
 #[derive(Debug)]
 pub(crate) struct Reservation {

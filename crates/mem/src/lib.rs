@@ -53,6 +53,7 @@ pub use error::{MemError, OutOfMemory};
 pub use files::{FileMapping, FileWindow};
 pub use frames::FrameRun;
 pub use frozen::FrozenMemory;
+pub use host::note_huge_pages;
 pub use memory::{GuestMemory, HostPage, SlotMemory};
 pub use pending::{MAX_STALE_ENTRIES, PendingFlush, StaleEntry, TABLE_WINDOW};
 pub use reset::ResetReport;

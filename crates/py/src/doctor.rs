@@ -15,6 +15,11 @@ pub fn probe(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     found.set_item("vm_ran", report.vm_ran)?;
     found.set_item("x_us", report.x_us)?;
     found.set_item("landlock", report.landlock)?;
+    found.set_item(
+        "landlock_rights",
+        kvmlet_jail::landlock_rights(report.landlock),
+    )?;
+    found.set_item("seccomp", kvmlet_jail::seccomp_is_available())?;
     found.set_item("huge_pages", report.huge_pages)?;
     found.set_item("nested", report.nested)?;
     found.set_item("container", report.container)?;

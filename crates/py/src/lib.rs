@@ -8,6 +8,7 @@ use std::time::Duration;
 use kvmlet_engine::{
     Calls, Ending, EngineError, Owner, Program, RunOutcome, Stat, Streams, Support, Trace,
 };
+use kvmlet_jail::{Answer, Call, When};
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
@@ -187,8 +188,37 @@ fn run(
 
 /// Gives up what a run does not need; see `_native.pyi`.
 #[pyfunction]
-fn harden(cwd: Vec<u8>) -> Vec<String> {
-    kvmlet_engine::harden(&cwd)
+fn harden(cwd: Vec<u8>) -> PyResult<(Vec<String>, Vec<String>)> {
+    let policy = kvmlet_engine::prepare(&cwd).map_err(|error| to_py(&error))?;
+    let report = kvmlet_jail::wall(&policy).raise();
+    Ok((report.on, report.missing))
+}
+
+/// A condition on an argument: its place, the bits looked at, their value (None: this process's id).
+type Condition = (u8, u32, Option<u32>);
+/// A rule: the call's name, its conditions, whether it is made, what for.
+type CallRule = (&'static str, Vec<Condition>, bool, &'static str);
+
+/// The system calls that are left after `harden`; see `_native.pyi`.
+#[pyfunction]
+fn calls_after_harden(cwd: Vec<u8>) -> PyResult<Vec<CallRule>> {
+    let policy = kvmlet_engine::prepare(&cwd).map_err(|error| to_py(&error))?;
+    let condition = |when: &When| match *when {
+        When::Is(argument, value) => (argument, u32::MAX, Some(value)),
+        When::Masked(argument, mask, value) => (argument, mask, Some(value)),
+        When::OwnProcess(argument) => (argument, u32::MAX, None),
+    };
+    let calls = kvmlet_jail::wall(&policy).calls;
+    let row = |call: &Call| {
+        let conditions = call.when.iter().map(condition).collect();
+        (
+            call.name(),
+            conditions,
+            call.answer == Answer::Allow,
+            call.why,
+        )
+    };
+    Ok(calls.iter().map(row).collect())
 }
 
 /// In a child of `os.fork()`: closes what it has of the parent's unused VMs.
@@ -220,6 +250,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_function(wrap_pyfunction!(run, module)?)?;
     module.add_function(wrap_pyfunction!(harden, module)?)?;
+    module.add_function(wrap_pyfunction!(calls_after_harden, module)?)?;
     module.add_function(wrap_pyfunction!(forget_vms, module)?)?;
     module.add_function(wrap_pyfunction!(syscalls, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::probe, module)?)?;

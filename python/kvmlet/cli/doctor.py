@@ -72,7 +72,10 @@ def findings(probe: dict[str, object]) -> list[tuple[str, str]]:
     if isinstance(exit_us, (int, float)):
         rows.append(("exit cost", f"{exit_us:.1f} us for leaving and re-entering the VM"))
     landlock = probe.get("landlock")
-    rows.append(("Landlock", f"on, ABI {landlock}" if landlock else "off"))
+    rights = probe.get("landlock_rights")
+    rows.append(("Landlock", f"on, ABI {landlock}: {rights}" if landlock else "off"))
+    seccomp = probe.get("seccomp")
+    rows.append(("seccomp", "unknown" if seccomp is None else "on" if seccomp else "off"))
     rows.append(("huge pages", str(probe.get("huge_pages") or "unknown")))
     if probe.get("nested") is True:
         rows.append(("nested", "this machine is itself a virtual machine"))
@@ -125,6 +128,13 @@ def notes(probe: dict[str, object]) -> list[tuple[str, str]]:
             (
                 "without Landlock, the kernel does not repeat kvmlet's own file policy",
                 "boot a kernel 5.13 or later with landlock in its lsm= list",
+            )
+        )
+    if probe.get("seccomp") is False:
+        entries.append(
+            (
+                "without seccomp, kvmlet run keeps the system calls that it does not need",
+                "boot a kernel with CONFIG_SECCOMP_FILTER",
             )
         )
     if probe.get("huge_pages") == "never":

@@ -71,9 +71,11 @@ def main(words: list[str]) -> int:
         if slow:
             warn(slow)
     try:
-        for note in _native.harden(cwd):
-            if options.trace:
-                warn(note)
+        walls, missing = _native.harden(cwd)
+        if missing:
+            warn(f"running with a part of the second wall only: {'; '.join(missing)}")
+        if options.trace:
+            warn(f"second wall: {', '.join(walls)}")
         outcome = _native.run(
             argv,
             env=env,

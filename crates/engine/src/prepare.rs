@@ -1,0 +1,42 @@
+//! What a process that gives up its access to the host (`kvmlet run`) does before.
+
+use kvmlet_hv::Kvm;
+use kvmlet_linux::vfs;
+use kvmlet_policy::Policy;
+use kvmlet_stub::vdso::{ClockConfig, HostClock};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::EngineError;
+use crate::run::now_ns;
+use crate::transport::note_cpus;
+
+/// Opens KVM, raises the limit of descriptors, and learns of the host what it says in files that may be
+/// out of reach afterwards. Returns the policy of a program that is started in `cwd`.
+///
+/// # Errors
+/// KVM cannot be used.
+pub fn prepare(cwd: &[u8]) -> Result<Policy, EngineError> {
+    let _ = HostClock::new(ClockConfig::default());
+    // The first look at a clock asks for the vDSO's place.
+    let _ = now_ns();
+    note_cpus();
+    kvmlet_mem::note_huge_pages();
+    let _ = raise_descriptor_limit();
+    Kvm::open()?;
+    Ok(vfs::stdio::started_from(cwd).0)
+}
+
+/// A guest may hold about as many host descriptors as the usual soft limit allows a process, and each
+/// VM takes two. Answers whether the limit is higher now.
+pub(crate) fn raise_descriptor_limit() -> bool {
+    let limits = getrlimit(Resource::Nofile);
+    if limits.current == limits.maximum {
+        return false;
+    }
+    let raised = Rlimit {
+        current: limits.maximum,
+        maximum: limits.maximum,
+    };
+    // A failure leaves the limit as it was: EMFILE is met sooner then.
+    setrlimit(Resource::Nofile, raised).is_ok()
+}

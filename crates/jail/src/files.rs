@@ -1,0 +1,127 @@
+//! Landlock: which host files the process may open, and what else the kernel refuses by it.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use kvmlet_policy::Policy;
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
+};
+
+/// The newest version whose rights are named here: the kernel's own version bounds what is applied.
+const NEWEST: ABI = ABI::V10;
+
+/// What may be done with a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileRight {
+    /// Open it, or anything beneath it, for reading; list it.
+    Read,
+}
+
+/// A host file, or a tree of them, and what may be done with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FileRule {
+    /// Canonical path.
+    pub path: Vec<u8>,
+    /// Allowed there and beneath.
+    pub right: FileRight,
+}
+
+/// A rule for each readable tree. /dev/kvm has none: it is opened before the wall.
+pub(crate) fn rules(policy: &Policy) -> Vec<FileRule> {
+    let readable = policy.readable_trees().map(|tree| FileRule {
+        path: tree.to_vec(),
+        right: FileRight::Read,
+    });
+    readable.collect()
+}
+
+impl FileRight {
+    fn of_directory(self) -> BitFlags<AccessFs> {
+        match self {
+            Self::Read => AccessFs::ReadFile | AccessFs::ReadDir,
+        }
+    }
+
+    fn of_file(self) -> BitFlags<AccessFs> {
+        self.of_directory() & AccessFs::from_file(NEWEST)
+    }
+}
+
+/// Confines the calling thread to `rules`; in words, what that covers. `Err` says why it does not.
+pub(crate) fn restrict(rules: &[FileRule]) -> Result<String, String> {
+    let applied = apply(rules).map_err(|error| format!("Landlock: {error}"))?;
+    match applied {
+        LandlockStatus::Available { effective_abi, .. } => Ok(format!(
+            "Landlock ABI {effective_abi} ({})",
+            landlock_rights(effective_abi as i32)
+        )),
+        LandlockStatus::NotEnabled => Err("Landlock is not enabled in this kernel".to_owned()),
+        LandlockStatus::NotImplemented => Err("this kernel has no Landlock".to_owned()),
+    }
+}
+
+fn apply(rules: &[FileRule]) -> Result<LandlockStatus, RulesetError> {
+    // No rule names a port, so TCP is refused as a whole.
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?;
+    for rule in rules {
+        let path = Path::new(OsStr::from_bytes(&rule.path));
+        // What is not there cannot be opened either.
+        let Ok(fd) = PathFd::new(path) else { continue };
+        let access = if path.is_dir() {
+            rule.right.of_directory()
+        } else {
+            rule.right.of_file()
+        };
+        ruleset = ruleset.add_rule(PathBeneath::new(fd, access))?;
+    }
+    Ok(ruleset.restrict_self()?.landlock)
+}
+
+/// What a version of Landlock's ABI can refuse, in words; empty for 0.
+#[must_use]
+pub fn landlock_rights(abi: i32) -> String {
+    let since = [
+        (ABI::V1, "files"),
+        (ABI::V3, "truncation"),
+        (ABI::V4, "TCP"),
+        (ABI::V5, "ioctls of devices"),
+        (ABI::V6, "abstract sockets and signals"),
+        (ABI::V9, "sockets by path"),
+    ];
+    let words: Vec<&str> = since
+        .into_iter()
+        .filter_map(|(first, word)| (first as i32 <= abi).then_some(word))
+        .collect();
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_version_names_its_rights() {
+        assert_eq!(landlock_rights(0), "");
+        assert_eq!(landlock_rights(2), "files");
+        assert_eq!(landlock_rights(4), "files, truncation, TCP");
+        assert_eq!(landlock_rights(99), landlock_rights(ABI::V10 as i32));
+    }
+
+    #[test]
+    fn reading_is_not_writing_nor_executing() {
+        let granted = FileRight::Read.of_directory();
+        assert!(!granted.intersects(AccessFs::from_write(NEWEST)));
+        assert!(!granted.contains(AccessFs::Execute));
+        assert_eq!(
+            FileRight::Read.of_file(),
+            BitFlags::from(AccessFs::ReadFile)
+        );
+    }
+}

@@ -1,0 +1,108 @@
+//! The second wall: what the host process of `kvmlet run` gives up before the guest starts.
+//!
+//! The first wall is the VM and the personality. Should a guest get past both, it finds itself in a
+//! process that may read the trees of the policy, and make the system calls that this crate lists.
+//! [`wall`] makes both lists from the policy, as values; [`Wall::raise`] applies them. They hold for the
+//! calling thread and those it starts later, and for all other threads where the kernel lets them
+//! (landlock(7), seccomp(2)); nothing takes them back.
+#![forbid(unsafe_code)]
+
+mod calls;
+mod files;
+mod filter;
+mod process;
+
+use kvmlet_policy::Policy;
+
+pub use calls::{Answer, Call, When};
+pub use files::{FileRight, FileRule, landlock_rights};
+pub use filter::seccomp_is_available;
+
+/// What the process may still do, once it is raised.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wall {
+    /// Host files that may be opened (Landlock). Every other access right that the kernel can refuse is
+    /// refused: changes of any kind, ioctls of devices, TCP ports, abstract UNIX sockets and signals of
+    /// other processes.
+    pub files: Vec<FileRule>,
+    /// System calls that may be made (seccomp). Any other one kills the process.
+    pub calls: Vec<Call>,
+}
+
+/// What has come of a [`Wall`].
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Report {
+    /// What is on now, each in a few words.
+    pub on: Vec<String>,
+    /// What is not, and why.
+    pub missing: Vec<String>,
+}
+
+/// What a process may do whose guest has this policy: a rule for each readable tree, and the calls that
+/// a guest with nothing but these takes. An option that allows more adds its rules here.
+#[must_use]
+pub fn wall(policy: &Policy) -> Wall {
+    Wall {
+        files: files::rules(policy),
+        calls: calls::ALWAYS.to_vec(),
+    }
+}
+
+impl Wall {
+    /// Applies the rules to this process, and takes its capabilities and its core dumps away. What the
+    /// kernel cannot do is left out: [`Report::missing`] says what.
+    #[must_use]
+    pub fn raise(&self) -> Report {
+        let mut report = Report::default();
+        report.note("no new privileges", process::refuse_new_privileges());
+        report.note("no core dumps", process::refuse_core_dumps());
+        match files::restrict(&self.files) {
+            Ok(rights) => report.on.push(rights),
+            Err(reason) => report.missing.push(reason),
+        }
+        // Only now: they may be what opens the trees that Landlock is told of.
+        report.note("no capabilities", process::drop_capabilities());
+        // Last: what the steps above take is not on the list.
+        match filter::install(&self.calls) {
+            Ok(()) => report
+                .on
+                .push(format!("seccomp with {} rules", self.calls.len())),
+            Err(reason) => report.missing.push(reason),
+        }
+        report
+    }
+}
+
+impl Report {
+    fn note(&mut self, what: &str, done: rustix::io::Result<()>) {
+        match done {
+            Ok(()) => self.on.push(what.to_owned()),
+            Err(error) => self.missing.push(format!("{what}: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_more_adds_its_rule_and_nothing_else() {
+        let plain = wall(&Policy::default());
+        let mut with_tree = wall(&Policy::with_working_directory(b"/var/lib").unwrap());
+        assert_eq!(with_tree.calls, plain.calls);
+        with_tree.files.retain(|rule| !plain.files.contains(rule));
+        let added = FileRule {
+            path: b"/var/lib".to_vec(),
+            right: FileRight::Read,
+        };
+        assert_eq!(with_tree.files, [added]);
+    }
+
+    #[test]
+    fn a_policy_of_today_allows_no_change() {
+        let wall = wall(&Policy::default());
+        assert!(wall.files.iter().all(|rule| rule.right == FileRight::Read));
+        assert!(!wall.files.is_empty());
+    }
+}

@@ -1,0 +1,207 @@
+"""The second wall: what the process of `kvmlet run` may still do once its guest runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from e2e.oracle import ENV, GUESTS, HANG_S, KVMLET, ROOT, kvmlet_argv
+from escape.calls_of_host import HostCall, calls_after_wall, strace_argv
+from kvmlet import _native
+
+pytestmark = [pytest.mark.usefixtures("vm")]
+
+HERE = pathlib.Path(__file__).parent
+IN_PYTHON = {**ENV, "PYTHONPATH": os.fspath(ROOT / "python"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+# Rules that this machine does not show, by the call and the first value compared.
+ELSEWHERE = {
+    ("ioctl", 0x9000AEA4): "KVM_GET_XSAVE: before Linux 5.17, which has KVM_GET_XSAVE2",
+    ("ioctl", 0x4018AEE2): "KVM_GET_DEVICE_ATTR: on hardware, where a vCPU has a TSC offset",
+    ("clock_getres", None): "where the kernel gives processes no vDSO",
+}
+
+
+@pytest.mark.default_mode
+@pytest.mark.hw
+def test_what_the_wall_refuses(tmp_path: pathlib.Path) -> None:
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (inside / "old").write_text("x")
+    outside = tmp_path / "outside"
+    outside.write_text("secret")
+    run = subprocess.run(
+        [sys.executable, HERE / "refused_calls.py", outside],
+        cwd=inside,
+        env=IN_PYTHON,
+        capture_output=True,
+        timeout=HANG_S,
+    )
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert answer["wrong"] == {}
+    assert answer["attempts"] > 100
+
+
+TERMINAL = """
+import fcntl, os, termios
+settings = termios.tcgetattr(0)
+for when in (termios.TCSANOW, termios.TCSADRAIN, termios.TCSAFLUSH):
+    termios.tcsetattr(0, when, settings)
+termios.tcflush(0, termios.TCIFLUSH)
+fcntl.ioctl(0, termios.FIONREAD, bytes(4))
+os.get_terminal_size(0)
+"""
+
+FILES = """
+import os, sys
+sys.stdin.read()
+os.lseek(1, 0, os.SEEK_SET)
+os.pwrite(1, b"abc", 1)
+os.ftruncate(1, 2)
+os.fsync(1)
+os.statvfs("/usr")
+assert len(os.listdir(".")) == 9001
+"""
+
+# For more than a second after the last call, so that the poller ends.
+POLLED = """
+import os, time
+for _ in range(3000):
+    os.stat("/usr")
+time.sleep(1.5)
+"""
+
+HARDEN = f"import os; from kvmlet import _native; _native.harden({os.fsencode(HERE)!r})"
+
+
+def calls_of(
+    log: pathlib.Path,
+    argv: list[str],
+    *,
+    status: int = 0,
+    cwd: pathlib.Path | None = None,
+    **streams: object,
+) -> set[HostCall]:
+    """What kvmlet calls once its wall stands, while it runs `argv`."""
+    words = strace_argv(log, argv)
+    run = subprocess.run(words, cwd=cwd, env=IN_PYTHON, timeout=HANG_S, **streams)  # type: ignore[call-overload]
+    calls = calls_after_wall(log)
+    assert run.returncode == status, (argv, run, calls[-3:])
+    return set(calls)
+
+
+def calls_of_a_stopped_run(log: pathlib.Path) -> set[HostCall]:
+    """As `calls_of`, of a run that is stopped and goes on while its guest waits."""
+    argv = [os.fspath(KVMLET), "run", "--", "/bin/sh", "-c", "echo; exec sleep 1"]
+    traced = subprocess.Popen(strace_argv(log, argv), env=ENV, stdout=subprocess.PIPE)
+    assert traced.stdout is not None
+    assert traced.stdout.readline() == b"\n"
+    time.sleep(0.3)
+    child = int(pathlib.Path(f"/proc/{traced.pid}/task/{traced.pid}/children").read_text())
+    os.kill(child, signal.SIGSTOP)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGCONT)
+    assert traced.wait(HANG_S) == 0
+    return set(calls_after_wall(log))
+
+
+@pytest.mark.default_mode
+def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    rules = _native.calls_after_harden(os.fsencode(HERE))
+    many = tmp_path / "many"
+    many.mkdir()
+    (many / "0").touch()
+    # A listing that the heap grows its largest blocks for.
+    for number in range(9000):
+        (many / f"a-name-of-some-length-{number}").hardlink_to(many / "0")
+    log = tmp_path / "log"
+
+    def run(*argv: str | os.PathLike[str], calls: str = "exit", **options: object) -> set[HostCall]:
+        words = [os.fspath(KVMLET), "run", "--calls", calls, *map(os.fspath, argv)]
+        return calls_of(log, words, **options)  # type: ignore[arg-type]
+
+    captured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    master, terminal = pty.openpty()
+    with (tmp_path / "out").open("wb") as out, pathlib.Path("/etc/passwd").open("rb") as passwd:
+        seen = set.union(
+            run(GUESTS / "build" / "hello-static", **captured),
+            run(GUESTS / "build" / "breakpoints", "100", "20", "2000", **captured),
+            run("/usr/bin/python3", "-c", FILES, cwd=many, stdin=passwd, stdout=out),
+            run("--trace", "--", "/bin/sh", "-c", "read a; echo $a", input=b"x\n", **captured),
+            run("--stats", "--", "/usr/bin/python3", "-c", POLLED, calls="poll", **captured),
+            run("--timeout", "200ms", "--", "/bin/sleep", "9", status=124, **captured),
+            run("--", "/bin/stat", "/usr", **captured),
+            run("--", "/usr/bin/python3", "-c", TERMINAL, stdin=terminal, stdout=terminal),
+            calls_of(log, [sys.executable, "-c", f"{HARDEN}; os.abort()"], status=-signal.SIGABRT),
+            calls_of_a_stopped_run(log),
+        )
+    os.close(terminal)
+    os.close(master)
+    unused = {
+        (name, conditions[0][2] if conditions else None): why
+        for name, conditions, _, why in rules
+        if not any(call.fits(name, conditions) for call in seen)
+    }
+    assert set(unused) <= set(ELSEWHERE), f"rules that nothing uses: {unused}"
+
+
+@pytest.mark.default_mode
+def test_a_call_that_is_not_listed_shows_itself(tmp_path: pathlib.Path) -> None:
+    code = f"{HARDEN}; os.umask(0)"
+    log = tmp_path / "log"
+    run = subprocess.run(strace_argv(log, [sys.executable, "-c", code]), env=IN_PYTHON)
+    assert run.returncode == -signal.SIGSYS
+    assert calls_after_wall(log)[-1] == HostCall("umask", (0,))
+    # What a shell makes of it.
+    words = ["/bin/sh", "-c", '"$@"; echo $?', "sh", sys.executable, "-c", code]
+    shown = subprocess.run(words, env=IN_PYTHON, capture_output=True)
+    assert shown.stdout == b"159\n"
+
+
+# Answers two calls with an errno each, for this process and what it executes: number and errno.
+LACKING = """
+import ctypes, os, struct, sys
+lacking = [tuple(map(int, word.split(":"))) for word in sys.argv[1].split(",")]
+program = [(0x20, 0, 0, 0)]
+for number, errno in lacking:
+    program += [(0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | errno)]
+program.append((0x06, 0, 0, 0x7FFF0000))
+code = b"".join(struct.pack("=HBBI", *step) for step in program)
+buffer = ctypes.create_string_buffer(code, len(code))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+header = struct.pack("@HxxxxxxQ", len(program), ctypes.addressof(buffer))
+filter = ctypes.create_string_buffer(header)
+assert libc.prctl(22, 2, filter) == 0
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+NO_LANDLOCK = ("444:38", "this kernel has no Landlock")
+DISABLED_LANDLOCK = ("444:95", "Landlock is not enabled in this kernel")
+NO_SECCOMP = ("317:22", "seccomp: ")
+
+
+@pytest.mark.default_mode
+@pytest.mark.parametrize(
+    "lacks",
+    [[NO_LANDLOCK], [DISABLED_LANDLOCK], [NO_SECCOMP], [NO_LANDLOCK, NO_SECCOMP]],
+    ids=["no Landlock", "Landlock off", "no seccomp", "neither"],
+)
+def test_a_kernel_that_lacks_a_part(lacks: list[tuple[str, str]]) -> None:
+    words = ",".join(word for word, _ in lacks)
+    argv = kvmlet_argv(["/bin/sh", "-c", "echo runs; exit 7"])
+    run = subprocess.run(
+        [sys.executable, "-c", LACKING, words, *argv], env=ENV, capture_output=True, timeout=HANG_S
+    )
+    assert (run.stdout, run.returncode) == (b"runs\n", 7), run
+    (line,) = run.stderr.decode().splitlines()
+    assert line.startswith("kvmlet: running with a part of the second wall only: ")
+    assert all(reason in line for _, reason in lacks), line
