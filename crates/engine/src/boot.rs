@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use imbl::{OrdMap, Vector};
+use imbl::OrdMap;
 use kvmlet_abi::layout;
 use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
@@ -363,7 +363,7 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
         auxv: Arc::from(&b""[..]),
         dumpable: true,
         cpu_time_ns: 0,
-        rlimits: rlimits(),
+        rlimits: Default::default(),
     };
     let thread = Thread {
         tid: Tid(FIRST.0),
@@ -398,23 +398,6 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
         call: Default::default(),
         end: None,
     })
-}
-
-/// What getrlimit(2) reports, by resource number (getrlimit(2); values as a fresh Linux login).
-fn rlimits() -> Vector<(u64, u64)> {
-    const INFINITE: u64 = u64::MAX;
-    let infinite = (INFINITE, INFINITE);
-    let mut limits: Vector<(u64, u64)> = std::iter::repeat_n(infinite, 16).collect();
-    limits[3] = (8 << 20, INFINITE); // RLIMIT_STACK
-    limits[4] = (0, INFINITE); // RLIMIT_CORE
-    limits[6] = (1024, 1024); // RLIMIT_NPROC
-    limits[7] = (kvmlet_linux::fd::NOFILE, kvmlet_linux::fd::NOFILE); // RLIMIT_NOFILE
-    limits[8] = (8 << 20, 8 << 20); // RLIMIT_MEMLOCK
-    limits[11] = (1024, 1024); // RLIMIT_SIGPENDING
-    limits[12] = (819_200, 819_200); // RLIMIT_MSGQUEUE
-    limits[13] = (0, 0); // RLIMIT_NICE
-    limits[14] = (0, 0); // RLIMIT_RTPRIO
-    limits
 }
 
 fn start_program(

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::{Errno, Gpa, Gva, PAGE_SIZE, UserRegs};
 use kvmlet_elf::{ElfError, Image, Kind, LoadAction, StackFlags};
 
@@ -9,6 +10,7 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::kernel::{Thread, Tid, XState};
 use crate::mm::{self, AslrSeed, Mm, Prot, Region, Source, VmaFlags};
+use crate::rlimit::{self, Resource};
 use crate::signal::ThreadSignals;
 use crate::vfs::{self, ExecFile};
 
@@ -16,10 +18,14 @@ use crate::vfs::{self, ExecFile};
 const HEADER_MAX: usize = 64 << 10;
 /// Interpreters in a row (`#!` of `#!`), as Linux's BINPRM limit.
 const SCRIPT_DEPTH_MAX: u32 = kvmlet_elf::MAX_INTERPRETER_DEPTH;
-/// The first stack mapping; it grows down on demand (Linux starts with 132 KiB).
-const STACK_INITIAL: u64 = 132 << 10;
-/// Arguments, environment and auxiliary vector together: a quarter of the 8 MiB stack limit.
-const STACK_IMAGE_MAX: u64 = 2 << 20;
+/// Free space below the first stack's contents; the stack grows down on demand.
+const STACK_INITIAL: u64 = 128 << 10;
+/// Arguments and environment: at most a quarter of RLIMIT_STACK and three quarters of its initial
+/// value, but always this much (ARG_MAX; bprm_stack_limits in fs/exec.c).
+const ARGUMENTS_MIN: u64 = 128 << 10;
+const ARGUMENTS_MAX: u64 = 6 << 20;
+/// What the first stack holds beside arguments and environment: auxiliary vector, names.
+const STACK_EXTRA: u64 = 16 << 10;
 /// AT_PLATFORM.
 const PLATFORM: &[u8] = b"x86_64";
 
@@ -126,6 +132,15 @@ struct Program {
     /// /proc/self/exe and the thread name.
     exe: Arc<[u8]>,
     comm: [u8; 16],
+}
+
+/// Bytes of arguments and environment together, with their pointers, at most.
+///
+/// # Errors
+/// `ESRCH` if the process is gone.
+pub fn arguments_max(cx: &mut Cx<'_>) -> Result<u64, Errno> {
+    let quarter = rlimit::soft(cx, Resource::Stack)? / 4;
+    Ok(quarter.clamp(ARGUMENTS_MIN, ARGUMENTS_MAX))
 }
 
 /// Replaces the calling process's program. On error before the point of no return nothing has changed;
@@ -303,12 +318,13 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
             .and_then(|bytes| bytes.try_into().ok())
             .map_or(0, u64::from_le_bytes)
     };
-    let mut space = Mm::new(AslrSeed {
+    let seed = AslrSeed {
         mmap: word(0),
         stack: word(8),
         exe: word(16),
         brk: word(24),
-    });
+    };
+    let mut space = Mm::new(seed, rlimit::soft(cx, Resource::Stack)?);
     space.stack_addr = space.layout.stack_top.saturating_sub(PAGE_SIZE);
     let layout = space.layout;
     cx.process()?.mm = space;
@@ -366,7 +382,6 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
     );
     mm::direct::map_page(cx, fixed.then_some(main.image.load_span.start))?;
     let executable = matches!(main.image.stack, StackFlags::Executable);
-    map_stack(cx, layout.stack_top, executable)?;
     let aux = [
         (AT_SYSINFO_EHDR, vdso),
         (AT_HWCAP, u64::from(cx.machine.cpu.hwcap)),
@@ -401,9 +416,11 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
         random,
         PLATFORM,
         &program.execfn,
-        STACK_IMAGE_MAX,
+        arguments_max(cx)?.saturating_add(STACK_EXTRA),
     )
     .map_err(|error| format(main, error))?;
+    let image_len = layout.stack_top.saturating_sub(stack.base);
+    map_stack(cx, layout.stack_top, image_len, executable)?;
     cx.write(Gva(stack.base), &stack.bytes)?;
 
     let part = |range: core::ops::Range<u64>| -> Arc<[u8]> {
@@ -480,6 +497,9 @@ fn map_image(cx: &mut Cx<'_>, loaded: &Loaded, bias: u64) -> Result<(), ExecErro
         error,
     })?;
     for action in actions {
+        if let LoadAction::MapFile { len, .. } | LoadAction::MapAnon { len, .. } = action {
+            mm::check_address_space(cx, len)?;
+        }
         match action {
             LoadAction::MapFile {
                 vaddr,
@@ -560,12 +580,19 @@ fn map_vdso(cx: &mut Cx<'_>) -> Result<u64, Errno> {
     Ok(image)
 }
 
-fn map_stack(cx: &mut Cx<'_>, top: u64, executable: bool) -> Result<(), Errno> {
+/// The stack as large as what it holds, and some more as RLIMIT_STACK allows (setup_arg_pages).
+fn map_stack(cx: &mut Cx<'_>, top: u64, image_len: u64, executable: bool) -> Result<(), Errno> {
     let mut prot = Prot::READ | Prot::WRITE;
     if executable {
         prot |= Prot::EXEC;
     }
-    let len_bytes = STACK_INITIAL.saturating_add(STACK_IMAGE_MAX);
+    let image_len = page_align_up(image_len).ok_or(Errno::ENOMEM)?;
+    let limit = rlimit::soft(cx, Resource::Stack)? & !(PAGE_SIZE - 1);
+    let len_bytes = image_len
+        .saturating_add(STACK_INITIAL)
+        .min(limit)
+        .max(image_len);
+    mm::check_address_space(cx, len_bytes)?;
     mm::map_region(
         cx,
         &Region {

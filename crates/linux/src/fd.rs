@@ -10,13 +10,11 @@ use kvmlet_abi::Errno;
 use crate::cx::Cx;
 use crate::host::HostId;
 use crate::kernel::Pid;
+use crate::rlimit::{self, Resource};
 use crate::vfs;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::pipe::PipeId;
 use crate::vfs::tmpfs::InodeId;
-
-/// Descriptors a process may have open (RLIMIT_NOFILE as reported).
-pub const NOFILE: u64 = 1024;
 
 /// Name of an open file description.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -192,9 +190,6 @@ pub enum Device {
     Urandom,
 }
 
-/// RLIMIT_NOFILE's number (getrlimit(2)).
-const RLIMIT_NOFILE: usize = 7;
-
 impl FdTable {
     /// The lowest unused number that is at least `min`.
     #[must_use]
@@ -221,11 +216,7 @@ impl FdTable {
 /// # Errors
 /// `ESRCH` if the process is gone.
 pub fn limit(cx: &mut Cx<'_>) -> Result<i32, Errno> {
-    let soft = cx
-        .process()?
-        .rlimits
-        .get(RLIMIT_NOFILE)
-        .map_or(NOFILE, |limit| limit.0);
+    let soft = rlimit::soft(cx, Resource::Nofile)?;
     Ok(i32::try_from(soft).unwrap_or(i32::MAX))
 }
 

@@ -465,7 +465,5 @@ pub fn force(cx: &mut Cx<'_>, tid: crate::kernel::Tid, info: SigInfo) {
         return;
     }
     thread.signals.pending.discard(bit(info.signo));
-    if thread.signals.pending.add(info).is_err() {
-        cx.kernel.kill_all(info.signo);
-    }
+    thread.signals.pending.add(info);
 }

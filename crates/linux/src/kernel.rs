@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
-use imbl::{OrdMap, Vector};
+use imbl::OrdMap;
 use kvmlet_abi::UserRegs;
 
 use crate::call::HostCall;
 use crate::channel::Channel;
 use crate::fd::{FdTable, FileId, OpenFile};
 use crate::mm::Mm;
+use crate::rlimit::Rlimits;
 use crate::sched::Sched;
 use crate::signal::{Interrupted, SigState, ThreadSignals};
 use crate::timer::Timers;
@@ -115,8 +116,8 @@ pub struct Process {
     pub dumpable: bool,
     /// CPU time of its threads, ended ones included, in nanoseconds.
     pub cpu_time_ns: u64,
-    /// Resource limits that prlimit(2) reports, by resource number.
-    pub rlimits: Vector<(u64, u64)>,
+    /// Resource limits (prlimit(2)).
+    pub rlimits: Rlimits,
 }
 
 /// One thread.

@@ -35,6 +35,7 @@ pub mod frame;
 pub mod futex;
 pub mod mm;
 pub mod personality;
+pub mod rlimit;
 pub mod sched;
 pub mod signal;
 pub mod symbols;

@@ -7,6 +7,7 @@ use kvmlet_abi::linux::{Sigaction, StackT};
 use crate::cx::Cx;
 use crate::kernel::{End, Kernel, Pid, Thread, Tid};
 use crate::outcome::{CallState, Resume, Wait, WaitOn};
+use crate::rlimit::Resource;
 use crate::sched::Call;
 use crate::timer::Timeline;
 
@@ -14,8 +15,6 @@ use crate::timer::Timeline;
 pub const NSIG: u8 = 64;
 /// First real-time signal (kernel's SIGRTMIN).
 pub const SIGRTMIN: u8 = 32;
-/// Queued real-time signals per process at most (RLIMIT_SIGPENDING as reported).
-pub const SIGPENDING_MAX: usize = 1024;
 
 #[allow(missing_docs)]
 pub mod signo {
@@ -35,14 +34,16 @@ pub mod signo {
     pub const SIGTTIN: u8 = 21;
     pub const SIGTTOU: u8 = 22;
     pub const SIGURG: u8 = 23;
+    pub const SIGXCPU: u8 = 24;
+    pub const SIGXFSZ: u8 = 25;
     pub const SIGVTALRM: u8 = 26;
     pub const SIGPROF: u8 = 27;
     pub const SIGWINCH: u8 = 28;
     pub const SIGSYS: u8 = 31;
 }
 use signo::{
-    SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGPIPE, SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP,
-    SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH,
+    SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP,
+    SIGTTIN, SIGTTOU, SIGURG, SIGWINCH,
 };
 
 /// SIG_DFL
@@ -137,41 +138,48 @@ pub struct Pending {
     queues: OrdMap<u8, Vector<SigInfo>>,
     /// Bits of the keys of `queues`.
     set: u64,
-    /// Queued signals that the sender pays for.
+    /// Queued signals that count against RLIMIT_SIGPENDING.
     counted: usize,
 }
 
 impl SigInfo {
-    /// Whether it takes one of the [`SIGPENDING_MAX`] places. A timer brings its own.
+    /// Whether it counts against RLIMIT_SIGPENDING. A timer counts itself, as long as it exists.
     fn is_counted(&self) -> bool {
-        self.signo >= SIGRTMIN && !matches!(self.detail, SigDetail::Timer { .. })
+        !matches!(self.detail, SigDetail::Timer { .. })
+    }
+
+    /// Whether it is queued however many of its number are pending.
+    fn is_realtime(&self) -> bool {
+        self.signo >= SIGRTMIN && self.is_counted()
     }
 }
 
 impl Pending {
     /// Adds a signal. A standard signal already pending is not added again, unless a timer sends it: every
     /// timer's signal is its own (send_sigqueue in kernel/signal.c), once.
-    ///
-    /// # Errors
-    /// `EAGAIN` when too many real-time signals are queued (sigqueue(3)).
-    pub fn add(&mut self, info: SigInfo) -> Result<(), Errno> {
-        if info.is_counted() {
-            if self.counted >= SIGPENDING_MAX {
-                return Err(Errno::EAGAIN);
-            }
-            self.counted = self.counted.saturating_add(1);
-        } else if let Some(queue) = self.queues.get(&info.signo) {
+    pub fn add(&mut self, info: SigInfo) {
+        if !info.is_realtime()
+            && let Some(queue) = self.queues.get(&info.signo)
+        {
             let merged = match info.detail {
                 SigDetail::Timer { id, .. } => queue.iter().any(|other| other.is_of_timer(id)),
                 _ => true,
             };
             if merged {
-                return Ok(());
+                return;
             }
+        }
+        if info.is_counted() {
+            self.counted = self.counted.saturating_add(1);
         }
         self.set |= bit(info.signo);
         self.queues.entry(info.signo).or_default().push_back(info);
-        Ok(())
+    }
+
+    /// Signals that count against RLIMIT_SIGPENDING.
+    #[must_use]
+    pub fn counted(&self) -> usize {
+        self.counted
     }
 
     /// The pending set.
@@ -220,8 +228,7 @@ impl Pending {
         let all = core::mem::take(self);
         for info in all.queues.into_iter().flat_map(|(_, queue)| queue) {
             if keep(&info) {
-                // What had a place has one again.
-                let _ = self.add(info);
+                self.add(info);
             }
         }
     }
@@ -290,6 +297,15 @@ impl Default for AltStack {
     }
 }
 
+/// Where a sent signal goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// Into the queue.
+    Queue,
+    /// Nowhere: it is pending already, and the queue is full.
+    None,
+}
+
 impl Kernel {
     /// Whether a signal to a thread has no effect: it is ignored, and the thread does not block it.
     #[must_use]
@@ -339,6 +355,39 @@ impl Kernel {
             .map(|thread| thread.tid)
     }
 
+    /// Queued signals and POSIX timers of a process, which RLIMIT_SIGPENDING counts.
+    #[must_use]
+    pub fn queued_signals(&self, pid: Pid) -> usize {
+        let shared = self.processes.get(&pid);
+        let shared = shared.map_or(0, |process| process.signals.pending.counted());
+        let threads = self.threads.values().filter(|thread| thread.pid == pid);
+        let own: usize = threads.map(|thread| thread.signals.pending.counted()).sum();
+        let timers = self.timers.posix_of(pid).count();
+        shared.saturating_add(own).saturating_add(timers)
+    }
+
+    /// Whether RLIMIT_SIGPENDING of a process lets one more signal or timer be queued.
+    #[must_use]
+    pub fn may_queue_signal(&self, pid: Pid) -> bool {
+        let limit = self.processes.get(&pid);
+        let limit = limit.map_or(0, |process| process.rlimits.soft(Resource::Sigpending));
+        (self.queued_signals(pid) as u64) < limit
+    }
+
+    /// Whether there is room for a signal beside those that are `pending` already (send_signal_locked
+    /// in kernel/signal.c). Standard signals always have some; so has the first of a number that kill(2)
+    /// sends.
+    fn place(&self, pid: Pid, pending: u64, info: &SigInfo) -> Result<Place, Errno> {
+        if !info.is_realtime() || self.may_queue_signal(pid) {
+            return Ok(Place::Queue);
+        }
+        match info.code {
+            SI_USER if pending & bit(info.signo) != 0 => Ok(Place::None),
+            SI_USER => Ok(Place::Queue),
+            _ => Err(Errno::EAGAIN),
+        }
+    }
+
     /// Sends a signal to one thread (tgkill(2), synchronous faults that may be blocked).
     ///
     /// # Errors
@@ -350,9 +399,13 @@ impl Kernel {
         if self.drops_for_thread(tid, info.signo) {
             return Ok(());
         }
+        let thread = self.threads.get(&tid).ok_or(Errno::ESRCH)?;
+        if self.place(thread.pid, thread.signals.pending.set(), &info)? == Place::None {
+            return Ok(());
+        }
         let thread = self.threads.get_mut(&tid).ok_or(Errno::ESRCH)?;
         let blocked = thread.signals.mask & bit(info.signo) != 0;
-        thread.signals.pending.add(info)?;
+        thread.signals.pending.add(info);
         self.signal_pending();
         if !blocked {
             self.interrupt(tid);
@@ -368,8 +421,12 @@ impl Kernel {
         if self.drops_for_process(pid, info.signo) && self.processes.contains_key(&pid) {
             return Ok(());
         }
+        let process = self.processes.get(&pid).ok_or(Errno::ESRCH)?;
+        if self.place(pid, process.signals.pending.set(), &info)? == Place::None {
+            return Ok(());
+        }
         let process = self.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
-        process.signals.pending.add(info)?;
+        process.signals.pending.add(info);
         self.signal_pending();
         if let Some(tid) = self.taker(pid, info.signo) {
             self.interrupt(tid);
@@ -559,8 +616,8 @@ pub struct Interrupted {
     pub until: Option<(Timeline, i64)>,
 }
 
-/// SIGPIPE to the calling thread, for a write to a pipe without readers.
-pub fn send_sigpipe(cx: &mut Cx<'_>) {
+/// A signal to the calling thread, for what its call did (send_sig in kernel/signal.c): SIGPIPE, SIGXFSZ.
+pub fn send_to_self(cx: &mut Cx<'_>, signo: u8) {
     let tid = cx.tid;
     let detail = SigDetail::Sender {
         pid: cx.process().map_or(0, |p| p.pid.0),
@@ -568,7 +625,7 @@ pub fn send_sigpipe(cx: &mut Cx<'_>) {
         value: 0,
     };
     let info = SigInfo {
-        signo: SIGPIPE,
+        signo,
         code: SI_USER,
         detail,
         ..SigInfo::default()
@@ -617,11 +674,11 @@ mod tests {
     #[test]
     fn standard_signals_merge_and_realtime_signals_queue() {
         let mut pending = Pending::default();
-        pending.add(info(10, 1)).unwrap();
-        pending.add(info(10, 2)).unwrap();
-        pending.add(info(40, 1)).unwrap();
-        pending.add(info(34, 1)).unwrap();
-        pending.add(info(40, 2)).unwrap();
+        pending.add(info(10, 1));
+        pending.add(info(10, 2));
+        pending.add(info(40, 1));
+        pending.add(info(34, 1));
+        pending.add(info(40, 2));
         let order: Vec<(u8, i32)> = std::iter::from_fn(|| pending.take(u64::MAX))
             .map(|i| (i.signo, i.code))
             .collect();
@@ -629,12 +686,29 @@ mod tests {
     }
 
     #[test]
-    fn queue_is_bounded() {
-        let mut pending = Pending::default();
-        for _ in 0..SIGPENDING_MAX {
-            pending.add(info(40, 0)).unwrap();
+    fn queues_are_bounded_together() {
+        use crate::testing::{PID, Sandbox, TID};
+        let mut s = Sandbox::new(std::path::Path::new("/usr"));
+        s.kernel.threads.get_mut(&TID).unwrap().signals.mask = u64::MAX;
+        let process = s.kernel.processes.get(&PID).unwrap();
+        let limit = process.rlimits.soft(Resource::Sigpending);
+        for number in 0..limit {
+            let sent = match number % 2 {
+                0 => s.kernel.send_to_process(PID, info(40, SI_TKILL)),
+                _ => s.kernel.send_to_thread(TID, info(41, SI_TKILL)),
+            };
+            assert_eq!(sent, Ok(()));
         }
-        assert_eq!(pending.add(info(40, 0)), Err(Errno::EAGAIN));
+        let full = Err(Errno::EAGAIN);
+        assert_eq!(s.kernel.send_to_process(PID, info(40, SI_TKILL)), full);
+        assert_eq!(s.kernel.send_to_thread(TID, info(42, SI_TKILL)), full);
+        // kill(2) and standard signals add one of each number at most.
+        for signo in [10, 40, 43] {
+            for _ in 0..2 {
+                assert_eq!(s.kernel.send_to_process(PID, info(signo, SI_USER)), Ok(()));
+            }
+        }
+        assert_eq!(s.kernel.queued_signals(PID) as u64, limit + 2);
     }
 
     #[test]

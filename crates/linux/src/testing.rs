@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use imbl::{OrdMap, Vector};
+use imbl::OrdMap;
 use kvmlet_abi::linux::{Iovec, Stat};
 use kvmlet_abi::{Errno, Gva, UserRegs};
 use kvmlet_mem::{GuestMemory, PageTables};
@@ -120,7 +120,7 @@ impl Sandbox {
         let process = Process {
             pid: PID,
             ppid: Pid(0),
-            mm: Mm::new(AslrSeed::default()),
+            mm: Mm::new(AslrSeed::default(), 8 << 20),
             fds: FdTable::default(),
             cwd: dir,
             umask: 0o022,
@@ -131,7 +131,7 @@ impl Sandbox {
             auxv: Arc::from(&[0u8; 16][..]),
             dumpable: true,
             cpu_time_ns: 0,
-            rlimits: Vector::new(),
+            rlimits: Default::default(),
         };
         let thread = Thread {
             tid: TID,

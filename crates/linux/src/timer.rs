@@ -10,8 +10,6 @@ use crate::kernel::{Kernel, Pid, Tid};
 use crate::outcome::WaitOn;
 use crate::signal::{SI_KERNEL, SI_TIMER, SigDetail, SigInfo, signo};
 
-/// POSIX timers of a process at most (Linux counts them against RLIMIT_SIGPENDING).
-pub const TIMERS_MAX: usize = 1024;
 /// Least distance of two expiries that nobody acknowledges, and of two CPU-time expiries, in
 /// nanoseconds: a tick of a 250 Hz kernel, at which Linux looks at such timers.
 pub const TICK_NS: i64 = 4_000_000;
@@ -49,6 +47,8 @@ pub enum TimerKey {
     Posix(Pid, i32),
     /// A thread that sleeps on a CPU clock.
     Sleep(Tid),
+    /// RLIMIT_CPU of a process.
+    CpuLimit(Pid),
 }
 
 /// When a timer expires. Every field is 0 while it is disarmed.
@@ -130,6 +130,8 @@ pub struct Timers {
     /// Last id given in each process.
     next_ids: OrdMap<Pid, i32>,
     sleepers: OrdMap<Tid, (Timeline, i64)>,
+    /// CPU time at which RLIMIT_CPU is looked at next, in nanoseconds.
+    cpu_limits: OrdMap<Pid, i64>,
     /// What expires next; no set is empty.
     queues: OrdMap<Timeline, OrdSet<(i64, TimerKey)>>,
 }
@@ -178,17 +180,14 @@ impl Timers {
             .map(|((_, id), timer)| (*id, timer))
     }
 
-    /// The id that the next timer of a process gets; `None` when it has too many.
+    /// The id that the next timer of a process gets.
     #[must_use]
-    pub fn next_id(&self, pid: Pid) -> Option<i32> {
-        if self.posix_of(pid).count() >= TIMERS_MAX {
-            return None;
-        }
+    pub fn next_id(&self, pid: Pid) -> i32 {
         let mut id = self.next_ids.get(&pid).copied().unwrap_or(0);
         while self.posix.contains_key(&(pid, id)) {
             id = following(id);
         }
-        Some(id)
+        id
     }
 
     /// Adds a POSIX timer under an id of [`Timers::next_id`].
@@ -267,6 +266,18 @@ impl Timers {
         }
     }
 
+    /// RLIMIT_CPU of a process is looked at when it has used this much CPU time; `None` for never.
+    pub(crate) fn set_cpu_limit(&mut self, pid: Pid, at_ns: Option<i64>) {
+        let (timeline, key) = (Timeline::Process(pid), TimerKey::CpuLimit(pid));
+        if let Some(old_ns) = self.cpu_limits.remove(&pid) {
+            self.dequeue(timeline, old_ns, key);
+        }
+        if let Some(at_ns) = at_ns {
+            self.cpu_limits.insert(pid, at_ns);
+            self.enqueue(timeline, at_ns, key);
+        }
+    }
+
     /// A thread has ended: nothing sleeps for it, and no timer on its CPU clock expires any more.
     pub fn thread_gone(&mut self, tid: Tid) {
         self.wake(tid);
@@ -283,7 +294,7 @@ impl Timers {
                 TimerKey::Sleep(tid) => {
                     self.sleepers.remove(&tid);
                 }
-                TimerKey::Interval(..) => {}
+                TimerKey::Interval(..) | TimerKey::CpuLimit(_) => {}
             }
         }
     }
@@ -367,6 +378,7 @@ impl Kernel {
                 TimerKey::Interval(pid, which) => self.fire_interval(pid, which, now),
                 TimerKey::Posix(pid, id) => self.fire_posix(pid, id, now),
                 TimerKey::Sleep(tid) => self.end_sleep(tid),
+                TimerKey::CpuLimit(pid) => self.fire_cpu_limit(pid),
             }
         }
     }
@@ -604,5 +616,6 @@ fn sent(result: Result<(), kvmlet_abi::Errno>) -> Sent {
     }
 }
 
+mod cpu_limit;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ const R: u32 = 1;
 const RW: u32 = 3;
 const RX: u32 = 5;
 const PRIVATE: u32 = 2;
+const NORESERVE: u32 = 0x4000;
 const FIXED: u32 = 0x10;
 
 fn pages(count: u64) -> u64 {
@@ -92,7 +93,7 @@ fn another_file_shows_what_somebody_writes_to_it() {
 fn a_page_of_a_large_mapping_costs_no_more_than_a_large_page() {
     let mut f = Fixture::new(256 * MIB);
     let before = f.mem.resident_bytes();
-    let at = f.map(0, 1 << 30, RW, PRIVATE).unwrap();
+    let at = f.map(0, 1 << 30, RW, PRIVATE | NORESERVE).unwrap();
     assert_eq!(f.mem.resident_bytes(), before);
     f.store(at + (500 << 20), 1).unwrap();
     assert_eq!(f.mem.resident_bytes() - before, 2 * MIB);

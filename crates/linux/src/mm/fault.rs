@@ -135,7 +135,8 @@ impl Space<'_> {
             self.map_huge_ahead(vma, block);
             return Ok(());
         }
-        let pages = if vma.len_bytes() >= AROUND_LARGE_FROM {
+        let large = vma.len_bytes() >= AROUND_LARGE_FROM;
+        let pages = if large || vma.flags.contains(VmaFlags::GROWSDOWN) {
             AROUND_LARGE_PAGES
         } else {
             AROUND_PAGES
@@ -329,28 +330,40 @@ impl Space<'_> {
         if !stack.flags.contains(VmaFlags::GROWSDOWN) || start < USER_START.0 {
             return Err(FaultError::MAPERR);
         }
-        if stack.end - start > self.limits.stack {
+        // A step at a time where there is room for it, as its pages are mapped.
+        let step = start & !(AROUND_LARGE_PAGES * PAGE_SIZE - 1);
+        let start = if step >= USER_START.0 && self.may_grow_stack(&stack, step) {
+            step
+        } else if self.may_grow_stack(&stack, start) {
+            start
+        } else {
             return Err(FaultError::MAPERR);
-        }
-        if let Some(prev) = self.mm.prev_start(start)
-            && !prev.flags.contains(VmaFlags::GROWSDOWN)
-            && !prev.prot.is_empty()
-            && start < prev.end.saturating_add(STACK_GUARD_GAP)
-        {
-            return Err(FaultError::MAPERR);
-        }
-        let grown = stack.start - start;
-        self.check_address_space(grown)
-            .map_err(|_| FaultError::MAPERR)?;
-        let locked = stack.flags.contains(VmaFlags::LOCKED);
-        if locked && self.mm.locked_bytes().saturating_add(grown) > self.limits.locked {
-            return Err(FaultError::MAPERR);
-        }
+        };
         let mut vma = stack;
         self.mm.vmas.remove(&vma.start);
         vma.start = start;
         self.mm.vmas.insert(start, vma.clone());
         Ok(vma)
+    }
+
+    /// Whether the limits and what lies below let the stack begin at `start` (acct_stack_growth).
+    fn may_grow_stack(&self, stack: &Vma, start: u64) -> bool {
+        let blocked = self.mm.prev_start(stack.start).is_some_and(|prev| {
+            let gap = if prev.flags.contains(VmaFlags::GROWSDOWN) || prev.prot.is_empty() {
+                0
+            } else {
+                STACK_GUARD_GAP
+            };
+            start < prev.end.saturating_add(gap)
+        });
+        let grown = stack.start - start;
+        let locked = stack.flags.contains(VmaFlags::LOCKED)
+            && self.mm.locked_bytes().saturating_add(grown) > self.limits.locked;
+        !blocked
+            && !locked
+            && stack.end - start <= self.limits.stack
+            && self.check_address_space(grown).is_ok()
+            && self.check_overcommit(grown).is_ok()
     }
 }
 

@@ -9,11 +9,12 @@ use kvmlet_abi::{Errno, Gva};
 use kvmlet_mem::{GuestMemory, PageSize, PageTables, PendingFlush, PteFlags};
 use kvmlet_policy::Policy;
 
-use super::space::{Limits, UNLIMITED};
+use super::space::Limits;
 use super::*;
 use crate::fd::OpenFlags;
 use crate::host::{Host, HostKind};
 use crate::kernel::Ids;
+use crate::rlimit::{INFINITY, Rlimit};
 use crate::vfs::attr::FileTime;
 use crate::vfs::tmpfs::{NewAttr, TmpFs};
 
@@ -37,15 +38,18 @@ impl Fixture {
         let tables = PageTables::new(&mut mem).unwrap();
         let policy = Policy::with_working_directory(b"/usr").unwrap();
         Self {
-            mm: Mm::new(AslrSeed::default()),
+            mm: Mm::new(AslrSeed::default(), 8 << 20),
             empty_bytes: mem.used_bytes(),
             mem,
             tables,
             host: Host::new(policy, 0).unwrap(),
             tmpfs: TmpFs::new(FileTime::from_ns(0)),
             limits: Limits {
-                address_space: UNLIMITED,
-                data: UNLIMITED,
+                address_space: INFINITY,
+                data: Rlimit {
+                    soft: INFINITY,
+                    hard: INFINITY,
+                },
                 stack: 8 * MIB,
                 locked: 8 * MIB,
             },

@@ -7,10 +7,11 @@ use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
-use super::space::{Space, UNLIMITED};
+use super::space::Space;
 use super::vma::{Prot, Vma, VmaFlags};
 use super::{Access, FaultError};
 use crate::cx::Cx;
+use crate::rlimit::INFINITY;
 
 /// mlockall(2): what is mapped now.
 pub const MCL_CURRENT: u32 = 1;
@@ -107,7 +108,7 @@ impl Space<'_> {
             .and_then(page_align_up)
             .and_then(|len| start.checked_add(len))
             .ok_or(Errno::EINVAL)?;
-        if locking && self.limits.locked != UNLIMITED {
+        if locking && self.limits.locked != INFINITY {
             let already: u64 = self
                 .mm
                 .parts(start, end)

@@ -14,11 +14,6 @@ use crate::cx::Cx;
 use crate::fd::OpenFlags;
 use crate::vfs::tmpfs::{SEAL_FUTURE_WRITE, SEAL_WRITE};
 
-/// Memory that one mapping may promise. Linux's heuristic overcommit refuses what exceeds RAM and
-/// swap together; ours lets a program reserve more than its memory limit (it ends when it touches
-/// too much), but nothing absurd.
-const OVERCOMMIT_MAX_BYTES: u64 = 64 << 30;
-
 bitflags! {
     /// Flags of mmap(2) beside the mapping type.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -180,11 +175,12 @@ impl Space<'_> {
             .map_or(Source::Anon, |file| file.source);
         let replaced: u64 = self.mm.parts(start, end).map(|part| part.len_bytes()).sum();
         self.check_address_space(len.saturating_sub(replaced))?;
-        if prot.contains(Prot::WRITE) && !vma_flags.contains(VmaFlags::SHARED) {
-            self.check_data(len)?;
+        let private_write = prot.contains(Prot::WRITE) && !vma_flags.contains(VmaFlags::SHARED);
+        if private_write && !vma_flags.contains(VmaFlags::GROWSDOWN) {
+            self.check_data(len.saturating_sub(replaced))?;
         }
-        let promised = prot.contains(Prot::WRITE) || vma_flags.contains(VmaFlags::SHARED);
-        if promised && source == Source::Anon && !vma_flags.contains(VmaFlags::NORESERVE) {
+        let shared_anon = source == Source::Anon && vma_flags.contains(VmaFlags::SHARED);
+        if (private_write || shared_anon) && !vma_flags.contains(VmaFlags::NORESERVE) {
             self.check_overcommit(len)?;
         }
         if self.mm.any_sealed(start, end) {
@@ -308,12 +304,14 @@ impl Space<'_> {
         Ok(vma_flags)
     }
 
-    /// Whether a mapping may promise that much memory.
+    /// Whether a mapping may promise that much memory: not more than the sandbox could ever have, as
+    /// Linux's heuristic overcommit has it (__vm_enough_memory in mm/util.c). Who asks counts neither
+    /// mappings that cannot be written nor those with MAP_NORESERVE.
     ///
     /// # Errors
     /// `ENOMEM` if not.
     pub fn check_overcommit(&self, len: u64) -> Result<(), Errno> {
-        if len > OVERCOMMIT_MAX_BYTES.max(self.mem.limit_bytes()) {
+        if len > self.mem.limit_bytes() {
             return Err(Errno::ENOMEM);
         }
         Ok(())
@@ -410,7 +408,7 @@ impl Space<'_> {
         let len = part.len_bytes();
         if changed.is_data() && !part.is_data() {
             self.check_data(len)?;
-            if changed.backing == Backing::Anon && !part.flags.contains(VmaFlags::NORESERVE) {
+            if !part.flags.contains(VmaFlags::NORESERVE) {
                 self.check_overcommit(len)?;
             }
         }
@@ -456,7 +454,7 @@ impl Space<'_> {
         if addr < heap.start {
             return Err(Errno::ENOMEM);
         }
-        if addr.saturating_sub(heap.start) > self.limits.data {
+        if addr.saturating_sub(heap.start) > self.limits.data.soft {
             return Err(Errno::ENOMEM);
         }
         let new = page_align_up(addr)

@@ -151,13 +151,14 @@ pub struct Layout {
 
 impl Layout {
     /// Draws a layout as Linux does for x86-64 with full randomisation (mmap_base and
-    /// arch_align_stack of arch/x86/mm/mmap.c).
+    /// arch_align_stack of arch/x86/mm/mmap.c). The stack has room for what RLIMIT_STACK lets it be.
     #[must_use]
-    pub fn draw(seed: AslrSeed) -> Self {
+    pub fn draw(seed: AslrSeed, stack_limit_bytes: u64) -> Self {
         let end = USER_END.0;
         let stack_random = (seed.stack % STACK_RANDOM_PAGES) * PAGE_SIZE;
         let mmap_random = (seed.mmap % MMAP_RANDOM_PAGES) * PAGE_SIZE;
-        let gap = STACK_SPACE + STACK_RANDOM_PAGES * PAGE_SIZE + STACK_GUARD_GAP;
+        let space = stack_limit_bytes.clamp(STACK_SPACE, end / 6 * 5) / PAGE_SIZE * PAGE_SIZE;
+        let gap = space + STACK_RANDOM_PAGES * PAGE_SIZE + STACK_GUARD_GAP;
         Self {
             mmap_top: end - gap - mmap_random,
             stack_top: end - stack_random,
@@ -195,11 +196,11 @@ pub struct Mm {
 }
 
 impl Mm {
-    /// An empty address space.
+    /// An empty address space with room for a stack of `stack_limit_bytes`.
     #[must_use]
-    pub fn new(seed: AslrSeed) -> Self {
+    pub fn new(seed: AslrSeed, stack_limit_bytes: u64) -> Self {
         Self {
-            layout: Layout::draw(seed),
+            layout: Layout::draw(seed, stack_limit_bytes),
             ..Self::default()
         }
     }
@@ -280,6 +281,14 @@ pub struct Region {
 /// cannot map the file.
 pub fn map_region(cx: &mut Cx<'_>, region: &Region) -> Result<(), Errno> {
     Space::of(cx)?.map_region(region)
+}
+
+/// Whether RLIMIT_AS lets the calling process map `more_bytes`.
+///
+/// # Errors
+/// `ENOMEM` if not.
+pub fn check_address_space(cx: &mut Cx<'_>, more_bytes: u64) -> Result<(), Errno> {
+    Space::of(cx)?.check_address_space(more_bytes)
 }
 
 /// Unmaps everything in the calling process's address space (exec, exit) and forgets its layout.

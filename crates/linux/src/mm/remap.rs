@@ -197,7 +197,9 @@ impl Space<'_> {
         self.check_address_space(more)?;
         if vma.is_data() {
             self.check_data(more)?;
-            self.check_overcommit(new_len)?;
+            if !vma.flags.contains(VmaFlags::NORESERVE) {
+                self.check_overcommit(new_len)?;
+            }
         }
         Ok(())
     }

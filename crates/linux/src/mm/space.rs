@@ -15,20 +15,18 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::host::{Host, HostId};
 use crate::kernel::Ids;
+use crate::rlimit::{INFINITY, Resource, Rlimit};
 use crate::vfs::attr::FileTime;
 use crate::vfs::hostfs::attr_of;
 use crate::vfs::tmpfs::{InodeId, NewAttr, SEAL_SEAL, Stale, TmpFs};
 
-/// No limit (RLIM_INFINITY).
-pub const UNLIMITED: u64 = u64::MAX;
-
-/// Soft resource limits that bear on memory, in bytes.
+/// Resource limits that bear on memory, in bytes; soft ones, if not said otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// RLIMIT_AS
     pub address_space: u64,
-    /// RLIMIT_DATA
-    pub data: u64,
+    /// RLIMIT_DATA, the hard limit too
+    pub data: Rlimit,
     /// RLIMIT_STACK
     pub stack: u64,
     /// RLIMIT_MEMLOCK
@@ -80,17 +78,12 @@ impl<'a> Space<'a> {
     pub fn of(cx: &'a mut Cx<'_>) -> Result<Self, Errno> {
         let pid = cx.kernel.threads.get(&cx.tid).ok_or(Errno::ESRCH)?.pid;
         let process = cx.kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
-        let limit = |number: usize| {
-            process
-                .rlimits
-                .get(number)
-                .map_or(UNLIMITED, |rlimit| rlimit.0)
-        };
+        let rlimits = &process.rlimits;
         let limits = Limits {
-            data: limit(2),
-            stack: limit(3),
-            locked: limit(8),
-            address_space: limit(9),
+            data: rlimits.get(Resource::Data),
+            stack: rlimits.soft(Resource::Stack),
+            locked: rlimits.soft(Resource::Memlock),
+            address_space: rlimits.soft(Resource::AddressSpace),
         };
         Ok(Self {
             mm: &mut process.mm,
@@ -196,7 +189,7 @@ impl<'a> Space<'a> {
     /// `ENOMEM` if not.
     pub fn check_address_space(&self, more_bytes: u64) -> Result<(), Errno> {
         let limit = self.limits.address_space;
-        if limit != UNLIMITED && self.mm.total_bytes().saturating_add(more_bytes) > limit {
+        if limit != INFINITY && self.mm.total_bytes().saturating_add(more_bytes) > limit {
             return Err(Errno::ENOMEM);
         }
         Ok(())
@@ -207,8 +200,10 @@ impl<'a> Space<'a> {
     /// # Errors
     /// `ENOMEM` if not.
     pub fn check_data(&self, more_bytes: u64) -> Result<(), Errno> {
-        let limit = self.limits.data;
-        if limit != UNLIMITED && self.mm.data_bytes().saturating_add(more_bytes) > limit {
+        let Rlimit { soft, hard } = self.limits.data;
+        // Linux lets 0 pass: Valgrind sets it to have no break (may_expand_vm in mm/mmap.c).
+        let limit = if soft == 0 { hard } else { soft };
+        if limit != INFINITY && self.mm.data_bytes().saturating_add(more_bytes) > limit {
             return Err(Errno::ENOMEM);
         }
         Ok(())

@@ -15,6 +15,7 @@ const NONE: u32 = 0;
 const SHARED: u32 = 1;
 const PRIVATE: u32 = 2;
 const FIXED: u32 = 0x10;
+const NORESERVE: u32 = 0x4000;
 
 fn pages(count: u64) -> u64 {
     count * PAGE_SIZE
@@ -164,7 +165,7 @@ fn huge_pages_are_refused_and_asked_for_by_advice() {
 #[test]
 fn the_limit_ends_in_out_of_memory_and_nothing_is_lost() {
     let mut f = Fixture::new(8 * MIB);
-    let at = f.map(0, 64 * MIB, RW, PRIVATE).unwrap();
+    let at = f.map(0, 64 * MIB, RW, PRIVATE | NORESERVE).unwrap();
     let mut touched = 0;
     let error = loop {
         match f.store(at + touched, 1) {
@@ -182,9 +183,41 @@ fn the_limit_ends_in_out_of_memory_and_nothing_is_lost() {
 }
 
 #[test]
+fn what_the_sandbox_could_never_have_is_refused() {
+    let (total, more) = (64 * MIB, 64 * MIB + PAGE_SIZE);
+    let mut f = Fixture::new(total);
+    let refused = Err(Errno::ENOMEM);
+    assert_eq!(f.map(0, more, RW, PRIVATE), refused);
+    assert_eq!(f.map(0, more, RW, SHARED), refused);
+    assert!(f.map(0, total, RW, PRIVATE).is_ok());
+    assert!(f.map(0, more, RW, PRIVATE | NORESERVE).is_ok());
+    assert!(f.map(0, more, R, PRIVATE).is_ok());
+    let none = f.map(0, more, NONE, PRIVATE).unwrap();
+    assert_eq!(f.space().mprotect(none, more, RW), Err(Errno::ENOMEM));
+    assert_eq!(f.space().mprotect(none, more, R), Ok(()));
+    assert_eq!(f.space().mprotect(none, total, RW), Ok(()));
+    let free = f.map(0, more, NONE, PRIVATE | NORESERVE).unwrap();
+    assert_eq!(f.space().mprotect(free, more, RW), Ok(()));
+    let small = f.map(0, pages(1), RW, PRIVATE).unwrap();
+    let longer = |addr, old_len_bytes| RemapRequest {
+        addr,
+        old_len_bytes,
+        new_len_bytes: more + pages(9),
+        flags: RemapFlags::MAYMOVE.bits(),
+        new_addr: 0,
+    };
+    assert_eq!(f.space().remap(&longer(small, pages(1))), refused);
+    assert!(f.space().remap(&longer(free, more)).is_ok());
+    f.mm.set_brk_start(0x1000_0000);
+    assert_eq!(f.space().brk(0x1000_0000 + more), 0x1000_0000);
+    assert_eq!(f.space().brk(0x1000_0000 + total), 0x1000_0000 + total);
+    f.check_no_leak();
+}
+
+#[test]
 fn a_sparse_reader_is_not_charged_for_what_it_skips() {
     let mut f = Fixture::new(8 * MIB);
-    let at = f.map(0, 32 * MIB, RW, PRIVATE).unwrap();
+    let at = f.map(0, 32 * MIB, RW, PRIVATE | NORESERVE).unwrap();
     for page in 0..64 {
         f.load(at + page * 128 * PAGE_SIZE).unwrap();
     }
@@ -399,7 +432,7 @@ fn the_heap_follows_the_break() {
     assert_eq!(f.space().brk(start + 1), start + 1);
     assert_eq!(f.load(start + 4095), Ok(1));
     assert_eq!(f.load(start + 4096), Err(FaultError::MAPERR));
-    f.limits.data = pages(2);
+    f.limits.data.soft = pages(2);
     assert_eq!(f.space().brk(start + pages(3)), start + 1);
     assert_eq!(f.space().brk(start - 1), start + 1);
     f.check_no_leak();
@@ -675,21 +708,29 @@ fn maps_are_printed_as_linux_does() {
 #[test]
 fn layouts_differ_and_stay_in_bounds() {
     for word in [0, 1, u64::MAX, 0x1234_5678_9abc_def0] {
-        let layout = Layout::draw(AslrSeed {
+        let seed = AslrSeed {
             mmap: word,
             stack: word,
             exe: word,
             brk: word,
-        });
+        };
+        let layout = Layout::draw(seed, 8 * MIB);
         assert!(layout.stack_top <= USER_END.0 && layout.mmap_top < layout.stack_top - 8 * MIB);
+        for limit in [8 * MIB, 3 << 30, 1 << 40, u64::MAX] {
+            let layout = Layout::draw(seed, limit);
+            let space = limit.min(USER_END.0 / 6 * 5);
+            assert!(layout.mmap_top < layout.stack_top - space, "{limit:#x}");
+            assert!(layout.mmap_top > USER_END.0 / 8, "{limit:#x}");
+        }
         assert!(layout.exe_base + (1 << 40) < layout.mmap_top);
         assert!(Gva(layout.mmap_top).is_page_aligned() && Gva(layout.exe_base).is_page_aligned());
     }
     let draw = |mmap| {
-        Layout::draw(AslrSeed {
+        let seed = AslrSeed {
             mmap,
             ..AslrSeed::default()
-        })
+        };
+        Layout::draw(seed, 8 * MIB)
     };
     assert_ne!(draw(1), draw(2));
 }

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use imbl::{OrdMap, Vector};
+use imbl::OrdMap;
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE, UserRegs};
 use kvmlet_mem::{GuestMemory, PageTables};
@@ -24,6 +24,7 @@ use crate::vfs;
 const RW: u64 = 3;
 const SHARED: u64 = 0x21;
 const PRIVATE: u64 = 0x22;
+const NORESERVE: u64 = 0x4000;
 const PID: Pid = Pid(1);
 
 struct Guest {
@@ -40,7 +41,7 @@ impl Guest {
         let process = Process {
             pid: PID,
             ppid: Pid(0),
-            mm: Mm::new(AslrSeed::default()),
+            mm: Mm::new(AslrSeed::default(), 8 << 20),
             fds: FdTable::default(),
             cwd: vfs::Dir::Path(Arc::from(&b"/usr"[..])),
             umask: 0o022,
@@ -51,7 +52,7 @@ impl Guest {
             auxv: Arc::from(&b""[..]),
             dumpable: true,
             cpu_time_ns: 0,
-            rlimits: Vector::new(),
+            rlimits: Default::default(),
         };
         let thread = Thread {
             tid: Tid(PID.0),
@@ -242,7 +243,7 @@ fn strings_end_at_their_nul() {
 #[test]
 fn running_out_of_memory_in_a_call_ends_the_run() {
     let mut guest = Guest::new(8 * MIB);
-    let at = guest.map(16 * MIB, RW, PRIVATE);
+    let at = guest.map(16 * MIB, RW, PRIVATE | NORESERVE);
     let mut cx = guest.cx();
     let zeros = vec![0; 16 << 20];
     assert!(cx.write(Gva(at), &zeros).is_err());

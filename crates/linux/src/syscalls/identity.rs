@@ -8,6 +8,7 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 use crate::clock;
 use crate::cx::Cx;
 use crate::outcome::SysResult;
+use crate::rlimit::{self, Resource};
 
 /// Version string of uname(2): the Linux whose calls the table follows.
 pub const RELEASE: &str = "6.1.0-kvmlet";
@@ -246,40 +247,40 @@ pub fn sys_sysinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 }
 
 #[allow(clippy::cast_possible_truncation)]
-fn prlimit(cx: &mut Cx<'_>, resource: u64, new: Option<Rlimit>) -> Result<Rlimit, Errno> {
-    let index = usize::try_from(resource as u32).map_err(|_| Errno::EINVAL)?;
-    let limits = &mut cx.process()?.rlimits;
-    let (cur, max) = *limits.get(index).ok_or(Errno::EINVAL)?;
-    if let Some(limit) = new {
-        if limit.rlim_cur > limit.rlim_max {
-            return Err(Errno::EINVAL);
-        }
-        if limit.rlim_max > max {
-            return Err(Errno::EPERM);
-        }
-        limits.set(index, (limit.rlim_cur, limit.rlim_max));
+fn prlimit(cx: &mut Cx<'_>, number: u64, new: Option<Rlimit>) -> Result<Rlimit, Errno> {
+    let resource = Resource::from_number(number as u32).ok_or(Errno::EINVAL)?;
+    let process = cx.process()?;
+    let (pid, old) = (process.pid, process.rlimits.get(resource));
+    if let Some(Rlimit { rlim_cur, rlim_max }) = new {
+        let new = rlimit::Rlimit {
+            soft: rlim_cur,
+            hard: rlim_max,
+        };
+        cx.kernel.set_rlimit(pid, resource, new)?;
     }
     Ok(Rlimit {
-        rlim_cur: cur,
-        rlim_max: max,
+        rlim_cur: old.soft,
+        rlim_max: old.hard,
     })
 }
 
-/// prlimit64(2), of the own process.
+/// prlimit64(2), of the own process, which every thread's id names.
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`, `EPERM`, `EFAULT`.
 #[allow(clippy::cast_possible_truncation)]
 pub fn sys_prlimit64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let own = cx.process()?.pid.0;
-    if !(args[0] as i32 == 0 || args[0] as i32 == own) {
-        return Err(Errno::ESRCH);
-    }
     let new = if args[2] == 0 {
         None
     } else {
         Some(cx.read_struct(Gva(args[2]))?)
     };
+    let own = cx.process()?.pid;
+    let named = crate::kernel::Tid(args[0] as i32);
+    let thread = cx.kernel.threads.get(&named);
+    if named.0 != 0 && named.0 != own.0 && thread.is_none_or(|thread| thread.pid != own) {
+        return Err(Errno::ESRCH);
+    }
     let old = prlimit(cx, args[1], new)?;
     if args[3] != 0 {
         cx.write_struct(Gva(args[3]), &old)?;

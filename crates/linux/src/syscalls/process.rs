@@ -6,8 +6,6 @@ use crate::cx::Cx;
 use crate::exec::{self, ExecRequest};
 use crate::outcome::{CallState, Outcome, SysResult};
 
-/// Bytes of arguments and environment together at most: a quarter of the 8 MiB stack limit.
-const ARG_MAX: usize = 2 << 20;
 const PATH_MAX: usize = 4096;
 /// Longest single argument (MAX_ARG_STRLEN).
 const ARG_STRLEN_MAX: usize = 131_072;
@@ -39,7 +37,7 @@ fn read_strings(cx: &mut Cx<'_>, array_gva: u64, left: &mut usize) -> Result<Vec
 /// execve(2)
 pub fn sys_execve(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
     let request = |cx: &mut Cx<'_>| -> Result<ExecRequest, Errno> {
-        let mut left = ARG_MAX;
+        let mut left = usize::try_from(exec::arguments_max(cx)?).unwrap_or(usize::MAX);
         let path = cx.read_cstr(Gva(args[0]), PATH_MAX)?;
         let argv = read_strings(cx, args[1], &mut left)?;
         let envp = read_strings(cx, args[2], &mut left)?;

@@ -22,10 +22,6 @@ struct Tried {
 
 fn set_up() -> Tried {
     let mut sandbox = Sandbox::new(std::path::Path::new("/usr"));
-    if let Some(process) = sandbox.kernel.processes.get_mut(&crate::testing::PID) {
-        process.rlimits = vec![(u64::MAX, u64::MAX); 16].into();
-        process.rlimits.set(7, (1024, 1024));
-    }
     for name in ["/tmp/d", "/tmp/d/e", "/tmp/gone"] {
         call!(sandbox, "mkdir", name, 0o777).unwrap();
     }

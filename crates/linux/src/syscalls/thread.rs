@@ -7,6 +7,7 @@ use kvmlet_abi::{Errno, Gva};
 use crate::cx::Cx;
 use crate::kernel::{End, Thread, Tid};
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::rlimit::{self, Resource};
 use crate::signal::ThreadSignals;
 
 /// Threads of a program at most.
@@ -127,7 +128,9 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
             .unsupported("clone", format!("flags {flags:#x}"));
         return Err(Errno::EINVAL);
     }
-    if cx.kernel.threads.len() >= THREADS_MAX {
+    // Linux differs: root's threads count too.
+    let threads = cx.kernel.threads.len();
+    if threads >= THREADS_MAX || threads as u64 >= rlimit::soft(cx, Resource::Nproc)? {
         return Err(Errno::EAGAIN);
     }
     if flags & CLONE_SETTLS != 0 && new.tls >= USER_END.0 {

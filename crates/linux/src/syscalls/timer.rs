@@ -178,7 +178,10 @@ pub fn sys_timer_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     };
     let timeline = timer_timeline(cx, clock_id)?;
     let pid = cx.process()?.pid;
-    let id = cx.kernel.timers.next_id(pid).ok_or(Errno::EAGAIN)?;
+    if !cx.kernel.may_queue_signal(pid) {
+        return Err(Errno::EAGAIN);
+    }
+    let id = cx.kernel.timers.next_id(pid);
     let event = given.unwrap_or(Sigevent {
         sigev_value: u64::from(id.cast_unsigned()),
         sigev_signo: i32::from(signo::SIGALRM),

@@ -7,6 +7,7 @@ use kvmlet_abi::linux::{Itimerspec, Itimerval, Sigevent, Timespec, Timeval};
 
 use super::*;
 use crate::outcome::{CallState, Outcome};
+use crate::rlimit::Resource;
 use crate::signal::{SigInfo, bit};
 use crate::testing::{Arg, PID, Sandbox, TID, call};
 
@@ -169,12 +170,14 @@ fn an_ignored_timer_goes_on_coarsely() {
 #[test]
 fn timers_are_bounded_and_numbered_by_process() {
     let mut s = sandbox();
-    for number in 0..TIMERS_MAX as i64 {
+    let process = s.kernel.processes.get(&PID).unwrap();
+    let limit = process.rlimits.soft(Resource::Sigpending) as i64;
+    for number in 0..limit {
         assert_eq!(create(&mut s, 1, 0), Ok(number));
     }
     assert_eq!(create(&mut s, 1, 0), Err(Errno::EAGAIN));
     call!(s, "timer_delete", 5).unwrap();
-    assert_eq!(create(&mut s, 1, 0), Ok(TIMERS_MAX as i64));
+    assert_eq!(create(&mut s, 1, 0), Ok(limit));
     s.kernel.delete_posix_timers(PID);
     assert!(s.kernel.timers.posix_of(PID).next().is_none());
 }

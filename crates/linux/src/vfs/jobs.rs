@@ -43,7 +43,7 @@ fn write(cx: &mut Cx<'_>, host: HostId, bytes: &[u8], already: u64) -> SysResult
             Err(error) => {
                 let error = super::hostfs::errno(error);
                 if error == Errno::EPIPE {
-                    crate::signal::send_sigpipe(cx);
+                    crate::signal::send_to_self(cx, crate::signal::signo::SIGPIPE);
                 }
                 return if done > 0 { Ok(done) } else { Err(error) };
             }

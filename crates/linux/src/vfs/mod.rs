@@ -21,6 +21,7 @@ pub mod procfs;
 pub mod ready;
 pub mod request;
 pub mod signalfd;
+pub mod size_limit;
 pub mod stdio;
 pub mod stream;
 pub mod synth;

@@ -13,6 +13,7 @@ use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile};
 use crate::kernel::{Pid, Process, Thread, Tid};
 use crate::mm;
+use crate::rlimit::{INFINITY, Resource, Rlimit};
 use crate::syscalls::identity::{NODENAME, RELEASE};
 use crate::timer::Notify;
 
@@ -702,7 +703,7 @@ fn limits(process: &Process) -> String {
         ("Max realtime timeout", "us"),
     ];
     let value = |value: u64| {
-        if value == u64::MAX {
+        if value == INFINITY {
             "unlimited".to_owned()
         } else {
             value.to_string()
@@ -712,11 +713,17 @@ fn limits(process: &Process) -> String {
         "{:<26}{:<21}{:<21}{:<10}\n",
         "Limit", "Soft Limit", "Hard Limit", "Units"
     );
-    for ((name, unit), (soft, hard)) in NAMES.iter().zip(&process.rlimits) {
+    for ((name, unit), resource) in NAMES.iter().zip(Resource::ALL) {
+        let Rlimit { soft, hard } = process.rlimits.get(resource);
+        let unit = if unit.is_empty() {
+            String::new()
+        } else {
+            format!("{unit:<10}")
+        };
         out.push_str(&format!(
-            "{name:<26}{:<21}{:<21}{unit:<10}\n",
-            value(*soft),
-            value(*hard)
+            "{name:<26}{:<21}{:<21}{unit}\n",
+            value(soft),
+            value(hard)
         ));
     }
     out

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use kvmlet_abi::Errno;
 use rustix::io::ReadWriteFlags;
 
-use super::hostfs::errno;
+use super::attr::S_IFREG;
+use super::hostfs::{attr_of, errno};
 use super::pipe::PIPE_BUF;
 use super::ready::{POLLIN, POLLOUT, host_ready};
 use crate::host::{Host, HostId, HostKind};
@@ -209,6 +210,19 @@ pub fn seek_fd(fd: BorrowedFd<'_>, to: SeekTo) -> Result<u64, Errno> {
 /// The host's.
 pub fn set_size(host: &Host, id: HostId, size: u64) -> Result<(), Errno> {
     rustix::fs::ftruncate(host.get(id)?.fd.as_fd(), size).map_err(errno)
+}
+
+/// Size of a stream that is a regular file; nothing else has one.
+///
+/// # Errors
+/// The host's.
+pub fn file_size(host: &Host, id: HostId) -> Result<Option<u64>, Errno> {
+    let file = host.get(id)?;
+    if file.kind != HostKind::FileStream {
+        return Ok(None);
+    }
+    let attr = attr_of(file.fd.as_fd())?;
+    Ok((attr.kind() == S_IFREG).then_some(attr.size))
 }
 
 /// fsync(2) of a stream.

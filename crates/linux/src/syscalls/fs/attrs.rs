@@ -362,6 +362,7 @@ pub fn sys_truncate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     {
         return Err(Errno::EACCES);
     }
+    vfs::size_limit::check_size(cx, &FileKind::Tmp(inode), size)?;
     vfs::set_tmp_size(cx, inode, size)?;
     Ok(0)
 }

@@ -12,6 +12,7 @@ use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
 use crate::outcome::{CallState, Outcome, Source, SysResult};
 use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM};
+use crate::vfs::size_limit::{self, WriteAt};
 use crate::vfs::stream::{self, Moved};
 use crate::vfs::unix;
 
@@ -113,7 +114,7 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
             Ok(Put::Blocked(_)) => break,
             Err(error) => {
                 if error == Errno::EPIPE {
-                    crate::signal::send_sigpipe(cx);
+                    crate::signal::send_to_self(cx, crate::signal::signo::SIGPIPE);
                 }
                 if done == 0 {
                     return Err(error);
@@ -153,6 +154,13 @@ enum Put {
 
 /// Writes bytes that are not in user memory to any description, at its own offset.
 fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result<Put, Errno> {
+    let at = match file.kind {
+        FileKind::Tmp(_) => WriteAt::Offset(fd::file_mut(cx, id)?.offset),
+        _ => WriteAt::OwnPosition,
+    };
+    let room = size_limit::writable_bytes(cx, file, at, bytes.len() as u64)?;
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    let bytes = bytes.get(..room).unwrap_or(bytes);
     match file.kind {
         FileKind::HostStream(host) => Ok(match stream::write(cx.host, host, bytes)? {
             Moved::Bytes(count) => Put::Moved(count),
@@ -236,7 +244,8 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         },
     );
     let (mut read_at, mut write_at) = (from.offset(cx)?, to.offset(cx)?);
-    let mut left = count.min(RW_MAX);
+    let room = size_limit::writable_bytes(cx, &output, WriteAt::Offset(write_at), count)?;
+    let mut left = room.min(RW_MAX);
     if let (FileKind::Tmp(a), FileKind::Tmp(b)) = (&input.kind, &output.kind)
         && a == b
         && read_at < write_at.saturating_add(left)

@@ -8,7 +8,7 @@ use crate::fd::{self, FileKind, OpenFile};
 use crate::host::HostKind;
 use crate::outcome::SysResult;
 use crate::vfs::tmpfs::{InodeId, KeepSize};
-use crate::vfs::{self, stream};
+use crate::vfs::{self, size_limit, stream};
 
 /// ftruncate(2)
 ///
@@ -23,6 +23,7 @@ pub fn sys_ftruncate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     if !file.flags.writable() {
         return Err(Errno::EINVAL);
     }
+    size_limit::check_size(cx, &file.kind, size).map_err(not_a_file)?;
     match file.kind {
         FileKind::Tmp(inode) => vfs::set_tmp_size(cx, inode, size).map_err(not_a_file)?,
         FileKind::HostStream(host) => stream::set_size(cx.host, host, size)?,
@@ -71,6 +72,9 @@ pub fn sys_fallocate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     cx.kernel.tmpfs.size(inode).map_err(|_| Errno::ENODEV)?;
     let end = start.checked_add(len).ok_or(Errno::EFBIG)?;
     let range = (start.cast_unsigned(), end.cast_unsigned());
+    if matches!(mode, 0 | KEEP_SIZE) {
+        size_limit::check_size(cx, &file.kind, range.1)?;
+    }
     match mode {
         0 => allocate(cx, inode, range, KeepSize::No),
         KEEP_SIZE => allocate(cx, inode, range, KeepSize::Yes),

@@ -13,6 +13,7 @@ use crate::mm::user;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::vfs::pipe::{PIPE_BUF, Pipe, PipeId, WriteAs};
 use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
+use crate::vfs::size_limit::{self, WriteAt};
 use crate::vfs::stream::{self, Moved};
 use crate::vfs::{self, synth};
 
@@ -88,6 +89,16 @@ impl Buffers {
     #[must_use]
     pub fn left(&self) -> u64 {
         self.left
+    }
+
+    /// Gives up what follows the first `max` bytes.
+    fn truncate(&mut self, max: u64) {
+        let mut room = max.min(self.left);
+        self.left = room;
+        for (_, len) in self.parts.iter_mut().rev() {
+            *len = room.min(*len);
+            room = room.saturating_sub(*len);
+        }
     }
 
     /// The next stretch of at most `max` bytes, without taking it.
@@ -559,6 +570,18 @@ pub fn write(
     if let Err(error) = check_range(&file.kind, position, offset, buffers.left()) {
         return Outcome::Done(Err(error));
     }
+    if buffers.left() > 0 {
+        let at = match position {
+            Position::Current if matches!(file.kind, FileKind::HostStream(_)) => {
+                WriteAt::OwnPosition
+            }
+            _ => WriteAt::Offset(offset),
+        };
+        match size_limit::writable_bytes(cx, &file, at, buffers.left()) {
+            Ok(len_bytes) => buffers.truncate(len_bytes),
+            Err(error) => return Outcome::Done(Err(error)),
+        }
+    }
     if matches!(file.kind, FileKind::Device(Device::Null | Device::Zero)) {
         // What nobody keeps is not even looked at (write_null).
         return Outcome::Done(Ok(buffers.left()));
@@ -593,7 +616,7 @@ pub fn write(
             }
             Err(error) => {
                 if error == Errno::EPIPE {
-                    crate::signal::send_sigpipe(cx);
+                    crate::signal::send_to_self(cx, crate::signal::signo::SIGPIPE);
                 }
                 result = Err(error);
                 break;

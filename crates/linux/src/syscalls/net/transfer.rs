@@ -271,7 +271,7 @@ fn send(
             Err(error) => {
                 let signals = kind == SocketKind::Stream && flags & MSG_NOSIGNAL == 0;
                 if error == Errno::EPIPE && signals {
-                    crate::signal::send_sigpipe(cx);
+                    crate::signal::send_to_self(cx, crate::signal::signo::SIGPIPE);
                 }
                 return Err(error);
             }

@@ -1,0 +1,81 @@
+//! RLIMIT_FSIZE: how far a program may write regular files.
+
+use kvmlet_abi::Errno;
+
+use super::stream;
+use crate::cx::Cx;
+use crate::fd::{FileKind, OpenFile, OpenFlags};
+use crate::rlimit::{self, INFINITY, Resource};
+use crate::signal::{send_to_self, signo};
+
+fn refuse<T>(cx: &mut Cx<'_>) -> Result<T, Errno> {
+    send_to_self(cx, signo::SIGXFSZ);
+    Err(Errno::EFBIG)
+}
+
+/// How many of `len_bytes` may be written to a file at `offset` (generic_write_check_limits in
+/// fs/read_write.c). Streams that are no regular files have no limit; the others' own position is the
+/// host's.
+///
+/// # Errors
+/// `EFBIG`, with SIGXFSZ, if not a single byte may be; the host's.
+pub fn writable_bytes(
+    cx: &mut Cx<'_>,
+    file: &OpenFile,
+    at: WriteAt,
+    len_bytes: u64,
+) -> Result<u64, Errno> {
+    if !matches!(file.kind, FileKind::Tmp(_) | FileKind::HostStream(_)) {
+        return Ok(len_bytes);
+    }
+    let limit = rlimit::soft(cx, Resource::Fsize)?;
+    if limit == INFINITY {
+        return Ok(len_bytes);
+    }
+    let offset = match (&file.kind, at) {
+        (FileKind::HostStream(host), at) => {
+            let Some(size) = stream::file_size(cx.host, *host)? else {
+                return Ok(len_bytes);
+            };
+            match at {
+                _ if file.flags.contains(OpenFlags::APPEND) => size,
+                WriteAt::Offset(offset) => offset,
+                WriteAt::OwnPosition => stream::seek(cx.host, *host, stream::SeekTo::Current(0))?,
+            }
+        }
+        (_, WriteAt::Offset(offset)) => offset,
+        (_, WriteAt::OwnPosition) => file.offset,
+    };
+    match limit.saturating_sub(offset) {
+        0 => refuse(cx),
+        room => Ok(len_bytes.min(room)),
+    }
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WriteAt {
+    /// At the description's position.
+    OwnPosition,
+    /// At this offset.
+    Offset(u64),
+}
+
+/// Whether a file may be given this size (inode_newsize_ok in fs/attr.c).
+///
+/// # Errors
+/// `EFBIG`, with SIGXFSZ, if it would grow beyond the limit; what tells its size gives.
+pub fn check_size(cx: &mut Cx<'_>, kind: &FileKind, size: u64) -> Result<(), Errno> {
+    if size <= rlimit::soft(cx, Resource::Fsize)? {
+        return Ok(());
+    }
+    let present = match kind {
+        FileKind::Tmp(inode) => Some(cx.kernel.tmpfs.size(*inode)?),
+        FileKind::HostStream(host) => stream::file_size(cx.host, *host)?,
+        _ => None,
+    };
+    match present {
+        Some(present) if size > present => refuse(cx),
+        _ => Ok(()),
+    }
+}
