@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -21,8 +22,8 @@ SLACK_S = 120 if HW else 15
 """What starting, ending and a busy machine may add."""
 MEMORY_MIB = 128
 """Memory limit of a run."""
-OVERHEAD_MIB = 160
-"""What the host process may use beside the guest's memory."""
+OVERHEAD_MIB = 32
+"""What the host process may use beside the guest's memory and what it had before the guest ran."""
 
 OUTPUT_LEN = 1 << 20
 """Bytes of its output that are looked at."""
@@ -34,7 +35,7 @@ BAD_WORDS = (b"internal error", b"panicked", b"Traceback", b"RUST_BACKTRACE", b"
 class Run(Ended):
     """How a run ended, and the most memory its process ever had."""
 
-    resident_mib: int
+    resident_mib: float
 
     @property
     def said(self) -> str:
@@ -50,12 +51,11 @@ def check_end(run: Ended) -> None:
     assert documented, f"status {run.status}: {run.stderr[-2000:]!r}"
 
 
-def peak_resident_mib(pid: int) -> int:
-    """A process's peak resident set since its execve (proc(5), VmHWM).
+def resident_mib(pid: int) -> float:
+    """A process's resident memory without pages of files: RssAnon and RssShmem (proc(5)).
 
-    getrusage's ru_maxrss will not do: it remembers the process that forked. Nor is the figure the
-    new program's while the command line is still ours: a child of vfork(2) shares our memory, and
-    some kernels let us go on a moment before it is replaced.
+    The figure is not the new program's while the command line is still ours: a child of vfork(2)
+    shares our memory, and some kernels let us go on a moment before it is replaced.
     """
     process = pathlib.Path(f"/proc/{pid}")
     try:
@@ -64,10 +64,19 @@ def peak_resident_mib(pid: int) -> int:
         status = (process / "status").read_text()
     except OSError:
         return 0
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) >> 10
-    return 0
+    kib = [
+        int(line.split()[1])
+        for line in status.splitlines()
+        if line.startswith(("RssAnon:", "RssShmem:"))
+    ]
+    return sum(kib) / 1024
+
+
+@functools.cache
+def start_mib() -> float:
+    """What the process of a guest that does nothing has resident: where the promise starts from."""
+    hoard = pathlib.Path(__file__).parent / "guests" / "build" / "hoard"
+    return _run([hoard, "start"], cwd=hoard.parent, options=[], timeout_s=TIMEOUT_S).resident_mib
 
 
 def bounded(
@@ -79,9 +88,20 @@ def bounded(
     calls: str | None = None,
 ) -> Run:
     """Run `argv` in a VM under limits, and check what holds for every guest."""
-    options = ["--timeout", f"{timeout_s}s", "--memory", f"{memory_mib}m"]
+    options = ["--memory", f"{memory_mib}m"]
     if calls is not None:
         options += ["--calls", calls]
+    run = _run(argv, cwd=cwd, options=options, timeout_s=timeout_s)
+    check_end(run)
+    allowed_mib = start_mib() + memory_mib + OVERHEAD_MIB
+    assert run.resident_mib <= allowed_mib, (
+        f"{run.resident_mib} MiB resident, and {allowed_mib} are allowed: {run.said}"
+    )
+    return run
+
+
+def _run(argv: Sequence[Word], *, cwd: Word, options: list[str], timeout_s: int) -> Run:
+    options = ["--timeout", f"{timeout_s}s", *options]
     start = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
@@ -93,9 +113,9 @@ def bounded(
             stderr=err,
         )
         last = start + timeout_s + SLACK_S
-        resident_mib = 0
+        peak_mib = 0.0
         while True:
-            resident_mib = max(resident_mib, peak_resident_mib(process.pid))
+            peak_mib = max(peak_mib, resident_mib(process.pid))
             pid, status = os.waitpid(process.pid, os.WNOHANG)
             if pid:
                 break
@@ -105,16 +125,12 @@ def bounded(
                 err.seek(0)
                 said = err.read()[-2000:]
                 raise AssertionError(f"{argv}: still running after its time limit: {said!r}")
-            time.sleep(0.01)
+            time.sleep(0.005)
         process.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
         err.seek(0)
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         # A guest may make holes in the files it was given.
-        run = Run(out.read(OUTPUT_LEN), err.read(OUTPUT_LEN), code, resident_mib)
+        run = Run(out.read(OUTPUT_LEN), err.read(OUTPUT_LEN), code, peak_mib)
     assert process.returncode >= 0, f"the command itself was killed: {run.said}"
-    check_end(run)
-    assert run.resident_mib <= memory_mib + OVERHEAD_MIB, (
-        f"{run.resident_mib} MiB resident with a limit of {memory_mib}: {run.said}"
-    )
     return run

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from typing import TYPE_CHECKING
 
 import pytest
 
 from e2e.oracle import HW
-from escape.bounded import bounded
+from escape.bounded import Run, bounded
 
 if TYPE_CHECKING:
     import pathlib
@@ -59,6 +60,46 @@ def test_hog(hostile: pathlib.Path, name: str) -> None:
         assert run.stdout.endswith(b"done\n"), run.said
     else:
         assert any("limit" in line for line in run.own_lines), run.said
+
+
+HOARDS = {
+    "maps": ["maps"],
+    "named-maps": ["named-maps"],
+    "long-names": ["long-names"],
+    "epoll-items": ["epoll-items"],
+    "proc-fd": ["proc-fd"],
+    "listing": ["listing"],
+    "host-listings": ["host-listings", "/usr/lib/x86_64-linux-gnu"],
+    "denials": ["denials"],
+    "pipes": ["pipes"],
+    "sockets": ["sockets"],
+    "objects": ["objects"],
+    "areas": ["areas"],
+    "pollers": ["pollers"],
+    "threads": ["threads"],
+    "queued": ["queued"],
+    "arguments": ["arguments"],
+    "links": ["links"],
+    "pages": ["pages"],
+    "vectors": ["vectors"],
+}
+"""Things that kvmlet keeps or makes for a guest, in memory that is not the guest's."""
+
+
+@pytest.mark.usefixtures("vm")
+@pytest.mark.skipif(HW, reason="the CPU has no part in it")
+@pytest.mark.parametrize("half", range(2))
+def test_hoards(hostile: pathlib.Path, half: int) -> None:
+    """Each takes all of its memory in the end: what was not charged would come on top of it."""
+
+    def hoard(words: list[str]) -> Run:
+        return bounded(["./hoard", *words], cwd=hostile, memory_mib=64, timeout_s=10)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as executor:
+        runs = [(name, executor.submit(hoard, HOARDS[name])) for name in list(HOARDS)[half::2]]
+    for name, future in runs:
+        run = future.result()
+        assert run.status in (124, 137), f"{name}: {run.said}"
 
 
 @pytest.mark.usefixtures("vm")

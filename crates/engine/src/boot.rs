@@ -414,7 +414,7 @@ fn start_program(
             StdStream::Capture,
         ],
     };
-    vfs::stdio::set_up(kernel, host, FIRST, &streams).map_err(|errno| {
+    vfs::stdio::set_up(kernel, &mut machine.memory, host, FIRST, &streams).map_err(|errno| {
         EngineError::Host(format!("the standard streams cannot be set up: {errno}"))
     })?;
     let mut cx = Cx {

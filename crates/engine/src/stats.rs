@@ -86,6 +86,7 @@ pub(crate) fn collect(
         ("flushes_full", full_flushes),
         ("ioctls", counters.ioctls.saturating_add(vm_ioctls)),
         ("memory_peak_bytes", peak_bytes),
+        ("denials_not_kept", report.denials_not_kept),
     ];
     let mut stats: Vec<(String, Stat)> = counts
         .iter()

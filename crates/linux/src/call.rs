@@ -319,6 +319,8 @@ impl Personality {
     /// Takes the oldest message that the program has sent.
     pub fn take_message(&mut self) -> Option<Arc<[u8]>> {
         let message = self.kernel.channel.outbox.pop()?;
+        let memory = &mut self.machine.memory;
+        memory.uncharge_kernel(message.len() as u64);
         self.kernel.sched.wake_source(Source::Outbox);
         Some(message)
     }

@@ -6,10 +6,11 @@ use bitflags::bitflags;
 use imbl::OrdMap;
 
 use kvmlet_abi::Errno;
+use kvmlet_mem::GuestMemory;
 
 use crate::cx::Cx;
 use crate::host::HostId;
-use crate::kernel::Pid;
+use crate::kernel::{Kernel, Pid};
 use crate::rlimit::{self, Resource};
 use crate::vfs;
 use crate::vfs::anon::ObjectId;
@@ -133,8 +134,68 @@ pub struct OpenFile {
     pub path: Arc<[u8]>,
 }
 
+/// Host memory charged to the program for an open file description: more than one takes.
+const FILE_COST_BYTES: u64 = 512;
+
+impl OpenFile {
+    /// Host memory that it takes, in bytes, beside what its object is charged.
+    #[must_use]
+    pub fn cost_bytes(&self) -> u64 {
+        let names = match &self.kind {
+            FileKind::SynthDir(names) => names_cost_bytes(names),
+            _ => 0,
+        };
+        FILE_COST_BYTES
+            .saturating_add(self.path.len() as u64)
+            .saturating_add(names)
+    }
+}
+
+/// What a description of a synthetic file keeps of its text: a part of a long one, as Linux's seq_file
+/// has it. The rest is made when it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// The part.
+    pub bytes: Arc<[u8]>,
+    /// Its offset in the text, in bytes.
+    pub at: u64,
+    /// What comes after it, if something does: the address of a mapping.
+    pub next: Option<u64>,
+}
+
+impl Text {
+    /// A text that is kept as a whole.
+    #[must_use]
+    pub fn whole(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes: bytes.into(),
+            at: 0,
+            next: None,
+        }
+    }
+
+    /// Offset of its end, in bytes.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.at.saturating_add(self.bytes.len() as u64)
+    }
+
+    /// Whether a read at `offset` can be answered from it.
+    #[must_use]
+    pub fn covers(&self, offset: u64) -> bool {
+        self.at <= offset && (offset < self.end() || self.next.is_none())
+    }
+}
+
 /// Names of a synthetic directory and their d_type.
 pub type SynthNames = Arc<[(Vec<u8>, u8)]>;
+
+/// Host memory that the names of a synthetic directory take, in bytes: they are short.
+#[must_use]
+pub fn names_cost_bytes(names: &SynthNames) -> u64 {
+    const NAME_COST_BYTES: u64 = 64;
+    NAME_COST_BYTES.saturating_mul(names.len() as u64)
+}
 
 /// What a description is open on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,7 +217,7 @@ pub enum FileKind {
     /// A character device of ours.
     Device(Device),
     /// A synthetic read-only file (a /proc file as it was when opened).
-    Text(Arc<[u8]>),
+    Text(Text),
     /// A synthetic directory (`/`, /proc, /dev...): names in order with their d_type.
     SynthDir(SynthNames),
     /// A synthetic object opened with O_PATH: looked up by its path when used.
@@ -260,8 +321,10 @@ pub fn file_mut<'a>(cx: &'a mut Cx<'_>, id: FileId) -> Result<&'a mut OpenFile, 
     cx.kernel.files.get_mut(&id).ok_or(Errno::EBADF)
 }
 
-/// Adds a description without a descriptor: `refs` is as given.
-pub fn add_file(kernel: &mut crate::kernel::Kernel, file: OpenFile) -> FileId {
+/// Adds a description without a descriptor: `refs` is as given. It is charged to the program, for whose
+/// limit the caller has looked out.
+pub fn add_file(kernel: &mut Kernel, memory: &mut GuestMemory, file: OpenFile) -> FileId {
+    memory.charge_kernel_anyway(file.cost_bytes());
     let id = FileId(kernel.next_file);
     kernel.next_file = kernel.next_file.saturating_add(1);
     kernel.files.insert(id, file);
@@ -317,10 +380,16 @@ pub fn install(cx: &mut Cx<'_>, file: FileId, min: i32, on_exec: OnExec) -> Resu
 /// description holds is released.
 ///
 /// # Errors
-/// `EMFILE`.
+/// `EMFILE`; `ENOMEM` at the memory limit.
 pub fn install_new(cx: &mut Cx<'_>, file: OpenFile, on_exec: OnExec) -> Result<i32, Errno> {
-    let id = add_file(cx.kernel, OpenFile { refs: 0, ..file });
-    let number = install(cx, id, 0, on_exec);
+    let memory = &mut cx.machine.memory;
+    let fits = memory.has_room(file.cost_bytes());
+    let id = add_file(cx.kernel, memory, OpenFile { refs: 0, ..file });
+    let number = if fits {
+        install(cx, id, 0, on_exec)
+    } else {
+        Err(Errno::ENOMEM)
+    };
     if number.is_err() {
         vfs::release(cx, id);
     }

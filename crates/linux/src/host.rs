@@ -17,7 +17,7 @@ use crate::vfs::look::LastLook;
 const SEARCHABLE_MAX: usize = 4096;
 
 /// Memory for the names of listed directories, in bytes.
-const LISTINGS_MAX_BYTES: usize = 32 << 20;
+const LISTINGS_MAX_BYTES: usize = 4 << 20;
 
 /// Name of a host descriptor inside the kernel value.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

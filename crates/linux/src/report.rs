@@ -6,6 +6,10 @@ use kvmlet_abi::Errno;
 
 /// Denials and events kept at most; further ones are only counted.
 const KEPT_MAX: usize = 1000;
+/// Longest text kept of one, in bytes: of a longer one its start and its end.
+const TEXT_MAX: usize = 512;
+/// What of that is its end.
+const TEXT_END: usize = 128;
 
 /// Something the policy refused.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -32,6 +36,8 @@ pub enum Work {
 pub struct Report {
     /// Distinct denials in order of first occurrence.
     pub denials: Vec<Denial>,
+    /// Refusals that are not among them, because there were too many.
+    pub denials_not_kept: u64,
     /// Unsupported things: (name, detail) to count.
     pub events: BTreeMap<(String, String), u64>,
     /// Whether calls are traced to standard error.
@@ -50,12 +56,17 @@ impl Report {
     /// Records a denial once.
     pub fn deny(&mut self, what: String, errno: Errno, remedy: &str) {
         let denial = Denial {
-            what,
+            what: shortened(what),
             errno: errno.name(),
             remedy: remedy.to_owned(),
         };
-        if self.denials.len() < KEPT_MAX && !self.denials.contains(&denial) {
+        if self.denials.contains(&denial) {
+            return;
+        }
+        if self.denials.len() < KEPT_MAX {
             self.denials.push(denial);
+        } else {
+            self.denials_not_kept = self.denials_not_kept.saturating_add(1);
         }
     }
 
@@ -77,12 +88,23 @@ impl Report {
 
     /// Records an unsupported call, option or flag.
     pub fn unsupported(&mut self, name: &str, detail: String) {
-        let key = (name.to_owned(), detail);
+        let key = (name.to_owned(), shortened(detail));
         if self.events.len() < KEPT_MAX || self.events.contains_key(&key) {
             let count = self.events.entry(key).or_insert(0);
             *count = count.saturating_add(1);
         }
     }
+}
+
+/// A text of at most [`TEXT_MAX`] bytes: a guest may make paths of any length.
+fn shortened(mut text: String) -> String {
+    if text.len() > TEXT_MAX {
+        let start = text.floor_char_boundary(TEXT_MAX - TEXT_END);
+        let end = text.ceil_char_boundary(text.len().saturating_sub(TEXT_END));
+        text.replace_range(start..end, "...");
+        text.shrink_to_fit();
+    }
+    text
 }
 
 /// The key of a call's counters: numbers without a row share one, so that a guest cannot grow a map.
@@ -107,6 +129,26 @@ mod tests {
         report.spend(Work::Fault, u64::MAX);
         let spent: Vec<_> = report.spent_ns.into_iter().collect();
         assert_eq!(spent, [(Work::Call(0), 15), (Work::Fault, u64::MAX)]);
+    }
+
+    #[test]
+    fn denials_are_bounded_in_number_and_length() {
+        let mut report = Report::default();
+        for number in 0..3000 {
+            let what = format!("open /{}/{number}", "\u{e9}".repeat(4000));
+            report.deny(what, Errno::EACCES, "");
+        }
+        assert_eq!(
+            (report.denials.len(), report.denials_not_kept),
+            (1000, 2000)
+        );
+        for (number, denial) in report.denials.iter().enumerate() {
+            assert!(denial.what.len() <= TEXT_MAX + 8 && denial.what.starts_with("open /\u{e9}"));
+            assert!(denial.what.ends_with(&format!("\u{e9}/{number}")));
+        }
+        let known = report.denials[5].what.clone();
+        report.deny(known, Errno::EACCES, "");
+        assert_eq!(report.denials_not_kept, 2000);
     }
 
     #[test]

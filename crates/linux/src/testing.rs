@@ -170,7 +170,7 @@ impl Sandbox {
             StdStream::Capture,
             StdStream::Capture,
         ];
-        vfs::stdio::set_up(&mut kernel, &mut host, PID, &streams).unwrap();
+        vfs::stdio::set_up(&mut kernel, &mut memory, &mut host, PID, &streams).unwrap();
         let mut sandbox = Self {
             kernel,
             machine: Machine {

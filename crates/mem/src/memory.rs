@@ -322,6 +322,34 @@ impl GuestMemory {
         }
     }
 
+    /// Counts `len_bytes` of host memory that is kept for the program, as [`GuestMemory::charge`] does.
+    /// It is not resident memory of the program.
+    ///
+    /// # Errors
+    /// [`OutOfMemory::Limit`].
+    pub fn charge_kernel(&mut self, len_bytes: u64) -> Result<(), OutOfMemory> {
+        self.charge_tables(len_bytes)
+    }
+
+    /// As [`GuestMemory::charge_kernel`], also beyond the limit: for what cannot fail any more. Its caller
+    /// has seen to it that there is [`room`](GuestMemory::has_room) for nearly all of it.
+    pub fn charge_kernel_anyway(&mut self, len_bytes: u64) {
+        self.table_bytes = self.table_bytes.saturating_add(len_bytes);
+        self.used_bytes = self.used_bytes.saturating_add(len_bytes);
+        self.peak_bytes = self.peak_bytes.max(self.used_bytes);
+    }
+
+    /// Takes back a [`GuestMemory::charge_kernel`].
+    pub fn uncharge_kernel(&mut self, len_bytes: u64) {
+        self.uncharge_tables(len_bytes);
+    }
+
+    /// Whether `len_bytes` may still be charged.
+    #[must_use]
+    pub fn has_room(&self, len_bytes: u64) -> bool {
+        self.used_bytes.saturating_add(len_bytes) <= self.limit_bytes
+    }
+
     fn charge_tables(&mut self, len_bytes: u64) -> Result<(), OutOfMemory> {
         self.table_bytes += len_bytes;
         self.charge(len_bytes)

@@ -196,12 +196,17 @@ def _show_refusals(outcome: "_native.Outcome") -> None:
         f"not supported: {name}" + (f" ({detail})" if detail else "")
         for name, detail in outcome.events
     ]
-    for lines, kind in ((denied, "denied"), (unsupported, "not supported")):
+    not_kept = int(outcome.stats.get("denials_not_kept", 0))
+    for lines, kind, uncounted in (
+        (denied, "denied", not_kept),
+        (unsupported, "not supported", 0),
+    ):
         distinct = list(dict.fromkeys(lines))
         for line in distinct[:_MAX_LINES]:
             warn(line)
-        if len(distinct) > _MAX_LINES:
-            warn(f"{kind}: and {len(distinct) - _MAX_LINES} more")
+        more = max(0, len(distinct) - _MAX_LINES) + uncounted
+        if more:
+            warn(f"{kind}: and {more} more")
 
 
 def _reporter(form: str | None) -> "Callable[[_native.Outcome], None] | None":

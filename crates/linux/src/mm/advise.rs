@@ -241,13 +241,10 @@ impl Space<'_> {
         self.cut(part.start);
         self.cut(part.end);
         let backing = Backing::File(window);
-        self.mm.vmas.insert(
-            part.start,
-            Vma {
-                backing,
-                ..part.clone()
-            },
-        );
+        self.put(Vma {
+            backing,
+            ..part.clone()
+        });
         self.drop_window(file, part.len_bytes());
         Ok(())
     }

@@ -340,9 +340,9 @@ impl Space<'_> {
             return Err(FaultError::MAPERR);
         };
         let mut vma = stack;
-        self.mm.vmas.remove(&vma.start);
+        self.take(vma.start);
         vma.start = start;
-        self.mm.vmas.insert(start, vma.clone());
+        self.put(vma.clone());
         Ok(vma)
     }
 

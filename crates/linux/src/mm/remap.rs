@@ -215,7 +215,7 @@ impl Space<'_> {
             self.drop_file_leaves(&vma)?;
             self.drop_window(file, vma.len_bytes());
         }
-        self.mm.vmas.remove(&vma.start);
+        self.take(vma.start);
         self.insert(longer);
         Ok(())
     }
@@ -376,7 +376,7 @@ impl Space<'_> {
     fn detach(&mut self, part: &Vma) {
         self.cut(part.start);
         self.cut(part.end);
-        self.mm.vmas.remove(&part.start);
+        self.take(part.start);
         self.release(part);
     }
 

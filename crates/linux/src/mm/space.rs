@@ -9,7 +9,7 @@ use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, Leaf, MemError, PageSize, PageTables};
 
-use super::vma::{Backing, FileBacking, Prot, TmpBacking, Vma, VmaFlags};
+use super::vma::{Backing, FileBacking, Prot, TmpBacking, VMA_COST_BYTES, Vma, VmaFlags};
 use super::{FaultError, MAX_MAP_COUNT, Mm, Region, Source};
 use crate::clock;
 use crate::cx::Cx;
@@ -114,6 +114,25 @@ impl<'a> Space<'a> {
         }
     }
 
+    // ---- the map itself -------------------------------------------------------------------------
+
+    /// Puts a VMA into the map, in place of one with the same start. Its host memory is charged; there
+    /// is room for it, but for a long name ([`Space::check_count`]).
+    pub(super) fn put(&mut self, vma: Vma) {
+        let cost_bytes = vma.cost_bytes();
+        if let Some(old) = self.mm.vmas.insert(vma.start, vma) {
+            self.mem.uncharge_kernel(old.cost_bytes());
+        }
+        self.mem.charge_kernel_anyway(cost_bytes);
+    }
+
+    /// Takes the VMA that starts at `start` out of the map.
+    pub(super) fn take(&mut self, start: u64) {
+        if let Some(old) = self.mm.vmas.remove(&start) {
+            self.mem.uncharge_kernel(old.cost_bytes());
+        }
+    }
+
     // ---- cutting and joining --------------------------------------------------------------------
 
     /// Makes `at` a boundary between VMAs.
@@ -122,8 +141,8 @@ impl<'a> Space<'a> {
             return;
         };
         self.retain(&vma);
-        self.mm.vmas.insert(vma.start, vma.part(vma.start, at));
-        self.mm.vmas.insert(at, vma.part(at, vma.end));
+        self.put(vma.part(vma.start, at));
+        self.put(vma.part(at, vma.end));
     }
 
     /// Joins neighbours that touch the range, its ends included.
@@ -137,9 +156,9 @@ impl<'a> Space<'a> {
                 return;
             }
             if left.joins(&right) {
-                self.mm.vmas.remove(&right.start);
+                self.take(right.start);
                 left.end = right.end;
-                self.mm.vmas.insert(left.start, left.clone());
+                self.put(left.clone());
                 self.release(&right);
             } else {
                 left = right;
@@ -151,7 +170,7 @@ impl<'a> Space<'a> {
     /// reference to its file.
     pub fn insert(&mut self, vma: Vma) {
         let (start, end) = (vma.start, vma.end);
-        self.mm.vmas.insert(start, vma);
+        self.put(vma);
         self.join(start, end);
     }
 
@@ -166,7 +185,7 @@ impl<'a> Space<'a> {
         let parts: Vec<Vma> = self.mm.parts(start, end).collect();
         for mut vma in parts {
             change(&mut vma);
-            self.mm.vmas.insert(vma.start, vma);
+            self.put(vma);
         }
         self.join(start, end);
         Ok(())
@@ -177,7 +196,10 @@ impl<'a> Space<'a> {
     /// # Errors
     /// `ENOMEM` if not.
     pub fn check_count(&self, more: usize) -> Result<(), Errno> {
-        if self.mm.vmas.len().saturating_add(more) > MAX_MAP_COUNT {
+        let cost_bytes = VMA_COST_BYTES.saturating_mul(more as u64);
+        if self.mm.vmas.len().saturating_add(more) > MAX_MAP_COUNT
+            || more > 0 && !self.mem.has_room(cost_bytes)
+        {
             return Err(Errno::ENOMEM);
         }
         Ok(())
@@ -249,7 +271,7 @@ impl<'a> Space<'a> {
         self.cut(end);
         let parts: Vec<Vma> = self.mm.parts(start, end).collect();
         for vma in parts {
-            self.mm.vmas.remove(&vma.start);
+            self.take(vma.start);
             self.forget(&vma);
         }
         Ok(())
@@ -285,6 +307,7 @@ impl<'a> Space<'a> {
             .clear_user(self.mem, |mem, _, leaf| release_leaf(mem, leaf));
         let mm = core::mem::take(self.mm);
         for vma in mm.vmas.values() {
+            self.mem.uncharge_kernel(vma.cost_bytes());
             self.forget(vma);
         }
     }

@@ -695,7 +695,9 @@ fn maps_are_printed_as_linux_does() {
     .unwrap();
     f.mm.set_brk_start(0x3000_0000);
     f.space().brk(0x3000_1000);
-    let text = String::from_utf8(maps_text(&f.mm)).unwrap();
+    let text = maps_text(&f.mm, (0, 0), 0);
+    assert_eq!((text.at, text.next), (0, None));
+    let text = String::from_utf8(text.bytes.to_vec()).unwrap();
     let name = format!(
         "{:<73}/tmp/file",
         "20000000-20001000 r-xs 00001000 00:7f 3 "
@@ -703,6 +705,57 @@ fn maps_are_printed_as_linux_does() {
     let heap = format!("{:<73}[heap]", "30000000-30001000 rw-p 00000000 00:00 0 ");
     let expected = format!("10000000-10001000 rw-p 00000000 00:00 0 \n{name}\n{heap}\n");
     assert_eq!(text, expected);
+}
+
+#[test]
+fn maps_are_made_in_parts() {
+    let mut f = Fixture::new(64 * MIB);
+    let file = f.tmp_file(&[0; 1]);
+    let long = super::MapFile {
+        name: Arc::from(format!("/tmp/{}\n", "n".repeat(20_000)).as_bytes()),
+        ..file
+    };
+    for index in 0..600 {
+        let at = 0x1000_0000 + pages(2) * index;
+        let named = index % 50 == 49;
+        f.map_at(
+            at,
+            pages(1),
+            5,
+            SHARED | FIXED,
+            named.then(|| long.clone()),
+            0,
+        )
+        .unwrap();
+    }
+    let mut whole = Vec::new();
+    let mut parts = vec![maps_text(&f.mm, (0, 0), 0)];
+    while let Some(last) = parts.last().cloned() {
+        assert!(last.bytes.len() < 64 << 10);
+        assert_eq!(last.at, whole.len() as u64);
+        whole.extend_from_slice(&last.bytes);
+        let Some(next) = last.next else { break };
+        parts.push(maps_text(&f.mm, (next, last.end()), last.end()));
+    }
+    assert!(parts.len() > 10);
+    assert_eq!(whole.iter().filter(|byte| **byte == b'\n').count(), 600);
+    assert_eq!(
+        whole.windows(5).filter(|bytes| bytes == b"n\\012").count(),
+        12
+    );
+    // A read anywhere finds what one from the start would have found there.
+    for offset in (0..whole.len() + 100).step_by(997) {
+        let part = maps_text(&f.mm, (0, 0), offset as u64);
+        assert!(part.covers(offset as u64));
+        let inside = usize::try_from(offset as u64 - part.at).unwrap();
+        let found = part.bytes.get(inside..).unwrap_or_default();
+        let expected = whole.get(offset..).unwrap_or_default();
+        assert!(expected.starts_with(found) && found.is_empty() == expected.is_empty());
+    }
+    // A name counts in each mapping that has it.
+    let used = f.mem.used_bytes();
+    f.space().munmap(0x1000_0000, pages(1200)).unwrap();
+    assert!(used - f.mem.used_bytes() > 600 * 200 + 12 * 20_000);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use kvmlet_policy::Policy;
 use super::fixture::MIB;
 use super::{AslrSeed, FaultError, Mm, Source, user};
 use crate::cx::{CpuInfo, Cx, Machine};
-use crate::fd::{Fd, FdTable, FileId, FileKind, OpenFile, OpenFlags};
+use crate::fd::{Fd, FdTable, FileId, FileKind, OpenFile, OpenFlags, Text};
 use crate::host::{Host, HostKind};
 use crate::kernel::{End, Ids, Kernel, Pid, Process, Thread, Tid, XState};
 use crate::outcome::FutexKey;
@@ -306,7 +306,10 @@ fn futexes_in_shared_memory_are_known_by_place() {
 fn mmap_takes_descriptors_as_linux_does() {
     let mut guest = Guest::new(64 * MIB);
     let number = guest.open_host(&[1; 10]);
-    let listing = guest.open(FileKind::Text(Arc::from(&b"x"[..])), OpenFlags::empty());
+    let listing = guest.open(
+        FileKind::Text(Text::whole(b"x".to_vec())),
+        OpenFlags::empty(),
+    );
     let zero = guest.open(FileKind::Device(crate::fd::Device::Zero), OpenFlags::RDWR);
     let mut cx = guest.cx();
     let mut map = |fd: u64, flags: u64, offset: u64| {

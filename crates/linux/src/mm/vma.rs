@@ -161,7 +161,17 @@ pub struct Vma {
     pub name: Option<Arc<[u8]>>,
 }
 
+/// Host memory charged to the program for a VMA without its name: more than one takes.
+pub const VMA_COST_BYTES: u64 = 256;
+
 impl Vma {
+    /// Host memory that it takes, in bytes. A name counts in each VMA that has it.
+    #[must_use]
+    pub fn cost_bytes(&self) -> u64 {
+        let name_len = self.name.as_ref().map_or(0, |name| name.len());
+        VMA_COST_BYTES.saturating_add(name_len as u64)
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {

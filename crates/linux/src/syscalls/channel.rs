@@ -87,16 +87,26 @@ pub fn sys_kvmlet_send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> O
             resume: Resume::Retry(state.clone()),
         });
     }
-    Outcome::Done(send(cx, Gva(args[0]), len_bytes))
+    let charged = cx.machine.memory.charge_kernel(len_bytes as u64);
+    if charged.is_err() {
+        return Outcome::Done(Err(Errno::ENOMEM));
+    }
+    let sent = send(cx, Gva(args[0]), len_bytes);
+    if sent.is_err() {
+        cx.machine.memory.uncharge_kernel(len_bytes as u64);
+    }
+    Outcome::Done(sent)
 }
 
+/// Queues a message, which is charged to the program until the host takes it.
 fn send(cx: &mut Cx<'_>, buf: Gva, len_bytes: usize) -> SysResult {
-    let mut message = vec![0; len_bytes];
-    cx.read(buf, &mut message)?;
+    // In place: a large one is not there twice.
+    let mut message: Arc<[u8]> = std::iter::repeat_n(0, len_bytes).collect();
+    cx.read(buf, Arc::get_mut(&mut message).ok_or(Errno::ENOMEM)?)?;
     cx.kernel
         .channel
         .outbox
-        .push(message.into())
+        .push(message)
         .map_err(|_| Errno::EMSGSIZE)?;
     Ok(0)
 }

@@ -203,6 +203,7 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
     let Some(file) = cx.kernel.files.remove(&id) else {
         return;
     };
+    cx.machine.memory.uncharge_kernel(file.cost_bytes());
     match file.kind {
         FileKind::HostFile(host)
         | FileKind::HostDir(host)
@@ -214,7 +215,7 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
         FileKind::Timer(object) => cx.kernel.objects.timers.remove(object),
         FileKind::Epoll(object) => epoll::released(cx.kernel, &mut cx.machine.memory, object),
         FileKind::Socket(object) => unix::released(cx.kernel, &mut cx.machine.memory, object),
-        FileKind::Text(text) => cx.machine.memory.uncharge(text.len() as u64),
+        FileKind::Text(text) => cx.machine.memory.uncharge(text.bytes.len() as u64),
         FileKind::Capture(_)
         | FileKind::Input(_)
         | FileKind::Device(_)

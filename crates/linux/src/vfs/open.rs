@@ -171,8 +171,8 @@ fn open_found(
         Node::Synth(Synth::Text) if changes => return Err(Errno::EACCES),
         Node::Synth(Synth::Text) => {
             let text = synth::text(cx, &found.path).ok_or(Errno::ENOENT)?;
-            charge_text(cx, text.len())?;
-            FileKind::Text(Arc::from(text))
+            charge_text(cx, text.bytes.len())?;
+            FileKind::Text(text)
         }
         Node::Synth(Synth::Device(device)) => FileKind::Device(device),
         Node::Synth(Synth::Tty) => return Err(Errno::ENXIO),
@@ -283,7 +283,7 @@ fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
         | FileKind::HostLocation(host)
         | FileKind::HostStream(host) => cx.host.incref(*host),
         FileKind::Tmp(inode) => cx.kernel.tmpfs.open_ref(*inode),
-        FileKind::Text(text) => charge_text(cx, text.len())?,
+        FileKind::Text(text) => charge_text(cx, text.bytes.len())?,
         _ => {}
     }
     Ok(())

@@ -10,9 +10,9 @@ use super::synth::Synth;
 use super::tmpfs::InodeId;
 use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
-use crate::fd::{FileKind, OpenFile};
+use crate::fd::{FileKind, OpenFile, Text};
 use crate::kernel::{Pid, Process, Thread, Tid};
-use crate::mm;
+use crate::mm::{self, Mm};
 use crate::rlimit::{INFINITY, Resource, Rlimit};
 use crate::syscalls::identity::{NODENAME, RELEASE};
 use crate::timer::Notify;
@@ -289,9 +289,33 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
     out
 }
 
-/// The contents of a file below /proc as of now.
+/// The contents of a file below /proc as of now: their start, if they are long.
 #[must_use]
-pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Vec<u8>> {
+pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
+    if let Some(mm) = mapped(cx, path) {
+        return Some(mm::maps_text(mm, (0, 0), 0));
+    }
+    whole_text(cx, path).map(Text::whole)
+}
+
+/// The part after `kept` that has `offset`, or the last one.
+#[must_use]
+pub fn more_text(cx: &Cx<'_>, path: &[u8], kept: &Text, offset: u64) -> Option<Text> {
+    let mm = mapped(cx, path)?;
+    Some(mm::maps_text(mm, (kept.next?, kept.end()), offset))
+}
+
+/// The address space that a path shows the mappings of.
+fn mapped<'a>(cx: &'a Cx<'_>, path: &[u8]) -> Option<&'a Mm> {
+    match entry(cx, path)? {
+        Entry::Process(pid, _, rest) if rest == [b"maps"] => {
+            Some(&cx.kernel.processes.get(&pid)?.mm)
+        }
+        _ => None,
+    }
+}
+
+fn whole_text(cx: &Cx<'_>, path: &[u8]) -> Option<Vec<u8>> {
     match entry(cx, path)? {
         Entry::Root => None,
         Entry::Top(name) => top_text(cx, name).map(String::into_bytes),
@@ -449,7 +473,6 @@ fn process_text(
         [b"environ"] => return Some(process.environ.to_vec()),
         [b"auxv"] => return Some(process.auxv.to_vec()),
         [b"timers"] => timers(cx, process.pid),
-        [b"maps"] => return Some(mm::maps_text(&process.mm)),
         [b"comm"] => format!("{}\n", comm(thread)),
         [b"cgroup"] => "0::/\n".to_owned(),
         [b"io"] => "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n".to_owned(),

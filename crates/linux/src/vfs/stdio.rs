@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_mem::GuestMemory;
 use kvmlet_policy::{Place, Policy};
 
 use super::attr::{S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK};
@@ -35,6 +36,7 @@ pub enum StdStream {
 /// The host's; `ESRCH` for no such process.
 pub fn set_up(
     kernel: &mut Kernel,
+    memory: &mut GuestMemory,
     host: &mut Host,
     pid: Pid,
     streams: &[StdStream; 3],
@@ -43,7 +45,7 @@ pub fn set_up(
         let Some(file) = open(host, number, stream)? else {
             continue;
         };
-        let file = fd::add_file(kernel, OpenFile { refs: 1, ..file });
+        let file = fd::add_file(kernel, memory, OpenFile { refs: 1, ..file });
         let process = kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
         process.fds.fds.insert(
             i32::from(number),

@@ -8,7 +8,7 @@ use super::attr::{Attr, FileTime, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, d_type, ma
 use super::{hostfs, procfs};
 use crate::clock;
 use crate::cx::Cx;
-use crate::fd::{Device, FileId};
+use crate::fd::{Device, FileId, Text};
 
 /// A synthetic object.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -113,16 +113,32 @@ pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
 
 const CPU0: &[u8] = b"/sys/devices/system/cpu/cpu0";
 
-/// The contents of a synthetic file as of now.
+/// The contents of a synthetic file as of now: their start, if they are long.
 #[must_use]
-pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Vec<u8>> {
+pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
     if beneath(PROC, path) {
         return procfs::text(cx, path);
     }
     SYS_FILES
         .iter()
         .find(|(file, _)| *file == path)
-        .map(|(_, text)| text.to_vec())
+        .map(|(_, text)| Text::whole(text.to_vec()))
+}
+
+/// What a description that has `kept` answers a read at `offset` from. A read at the start sees the
+/// contents as of now; another one goes on where the last one was, as Linux's seq_file does.
+#[must_use]
+pub fn text_at(cx: &Cx<'_>, path: &[u8], kept: &Text, offset: u64) -> Option<Text> {
+    let start = if offset == 0 || offset < kept.at {
+        text(cx, path)?
+    } else {
+        kept.clone()
+    };
+    if start.covers(offset) {
+        Some(start)
+    } else {
+        procfs::more_text(cx, path, &start, offset)
+    }
 }
 
 /// Names and types (d_type) in a synthetic directory, without `.` and `..`.

@@ -1,5 +1,7 @@
 //! The namespace, host files and synthetic files as a program sees them.
 
+use std::collections::BTreeSet;
+
 use kvmlet_abi::Errno;
 
 use kvmlet_policy::Place;
@@ -104,6 +106,7 @@ fn links_stay_in_the_namespace() {
 
 #[test]
 fn secrets_and_other_trees_are_denied() {
+    use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
     let tree = TempTree::new("denied");
     let mut sandbox = Sandbox::new(&tree.0);
@@ -486,4 +489,40 @@ fn shared_memory_is_a_tree_of_its_own() {
     assert_eq!(sandbox.slurp("../../shm/a").unwrap(), b"shared");
     assert_eq!(call!(sandbox, "rmdir", "/dev/shm"), Err(Errno::EROFS));
     call!(sandbox, "unlink", "/dev/shm/a").unwrap();
+}
+
+#[test]
+fn a_long_host_directory_is_listed_in_parts() {
+    let tree = TempTree::new("long-listing");
+    let count = 9_000;
+    let name = |number: usize| format!("{number}{}", "n".repeat(240));
+    for number in 0..count {
+        std::fs::File::create(tree.0.join(name(number))).unwrap();
+    }
+    let mut sandbox = Sandbox::new(&tree.0);
+    let expected: BTreeSet<String> = (0..count).map(name).collect();
+    let path = tree.0.to_str().unwrap();
+    for _ in 0..2 {
+        let listed = sandbox.names(path).unwrap();
+        assert_eq!(listed.len(), count);
+        assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+    // Not all of it at once.
+    let kept = sandbox.host.files.values();
+    let kept = kept.filter_map(|file| file.listing.as_ref());
+    assert!(kept.map(|listing| listing.size_bytes()).sum::<usize>() < 3 << 20);
+    // From any place again.
+    let dir = sandbox.open(path, 0).unwrap();
+    let buf = sandbox.room(4096);
+    let at = |sandbox: &mut Sandbox, cursor: usize| {
+        call!(sandbox, "lseek", dir, cursor as i64, 0).unwrap();
+        call!(sandbox, "getdents64", dir, buf, 300).unwrap();
+        sandbox.get(buf, 200)[19..].to_vec()
+    };
+    let first = at(&mut sandbox, 2);
+    let late = at(&mut sandbox, 8_500);
+    assert_ne!(first, late);
+    assert_eq!(at(&mut sandbox, 100).len(), late.len());
+    assert_eq!(at(&mut sandbox, 8_500), late);
+    assert_eq!(at(&mut sandbox, 2), first);
 }

@@ -208,16 +208,13 @@ fn list(
         FileKind::Tmp(inode) => list_tmp(cx, *inode, cursor, put),
         FileKind::HostDir(host) => {
             let listing = host_listing(cx, *host, *cursor)?;
-            let entries = listing
-                .entries
-                .iter()
-                .map(|(ino, kind, name)| (*ino, *kind, name.as_slice()));
-            Ok(list_from(entries, cursor, put))
+            Ok(list_from(listing.from(number_at(*cursor)), cursor, put))
         }
         FileKind::SynthDir(_) => {
             let entries = synth_entries(cx, id, *cursor)?;
             let entries = entries
                 .iter()
+                .skip(number_at(*cursor))
                 .map(|(name, kind)| (entry_number(&file.path, name), *kind, name.as_slice()));
             Ok(list_from(entries, cursor, put))
         }
@@ -225,14 +222,18 @@ fn list(
     }
 }
 
-/// Entries that are numbered from cursor 2 on.
+/// The number of the entry at a cursor: the first after `.` and `..` is at 2.
+fn number_at(cursor: u64) -> usize {
+    usize::try_from(cursor.saturating_sub(2)).unwrap_or(usize::MAX)
+}
+
+/// Gives the entries at the cursor, numbered one by one.
 fn list_from<'a>(
     entries: impl Iterator<Item = (u64, u8, &'a [u8])>,
     cursor: &mut u64,
     mut put: impl FnMut(&Entry<'_>) -> bool,
 ) -> bool {
-    let skip = usize::try_from(cursor.saturating_sub(2)).unwrap_or(usize::MAX);
-    for (ino, kind, name) in entries.skip(skip) {
+    for (ino, kind, name) in entries {
         let next = cursor.saturating_add(1);
         if !put(&Entry {
             ino,
@@ -274,24 +275,35 @@ fn list_tmp(
 fn synth_entries(cx: &mut Cx<'_>, id: FileId, cursor: u64) -> Result<SynthNames, Errno> {
     let path = Arc::clone(&fd::file_mut(cx, id)?.path);
     let fresh: Option<SynthNames> = (cursor <= 2).then(|| Arc::from(synth::list(cx, &path)));
-    let FileKind::SynthDir(entries) = &mut fd::file_mut(cx, id)?.kind else {
+    let file = cx.kernel.files.get_mut(&id).ok_or(Errno::EBADF)?;
+    let FileKind::SynthDir(entries) = &mut file.kind else {
         return Err(Errno::ENOTDIR);
     };
     if let Some(fresh) = fresh {
+        let memory = &mut cx.machine.memory;
+        let charged = memory.charge_kernel(fd::names_cost_bytes(&fresh));
+        charged.map_err(|_| Errno::ENOMEM)?;
+        memory.uncharge_kernel(fd::names_cost_bytes(entries));
         *entries = fresh;
     }
     Ok(Arc::clone(entries))
 }
 
-/// A host directory's names as they were when it was last read from its start.
+/// The part of a host directory's names that the cursor is in, as they were when it was last read from
+/// its start.
 fn host_listing(cx: &mut Cx<'_>, host: HostId, cursor: u64) -> Result<Arc<Listing>, Errno> {
-    let kept = cx.host.get(host)?.listing.clone();
+    let number = number_at(cursor);
+    let file = cx.host.get(host)?;
     // Cursor 2 follows `..`: the first entry is about to be given.
-    if let Some(kept) = kept.filter(|_| cursor > 2) {
-        return Ok(kept);
+    let kept = file.listing.as_ref().filter(|_| cursor > 2);
+    let start = match kept.filter(|kept| kept.starts_by(number)) {
+        Some(kept) => Arc::clone(kept),
+        None => Arc::new(hostfs::list(file.fd.as_fd())?),
+    };
+    let listing = start.reach(file.fd.as_fd(), number)?;
+    if !kept.is_some_and(|kept| Arc::ptr_eq(kept, &listing)) {
+        cx.host.keep_listing(host, &listing);
     }
-    let listing = Arc::new(hostfs::list(cx.host.get(host)?.fd.as_fd())?);
-    cx.host.keep_listing(host, &listing);
     Ok(listing)
 }
 

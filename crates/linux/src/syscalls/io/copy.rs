@@ -68,7 +68,7 @@ pub fn sys_sendfile(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outc
 
 fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
     let [out_fd, in_fd, offset_gva, count, ..] = *args;
-    let (in_id, input) = fd::get_io(cx, int(in_fd))?;
+    let (in_id, mut input) = fd::get_io(cx, int(in_fd))?;
     let (out_id, output) = fd::get_io(cx, int(out_fd))?;
     if !is_open_for_reading(&input) || !output.flags.writable() {
         return Err(Errno::EBADF);
@@ -92,6 +92,9 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
         let Some(into) = buf.get_mut(..len) else {
             break;
         };
+        if matches!(input.kind, FileKind::Text(_)) {
+            input = transfer::prepare(cx, in_id, input, offset)?;
+        }
         let got = transfer::fill(cx, &input.kind, offset, into)?;
         let bytes = into.get(..got).unwrap_or_default();
         if bytes.is_empty() {

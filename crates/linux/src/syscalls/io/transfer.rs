@@ -379,16 +379,24 @@ fn moves_offset(kind: &FileKind) -> bool {
     )
 }
 
-/// Renews a synthetic file that is read from its start, as Linux generates it then.
-fn prepare(cx: &mut Cx<'_>, id: FileId, file: OpenFile, offset: u64) -> Result<OpenFile, Errno> {
+/// Makes what is read of a synthetic file at `offset`, as Linux generates it then.
+///
+/// # Errors
+/// `ENOMEM` at the memory limit.
+pub fn prepare(
+    cx: &mut Cx<'_>,
+    id: FileId,
+    file: OpenFile,
+    offset: u64,
+) -> Result<OpenFile, Errno> {
     match &file.kind {
-        FileKind::Text(old) if offset == 0 => {
-            let Some(text) = synth::text(cx, &file.path) else {
+        FileKind::Text(old) if offset == 0 || !old.covers(offset) => {
+            let Some(text) = synth::text_at(cx, &file.path, old, offset) else {
                 return Ok(file);
             };
-            vfs::open::charge_text(cx, text.len())?;
-            cx.machine.memory.uncharge(old.len() as u64);
-            let kind = FileKind::Text(text.into());
+            vfs::open::charge_text(cx, text.bytes.len())?;
+            cx.machine.memory.uncharge(old.bytes.len() as u64);
+            let kind = FileKind::Text(text);
             fd::file_mut(cx, id)?.kind = kind.clone();
             Ok(OpenFile { kind, ..file })
         }
@@ -442,9 +450,10 @@ pub fn fill(
     offset: u64,
     into: &mut [u8],
 ) -> Result<usize, Errno> {
-    let from = |bytes: &[u8], into: &mut [u8]| {
-        let rest = usize::try_from(offset)
-            .ok()
+    let from = |bytes: &[u8], at: u64, into: &mut [u8]| {
+        let rest = offset
+            .checked_sub(at)
+            .and_then(|at| usize::try_from(at).ok())
             .and_then(|at| bytes.get(at..))
             .unwrap_or_default();
         let count = rest.len().min(into.len());
@@ -463,7 +472,8 @@ pub fn fill(
             cx.kernel.tmpfs.accessed(*inode, now);
             Ok(count)
         }
-        FileKind::Text(bytes) | FileKind::Input(bytes) => Ok(from(bytes, into)),
+        FileKind::Text(text) => Ok(from(&text.bytes, text.at, into)),
+        FileKind::Input(bytes) => Ok(from(bytes, 0, into)),
         FileKind::Device(Device::Null) => Ok(0),
         FileKind::Device(Device::Zero | Device::Full) => {
             into.fill(0);
