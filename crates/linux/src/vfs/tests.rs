@@ -106,7 +106,6 @@ fn links_stay_in_the_namespace() {
 
 #[test]
 fn secrets_and_other_trees_are_denied() {
-    use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
     let tree = TempTree::new("denied");
     let mut sandbox = Sandbox::new(&tree.0);
