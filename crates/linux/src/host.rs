@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kvmlet_abi::Errno;
 use kvmlet_policy::Policy;
@@ -131,6 +132,8 @@ pub struct Host {
     pub xstate_len: usize,
     /// Guest time.
     pub clock: Box<dyn GuestClock>,
+    /// The time of this process, by which what a call has looked at goes out of date.
+    pub now: fn() -> Instant,
 }
 
 impl Host {
@@ -157,6 +160,7 @@ impl Host {
             xfeatures: 0,
             xstate_len: 0,
             clock: Box::new(HostClocks),
+            now: Instant::now,
         })
     }
 
@@ -184,6 +188,7 @@ impl Host {
             xfeatures: self.xfeatures,
             xstate_len: self.xstate_len,
             clock: Box::new(HostClocks),
+            now: self.now,
         }
     }
 

@@ -1,8 +1,10 @@
 //! A sandbox without KVM: one process with one thread and a stretch of user memory.
 #![allow(clippy::disallowed_methods)]
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use imbl::OrdMap;
 use kvmlet_abi::linux::{Iovec, Stat};
@@ -79,6 +81,20 @@ pub struct Sandbox {
     next: u64,
 }
 
+thread_local! {
+    static NOW: Cell<Instant> = Cell::new(Instant::now());
+}
+
+/// [`Host::now`] in tests: it stands still until [`pass`].
+fn now() -> Instant {
+    NOW.get()
+}
+
+/// Lets time pass on this thread.
+pub fn pass(time: Duration) {
+    NOW.set(NOW.get() + time);
+}
+
 /// An argument of a call.
 pub enum Arg<'a> {
     Int(i64),
@@ -114,6 +130,7 @@ impl Sandbox {
     pub fn with_limits(cwd: &Path, memory_bytes: u64, output_bytes: u64) -> Self {
         let (policy, dir) = vfs::started_from(cwd.to_str().unwrap().as_bytes());
         let mut host = Host::new(policy, output_bytes).unwrap();
+        host.now = now;
         let mut memory = GuestMemory::new(memory_bytes).unwrap();
         let tables = PageTables::new(&mut memory).unwrap();
         let tmpfs = vfs::new_tmpfs(&host, &mut memory).unwrap();

@@ -56,17 +56,17 @@ impl Afterwards {
             call: self.calls,
         });
     }
-
-    /// The attributes of `id`, if the call before has opened it, a moment ago.
-    #[must_use]
-    pub fn told(&self, id: HostId) -> Option<Attr> {
-        let told = self.told.as_ref()?;
-        let next = told.id == id && told.call.saturating_add(1) == self.calls;
-        (next && told.at.elapsed() < FRESH).then_some(told.attr)
-    }
 }
 
 impl Host {
+    /// The attributes of `id`, if the call before has opened it, a moment ago.
+    #[must_use]
+    pub fn told(&self, id: HostId) -> Option<Attr> {
+        let told = self.afterwards.told.as_ref()?;
+        let next = told.id == id && told.call.saturating_add(1) == self.afterwards.calls;
+        (next && (self.now)().duration_since(told.at) < FRESH).then_some(told.attr)
+    }
+
     /// A call begins, or is made again. What another one has left to do comes first.
     pub fn begin_call(&mut self) {
         self.finish_call();
@@ -91,7 +91,7 @@ impl Host {
                     id: *id,
                     attr,
                     call: *call,
-                    at: Instant::now(),
+                    at: (self.now)(),
                 });
             }
             // Linux differs: the call has been answered, so that the descriptor is of no use instead.

@@ -32,8 +32,8 @@ struct Look {
 }
 
 impl LastLook {
-    /// Directory `dir` has `attr` by the name that `path` ends in.
-    pub fn note(&mut self, dir: &Arc<OwnedFd>, path: &[u8], attr: &Attr) {
+    /// Directory `dir` has `attr` by the name that `path` ends in, `now`.
+    pub fn note(&mut self, dir: &Arc<OwnedFd>, path: &[u8], attr: &Attr, now: Instant) {
         if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
             self.0 = None;
             return;
@@ -45,16 +45,16 @@ impl LastLook {
             dir: Arc::downgrade(dir),
             path: kept,
             attr: *attr,
-            at: Instant::now(),
+            at: now,
         });
     }
 
-    /// What the last look has told, if it was this one, a moment ago. It is told once.
-    pub fn take(&mut self, dir: &Arc<OwnedFd>, path: &[u8]) -> Option<Attr> {
+    /// What the last look has told, if it was this one, a moment before `now`. It is told once.
+    pub fn take(&mut self, dir: &Arc<OwnedFd>, path: &[u8], now: Instant) -> Option<Attr> {
         let look = self.0.take()?;
         // The address cannot be another one's: a weak reference keeps the place.
         let same = std::ptr::eq(look.dir.as_ptr(), Arc::as_ptr(dir)) && look.path == path;
-        (same && look.at.elapsed() < FRESH).then_some(look.attr)
+        (same && now.duration_since(look.at) < FRESH).then_some(look.attr)
     }
 }
 
@@ -67,7 +67,7 @@ pub fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
         return None;
     }
     let path = join(at, request.path);
-    let attr = cx.host.looked.take(dir, &path)?;
+    let attr = cx.host.looked.take(dir, &path, (cx.host.now)())?;
     hostfs::check_search_in(cx.host, dir.as_fd()).ok()?;
     let node = Node::Host(Handle::Entry(Arc::clone(dir)), attr);
     Some(Found { path, node })
@@ -93,39 +93,38 @@ mod tests {
     fn a_look_is_told_once_and_for_its_own_name() {
         let (dir, other) = (directory(), directory());
         let file = attr(S_IFREG);
-        let mut last = LastLook::default();
-        last.note(&dir, b"/a/b", &file);
-        assert_eq!(last.take(&dir, b"/a/b"), Some(file));
-        assert_eq!(last.take(&dir, b"/a/b"), None);
-        last.note(&dir, b"/a/b", &file);
-        assert_eq!(last.take(&dir, b"/a/c"), None);
-        last.note(&dir, b"/a/b", &file);
-        assert_eq!(last.take(&other, b"/a/b"), None);
+        let (mut last, now) = (LastLook::default(), Instant::now());
+        last.note(&dir, b"/a/b", &file, now);
+        assert_eq!(last.take(&dir, b"/a/b", now), Some(file));
+        assert_eq!(last.take(&dir, b"/a/b", now), None);
+        last.note(&dir, b"/a/b", &file, now);
+        assert_eq!(last.take(&dir, b"/a/c", now), None);
+        last.note(&dir, b"/a/b", &file, now);
+        assert_eq!(last.take(&other, b"/a/b", now), None);
     }
 
     #[test]
     fn what_cannot_be_opened_is_not_told() {
         let dir = directory();
-        let mut last = LastLook::default();
-        last.note(&dir, b"/a", &attr(S_IFREG));
-        last.note(&dir, b"/a", &attr(S_IFIFO));
-        assert_eq!(last.take(&dir, b"/a"), None);
+        let (mut last, now) = (LastLook::default(), Instant::now());
+        last.note(&dir, b"/a", &attr(S_IFREG), now);
+        last.note(&dir, b"/a", &attr(S_IFIFO), now);
+        assert_eq!(last.take(&dir, b"/a", now), None);
     }
 
     #[test]
     fn a_look_is_soon_forgotten() {
         let dir = directory();
-        let mut last = LastLook::default();
-        last.note(&dir, b"/a", &attr(S_IFREG));
-        std::thread::sleep(FRESH);
-        assert_eq!(last.take(&dir, b"/a"), None);
+        let (mut last, now) = (LastLook::default(), Instant::now());
+        last.note(&dir, b"/a", &attr(S_IFREG), now);
+        assert_eq!(last.take(&dir, b"/a", now + FRESH), None);
     }
 
     #[test]
     fn a_directory_that_was_closed_is_not_kept_open() {
         let dir = directory();
-        let mut last = LastLook::default();
-        last.note(&dir, b"/a", &attr(S_IFREG));
+        let (mut last, now) = (LastLook::default(), Instant::now());
+        last.note(&dir, b"/a", &attr(S_IFREG), now);
         assert_eq!(Arc::strong_count(&dir), 1);
     }
 }

@@ -152,7 +152,7 @@ pub fn file_attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
         FileKind::HostFile(host)
         | FileKind::HostDir(host)
         | FileKind::HostLocation(host)
-        | FileKind::HostStream(host) => match cx.host.afterwards.told(*host) {
+        | FileKind::HostStream(host) => match cx.host.told(*host) {
             Some(attr) => Ok(attr),
             None => hostfs::attr_of(cx.host.get(*host)?.fd.as_fd()),
         },

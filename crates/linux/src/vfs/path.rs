@@ -545,7 +545,8 @@ impl Walker<'_, '_> {
             if let Step::Object(Node::Host(_, attr))
             | Step::Directory(_, Some(Node::Host(_, attr))) = &step
             {
-                self.cx.host.looked.note(dir, path, attr);
+                let now = (self.cx.host.now)();
+                self.cx.host.looked.note(dir, path, attr, now);
             }
             return Ok(step);
         }
