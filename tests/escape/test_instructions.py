@@ -8,45 +8,31 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import HW, native, sized
+from e2e.oracle import HW, LONG, native, sized
 from escape.bounded import bounded
+from escape.layout import PAGES
 
 if TYPE_CHECKING:
     import pathlib
 
     from e2e.oracle import Oracle
 
-pytestmark = [pytest.mark.hw, pytest.mark.hw_modes, pytest.mark.poll]
-
-VMM_PAGES = {
-    "GDT": 0x10000,
-    "IDT": 0x11000,
-    "TSS": 0x12000,
-    "exception stack": 0x14000,
-    "double-fault stack": 0x16000,
-    "flush stack": 0x18000,
-    "exception code": 0x20000,
-    "syscall code": 0x22000,
-    "constants": 0x24000,
-    "probe code": 0x26000,
-    "call page": 0x28000,
-    "nothing": 0x30000,
-}
-"""Offsets of kvmlet's pages in its area (crates/abi/src/layout.rs)."""
+pytestmark = [pytest.mark.hw, pytest.mark.poll]
 
 EMULATED = ["emulated"] if HW else []
 """Leaves out what the emulated CPU gets wrong natively already (tests/escape/guests/attempt.h)."""
 
-USER_VISIBLE = {0x22000, 0x24000, 0x28000}
+USER_VISIBLE = {PAGES[name] for name in ("SYSCALL_CODE", "STUB_DATA", "CALL_PAGE")}
 """Those that ring 3 may read on software KVM."""
 
 
+@pytest.mark.slow
 def test_ports(hostile: pathlib.Path, native_only: bool) -> None:
     """Every port, every form: SIGSEGV at the instruction, as without KVM.
 
     On software KVM an `out` has retired when it is refused, so rip is behind it.
     """
-    argv = ["./ports", str(sized(1, 4096))]
+    argv = ["./ports", str(4096 if HW else 1 if LONG else 16)]
     expected = native(argv, cwd=hostile)
     assert b" 0 wrong" in expected.stdout
     if native_only:
@@ -96,6 +82,7 @@ def test_edges_of_user_space(oracle: Oracle, hostile: pathlib.Path) -> None:
     oracle.compare(["./canon", *EMULATED], cwd=hostile)
 
 
+@pytest.mark.hw_modes
 def test_vmm_pages(hostile: pathlib.Path, native_only: bool) -> None:
     """Nothing of kvmlet's area can be written or changed, and only the stub's pages can be read."""
     expected = native(["./vmmpages"], cwd=hostile)
@@ -108,34 +95,38 @@ def test_vmm_pages(hostile: pathlib.Path, native_only: bool) -> None:
     readable = {int(at, 16) for at in re.findall(rb"readable (0x[0-9a-f]+)", run.stderr)}
     executable = {int(at, 16) for at in re.findall(rb"executable (0x[0-9a-f]+)", run.stderr)}
     assert readable <= USER_VISIBLE
-    assert executable <= {VMM_PAGES["syscall code"]}
+    assert executable <= {PAGES["SYSCALL_CODE"]}
     if HW:
         assert not readable
         assert not executable
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vm")
-@pytest.mark.parametrize("page", VMM_PAGES)
+@pytest.mark.parametrize("page", PAGES)
 def test_jumps_into_vmm_pages(hostile: pathlib.Path, page: str) -> None:
-    """Every third byte of the code, a sample of the other pages, with forged registers."""
-    thorough = page in ("syscall code", "exception code") and not HW
-    step = 3 if thorough else 64 if page in ("syscall code", "exception code") else 512
-    argv = ["./stubjump", hex(VMM_PAGES[page]), "0", "4096", str(step)]
+    """A sample of each page, with forged registers; in full every third byte of the code."""
+    code = page in ("SYSCALL_CODE", "EXC_CODE")
+    step = (3 if LONG else 64) if code else 512
+    argv = ["./stubjump", hex(PAGES[page]), "0", "4096", str(step)]
     run = bounded(argv, cwd=hostile, timeout_s=sized(100, 300))
     assert run.status == 0, run.said
     assert run.stdout.endswith(b"alive\n")
-    if HW or page != "syscall code":
+    if HW or page != "SYSCALL_CODE":
         assert b"0 came back" in run.stderr, run.said
 
 
+@pytest.mark.slow
+@pytest.mark.hw_modes
 @pytest.mark.usefixtures("vm")
 def test_jumps_to_every_byte_of_the_syscall_entry(hostile: pathlib.Path) -> None:
-    step = str(sized(1, 4))
-    run = bounded(["./stubjump", hex(VMM_PAGES["syscall code"]), "0", "1600", step], cwd=hostile)
+    step = str(4 if HW else 1 if LONG else 2)
+    run = bounded(["./stubjump", hex(PAGES["SYSCALL_CODE"]), "0", "1600", step], cwd=hostile)
     assert run.status == 0, run.said
     assert run.stdout.endswith(b"alive\n")
 
 
+@pytest.mark.slow
 @pytest.mark.default_mode  # each says how calls travel
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("calls", ["poll", "exit"])
@@ -143,7 +134,7 @@ def test_jumps_into_the_page_of_direct_calls(hostile: pathlib.Path, calls: str) 
     """The program may execute that page. Where it has slots in use, each leads back into the middle
     of a function of the program, which is likely to end it.
     """
-    argv = ["./stubjump", "direct", "0", "4096", str(sized(3, 64))]
+    argv = ["./stubjump", "direct", "0", "4096", str(3 if LONG else 64)]
     run = bounded(argv, cwd=hostile, calls=calls, timeout_s=sized(100, 300))
     if HW or calls == "exit":
         assert run.status == 0, run.said
@@ -187,6 +178,7 @@ def test_32_bit_entries(hostile: pathlib.Path) -> None:
         assert re.search(rb"^int 0x80: SIGSEGV$", run.stdout, re.MULTILINE)
 
 
+@pytest.mark.hw_modes
 @pytest.mark.usefixtures("vm")
 def test_calls_on_wild_stacks_stay_in_ring_3(hostile: pathlib.Path) -> None:
     run = bounded(["./wildstack"], cwd=hostile, timeout_s=sized(30, 300))

@@ -9,18 +9,17 @@
 #include <sys/ioctl.h>
 #include <sys/time.h>
 
-// The layout is crates/abi/src/call_page.rs.
 #define WORD(offset) (*(volatile uint64_t *)(CALL_PAGE + (offset)))
 #define HALF(offset) (*(volatile uint32_t *)(CALL_PAGE + (offset)))
-#define NR WORD(0)
-#define ARG(i) WORD(8 + 8 * (i))
-#define POSTED HALF(56)
-#define ANSWERED WORD(64)
-#define ANSWER WORD(72)
-#define MODE HALF(80)
-#define SPIN WORD(88)
-#define DEADLINE WORD(128)
-#define CAME_FROM WORD(136)
+#define NR WORD(CALL_NR)
+#define ARG(i) WORD(CALL_ARGS + 8 * (i))
+#define POSTED HALF(CALL_POSTED)
+#define ANSWERED WORD(CALL_ANSWERED)
+#define ANSWER WORD(CALL_ANSWER)
+#define MODE HALF(CALL_MODE)
+#define SPIN WORD(CALL_SPIN_TICKS)
+#define DEADLINE WORD(CALL_DEADLINE)
+#define CAME_FROM WORD(CALL_CAME_FROM)
 
 static volatile int stop, stopped;
 static uint64_t seed = 1;

@@ -14,23 +14,9 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include "layout.h" // kvmlet's own pages; on Linux nothing is mapped there
 
 #define PAGE 4096ul
-
-// kvmlet's own pages (crates/abi/src/layout.rs). On Linux nothing is mapped there.
-#define VMM_AREA 0x7fffffe00000ul
-#define VMM_END 0x800000000000ul
-#define GDT_PAGE (VMM_AREA + 0x10000)
-#define IDT_PAGE (VMM_AREA + 0x11000)
-#define TSS_PAGE (VMM_AREA + 0x12000)
-#define EXC_STACK (VMM_AREA + 0x14000)
-#define DF_STACK (VMM_AREA + 0x16000)
-#define FLUSH_STACK (VMM_AREA + 0x18000)
-#define EXC_CODE (VMM_AREA + 0x20000)
-#define SYSCALL_CODE (VMM_AREA + 0x22000)
-#define STUB_DATA (VMM_AREA + 0x24000)
-#define PROBE_CODE (VMM_AREA + 0x26000)
-#define CALL_PAGE (VMM_AREA + 0x28000)
 
 // A call without which nothing after it makes sense.
 static inline void need(int ok, const char *what) {
