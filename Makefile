@@ -13,12 +13,15 @@ PYTHON_SOURCES := python tests/unit $(wildcard tests/e2e tests/escape tests/conf
 PYTEST := $(BIN)/python -m pytest
 UNIT := tests/unit
 END_TO_END := $(wildcard tests/e2e tests/escape)
+# What the way that calls travel can change.
+EACH_WAY := poll and not default_mode
 GUEST_PROGRAMS := tests/guests tests/escape/guests
 
 .PHONY: help
 help:
 	@echo "make run       build, then run a Python script in a VM"
 	@echo "make test      every check on this machine's own KVM"
+	@echo "make test-long PART=auto|exit|poll|rust  the same, with what is rare repeated in full"
 	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
@@ -77,8 +80,21 @@ test-steps:
 	@$(MAKE) guests
 	$(PYTEST) $(UNIT)
 	KVMLET_CALLS=auto $(PYTEST) $(END_TO_END)
-	KVMLET_CALLS=exit $(PYTEST) -m 'not default_mode' $(END_TO_END)
-	KVMLET_CALLS=poll $(PYTEST) -m poll $(END_TO_END)
+	KVMLET_CALLS=exit $(PYTEST) -m '$(EACH_WAY)' $(END_TO_END)
+	KVMLET_CALLS=poll $(PYTEST) -m '$(EACH_WAY)' $(END_TO_END)
+
+# What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
+LONG_PARTS := auto exit poll rust
+.PHONY: test-long $(LONG_PARTS:%=test-long-%)
+test-long: deps-test
+	@$(if $(filter $(LONG_PARTS),$(PART)),,$(error PART is one of: $(LONG_PARTS)))
+	$(call timed,test-long-$(PART))
+test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-dev
+	@$(MAKE) develop
+	@$(MAKE) guests
+	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END)
+test-long-rust: $(VENV)/.group-dev
+	PROPTEST_CASES=2048 cargo test --workspace --exclude kvmlet-py
 
 .PHONY: lint lint-rust lint-python
 lint: lint-rust lint-python
@@ -97,14 +113,19 @@ lint-python: $(VENV)/.group-dev
 test-rust: deps-test
 	cargo test --workspace --exclude kvmlet-py
 
-# The tests marked $(2) with calls that travel by $(1), on a machine of $(3) processors. On one, every
-# call leaves the VM whatever the mode: a poller takes a second one.
-hw-tests = $(BIN)/python tests/hwkvm/run.py --smp $(3) --timeout-s 2700 -- \
-		env KVMLET_HW=1 KVMLET_CALLS=$(1) PYTHONDONTWRITEBYTECODE=1 \
-		$(PYTEST) -p no:cacheprovider -m '$(2)' --timeout 600 $(END_TO_END)
+# A machine of $(1) processors runs pytest once for each word of $(2): the calls of guests, a colon and
+# more options. On one processor every call leaves the VM whatever the mode: a poller takes a second.
+hw-tests = $(BIN)/python tests/hwkvm/run.py --smp $(1) --timeout-s 1800 -- \
+	env KVMLET_HW=1 PYTHONDONTWRITEBYTECODE=1 /bin/bash -c 'status=0; \
+	$(foreach run,$(2),KVMLET_CALLS=$(firstword $(subst :, ,$(run))) $(PYTEST) -p no:cacheprovider \
+		--timeout 600 $(HW_$(lastword $(subst :, ,$(run)))) $(END_TO_END) || status=$$?;) exit $$status'
+HW_first := -m "hw and not default_mode" --share 1/2
+HW_second := -m "hw and not default_mode" --share 2/2
+HW_modes := -m "hw_modes and not default_mode"
+HW_calls := -m "hw and default_mode"
 
 # Each machine takes one processor of the host, however many it has: two go side by side.
-HW_RUNS := test-hw-share-1 test-hw-share-2 test-hw-auto test-hw-poll
+HW_RUNS := test-hw-one test-hw-two
 
 .PHONY: test-hw test-hw-steps $(HW_RUNS)
 test-hw: deps-hw
@@ -114,10 +135,10 @@ test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) guests
 	$(BIN)/python tests/hwkvm/run.py --prepare
 	@$(MAKE) --jobs 2 --output-sync=target $(HW_RUNS)
-test-hw-share-1 test-hw-share-2: test-hw-share-%:
-	$(call hw-tests,auto,hw,1) --share $*/2
-test-hw-auto test-hw-poll: test-hw-%:
-	$(call hw-tests,$*,hw_modes,2)
+test-hw-one:
+	$(call hw-tests,1,auto:first)
+test-hw-two:
+	$(call hw-tests,2,exit:second poll:modes auto:calls)
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev

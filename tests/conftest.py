@@ -43,9 +43,11 @@ def share_of(text: str) -> tuple[int, int]:
     return int(k), int(n)
 
 
-# Last, so that shares are taken of what -m and -k have left.
+# What is slow comes last, so that a failure elsewhere shows early. This runs last, so that shares
+# are taken of what -m and -k have left.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
     k, n = config.getoption("--share")
     others = [item for number, item in enumerate(items, start=1) if number % n != k % n]
     if others:

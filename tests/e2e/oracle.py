@@ -31,6 +31,9 @@ CALLS = os.environ.get("KVMLET_CALLS", "")
 
 What kvmlet does in this very process reads the variable itself."""
 
+LONG = os.environ.get("KVMLET_LONG") == "1"
+"""In `make test-long`: what is repeated to find what is rare is repeated in full."""
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "tests" / "guests"
 SCRIPTS = GUESTS / "scripts"
@@ -47,6 +50,8 @@ ENV = {
 }
 """The environment of a guest whose caller has this LANG and TERM."""
 
+NO_RUNTIMES = "no compilers, databases or language runtimes on the emulated machine"
+
 HANG_S = 400 if HW else 100
 """A run that takes longer hangs."""
 
@@ -60,13 +65,20 @@ def sized(here: int, on_hw: int) -> int:
     return on_hw if HW else here
 
 
-def repeated(here: int, on_hw: int, *, whole_in: Collection[str] = ("auto",)) -> int:
-    """How often the same is repeated to find what is rare; in other modes of calls, a tenth of it.
+def repeated(
+    whole: int, on_hw: int, *, short: int | None = None, whole_in: Collection[str] = ("auto",)
+) -> int:
+    """How often the same is repeated to find what is rare.
 
-    The first turns try what is particular to a mode; what many turns are for (a leak of a page, one
-    state too many) is mostly the same in all.
+    `whole` is for `make test-long`. Elsewhere `short`, or a tenth, finds what goes wrong at once.
+    Modes of calls other than `whole_in` take a tenth of that.
     """
-    turns = sized(here, on_hw)
+    if HW:
+        turns = on_hw
+    elif LONG:
+        turns = whole
+    else:
+        turns = max(1, whole // 10) if short is None else short
     return turns if (CALLS or "auto") in whole_in else max(1, turns // 10)
 
 
@@ -124,8 +136,22 @@ def kvmlet_argv(argv: Sequence[Word], options: Sequence[str] = ()) -> list[str]:
 def in_vm(
     argv: Sequence[Word], *, cwd: Word, input: bytes = b"", options: Sequence[str] = ()
 ) -> Ended:
-    """Run `argv` in a VM by the `kvmlet run` command."""
+    """Run `argv` in a VM by the `kvmlet run` command.
+
+    On the emulated machine by the library where no option is given: starting an interpreter for the
+    command takes longer there than most guests do.
+    """
+    if HW and not options:
+        return _by_library(argv, cwd=cwd, input=input)
     return command(kvmlet_argv(argv, options), cwd=cwd, input=input)
+
+
+def _by_library(argv: Sequence[Word], *, cwd: Word, input: bytes) -> Ended:
+    import kvmlet
+
+    result = kvmlet.run(_words(argv), cwd=os.fspath(cwd), input=input, timeout=HANG_S)
+    code = 128 + (result.signal or 0) if result.exit_code is None else result.exit_code
+    return Ended(result.stdout, result.stderr, code)
 
 
 def command(

@@ -16,9 +16,10 @@ import kvmlet
 from e2e.oracle import HANG_S, HW, native, sized
 from e2e.service import TASKS
 
-pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+pytestmark = pytest.mark.usefixtures("vm")
 
 
+@pytest.mark.hw
 def test_a_result(guests: pathlib.Path) -> None:
     result = kvmlet.run([guests / "hello-static", "one", b"two"], cwd=guests)
     assert result.stdout == b"hello, world (3)\none\ntwo\n"
@@ -44,6 +45,7 @@ def test_no_input_is_empty_input(guests: pathlib.Path) -> None:
     assert result.stderr.startswith(b"total 0 ")
 
 
+@pytest.mark.hw
 def test_endings(guests: pathlib.Path) -> None:
     result = kvmlet.run(["./exits", "quick", "7"], cwd=guests)
     assert (result.exit_code, result.signal, result.reason) == (7, None, "exited")
@@ -126,6 +128,7 @@ def test_other_threads_run_meanwhile(guests: pathlib.Path) -> None:
         thread.join()
 
 
+@pytest.mark.hw
 def test_runs_in_several_threads(guests: pathlib.Path) -> None:
     turns = sized(10, 2)
     outputs: dict[str, bytes] = {}
@@ -144,6 +147,7 @@ def test_runs_in_several_threads(guests: pathlib.Path) -> None:
     assert outputs == {word: f"hello, world (2)\n{word}\n".encode() for word in words}
 
 
+@pytest.mark.hw
 def test_a_timeout_beside_another_run(guests: pathlib.Path) -> None:
     """Ending one VM does not disturb another in the same process."""
     ended: list[str] = []
@@ -155,7 +159,7 @@ def test_a_timeout_beside_another_run(guests: pathlib.Path) -> None:
     for thread in threads:
         thread.start()
     for _ in range(sized(3, 1)):
-        assert kvmlet.run(["./threads", "2"], cwd=guests).exit_code == 0
+        assert kvmlet.run(["./threads", "2", "2"], cwd=guests).exit_code == 0
     for thread in threads:
         thread.join()
     assert ended == ["timeout"] * 3

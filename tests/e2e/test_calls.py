@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kvmlet
-from e2e.oracle import ENV, HANG_S, HW, KVMLET, ROOT, sized
+from e2e.oracle import ENV, HANG_S, HW, KVMLET, ROOT, repeated, sized
 
 if TYPE_CHECKING:
     import pathlib
@@ -59,6 +59,7 @@ def test_polled_calls_take_no_exit(guests: pathlib.Path, calls: str) -> None:
     assert stats["exits_syscall"] < stats["syscalls"]
 
 
+@pytest.mark.slow
 @needs_two
 @pytest.mark.parametrize("guest", ["./direct", "./once-dynamic"])
 def test_hot_calls_jump_where_syscall_is_slow(guests: pathlib.Path, guest: str) -> None:
@@ -77,13 +78,14 @@ def test_hot_calls_jump_where_syscall_is_slow(guests: pathlib.Path, guest: str) 
         assert any(sites("poll") >= 3 for _ in range(10))
 
 
+@pytest.mark.slow
 @needs_two
 def test_forks_inherit_the_way(guests: pathlib.Path) -> None:
     for calls in ("exit", "poll"):
         sandbox = kvmlet.Sandbox(["./warm"], cwd=guests, memory="96m", calls=calls)
         with sandbox.until_ready(timeout=HANG_S).freeze() as snapshot, snapshot.fork() as fork:
             answers = set()
-            for _ in range(sized(200, 5)):
+            for _ in range(repeated(200, 5)):
                 answers.add(fork.request(b"see", timeout=HANG_S))
                 fork.reset()
             assert len(answers) == 1

@@ -15,7 +15,7 @@ import pytest
 from e2e.oracle import ENV, KVMLET, Ended, command, in_vm, kvmlet_argv
 
 # Nearly all of it is about what happens before a program runs, or instead.
-pytestmark = [pytest.mark.hw, pytest.mark.default_mode, pytest.mark.usefixtures("vm")]
+pytestmark = [pytest.mark.default_mode, pytest.mark.usefixtures("vm")]
 
 
 def one_line(run: Ended, status: int | tuple[int, ...], *words: str) -> None:
@@ -306,6 +306,7 @@ def test_doctor(tmp_path: pathlib.Path) -> None:
     assert found["world"] in ("hardware", "software")
 
 
+@pytest.mark.hw
 @pytest.mark.skipif(os.environ.get("KVMLET_HW") != "1", reason="this machine's KVM may be either")
 def test_doctor_knows_hardware(tmp_path: pathlib.Path) -> None:
     run = command([KVMLET, "doctor", "--json"], cwd=tmp_path)

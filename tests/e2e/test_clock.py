@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import ENV, kvmlet_argv, native_argv
+from e2e.oracle import ENV, LONG, kvmlet_argv, native_argv
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Callable
 
-DURATION_S = float(os.environ.get("KVMLET_CLOCK_S", "30"))
+DURATION_S = 30 if LONG else 4
 TOLERANCE_NS = 50_000
 
 

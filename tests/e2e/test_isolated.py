@@ -16,7 +16,7 @@ import kvmlet
 from e2e import isolated_functions as functions
 from e2e.oracle import HANG_S, HW, ROOT, sized
 
-pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+pytestmark = pytest.mark.usefixtures("vm")
 
 
 def test_a_call() -> None:

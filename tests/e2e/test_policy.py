@@ -16,7 +16,7 @@ from e2e.oracle import ENV, Ended, command, in_vm, kvmlet_argv
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+pytestmark = pytest.mark.usefixtures("vm")
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import kvmlet
-from e2e.oracle import HANG_S, HW, sized
+from e2e.oracle import HANG_S, HW, repeated, sized
 from e2e.test_sandbox import PYTHON, READY_S, SERVICE
 
-pytestmark = [pytest.mark.hw, pytest.mark.usefixtures("vm")]
+pytestmark = pytest.mark.usefixtures("vm")
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,7 @@ def test_many_threads_use_one_pool(snapshot: kvmlet.Snapshot) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_nothing_is_left(snapshot: kvmlet.Snapshot, tmp_path: pathlib.Path) -> None:
     def once() -> None:
         with kvmlet.Pool(snapshot, 3) as pool:
@@ -174,7 +175,7 @@ def test_nothing_is_left(snapshot: kvmlet.Snapshot, tmp_path: pathlib.Path) -> N
     for _ in range(2):
         once()
     before = held("fd"), held("task")
-    for _ in range(sized(10, 2)):
+    for _ in range(repeated(10, 2, short=3)):
         once()
     # A thread that was joined takes another moment to be gone.
     end = time.monotonic() + HANG_S

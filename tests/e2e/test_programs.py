@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import SCRIPTS, sized
+from e2e.oracle import SCRIPTS, repeated
 
 if TYPE_CHECKING:
     from e2e.oracle import Oracle
-
-pytestmark = pytest.mark.hw
 
 PYTHON = "/usr/bin/python3"
 
@@ -103,7 +101,7 @@ def test_busybox_unpacks_into_tmp(oracle: Oracle, work_tree: pathlib.Path, tmp_n
 @needs("busybox")
 @pytest.mark.parametrize("level", ["-1", "-9"])
 def test_busybox_gzip_round_trip(oracle: Oracle, work_tree: pathlib.Path, level: str) -> None:
-    data = (work_tree / "dir3/deep11/table.txt").read_bytes() * sized(50, 5)
+    data = (work_tree / "dir3/deep11/table.txt").read_bytes() * 20
     packed = oracle.compare(["busybox", "gzip", level], cwd=work_tree, input=data)
     plain = oracle.compare(["busybox", "gzip", "-d"], cwd=work_tree, input=packed.stdout)
     assert plain.stdout == data
@@ -193,7 +191,7 @@ def test_python_signals(oracle: Oracle) -> None:
 @pytest.mark.parametrize("where", ["memory", "file"])
 def test_python_sqlite3(oracle: Oracle, tmp_name: str, where: str) -> None:
     path = ":memory:" if where == "memory" else tmp_name
-    words = [PYTHON, "use_sqlite3.py", path, str(sized(20000, 1000))]
+    words = [PYTHON, "use_sqlite3.py", path, "5000"]
     oracle.compare(words, cwd=SCRIPTS)
 
 
@@ -235,10 +233,11 @@ def test_lua(oracle: Oracle, work_tree: pathlib.Path) -> None:
     oracle.compare(words, cwd=work_tree, expect_status=4)
 
 
+@pytest.mark.slow
 @needs("sqlite3")
 @pytest.mark.parametrize("where", ["memory", "file"])
 def test_sqlite3_shell(oracle: Oracle, tmp_path: pathlib.Path, tmp_name: str, where: str) -> None:
-    rows = sized(100_000, 5_000)
+    rows = repeated(100_000, 5_000, short=20_000)
     with (tmp_path / "rows.csv").open("w") as table:
         for i in range(rows):
             table.write(f"{i},name{i * 7919 % rows},{i * 31 % 997},group{i % 13}\n")
@@ -297,9 +296,10 @@ def compiler() -> str:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["-O0", "-O2"])
 def test_cc1(oracle: Oracle, tmp_path: pathlib.Path, level: str) -> None:
-    (tmp_path / "big.c").write_text(c_source(sized(5000, 300)))
+    (tmp_path / "big.c").write_text(c_source(repeated(5000, 300, short=1500)))
     words = [compiler(), "-quiet", level, "big.c", "-o", "-"]
     run = oracle.compare(words, cwd=tmp_path, options=["--memory", "1g"])
     assert b"main:" in run.stdout

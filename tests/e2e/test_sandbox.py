@@ -14,10 +14,10 @@ import time
 import pytest
 
 import kvmlet
-from e2e.oracle import HANG_S, HW, sized
+from e2e.oracle import HANG_S, HW, repeated, sized
 from e2e.service import tasks
 
-pytestmark = [pytest.mark.hw, pytest.mark.hw_modes, pytest.mark.poll, pytest.mark.usefixtures("vm")]
+pytestmark = [pytest.mark.poll, pytest.mark.usefixtures("vm")]
 
 PYTHON = "/usr/bin/python3"
 READY_S = HANG_S
@@ -455,6 +455,7 @@ assert snapshot.fork().request(b"add x") == b"x"
     assert (out, process.returncode) == (b"too few True\n", 0), err
 
 
+@pytest.mark.slow
 def test_nothing_is_left(tmp_path: pathlib.Path) -> None:
     """Sandboxes that come and go leave no descriptor, thread or mapping behind."""
 
@@ -471,10 +472,10 @@ def test_nothing_is_left(tmp_path: pathlib.Path) -> None:
             snapshot.fork().request(b"get")  # closed by nobody
 
     # Emptied VMs are kept for other programs, some from the tests before: their number settles.
-    for _ in range(sized(20, 4)):
+    for _ in range(repeated(20, 4, short=6)):
         once()
     before = held()
-    for _ in range(sized(10, 2)):
+    for _ in range(repeated(10, 2, short=4)):
         once()
     after = held()
     assert after[0] <= before[0], (before, after)

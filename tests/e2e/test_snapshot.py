@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kvmlet
-from e2e.oracle import GUESTS, HW, repeated, sized
+from e2e.oracle import GUESTS, HW, NO_RUNTIMES, repeated, sized
 from e2e.service import HostState, native_answers
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def c_program(guests: pathlib.Path) -> Iterator[Warmed]:
 
 @pytest.fixture(scope="module")
 def python_warmed() -> Iterator[Warmed]:
+    if HW:
+        pytest.skip(NO_RUNTIMES)
     warmed = freeze(PYTHON, GUESTS)
     yield warmed
     warmed.snapshot.close()
@@ -73,6 +75,8 @@ def python_warmed() -> Iterator[Warmed]:
 
 @pytest.fixture(scope="module")
 def go_program(guests: pathlib.Path) -> Iterator[Warmed]:
+    if HW:
+        pytest.skip(NO_RUNTIMES)
     if shutil.which("go") is None and not (guests / "warm-go").exists():
         pytest.skip("no Go compiler here: apt-get install golang-go")
     warmed = freeze(["./warm-go"], guests)
@@ -118,15 +122,17 @@ def test_counters_begin_with_the_fork(guests: pathlib.Path) -> None:
                 assert fork.stats()["exits"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.hw_modes
 @pytest.mark.poll
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_ten_thousand_requests(request: pytest.FixtureRequest, name: str) -> None:
+def test_many_requests(request: pytest.FixtureRequest, name: str) -> None:
     """Each in a clean fork: right answers, no trace of the one before, nothing kept."""
     fixture, texts = PROGRAMS[name]
     warmed: Warmed = request.getfixturevalue(fixture)
     requests = [text.encode() for text in texts]
-    rounds = repeated(10_000, 500, whole_in=("auto", "poll"))
+    rounds = repeated(10_000, 200, whole_in=("auto", "poll"))
     with warmed.snapshot.fork() as sandbox:
         first = ask(sandbox, "see")
 
@@ -226,6 +232,7 @@ def test_an_execve_is_undone(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
 # ---- threads ----
 
 
+@pytest.mark.hw_modes
 @pytest.mark.poll
 def test_parked_threads_work_in_every_fork(guests: pathlib.Path) -> None:
     """Eight threads on condition variables, an epoll loop, timers, sleepers and readers."""
@@ -282,6 +289,7 @@ def test_endings_of_a_request(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
     c_program.check(fork, b"dirty 581")
 
 
+@pytest.mark.hw_modes
 @pytest.mark.poll
 def test_a_request_that_loops(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
     for _ in range(3):
@@ -296,6 +304,7 @@ def test_a_request_that_loops(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
         fork.reset()
 
 
+@pytest.mark.slow
 def test_python_ends_and_goes_on(python_warmed: Warmed) -> None:
     with python_warmed.snapshot.fork() as sandbox:
         for request, reason in ((b"crash", "signal"), (b"exit 3", "exited"), (b"eat", "memory")):
@@ -312,6 +321,7 @@ def test_python_ends_and_goes_on(python_warmed: Warmed) -> None:
         python_warmed.check(sandbox, b"work 40")
 
 
+@pytest.mark.slow
 def test_a_pool_goes_on(c_program: Warmed) -> None:
     """Whatever its jobs do."""
 
@@ -351,6 +361,7 @@ def test_a_pool_goes_on(c_program: Warmed) -> None:
 # ---- calls by name ----
 
 
+@pytest.mark.hw_modes
 def test_calls_by_name(fork: kvmlet.Sandbox) -> None:
     assert fork.call("add", 2, 40) == 42
     assert fork.call("add", -7, 3, returns=ctypes.c_int) == -4
@@ -495,6 +506,7 @@ while True:
 """
 
 
+@pytest.mark.skipif(HW, reason=NO_RUNTIMES)
 @pytest.mark.parametrize(
     "pause",
     ["time.sleep(0.01)", "sum(range(20000))"],
@@ -723,7 +735,7 @@ def test_host_fork(guests: pathlib.Path) -> None:
     assert run.returncode == 0, run.stderr[-3000:]
 
 
-# ---- a thousand at once ----
+# ---- many at once ----
 
 THOUSAND = """
 import json, os, resource, sys, time
@@ -780,9 +792,9 @@ print(json.dumps({
 @pytest.mark.slow
 @pytest.mark.default_mode  # they are many, and each makes a few calls
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(HW, reason="too many for the emulated machine")
-def test_a_thousand_live_forks() -> None:
-    count = 1000
+@pytest.mark.skipif(HW, reason=NO_RUNTIMES)
+def test_many_live_forks() -> None:
+    count = repeated(1000, 0)
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 4 * count:
         pytest.skip(f"needs {4 * count} descriptors")
     run = subprocess.run(

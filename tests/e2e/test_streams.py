@@ -21,7 +21,7 @@ from e2e.oracle import ENV, HANG_S, command, kvmlet_argv, native_argv, sized
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.hw, pytest.mark.poll]
+pytestmark = pytest.mark.poll
 
 Run = list[str]
 

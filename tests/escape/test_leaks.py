@@ -182,7 +182,7 @@ def worker(hostile: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Wo
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("worker", "rounds"),
-    [([0], repeated(1000, 10)), ([8], repeated(1000, 10))],
+    [([0], repeated(1000, 4)), ([8], repeated(1000, 4))],
     ids=["one-thread", "eight-more"],
     indirect=["worker"],
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import HW
+from e2e.oracle import HW, LONG, repeated
 from escape.bounded import Run, bounded
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ ON_HW = {"sparse-2mib", "threads", "spinning-threads", "robust-list", "file-maps
 """Those that the CPU or its page tables have a part in."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("name", [name for name in HOGS if not HW or name in ON_HW])
 def test_hog(hostile: pathlib.Path, name: str) -> None:
-    run = bounded(["./hog", *HOGS[name]], cwd=hostile, timeout_s=20)
+    run = bounded(["./hog", *HOGS[name]], cwd=hostile, timeout_s=20 if LONG or HW else 5)
     # By itself, or by the limits of memory and time. Never by a signal: it did nothing wrong.
     assert run.status in (0, 124, 137), run.said
     if run.status == 0:
@@ -115,19 +116,20 @@ def test_vectors(oracle: Oracle, hostile: pathlib.Path) -> None:
     oracle.compare(["./hog", "vectors"], cwd=hostile)
 
 
+@pytest.mark.slow
 @pytest.mark.hw_modes
 @pytest.mark.poll
 @pytest.mark.usefixtures("vm")
-@pytest.mark.parametrize("rounds", [300 if HW else 1000])
-def test_races(hostile: pathlib.Path, rounds: int) -> None:
-    run = bounded(["./races", str(rounds)], cwd=hostile)
+def test_races(hostile: pathlib.Path) -> None:
+    run = bounded(["./races", str(repeated(1000, 100))], cwd=hostile)
     assert run.status == 0, run.said
     assert run.stdout == b"0 forbidden, 0 surprises\n"
 
 
+@pytest.mark.slow
 @pytest.mark.poll
 @pytest.mark.usefixtures("vm")
-@pytest.mark.parametrize("seed", range(2 if HW else 12))
+@pytest.mark.parametrize("seed", range(repeated(12, 1, short=3)))
 def test_random_calls(hostile: pathlib.Path, seed: int) -> None:
     """What a program does to itself may end it; what it does to kvmlet must not."""
-    bounded(["./fuzz", str(seed + 1), "2000" if HW else "20000"], cwd=hostile)
+    bounded(["./fuzz", str(seed + 1), str(repeated(20_000, 2000, short=6000))], cwd=hostile)

@@ -48,7 +48,7 @@ def test_every_implemented_call_has_a_row(hostile: pathlib.Path) -> None:
     assert implemented - set(NO_POINTERS.split()) - set(rows(hostile)) == set()
 
 
-@pytest.mark.parametrize("part", range(SLICES))
+@pytest.mark.parametrize("part", range(1 if HW else SLICES))
 def test_bad_pointers(oracle: Oracle, hostile: pathlib.Path, tmp_name: str, part: int) -> None:
     names = rows(hostile)[part::SLICES]
     assert names
@@ -64,8 +64,12 @@ def test_bad_pointers(oracle: Oracle, hostile: pathlib.Path, tmp_name: str, part
 
 
 # Not t3 and t4: thread pointers in kvmlet's own area, which Linux would take.
+# On the emulated machine those that the CPU or its page tables have a part in.
 THREADS = [
-    f"{kind}{n}" for kind in "spcxt" for n in range(8) if (kind, n) not in (("t", 3), ("t", 4))
+    f"{kind}{n}"
+    for kind in ("st" if HW else "spcxt")
+    for n in range(3 if HW else 8)
+    if (kind, n) not in (("t", 3), ("t", 4))
 ]
 
 

@@ -1,4 +1,4 @@
-// POSIX threads: threads [ROUNDS].
+// POSIX threads: threads [ROUNDS [TURNS]].
 #include "guest.h"
 #include <pthread.h>
 #include <semaphore.h>
@@ -17,7 +17,7 @@
 
 #define THREADS 16
 
-static long rounds = 20000;
+static long rounds = 20000, turns = 20;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t cond = PTHREAD_COND_INITIALIZER;
 static long counter;
@@ -76,7 +76,7 @@ static long passes;
 
 static void *ring(void *arg) {
     int id = (int)(long)arg;
-    for (int i = 0; i < 200; i++) {
+    for (long i = 0; i < turns; i++) {
         pthread_mutex_lock(&mutex);
         while (token != id) pthread_cond_wait(&cond, &mutex);
         token = (token + 1) % THREADS;
@@ -172,6 +172,7 @@ static void all(void *(*f)(void *)) {
 
 int main(int argc, char **argv) {
     if (argc > 1) rounds = atol(argv[1]);
+    if (argc > 2) turns = atol(argv[2]);
 
     section("16 threads contend for a mutex");
     pthread_t t[THREADS];
