@@ -134,7 +134,7 @@ def test_signals(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
 @pytest.mark.slow
 def test_breakpoints_among_signals(oracle: Oracle, guests: pathlib.Path) -> None:
     """A kick during its delivery neither loses a breakpoint nor moves it to a signal's handler."""
-    rounds, interval_us = repeated(4000, 100), sized(150, 20_000)
+    rounds, interval_us = repeated(4000, 100), sized(400, 20_000)
     oracle.compare(["./breakpoints", str(rounds), "40", str(interval_us)], cwd=guests)
 
 

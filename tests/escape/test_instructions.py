@@ -121,7 +121,8 @@ def test_jumps_into_vmm_pages(hostile: pathlib.Path, page: str) -> None:
 @pytest.mark.usefixtures("vm")
 def test_jumps_to_every_byte_of_the_syscall_entry(hostile: pathlib.Path) -> None:
     step = str(4 if HW else 1 if LONG else 2)
-    run = bounded(["./stubjump", hex(PAGES["SYSCALL_CODE"]), "0", "1600", step], cwd=hostile)
+    argv = ["./stubjump", hex(PAGES["SYSCALL_CODE"]), "0", "1600", step]
+    run = bounded(argv, cwd=hostile, timeout_s=sized(100, 300))
     assert run.status == 0, run.said
     assert run.stdout.endswith(b"alive\n")
 

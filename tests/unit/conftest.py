@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from unit.fake import FakeNative
 
@@ -15,6 +16,10 @@ except ImportError:  # not built
     stand_in = FakeNative()
     sys.modules["kvmlet._native"] = stand_in
     kvmlet._native = stand_in  # type: ignore[attr-defined, assignment, unused-ignore]
+
+# Of a busy machine's time nothing follows.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 USERS = ("kvmlet.sandbox", "kvmlet.cli.run", "kvmlet.cli.doctor", "kvmlet.cli.syscalls")
 

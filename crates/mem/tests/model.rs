@@ -450,7 +450,12 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    // By default 16: each case is long. PROPTEST_CASES is what the default is counted from.
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases / 16,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn any_sequence_of_edits_agrees_with_the_model(
