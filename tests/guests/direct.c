@@ -126,7 +126,7 @@ static long wrong_under_ticks(void) {
     sigaction(SIGALRM, &action, NULL);
     setitimer(ITIMER_REAL, &often, NULL);
     long bad = 0;
-    for (int i = 0; i < 10 || ticks < 10; i++) {
+    for (int i = 0; i < 3 || ticks < 10; i++) {
         bad += wrong(site) + wrong_registers() + wrong_flags();
         bad += syscall(SYS_getpgrp) != group;
     }
