@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         SandboxError,
         StaleSnapshot,
         TooFewDescriptors,
+        TooFewMappings,
         UnknownSymbol,
         UsageError,
     )
@@ -90,6 +91,7 @@ __all__ = [
     "Snapshot",
     "StaleSnapshot",
     "TooFewDescriptors",
+    "TooFewMappings",
     "UnknownSymbol",
     "UsageError",
     "__version__",

@@ -44,7 +44,7 @@ class NativeError(Exception):
 
     kind is one of "not_found", "not_executable", "bad_elf", "is_directory", "kvm_missing",
     "kvm_permission", "kvm_unusable", "bad_argument", "internal", "host", "descriptors",
-    "not_ready", "ended", "timeout", "interrupted", "unknown_symbol", "call_lost",
+    "mappings", "not_ready", "ended", "timeout", "interrupted", "unknown_symbol", "call_lost",
     "message_too_long", "inbox_full", "not_a_fork", "is_a_fork", "stale", "closed", "busy",
     "forked".
     """

@@ -10,7 +10,8 @@
     │   ├── ProgramNotFound
     │   └── ProgramNotExecutable
     ├── HostError              the host refused something kvmlet needs
-    │   └── TooFewDescriptors
+    │   ├── TooFewDescriptors
+    │   └── TooFewMappings
     ├── SandboxError           the sandbox is in no state to do this
     │   ├── NotReady           the program waits for nothing, or for a message that nobody sent
     │   ├── NotAFork           only forks of a snapshot can be reset
@@ -102,7 +103,11 @@ class HostError(KvmletError):
 
 
 class TooFewDescriptors(HostError):
-    """The process may not open as many descriptors as its VMs take."""
+    """The process may not open as many descriptors as its VMs take: they may have half of them."""
+
+
+class TooFewMappings(HostError):
+    """The process may not have as many mappings as its VMs take: they may have half of them."""
 
 
 class SandboxError(KvmletError):
@@ -254,6 +259,10 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
     "descriptors": (
         TooFewDescriptors,
         "raise the limit (ulimit -n), or keep fewer sandboxes open at once",
+    ),
+    "mappings": (
+        TooFewMappings,
+        "raise the limit (sysctl vm.max_map_count), or keep fewer sandboxes open at once",
     ),
     "internal": (InternalError, _REPORT),
     "host": (HostError, ""),

@@ -29,6 +29,7 @@ from kvmlet.errors import (
     QueueFull,
     SandboxError,
     TooFewDescriptors,
+    TooFewMappings,
     UsageError,
     from_native,
 )
@@ -285,7 +286,7 @@ def _work(core: _Core, ready: Future[None] | None) -> None:
                 fork = core.fork()
             except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
                 refusal = error
-        if isinstance(refusal, TooFewDescriptors) and core.hand_over(job):
+        if isinstance(refusal, TooFewDescriptors | TooFewMappings) and core.hand_over(job):
             return
         fork = _run(core, job, fork, refusal)
         del job, refusal  # or they would live until the next one

@@ -112,7 +112,13 @@ def test_the_deadline_is_for_the_whole_job(snapshot: kvmlet.Snapshot) -> None:
             pool.submit(lambda sandbox: sandbox.run_for(5)).result()
 
 
-def test_out_of_descriptors_a_worker_with_a_fork_does_the_job(snapshot: kvmlet.Snapshot) -> None:
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [("descriptors", kvmlet.TooFewDescriptors), ("mappings", kvmlet.TooFewMappings)],
+)
+def test_out_of_room_for_vms_a_worker_with_a_fork_does_the_job(
+    snapshot: kvmlet.Snapshot, kind: str, cls: type[kvmlet.KvmletError]
+) -> None:
     fake = fake_of(snapshot)
     go_on = threading.Event()
 
@@ -123,7 +129,7 @@ def test_out_of_descriptors_a_worker_with_a_fork_does_the_job(snapshot: kvmlet.S
     with kvmlet.Pool(snapshot, 4) as pool:
         running = pool.submit(first)
         until(running.running)
-        fake.fail = NativeError("descriptors", "no descriptor left")
+        fake.fail = NativeError(kind, "nothing left")
         # Each has a thread of its own started, which gets no fork.
         others = [pool.request(b"cd") for _ in range(6)]
         until(lambda: pool.stats().workers == 1)
@@ -133,10 +139,10 @@ def test_out_of_descriptors_a_worker_with_a_fork_does_the_job(snapshot: kvmlet.S
         assert running.result(20) == b"ba"
         assert [other.result(20) for other in others] == [b"dc"] * 6
         # What the job itself asks for is the job's own failure, and costs it its fork.
-        with pytest.raises(kvmlet.TooFewDescriptors):
+        with pytest.raises(cls):
             pool.submit(lambda _: snapshot.fork()).result(20)
         # With nobody left to do them, jobs fail.
-        with pytest.raises(kvmlet.TooFewDescriptors):
+        with pytest.raises(cls):
             pool.request(b"ab").result(20)
         fake.fail = None
         assert pool.request(b"ab").result(20) == b"ba"

@@ -216,6 +216,7 @@ def test_one_thread_at_a_time(sandbox: kvmlet.Sandbox) -> None:
         ("unknown_symbol", kvmlet.UnknownSymbol),
         ("message_too_long", kvmlet.MessageTooLong),
         ("descriptors", kvmlet.TooFewDescriptors),
+        ("mappings", kvmlet.TooFewMappings),
         ("ended", kvmlet.SandboxEnded),
     ],
 )

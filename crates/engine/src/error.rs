@@ -7,6 +7,7 @@ use kvmlet_hv::HvError;
 use kvmlet_linux::channel::PostError;
 use kvmlet_linux::exec::ExecError;
 use kvmlet_mem::MemError;
+use kvmlet_mem::budget::{Exhausted, Resource};
 
 use crate::outcome::Ending;
 
@@ -47,6 +48,9 @@ pub enum EngineError {
     /// The host has no descriptor left.
     #[error("no file descriptor is left for another VM")]
     Descriptors,
+    /// Sandboxes have all the memory mappings that they may have.
+    #[error("no memory mapping is left for another VM")]
+    Mappings,
     /// The program has not come to a point where it can be called.
     #[error("the program is not ready: it does not wait for a message")]
     NotReady,
@@ -94,6 +98,11 @@ pub enum EngineError {
 /// Too many open files in this process (errno(3)).
 const EMFILE: i32 = 24;
 
+/// Whether the process has no descriptor left, or sandboxes have all that they may have.
+pub(crate) fn is_too_few(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE)
+}
+
 impl EngineError {
     pub(crate) fn from_panic(panic: &(dyn Any + Send)) -> Self {
         let text = panic
@@ -118,6 +127,7 @@ impl EngineError {
             Self::Kvm(_) => "kvm_unusable",
             Self::Host(_) => "host",
             Self::Descriptors => "descriptors",
+            Self::Mappings => "mappings",
             Self::NotReady | Self::Silent => "not_ready",
             Self::Ended(_) => "ended",
             Self::TimedOut => "timeout",
@@ -141,14 +151,29 @@ impl From<HvError> for EngineError {
             HvError::Call { source, .. } if source.raw_os_error() == Some(EMFILE) => {
                 Self::Descriptors
             }
+            HvError::Exhausted(exhausted) => exhausted.into(),
             other => Self::Kvm(other),
+        }
+    }
+}
+
+impl From<Exhausted> for EngineError {
+    fn from(exhausted: Exhausted) -> Self {
+        match exhausted.resource {
+            Resource::Descriptors => Self::Descriptors,
+            Resource::Mappings => Self::Mappings,
         }
     }
 }
 
 impl From<MemError> for EngineError {
     fn from(error: MemError) -> Self {
-        Self::Host(error.to_string())
+        match error {
+            MemError::Exhausted(exhausted) => exhausted.into(),
+            // The image of the frozen page tables.
+            MemError::Freeze(errno) if errno.raw_os_error() == EMFILE => Self::Descriptors,
+            other => Self::Host(other.to_string()),
+        }
     }
 }
 
@@ -180,6 +205,13 @@ fn describe(errno: Errno) -> String {
 impl From<ExecError> for EngineError {
     fn from(error: ExecError) -> Self {
         match error {
+            ExecError::Open { errno, .. }
+            | ExecError::Interpreter { errno, .. }
+            | ExecError::Build(errno)
+                if is_too_few(errno) =>
+            {
+                Self::Descriptors
+            }
             ExecError::Open {
                 path,
                 errno: Errno::ENOENT,

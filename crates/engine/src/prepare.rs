@@ -2,6 +2,7 @@
 
 use kvmlet_hv::Kvm;
 use kvmlet_linux::vfs;
+use kvmlet_mem::budget;
 use kvmlet_policy::Policy;
 use kvmlet_stub::vdso::{ClockConfig, HostClock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -22,13 +23,17 @@ pub fn prepare(cwd: &[u8]) -> Result<Policy, EngineError> {
     note_cpus();
     kvmlet_mem::note_huge_pages();
     let _ = raise_descriptor_limit();
+    budget::fix_limits();
     Kvm::open()?;
     Ok(vfs::stdio::started_from(cwd).0)
 }
 
-/// A guest may hold about as many host descriptors as the usual soft limit allows a process, and each
-/// VM takes two. Answers whether the limit is higher now.
+/// Sandboxes may hold half of the descriptors that the soft limit allows, and each VM takes two. Answers
+/// whether the limit is higher now.
 pub(crate) fn raise_descriptor_limit() -> bool {
+    if budget::are_limits_fixed() {
+        return false;
+    }
     let limits = getrlimit(Resource::Nofile);
     if limits.current == limits.maximum {
         return false;

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use kvmlet_mem::budget::Exhausted;
+
 /// An error of the virtual machine layer. Never caused by what a guest does.
 #[derive(Debug, thiserror::Error)]
 pub enum HvError {
@@ -33,6 +35,9 @@ pub enum HvError {
     /// The system call probe left in a way that neither kind of KVM explains.
     #[error("a system call in the probe VM left it in an unknown way: {0}")]
     Probe(String),
+    /// Sandboxes have all that they may have of this process's descriptors or mappings.
+    #[error("no room for another VM: {0}")]
+    Exhausted(#[from] Exhausted),
     /// Guest memory could not be set up.
     #[error("guest memory: {0}")]
     Memory(#[from] kvmlet_mem::MemError),

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::kvm_sregs;
 use kvm_ioctls::{Cap, VcpuFd};
+use kvmlet_mem::budget::{Claim, Held, Resource};
 use kvmlet_stub::World;
 
 use crate::HvError;
@@ -33,6 +34,7 @@ struct Inner {
     /// Frequency of a guest's TSC in kHz, if KVM knows it: the same in all VMs, none of which sets one.
     tsc_khz: OnceLock<Option<u32>>,
     moves_pkru: OnceLock<bool>,
+    _held: Held,
 }
 
 /// The KVM of this machine. Clones share one close-on-exec descriptor.
@@ -85,6 +87,7 @@ impl Kvm {
             reset_sregs: OnceLock::new(),
             tsc_khz: OnceLock::new(),
             moves_pkru: OnceLock::new(),
+            _held: Held::promised(Resource::Descriptors, 1),
         }));
         *process = Some(kvm.clone());
         Ok(kvm)
@@ -93,8 +96,10 @@ impl Kvm {
     /// Creates an empty virtual machine.
     ///
     /// # Errors
-    /// [`HvError::Call`] when the host refuses (memory, descriptors).
+    /// [`HvError::Exhausted`] when there are as many as there may be, [`HvError::Call`] when the host
+    /// refuses (memory, descriptors).
     pub fn create_vm(&self) -> Result<Vm, HvError> {
+        let held = Held::take(Resource::Descriptors, Claim::Vm, 1)?;
         // KVM starts a kernel thread for it, which any signal interrupts: this process's own, or a kick
         // meant for another VM that this thread ran.
         let fd = loop {
@@ -104,7 +109,7 @@ impl Kvm {
                 Err(error) => return Err(HvError::from_errno("KVM_CREATE_VM", error)),
             }
         };
-        Ok(Vm::new(self.clone(), fd))
+        Ok(Vm::new(self.clone(), fd, held))
     }
 
     /// KVM_GET_API_VERSION.

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
+use kvmlet_mem::budget::Held;
+
 use crate::HvError;
 
 /// struct kvm_stats_header: flags, name_size, num_desc, id_offset, desc_offset, data_offset.
@@ -20,6 +22,7 @@ pub struct Stats {
     file: File,
     /// Name and file offset of the first value, for counters of one value.
     entries: Vec<(String, u64)>,
+    _held: Held,
 }
 
 fn word(bytes: &[u8], at: usize) -> usize {
@@ -29,7 +32,7 @@ fn word(bytes: &[u8], at: usize) -> usize {
 }
 
 impl Stats {
-    pub(crate) fn new(fd: OwnedFd) -> Result<Self, HvError> {
+    pub(crate) fn new(fd: OwnedFd, held: Held) -> Result<Self, HvError> {
         let file = File::from(fd);
         let call = |source| HvError::Call {
             what: "reading KVM's statistics",
@@ -52,7 +55,11 @@ impl Stats {
                 (name, data_offset + word(descriptor, 8) as u64)
             })
             .collect();
-        Ok(Self { file, entries })
+        Ok(Self {
+            file,
+            entries,
+            _held: held,
+        })
     }
 
     /// The counter called `name` ("pf_taken", "tlb_flush", "exits"), or `None` if this kernel has

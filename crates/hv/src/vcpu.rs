@@ -16,6 +16,7 @@ use kvmlet_abi::layout::{EXC_CODE, FLUSH_STACK_TOP, KERNEL_CS, USER_CS, USER_DS}
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
 use kvmlet_mem::HostPage;
+use kvmlet_mem::budget::Held;
 use kvmlet_stub::{MAX_FLUSH_PAGES, World, flush_entry_offset};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 
@@ -107,6 +108,8 @@ pub struct Vcpu {
     counters: Counters,
     /// What the guest runs on: dropped after `fd`.
     _slots: Arc<Slots>,
+    /// Its descriptor and its run page.
+    _held: [Held; 2],
 }
 
 // SAFETY: the raw pointer leads to the mapping that `fd` owns; nothing in it belongs to a thread.
@@ -142,6 +145,7 @@ impl Vcpu {
         config: VcpuConfig,
         xsave_len: i32,
         slots: Arc<Slots>,
+        held: [Held; 2],
     ) -> Result<Self, HvError> {
         let template = kvm.template()?;
         let call = HvError::from_errno;
@@ -209,6 +213,7 @@ impl Vcpu {
             },
             kvm: kvm.clone(),
             _slots: slots,
+            _held: held,
         };
         if kvm.moves_pkru(|| vcpu.takes_pkru()) {
             vcpu.xstate = vcpu.xstate_with_pkru();

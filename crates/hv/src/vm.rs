@@ -10,6 +10,7 @@ use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use kvmlet_abi::{Gpa, SlotAccess, SlotId, SlotSpec};
 use kvmlet_mem::SlotMemory;
+use kvmlet_mem::budget::{Claim, Held, Resource};
 use vmm_sys_util::ioctl::ioctl;
 
 use crate::ioctl::{CAP_BINARY_STATS_FD, KVM_GET_STATS_FD};
@@ -23,6 +24,7 @@ pub struct Vm {
     next_vcpu: AtomicU64,
     /// Behind the descriptor: what the guest reaches is unmapped after it is gone.
     slots: Arc<Slots>,
+    _held: Held,
 }
 
 /// The memory that a VM's slots are backed by. Each vCPU holds a share: a vCPU keeps the VM alive.
@@ -38,13 +40,14 @@ impl fmt::Debug for Vm {
 }
 
 impl Vm {
-    pub(crate) fn new(kvm: Kvm, fd: VmFd) -> Self {
+    pub(crate) fn new(kvm: Kvm, fd: VmFd, held: Held) -> Self {
         Self {
             fd,
             kvm,
             ioctls: AtomicU64::new(1),
             next_vcpu: AtomicU64::new(0),
             slots: Arc::default(),
+            _held: held,
         }
     }
 
@@ -160,8 +163,12 @@ impl Vm {
     /// Creates a vCPU in ring 3 over the tables of [`kvmlet_abi::layout`]. Slots are cheapest set before.
     ///
     /// # Errors
-    /// [`HvError::Call`] naming the ioctl that failed.
+    /// [`HvError::Exhausted`]; [`HvError::Call`] naming the ioctl that failed.
     pub fn create_vcpu(&self, config: VcpuConfig) -> Result<Vcpu, HvError> {
+        let held = [Resource::Descriptors, Resource::Mappings];
+        let held = held.map(|resource| Held::take(resource, Claim::Vm, 1));
+        let [descriptor, run_page] = held;
+        let held = [descriptor?, run_page?];
         let id = self.next_vcpu.fetch_add(1, Ordering::Relaxed);
         self.count();
         let fd = self
@@ -175,6 +182,7 @@ impl Vm {
             config,
             xsave_len,
             Arc::clone(&self.slots),
+            held,
         )?;
         // Before anything can run in this VM.
         if id == 0 {
@@ -209,11 +217,12 @@ impl Vm {
 
 /// KVM_GET_STATS_FD on a VM or vCPU descriptor.
 pub(crate) fn stats_of(fd: &impl AsRawFd) -> Result<Stats, HvError> {
+    let held = Held::take(Resource::Descriptors, Claim::Vm, 1)?;
     // SAFETY: the ioctl takes no argument and returns a new descriptor.
     let raw = unsafe { ioctl(fd, KVM_GET_STATS_FD()) };
     if raw < 0 {
         return Err(HvError::last("KVM_GET_STATS_FD"));
     }
     // SAFETY: `raw` was just returned and is owned by nobody else. KVM opens it close-on-exec.
-    Stats::new(unsafe { OwnedFd::from_raw_fd(raw) })
+    Stats::new(unsafe { OwnedFd::from_raw_fd(raw) }, held)
 }

@@ -2,6 +2,8 @@
 
 use kvmlet_abi::{Gpa, Gva};
 
+use crate::budget::Exhausted;
+
 /// The memory limit of the VM is reached, or the host has no more to give.
 ///
 /// The state is as it was before the call. A failed 2 MiB allocation may still succeed in base
@@ -57,9 +59,12 @@ pub enum MemError {
     /// The host refused to map a file (the error says why).
     #[error("the host cannot map the file: {0}")]
     MapFile(rustix::io::Errno),
-    /// The VM has as many file mappings, or as much address space for them, as it may.
+    /// The VM has as much address space for file mappings as it may.
     #[error("too many file mappings")]
     TooManyFileMappings,
+    /// Another file mapping would take more mappings of the host than sandboxes may have.
+    #[error("{0}")]
+    Exhausted(#[from] Exhausted),
     /// The frame is part of the frozen memory that forks share: it is never written. Copy it first
     /// ([`crate::PageTables::copy_frozen`], [`crate::GuestMemory::alloc_copy`]).
     #[error("{0:?} is frozen")]

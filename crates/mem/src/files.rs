@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::budget::{Exhausted, Resource, Share};
 use crate::error::MemError;
 use crate::host::{FileArea, FrozenFiles};
 use crate::memory::{CHUNK, GuestMemory};
 use crate::slots::Store;
 
-/// Host mappings of files that one VM may hold: each is one host VMA of `vm.max_map_count`
-/// (65,530 for the whole process).
-const MAX_PIECES: usize = 8192;
 const FILE_SLOT: u64 = CHUNK;
 /// Address space for file mappings; bounds what KVM spends on the pages of these slots (64 MiB).
 const MAX_FILE_SPACE: u64 = 32 << 30;
@@ -51,9 +50,9 @@ pub(crate) struct FileSlot {
 }
 
 impl FileSlot {
-    pub(crate) fn new(len_bytes: u64) -> Result<Self, Errno> {
+    pub(crate) fn new(len_bytes: u64, share: &Arc<Share>) -> Result<Self, Errno> {
         Ok(Self {
-            area: FileArea::new(len_bytes)?,
+            area: FileArea::new(len_bytes, share)?,
             free: BTreeMap::from([(0, len_bytes)]),
             pieces: BTreeMap::new(),
             longest_free_at_most: len_bytes,
@@ -68,6 +67,11 @@ impl FileSlot {
         &mut self.area
     }
 
+    /// Host mappings that it consists of, beyond the first. The host may join some of them.
+    fn parts(&self) -> usize {
+        (self.pieces.len() + self.free.len()).saturating_sub(1)
+    }
+
     /// Maps into the first free range that is long enough; answers its offset, or `None` if there
     /// is none.
     pub(crate) fn map(
@@ -76,7 +80,7 @@ impl FileSlot {
         file_offset: u64,
         len_bytes: u64,
         mapping: FileMapping,
-    ) -> Result<Option<u64>, Errno> {
+    ) -> Result<Option<u64>, MemError> {
         if len_bytes > self.longest_free_at_most {
             return Ok(None);
         }
@@ -89,23 +93,39 @@ impl FileSlot {
             FileMapping::Private => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE),
             FileMapping::SharedReadOnly => (ProtFlags::READ, MapFlags::SHARED),
         };
-        let len = usize::try_from(len_bytes).map_err(|_| Errno::NOMEM)?;
-        self.area.place(start, len, fd, file_offset, prot, share)?;
+        let len = usize::try_from(len_bytes).map_err(|_| MemError::MapFile(Errno::NOMEM))?;
+        let before = self.parts();
+        let is_split = free_len > len_bytes;
+        self.area.count_pieces(before + usize::from(is_split))?;
+        if let Err(error) = self.area.place(start, len, fd, file_offset, prot, share) {
+            self.area.count_pieces(before)?;
+            return Err(MemError::MapFile(error));
+        }
         self.free.remove(&start);
-        if free_len > len_bytes {
+        if is_split {
             self.free.insert(start + len_bytes, free_len - len_bytes);
         }
         self.pieces.insert(start, len_bytes);
         Ok(Some(start))
     }
 
-    /// Unmaps a range, all of which must be mapped. Answers by how much the number of pieces grew.
-    pub(crate) fn unmap(&mut self, start: u64, len_bytes: u64) -> Result<isize, UnmapError> {
+    /// Unmaps a range, all of which must be mapped. Host mappings that this divides are paid for first.
+    pub(crate) fn unmap(&mut self, start: u64, len_bytes: u64) -> Result<(), UnmapError> {
         let end = start.checked_add(len_bytes).ok_or(UnmapError::NotMapped)?;
-        let before = self.pieces.len() as isize;
         let covered = self.covered(start, end)?;
         let len = usize::try_from(len_bytes).map_err(|_| UnmapError::NotMapped)?;
-        self.area.clear(start, len).map_err(UnmapError::Host)?;
+        let before = self.parts();
+        let cuts = covered
+            .iter()
+            .map(|&(at, len)| usize::from(at < start) + usize::from(at + len > end));
+        let divided = before + cuts.sum::<usize>();
+        self.area
+            .count_pieces(divided)
+            .map_err(UnmapError::Exhausted)?;
+        if let Err(error) = self.area.clear(start, len) {
+            let _ = self.area.count_pieces(before);
+            return Err(UnmapError::Host(error));
+        }
         for (at, len) in covered {
             self.pieces.remove(&at);
             if at < start {
@@ -116,7 +136,22 @@ impl FileSlot {
             }
         }
         self.give_back(start, end);
-        Ok(self.pieces.len() as isize - before)
+        // No more than was paid for: this cannot be refused.
+        let _ = self.area.count_pieces(self.parts());
+        Ok(())
+    }
+
+    /// Makes `at` a boundary between pieces, if it lies in one.
+    fn cut(&mut self, at: u64) -> Result<(), Exhausted> {
+        let Some((&start, &len)) = self.pieces.range(..at).next_back() else {
+            return Ok(());
+        };
+        if start + len > at {
+            self.area.count_pieces(self.parts() + 1)?;
+            self.pieces.insert(start, at - start);
+            self.pieces.insert(at, start + len - at);
+        }
+        Ok(())
     }
 
     /// Drops private copies in a range, all of which must be mapped.
@@ -144,6 +179,7 @@ impl FileSlot {
         self.pieces.clear();
         self.free = BTreeMap::from([(0, len_bytes)]);
         self.longest_free_at_most = len_bytes;
+        let _ = self.area.count_pieces(0);
         Ok(())
     }
 
@@ -200,7 +236,9 @@ impl FileSlot {
 pub(crate) enum UnmapError {
     /// Part of it is not mapped.
     NotMapped,
-    /// The host refused (too many mappings).
+    /// It would take too many host mappings.
+    Exhausted(Exhausted),
+    /// The host refused.
     Host(Errno),
 }
 
@@ -211,6 +249,7 @@ impl UnmapError {
                 gpa: window.gpa,
                 len_bytes: window.len_bytes,
             },
+            Self::Exhausted(exhausted) => MemError::Exhausted(exhausted),
             Self::Host(errno) => MemError::MapFile(errno),
         }
     }
@@ -229,16 +268,10 @@ impl GuestMemory {
         let len_bytes = kvmlet_abi::addr::page_align_up(len_bytes)
             .filter(|&len| len != 0 && file_offset.is_multiple_of(PAGE_SIZE))
             .ok_or(MemError::Misaligned(file_offset))?;
-        if self.file_pieces >= MAX_PIECES {
-            return Err(MemError::TooManyFileMappings);
-        }
         for slot in &mut self.slots {
             if let Store::Files(files) = &mut slot.store
-                && let Some(offset) = files
-                    .map(fd, file_offset, len_bytes, mapping)
-                    .map_err(MemError::MapFile)?
+                && let Some(offset) = files.map(fd, file_offset, len_bytes, mapping)?
             {
-                self.file_pieces += 1;
                 let gpa = Gpa(slot.gpa + offset);
                 return Ok(FileWindow { gpa, len_bytes });
             }
@@ -248,15 +281,11 @@ impl GuestMemory {
             .checked_next_multiple_of(HUGE_PAGE_SIZE)
             .filter(|&size| size <= MAX_FILE_SPACE - self.file_bytes)
             .ok_or(MemError::TooManyFileMappings)?;
-        let mut files = FileSlot::new(size).map_err(MemError::MapFile)?;
-        let mapped = files
-            .map(fd, file_offset, len_bytes, mapping)
-            .map_err(MemError::MapFile)?
-            .unwrap_or(0);
+        let mut files = FileSlot::new(size, &self.share).map_err(MemError::MapFile)?;
+        let mapped = files.map(fd, file_offset, len_bytes, mapping)?.unwrap_or(0);
         let host_addr = files.area().addr();
         let gpa = self.add_slot(size, host_addr, Store::Files(files))?;
         self.file_bytes += size;
-        self.file_pieces += 1;
         Ok(FileWindow {
             gpa: Gpa(gpa + mapped),
             len_bytes,
@@ -271,11 +300,23 @@ impl GuestMemory {
             Err(MemError::Frozen(_)) => return Ok(()),
             found => found?,
         };
-        let grown = files
+        files
             .unmap(offset, window.len_bytes)
-            .map_err(|error| error.at(window))?;
-        self.file_pieces = self.file_pieces.saturating_add_signed(grown);
-        Ok(())
+            .map_err(|error| error.at(window))
+    }
+
+    /// Divides what is mapped at both ends of a part of a window, so that the part can be unmapped
+    /// without another host mapping. Nothing is done for a frozen one.
+    ///
+    /// # Errors
+    /// [`MemError::Exhausted`].
+    pub fn cut_file(&mut self, part: FileWindow) -> Result<(), MemError> {
+        let (files, offset) = match self.files_mut(part) {
+            Err(MemError::Frozen(_)) => return Ok(()),
+            found => found?,
+        };
+        files.cut(offset)?;
+        Ok(files.cut(offset + part.len_bytes)?)
     }
 
     /// Drops the pages that a private file mapping has copied on write: they read as the file again
@@ -311,6 +352,14 @@ impl GuestMemory {
         }
     }
 
+    /// Mappings of the host that the files of this VM take, as they are counted.
+    #[must_use]
+    pub fn file_host_mappings(&self) -> usize {
+        let slots = self.slots.iter();
+        let files = slots.filter(|slot| matches!(slot.store, Store::Files(_)));
+        files.count() + self.share.held(Resource::Mappings)
+    }
+
     /// Whether the address lies in space for file mappings.
     #[must_use]
     pub fn is_file_backed(&self, gpa: Gpa) -> bool {
@@ -325,7 +374,6 @@ impl GuestMemory {
                 files.clear(slot.len_bytes).map_err(MemError::MapFile)?;
             }
         }
-        self.file_pieces = 0;
         Ok(())
     }
 }

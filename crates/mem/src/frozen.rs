@@ -73,7 +73,7 @@ impl FrozenMemory {
             ram: Bank::base(),
             blocks: Bank::blocks(),
             file_bytes: self.file_bytes,
-            file_pieces: 0,
+            share: Arc::default(),
             limit_bytes,
             used_bytes: self.charged_bytes,
             peak_bytes: self.charged_bytes,

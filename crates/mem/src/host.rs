@@ -14,6 +14,8 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
+use crate::budget::{Claim, Exhausted, Held, Resource, Share};
+
 const HUGE: usize = HUGE_PAGE_SIZE as usize;
 
 /// A host memory access that cannot be done.
@@ -60,6 +62,36 @@ pub fn note_huge_pages() {
 pub(crate) struct Reservation {
     addr: usize,
     len: usize,
+    /// One mapping of the host.
+    _held: Held,
+    /// What file mappings inside have made of it.
+    pieces: Option<Pieces>,
+}
+
+/// Host mappings that lie in one range, beyond the first.
+#[derive(Debug)]
+struct Pieces {
+    of_sandbox: Held,
+    of_process: Held,
+}
+
+impl Pieces {
+    fn new(share: &Arc<Share>) -> Result<Self, Exhausted> {
+        let mappings = Resource::Mappings;
+        Ok(Self {
+            of_sandbox: Held::take_share(share, mappings, 0)?,
+            of_process: Held::take(mappings, Claim::Guest, 0)?,
+        })
+    }
+
+    fn resize(&self, count: usize) -> Result<(), Exhausted> {
+        let before = self.of_sandbox.count();
+        self.of_sandbox.resize(count)?;
+        self.of_process.resize(count).inspect_err(|_| {
+            // Less than a moment ago: this cannot be refused.
+            let _ = self.of_sandbox.resize(before);
+        })
+    }
 }
 
 impl Reservation {
@@ -69,8 +101,7 @@ impl Reservation {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice; it replaces nothing.
         let at = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len, prot, flags) }?;
-        let addr = at.expose_provenance();
-        Ok(Self { addr, len })
+        Ok(Self::owned(at.expose_provenance(), len))
     }
 
     fn new(len_bytes: u64, prot: ProtFlags) -> Result<Self, Errno> {
@@ -93,7 +124,16 @@ impl Reservation {
                 let _ = unsafe { rustix::mm::munmap(pointer(at).cast(), cut) };
             }
         }
-        Ok(Self { addr, len })
+        Ok(Self::owned(addr, len))
+    }
+
+    fn owned(addr: usize, len: usize) -> Self {
+        Self {
+            addr,
+            len,
+            _held: Held::promised(Resource::Mappings, 1),
+            pieces: None,
+        }
     }
 
     /// A mapping of a file that never shrinks; page-aligned only.
@@ -108,8 +148,7 @@ impl Reservation {
         let flags = share | MapFlags::NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice; it replaces nothing.
         let at = unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, flags, fd, offset) }?;
-        let addr = at.expose_provenance();
-        Ok(Self { addr, len })
+        Ok(Self::owned(at.expose_provenance(), len))
     }
 
     /// Makes `len` bytes at `offset` read-only for the host.
@@ -371,6 +410,7 @@ impl FrozenMapping {
 pub(crate) struct Image {
     fd: OwnedFd,
     map: FrozenMapping,
+    _held: Held,
 }
 
 impl Image {
@@ -383,6 +423,7 @@ impl Image {
     where
         E: From<Errno>,
     {
+        let held = Held::take(Resource::Descriptors, Claim::Vm, 1).map_err(|_| Errno::MFILE)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create("kvmlet-tables", flags)?;
         rustix::fs::ftruncate(&fd, len_bytes)?;
@@ -400,7 +441,11 @@ impl Image {
         let range =
             Reservation::of_file(fd.as_fd(), 0, len_bytes, ProtFlags::READ, MapFlags::PRIVATE)?;
         let map = FrozenMapping(Arc::new(range));
-        Ok(Self { fd, map })
+        Ok(Self {
+            fd,
+            map,
+            _held: held,
+        })
     }
 
     pub(crate) fn load_u64(&self, offset: u64) -> Result<u64, HostFault> {
@@ -428,12 +473,20 @@ impl HostRange {
 pub(crate) struct FileArea(Arc<Reservation>);
 
 impl FileArea {
-    /// Reserves `len_bytes` that cannot be accessed.
-    pub(crate) fn new(len_bytes: u64) -> Result<Self, Errno> {
-        Ok(Self(Arc::new(Reservation::new(
-            len_bytes,
-            ProtFlags::empty(),
-        )?)))
+    /// Reserves `len_bytes` that cannot be accessed. What is mapped there is counted as the sandbox's.
+    pub(crate) fn new(len_bytes: u64, share: &Arc<Share>) -> Result<Self, Errno> {
+        let mut range = Reservation::new(len_bytes, ProtFlags::empty())?;
+        range.pieces = Some(Pieces::new(share).map_err(|_| Errno::NOMEM)?);
+        Ok(Self(Arc::new(range)))
+    }
+
+    /// Counts the host mappings beyond the first that the range consists of. Those that come are counted
+    /// before they are made, those that go when they are gone.
+    pub(crate) fn count_pieces(&self, count: usize) -> Result<(), Exhausted> {
+        match &self.0.pieces {
+            Some(pieces) => pieces.resize(count),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn addr(&self) -> usize {

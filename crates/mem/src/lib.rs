@@ -24,6 +24,8 @@
 #[deny(unsafe_code)]
 mod access;
 #[deny(unsafe_code)]
+pub mod budget;
+#[deny(unsafe_code)]
 mod error;
 #[deny(unsafe_code)]
 mod files;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 
 use crate::access::failed;
+use crate::budget::Share;
 use crate::error::{MemError, OutOfMemory};
 use crate::frames::{Dropped, FramePool, FrameRun, Taken};
 use crate::frozen::FrozenMemory;
@@ -107,7 +108,8 @@ pub struct GuestMemory {
     /// Used in a fork only.
     pub(crate) blocks: Bank,
     pub(crate) file_bytes: u64,
-    pub(crate) file_pieces: usize,
+    /// What its file mappings take of the host's mappings.
+    pub(crate) share: Arc<Share>,
     pub(crate) limit_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) peak_bytes: u64,
@@ -131,7 +133,7 @@ impl GuestMemory {
             ram: Bank::whole(),
             blocks: Bank::blocks(),
             file_bytes: 0,
-            file_pieces: 0,
+            share: Arc::default(),
             limit_bytes,
             used_bytes: 0,
             peak_bytes: 0,

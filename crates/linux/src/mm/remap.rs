@@ -211,6 +211,7 @@ impl Space<'_> {
             ..vma.clone()
         };
         if let Backing::File(file) = vma.backing {
+            self.cut_windows(vma.start, vma.end)?;
             longer.backing = Backing::File(self.longer_window(&longer, file, vma.len_bytes())?);
             self.drop_file_leaves(&vma)?;
             self.drop_window(file, vma.len_bytes());
@@ -295,6 +296,7 @@ impl Space<'_> {
         old: Old,
     ) -> Result<u64, Errno> {
         self.check_count(3)?;
+        self.cut_windows(addr, addr.saturating_add(old_len))?;
         self.retire_direct(addr, addr.saturating_add(old_len))?;
         self.undo_direct(addr, addr.saturating_add(old_len))?;
         let vma = self.mm.find(addr).ok_or(Errno::EFAULT)?.clone();

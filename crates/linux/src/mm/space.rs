@@ -260,6 +260,7 @@ impl<'a> Space<'a> {
             return Ok(());
         }
         self.check_count(usize::from(self.lies_inside(start, end)))?;
+        self.cut_windows(start, end)?;
         self.retire_direct(start, end)?;
         // The windows go below.
         self.tables
@@ -275,6 +276,40 @@ impl<'a> Space<'a> {
             self.forget(&vma);
         }
         Ok(())
+    }
+
+    /// Divides the windows that lie across the ends of a range, so that the part inside can go without
+    /// another mapping of the host.
+    ///
+    /// # Errors
+    /// `ENOMEM` when sandboxes have all that they may have.
+    pub fn cut_windows(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+        let parts = self.mm.parts(start, end);
+        let windows: Vec<FileWindow> = parts
+            .filter_map(|part| match part.backing {
+                Backing::File(file) => Some(FileWindow {
+                    gpa: file.window,
+                    len_bytes: part.len_bytes(),
+                }),
+                _ => None,
+            })
+            .collect();
+        for window in windows {
+            let cut = self.mem.cut_file(window);
+            cut.map_err(|error| self.refused("unmapping a file", error))?;
+        }
+        Ok(())
+    }
+
+    /// The errno of a failed memory operation. The person who runs the sandbox is told of a budget that
+    /// is exhausted.
+    fn refused(&mut self, what: &str, error: MemError) -> Errno {
+        let errno = errno(error);
+        if let MemError::Exhausted(exhausted) = error {
+            let what = format!("{what}: {exhausted}");
+            self.host.report.deny(what, errno, exhausted.remedy());
+        }
+        errno
     }
 
     /// Gives up what a VMA whose leaves are gone holds: its window, its charge, its file.
@@ -427,7 +462,7 @@ impl<'a> Space<'a> {
                 if charged {
                     self.mem.uncharge(len_bytes);
                 }
-                Err(errno(error))
+                Err(self.refused("mapping a file", error))
             }
         }
     }
