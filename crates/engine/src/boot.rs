@@ -25,6 +25,8 @@ use kvmlet_mem::{GuestMemory, PageSize, PageTables, PteFlags, ResetReport};
 use kvmlet_stub::vdso::{self, ClockConfig, GuestTsc, HostClock};
 use rustix::process::{getgid, getuid};
 
+use crate::error::is_too_few;
+use crate::prepare::raise_descriptor_limit;
 use crate::run::{Sandbox, VcpuState, now_ns};
 use crate::stats::Times;
 use crate::transport::{Lendable, Transport};
@@ -72,8 +74,16 @@ impl VmmPages {
     }
 }
 
-/// Builds everything up to the program's first instruction.
+/// Builds everything up to the program's first instruction. Out of descriptors, the limit on them is
+/// raised as far as it may be.
 pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
+    match build_once(program) {
+        Err(EngineError::Descriptors) if raise_descriptor_limit() => build_once(program),
+        other => other,
+    }
+}
+
+fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
     let started_ns = now_ns();
     if !(MEMORY_MIN_BYTES..=MEMORY_MAX_BYTES).contains(&program.memory_bytes) {
         return Err(EngineError::BadArgument(format!(
@@ -338,8 +348,10 @@ fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {
         } => *output_limit_bytes,
         Streams::Inherit => 0,
     };
-    let mut host = Host::new(policy, limit)
-        .map_err(|errno| EngineError::Host(format!("the file system cannot be opened: {errno}")))?;
+    let mut host = Host::new(policy, limit).map_err(|errno| match errno {
+        errno if is_too_few(errno) => EngineError::Descriptors,
+        errno => EngineError::Host(format!("the file system cannot be opened: {errno}")),
+    })?;
     host.report.trace = program.trace == Trace::On;
     Ok((host, cwd))
 }
@@ -414,8 +426,9 @@ fn start_program(
             StdStream::Capture,
         ],
     };
-    vfs::stdio::set_up(kernel, &mut machine.memory, host, FIRST, &streams).map_err(|errno| {
-        EngineError::Host(format!("the standard streams cannot be set up: {errno}"))
+    vfs::stdio::set_up(kernel, &mut machine.memory, host, FIRST, &streams).map_err(|errno| match errno {
+        errno if is_too_few(errno) => EngineError::Descriptors,
+        errno => EngineError::Host(format!("the standard streams cannot be set up: {errno}")),
     })?;
     let mut cx = Cx {
         kernel,

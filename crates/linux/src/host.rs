@@ -6,11 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvmlet_abi::Errno;
+use kvmlet_mem::budget::{Exhausted, Share};
 use kvmlet_policy::Policy;
 
 use crate::clock::{GuestClock, HostClocks};
+use crate::hostfd::{HostFd, OpenFiles};
 use crate::report::Report;
 use crate::vfs::afterwards::Afterwards;
+use crate::vfs::attr::Attr;
 use crate::vfs::hostfs::{self, Listing, Roots};
 use crate::vfs::look::LastLook;
 
@@ -45,8 +48,8 @@ pub enum HostKind {
 /// non-blocking.
 #[derive(Clone, Debug)]
 pub struct HostFile {
-    /// The descriptor (close-on-exec).
-    pub fd: Arc<OwnedFd>,
+    /// The descriptor.
+    pub fd: Arc<HostFd>,
     /// What it is open on.
     pub kind: HostKind,
     /// Open descriptions and mappings of the kernel value that name it.
@@ -109,6 +112,10 @@ pub struct Host {
     pub files: BTreeMap<HostId, HostFile>,
     /// Next unused [`HostId`].
     pub next_id: u64,
+    /// How many of them this sandbox is charged for.
+    pub share: Arc<Share>,
+    /// Regular files among them, to be found again.
+    pub open_files: OpenFiles,
     /// The rules in force.
     pub policy: Policy,
     /// Directory descriptors that host paths are opened from.
@@ -146,6 +153,8 @@ impl Host {
         Ok(Self {
             files: BTreeMap::new(),
             next_id: 1,
+            share: Arc::default(),
+            open_files: OpenFiles::default(),
             policy,
             roots,
             credentials: hostfs::caller(),
@@ -171,6 +180,8 @@ impl Host {
         Self {
             files: self.files.clone(),
             next_id: self.next_id,
+            share: Arc::default(),
+            open_files: OpenFiles::default(),
             policy: self.policy.clone(),
             roots: Arc::clone(&self.roots),
             credentials: self.credentials.clone(),
@@ -218,8 +229,40 @@ impl Host {
         };
     }
 
-    /// Registers a descriptor with one reference.
+    /// Registers a descriptor that the caller gave, with one reference.
     pub fn insert(&mut self, fd: OwnedFd, kind: HostKind) -> HostId {
+        self.register(HostFd::given(fd), kind)
+    }
+
+    /// Registers what has been opened for the guest, with one reference.
+    ///
+    /// # Errors
+    /// `ENFILE`, recorded, when sandboxes have all the descriptors that they may have; it is closed.
+    pub fn insert_opened(&mut self, fd: OwnedFd, kind: HostKind) -> Result<HostId, Errno> {
+        match HostFd::of_guest(fd, &self.share) {
+            Ok(fd) => Ok(self.register(fd, kind)),
+            Err(exhausted) => Err(self.too_many_open(exhausted)),
+        }
+    }
+
+    fn too_many_open(&mut self, exhausted: Exhausted) -> Errno {
+        let what = format!("opening a file: {exhausted}");
+        self.report.deny(what, Errno::ENFILE, exhausted.remedy());
+        Errno::ENFILE
+    }
+
+    /// Uses one descriptor for all that this sandbox has open on the regular file that `id`, just opened,
+    /// is on. It has `attr`.
+    pub fn share_file(&mut self, id: HostId, attr: &Attr) {
+        if let Some(file) = self.files.get_mut(&id)
+            && file.kind == HostKind::File
+        {
+            let own = Arc::clone(&file.fd);
+            file.fd = self.open_files.share(own, attr, &self.share);
+        }
+    }
+
+    fn register(&mut self, fd: HostFd, kind: HostKind) -> HostId {
         let id = HostId(self.next_id);
         self.next_id = self.next_id.saturating_add(1);
         self.files.insert(
@@ -247,7 +290,7 @@ impl Host {
     ///
     /// # Errors
     /// As [`Host::get`].
-    pub fn fd(&self, id: HostId) -> Result<Arc<OwnedFd>, Errno> {
+    pub fn fd(&self, id: HostId) -> Result<Arc<HostFd>, Errno> {
         Ok(Arc::clone(&self.get(id)?.fd))
     }
 

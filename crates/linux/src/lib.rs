@@ -23,6 +23,7 @@
 pub mod cx;
 pub mod fd;
 pub mod host;
+pub mod hostfd;
 pub mod kernel;
 pub mod outcome;
 pub mod report;

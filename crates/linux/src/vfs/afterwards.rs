@@ -1,13 +1,14 @@
 //! What is done for a call when the program has its answer. Where calls are polled the program goes on
 //! meanwhile; everywhere it is done before the program's next call.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::attr::Attr;
 use super::hostfs;
 use crate::host::{Host, HostId};
+use crate::hostfd::HostFd;
 
 /// For how long the attributes of a file that has just been opened are told again. Programs ask for them
 /// as the next thing that they do.
@@ -17,7 +18,7 @@ const FRESH: Duration = Duration::from_micros(200);
 #[derive(Debug, Default)]
 pub struct Afterwards {
     /// Descriptors without a reference.
-    closing: Vec<Arc<OwnedFd>>,
+    closing: Vec<Arc<HostFd>>,
     opened: Option<Opened>,
     /// Calls made so far.
     calls: u64,
@@ -44,7 +45,7 @@ struct Told {
 
 impl Afterwards {
     /// A descriptor has lost its last reference.
-    pub fn close(&mut self, fd: Arc<OwnedFd>) {
+    pub fn close(&mut self, fd: Arc<HostFd>) {
         self.closing.push(fd);
     }
 
@@ -87,6 +88,7 @@ impl Host {
         let Ok(fd) = self.fd(*id) else { return };
         match hostfs::check_opened(self, fd.as_fd(), found) {
             Ok(attr) => {
+                self.share_file(*id, &attr);
                 self.afterwards.told = Some(Told {
                     id: *id,
                     attr,

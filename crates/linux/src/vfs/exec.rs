@@ -87,7 +87,9 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
             if !is_program(cx, &attr) {
                 return Err(Errno::EACCES);
             }
-            Source::Host(cx.host.insert(fd, HostKind::File))
+            let id = cx.host.insert_opened(fd, HostKind::File)?;
+            cx.host.share_file(id, &attr);
+            Source::Host(id)
         }
         Node::Tmp(inode) => {
             cx.kernel.tmpfs.open_ref(inode);

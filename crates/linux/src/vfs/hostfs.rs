@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom
 
 use super::attr::{Attr, FileTime, MAY_EXEC, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG};
 use crate::host::{Credentials, Enforcement, Host};
+use crate::hostfd::HostFd;
 
 /// Names of one directory listed at most.
 const LISTING_MAX: usize = 1 << 20;
@@ -44,7 +45,11 @@ const RACES_MAX: usize = 16;
 /// A host error as the guest sees it.
 #[must_use]
 pub fn errno(error: rustix::io::Errno) -> Errno {
-    Errno::from_raw(error.raw_os_error())
+    match error {
+        // Its own limit is another matter.
+        rustix::io::Errno::MFILE => Errno::ENFILE,
+        other => Errno::from_raw(other.raw_os_error()),
+    }
 }
 
 /// How a path is walked on the host.
@@ -60,7 +65,7 @@ pub enum Lookup {
 #[derive(Debug)]
 pub struct Roots {
     /// Canonical path of each base and its descriptor, longest path first; the last is `/`.
-    bases: Vec<(Vec<u8>, Arc<OwnedFd>)>,
+    bases: Vec<(Vec<u8>, Arc<HostFd>)>,
     lookup: Lookup,
 }
 
@@ -70,7 +75,7 @@ pub enum Handle {
     /// It is open as a location.
     Location(OwnedFd),
     /// In this directory, by the last component of its path: not open, which spares two host calls.
-    Entry(Arc<OwnedFd>),
+    Entry(Arc<HostFd>),
 }
 
 /// A part of one directory's names, in an order that stays: all of them, unless there are very many.
@@ -142,7 +147,8 @@ impl Roots {
     /// Opens the bases: `/`, /etc and the readable directories outside it.
     ///
     /// # Errors
-    /// The host's error when `/` cannot be opened.
+    /// The host's error when `/` cannot be opened; `ENFILE` when sandboxes have all the descriptors that
+    /// they may have.
     pub fn open(policy: &Policy) -> Result<Self, Errno> {
         let root =
             rustix::fs::open("/", LOCATION | OFlags::DIRECTORY, Mode::empty()).map_err(errno)?;
@@ -158,7 +164,7 @@ impl Roots {
             Lookup::OpenAt2
         };
         let mut roots = Self {
-            bases: vec![(b"/".to_vec(), Arc::new(root))],
+            bases: vec![(b"/".to_vec(), Arc::new(base(root)?))],
             lookup,
         };
         let outside_etc = policy
@@ -171,7 +177,7 @@ impl Roots {
             // What leads to the working directory may be private: as on Linux, who is there may stay.
             let found = found.or_else(|error| open_here(path).ok_or(error));
             if let Ok(fd) = found {
-                opened.push((path.to_vec(), Arc::new(fd)));
+                opened.push((path.to_vec(), Arc::new(base(fd)?)));
             }
         }
         roots.bases.extend(opened);
@@ -214,7 +220,7 @@ impl Roots {
 
     /// The descriptor of the directory at `path`, if it is a base.
     #[must_use]
-    pub fn base(&self, path: &[u8]) -> Option<&Arc<OwnedFd>> {
+    pub fn base(&self, path: &[u8]) -> Option<&Arc<HostFd>> {
         let found = self.bases.iter().find(|(base, _)| base == path);
         found.map(|(_, fd)| fd)
     }
@@ -228,6 +234,10 @@ impl Roots {
         let attr = attr_of(fd.as_fd())?;
         Ok((fd, attr))
     }
+}
+
+fn base(fd: OwnedFd) -> Result<HostFd, Errno> {
+    HostFd::of_vm(fd).map_err(|_| Errno::ENFILE)
 }
 
 fn open_beneath(base: BorrowedFd<'_>, rest: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {

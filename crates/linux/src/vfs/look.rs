@@ -1,7 +1,7 @@
 //! The name that a program has looked at last: those that read many files look at each and then open it,
 //! and what the look has told need not be asked of the host again.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::hostfs::{self, Handle};
 use super::path::{Found, Node};
 use super::request::Request;
 use crate::cx::Cx;
+use crate::hostfd::HostFd;
 
 /// For how long a look is believed: a few exits from a VM. Only whether to open is taken from it. What has
 /// been opened is looked at again.
@@ -25,7 +26,7 @@ pub struct LastLook(Option<Look>);
 #[derive(Debug)]
 struct Look {
     /// Not held open by this.
-    dir: Weak<OwnedFd>,
+    dir: Weak<HostFd>,
     path: Vec<u8>,
     attr: Attr,
     at: Instant,
@@ -33,7 +34,7 @@ struct Look {
 
 impl LastLook {
     /// Directory `dir` has `attr` by the name that `path` ends in, `now`.
-    pub fn note(&mut self, dir: &Arc<OwnedFd>, path: &[u8], attr: &Attr, now: Instant) {
+    pub fn note(&mut self, dir: &Arc<HostFd>, path: &[u8], attr: &Attr, now: Instant) {
         if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
             self.0 = None;
             return;
@@ -50,7 +51,7 @@ impl LastLook {
     }
 
     /// What the last look has told, if it was this one, a moment before `now`. It is told once.
-    pub fn take(&mut self, dir: &Arc<OwnedFd>, path: &[u8], now: Instant) -> Option<Attr> {
+    pub fn take(&mut self, dir: &Arc<HostFd>, path: &[u8], now: Instant) -> Option<Attr> {
         let look = self.0.take()?;
         // The address cannot be another one's: a weak reference keeps the place.
         let same = std::ptr::eq(look.dir.as_ptr(), Arc::as_ptr(dir)) && look.path == path;
@@ -78,8 +79,9 @@ mod tests {
     use super::super::attr::S_IFIFO;
     use super::*;
 
-    fn directory() -> Arc<OwnedFd> {
-        Arc::new(std::fs::File::open("/").unwrap().into())
+    fn directory() -> Arc<HostFd> {
+        let fd = std::fs::File::open("/").unwrap();
+        Arc::new(HostFd::given(fd.into()))
     }
 
     fn attr(kind: u32) -> Attr {

@@ -204,10 +204,10 @@ fn open_host(
     };
     hostfs::refuse_kernel_files(cx.host, call, (path, attr), fd.as_fd())?;
     let (id, kind) = if attr.is_dir() {
-        let id = cx.host.insert(fd, HostKind::Directory);
+        let id = cx.host.insert_opened(fd, HostKind::Directory)?;
         (id, FileKind::HostDir(id))
     } else {
-        let id = cx.host.insert(fd, HostKind::File);
+        let id = cx.host.insert_opened(fd, HostKind::File)?;
         (id, FileKind::HostFile(id))
     };
     cx.host.afterwards.check(id, attr);
@@ -249,7 +249,7 @@ fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Err
         Node::Host(handle, attr) => {
             let fd = handle.into_location(&found.path, &attr)?;
             hostfs::refuse_kernel_files(cx.host, "open", (&found.path, &attr), fd.as_fd())?;
-            FileKind::HostLocation(cx.host.insert(fd, HostKind::Location))
+            FileKind::HostLocation(cx.host.insert_opened(fd, HostKind::Location)?)
         }
         Node::Tmp(inode) => {
             cx.kernel.tmpfs.open_ref(inode);

@@ -17,6 +17,7 @@ use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind};
+use crate::hostfd::HostFd;
 
 /// Symbolic links followed in one resolution at most (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
@@ -184,7 +185,7 @@ struct Walker<'a, 'b> {
     base: At,
     at: At,
     /// The descriptor of `at`, as long as the walk has not left its start.
-    open: Option<Arc<OwnedFd>>,
+    open: Option<Arc<HostFd>>,
     /// Components still to do, the next one last.
     pending: Vec<Vec<u8>>,
     links: u32,
@@ -717,7 +718,7 @@ fn host_object(path: &[u8], handle: Handle, attr: Attr) -> Step {
 }
 
 /// Looks up what the open directory `dir` has by the name that `path` ends in, without opening it.
-fn entry_step(dir: &Arc<OwnedFd>, path: &[u8]) -> Result<Step, Errno> {
+fn entry_step(dir: &Arc<HostFd>, path: &[u8]) -> Result<Step, Errno> {
     let attr = match hostfs::attr_in(dir.as_fd(), path) {
         Err(Errno::ENOENT) => return Ok(Step::Absent),
         found => found?,

@@ -1,11 +1,11 @@
 //! What a path is to be resolved for, and within which limits.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bitflags::bitflags;
 
 use super::Dir;
+use crate::hostfd::HostFd;
 
 bitflags! {
     /// Limits on a resolution (openat2(2) `resolve`), with Linux's values.
@@ -56,7 +56,7 @@ pub struct Start {
     /// Its descriptor, if it is a host directory that is open: a single name is looked up there, as
     /// Linux does.
     /// Linux differs: longer paths go by the directory's path, should it have been moved meanwhile.
-    pub open: Option<Arc<OwnedFd>>,
+    pub open: Option<Arc<HostFd>>,
 }
 
 impl From<Dir> for Start {
