@@ -26,6 +26,7 @@ IN_PYTHON = {**ENV, "PYTHONPATH": os.fspath(ROOT / "python"), "PYTHONDONTWRITEBY
 ELSEWHERE = {
     ("ioctl", 0x9000AEA4): "KVM_GET_XSAVE: before Linux 5.17, which has KVM_GET_XSAVE2",
     ("ioctl", 0x4018AEE2): "KVM_GET_DEVICE_ATTR: on hardware, where a vCPU has a TSC offset",
+    ("readlink", None): "in a panic; crates/jail/tests/panic.rs has one",
     ("clock_getres", None): "where the kernel gives processes no vDSO",
 }
 
@@ -89,11 +90,12 @@ def calls_of(
     *,
     status: int = 0,
     cwd: pathlib.Path | None = None,
+    env: dict[str, str] = IN_PYTHON,
     **streams: object,
 ) -> set[HostCall]:
     """What kvmlet calls once its wall stands, while it runs `argv`."""
     words = strace_argv(log, argv)
-    run = subprocess.run(words, cwd=cwd, env=IN_PYTHON, timeout=HANG_S, **streams)  # type: ignore[call-overload]
+    run = subprocess.run(words, cwd=cwd, env=env, timeout=HANG_S, **streams)  # type: ignore[call-overload]
     calls = calls_after_wall(log)
     assert run.returncode == status, (argv, run, calls[-3:])
     return set(calls)
@@ -140,6 +142,8 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
             run("--stats", "--", "/usr/bin/python3", "-c", POLLED, calls="poll", **captured),
             run("--timeout", "200ms", "--", "/bin/sleep", "9", status=124, **captured),
             run("--", "/bin/stat", "/usr", **captured),
+            # A traceback, with lines of our own source.
+            run("nosuch", status=127, cwd=ROOT, env={**ENV, "KVMLET_DEBUG": "1"}, **captured),
             run("--", "/usr/bin/python3", "-c", TERMINAL, stdin=terminal, stdout=terminal),
             calls_of(log, [sys.executable, "-c", f"{HARDEN}; os.abort()"], status=-signal.SIGABRT),
             calls_of_a_stopped_run(log),

@@ -90,6 +90,7 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_ioctl [Is(1, TCSETSF2)] Allow "sets them and drops input";
     SYS_ioctl [Is(1, TCFLSH)] Allow "drops what was not read or sent";
     SYS_ioctl [Is(1, TIOCGWINSZ)] Allow "asks for a window's size, and what is a terminal";
+    SYS_ioctl [Is(1, TCGETS)] Allow "Python asks what a source file is, for a traceback";
     SYS_ioctl [Is(1, FIONREAD)] Allow "counts what can be read";
     // Memory; nothing of it is ever executed.
     SYS_mmap [Masked(2, PROT_EXEC, 0)] Allow "the guest's memory, files it maps, the heap";
@@ -147,6 +148,7 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_rt_sigprocmask [] Allow "which thread takes a signal";
     SYS_rt_sigreturn [] Allow "ends a handler";
     SYS_restart_syscall [] Allow "a call goes on after a stop";
+    SYS_readlink [] Allow "a panic of ours names its program";
     // Who we are.
     SYS_getpid [] Allow "the process's id";
     SYS_gettid [] Allow "a thread's id";
@@ -205,6 +207,7 @@ const KVM_GET_XSAVE2: u32 = 0x9000_aecf;
 const KVM_GET_DEVICE_ATTR: u32 = 0x4018_aee2;
 
 // asm-generic/ioctls.h; the second kind of settings has a speed of any number.
+const TCGETS: u32 = 0x5401;
 const TCFLSH: u32 = 0x540b;
 const TIOCGWINSZ: u32 = 0x5413;
 const FIONREAD: u32 = 0x541b;
