@@ -18,6 +18,7 @@ use kvmlet_linux::personality::Personality;
 use kvmlet_linux::sched::Sched;
 use kvmlet_linux::signal::{SigState, ThreadSignals};
 use kvmlet_linux::vfs::anon::Objects;
+use kvmlet_linux::vfs::epoll::HeldWakes;
 use kvmlet_linux::vfs::locks::Locks;
 use kvmlet_linux::vfs::pipe::Pipes;
 use kvmlet_linux::vfs::{self, Dir, StdStream};
@@ -402,6 +403,7 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
         })?,
         pipes: Pipes::default(),
         objects: Objects::default(),
+        held_wakes: HeldWakes::default(),
         locks: Locks::default(),
         sched,
         timers: Default::default(),

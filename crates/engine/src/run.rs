@@ -24,13 +24,13 @@ use crate::stats::{self, Times};
 use crate::transport::{Busy, Lendable, Made, Returned, Transport, Waited};
 use crate::{EngineError, flush};
 
-/// How often a running guest is stopped to look at the owner's wishes, should a signal have come in
-/// the moment before the guest was entered, in nanoseconds.
-pub(crate) const TICK_NS: u64 = 100_000_000;
+/// How often the owner is asked at least, in nanoseconds: a signal may have come in the moment before the
+/// guest was entered, or while the host works for it.
+pub(crate) const TICK_NS: u64 = 40_000_000;
 
 /// Who runs the sandbox: asked whether to stop, told what is traced.
 pub trait Owner {
-    /// Called after a signal and every tenth of a second; `true` ends the run.
+    /// Called after a signal and every few hundredths of a second; `true` ends the run.
     fn stop_requested(&mut self) -> bool;
     /// One traced call.
     fn trace(&mut self, line: &str);
@@ -276,6 +276,23 @@ impl Sandbox {
             let tid = match step {
                 Step::Run(tid) => tid,
                 Step::Ended(end) => return Ok(Stop::Ended(ending(end))),
+                Step::Again => {
+                    let now_ns = now_ns();
+                    let kicked = self.vcpu.vcpu.take_kick();
+                    if kicked {
+                        armed_ns = None;
+                    }
+                    if kicked || now_ns >= tick_ns {
+                        tick_ns = now_ns.saturating_add(TICK_NS);
+                        self.poll_hosts(Duration::ZERO)?;
+                        if let Some(stop) = check(owner, deadline_ns, now_ns) {
+                            return Ok(stop);
+                        }
+                    } else if deadline_ns.is_some_and(|deadline_ns| now_ns >= deadline_ns) {
+                        return Ok(Stop::TimedOut);
+                    }
+                    continue;
+                }
                 Step::Idle {
                     deadline_ns: wake_ns,
                 } => {

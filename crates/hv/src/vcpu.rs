@@ -534,6 +534,12 @@ impl Vcpu {
         }
     }
 
+    /// Takes a kick that has come while the vCPU was not running: its next run is not interrupted by it.
+    /// For whoever works between two runs for so long that a kick must not wait for the next one.
+    pub fn take_kick(&mut self) -> bool {
+        self.enter_thread().take_kick()
+    }
+
     /// A handle that stops this vCPU from any thread.
     #[must_use]
     pub fn kicker(&self) -> Kicker {

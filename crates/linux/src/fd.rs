@@ -463,7 +463,10 @@ pub fn close_on_exec(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .filter(|(_, fd)| fd.cloexec)
         .map(|(number, _)| *number)
         .collect();
-    marked.into_iter().try_for_each(|number| close(cx, number))
+    cx.kernel.hold_wakes();
+    let closed = marked.into_iter().try_for_each(|number| close(cx, number));
+    cx.kernel.release_wakes();
+    closed
 }
 
 /// Closes every descriptor of a process that ends.
@@ -472,8 +475,10 @@ pub fn close_all(cx: &mut Cx<'_>, pid: Pid) {
         return;
     };
     let table = std::mem::take(&mut process.fds);
+    cx.kernel.hold_wakes();
     for fd in table.fds.values() {
         vfs::locks::closed(cx, pid, fd.file);
         unref(cx, fd.file);
     }
+    cx.kernel.release_wakes();
 }

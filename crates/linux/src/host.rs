@@ -9,6 +9,7 @@ use kvmlet_abi::Errno;
 use kvmlet_mem::budget::{Exhausted, Share};
 use kvmlet_policy::Policy;
 
+use crate::budget::Budget;
 use crate::clock::{GuestClock, HostClocks};
 use crate::hostfd::{HostFd, OpenFiles};
 use crate::report::Report;
@@ -141,6 +142,8 @@ pub struct Host {
     pub clock: Box<dyn GuestClock>,
     /// The time of this process, by which what a call has looked at goes out of date.
     pub now: fn() -> Instant,
+    /// How long the work at hand may go on.
+    pub budget: Budget,
 }
 
 impl Host {
@@ -170,6 +173,7 @@ impl Host {
             xstate_len: 0,
             clock: Box::new(HostClocks),
             now: Instant::now,
+            budget: Budget::default(),
         })
     }
 
@@ -200,6 +204,7 @@ impl Host {
             xstate_len: self.xstate_len,
             clock: Box::new(HostClocks),
             now: self.now,
+            budget: Budget::default(),
         }
     }
 

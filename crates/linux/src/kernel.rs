@@ -18,6 +18,7 @@ use crate::signal::{Interrupted, SigState, ThreadSignals};
 use crate::timer::Timers;
 use crate::vfs::Cwd;
 use crate::vfs::anon::Objects;
+use crate::vfs::epoll::HeldWakes;
 use crate::vfs::locks::Locks;
 use crate::vfs::pipe::Pipes;
 use crate::vfs::tmpfs::TmpFs;
@@ -53,6 +54,8 @@ pub struct Kernel {
     pub locks: Locks,
     /// Run queue and parked threads.
     pub sched: Sched,
+    /// Wakes that wait for the end of what makes them; none between two calls.
+    pub held_wakes: HeldWakes,
     /// Interval timers, POSIX timers, sleeps on CPU clocks.
     pub timers: Timers,
     /// Identity shared by every process (no privileged calls exist yet).

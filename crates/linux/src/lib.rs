@@ -20,6 +20,7 @@
     )
 )]
 
+pub mod budget;
 pub mod cx;
 pub mod fd;
 pub mod host;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use imbl::Vector;
 use kvmlet_abi::Errno;
 
+use crate::budget::Populate;
 use crate::host::HostId;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::tmpfs::InodeId;
@@ -19,6 +20,9 @@ pub enum Outcome {
     Done(SysResult),
     /// The thread parks; [`Wait`] says until when and what then.
     Wait(Wait),
+    /// The call has worked for long enough: it is made again at once, with this in hand, after the engine
+    /// has looked at its limits. Its [`CallState::turn`] says what may happen in between.
+    Again(CallState),
     /// The host does something that may sleep, with the kernel released.
     Host(Job),
     /// The handler has set the thread's registers itself (rt_sigreturn, execve).
@@ -126,6 +130,36 @@ pub struct CallState {
     pub expired: bool,
     /// Signal mask to put back when the call ends (ppoll, pselect6, rt_sigsuspend).
     pub saved_mask: Option<u64>,
+    /// What may happen before the call goes on.
+    pub turn: Turn,
+    /// Pages to fault in, and the result once they are there: the rest of a call that has done all else.
+    pub populate: Option<(Populate, u64)>,
+    /// Messages that a call of several has moved: `progress` is of the one after them.
+    pub messages: u64,
+}
+
+impl CallState {
+    /// The state of a call that goes on after `progress`, as one step that nothing comes between.
+    #[must_use]
+    pub fn kept(&self, progress: u64) -> Self {
+        Self {
+            progress,
+            turn: Turn::Kept,
+            ..self.clone()
+        }
+    }
+}
+
+/// What may happen before a call goes on that has worked for long enough.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Turn {
+    /// It has not, but has waited.
+    #[default]
+    Waited,
+    /// Nothing of the guest's: the call is one step, as where Linux holds a lock meanwhile.
+    Kept,
+    /// Other threads run, and a signal ends the call with what it has moved.
+    Shared,
 }
 
 /// Host work over owned data. It may sleep; it is done with the kernel released.

@@ -15,7 +15,7 @@ use crate::frame::{self, Delivered};
 use crate::host::{Host, HostId};
 use crate::kernel::{End, Kernel, Tid, XState};
 use crate::mm::{self, Access, FaultError};
-use crate::outcome::{CallState, Outcome, SysResult};
+use crate::outcome::{CallState, Outcome, Resume, SysResult, Turn};
 use crate::sched::{Call, SLICE_NS, rax_of};
 use crate::signal::{SI_KERNEL, SigDetail, SigInfo, TrapInfo, signo};
 use crate::syscalls::table::{self, Needs};
@@ -44,6 +44,9 @@ pub enum Step {
         /// Earliest deadline; `None` for none.
         deadline_ns: Option<u64>,
     },
+    /// There is more to do before anything can run. It has taken a while: the engine looks at its limits,
+    /// and asks again.
+    Again,
     /// The program has ended.
     Ended(End),
 }
@@ -113,12 +116,17 @@ impl Personality {
     /// Decides what runs next, making woken calls again and delivering signals on the way.
     pub fn next(&mut self, cpu: &mut dyn Cpu) -> Step {
         self.host.finish_call();
+        self.host.budget.begin();
         // Once each time: a timer of a nanosecond must not keep us from the guest for ever.
         self.expire_timers();
         self.kernel.retarget_signals();
+        let mut worked = false;
         loop {
             if let Some(end) = self.kernel.end {
                 return Step::Ended(end);
+            }
+            if worked && self.host.budget.is_spent() {
+                return Step::Again;
             }
             let Some(tid) = self.choose() else {
                 return Step::Idle {
@@ -129,10 +137,17 @@ impl Personality {
                 crate::vfs::fifo::abandon(&mut self.cx(tid));
             }
             if let Some((call, state)) = self.kernel.sched.retries.remove(&tid) {
-                self.dispatch(tid, call, &state, cpu);
+                worked = true;
+                let ends = state.turn == Turn::Shared && state.progress > 0;
+                if ends && self.kernel.has_signal(tid) {
+                    self.done(tid, &state, Ok(state.progress));
+                } else {
+                    self.dispatch(tid, call, &state, cpu);
+                }
                 continue;
             }
             if self.kernel.has_signal(tid) {
+                worked = true;
                 self.deliver_one(tid, cpu);
                 continue;
             }
@@ -204,8 +219,9 @@ impl Personality {
     fn choose(&mut self) -> Option<Tid> {
         let yielding = core::mem::take(&mut self.kernel.sched.yielding);
         if let Some(tid) = self.current {
-            let alone = self.kernel.sched.run_queue.is_empty();
-            if alone || !(yielding || clock::monotonic_ns(&self.host) >= self.slice_end_ns) {
+            let sched = &self.kernel.sched;
+            let stays = sched.run_queue.is_empty() || sched.keeps_turn(tid);
+            if stays || !(yielding || clock::monotonic_ns(&self.host) >= self.slice_end_ns) {
                 return Some(tid);
             }
             self.kernel.sched.make_ready(tid);
@@ -265,6 +281,7 @@ impl Personality {
     ///
     /// [`Thread`]: crate::kernel::Thread
     pub fn handle(&mut self, tid: Tid, trap: Trap, cpu: &mut dyn Cpu) {
+        self.host.budget.begin();
         match trap {
             Trap::Syscall => {
                 let Some(thread) = self.kernel.threads.get(&tid) else {
@@ -345,6 +362,7 @@ impl Personality {
     ///
     /// [`Thread`]: crate::kernel::Thread
     pub fn make(&mut self, tid: Tid, call: &Call) -> Outcome {
+        self.host.budget.begin();
         self.host.begin_call();
         self.host.report.count_call(call.nr);
         table::call(&mut self.cx(tid), call, &CallState::default())
@@ -408,7 +426,11 @@ impl Personality {
     fn apply(&mut self, tid: Tid, call: Call, state: &CallState, outcome: Outcome) {
         match outcome {
             Outcome::Done(result) => self.done(tid, state, result),
-            Outcome::Wait(wait) => {
+            Outcome::Again(state) => drop(self.kernel.sched.retries.insert(tid, (call, state))),
+            Outcome::Wait(mut wait) => {
+                if let Resume::Retry(state) = &mut wait.resume {
+                    state.turn = Turn::Waited;
+                }
                 self.kernel.sched.park(tid, call, wait);
                 self.leave(tid);
                 // A signal that is already pending interrupts the wait at once: check and park

@@ -3,14 +3,13 @@
 //! The threads of a program share a vCPU; a timer kick rotates the run queue. A wake-up is never
 //! lost: checking a condition and parking on it happen in one handler, under the kernel's lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use imbl::{OrdMap, OrdSet, Vector};
 
 use crate::host::HostId;
 use crate::kernel::{Kernel, Tid};
-use crate::outcome::{CallState, FutexKey, Resume, Source, SysResult, Wait, WaitOn};
-use crate::vfs::anon::ObjectId;
+use crate::outcome::{CallState, FutexKey, Resume, Source, SysResult, Turn, Wait, WaitOn};
 
 /// Time slice of a thread when others can run, in nanoseconds.
 pub const SLICE_NS: u64 = 10_000_000;
@@ -40,6 +39,9 @@ pub struct Sched {
     pub run_queue: Vector<Tid>,
     /// Parked threads.
     pub parked: OrdMap<Tid, Parked>,
+    /// Who is parked on each source, with the poll(2) events that it waits for. What a wake costs is by
+    /// who waits for its source, not by who waits.
+    waiters: OrdMap<(Source, Tid), i16>,
     /// Calls to make again before their thread enters the guest.
     pub retries: OrdMap<Tid, (Call, CallState)>,
     /// Parked threads with a deadline, in order of guest monotonic nanoseconds.
@@ -69,6 +71,12 @@ impl Sched {
         if wait.on == WaitOn::Message {
             self.receivers.push_back(tid);
         }
+        if let WaitOn::Sources(sources) = &wait.on {
+            for source in sources {
+                let (key, events) = waiter_key(*source);
+                *self.waiters.entry((key, tid)).or_default() |= events;
+            }
+        }
         self.parked.insert(tid, Parked { call, wait });
     }
 
@@ -83,6 +91,11 @@ impl Sched {
         }
         if parked.wait.on == WaitOn::Message {
             self.receivers.retain(|waiter| *waiter != tid);
+        }
+        if let WaitOn::Sources(sources) = &parked.wait.on {
+            for source in sources {
+                self.waiters.remove(&(waiter_key(*source).0, tid));
+            }
         }
         Some(parked)
     }
@@ -104,22 +117,35 @@ impl Sched {
         self.run_queue.retain(|queued| *queued != tid);
     }
 
+    fn waiters_of(&self, source: Source) -> impl Iterator<Item = Tid> {
+        let (key, _) = waiter_key(source);
+        let all = (key, Tid(i32::MIN))..=(key, Tid(i32::MAX));
+        self.waiters.range(all).map(|((_, tid), _)| *tid)
+    }
+
+    /// Whether a thread is parked on `source`.
+    #[must_use]
+    pub fn is_awaited(&self, source: Source) -> bool {
+        self.waiters_of(source).next().is_some()
+    }
+
     /// Wakes every thread parked on `source`: their calls are made again.
     pub fn wake_source(&mut self, source: Source) {
-        let woken: Vec<Tid> = self
-            .parked
-            .iter()
-            .filter(|(_, parked)| match &parked.wait.on {
-                WaitOn::Sources(sources) => {
-                    sources.iter().any(|waited| same_source(*waited, source))
-                }
-                _ => false,
-            })
-            .map(|(tid, _)| *tid)
-            .collect();
+        if self.waiters.is_empty() {
+            return;
+        }
+        let woken: Vec<Tid> = self.waiters_of(source).collect();
         for tid in woken {
             self.retry(tid, false);
         }
+    }
+
+    /// Whether nothing of the guest's may come before `tid` goes on: it is in the middle of a call that is
+    /// one step.
+    #[must_use]
+    pub fn keeps_turn(&self, tid: Tid) -> bool {
+        let again = self.retries.get(&tid);
+        again.is_some_and(|(_, state)| state.turn == Turn::Kept)
     }
 
     /// Makes a parked thread's call again; `expired` says that its deadline has passed.
@@ -142,36 +168,21 @@ impl Sched {
             .map(|(deadline_ns, _)| *deadline_ns)
     }
 
+    /// Waits for host descriptors: the first of all sources.
+    fn host_waits(&self) -> impl Iterator<Item = (HostId, i16)> {
+        let first = (Source::Host(HostId(0), 0), Tid(i32::MIN));
+        self.waiters
+            .range(first..)
+            .map_while(|((source, _), events)| match source {
+                Source::Host(id, _) => Some((*id, *events)),
+                _ => None,
+            })
+    }
+
     /// Whether any parked thread waits for a host descriptor.
     #[must_use]
     pub fn waits_for_host(&self) -> bool {
-        self.parked.values().any(|parked| match &parked.wait.on {
-            WaitOn::Sources(sources) => sources
-                .iter()
-                .any(|source| matches!(source, Source::Host(..))),
-            _ => false,
-        })
-    }
-
-    /// Everything that parked threads wait for.
-    fn sources(&self) -> impl Iterator<Item = Source> {
-        self.parked
-            .values()
-            .filter_map(|parked| match &parked.wait.on {
-                WaitOn::Sources(sources) => Some(sources.iter().copied()),
-                _ => None,
-            })
-            .flatten()
-    }
-
-    /// The objects that parked threads wait for.
-    #[must_use]
-    pub fn awaited_objects(&self) -> BTreeSet<ObjectId> {
-        let objects = self.sources().filter_map(|source| match source {
-            Source::Object(id) => Some(id),
-            _ => None,
-        });
-        objects.collect()
+        self.host_waits().next().is_some()
     }
 
     /// The host descriptors waited for, each once, with the poll(2) events of all who wait: poll(2) takes
@@ -179,19 +190,18 @@ impl Sched {
     #[must_use]
     pub fn host_sources(&self) -> BTreeMap<HostId, i16> {
         let mut found: BTreeMap<HostId, i16> = BTreeMap::new();
-        for source in self.sources() {
-            if let Source::Host(id, events) = source {
-                *found.entry(id).or_default() |= events;
-            }
+        for (id, events) in self.host_waits() {
+            *found.entry(id).or_default() |= events;
         }
         found
     }
 }
 
-fn same_source(waited: Source, ready: Source) -> bool {
-    match (waited, ready) {
-        (Source::Host(a, _), Source::Host(b, _)) => a == b,
-        (a, b) => a == b,
+/// A source as the waiters are kept by it, and the poll(2) events of a wait for it.
+fn waiter_key(source: Source) -> (Source, i16) {
+    match source {
+        Source::Host(id, events) => (Source::Host(id, 0), events),
+        other => (other, 0),
     }
 }
 
@@ -344,9 +354,36 @@ mod tests {
             wait(1),
         );
         sched.park(Tid(2), Call::default(), wait(2));
+        assert!(sched.is_awaited(Source::Pipe(1)) && sched.is_awaited(Source::Pipe(2)));
         sched.wake_source(Source::Pipe(1));
+        assert!(!sched.is_awaited(Source::Pipe(1)) && sched.is_awaited(Source::Pipe(2)));
         assert_eq!(sched.run_queue, vector![Tid(1)]);
         assert_eq!(sched.retries.get(&Tid(1)).map(|(call, _)| call.nr), Some(7));
         assert!(sched.parked.contains_key(&Tid(2)));
+    }
+
+    #[test]
+    fn a_host_descriptor_is_waited_for_with_the_events_of_all() {
+        let mut sched = Sched::default();
+        let wait = |events: &[i16]| Wait {
+            on: WaitOn::Sources(
+                events
+                    .iter()
+                    .map(|events| Source::Host(HostId(3), *events))
+                    .chain([Source::Pipe(0)])
+                    .collect(),
+            ),
+            deadline_ns: None,
+            resume: Resume::Retry(CallState::default()),
+        };
+        sched.park(Tid(1), Call::default(), wait(&[1, 2]));
+        sched.park(Tid(2), Call::default(), wait(&[4]));
+        assert!(sched.waits_for_host());
+        assert_eq!(sched.host_sources(), BTreeMap::from([(HostId(3), 7)]));
+        sched.unpark(Tid(1));
+        assert_eq!(sched.host_sources(), BTreeMap::from([(HostId(3), 4)]));
+        sched.wake_source(Source::Host(HostId(3), 0));
+        assert!(!sched.waits_for_host() && sched.waiters.is_empty());
+        assert_eq!(sched.run_queue, vector![Tid(2)]);
     }
 }

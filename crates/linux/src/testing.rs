@@ -169,6 +169,7 @@ impl Sandbox {
             next_file: 1,
             pipes: Default::default(),
             objects: Default::default(),
+            held_wakes: crate::vfs::epoll::HeldWakes::default(),
             locks: Default::default(),
             next_tid: 2,
             tmpfs,
@@ -248,7 +249,13 @@ impl Sandbox {
             args: words,
         };
         self.host.begin_call();
-        table::call(&mut self.cx(), &call, state)
+        self.host.budget.begin();
+        let mut outcome = table::call(&mut self.cx(), &call, state);
+        while let Outcome::Again(state) = outcome {
+            self.host.budget.begin();
+            outcome = table::call(&mut self.cx(), &call, &state);
+        }
+        outcome
     }
 
     /// Makes a call that must not wait.

@@ -373,14 +373,19 @@ impl Kernel {
             .take_while(|(at_ns, _)| *at_ns <= now)
             .map(|(_, key)| *key)
             .collect();
-        for key in due {
-            match key {
-                TimerKey::Interval(pid, which) => self.fire_interval(pid, which, now),
-                TimerKey::Posix(pid, id) => self.fire_posix(pid, id, now),
-                TimerKey::Sleep(tid) => self.end_sleep(tid),
-                TimerKey::CpuLimit(pid) => self.fire_cpu_limit(pid),
-            }
+        if due.is_empty() {
+            return;
         }
+        self.with_wakes_held(|kernel| {
+            for key in due {
+                match key {
+                    TimerKey::Interval(pid, which) => kernel.fire_interval(pid, which, now),
+                    TimerKey::Posix(pid, id) => kernel.fire_posix(pid, id, now),
+                    TimerKey::Sleep(tid) => kernel.end_sleep(tid),
+                    TimerKey::CpuLimit(pid) => kernel.fire_cpu_limit(pid),
+                }
+            }
+        });
     }
 
     fn end_sleep(&mut self, tid: Tid) {

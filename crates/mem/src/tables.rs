@@ -279,6 +279,23 @@ impl PageTables {
         (at.min(end).saturating_sub(start)) / PAGE_SIZE
     }
 
+    /// The first address from `gva` on, below `end`, for which there is a last table or a 2 MiB page; `end` if
+    /// there is none. What lies before costs next to nothing to walk.
+    #[must_use]
+    pub fn skip_untabled(&self, mem: &GuestMemory, gva: Gva, end: u64) -> u64 {
+        let end = end.min(USER_HALF_END);
+        let mut at = gva.0;
+        while at < end {
+            match self.probe(mem, Gva(at)) {
+                Err(absent_bytes) if absent_bytes > PAGE_SIZE => {
+                    at = (at | (absent_bytes - 1)) + 1;
+                }
+                _ => break,
+            }
+        }
+        at.min(end)
+    }
+
     /// How many pages directly below `gva` are present, at most `max_pages`.
     #[must_use]
     pub fn present_run_below(&self, mem: &GuestMemory, gva: Gva, max_pages: u64) -> u64 {

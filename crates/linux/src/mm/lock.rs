@@ -10,6 +10,7 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use super::space::Space;
 use super::vma::{Prot, Vma, VmaFlags};
 use super::{Access, FaultError};
+use crate::budget::{Failure, Populate};
 use crate::cx::Cx;
 use crate::rlimit::INFINITY;
 
@@ -45,6 +46,30 @@ pub fn unlock_all(cx: &mut Cx<'_>) -> Result<(), Errno> {
     Space::of(cx)?.unlock_all()
 }
 
+/// Goes on with what a call has left of its pages to fault in, again as far as the budget goes.
+///
+/// # Errors
+/// As mlock(2), where a page that cannot be had is a failure.
+pub fn go_on_populating(cx: &mut Cx<'_>, rest: Populate) -> Result<(), Errno> {
+    let mut space = Space::of(cx)?;
+    let populated = space.populate_in_turns(rest.at, rest.end, rest.failure);
+    match rest.failure {
+        Failure::Fails => populated.map_err(lock_error),
+        Failure::Ignored => Ok(()),
+    }
+}
+
+/// The errno of mlock(2) for a page that cannot be had.
+fn lock_error(error: FaultError) -> Errno {
+    match error {
+        FaultError::OutOfMemory => Errno::EAGAIN,
+        FaultError::Segv { .. } | FaultError::Bus => Errno::ENOMEM,
+    }
+}
+
+/// Bytes that are populated between two looks at the budget.
+const PIECE_BYTES: u64 = 2 << 20;
+
 const LOCKING: VmaFlags = VmaFlags::LOCKED.union(VmaFlags::LOCK_ON_FAULT);
 
 impl Space<'_> {
@@ -66,6 +91,35 @@ impl Space<'_> {
             }
         }
         Ok(())
+    }
+
+    /// As [`Space::populate`], as far as the budget goes: the rest is left to the call's next turn.
+    ///
+    /// # Errors
+    /// As [`Space::populate`].
+    pub fn populate_in_turns(
+        &mut self,
+        start: u64,
+        end: u64,
+        failure: Failure,
+    ) -> Result<(), FaultError> {
+        let mut at = start;
+        loop {
+            let part = self.mm.parts(at, end).next();
+            let Some(part) = part else {
+                return Ok(());
+            };
+            at = part.end;
+            if part.prot.is_empty() {
+                continue;
+            }
+            at = at.min(part.start.saturating_add(PIECE_BYTES));
+            self.populate(part.start, at)?;
+            if at < end && self.host.budget.is_spent() {
+                self.host.budget.leave(Populate { at, end, failure });
+                return Ok(());
+            }
+        }
     }
 
     /// Faults in every page of a part of one VMA.
@@ -142,10 +196,8 @@ impl Space<'_> {
         if self.mm.parts(start, end).any(|part| part.prot.is_empty()) {
             return Err(Errno::ENOMEM);
         }
-        self.populate(start, end).map_err(|error| match error {
-            FaultError::OutOfMemory => Errno::EAGAIN,
-            FaultError::Segv { .. } | FaultError::Bus => Errno::ENOMEM,
-        })
+        self.populate_in_turns(start, end, Failure::Fails)
+            .map_err(lock_error)
     }
 
     /// See [`lock_all`].
@@ -179,7 +231,7 @@ impl Space<'_> {
         self.update_all(how)?;
         if flags & MCL_ONFAULT == 0 {
             // mlockall ignores pages that cannot be had.
-            let _ = self.populate(0, USER_END.0);
+            let _ = self.populate_in_turns(0, USER_END.0, Failure::Ignored);
         }
         Ok(())
     }

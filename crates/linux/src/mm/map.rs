@@ -10,6 +10,7 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use super::space::{Space, errno};
 use super::vma::{Backing, FileBacking, Low2G, Prot, Vma, VmaFlags};
 use super::{Region, Source};
+use crate::budget::Failure;
 use crate::cx::Cx;
 use crate::fd::OpenFlags;
 use crate::vfs::tmpfs::{SEAL_FUTURE_WRITE, SEAL_WRITE};
@@ -205,7 +206,7 @@ impl Space<'_> {
             vma_flags.contains(VmaFlags::LOCKED) && !vma_flags.contains(VmaFlags::LOCK_ON_FAULT);
         if locked || flags.contains(MapFlags::POPULATE) && !flags.contains(MapFlags::NONBLOCK) {
             // mmap does not fail if it cannot populate (mmap(2), MAP_LOCKED).
-            let _ = self.populate(start, end);
+            let _ = self.populate_in_turns(start, end, Failure::Ignored);
         }
         Ok(start)
     }
@@ -501,7 +502,7 @@ impl Space<'_> {
             name: None,
         });
         if locked {
-            let _ = self.populate(old, new);
+            let _ = self.populate_in_turns(old, new, Failure::Ignored);
         }
         self.map_heap_ahead(old, new);
         Ok(())

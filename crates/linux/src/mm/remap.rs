@@ -9,6 +9,7 @@ use kvmlet_mem::{Leaf, MemError, PageSize};
 use super::MAX_MAP_COUNT;
 use super::space::{Space, errno};
 use super::vma::{Backing, FileBacking, Low2G, Vma, VmaFlags};
+use crate::budget::Failure;
 use crate::cx::Cx;
 
 bitflags! {
@@ -438,7 +439,7 @@ impl Space<'_> {
             vma.flags.contains(VmaFlags::LOCKED) && !vma.flags.contains(VmaFlags::LOCK_ON_FAULT)
         });
         if locked && from < to {
-            let _ = self.populate(from, to);
+            let _ = self.populate_in_turns(from, to, Failure::Ignored);
         }
     }
 }

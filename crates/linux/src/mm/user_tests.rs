@@ -15,7 +15,7 @@ use crate::cx::{CpuInfo, Cx, Machine};
 use crate::fd::{Fd, FdTable, FileId, FileKind, OpenFile, OpenFlags, Text};
 use crate::host::{Host, HostKind};
 use crate::kernel::{End, Ids, Kernel, Pid, Process, Thread, Tid, XState};
-use crate::outcome::FutexKey;
+use crate::outcome::{CallState, FutexKey, Outcome, SysResult};
 use crate::sched::Sched;
 use crate::signal::{SigState, ThreadSignals};
 use crate::syscalls::mem;
@@ -75,6 +75,7 @@ impl Guest {
             tmpfs: vfs::new_tmpfs(&host, &mut memory).unwrap(),
             pipes: vfs::pipe::Pipes::default(),
             objects: vfs::anon::Objects::default(),
+            held_wakes: crate::vfs::epoll::HeldWakes::default(),
             locks: vfs::locks::Locks::default(),
             sched: Sched::default(),
             timers: Default::default(),
@@ -146,6 +147,21 @@ impl Guest {
     }
 }
 
+type Parted = fn(&mut Cx<'_>, &[u64; 6], &CallState) -> Outcome;
+
+/// Makes a call that may stop between two pieces, to its end.
+fn whole(call: Parted, cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+    let mut state = CallState::default();
+    loop {
+        cx.host.budget.begin();
+        match call(cx, args, &state) {
+            Outcome::Done(result) => return result,
+            Outcome::Again(next) => state = next,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn copies_cross_pages_and_stop_at_what_is_not_mapped() {
     let mut guest = Guest::new(64 * MIB);
@@ -189,12 +205,12 @@ fn rights_hold_for_system_calls_too() {
     let at = guest.map(PAGE_SIZE, RW, PRIVATE);
     let mut cx = guest.cx();
     cx.write(Gva(at), b"x").unwrap();
-    mem::sys_mprotect(&mut cx, &[at, PAGE_SIZE, 1, 0, 0, 0]).unwrap();
+    whole(mem::sys_mprotect, &mut cx, &[at, PAGE_SIZE, 1, 0, 0, 0]).unwrap();
     assert_eq!(cx.write(Gva(at), b"y"), Err(Errno::EFAULT));
     cx.read(Gva(at), &mut [0]).unwrap();
-    mem::sys_mprotect(&mut cx, &[at, PAGE_SIZE, 0, 0, 0, 0]).unwrap();
+    whole(mem::sys_mprotect, &mut cx, &[at, PAGE_SIZE, 0, 0, 0, 0]).unwrap();
     assert_eq!(cx.read(Gva(at), &mut [0]), Err(Errno::EFAULT));
-    mem::sys_mprotect(&mut cx, &[at, PAGE_SIZE, 4, 0, 0, 0]).unwrap();
+    whole(mem::sys_mprotect, &mut cx, &[at, PAGE_SIZE, 4, 0, 0, 0]).unwrap();
     cx.read(Gva(at), &mut [0]).unwrap();
 }
 
@@ -277,7 +293,7 @@ fn futex_words_are_updated_atomically_wherever_they_lie() {
     assert_eq!(bytes, [8, 0, 0, 0, 9], "the rest of the page came along");
     assert_eq!(user::load_u32(&mut cx, Gva(anon + 2)), Err(Errno::EINVAL));
     assert_eq!(user::load_u32(&mut cx, Gva(8)), Err(Errno::EFAULT));
-    mem::sys_mprotect(&mut cx, &[anon, PAGE_SIZE, 1, 0, 0, 0]).unwrap();
+    whole(mem::sys_mprotect, &mut cx, &[anon, PAGE_SIZE, 1, 0, 0, 0]).unwrap();
     assert_eq!(
         user::compare_exchange_u32(&mut cx, Gva(anon), 2, 3),
         Err(Errno::EFAULT)
@@ -339,28 +355,36 @@ fn mincore_writes_a_byte_per_page() {
     let at = guest.map(4 * PAGE_SIZE, RW, PRIVATE);
     let vector = guest.map(PAGE_SIZE, RW, PRIVATE);
     let mut cx = guest.cx();
-    mem::sys_madvise(&mut cx, &[at, 4 * PAGE_SIZE, 15, 0, 0, 0]).unwrap();
+    whole(mem::sys_madvise, &mut cx, &[at, 4 * PAGE_SIZE, 15, 0, 0, 0]).unwrap();
     assert_eq!(
-        mem::sys_mincore(&mut cx, &[at, 4 * PAGE_SIZE, vector, 0, 0, 0]),
+        whole(
+            mem::sys_mincore,
+            &mut cx,
+            &[at, 4 * PAGE_SIZE, vector, 0, 0, 0]
+        ),
         Ok(0)
     );
     cx.write(Gva(at), b"x").unwrap();
     assert_eq!(
-        mem::sys_mincore(&mut cx, &[at, 4 * PAGE_SIZE - 1, vector, 0, 0, 0]),
+        whole(
+            mem::sys_mincore,
+            &mut cx,
+            &[at, 4 * PAGE_SIZE - 1, vector, 0, 0, 0]
+        ),
         Ok(0)
     );
     let mut states = [9; 5];
     cx.read(Gva(vector), &mut states).unwrap();
     assert_eq!(states, [1, 1, 1, 1, 0]);
     assert_eq!(
-        mem::sys_mincore(&mut cx, &[at + 1, 1, vector, 0, 0, 0]),
+        whole(mem::sys_mincore, &mut cx, &[at + 1, 1, vector, 0, 0, 0]),
         Err(Errno::EINVAL)
     );
     assert_eq!(
-        mem::sys_mincore(&mut cx, &[at, PAGE_SIZE, 8, 0, 0, 0]),
+        whole(mem::sys_mincore, &mut cx, &[at, PAGE_SIZE, 8, 0, 0, 0]),
         Err(Errno::EFAULT)
     );
-    let beyond = mem::sys_mincore(&mut cx, &[at, u64::MAX, vector, 0, 0, 0]);
+    let beyond = whole(mem::sys_mincore, &mut cx, &[at, u64::MAX, vector, 0, 0, 0]);
     assert_eq!(beyond, Err(Errno::ENOMEM));
 }
 
@@ -377,13 +401,19 @@ fn calls_that_no_cpu_here_supports() {
     assert_eq!(mem::sys_pkey_free(&mut cx, &[1; 6]), Err(Errno::EINVAL));
     let protect = |key: u64| [at, PAGE_SIZE, 1, key, 0, 0];
     assert_eq!(
-        mem::sys_pkey_mprotect(&mut cx, &protect(0)),
+        whole(mem::sys_pkey_mprotect, &mut cx, &protect(0)),
         Err(Errno::EINVAL)
     );
-    assert_eq!(mem::sys_pkey_mprotect(&mut cx, &protect(u64::MAX)), Ok(0));
+    assert_eq!(
+        whole(mem::sys_pkey_mprotect, &mut cx, &protect(u64::MAX)),
+        Ok(0)
+    );
     assert_eq!(cx.write(Gva(at), b"x"), Err(Errno::EFAULT));
     let advice = |number: u64| [at, PAGE_SIZE, number, 0, 0, 0];
-    assert_eq!(mem::sys_madvise(&mut cx, &advice(77)), Err(Errno::EINVAL));
+    assert_eq!(
+        whole(mem::sys_madvise, &mut cx, &advice(77)),
+        Err(Errno::EINVAL)
+    );
     assert_eq!(
         guest.host.report.events.len(),
         3,

@@ -1,15 +1,19 @@
 //! Memory calls: arguments in, [`crate::mm`] does the work.
 
+use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
 use crate::cx::Cx;
 use crate::fd;
 use crate::mm::{self, Advice, MapFlags, MapRequest, RemapRequest, VmaFlags};
-use crate::outcome::SysResult;
+use crate::outcome::{CallState, Outcome, SysResult};
 use crate::vfs;
 
 /// Pages whose residence mincore(2) reports in one go.
 const MINCORE_CHUNK: u64 = 65_536;
+
+/// Bytes whose pages are faulted in between two looks at the budget.
+const POPULATE_BYTES: u64 = 2 << 20;
 
 const MLOCK_ONFAULT: u32 = 1;
 
@@ -44,34 +48,68 @@ pub fn sys_mmap(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     )
 }
 
+/// Does `act(cx, at, len_bytes)` for a range, for one piece after another where it is long. The call is
+/// one step all the same.
+fn in_pieces(
+    cx: &mut Cx<'_>,
+    (addr, len_bytes, longest_bytes): (u64, u64, u64),
+    state: &CallState,
+    mut act: impl FnMut(&mut Cx<'_>, u64, u64) -> Result<(), Errno>,
+) -> Result<Outcome, Errno> {
+    if state.progress == 0 && !mm::can_be_parted(cx, addr, len_bytes)? {
+        act(cx, addr, len_bytes)?;
+        return Ok(Outcome::Done(Ok(0)));
+    }
+    let end = addr.saturating_add(page_align_up(len_bytes).ok_or(Errno::EINVAL)?);
+    let mut at = addr.saturating_add(state.progress);
+    while at < end {
+        let stop = mm::piece_end(cx, at, end)?;
+        let stop = stop.min(at.saturating_add(longest_bytes));
+        act(cx, at, stop.saturating_sub(at))?;
+        at = stop;
+        if at < end && cx.host.budget.is_spent() {
+            return Ok(Outcome::Again(state.kept(at.saturating_sub(addr))));
+        }
+    }
+    Ok(Outcome::Done(Ok(0)))
+}
+
+fn outcome(result: Result<Outcome, Errno>) -> Outcome {
+    result.unwrap_or_else(|error| Outcome::Done(Err(error)))
+}
+
 /// munmap(2)
-///
-/// # Errors
-/// `EINVAL`, `ENOMEM`, `EPERM` (mseal(2)).
-pub fn sys_munmap(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    mm::munmap(cx, args[0], args[1]).map(|()| 0)
+pub fn sys_munmap(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    outcome(in_pieces(
+        cx,
+        (args[0], args[1], u64::MAX),
+        state,
+        mm::munmap,
+    ))
 }
 
 /// mprotect(2)
-///
-/// # Errors
-/// `EINVAL`, `EACCES`, `ENOMEM`, `EPERM` (mseal(2)).
-pub fn sys_mprotect(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_mprotect(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    const GROWS: u32 = 0x300_0000;
     // Linux takes an unsigned long: high bits are invalid, not ignored.
     let prot = u32::try_from(args[2]).unwrap_or(u32::MAX);
-    mm::mprotect(cx, args[0], args[1], prot).map(|()| 0)
+    if prot & GROWS != 0 {
+        // The range is another than the arguments say.
+        return mm::mprotect(cx, args[0], args[1], prot).map(|()| 0).into();
+    }
+    let range = (args[0], args[1], u64::MAX);
+    outcome(in_pieces(cx, range, state, |cx, at, len| {
+        mm::mprotect(cx, at, len, prot)
+    }))
 }
 
-/// pkey_mprotect(2) on a CPU without protection keys: as mprotect(2) for key -1.
-///
-/// # Errors
-/// As mprotect(2); `EINVAL` for every other key.
+/// pkey_mprotect(2) on a CPU without protection keys: as mprotect(2) for key -1, `EINVAL` for others.
 #[allow(clippy::cast_possible_truncation)]
-pub fn sys_pkey_mprotect(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_pkey_mprotect(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
     if args[3] as i32 != -1 {
-        return Err(Errno::EINVAL);
+        return Outcome::Done(Err(Errno::EINVAL));
     }
-    sys_mprotect(cx, args)
+    sys_mprotect(cx, args, state)
 }
 
 /// pkey_alloc(2) on a CPU without protection keys: there is none to have.
@@ -124,11 +162,12 @@ pub fn sys_mremap(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 }
 
 /// madvise(2)
-///
-/// # Errors
-/// As the man page has them.
+pub fn sys_madvise(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    outcome(advise(cx, args, state))
+}
+
 #[allow(clippy::cast_possible_truncation)]
-pub fn sys_madvise(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+fn advise(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
     let number = args[2] as i32;
     let Some(advice) = Advice::from_number(number) else {
         cx.host
@@ -141,14 +180,34 @@ pub fn sys_madvise(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             .report
             .unsupported("madvise", "MADV_COLLAPSE".to_owned());
     }
-    mm::advise(cx, args[0], args[1], advice).map(|()| 0)
+    let populates = matches!(advice, Advice::PopulateRead | Advice::PopulateWrite);
+    let longest_bytes = if populates { POPULATE_BYTES } else { u64::MAX };
+    let mut has_hole = false;
+    let range = (args[0], args[1], longest_bytes);
+    let advised = in_pieces(cx, range, state, |cx, at, len| {
+        match mm::advise(cx, at, len, advice) {
+            // A hole does not stop the walk, but makes it fail in the end.
+            Err(Errno::ENOMEM) if !populates && !mm::covers(cx, at, at.saturating_add(len))? => {
+                has_hole = true;
+                Ok(())
+            }
+            advised => advised,
+        }
+    })?;
+    let is_over = matches!(advised, Outcome::Done(_));
+    let parted = has_hole || state.progress > 0;
+    if is_over && parted && !mm::covers(cx, args[0], args[0].saturating_add(args[1]))? {
+        return Err(Errno::ENOMEM);
+    }
+    Ok(advised)
 }
 
 /// mincore(2)
-///
-/// # Errors
-/// `EINVAL`, `ENOMEM`, `EFAULT`.
-pub fn sys_mincore(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_mincore(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    outcome(residence(cx, args, state))
+}
+
+fn residence(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
     let [addr, len_bytes, vector, ..] = *args;
     if !Gva(addr).is_page_aligned() {
         return Err(Errno::EINVAL);
@@ -157,7 +216,7 @@ pub fn sys_mincore(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         return Err(Errno::ENOMEM);
     }
     let pages = len_bytes.div_ceil(PAGE_SIZE);
-    let mut done = 0;
+    let mut done = state.progress;
     while done < pages {
         let count = MINCORE_CHUNK.min(pages - done);
         let at = addr.saturating_add(done.saturating_mul(PAGE_SIZE));
@@ -165,8 +224,11 @@ pub fn sys_mincore(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         let to = vector.checked_add(done).ok_or(Errno::EFAULT)?;
         cx.write(Gva(to), &states)?;
         done += count;
+        if done < pages && cx.host.budget.is_spent() {
+            return Ok(Outcome::Again(state.kept(done)));
+        }
     }
-    Ok(0)
+    Ok(Outcome::Done(Ok(0)))
 }
 
 /// msync(2)

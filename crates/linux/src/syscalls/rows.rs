@@ -23,8 +23,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(7, "poll", "xui", io::sys_poll),
     Row::value(8, "lseek", "dui", io::sys_lseek),
     Row::value(9, "mmap", "xuxxdu", mem::sys_mmap),
-    Row::value(10, "mprotect", "xux", mem::sys_mprotect),
-    Row::value(11, "munmap", "xu", mem::sys_munmap),
+    Row::wait(10, "mprotect", "xux", mem::sys_mprotect),
+    Row::wait(11, "munmap", "xu", mem::sys_munmap),
     Row::value(12, "brk", "x", mem::sys_brk),
     Row::value(13, "rt_sigaction", "ixxu", signal::sys_rt_sigaction),
     Row::value(14, "rt_sigprocmask", "ixxu", signal::sys_rt_sigprocmask),
@@ -40,8 +40,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(24, "sched_yield", "", thread::sys_sched_yield),
     Row::value(25, "mremap", "xuuxx", mem::sys_mremap),
     Row::value(26, "msync", "xux", mem::sys_msync),
-    Row::value(27, "mincore", "xux", mem::sys_mincore),
-    Row::value(28, "madvise", "xui", mem::sys_madvise),
+    Row::wait(27, "mincore", "xux", mem::sys_mincore),
+    Row::wait(28, "madvise", "xui", mem::sys_madvise),
     Row::missing(29, "shmget", "xxx"),
     Row::missing(30, "shmat", "xxx"),
     Row::missing(31, "shmctl", "xxx"),
@@ -383,7 +383,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(282, "signalfd", "dxu", io::sys_signalfd),
     Row::value(283, "timerfd_create", "ix", io::sys_timerfd_create),
     Row::value(284, "eventfd", "u", io::sys_eventfd),
-    Row::value(285, "fallocate", "diuu", io::sys_fallocate),
+    Row::wait(285, "fallocate", "diuu", io::sys_fallocate),
     Row::value(286, "timerfd_settime", "dxxx", io::sys_timerfd_settime),
     Row::value(287, "timerfd_gettime", "dx", io::sys_timerfd_gettime),
     Row::value(288, "accept4", "dxxx", net::sys_accept4)
@@ -497,7 +497,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(326, "copy_file_range", "dxdxuu", io::sys_copy_file_range),
     Row::wait(327, "preadv2", "dxiuui", io::sys_preadv2).restarts(Restart::Handler),
     Row::wait(328, "pwritev2", "dxiuui", io::sys_pwritev2).restarts(Restart::Handler),
-    Row::value(329, "pkey_mprotect", "xuxi", mem::sys_pkey_mprotect)
+    Row::wait(329, "pkey_mprotect", "xuxi", mem::sys_pkey_mprotect)
         .note("as on a CPU without protection keys"),
     Row::value(330, "pkey_alloc", "xx", mem::sys_pkey_alloc)
         .refuses("ENOSPC, as on a CPU without protection keys"),

@@ -3,6 +3,7 @@
 use kvmlet_abi::Errno;
 
 use crate::cx::Cx;
+use crate::mm;
 use crate::outcome::{CallState, Outcome, SysResult, Wait, WaitOn};
 use crate::sched::Call;
 
@@ -270,14 +271,32 @@ pub fn call(cx: &mut Cx<'_>, call: &Call, state: &CallState) -> Outcome {
             .unsupported("syscall", "a number without a row".to_owned());
         return Outcome::Done(Err(Errno::ENOSYS));
     };
+    if let Some((rest, answer)) = state.populate {
+        let populated = mm::go_on_populating(cx, rest).map(|()| answer);
+        return unless_left(cx, populated, state);
+    }
     match row.handler {
-        Handler::Value(handler) => Outcome::Done(handler(cx, &call.args)),
+        Handler::Value(handler) => {
+            let result = handler(cx, &call.args);
+            unless_left(cx, result, state)
+        }
         Handler::Wait(handler) => handler(cx, &call.args, state),
         Handler::Absent => Outcome::Done(Err(Errno::ENOSYS)),
         Handler::Refused(errno) => {
             cx.host.report.unsupported(row.name, String::new());
             Outcome::Done(Err(errno))
         }
+    }
+}
+
+/// A call's result, unless it has left pages to be faulted in.
+fn unless_left(cx: &mut Cx<'_>, result: SysResult, state: &CallState) -> Outcome {
+    match (result, cx.host.budget.take_left()) {
+        (Ok(answer), Some(rest)) => Outcome::Again(CallState {
+            populate: Some((rest, answer)),
+            ..state.kept(0)
+        }),
+        (result, _) => Outcome::Done(result),
     }
 }
 

@@ -321,14 +321,72 @@ fn watched(file: &OpenFile) -> (Option<Source>, i16) {
     }
 }
 
+/// Wakes that wait for the end of what makes them: where many come from one place, each source, and each
+/// instance that watches, is told once.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HeldWakes {
+    /// How many have asked to hold them.
+    holders: u32,
+    /// In the order in which they came.
+    sources: Vec<Source>,
+    events: BTreeMap<Source, i16>,
+}
+
+impl HeldWakes {
+    fn add(&mut self, source: Source, events: i16) {
+        match self.events.get_mut(&source) {
+            None => {
+                self.sources.push(source);
+                self.events.insert(source, events);
+            }
+            Some(all) if *all == 0 || events == 0 => *all = 0,
+            Some(all) => *all |= events,
+        }
+    }
+}
+
 impl Kernel {
     /// `events` of `source` may hold from now on (0: any may): threads that wait for it make their
     /// calls again, and what watches it is put on its ready list. This is where Linux wakes a wait
     /// queue with a key.
     pub fn wake(&mut self, source: Source, events: i16) {
-        let mut queue = vec![(source, events)];
+        if self.held_wakes.holders > 0 {
+            self.held_wakes.add(source, events);
+        } else {
+            self.wake_now(source, events, &mut BTreeSet::new());
+        }
+    }
+
+    /// Does something that may wake many, and then wakes.
+    pub fn with_wakes_held<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> T {
+        self.hold_wakes();
+        let done = act(self);
+        self.release_wakes();
+        done
+    }
+
+    /// Wakes wait until [`Kernel::release_wakes`] has been called as often as this.
+    pub fn hold_wakes(&mut self) {
+        self.held_wakes.holders = self.held_wakes.holders.saturating_add(1);
+    }
+
+    /// See [`Kernel::hold_wakes`].
+    pub fn release_wakes(&mut self) {
+        let held = &mut self.held_wakes;
+        held.holders = held.holders.saturating_sub(1);
+        if held.holders > 0 || held.sources.is_empty() {
+            return;
+        }
+        let held = core::mem::take(held);
         let mut told = BTreeSet::new();
-        let mut awaited = None;
+        for source in held.sources {
+            let events = held.events.get(&source).copied().unwrap_or(0);
+            self.wake_now(source, events, &mut told);
+        }
+    }
+
+    fn wake_now(&mut self, source: Source, events: i16, told: &mut BTreeSet<ObjectId>) {
+        let mut queue = vec![(source, events)];
         while let Some((source, events)) = queue.pop() {
             for (id, key) in self.objects.epolls.watchers_of(source) {
                 let Some(item) = self.objects.epolls.item(id, key).copied() else {
@@ -350,11 +408,9 @@ impl Kernel {
                     0 => true,
                     _ => false,
                 };
-                if item.is_exclusive() && direction {
-                    let awaited = awaited.get_or_insert_with(|| self.sched.awaited_objects());
-                    if awaited.contains(&id) {
-                        break;
-                    }
+                let awaits = item.is_exclusive() && direction;
+                if awaits && self.sched.is_awaited(Source::Object(id)) {
+                    break;
                 }
             }
             self.sched.wake_source(source);
@@ -516,7 +572,7 @@ fn raise_if_ready(cx: &mut Cx<'_>, id: ObjectId, (key, file): (Key, &OpenFile)) 
         return;
     };
     if let FileKind::HostStream(host) = file.kind {
-        return ask_stream(cx, id, key, host);
+        return ask_stream(cx, (id, key), host, &mut Asked::default());
     }
     let wanted = poll_bits(item.events);
     if ready::poll_ready(cx, file, wanted) & wanted != 0 {
@@ -535,22 +591,45 @@ fn raise(kernel: &mut Kernel, id: ObjectId, key: Key) {
 pub struct Asked {
     refreshed: BTreeSet<ObjectId>,
     waited: BTreeSet<ObjectId>,
-    readable: Known,
+    readable: BTreeMap<ObjectId, bool>,
+    /// What poll(2) on the host gave for an inherited stream and these events.
+    streams: BTreeMap<(HostId, i16), i16>,
+    /// How many bytes an inherited stream has.
+    stream_bytes: BTreeMap<HostId, u64>,
+}
+
+impl Asked {
+    /// The events of an inherited stream that hold: each stream is asked once.
+    pub fn host_ready(&mut self, host: &Host, id: HostId, events: i16) -> i16 {
+        *self
+            .streams
+            .entry((id, events))
+            .or_insert_with(|| ready::host_ready(host, id, events).unwrap_or(POLLERR))
+    }
+
+    fn readable_bytes(&mut self, host: &Host, id: HostId) -> u64 {
+        *self
+            .stream_bytes
+            .entry(id)
+            .or_insert_with(|| readable_bytes(host, id))
+    }
 }
 
 /// Asks the inherited streams that an instance and those nested in it watch.
 pub fn refresh(cx: &mut Cx<'_>, id: ObjectId, asked: &mut Asked) {
+    cx.kernel.hold_wakes();
     for id in cx.kernel.objects.epolls.below(id, &mut asked.refreshed) {
         let Ok(epoll) = cx.kernel.objects.epolls.get(id) else {
             continue;
         };
         for (key, host) in epoll.streams.clone() {
-            ask_stream(cx, id, key, host);
+            ask_stream(cx, (id, key), host, asked);
         }
     }
+    cx.kernel.release_wakes();
 }
 
-fn ask_stream(cx: &mut Cx<'_>, id: ObjectId, key: Key, host: HostId) {
+fn ask_stream(cx: &mut Cx<'_>, (id, key): (ObjectId, Key), host: HostId, asked: &mut Asked) {
     let Some(item) = cx.kernel.objects.epolls.item_mut(id, key) else {
         return;
     };
@@ -559,12 +638,12 @@ fn ask_stream(cx: &mut Cx<'_>, id: ObjectId, key: Key, host: HostId) {
         return;
     }
     let wanted = poll_bits(item.events);
-    let events = ready::host_ready(cx.host, host, wanted).unwrap_or(POLLERR);
+    let events = asked.host_ready(cx.host, host, wanted);
     if item.is_edge() {
         let bytes = if events & POLLIN == 0 {
             0
         } else {
-            readable_bytes(cx.host, host)
+            asked.readable_bytes(cx.host, host)
         };
         let before = item.seen;
         item.seen = Seen { events, bytes };
@@ -584,17 +663,10 @@ fn readable_bytes(host: &Host, id: HostId) -> u64 {
         .unwrap_or(0)
 }
 
-/// What was found out about instances during one question: a hostile nesting has many ways to one.
-type Known = BTreeMap<ObjectId, bool>;
-
 /// Whether an instance has something to report (poll(2) on its descriptor).
 #[must_use]
 pub fn is_readable(cx: &Cx<'_>, id: ObjectId, asked: &mut Asked) -> bool {
-    readable(cx, id, &mut asked.readable)
-}
-
-fn readable(cx: &Cx<'_>, id: ObjectId, known: &mut Known) -> bool {
-    if let Some(answer) = known.get(&id) {
+    if let Some(answer) = asked.readable.get(&id) {
         return *answer;
     }
     let Ok(epoll) = cx.kernel.objects.epolls.get(id) else {
@@ -602,22 +674,22 @@ fn readable(cx: &Cx<'_>, id: ObjectId, known: &mut Known) -> bool {
     };
     let answer = epoll.ready.values().any(|key| {
         let item = epoll.items.get(key);
-        item.is_some_and(|item| holds(cx, *key, item, known) != 0)
+        item.is_some_and(|item| holds(cx, *key, item, asked) != 0)
     });
-    known.insert(id, answer);
+    asked.readable.insert(id, answer);
     answer
 }
 
 /// The events of an item that hold now.
-fn holds(cx: &Cx<'_>, key: Key, item: &Item, known: &mut Known) -> i16 {
+fn holds(cx: &Cx<'_>, key: Key, item: &Item, asked: &mut Asked) -> i16 {
     let wanted = poll_bits(item.events);
     let Some(file) = cx.kernel.files.get(&key.file) else {
         return 0;
     };
     let state = match file.kind {
-        FileKind::Epoll(id) if readable(cx, id, known) => POLLIN | POLLRDNORM,
+        FileKind::Epoll(id) if is_readable(cx, id, asked) => POLLIN | POLLRDNORM,
         FileKind::Epoll(_) => 0,
-        _ => ready::poll_ready(cx, file, wanted),
+        _ => ready::poll_ready_among(cx, file, wanted, asked),
     };
     state & wanted
 }
@@ -633,7 +705,7 @@ type Put<'a> = dyn FnMut(&mut Cx<'_>, u64, u32, u64) -> Result<(), Errno> + 'a;
 pub fn report(cx: &mut Cx<'_>, id: ObjectId, max: u64, put: &mut Put<'_>) -> Result<u64, Errno> {
     // What is put back behind `end` waits for the next call.
     let end = cx.kernel.objects.epolls.take_place();
-    let mut known = Known::new();
+    let mut asked = Asked::default();
     let mut cursor = 0u64;
     let mut count = 0u64;
     while count < max {
@@ -647,7 +719,7 @@ pub fn report(cx: &mut Cx<'_>, id: ObjectId, max: u64, put: &mut Put<'_>) -> Res
             continue;
         };
         let state = if item.is_enabled() {
-            holds(cx, key, &item, &mut known)
+            holds(cx, key, &item, &mut asked)
         } else {
             0
         };

@@ -56,7 +56,7 @@ pub fn poll_ready_among(cx: &Cx<'_>, file: &OpenFile, events: i16, asked: &mut A
     }
     let (readable, writable) = (POLLIN | POLLRDNORM, POLLOUT | POLLWRNORM);
     let state = match &file.kind {
-        FileKind::HostStream(host) => return host_ready(cx.host, *host, events).unwrap_or(POLLERR),
+        FileKind::HostStream(host) => return asked.host_ready(cx.host, *host, events),
         FileKind::Pipe(pipe) => {
             let Ok(pipe) = cx.kernel.pipes.get(*pipe) else {
                 return POLLNVAL;

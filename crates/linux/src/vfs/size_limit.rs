@@ -13,17 +13,17 @@ fn refuse<T>(cx: &mut Cx<'_>) -> Result<T, Errno> {
     Err(Errno::EFBIG)
 }
 
-/// How many of `len_bytes` may be written to a file at `offset` (generic_write_check_limits in
-/// fs/read_write.c). Streams that are no regular files have no limit; the others' own position is the
-/// host's.
+/// Bytes of the `len_bytes` that a call still has to write which may be written to a file at `at`
+/// (generic_write_check_limits in fs/read_write.c). Streams that are no regular files have no limit; the
+/// others' own position is the host's.
 ///
 /// # Errors
-/// `EFBIG`, with SIGXFSZ, if not a single byte may be; the host's.
+/// `EFBIG`, with SIGXFSZ, if not a single byte may be and the call has `done` none before; the host's.
 pub fn writable_bytes(
     cx: &mut Cx<'_>,
     file: &OpenFile,
     at: WriteAt,
-    len_bytes: u64,
+    (done, len_bytes): (u64, u64),
 ) -> Result<u64, Errno> {
     if !matches!(file.kind, FileKind::Tmp(_) | FileKind::HostStream(_)) {
         return Ok(len_bytes);
@@ -47,7 +47,7 @@ pub fn writable_bytes(
         (_, WriteAt::OwnPosition) => file.offset,
     };
     match limit.saturating_sub(offset) {
-        0 => refuse(cx),
+        0 if done == 0 => refuse(cx),
         room => Ok(len_bytes.min(room)),
     }
 }

@@ -195,6 +195,10 @@ impl TimerFds {
 impl Kernel {
     /// Lets the timers expire that are due at `now_ns`, guest monotonic.
     pub fn fire_timerfds(&mut self, now_ns: u64) {
+        self.with_wakes_held(|kernel| kernel.fire_timerfds_due(now_ns));
+    }
+
+    fn fire_timerfds_due(&mut self, now_ns: u64) {
         while let Some((expiry_ns, id)) = self.objects.timers.armed.get_min().copied() {
             if expiry_ns > now_ns {
                 break;

@@ -10,7 +10,7 @@ use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
-use crate::outcome::{CallState, Outcome, Source, SysResult};
+use crate::outcome::{CallState, Outcome, Source};
 use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM};
 use crate::vfs::size_limit::{self, WriteAt};
 use crate::vfs::stream::{self, Moved};
@@ -108,6 +108,9 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
                 left = left.saturating_sub(moved);
                 offset = offset.saturating_add(moved);
                 set_position(cx, from, &input, offset)?;
+                if let Some(state) = transfer::pause(cx, &output.kind, state, (done, left)) {
+                    return Ok(Outcome::Again(state));
+                }
             }
             Ok(Put::Over) => return Ok(Outcome::Gone),
             Ok(Put::Blocked(source)) if !output.flags.contains(OpenFlags::NONBLOCK) => {
@@ -161,7 +164,7 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
         FileKind::Tmp(_) => WriteAt::Offset(fd::file_mut(cx, id)?.offset),
         _ => WriteAt::OwnPosition,
     };
-    let room = size_limit::writable_bytes(cx, file, at, bytes.len() as u64)?;
+    let room = size_limit::writable_bytes(cx, file, at, (0, bytes.len() as u64))?;
     let room = usize::try_from(room).unwrap_or(usize::MAX);
     let bytes = bytes.get(..room).unwrap_or(bytes);
     match file.kind {
@@ -211,11 +214,11 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
 }
 
 /// copy_file_range(2). It never waits: both files are regular.
-pub fn sys_copy_file_range(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    copy_range(cx, args).into()
+pub fn sys_copy_file_range(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    copy_range(cx, args, state).unwrap_or_else(|error| Outcome::Done(Err(error)))
 }
 
-fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
     let [in_fd, in_offset, out_fd, out_offset, count, flags] = *args;
     let (in_id, input) = fd::get_io(cx, int(in_fd))?;
     let (out_id, output) = fd::get_io(cx, int(out_fd))?;
@@ -247,8 +250,10 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         },
     );
     let (mut read_at, mut write_at) = (from.offset(cx)?, to.offset(cx)?);
-    let room = size_limit::writable_bytes(cx, &output, WriteAt::Offset(write_at), count)?;
-    let mut left = room.min(RW_MAX);
+    let mut done = state.progress;
+    let left = count.min(RW_MAX).saturating_sub(done);
+    let at = WriteAt::Offset(write_at);
+    let mut left = size_limit::writable_bytes(cx, &output, at, (done, left))?;
     if let (FileKind::Tmp(a), FileKind::Tmp(b)) = (&input.kind, &output.kind)
         && a == b
         && read_at < write_at.saturating_add(left)
@@ -256,7 +261,6 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     {
         return Err(Errno::EINVAL);
     }
-    let mut done = 0u64;
     let mut buf = vec![0u8; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
     while left > 0 {
         let len = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
@@ -280,10 +284,15 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         left = left.saturating_sub(moved);
         read_at = read_at.saturating_add(moved);
         write_at = write_at.saturating_add(moved);
+        if left > 0 && cx.host.budget.is_spent() {
+            from.advance(cx, read_at)?;
+            to.advance(cx, write_at)?;
+            return Ok(Outcome::Again(state.kept(done)));
+        }
     }
     from.advance(cx, read_at)?;
     to.advance(cx, write_at)?;
-    Ok(done)
+    Ok(Outcome::Done(Ok(done)))
 }
 
 fn no_splice(cx: &mut Cx<'_>, name: &'static str, fds: &[u64]) -> Outcome {

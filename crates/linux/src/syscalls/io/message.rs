@@ -5,7 +5,7 @@ use std::mem::size_of;
 
 use kvmlet_abi::Errno;
 
-use super::transfer::{Buffers, Waiting, wait_for};
+use super::transfer::{Buffers, Waiting, pause, wait_for};
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile};
@@ -123,6 +123,10 @@ fn write_event(
                 done = done.saturating_add(COUNT_BYTES);
                 buffers.advance(COUNT_BYTES);
                 cx.kernel.wake(Source::Object(id), POLLIN);
+                if let Some(state) = pause(cx, &FileKind::Event(id), state, (done, buffers.left()))
+                {
+                    return Ok(Outcome::Again(state));
+                }
             }
             Ok(None) if waiting == Waiting::Allowed => {
                 return Ok(wait_for(Source::Object(id), state, done));

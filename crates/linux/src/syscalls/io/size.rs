@@ -6,7 +6,7 @@ use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OpenFile};
 use crate::host::HostKind;
-use crate::outcome::SysResult;
+use crate::outcome::{CallState, Outcome, SysResult};
 use crate::vfs::tmpfs::{InodeId, KeepSize};
 use crate::vfs::{self, size_limit, stream};
 
@@ -40,11 +40,12 @@ fn not_a_file(error: Errno) -> Errno {
     }
 }
 
-/// fallocate(2)
-///
-/// # Errors
-/// As its man page; `EOPNOTSUPP` for the modes that tmpfs has not.
-pub fn sys_fallocate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+/// fallocate(2): `EOPNOTSUPP` for the modes that tmpfs has not.
+pub fn sys_fallocate(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    fallocate(cx, args, state).unwrap_or_else(|error| Outcome::Done(Err(error)))
+}
+
+fn fallocate(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
     const KEEP_SIZE: u32 = 1;
     const PUNCH_HOLE: u32 = 2;
     /// Every mode Linux knows.
@@ -76,8 +77,8 @@ pub fn sys_fallocate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         size_limit::check_size(cx, &file.kind, range.1)?;
     }
     match mode {
-        0 => allocate(cx, inode, range, KeepSize::No),
-        KEEP_SIZE => allocate(cx, inode, range, KeepSize::Yes),
+        0 => allocate(cx, inode, range, KeepSize::No, state),
+        KEEP_SIZE => allocate(cx, inode, range, KeepSize::Yes, state),
         m if m == PUNCH_HOLE | KEEP_SIZE => {
             let now = vfs::now(cx.host);
             let (start, end) = range;
@@ -86,18 +87,39 @@ pub fn sys_fallocate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
                     .tmpfs
                     .punch_hole(&mut cx.machine.memory, inode, start, end, now)?;
             vfs::drop_mappings(cx, inode, &stale)?;
-            Ok(0)
+            Ok(Outcome::Done(Ok(0)))
         }
         _ => Err(Errno::EOPNOTSUPP),
     }
 }
 
-fn allocate(cx: &mut Cx<'_>, inode: InodeId, range: (u64, u64), keep_size: KeepSize) -> SysResult {
+fn allocate(
+    cx: &mut Cx<'_>,
+    inode: InodeId,
+    (start, end): (u64, u64),
+    keep_size: KeepSize,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    /// Bytes that get memory between two looks at the budget.
+    const PIECE_BYTES: u64 = 2 << 20;
     let now = vfs::now(cx.host);
-    cx.kernel
-        .tmpfs
-        .allocate(&mut cx.machine.memory, inode, range, keep_size, now)?;
-    Ok(0)
+    let (memory, tmpfs) = (&mut cx.machine.memory, &mut cx.kernel.tmpfs);
+    let mut done = state.progress;
+    if done == 0 {
+        tmpfs.check_allocation(memory, inode, (start, end))?;
+    }
+    loop {
+        let at = start.saturating_add(done);
+        let stop = at.saturating_add(PIECE_BYTES).min(end);
+        tmpfs.allocate(memory, inode, (at, stop), keep_size, now)?;
+        done = stop.saturating_sub(start);
+        if stop >= end {
+            return Ok(Outcome::Done(Ok(0)));
+        }
+        if cx.host.budget.is_spent() {
+            return Ok(Outcome::Again(state.kept(done)));
+        }
+    }
 }
 
 /// Whether a file of this kind can be synchronised. What is in memory always is.

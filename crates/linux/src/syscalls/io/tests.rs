@@ -1,13 +1,17 @@
 //! Calls on descriptors.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use kvmlet_abi::Errno;
-use kvmlet_abi::linux::Pollfd;
+use kvmlet_abi::linux::{Pollfd, Sigaction};
+use kvmlet_abi::{Errno, Gva};
 
 use crate::kernel::End;
-use crate::outcome::{CallState, Outcome, Resume, Source, WaitOn};
-use crate::testing::{Arg, CWD, Sandbox, call};
+use crate::outcome::{CallState, Outcome, Resume, Source, Turn, WaitOn};
+use crate::personality::{Cpu, Personality, Step};
+use crate::sched::Call;
+use crate::signal::SigInfo;
+use crate::testing::{Arg, CWD, PID, Sandbox, TID, call};
 
 const O_RDWR_CREAT: i64 = 0o102;
 const O_NONBLOCK: i64 = 0o4000;
@@ -384,4 +388,63 @@ fn sizes_and_space() {
     assert_eq!(s.stat("/tmp/a").unwrap().st_size, (1 << 41) + 1);
     assert_eq!(call!(s, "openat", CWD, "/tmp/a", 0o1001, 0), Ok(4));
     assert_eq!(s.stat("/tmp/a").unwrap().st_blocks, 0);
+}
+
+/// No thread has run: nothing is asked of it.
+struct NoCpu;
+
+impl Cpu for NoCpu {
+    fn save_xstate(&mut self) -> Arc<[u8]> {
+        unreachable!("no thread has run")
+    }
+
+    fn load_xstate(&mut self, _: Option<&[u8]>) {}
+}
+
+/// A read that stopped in the middle with a signal pending: whether it has gone on before the handler runs.
+fn goes_on(turn: Turn) -> bool {
+    let mut s = Sandbox::new(Path::new("/usr/share"));
+    let fd = s.open("/dev/zero", 0).unwrap();
+    let buf = s.put(&[7; 200]);
+    let stack = s.room(8192) + 8192;
+    let call = Call {
+        nr: 0,
+        args: [fd.cast_unsigned(), buf.cast_unsigned(), 200, 0, 0, 0],
+    };
+    let state = CallState {
+        progress: 100,
+        turn,
+        ..CallState::default()
+    };
+    let handler = Sigaction {
+        handler: 0x1000,
+        flags: 0x0400_0000,
+        ..Sigaction::default()
+    };
+    let process = s.kernel.processes.get_mut(&PID).unwrap();
+    process.signals.actions.insert(10, handler);
+    s.kernel.threads.get_mut(&TID).unwrap().regs.rsp = stack.cast_unsigned();
+    s.kernel.sched.make_ready(TID);
+    s.kernel.sched.retries.insert(TID, (call, state));
+    let info = SigInfo {
+        signo: 10,
+        ..SigInfo::default()
+    };
+    s.kernel.send_to_thread(TID, info).unwrap();
+    let mut personality = Personality::new(s.kernel, s.machine, s.host);
+    assert_eq!(personality.next(&mut NoCpu), Step::Run(TID));
+    let thread = personality.kernel.threads.get(&TID).unwrap();
+    assert_eq!(thread.regs.rip, 0x1000);
+    let mut bytes = [0; 200];
+    let gva = Gva(buf.cast_unsigned());
+    personality.cx(TID).read(gva, &mut bytes).unwrap();
+    assert_eq!(bytes[..100], [7; 100]);
+    bytes[100..] == [0; 100]
+}
+
+#[test]
+fn a_signal_ends_what_is_shared_and_waits_for_what_is_one_step() {
+    assert!(!goes_on(Turn::Shared));
+    assert!(goes_on(Turn::Kept));
+    assert!(goes_on(Turn::Waited));
 }

@@ -8,9 +8,10 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use super::message;
 use crate::cx::Cx;
 use crate::fd::{self, Device, FileId, FileKind, OpenFile, OpenFlags};
+use crate::host::HostKind;
 use crate::kernel::End;
 use crate::mm::user;
-use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::outcome::{CallState, Outcome, Resume, Source, Turn, Wait, WaitOn};
 use crate::vfs::pipe::{PIPE_BUF, Pipe, PipeId, WriteAs};
 use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
 use crate::vfs::size_limit::{self, WriteAt};
@@ -265,6 +266,39 @@ pub fn wait_for(source: Source, state: &CallState, progress: u64) -> Outcome {
     })
 }
 
+/// What may happen in the middle of a transfer: one that Linux makes under the file's lock is one step,
+/// one of a stream or a device is not.
+fn turn_of(cx: &Cx<'_>, kind: &FileKind) -> Turn {
+    let shared = match kind {
+        FileKind::HostStream(host) => cx
+            .host
+            .get(*host)
+            .is_ok_and(|host| host.kind != HostKind::FileStream),
+        FileKind::Pipe(_)
+        | FileKind::Capture(_)
+        | FileKind::Device(_)
+        | FileKind::Event(_)
+        | FileKind::Socket(_) => true,
+        _ => false,
+    };
+    if shared { Turn::Shared } else { Turn::Kept }
+}
+
+/// Has the call made again after `progress` bytes, if it has worked for long enough and `left` are left.
+#[must_use]
+pub(in crate::syscalls) fn pause(
+    cx: &mut Cx<'_>,
+    kind: &FileKind,
+    state: &CallState,
+    (progress, left): (u64, u64),
+) -> Option<CallState> {
+    (left > 0 && cx.host.budget.is_spent()).then(|| CallState {
+        progress,
+        turn: turn_of(cx, kind),
+        ..state.clone()
+    })
+}
+
 /// What one step of a transfer did.
 enum Step {
     /// This many bytes; 0 ends the transfer.
@@ -299,7 +333,9 @@ pub fn read(
         let waiting = waiting.of(&file);
         return message::read(cx, &file, buffers, waiting, state);
     }
+    let mut done = state.progress;
     if let FileKind::Pipe(id) = file.kind
+        && done == 0
         && buffers.left() > 0
         && cx.kernel.pipes.get(id).is_ok_and(Pipe::has_packets)
     {
@@ -307,8 +343,9 @@ pub fn read(
     }
     let mut offset = match position {
         Position::Current => file.offset,
-        Position::At(offset) => offset,
+        Position::At(offset) => offset.saturating_add(done),
     };
+    buffers.advance(done);
     if let Err(error) = check_range(&file.kind, position, offset, buffers.left()) {
         return Outcome::Done(Err(error));
     }
@@ -316,9 +353,9 @@ pub fn read(
         Ok(file) => file,
         Err(error) => return Outcome::Done(Err(error)),
     };
-    let mut done = 0u64;
     let mut buf = vec![0u8; usize::try_from(buffers.left()).unwrap_or(CHUNK).min(CHUNK)];
     let mut result = Ok(());
+    let mut again = None;
     while let Some((gva, len)) = buffers.peek(CHUNK) {
         let Some(into) = buf.get_mut(..len) else {
             break;
@@ -331,6 +368,10 @@ pub fn read(
                 offset = offset.saturating_add(moved);
                 buffers.advance(moved);
                 if count < len {
+                    break;
+                }
+                again = pause(cx, &file.kind, state, (done, buffers.left()));
+                if again.is_some() {
                     break;
                 }
             }
@@ -352,6 +393,9 @@ pub fn read(
         && let Ok(open) = fd::file_mut(cx, id)
     {
         open.offset = offset;
+    }
+    if let Some(state) = again {
+        return Outcome::Again(state);
     }
     Outcome::Done(if done > 0 {
         Ok(done)
@@ -573,7 +617,7 @@ pub fn write(
     }
     let mut done = state.progress;
     buffers.advance(done);
-    let mut offset = match start(cx, &file, position, append) {
+    let mut offset = match start(cx, &file, (position, done), append) {
         Ok(offset) => offset,
         Err(error) => return Outcome::Done(Err(error)),
     };
@@ -587,7 +631,7 @@ pub fn write(
             }
             _ => WriteAt::Offset(offset),
         };
-        match size_limit::writable_bytes(cx, &file, at, buffers.left()) {
+        match size_limit::writable_bytes(cx, &file, at, (done, buffers.left())) {
             Ok(len_bytes) => buffers.truncate(len_bytes),
             Err(error) => return Outcome::Done(Err(error)),
         }
@@ -598,6 +642,7 @@ pub fn write(
     }
     let mut bytes = Vec::new();
     let mut result = Ok(());
+    let mut again = None;
     while buffers.left() > 0 {
         let gathered = buffers
             .gather(cx, CHUNK, &mut bytes)
@@ -613,6 +658,10 @@ pub fn write(
                 offset = offset.saturating_add(moved);
                 buffers.advance(moved);
                 if count == 0 {
+                    break;
+                }
+                again = pause(cx, &file.kind, state, (done, buffers.left()));
+                if again.is_some() {
                     break;
                 }
             }
@@ -639,6 +688,9 @@ pub fn write(
     {
         open.offset = offset;
     }
+    if let Some(state) = again {
+        return Outcome::Again(state);
+    }
     Outcome::Done(if done > 0 {
         Ok(done)
     } else {
@@ -646,10 +698,11 @@ pub fn write(
     })
 }
 
+/// Where in the file a write that has moved `done` bytes goes on.
 fn start(
     cx: &mut Cx<'_>,
     file: &OpenFile,
-    position: Position,
+    (position, done): (Position, u64),
     append: Append,
 ) -> Result<u64, Errno> {
     let appends = match append {
@@ -661,7 +714,7 @@ fn start(
     match (&file.kind, position) {
         (FileKind::Tmp(inode), _) if appends => cx.kernel.tmpfs.size(*inode),
         (_, Position::Current) => Ok(file.offset),
-        (_, Position::At(offset)) => Ok(offset),
+        (_, Position::At(offset)) => Ok(offset.saturating_add(done)),
     }
 }
 

@@ -7,8 +7,9 @@ use kvmlet_abi::{Errno, Gva};
 use super::socket_of;
 use crate::clock;
 use crate::cx::Cx;
+use crate::fd::FileKind;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
-use crate::syscalls::io::transfer::{Buffers, Waiting};
+use crate::syscalls::io::transfer::{Buffers, Waiting, pause};
 use crate::syscalls::io::uint;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::unix::{self, SocketKind};
@@ -71,6 +72,7 @@ impl Header {
 enum Done {
     /// The call's result, and whether the message was longer than the buffers.
     Moved(u64, Truncated),
+    Again(CallState),
     Wait(Wait),
 }
 
@@ -202,6 +204,9 @@ fn receive(
         if over || flags & MSG_PEEK != 0 || flags & MSG_WAITALL == 0 {
             return Ok(Done::Moved(done, Truncated::No));
         }
+        if let Some(state) = pause(cx, &FileKind::Socket(id), state, (done, buffers.left())) {
+            return Ok(Done::Again(state));
+        }
     }
 }
 
@@ -257,6 +262,10 @@ fn send(
                 if kind != SocketKind::Stream {
                     break;
                 }
+                if let Some(state) = pause(cx, &FileKind::Socket(id), state, (done, buffers.left()))
+                {
+                    return Ok(Done::Again(state));
+                }
             }
             Err(Errno::EAGAIN) => {
                 if let Some(wait) = wait(cx, id, waiting, (timeout_ns, done), state) {
@@ -283,6 +292,7 @@ fn send(
 fn outcome(done: Result<Done, Errno>) -> Outcome {
     match done {
         Ok(Done::Moved(count, _)) => Outcome::Done(Ok(count)),
+        Ok(Done::Again(state)) => Outcome::Again(state),
         Ok(Done::Wait(wait)) => Outcome::Wait(wait),
         Err(error) => Outcome::Done(Err(error)),
     }
@@ -444,12 +454,13 @@ fn several(
     if let Err(error) = socket_of(cx, call, fd) {
         return Outcome::Done(Err(error));
     }
-    let mut moved = 0u64;
-    for index in 0..u64::from(uint(count).min(MESSAGES_MAX)) {
+    let (first, default) = (state.messages, CallState::default());
+    let mut moved = first;
+    let count = u64::from(uint(count).min(MESSAGES_MAX));
+    for index in first..count {
         let header = headers.saturating_add(index.saturating_mul(MMSG_BYTES));
         let flags = uint(flags) | if index == 0 { 0 } else { MSG_DONTWAIT };
-        let default = CallState::default();
-        let state = if index == 0 { state } else { &default };
+        let state = if index == first { state } else { &default };
         match one(cx, call, (fd, header), flags, state) {
             Ok(Done::Moved(len, _)) => {
                 let len = u32::try_from(len).unwrap_or(u32::MAX);
@@ -459,6 +470,18 @@ fn several(
                     Err(_) => break,
                     Ok(()) => moved = moved.saturating_add(1),
                 }
+                if moved < count && cx.host.budget.is_spent() {
+                    return Outcome::Again(CallState {
+                        messages: moved,
+                        ..default.kept(0)
+                    });
+                }
+            }
+            Ok(Done::Again(state)) => {
+                return Outcome::Again(CallState {
+                    messages: moved,
+                    ..state.kept(state.progress)
+                });
             }
             Ok(Done::Wait(wait)) => return Outcome::Wait(wait),
             Err(error) if moved == 0 => return Outcome::Done(Err(error)),

@@ -352,6 +352,30 @@ impl TmpFs {
         Ok(stale)
     }
 
+    /// Whether [`TmpFs::allocate`] can give `start..end` frames, one part after another.
+    ///
+    /// # Errors
+    /// `ENOSPC`; `EPERM` for a file sealed against growing; `EISDIR`.
+    pub fn check_allocation(
+        &self,
+        memory: &GuestMemory,
+        id: InodeId,
+        (start, end): (u64, u64),
+    ) -> Result<(), Errno> {
+        let data = self.get(id)?.file()?;
+        if data.seals & SEAL_GROW != 0 && end > data.size {
+            return Err(Errno::EPERM);
+        }
+        let pages = start / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
+        let there = data.pages.range(pages.clone()).count() as u64;
+        let wanted = pages.end.saturating_sub(pages.start).saturating_sub(there);
+        let room = memory.limit_bytes().saturating_sub(memory.used_bytes());
+        if wanted.saturating_mul(PAGE_SIZE) > room {
+            return Err(Errno::ENOSPC);
+        }
+        Ok(())
+    }
+
     /// fallocate(0) and fallocate(FALLOC_FL_KEEP_SIZE): gives `start..end` frames.
     ///
     /// # Errors
