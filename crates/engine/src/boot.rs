@@ -428,9 +428,11 @@ fn start_program(
             StdStream::Capture,
         ],
     };
-    vfs::stdio::set_up(kernel, &mut machine.memory, host, FIRST, &streams).map_err(|errno| match errno {
-        errno if is_too_few(errno) => EngineError::Descriptors,
-        errno => EngineError::Host(format!("the standard streams cannot be set up: {errno}")),
+    vfs::stdio::set_up(kernel, &mut machine.memory, host, FIRST, &streams).map_err(|errno| {
+        match errno {
+            errno if is_too_few(errno) => EngineError::Descriptors,
+            errno => EngineError::Host(format!("the standard streams cannot be set up: {errno}")),
+        }
     })?;
     let mut cx = Cx {
         kernel,
