@@ -143,6 +143,10 @@ def test_alternate_stack(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./altstack"], cwd=guests, expect_status=139)
 
 
+def test_selectors_of_threads(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./selectors"], cwd=guests)
+
+
 @pytest.mark.slow
 @pytest.mark.hw_modes
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -7,6 +7,7 @@ process of their own, which never has the secret, as the guest derives it from a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import kvmlet
 from e2e.oracle import HW, repeated
 
 if TYPE_CHECKING:
@@ -228,3 +230,62 @@ def test_nothing_reaches_another_program(worker: Worker) -> None:
         worker.do("fork a 0")
         assert worker.find("a", seed) == 0, worker.said
         worker.do("close a")
+
+
+# ---- state of the vCPU, beside the registers that hold_registers() fills ----
+
+FILLS = (1, 12, 23, 34, 57, 61, 789, 998)
+
+
+@contextlib.contextmanager
+def tenants(cwd: pathlib.Path) -> Iterator[tuple[kvmlet.Snapshot, kvmlet.Snapshot]]:
+    """Two snapshots, so of two owners."""
+    first, second = (kvmlet.Sandbox(["./state"], cwd=cwd).until_ready(LIMIT_S) for _ in range(2))
+    with first.freeze() as one, second.freeze() as other:
+        yield one, other
+
+
+def asked(fork: kvmlet.Sandbox, message: str) -> str:
+    """A fork's answer."""
+    return fork.request(message.encode(), timeout=LIMIT_S).decode()
+
+
+def crash(fork: kvmlet.Sandbox) -> None:
+    """Has the program end by a signal."""
+    with pytest.raises(kvmlet.SandboxEnded):
+        asked(fork, "crash")
+
+
+def test_vcpu_state_is_put_back(hostile: pathlib.Path) -> None:
+    """After a reset, a fault and its rebuild, and in the next program of the VM or the host thread."""
+    with tenants(hostile) as (snapshot, other), other.fork() as witness:
+        clean, clean_thread = asked(witness, "show"), asked(witness, "show thread")
+        witness.reset()
+        assert clean == clean_thread
+        for number in FILLS:
+            fill = f"fill {number}"
+            with snapshot.fork() as fork:
+                filled = asked(fork, fill)
+                assert filled != clean
+                # A null selector's low bits may go at any return to ring 3, as outside.
+                assert asked(fork, "show").split(" gs base ")[1] == filled.split(" gs base ")[1]
+                assert asked(fork, "show thread") == clean, f"{fill}: another thread"
+                fork.reset()
+                assert asked(fork, "show") == clean, f"{fill}: reset"
+                asked(fork, fill)
+                assert asked(witness, "show") == clean, f"{fill}: another VM"
+                witness.reset()
+                crash(fork)
+                fork.reset()
+                assert asked(fork, "show") == clean, f"{fill}: rebuilt"
+                asked(fork, fill)
+                crash(fork)
+            # The emptied VM is the next one's, as is one that was put back.
+            with other.fork() as fork:
+                assert asked(fork, "show") == clean, f"{fill}: another program"
+            with snapshot.fork() as fork:
+                asked(fork, fill)
+            with snapshot.fork() as fork:
+                assert asked(fork, "show") == clean, f"{fill}: another fork"
+                assert asked(fork, "show thread") == clean, f"{fill}: another fork's thread"
+

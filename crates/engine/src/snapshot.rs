@@ -473,6 +473,7 @@ impl Sandbox {
         for gpa in self.pages.scratch() {
             self.personality.machine.memory.zero(gpa, PAGE_SIZE)?;
         }
+        self.vcpu.vcpu.hand_on();
         self.personality.assign(frozen.next_kernel());
         self.personality.host.reset(&frozen.host);
         lock(&frozen.learned).add(&report);
@@ -550,6 +551,7 @@ impl Sandbox {
         let Ok(personality) = personality.into_inner() else {
             return;
         };
+        vcpu.vcpu.hand_on();
         start_count(&vm, &mut vcpu);
         let Machine {
             mut memory, tables, ..

@@ -193,6 +193,26 @@ pub fn stack_segment(privilege: Privilege) -> kvm_segment {
     }
 }
 
+/// What a data segment register of ring 3 holds by its selector, beside its base: a null selector, or one
+/// of user data or code.
+pub fn data_segment(selector: u16) -> kvm_segment {
+    match selector | 3 {
+        USER_DS => kvm_segment {
+            db: 1,
+            ..segment(selector, 0x3, 3)
+        },
+        USER_CS => kvm_segment {
+            l: 1,
+            ..segment(selector, 0xb, 3)
+        },
+        _ => kvm_segment {
+            selector,
+            unusable: 1,
+            ..kvm_segment::default()
+        },
+    }
+}
+
 /// Privilege level that the vCPU is entered at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Privilege {
@@ -211,10 +231,7 @@ pub fn initial_sregs(mut sregs: kvm_sregs, template: &CpuTemplate, cr3: Gpa) -> 
     sregs.cs = code_segment(Privilege::User);
     sregs.ss = stack_segment(Privilege::User);
     // Null selectors, as Linux starts a 64-bit program.
-    let null = kvm_segment {
-        unusable: 1,
-        ..kvm_segment::default()
-    };
+    let null = data_segment(0);
     sregs.ds = null;
     sregs.es = null;
     sregs.fs = null;

@@ -1,6 +1,7 @@
 //! The `/dev/kvm` handle: opened once per process.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -11,6 +12,7 @@ use kvmlet_stub::World;
 
 use crate::HvError;
 use crate::cpu::CpuTemplate;
+use crate::stats::Layout;
 use crate::vm::Vm;
 
 /// KVM's only stable API version (Documentation/virt/kvm/api.rst, 4.1).
@@ -35,6 +37,7 @@ struct Inner {
     tsc_khz: OnceLock<Option<u32>>,
     moves_pkru: OnceLock<bool>,
     _held: Held,
+    vcpu_stats: OnceLock<Arc<Layout>>,
 }
 
 /// The KVM of this machine. Clones share one close-on-exec descriptor.
@@ -88,6 +91,7 @@ impl Kvm {
             tsc_khz: OnceLock::new(),
             moves_pkru: OnceLock::new(),
             _held: Held::promised(Resource::Descriptors, 1),
+            vcpu_stats: OnceLock::new(),
         }));
         *process = Some(kvm.clone());
         Ok(kvm)
@@ -150,6 +154,15 @@ impl Kvm {
     pub(crate) fn tsc_khz(&self, fd: &VcpuFd) -> Option<u32> {
         let read = || fd.get_tsc_khz().ok().filter(|khz| *khz != 0);
         *self.0.tsc_khz.get_or_init(read)
+    }
+
+    /// Where KVM's counters of a vCPU are, read from `file` the first time.
+    pub(crate) fn vcpu_stats(&self, file: &File) -> Result<Arc<Layout>, HvError> {
+        if let Some(layout) = self.0.vcpu_stats.get() {
+            return Ok(Arc::clone(layout));
+        }
+        let layout = Arc::new(Layout::read(file)?);
+        Ok(Arc::clone(self.0.vcpu_stats.get_or_init(|| layout)))
     }
 
     /// Whether extended state can carry PKRU though no guest has it; asked of the first vCPU.

@@ -13,6 +13,8 @@ mod ioctl;
 mod kick;
 mod kvm;
 pub mod probe;
+mod selectors;
+mod state;
 mod stats;
 mod vcpu;
 mod vm;
@@ -24,6 +26,8 @@ pub use error::HvError;
 pub use kick::{Kicker, block_signals};
 pub use kvm::Kvm;
 pub use kvmlet_stub::World;
+
+pub use state::{Piece, PutBack, Row, STATE};
 pub use stats::Stats;
 pub use vcpu::{Counters, FlushFull, Vcpu, VcpuConfig};
 pub use vm::Vm;

@@ -13,19 +13,21 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use kvmlet_abi::call_page::Ticket;
 use kvmlet_abi::layout::{EXC_CODE, FLUSH_STACK_TOP, KERNEL_CS, USER_CS, USER_DS};
-use kvmlet_abi::regs::is_canonical;
+use kvmlet_abi::regs::{Selectors, is_canonical};
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
 use kvmlet_mem::HostPage;
 use kvmlet_mem::budget::Held;
 use kvmlet_stub::{MAX_FLUSH_PAGES, World, flush_entry_offset};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 
-use crate::cpu::{self, Privilege, code_segment, initial_sregs, stack_segment, syscall_msrs};
+use crate::cpu::{
+    self, Privilege, code_segment, data_segment, initial_sregs, stack_segment, syscall_msrs,
+};
 use crate::ioctl::{KVM_GET_DEVICE_ATTR, KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_RUN, KVM_SET_XSAVE};
 use crate::kick::{Deadline, Running, Shared};
-use crate::vm::{Slots, stats_of};
+use crate::vm::{Slots, stats_file};
 use crate::xstate::XFEATURE_PKRU;
-use crate::{CallPage, HvError, Kicker, Kvm, Stats, XState, XStateLayout};
+use crate::{CallPage, HvError, Kicker, Kvm, Stats, XState, XStateLayout, selectors};
 
 mod decode;
 mod probe;
@@ -99,6 +101,12 @@ pub struct Vcpu {
     waiting: Option<Ticket>,
     world: Option<World>,
     cr3: Gpa,
+    /// What ring 3 starts the next run with on software KVM, and what it ended the last one with.
+    selectors: Selectors,
+    /// The special registers that a vCPU of ours starts with.
+    initial: Box<kvm_sregs>,
+    /// Whether the next entry puts all of them back.
+    is_handed_on: bool,
     /// Pages to invalidate before ring 3 runs again.
     flush: Vec<Gva>,
     xstate: XStateLayout,
@@ -106,6 +114,8 @@ pub struct Vcpu {
     shared: Arc<Shared>,
     deadline: Deadline,
     counters: Counters,
+    /// What KVM had counted for earlier programs.
+    counted_before: Arc<[u64]>,
     /// What the guest runs on: dropped after `fd`.
     _slots: Arc<Slots>,
     /// Its descriptor and its run page.
@@ -202,6 +212,9 @@ impl Vcpu {
             waiting: None,
             world: config.world,
             cr3: config.cr3,
+            selectors: Selectors::default(),
+            initial: Box::new(sregs),
+            is_handed_on: false,
             flush: Vec::with_capacity(MAX_FLUSH_PAGES),
             xstate,
             has_xsave2: xsave_len > 0,
@@ -211,6 +224,7 @@ impl Vcpu {
                 ioctls,
                 ..Counters::default()
             },
+            counted_before: Arc::default(),
             kvm: kvm.clone(),
             _slots: slots,
             _held: held,
@@ -355,6 +369,10 @@ impl Vcpu {
         unsafe {
             (*sync).regs = cpu;
             let sregs = &mut (*sync).sregs;
+            if core::mem::take(&mut self.is_handed_on) {
+                *sregs = *self.initial;
+                dirty |= KVM_SYNC_X86_SREGS;
+            }
             // Special registers cost a little on every entry, and hardly ever differ from what the
             // last exit left.
             if sregs.cs.selector != cs
@@ -364,6 +382,20 @@ impl Vcpu {
                 sregs.cs = code_segment(privilege);
                 sregs.ss = stack_segment(privilege);
                 dirty |= KVM_SYNC_X86_SREGS;
+            }
+            self.selectors = regs.selectors;
+            let selectors = &regs.selectors;
+            for (segment, selector) in [
+                (&mut sregs.ds, selectors.ds),
+                (&mut sregs.es, selectors.es),
+                (&mut sregs.fs, selectors.fs),
+                (&mut sregs.gs, selectors.gs),
+            ] {
+                // Software KVM has no part in it.
+                if segment.selector != selector && self.world != Some(World::Software) {
+                    *segment = data_segment(selector);
+                    dirty |= KVM_SYNC_X86_SREGS;
+                }
             }
             if sregs.fs.base != regs.fs_base
                 || sregs.gs.base != regs.gs_base
@@ -402,6 +434,18 @@ impl Vcpu {
     fn kvm_run(&mut self) -> Result<(), i32> {
         self.counters.runs += 1;
         self.counters.ioctls += 1;
+        if self.world != Some(World::Software) {
+            return self.ioctl_run();
+        }
+        let own = selectors::read();
+        selectors::write(self.selectors, own);
+        let result = self.ioctl_run();
+        self.selectors = selectors::read();
+        selectors::write(own, self.selectors);
+        result
+    }
+
+    fn ioctl_run(&self) -> Result<(), i32> {
         // SAFETY: the descriptor is a vCPU; all memory it may touch is kept by the Vm's and the
         // vCPU's creators.
         if unsafe { ioctl(&self.fd, KVM_RUN()) } == 0 {
@@ -451,15 +495,22 @@ impl Vcpu {
         self.flush.clear();
     }
 
+    /// Gives this vCPU to a program that is to find nothing of the one before, in the same memory: before
+    /// the next run. Extended state is the caller's to load; [`crate::STATE`] says of everything else that
+    /// a vCPU holds how it is put back.
+    pub fn hand_on(&mut self) {
+        self.waiting = None;
+        self.is_handed_on = true;
+    }
+
     /// Points this vCPU at another program's tables and VMM pages, after [`crate::Vm::delete_all_slots`]
-    /// and before the next run. Extended state is the caller's to load; everything else of a program
-    /// that a vCPU holds comes with the registers of the next run.
+    /// and before the next run, and hands it on.
     pub fn rebind(&mut self, config: VcpuConfig) {
+        self.hand_on();
         self.cr3 = config.cr3;
         self.exc_stack = config.exc_stack;
         self.flush_stack = config.flush_stack;
         self.call_page = CallPage::new(config.call_page);
-        self.waiting = None;
         self.world = config.world;
         self.flush.clear();
     }
@@ -562,18 +613,23 @@ impl Vcpu {
         self.counters
     }
 
-    /// Counts from zero: what follows is another program's.
+    /// Counts from zero, KVM's own counters too: what follows is another program's.
     pub fn reset_counters(&mut self) {
+        if let Ok(stats) = self.stats() {
+            self.counted_before = stats.values();
+        }
         self.counters = Counters::default();
     }
 
-    /// KVM's own counters of this vCPU (KVM_GET_STATS_FD).
+    /// KVM's own counters of this vCPU (KVM_GET_STATS_FD), since the last [`Vcpu::reset_counters`].
     ///
     /// # Errors
     /// [`HvError::Call`] on a kernel before 5.14.
     pub fn stats(&mut self) -> Result<Stats, HvError> {
         self.counters.ioctls += 1;
-        stats_of(&self.fd)
+        let file = stats_file(&self.fd)?;
+        let layout = self.kvm.vcpu_stats(&file.0)?;
+        Ok(Stats::new(file, layout, Arc::clone(&self.counted_before)))
     }
 
     /// What the guest's TSC is ahead of the host's, in ticks modulo 2^64: 0 on software KVM, where

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +15,7 @@ use kvmlet_mem::budget::{Claim, Held, Resource};
 use vmm_sys_util::ioctl::ioctl;
 
 use crate::ioctl::{CAP_BINARY_STATS_FD, KVM_GET_STATS_FD};
+use crate::stats::Layout;
 use crate::{HvError, Kvm, Stats, Vcpu, VcpuConfig};
 
 /// A virtual machine. It lives in the process that made it: after fork(2) the child's copy is dead.
@@ -211,12 +213,14 @@ impl Vm {
             return Err(HvError::MissingCapability("KVM_CAP_BINARY_STATS_FD"));
         }
         self.count();
-        stats_of(&self.fd)
+        let file = stats_file(&self.fd)?;
+        let layout = Layout::read(&file.0)?;
+        Ok(Stats::new(file, Arc::new(layout), Arc::default()))
     }
 }
 
 /// KVM_GET_STATS_FD on a VM or vCPU descriptor.
-pub(crate) fn stats_of(fd: &impl AsRawFd) -> Result<Stats, HvError> {
+pub(crate) fn stats_file(fd: &impl AsRawFd) -> Result<(File, Held), HvError> {
     let held = Held::take(Resource::Descriptors, Claim::Vm, 1)?;
     // SAFETY: the ioctl takes no argument and returns a new descriptor.
     let raw = unsafe { ioctl(fd, KVM_GET_STATS_FD()) };
@@ -224,5 +228,5 @@ pub(crate) fn stats_of(fd: &impl AsRawFd) -> Result<Stats, HvError> {
         return Err(HvError::last("KVM_GET_STATS_FD"));
     }
     // SAFETY: `raw` was just returned and is owned by nobody else. KVM opens it close-on-exec.
-    Stats::new(unsafe { OwnedFd::from_raw_fd(raw) }, held)
+    Ok((unsafe { File::from_raw_fd(raw) }, held))
 }

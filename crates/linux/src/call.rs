@@ -261,6 +261,7 @@ impl Layout {
             rflags: FIXED_RFLAGS,
             fs_base: thread.fs_base,
             gs_base: thread.gs_base,
+            selectors: thread.selectors,
             ..UserRegs::default()
         }
     }

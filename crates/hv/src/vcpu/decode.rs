@@ -10,6 +10,7 @@ use kvm_bindings::{
 use kvmlet_abi::layout::{
     EXC_CODE, EXC_STACK_TOP, EXCEPTION_VECTORS, PORT_EXCEPTION, PORT_SYSCALL, SYSCALL_CODE,
 };
+use kvmlet_abi::regs::Selectors;
 use kvmlet_abi::{Gva, PAGE_SIZE, Trap, UserRegs};
 use kvmlet_stub::{
     MAX_FLUSH_PAGES, StubPc, World, classify, exception_entry_offset, flush_entry_offset,
@@ -150,6 +151,15 @@ impl Vcpu {
             rflags: cpu.rflags,
             fs_base: sregs.fs.base,
             gs_base: sregs.gs.base,
+            selectors: match self.world {
+                Some(World::Software) => self.selectors,
+                _ => Selectors {
+                    ds: sregs.ds.selector,
+                    es: sregs.es.selector,
+                    fs: sregs.fs.selector,
+                    gs: sregs.gs.selector,
+                },
+            },
         };
         regs.sanitise();
     }

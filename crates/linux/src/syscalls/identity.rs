@@ -361,8 +361,9 @@ pub fn sys_arch_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         ARCH_SET_FS | ARCH_SET_GS if !is_canonical(args[1]) || args[1] >> 47 != 0 => {
             return Err(Errno::EPERM);
         }
-        ARCH_SET_FS => regs.fs_base = args[1],
-        ARCH_SET_GS => regs.gs_base = args[1],
+        // A selector of its own would stand for another base.
+        ARCH_SET_FS => (regs.fs_base, regs.selectors.fs) = (args[1], 0),
+        ARCH_SET_GS => (regs.gs_base, regs.selectors.gs) = (args[1], 0),
         ARCH_GET_FS => {
             let base = regs.fs_base;
             cx.write_struct(Gva(args[1]), &base)?;

@@ -154,6 +154,7 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
     }
     if flags & CLONE_SETTLS != 0 {
         regs.fs_base = new.tls;
+        regs.selectors.fs = 0;
     }
     let thread = Thread {
         tid,
