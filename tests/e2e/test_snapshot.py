@@ -304,6 +304,51 @@ def test_a_request_that_loops(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
         fork.reset()
 
 
+def test_one_request_does_not_decide_for_others(guests: pathlib.Path) -> None:
+    """What one request writes is neither copied ahead for later forks nor kept by its own."""
+    usual, large = 30, 4000
+    with freeze(["./warm"], guests).snapshot as snapshot:
+
+        def serve(fork: kvmlet.Sandbox, pages: int) -> float:
+            """What a reset keeps after a request that writes so many pages, in bytes."""
+            assert ask(fork, f"dirty {pages}") == f"dirty {pages} wrong 0"
+            fork.reset()
+            return fork.stats()["private_bytes"]
+
+        def ahead() -> float:
+            """Pages that are copied ahead for a new fork, which holds little else."""
+            with snapshot.fork() as fork:
+                learned = snapshot.stats()["learned_pages"]
+                assert fork.stats()["private_bytes"] <= learned * 4096 + (256 << 10)
+                serve(fork, usual)
+                # Its VM is not the next one's, with what it has.
+                with pytest.raises(kvmlet.SandboxEnded):
+                    ask(fork, "exit 3")
+            return learned
+
+        with snapshot.fork() as fork, snapshot.fork() as other:
+            for _ in range(3):
+                kept = max(serve(fork, usual), serve(other, usual))
+            written = fork.stats()["reset_pages_copied"]
+            assert usual <= written <= 2 * usual
+            assert usual <= ahead() <= 1.5 * written
+            for _ in range(2):
+                assert serve(fork, large) < kept + (1 << 20), "kept by its own fork"
+                for _ in range(9):
+                    serve(fork, usual)
+                assert fork.stats()["reset_pages_kept"] <= 2 * written
+                assert ahead() <= 1.5 * written, "copied ahead for later forks"
+            # A load that has changed is another matter.
+            for _ in range(10):
+                serve(fork, 1500)
+            assert 1500 <= ahead() <= 1.5 * 1600
+            assert fork.stats()["reset_pages_kept"] >= 1500
+            for _ in range(10):
+                serve(fork, usual)
+            assert ahead() <= 1.5 * written
+            assert fork.stats()["reset_pages_kept"] <= 1024
+
+
 @pytest.mark.slow
 def test_python_ends_and_goes_on(python_warmed: Warmed) -> None:
     with python_warmed.snapshot.fork() as sandbox:

@@ -7,6 +7,7 @@
 mod boot;
 mod error;
 mod flush;
+mod learned;
 mod outcome;
 mod prepare;
 mod run;

@@ -1,6 +1,5 @@
 //! Frozen programs: freezing, forking, the VMs kept ready, and what a reset puts back.
 
-use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +18,7 @@ use kvmlet_mem::{
 use kvmlet_stub::vdso::HostClock;
 
 use crate::boot::{self, VmmPages};
+use crate::learned::Learned;
 use crate::outcome::Ending;
 use crate::prepare::raise_descriptor_limit;
 use crate::run::{Sandbox, VcpuState, now_ns};
@@ -28,8 +28,6 @@ use crate::{EngineError, Stat};
 
 /// VMs without a program that a process keeps for the next snapshot.
 const BLANK_VMS_MAX: usize = 16;
-/// Pages learned at most: what is copied ahead for a fork, in pages.
-const LEARNED_MAX: usize = 16_384;
 /// Forks that have been given up and wait, clean, to be forks again, unless the owner wants another
 /// number.
 const READY_KEPT: usize = 8;
@@ -90,26 +88,6 @@ pub(crate) struct Bound {
     memory: GuestMemory,
     tables: PageTables,
     clock: Box<dyn GuestClock>,
-}
-
-/// What requests write, learned from resets: the pages that some fork keeps a copy of.
-#[derive(Debug, Default)]
-struct Learned {
-    pages: BTreeSet<u64>,
-}
-
-impl Learned {
-    fn add(&mut self, report: &ResetReport) {
-        for page in &report.dropped {
-            self.pages.remove(&page.0);
-        }
-        for page in &report.copied_on_write {
-            if self.pages.len() >= LEARNED_MAX {
-                break;
-            }
-            self.pages.insert(page.0);
-        }
-    }
 }
 
 /// What all forks of a snapshot share.
@@ -269,7 +247,7 @@ impl Snapshot {
     pub fn stats(&self) -> Vec<(String, Stat)> {
         let frozen = &self.0;
         let ready = lock(&frozen.ready).len() as u64;
-        let learned = lock(&frozen.learned).pages.len() as u64;
+        let learned = lock(&frozen.learned).ahead().len() as u64;
         [
             ("forks", frozen.forks.load(Ordering::Relaxed)),
             ("ready", ready),
@@ -388,11 +366,8 @@ impl Frozen {
     /// A fork's memory, with the pages that requests are known to write copied ahead.
     fn fork_memory(&self) -> Result<(GuestMemory, PageTables), EngineError> {
         let (mut memory, mut tables) = self.memory.fork()?;
-        let pages: Vec<Gva> = {
-            let learned = lock(&self.learned);
-            learned.pages.iter().map(|page| Gva(*page)).collect()
-        };
-        tables.copy_ahead(&mut memory, pages.into_iter(), self.copy_keeper())?;
+        let pages = lock(&self.learned).ahead().into_iter().map(Gva);
+        tables.copy_ahead(&mut memory, pages, self.copy_keeper())?;
         Ok((memory, tables))
     }
 
@@ -476,7 +451,10 @@ impl Sandbox {
         self.vcpu.vcpu.hand_on();
         self.personality.assign(frozen.next_kernel());
         self.personality.host.reset(&frozen.host);
-        lock(&frozen.learned).add(&report);
+        lock(&frozen.learned).note_pages(
+            report.named().map(|page| page.0),
+            report.dropped.iter().map(|page| page.0),
+        );
         self.last_reset = report;
         Ok(())
     }
@@ -484,9 +462,18 @@ impl Sandbox {
     /// `None` if the fork must be built anew.
     fn reset_memory(&mut self, frozen: &Frozen) -> Result<Option<ResetReport>, EngineError> {
         let machine = &mut self.personality.machine;
+        // What an unusual request has written would be compared by every later reset.
+        if machine.tables.copies() > lock(&frozen.learned).kept_max() {
+            let written_pages = machine.tables.written_copies();
+            lock(&frozen.learned).note_size(written_pages);
+            return Ok(None);
+        }
         let reset = machine
             .tables
             .reset(&mut machine.memory, frozen.copy_keeper());
+        if let Ok(report) = &reset {
+            lock(&frozen.learned).note_size(report.written_pages);
+        }
         match reset {
             Ok(report) if machine.memory.private_bytes() <= KEPT_MAX_BYTES => Ok(Some(report)),
             Ok(_) | Err(MemError::NeedsRebuild) => Ok(None),

@@ -27,13 +27,41 @@ pub struct ResetReport {
     /// Table frames that this fork does not share.
     pub table_pages: u64,
     /// Pages of `kept_pages` that were copied since the last reset because they were written, in no
-    /// order. Pages copied earlier, or ahead, are not named again: a steady load names none.
+    /// order.
     pub copied_on_write: Vec<Gva>,
+    /// Pages of `copied_pages` that were copied earlier, or ahead, and found different for the first time
+    /// since, in no order. None is named a third time: a steady load names none.
+    pub written_again: Vec<Gva>,
+    /// Pages that are known to have been written since the last reset.
+    pub written_pages: u64,
     /// The pages of `dropped_pages`, in no order.
     pub dropped: Vec<Gva>,
 }
 
+impl ResetReport {
+    /// The pages that are named as written.
+    pub fn named(&self) -> impl Iterator<Item = Gva> {
+        let first = self.copied_on_write.iter();
+        first.chain(&self.written_again).copied()
+    }
+}
+
 impl PageTables {
+    /// Copies of frozen pages that this fork has.
+    #[must_use]
+    pub fn copies(&self) -> u64 {
+        let logs = self.undo.iter().flat_map(|undo| &undo.tables);
+        logs.map(|log| log.copies.len() as u64).sum()
+    }
+
+    /// Those that were made since the last reset because the page was written.
+    #[must_use]
+    pub fn written_copies(&self) -> u64 {
+        let logs = self.undo.iter().flat_map(|undo| &undo.tables);
+        let copies = logs.flat_map(|log| &log.copies);
+        copies.filter(|copy| copy.cause == Cause::Write).count() as u64
+    }
+
     /// Copies the frozen page mapped at `gva` to a private frame and maps that with `flags`; answers
     /// the frame, which the entry owns. A 2 MiB page is split. The copy is remembered:
     /// [`PageTables::reset`] restores it in place.
@@ -108,7 +136,7 @@ impl PageTables {
             if !mem.is_frozen(leaf.gpa) || !may_keep(gva) {
                 continue;
             }
-            match self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Earlier) {
+            match self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Once) {
                 Ok(_) => {
                     mem.start_count();
                     copied += 1;
@@ -294,9 +322,18 @@ fn restore_copies(mem: &mut GuestMemory, log: &mut TableLog, report: &mut ResetR
             return false;
         }
         restored.add(copy.index);
-        if copy.cause == Cause::Write {
-            report.copied_on_write.push(log.gva(copy.index));
-            copy.cause = Cause::Earlier;
+        let is_written = differed == Ok(true) || copy.cause == Cause::Write;
+        report.written_pages += u64::from(is_written);
+        match copy.cause {
+            Cause::Write => {
+                report.copied_on_write.push(log.gva(copy.index));
+                copy.cause = Cause::Once;
+            }
+            Cause::Once if is_written => {
+                report.written_again.push(log.gva(copy.index));
+                copy.cause = Cause::Again;
+            }
+            Cause::Once | Cause::Again => {}
         }
         true
     });

@@ -37,7 +37,7 @@ pub(crate) struct PageCopy {
     pub(crate) frame: Gpa,
     /// Resets in a row that found it equal to the frozen page.
     pub(crate) idle: u32,
-    /// How it came about since the last reset.
+    /// Which requests are known to have written it.
     pub(crate) cause: Cause,
     /// What resets keep of it, once one has found that it may be kept.
     pub(crate) kept: Option<KeptCopy>,
@@ -60,10 +60,12 @@ pub(crate) struct KeptCopy {
 /// Why a page was copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Cause {
-    /// It was written.
+    /// It was written since the last reset.
     Write,
-    /// It was expected to be written, or the write lies before the last reset.
-    Earlier,
+    /// It was expected to be written, or one request before the last reset wrote it.
+    Once,
+    /// A later request wrote it too.
+    Again,
 }
 
 /// A table whose leaves were edited, or that the fork added.

@@ -290,6 +290,8 @@ fn a_reset_restores_contents_and_counts() {
         table_pages: report.table_pages,
         // The third was written with what it held.
         copied_on_write: vec![page(1), page(2), page(3)],
+        written_again: Vec::new(),
+        written_pages: 3,
         dropped: Vec::new(),
     };
     assert_eq!(report, expected);
@@ -312,9 +314,17 @@ fn a_reset_restores_contents_and_counts() {
     fork.flush();
     let report = fork.reset();
     assert_eq!((report.copied_pages, report.compared_equal_pages), (1, 2));
-    assert!(report.copied_on_write.is_empty(), "nothing new");
+    assert_eq!(report.named().collect::<Vec<_>>(), [page(2)], "once more");
+    assert_eq!(report.written_pages, 1);
     assert!(fork.tables.pending().is_none(), "nothing to flush");
     assert_eq!(fork.word(page(2)), 3);
+    // A steady load names none.
+    fork.set(page(2), 333);
+    assert_eq!((fork.tables.copies(), fork.tables.written_copies()), (3, 0));
+    let report = fork.reset();
+    assert_eq!((report.named().count(), report.written_pages), (0, 1));
+    fork.set(page(4), 5);
+    assert_eq!((fork.tables.copies(), fork.tables.written_copies()), (4, 1));
 }
 
 #[test]
@@ -749,6 +759,7 @@ fn pages_are_copied_ahead_without_a_trace() {
     fork.set(page(1), 5);
     let report = fork.reset();
     assert_eq!((report.copied_pages, report.copied_on_write.len()), (1, 0));
+    assert_eq!(report.written_again, [page(1)], "as was expected");
     assert_eq!(report.kept_pages, 3);
     assert_eq!(fork.word(page(1)), 2);
     assert_eq!(fork.word(inside), 1009);
