@@ -1,6 +1,4 @@
-//! What a handler answers: a result, a wait as data, or work for the host.
-
-use std::sync::Arc;
+//! What a handler answers: a result, or a wait as data.
 
 use imbl::Vector;
 use kvmlet_abi::Errno;
@@ -23,8 +21,6 @@ pub enum Outcome {
     /// The call has worked for long enough: it is made again at once, with this in hand, after the engine
     /// has looked at its limits. Its [`CallState::turn`] says what may happen in between.
     Again(CallState),
-    /// The host does something that may sleep, with the kernel released.
-    Host(Job),
     /// The handler has set the thread's registers itself (rt_sigreturn, execve).
     Registers,
     /// The calling thread no longer exists.
@@ -160,25 +156,4 @@ pub enum Turn {
     Kept,
     /// Other threads run, and a signal ends the call with what it has moved.
     Shared,
-}
-
-/// Host work over owned data. It may sleep; it is done with the kernel released.
-#[derive(Clone, Debug)]
-pub enum Job {
-    /// Write these bytes to a host stream, all of them or until an error; the result is the count.
-    Write {
-        /// Where to.
-        host: HostId,
-        /// What.
-        bytes: Arc<[u8]>,
-        /// Bytes of the same call already written before this job.
-        already: u64,
-    },
-    /// Read at most `len_bytes` from a host stream into guest memory at `gva`.
-    Read {
-        /// Where from.
-        host: HostId,
-        /// Where to, and how much: the call's buffers (gva, len_bytes).
-        buffers: Vector<(u64, u64)>,
-    },
 }

@@ -338,7 +338,6 @@ impl Personality {
             .trace
             .then(|| trace::entry(&mut self.cx(tid), row, &call));
         let outcome = table::call(&mut self.cx(tid), &call, state);
-        let outcome = self.run_job(tid, call, outcome);
         if let Some(line) = line {
             self.host
                 .report
@@ -346,13 +345,6 @@ impl Personality {
                 .push(trace::exit(&line, &outcome, first));
         }
         self.apply(tid, call, state, outcome);
-    }
-
-    fn run_job(&mut self, tid: Tid, call: Call, outcome: Outcome) -> Outcome {
-        match outcome {
-            Outcome::Host(job) => crate::vfs::jobs::run(&mut self.cx(tid), &call, job),
-            other => other,
-        }
     }
 
     /// Makes a call whose row [`table::is_remote`] allows it, for a thread that waits for the result
@@ -373,7 +365,6 @@ impl Personality {
     ///
     /// [`Thread`]: crate::kernel::Thread
     pub fn finish(&mut self, tid: Tid, call: Call, outcome: Outcome) {
-        let outcome = self.run_job(tid, call, outcome);
         self.apply(tid, call, &CallState::default(), outcome);
     }
 
@@ -452,8 +443,6 @@ impl Personality {
                 }
                 self.leave(tid);
             }
-            // `jobs::run` never answers with another job.
-            Outcome::Host(_) => self.done(tid, state, Err(kvmlet_abi::Errno::EIO)),
         }
     }
 

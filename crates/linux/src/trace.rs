@@ -65,7 +65,6 @@ pub fn exit(entry: &str, outcome: &Outcome, first: bool) -> String {
         Outcome::Done(Err(errno)) => format!("{entry}{resumed} = -1 {}", describe(*errno)),
         Outcome::Wait(_) => format!("{entry}{resumed} ... waits"),
         Outcome::Again(_) => format!("{entry}{resumed} ... goes on"),
-        Outcome::Host(_) => format!("{entry}{resumed} ... in the host"),
         Outcome::Registers => format!("{entry}{resumed} = ?"),
         Outcome::Gone => format!("{entry}{resumed} = ? (ended)"),
     }

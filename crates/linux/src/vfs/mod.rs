@@ -11,7 +11,6 @@ pub mod exec;
 pub mod fdinfo;
 pub mod fifo;
 pub mod hostfs;
-pub mod jobs;
 pub mod locks;
 pub mod look;
 pub mod open;
