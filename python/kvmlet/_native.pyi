@@ -39,6 +39,14 @@ class Outcome:
     def stats(self) -> dict[str, int | float]:
         """Flat counters; times have names ending in _us and are in microseconds."""
 
+@final
+class Inherited:
+    """The caller's standard streams, opened as they are now: good for one run, after `harden` too."""
+
+    def __init__(self) -> None: ...
+    def say(self, data: bytes) -> None:
+        """Write to standard error what it takes within a tenth of a second."""
+
 class NativeError(Exception):
     """args: (kind, message).
 
@@ -55,7 +63,7 @@ def run(
     env: list[tuple[bytes, bytes]],
     cwd: bytes,
     input: bytes | None,
-    capture: bool,
+    streams: Inherited | None,
     timeout_s: float | None,
     memory_bytes: int,
     output_limit_bytes: int,

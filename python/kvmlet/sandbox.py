@@ -103,7 +103,7 @@ def run(
             env=guest_environment,
             cwd=directory,
             input=data,
-            capture=True,
+            streams=None,
             timeout_s=timeout_s,
             memory_bytes=memory_bytes,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,

@@ -5,18 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import pathlib
-import pty
-import select
 import shlex
 import signal
-import struct
 import subprocess
-import termios
 from typing import TYPE_CHECKING
 
 import pytest
 
 from e2e.oracle import ENV, HANG_S, command, kvmlet_argv, native_argv, sized
+from e2e.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,45 +218,6 @@ def test_a_descriptor_that_is_non_blocking_already(vm: None, guests: pathlib.Pat
         os.close(writer)
 
 
-class Terminal:
-    """A command on a pseudo-terminal of 33 rows and 101 columns."""
-
-    def __init__(self, argv: Run, cwd: pathlib.Path) -> None:
-        self.master, slave = pty.openpty()
-        self.path = os.ttyname(slave)
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                os.close(self.master)
-                os.login_tty(slave)
-                os.chdir(cwd)
-                os.execve(argv[0], argv, ENV)
-            finally:
-                os._exit(120)
-        os.close(slave)
-
-    def read_until(self, end: bytes) -> bytes:
-        seen = b""
-        while end not in seen:
-            ready, _, _ = select.select([self.master], [], [], HANG_S)
-            assert ready, f"nothing more after {seen!r}"
-            try:
-                chunk = os.read(self.master, 65536)
-            except OSError:  # EIO: the other side is closed
-                break
-            if not chunk:
-                break
-            seen += chunk
-        return seen
-
-    def finish(self) -> int:
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self.master)
-        code = os.waitstatus_to_exitcode(status)
-        return code if code >= 0 else 128 - code
-
-
 def test_a_terminal(guests: pathlib.Path, native_only: bool) -> None:
     code = (
         "import os, sys; print(sys.stdin.readline().strip(), flush=True);"
@@ -269,8 +227,8 @@ def test_a_terminal(guests: pathlib.Path, native_only: bool) -> None:
     seen = []
     for words in (["/usr/bin/env", *native_argv(argv)], kvmlet_argv(argv)):
         terminal = Terminal(words, guests)
-        os.write(terminal.master, b"typed\n")
-        seen.append((terminal.read_until(b"nothing ends it"), terminal.finish()))
+        terminal.type(b"typed\n")
+        seen.append((terminal.read_until(b")\r\n"), terminal.finish()))
         if native_only:
             break
     assert b"True os.terminal_size(columns=101, lines=33)" in seen[0][0]
@@ -282,7 +240,7 @@ def test_a_terminal(guests: pathlib.Path, native_only: bool) -> None:
 def test_ctrl_c_on_a_terminal(vm: None, guests: pathlib.Path, words: Run) -> None:
     terminal = Terminal(kvmlet_argv(words), guests)
     assert b"ready" in terminal.read_until(b"ready")
-    os.write(terminal.master, b"\x03")
+    terminal.type(b"\x03")
     assert terminal.finish() == 128 + signal.SIGINT
 
 
@@ -290,7 +248,7 @@ def test_the_terminal_is_left_as_it_was(vm: None, guests: pathlib.Path) -> None:
     run = shlex.join(kvmlet_argv(["./sleeper", "read"]))
     terminal = Terminal(["/bin/sh", "-c", f"stty -g; {run}; stty -g; echo end"], guests)
     seen = terminal.read_until(b"ready")
-    os.write(terminal.master, b"\n")
+    terminal.type(b"\n")
     seen += terminal.read_until(b"end")
     assert terminal.finish() == 0
     states = [line for line in seen.split() if line.count(b":") > 10]

@@ -33,6 +33,7 @@ native.NativeError = type("NativeError", (Exception,), {})
 native.harden = lambda cwd: ([], [])
 class Outcome:
     exit_code, signal, reason, denials, events, stats = 0, None, "exited", [], [], {"exits": 1}
+native.Inherited = type("Inherited", (), {"say": lambda self, data: None})
 native.run = lambda argv, **rest: Outcome
 import kvmlet
 kvmlet._native = native

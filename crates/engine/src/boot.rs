@@ -347,7 +347,7 @@ fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {
         Streams::Capture {
             output_limit_bytes, ..
         } => *output_limit_bytes,
-        Streams::Inherit => 0,
+        Streams::Inherit(_) => 0,
     };
     let mut host = Host::new(policy, limit).map_err(|errno| match errno {
         errno if is_too_few(errno) => EngineError::Descriptors,
@@ -421,7 +421,7 @@ fn start_program(
     host: &mut Host,
 ) -> Result<(), EngineError> {
     let streams = match &program.streams {
-        Streams::Inherit => [StdStream::Inherit, StdStream::Inherit, StdStream::Inherit],
+        Streams::Inherit(inherited) => [0; 3].map(|_| StdStream::Inherit(inherited)),
         Streams::Capture { input, .. } => [
             StdStream::Bytes(Arc::from(input.as_slice())),
             StdStream::Capture,

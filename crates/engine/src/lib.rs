@@ -18,6 +18,7 @@ mod snapshot_tests;
 mod stats;
 mod transport;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use error::EngineError;
@@ -25,6 +26,7 @@ pub use kvmlet_hv::Kicker;
 pub use kvmlet_hv::probe::{ProbeReport, probe};
 pub use kvmlet_linux::call::CallArg;
 pub use kvmlet_linux::syscalls::table::{Support, rows};
+pub use kvmlet_linux::vfs::stdio::Inherited;
 pub use outcome::{Ending, RunOutcome};
 pub use prepare::prepare;
 pub use run::{Owner, Sandbox};
@@ -36,8 +38,8 @@ pub use transport::Calls;
 /// Where a program's standard streams go.
 #[derive(Debug)]
 pub enum Streams {
-    /// To the caller's own descriptors 0, 1 and 2; one that is closed stays closed.
-    Inherit,
+    /// To the caller's own descriptors 0, 1 and 2, opened before; one that is closed stays closed.
+    Inherit(Arc<Inherited>),
     /// Input from these bytes; output collected up to a limit in bytes (both streams together).
     Capture {
         /// All of standard input.

@@ -249,6 +249,9 @@ impl Sandbox {
         owner: &mut dyn Owner,
     ) -> Result<Stop, EngineError> {
         let stop = self.drive_armed(until, deadline_ns, owner);
+        if matches!(stop, Ok(Stop::Ended(_))) {
+            self.personality.host.settings.restore();
+        }
         // The thread is the caller's again: a late kick would interrupt a host call of its own.
         self.vcpu.vcpu.arm(None)?;
         stop

@@ -17,6 +17,7 @@ use crate::vfs::afterwards::Afterwards;
 use crate::vfs::attr::Attr;
 use crate::vfs::hostfs::{self, Listing, Roots};
 use crate::vfs::look::LastLook;
+use crate::vfs::terminal::Settings;
 
 /// Directories whose search permission is remembered at most.
 const SEARCHABLE_MAX: usize = 4096;
@@ -41,8 +42,10 @@ pub enum HostKind {
     FileStream,
     /// An inherited stream that is a terminal.
     Terminal,
-    /// An inherited pipe, socket or other character device.
+    /// An inherited pipe.
     Stream,
+    /// An inherited socket.
+    Socket,
 }
 
 /// A host descriptor and what we know of it. Used at explicit positions only; never made
@@ -51,6 +54,9 @@ pub enum HostKind {
 pub struct HostFile {
     /// The descriptor.
     pub fd: Arc<HostFd>,
+    /// The same terminal or pipe, opened again for us alone and non-blocking: a transfer by it never
+    /// waits. Readiness is asked of `fd`, which may have seen more (a writer that has gone since).
+    pub own: Option<Arc<HostFd>>,
     /// What it is open on.
     pub kind: HostKind,
     /// Open descriptions and mappings of the kernel value that name it.
@@ -130,6 +136,8 @@ pub struct Host {
     pub looked: LastLook,
     /// What is done as soon as the program has its answer.
     pub afterwards: Afterwards,
+    /// Settings of the caller's terminals that the program has changed.
+    pub settings: Settings,
     /// Captured output.
     pub captured: Captured,
     /// Denials, unsupported things met, trace lines.
@@ -164,6 +172,7 @@ impl Host {
             searchable: BTreeSet::new(),
             looked: LastLook::default(),
             afterwards: Afterwards::default(),
+            settings: Settings::default(),
             captured: Captured {
                 limit_bytes: output_limit_bytes,
                 ..Captured::default()
@@ -192,6 +201,7 @@ impl Host {
             searchable: self.searchable.clone(),
             looked: LastLook::default(),
             afterwards: Afterwards::default(),
+            settings: Settings::default(),
             captured: Captured {
                 limit_bytes: self.captured.limit_bytes,
                 ..Captured::default()
@@ -226,6 +236,7 @@ impl Host {
         self.next_id = frozen.next_id;
         self.looked = LastLook::default();
         self.afterwards = Afterwards::default();
+        self.settings.restore();
         self.captured.stdout.clear();
         self.captured.stderr.clear();
         self.report = Report {
@@ -236,7 +247,7 @@ impl Host {
 
     /// Registers a descriptor that the caller gave, with one reference.
     pub fn insert(&mut self, fd: OwnedFd, kind: HostKind) -> HostId {
-        self.register(HostFd::given(fd), kind)
+        self.insert_stream(fd, None, kind)
     }
 
     /// Registers what has been opened for the guest, with one reference.
@@ -245,7 +256,7 @@ impl Host {
     /// `ENFILE`, recorded, when sandboxes have all the descriptors that they may have; it is closed.
     pub fn insert_opened(&mut self, fd: OwnedFd, kind: HostKind) -> Result<HostId, Errno> {
         match HostFd::of_guest(fd, &self.share) {
-            Ok(fd) => Ok(self.register(fd, kind)),
+            Ok(fd) => Ok(self.register(fd, None, kind)),
             Err(exhausted) => Err(self.too_many_open(exhausted)),
         }
     }
@@ -267,13 +278,19 @@ impl Host {
         }
     }
 
-    fn register(&mut self, fd: HostFd, kind: HostKind) -> HostId {
+    /// As [`Host::insert`], for an inherited stream with a description of our own.
+    pub fn insert_stream(&mut self, fd: OwnedFd, own: Option<OwnedFd>, kind: HostKind) -> HostId {
+        self.register(HostFd::given(fd), own.map(HostFd::given), kind)
+    }
+
+    fn register(&mut self, fd: HostFd, own: Option<HostFd>, kind: HostKind) -> HostId {
         let id = HostId(self.next_id);
         self.next_id = self.next_id.saturating_add(1);
         self.files.insert(
             id,
             HostFile {
                 fd: Arc::new(fd),
+                own: own.map(Arc::new),
                 kind,
                 refs: 1,
                 listing: None,
@@ -316,6 +333,9 @@ impl Host {
             && let Some(file) = self.files.remove(&id)
         {
             self.afterwards.close(file.fd);
+            if let Some(own) = file.own {
+                self.afterwards.close(own);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvmlet_engine::{
     Calls, Ending, EngineError, Owner, Program, RunOutcome, Stat, Streams, Support, Trace,
@@ -109,17 +109,47 @@ impl Outcome {
     }
 }
 
+/// How long standard error may hold up a line of ours before limits and signals are looked at.
+const SAY: Duration = Duration::from_millis(100);
+
+/// The caller's standard streams; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+struct Inherited(Arc<kvmlet_engine::Inherited>);
+
+#[pymethods]
+impl Inherited {
+    #[new]
+    fn new() -> Self {
+        Self(Arc::new(kvmlet_engine::Inherited::open()))
+    }
+
+    /// Writes to standard error what it takes within a moment.
+    fn say(&self, py: Python<'_>, data: Vec<u8>) {
+        // What cannot be said is lost: there is nowhere else.
+        let _ = py.detach(|| self.0.say(&data, SAY));
+    }
+}
+
 /// Python's signal handlers decide whether a run goes on; trace lines go to standard error.
 struct PythonOwner {
     /// What a handler raised.
     raised: Option<PyErr>,
     /// Set by a thread that wants the run to end.
     stop: Arc<AtomicBool>,
+    /// Where trace lines go.
+    errors: Option<Arc<kvmlet_engine::Inherited>>,
+    /// When the program's time is over.
+    until: Option<Instant>,
 }
 
 impl PythonOwner {
     fn stopped_by(stop: Arc<AtomicBool>) -> Self {
-        Self { raised: None, stop }
+        Self {
+            raised: None,
+            stop,
+            errors: None,
+            until: None,
+        }
     }
 }
 
@@ -135,13 +165,27 @@ impl Owner for PythonOwner {
     }
 
     fn trace(&mut self, line: &str) {
-        eprintln!("{line}");
+        let Some(errors) = self.errors.clone() else {
+            return;
+        };
+        let line = format!("{line}\n").into_bytes();
+        let mut rest = line.as_slice();
+        // A slow reader holds the program up, but neither its limit nor a signal.
+        while !rest.is_empty() && self.until.is_none_or(|until| Instant::now() < until) {
+            let Ok(count) = errors.say(rest, SAY) else {
+                return;
+            };
+            rest = rest.get(count..).unwrap_or_default();
+            if !rest.is_empty() && self.stop_requested() {
+                return;
+            }
+        }
     }
 }
 
 /// Runs a program in its own VM; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (argv, *, env, cwd, input, capture, timeout_s, memory_bytes, output_limit_bytes, trace, calls))]
+#[pyo3(signature = (argv, *, env, cwd, input, streams, timeout_s, memory_bytes, output_limit_bytes, trace, calls))]
 #[allow(clippy::too_many_arguments)] // the keywords of one Python call
 fn run(
     py: Python<'_>,
@@ -149,7 +193,7 @@ fn run(
     env: Vec<(Vec<u8>, Vec<u8>)>,
     cwd: Vec<u8>,
     input: Option<Vec<u8>>,
-    capture: bool,
+    streams: Option<&Inherited>,
     timeout_s: Option<f64>,
     memory_bytes: u64,
     output_limit_bytes: u64,
@@ -158,13 +202,12 @@ fn run(
 ) -> PyResult<Outcome> {
     let timeout = duration(timeout_s)?;
     let calls = calls_named(calls)?;
-    let streams = if capture {
-        Streams::Capture {
+    let streams = match streams {
+        Some(inherited) => Streams::Inherit(Arc::clone(&inherited.0)),
+        None => Streams::Capture {
             input: input.unwrap_or_default(),
             output_limit_bytes,
-        }
-    } else {
-        Streams::Inherit
+        },
     };
     let trace = if trace { Trace::On } else { Trace::Off };
     let program = Program {
@@ -179,6 +222,10 @@ fn run(
         calls,
     };
     let mut owner = PythonOwner::stopped_by(Arc::default());
+    if let Streams::Inherit(inherited) = &program.streams {
+        owner.errors = Some(Arc::clone(inherited));
+    }
+    owner.until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let result = py.detach(|| kvmlet_engine::run(&program, &mut owner));
     if let Some(raised) = owner.raised {
         return Err(raised);
@@ -245,6 +292,7 @@ fn syscalls() -> Vec<(u16, &'static str, &'static str, String)> {
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Outcome>()?;
+    module.add_class::<Inherited>()?;
     module.add_class::<sandbox::Sandbox>()?;
     module.add_class::<sandbox::Snapshot>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;

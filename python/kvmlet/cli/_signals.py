@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an exception, and the names of signals."""
+"""The signals that end a run as an exception, and the names of signals."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -10,12 +10,16 @@ else:
 SIGINT = int(_signal.SIGINT)
 SIGPIPE = int(_signal.SIGPIPE)
 
+# Each ends the process by default. Caught, the VM is taken down first, and terminals get their
+# settings back.
+_ENDING = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT)
+
 # Second names of SIGCHLD, SIGABRT and SIGIO.
 _ALIASES = ("SIGCLD", "SIGIOT", "SIGPOLL")
 
 
 class SignalReceived(BaseException):
-    """SIGINT or SIGTERM came. Not an Exception: nothing may swallow it."""
+    """One of _ENDING came. Not an Exception: nothing may swallow it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -23,12 +27,12 @@ class SignalReceived(BaseException):
 
 
 def catch() -> "list[tuple[int, _signal._HANDLER]]":
-    """Make SIGINT and SIGTERM raise SignalReceived; the handlers there were, for `restore`.
+    """Make what ends a process raise SignalReceived; the handlers there were, for `restore`.
 
     A signal that the caller ignores (nohup, a shell's background job) stays ignored.
     """
     previous: list[tuple[int, _signal._HANDLER]] = []
-    for signum in (_signal.SIGINT, _signal.SIGTERM):
+    for signum in _ENDING:
         if _signal.getsignal(signum) != _signal.SIG_IGN:
             try:
                 previous.append((signum, _signal.signal(signum, _raise)))

@@ -18,7 +18,7 @@ from kvmlet._values import (
 )
 from kvmlet.cli._parser import Parser
 from kvmlet.cli._signals import SIGINT, SIGPIPE, signal_name
-from kvmlet.cli._text import warn, write_stderr
+from kvmlet.cli._text import say_by, warn, write_stderr
 from kvmlet.errors import InternalError, UsageError, from_native
 
 TYPE_CHECKING = False
@@ -70,6 +70,8 @@ def main(words: list[str]) -> int:
         slow = polling_is_slow()
         if slow:
             warn(slow)
+    streams = _native.Inherited()
+    say_by(streams.say)
     try:
         walls, missing = _native.harden(cwd)
         if missing:
@@ -81,7 +83,7 @@ def main(words: list[str]) -> int:
             env=env,
             cwd=cwd,
             input=None,
-            capture=False,
+            streams=streams,
             timeout_s=timeout_s,
             memory_bytes=memory_bytes,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,

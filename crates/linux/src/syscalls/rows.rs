@@ -29,7 +29,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(13, "rt_sigaction", "ixxu", signal::sys_rt_sigaction),
     Row::value(14, "rt_sigprocmask", "ixxu", signal::sys_rt_sigprocmask),
     Row::wait(15, "rt_sigreturn", "", signal::sys_rt_sigreturn).all_registers(),
-    Row::value(16, "ioctl", "dxx", io::sys_ioctl),
+    Row::wait(16, "ioctl", "dxx", io::sys_ioctl).restarts(Restart::Handler),
     Row::wait(17, "pread64", "dxuu", io::sys_pread64).restarts(Restart::Handler),
     Row::wait(18, "pwrite64", "dxuu", io::sys_pwrite64).restarts(Restart::Handler),
     Row::wait(19, "readv", "dxi", io::sys_readv).restarts(Restart::Handler),

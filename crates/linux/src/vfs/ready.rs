@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::epoll::{self, Asked};
 use super::eventfd::EventFd;
+use super::stream;
 use super::timerfd::TimerFd;
 use super::unix::Socket;
 use crate::clock;
@@ -165,13 +166,7 @@ pub fn host_ready(host: &Host, id: HostId, events: i16) -> Result<i16, Errno> {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    loop {
-        match rustix::event::poll(&mut fds, Some(&now)) {
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(super::hostfs::errno(error)),
-            Ok(_) => break,
-        }
-    }
+    stream::retry(|| rustix::event::poll(&mut fds, Some(&now))).map_err(super::hostfs::errno)?;
     let [polled] = fds;
     Ok(polled.revents().bits().cast_signed())
 }

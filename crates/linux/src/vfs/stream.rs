@@ -1,23 +1,25 @@
 //! Inherited streams. They are never made non-blocking, since they are shared with the caller: a
-//! transfer is made only when it cannot wait.
+//! transfer uses a description of our own, or is made only when it cannot wait.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use kvmlet_abi::Errno;
 use rustix::io::ReadWriteFlags;
+use rustix::net::{RecvFlags, SendFlags};
 
 use super::attr::S_IFREG;
 use super::hostfs::{attr_of, errno};
 use super::pipe::PIPE_BUF;
-use super::ready::{POLLIN, POLLOUT, host_ready};
-use crate::host::{Host, HostId, HostKind};
+use super::ready::{POLLERR, POLLHUP, POLLIN, POLLOUT, host_ready};
+use super::terminal::{self, JobSignal};
+use crate::host::{Host, HostFile, HostId, HostKind};
 
-/// Largest write to a terminal that reports POLLOUT: it has room for 256 bytes then, and output
-/// processing may double them (n_tty).
-const TERMINAL_CHUNK: usize = 128;
 /// preadv2(2): the stream's own position.
 const NO_OFFSET: u64 = u64::MAX;
+/// How often a host call that a signal has interrupted is made again. The signal may be a kick: who
+/// sent it waits.
+const TRIES: u32 = 4;
 
 /// What a transfer that must not wait did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,14 +28,35 @@ pub enum Moved {
     Bytes(usize),
     /// Nothing: it would have to wait.
     Nothing,
+    /// Nothing, although poll(2) may say otherwise: no event tells when to try again.
+    NotYet,
 }
 
-fn retry(mut transfer: impl FnMut() -> rustix::io::Result<usize>) -> rustix::io::Result<usize> {
-    loop {
-        match transfer() {
+/// Makes a host call that does not wait, again if a signal interrupts it, but not for ever.
+pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    for _ in 1..TRIES {
+        match call() {
             Err(rustix::io::Errno::INTR) => {}
             other => return other,
         }
+    }
+    call()
+}
+
+/// What a transfer that does not wait came to.
+fn moved(result: rustix::io::Result<usize>) -> Result<Moved, Errno> {
+    match retry_later(result) {
+        Ok(Some(count)) => Ok(Moved::Bytes(count)),
+        Ok(None) => Ok(Moved::Nothing),
+        Err(error) => Err(errno(error)),
+    }
+}
+
+fn retry_later(result: rustix::io::Result<usize>) -> rustix::io::Result<Option<usize>> {
+    match result {
+        Ok(count) => Ok(Some(count)),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -44,38 +67,98 @@ fn retry(mut transfer: impl FnMut() -> rustix::io::Result<usize>) -> rustix::io:
 pub fn read(host: &Host, id: HostId, buf: &mut [u8]) -> Result<Moved, Errno> {
     let file = host.get(id)?;
     let fd = file.fd.as_fd();
-    if file.kind == HostKind::FileStream {
-        return retry(|| rustix::io::read(fd, &mut *buf))
-            .map(Moved::Bytes)
-            .map_err(errno);
-    }
-    if file.kind == HostKind::Stream {
-        let tried = retry(|| {
-            rustix::io::preadv2(
-                fd,
-                &mut [IoSliceMut::new(buf)],
-                NO_OFFSET,
-                ReadWriteFlags::NOWAIT,
-            )
-        });
-        match tried {
-            Ok(count) => return Ok(Moved::Bytes(count)),
-            Err(rustix::io::Errno::AGAIN) => return Ok(Moved::Nothing),
-            // Not every stream knows RWF_NOWAIT.
-            Err(
-                rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::SPIPE,
-            ) => {}
-            Err(error) => return Err(errno(error)),
+    match file.kind {
+        HostKind::Socket => {
+            let read = retry(|| {
+                rustix::net::recv(fd, &mut *buf, RecvFlags::DONTWAIT).map(|(count, _)| count)
+            });
+            return told(host, id, POLLIN, moved(read)?);
+        }
+        HostKind::Terminal => return read_terminal(host, id, file, buf),
+        HostKind::Stream => {}
+        _ => {
+            return retry(|| rustix::io::read(fd, &mut *buf))
+                .map(Moved::Bytes)
+                .map_err(errno);
         }
     }
+    if let Some(own) = &file.own {
+        return moved(retry(|| rustix::io::read(own, &mut *buf)));
+    }
+    let tried = retry(|| {
+        rustix::io::preadv2(
+            fd,
+            &mut [IoSliceMut::new(buf)],
+            NO_OFFSET,
+            ReadWriteFlags::NOWAIT,
+        )
+    });
+    if !is_unknown(tried) {
+        return moved(tried);
+    }
+    // Another reader may take it between the two calls: a kick ends the wait then.
     if host_ready(host, id, POLLIN)? == 0 {
         return Ok(Moved::Nothing);
     }
-    match retry(|| rustix::io::read(fd, &mut *buf)) {
-        Ok(count) => Ok(Moved::Bytes(count)),
-        Err(rustix::io::Errno::AGAIN) => Ok(Moved::Nothing),
-        Err(error) => Err(errno(error)),
+    moved(rustix::io::read(fd, &mut *buf))
+}
+
+/// Not every stream knows RWF_NOWAIT, nor does every kernel.
+fn is_unknown(tried: rustix::io::Result<usize>) -> bool {
+    matches!(
+        tried,
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::SPIPE)
+    )
+}
+
+/// poll(2) tells too early of some transfers: a datagram that is larger than the room there is, the two
+/// bytes that a terminal makes of a newline.
+fn told(host: &Host, id: HostId, events: i16, moved: Moved) -> Result<Moved, Errno> {
+    if moved == Moved::Nothing && host_ready(host, id, events)? & events != 0 {
+        return Ok(Moved::NotYet);
     }
+    Ok(moved)
+}
+
+fn read_terminal(host: &Host, id: HostId, file: &HostFile, buf: &mut [u8]) -> Result<Moved, Errno> {
+    let fd = file.fd.as_fd();
+    let read = terminal::unstopped(fd, JobSignal::Input, || match &file.own {
+        Some(own) => moved(retry(|| rustix::io::read(own, &mut *buf))),
+        None => read_shared_terminal(host, id, fd, &mut *buf),
+    });
+    match read {
+        // What the kernel answers instead of stopping us: the terminal has just changed hands.
+        Err(Errno::EIO) if terminal::is_background(fd) => Ok(Moved::NotYet),
+        Err(error) => Err(error),
+        Ok(moved) => told(host, id, POLLIN, moved),
+    }
+}
+
+/// Reads from a terminal that cannot be opened again. A line is read when there is one; in other modes
+/// only bytes that are there, whatever the program has made VMIN and VTIME.
+fn read_shared_terminal(
+    host: &Host,
+    id: HostId,
+    fd: BorrowedFd<'_>,
+    buf: &mut [u8],
+) -> Result<Moved, Errno> {
+    let ready = host_ready(host, id, POLLIN)?;
+    let into = if ready & (POLLHUP | POLLERR) != 0 || terminal::get(fd)?.is_canonical() {
+        if ready == 0 {
+            return Ok(Moved::Nothing);
+        }
+        buf
+    } else {
+        let there = usize::try_from(terminal::readable_bytes(fd)?).unwrap_or(usize::MAX);
+        match buf.get_mut(..there) {
+            Some(part) => part,
+            None => buf,
+        }
+    };
+    if into.is_empty() {
+        return Ok(Moved::Nothing);
+    }
+    moved(rustix::io::read(fd, into))
 }
 
 /// Writes as much as can be without waiting.
@@ -85,37 +168,47 @@ pub fn read(host: &Host, id: HostId, buf: &mut [u8]) -> Result<Moved, Errno> {
 pub fn write(host: &Host, id: HostId, bytes: &[u8]) -> Result<Moved, Errno> {
     let file = host.get(id)?;
     let fd = file.fd.as_fd();
-    if file.kind == HostKind::FileStream {
-        return retry(|| rustix::io::write(fd, bytes))
-            .map(Moved::Bytes)
-            .map_err(errno);
-    }
-    if file.kind == HostKind::Stream {
-        let tried = retry(|| {
-            rustix::io::pwritev2(
-                fd,
-                &[IoSlice::new(bytes)],
-                NO_OFFSET,
-                ReadWriteFlags::NOWAIT,
-            )
-        });
-        match tried {
-            Ok(count) => return Ok(Moved::Bytes(count)),
-            Err(rustix::io::Errno::AGAIN) => return Ok(Moved::Nothing),
-            Err(
-                rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::SPIPE,
-            ) => {}
-            Err(error) => return Err(errno(error)),
+    match file.kind {
+        HostKind::Socket => {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let written = retry(|| rustix::net::send(fd, bytes, flags));
+            return told(host, id, POLLOUT, moved(written)?);
+        }
+        HostKind::Terminal => {
+            let written = terminal::unstopped(fd, JobSignal::Output, || match &file.own {
+                Some(own) => moved(retry(|| rustix::io::write(own, bytes))),
+                // A byte has room where poll(2) says so; only a newline may need that of two, and a kick
+                // ends that wait.
+                None => write_chunks(host, id, fd, bytes, 1),
+            });
+            return told(host, id, POLLOUT, written?);
+        }
+        HostKind::Stream => {}
+        _ => {
+            return retry(|| rustix::io::write(fd, bytes))
+                .map(Moved::Bytes)
+                .map_err(errno);
         }
     }
-    let chunk = if file.kind == HostKind::Terminal {
-        TERMINAL_CHUNK
-    } else {
-        PIPE_BUF
-    };
-    write_chunks(host, id, fd, bytes, chunk)
+    if let Some(own) = &file.own {
+        return moved(retry(|| rustix::io::write(own, bytes)));
+    }
+    let tried = retry(|| {
+        rustix::io::pwritev2(
+            fd,
+            &[IoSlice::new(bytes)],
+            NO_OFFSET,
+            ReadWriteFlags::NOWAIT,
+        )
+    });
+    if !is_unknown(tried) {
+        return moved(tried);
+    }
+    write_chunks(host, id, fd, bytes, PIPE_BUF)
 }
 
+/// Writes to what has no description of our own and does not know RWF_NOWAIT, piece by piece as poll(2)
+/// says that there is room.
 fn write_chunks(
     host: &Host,
     id: HostId,
@@ -128,14 +221,14 @@ fn write_chunks(
         if host_ready(host, id, POLLOUT)? == 0 {
             break;
         }
-        match retry(|| rustix::io::write(fd, part)) {
-            Ok(count) => {
+        match retry_later(rustix::io::write(fd, part)) {
+            Ok(Some(count)) => {
                 done = done.saturating_add(count);
                 if count < part.len() {
                     break;
                 }
             }
-            Err(rustix::io::Errno::AGAIN) => break,
+            Ok(None) => break,
             Err(error) if done == 0 => return Err(errno(error)),
             Err(_) => break,
         }
@@ -283,7 +376,7 @@ mod tests {
     #[test]
     fn sockets_never_wait() {
         let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
-        transfers(&mut host(), (a.into(), b.into()), HostKind::Stream);
+        transfers(&mut host(), (a.into(), b.into()), HostKind::Socket);
     }
 
     #[test]

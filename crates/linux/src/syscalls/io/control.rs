@@ -1,44 +1,29 @@
 //! ioctl(2).
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use kvmlet_abi::{Errno, Gva};
 
-use super::{int, uint};
+use super::{int, terminal, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
-use crate::host::HostKind;
-use crate::outcome::SysResult;
-use crate::vfs::terminal::{self, KernelTermios, When};
+use crate::outcome::{CallState, Outcome};
 use crate::vfs::{self, attr};
 
-const TCGETS: u32 = 0x5401;
-const TCSETS: u32 = 0x5402;
-const TCSETSW: u32 = 0x5403;
-const TCSETSF: u32 = 0x5404;
-const TCFLSH: u32 = 0x540b;
-const TIOCGPGRP: u32 = 0x540f;
-const TIOCSPGRP: u32 = 0x5410;
-const TIOCSTI: u32 = 0x5412;
-const TIOCGWINSZ: u32 = 0x5413;
-const TIOCSWINSZ: u32 = 0x5414;
 /// TIOCOUTQ too.
 const SIOCOUTQ: u32 = 0x5411;
 const FIONREAD: u32 = 0x541b;
 const FIONBIO: u32 = 0x5421;
-const TIOCGSID: u32 = 0x5429;
 const FIONCLEX: u32 = 0x5450;
 const FIOCLEX: u32 = 0x5451;
 const FIOASYNC: u32 = 0x5452;
-/// The process group and session that every process is in.
-const GROUP: i32 = 1;
 
-/// ioctl(2)
-///
-/// # Errors
-/// `ENOTTY` for what the file does not know.
-pub fn sys_ioctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+/// ioctl(2): `ENOTTY` for what the file does not know.
+pub fn sys_ioctl(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+    control(cx, args, state).unwrap_or_else(|error| Outcome::Done(Err(error)))
+}
+
+fn control(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
     let [fd, request, arg, ..] = *args;
     let (fd, request) = (int(fd), uint(request));
     let (id, file) = fd::get_io(cx, fd)?;
@@ -50,7 +35,6 @@ pub fn sys_ioctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
                 .get_mut(&fd)
                 .ok_or(Errno::EBADF)?
                 .cloexec = request == FIOCLEX;
-            Ok(0)
         }
         FIONBIO | FIOASYNC => {
             let on: i32 = cx.read_struct(Gva(arg))?;
@@ -64,12 +48,10 @@ pub fn sys_ioctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
                 return Err(Errno::ENOTTY);
             }
             fd::file_mut(cx, id)?.flags.set(flag, on != 0);
-            Ok(0)
         }
         FIONREAD => {
             let count = readable_bytes(cx, (id, &file))?;
             cx.write_struct(Gva(arg), &i32::try_from(count).unwrap_or(i32::MAX))?;
-            Ok(0)
         }
         SIOCOUTQ if matches!(file.kind, FileKind::Socket(_)) => {
             let FileKind::Socket(id) = file.kind else {
@@ -77,10 +59,10 @@ pub fn sys_ioctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             };
             let count = cx.kernel.objects.sockets.get(id)?.unsent_bytes();
             cx.write_struct(Gva(arg), &i32::try_from(count).unwrap_or(i32::MAX))?;
-            Ok(0)
         }
-        _ => on_terminal(cx, &file, request, arg),
+        _ => return terminal::control(cx, &file, (request, arg), state),
     }
+    Ok(Outcome::Done(Ok(0)))
 }
 
 fn readable_bytes(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile)) -> Result<u64, Errno> {
@@ -89,7 +71,7 @@ fn readable_bytes(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile)) -> Result<u6
         FileKind::Socket(id) => Ok(cx.kernel.objects.sockets.get(*id)?.readable_bytes() as u64),
         FileKind::Epoll(_) => Err(Errno::EINVAL),
         FileKind::Input(bytes) => Ok((bytes.len() as u64).saturating_sub(file.offset)),
-        FileKind::HostStream(host) => terminal::readable_bytes(cx.host.get(*host)?.fd.as_fd()),
+        FileKind::HostStream(host) => vfs::terminal::readable_bytes(cx.host.get(*host)?.fd.as_fd()),
         FileKind::HostFile(_) | FileKind::Tmp(_) => {
             let attr = vfs::file_attr(cx, id)?;
             if attr.kind() == attr::S_IFREG {
@@ -100,65 +82,4 @@ fn readable_bytes(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile)) -> Result<u6
         }
         _ => Err(Errno::ENOTTY),
     }
-}
-
-fn on_terminal(cx: &mut Cx<'_>, file: &OpenFile, request: u32, arg: u64) -> SysResult {
-    let terminal = match file.kind {
-        FileKind::HostStream(host) if cx.host.get(host)?.kind == HostKind::Terminal => {
-            cx.host.fd(host)?
-        }
-        _ => {
-            // What isatty(3) and stdio ask of every file is no event.
-            if !matches!(request, TCGETS | TIOCGWINSZ | TIOCGPGRP) {
-                cx.host
-                    .report
-                    .unsupported("ioctl", format!("request {request:#x}"));
-            }
-            return Err(Errno::ENOTTY);
-        }
-    };
-    let fd = Arc::clone(&terminal);
-    match request {
-        TCGETS => {
-            let termios = terminal::get(fd.as_fd())?;
-            cx.write_struct(Gva(arg), &termios)?;
-        }
-        TCSETS | TCSETSW | TCSETSF => {
-            let wanted: KernelTermios = cx.read_struct(Gva(arg))?;
-            let when = match request {
-                TCSETS => When::Now,
-                TCSETSW => When::Drain,
-                _ => When::Flush,
-            };
-            terminal::set(fd.as_fd(), &wanted, when)?;
-        }
-        TCFLSH => terminal::flush(fd.as_fd(), arg)?,
-        TIOCGWINSZ => {
-            let size = terminal::window_size(fd.as_fd())?;
-            cx.write_struct(Gva(arg), &size)?;
-        }
-        TIOCGPGRP | TIOCGSID => cx.write_struct(Gva(arg), &GROUP)?,
-        TIOCSPGRP => {
-            let group: i32 = cx.read_struct(Gva(arg))?;
-            if group != GROUP {
-                return Err(Errno::EPERM);
-            }
-        }
-        TIOCSTI | TIOCSWINSZ => {
-            // They would act on the caller's terminal beyond what a program shows on it.
-            cx.host.report.deny(
-                format!("ioctl {request:#x}"),
-                Errno::EPERM,
-                "the terminal is the caller's",
-            );
-            return Err(Errno::EPERM);
-        }
-        _ => {
-            cx.host
-                .report
-                .unsupported("ioctl", format!("request {request:#x}"));
-            return Err(Errno::ENOTTY);
-        }
-    }
-    Ok(0)
 }

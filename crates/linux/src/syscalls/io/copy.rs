@@ -5,15 +5,15 @@ use std::os::fd::AsFd;
 use kvmlet_abi::{Errno, Gva};
 
 use super::rw::is_open_for_reading;
-use super::transfer::{self, CHUNK, RW_MAX, wait_for, write_as};
+use super::transfer::{self, CHUNK, RW_MAX, Until, wait_until, write_as};
 use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
 use crate::outcome::{CallState, Outcome, Source};
-use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM};
+use crate::vfs::ready::{POLLIN, POLLRDNORM};
 use crate::vfs::size_limit::{self, WriteAt};
-use crate::vfs::stream::{self, Moved};
+use crate::vfs::stream;
 use crate::vfs::unix;
 
 /// Where a copy reads or writes: at the description's offset or at one in user memory.
@@ -113,8 +113,8 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
                 }
             }
             Ok(Put::Over) => return Ok(Outcome::Gone),
-            Ok(Put::Blocked(source)) if !output.flags.contains(OpenFlags::NONBLOCK) => {
-                return Ok(wait_for(source, state, done));
+            Ok(Put::Blocked(until)) if !output.flags.contains(OpenFlags::NONBLOCK) => {
+                return Ok(wait_until(cx, until, state, done));
             }
             Ok(Put::Blocked(_)) if done == 0 => return Err(Errno::EAGAIN),
             Ok(Put::Blocked(_)) => break,
@@ -154,7 +154,7 @@ fn set_position(cx: &mut Cx<'_>, end: End, file: &OpenFile, offset: u64) -> Resu
 
 enum Put {
     Moved(usize),
-    Blocked(Source),
+    Blocked(Until),
     Over,
 }
 
@@ -168,12 +168,9 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
     let room = usize::try_from(room).unwrap_or(usize::MAX);
     let bytes = bytes.get(..room).unwrap_or(bytes);
     match file.kind {
-        FileKind::HostStream(host) => Ok(match stream::write(cx.host, host, bytes)? {
-            Moved::Bytes(count) => Put::Moved(count),
-            Moved::Nothing => {
-                cx.kernel.objects.epolls.stream_blocked(host, POLLOUT);
-                Put::Blocked(Source::Host(host, POLLOUT))
-            }
+        FileKind::HostStream(host) => Ok(match transfer::write_stream(cx, host, bytes)? {
+            Ok(count) => Put::Moved(count),
+            Err(until) => Put::Blocked(until),
         }),
         FileKind::Pipe(pipe) => {
             match cx
@@ -181,7 +178,7 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
                 .pipes
                 .write(&mut cx.machine.memory, pipe, bytes, write_as(file))
             {
-                Err(Errno::EAGAIN) => Ok(Put::Blocked(Source::Pipe(pipe))),
+                Err(Errno::EAGAIN) => Ok(Put::Blocked(Until::Ready(Source::Pipe(pipe)))),
                 Err(error) => Err(error),
                 Ok(count) => {
                     cx.kernel.wake(Source::Pipe(pipe), POLLIN | POLLRDNORM);
@@ -191,7 +188,7 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
         }
         FileKind::Socket(socket) => {
             match unix::send(cx.kernel, &mut cx.machine.memory, socket, bytes) {
-                Err(Errno::EAGAIN) => Ok(Put::Blocked(Source::Object(socket))),
+                Err(Errno::EAGAIN) => Ok(Put::Blocked(Until::Ready(Source::Object(socket)))),
                 sent => sent.map(Put::Moved),
             }
         }

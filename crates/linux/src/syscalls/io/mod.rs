@@ -11,6 +11,7 @@ mod poll;
 mod rw;
 mod signalfd;
 mod size;
+mod terminal;
 mod timerfd;
 pub(super) mod transfer;
 

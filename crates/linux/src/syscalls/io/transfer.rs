@@ -6,9 +6,11 @@ use kvmlet_abi::linux::Iovec;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
 use super::message;
+use super::terminal::{self, Owner};
+use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{self, Device, FileId, FileKind, OpenFile, OpenFlags};
-use crate::host::HostKind;
+use crate::host::{HostId, HostKind};
 use crate::kernel::End;
 use crate::mm::user;
 use crate::outcome::{CallState, Outcome, Resume, Source, Turn, Wait, WaitOn};
@@ -20,6 +22,8 @@ use crate::vfs::{self, synth};
 
 /// Bytes copied at once.
 pub const CHUNK: usize = 64 << 10;
+/// How soon a call is made again that nothing tells when to, in nanoseconds.
+const LOOK_NS: u64 = 20_000_000;
 /// Most bytes that one call moves (MAX_RW_COUNT).
 pub const RW_MAX: u64 = 0x7fff_f000;
 /// Most buffers of one call (UIO_MAXIOV).
@@ -167,6 +171,20 @@ impl Buffers {
 }
 
 impl Buffers {
+    /// Faults the first `max` bytes of the buffers in for writing, without changing them.
+    ///
+    /// # Errors
+    /// `EFAULT`
+    pub(super) fn touch(&self, cx: &mut Cx<'_>, max: usize) -> Result<(), Errno> {
+        let mut room = max;
+        for (gva, len) in self.parts.iter().rev() {
+            let len = usize::try_from(*len).unwrap_or(usize::MAX).min(room);
+            room = room.saturating_sub(len);
+            touch(cx, Gva(*gva), len)?;
+        }
+        Ok(())
+    }
+
     /// Copies as much of `bytes` as fits and can be written into the buffers, and takes that off them.
     ///
     /// # Errors
@@ -299,12 +317,39 @@ pub(in crate::syscalls) fn pause(
     })
 }
 
+/// What a transfer that cannot go on waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Until {
+    /// This source being ready.
+    Ready(Source),
+    /// Nothing tells: it is tried again a moment later.
+    Later,
+}
+
+/// Parks the call until it is worth another try, remembering what was moved already. A deadline of
+/// `state` is the call's own to look at.
+#[must_use]
+pub fn wait_until(cx: &Cx<'_>, until: Until, state: &CallState, progress: u64) -> Outcome {
+    if let Until::Ready(source) = until {
+        return wait_for(source, state, progress);
+    }
+    let next_ns = clock::monotonic_ns(cx.host).saturating_add(LOOK_NS);
+    Outcome::Wait(Wait {
+        on: WaitOn::Nothing,
+        deadline_ns: Some(state.deadline_ns.unwrap_or(u64::MAX).min(next_ns)),
+        resume: Resume::Retry(CallState {
+            progress,
+            ..state.clone()
+        }),
+    })
+}
+
 /// What one step of a transfer did.
 enum Step {
     /// This many bytes; 0 ends the transfer.
     Moved(usize),
-    /// Nothing until this is ready.
-    Blocked(Source),
+    /// Nothing until then.
+    Blocked(Until),
     /// The limit on captured output is reached.
     Over,
 }
@@ -332,6 +377,12 @@ pub fn read(
     if message::is_message(&file.kind) {
         let waiting = waiting.of(&file);
         return message::read(cx, &file, buffers, waiting, state);
+    }
+    if let FileKind::HostStream(host) = file.kind
+        && position == Position::Current
+        && terminal::is_terminal(cx, host)
+    {
+        return terminal::read(cx, (host, waiting.of(&file)), buffers, state);
     }
     let mut done = state.progress;
     if let FileKind::Pipe(id) = file.kind
@@ -376,11 +427,11 @@ pub fn read(
                 }
             }
             Ok(Step::Blocked(_)) if done > 0 => break,
-            Ok(Step::Blocked(source)) => {
+            Ok(Step::Blocked(until)) => {
                 if waiting == Waiting::Refused || file.flags.contains(OpenFlags::NONBLOCK) {
                     return Outcome::Done(Err(Errno::EAGAIN));
                 }
-                return wait_for(source, state, 0);
+                return wait_until(cx, until, state, 0);
             }
             Err(error) => {
                 result = Err(error);
@@ -471,9 +522,8 @@ fn read_step(
                     cx.kernel.objects.epolls.stream_read(*host, count as u64);
                     count
                 }
-                Moved::Nothing => {
-                    cx.kernel.objects.epolls.stream_blocked(*host, POLLIN);
-                    return Ok(Step::Blocked(Source::Host(*host, POLLIN)));
+                Moved::Nothing | Moved::NotYet => {
+                    return Ok(Step::Blocked(blocked(cx, *host, POLLIN, moved)));
                 }
             }
         }
@@ -569,7 +619,7 @@ fn read_pipe(cx: &mut Cx<'_>, id: PipeId, max: usize, gva: Gva) -> Result<Step, 
         return Ok(if pipe.writers == 0 {
             Step::Moved(0)
         } else {
-            Step::Blocked(Source::Pipe(id))
+            Step::Blocked(Until::Ready(Source::Pipe(id)))
         });
     }
     let (bytes, was_full) = (pipe.peek(max), pipe.is_full());
@@ -666,12 +716,12 @@ pub fn write(
                 }
             }
             Ok(Step::Over) => return Outcome::Gone,
-            Ok(Step::Blocked(source)) => {
+            Ok(Step::Blocked(until)) => {
                 if waiting == Waiting::Refused || file.flags.contains(OpenFlags::NONBLOCK) {
                     result = Err(Errno::EAGAIN);
                     break;
                 }
-                return wait_for(source, state, done);
+                return wait_until(cx, until, state, done);
             }
             Err(error) => {
                 if error == Errno::EPIPE {
@@ -718,6 +768,30 @@ fn start(
     }
 }
 
+/// What a transfer with an inherited stream waits for that could not move anything.
+pub(super) fn blocked(cx: &mut Cx<'_>, host: HostId, events: i16, moved: Moved) -> Until {
+    cx.kernel.objects.epolls.stream_blocked(host, events);
+    match moved {
+        Moved::NotYet => Until::Later,
+        _ => Until::Ready(Source::Host(host, events)),
+    }
+}
+
+/// Writes to an inherited stream at its own position, as much as can be at once.
+pub(super) fn write_stream(
+    cx: &mut Cx<'_>,
+    host: HostId,
+    bytes: &[u8],
+) -> Result<Result<usize, Until>, Errno> {
+    if terminal::may_write(cx, host)? == Owner::Theirs {
+        return Ok(Err(Until::Later));
+    }
+    Ok(match stream::write(cx.host, host, bytes)? {
+        Moved::Bytes(count) => Ok(count),
+        moved => Err(blocked(cx, host, POLLOUT, moved)),
+    })
+}
+
 /// Writes the first bytes of `bytes`, as many as can be at once.
 fn write_step(
     cx: &mut Cx<'_>,
@@ -728,12 +802,9 @@ fn write_step(
     match &file.kind {
         FileKind::HostStream(host) => match position {
             Position::At(_) => stream::write_at(cx.host, *host, bytes, offset).map(Step::Moved),
-            Position::Current => Ok(match stream::write(cx.host, *host, bytes)? {
-                Moved::Bytes(count) => Step::Moved(count),
-                Moved::Nothing => {
-                    cx.kernel.objects.epolls.stream_blocked(*host, POLLOUT);
-                    Step::Blocked(Source::Host(*host, POLLOUT))
-                }
+            Position::Current => Ok(match write_stream(cx, *host, bytes)? {
+                Ok(count) => Step::Moved(count),
+                Err(until) => Step::Blocked(until),
             }),
         },
         FileKind::Pipe(pipe) => write_pipe(cx, *pipe, bytes, write_as(file)),
@@ -776,7 +847,7 @@ pub(super) fn write_as(file: &OpenFile) -> WriteAs {
 fn write_pipe(cx: &mut Cx<'_>, id: PipeId, bytes: &[u8], how: WriteAs) -> Result<Step, Errno> {
     let memory = &mut cx.machine.memory;
     match cx.kernel.pipes.write(memory, id, bytes, how) {
-        Err(Errno::EAGAIN) => Ok(Step::Blocked(Source::Pipe(id))),
+        Err(Errno::EAGAIN) => Ok(Step::Blocked(Until::Ready(Source::Pipe(id)))),
         Err(error) => Err(error),
         Ok(count) => {
             cx.kernel.wake(Source::Pipe(id), POLLIN | POLLRDNORM);

@@ -1,0 +1,242 @@
+//! Reading from an inherited terminal and controlling it (ioctl_tty(2)): as natively, but never stopped
+//! with its job.
+
+use std::os::fd::AsFd;
+
+use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+
+use super::transfer::{self, Buffers, Until, Waiting};
+use crate::clock;
+use crate::cx::Cx;
+use crate::fd::{FileKind, OpenFile};
+use crate::host::{HostId, HostKind};
+use crate::outcome::{CallState, Outcome, Source};
+use crate::signal::SIG_IGN;
+use crate::signal::signo::{SIGTTIN, SIGTTOU};
+use crate::vfs::ready::POLLIN;
+use crate::vfs::stream::{self, Moved};
+use crate::vfs::terminal::{self, JobSignal, KernelTermios, When};
+
+const TCGETS: u32 = 0x5401;
+const TCSETS: u32 = 0x5402;
+const TCSETSW: u32 = 0x5403;
+const TCSETSF: u32 = 0x5404;
+const TCFLSH: u32 = 0x540b;
+const TIOCGPGRP: u32 = 0x540f;
+const TIOCSPGRP: u32 = 0x5410;
+const TIOCSTI: u32 = 0x5412;
+const TIOCGWINSZ: u32 = 0x5413;
+const TIOCSWINSZ: u32 = 0x5414;
+const TIOCGSID: u32 = 0x5429;
+/// The process group and session that every process is in.
+const GROUP: i32 = 1;
+/// Most bytes that a terminal keeps for its reader (N_TTY_BUF_SIZE).
+const INPUT_MAX: usize = PAGE_SIZE as usize;
+/// The unit of VTIME, in nanoseconds.
+const TENTH_NS: u64 = 100_000_000;
+
+/// Whose job has the terminal in the foreground.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// The caller's, or nobody asks.
+    Ours,
+    /// Another one: a program would be stopped until it is continued in the foreground.
+    Theirs,
+}
+
+pub(super) fn is_terminal(cx: &Cx<'_>, host: HostId) -> bool {
+    cx.host
+        .get(host)
+        .is_ok_and(|file| file.kind == HostKind::Terminal)
+}
+
+/// As __tty_check_change in drivers/tty/tty_jobctrl.c decides.
+/// Linux differs: where the job would be stopped, the call alone waits, so that a limit ends it.
+fn turn(cx: &mut Cx<'_>, host: HostId, signal: JobSignal) -> Result<Owner, Errno> {
+    let fd = cx.host.fd(host)?;
+    if !terminal::is_background(fd.as_fd()) {
+        return Ok(Owner::Ours);
+    }
+    let signo = match signal {
+        JobSignal::Input => SIGTTIN,
+        JobSignal::Output => SIGTTOU,
+    };
+    let is_blocked = cx.thread()?.signals.mask & crate::signal::bit(signo) != 0;
+    let is_ignored = cx.process()?.signals.action(signo).handler == SIG_IGN;
+    match signal {
+        JobSignal::Input if is_blocked || is_ignored => Err(Errno::EIO),
+        JobSignal::Output if is_blocked || is_ignored => Ok(Owner::Ours),
+        _ if terminal::is_orphaned() => Err(Errno::EIO),
+        _ => Ok(Owner::Theirs),
+    }
+}
+
+/// Whether a stream can be written to now. Output from the background is stopped with TOSTOP only.
+///
+/// # Errors
+/// `EIO` where nobody could continue the job; the host's.
+pub(super) fn may_write(cx: &mut Cx<'_>, host: HostId) -> Result<Owner, Errno> {
+    if !is_terminal(cx, host) {
+        return Ok(Owner::Ours);
+    }
+    let turn = turn(cx, host, JobSignal::Output);
+    let fd = cx.host.fd(host)?;
+    match turn {
+        Ok(Owner::Ours) => Ok(Owner::Ours),
+        _ if !terminal::get(fd.as_fd()).is_ok_and(|termios| termios.stops_output()) => {
+            Ok(Owner::Ours)
+        }
+        other => other,
+    }
+}
+
+/// read(2). A description of our own does not wait, whatever VMIN and VTIME (termios(3)): they are made
+/// here, as n_tty_read in drivers/tty/n_tty.c does it.
+pub(super) fn read(
+    cx: &mut Cx<'_>,
+    from: (HostId, Waiting),
+    mut buffers: Buffers,
+    state: &CallState,
+) -> Outcome {
+    buffers.advance(state.progress);
+    match read_on(cx, from, &mut buffers, state) {
+        Ok(outcome) => outcome,
+        Err(_) if state.progress > 0 => Outcome::Done(Ok(state.progress)),
+        Err(error) => Outcome::Done(Err(error)),
+    }
+}
+
+fn read_on(
+    cx: &mut Cx<'_>,
+    (host, waiting): (HostId, Waiting),
+    buffers: &mut Buffers,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    let mut done = state.progress;
+    if buffers.left() == 0 {
+        return Ok(Outcome::Done(Ok(done)));
+    }
+    if turn(cx, host, JobSignal::Input)? == Owner::Theirs {
+        return Ok(transfer::wait_until(cx, Until::Later, state, done));
+    }
+    let fd = cx.host.fd(host)?;
+    // A terminal that has been hung up has no settings; a read gives what it still has to say.
+    let counted = terminal::get(fd.as_fd())
+        .ok()
+        .filter(|termios| !termios.is_canonical())
+        .map(|termios| termios.min_and_time());
+    let room = usize::try_from(buffers.left())
+        .unwrap_or(INPUT_MAX)
+        .min(INPUT_MAX);
+    // What has been read cannot be put back: the buffers are tried first.
+    buffers.touch(cx, room)?;
+    let mut buf = vec![0u8; room];
+    let moved = stream::read(cx.host, host, &mut buf)?;
+    if let Moved::Bytes(count) = moved {
+        cx.kernel.objects.epolls.stream_read(host, count as u64);
+        let copied = buffers.scatter(cx, buf.get(..count).unwrap_or_default())?;
+        done = done.saturating_add(copied as u64);
+        let wanted = counted.map_or(1, |(min, _)| u64::from(min).max(1));
+        if count == 0 || done >= wanted || buffers.left() == 0 || waiting == Waiting::Refused {
+            return Ok(Outcome::Done(Ok(done)));
+        }
+    }
+    let now_ns = clock::monotonic_ns(cx.host);
+    let time_ns = counted.map_or(0, |(_, time)| TENTH_NS.saturating_mul(u64::from(time)));
+    let deadline_ns = match counted {
+        // From the beginning of the call.
+        Some((0, _)) => state.deadline_ns.or(Some(now_ns.saturating_add(time_ns))),
+        // From the byte before; the first one has no deadline.
+        Some((_, 1..)) if matches!(moved, Moved::Bytes(_)) => Some(now_ns.saturating_add(time_ns)),
+        Some((_, 1..)) if done > 0 => state.deadline_ns,
+        _ => None,
+    };
+    if deadline_ns.is_some_and(|deadline_ns| now_ns >= deadline_ns) {
+        return Ok(Outcome::Done(Ok(done)));
+    }
+    if waiting == Waiting::Refused {
+        return Err(Errno::EAGAIN);
+    }
+    let until = match (moved, counted) {
+        // Without VTIME, poll(2) tells of VMIN bytes at once and not of the next one.
+        (_, Some((2.., 0))) => Until::Later,
+        (Moved::Bytes(_), _) => Until::Ready(Source::Host(host, POLLIN)),
+        (moved, _) => transfer::blocked(cx, host, POLLIN, moved),
+    };
+    let state = CallState {
+        deadline_ns,
+        ..state.clone()
+    };
+    Ok(transfer::wait_until(cx, until, &state, done))
+}
+
+/// ioctl(2) for terminals.
+///
+/// # Errors
+/// `ENOTTY` for what is none, and for what a terminal does not know.
+pub(super) fn control(
+    cx: &mut Cx<'_>,
+    file: &OpenFile,
+    (request, arg): (u32, u64),
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    let host = match file.kind {
+        FileKind::HostStream(host) if is_terminal(cx, host) => host,
+        _ => {
+            // What isatty(3) and stdio ask of every file is no event.
+            if !matches!(request, TCGETS | TIOCGWINSZ | TIOCGPGRP) {
+                cx.host
+                    .report
+                    .unsupported("ioctl", format!("request {request:#x}"));
+            }
+            return Err(Errno::ENOTTY);
+        }
+    };
+    let changes = matches!(request, TCSETS | TCSETSW | TCSETSF | TCFLSH);
+    if changes && turn(cx, host, JobSignal::Output)? == Owner::Theirs {
+        return Ok(transfer::wait_until(cx, Until::Later, state, 0));
+    }
+    let fd = cx.host.fd(host)?;
+    match request {
+        TCGETS => {
+            let termios = terminal::get(fd.as_fd())?;
+            cx.write_struct(Gva(arg), &termios)?;
+        }
+        TCSETS | TCSETSW | TCSETSF => {
+            let wanted: KernelTermios = cx.read_struct(Gva(arg))?;
+            let when = match request {
+                TCSETSF => When::Flush,
+                _ => When::Now,
+            };
+            cx.host.settings.set(&fd, &wanted, when)?;
+        }
+        TCFLSH => terminal::flush(fd.as_fd(), arg)?,
+        TIOCGWINSZ => {
+            let size = terminal::window_size(fd.as_fd())?;
+            cx.write_struct(Gva(arg), &size)?;
+        }
+        TIOCGPGRP | TIOCGSID => cx.write_struct(Gva(arg), &GROUP)?,
+        TIOCSPGRP => {
+            let group: i32 = cx.read_struct(Gva(arg))?;
+            if group != GROUP {
+                return Err(Errno::EPERM);
+            }
+        }
+        TIOCSTI | TIOCSWINSZ => {
+            // They would act on the caller's terminal beyond what a program shows on it.
+            cx.host.report.deny(
+                format!("ioctl {request:#x}"),
+                Errno::EPERM,
+                "the terminal is the caller's",
+            );
+            return Err(Errno::EPERM);
+        }
+        _ => {
+            cx.host
+                .report
+                .unsupported("ioctl", format!("request {request:#x}"));
+            return Err(Errno::ENOTTY);
+        }
+    }
+    Ok(Outcome::Done(Ok(0)))
+}
