@@ -143,7 +143,9 @@ fn read_shared_terminal(
     buf: &mut [u8],
 ) -> Result<Moved, Errno> {
     let ready = host_ready(host, id, POLLIN)?;
-    let into = if ready & (POLLHUP | POLLERR) != 0 || terminal::get(fd)?.is_canonical() {
+    let into = if ready & (POLLHUP | POLLERR) != 0
+        || terminal::get(fd).map_or(true, |termios| termios.is_canonical())
+    {
         if ready == 0 {
             return Ok(Moved::Nothing);
         }
