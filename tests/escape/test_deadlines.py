@@ -62,7 +62,8 @@ def ended(process: subprocess.Popen[bytes]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("batch", "signo"), zip(BATCHES, cycle([signal.SIGINT, signal.SIGTERM]), strict=False)
+    ("batch", "signo"),
+    list(zip(BATCHES, cycle([signal.SIGINT, signal.SIGTERM]), strict=False)),
 )
 def test_a_signal_ends_it(
     hostile: pathlib.Path, monkeypatch: pytest.MonkeyPatch, batch: str, signo: signal.Signals

@@ -427,7 +427,7 @@ def test_syscalls(native: FakeNative, capfd: Capture) -> None:
     assert capfd.readouterr().out.splitlines() == [
         "   0  read    partial  no a|b files",
         "  39  getpid  full",
-        "2 calls: 1 full, 1 partial, 0 none",
+        "2 calls: 1 full, 1 partial, 0 refused, 0 none",
     ]
     assert main(["syscalls", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)[1] == {

@@ -86,9 +86,9 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     // Terminals that the caller hands on. Never TIOCSTI, which types for the user.
     SYS_ioctl [Is(1, TCGETS2)] Allow "reads a terminal's settings";
     SYS_ioctl [Is(1, TCSETS2)] Allow "sets them";
-    SYS_ioctl [Is(1, TCSETSW2)] Allow "sets them once output is written";
-    SYS_ioctl [Is(1, TCSETSF2)] Allow "sets them and drops input";
     SYS_ioctl [Is(1, TCFLSH)] Allow "drops what was not read or sent";
+    SYS_ioctl [Is(1, TIOCGPGRP)] Allow "whose job has a terminal";
+    SYS_ioctl [Is(1, TIOCGSID)] Allow "whether a terminal is ours";
     SYS_ioctl [Is(1, TIOCGWINSZ)] Allow "asks for a window's size, and what is a terminal";
     SYS_ioctl [Is(1, TCGETS)] Allow "Python asks what a source file is, for a traceback";
     SYS_ioctl [Is(1, FIONREAD)] Allow "counts what can be read";
@@ -119,6 +119,8 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_write [] Allow "a stream, traces, explanations";
     SYS_preadv2 [] Allow "a stream, without waiting";
     SYS_pwritev2 [] Allow "a stream, without waiting";
+    SYS_recvfrom [] Allow "a socket, without waiting";
+    SYS_sendto [Is(4, 0)] Allow "the same; never to an address";
     SYS_pwrite64 [] Allow "a file that is a stream";
     SYS_lseek [] Allow "a file that is a stream";
     SYS_ftruncate [] Allow "a file that is a stream";
@@ -150,6 +152,9 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_restart_syscall [] Allow "a call goes on after a stop";
     SYS_readlink [] Allow "a panic of ours names its program";
     // Who we are.
+    SYS_getppid [] Allow "whether the caller's job is orphaned";
+    SYS_getpgid [] Allow "whose job has a terminal";
+    SYS_getsid [] Allow "whether a terminal is ours";
     SYS_getpid [] Allow "the process's id";
     SYS_gettid [] Allow "a thread's id";
     SYS_getuid [] Allow "the guest's user";
@@ -209,9 +214,9 @@ const KVM_GET_DEVICE_ATTR: u32 = 0x4018_aee2;
 // asm-generic/ioctls.h; the second kind of settings has a speed of any number.
 const TCGETS: u32 = 0x5401;
 const TCFLSH: u32 = 0x540b;
+const TIOCGPGRP: u32 = 0x540f;
 const TIOCGWINSZ: u32 = 0x5413;
 const FIONREAD: u32 = 0x541b;
+const TIOCGSID: u32 = 0x5429;
 const TCGETS2: u32 = 0x802c_542a;
 const TCSETS2: u32 = 0x402c_542b;
-const TCSETSW2: u32 = 0x402c_542c;
-const TCSETSF2: u32 = 0x402c_542d;
