@@ -7,6 +7,7 @@ import os
 import pathlib
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,11 @@ IN_PYTHON = {**ENV, "PYTHONPATH": os.fspath(ROOT / "python"), "PYTHONDONTWRITEBY
 ELSEWHERE = {
     ("ioctl", 0x9000AEA4): "KVM_GET_XSAVE: before Linux 5.17, which has KVM_GET_XSAVE2",
     ("ioctl", 0x4018AEE2): "KVM_GET_DEVICE_ATTR: on hardware, where a vCPU has a TSC offset",
+    ("getpgrp", None): "a terminal of the caller's session; e2e/test_terminals.py has such",
+    ("getppid", None): "a job in the background; e2e/test_terminals.py has some",
+    ("getsid", None): "a job in the background; e2e/test_terminals.py has some",
+    ("preadv2", None): "a pipe that cannot be opened again",
+    ("pwritev2", None): "a pipe that cannot be opened again",
     ("readlink", None): "in a panic; crates/jail/tests/panic.rs has one",
     ("clock_getres", None): "where the kernel gives processes no vDSO",
 }
@@ -133,6 +139,8 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
 
     captured = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     master, terminal = pty.openpty()
+    ours, theirs = socket.socketpair()
+    ours.sendall(b"x\n")
     with (tmp_path / "out").open("wb") as out, pathlib.Path("/etc/passwd").open("rb") as passwd:
         seen = set.union(
             run(GUESTS / "build" / "hello-static", **captured),
@@ -144,12 +152,15 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
             run("--", "/bin/stat", "/usr", **captured),
             # A traceback, with lines of our own source.
             run("nosuch", status=127, cwd=ROOT, env={**ENV, "KVMLET_DEBUG": "1"}, **captured),
+            run("--", "/bin/sh", "-c", "read a; echo $a", stdin=theirs, stdout=theirs),
             run("--", "/usr/bin/python3", "-c", TERMINAL, stdin=terminal, stdout=terminal),
             calls_of(log, [sys.executable, "-c", f"{HARDEN}; os.abort()"], status=-signal.SIGABRT),
             calls_of_a_stopped_run(log),
         )
     os.close(terminal)
     os.close(master)
+    ours.close()
+    theirs.close()
     unused = {
         (name, conditions[0][2] if conditions else None): why
         for name, conditions, _, why in rules

@@ -288,4 +288,3 @@ def test_vcpu_state_is_put_back(hostile: pathlib.Path) -> None:
             with snapshot.fork() as fork:
                 assert asked(fork, "show") == clean, f"{fill}: another fork"
                 assert asked(fork, "show thread") == clean, f"{fill}: another fork's thread"
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import types
 from dataclasses import dataclass, field
@@ -45,6 +46,13 @@ class Outcome:
     stats: dict[str, int | float] = field(default_factory=dict)
 
 
+class FakeInherited:
+    """The standard streams: what kvmlet itself says goes to standard error."""
+
+    def say(self, data: bytes) -> None:
+        os.write(2, data)
+
+
 class FakeNative(types.ModuleType):
     NativeError = NativeError
 
@@ -59,6 +67,7 @@ class FakeNative(types.ModuleType):
         self.findings: dict[str, object] = dict(HEALTHY)
         self.rows: list[tuple[int, str, str, str]] = []
         self.started: list[FakeSandbox] = []
+        self.Inherited = FakeInherited
         self.Sandbox = types.SimpleNamespace(start=self.start)
 
     def start(self, argv: list[bytes], **arguments: Any) -> FakeSandbox:

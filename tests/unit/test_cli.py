@@ -12,7 +12,7 @@ from kvmlet.cli import main
 from kvmlet.cli._signals import signal_name
 from kvmlet.cli._text import printable
 from kvmlet.cli.run import split_command, stats_table
-from unit.fake import FakeNative, NativeError, Outcome
+from unit.fake import FakeInherited, FakeNative, NativeError, Outcome
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,11 +75,11 @@ def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch
         b"TMPDIR": b"/tmp",
         b"TERM": b"xterm",
     }
+    assert isinstance(call.pop("streams"), FakeInherited)
     assert call == {
         "argv": [b"sh", b"-c", b"\xff", b"--trace"],
         "cwd": os.getcwdb(),
         "input": None,
-        "capture": False,
         "timeout_s": 1.5,
         "memory_bytes": 64 << 20,
         "output_limit_bytes": 16 << 20,

@@ -23,7 +23,7 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
         "argv": [b"true"],
         "cwd": os.getcwdb(),
         "input": None,
-        "capture": True,
+        "streams": None,
         "timeout_s": None,
         "memory_bytes": 512 << 20,
         "output_limit_bytes": 16 << 20,

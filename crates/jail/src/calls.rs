@@ -12,6 +12,8 @@ pub enum When {
     Masked(u8, u32, u32),
     /// The argument is this process's id.
     OwnProcess(u8),
+    /// The argument is a null pointer.
+    Null(u8),
 }
 
 /// What the kernel does with a call that a rule fits.
@@ -45,7 +47,7 @@ impl Call {
     }
 }
 
-use When::{Is, Masked, OwnProcess};
+use When::{Is, Masked, Null, OwnProcess};
 
 macro_rules! calls {
     ($($number:ident [$($when:expr),*] $answer:ident $why:literal;)*) => {
@@ -120,12 +122,11 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_preadv2 [] Allow "a stream, without waiting";
     SYS_pwritev2 [] Allow "a stream, without waiting";
     SYS_recvfrom [] Allow "a socket, without waiting";
-    SYS_sendto [Is(4, 0)] Allow "the same; never to an address";
+    SYS_sendto [Null(4)] Allow "the same; never to an address";
     SYS_pwrite64 [] Allow "a file that is a stream";
     SYS_lseek [] Allow "a file that is a stream";
     SYS_ftruncate [] Allow "a file that is a stream";
     SYS_fsync [] Allow "a file that is a stream";
-    SYS_fcntl [Is(1, F_GETFD)] Allow "which streams are inherited";
     SYS_fcntl [Is(1, F_DUPFD_CLOEXEC)] Allow "a descriptor of our own for each";
     SYS_fcntl [Is(1, F_GETFL)] Allow "a stream's flags";
     SYS_ppoll [] Allow "waits for streams and deadlines";
@@ -153,7 +154,7 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_readlink [] Allow "a panic of ours names its program";
     // Who we are.
     SYS_getppid [] Allow "whether the caller's job is orphaned";
-    SYS_getpgid [] Allow "whose job has a terminal";
+    SYS_getpgrp [] Allow "whose job has a terminal";
     SYS_getsid [] Allow "whether a terminal is ours";
     SYS_getpid [] Allow "the process's id";
     SYS_gettid [] Allow "a thread's id";
@@ -185,7 +186,6 @@ const THREAD_OPTIONS: u32 = (libc::CLONE_SYSVSEM
     | libc::CLONE_CHILD_CLEARTID)
     .cast_unsigned();
 const PR_SET_NAME: u32 = libc::PR_SET_NAME.cast_unsigned();
-const F_GETFD: u32 = libc::F_GETFD.cast_unsigned();
 const F_GETFL: u32 = libc::F_GETFL.cast_unsigned();
 const F_DUPFD_CLOEXEC: u32 = libc::F_DUPFD_CLOEXEC.cast_unsigned();
 

@@ -73,6 +73,9 @@ fn condition(when: When, pid: u32) -> Result<SeccompCondition, BackendError> {
             (argument, SeccompCmpOp::MaskedEq(u64::from(mask)), value)
         }
         When::OwnProcess(argument) => (argument, SeccompCmpOp::Eq, pid),
+        When::Null(argument) => {
+            return SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0);
+        }
     };
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value.into())
 }

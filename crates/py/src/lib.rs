@@ -254,6 +254,7 @@ fn calls_after_harden(cwd: Vec<u8>) -> PyResult<Vec<CallRule>> {
         When::Is(argument, value) => (argument, u32::MAX, Some(value)),
         When::Masked(argument, mask, value) => (argument, mask, Some(value)),
         When::OwnProcess(argument) => (argument, u32::MAX, None),
+        When::Null(argument) => (argument, u32::MAX, Some(0)),
     };
     let calls = kvmlet_jail::wall(&policy).calls;
     let row = |call: &Call| {
