@@ -41,7 +41,7 @@ class Outcome:
 
 @final
 class Inherited:
-    """The caller's standard streams, opened as they are now: good for one run, after `harden` too."""
+    """The caller's standard streams, opened as they are now: for one run, after `harden` too."""
 
     def __init__(self) -> None: ...
     def say(self, data: bytes) -> None:

@@ -168,6 +168,7 @@ impl OpenFiles {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use std::io::{Read, Seek, Write};
 

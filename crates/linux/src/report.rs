@@ -99,8 +99,9 @@ impl Report {
 /// A text of at most [`TEXT_MAX`] bytes: a guest may make paths of any length.
 fn shortened(mut text: String) -> String {
     if text.len() > TEXT_MAX {
-        let start = text.floor_char_boundary(TEXT_MAX - TEXT_END);
-        let end = text.ceil_char_boundary(text.len().saturating_sub(TEXT_END));
+        let boundary = |at: usize| (at..text.len()).find(|at| text.is_char_boundary(*at));
+        let start = boundary(TEXT_MAX - TEXT_END).unwrap_or(text.len());
+        let end = boundary(text.len().saturating_sub(TEXT_END)).unwrap_or(text.len());
         text.replace_range(start..end, "...");
         text.shrink_to_fit();
     }

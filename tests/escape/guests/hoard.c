@@ -63,7 +63,9 @@ static void read_all(const char *path) {
 static void fill(void) {
     for (;;) {
         char *p = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (p == MAP_FAILED) p = sbrk(0), (void)brk(p + (1 << 20));
+        if (p == MAP_FAILED) p = sbrk(1 << 20);
+        // Not even an area more: what was kept for it has taken all there is.
+        if (p == (void *)-1) return;
         memset(p, 1, 1 << 20);
     }
 }
