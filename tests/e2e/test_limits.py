@@ -237,7 +237,7 @@ def once(i):
         assert kvmlet.run(["./spin"], timeout=0.05).reason == "timeout"
 
 rounds = int(sys.argv[1])
-for i in range(rounds // 10):
+for i in range(max(1, rounds // 10)):
     once(i)
 before = state()
 for i in range(rounds):

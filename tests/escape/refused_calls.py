@@ -198,7 +198,14 @@ def attempt(action: Callable[[], object], prepare: Callable[[], None] = harden) 
     return said
 
 
+# landlock_create_ruleset(2), asked for the version. Before the third (Linux 6.2) it knows no
+# truncation, and openat2 shows seccomp no flags.
+TRUNCATION_IS_REFUSED = libc.syscall(ctypes.c_long(444), None, ctypes.c_long(0), 1) >= 3
+
+
 if __name__ == "__main__":
+    if not TRUNCATION_IS_REFUSED:
+        del REFUSED["open2 to shorten"]
     everything = {**RULED_OUT, **REFUSED, **ABSENT, **ALLOWED}
     ends = {name: attempt(action) for name, action in everything.items()}
     expected = {

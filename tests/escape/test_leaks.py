@@ -256,8 +256,8 @@ def crash(fork: kvmlet.Sandbox) -> None:
         asked(fork, "crash")
 
 
+def test_vcpu_state_is_put_back(hostile: pathlib.Path) -> None:
     """After a reset, a fault and its rebuild, and in the next program of the VM or thread."""
-    """After a reset, a fault and its rebuild, and in the next program of the VM or the host thread."""
     with tenants(hostile) as (snapshot, other), other.fork() as witness:
         clean, clean_thread = asked(witness, "show"), asked(witness, "show thread")
         witness.reset()

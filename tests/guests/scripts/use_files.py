@@ -17,7 +17,11 @@ os.rename(top / "d1", top / "moved")
 os.symlink("copy", top / "alias")
 os.link(top / "copy" / "e0" / "f0.txt", top / "hard")
 for directory, names, files in sorted(os.walk(top)):
-    print(os.path.relpath(directory, top), sorted(names), [(f, os.stat(os.path.join(directory, f)).st_size) for f in sorted(files)])
+    print(
+        os.path.relpath(directory, top),
+        sorted(names),
+        [(f, os.stat(os.path.join(directory, f)).st_size) for f in sorted(files)],
+    )
 print(sorted(p.name for p in top.glob("**/f1*.txt")))
 with tempfile.NamedTemporaryFile(dir=top) as temporary:
     temporary.write(b"temporary")

@@ -8,7 +8,8 @@ db = sqlite3.connect(path)
 db.execute("create table t (id integer primary key, name text, score real)")
 with db:
     db.executemany(
-        "insert into t values (?, ?, ?)", ((i, f"name{i * 7919 % rows}", i / 7) for i in range(rows))
+        "insert into t values (?, ?, ?)",
+        ((i, f"name{i * 7919 % rows}", i / 7) for i in range(rows)),
     )
 db.execute("create index by_name on t (name)")
 print(db.execute("select count(*), min(name), max(name), round(sum(score), 3) from t").fetchone())
@@ -27,4 +28,8 @@ if path != ":memory:":
     db.close()
     db = sqlite3.connect(path)
 print(db.execute("pragma integrity_check").fetchone())
-print(db.execute("select substr(name, 1, 5) s, count(*) from t group by s order by 2 desc, 1 limit 5").fetchall())
+print(
+    db.execute(
+        "select substr(name, 1, 5) s, count(*) from t group by s order by 2 desc, 1 limit 5"
+    ).fetchall()
+)
