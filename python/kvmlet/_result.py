@@ -42,7 +42,7 @@ class Result:
     reason: str
     """"exited", "signal", "timeout", "memory", "output" or "interrupted"."""
     denials: list[Denial] = field(default_factory=list)
-    """What the policy refused, each once: 1,000 at most; `stats["denials_not_kept"]` has the rest."""
+    """What the policy refused, each once: 1,000 at most; `stats["denials_not_kept"]` has more."""
     events: list[Event] = field(default_factory=list)
     stats: dict[str, int | float] = field(default_factory=dict, repr=False)
     """Counters; times have names ending in _us and are in microseconds."""

@@ -504,8 +504,8 @@ static void cpu(void) {
     pthread_t thread;
     need(pthread_create(&thread, NULL, spin, &turns) == 0, "pthread_create");
     double used = until_signal();
-    // The process's time: that of both threads. The kernel's own sum is some per cent ahead of the clock.
-    CHECK(used > 0.8 && used < 5);
+    // The process's time: that of both threads. The kernel's own sum runs ahead of the clock, by more on a busy machine.
+    CHECK(used > 0.4 && used < 8);
     CHECK(soft_of(RLIMIT_CPU) >= 2);
     // Below what is used already: at once, and the limit rises until it is not any more.
     taken = 0;
