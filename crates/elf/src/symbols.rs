@@ -20,6 +20,8 @@ const SYMBOLS_AT_ONCE: u64 = 4096;
 /// Bytes read at once, so that a reader can stop between: 1 MiB.
 const READ_AT_ONCE: usize = 1 << 20;
 
+const OUTSIDE: ElfError = ElfError::BadSymbols("that lie outside the file");
+
 /// A file that can be read at any place.
 pub trait ReadAt {
     /// Fills `into` with the bytes at `offset`; `false` if the file has not that many or cannot be
@@ -103,8 +105,8 @@ pub fn find_function(
         .and_then(|link| sections.get(link))
         .filter(|section| section.kind == elf::SHT_STRTAB.0)
         .ok_or(ElfError::BadSymbols("without a string table"))?;
-    let names = strings_of(file, strings)?;
-    search(file, chosen, &names, name)
+    let names = places_of(file, strings, name)?;
+    search(file, chosen, &names)
 }
 
 fn sections(file: &mut dyn ReadAt) -> Result<Vec<Section>, ElfError> {
@@ -147,18 +149,63 @@ fn sections(file: &mut dyn ReadAt) -> Result<Vec<Section>, ElfError> {
         .collect())
 }
 
-fn strings_of(file: &mut dyn ReadAt, section: &Section) -> Result<Vec<u8>, ElfError> {
-    if section.len > STRINGS_MAX {
+/// The places in a string table at which a symbol's name may start to be the one that is looked for: a bit
+/// for each byte of the table, which itself may be too long to be kept.
+#[derive(Debug)]
+struct Places(Vec<u64>);
+
+impl Places {
+    fn add(&mut self, at: u64) {
+        if let Some(word) = usize::try_from(at / 64)
+            .ok()
+            .and_then(|word| self.0.get_mut(word))
+        {
+            *word |= 1 << (at % 64);
+        }
+    }
+
+    fn has(&self, at: u32) -> bool {
+        usize::try_from(at / 64)
+            .ok()
+            .and_then(|word| self.0.get(word))
+            .is_some_and(|word| word & (1 << (at % 64)) != 0)
+    }
+}
+
+/// Where a string table has `name` with the byte that ends it.
+fn places_of(file: &mut dyn ReadAt, strings: &Section, name: &[u8]) -> Result<Places, ElfError> {
+    if strings.len > STRINGS_MAX {
         return Err(ElfError::BadSymbols("with too many names"));
     }
-    read(file, section.offset, section.len)
+    let words = usize::try_from(strings.len.div_ceil(64)).map_err(|_| OUTSIDE)?;
+    let mut places = Places(vec![0; words]);
+    // The end of what was read before, in which a name may have begun, and what is read now.
+    let mut bytes = Vec::new();
+    let mut start = 0u64;
+    let mut at = 0u64;
+    while at < strings.len {
+        let len = strings.len.saturating_sub(at).min(READ_AT_ONCE as u64);
+        bytes.extend(read(file, strings.offset.saturating_add(at), len)?);
+        at = at.saturating_add(len);
+        for (end, _) in bytes.iter().enumerate().filter(|(_, byte)| **byte == 0) {
+            if let Some(before) = bytes.get(..end)
+                && before.ends_with(name)
+            {
+                let into = end.saturating_sub(name.len()) as u64;
+                places.add(start.saturating_add(into));
+            }
+        }
+        let done = bytes.len().saturating_sub(name.len());
+        bytes.drain(..done);
+        start = start.saturating_add(done as u64);
+    }
+    Ok(places)
 }
 
 fn search(
     file: &mut dyn ReadAt,
     table: &Section,
-    names: &[u8],
-    name: &[u8],
+    names: &Places,
 ) -> Result<Option<Function>, ElfError> {
     let total = table.len.checked_div(SYMBOL_LEN).unwrap_or(0);
     if total > SYMBOLS_MAX {
@@ -172,7 +219,7 @@ fn search(
         let bytes = read(file, offset, count.saturating_mul(SYMBOL_LEN))?;
         let (symbols, _) = bytes.as_chunks::<{ SYMBOL_LEN as usize }>();
         for symbol in symbols {
-            if !is_named(names, u32_at(symbol, 0), name) {
+            if !names.has(u32_at(symbol, 0)) {
                 continue;
             }
             if let Some(found) = function(symbol)
@@ -184,15 +231,6 @@ fn search(
         at = at.saturating_add(count);
     }
     Ok(best.map(|(_, function)| function))
-}
-
-/// Whether the string at `at` is `name`.
-fn is_named(names: &[u8], at: u32, name: &[u8]) -> bool {
-    usize::try_from(at)
-        .ok()
-        .and_then(|at| names.get(at..))
-        .and_then(|rest| rest.strip_prefix(name))
-        .is_some_and(|rest| rest.first() == Some(&0))
 }
 
 /// The function that a symbol defines, if it does.
@@ -220,12 +258,11 @@ fn function(symbol: &[u8; SYMBOL_LEN as usize]) -> Option<(Rank, Function)> {
 
 /// Reads a part that the file must have. Its length is bounded by the caller.
 fn read(file: &mut dyn ReadAt, offset: u64, len: u64) -> Result<Vec<u8>, ElfError> {
-    let outside = ElfError::BadSymbols("that lie outside the file");
-    let mut bytes = vec![0; usize::try_from(len).map_err(|_| outside)?];
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| OUTSIDE)?];
     let mut at = offset;
     for chunk in bytes.chunks_mut(READ_AT_ONCE) {
         if !file.read_at(at, chunk) {
-            return Err(outside);
+            return Err(OUTSIDE);
         }
         at = at.saturating_add(chunk.len() as u64);
     }
@@ -358,6 +395,24 @@ mod tests {
             Some(Function::At(_))
         ));
         assert_eq!(find(&bytes, Symbols::All, "kvmlet_elf_no_such"), None);
+    }
+
+    /// A name that lies across two reads, the end of another name, and tables of many equal names.
+    #[test]
+    fn names_are_found_wherever_they_lie() {
+        for before in READ_AT_ONCE - 12..READ_AT_ONCE + 4 {
+            let long = "x".repeat(before);
+            let symbols = [
+                (long.as_str(), GLOBAL | FUNC, 1, 0x1000),
+                ("function", GLOBAL | FUNC, 1, 0x2000),
+                ("other", GLOBAL | FUNC, 1, 0x3000),
+            ];
+            let bytes = file(&symbols, &[]);
+            let found = |name| find(&bytes, Symbols::Exported, name);
+            assert_eq!(found("function"), Some(Function::At(0x2000)), "{before}");
+            assert_eq!(found(&long), Some(Function::At(0x1000)));
+            assert_eq!((found("unction"), found("x")), (None, None));
+        }
     }
 
     #[test]
