@@ -110,6 +110,45 @@ def test_the_time_limit_is_kept(guests: pathlib.Path, name: str) -> None:
     pytest.fail(f"(taken, allowed) in seconds: {taken}")
 
 
+STOPPED_S = 3
+CPU_LOOP = """
+import resource
+resource.setrlimit(resource.RLIMIT_CPU, (2, 9))
+print("ready", flush=True)
+while True: pass
+"""
+STOPPABLE = {
+    "spin": (["./spin"], "2s", 124),
+    "sleep": (["./sleeper", "sleep"], "2s", 124),
+    "host-work": (
+        ["/usr/bin/python3", "-c", "import os\nwhile True: os.urandom(1 << 24)"],
+        "2s",
+        124,
+    ),
+    "cpu-time": (["/usr/bin/python3", "-c", CPU_LOOP], "40s", 128 + signal.SIGXCPU),
+}
+"""Programs that are stopped after half a second: the limit on their time, their status."""
+
+
+@pytest.mark.poll
+@pytest.mark.skipif(HW, reason="no times on the emulated machine")
+@pytest.mark.parametrize("name", STOPPABLE)
+def test_a_stop_suspends_the_limits(guests: pathlib.Path, name: str) -> None:
+    """SIGSTOP from outside: neither wall-clock nor CPU time passes until SIGCONT."""
+    argv, limit, expected = STOPPABLE[name]
+    started = Started(argv, guests, ("--timeout", limit))
+    time.sleep(0.5)
+    started.process.send_signal(signal.SIGSTOP)
+    time.sleep(STOPPED_S)
+    # A second continuation, of what is not stopped, changes nothing.
+    for _ in range(2):
+        started.process.send_signal(signal.SIGCONT)
+        continued_s = time.monotonic()
+        time.sleep(0.1)
+    assert started.finish()[0] == expected
+    assert 1 < time.monotonic() - continued_s < STOPPED_S, "after SIGCONT"
+
+
 def test_a_limit_that_is_not_reached_changes_nothing(guests: pathlib.Path) -> None:
     run = in_vm(["true"], cwd=guests, options=["--timeout", "1h", "--memory", "2g"])
     assert (run.status, run.stdout, run.stderr) == (0, b"", b"")

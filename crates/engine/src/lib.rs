@@ -8,6 +8,7 @@ mod boot;
 mod error;
 mod flush;
 mod learned;
+mod limit;
 mod outcome;
 mod prepare;
 mod run;

@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::boot::VmmPages;
+use crate::limit::Limit;
 use crate::outcome::{Ending, RunOutcome};
 use crate::snapshot::Frozen;
 use crate::stats::{self, Times};
@@ -32,8 +33,13 @@ pub(crate) const TICK_NS: u64 = 40_000_000;
 pub trait Owner {
     /// Called after a signal and every few hundredths of a second; `true` ends the run.
     fn stop_requested(&mut self) -> bool;
-    /// One traced call.
-    fn trace(&mut self, line: &str);
+    /// Whether the process has been continued after a stop since this was asked last (SIGCONT): a limit on
+    /// time leaves the stop out then.
+    fn was_continued(&mut self) -> bool {
+        false
+    }
+    /// One traced call. To write it may take no longer than the time that is `left`, if there is a limit.
+    fn trace(&mut self, line: &str, left: Option<Duration>);
 }
 
 /// A vCPU with a buffer for the extended state that moves in and out of it.
@@ -269,9 +275,10 @@ impl Sandbox {
         let mut tick_ns = mark_ns.saturating_add(TICK_NS);
         // What the host has done since the guest left.
         let mut work = None;
+        let mut limit = Limit::new(deadline_ns, mark_ns);
         loop {
             let step = self.personality.next(&mut self.vcpu);
-            self.emit_trace(owner);
+            self.emit_trace(owner, &limit);
             self.vcpu.check()?;
             if self.has_reached(until) {
                 return Ok(Stop::Reached);
@@ -285,14 +292,12 @@ impl Sandbox {
                     if kicked {
                         armed_ns = None;
                     }
-                    if kicked || now_ns >= tick_ns {
+                    if kicked || now_ns >= tick_ns || limit.is_due(now_ns) {
                         tick_ns = now_ns.saturating_add(TICK_NS);
                         self.poll_hosts(Duration::ZERO)?;
-                        if let Some(stop) = check(owner, deadline_ns, now_ns) {
+                        if let Some(stop) = limit.check(owner, now_ns) {
                             return Ok(stop);
                         }
-                    } else if deadline_ns.is_some_and(|deadline_ns| now_ns >= deadline_ns) {
-                        return Ok(Stop::TimedOut);
                     }
                     continue;
                 }
@@ -306,10 +311,10 @@ impl Sandbox {
                     }
                     let before_ns = now_ns();
                     self.account(work.take(), before_ns.saturating_sub(mark_ns));
-                    self.idle(wake_ns, deadline_ns, before_ns)?;
+                    self.idle(wake_ns, limit.deadline_ns(), before_ns)?;
                     mark_ns = now_ns();
                     self.times.idle_ns += mark_ns.saturating_sub(before_ns);
-                    if let Some(stop) = check(owner, deadline_ns, mark_ns) {
+                    if let Some(stop) = limit.check(owner, mark_ns) {
                         return Ok(stop);
                     }
                     continue;
@@ -321,7 +326,7 @@ impl Sandbox {
             }
             self.prepare_entry()?;
             let before_ns = now_ns();
-            self.arm(&mut armed_ns, deadline_ns, tick_ns, before_ns)?;
+            self.arm(&mut armed_ns, limit.deadline_ns(), tick_ns, before_ns)?;
             let Some(mut regs) = self.personality.kernel.threads.get(&tid).map(|t| t.regs) else {
                 return Err(EngineError::Internal(
                     "the chosen thread is gone".to_owned(),
@@ -344,7 +349,7 @@ impl Sandbox {
             if trap != Trap::Syscall {
                 self.personality.unwind_jump(tid, trap);
             }
-            let charge_ns = after_ns.saturating_sub(posted.charged_ns);
+            let charge_ns = ran_ns(posted.charged_ns, after_ns);
             let trap = match posted.closed {
                 // Parked before time goes on: what that wakes must be there.
                 Closed::Made | Closed::Stray => {
@@ -361,7 +366,7 @@ impl Sandbox {
                 None => {}
                 Some(Trap::Interrupted) => {
                     armed_ns = None;
-                    if let Some(stop) = check(owner, deadline_ns, after_ns) {
+                    if let Some(stop) = limit.check(owner, after_ns) {
                         return Ok(stop);
                     }
                     if after_ns >= tick_ns {
@@ -379,8 +384,10 @@ impl Sandbox {
                 }
                 Some(trap) => self.personality.handle(tid, trap, &mut self.vcpu),
             }
-            if deadline_ns.is_some_and(|deadline_ns| after_ns >= deadline_ns) {
-                return Ok(Stop::TimedOut);
+            if limit.is_due(after_ns)
+                && let Some(stop) = limit.check(owner, after_ns)
+            {
+                return Ok(stop);
             }
         }
     }
@@ -595,11 +602,17 @@ impl Sandbox {
         Ok(())
     }
 
-    fn emit_trace(&mut self, owner: &mut dyn Owner) {
+    fn emit_trace(&mut self, owner: &mut dyn Owner, limit: &Limit) {
         for line in self.personality.host.report.trace_lines.drain(..) {
-            owner.trace(&line);
+            owner.trace(&line, limit.left(now_ns()));
         }
     }
+}
+
+/// The CPU time of a thread that has been inside the guest between two times. It is kicked once a tick at
+/// least: beyond that the process was stopped, or had no CPU.
+pub(crate) fn ran_ns(since_ns: u64, now_ns: u64) -> u64 {
+    now_ns.saturating_sub(since_ns).min(2 * TICK_NS)
 }
 
 /// A time on the guest's monotonic clock as one on the host's.
@@ -615,16 +628,6 @@ fn work_of(trap: Trap, regs: &UserRegs) -> Option<Work> {
         Trap::Exception { vector: 14, .. } => Some(Work::Fault),
         _ => None,
     }
-}
-
-/// Limits and wishes that end a step.
-fn check(owner: &mut dyn Owner, deadline_ns: Option<u64>, now_ns: u64) -> Option<Stop> {
-    if owner.stop_requested() {
-        return Some(Stop::Interrupted);
-    }
-    deadline_ns
-        .is_some_and(|deadline_ns| now_ns >= deadline_ns)
-        .then_some(Stop::TimedOut)
 }
 
 fn ending(end: End) -> Ending {

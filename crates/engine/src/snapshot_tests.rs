@@ -23,7 +23,7 @@ impl Owner for Nobody {
         false
     }
 
-    fn trace(&mut self, _line: &str) {}
+    fn trace(&mut self, _line: &str, _left: Option<Duration>) {}
 }
 
 /// A page as the program sees it: what it may do besides writing, which copies may do that frozen pages

@@ -13,6 +13,7 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use signal_hook::consts::SIGCONT;
 
 mod doctor;
 mod sandbox;
@@ -138,8 +139,8 @@ struct PythonOwner {
     stop: Arc<AtomicBool>,
     /// Where trace lines go.
     errors: Option<Arc<kvmlet_engine::Inherited>>,
-    /// When the program's time is over.
-    until: Option<Instant>,
+    /// Set when the process is continued after a stop.
+    continued: Arc<AtomicBool>,
 }
 
 impl PythonOwner {
@@ -148,7 +149,7 @@ impl PythonOwner {
             raised: None,
             stop,
             errors: None,
-            until: None,
+            continued: Arc::default(),
         }
     }
 }
@@ -164,14 +165,19 @@ impl Owner for PythonOwner {
         self.raised.is_some()
     }
 
-    fn trace(&mut self, line: &str) {
+    fn was_continued(&mut self) -> bool {
+        self.continued.swap(false, Ordering::SeqCst)
+    }
+
+    fn trace(&mut self, line: &str, left: Option<Duration>) {
+        let until = left.and_then(|left| Instant::now().checked_add(left));
         let Some(errors) = self.errors.clone() else {
             return;
         };
         let line = format!("{line}\n").into_bytes();
         let mut rest = line.as_slice();
         // A slow reader holds the program up, but neither its limit nor a signal.
-        while !rest.is_empty() && self.until.is_none_or(|until| Instant::now() < until) {
+        while !rest.is_empty() && until.is_none_or(|until| Instant::now() < until) {
             let Ok(count) = errors.say(rest, SAY) else {
                 return;
             };
@@ -222,11 +228,16 @@ fn run(
         calls,
     };
     let mut owner = PythonOwner::stopped_by(Arc::default());
+    let mut watch = None;
     if let Streams::Inherit(inherited) = &program.streams {
         owner.errors = Some(Arc::clone(inherited));
+        // A process of ours alone. An application's signals are its own.
+        watch = signal_hook::flag::register(SIGCONT, Arc::clone(&owner.continued)).ok();
     }
-    owner.until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let result = py.detach(|| kvmlet_engine::run(&program, &mut owner));
+    if let Some(watch) = watch {
+        signal_hook::low_level::unregister(watch);
+    }
     if let Some(raised) = owner.raised {
         return Err(raised);
     }

@@ -17,7 +17,7 @@ use kvmlet_linux::syscalls::table;
 use rustix::thread::sched_getcpu;
 
 use crate::EngineError;
-use crate::run::{host_time_ns, now_ns};
+use crate::run::{host_time_ns, now_ns, ran_ns};
 
 use super::Calls;
 
@@ -288,7 +288,7 @@ impl Loan {
     /// `made`.
     fn make(&mut self, call: Call, jump: Option<Gva>, now_ns: u64) -> Option<u64> {
         // First, as after an exit: the call may ask for CPU time, or wait for it.
-        let spent_ns = now_ns.saturating_sub(self.charged_ns);
+        let spent_ns = ran_ns(self.charged_ns, now_ns);
         self.personality.charge_cpu(self.tid, spent_ns);
         let outcome = self.personality.make(self.tid, &call);
         let jump = jump.filter(|&back| self.personality.can_jump(self.tid, back, call.nr));
