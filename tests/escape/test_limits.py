@@ -85,6 +85,8 @@ HOARDS = {
     "vectors": ["vectors"],
 }
 """Things that kvmlet keeps or makes for a guest, in memory that is not the guest's."""
+MAY_END = ("maps", "sockets")
+"""Those that end when they are refused more. All others go on until their memory is full."""
 
 
 @pytest.mark.usefixtures("vm")
@@ -100,7 +102,8 @@ def test_hoards(hostile: pathlib.Path, half: int) -> None:
         runs = [(name, executor.submit(hoard, HOARDS[name])) for name in list(HOARDS)[half::2]]
     for name, future in runs:
         run = future.result()
-        assert run.status in (0, 124, 137), f"{name}: {run.said}"
+        ends = (0, 124, 137) if name in MAY_END else (124, 137)
+        assert run.status in ends, f"{name}: {run.said}"
 
 
 @pytest.mark.usefixtures("vm")
