@@ -84,6 +84,7 @@ int main(int argc, char **argv) {
     pthread_t t[THREADS];
     for (long i = 0; i < THREADS; i++) need(pthread_create(&t[i], NULL, work, (void *)i) == 0, "pthread_create");
     for (int i = 0; i < THREADS; i++) pthread_join(t[i], NULL);
+    printf("has avx %d avx2 %d avx512f %d\n", has_avx, !!__builtin_cpu_supports("avx2"), !!__builtin_cpu_supports("avx512f"));
     printf("sse %d avx %d x87 %d mode %d sum %d\n", bad_sse, bad_avx, bad_x87, bad_mode, bad_sum);
     CHECK(bad_sse + bad_avx + bad_x87 + bad_mode + bad_sum == 0);
     volatile double x = 2.0;

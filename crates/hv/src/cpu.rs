@@ -61,7 +61,12 @@ impl CpuTemplate {
         };
         let features = leaf(1, 0);
         let extended = leaf(7, 0);
-        let has_xsave = features.ecx >> 26 & 1 == 1;
+        // Leaf 0DH counts too, not only the XSAVE bit: software KVM hides the bit, but ring 3 runs on the
+        // host's XCR0 there, and KVM saves what the leaf names. Without OSXSAVE in CR4 programs would be
+        // told that there is no AVX (SDM vol. 1, 14.3).
+        let state = leaf(0xd, 0);
+        let supported = u64::from(state.eax) | u64::from(state.edx) << 32;
+        let has_xsave = features.ecx >> 26 & 1 == 1 || supported & XCR0_LEGACY == XCR0_LEGACY;
         let mut cr4 = CR4_BASE;
         for (present, bit) in [
             (extended.ebx & 1, CR4_FSGSBASE),
@@ -74,10 +79,6 @@ impl CpuTemplate {
                 cr4 |= bit;
             }
         }
-        // Leaf 0DH counts, not the XSAVE bit: software KVM hides the bit, but ring 3 runs on the host's
-        // XCR0 there, and KVM saves what the leaf names.
-        let state = leaf(0xd, 0);
-        let supported = u64::from(state.eax) | u64::from(state.edx) << 32;
         let mut xcr0 = 0;
         let mut xsave_len_bytes = XSAVE_LEGACY_LEN;
         if supported & XCR0_LEGACY == XCR0_LEGACY {
