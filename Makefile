@@ -21,7 +21,7 @@ GUEST_PROGRAMS := tests/guests tests/escape/guests
 help:
 	@echo "make run       build, then run a Python script in a VM"
 	@echo "make test      every check on this machine's own KVM"
-	@echo "make test-long PART=auto|exit|poll|rust  the same, with what is rare repeated in full"
+	@echo "make test-long PART=auto|exit|poll|rust|user  the same, with what is rare repeated in full"
 	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
@@ -84,7 +84,7 @@ test-steps:
 	KVMLET_CALLS=poll $(PYTEST) -m '$(EACH_WAY)' $(END_TO_END)
 
 # What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
-LONG_PARTS := auto exit poll rust
+LONG_PARTS := auto exit poll rust user
 .PHONY: test-long $(LONG_PARTS:%=test-long-%)
 test-long: deps-test
 	@$(if $(filter $(LONG_PARTS),$(PART)),,$(error PART is one of: $(LONG_PARTS)))
@@ -93,6 +93,11 @@ test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
 	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END)
+# The end-to-end tests once more by a user without privileges who may use /dev/kvm.
+test-long-user: $(VENV)/.group-dev
+	@$(MAKE) develop
+	@$(MAKE) guests
+	tests/as_user env KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider tests/e2e
 test-long-rust: $(VENV)/.group-dev
 	PROPTEST_CASES=2048 cargo test --workspace --exclude kvmlet-py
 

@@ -360,6 +360,12 @@ fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<O
                 ends.writers = ends.writers.saturating_add(1);
             }
         }
+        // Their inode is root's, mode 0600: others do not get as far as to learn that it cannot be opened.
+        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_)
+            if cx.kernel.ids.uid != 0 =>
+        {
+            return Err(Errno::EACCES);
+        }
         FileKind::Event(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
