@@ -29,6 +29,7 @@ help:
 	@echo "make bench-calls  what a system call costs, by exit and by polling"
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make bench-faults  page faults that leave the VM, of real programs"
+	@echo "make bench-limits  how soon a limit or a signal ends hostile guests"
 	@echo "make lint      formatters, linters, types and import contracts only"
 	@echo "make clean     remove what was built"
 
@@ -175,6 +176,12 @@ bench-profile: deps-bench $(VENV)/.group-bench
 bench-faults: deps-bench
 	@$(MAKE) develop-release
 	$(BIN)/python benches/faults.py
+
+.PHONY: bench-limits
+bench-limits: deps-bench
+	@$(MAKE) develop-release
+	@$(MAKE) guests
+	$(BIN)/python benches/limits.py
 
 .PHONY: clean
 clean:
