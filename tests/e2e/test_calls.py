@@ -61,14 +61,14 @@ def test_polled_calls_take_no_exit(guests: pathlib.Path, calls: str) -> None:
 
 @pytest.mark.slow
 @needs_two
-@pytest.mark.parametrize("guest", ["./direct", "./once-dynamic"])
+@pytest.mark.parametrize("guest", ["./trampoline", "./once-dynamic"])
 def test_hot_calls_jump_where_syscall_is_slow(guests: pathlib.Path, guest: str) -> None:
     """On software KVM only, and only where calls are polled."""
     argv = [guest, *(["20", "50000"] if HW else ["2000"])]
 
     def sites(calls: str) -> int | float:
         result = kvmlet.run(argv, cwd=guests, calls=calls, timeout=HANG_S).check()
-        return result.stats["direct_sites"]
+        return result.stats["trampolines"]
 
     assert sites("exit") == 0
     if HW:
@@ -104,7 +104,7 @@ def test_forks_keep_what_jumps(guests: pathlib.Path) -> None:
             sandbox.until_ready(timeout=HANG_S)
             for _ in range(sized(10, 2)):
                 sandbox.request(b"see", timeout=HANG_S)
-            sites = sandbox.stats()["direct_sites"]
+            sites = sandbox.stats()["trampolines"]
             if calls == "exit" or HW:
                 assert sites == 0
             else:
@@ -115,7 +115,7 @@ def test_forks_keep_what_jumps(guests: pathlib.Path) -> None:
                     answers.add(fork.request(b"see", timeout=HANG_S))
                     fork.reset()
                 assert len(answers) == 1
-                assert fork.stats()["direct_sites"] == 0
+                assert fork.stats()["trampolines"] == 0
 
 
 @needs_two

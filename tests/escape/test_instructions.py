@@ -131,11 +131,11 @@ def test_jumps_to_every_byte_of_the_syscall_entry(hostile: pathlib.Path) -> None
 @pytest.mark.default_mode  # each says how calls travel
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("calls", ["poll", "exit"])
-def test_jumps_into_the_page_of_direct_calls(hostile: pathlib.Path, calls: str) -> None:
+def test_jumps_into_the_trampoline_page(hostile: pathlib.Path, calls: str) -> None:
     """The program may execute that page. Where it has slots in use, each leads back into the middle
     of a function of the program, which is likely to end it.
     """
-    argv = ["./stubjump", "direct", "0", "4096", str(3 if LONG else 64)]
+    argv = ["./stubjump", "trampolines", "0", "4096", str(3 if LONG else 64)]
     run = bounded(argv, cwd=hostile, calls=calls, timeout_s=sized(100, 300))
     if HW or calls == "exit":
         assert run.status == 0, run.said

@@ -16,7 +16,7 @@ HEALTHY: dict[str, object] = {
     "kvm": "ok",
     "kvm_error": None,
     "api_version": 12,
-    "world": "hardware",
+    "kvm_kind": "hardware",
     "vm_ran": True,
     "x_us": 1.25,
     "landlock": 3,

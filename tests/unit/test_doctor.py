@@ -17,7 +17,7 @@ def broken(kvm: str, **more: object) -> dict[str, object]:
         "kvm": kvm,
         "kvm_error": "why not",
         "api_version": None,
-        "world": None,
+        "kvm_kind": None,
         "vm_ran": False,
         "x_us": None,
         "caps": {},
@@ -103,7 +103,7 @@ def test_notes_do_not_fail(
 
 
 def test_software_kvm_is_explained() -> None:
-    text = render({**HEALTHY, "world": "software", "nested": True, "container": "docker"})
+    text = render({**HEALTHY, "kvm_kind": "software", "nested": True, "container": "docker"})
     assert "software KVM" in text
     assert "virtual machine" in text
     assert "docker" in text

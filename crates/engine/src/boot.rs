@@ -6,7 +6,7 @@ use imbl::OrdMap;
 use kvmlet_abi::layout;
 use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
-use kvmlet_hv::{Kvm, Vcpu, VcpuConfig, World};
+use kvmlet_hv::{Kvm, KvmKind, Vcpu, VcpuConfig};
 use kvmlet_linux::clock::GuestClock;
 use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
 use kvmlet_linux::exec::{self, ExecRequest};
@@ -96,17 +96,17 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
     let vm = kvm.create_vm()?;
     let mut memory = GuestMemory::new(program.memory_bytes)?;
     let mut tables = PageTables::new(&mut memory)?;
-    let known = kvm.known_world();
+    let known = kvm.known_kvm_kind();
     let pages = map_vmm_pages(&mut memory, &mut tables, known)?;
     let mut vdso_pages = place_vdso(&mut memory)?;
     for slot in memory.take_new_slots() {
         vm.set_slot(slot)?;
     }
     let mut vcpu = vm.create_vcpu(vcpu_config(&memory, &tables, &pages, known)?)?;
-    let world = match known {
-        Some(world) => world,
+    let kvm_kind = match known {
+        Some(kvm_kind) => kvm_kind,
         None => {
-            let world = vcpu.probe_world()?;
+            let kvm_kind = vcpu.probe_kvm_kind()?;
             tables.unmap_range(
                 &mut memory,
                 layout::PROBE_CODE,
@@ -115,18 +115,18 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
                     memory.free_frame(leaf.gpa);
                 },
             )?;
-            if world == World::Hardware {
-                settle_world(&mut memory, &mut tables, world)?;
+            if kvm_kind == KvmKind::Hardware {
+                settle_kvm_kind(&mut memory, &mut tables, kvm_kind)?;
             }
-            world
+            kvm_kind
         }
     };
-    if world == World::Software {
+    if kvm_kind == KvmKind::Software {
         memory.expose_tables()?;
         tables.attach_window(&mut memory);
-        let direct = direct_page(&vdso_pages);
-        memory.write(direct, &kvmlet_stub::direct::page_image())?;
-        vdso_pages.direct = Some(direct);
+        let trampolines = trampoline_page(&vdso_pages);
+        memory.write(trampolines, &kvmlet_stub::trampoline::page_image())?;
+        vdso_pages.trampolines = Some(trampolines);
     }
     let clock = guest_clock(clock(&mut vcpu));
     let xstate = vcpu.xstate_layout();
@@ -138,7 +138,7 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
             hwcap: kvmlet_hv::cpuid_1_edx(),
             hwcap2: 2,
         },
-        often: Default::default(),
+        hot_pages: Default::default(),
     };
     let (mut host, cwd) = make_host(program)?;
     host.clock = clock;
@@ -199,7 +199,7 @@ pub(crate) fn vcpu_config(
     memory: &GuestMemory,
     tables: &PageTables,
     pages: &VmmPages,
-    world: Option<World>,
+    kvm_kind: Option<KvmKind>,
 ) -> Result<VcpuConfig, EngineError> {
     let page = |gpa| {
         memory
@@ -211,7 +211,7 @@ pub(crate) fn vcpu_config(
         exc_stack: page(pages.exc_stack)?,
         flush_stack: page(pages.flush_stack)?,
         call_page: page(pages.call_page)?,
-        world,
+        kvm_kind,
     })
 }
 
@@ -228,12 +228,12 @@ fn place(
     Ok(gpa)
 }
 
-/// The pages of [`layout`]. Before the world is known the syscall page is the software form, and the
+/// The pages of [`layout`]. Before the kind of KVM is known the syscall page is the software form, and the
 /// probe code is there too.
 fn map_vmm_pages(
     memory: &mut GuestMemory,
     tables: &mut PageTables,
-    world: Option<World>,
+    kvm_kind: Option<KvmKind>,
 ) -> Result<VmmPages, EngineError> {
     let data = PteFlags::WRITE | PteFlags::NX;
     let code = PteFlags::empty();
@@ -245,12 +245,12 @@ fn map_vmm_pages(
         &kvmlet_stub::idt_image(),
         PteFlags::NX,
     )?;
-    let stub_world = world.unwrap_or(World::Software);
+    let stub_kind = kvm_kind.unwrap_or(KvmKind::Software);
     place(
         memory,
         tables,
         layout::TSS,
-        &kvmlet_stub::tss_image(stub_world),
+        &kvmlet_stub::tss_image(stub_kind),
         data,
     )?;
     let exc_stack = place(memory, tables, layout::EXC_STACK, &[], data)?;
@@ -263,12 +263,12 @@ fn map_vmm_pages(
         kvmlet_stub::exception_code(),
         code,
     )?;
-    let syscall = kvmlet_stub::syscall_code(stub_world);
-    let user = user_flag(stub_world);
+    let syscall = kvmlet_stub::syscall_code(stub_kind);
+    let user = user_flag(stub_kind);
     place(memory, tables, layout::SYSCALL_CODE, syscall, code | user)?;
     let stub_data = place(memory, tables, layout::STUB_DATA, &[], PteFlags::NX | user)?;
     let call_page = place(memory, tables, layout::CALL_PAGE, &[], data | user)?;
-    if world.is_none() {
+    if kvm_kind.is_none() {
         place(
             memory,
             tables,
@@ -286,27 +286,27 @@ fn map_vmm_pages(
     })
 }
 
-fn user_flag(world: World) -> PteFlags {
-    match world {
-        World::Software => PteFlags::USER,
-        World::Hardware => PteFlags::empty(),
+fn user_flag(kvm_kind: KvmKind) -> PteFlags {
+    match kvm_kind {
+        KvmKind::Software => PteFlags::USER,
+        KvmKind::Hardware => PteFlags::empty(),
     }
 }
 
-/// After the probe: replaces the syscall page and the task state segment by `world`'s forms, and
+/// After the probe: replaces the syscall page and the task state segment by `kind of KVM`'s forms, and
 /// narrows the syscall page, its constants and the call page.
-fn settle_world(
+fn settle_kvm_kind(
     memory: &mut GuestMemory,
     tables: &mut PageTables,
-    world: World,
+    kvm_kind: KvmKind,
 ) -> Result<(), EngineError> {
-    let user = user_flag(world);
+    let user = user_flag(kvm_kind);
     if let Some(gpa) = tables.translate(memory, layout::TSS) {
-        memory.write(gpa, &kvmlet_stub::tss_image(world))?;
+        memory.write(gpa, &kvmlet_stub::tss_image(kvm_kind))?;
     }
     if let Some(gpa) = tables.translate(memory, layout::SYSCALL_CODE) {
         memory.zero(gpa, PAGE_SIZE)?;
-        memory.write(gpa, kvmlet_stub::syscall_code(world))?;
+        memory.write(gpa, kvmlet_stub::syscall_code(kvm_kind))?;
     }
     tables.protect_range(memory, layout::SYSCALL_CODE, PAGE_SIZE, user)?;
     tables.protect_range(memory, layout::STUB_DATA, PAGE_SIZE, PteFlags::NX | user)?;
@@ -315,12 +315,12 @@ fn settle_world(
     Ok(())
 }
 
-/// The frame behind the vDSO's image: the direct page, where `syscall` costs more than a polled call.
-fn direct_page(vdso: &Vdso) -> Gpa {
+/// The frame behind the vDSO's image: the trampoline page, where `syscall` costs more than a polled call.
+fn trampoline_page(vdso: &Vdso) -> Gpa {
     vdso.data.wrapping_add((vdso.image_pages + 1) * PAGE_SIZE)
 }
 
-/// Frames of the vDSO: a data page, the image directly behind it, and a page for direct calls.
+/// Frames of the vDSO: a data page, the image directly behind it, and a page for trampolines.
 fn place_vdso(memory: &mut GuestMemory) -> Result<Vdso, EngineError> {
     let image = vdso::image();
     let image_pages = (image.len() as u64).div_ceil(PAGE_SIZE);
@@ -332,7 +332,7 @@ fn place_vdso(memory: &mut GuestMemory) -> Result<Vdso, EngineError> {
     Ok(Vdso {
         data,
         image_pages,
-        direct: None,
+        trampolines: None,
     })
 }
 

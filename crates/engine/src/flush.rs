@@ -5,7 +5,7 @@
 //! entries drops the shadow of the whole table, and deleting and adding again the slots that hold the
 //! tables drops everything.
 
-use kvmlet_hv::{HvError, Vcpu, Vm, World};
+use kvmlet_hv::{HvError, KvmKind, Vcpu, Vm};
 use kvmlet_linux::cx::Machine;
 use kvmlet_mem::PendingFlush;
 
@@ -16,8 +16,8 @@ pub(crate) fn discharge(vm: &Vm, vcpu: &mut Vcpu, machine: &mut Machine) -> Resu
     match &pending {
         PendingFlush::None => return Ok(false),
         PendingFlush::Entries(entries) => {
-            let addresses: Vec<_> = match vcpu.world() {
-                Some(World::Software) => machine.memory.flush_stores(entries),
+            let addresses: Vec<_> = match vcpu.kvm_kind() {
+                Some(KvmKind::Software) => machine.memory.flush_stores(entries),
                 _ => entries.iter().map(|stale| stale.gva).collect(),
             };
             if vcpu.request_flush(&addresses).is_err() {

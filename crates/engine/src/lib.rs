@@ -25,7 +25,7 @@ use std::time::Duration;
 pub use error::EngineError;
 pub use kvmlet_hv::Kicker;
 pub use kvmlet_hv::probe::{ProbeReport, probe};
-pub use kvmlet_linux::call::CallArg;
+pub use kvmlet_linux::guest_call::CallArg;
 pub use kvmlet_linux::syscalls::table::{Support, rows};
 pub use kvmlet_linux::vfs::stdio::Inherited;
 pub use outcome::{Ending, RunOutcome};

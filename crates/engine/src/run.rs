@@ -7,7 +7,7 @@ use kvmlet_abi::call_page::Closed;
 use kvmlet_abi::layout::StubConstant;
 use kvmlet_abi::{Gpa, Trap, UserRegs};
 use kvmlet_hv::{Vcpu, Vm, XState};
-use kvmlet_linux::call::CallStatus;
+use kvmlet_linux::guest_call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
 use kvmlet_linux::outcome::Outcome;
 use kvmlet_linux::personality::{Cpu, Personality, Step};

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::Kicker;
-use kvmlet_linux::call::{CallArg, CallError, Returns};
 use kvmlet_linux::channel::{Peer, PostError};
+use kvmlet_linux::guest_call::{CallArg, CallError, Returns};
 use kvmlet_linux::symbols::SymbolError;
 
 use crate::outcome::Ending;

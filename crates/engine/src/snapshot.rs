@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
-use kvmlet_hv::{Kvm, VcpuConfig, Vm, World};
+use kvmlet_hv::{Kvm, KvmKind, VcpuConfig, Vm};
 use kvmlet_linux::clock::GuestClock;
 use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
 use kvmlet_linux::host::Host;
@@ -105,7 +105,7 @@ pub(crate) struct Frozen {
     clock: HostClock,
     cpu: CpuInfo,
     pub pages: VmmPages,
-    world: World,
+    kvm_kind: KvmKind,
     /// How calls of forks travel.
     calls: Calls,
     ready: Mutex<Vec<Bound>>,
@@ -151,7 +151,7 @@ impl Snapshot {
                 "the program's mapped files cannot be frozen: {errno}"
             ))
         })?;
-        let world = vcpu.vcpu.world().unwrap_or(World::Hardware);
+        let kvm_kind = vcpu.vcpu.kvm_kind().unwrap_or(KvmKind::Hardware);
         let Machine {
             mut memory,
             tables,
@@ -184,7 +184,7 @@ impl Snapshot {
             clock,
             cpu,
             pages,
-            world,
+            kvm_kind,
             calls: transport.mode(),
             ready: Mutex::default(),
             ready_max: AtomicUsize::new(READY_KEPT),
@@ -270,7 +270,7 @@ fn give_back_blank(vm: Vm, mut vcpu: VcpuState) {
         exc_stack: page.clone(),
         flush_stack: page.clone(),
         call_page: page,
-        world: vcpu.vcpu.world(),
+        kvm_kind: vcpu.vcpu.kvm_kind(),
     });
     start_count(&vm, &mut vcpu);
     let mut blank = blank_vms();
@@ -339,7 +339,7 @@ impl Frozen {
         let blank = blank_vms().vms.pop();
         let (mut memory, tables) = self.fork_memory()?;
         let slots = memory.take_new_slots();
-        let config = boot::vcpu_config(&memory, &tables, &self.pages, Some(self.world))?;
+        let config = boot::vcpu_config(&memory, &tables, &self.pages, Some(self.kvm_kind))?;
         let (vm, mut vcpu) = match blank {
             Some(BlankVm { vm, mut vcpu }) => {
                 set_slots(&vm, slots)?;
@@ -409,11 +409,11 @@ impl Frozen {
             tables,
             // A fork's text would be put back at each reset: what is not direct by now stays so.
             vdso: Some(Vdso {
-                direct: None,
+                trampolines: None,
                 ..self.vdso
             }),
             cpu: self.cpu,
-            often: Default::default(),
+            hot_pages: Default::default(),
         };
         Sandbox {
             vcpu,
@@ -488,7 +488,7 @@ impl Sandbox {
         let was = self.ended.replace(Ending::Broken);
         let (mut memory, tables) = frozen.fork_memory()?;
         let slots = memory.take_new_slots();
-        let config = boot::vcpu_config(&memory, &tables, &frozen.pages, Some(frozen.world))?;
+        let config = boot::vcpu_config(&memory, &tables, &frozen.pages, Some(frozen.kvm_kind))?;
         if was == Some(Ending::Broken) || self.is_suspect {
             let vm = Kvm::open()?.create_vm()?;
             set_slots(&vm, slots)?;

@@ -79,7 +79,7 @@ pub(crate) fn collect(
         ("calls_polled", transport.polled),
         ("calls_exit", syscalls.saturating_sub(transport.polled)),
         ("calls_left", transport.left),
-        ("direct_sites", report.direct_sites),
+        ("trampolines", report.trampolines),
         ("polls_timed_out", transport.timed_out),
         ("faults", counters.page_faults),
         ("flushes", counters.flushes),

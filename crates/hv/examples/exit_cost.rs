@@ -91,7 +91,7 @@ fn main() -> Result<(), HvError> {
         "system call and flush of 1 page",
         "system call and flush of 64 pages",
     ];
-    println!("{:?} KVM", vm.world());
+    println!("{:?} KVM", vm.kvm_kind());
     let mut x = 0.0;
     for (name, times) in names.iter().zip(&mut samples) {
         times.sort_by(f64::total_cmp);

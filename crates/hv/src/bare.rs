@@ -9,7 +9,7 @@ use kvmlet_abi::{Gpa, Gva, PAGE_SIZE, Trap, UserRegs};
 use kvmlet_mem::{GuestMemory, HostPage, MemError, PageSize, PageTables, PendingFlush, PteFlags};
 use kvmlet_stub::pages::CONSTANT_SLOTS;
 use kvmlet_stub::{
-    World, exception_code, gdt_image, idt_image, probe_code, stub_data_image, syscall_code,
+    KvmKind, exception_code, gdt_image, idt_image, probe_code, stub_data_image, syscall_code,
     tss_image,
 };
 
@@ -22,14 +22,14 @@ const TIMING_CODE: Gva = Gva(0x7000_0000_0000);
 /// `1: out %al,$0x40; jmp 1b`: the one port that ring 3 owns on software KVM.
 const TIMING_LOOP: [u8; 4] = [0xe6, kvmlet_abi::layout::PORT_SYSCALL as u8, 0xeb, 0xfc];
 
-/// A VM with one vCPU that knows its [`World`].
+/// A VM with one vCPU that knows its [`KvmKind`].
 #[derive(Debug)]
 pub struct BareVm {
     vcpu: Vcpu,
     vm: Vm,
     memory: GuestMemory,
     tables: PageTables,
-    world: World,
+    kvm_kind: KvmKind,
     stub_data: Gpa,
 }
 
@@ -58,7 +58,7 @@ impl Pages {
 }
 
 impl BareVm {
-    /// Builds the VM and probes the world in it.
+    /// Builds the VM and probes the kind of KVM in it.
     ///
     /// # Errors
     /// Any [`HvError`] of the calls that this takes.
@@ -72,12 +72,12 @@ impl BareVm {
         let user = PteFlags::USER;
         pages.place(GDT, &gdt_image(), read)?;
         pages.place(IDT, &idt_image(), read)?;
-        let tss = pages.place(TSS, &tss_image(World::Software), read)?;
+        let tss = pages.place(TSS, &tss_image(KvmKind::Software), read)?;
         let exc_stack = pages.place(EXC_STACK, &[], write)?;
         pages.place(DF_STACK, &[], write)?;
         let flush_stack = pages.place(FLUSH_STACK, &[], write)?;
         pages.place(EXC_CODE, exception_code(), code)?;
-        let syscall = syscall_code(World::Software);
+        let syscall = syscall_code(KvmKind::Software);
         let syscall_page = pages.place(SYSCALL_CODE, syscall, code | user)?;
         let stub_data = pages.place(STUB_DATA, &[], read | user)?;
         let call_page = pages.place(CALL_PAGE, &[], write | user)?;
@@ -92,27 +92,27 @@ impl BareVm {
             exc_stack: pages.host_page(exc_stack)?,
             flush_stack: pages.host_page(flush_stack)?,
             call_page: pages.host_page(call_page)?,
-            world: None,
+            kvm_kind: None,
         })?;
-        let world = vcpu.probe_world()?;
+        let kvm_kind = vcpu.probe_kvm_kind()?;
         let Pages { memory, tables } = pages;
         let mut bare = Self {
             vcpu,
             vm,
             memory,
             tables,
-            world,
+            kvm_kind,
             stub_data,
         };
-        match world {
-            World::Hardware => {
-                bare.write(tss, &tss_image(world))?;
-                bare.write(syscall_page, syscall_code(world))?;
+        match kvm_kind {
+            KvmKind::Hardware => {
+                bare.write(tss, &tss_image(kvm_kind))?;
+                bare.write(syscall_page, syscall_code(kvm_kind))?;
                 bare.map(SYSCALL_CODE, syscall_page, code)?;
                 bare.map(STUB_DATA, stub_data, read)?;
                 bare.map(CALL_PAGE, call_page, write)?;
             }
-            World::Software => {
+            KvmKind::Software => {
                 bare.memory.expose_tables().map_err(MemError::from)?;
                 bare.tables.attach_window(&mut bare.memory);
             }
@@ -190,9 +190,9 @@ impl BareVm {
         let fits = match &pending {
             PendingFlush::None => return Ok(()),
             PendingFlush::Entries(entries) => {
-                let operands: Vec<Gva> = match self.world {
-                    World::Hardware => entries.iter().map(|stale| stale.gva).collect(),
-                    World::Software => self.memory.flush_stores(entries),
+                let operands: Vec<Gva> = match self.kvm_kind {
+                    KvmKind::Hardware => entries.iter().map(|stale| stale.gva).collect(),
+                    KvmKind::Software => self.memory.flush_stores(entries),
                 };
                 self.vcpu.request_flush(&operands).is_ok()
             }
@@ -221,8 +221,8 @@ impl BareVm {
 
     /// The kind of KVM that the probe found.
     #[must_use]
-    pub fn world(&self) -> World {
-        self.world
+    pub fn kvm_kind(&self) -> KvmKind {
+        self.kvm_kind
     }
 
     /// X: microseconds per bare exit and re-entry, the median of `batches` batches of `rounds`.
@@ -231,9 +231,9 @@ impl BareVm {
     /// Any [`HvError`] of running.
     pub fn measure_exit_us(&mut self, batches: u32, rounds: u32) -> Result<f64, HvError> {
         if self.tables.walk(&self.memory, TIMING_CODE).is_none() {
-            let flags = match self.world {
-                World::Software => PteFlags::USER,
-                World::Hardware => PteFlags::empty(),
+            let flags = match self.kvm_kind {
+                KvmKind::Software => PteFlags::USER,
+                KvmKind::Hardware => PteFlags::empty(),
             };
             self.map_page(TIMING_CODE, &TIMING_LOOP, flags)?;
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use kvm_bindings::kvm_sregs;
 use kvm_ioctls::{Cap, VcpuFd};
 use kvmlet_mem::budget::{Claim, Held, Resource};
-use kvmlet_stub::World;
+use kvmlet_stub::KvmKind;
 
 use crate::HvError;
 use crate::cpu::CpuTemplate;
@@ -30,7 +30,7 @@ static PROCESS: Mutex<Option<Kvm>> = Mutex::new(None);
 struct Inner {
     fd: kvm_ioctls::Kvm,
     template: OnceLock<CpuTemplate>,
-    world: OnceLock<World>,
+    kvm_kind: OnceLock<KvmKind>,
     /// Special registers of a new vCPU: the same in all.
     reset_sregs: OnceLock<kvm_sregs>,
     /// Frequency of a guest's TSC in kHz, if KVM knows it: the same in all VMs, none of which sets one.
@@ -47,7 +47,7 @@ pub struct Kvm(Arc<Inner>);
 impl fmt::Debug for Kvm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kvm")
-            .field("world", &self.0.world.get())
+            .field("kvm_kind", &self.0.kvm_kind.get())
             .finish_non_exhaustive()
     }
 }
@@ -86,7 +86,7 @@ impl Kvm {
         let kvm = Self(Arc::new(Inner {
             fd,
             template: OnceLock::new(),
-            world: OnceLock::new(),
+            kvm_kind: OnceLock::new(),
             reset_sregs: OnceLock::new(),
             tsc_khz: OnceLock::new(),
             moves_pkru: OnceLock::new(),
@@ -130,13 +130,13 @@ impl Kvm {
 
     /// Which kind of KVM this is, once a vCPU of this process has found out; it cannot change later.
     #[must_use]
-    pub fn known_world(&self) -> Option<World> {
-        self.0.world.get().copied()
+    pub fn known_kvm_kind(&self) -> Option<KvmKind> {
+        self.0.kvm_kind.get().copied()
     }
 
-    pub(crate) fn note_world(&self, world: World) {
+    pub(crate) fn note_world(&self, kvm_kind: KvmKind) {
         // A second probe finds the same answer.
-        let _ = self.0.world.set(world);
+        let _ = self.0.kvm_kind.set(kvm_kind);
     }
 
     /// The special registers that a vCPU has at reset, read from `fd` the first time.

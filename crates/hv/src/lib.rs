@@ -25,7 +25,7 @@ pub use cpu::cpuid_1_edx;
 pub use error::HvError;
 pub use kick::{Kicker, block_signals};
 pub use kvm::Kvm;
-pub use kvmlet_stub::World;
+pub use kvmlet_stub::KvmKind;
 
 pub use state::{Piece, PutBack, Row, STATE};
 pub use stats::Stats;

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use kvmlet_stub::World;
+use kvmlet_stub::KvmKind;
 
 use crate::bare::BareVm;
 use crate::{HvError, Kvm};
@@ -72,7 +72,7 @@ pub struct ProbeReport {
     /// KVM_GET_API_VERSION.
     pub api_version: Option<i32>,
     /// Which kind of KVM it is.
-    pub world: Option<World>,
+    pub kvm_kind: Option<KvmKind>,
     /// Whether a program ran in a VM, at ring 3, and left it by a system call.
     pub vm_ran: bool,
     /// Cost of one bare exit and re-entry, in microseconds.
@@ -98,7 +98,7 @@ pub fn probe() -> ProbeReport {
         kvm: KvmState::Ok,
         kvm_error: None,
         api_version: None,
-        world: None,
+        kvm_kind: None,
         vm_ran: false,
         x_us: None,
         landlock: landlock_abi(),
@@ -137,7 +137,7 @@ pub fn probe() -> ProbeReport {
 
 fn run_vm(kvm: &Kvm, report: &mut ProbeReport) -> Result<(), HvError> {
     let mut vm = BareVm::new(kvm)?;
-    report.world = Some(vm.world());
+    report.kvm_kind = Some(vm.kvm_kind());
     report.vm_ran = true;
     report.x_us = Some(vm.measure_exit_us(X_BATCHES, X_ROUNDS)?);
     Ok(())
@@ -206,7 +206,7 @@ mod tests {
     fn the_report_agrees_with_itself() {
         let report = probe();
         assert_eq!(report.kvm == KvmState::Ok, report.kvm_error.is_none());
-        assert_eq!(report.vm_ran, report.world.is_some());
+        assert_eq!(report.vm_ran, report.kvm_kind.is_some());
         if report.kvm == KvmState::Ok {
             assert!(report.vm_ran);
             assert_eq!(report.api_version, Some(12));

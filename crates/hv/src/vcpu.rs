@@ -17,7 +17,7 @@ use kvmlet_abi::regs::{Selectors, is_canonical};
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
 use kvmlet_mem::HostPage;
 use kvmlet_mem::budget::Held;
-use kvmlet_stub::{MAX_FLUSH_PAGES, World, flush_entry_offset};
+use kvmlet_stub::{KvmKind, MAX_FLUSH_PAGES, flush_entry_offset};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 
 use crate::cpu::{
@@ -52,8 +52,8 @@ pub struct VcpuConfig {
     pub flush_stack: HostPage,
     /// The page mapped at [`kvmlet_abi::layout::CALL_PAGE`].
     pub call_page: HostPage,
-    /// Which kind of KVM this is, or `None` to ask [`Vcpu::probe_world`] before the first run.
-    pub world: Option<World>,
+    /// Which kind of KVM this is, or `None` to ask [`Vcpu::probe_kvm_kind`] before the first run.
+    pub kvm_kind: Option<KvmKind>,
 }
 
 /// What a vCPU has done so far.
@@ -99,7 +99,7 @@ pub struct Vcpu {
     call_page: CallPage,
     /// The posted call from which the last run left.
     waiting: Option<Ticket>,
-    world: Option<World>,
+    kvm_kind: Option<KvmKind>,
     cr3: Gpa,
     /// What ring 3 starts the next run with on software KVM, and what it ended the last one with.
     selectors: Selectors,
@@ -128,7 +128,7 @@ unsafe impl Send for Vcpu {}
 impl fmt::Debug for Vcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vcpu")
-            .field("world", &self.world)
+            .field("kvm_kind", &self.kvm_kind)
             .field("cr3", &self.cr3)
             .field("flush", &self.flush.len())
             .field("counters", &self.counters)
@@ -210,7 +210,7 @@ impl Vcpu {
             flush_stack: config.flush_stack,
             call_page: CallPage::new(config.call_page),
             waiting: None,
-            world: config.world,
+            kvm_kind: config.kvm_kind,
             cr3: config.cr3,
             selectors: Selectors::default(),
             initial: Box::new(sregs),
@@ -263,7 +263,7 @@ impl Vcpu {
     /// it from outside of the stub is reported as #GP like any other port's, but after an `out` it has
     /// already retired and `rip` stands behind it; the data goes nowhere.
     ///
-    /// Without a known [`World`] the VM is taken for hardware, where a wrong answer is
+    /// Without a known [`KvmKind`] the VM is taken for hardware, where a wrong answer is
     /// [`Trap::Broken`] at the first system call.
     pub fn run(&mut self, regs: &mut UserRegs) -> Trap {
         regs.sanitise();
@@ -350,7 +350,7 @@ impl Vcpu {
         };
         let mut privilege = Privilege::User;
         if !self.flush.is_empty()
-            && let Some(entry) = flush_entry_offset(self.stub_world(), self.flush.len())
+            && let Some(entry) = flush_entry_offset(self.stub_kind(), self.flush.len())
         {
             self.write_flush_stack(regs);
             let words = self.flush.len() + FLUSH_FRAME_WORDS;
@@ -392,7 +392,7 @@ impl Vcpu {
                 (&mut sregs.gs, selectors.gs),
             ] {
                 // Software KVM has no part in it.
-                if segment.selector != selector && self.world != Some(World::Software) {
+                if segment.selector != selector && self.kvm_kind != Some(KvmKind::Software) {
                     *segment = data_segment(selector);
                     dirty |= KVM_SYNC_X86_SREGS;
                 }
@@ -434,7 +434,7 @@ impl Vcpu {
     fn kvm_run(&mut self) -> Result<(), i32> {
         self.counters.runs += 1;
         self.counters.ioctls += 1;
-        if self.world != Some(World::Software) {
+        if self.kvm_kind != Some(KvmKind::Software) {
             return self.ioctl_run();
         }
         let own = selectors::read();
@@ -511,24 +511,24 @@ impl Vcpu {
         self.exc_stack = config.exc_stack;
         self.flush_stack = config.flush_stack;
         self.call_page = CallPage::new(config.call_page);
-        self.world = config.world;
+        self.kvm_kind = config.kvm_kind;
         self.flush.clear();
     }
 
     /// Says which kind of KVM this is, and so which form of the syscall page is mapped.
-    pub fn set_world(&mut self, world: World) {
-        self.world = Some(world);
+    pub fn set_kvm_kind(&mut self, kvm_kind: KvmKind) {
+        self.kvm_kind = Some(kvm_kind);
     }
 
     /// The kind of KVM, if known.
     #[must_use]
-    pub fn world(&self) -> Option<World> {
-        self.world
+    pub fn kvm_kind(&self) -> Option<KvmKind> {
+        self.kvm_kind
     }
 
-    /// The form of the stub to go by: hardware's until the world is known.
-    fn stub_world(&self) -> World {
-        self.world.unwrap_or(World::Hardware)
+    /// The form of the stub to go by: hardware's until the kind of KVM is known.
+    fn stub_kind(&self) -> KvmKind {
+        self.kvm_kind.unwrap_or(KvmKind::Hardware)
     }
 
     /// Shape of the extended state.
@@ -636,9 +636,9 @@ impl Vcpu {
     /// ring 3 reads the host's (KVM_VCPU_TSC_OFFSET, Documentation/virt/kvm/devices/vcpu.rst, 4).
     ///
     /// # Errors
-    /// [`HvError::Call`] on a kernel before 5.16, when the world is hardware.
+    /// [`HvError::Call`] on a kernel before 5.16, when the kind of KVM is hardware.
     pub fn tsc_offset(&mut self) -> Result<i64, HvError> {
-        if self.world == Some(World::Software) {
+        if self.kvm_kind == Some(KvmKind::Software) {
             return Ok(0);
         }
         let mut offset = 0i64;

@@ -180,7 +180,7 @@ fn features(software: bool) -> u32 {
 
 fn has(feature: u32) -> bool {
     let software =
-        kvmlet_hv::Kvm::open().unwrap().known_world() == Some(kvmlet_hv::World::Software);
+        kvmlet_hv::Kvm::open().unwrap().known_kvm_kind() == Some(kvmlet_hv::KvmKind::Software);
     features(software) & feature != 0
 }
 

@@ -14,7 +14,7 @@ use kvmlet_abi::layout::{
 };
 use kvmlet_abi::trap::{PF_FETCH, PF_PRESENT, PF_USER, PF_WRITE};
 use kvmlet_abi::{Gva, Trap, UserRegs};
-use kvmlet_hv::World;
+use kvmlet_hv::KvmKind;
 use kvmlet_mem::FileMapping;
 use kvmlet_stub::leave_offset;
 
@@ -355,8 +355,8 @@ fn a_jump_into_the_stub_gains_nothing() {
     let Some(mut guest) = Guest::new(jump()) else {
         return;
     };
-    let world = guest.vm.world();
-    for offset in [0, leave_offset(world)] {
+    let kvm_kind = guest.vm.kvm_kind();
+    for offset in [0, leave_offset(kvm_kind)] {
         guest.restart(jump());
         guest.regs.rdi = SYSCALL_CODE.0 + offset;
         guest.regs.rax = CALL;
@@ -374,14 +374,14 @@ fn a_jump_into_the_stub_gains_nothing() {
     }
     // Past the out, into the padding, onto the compatibility entry.
     for offset in [
-        leave_offset(world) + 2,
+        leave_offset(kvm_kind) + 2,
         4000,
         kvmlet_stub::CSTAR_OFFSET_BYTES,
     ] {
         guest.restart(jump());
         guest.regs.rdi = SYSCALL_CODE.0 + offset;
         let (vector, _) = exception(guest.run_on());
-        assert_eq!(vector == 14, world == World::Hardware, "{vector}");
+        assert_eq!(vector == 14, kvm_kind == KvmKind::Hardware, "{vector}");
     }
 }
 

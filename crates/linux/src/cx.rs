@@ -19,7 +19,7 @@ pub struct Machine {
     /// What the auxiliary vector says of the CPU.
     pub cpu: CpuInfo,
     /// Pages that system calls read often.
-    pub often: mm::OftenRead,
+    pub hot_pages: mm::HotPages,
 }
 
 /// Consecutive frames of the vDSO: its data page, then its image.
@@ -29,8 +29,8 @@ pub struct Vdso {
     pub data: Gpa,
     /// Pages of the image behind it.
     pub image_pages: u64,
-    /// The direct page, where text may be changed to jump there ([`crate::mm::DirectCalls`]).
-    pub direct: Option<Gpa>,
+    /// The trampoline page, where text may be changed to jump there ([`crate::mm::Trampolines`]).
+    pub trampolines: Option<Gpa>,
 }
 
 /// Capability words of the CPU (getauxval(3)).

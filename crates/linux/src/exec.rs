@@ -380,7 +380,7 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
         (main.image.kind, &program.interpreter),
         (Kind::Static, None)
     );
-    mm::direct::map_page(cx, fixed.then_some(main.image.load_span.start))?;
+    mm::trampoline::map_page(cx, fixed.then_some(main.image.load_span.start))?;
     let executable = matches!(main.image.stack, StackFlags::Executable);
     let aux = [
         (AT_SYSINFO_EHDR, vdso),

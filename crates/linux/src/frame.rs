@@ -444,7 +444,7 @@ fn restore(cx: &mut Cx<'_>) -> Result<(), Errno> {
         thread.signals.altstack = value;
     }
     let mut regs = thread.regs;
-    crate::mm::direct::realign(cx, &mut regs);
+    crate::mm::trampoline::realign(cx, &mut regs);
     cx.thread()?.regs = regs;
     Ok(())
 }

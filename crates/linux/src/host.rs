@@ -13,10 +13,10 @@ use crate::budget::Budget;
 use crate::clock::{GuestClock, HostClocks};
 use crate::hostfd::{HostFd, OpenFiles};
 use crate::report::Report;
-use crate::vfs::afterwards::Afterwards;
 use crate::vfs::attr::Attr;
+use crate::vfs::deferred::Deferred;
 use crate::vfs::hostfs::{self, Listing, Roots};
-use crate::vfs::look::LastLook;
+use crate::vfs::lookup_cache::LookupCache;
 use crate::vfs::terminal::Settings;
 
 /// Directories whose search permission is remembered at most.
@@ -133,9 +133,9 @@ pub struct Host {
     /// [`Enforcement::ModeBits`].
     pub searchable: BTreeSet<Vec<u8>>,
     /// What a call has looked at, for the open that may follow.
-    pub looked: LastLook,
+    pub lookup_cache: LookupCache,
     /// What is done as soon as the program has its answer.
-    pub afterwards: Afterwards,
+    pub deferred: Deferred,
     /// Settings of the caller's terminals that the program has changed.
     pub settings: Settings,
     /// Captured output.
@@ -170,8 +170,8 @@ impl Host {
             roots,
             credentials: hostfs::caller(),
             searchable: BTreeSet::new(),
-            looked: LastLook::default(),
-            afterwards: Afterwards::default(),
+            lookup_cache: LookupCache::default(),
+            deferred: Deferred::default(),
             settings: Settings::default(),
             captured: Captured {
                 limit_bytes: output_limit_bytes,
@@ -199,8 +199,8 @@ impl Host {
             roots: Arc::clone(&self.roots),
             credentials: self.credentials.clone(),
             searchable: self.searchable.clone(),
-            looked: LastLook::default(),
-            afterwards: Afterwards::default(),
+            lookup_cache: LookupCache::default(),
+            deferred: Deferred::default(),
             settings: Settings::default(),
             captured: Captured {
                 limit_bytes: self.captured.limit_bytes,
@@ -234,8 +234,8 @@ impl Host {
             }
         }
         self.next_id = frozen.next_id;
-        self.looked = LastLook::default();
-        self.afterwards = Afterwards::default();
+        self.lookup_cache = LookupCache::default();
+        self.deferred = Deferred::default();
         self.settings.restore();
         self.captured.stdout.clear();
         self.captured.stderr.clear();
@@ -332,9 +332,9 @@ impl Host {
         if file.refs == 0
             && let Some(file) = self.files.remove(&id)
         {
-            self.afterwards.close(file.fd);
+            self.deferred.close(file.fd);
             if let Some(own) = file.own {
-                self.afterwards.close(own);
+                self.deferred.close(own);
             }
         }
     }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use kvmlet_abi::UserRegs;
 
-use crate::call::HostCall;
 use crate::channel::Channel;
 use crate::fd::{FdTable, FileId, OpenFile};
+use crate::guest_call::HostCall;
 use crate::mm::Mm;
 use crate::rlimit::Rlimits;
 use crate::sched::Sched;

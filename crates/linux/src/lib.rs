@@ -29,12 +29,12 @@ pub mod kernel;
 pub mod outcome;
 pub mod report;
 
-pub mod call;
 pub mod channel;
 pub mod clock;
 pub mod exec;
 pub mod frame;
 pub mod futex;
+pub mod guest_call;
 pub mod mm;
 pub mod personality;
 pub mod rlimit;

@@ -7,7 +7,7 @@ use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::trap::{PF_FETCH, PF_PK, PF_USER, PF_WRITE};
 use kvmlet_abi::{Gva, Trap};
-use kvmlet_stub::direct::Stopped;
+use kvmlet_stub::trampoline::Stopped;
 
 use crate::clock;
 use crate::cx::{Cx, Machine};
@@ -98,7 +98,7 @@ impl Personality {
     /// of the old one's threads is given up.
     pub fn assign(&mut self, kernel: Kernel) {
         self.kernel = kernel;
-        self.machine.often = mm::OftenRead::default();
+        self.machine.hot_pages = mm::HotPages::default();
         self.current = None;
         self.live = None;
         self.slice_end_ns = 0;
@@ -369,16 +369,16 @@ impl Personality {
     }
 
     /// Whether the place that makes call `nr` and returns to `back` can be given a jump to the stub
-    /// ([`mm::DirectCalls`]).
+    /// ([`mm::Trampolines`]).
     pub fn can_jump(&mut self, tid: Tid, back: Gva, nr: u64) -> bool {
-        mm::direct::can_be_direct(&mut self.cx(tid), back, nr)
+        mm::trampoline::can_be_trampoline(&mut self.cx(tid), back, nr)
     }
 
     /// Gives the place that makes call `nr` and returns to `back` a jump to the stub, if it can have one.
     /// The guest is not running.
     pub fn make_jump(&mut self, tid: Tid, back: Gva, nr: u64) {
-        if mm::direct::make_direct(&mut self.cx(tid), back, nr) {
-            self.host.report.direct_sites = self.host.report.direct_sites.saturating_add(1);
+        if mm::trampoline::make_trampoline(&mut self.cx(tid), back, nr) {
+            self.host.report.trampolines = self.host.report.trampolines.saturating_add(1);
         }
     }
 
@@ -396,7 +396,7 @@ impl Personality {
         if let Some(thread) = kernel.threads.get_mut(&tid)
             && let Some(process) = kernel.processes.get(&thread.pid)
         {
-            process.mm.unwind_direct(stopped, &mut thread.regs);
+            process.mm.unwind_trampoline(stopped, &mut thread.regs);
         }
     }
 

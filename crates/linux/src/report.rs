@@ -47,7 +47,7 @@ pub struct Report {
     /// Calls by number.
     pub calls: BTreeMap<u64, u64>,
     /// Places in program text that have been given a jump to the stub.
-    pub direct_sites: u64,
+    pub trampolines: u64,
     /// Time spent outside of guest code by what for, in nanoseconds.
     pub spent_ns: BTreeMap<Work, u64>,
 }

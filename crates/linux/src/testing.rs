@@ -196,7 +196,7 @@ impl Sandbox {
                 tables,
                 vdso: None,
                 cpu: Default::default(),
-                often: Default::default(),
+                hot_pages: Default::default(),
             },
             host,
             next: KEPT,

@@ -11,7 +11,10 @@ pub fn probe(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     found.set_item("kvm", report.kvm.as_str())?;
     found.set_item("kvm_error", report.kvm_error)?;
     found.set_item("api_version", report.api_version)?;
-    found.set_item("world", report.world.map(|world| world.as_str()))?;
+    found.set_item(
+        "kvm_kind",
+        report.kvm_kind.map(|kvm_kind| kvm_kind.as_str()),
+    )?;
     found.set_item("vm_ran", report.vm_ran)?;
     found.set_item("x_us", report.x_us)?;
     found.set_item("landlock", report.landlock)?;

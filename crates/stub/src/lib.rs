@@ -3,10 +3,10 @@
 //! to the addresses of [`kvmlet_abi::layout`].
 #![allow(unsafe_code)]
 
-pub mod direct;
 mod geometry;
 pub mod pages;
 mod syscall;
+pub mod trampoline;
 pub mod vdso;
 
 pub use geometry::{CSTAR_OFFSET_BYTES, MAX_FLUSH_PAGES};
@@ -14,4 +14,4 @@ pub use pages::{
     PageImage, exception_code, exception_entry_offset, flush_entry_offset, gdt_image, idt_image,
     probe_code, stub_data_image, tss_image,
 };
-pub use syscall::{StubPc, World, classify, direct_entry, leave_offset, syscall_code};
+pub use syscall::{KvmKind, StubPc, classify, leave_offset, syscall_code, trampoline_entry};

@@ -5,7 +5,7 @@ use kvmlet_abi::layout::{
     StubConstant, TSS, TSS_SELECTOR,
 };
 
-use crate::World;
+use crate::KvmKind;
 use crate::geometry::{
     ENTRY_STRIDE_BYTES, FLUSH_HARDWARE_BYTES, FLUSH_SOFTWARE_BYTES, FLUSH_STEP_BYTES,
     MAX_FLUSH_PAGES,
@@ -61,13 +61,13 @@ pub const fn exception_entry_offset(vector: u8) -> u64 {
 /// (rip, cs, rflags, rsp, ss), and changes no other register. An operand is the address of the page
 /// on hardware, and the address at which its table entry is mapped on software KVM.
 #[must_use]
-pub const fn flush_entry_offset(world: World, pages: usize) -> Option<u64> {
+pub const fn flush_entry_offset(kvm_kind: KvmKind, pages: usize) -> Option<u64> {
     if pages > MAX_FLUSH_PAGES {
         return None;
     }
-    let start = match world {
-        World::Hardware => FLUSH_HARDWARE_BYTES,
-        World::Software => FLUSH_SOFTWARE_BYTES,
+    let start = match kvm_kind {
+        KvmKind::Hardware => FLUSH_HARDWARE_BYTES,
+        KvmKind::Software => FLUSH_SOFTWARE_BYTES,
     };
     Some(start + (MAX_FLUSH_PAGES - pages) as u64 * FLUSH_STEP_BYTES)
 }
@@ -124,17 +124,17 @@ pub fn idt_image() -> [u8; PAGE_LEN] {
 /// The task state segment: RSP0 and IST 1 are the exception stack, IST 2 the double-fault stack.
 ///
 /// On software KVM the syscall entry runs at ring 3, so that ring 3 must own the one port it leaves
-/// through; software KVM consults this bitmap. On hardware ring 3 owns none. The world is probed with
+/// through; software KVM consults this bitmap. On hardware ring 3 owns none. The kind of KVM is probed with
 /// the software image.
 #[must_use]
-pub fn tss_image(world: World) -> [u8; PAGE_LEN] {
+pub fn tss_image(kvm_kind: KvmKind) -> [u8; PAGE_LEN] {
     let mut page = [0; PAGE_LEN];
     put(&mut page, 0x04, &EXC_STACK_TOP.0.to_le_bytes());
     put(&mut page, 0x24, &EXC_STACK_TOP.0.to_le_bytes());
     put(&mut page, 0x2c, &DF_STACK_TOP.0.to_le_bytes());
     put(&mut page, 0x66, &IO_MAP_BASE.to_le_bytes());
     page[usize::from(IO_MAP_BASE)..=usize::from(TSS_LIMIT)].fill(0xff);
-    if world == World::Software {
+    if kvm_kind == KvmKind::Software {
         page[usize::from(IO_MAP_BASE + PORT_SYSCALL / 8)] &= !(1 << (PORT_SYSCALL % 8));
     }
     page
@@ -167,19 +167,19 @@ mod tests {
     #[test]
     fn the_flush_routine_takes_as_many_pages_as_asked() {
         let code = exception_code();
-        for (world, step) in [
-            (World::Hardware, [0x58, 0x0f, 0x01, 0x38]),
-            (World::Software, [0x58, 0x80, 0x08, 0x00]),
+        for (kvm_kind, step) in [
+            (KvmKind::Hardware, [0x58, 0x0f, 0x01, 0x38]),
+            (KvmKind::Software, [0x58, 0x80, 0x08, 0x00]),
         ] {
             for pages in [0, 1, 5, 64, MAX_FLUSH_PAGES] {
-                let mut at = flush_entry_offset(world, pages).unwrap() as usize;
+                let mut at = flush_entry_offset(kvm_kind, pages).unwrap() as usize;
                 for _ in 0..pages {
                     assert_eq!(code[at..at + 4], step);
                     at += 4;
                 }
                 assert_eq!(code[at..at + 3], [0x58, 0x48, 0xcf]);
             }
-            assert_eq!(flush_entry_offset(world, MAX_FLUSH_PAGES + 1), None);
+            assert_eq!(flush_entry_offset(kvm_kind, MAX_FLUSH_PAGES + 1), None);
         }
     }
 

@@ -9,14 +9,14 @@ use crate::pages::{PAGE_LEN, PageImage};
 
 /// What `syscall` at ring 3 does on this KVM: the only difference between the two that the stub sees.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum World {
+pub enum KvmKind {
     /// VT-x, AMD-V: enters LSTAR at CPL 0, and port access from ring 3 raises #GP.
     Hardware,
     /// Software KVM (PVM): jumps to LSTAR at CPL 3, and port access from ring 3 leaves the VM.
     Software,
 }
 
-impl World {
+impl KvmKind {
     /// The word that reports use.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -84,59 +84,59 @@ unsafe extern "C" {
     static kvmlet_stub_syscall_software: PageImage;
     static kvmlet_stub_marks_hardware: Marks;
     static kvmlet_stub_marks_software: Marks;
-    static kvmlet_stub_marks_direct: Marks;
+    static kvmlet_stub_marks_trampoline: Marks;
 }
 
 /// The page for [`SYSCALL_CODE`]; the entry (LSTAR) is its first byte.
 #[must_use]
-pub fn syscall_code(world: World) -> &'static [u8] {
+pub fn syscall_code(kvm_kind: KvmKind) -> &'static [u8] {
     // SAFETY: both symbols are immutable page images of exactly PAGE_LEN bytes in .rodata.
     unsafe {
-        match world {
-            World::Hardware => &kvmlet_stub_syscall_hardware.0,
-            World::Software => &kvmlet_stub_syscall_software.0,
+        match kvm_kind {
+            KvmKind::Hardware => &kvmlet_stub_syscall_hardware.0,
+            KvmKind::Software => &kvmlet_stub_syscall_software.0,
         }
     }
 }
 
-fn marks(world: World) -> &'static Marks {
+fn marks(kvm_kind: KvmKind) -> &'static Marks {
     // SAFETY: both symbols are immutable tables of 7 + 2 * 7 u32 in .rodata, written by MARKS.
     unsafe {
-        match world {
-            World::Hardware => &kvmlet_stub_marks_hardware,
-            World::Software => &kvmlet_stub_marks_software,
+        match kvm_kind {
+            KvmKind::Hardware => &kvmlet_stub_marks_hardware,
+            KvmKind::Software => &kvmlet_stub_marks_software,
         }
     }
 }
 
-fn direct_marks() -> &'static Marks {
+fn trampoline_marks() -> &'static Marks {
     // SAFETY: as in `marks`.
-    unsafe { &kvmlet_stub_marks_direct }
+    unsafe { &kvmlet_stub_marks_trampoline }
 }
 
 /// Where a call enters that jumps instead of executing `syscall`: software KVM only, see
-/// [`crate::direct`].
+/// [`crate::trampoline`].
 #[must_use]
-pub fn direct_entry() -> Gva {
-    SYSCALL_CODE.wrapping_add(u64::from(direct_marks().entry))
+pub fn trampoline_entry() -> Gva {
+    SYSCALL_CODE.wrapping_add(u64::from(trampoline_marks().entry))
 }
 
 /// Offset of the `out` that leaves the VM with a call that was not posted, in bytes from [`SYSCALL_CODE`].
 #[must_use]
-pub fn leave_offset(world: World) -> u64 {
-    u64::from(marks(world).leave)
+pub fn leave_offset(kvm_kind: KvmKind) -> u64 {
+    u64::from(marks(kvm_kind).leave)
 }
 
 /// Classifies `pc`. The thread may have jumped there by itself; the answer then still names a state
 /// that ring 3 could have reached with the registers it has.
 #[must_use]
-pub fn classify(world: World, pc: Gva) -> StubPc {
+pub fn classify(kvm_kind: KvmKind, pc: Gva) -> StubPc {
     let offset = pc.0.wrapping_sub(SYSCALL_CODE.0);
     if offset >= PAGE_SIZE {
         return StubPc::Outside;
     }
-    match classify_by(marks(world), offset) {
-        StubPc::Outside if world == World::Software => classify_by(direct_marks(), offset),
+    match classify_by(marks(kvm_kind), offset) {
+        StubPc::Outside if kvm_kind == KvmKind::Software => classify_by(trampoline_marks(), offset),
         place => place,
     }
 }
@@ -191,32 +191,32 @@ const _: () = assert!(PAGE_LEN as u64 == PAGE_SIZE);
 mod tests {
     use super::*;
 
-    /// Each world's table of marks, and the one of calls that jump.
-    fn tables() -> [(World, &'static Marks); 3] {
+    /// Each kind of KVM's table of marks, and the one of calls that jump.
+    fn tables() -> [(KvmKind, &'static Marks); 3] {
         [
-            (World::Hardware, marks(World::Hardware)),
-            (World::Software, marks(World::Software)),
-            (World::Software, direct_marks()),
+            (KvmKind::Hardware, marks(KvmKind::Hardware)),
+            (KvmKind::Software, marks(KvmKind::Software)),
+            (KvmKind::Software, trampoline_marks()),
         ]
     }
 
     #[test]
     fn classification_follows_the_code() {
-        for (world, marks) in tables() {
-            let code = syscall_code(world);
+        for (kvm_kind, marks) in tables() {
+            let code = syscall_code(kvm_kind);
             let leave = u64::from(marks.leave);
             let at = leave as usize;
             assert_eq!(
                 code[at..at + 2],
                 [0xe6, kvmlet_abi::layout::PORT_SYSCALL as u8]
             );
-            let pc = |offset: u64| classify(world, Gva(SYSCALL_CODE.0 + offset));
+            let pc = |offset: u64| classify(kvm_kind, Gva(SYSCALL_CODE.0 + offset));
             assert_eq!(pc(u64::from(marks.entry)), StubPc::Entry);
             assert_eq!(pc(leave), StubPc::AtLeave);
             assert_eq!(pc(leave + 2), StubPc::AfterLeave);
             assert_eq!(pc(4095), StubPc::Outside);
-            assert_eq!(classify(world, Gva(0x1000)), StubPc::Outside);
-            assert_eq!(classify(world, Gva(SYSCALL_CODE.0 - 1)), StubPc::Outside);
+            assert_eq!(classify(kvm_kind, Gva(0x1000)), StubPc::Outside);
+            assert_eq!(classify(kvm_kind, Gva(SYSCALL_CODE.0 - 1)), StubPc::Outside);
             let marks_of_post = marks;
             let at = marks_of_post.post_leave as usize;
             assert_eq!(
@@ -232,7 +232,7 @@ mod tests {
                 (marks_of_post.post_return - 1, StubPc::Posted),
                 (marks_of_post.post_return, StubPc::Answered),
             ] {
-                assert_eq!(pc(u64::from(offset)), expected, "{world:?} {offset}");
+                assert_eq!(pc(u64::from(offset)), expected, "{kvm_kind:?} {offset}");
             }
             let cstar = CSTAR_OFFSET_BYTES as usize;
             assert_eq!(code[cstar..cstar + 2], [0x0f, 0x0b]);
@@ -240,13 +240,13 @@ mod tests {
                 assert_eq!(
                     pc(u64::from(start)),
                     StubPc::Answering { number: *number },
-                    "{world:?} {number}"
+                    "{kvm_kind:?} {number}"
                 );
                 assert_eq!(pc(u64::from(end)), StubPc::Answered);
                 let end = end as usize;
-                let expected: &[u8] = match world {
-                    World::Hardware => &[0x48, 0x0f, 0x07],
-                    World::Software => &[0xff, 0xe1],
+                let expected: &[u8] = match kvm_kind {
+                    KvmKind::Hardware => &[0x48, 0x0f, 0x07],
+                    KvmKind::Software => &[0xff, 0xe1],
                 };
                 assert_eq!(&code[end..end + expected.len()], expected);
             }
@@ -255,8 +255,8 @@ mod tests {
 
     #[test]
     fn each_answer_loads_its_own_constant() {
-        for (world, marks) in tables() {
-            let code = syscall_code(world);
+        for (kvm_kind, marks) in tables() {
+            let code = syscall_code(kvm_kind);
             for (slot, [_, end]) in marks.answers.iter().enumerate() {
                 // mov disp32(%rip), %rax = 48 8b 05 disp32, directly before the return.
                 let end = *end as usize;

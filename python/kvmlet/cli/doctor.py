@@ -56,14 +56,14 @@ def findings(probe: dict[str, object]) -> list[tuple[str, str]]:
     }
     state = states.get(str(kvm), str(kvm))
     rows = [("/dev/kvm", f"{state} ({error})" if error and kvm != "ok" else state)]
-    worlds = {
+    kinds = {
         "hardware": "hardware virtualisation (VT-x or AMD-V)",
         "software": "software KVM: no VT-x or AMD-V is lent to this machine; programs run at full "
         "speed, leaving the VM costs more",
     }
-    world = probe.get("world")
-    if isinstance(world, str):
-        rows.append(("kind", worlds.get(world, world)))
+    kind = probe.get("kvm_kind")
+    if isinstance(kind, str):
+        rows.append(("kind", kinds.get(kind, kind)))
     ran = probe.get("vm_ran") is True
     rows.append(
         ("probe VM", "ran" if ran else f"did not run ({error})" if error else "did not run")

@@ -239,7 +239,7 @@ _TRANSPORTS = {
     "calls_exit": ("by exit", "calls"),
     "calls_left": ("  that the poller had begun", "calls"),
     "polls_timed_out": ("polls given up", ""),
-    "direct_sites": ("places that jump", ""),
+    "trampolines": ("places that jump", ""),
     "poller_cpu_us": ("poller's CPU time", ""),
     "poller_useful_us": ("of it useful", "poller"),
 }

@@ -1,6 +1,6 @@
-// Jumps into kvmlet's own pages, with forged registers. stubjump PAGE-OFFSET|direct FIRST LAST STEP
+// Jumps into kvmlet's own pages, with forged registers. stubjump PAGE-OFFSET|trampolines FIRST LAST STEP
 //
-// "direct" is the page that hot calls jump through: it is the program's to execute, if it has one. On Linux, and on hardware KVM, nothing is executable there: each jump is a SIGSEGV. On software
+// "trampolines" is the page that hot calls jump through: it is the program's to execute, if it has one. On Linux, and on hardware KVM, nothing is executable there: each jump is a SIGSEGV. On software
 // KVM the syscall page is. Whatever happens, this program must get its registers or a signal.
 #include "attempt.h"
 
@@ -18,7 +18,7 @@ static void try_jump(uint64_t target, const struct attempt_regs *regs) {
 }
 
 // The page that calls jump through, with places in use; ends the program where there is none.
-static uint64_t direct_page(void) {
+static uint64_t trampoline_page(void) {
     char byte;
     for (int i = 0; i < 20000; i++) {
         raw6(SYS_getpgrp, 0, 0, 0, 0, 0, 0);
@@ -41,7 +41,7 @@ static uint64_t direct_page(void) {
 
 int main(int argc, char **argv) {
     need(argc == 5, "arguments");
-    uint64_t page = strcmp(argv[1], "direct") ? VMM_AREA + strtoul(argv[1], NULL, 0) : direct_page();
+    uint64_t page = strcmp(argv[1], "trampolines") ? VMM_AREA + strtoul(argv[1], NULL, 0) : trampoline_page();
     unsigned first = (unsigned)atoi(argv[2]), last = (unsigned)atoi(argv[3]), step = (unsigned)atoi(argv[4]);
     attempt_start();
     struct attempt_regs probe = attempt_tame();

@@ -3,10 +3,10 @@
 //! A call is a value: a number, arguments, the thread that makes it. By exit, the vCPU's thread finds it
 //! in the registers of a guest that has left. By polling, a [`poller`] finds it in the call page of a
 //! guest that waits inside ([`kvmlet_abi::call_page`]), and the personality is lent to it for the time
-//! ([`link`]). Whether a poller is worth its CPU, [`policy`] decides.
+//! ([`link`]). Whether a poller is worth its CPU, [`admission`] decides.
 
+mod admission;
 mod link;
-mod policy;
 mod poller;
 
 use std::ops::{Deref, DerefMut};
@@ -18,9 +18,9 @@ use kvmlet_linux::personality::Personality;
 use kvmlet_linux::syscalls::table;
 
 use crate::EngineError;
+use admission::Admission;
 use link::Link;
 pub(crate) use link::{Made, Returned};
-use policy::Policy;
 pub(crate) use poller::note_cpus;
 
 /// Which ways a program's calls may take.
@@ -94,7 +94,7 @@ pub(crate) struct TransportCounts {
 #[derive(Debug)]
 pub(crate) struct Transport {
     mode: Calls,
-    policy: Policy,
+    admission: Admission,
     link: Option<Arc<Link>>,
     /// The link's count of answers when its poller came.
     session_start: u64,
@@ -109,7 +109,7 @@ impl Transport {
     pub fn new(mode: Calls) -> Self {
         Self {
             mode,
-            policy: Policy::new(mode),
+            admission: Admission::new(mode),
             link: None,
             session_start: 0,
             in_session: false,
@@ -155,9 +155,9 @@ impl Transport {
         if self.in_session {
             self.in_session = false;
             let answered = self.answered().saturating_sub(self.session_start);
-            self.policy.note_session(answered);
+            self.admission.note_session(answered);
         }
-        if !self.policy.wants_poller() {
+        if !self.admission.wants_poller() {
             return None;
         }
         let mode = self.mode;
@@ -171,7 +171,7 @@ impl Transport {
             self.session_start = self.answered();
             Some(link)
         } else {
-            self.policy.note_refused();
+            self.admission.note_refused();
             None
         }
     }
@@ -190,7 +190,7 @@ impl Transport {
             Waited::No => {
                 note_x(spent_ns);
                 let gap_ns = now_ns.saturating_sub(self.last_exit_ns);
-                self.policy.note_exit(gap_ns, x_ns());
+                self.admission.note_exit(gap_ns, x_ns());
             }
             Waited::Unclaimed => self.timed_out += 1,
             Waited::Claimed => {}

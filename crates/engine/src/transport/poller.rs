@@ -10,8 +10,8 @@ use rustix::process::{Pid, getpid};
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::admission::QUIET_X;
 use super::link::Link;
-use super::policy::QUIET_X;
 use super::{Calls, x_ns};
 use crate::run::now_ns;
 

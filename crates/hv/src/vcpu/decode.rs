@@ -13,7 +13,7 @@ use kvmlet_abi::layout::{
 use kvmlet_abi::regs::Selectors;
 use kvmlet_abi::{Gva, PAGE_SIZE, Trap, UserRegs};
 use kvmlet_stub::{
-    MAX_FLUSH_PAGES, StubPc, World, classify, exception_entry_offset, flush_entry_offset,
+    KvmKind, MAX_FLUSH_PAGES, StubPc, classify, exception_entry_offset, flush_entry_offset,
 };
 
 use super::{GENERAL_PROTECTION, PAGE_LEN, Vcpu, page_words};
@@ -114,10 +114,10 @@ impl Vcpu {
 
     fn in_flush_routine(&self) -> bool {
         let offset = self.cpu_regs().rip.wrapping_sub(EXC_CODE.0);
-        let world = self.stub_world();
+        let kvm_kind = self.stub_kind();
         // From the longest list's entry to the iretq, which follows one byte behind the shortest's.
-        let routine = flush_entry_offset(world, MAX_FLUSH_PAGES)
-            .zip(flush_entry_offset(world, 0))
+        let routine = flush_entry_offset(kvm_kind, MAX_FLUSH_PAGES)
+            .zip(flush_entry_offset(kvm_kind, 0))
             .map(|(start, last)| start..last + 2);
         self.cpl() == 0 && routine.is_some_and(|routine| routine.contains(&offset))
     }
@@ -151,8 +151,8 @@ impl Vcpu {
             rflags: cpu.rflags,
             fs_base: sregs.fs.base,
             gs_base: sregs.gs.base,
-            selectors: match self.world {
-                Some(World::Software) => self.selectors,
+            selectors: match self.kvm_kind {
+                Some(KvmKind::Software) => self.selectors,
                 _ => Selectors {
                     ds: sregs.ds.selector,
                     es: sregs.es.selector,
@@ -219,11 +219,11 @@ impl Vcpu {
     /// CPL 0 where it emulates the `syscall` (it does on a stack pointer that is not canonical), and
     /// leaves rip behind the `out`.
     fn syscall_place(&self, access: PortAccess, rip: u64) -> Option<StubPc> {
-        let world = self.stub_world();
-        let place = classify(world, Gva(rip));
+        let kvm_kind = self.stub_kind();
+        let place = classify(kvm_kind, Gva(rip));
         let own = access.port == PORT_SYSCALL
             && access.is_byte_out()
-            && (self.cpl() == 0 || world == World::Software)
+            && (self.cpl() == 0 || kvm_kind == KvmKind::Software)
             && matches!(
                 place,
                 StubPc::AtLeave | StubPc::AfterLeave | StubPc::PostLeave
@@ -352,11 +352,11 @@ impl Vcpu {
     /// software KVM emulates the entry at CPL 0, its access to the call page, which is the program's
     /// (SMAP).
     fn decode_stub_exception(&mut self, frame: &Frame, regs: &mut UserRegs) -> Trap {
-        let world = self.stub_world();
-        let trap = match (world, frame.vector, classify(world, Gva(frame.rip))) {
-            (World::Hardware, DEBUG, StubPc::Entry | StubPc::AtLeave)
-            | (World::Software, PAGE_FAULT, StubPc::Entry) => Some(Trap::Syscall),
-            (World::Hardware, DEBUG, StubPc::Answered) => Some(Trap::Interrupted),
+        let kvm_kind = self.stub_kind();
+        let trap = match (kvm_kind, frame.vector, classify(kvm_kind, Gva(frame.rip))) {
+            (KvmKind::Hardware, DEBUG, StubPc::Entry | StubPc::AtLeave)
+            | (KvmKind::Software, PAGE_FAULT, StubPc::Entry) => Some(Trap::Syscall),
+            (KvmKind::Hardware, DEBUG, StubPc::Answered) => Some(Trap::Interrupted),
             _ => None,
         };
         if let Some(trap) = trap {
@@ -392,8 +392,8 @@ impl Vcpu {
             }
         }
         self.store_from(&cpu, regs);
-        let world = self.stub_world();
-        match classify(world, Gva(cpu.rip)) {
+        let kvm_kind = self.stub_kind();
+        match classify(kvm_kind, Gva(cpu.rip)) {
             StubPc::Entry | StubPc::AtLeave => unwind(regs),
             StubPc::Answering { number } => {
                 regs.rax = number;
@@ -467,7 +467,7 @@ impl Vcpu {
     ) -> Option<Trap> {
         let vector = events.exception.nr;
         let is_behind = self.is_behind_instruction(vector);
-        if (is_behind || self.stub_world() == World::Hardware)
+        if (is_behind || self.stub_kind() == KvmKind::Hardware)
             && let Err(trap) = self.empty_events(events)
         {
             return Some(trap);
@@ -495,7 +495,7 @@ impl Vcpu {
 
     /// Whether `vector` is raised by an instruction that RIP is behind before it is delivered.
     fn is_behind_instruction(&self, vector: u8) -> bool {
-        self.stub_world() == World::Software && matches!(vector, BREAKPOINT | OVERFLOW)
+        self.stub_kind() == KvmKind::Software && matches!(vector, BREAKPOINT | OVERFLOW)
     }
 
     fn events(&mut self) -> Result<kvm_vcpu_events, Trap> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use kvmlet_abi::layout::{KERNEL_CS, PORT_SYSCALL, PROBE_CODE, SYSCALL_CODE};
 use kvmlet_abi::regs::FIXED_RFLAGS;
 use kvmlet_abi::{Gva, PAGE_SIZE, UserRegs};
-use kvmlet_stub::{StubPc, World, classify};
+use kvmlet_stub::{KvmKind, StubPc, classify};
 
 use super::Vcpu;
 use crate::HvError;
@@ -19,13 +19,13 @@ impl Vcpu {
     ///
     /// Expects the probe code at `PROBE_CODE` and the *software* form of the syscall page at
     /// `SYSCALL_CODE`, both user-executable, the software form of the TSS, and the exception pages of the
-    /// layout. After the answer [`World::Hardware`] the caller writes the hardware form of the TSS,
+    /// layout. After the answer [`KvmKind::Hardware`] the caller writes the hardware form of the TSS,
     /// and maps the hardware form of the syscall page supervisor-only, like the constants; in both
     /// cases it unmaps the probe code; and it flushes what it changed.
     ///
     /// # Errors
     /// [`HvError::Probe`] if neither kind of KVM behaves so.
-    pub fn probe_world(&mut self) -> Result<World, HvError> {
+    pub fn probe_kvm_kind(&mut self) -> Result<KvmKind, HvError> {
         let regs = UserRegs {
             rip: PROBE_CODE.0,
             rflags: FIXED_RFLAGS,
@@ -49,13 +49,13 @@ impl Vcpu {
         if let Err(errno) = answer {
             return Err(HvError::Probe(format!("KVM_RUN gave errno {errno}")));
         }
-        let world = self.explain_probe()?;
-        self.world = Some(world);
-        self.kvm.note_world(world);
-        Ok(world)
+        let kvm_kind = self.explain_probe()?;
+        self.kvm_kind = Some(kvm_kind);
+        self.kvm.note_world(kvm_kind);
+        Ok(kvm_kind)
     }
 
-    fn explain_probe(&self) -> Result<World, HvError> {
+    fn explain_probe(&self) -> Result<KvmKind, HvError> {
         let rip = self.cpu_regs().rip;
         let unknown = |what: &str| Err(HvError::Probe(format!("{what}, rip {rip:#x}")));
         let Some(access) = self.port_access() else {
@@ -65,15 +65,15 @@ impl Vcpu {
             // Jumped to the entry without changing privilege.
             3 if access.port == PORT_SYSCALL
                 && matches!(
-                    classify(World::Software, Gva(rip)),
+                    classify(KvmKind::Software, Gva(rip)),
                     StubPc::AtLeave | StubPc::AfterLeave
                 ) =>
             {
-                Ok(World::Software)
+                Ok(KvmKind::Software)
             }
             // Entered CPL 0 and executed the entry's user page: no SMEP here.
             0 if access.port == PORT_SYSCALL && rip.wrapping_sub(SYSCALL_CODE.0) < PAGE_SIZE => {
-                Ok(World::Hardware)
+                Ok(KvmKind::Hardware)
             }
             // Entered CPL 0, where SMEP refuses that page.
             0 => match self.exception_frame(access, rip) {
@@ -81,7 +81,7 @@ impl Vcpu {
                     if frame.cs == u64::from(KERNEL_CS)
                         && frame.rip.wrapping_sub(SYSCALL_CODE.0) < PAGE_SIZE =>
                 {
-                    Ok(World::Hardware)
+                    Ok(KvmKind::Hardware)
                 }
                 Some(frame) => unknown(&format!("exception {} at {:#x}", frame.vector, frame.rip)),
                 None => unknown("an unknown port"),
@@ -102,7 +102,7 @@ impl Vcpu {
             ..UserRegs::default()
         };
         self.load(&regs);
-        if self.world == Some(World::Hardware) {
+        if self.kvm_kind == Some(KvmKind::Hardware) {
             let sync = self.sync();
             // SAFETY: the mapping is live and KVM only touches it inside KVM_RUN.
             unsafe {

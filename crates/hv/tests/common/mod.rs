@@ -4,7 +4,7 @@
 use kvmlet_abi::regs::FIXED_RFLAGS;
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
 use kvmlet_hv::bare::BareVm;
-use kvmlet_hv::{HvError, Kvm, World};
+use kvmlet_hv::{HvError, Kvm, KvmKind};
 use kvmlet_mem::PteFlags;
 
 pub const USER_CODE: PteFlags = PteFlags::USER;
@@ -115,7 +115,7 @@ impl Guest {
     }
 
     pub fn software(&self) -> bool {
-        self.vm.world() == World::Software
+        self.vm.kvm_kind() == KvmKind::Software
     }
 }
 

@@ -398,9 +398,9 @@ impl Space<'_> {
         if prot.contains(Prot::WRITE) && !part.flags.contains(VmaFlags::MAYWRITE) {
             return Err(Errno::EACCES);
         }
-        self.retire_direct(part.start, part.end)?;
+        self.retire_trampolines(part.start, part.end)?;
         if prot.contains(Prot::WRITE) {
-            self.undo_direct(part.start, part.end)?;
+            self.undo_trampolines(part.start, part.end)?;
         }
         let changed = Vma {
             prot,

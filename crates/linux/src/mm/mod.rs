@@ -6,26 +6,26 @@
 //! vDSO), and drops it when it is removed. File-backed frames are owned by the window of their VMA.
 
 mod advise;
-mod ahead;
-pub(crate) mod direct;
 mod fault;
 pub mod freeze;
+mod hot_pages;
 mod lock;
 mod map;
-mod often;
 mod pieces;
+mod populate;
 mod remap;
 mod space;
 mod text;
+pub(crate) mod trampoline;
 pub mod user;
 mod vma;
 
 #[cfg(test)]
-mod ahead_tests;
-#[cfg(test)]
 mod fixture;
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod populate_tests;
 #[cfg(test)]
 mod stale_tests;
 #[cfg(test)]
@@ -45,14 +45,14 @@ use crate::host::HostId;
 use crate::vfs::tmpfs::{InodeId, Stale};
 
 pub use advise::{Advice, advise, mincore, msync, seal};
-pub use direct::DirectCalls;
+pub use hot_pages::HotPages;
 pub use lock::{go_on_populating, lock, lock_all, unlock_all};
 pub use map::{MapFile, MapFlags, MapRequest, brk, mmap, mprotect, munmap};
-pub use often::OftenRead;
 pub use pieces::{can_be_parted, covers, piece_end};
 pub use remap::{RemapFlags, RemapRequest, remap};
 pub(crate) use space::Space;
 pub use text::maps_text;
+pub use trampoline::Trampolines;
 pub use vma::{Backing, FileBacking, Low2G, Prot, TmpBacking, Vma, VmaFlags};
 
 /// VMAs that a process may have (vm.max_map_count).
@@ -194,7 +194,7 @@ pub struct Mm {
     /// Flags of every new VMA: mlockall(MCL_FUTURE) sets them.
     pub new_flags: VmaFlags,
     /// Places in its text that jump to the stub.
-    pub direct: DirectCalls,
+    pub trampolines: Trampolines,
 }
 
 impl Mm {

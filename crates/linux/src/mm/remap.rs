@@ -298,8 +298,8 @@ impl Space<'_> {
     ) -> Result<u64, Errno> {
         self.check_count(3)?;
         self.cut_windows(addr, addr.saturating_add(old_len))?;
-        self.retire_direct(addr, addr.saturating_add(old_len))?;
-        self.undo_direct(addr, addr.saturating_add(old_len))?;
+        self.retire_trampolines(addr, addr.saturating_add(old_len))?;
+        self.undo_trampolines(addr, addr.saturating_add(old_len))?;
         let vma = self.mm.find(addr).ok_or(Errno::EFAULT)?.clone();
         let old = if old_len == 0 { Old::Keep } else { old };
         let part = Vma {

@@ -261,7 +261,7 @@ impl<'a> Space<'a> {
         }
         self.check_count(usize::from(self.lies_inside(start, end)))?;
         self.cut_windows(start, end)?;
-        self.retire_direct(start, end)?;
+        self.retire_trampolines(start, end)?;
         // The windows go below.
         self.tables
             .unmap_with_windows(self.mem, Gva(start), end - start, |mem, _, leaf| {

@@ -5,7 +5,7 @@ use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_mem::{CopyOutcome, CopyStop, MemError, PteFlags};
 
-use super::often::note_read;
+use super::hot_pages::note_read;
 use super::{Access, Backing, FaultError, Space, fault};
 use crate::cx::Cx;
 use crate::kernel::End;

@@ -89,7 +89,7 @@ impl Guest {
             tables,
             vdso: None,
             cpu: CpuInfo::default(),
-            often: Default::default(),
+            hot_pages: Default::default(),
         };
         Self {
             kernel,

@@ -2,9 +2,9 @@
 //! synthetic files. Only this module and its children call the host's file interface.
 #![allow(clippy::disallowed_methods)]
 
-pub mod afterwards;
 pub mod anon;
 pub mod attr;
+pub mod deferred;
 pub mod epoll;
 pub mod eventfd;
 pub mod exec;
@@ -12,7 +12,7 @@ pub mod fdinfo;
 pub mod fifo;
 pub mod hostfs;
 pub mod locks;
-pub mod look;
+pub mod lookup_cache;
 pub mod open;
 pub mod path;
 pub mod pipe;

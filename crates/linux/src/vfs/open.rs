@@ -10,7 +10,7 @@ use super::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
-use super::{attr_of, fifo, hostfs, look, now, set_tmp_size};
+use super::{attr_of, fifo, hostfs, lookup_cache, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
@@ -78,7 +78,7 @@ pub fn open(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Result<Opened, Errno> 
         resolve: request.resolve,
     };
     let reads = !changes && !flags.contains(OpenFlags::PATH);
-    if reads && let Some(found) = look::looked_at(cx, &walk) {
+    if reads && let Some(found) = lookup_cache::looked_at(cx, &walk) {
         match open_found(cx, request.call, found, flags) {
             // A link may have taken its place, which has to be followed.
             Err(Errno::ELOOP | Errno::ENOTDIR) => {}
@@ -210,7 +210,7 @@ fn open_host(
         let id = cx.host.insert_opened(fd, HostKind::File)?;
         (id, FileKind::HostFile(id))
     };
-    cx.host.afterwards.check(id, attr);
+    cx.host.deferred.check(id, attr);
     Ok(kind)
 }
 

@@ -547,7 +547,7 @@ impl Walker<'_, '_> {
             | Step::Directory(_, Some(Node::Host(_, attr))) = &step
             {
                 let now = (self.cx.host.now)();
-                self.cx.host.looked.note(dir, path, attr, now);
+                self.cx.host.lookup_cache.note(dir, path, attr, now);
             }
             return Ok(step);
         }

@@ -282,7 +282,7 @@
 	int3
 
 /*
- * The same for a call that jumps here (direct.rs) and so saves the instruction, which costs more than
+ * The same for a call that jumps here (trampoline.rs) and so saves the instruction, which costs more than
  * the rest. As after a syscall, but r11 holds the arithmetic flags alone: AH of lahf in its bits 8 to
  * 15, OF in bit 0. Bit 1 is clear: so the host tells them from RFLAGS. All other flags are the
  * program's own and stay.
@@ -314,7 +314,7 @@
 	CSTAR_ENTRY kvmlet_stub_syscall_software
 	PAGE_END kvmlet_stub_syscall_software
 	MARKS sw, kvmlet_stub_syscall_software, kvmlet_stub_marks_software
-	MARKS jmp, kvmlet_stub_syscall_software, kvmlet_stub_marks_direct
+	MARKS jmp, kvmlet_stub_syscall_software, kvmlet_stub_marks_trampoline
 
 /* ---- Probe: one system call that no entry answers, from ring 3. ---- */
 	PAGE_BEGIN kvmlet_stub_probe_code

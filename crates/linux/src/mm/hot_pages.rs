@@ -18,12 +18,12 @@ const READ_MAX_BYTES: usize = 256;
 
 /// The pages that were read last, and how often.
 #[derive(Clone, Debug, Default)]
-pub struct OftenRead {
+pub struct HotPages {
     pages: [(u64, u8); PAGES],
     next: usize,
 }
 
-impl OftenRead {
+impl HotPages {
     /// Counts a read; whether it was one too many.
     fn count(&mut self, page: u64) -> bool {
         if let Some((_, reads)) = self.pages.iter_mut().find(|(known, _)| *known == page) {
@@ -60,8 +60,8 @@ pub(super) fn note_read(cx: &mut Cx<'_>, gva: Gva, len: usize) {
     if !machine.memory.is_file_backed(gpa) || machine.memory.is_frozen(gpa) {
         return;
     }
-    if machine.often.count(page.0) {
-        machine.often.forget(page.0);
+    if machine.hot_pages.count(page.0) {
+        machine.hot_pages.forget(page.0);
         if let Ok(mut space) = Space::of(cx) {
             space.take_out(page);
         }
@@ -75,7 +75,7 @@ impl Space<'_> {
         let Some(vma) = self.mm.find(page.0) else {
             return;
         };
-        // Program text stays the file's: direct calls are written into the host's copy.
+        // Program text stays the file's: trampolines are written into the host's copy.
         let may = matches!(vma.backing, Backing::File(_))
             && !vma.is_shared()
             && !vma.prot.contains(Prot::EXEC);
@@ -101,21 +101,21 @@ mod tests {
 
     #[test]
     fn a_page_is_taken_at_its_last_read() {
-        let mut often = OftenRead::default();
+        let mut hot = HotPages::default();
         for _ in 1..READS {
-            assert!(!often.count(0x1000));
+            assert!(!hot.count(0x1000));
         }
-        assert!(often.count(0x1000));
-        often.forget(0x1000);
-        assert!(!often.count(0x1000));
+        assert!(hot.count(0x1000));
+        hot.forget(0x1000);
+        assert!(!hot.count(0x1000));
     }
 
     #[test]
     fn pages_that_are_read_in_turn_push_each_other_out() {
-        let mut often = OftenRead::default();
+        let mut hot = HotPages::default();
         for _ in 0..2 * u64::from(READS) {
             for page in 1..=PAGES as u64 + 1 {
-                assert!(!often.count(page << 12));
+                assert!(!hot.count(page << 12));
             }
         }
     }

@@ -2,8 +2,8 @@
 //! place in a program's text that makes many calls is given a jump to the stub instead.
 //!
 //! Only what stands before the `syscall` is replaced, by a jump of its length or shorter, to a slot of
-//! the process's direct page. The slot executes what was replaced, does what a `syscall` leaves behind
-//! (rcx the return address, r11 the flags) and enters the stub at [`crate::direct_entry`]. The `syscall`
+//! the process's trampoline page. The slot executes what was replaced, does what a `syscall` leaves behind
+//! (rcx the return address, r11 the flags) and enters the stub at [`crate::trampoline_entry`]. The `syscall`
 //! itself stays where it is: whoever is put back to it, jumps to it or returns behind it finds what was
 //! there before.
 //!
@@ -12,11 +12,11 @@
 use kvmlet_abi::{Gva, PAGE_SIZE, UserRegs};
 
 use crate::pages::PAGE_LEN;
-use crate::syscall::direct_entry;
+use crate::syscall::trampoline_entry;
 
 /// Bytes of a slot.
 const SLOT_BYTES: usize = 40;
-/// Slots of a direct page. Its last word is the address that all of them jump to.
+/// Slots of a trampoline page. Its last word is the address that all of them jump to.
 pub const SLOTS: usize = (PAGE_LEN - WORD) / SLOT_BYTES;
 const WORD: usize = 8;
 /// Length of the jump that is written.
@@ -216,7 +216,7 @@ impl Site {
         Some(code)
     }
 
-    /// The jump to slot `index` of the direct page at `page`; `None` if that is out of reach.
+    /// The jump to slot `index` of the trampoline page at `page`; `None` if that is out of reach.
     #[must_use]
     pub fn jump(&self, page: Gva, index: usize) -> Option<[u8; JUMP_BYTES]> {
         let behind = self.start.wrapping_add(JUMP_BYTES as u64);
@@ -224,7 +224,7 @@ impl Site {
         Some([0xe9, a, b, c, d])
     }
 
-    /// The code of slot `index` of the direct page at `page`; `None` if something is out of its reach.
+    /// The code of slot `index` of the trampoline page at `page`; `None` if something is out of its reach.
     #[must_use]
     pub fn code(&self, page: Gva, index: usize) -> Option<Vec<u8>> {
         let at = slot(page, index);
@@ -311,27 +311,27 @@ fn entry_word(page: Gva) -> Gva {
     page.wrapping_add((PAGE_LEN - WORD) as u64)
 }
 
-/// Offset of slot `index` in a direct page.
+/// Offset of slot `index` in a trampoline page.
 #[must_use]
 pub const fn slot_offset(index: usize) -> u64 {
     (index * SLOT_BYTES) as u64
 }
 
-/// The slot at an offset in a direct page, and how far behind its start that is.
+/// The slot at an offset in a trampoline page, and how far behind its start that is.
 #[must_use]
 pub fn slot_at(offset: u64) -> (usize, u64) {
     let bytes = SLOT_BYTES as u64;
     ((offset / bytes) as usize, offset % bytes)
 }
 
-/// A direct page without a site.
+/// A trampoline page without a site.
 #[must_use]
 pub fn page_image() -> [u8; PAGE_LEN] {
     /// int3
     const TRAP: u8 = 0xcc;
     let mut page = [TRAP; PAGE_LEN];
     if let Some(word) = page.last_chunk_mut::<WORD>() {
-        *word = direct_entry().0.to_le_bytes();
+        *word = trampoline_entry().0.to_le_bytes();
     }
     page
 }
@@ -442,7 +442,7 @@ mod tests {
                 let entry = relative(&code, code.len() - 4, end);
                 let at = (entry - PAGE.0) as usize;
                 let word = page_image()[at..at + 8].try_into().unwrap();
-                assert_eq!(u64::from_le_bytes(word), direct_entry().0);
+                assert_eq!(u64::from_le_bytes(word), trampoline_entry().0);
                 let lea = code.windows(3).position(|part| part == [0x48, 0x8d, 0x0d]);
                 let lea = lea.unwrap() + 3;
                 assert_eq!(relative(&code, lea, slot + lea as u64 + 4), BACK.0);

@@ -16,7 +16,7 @@ const FRESH: Duration = Duration::from_micros(200);
 
 /// What is left to do, and what came of it last.
 #[derive(Debug, Default)]
-pub struct Afterwards {
+pub struct Deferred {
     /// Descriptors without a reference.
     closing: Vec<Arc<HostFd>>,
     opened: Option<Opened>,
@@ -43,7 +43,7 @@ struct Told {
     at: Instant,
 }
 
-impl Afterwards {
+impl Deferred {
     /// A descriptor has lost its last reference.
     pub fn close(&mut self, fd: Arc<HostFd>) {
         self.closing.push(fd);
@@ -63,21 +63,21 @@ impl Host {
     /// The attributes of `id`, if the call before has opened it, a moment ago.
     #[must_use]
     pub fn told(&self, id: HostId) -> Option<Attr> {
-        let told = self.afterwards.told.as_ref()?;
-        let next = told.id == id && told.call.saturating_add(1) == self.afterwards.calls;
+        let told = self.deferred.told.as_ref()?;
+        let next = told.id == id && told.call.saturating_add(1) == self.deferred.calls;
         (next && (self.now)().duration_since(told.at) < FRESH).then_some(told.attr)
     }
 
     /// A call begins, or is made again. What another one has left to do comes first.
     pub fn begin_call(&mut self) {
         self.finish_call();
-        self.afterwards.calls = self.afterwards.calls.saturating_add(1);
+        self.deferred.calls = self.deferred.calls.saturating_add(1);
     }
 
     /// Does what the last call has left to do.
     pub fn finish_call(&mut self) {
-        self.afterwards.closing.clear();
-        if let Some(opened) = self.afterwards.opened.take() {
+        self.deferred.closing.clear();
+        if let Some(opened) = self.deferred.opened.take() {
             self.check_opened(&opened);
         }
     }
@@ -89,7 +89,7 @@ impl Host {
         match hostfs::check_opened(self, fd.as_fd(), found) {
             Ok(attr) => {
                 self.share_file(*id, &attr);
-                self.afterwards.told = Some(Told {
+                self.deferred.told = Some(Told {
                     id: *id,
                     attr,
                     call: *call,
@@ -138,7 +138,7 @@ mod tests {
             mode: S_IFREG | 0o644,
             ..Attr::default()
         };
-        host.afterwards.check(id, &found);
+        host.deferred.check(id, &found);
         let mut personality = Personality::new(kernel, machine, host);
         act(&mut personality);
         assert!(personality.host.get(id).is_err());

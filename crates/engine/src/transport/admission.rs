@@ -19,13 +19,13 @@ const WORTH_CALLS: u64 = 16;
 
 /// One sandbox's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Policy {
+pub(super) struct Admission {
     mode: Calls,
     credit: u32,
     price: u32,
 }
 
-impl Policy {
+impl Admission {
     /// Of a program that has not run: its start makes many calls.
     pub fn new(mode: Calls) -> Self {
         Self {
@@ -81,56 +81,56 @@ mod tests {
 
     const X_NS: u64 = 30_000;
 
-    fn quiet() -> Policy {
-        let mut policy = Policy::new(Calls::Auto);
-        policy.note_session(1000);
-        policy
+    fn quiet() -> Admission {
+        let mut admission = Admission::new(Calls::Auto);
+        admission.note_session(1000);
+        admission
     }
 
     #[test]
     fn a_burst_asks_for_a_poller_and_single_calls_do_not() {
-        let mut policy = quiet();
+        let mut admission = quiet();
         for _ in 1..PRICE_MIN {
-            policy.note_exit(X_NS, X_NS);
-            assert!(!policy.wants_poller());
+            admission.note_exit(X_NS, X_NS);
+            assert!(!admission.wants_poller());
         }
-        policy.note_exit(X_NS, X_NS);
-        assert!(policy.wants_poller());
-        let mut policy = quiet();
+        admission.note_exit(X_NS, X_NS);
+        assert!(admission.wants_poller());
+        let mut admission = quiet();
         for _ in 0..1000 {
-            policy.note_exit(100 * X_NS, X_NS);
-            assert!(!policy.wants_poller());
+            admission.note_exit(100 * X_NS, X_NS);
+            assert!(!admission.wants_poller());
         }
-        policy.note_exit(u64::MAX, 0);
-        assert!(!policy.wants_poller());
+        admission.note_exit(u64::MAX, 0);
+        assert!(!admission.wants_poller());
     }
 
     #[test]
     fn sessions_that_answer_little_make_the_next_dearer() {
-        let mut policy = quiet();
+        let mut admission = quiet();
         let mut asked_after = Vec::new();
         for _ in 0..12 {
             let mut calls = 0u32;
-            while !policy.wants_poller() {
-                policy.note_exit(X_NS, X_NS);
+            while !admission.wants_poller() {
+                admission.note_exit(X_NS, X_NS);
                 calls += 1;
             }
             asked_after.push(calls);
-            policy.note_session(1);
+            admission.note_session(1);
         }
         assert_eq!(asked_after[..4], [8, 16, 32, 64]);
         assert_eq!(asked_after.last(), Some(&PRICE_MAX));
-        policy.note_session(1000);
+        admission.note_session(1000);
         for _ in 0..PRICE_MIN {
-            policy.note_exit(X_NS, X_NS);
+            admission.note_exit(X_NS, X_NS);
         }
-        assert!(policy.wants_poller());
+        assert!(admission.wants_poller());
     }
 
     #[test]
     fn the_other_modes_do_not_measure() {
-        let mut exit = Policy::new(Calls::Exit);
-        let mut poll = Policy::new(Calls::Poll);
+        let mut exit = Admission::new(Calls::Exit);
+        let mut poll = Admission::new(Calls::Poll);
         assert!(!exit.wants_poller() && poll.wants_poller());
         poll.note_session(1);
         assert!(!poll.wants_poller());

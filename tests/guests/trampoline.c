@@ -1,6 +1,6 @@
 // A place in the program's text that makes so many calls that it may be given a jump instead of its
 // syscall instruction: what a program can see must stay as it was.
-// direct [CALLS] [MICROSECONDS BETWEEN TICKS]
+// trampoline [CALLS] [MICROSECONDS BETWEEN TICKS]
 #include "guest.h"
 #include <fcntl.h>
 #include <pthread.h>

@@ -1,5 +1,5 @@
 //! Places in a program's text that jump to the stub instead of executing `syscall`
-//! ([`kvmlet_stub::direct`]): which text may be changed, and keeping the changes in step with mappings.
+//! ([`kvmlet_stub::trampoline`]): which text may be changed, and keeping the changes in step with mappings.
 //!
 //! Linux differs: a program that reads such a place in its own text finds a jump there. The file is not
 //! touched: the host copies the page, as for any write to a private mapping.
@@ -7,7 +7,7 @@
 use imbl::Vector;
 use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gpa, Gva, PAGE_SIZE, UserRegs};
-use kvmlet_stub::direct::{JUMP_BYTES, LOOK_BYTES, SLOTS, Site, Stopped, slot_at, slot_offset};
+use kvmlet_stub::trampoline::{JUMP_BYTES, LOOK_BYTES, SLOTS, Site, Stopped, slot_at, slot_offset};
 
 use super::space::{Space, errno};
 use super::vma::{Backing, Prot, Vma};
@@ -16,8 +16,8 @@ use crate::cx::Cx;
 
 /// The changed places of an address space.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct DirectCalls {
-    /// Where the program has its direct page, if it has one.
+pub struct Trampolines {
+    /// Where the program has its trampoline page, if it has one.
     page: Option<Gva>,
     /// By slot. A slot belongs to its site as long as the page is there.
     sites: Vector<Site>,
@@ -28,13 +28,13 @@ pub struct DirectCalls {
 /// Changes of text in one address space at most.
 const CHANGES_MAX: u32 = 4 * SLOTS as u32;
 
-/// Maps the direct page, if this VM has one, below a program that is loaded at a fixed address
+/// Maps the trampoline page, if this VM has one, below a program that is loaded at a fixed address
 /// (`below`), or else where mappings go.
 ///
 /// # Errors
 /// `ENOMEM` if there is no room.
 pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
-    let Some(gpa) = cx.machine.vdso.and_then(|vdso| vdso.direct) else {
+    let Some(gpa) = cx.machine.vdso.and_then(|vdso| vdso.trampolines) else {
         return Ok(());
     };
     let mm = &mut cx.process()?.mm;
@@ -58,20 +58,23 @@ pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
             name: Some((*b"[kvmlet]").into()),
         },
     )?;
-    cx.process()?.mm.direct.page = Some(Gva(at));
+    cx.process()?.mm.trampolines.page = Some(Gva(at));
     Ok(())
 }
 
 /// Whether the place that makes call `nr` and returns to `back` can be changed. Neither is trusted.
-pub(crate) fn can_be_direct(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
-    let has_page = cx.machine.vdso.is_some_and(|vdso| vdso.direct.is_some());
+pub(crate) fn can_be_trampoline(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
+    let has_page = cx
+        .machine
+        .vdso
+        .is_some_and(|vdso| vdso.trampolines.is_some());
     has_page && Space::of(cx).is_ok_and(|space| space.change_at(back, nr).is_some())
 }
 
 /// Changes the place that makes call `nr` and returns to `back`, so that it jumps from now on. The
 /// program is not running. Returns whether it was changed.
-pub(crate) fn make_direct(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
-    let Some(frame) = cx.machine.vdso.and_then(|vdso| vdso.direct) else {
+pub(crate) fn make_trampoline(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
+    let Some(frame) = cx.machine.vdso.and_then(|vdso| vdso.trampolines) else {
         return false;
     };
     let rips: Vec<u64> = cx
@@ -87,7 +90,7 @@ pub(crate) fn make_direct(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
     let splits = space
         .site_at(back, nr)
         .is_some_and(|site| rips.iter().any(|&rip| site.splits(rip)));
-    !splits && space.make_direct(frame, back, nr).is_some()
+    !splits && space.make_trampoline(frame, back, nr).is_some()
 }
 
 /// A signal handler returns to `regs`. If the thread was interrupted between instructions that have been
@@ -117,9 +120,9 @@ struct Change {
 }
 
 impl Mm {
-    /// Puts a thread that stopped in the direct page back into the program.
-    pub(crate) fn unwind_direct(&self, stopped: Stopped, regs: &mut UserRegs) {
-        let Some(page) = self.direct.page else {
+    /// Puts a thread that stopped in the trampoline page back into the program.
+    pub(crate) fn unwind_trampoline(&self, stopped: Stopped, regs: &mut UserRegs) {
+        let Some(page) = self.trampolines.page else {
             return;
         };
         let offset = regs.rip.wrapping_sub(page.0);
@@ -127,7 +130,7 @@ impl Mm {
             return;
         }
         let (index, offset) = slot_at(offset);
-        if let Some(site) = self.direct.sites.get(index) {
+        if let Some(site) = self.trampolines.sites.get(index) {
             site.unwind(offset, stopped, regs);
         }
     }
@@ -159,8 +162,8 @@ impl Space<'_> {
 
     /// What is to be written so that the place that makes call `nr` and returns to `back` jumps.
     fn change_at(&self, back: Gva, nr: u64) -> Option<Change> {
-        let page = self.mm.direct.page?;
-        if self.mm.direct.changes >= CHANGES_MAX {
+        let page = self.mm.trampolines.page?;
+        if self.mm.trampolines.changes >= CHANGES_MAX {
             return None;
         }
         let site = self.site_at(back, nr)?;
@@ -175,12 +178,12 @@ impl Space<'_> {
 
     /// The slot that this site has, or would have.
     fn slot_for(&self, site: &Site) -> Option<usize> {
-        let sites = &self.mm.direct.sites;
+        let sites = &self.mm.trampolines.sites;
         let known = sites.iter().position(|known| known == site);
         known.or_else(|| (sites.len() < SLOTS).then_some(sites.len()))
     }
 
-    fn make_direct(&mut self, frame: Gpa, back: Gva, nr: u64) -> Option<()> {
+    fn make_trampoline(&mut self, frame: Gpa, back: Gva, nr: u64) -> Option<()> {
         let Change {
             site,
             index,
@@ -189,21 +192,21 @@ impl Space<'_> {
         } = self.change_at(back, nr)?;
         let at_slot = frame.wrapping_add(slot_offset(index));
         self.mem.write(at_slot, &code).ok()?;
-        if index == self.mm.direct.sites.len() {
-            self.mm.direct.sites.push_back(site);
+        if index == self.mm.trampolines.sites.len() {
+            self.mm.trampolines.sites.push_back(site);
         }
         let text = self.text_page(site.start.page_down())?;
-        self.mm.direct.changes += 1;
+        self.mm.trampolines.changes += 1;
         let at = text.wrapping_add(site.start.page_offset());
         self.mem.write(at, &jump).ok()
     }
 
     /// The places in a range that have been changed, if nothing else is there now.
     fn written_in(&self, start: u64, end: u64) -> Vec<Written> {
-        let Some(page) = self.mm.direct.page else {
+        let Some(page) = self.mm.trampolines.page else {
             return Vec::new();
         };
-        let sites = self.mm.direct.sites.iter().enumerate();
+        let sites = self.mm.trampolines.sites.iter().enumerate();
         sites
             .filter(|(_, site)| (start..end).contains(&site.start.0))
             .filter_map(|(index, site)| {
@@ -221,22 +224,22 @@ impl Space<'_> {
     ///
     /// # Errors
     /// `ENOMEM`: a fork copies the pages.
-    pub(super) fn undo_direct(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+    pub(super) fn undo_trampolines(&mut self, start: u64, end: u64) -> Result<(), Errno> {
         for written in self.written_in(start, end) {
             self.restore(&written)?;
         }
         Ok(())
     }
 
-    /// What a range shows is about to change. If the direct page is in it, nothing may jump there any more.
+    /// What a range shows is about to change. If the trampoline page is in it, nothing may jump there any more.
     ///
     /// # Errors
-    /// As [`Space::undo_direct`].
-    pub(super) fn retire_direct(&mut self, start: u64, end: u64) -> Result<(), Errno> {
+    /// As [`Space::undo_trampolines`].
+    pub(super) fn retire_trampolines(&mut self, start: u64, end: u64) -> Result<(), Errno> {
         let is_page = |page: Gva| page.0 < end && page.0.saturating_add(PAGE_SIZE) > start;
-        if self.mm.direct.page.is_some_and(is_page) {
-            self.undo_direct(0, USER_END.0)?;
-            self.mm.direct = DirectCalls::default();
+        if self.mm.trampolines.page.is_some_and(is_page) {
+            self.undo_trampolines(0, USER_END.0)?;
+            self.mm.trampolines = Trampolines::default();
         }
         Ok(())
     }
@@ -299,7 +302,7 @@ impl Space<'_> {
     fn realign(&self, regs: &mut UserRegs) {
         let site = self
             .mm
-            .direct
+            .trampolines
             .sites
             .iter()
             .find(|site| site.splits(regs.rip));
@@ -349,7 +352,7 @@ mod tests {
         fixture: Fixture,
         /// Where the file is mapped.
         start: u64,
-        /// The direct page's frame.
+        /// The trampoline page's frame.
         frame: Gpa,
     }
 
@@ -371,7 +374,7 @@ mod tests {
                 .unwrap();
             let frame = fixture.mem.alloc_frame().unwrap();
             // Near: a page that nothing is mapped at.
-            fixture.mm.direct.page = Some(Gva(start - MIB));
+            fixture.mm.trampolines.page = Some(Gva(start - MIB));
             for page in 0..3 {
                 fixture.touch(start + page * 4096, Access::Exec).unwrap();
             }
@@ -389,7 +392,11 @@ mod tests {
         fn change(&mut self, at: usize, nr: u64) -> bool {
             let (frame, back) = (self.frame, self.back(at));
             let could = self.fixture.space().change_at(back, nr).is_some();
-            let changed = self.fixture.space().make_direct(frame, back, nr).is_some();
+            let changed = self
+                .fixture
+                .space()
+                .make_trampoline(frame, back, nr)
+                .is_some();
             assert_eq!(could, changed);
             changed
         }
@@ -417,7 +424,7 @@ mod tests {
         assert!(!text.change(AT[1], NR));
         assert!(!text.change(AT[2], NR));
         assert!(!text.change(3 * 4096, NR), "behind the mapping");
-        assert_eq!(text.fixture.mm.direct.sites.len(), 1);
+        assert_eq!(text.fixture.mm.trampolines.sites.len(), 1);
     }
 
     #[test]
@@ -462,7 +469,7 @@ mod tests {
         assert_eq!(text.bytes(to + AT[0] as u64), SITE);
         text.start = to;
         assert!(text.change(AT[0], NR));
-        assert_eq!(text.fixture.mm.direct.sites.len(), 2);
+        assert_eq!(text.fixture.mm.trampolines.sites.len(), 2);
     }
 
     fn moved(text: &mut Text, to: u64) -> Result<u64, Errno> {
@@ -546,11 +553,11 @@ mod tests {
     fn without_its_page_nothing_jumps() {
         for way in 0..3 {
             let mut text = Text::new();
-            let page = text.fixture.mm.direct.page.unwrap().0;
+            let page = text.fixture.mm.trampolines.page.unwrap().0;
             let mapped = text.fixture.map(page, 4096, READ_EXEC, PRIVATE | 0x10);
             // Mapping something at its place is the first way to lose it.
             assert_eq!(
-                (mapped, text.fixture.mm.direct.page),
+                (mapped, text.fixture.mm.trampolines.page),
                 (Ok(page), Some(Gva(page)))
             );
             assert!(text.change(AT[0], NR));
@@ -569,7 +576,7 @@ mod tests {
                 }
             }
             assert_eq!(text.bytes(text.start + AT[0] as u64), SITE, "{way}");
-            assert_eq!(text.fixture.mm.direct, DirectCalls::default());
+            assert_eq!(text.fixture.mm.trampolines, Trampolines::default());
             assert!(!text.change(AT[0], NR));
         }
     }
@@ -583,11 +590,11 @@ mod tests {
             changes += 1;
             text.fixture
                 .space()
-                .undo_direct(start, start + 4096)
+                .undo_trampolines(start, start + 4096)
                 .unwrap();
         }
         assert_eq!(changes, CHANGES_MAX);
-        assert_eq!(text.fixture.mm.direct.sites.len(), 1);
+        assert_eq!(text.fixture.mm.trampolines.sites.len(), 1);
     }
 
     #[test]
@@ -599,14 +606,14 @@ mod tests {
             let start = Gva(index);
             text.fixture
                 .mm
-                .direct
+                .trampolines
                 .sites
                 .push_back(Site { start, ..site });
         }
         assert!(!text.change(AT[0], NR));
-        text.fixture.mm.direct.sites.set(7, site);
+        text.fixture.mm.trampolines.sites.set(7, site);
         assert!(text.change(AT[0], NR));
-        assert_eq!(text.fixture.mm.direct.sites.len(), SLOTS);
+        assert_eq!(text.fixture.mm.trampolines.sites.len(), SLOTS);
     }
 
     #[test]
@@ -624,7 +631,12 @@ mod tests {
         };
         assert_eq!(realigned(&mut text, start + 3), start + 3);
         let frame = text.frame;
-        assert!(text.fixture.space().make_direct(frame, back, 1).is_some());
+        assert!(
+            text.fixture
+                .space()
+                .make_trampoline(frame, back, 1)
+                .is_some()
+        );
         for (rip, expected) in [(0, 0), (3, 0), (5, 5), (6, 6)] {
             assert_eq!(realigned(&mut text, start + rip), start + expected);
         }
@@ -642,7 +654,7 @@ mod tests {
     fn a_thread_in_a_slot_is_put_back() {
         let mut text = Text::new();
         assert!(text.change(AT[0], NR));
-        let page = text.fixture.mm.direct.page.unwrap();
+        let page = text.fixture.mm.trampolines.page.unwrap();
         for (rip, expected) in [
             (page.0, text.back(AT[0]).0 - 2),
             (page.0 + 8, text.back(AT[0]).0 - 2),
@@ -655,7 +667,9 @@ mod tests {
                 rip,
                 ..UserRegs::default()
             };
-            text.fixture.mm.unwind_direct(Stopped::Otherwise, &mut regs);
+            text.fixture
+                .mm
+                .unwind_trampoline(Stopped::Otherwise, &mut regs);
             assert_eq!(regs.rip, expected);
         }
     }

@@ -21,7 +21,7 @@ const FRESH: Duration = Duration::from_micros(200);
 
 /// A regular file or directory that has been found in an open directory.
 #[derive(Debug, Default)]
-pub struct LastLook(Option<Look>);
+pub struct LookupCache(Option<Look>);
 
 #[derive(Debug)]
 struct Look {
@@ -32,7 +32,7 @@ struct Look {
     at: Instant,
 }
 
-impl LastLook {
+impl LookupCache {
     /// Directory `dir` has `attr` by the name that `path` ends in, `now`.
     pub fn note(&mut self, dir: &Arc<HostFd>, path: &[u8], attr: &Attr, now: Instant) {
         if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
@@ -68,7 +68,7 @@ pub fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
         return None;
     }
     let path = join(at, request.path);
-    let attr = cx.host.looked.take(dir, &path, (cx.host.now)())?;
+    let attr = cx.host.lookup_cache.take(dir, &path, (cx.host.now)())?;
     hostfs::check_search_in(cx.host, dir.as_fd()).ok()?;
     let node = Node::Host(Handle::Entry(Arc::clone(dir)), attr);
     Some(Found { path, node })
@@ -95,7 +95,7 @@ mod tests {
     fn a_look_is_told_once_and_for_its_own_name() {
         let (dir, other) = (directory(), directory());
         let file = attr(S_IFREG);
-        let (mut last, now) = (LastLook::default(), Instant::now());
+        let (mut last, now) = (LookupCache::default(), Instant::now());
         last.note(&dir, b"/a/b", &file, now);
         assert_eq!(last.take(&dir, b"/a/b", now), Some(file));
         assert_eq!(last.take(&dir, b"/a/b", now), None);
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn what_cannot_be_opened_is_not_told() {
         let dir = directory();
-        let (mut last, now) = (LastLook::default(), Instant::now());
+        let (mut last, now) = (LookupCache::default(), Instant::now());
         last.note(&dir, b"/a", &attr(S_IFREG), now);
         last.note(&dir, b"/a", &attr(S_IFIFO), now);
         assert_eq!(last.take(&dir, b"/a", now), None);
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn a_look_is_soon_forgotten() {
         let dir = directory();
-        let (mut last, now) = (LastLook::default(), Instant::now());
+        let (mut last, now) = (LookupCache::default(), Instant::now());
         last.note(&dir, b"/a", &attr(S_IFREG), now);
         assert_eq!(last.take(&dir, b"/a", now + FRESH), None);
     }
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn a_directory_that_was_closed_is_not_kept_open() {
         let dir = directory();
-        let (mut last, now) = (LastLook::default(), Instant::now());
+        let (mut last, now) = (LookupCache::default(), Instant::now());
         last.note(&dir, b"/a", &attr(S_IFREG), now);
         assert_eq!(Arc::strong_count(&dir), 1);
     }
