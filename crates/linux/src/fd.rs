@@ -141,10 +141,10 @@ impl OpenFile {
     /// Host memory that it takes, in bytes, beside what its object is charged.
     #[must_use]
     pub fn cost_bytes(&self) -> u64 {
-        let names = match &self.kind {
-            FileKind::SynthDir(names) => names_cost_bytes(names),
-            _ => 0,
-        };
+        let mut names = 0;
+        if let FileKind::SynthDir(of_directory) = &self.kind {
+            names = names_cost_bytes(of_directory);
+        }
         FILE_COST_BYTES
             .saturating_add(self.path.len() as u64)
             .saturating_add(names)
@@ -391,7 +391,7 @@ pub fn install_new(cx: &mut Cx<'_>, file: OpenFile, on_exec: OnExec) -> Result<i
         Err(Errno::ENOMEM)
     };
     if number.is_err() {
-        vfs::release(cx, id);
+        vfs::file::release(cx, id);
     }
     number
 }
@@ -446,7 +446,7 @@ pub fn unref(cx: &mut Cx<'_>, file: FileId) {
     };
     open.refs = open.refs.saturating_sub(1);
     if open.refs == 0 {
-        vfs::release(cx, file);
+        vfs::file::release(cx, file);
     }
 }
 

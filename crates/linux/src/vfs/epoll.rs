@@ -21,7 +21,8 @@ use kvmlet_abi::Errno;
 use kvmlet_mem::GuestMemory;
 
 use super::anon::ObjectId;
-use super::ready::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
+use super::file;
+use super::ready::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM};
 use super::terminal;
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile};
@@ -298,29 +299,6 @@ enum Way {
     Up,
 }
 
-/// What raises events of a description, and which of them concern it.
-fn watched(file: &OpenFile) -> (Option<Source>, i16) {
-    const ANY: i16 = -1;
-    match file.kind {
-        FileKind::HostStream(host) => (Some(Source::Host(host, 0)), ANY),
-        FileKind::Pipe(pipe) => {
-            let mut listens = POLLERR | POLLHUP;
-            if file.flags.readable() {
-                listens |= POLLIN | POLLRDNORM;
-            }
-            if file.flags.writable() {
-                listens |= POLLOUT | POLLWRNORM;
-            }
-            (Some(Source::Pipe(pipe)), listens)
-        }
-        FileKind::Event(id) | FileKind::Timer(id) | FileKind::Epoll(id) | FileKind::Socket(id) => {
-            (Some(Source::Object(id)), ANY)
-        }
-        FileKind::Signals(_) => (Some(Source::Signals), ANY),
-        _ => (None, 0),
-    }
-}
-
 /// Wakes that wait for the end of what makes them: where many come from one place, each source, and each
 /// instance that watches, is told once.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -445,29 +423,6 @@ pub fn released(kernel: &mut Kernel, memory: &mut GuestMemory, id: ObjectId) {
     epolls.instances.remove(&id);
 }
 
-/// Whether a description can be watched: Linux refuses what has no poll operation.
-#[must_use]
-pub fn can_watch(cx: &Cx<'_>, file: &OpenFile) -> bool {
-    use crate::fd::Device;
-    use crate::host::HostKind;
-    match file.kind {
-        FileKind::HostStream(host) => cx
-            .host
-            .get(host)
-            .is_ok_and(|host| host.kind != HostKind::FileStream),
-        FileKind::Pipe(_)
-        | FileKind::Input(_)
-        | FileKind::Capture(_)
-        | FileKind::Event(_)
-        | FileKind::Timer(_)
-        | FileKind::Epoll(_)
-        | FileKind::Signals(_)
-        | FileKind::Socket(_)
-        | FileKind::Device(Device::Random) => true,
-        _ => false,
-    }
-}
-
 /// EPOLL_CTL_ADD
 ///
 /// # Errors
@@ -499,7 +454,7 @@ pub fn add(
         .memory
         .charge(ITEM_BYTES)
         .map_err(|_| Errno::ENOMEM)?;
-    let (source, listens) = watched(file);
+    let (source, listens) = file::watched(file);
     let item = Item {
         events: events | always(),
         data,
@@ -515,10 +470,11 @@ pub fn add(
     epolls.files.insert((key.file, id, key.fd));
     if let Some(epoll) = epolls.instances.get_mut(&id) {
         epoll.items.insert(key, item);
-        match file.kind {
-            FileKind::HostStream(host) => drop(epoll.streams.insert(key, host)),
-            FileKind::Epoll(nested) => drop(epoll.nested.insert(key, nested)),
-            _ => {}
+        if let FileKind::HostStream(host) = file.kind {
+            epoll.streams.insert(key, host);
+        }
+        if let FileKind::Epoll(nested) = file.kind {
+            epoll.nested.insert(key, nested);
         }
     }
     raise_if_ready(cx, id, (key, file));
@@ -686,12 +642,7 @@ fn holds(cx: &Cx<'_>, key: Key, item: &Item, asked: &mut Asked) -> i16 {
     let Some(file) = cx.kernel.files.get(&key.file) else {
         return 0;
     };
-    let state = match file.kind {
-        FileKind::Epoll(id) if is_readable(cx, id, asked) => POLLIN | POLLRDNORM,
-        FileKind::Epoll(_) => 0,
-        _ => ready::poll_ready_among(cx, file, wanted, asked),
-    };
-    state & wanted
+    ready::poll_ready_among(cx, file, wanted, asked) & wanted
 }
 
 /// Takes an event: its index, its bits and the item's data.

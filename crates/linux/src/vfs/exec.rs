@@ -7,10 +7,11 @@ use kvmlet_abi::Errno;
 use kvmlet_policy::READ_REMEDY;
 
 use super::attr::{Attr, MAY_EXEC, S_IFREG};
+use super::file::Contents;
 use super::path::{self, Intent, Last, Node, Request, Resolve};
 use super::{attr_of, hostfs};
 use crate::cx::Cx;
-use crate::fd::{Device, FileId, FileKind};
+use crate::fd::FileId;
 use crate::host::HostKind;
 use crate::mm::{MapFile, Source};
 
@@ -97,16 +98,20 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
         }
         Node::Open(file) => {
             let kind = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind.clone();
-            match kind {
-                FileKind::HostFile(host) => {
+            match super::file::contents(cx, &kind) {
+                Contents::Host(host) => {
                     cx.host.incref(host);
                     Source::Host(host)
                 }
-                FileKind::Tmp(inode) => {
+                Contents::Tmp(inode) => {
                     cx.kernel.tmpfs.open_ref(inode);
                     Source::Tmp(inode)
                 }
-                _ => return Err(Errno::EACCES),
+                Contents::Inherited(_)
+                | Contents::Text
+                | Contents::Zeros
+                | Contents::Directory
+                | Contents::None => return Err(Errno::EACCES),
             }
         }
         Node::Synth(_) => return Err(Errno::EACCES),
@@ -162,12 +167,9 @@ pub fn map_file(cx: &mut Cx<'_>, id: FileId) -> Result<MapFile, Errno> {
         return Err(Errno::EBADF);
     }
     let mut seals = 0;
-    let source = match file.kind {
-        FileKind::HostFile(host) => Source::Host(host),
-        FileKind::HostStream(host) if cx.host.get(host)?.kind == HostKind::FileStream => {
-            Source::Host(host)
-        }
-        FileKind::Tmp(inode) => {
+    let source = match super::file::contents(cx, &file.kind) {
+        Contents::Host(host) | Contents::Inherited(host) => Source::Host(host),
+        Contents::Tmp(inode) => {
             seals = cx
                 .kernel
                 .tmpfs
@@ -177,8 +179,8 @@ pub fn map_file(cx: &mut Cx<'_>, id: FileId) -> Result<MapFile, Errno> {
                 .seals;
             Source::Tmp(inode)
         }
-        FileKind::Device(Device::Zero) => Source::Anon,
-        _ => return Err(Errno::ENODEV),
+        Contents::Zeros => Source::Anon,
+        Contents::Text | Contents::Directory | Contents::None => return Err(Errno::ENODEV),
     };
     Ok(MapFile {
         source,

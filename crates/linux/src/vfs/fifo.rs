@@ -2,6 +2,7 @@
 
 use kvmlet_abi::Errno;
 
+use super::file::Transfer;
 use super::open::{Opened, description};
 use super::pipe::HalfOpen;
 use super::ready::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
@@ -67,8 +68,8 @@ pub fn open(
 
 /// The calling thread waits for the other end; the source it waits on.
 pub fn wait(cx: &mut Cx<'_>, half: HalfOpen) -> Source {
-    let source = match half.file.kind {
-        FileKind::Pipe(id) => Source::Pipe(id),
+    let source = match super::file::transfer(&half.file.kind) {
+        Transfer::Pipe(id) => Source::Pipe(id),
         // Never: only an end of a pipe is half open.
         _ => Source::Pipe(super::pipe::LOCKS_SOURCE),
     };

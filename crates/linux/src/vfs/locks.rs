@@ -143,7 +143,7 @@ pub fn closed(cx: &mut Cx<'_>, pid: Pid, file: FileId) {
     if cx.kernel.locks.held.is_empty() {
         return;
     }
-    let Ok(attr) = super::file_attr(cx, file) else {
+    let Ok(attr) = super::file::attr(cx, file) else {
         return;
     };
     let key = (attr.dev, attr.ino);

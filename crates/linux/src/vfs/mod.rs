@@ -10,6 +10,7 @@ pub mod eventfd;
 pub mod exec;
 pub mod fdinfo;
 pub mod fifo;
+pub mod file;
 pub mod hostfs;
 pub mod locks;
 pub mod lookup_cache;
@@ -33,7 +34,6 @@ pub use exec::{ExecFile, close_exec, is_directory, map_file, open_exec, read_exe
 pub use ready::poll_ready;
 pub use stdio::{StdStream, started_from, working_directory};
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
@@ -41,11 +41,9 @@ use kvmlet_policy::TMP;
 
 use crate::clock;
 use crate::cx::Cx;
-use crate::fd::{FileId, FileKind, OpenFile};
 use crate::host::Host;
-use attr::{Attr, FileTime, S_IFIFO, S_IFSOCK};
+use attr::{Attr, FileTime};
 use path::{Found, Node};
-use synth::Synth;
 use tmpfs::{InodeId, TmpFs};
 
 /// A directory that relative paths start from.
@@ -65,31 +63,6 @@ pub type Cwd = Dir;
 #[must_use]
 pub fn now(host: &Host) -> FileTime {
     FileTime::from_ns(clock::realtime_ns(host))
-}
-
-/// The directory that a description is open on, if it is one.
-#[must_use]
-pub fn dir_of(cx: &Cx<'_>, file: &OpenFile) -> Option<Dir> {
-    let by_path = || Dir::Path(Arc::clone(&file.path));
-    match file.kind {
-        FileKind::HostDir(_) | FileKind::SynthDir(_) => Some(by_path()),
-        FileKind::Tmp(inode) => {
-            let is_dir = cx
-                .kernel
-                .tmpfs
-                .get(inode)
-                .is_ok_and(|inode| inode.dir().is_ok());
-            is_dir.then_some(Dir::Tmp(inode))
-        }
-        FileKind::HostLocation(host) => {
-            let attr = hostfs::attr_of(cx.host.get(host).ok()?.fd.as_fd()).ok()?;
-            attr.is_dir().then(by_path)
-        }
-        FileKind::SynthLocation => {
-            (synth::lookup(cx, &file.path) == Some(Synth::Dir)).then(by_path)
-        }
-        _ => None,
-    }
 }
 
 /// A path for people: control characters, which could command a terminal, are escaped.
@@ -127,100 +100,7 @@ pub fn attr_of(cx: &mut Cx<'_>, found: &Found) -> Result<Attr, Errno> {
         Node::Host(_, attr) => Ok(*attr),
         Node::Tmp(inode) => cx.kernel.tmpfs.attr(*inode),
         Node::Synth(node) => Ok(synth::attr(cx, &found.path, node)),
-        Node::Open(file) => file_attr(cx, *file),
-    }
-}
-
-/// The attributes of an open description (fstat(2)).
-///
-/// # Errors
-/// `EBADF`, the host's.
-pub fn file_attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
-    let file = cx.kernel.files.get(&id).ok_or(Errno::EBADF)?;
-    let own = |mode: u32, ino: u64| Attr {
-        dev: attr::makedev(0, 0x7e),
-        ino,
-        mode,
-        nlink: 1,
-        uid: cx.kernel.ids.uid,
-        gid: cx.kernel.ids.gid,
-        blksize: 4096,
-        ..Attr::default()
-    };
-    match &file.kind {
-        FileKind::HostFile(host)
-        | FileKind::HostDir(host)
-        | FileKind::HostLocation(host)
-        | FileKind::HostStream(host) => match cx.host.told(*host) {
-            Some(attr) => Ok(attr),
-            None => hostfs::attr_of(cx.host.get(*host)?.fd.as_fd()),
-        },
-        FileKind::Tmp(inode) => cx.kernel.tmpfs.attr(*inode),
-        FileKind::Device(device) => Ok(synth::attr(cx, &file.path, &Synth::Device(*device))),
-        FileKind::Text(_) => Ok(synth::attr(cx, &file.path, &Synth::Text)),
-        FileKind::SynthDir(_) => Ok(synth::attr(cx, &file.path, &Synth::Dir)),
-        FileKind::SynthLocation => {
-            let node = synth::lookup(cx, &file.path).ok_or(Errno::ENOENT)?;
-            Ok(synth::attr(cx, &file.path, &node))
-        }
-        FileKind::Capture(number) => Ok(own(S_IFIFO | 0o600, u64::from(*number).saturating_add(1))),
-        FileKind::Input(_) => Ok(own(S_IFIFO | 0o600, 1)),
-        FileKind::Pipe(pipe) => {
-            let ends = cx.kernel.pipes.get(*pipe)?;
-            if let Some(inode) = ends.inode {
-                return cx.kernel.tmpfs.attr(inode);
-            }
-            let created = ends.created;
-            let attr = own(S_IFIFO | 0o600, pipe.saturating_add(16));
-            Ok(Attr {
-                atime: created,
-                mtime: created,
-                ctime: created,
-                ..attr
-            })
-        }
-        FileKind::Socket(socket) => Ok(Attr {
-            dev: attr::makedev(0, 8),
-            ..own(S_IFSOCK | 0o777, socket.0.saturating_add(16))
-        }),
-        // They share one inode without a type, which is root's (fs/anon_inodes.c).
-        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_) => {
-            Ok(Attr {
-                dev: attr::makedev(0, 0xf),
-                uid: 0,
-                gid: 0,
-                ..own(0o600, 1)
-            })
-        }
-    }
-}
-
-/// Releases what a description holds and removes it: nothing refers to it any more.
-pub fn release(cx: &mut Cx<'_>, id: FileId) {
-    locks::released(cx, id);
-    epoll::file_released(cx.kernel, &mut cx.machine.memory, id);
-    let Some(file) = cx.kernel.files.remove(&id) else {
-        return;
-    };
-    cx.machine.memory.uncharge_kernel(file.cost_bytes());
-    match file.kind {
-        FileKind::HostFile(host)
-        | FileKind::HostDir(host)
-        | FileKind::HostLocation(host)
-        | FileKind::HostStream(host) => cx.host.decref(host),
-        FileKind::Tmp(inode) => cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode),
-        FileKind::Pipe(_) => fifo::close(cx, &file),
-        FileKind::Event(object) => drop(cx.kernel.objects.events.remove(&object)),
-        FileKind::Timer(object) => cx.kernel.objects.timers.remove(object),
-        FileKind::Epoll(object) => epoll::released(cx.kernel, &mut cx.machine.memory, object),
-        FileKind::Socket(object) => unix::released(cx.kernel, &mut cx.machine.memory, object),
-        FileKind::Text(text) => cx.machine.memory.uncharge(text.bytes.len() as u64),
-        FileKind::Capture(_)
-        | FileKind::Input(_)
-        | FileKind::Device(_)
-        | FileKind::SynthDir(_)
-        | FileKind::SynthLocation
-        | FileKind::Signals(_) => {}
+        Node::Open(file) => file::attr(cx, *file),
     }
 }
 

@@ -7,6 +7,7 @@ use kvmlet_abi::Errno;
 use kvmlet_policy::WRITE_REMEDY;
 
 use super::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG};
+use super::file;
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
@@ -138,7 +139,7 @@ pub fn deny_write(cx: &mut Cx<'_>, call: &str, path: &[u8]) -> Errno {
     Errno::EROFS
 }
 
-fn open_found(
+pub(super) fn open_found(
     cx: &mut Cx<'_>,
     call: &'static str,
     found: Found,
@@ -177,12 +178,12 @@ fn open_found(
         Node::Synth(Synth::Device(device)) => FileKind::Device(device),
         Node::Synth(Synth::Tty) => return Err(Errno::ENXIO),
         Node::Synth(Synth::Link(_) | Synth::FdLink(_)) => return Err(Errno::ELOOP),
-        Node::Open(file) => return reopen(cx, call, file, flags),
+        Node::Open(file) => return file::reopen(cx, call, file, flags),
     };
     Ok(Opened::New(description(kind, flags, &found.path)))
 }
 
-fn open_host(
+pub(super) fn open_host(
     cx: &mut Cx<'_>,
     call: &str,
     (path, attr): (&[u8], &Attr),
@@ -215,7 +216,7 @@ fn open_host(
 }
 
 /// Opens an inode of the memory file system as the mode bits allow; takes a reference.
-fn open_tmp(
+pub(super) fn open_tmp(
     cx: &mut Cx<'_>,
     inode: InodeId,
     flags: OpenFlags,
@@ -262,7 +263,7 @@ fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Err
                 // The pipe goes with its ends, of which this is none.
                 open.kind = FileKind::Tmp(inode);
             }
-            hold(cx, &open)?;
+            file::hold(cx, &open)?;
             return Ok(Opened::New(OpenFile {
                 flags,
                 refs: 0,
@@ -274,21 +275,6 @@ fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Err
     Ok(Opened::New(description(kind, flags, &found.path)))
 }
 
-/// Takes the references that a second description on the same object needs. Pipes are counted by
-/// access mode, which the caller does.
-fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
-    match &file.kind {
-        FileKind::HostFile(host)
-        | FileKind::HostDir(host)
-        | FileKind::HostLocation(host)
-        | FileKind::HostStream(host) => cx.host.incref(*host),
-        FileKind::Tmp(inode) => cx.kernel.tmpfs.open_ref(*inode),
-        FileKind::Text(text) => charge_text(cx, text.bytes.len())?,
-        _ => {}
-    }
-    Ok(())
-}
-
 /// Charges the contents of a synthetic file, which every description keeps, to the memory limit.
 ///
 /// # Errors
@@ -298,96 +284,6 @@ pub fn charge_text(cx: &mut Cx<'_>, len_bytes: usize) -> Result<(), Errno> {
         .memory
         .charge(len_bytes as u64)
         .map_err(|_| Errno::ENOMEM)
-}
-
-/// Opens what /proc/self/fd/N refers to once more.
-fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<Opened, Errno> {
-    let open = cx.kernel.files.get(&id).ok_or(Errno::ENOENT)?.clone();
-    let changes = flags.writable() || flags.contains(OpenFlags::TRUNC);
-    match &open.kind {
-        FileKind::Tmp(inode) => return open_tmp(cx, *inode, flags, &open.path),
-        FileKind::HostFile(_) | FileKind::HostDir(_) if changes => {
-            return Err(deny_write(cx, call, &open.path));
-        }
-        // One that was opened with O_PATH is opened by its path.
-        FileKind::HostLocation(host) => {
-            let attr = hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?;
-            if changes {
-                return Err(deny_write(cx, call, &open.path));
-            }
-            let kind = open_host(cx, call, (&open.path, &attr), None)?;
-            if let FileKind::HostFile(id) | FileKind::HostDir(id) = kind {
-                // Nothing but the object itself will do.
-                let opened = cx.host.fd(id).and_then(|fd| hostfs::attr_of(fd.as_fd()));
-                if !opened.is_ok_and(|opened| hostfs::is_same(&opened, &attr)) {
-                    cx.host.decref(id);
-                    return Err(Errno::ESTALE);
-                }
-            }
-            return Ok(Opened::New(description(kind, flags, &open.path)));
-        }
-        FileKind::Text(_) if changes => return Err(Errno::EACCES),
-        FileKind::HostStream(host) => {
-            if flags.readable() && !open.flags.readable()
-                || flags.writable() && !open.flags.writable()
-            {
-                return Err(Errno::EACCES);
-            }
-            if flags.contains(OpenFlags::TRUNC)
-                && flags.writable()
-                && cx.host.get(*host)?.kind == HostKind::FileStream
-            {
-                super::stream::set_size(cx.host, *host, 0)?;
-            }
-        }
-        FileKind::Capture(_) | FileKind::Input(_) => {
-            if flags.readable() && !open.flags.readable()
-                || flags.writable() && !open.flags.writable()
-            {
-                return Err(Errno::EACCES);
-            }
-            return Ok(Opened::Existing(id));
-        }
-        FileKind::Pipe(pipe) => {
-            let ends = cx.kernel.pipes.get_mut(*pipe)?;
-            if let Some(inode) = ends.inode {
-                return open_tmp(cx, inode, flags, &open.path);
-            }
-            if flags.readable() {
-                ends.readers = ends.readers.saturating_add(1);
-            }
-            if flags.writable() {
-                ends.writers = ends.writers.saturating_add(1);
-            }
-        }
-        // Their inode is root's, mode 0600: others do not get as far as to learn that it cannot be opened.
-        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_)
-            if cx.kernel.ids.uid != 0 =>
-        {
-            return Err(Errno::EACCES);
-        }
-        FileKind::Event(_)
-        | FileKind::Timer(_)
-        | FileKind::Epoll(_)
-        | FileKind::Signals(_)
-        | FileKind::Socket(_) => return Err(Errno::ENXIO),
-        FileKind::SynthLocation => {
-            let node = synth::lookup(cx, &open.path).ok_or(Errno::ENOENT)?;
-            let found = Found {
-                path: open.path.to_vec(),
-                node: Node::Synth(node),
-            };
-            return open_found(cx, "open", found, flags);
-        }
-        _ => {}
-    }
-    hold(cx, &open)?;
-    Ok(Opened::New(OpenFile {
-        flags: flags & OpenFlags::KEPT,
-        refs: 0,
-        offset: 0,
-        ..open
-    }))
 }
 
 /// The directory of a new name, if it can be changed: its inode in the memory file system.

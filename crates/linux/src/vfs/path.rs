@@ -16,7 +16,7 @@ pub use super::request::{Intent, Last, Request, Resolve, Start};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
 use crate::cx::Cx;
-use crate::fd::{FileId, FileKind};
+use crate::fd::FileId;
 use crate::hostfd::HostFd;
 
 /// Symbolic links followed in one resolution at most (path_resolution(7)).
@@ -670,7 +670,7 @@ impl Walker<'_, '_> {
             .get(&file)
             .ok_or(Errno::ENOENT)?
             .clone();
-        if let Some(dir) = super::dir_of(self.cx, &open) {
+        if let Some(dir) = super::file::directory(self.cx, &open) {
             let at = dir.at(&self.cx.kernel.tmpfs);
             self.enter(at)?;
             return Ok(None);
@@ -777,10 +777,10 @@ pub fn start(cx: &mut Cx<'_>, dirfd: i32, path: &[u8]) -> Result<Start, Errno> {
         return Ok(cx.process()?.cwd.clone().into());
     }
     let (_, file) = crate::fd::get(cx, dirfd)?;
-    let dir = super::dir_of(cx, &file).ok_or(Errno::ENOTDIR)?;
-    let open = match file.kind {
-        FileKind::HostDir(host) | FileKind::HostLocation(host) => Some(cx.host.fd(host)?),
-        _ => None,
+    let dir = super::file::directory(cx, &file).ok_or(Errno::ENOTDIR)?;
+    let open = match super::file::host(&file.kind) {
+        Some(host) => Some(cx.host.fd(host)?),
+        None => None,
     };
     Ok(Start { dir, open })
 }

@@ -7,10 +7,9 @@ use rustix::fs::OFlags;
 use super::attr::{S_IFDIR, S_IFLNK, S_IFREG, d_type};
 use super::hostfs;
 use super::synth::Synth;
-use super::tmpfs::InodeId;
 use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
-use crate::fd::{FileKind, OpenFile, Text};
+use crate::fd::Text;
 use crate::kernel::{Pid, Process, Thread, Tid};
 use crate::mm::{self, Mm};
 use crate::rlimit::{INFINITY, Resource, Rlimit};
@@ -493,11 +492,7 @@ fn process_text(
             let fd = process.fds.fds.get(&fd_number(fd)?)?;
             let file = cx.kernel.files.get(&fd.file)?;
             let flags = file.flags.bits() | if fd.cloexec { 0o2_000_000 } else { 0 };
-            let more = super::fdinfo::text(cx, &file.kind);
-            let position = match file.kind {
-                FileKind::Pipe(_) => 0,
-                _ => file.offset,
-            };
+            let (position, more) = super::file::info(cx, file);
             format!("pos:\t{}\nflags:\t0{flags:o}\nmnt_id:\t{}\n{more}", position, super::synth::mount_number(cx.host.policy.classify(&file.path)))
         }
         _ => return None,
@@ -786,29 +781,4 @@ fn mountinfo(cx: &Cx<'_>) -> String {
         ));
     }
     out
-}
-
-/// What readlink(2) shows for an open description (proc_pid_fd(5)).
-#[must_use]
-pub fn fd_text(cx: &Cx<'_>, file: &OpenFile) -> Vec<u8> {
-    match &file.kind {
-        FileKind::Pipe(id) => match super::fifo::inode_of(cx, &file.kind) {
-            Some(inode) => tmp_text(cx, inode, &file.path),
-            None => format!("pipe:[{id}]").into_bytes(),
-        },
-        FileKind::Input(_) => b"pipe:[0]".to_vec(),
-        FileKind::Capture(number) => format!("pipe:[{number}]").into_bytes(),
-        FileKind::Socket(id) => format!("socket:[{}]", id.0.saturating_add(16)).into_bytes(),
-        FileKind::Tmp(inode) => tmp_text(cx, *inode, &file.path),
-        _ => file.path.to_vec(),
-    }
-}
-
-fn tmp_text(cx: &Cx<'_>, inode: InodeId, path: &[u8]) -> Vec<u8> {
-    let inode = cx.kernel.tmpfs.get(inode);
-    if inode.is_ok_and(|inode| inode.nlink > 0) {
-        path.to_vec()
-    } else {
-        [path, b" (deleted)".as_slice()].concat()
-    }
 }

@@ -7,14 +7,11 @@ use kvmlet_abi::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::epoll::{self, Asked};
-use super::eventfd::EventFd;
-use super::stream;
-use super::timerfd::TimerFd;
-use super::unix::Socket;
+use super::{file, stream};
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile, OpenFlags};
-use crate::host::{Host, HostId, HostKind};
+use crate::host::{Host, HostId};
 use crate::outcome::Source;
 
 /// POLLIN
@@ -55,49 +52,7 @@ pub fn poll_ready_among(cx: &Cx<'_>, file: &OpenFile, events: i16, asked: &mut A
     if file.flags.contains(OpenFlags::PATH) {
         return POLLNVAL;
     }
-    let (readable, writable) = (POLLIN | POLLRDNORM, POLLOUT | POLLWRNORM);
-    let state = match &file.kind {
-        FileKind::HostStream(host) => return asked.host_ready(cx.host, *host, events),
-        FileKind::Pipe(pipe) => {
-            let Ok(pipe) = cx.kernel.pipes.get(*pipe) else {
-                return POLLNVAL;
-            };
-            let mut state = 0;
-            if file.flags.readable() {
-                state |= if pipe.is_empty() { 0 } else { readable };
-                let hung_up = pipe.writers == 0 && file.offset != pipe.writer_opens;
-                state |= if hung_up { POLLHUP } else { 0 };
-            }
-            if file.flags.writable() {
-                state |= if pipe.is_full() { 0 } else { writable };
-                state |= if pipe.readers == 0 { POLLERR } else { 0 };
-            }
-            state
-        }
-        FileKind::Input(bytes) => {
-            let rest = file.offset < bytes.len() as u64;
-            POLLHUP | if rest { readable } else { 0 }
-        }
-        FileKind::Capture(_) => writable,
-        FileKind::Event(id) => {
-            let event = cx.kernel.objects.events.get(id);
-            event.map_or(POLLERR, EventFd::poll)
-        }
-        FileKind::Timer(id) => {
-            let timer = cx.kernel.objects.timers.get(*id);
-            timer.map_or(POLLERR, TimerFd::poll)
-        }
-        FileKind::Socket(id) => {
-            let socket = cx.kernel.objects.sockets.get(*id);
-            socket.map_or(POLLERR, Socket::poll)
-        }
-        FileKind::Epoll(id) if epoll::is_readable(cx, *id, asked) => POLLIN | POLLRDNORM,
-        FileKind::Epoll(_) => 0,
-        FileKind::Signals(mask) if cx.kernel.pending_set(cx.tid) & mask != 0 => POLLIN,
-        FileKind::Signals(_) => 0,
-        _ => readable | writable,
-    };
-    state & (events | ALWAYS)
+    file::poll(cx, file, events, asked) & (events | ALWAYS)
 }
 
 /// Brings what a description's readiness depends on up to date: timers that are due, inherited streams
@@ -132,25 +87,7 @@ pub fn add_sources(
     if let FileKind::Epoll(id) = file.kind {
         epoll::wait_sources(cx, id, sources, asked);
     } else {
-        sources.extend(source(cx, file, events));
-    }
-}
-
-fn source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> {
-    match file.kind {
-        FileKind::HostStream(host) => {
-            let waits = cx
-                .host
-                .get(host)
-                .is_ok_and(|file| file.kind != HostKind::FileStream);
-            waits.then_some(Source::Host(host, events))
-        }
-        FileKind::Pipe(pipe) => Some(Source::Pipe(pipe)),
-        FileKind::Event(id) | FileKind::Timer(id) | FileKind::Socket(id) => {
-            Some(Source::Object(id))
-        }
-        FileKind::Signals(_) => Some(Source::Signals),
-        _ => None,
+        sources.extend(file::wait_source(cx, file, events));
     }
 }
 

@@ -2,6 +2,7 @@
 
 use kvmlet_abi::Errno;
 
+use super::file::{self, Positions};
 use super::stream;
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile, OpenFlags};
@@ -25,25 +26,19 @@ pub fn writable_bytes(
     at: WriteAt,
     (done, len_bytes): (u64, u64),
 ) -> Result<u64, Errno> {
-    if !matches!(file.kind, FileKind::Tmp(_) | FileKind::HostStream(_)) {
-        return Ok(len_bytes);
-    }
     let limit = rlimit::soft(cx, Resource::Fsize)?;
     if limit == INFINITY {
         return Ok(len_bytes);
     }
-    let offset = match (&file.kind, at) {
-        (FileKind::HostStream(host), at) => {
-            let Some(size) = stream::file_size(cx.host, *host)? else {
-                return Ok(len_bytes);
-            };
-            match at {
-                _ if file.flags.contains(OpenFlags::APPEND) => size,
-                WriteAt::Offset(offset) => offset,
-                WriteAt::OwnPosition => stream::seek(cx.host, *host, stream::SeekTo::Current(0))?,
-            }
-        }
+    let Some(size) = file::limited_size(cx, &file.kind)? else {
+        return Ok(len_bytes);
+    };
+    let offset = match (file::positions(cx, file), at) {
+        (Positions::Host(_), _) if file.flags.contains(OpenFlags::APPEND) => size,
         (_, WriteAt::Offset(offset)) => offset,
+        (Positions::Host(host), WriteAt::OwnPosition) => {
+            stream::seek(cx.host, host, stream::SeekTo::Current(0))?
+        }
         (_, WriteAt::OwnPosition) => file.offset,
     };
     match limit.saturating_sub(offset) {
@@ -69,12 +64,7 @@ pub fn check_size(cx: &mut Cx<'_>, kind: &FileKind, size: u64) -> Result<(), Err
     if size <= rlimit::soft(cx, Resource::Fsize)? {
         return Ok(());
     }
-    let present = match kind {
-        FileKind::Tmp(inode) => Some(cx.kernel.tmpfs.size(*inode)?),
-        FileKind::HostStream(host) => stream::file_size(cx.host, *host)?,
-        _ => None,
-    };
-    match present {
+    match file::limited_size(cx, kind)? {
         Some(present) if size > present => refuse(cx),
         _ => Ok(()),
     }

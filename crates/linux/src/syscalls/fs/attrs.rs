@@ -9,6 +9,7 @@ use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
 use crate::vfs;
 use crate::vfs::attr::{FileTime, MAY_WRITE, S_IFMT};
+use crate::vfs::file;
 use crate::vfs::open::{S_ISGID, deny_write};
 use crate::vfs::path::{Found, Node};
 use crate::vfs::tmpfs::{InodeId, SEAL_EXEC};
@@ -17,28 +18,10 @@ use crate::vfs::tmpfs::{InodeId, SEAL_EXEC};
 fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<InodeId, Errno> {
     match &found.node {
         Node::Tmp(inode) => return Ok(*inode),
-        Node::Open(file) => match cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind {
-            FileKind::Tmp(inode) => return Ok(inode),
-            FileKind::Pipe(pipe) if cx.kernel.pipes.get(pipe)?.inode.is_some() => {
-                return cx.kernel.pipes.get(pipe)?.inode.ok_or(Errno::EBADF);
-            }
-            FileKind::Pipe(_)
-            | FileKind::Input(_)
-            | FileKind::Capture(_)
-            | FileKind::HostStream(_) => {
-                cx.host
-                    .report
-                    .unsupported(call, "on a pipe or an inherited stream".to_owned());
-                return Err(Errno::EPERM);
-            }
-            // The inode is shared with all of their kind (fs/anon_inodes.c).
-            FileKind::Event(_)
-            | FileKind::Timer(_)
-            | FileKind::Epoll(_)
-            | FileKind::Signals(_)
-            | FileKind::Socket(_) => return Err(Errno::EOPNOTSUPP),
-            _ => {}
-        },
+        Node::Open(file) => {
+            let kind = cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind.clone();
+            return file::changeable(cx, call, (&kind, &found.path));
+        }
         Node::Host(..) | Node::Synth(_) => {}
     }
     Err(deny_write(cx, call, &found.path))

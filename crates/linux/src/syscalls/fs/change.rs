@@ -15,6 +15,7 @@ use crate::fd::FileKind;
 use crate::outcome::SysResult;
 use crate::vfs;
 use crate::vfs::attr::{MAY_EXEC, MAY_WRITE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK};
+use crate::vfs::file::{self, Contents};
 use crate::vfs::open::{IsDir, deny_write, new_attr, writable_directory};
 use crate::vfs::path::{Missing, Node};
 use crate::vfs::tmpfs::{Exchange, InodeId, NewBody, SEAL_SEAL};
@@ -176,10 +177,13 @@ fn link(cx: &mut Cx<'_>, old: Target, new: Target, flags: u32) -> SysResult {
     let source = match found.node {
         Node::Tmp(inode) => Some(inode),
         // With AT_EMPTY_PATH, and through /proc/self/fd: how an O_TMPFILE file gets a name.
-        Node::Open(file) => match cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind {
-            FileKind::Tmp(inode) => Some(inode),
-            _ => None,
-        },
+        Node::Open(file) => {
+            let kind = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind.clone();
+            match file::contents(cx, &kind) {
+                Contents::Tmp(inode) => Some(inode),
+                _ => None,
+            }
+        }
         Node::Host(..) | Node::Synth(_) => None,
     };
     let missing = new.to_change().vacant(cx)?;

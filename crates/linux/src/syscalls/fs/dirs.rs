@@ -12,6 +12,7 @@ use crate::fd::{self, FileId, FileKind, OpenFile, SynthNames};
 use crate::host::HostId;
 use crate::outcome::SysResult;
 use crate::vfs::attr::{MAY_EXEC, S_IFDIR, d_type};
+use crate::vfs::file::{self, Names};
 use crate::vfs::hostfs::{self, Listing, PATH_MAX};
 use crate::vfs::path::{At, Node};
 use crate::vfs::synth::{entry_number, inode_number};
@@ -56,7 +57,7 @@ pub fn sys_chdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         Node::Tmp(inode) => Some(inode),
         Node::Open(file) => {
             let file = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.clone();
-            let dir = vfs::dir_of(cx, &file).ok_or(Errno::ENOTDIR)?;
+            let dir = vfs::file::directory(cx, &file).ok_or(Errno::ENOTDIR)?;
             vfs::set_cwd(cx, dir)?;
             return Ok(0);
         }
@@ -79,8 +80,8 @@ pub fn sys_chdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// `EBADF`, `ENOTDIR`, `EACCES`.
 pub fn sys_fchdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let (id, file) = fd::get(cx, int(args[0]))?;
-    let dir = vfs::dir_of(cx, &file).ok_or(Errno::ENOTDIR)?;
-    let attr = vfs::file_attr(cx, id)?;
+    let dir = vfs::file::directory(cx, &file).ok_or(Errno::ENOTDIR)?;
+    let attr = vfs::file::attr(cx, id)?;
     if !attr.grants(&cx.host.credentials, MAY_EXEC) {
         return Err(Errno::EACCES);
     }
@@ -185,7 +186,7 @@ fn list(
     cursor: &mut u64,
     mut put: impl FnMut(&Entry<'_>) -> bool,
 ) -> Result<bool, Errno> {
-    let dir = vfs::dir_of(cx, file).ok_or(Errno::ENOTDIR)?;
+    let dir = vfs::file::directory(cx, file).ok_or(Errno::ENOTDIR)?;
     if *cursor < 2 {
         let (own, above) = dot_numbers(cx, file, &dir)?;
         let directory = d_type(S_IFDIR);
@@ -204,13 +205,13 @@ fn list(
             }
         }
     }
-    match &file.kind {
-        FileKind::Tmp(inode) => list_tmp(cx, *inode, cursor, put),
-        FileKind::HostDir(host) => {
-            let listing = host_listing(cx, *host, *cursor)?;
+    match file::names(&file.kind) {
+        Names::Tmp(inode) => list_tmp(cx, inode, cursor, put),
+        Names::Host(host) => {
+            let listing = host_listing(cx, host, *cursor)?;
             Ok(list_from(listing.from(number_at(*cursor)), cursor, put))
         }
-        FileKind::SynthDir(_) => {
+        Names::Synth => {
             let entries = synth_entries(cx, id, *cursor)?;
             let entries = entries
                 .iter()
@@ -218,7 +219,7 @@ fn list(
                 .map(|(name, kind)| (entry_number(&file.path, name), *kind, name.as_slice()));
             Ok(list_from(entries, cursor, put))
         }
-        _ => Err(Errno::ENOTDIR),
+        Names::None => Err(Errno::ENOTDIR),
     }
 }
 
@@ -319,9 +320,9 @@ fn dot_numbers(cx: &mut Cx<'_>, file: &OpenFile, dir: &Dir) -> Result<(u64, u64)
             .locate(path)
             .map_or_else(|_| inode_number(path), |(_, attr)| attr.ino)
     };
-    let own = match file.kind {
-        FileKind::HostDir(host) => hostfs::attr_of(cx.host.get(host)?.fd.as_fd())?.ino,
-        _ => inode_number(&file.path),
+    let own = match file::host(&file.kind) {
+        Some(host) => hostfs::attr_of(cx.host.get(host)?.fd.as_fd())?.ino,
+        None => inode_number(&file.path),
     };
     Ok((own, number(cx, parent(&file.path))))
 }

@@ -13,10 +13,11 @@ use crate::cx::Cx;
 use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
 use crate::vfs::attr::{Attr, FileTime, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
+use crate::vfs::file::{self, FileSystem};
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth::{Synth, mount_number};
 use crate::vfs::tmpfs::{Body, MAX_NAME};
-use crate::vfs::{self, hostfs, procfs};
+use crate::vfs::{self, hostfs};
 
 fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: u64) -> SysResult {
     cx.write_struct(Gva(gva), &attr.to_stat())?;
@@ -47,7 +48,7 @@ fn find_stated(cx: &mut Cx<'_>, target: Target, at_flags: u32) -> Result<Found, 
 fn stat_at(cx: &mut Cx<'_>, target: Target, at_flags: u32, gva: u64) -> SysResult {
     if at_flags & AT_EMPTY_PATH != 0 && target.dirfd != AT_FDCWD && names_nothing(cx, target)? {
         let id = fd::id(cx, target.dirfd)?;
-        let attr = vfs::file_attr(cx, id)?;
+        let attr = vfs::file::attr(cx, id)?;
         return put_stat(cx, &attr, gva);
     }
     let found = find_stated(cx, target, at_flags)?;
@@ -82,7 +83,7 @@ pub fn sys_lstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// `EBADF`, `EFAULT`.
 pub fn sys_fstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let id = fd::id(cx, int(args[0]))?;
-    let attr = vfs::file_attr(cx, id)?;
+    let attr = vfs::file::attr(cx, id)?;
     put_stat(cx, &attr, args[1])
 }
 
@@ -130,12 +131,10 @@ pub fn sys_statx(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 fn birth_time(cx: &Cx<'_>, found: &Found) -> Option<FileTime> {
     match &found.node {
         Node::Host(handle, _) => handle.birth_time(&found.path),
-        Node::Open(file) => match cx.kernel.files.get(file)?.kind {
-            FileKind::HostFile(host) | FileKind::HostDir(host) | FileKind::HostLocation(host) => {
-                hostfs::birth_time(cx.host.get(host).ok()?.fd.as_fd())
-            }
-            _ => None,
-        },
+        Node::Open(file) => {
+            let host = file::host(&cx.kernel.files.get(file)?.kind)?;
+            hostfs::birth_time(cx.host.get(host).ok()?.fd.as_fd())
+        }
         Node::Tmp(_) | Node::Synth(_) => None,
     }
 }
@@ -192,7 +191,7 @@ fn is_writable(cx: &Cx<'_>, node: &Node) -> bool {
             .kernel
             .files
             .get(file)
-            .is_some_and(|file| matches!(file.kind, FileKind::Tmp(_) | FileKind::HostStream(_))),
+            .is_some_and(|file| file::is_on_writable_system(&file.kind)),
         Node::Host(..) | Node::Synth(_) => false,
     }
 }
@@ -243,22 +242,25 @@ fn link_target(cx: &mut Cx<'_>, found: &Found) -> Result<Vec<u8>, Errno> {
         Node::Synth(Synth::Link(target)) => Ok(target.clone()),
         Node::Synth(Synth::FdLink(file)) => {
             let file = cx.kernel.files.get(file).ok_or(Errno::ENOENT)?;
-            Ok(procfs::fd_text(cx, file))
+            Ok(file::link_text(cx, file))
         }
         // An empty path: the descriptor itself, which must be a link opened with O_PATH.
-        Node::Open(file) => match cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind {
-            FileKind::HostLocation(host) => {
-                let fd = cx.host.fd(host)?;
-                let attr = hostfs::attr_of(fd.as_fd())?;
-                if attr.is_symlink() {
-                    hostfs::read_link(fd.as_fd())
-                } else {
-                    Err(Errno::ENOENT)
-                }
+        Node::Open(file) => {
+            let kind = &cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind;
+            if let FileKind::Tmp(inode) = *kind {
+                return tmp_target(cx, inode).map_err(|_| Errno::ENOENT);
             }
-            FileKind::Tmp(inode) => tmp_target(cx, inode).map_err(|_| Errno::ENOENT),
-            _ => Err(Errno::ENOENT),
-        },
+            let FileKind::HostLocation(host) = *kind else {
+                return Err(Errno::ENOENT);
+            };
+            let fd = cx.host.fd(host)?;
+            let attr = hostfs::attr_of(fd.as_fd())?;
+            if attr.is_symlink() {
+                hostfs::read_link(fd.as_fd())
+            } else {
+                Err(Errno::ENOENT)
+            }
+        }
         Node::Host(..) | Node::Synth(_) => Err(Errno::EINVAL),
     }
 }
@@ -312,18 +314,15 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
             let fd = handle.into_location(&found.path, &attr)?;
             return hostfs::file_system(fd.as_fd());
         }
-        Node::Open(file) => match cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind {
-            FileKind::HostFile(host)
-            | FileKind::HostDir(host)
-            | FileKind::HostLocation(host)
-            | FileKind::HostStream(host) => return hostfs::file_system(cx.host.fd(host)?.as_fd()),
-            FileKind::Pipe(pipe) if cx.kernel.pipes.get(pipe)?.inode.is_some() => is_tmp = true,
-            FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_) => {
-                return Ok(own(PIPEFS_MAGIC));
+        Node::Open(file) => {
+            let kind = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind.clone();
+            match file::file_system(cx, &kind)? {
+                FileSystem::Host(host) => return hostfs::file_system(cx.host.fd(host)?.as_fd()),
+                FileSystem::Pipes => return Ok(own(PIPEFS_MAGIC)),
+                FileSystem::Tmp => is_tmp = true,
+                FileSystem::OfPath => {}
             }
-            FileKind::Tmp(_) => is_tmp = true,
-            _ => {}
-        },
+        }
         Node::Tmp(_) | Node::Synth(_) => {}
     }
     if is_tmp {

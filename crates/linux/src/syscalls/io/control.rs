@@ -1,14 +1,12 @@
 //! ioctl(2).
 
-use std::os::fd::AsFd;
-
 use kvmlet_abi::{Errno, Gva};
 
 use super::{int, terminal, uint};
 use crate::cx::Cx;
-use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
+use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::{CallState, Outcome};
-use crate::vfs::{self, attr};
+use crate::vfs::file;
 
 /// TIOCOUTQ too.
 const SIOCOUTQ: u32 = 0x5411;
@@ -50,7 +48,7 @@ fn control(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcom
             fd::file_mut(cx, id)?.flags.set(flag, on != 0);
         }
         FIONREAD => {
-            let count = readable_bytes(cx, (id, &file))?;
+            let count = file::readable_bytes(cx, (id, &file))?;
             cx.write_struct(Gva(arg), &i32::try_from(count).unwrap_or(i32::MAX))?;
         }
         SIOCOUTQ if matches!(file.kind, FileKind::Socket(_)) => {
@@ -63,23 +61,4 @@ fn control(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcom
         _ => return terminal::control(cx, &file, (request, arg), state),
     }
     Ok(Outcome::Done(Ok(0)))
-}
-
-fn readable_bytes(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile)) -> Result<u64, Errno> {
-    match &file.kind {
-        FileKind::Pipe(pipe) => Ok(cx.kernel.pipes.get(*pipe)?.len() as u64),
-        FileKind::Socket(id) => Ok(cx.kernel.objects.sockets.get(*id)?.readable_bytes() as u64),
-        FileKind::Epoll(_) => Err(Errno::EINVAL),
-        FileKind::Input(bytes) => Ok((bytes.len() as u64).saturating_sub(file.offset)),
-        FileKind::HostStream(host) => vfs::terminal::readable_bytes(cx.host.get(*host)?.fd.as_fd()),
-        FileKind::HostFile(_) | FileKind::Tmp(_) => {
-            let attr = vfs::file_attr(cx, id)?;
-            if attr.kind() == attr::S_IFREG {
-                Ok(attr.size.saturating_sub(file.offset))
-            } else {
-                Err(Errno::ENOTTY)
-            }
-        }
-        _ => Err(Errno::ENOTTY),
-    }
 }

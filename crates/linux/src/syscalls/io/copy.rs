@@ -5,13 +5,12 @@ use std::os::fd::AsFd;
 use kvmlet_abi::{Errno, Gva};
 
 use super::rw::is_open_for_reading;
-use super::transfer::{self, CHUNK, RW_MAX, Until, wait_until, write_as};
+use super::transfer::{self, CHUNK, RW_MAX, Step, Until, wait_until, write_as};
 use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
-use crate::host::HostKind;
 use crate::outcome::{CallState, Outcome, Source};
-use crate::vfs::ready::{POLLIN, POLLRDNORM};
+use crate::vfs::file::{self, Contents, Message, Positions, Transfer};
 use crate::vfs::size_limit::{self, WriteAt};
 use crate::vfs::stream;
 use crate::vfs::unix;
@@ -47,14 +46,10 @@ impl End {
 
 /// Whether bytes can be read from it at any offset without waiting.
 fn is_source(cx: &Cx<'_>, file: &OpenFile) -> bool {
-    match file.kind {
-        FileKind::HostFile(_) | FileKind::Text(_) => true,
-        FileKind::Tmp(inode) => cx.kernel.tmpfs.size(inode).is_ok(),
-        FileKind::HostStream(host) => cx
-            .host
-            .get(host)
-            .is_ok_and(|host| host.kind == HostKind::FileStream),
-        _ => false,
+    match file::contents(cx, &file.kind) {
+        Contents::Host(_) | Contents::Inherited(_) | Contents::Text => true,
+        Contents::Tmp(inode) => cx.kernel.tmpfs.size(inode).is_ok(),
+        Contents::Zeros | Contents::Directory | Contents::None => false,
     }
 }
 
@@ -92,10 +87,8 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
         let Some(into) = buf.get_mut(..len) else {
             break;
         };
-        if matches!(input.kind, FileKind::Text(_)) {
-            input = transfer::prepare(cx, in_id, input, offset)?;
-        }
-        let got = transfer::fill(cx, &input.kind, offset, into)?;
+        input = file::prepare(cx, in_id, input, offset)?;
+        let got = file::read_at(cx, &input.kind, offset, into)?;
         let bytes = into.get(..got).unwrap_or_default();
         if bytes.is_empty() {
             break;
@@ -134,8 +127,8 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
 
 /// The position of a source; that of an inherited file is the host's.
 fn position(cx: &mut Cx<'_>, end: End, file: &OpenFile) -> Result<u64, Errno> {
-    match file.kind {
-        FileKind::HostStream(host) if end.offset_gva == 0 => {
+    match file::positions(cx, file) {
+        Positions::Host(host) if end.offset_gva == 0 => {
             stream::seek_fd(cx.host.get(host)?.fd.as_fd(), stream::SeekTo::Current(0))
         }
         _ => end.offset(cx),
@@ -143,8 +136,8 @@ fn position(cx: &mut Cx<'_>, end: End, file: &OpenFile) -> Result<u64, Errno> {
 }
 
 fn set_position(cx: &mut Cx<'_>, end: End, file: &OpenFile, offset: u64) -> Result<(), Errno> {
-    match file.kind {
-        FileKind::HostStream(host) if end.offset_gva == 0 => {
+    match file::positions(cx, file) {
+        Positions::Host(host) if end.offset_gva == 0 => {
             stream::seek_fd(cx.host.get(host)?.fd.as_fd(), stream::SeekTo::Start(offset))
                 .map(|_| ())
         }
@@ -160,54 +153,48 @@ enum Put {
 
 /// Writes bytes that are not in user memory to any description, at its own offset.
 fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result<Put, Errno> {
-    let at = match file.kind {
-        FileKind::Tmp(_) => WriteAt::Offset(fd::file_mut(cx, id)?.offset),
-        _ => WriteAt::OwnPosition,
+    let offset = fd::file_mut(cx, id)?.offset;
+    let way = file::transfer(&file.kind);
+    let at = match way {
+        Transfer::Data => WriteAt::Offset(offset),
+        Transfer::Stream(_) | Transfer::Pipe(_) | Transfer::Capture(_) | Transfer::Message(_) => {
+            WriteAt::OwnPosition
+        }
     };
     let room = size_limit::writable_bytes(cx, file, at, (0, bytes.len() as u64))?;
     let room = usize::try_from(room).unwrap_or(usize::MAX);
     let bytes = bytes.get(..room).unwrap_or(bytes);
-    match file.kind {
-        FileKind::HostStream(host) => Ok(match transfer::write_stream(cx, host, bytes)? {
+    Ok(match way {
+        Transfer::Stream(host) => match transfer::write_stream(cx, host, bytes)? {
             Ok(count) => Put::Moved(count),
             Err(until) => Put::Blocked(until),
-        }),
-        FileKind::Pipe(pipe) => {
-            match cx
-                .kernel
-                .pipes
-                .write(&mut cx.machine.memory, pipe, bytes, write_as(file))
-            {
-                Err(Errno::EAGAIN) => Ok(Put::Blocked(Until::Ready(Source::Pipe(pipe)))),
-                Err(error) => Err(error),
-                Ok(count) => {
-                    cx.kernel.wake(Source::Pipe(pipe), POLLIN | POLLRDNORM);
-                    Ok(Put::Moved(count))
-                }
-            }
-        }
-        FileKind::Socket(socket) => {
+        },
+        Transfer::Pipe(pipe) => match transfer::write_pipe(cx, pipe, bytes, write_as(file))? {
+            Step::Moved(count) => Put::Moved(count),
+            Step::Blocked(until) => Put::Blocked(until),
+            Step::Over => Put::Over,
+        },
+        Transfer::Message(Message::Socket(socket)) => {
             match unix::send(cx.kernel, &mut cx.machine.memory, socket, bytes) {
-                Err(Errno::EAGAIN) => Ok(Put::Blocked(Until::Ready(Source::Object(socket)))),
-                sent => sent.map(Put::Moved),
+                Err(Errno::EAGAIN) => Put::Blocked(Until::Ready(Source::Object(socket))),
+                sent => Put::Moved(sent?),
             }
         }
-        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_) => {
-            Err(Errno::EINVAL)
-        }
-        FileKind::Capture(number) => Ok(match transfer::capture(cx, number, bytes) {
+        Transfer::Message(
+            Message::Event(_) | Message::Timer(_) | Message::Epoll | Message::Signals(_),
+        ) => return Err(Errno::EINVAL),
+        Transfer::Capture(number) => match transfer::capture(cx, number, bytes) {
             transfer::Captured::Kept => Put::Moved(bytes.len()),
             transfer::Captured::Over => Put::Over,
-        }),
-        ref kind => {
-            let offset = fd::file_mut(cx, id)?.offset;
-            let count = transfer::store(cx, kind, offset, bytes)?;
-            if matches!(kind, FileKind::Tmp(_)) {
+        },
+        Transfer::Data => {
+            let count = file::write_at(cx, &file.kind, offset, bytes)?;
+            if file::moves_offset(&file.kind) {
                 fd::file_mut(cx, id)?.offset = offset.saturating_add(count as u64);
             }
-            Ok(Put::Moved(count))
+            Put::Moved(count)
         }
-    }
+    })
 }
 
 /// copy_file_range(2). It never waits: both files are regular.
@@ -228,11 +215,13 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Out
     {
         return Err(Errno::EBADF);
     }
-    let regular = |cx: &mut Cx<'_>, file: &OpenFile| match file.kind {
-        FileKind::HostFile(_) => Ok(()),
-        FileKind::Tmp(inode) => cx.kernel.tmpfs.size(inode).map(|_| ()),
-        FileKind::HostDir(_) | FileKind::SynthDir(_) => Err(Errno::EISDIR),
-        _ => Err(Errno::EINVAL),
+    let regular = |cx: &mut Cx<'_>, file: &OpenFile| match file::contents(cx, &file.kind) {
+        Contents::Host(_) => Ok(()),
+        Contents::Tmp(inode) => cx.kernel.tmpfs.size(inode).map(|_| ()),
+        Contents::Directory => Err(Errno::EISDIR),
+        Contents::Inherited(_) | Contents::Text | Contents::Zeros | Contents::None => {
+            Err(Errno::EINVAL)
+        }
     };
     regular(cx, &input)?;
     regular(cx, &output)?;
@@ -264,12 +253,12 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Out
         let Some(into) = buf.get_mut(..len) else {
             break;
         };
-        let got = transfer::fill(cx, &input.kind, read_at, into)?;
+        let got = file::read_at(cx, &input.kind, read_at, into)?;
         let bytes = into.get(..got).unwrap_or_default();
         let stored = if bytes.is_empty() {
             Ok(0)
         } else {
-            transfer::store(cx, &output.kind, write_at, bytes)
+            file::write_at(cx, &output.kind, write_at, bytes)
         };
         let moved = match stored {
             Ok(0) => break,

@@ -174,7 +174,7 @@ fn control(
         F_SETFL => {
             let wanted = OpenFlags::from_bits_truncate(uint(arg)) & OpenFlags::SETTABLE;
             if wanted.contains(OpenFlags::NOATIME) && !file.flags.contains(OpenFlags::NOATIME) {
-                let owner = vfs::file_attr(cx, id)?.uid;
+                let owner = vfs::file::attr(cx, id)?.uid;
                 if owner != cx.kernel.ids.uid {
                     return Err(Errno::EPERM);
                 }

@@ -13,6 +13,7 @@ use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::vfs::anon::ObjectId;
 use crate::vfs::epoll::{self, Asked, EPOLLET, EPOLLEXCLUSIVE, EPOLLWAKEUP, Key, RECHECK_NS};
+use crate::vfs::file;
 use crate::vfs::ready::{self, POLLERR, POLLHUP, POLLIN, POLLOUT};
 
 const EPOLL_CTL_ADD: i32 = 1;
@@ -69,7 +70,7 @@ pub fn sys_epoll_ctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     };
     let (epoll_file, epoll) = fd::get_io(cx, int(epoll_fd))?;
     let (file, target) = fd::get_io(cx, fd)?;
-    if !epoll::can_watch(cx, &target) {
+    if !file::can_be_watched(cx, &target.kind) {
         return Err(Errno::EPERM);
     }
     let FileKind::Epoll(id) = epoll.kind else {

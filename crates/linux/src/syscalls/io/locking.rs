@@ -6,8 +6,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::transfer::wait_for;
 use super::{int, uint};
 use crate::cx::Cx;
-use crate::fd::{self, FileId, FileKind, OpenFile};
+use crate::fd::{self, FileId, OpenFile};
 use crate::outcome::{CallState, Outcome, Source, SysResult};
+use crate::vfs::file::{self, Positions};
 use crate::vfs::locks::{self, Lock, Mode, Owner, TO_END};
 use crate::vfs::pipe::LOCKS_SOURCE;
 use crate::vfs::{self, stream};
@@ -103,7 +104,7 @@ fn record_lock(
         F_WRLCK | F_UNLCK => Mode::Exclusive,
         _ => return Err(Errno::EINVAL),
     };
-    let attr = vfs::file_attr(cx, id)?;
+    let attr = vfs::file::attr(cx, id)?;
     let lock = Lock {
         file: (attr.dev, attr.ino),
         owner,
@@ -165,13 +166,11 @@ fn range(
 ) -> Result<(u64, u64), Errno> {
     let base = match wanted.l_whence {
         0 => 0,
-        1 => match file.kind {
-            FileKind::HostStream(host) => {
-                stream::seek(cx.host, host, stream::SeekTo::Current(0)).unwrap_or(0)
-            }
+        1 => match file::positions(cx, file) {
+            Positions::Host(host) => stream::seek(cx.host, host, stream::SeekTo::Current(0))?,
             _ => file.offset,
         },
-        2 => vfs::file_attr(cx, id)?.size,
+        2 => file::attr(cx, id)?.size,
         _ => return Err(Errno::EINVAL),
     };
     let base = i64::try_from(base).map_err(|_| Errno::EOVERFLOW)?;
@@ -211,7 +210,7 @@ fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> SysResult {
         LOCK_EX | LOCK_UN => Mode::Exclusive,
         _ => return Err(Errno::EINVAL),
     };
-    let attr = vfs::file_attr(cx, id)?;
+    let attr = vfs::file::attr(cx, id)?;
     let lock = Lock {
         file: (attr.dev, attr.ino),
         owner: Owner::Flock(id),

@@ -12,23 +12,12 @@ use crate::fd::{FileKind, OpenFile};
 use crate::outcome::{CallState, Outcome, Source};
 use crate::syscalls::net::transfer as sockets;
 use crate::vfs::anon::ObjectId;
+use crate::vfs::file::Message;
 use crate::vfs::ready::{self, POLLIN, POLLOUT};
 use crate::vfs::signalfd::{SIGINFO_BYTES, siginfo};
 
 /// A count as read(2) and write(2) carry it, in bytes.
 const COUNT_BYTES: u64 = size_of::<u64>() as u64;
-
-/// Whether this module moves a description's bytes.
-pub(super) fn is_message(kind: &FileKind) -> bool {
-    matches!(
-        kind,
-        FileKind::Event(_)
-            | FileKind::Timer(_)
-            | FileKind::Epoll(_)
-            | FileKind::Signals(_)
-            | FileKind::Socket(_)
-    )
-}
 
 /// Parks the call until `source` may be ready, unless it may not wait.
 fn wait_unless_refused(waiting: Waiting, source: Source, state: &CallState) -> Outcome {
@@ -41,19 +30,19 @@ fn wait_unless_refused(waiting: Waiting, source: Source, state: &CallState) -> O
 /// read(2) and its relatives.
 pub(super) fn read(
     cx: &mut Cx<'_>,
-    file: &OpenFile,
+    (message, file): (Message, &OpenFile),
     buffers: Buffers,
     waiting: Waiting,
     state: &CallState,
 ) -> Outcome {
-    let outcome = match file.kind {
-        FileKind::Event(id) => read_event(cx, id, buffers, waiting, state),
-        FileKind::Timer(id) => read_timer(cx, (id, file), buffers, waiting, state),
-        FileKind::Signals(mask) => read_signals(cx, mask, buffers, waiting, state),
+    let outcome = match message {
+        Message::Event(id) => read_event(cx, id, buffers, waiting, state),
+        Message::Timer(id) => read_timer(cx, (id, file), buffers, waiting, state),
+        Message::Signals(mask) => read_signals(cx, mask, buffers, waiting, state),
         // recv(2) of nothing looks for a message; read(2) of nothing does not (sock_read_iter).
-        FileKind::Socket(_) if buffers.left() == 0 => Ok(Outcome::Done(Ok(0))),
-        FileKind::Socket(id) => return sockets::read(cx, id, buffers, waiting, state),
-        _ => Err(Errno::EINVAL),
+        Message::Socket(_) if buffers.left() == 0 => Ok(Outcome::Done(Ok(0))),
+        Message::Socket(id) => return sockets::read(cx, id, buffers, waiting, state),
+        Message::Epoll => Err(Errno::EINVAL),
     };
     outcome.unwrap_or_else(|error| Outcome::Done(Err(error)))
 }
@@ -61,15 +50,15 @@ pub(super) fn read(
 /// write(2) and its relatives.
 pub(super) fn write(
     cx: &mut Cx<'_>,
-    file: &OpenFile,
+    message: Message,
     buffers: Buffers,
     waiting: Waiting,
     state: &CallState,
 ) -> Outcome {
-    let outcome = match file.kind {
-        FileKind::Event(id) => write_event(cx, id, buffers, waiting, state),
-        FileKind::Socket(id) => return sockets::write(cx, id, buffers, waiting, state),
-        _ => Err(Errno::EINVAL),
+    let outcome = match message {
+        Message::Event(id) => write_event(cx, id, buffers, waiting, state),
+        Message::Socket(id) => return sockets::write(cx, id, buffers, waiting, state),
+        Message::Timer(_) | Message::Signals(_) | Message::Epoll => Err(Errno::EINVAL),
     };
     outcome.unwrap_or_else(|error| Outcome::Done(Err(error)))
 }

@@ -7,9 +7,9 @@ use kvmlet_abi::Errno;
 use super::transfer::{self, Append, Buffers, Position, Waiting};
 use super::{int, uint};
 use crate::cx::Cx;
-use crate::fd::{self, Device, FileKind, OpenFile, OpenFlags};
-use crate::host::HostKind;
+use crate::fd::{self, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::vfs::file::{self, Contents, Positions};
 use crate::vfs::stream::{self, SeekTo};
 use crate::vfs::tmpfs::Seek;
 
@@ -85,7 +85,7 @@ fn positioned(
         return Err(Errno::EINVAL);
     }
     let (_, file) = fd::get_io(cx, fd)?;
-    if !has_positions(cx, &file) {
+    if !file::positions(cx, &file).can_be_named() {
         return Err(Errno::ESPIPE);
     }
     // The end must be an offset too (rw_verify_area of fs/read_write.c).
@@ -94,24 +94,6 @@ fn positioned(
         return Err(Errno::EINVAL);
     }
     Ok(Position::At(offset))
-}
-
-fn has_positions(cx: &Cx<'_>, file: &OpenFile) -> bool {
-    match file.kind {
-        FileKind::HostStream(host) => cx
-            .host
-            .get(host)
-            .is_ok_and(|host| host.kind == HostKind::FileStream),
-        FileKind::Pipe(_)
-        | FileKind::Input(_)
-        | FileKind::Capture(_)
-        | FileKind::Event(_)
-        | FileKind::Timer(_)
-        | FileKind::Epoll(_)
-        | FileKind::Socket(_)
-        | FileKind::Signals(_) => false,
-        _ => true,
-    }
 }
 
 fn read_positioned(
@@ -254,24 +236,12 @@ pub fn sys_lseek(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     if whence > SEEK_HOLE {
         return Err(Errno::EINVAL);
     }
-    // They have no position, and say that they moved to it (noop_llseek).
-    if matches!(
-        file.kind,
-        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_)
-    ) {
-        return Ok(0);
-    }
-    if !has_positions(cx, &file) {
-        return Err(Errno::ESPIPE);
-    }
-    let delta = offset.cast_signed();
-    let at = match &file.kind {
-        FileKind::HostStream(host) => {
-            return stream::seek(cx.host, *host, seek_to(whence, offset)?);
-        }
-        FileKind::Device(Device::Null | Device::Zero | Device::Full) => 0,
-        FileKind::Device(_) => file.offset,
-        kind => new_offset(cx, kind, file.offset, whence, delta)?,
+    let at = match file::positions(cx, &file) {
+        Positions::Ignored => return Ok(0),
+        Positions::None => return Err(Errno::ESPIPE),
+        Positions::Host(host) => return stream::seek(cx.host, host, seek_to(whence, offset)?),
+        Positions::Fixed(at) => at,
+        Positions::Own => new_offset(cx, &file, whence, offset.cast_signed())?,
     };
     fd::file_mut(cx, id)?.offset = at;
     Ok(at)
@@ -295,27 +265,22 @@ fn seek_to(whence: u32, offset: u64) -> Result<SeekTo, Errno> {
     })
 }
 
-fn new_offset(
-    cx: &mut Cx<'_>,
-    kind: &FileKind,
-    current: u64,
-    whence: u32,
-    delta: i64,
-) -> Result<u64, Errno> {
-    let base = match (whence, kind) {
+fn new_offset(cx: &mut Cx<'_>, file: &OpenFile, whence: u32, delta: i64) -> Result<u64, Errno> {
+    let contents = file::contents(cx, &file.kind);
+    let base = match (whence, contents) {
         (SEEK_SET, _) => 0,
-        (SEEK_CUR, _) => current,
-        (SEEK_END, FileKind::HostFile(host)) => {
-            crate::vfs::hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?.size
+        (SEEK_CUR, _) => file.offset,
+        (SEEK_END, Contents::Host(host)) => {
+            crate::vfs::hostfs::attr_of(cx.host.get(host)?.fd.as_fd())?.size
         }
-        (SEEK_END, FileKind::Tmp(inode)) => {
-            cx.kernel.tmpfs.size(*inode).map_err(|_| Errno::EINVAL)?
+        (SEEK_END, Contents::Tmp(inode)) => {
+            cx.kernel.tmpfs.size(inode).map_err(|_| Errno::EINVAL)?
         }
-        (_, FileKind::HostFile(host)) => {
+        (_, Contents::Host(host)) => {
             let to = seek_to(whence, delta.cast_unsigned())?;
-            return stream::seek(cx.host, *host, to);
+            return stream::seek(cx.host, host, to);
         }
-        (_, FileKind::Tmp(inode)) => {
+        (_, Contents::Tmp(inode)) => {
             let offset = u64::try_from(delta).map_err(|_| Errno::ENXIO)?;
             let seek = if whence == SEEK_DATA {
                 Seek::Data
@@ -325,13 +290,16 @@ fn new_offset(
             return cx
                 .kernel
                 .tmpfs
-                .seek(*inode, offset, seek)
+                .seek(inode, offset, seek)
                 .map_err(|error| match error {
                     Errno::EISDIR => Errno::EINVAL,
                     other => other,
                 });
         }
-        _ => return Err(Errno::EINVAL),
+        (_, Contents::Inherited(_) | Contents::Text | Contents::Zeros) => {
+            return Err(Errno::EINVAL);
+        }
+        (_, Contents::Directory | Contents::None) => return Err(Errno::EINVAL),
     };
     let base = i64::try_from(base).map_err(|_| Errno::EOVERFLOW)?;
     let sum = base.checked_add(delta).ok_or(Errno::EOVERFLOW)?;

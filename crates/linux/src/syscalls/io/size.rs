@@ -4,11 +4,11 @@ use kvmlet_abi::Errno;
 
 use super::{int, uint};
 use crate::cx::Cx;
-use crate::fd::{self, FileKind, OpenFile};
-use crate::host::HostKind;
+use crate::fd;
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::vfs::file::{self, Ranges};
 use crate::vfs::tmpfs::{InodeId, KeepSize};
-use crate::vfs::{self, size_limit, stream};
+use crate::vfs::{self, size_limit};
 
 /// ftruncate(2)
 ///
@@ -24,11 +24,7 @@ pub fn sys_ftruncate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         return Err(Errno::EINVAL);
     }
     size_limit::check_size(cx, &file.kind, size).map_err(not_a_file)?;
-    match file.kind {
-        FileKind::Tmp(inode) => vfs::set_tmp_size(cx, inode, size).map_err(not_a_file)?,
-        FileKind::HostStream(host) => stream::set_size(cx.host, host, size)?,
-        _ => return Err(Errno::EINVAL),
-    }
+    file::set_size(cx, &file.kind, size).map_err(not_a_file)?;
     Ok(0)
 }
 
@@ -65,10 +61,10 @@ fn fallocate(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outc
     if !file.flags.writable() {
         return Err(Errno::EBADF);
     }
-    let inode = match file.kind {
-        FileKind::Tmp(inode) => inode,
-        FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_) => return Err(Errno::ESPIPE),
-        _ => return Err(Errno::ENODEV),
+    let inode = match file::ranges(&file.kind) {
+        Ranges::Tmp(inode) => inode,
+        Ranges::Pipe => return Err(Errno::ESPIPE),
+        Ranges::ReadOnly | Ranges::Directory | Ranges::None => return Err(Errno::ENODEV),
     };
     cx.kernel.tmpfs.size(inode).map_err(|_| Errno::ENODEV)?;
     let end = start.checked_add(len).ok_or(Errno::EFBIG)?;
@@ -122,35 +118,14 @@ fn allocate(
     }
 }
 
-/// Whether a file of this kind can be synchronised. What is in memory always is.
-fn synchronise(cx: &mut Cx<'_>, file: &OpenFile) -> SysResult {
-    match file.kind {
-        FileKind::HostStream(host) if cx.host.get(host)?.kind == HostKind::FileStream => {
-            stream::sync(cx.host, host)?;
-            Ok(0)
-        }
-        FileKind::HostStream(_)
-        | FileKind::Pipe(_)
-        | FileKind::Input(_)
-        | FileKind::Capture(_)
-        | FileKind::Device(_)
-        | FileKind::Text(_)
-        | FileKind::Event(_)
-        | FileKind::Timer(_)
-        | FileKind::Epoll(_)
-        | FileKind::Socket(_)
-        | FileKind::Signals(_) => Err(Errno::EINVAL),
-        _ => Ok(0),
-    }
-}
-
 /// fsync(2)
 ///
 /// # Errors
 /// `EBADF`, `EINVAL` for what cannot be synchronised.
 pub fn sys_fsync(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let (_, file) = fd::get_io(cx, int(args[0]))?;
-    synchronise(cx, &file)
+    file::sync(cx, &file.kind)?;
+    Ok(0)
 }
 
 /// fdatasync(2)
@@ -191,9 +166,9 @@ pub fn sys_sync_file_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     if uint(flags) & !7 != 0 || start.checked_add(len).is_none() {
         return Err(Errno::EINVAL);
     }
-    match file.kind {
-        FileKind::HostFile(_) | FileKind::HostDir(_) | FileKind::Tmp(_) => Ok(0),
-        _ => Err(Errno::ESPIPE),
+    match file::ranges(&file.kind) {
+        Ranges::ReadOnly | Ranges::Directory | Ranges::Tmp(_) => Ok(0),
+        Ranges::Pipe | Ranges::None => Err(Errno::ESPIPE),
     }
 }
 
@@ -205,10 +180,7 @@ pub fn sys_fadvise64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     const POSIX_FADV_NOREUSE: u32 = 5;
     let [fd, _, len, advice, ..] = *args;
     let (_, file) = fd::get_io(cx, int(fd))?;
-    if matches!(
-        file.kind,
-        FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_)
-    ) {
+    if file::ranges(&file.kind) == Ranges::Pipe {
         return Err(Errno::ESPIPE);
     }
     if len.cast_signed() < 0 || uint(advice) > POSIX_FADV_NOREUSE {
@@ -226,9 +198,9 @@ pub fn sys_readahead(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     if !file.flags.readable() {
         return Err(Errno::EBADF);
     }
-    match file.kind {
-        FileKind::HostFile(_) => Ok(0),
-        FileKind::Tmp(inode) if cx.kernel.tmpfs.size(inode).is_ok() => Ok(0),
-        _ => Err(Errno::EINVAL),
+    match file::ranges(&file.kind) {
+        Ranges::ReadOnly => Ok(0),
+        Ranges::Tmp(inode) if cx.kernel.tmpfs.size(inode).is_ok() => Ok(0),
+        Ranges::Tmp(_) | Ranges::Directory | Ranges::Pipe | Ranges::None => Err(Errno::EINVAL),
     }
 }

@@ -8,11 +8,12 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use super::transfer::{self, Buffers, Until, Waiting};
 use crate::clock;
 use crate::cx::Cx;
-use crate::fd::{FileKind, OpenFile};
+use crate::fd::OpenFile;
 use crate::host::{HostId, HostKind};
 use crate::outcome::{CallState, Outcome, Source};
 use crate::signal::SIG_IGN;
 use crate::signal::signo::{SIGTTIN, SIGTTOU};
+use crate::vfs::file;
 use crate::vfs::ready::POLLIN;
 use crate::vfs::stream::{self, Moved};
 use crate::vfs::terminal::{self, JobSignal, KernelTermios, When};
@@ -180,17 +181,15 @@ pub(super) fn control(
     (request, arg): (u32, u64),
     state: &CallState,
 ) -> Result<Outcome, Errno> {
-    let host = match file.kind {
-        FileKind::HostStream(host) if is_terminal(cx, host) => host,
-        _ => {
-            // What isatty(3) and stdio ask of every file is no event.
-            if !matches!(request, TCGETS | TIOCGWINSZ | TIOCGPGRP) {
-                cx.host
-                    .report
-                    .unsupported("ioctl", format!("request {request:#x}"));
-            }
-            return Err(Errno::ENOTTY);
+    let terminal = file::host(&file.kind).filter(|host| is_terminal(cx, *host));
+    let Some(host) = terminal else {
+        // What isatty(3) and stdio ask of every file is no event.
+        if !matches!(request, TCGETS | TIOCGWINSZ | TIOCGPGRP) {
+            cx.host
+                .report
+                .unsupported("ioctl", format!("request {request:#x}"));
         }
+        return Err(Errno::ENOTTY);
     };
     let changes = matches!(request, TCSETS | TCSETSW | TCSETSF | TCFLSH);
     if changes && turn(cx, host, JobSignal::Output)? == Owner::Theirs {

@@ -9,16 +9,16 @@ use super::message;
 use super::terminal::{self, Owner};
 use crate::clock;
 use crate::cx::Cx;
-use crate::fd::{self, Device, FileId, FileKind, OpenFile, OpenFlags};
-use crate::host::{HostId, HostKind};
+use crate::fd::{self, Device, FileKind, OpenFile, OpenFlags};
+use crate::host::HostId;
 use crate::kernel::End;
 use crate::mm::user;
-use crate::outcome::{CallState, Outcome, Resume, Source, Turn, Wait, WaitOn};
+use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::vfs::file::{self, Transfer};
 use crate::vfs::pipe::{PIPE_BUF, Pipe, PipeId, WriteAs};
 use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
 use crate::vfs::size_limit::{self, WriteAt};
 use crate::vfs::stream::{self, Moved};
-use crate::vfs::{self, synth};
 
 /// Bytes copied at once.
 pub const CHUNK: usize = 64 << 10;
@@ -213,12 +213,12 @@ impl Buffers {
 
 /// Pipes take whole pages: what follows the last one that could be read is not written, and an only
 /// one that could not is a fault (pipe_write in fs/pipe.c).
-fn whole_pages(kind: &FileKind, buffers: &Buffers, bytes: &mut Vec<u8>) -> Result<(), Errno> {
+fn whole_pages(way: Transfer, buffers: &Buffers, bytes: &mut Vec<u8>) -> Result<(), Errno> {
     let wanted = usize::try_from(buffers.left()).unwrap_or(CHUNK).min(CHUNK);
-    let is_stream = matches!(
-        kind,
-        FileKind::Pipe(_) | FileKind::HostStream(_) | FileKind::Capture(_)
-    );
+    let is_stream = match way {
+        Transfer::Stream(_) | Transfer::Pipe(_) | Transfer::Capture(_) => true,
+        Transfer::Data | Transfer::Message(_) => false,
+    };
     if !is_stream || bytes.len() >= wanted {
         return Ok(());
     }
@@ -284,24 +284,6 @@ pub fn wait_for(source: Source, state: &CallState, progress: u64) -> Outcome {
     })
 }
 
-/// What may happen in the middle of a transfer: one that Linux makes under the file's lock is one step,
-/// one of a stream or a device is not.
-fn turn_of(cx: &Cx<'_>, kind: &FileKind) -> Turn {
-    let shared = match kind {
-        FileKind::HostStream(host) => cx
-            .host
-            .get(*host)
-            .is_ok_and(|host| host.kind != HostKind::FileStream),
-        FileKind::Pipe(_)
-        | FileKind::Capture(_)
-        | FileKind::Device(_)
-        | FileKind::Event(_)
-        | FileKind::Socket(_) => true,
-        _ => false,
-    };
-    if shared { Turn::Shared } else { Turn::Kept }
-}
-
 /// Has the call made again after `progress` bytes, if it has worked for long enough and `left` are left.
 #[must_use]
 pub(in crate::syscalls) fn pause(
@@ -312,7 +294,7 @@ pub(in crate::syscalls) fn pause(
 ) -> Option<CallState> {
     (left > 0 && cx.host.budget.is_spent()).then(|| CallState {
         progress,
-        turn: turn_of(cx, kind),
+        turn: file::turn(cx, kind),
         ..state.clone()
     })
 }
@@ -345,7 +327,7 @@ pub fn wait_until(cx: &Cx<'_>, until: Until, state: &CallState, progress: u64) -
 }
 
 /// What one step of a transfer did.
-enum Step {
+pub(super) enum Step {
     /// This many bytes; 0 ends the transfer.
     Moved(usize),
     /// Nothing until then.
@@ -374,18 +356,19 @@ pub fn read(
         Ok(buffers) => buffers,
         Err(error) => return Outcome::Done(Err(error)),
     };
-    if message::is_message(&file.kind) {
+    let way = file::transfer(&file.kind);
+    if let Transfer::Message(message) = way {
         let waiting = waiting.of(&file);
-        return message::read(cx, &file, buffers, waiting, state);
+        return message::read(cx, (message, &file), buffers, waiting, state);
     }
-    if let FileKind::HostStream(host) = file.kind
+    if let Transfer::Stream(host) = way
         && position == Position::Current
         && terminal::is_terminal(cx, host)
     {
         return terminal::read(cx, (host, waiting.of(&file)), buffers, state);
     }
     let mut done = state.progress;
-    if let FileKind::Pipe(id) = file.kind
+    if let Transfer::Pipe(id) = way
         && done == 0
         && buffers.left() > 0
         && cx.kernel.pipes.get(id).is_ok_and(Pipe::has_packets)
@@ -400,7 +383,7 @@ pub fn read(
     if let Err(error) = check_range(&file.kind, position, offset, buffers.left()) {
         return Outcome::Done(Err(error));
     }
-    let file = match prepare(cx, id, file, offset) {
+    let file = match file::prepare(cx, id, file, offset) {
         Ok(file) => file,
         Err(error) => return Outcome::Done(Err(error)),
     };
@@ -440,7 +423,7 @@ pub fn read(
         }
     }
     if position == Position::Current
-        && moves_offset(&file.kind)
+        && file::moves_offset(&file.kind)
         && let Ok(open) = fd::file_mut(cx, id)
     {
         open.offset = offset;
@@ -457,46 +440,13 @@ pub fn read(
 
 /// Refuses a range that ends beyond the largest offset (rw_verify_area in fs/read_write.c).
 fn check_range(kind: &FileKind, position: Position, offset: u64, len: u64) -> Result<(), Errno> {
-    if position == Position::Current && !moves_offset(kind) {
+    if position == Position::Current && !file::moves_offset(kind) {
         return Ok(());
     }
     let end = offset
         .checked_add(len)
         .and_then(|end| i64::try_from(end).ok());
     end.map(|_| ()).ok_or(Errno::EINVAL)
-}
-
-/// Streams have no offset of ours; of standard input given as bytes it is the number read.
-fn moves_offset(kind: &FileKind) -> bool {
-    !matches!(
-        kind,
-        FileKind::Pipe(_) | FileKind::HostStream(_) | FileKind::Capture(_) | FileKind::Device(_)
-    )
-}
-
-/// Makes what is read of a synthetic file at `offset`, as Linux generates it then.
-///
-/// # Errors
-/// `ENOMEM` at the memory limit.
-pub fn prepare(
-    cx: &mut Cx<'_>,
-    id: FileId,
-    file: OpenFile,
-    offset: u64,
-) -> Result<OpenFile, Errno> {
-    match &file.kind {
-        FileKind::Text(old) if offset == 0 || !old.covers(offset) => {
-            let Some(text) = synth::text_at(cx, &file.path, old, offset) else {
-                return Ok(file);
-            };
-            vfs::open::charge_text(cx, text.bytes.len())?;
-            cx.machine.memory.uncharge(old.bytes.len() as u64);
-            let kind = FileKind::Text(text);
-            fd::file_mut(cx, id)?.kind = kind.clone();
-            Ok(OpenFile { kind, ..file })
-        }
-        _ => Ok(file),
-    }
 }
 
 /// Fills at most `into.len()` bytes and copies them to `gva`. `done` bytes of the call were read
@@ -508,84 +458,34 @@ fn read_step(
     into: &mut [u8],
     (gva, done): (Gva, u64),
 ) -> Result<Step, Errno> {
-    let count = match &file.kind {
-        FileKind::HostStream(host) => {
+    let count = match file::transfer(&file.kind) {
+        Transfer::Stream(host) => {
             // What has been read from a stream cannot be put back: the buffer is tried first.
             touch(cx, gva, into.len())?;
             let moved = match position {
-                Position::At(_) => Moved::Bytes(stream::read_at(cx.host, *host, into, offset)?),
+                Position::At(_) => Moved::Bytes(stream::read_at(cx.host, host, into, offset)?),
                 // A second read could wait for more although the call has something to answer.
-                Position::Current => stream::read(cx.host, *host, into)?,
+                Position::Current => stream::read(cx.host, host, into)?,
             };
             match moved {
                 Moved::Bytes(count) => {
-                    cx.kernel.objects.epolls.stream_read(*host, count as u64);
+                    cx.kernel.objects.epolls.stream_read(host, count as u64);
                     count
                 }
                 Moved::Nothing | Moved::NotYet => {
-                    return Ok(Step::Blocked(blocked(cx, *host, POLLIN, moved)));
+                    return Ok(Step::Blocked(blocked(cx, host, POLLIN, moved)));
                 }
             }
         }
-        FileKind::Pipe(pipe) => return read_pipe(cx, *pipe, into.len(), gva),
-        kind => fill(cx, kind, offset, into)?,
+        Transfer::Pipe(pipe) => return read_pipe(cx, pipe, into.len(), gva),
+        Transfer::Data | Transfer::Capture(_) | Transfer::Message(_) => {
+            file::read_at(cx, &file.kind, offset, into)?
+        }
     };
     match user::write_some(cx, gva, into.get(..count).unwrap_or_default()) {
         Err(error) if done == 0 => Err(error),
         Err(_) => Ok(Step::Moved(0)),
         Ok(copied) => Ok(Step::Moved(copied)),
-    }
-}
-
-/// Bytes of a file that never waits.
-pub fn fill(
-    cx: &mut Cx<'_>,
-    kind: &FileKind,
-    offset: u64,
-    into: &mut [u8],
-) -> Result<usize, Errno> {
-    let from = |bytes: &[u8], at: u64, into: &mut [u8]| {
-        let rest = offset
-            .checked_sub(at)
-            .and_then(|at| usize::try_from(at).ok())
-            .and_then(|at| bytes.get(at..))
-            .unwrap_or_default();
-        let count = rest.len().min(into.len());
-        into.iter_mut().zip(rest).for_each(|(to, byte)| *to = *byte);
-        count
-    };
-    match kind {
-        FileKind::HostFile(host) => stream::read_at(cx.host, *host, into, offset),
-        FileKind::HostStream(host) => stream::read_at(cx.host, *host, into, offset),
-        FileKind::Tmp(inode) => {
-            let count = cx
-                .kernel
-                .tmpfs
-                .read(&cx.machine.memory, *inode, offset, into)?;
-            let now = vfs::now(cx.host);
-            cx.kernel.tmpfs.accessed(*inode, now);
-            Ok(count)
-        }
-        FileKind::Text(text) => Ok(from(&text.bytes, text.at, into)),
-        FileKind::Input(bytes) => Ok(from(bytes, 0, into)),
-        FileKind::Device(Device::Null) => Ok(0),
-        FileKind::Device(Device::Zero | Device::Full) => {
-            into.fill(0);
-            Ok(into.len())
-        }
-        FileKind::Device(Device::Random | Device::Urandom) => {
-            crate::clock::fill_random(into)?;
-            Ok(into.len())
-        }
-        FileKind::HostDir(_) | FileKind::SynthDir(_) => Err(Errno::EISDIR),
-        FileKind::HostLocation(_) | FileKind::SynthLocation => Err(Errno::EBADF),
-        FileKind::Capture(_)
-        | FileKind::Pipe(_)
-        | FileKind::Event(_)
-        | FileKind::Timer(_)
-        | FileKind::Epoll(_)
-        | FileKind::Socket(_)
-        | FileKind::Signals(_) => Err(Errno::EINVAL),
     }
 }
 
@@ -661,9 +561,10 @@ pub fn write(
         Ok(buffers) => buffers,
         Err(error) => return Outcome::Done(Err(error)),
     };
-    if message::is_message(&file.kind) {
+    let way = file::transfer(&file.kind);
+    if let Transfer::Message(message) = way {
         let waiting = waiting.of(&file);
-        return message::write(cx, &file, buffers, waiting, state);
+        return message::write(cx, message, buffers, waiting, state);
     }
     let mut done = state.progress;
     buffers.advance(done);
@@ -676,9 +577,7 @@ pub fn write(
     }
     if buffers.left() > 0 {
         let at = match position {
-            Position::Current if matches!(file.kind, FileKind::HostStream(_)) => {
-                WriteAt::OwnPosition
-            }
+            Position::Current if matches!(way, Transfer::Stream(_)) => WriteAt::OwnPosition,
             _ => WriteAt::Offset(offset),
         };
         match size_limit::writable_bytes(cx, &file, at, (done, buffers.left())) {
@@ -696,7 +595,7 @@ pub fn write(
     while buffers.left() > 0 {
         let gathered = buffers
             .gather(cx, CHUNK, &mut bytes)
-            .and_then(|()| whole_pages(&file.kind, &buffers, &mut bytes));
+            .and_then(|()| whole_pages(way, &buffers, &mut bytes));
         if let Err(error) = gathered {
             result = Err(error);
             break;
@@ -733,7 +632,7 @@ pub fn write(
         }
     }
     if position == Position::Current
-        && moves_offset(&file.kind)
+        && file::moves_offset(&file.kind)
         && let Ok(open) = fd::file_mut(cx, id)
     {
         open.offset = offset;
@@ -799,39 +698,22 @@ fn write_step(
     (offset, position): (u64, Position),
     bytes: &[u8],
 ) -> Result<Step, Errno> {
-    match &file.kind {
-        FileKind::HostStream(host) => match position {
-            Position::At(_) => stream::write_at(cx.host, *host, bytes, offset).map(Step::Moved),
-            Position::Current => Ok(match write_stream(cx, *host, bytes)? {
+    match file::transfer(&file.kind) {
+        Transfer::Stream(host) => match position {
+            Position::At(_) => stream::write_at(cx.host, host, bytes, offset).map(Step::Moved),
+            Position::Current => Ok(match write_stream(cx, host, bytes)? {
                 Ok(count) => Step::Moved(count),
                 Err(until) => Step::Blocked(until),
             }),
         },
-        FileKind::Pipe(pipe) => write_pipe(cx, *pipe, bytes, write_as(file)),
-        FileKind::Capture(number) => Ok(match capture(cx, *number, bytes) {
+        Transfer::Pipe(pipe) => write_pipe(cx, pipe, bytes, write_as(file)),
+        Transfer::Capture(number) => Ok(match capture(cx, number, bytes) {
             Captured::Kept => Step::Moved(bytes.len()),
             Captured::Over => Step::Over,
         }),
-        kind => store(cx, kind, offset, bytes).map(Step::Moved),
-    }
-}
-
-/// Writes to a file that never waits.
-pub fn store(cx: &mut Cx<'_>, kind: &FileKind, offset: u64, bytes: &[u8]) -> Result<usize, Errno> {
-    match kind {
-        FileKind::Tmp(inode) => {
-            let now = vfs::now(cx.host);
-            let memory = &mut cx.machine.memory;
-            let (count, stale) = cx.kernel.tmpfs.write(memory, *inode, offset, bytes, now)?;
-            vfs::drop_mappings(cx, *inode, &stale)?;
-            Ok(count)
+        Transfer::Data | Transfer::Message(_) => {
+            file::write_at(cx, &file.kind, offset, bytes).map(Step::Moved)
         }
-        FileKind::Device(Device::Full) => Err(Errno::ENOSPC),
-        FileKind::Device(Device::Null | Device::Zero | Device::Random | Device::Urandom) => {
-            Ok(bytes.len())
-        }
-        FileKind::HostDir(_) | FileKind::SynthDir(_) => Err(Errno::EISDIR),
-        _ => Err(Errno::EBADF),
     }
 }
 
@@ -844,7 +726,12 @@ pub(super) fn write_as(file: &OpenFile) -> WriteAs {
     }
 }
 
-fn write_pipe(cx: &mut Cx<'_>, id: PipeId, bytes: &[u8], how: WriteAs) -> Result<Step, Errno> {
+pub(super) fn write_pipe(
+    cx: &mut Cx<'_>,
+    id: PipeId,
+    bytes: &[u8],
+    how: WriteAs,
+) -> Result<Step, Errno> {
     let memory = &mut cx.machine.memory;
     match cx.kernel.pipes.write(memory, id, bytes, how) {
         Err(Errno::EAGAIN) => Ok(Step::Blocked(Until::Ready(Source::Pipe(id)))),

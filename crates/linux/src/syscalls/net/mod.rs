@@ -116,10 +116,11 @@ fn socket_of(
     number: u64,
 ) -> Result<(ObjectId, OpenFile), Errno> {
     let (id, file) = fd::get_io(cx, int(number))?;
-    match file.kind {
-        FileKind::Socket(socket) => return Ok((socket, file)),
-        FileKind::HostStream(_) if crate::vfs::file_attr(cx, id)?.kind() == S_IFSOCK => {}
-        _ => return Err(Errno::ENOTSOCK),
+    if let FileKind::Socket(socket) = file.kind {
+        return Ok((socket, file));
+    }
+    if crate::vfs::file::attr(cx, id)?.kind() != S_IFSOCK {
+        return Err(Errno::ENOTSOCK);
     }
     cx.host
         .report

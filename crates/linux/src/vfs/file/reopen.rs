@@ -1,0 +1,107 @@
+//! open(2) of /proc/self/fd/N.
+
+use std::os::fd::AsFd;
+
+use kvmlet_abi::Errno;
+
+use super::hold;
+use crate::cx::Cx;
+use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
+use crate::host::HostKind;
+use crate::vfs::open::{self, Opened};
+use crate::vfs::path::{Found, Node};
+use crate::vfs::{hostfs, stream, synth};
+
+/// Opens what /proc/self/fd/N refers to once more.
+pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<Opened, Errno> {
+    let file = cx.kernel.files.get(&id).ok_or(Errno::ENOENT)?.clone();
+    let changes = flags.writable() || flags.contains(OpenFlags::TRUNC);
+    match &file.kind {
+        FileKind::Tmp(inode) => return open::open_tmp(cx, *inode, flags, &file.path),
+        FileKind::HostFile(_) | FileKind::HostDir(_) if changes => {
+            return Err(open::deny_write(cx, call, &file.path));
+        }
+        // One that was opened with O_PATH is opened by its path.
+        FileKind::HostLocation(host) => {
+            let attr = hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?;
+            if changes {
+                return Err(open::deny_write(cx, call, &file.path));
+            }
+            let kind = open::open_host(cx, call, (&file.path, &attr), None)?;
+            if let FileKind::HostFile(id) | FileKind::HostDir(id) = kind {
+                // Nothing but the object itself will do.
+                let opened = cx.host.fd(id).and_then(|fd| hostfs::attr_of(fd.as_fd()));
+                if !opened.is_ok_and(|opened| hostfs::is_same(&opened, &attr)) {
+                    cx.host.decref(id);
+                    return Err(Errno::ESTALE);
+                }
+            }
+            return Ok(Opened::New(open::description(kind, flags, &file.path)));
+        }
+        FileKind::Text(_) if changes => return Err(Errno::EACCES),
+        FileKind::HostStream(host) => {
+            if flags.readable() && !file.flags.readable()
+                || flags.writable() && !file.flags.writable()
+            {
+                return Err(Errno::EACCES);
+            }
+            if flags.contains(OpenFlags::TRUNC)
+                && flags.writable()
+                && cx.host.get(*host)?.kind == HostKind::FileStream
+            {
+                stream::set_size(cx.host, *host, 0)?;
+            }
+        }
+        FileKind::Capture(_) | FileKind::Input(_) => {
+            if flags.readable() && !file.flags.readable()
+                || flags.writable() && !file.flags.writable()
+            {
+                return Err(Errno::EACCES);
+            }
+            return Ok(Opened::Existing(id));
+        }
+        FileKind::Pipe(pipe) => {
+            let ends = cx.kernel.pipes.get_mut(*pipe)?;
+            if let Some(inode) = ends.inode {
+                return open::open_tmp(cx, inode, flags, &file.path);
+            }
+            if flags.readable() {
+                ends.readers = ends.readers.saturating_add(1);
+            }
+            if flags.writable() {
+                ends.writers = ends.writers.saturating_add(1);
+            }
+        }
+        // Their inode is root's, mode 0600: others do not get as far as to learn that it cannot be opened.
+        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_)
+            if cx.kernel.ids.uid != 0 =>
+        {
+            return Err(Errno::EACCES);
+        }
+        FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Signals(_)
+        | FileKind::Socket(_) => return Err(Errno::ENXIO),
+        FileKind::SynthLocation => {
+            let node = synth::lookup(cx, &file.path).ok_or(Errno::ENOENT)?;
+            let found = Found {
+                path: file.path.to_vec(),
+                node: Node::Synth(node),
+            };
+            return open::open_found(cx, "open", found, flags);
+        }
+        FileKind::HostFile(_)
+        | FileKind::HostDir(_)
+        | FileKind::Text(_)
+        | FileKind::Device(_)
+        | FileKind::SynthDir(_) => {}
+    }
+    hold(cx, &file)?;
+    Ok(Opened::New(OpenFile {
+        flags: flags & OpenFlags::KEPT,
+        refs: 0,
+        offset: 0,
+        ..file
+    }))
+}
