@@ -10,7 +10,7 @@ use kvmlet_mem::GuestMemory;
 
 use crate::cx::Cx;
 use crate::host::HostId;
-use crate::kernel::{Kernel, Pid};
+use crate::kernel::Kernel;
 use crate::rlimit::{self, Resource};
 use crate::vfs;
 use crate::vfs::anon::ObjectId;
@@ -448,37 +448,4 @@ pub fn unref(cx: &mut Cx<'_>, file: FileId) {
     if open.refs == 0 {
         vfs::file::release(cx, file);
     }
-}
-
-/// Closes the descriptors marked close-on-exec (execve(2)).
-///
-/// # Errors
-/// `ESRCH` if the process is gone.
-pub fn close_on_exec(cx: &mut Cx<'_>) -> Result<(), Errno> {
-    let marked: Vec<i32> = cx
-        .process()?
-        .fds
-        .fds
-        .iter()
-        .filter(|(_, fd)| fd.cloexec)
-        .map(|(number, _)| *number)
-        .collect();
-    cx.kernel.hold_wakes();
-    let closed = marked.into_iter().try_for_each(|number| close(cx, number));
-    cx.kernel.release_wakes();
-    closed
-}
-
-/// Closes every descriptor of a process that ends.
-pub fn close_all(cx: &mut Cx<'_>, pid: Pid) {
-    let Some(process) = cx.kernel.processes.get_mut(&pid) else {
-        return;
-    };
-    let table = std::mem::take(&mut process.fds);
-    cx.kernel.hold_wakes();
-    for fd in table.fds.values() {
-        vfs::locks::closed(cx, pid, fd.file);
-        unref(cx, fd.file);
-    }
-    cx.kernel.release_wakes();
 }

@@ -20,7 +20,6 @@ pub const SIGRTMIN: u8 = 32;
 pub mod signo {
     pub const SIGILL: u8 = 4;
     pub const SIGTRAP: u8 = 5;
-    pub const SIGABRT: u8 = 6;
     pub const SIGBUS: u8 = 7;
     pub const SIGFPE: u8 = 8;
     pub const SIGKILL: u8 = 9;

@@ -123,23 +123,6 @@ pub fn find(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Found, Errno> {
     }
 }
 
-/// Resolves all but the last component.
-///
-/// # Errors
-/// As [`find`].
-pub fn find_parent(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Missing, Errno> {
-    match walk(
-        cx,
-        Request {
-            last: Last::Parent,
-            ..request
-        },
-    )? {
-        Walked::Missing(missing) => Ok(missing),
-        Walked::Found(_) => Err(Errno::ENOENT),
-    }
-}
-
 /// Resolves a path.
 ///
 /// # Errors

@@ -24,14 +24,10 @@ use crate::kernel::{Kernel, Pid};
 pub enum StdStream<'a> {
     /// The caller's own descriptor of the same number.
     Inherit(&'a Inherited),
-    /// /dev/null.
-    Null,
     /// Kept in [`crate::host::Captured`]; for output only.
     Capture,
     /// These bytes, then the end of the file; for input only.
     Bytes(Arc<[u8]>),
-    /// Closed.
-    Closed,
 }
 
 /// Sets up descriptors 0, 1 and 2 of a new process. A descriptor that the caller itself does not
@@ -77,12 +73,6 @@ fn open(host: &mut Host, number: u8, stream: &StdStream<'_>) -> Result<Option<Op
         path: Arc::from(path),
     };
     Ok(Some(match stream {
-        StdStream::Closed => return Ok(None),
-        StdStream::Null => file(
-            FileKind::Device(Device::Null),
-            OpenFlags::RDWR,
-            b"/dev/null",
-        ),
         StdStream::Capture => file(FileKind::Capture(number), flags, b"pipe:"),
         StdStream::Bytes(bytes) => file(FileKind::Input(Arc::clone(bytes)), flags, b"pipe:[0]"),
         StdStream::Inherit(inherited) => match inherited.take(number) {
