@@ -13,6 +13,7 @@ use kvmlet_linux::outcome::Outcome;
 use kvmlet_linux::personality::{Cpu, Personality, Step};
 use kvmlet_linux::report::Work;
 use kvmlet_linux::signal::signo::SIGBUS;
+use kvmlet_linux::syscalls::table;
 use kvmlet_mem::ResetReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::time::{ClockId, clock_gettime};
@@ -624,7 +625,7 @@ pub(crate) fn host_time_ns(personality: &Personality, guest_ns: u64, now_ns: u64
 /// The kind of work that a trap makes.
 fn work_of(trap: Trap, regs: &UserRegs) -> Option<Work> {
     match trap {
-        Trap::Syscall => Some(Work::Call(regs.rax)),
+        Trap::Syscall => Some(Work::Call(table::key(regs.rax))),
         Trap::Exception { vector: 14, .. } => Some(Work::Fault),
         _ => None,
     }

@@ -1,7 +1,7 @@
 //! Counters of a run, flat and named, for people and programs.
 
 use kvmlet_hv::Counters;
-use kvmlet_linux::report::{Report, Work};
+use kvmlet_linux::report::{CallKey, Report, Work};
 use kvmlet_linux::syscalls::table;
 use kvmlet_mem::ResetReport;
 
@@ -51,8 +51,9 @@ fn us(time_ns: u64) -> Stat {
     Stat::Microseconds(time_ns as f64 / 1e3)
 }
 
-fn call_name(nr: u64) -> &'static str {
-    table::row(nr).map_or("unknown", |row| row.name)
+fn call_name(call: CallKey) -> &'static str {
+    let row = call.nr().and_then(|nr| table::row(u64::from(nr)));
+    row.map_or("unknown", |row| row.name)
 }
 
 /// All figures of a run, in a fixed order; calls by name last, most frequent first.
@@ -108,7 +109,7 @@ pub(crate) fn collect(
     );
     stats.extend(report.spent_ns.iter().map(|(work, time_ns)| {
         let name = match work {
-            Work::Call(nr) => format!("time_{}_us", call_name(*nr)),
+            Work::Call(call) => format!("time_{}_us", call_name(*call)),
             Work::Fault => "fault_us".to_owned(),
         };
         (name, us(*time_ns))
@@ -116,7 +117,7 @@ pub(crate) fn collect(
     let mut calls: Vec<(&str, u64)> = report
         .calls
         .iter()
-        .map(|(nr, count)| (call_name(*nr), *count))
+        .map(|(call, count)| (call_name(*call), *count))
         .collect();
     calls.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
     stats.extend(

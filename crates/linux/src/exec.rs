@@ -609,7 +609,7 @@ fn map_stack(cx: &mut Cx<'_>, top: u64, image_len: u64, executable: bool) -> Res
 
 /// What else execve(2) changes: registers, signals, descriptors, names.
 fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errno> {
-    crate::syscalls::signal::reset_for_exec(cx)?;
+    crate::signal::reset_for_exec(cx)?;
     let tid = cx.tid;
     let thread = cx.thread()?;
     *thread = Thread {

@@ -10,16 +10,13 @@ use kvmlet_mem::GuestMemory;
 
 use crate::cx::Cx;
 use crate::host::HostId;
+pub use crate::id::FileId;
 use crate::kernel::Kernel;
 use crate::rlimit::{self, Resource};
 use crate::vfs;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::pipe::PipeId;
 use crate::vfs::tmpfs::InodeId;
-
-/// Name of an open file description.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct FileId(pub u64);
 
 bitflags! {
     /// Status flags and access mode of a description, with Linux's values (fcntl(2) F_GETFL).

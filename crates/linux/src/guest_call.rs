@@ -14,11 +14,12 @@ use kvmlet_abi::regs::FIXED_RFLAGS;
 use kvmlet_abi::{Errno, Gva, UserRegs};
 
 use crate::channel::{MESSAGE_MAX, PostError};
+use crate::guest_call_state::{CallFrame, Suspended};
+pub use crate::guest_call_state::{CallReturn, HostCall, Returns};
 use crate::kernel::{Kernel, Thread, Tid, XState};
 use crate::outcome::{CallState, Resume, Source, Wait, WaitOn};
 use crate::personality::{Cpu, Personality};
-use crate::sched::{Call, Parked};
-use crate::signal::Interrupted;
+use crate::sched::Call;
 
 /// Integers and pointers among the arguments at most: what fits into registers.
 pub const INTEGER_ARGS_MAX: usize = 6;
@@ -57,15 +58,6 @@ pub enum CallArg {
     Buffer(Arc<[u8]>),
 }
 
-/// What kind of value the function returns.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Returns {
-    /// An integer, a pointer or nothing: `rax`.
-    Integer,
-    /// A float or double: `xmm0`.
-    Float,
-}
-
 /// Why a call could not be begun. Nothing has changed but memory below the stack pointer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CallError {
@@ -95,17 +87,6 @@ pub enum CallError {
     NoStack,
 }
 
-/// What a function has returned.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CallReturn {
-    /// `rax`: an integer or pointer in as many low bytes as its type has.
-    pub rax: u64,
-    /// The low half of `xmm0`; `None` unless [`Returns::Float`] was asked for.
-    pub xmm0: Option<u64>,
-    /// The [`CallArg::Buffer`] arguments as they are now, in order.
-    pub buffers: Vec<Vec<u8>>,
-}
-
 /// How the call stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CallStatus {
@@ -118,65 +99,6 @@ pub enum CallStatus {
     /// It never will return: the program has ended the thread that it ran on, has replaced itself
     /// (execve(2)), or has unmapped its buffers.
     Lost,
-}
-
-/// The host's call, as a part of the kernel value.
-#[derive(Clone, Debug, Default)]
-pub enum HostCall {
-    /// There is none.
-    #[default]
-    Idle,
-    /// It has not returned.
-    Running(Arc<CallFrame>),
-    /// It has.
-    Returned(CallReturn),
-    /// It never will.
-    Lost,
-}
-
-impl HostCall {
-    /// The thread that it runs on.
-    #[must_use]
-    pub fn tid(&self) -> Option<Tid> {
-        match self {
-            Self::Running(frame) => Some(frame.tid),
-            Self::Idle | Self::Returned(_) | Self::Lost => None,
-        }
-    }
-}
-
-impl Kernel {
-    /// A thread ends, or its program is replaced: a call that runs on it is lost.
-    pub fn lose_call(&mut self, tid: Tid) {
-        if self.call.tid() == Some(tid) {
-            self.call = HostCall::Lost;
-        }
-    }
-}
-
-/// What a borrowed thread gets back, and what is asked of the call.
-#[derive(Clone, Debug)]
-pub struct CallFrame {
-    tid: Tid,
-    regs: UserRegs,
-    xstate: XState,
-    mask: u64,
-    saved_mask: Option<u64>,
-    interrupted: Option<Interrupted>,
-    suspended: Suspended,
-    /// Its stack pointer when the function has returned.
-    returned_rsp: u64,
-    returns: Returns,
-    buffers: Vector<(Gva, usize)>,
-}
-
-/// The system call that the thread was in.
-#[derive(Clone, Debug)]
-enum Suspended {
-    /// It waited.
-    Wait(Parked),
-    /// It was woken and was about to be made again.
-    Again(Call, CallState),
 }
 
 /// Where everything goes.
@@ -495,7 +417,8 @@ impl Personality {
     /// The thread waits for a message again, where it was: before all others.
     fn receive_again(&mut self, tid: Tid, call: Call, wait: &Wait) {
         let sched = &mut self.kernel.sched;
-        sched.park(tid, call, wait.clone());
+        let after = crate::syscalls::table::after_handler(&call, wait);
+        sched.park_call(tid, call, wait.clone(), after);
         sched.receivers.retain(|waiter| *waiter != tid);
         sched.receivers.push_front(tid);
         self.leave(tid);

@@ -12,6 +12,7 @@ use kvmlet_policy::Policy;
 use crate::budget::Budget;
 use crate::clock::{GuestClock, HostClocks};
 use crate::hostfd::{HostFd, OpenFiles};
+pub use crate::id::HostId;
 use crate::report::Report;
 use crate::vfs::attr::Attr;
 use crate::vfs::deferred::Deferred;
@@ -24,10 +25,6 @@ const SEARCHABLE_MAX: usize = 4096;
 
 /// Memory for the names of listed directories, in bytes.
 const LISTINGS_MAX_BYTES: usize = 4 << 20;
-
-/// Name of a host descriptor inside the kernel value.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct HostId(pub u64);
 
 /// What a host descriptor is open on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -10,7 +10,8 @@ use kvmlet_abi::UserRegs;
 
 use crate::channel::Channel;
 use crate::fd::{FdTable, FileId, OpenFile};
-use crate::guest_call::HostCall;
+use crate::guest_call_state::HostCall;
+pub use crate::id::{Pid, Tid};
 use crate::mm::Mm;
 use crate::rlimit::Rlimits;
 use crate::sched::Sched;
@@ -22,14 +23,6 @@ use crate::vfs::epoll::HeldWakes;
 use crate::vfs::locks::Locks;
 use crate::vfs::pipe::Pipes;
 use crate::vfs::tmpfs::TmpFs;
-
-/// A process id as the guest sees it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Pid(pub i32);
-
-/// A thread id as the guest sees it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Tid(pub i32);
 
 /// Everything the guest can observe of its kernel.
 #[derive(Clone, Debug)]

@@ -330,7 +330,7 @@ impl Personality {
         let first = *state == CallState::default();
         self.host.begin_call();
         if first {
-            self.host.report.count_call(call.nr);
+            self.host.report.count_call(table::key(call.nr));
         }
         let line = self
             .host
@@ -356,7 +356,7 @@ impl Personality {
     pub fn make(&mut self, tid: Tid, call: &Call) -> Outcome {
         self.host.budget.begin();
         self.host.begin_call();
-        self.host.report.count_call(call.nr);
+        self.host.report.count_call(table::key(call.nr));
         table::call(&mut self.cx(tid), call, &CallState::default())
     }
 
@@ -422,7 +422,8 @@ impl Personality {
                 if let Resume::Retry(state) = &mut wait.resume {
                     state.turn = Turn::Waited;
                 }
-                self.kernel.sched.park(tid, call, wait);
+                let after = table::after_handler(&call, &wait);
+                self.kernel.sched.park_call(tid, call, wait, after);
                 self.leave(tid);
                 // A signal that is already pending interrupts the wait at once: check and park
                 // happen together.

@@ -30,6 +30,18 @@ pub struct Parked {
     pub call: Call,
     /// The wait.
     pub wait: Wait,
+    /// What a handler with SA_RESTART that interrupts it does.
+    pub interrupted: AfterHandler,
+}
+
+/// What becomes of a call that a signal handler has interrupted (signal(7)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AfterHandler {
+    /// It gives EINTR, whatever the handler's flags.
+    #[default]
+    Fails,
+    /// It starts again if the handler has SA_RESTART.
+    MayRestart,
 }
 
 /// Run queue, parked threads, deadlines.
@@ -60,8 +72,13 @@ impl Sched {
         self.run_queue.push_back(tid);
     }
 
-    /// Parks a thread.
+    /// Parks a thread in a call that never restarts.
     pub fn park(&mut self, tid: Tid, call: Call, wait: Wait) {
+        self.park_call(tid, call, wait, AfterHandler::Fails);
+    }
+
+    /// Parks a thread.
+    pub fn park_call(&mut self, tid: Tid, call: Call, wait: Wait, interrupted: AfterHandler) {
         if let Some(deadline_ns) = wait.deadline_ns {
             self.deadlines.insert((deadline_ns, tid));
         }
@@ -77,7 +94,12 @@ impl Sched {
                 *self.waiters.entry((key, tid)).or_default() |= events;
             }
         }
-        self.parked.insert(tid, Parked { call, wait });
+        let parked = Parked {
+            call,
+            wait,
+            interrupted,
+        };
+        self.parked.insert(tid, parked);
     }
 
     /// Takes a thread out of every queue it is parked in. `None` if it is not parked.

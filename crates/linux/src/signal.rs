@@ -8,7 +8,7 @@ use crate::cx::Cx;
 use crate::kernel::{End, Kernel, Pid, Thread, Tid};
 use crate::outcome::{CallState, Resume, Wait, WaitOn};
 use crate::rlimit::Resource;
-use crate::sched::Call;
+use crate::sched::{AfterHandler, Call};
 use crate::timer::Timeline;
 
 /// Highest signal number.
@@ -452,7 +452,7 @@ impl Kernel {
                 (Timeline::Monotonic, at_ns)
             }),
         };
-        let restart = crate::syscalls::table::restarts(&parked.call, &parked.wait);
+        let restart = parked.interrupted == AfterHandler::MayRestart;
         let (state, remain_gva) = match parked.wait.resume {
             Resume::Retry(state) => (state, 0),
             Resume::Deliver { remain_gva, .. } => {
@@ -656,6 +656,37 @@ pub fn restore_mask(cx: &mut Cx<'_>, saved_mask: Option<u64>) {
     if let (Some(mask), Ok(thread)) = (saved_mask, cx.thread()) {
         thread.signals.mask = mask;
     }
+}
+
+/// Dispositions after execve(2): handlers become the default, ignored signals stay ignored.
+///
+/// # Errors
+/// `ESRCH` if the process is gone.
+pub fn reset_for_exec(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    let process = cx.process()?;
+    process.signals.actions = process
+        .signals
+        .actions
+        .iter()
+        .filter(|(_, action)| action.handler == SIG_IGN)
+        .map(|(signo, action)| {
+            (
+                *signo,
+                Sigaction {
+                    handler: action.handler,
+                    ..Sigaction::default()
+                },
+            )
+        })
+        .collect();
+    // Timers end with the program that set them; interval timers do not (execve(2)).
+    process.signals.pending.discard_timers();
+    let pid = process.pid;
+    cx.kernel.delete_posix_timers(pid);
+    let signals = &mut cx.thread()?.signals;
+    signals.pending.discard_timers();
+    signals.altstack = AltStack::default();
+    Ok(())
 }
 
 #[cfg(test)]

@@ -262,7 +262,7 @@ impl Link {
         loan.charged_ns = now_ns();
         let spent_ns = loan.charged_ns.saturating_sub(start_ns);
         let host = &mut loan.personality.host;
-        host.report.spend(Work::Call(call.nr), spent_ns);
+        host.report.spend(Work::Call(table::key(call.nr)), spent_ns);
         host.finish_call();
         self.counts.useful_ns.fetch_add(spent_ns, Ordering::Relaxed);
         answered

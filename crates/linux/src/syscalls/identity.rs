@@ -9,11 +9,7 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::outcome::SysResult;
 use crate::rlimit::{self, Resource};
-
-/// Version string of uname(2): the Linux whose calls the table follows.
-pub const RELEASE: &str = "6.1.0-kvmlet";
-/// Host name of every sandbox.
-pub const NODENAME: &str = "kvmlet";
+use crate::uts::{NODENAME, RELEASE};
 
 /// getpid(2)
 ///

@@ -2,6 +2,7 @@
 
 pub mod channel;
 pub mod fs;
+pub mod futex;
 pub mod identity;
 pub mod io;
 pub mod mem;

@@ -2,9 +2,9 @@
 
 use kvmlet_abi::Errno;
 
+use super::futex;
 use super::table::{Restart, Row};
 use super::{channel, fs, identity, io, mem, net, process, signal, thread, time, timer};
-use crate::futex;
 
 const ONE_PROCESS: &str = "a program has one process";
 const ONE_SESSION: &str = "the only process leads its session already";

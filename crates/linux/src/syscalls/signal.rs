@@ -438,31 +438,3 @@ fn queued_info(cx: &mut Cx<'_>, signo: u8, gva: u64, target: i32) -> Result<SigI
         ..SigInfo::default()
     })
 }
-
-/// Dispositions after execve(2): handlers become the default, ignored signals stay ignored.
-pub fn reset_for_exec(cx: &mut Cx<'_>) -> Result<(), Errno> {
-    let process = cx.process()?;
-    process.signals.actions = process
-        .signals
-        .actions
-        .iter()
-        .filter(|(_, action)| action.handler == crate::signal::SIG_IGN)
-        .map(|(signo, action)| {
-            (
-                *signo,
-                Sigaction {
-                    handler: action.handler,
-                    ..Sigaction::default()
-                },
-            )
-        })
-        .collect();
-    // Timers end with the program that set them; interval timers do not (execve(2)).
-    process.signals.pending.discard_timers();
-    let pid = process.pid;
-    cx.kernel.delete_posix_timers(pid);
-    let signals = &mut cx.thread()?.signals;
-    signals.pending.discard_timers();
-    signals.altstack = AltStack::default();
-    Ok(())
-}

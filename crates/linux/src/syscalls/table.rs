@@ -5,7 +5,8 @@ use kvmlet_abi::Errno;
 use crate::cx::Cx;
 use crate::mm;
 use crate::outcome::{CallState, Outcome, SysResult, Wait, WaitOn};
-use crate::sched::Call;
+use crate::report::CallKey;
+use crate::sched::{AfterHandler, Call};
 
 use super::rows::ROWS;
 
@@ -300,19 +301,41 @@ fn unless_left(cx: &mut Cx<'_>, result: SysResult, state: &CallState) -> Outcome
     }
 }
 
-/// Whether a wait that a handler with SA_RESTART interrupts is started again.
+/// The key by which a call is counted.
 #[must_use]
-pub fn restarts(call: &Call, wait: &Wait) -> bool {
-    match row(call.nr).map(|row| row.restart) {
+pub fn key(nr: u64) -> CallKey {
+    CallKey(row(nr).map(|row| row.nr))
+}
+
+/// What a wait comes to that a handler with SA_RESTART interrupts.
+#[must_use]
+pub fn after_handler(call: &Call, wait: &Wait) -> AfterHandler {
+    let restarts = match row(call.nr).map(|row| row.restart) {
         Some(Restart::Handler) => !matches!(wait.on, WaitOn::Nothing),
         Some(Restart::WithoutDeadline) => wait.deadline_ns.is_none(),
         Some(Restart::Never) | None => false,
+    };
+    if restarts {
+        AfterHandler::MayRestart
+    } else {
+        AfterHandler::Fails
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_that_do_not_exist_share_a_counter() {
+        let mut report = crate::report::Report::default();
+        for nr in 10_000..20_000 {
+            report.count_call(key(nr));
+        }
+        let counted: Vec<_> = report.calls.into_iter().collect();
+        assert_eq!(counted, [(key(u64::MAX), 10_000)]);
+        assert_eq!(key(39).nr(), Some(39));
+    }
 
     #[test]
     fn rows_are_in_order_and_found() {

@@ -198,7 +198,7 @@ fn allocate_tid(cx: &mut Cx<'_>) -> Result<Tid, Errno> {
 /// exit(2): ends the calling thread; the last one ends the program.
 #[allow(clippy::cast_possible_truncation)]
 pub fn sys_exit(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    crate::futex::thread_exit(cx);
+    super::futex::thread_exit(cx);
     let tid = cx.tid;
     cx.kernel.lose_call(tid);
     cx.kernel.threads.remove(&tid);

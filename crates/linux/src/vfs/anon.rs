@@ -8,10 +8,7 @@ use super::epoll::Epolls;
 use super::eventfd::EventFd;
 use super::timerfd::TimerFds;
 use super::unix::Sockets;
-
-/// Name of such an object, also as a [`crate::outcome::Source`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ObjectId(pub u64);
+pub use crate::id::ObjectId;
 
 /// All of them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -9,6 +9,7 @@ use kvmlet_mem::GuestMemory;
 use super::attr::FileTime;
 use super::tmpfs::InodeId;
 use crate::fd::{OnExec, OpenFile};
+pub use crate::id::PipeId;
 use crate::kernel::Tid;
 
 /// Writes of at most this many bytes are not mixed with others (pipe(7)).
@@ -17,9 +18,6 @@ pub const PIPE_BUF: usize = 4096;
 pub const CAPACITY_BYTES: usize = 64 << 10;
 /// Largest capacity F_SETPIPE_SZ gives (/proc/sys/fs/pipe-max-size).
 pub const CAPACITY_MAX_BYTES: usize = 1 << 20;
-
-/// Name of a pipe, also as a [`crate::outcome::Source`].
-pub type PipeId = u64;
 
 /// The source that waiters for file locks wait on; no pipe has this number.
 pub const LOCKS_SOURCE: PipeId = 0;

@@ -13,8 +13,8 @@ use crate::fd::Text;
 use crate::kernel::{Pid, Process, Thread, Tid};
 use crate::mm::{self, Mm};
 use crate::rlimit::{INFINITY, Resource, Rlimit};
-use crate::syscalls::identity::{NODENAME, RELEASE};
 use crate::timer::Notify;
+use crate::uts::{NODENAME, RELEASE};
 
 /// Longest part of the host's /proc/cpuinfo that is read, in bytes.
 const CPUINFO_MAX: usize = 16 << 10;

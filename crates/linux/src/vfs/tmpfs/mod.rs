@@ -17,6 +17,7 @@ use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
 use kvmlet_mem::GuestMemory;
 
 use super::attr::{Attr, FileTime, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, makedev};
+pub use crate::id::InodeId;
 
 /// Device number of the memory file system (an anonymous one, as Linux's tmpfs has).
 pub const TMP_DEV: u64 = makedev(0, 0x7f);
@@ -24,10 +25,6 @@ pub const TMP_DEV: u64 = makedev(0, 0x7f);
 pub(super) const INODE_COST_BYTES: u64 = 1024;
 /// Host memory charged for a directory entry with the longest name.
 pub(super) const ENTRY_COST_BYTES: u64 = 512;
-
-/// Name of an inode.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct InodeId(pub u64);
 
 /// The trees mounted at /tmp and /dev/shm, and unnamed files (O_TMPFILE, memfd_create).
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,0 +1,28 @@
+//! Names of the objects inside a kernel value. They are numbers, so that a copy of the value refers to its own.
+
+/// A process id as the guest sees it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Pid(pub i32);
+
+/// A thread id as the guest sees it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Tid(pub i32);
+
+/// Name of an open file description.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FileId(pub u64);
+
+/// Name of a host descriptor inside the kernel value.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct HostId(pub u64);
+
+/// Name of an inode of the memory file system.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct InodeId(pub u64);
+
+/// Name of a pipe, also as a `Source`.
+pub type PipeId = u64;
+
+/// Name of an event counter, timer, epoll instance or socket, also as a `Source`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ObjectId(pub u64);
