@@ -63,8 +63,7 @@ def test_each_request_from_the_frozen_state(
     snapshot: kvmlet.Snapshot, mapped: str, place: pathlib.Path
 ) -> None:
     native = {
-        request: native_answers(argv(mapped), cwd=place, messages=[request])
-        for request in REQUESTS
+        request: native_answers(argv(mapped), cwd=place, messages=[request]) for request in REQUESTS
     }
     with snapshot.fork() as one, snapshot.fork() as other:
         for _ in range(3):

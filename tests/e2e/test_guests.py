@@ -203,7 +203,10 @@ def test_each_call_is_made_once(oracle: Oracle, guests: pathlib.Path) -> None:
 @pytest.mark.hw_modes
 @pytest.mark.parametrize("linked", LIBRARIES[:2])
 def test_calls_that_jump(oracle: Oracle, guests: pathlib.Path, linked: str) -> None:
-    argv = [f"./trampoline{linked}", *(["20", "50000"] if HW else [str(repeated(2000, 20, short=600))])]
+    argv = [
+        f"./trampoline{linked}",
+        *(["20", "50000"] if HW else [str(repeated(2000, 20, short=600))]),
+    ]
     oracle.compare(argv, cwd=guests)
 
 
