@@ -10,8 +10,7 @@ almost none of it.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmlet._data import register_result
-    from kvmlet._isolated import Isolated, isolated
+    from kvmlet._isolated import Isolated, isolated, register_result
     from kvmlet._result import Denial, Event, Result
     from kvmlet.errors import (
         CallLost,
@@ -113,7 +112,7 @@ _MODULES = {
     "Sandbox": "sandbox",
     "Snapshot": "sandbox",
     "isolated": "_isolated",
-    "register_result": "_data",
+    "register_result": "_isolated",
     "run": "sandbox",
 }
 

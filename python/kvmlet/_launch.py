@@ -37,6 +37,12 @@ def guest_env(extra: "Mapping[str, str] | None" = None) -> list[tuple[bytes, byt
     return list(env.items())
 
 
+def guest_modules() -> str:
+    """The directory of the Python modules that guests may import: `kvmlet_guest` and the like."""
+    package = os.path.realpath(os.path.dirname(__file__))
+    return os.path.join(package, "guest", "python")
+
+
 def guest_cwd(directory: "str | bytes | os.PathLike[str] | None" = None) -> bytes:
     """The absolute path of `directory`, by default else the current one.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 
 from kvmlet import _native, _process
 from kvmlet._calls import polling_is_slow
-from kvmlet._launch import guest_argv, guest_cwd, guest_env
+from kvmlet._launch import guest_argv, guest_cwd, guest_env, guest_modules
 from kvmlet._result import Denial, Event, Result, ending_text
 from kvmlet._values import (
     DEFAULT_MEMORY_BYTES,
@@ -46,9 +46,6 @@ __all__ = ["Denial", "Event", "Output", "Result", "Sandbox", "Snapshot", "run"]
 
 # Of ctypes' types, the codes of those that fit the register in which an integer is returned.
 _CTYPES_INTEGERS = "?bBhHiIlLqQ"
-
-# Where the guest's Python module is, below this package.
-_GUEST = os.path.join("guest", "python")
 
 # How long the end of the interpreter waits for a stopped guest, in seconds.
 _LAST_WAIT_S = 5.0
@@ -171,7 +168,7 @@ class Sandbox:
         memory_bytes = parse_size(memory, "memory")
         mode = _calls_mode(calls, stacklevel=4)
         guest_environment = dict(guest_env(env))
-        module = os.fsencode(os.path.join(os.path.realpath(os.path.dirname(__file__)), _GUEST))
+        module = os.fsencode(guest_modules())
         search = guest_environment.get(b"PYTHONPATH")
         guest_environment[b"PYTHONPATH"] = search + b":" + module if search else module
         directory = guest_cwd(cwd)

@@ -76,7 +76,7 @@ def test_exceptions() -> None:
         functions.fail("value")
     assert isinstance(value.value, kvmlet.GuestError)
     assert "isolated_functions.py" in value.value.guest_traceback
-    assert "_runner" not in value.value.guest_traceback
+    assert "kvmlet_runner" not in value.value.guest_traceback
     with pytest.raises(KeyError):
         functions.fail("key")
     with pytest.raises(MemoryError):

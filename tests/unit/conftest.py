@@ -6,6 +6,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, settings
 
+from kvmlet._launch import guest_modules
 from unit.fake import FakeNative
 
 try:
@@ -16,6 +17,9 @@ except ImportError:  # not built
     stand_in = FakeNative()
     sys.modules["kvmlet._native"] = stand_in
     kvmlet._native = stand_in  # type: ignore[attr-defined, assignment, unused-ignore]
+
+# Where the programs of guests find theirs.
+sys.path.append(guest_modules())
 
 # Of a busy machine's time nothing follows.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -19,15 +19,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kvmlet
-from kvmlet._data import (
-    MAX_DEPTH,
-    DataError,
-    NotData,
-    TooLarge,
-    UnknownDataclass,
-    decode,
-    encode,
-)
+from kvmlet._isolated.codec import MAX_DEPTH, DataError, NotData, TooLarge, UnknownDataclass
+from kvmlet._isolated.reader import decode
+from kvmlet._isolated.writer import encode
 
 zones = st.builds(
     datetime.timezone,

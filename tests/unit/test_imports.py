@@ -81,6 +81,27 @@ def test_importing_the_package_imports_nothing() -> None:
     assert extra == {"kvmlet"}
 
 
+def test_the_guest_of_isolated_functions_has_its_own_side_only() -> None:
+    words = (os.fspath(SOURCE / "guest" / "python"),)
+    code = "import sys; sys.path.append(sys.argv[1]); import kvmlet_runner"
+    own = {name for name in modules_after(code, *words) if name.startswith("kvmlet")}
+    assert own == {
+        "kvmlet",
+        "kvmlet._isolated",
+        "kvmlet._isolated.call",
+        "kvmlet._isolated.codec",
+        "kvmlet._isolated.exceptions",
+        "kvmlet._isolated.function",
+        "kvmlet._isolated.interpreter",
+        "kvmlet._isolated.registry",
+        "kvmlet._isolated.writer",
+        "kvmlet._values",
+        "kvmlet.errors",
+        "kvmlet_guest",
+        "kvmlet_runner",
+    }
+
+
 def native_users() -> set[str]:
     users = set()
     for path in SOURCE.rglob("*.py"):

@@ -16,12 +16,16 @@ import time
 import types
 from typing import TYPE_CHECKING, Any
 
+import kvmlet_runner
 import pytest
 
 import kvmlet
-from kvmlet import _isolated, _runner
-from kvmlet._data import encode, type_name
-from kvmlet._isolated import _error_type, _readable, _result
+from kvmlet._isolated import interpreter
+from kvmlet._isolated.call import result_of
+from kvmlet._isolated.codec import type_name
+from kvmlet._isolated.exceptions import error_type
+from kvmlet._isolated.interpreter import _readable
+from kvmlet._isolated.writer import encode
 from unit.fake import FakeNative, FakeSandbox, FakeSnapshot
 
 if TYPE_CHECKING:
@@ -37,8 +41,8 @@ class Guest(FakeSandbox):
             path = list(sys.path)
             try:
                 if self.origin is None:
-                    return _runner._answer(_runner._warm, message)
-                return _runner._answer(_runner._call, message)
+                    return kvmlet_runner._answer(kvmlet_runner._warm, message)
+                return kvmlet_runner._answer(kvmlet_runner._call, message)
             finally:
                 sys.path[:] = path
 
@@ -62,7 +66,7 @@ def guest(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> FakeNative:
         return native.started[-1]
 
     native.Sandbox.start = start
-    monkeypatch.setattr(_isolated, "_warms", {})
+    monkeypatch.setattr(interpreter, "_warms", {})
     return native
 
 
@@ -191,7 +195,7 @@ def double(box):
 def test_inside_a_guest_it_is_the_function_itself(
     guest: FakeNative, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_runner, "serving", True)
+    monkeypatch.setattr(kvmlet_runner, "serving", True)
     assert add(1) == 3
     assert guest.started == []
 
@@ -218,7 +222,7 @@ def test_builtin_exceptions(error: Exception) -> None:
     assert str(raised) == str(error)
     assert raised.type_name == type(error).__name__
     assert "raise error" in raised.guest_traceback
-    assert "_runner" not in raised.guest_traceback
+    assert "kvmlet_runner" not in raised.guest_traceback
     assert raised.__notes__[0].startswith("In the guest:\nTraceback")
     for name in ("errno", "filename", "encoding", "object", "value"):
         assert getattr(raised, name, None) == getattr(error, name, None)
@@ -228,7 +232,7 @@ def test_builtin_exceptions(error: Exception) -> None:
 
 
 def read(answer: bytes) -> Any:
-    return _result(answer, 1 << 20, lambda: None)
+    return result_of(answer, 1 << 20, lambda: None)
 
 
 STEERING = (BaseExceptionGroup, StopIteration, StopAsyncIteration)
@@ -366,13 +370,13 @@ def test_every_builtin_exception_has_its_twin() -> None:
 
     for name, cls in vars(builtins).items():
         if isinstance(cls, type) and issubclass(cls, BaseException):
-            twin = _error_type(cls.__name__)
+            twin = error_type(cls.__name__)
             own = issubclass(cls, Exception) and not issubclass(cls, STEERING)
             assert issubclass(twin, cls) or not own, name
             assert own or twin is kvmlet.GuestError
-            assert twin is _error_type(cls.__name__)
+            assert twin is error_type(cls.__name__)
     for name in ("int", "open", "__import__", "nothing", "GuestError", "a b", ""):
-        assert _error_type(name) is kvmlet.GuestError
+        assert error_type(name) is kvmlet.GuestError
 
 
 def test_hostile_exceptions() -> None:
@@ -448,7 +452,7 @@ def test_reading_an_answer_is_part_of_the_call(monkeypatch: pytest.MonkeyPatch) 
     """Whatever the guest sends is read within the call's time and memory, or not at all."""
     lists = encode(("ok", []))[:-4] + (1 << 20).to_bytes(4, "little") + encode([]) * (1 << 20)
     monkeypatch.setattr(Guest, "recv", lambda _self, _timeout_s: lists)
-    monkeypatch.setattr(_isolated, "_warm_snapshot", lambda *_: kvmlet.Sandbox(["x"]).freeze())
+    monkeypatch.setattr(interpreter, "_warm_snapshot", lambda *_: kvmlet.Sandbox(["x"]).freeze())
 
     @kvmlet.isolated(size=1)
     def anything() -> object: ...
@@ -480,7 +484,7 @@ def test_the_time_and_the_end(guest: FakeNative, monkeypatch: pytest.MonkeyPatch
     def slow() -> None:
         pass
 
-    monkeypatch.setattr(_isolated, "_warm_snapshot", lambda *_: kvmlet.Sandbox(["x"]).freeze())
+    monkeypatch.setattr(interpreter, "_warm_snapshot", lambda *_: kvmlet.Sandbox(["x"]).freeze())
     slow._timeout_s = 0.01
     for message, cls in ((b"hang", kvmlet.DeadlineExceeded), (b"end", kvmlet.SandboxEnded)):
         monkeypatch.setattr(kvmlet.Isolated, "_message", lambda *_, message=message: message)
@@ -493,7 +497,7 @@ def test_the_time_and_the_end(guest: FakeNative, monkeypatch: pytest.MonkeyPatch
 
 def test_printing(capsys: pytest.CaptureFixture[str], guest: FakeNative) -> None:
     add.warm_up()
-    warm: Any = next(iter(_isolated._warms.values()))
+    warm: Any = next(iter(interpreter._warms.values()))
     snapshot: Any = warm.pool()._core.snapshot._vm
     fork = snapshot.fork
 

@@ -1,7 +1,8 @@
-"""The guest's side of isolated functions: what the warmed interpreter runs (see kvmlet._isolated).
+"""The guest's side of isolated functions: the program of the warmed interpreter.
 
-The first message says where modules are and which to import; each later one is a call. Its answer
-is plain data (kvmlet._data): ("ok", value), ("error", ...) or ("unfit", why).
+The host's side is kvmlet._isolated. The first message says where modules are and which to import;
+each later one is a call. Its answer is plain data (kvmlet._isolated.codec): ("ok", value),
+("error", ...) or ("unfit", why).
 """
 
 from __future__ import annotations
@@ -9,20 +10,22 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import os
 import pickle
 import sys
 import traceback
 import types
 from typing import TYPE_CHECKING, Any
 
-from kvmlet._data import NotData, encode, type_name
+import kvmlet_guest
+
+from kvmlet._isolated.codec import NotData, type_name
+from kvmlet._isolated.writer import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 serving = False
-"""Whether this process is the guest: functions isolated in it run where they are called."""
+"""True while this process is the guest: functions isolated in it run where they are called."""
 
 # Longer texts are cut to their end, which says what happened.
 _MAX_TEXT_CHARS = 64 << 10
@@ -32,22 +35,19 @@ def main() -> None:
     """Take messages until the end."""
     global serving  # noqa: PLW0603
     serving = True
-    sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "guest", "python"))
-    guest = importlib.import_module("kvmlet_guest")
-    sys.path.pop()
-    guest.send(_answer(_warm, guest.receive()))
+    kvmlet_guest.send(_answer(_warm, kvmlet_guest.receive()))
     # What is there now is never looked at again: a collection would write to every object.
     gc.collect()
     gc.freeze()
     while True:
-        answer = _answer(_call, guest.receive())
+        answer = _answer(_call, kvmlet_guest.receive())
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
         try:
-            guest.send(answer)
+            kvmlet_guest.send(answer)
         except OSError as error:
-            guest.send(encode(("unfit", f"{len(answer)} bytes of it: {error.strerror}")))
+            kvmlet_guest.send(encode(("unfit", f"{len(answer)} bytes of it: {error.strerror}")))
 
 
 def _warm(message: bytes) -> None:

@@ -1,0 +1,107 @@
+"""Functions of this program that run in a VM.
+
+    @kvmlet.isolated(timeout=5)
+    def parse(text):
+        return json.loads(text)
+
+The VM runs this very interpreter, warmed once with what the function needs, and put back after each
+call. Arguments go there as pickles; results come back as plain data (kvmlet._isolated.codec),
+because the host must not believe what a guest says: it never unpickles.
+
+This package is also imported in the guest, by modules that use the decorator. What only the host
+needs is imported when the first function is called.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
+
+from kvmlet._isolated.function import Isolated
+from kvmlet._isolated.registry import register_result
+from kvmlet._values import DEFAULT_MEMORY_BYTES, parse_calls, parse_duration, parse_size
+from kvmlet.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Isolated", "isolated", "register_result"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@overload
+def isolated(function: Callable[P, R], /) -> Isolated[P, R]: ...
+@overload
+def isolated(
+    *,
+    preload: Iterable[str] = (),
+    timeout: float | str | None = None,
+    memory: int | str = DEFAULT_MEMORY_BYTES,
+    size: int | None = None,
+    calls: str | None = None,
+) -> Callable[[Callable[P, R]], Isolated[P, R]]: ...
+def isolated(
+    function: Callable[P, R] | None = None,
+    /,
+    *,
+    preload: Iterable[str] = (),
+    timeout: float | str | None = None,
+    memory: int | str = DEFAULT_MEMORY_BYTES,
+    size: int | None = None,
+    calls: str | None = None,
+) -> Isolated[P, R] | Callable[[Callable[P, R]], Isolated[P, R]]:
+    """Decorate a function so that each call runs in a VM of its own, with nothing left afterwards.
+
+    The VM runs this interpreter. It may read the interpreter's files and the directories of
+    `sys.path`, has no network, and sees nothing of this process but the arguments: no globals that
+    were set since import, no open files. What it prints is printed here.
+
+    preload: modules to import before the first call; the function's own module is, too.
+    timeout: how long each call may run, in seconds or as "500ms", "2m"; None for no limit.
+    memory: most memory it may use, in bytes or as "64m", "1g".
+    size: most calls at once; by default as many as there are processors to use.
+    calls: how its system calls reach kvmlet, as `run` has it.
+
+    Arguments and, unless it can be imported by name, the function are pickled (with cloudpickle
+    where pickle cannot). Results must be plain data: None, bool, int, float, complex, str, bytes,
+    bytearray, list, tuple, dict, set, frozenset, date, time, datetime, timedelta, Decimal, and
+    dataclasses that `register_result` knows.
+
+    A call raises GuestError if the function did; if that was a builtin exception, then also that.
+    What steers a program is GuestError alone: StopIteration, StopAsyncIteration, CancelledError,
+    and whatever is no Exception, as SystemExit.
+    DeadlineExceeded, SandboxEnded (it crashed, exited or ran out of memory), ResultError,
+    CannotSend, MessageTooLong, and what `Sandbox` raises.
+    """
+    names = _module_names(preload)
+    timeout_s = None if timeout is None else parse_duration(timeout, "timeout")
+    memory_bytes = parse_size(memory, "memory")
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise UsageError(f"size: {size!r} is not a number of calls", remedy="pass 1 or more")
+
+    if calls is not None:
+        parse_calls(calls, "calls")
+
+    def decorate(function: Callable[P, R]) -> Isolated[P, R]:
+        if not callable(function) or isinstance(function, (type, staticmethod, classmethod)):
+            raise UsageError(f"{function!r} is not a function", remedy="decorate a plain function")
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise UsageError(
+                f"{function.__qualname__} gives its results bit by bit",
+                remedy="isolate a plain function that calls it: asyncio.run(f()), list(f())",
+            )
+        return Isolated(function, names, timeout_s, memory_bytes, size, calls)
+
+    return decorate if function is None else decorate(function)
+
+
+def _module_names(preload: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(preload, (str, bytes)):
+        raise UsageError("preload is a single name, not a list", remedy=f"pass [{preload!r}]")
+    names = tuple(preload)
+    for name in names:
+        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(f"preload: {name!r} is not the name of a module")
+    return names

@@ -1,0 +1,117 @@
+"""Plain data as bytes, in the format of kvmlet._isolated.codec: the guest's side of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import struct
+from typing import Any
+
+from kvmlet._isolated.codec import (
+    COMPLEX,
+    DATE,
+    DELTA,
+    DOUBLE,
+    MAX_DECIMAL_CHARS,
+    MAX_DEPTH,
+    MAX_INT_BYTES,
+    TIME,
+    U32,
+    NotData,
+    type_name,
+)
+
+
+def encode(value: object) -> bytes:
+    """`value` as bytes. Raises NotData."""
+    out = bytearray()
+    _write(value, out, 0)
+    return bytes(out)
+
+
+def _write(value: Any, out: bytearray, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise NotData(f"it is nested more than {MAX_DEPTH} deep, or contains itself")
+    kind = type(value)
+    if value is None or value is True or value is False:
+        out += b"N" if value is None else b"T" if value else b"F"
+    elif kind is int:
+        length = value.bit_length() // 8 + 1
+        if length > MAX_INT_BYTES:
+            raise NotData(f"it contains an int of {length} bytes, and the most is {MAX_INT_BYTES}")
+        _write_sized(b"i", value.to_bytes(length, "little", signed=True), out)
+    elif kind is str:
+        _write_sized(b"s", value.encode("utf-8", "surrogatepass"), out)
+    elif kind is float:
+        out += b"f" + DOUBLE.pack(value)
+    elif kind in _SIZED:
+        _write_sized(_SIZED[kind], value, out)
+    elif kind in _COUNTED:
+        out += _COUNTED[kind] + U32.pack(len(value))
+        for item in value:
+            _write(item, out, depth + 1)
+    elif kind is dict:
+        out += b"d" + U32.pack(len(value))
+        for key, item in value.items():
+            _write(key, out, depth + 1)
+            _write(item, out, depth + 1)
+    elif kind is complex:
+        out += b"c" + COMPLEX.pack(value.real, value.imag)
+    elif kind is decimal.Decimal:
+        text = str(value).encode("ascii")
+        if len(text) > MAX_DECIMAL_CHARS:
+            raise NotData(f"it contains a Decimal of more than {MAX_DECIMAL_CHARS} characters")
+        _write_sized(b"D", text, out)
+    elif kind is datetime.date:
+        out += b"y" + DATE.pack(value.toordinal())
+    elif kind is datetime.time:
+        out += b"h" + _time_bytes(value)
+        _write(_zone_data(value), out, depth + 1)
+    elif kind is datetime.datetime:
+        out += b"x" + DATE.pack(value.toordinal()) + _time_bytes(value)
+        _write(_zone_data(value), out, depth + 1)
+    elif kind is datetime.timedelta:
+        out += b"e" + _delta_bytes(value)
+    elif dataclasses.is_dataclass(kind):
+        fields = [field.name for field in dataclasses.fields(kind) if field.init]
+        out += b"R"
+        _write(type_name(kind), out, depth + 1)
+        _write({name: getattr(value, name) for name in fields}, out, depth + 1)
+    else:
+        raise NotData(f"it contains {type_name(kind)}")
+
+
+_SIZED: dict[type, bytes] = {bytes: b"b", bytearray: b"a"}
+_COUNTED: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
+
+
+def _write_sized(tag: bytes, content: bytes | bytearray, out: bytearray) -> None:
+    try:
+        out += tag + U32.pack(len(content))
+    except struct.error:
+        raise NotData(f"it contains {len(content)} bytes in one piece") from None
+    out += content
+
+
+def _time_bytes(value: datetime.time | datetime.datetime) -> bytes:
+    return TIME.pack(value.hour, value.minute, value.second, value.microsecond, value.fold)
+
+
+def _delta_bytes(value: datetime.timedelta) -> bytes:
+    return DELTA.pack(value.days, value.seconds, value.microseconds)
+
+
+def _zone_data(value: datetime.time | datetime.datetime) -> object:
+    """None, (offset,) or (offset, name)."""
+    zone = value.tzinfo
+    if zone is None:
+        return None
+    if type(zone) is not datetime.timezone:
+        raise NotData(
+            f"it contains a time with tzinfo {type_name(type(zone))}: convert it to UTC, "
+            "or use datetime.timezone"
+        )
+    offset = zone.utcoffset(None)
+    name = zone.tzname(None)
+    return (offset,) if datetime.timezone(offset).tzname(None) == name else (offset, name)
