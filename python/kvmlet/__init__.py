@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmlet._isolated import Isolated, isolated, register_result
     from kvmlet._result import Denial, Event, Result
+    from kvmlet._run import run
     from kvmlet.errors import (
         CallLost,
         CannotSend,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from kvmlet.pool import Pool, PoolStats
-    from kvmlet.sandbox import Output, Sandbox, Snapshot, run
+    from kvmlet.sandbox import Output, Sandbox, Snapshot
 
     __version__: str
 
@@ -113,7 +114,7 @@ _MODULES = {
     "Snapshot": "sandbox",
     "isolated": "_isolated",
     "register_result": "_isolated",
-    "run": "sandbox",
+    "run": "_run",
 }
 
 

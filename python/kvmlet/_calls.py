@@ -4,8 +4,24 @@ Looked at only where polling is asked for: the engine finds out for itself wheth
 """
 
 import os
+import warnings
+
+from kvmlet._values import parse_calls
 
 _CGROUPS = "/sys/fs/cgroup"
+
+
+def calls_mode(calls: str | None, stacklevel: int) -> str:
+    """The way for calls to travel, as `parse_calls` has it. Raises UsageError.
+
+    Warns of polling that will be slow here, on behalf of the function `stacklevel` calls above.
+    """
+    mode = parse_calls(calls, "calls")
+    if mode == "poll":
+        slow = polling_is_slow()
+        if slow:
+            warnings.warn(slow, RuntimeWarning, stacklevel=stacklevel)
+    return mode
 
 
 def polling_is_slow() -> str:

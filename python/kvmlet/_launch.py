@@ -89,3 +89,15 @@ def guest_argv(argv: object) -> list[bytes]:
             raise UsageError(f"argv[{position}] contains a null byte")
         encoded.append(data)
     return encoded
+
+
+def input_bytes(data: object) -> bytes | None:
+    """Standard input as bytes, a str as UTF-8; None for none. Raises UsageError."""
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"input cannot be encoded: {error}", remedy="pass bytes") from None
+    if data is None or isinstance(data, (bytes, bytearray, memoryview)):
+        return None if data is None else bytes(data)
+    raise UsageError(f"input is {type(data).__name__}, not bytes or str")

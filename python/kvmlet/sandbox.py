@@ -1,4 +1,4 @@
-"""Programs in VMs: run one to its end, or warm one up, freeze it, and fork it per request.
+"""Programs in VMs: warm one up, freeze it, and fork it per request.
 
     snapshot = kvmlet.Sandbox(["./server"]).until_ready().freeze()
     with snapshot.fork() as sandbox:
@@ -12,22 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
-import warnings
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
 
 from kvmlet import _native, _process
-from kvmlet._calls import polling_is_slow
-from kvmlet._launch import guest_argv, guest_cwd, guest_env, guest_modules
+from kvmlet._call_values import argument_value, return_kind
+from kvmlet._calls import calls_mode
+from kvmlet._extension import result_of, translated
+from kvmlet._launch import guest_argv, guest_cwd, guest_env, guest_modules, input_bytes
 from kvmlet._result import Denial, Event, Result, ending_text
-from kvmlet._values import (
-    DEFAULT_MEMORY_BYTES,
-    OUTPUT_LIMIT_BYTES,
-    parse_calls,
-    parse_duration,
-    parse_size,
-)
+from kvmlet._run import run
+from kvmlet._values import DEFAULT_MEMORY_BYTES, OUTPUT_LIMIT_BYTES, parse_duration, parse_size
 from kvmlet.errors import KvmletError, SandboxBusy, SandboxEnded, UsageError, from_native
 
 if TYPE_CHECKING:
@@ -44,9 +39,6 @@ T = TypeVar("T")
 
 __all__ = ["Denial", "Event", "Output", "Result", "Sandbox", "Snapshot", "run"]
 
-# Of ctypes' types, the codes of those that fit the register in which an integer is returned.
-_CTYPES_INTEGERS = "?bBhHiIlLqQ"
-
 # How long the end of the interpreter waits for a stopped guest, in seconds.
 _LAST_WAIT_S = 5.0
 
@@ -56,60 +48,6 @@ class Output(NamedTuple):
 
     stdout: bytes
     stderr: bytes
-
-
-def run(
-    argv: Sequence[str | bytes | os.PathLike[str]],
-    *,
-    input: bytes | str | None = None,
-    timeout: float | str | None = None,
-    memory: int | str = DEFAULT_MEMORY_BYTES,
-    env: Mapping[str, str] | None = None,
-    cwd: str | os.PathLike[str] | None = None,
-    calls: str | None = None,
-) -> Result:
-    """Run `argv` in a VM of its own until it ends.
-
-    argv: the program and its arguments; a name without "/" is looked up in the guest's PATH.
-    input: its standard input (a str is sent as UTF-8); empty if None.
-    timeout: wall time in seconds, or "500ms", "2m"; None for no limit.
-    memory: most memory the program may use, in bytes, or "64m", "1g".
-    env: variables beside PATH, HOME, TMPDIR, LANG and TERM.
-    cwd: the directory it runs in, which it may read; the current one if None.
-    calls: how its system calls reach kvmlet: "exit", each leaves the VM; "poll", a thread on
-        another CPU looks out for them; "auto", whichever is faster. What the environment variable
-        KVMLET_CALLS says if None, else "auto".
-
-    The program ending badly, or at a limit, is a result (see `Result.check`), not an exception.
-    Captured output has a limit of 16 MiB. A signal handler that raises, as Ctrl-C's does, ends the
-    VM first.
-
-    Raises UsageError, ProgramNotFound, ProgramNotExecutable, KvmUnavailable, HostError,
-    InternalError.
-    """
-    words = guest_argv(argv)
-    data = _input_bytes(input)
-    timeout_s = None if timeout is None else parse_duration(timeout, "timeout")
-    memory_bytes = parse_size(memory, "memory")
-    mode = _calls_mode(calls, stacklevel=3)
-    guest_environment = guest_env(env)
-    directory = guest_cwd(cwd)
-    try:
-        outcome = _native.run(
-            words,
-            env=guest_environment,
-            cwd=directory,
-            input=data,
-            streams=None,
-            timeout_s=timeout_s,
-            memory_bytes=memory_bytes,
-            output_limit_bytes=OUTPUT_LIMIT_BYTES,
-            trace=False,
-            calls=mode,
-        )
-    except _native.NativeError as error:
-        raise from_native(*error.args) from None
-    return _result_of(outcome)
 
 
 class Sandbox:
@@ -164,15 +102,15 @@ class Sandbox:
         calls: str | None,
     ) -> None:
         words = guest_argv(argv)
-        data = _input_bytes(input)
+        data = input_bytes(input)
         memory_bytes = parse_size(memory, "memory")
-        mode = _calls_mode(calls, stacklevel=4)
+        mode = calls_mode(calls, stacklevel=4)
         guest_environment = dict(guest_env(env))
         module = os.fsencode(guest_modules())
         search = guest_environment.get(b"PYTHONPATH")
         guest_environment[b"PYTHONPATH"] = search + b":" + module if search else module
         directory = guest_cwd(cwd)
-        vm = _translated(
+        vm = translated(
             _native.Sandbox.start,
             words,
             env=list(guest_environment.items()),
@@ -345,13 +283,13 @@ class Sandbox:
         """
         if not isinstance(name, str) or not name or "\0" in name:
             raise UsageError(f"{name!r} is not the name of a function", remedy="pass a str")
-        passed = [_argument(argument, position) for position, argument in enumerate(args, 1)]
+        passed = [argument_value(argument, position) for position, argument in enumerate(args, 1)]
         updated = [
             argument
             for argument, value in zip(args, passed, strict=True)
             if isinstance(value, bytearray)
         ]
-        kind, convert = _returns(returns)
+        kind, convert = return_kind(returns)
         limit_s = self._limit_s(timeout)
         value, buffers = self._ask(self._vm.call, name, passed, kind, limit_s)
         for target, content in zip(updated, buffers, strict=True):
@@ -405,9 +343,9 @@ class Sandbox:
     def result(self) -> Result | None:
         """How the program ended and what it wrote since `output` was last called; else None."""
         if self._result is None and not self._closed:
-            outcome = _translated(self._vm.outcome)
+            outcome = translated(self._vm.outcome)
             if outcome is not None:
-                self._result = _result_of(outcome)
+                self._result = result_of(outcome)
         return self._result
 
     @property
@@ -524,7 +462,7 @@ class Snapshot:
 
         Raises SandboxClosed, TooFewDescriptors, HostError.
         """
-        return Sandbox._forked(_translated(self._vm.fork), self._name)
+        return Sandbox._forked(translated(self._vm.fork), self._name)
 
     def prepare(
         self,
@@ -543,7 +481,7 @@ class Snapshot:
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise UsageError(f"count: {count!r} is not a number of forks")
-        _translated(self._vm.prepare, count)
+        translated(self._vm.prepare, count)
         if request is None:
             return
         with contextlib.ExitStack() as forks:
@@ -553,7 +491,7 @@ class Snapshot:
 
     def close(self) -> None:
         """Give up the frozen state; nothing more can be forked. May be repeated."""
-        _translated(self._vm.close)
+        translated(self._vm.close)
         self._closed = True
 
     @property
@@ -563,7 +501,7 @@ class Snapshot:
 
     def stats(self) -> dict[str, int | float]:
         """Counters; times have names ending in _us and are in microseconds."""
-        return _translated(self._vm.stats)
+        return translated(self._vm.stats)
 
     def _abandon(self) -> None:
         self._closed = True
@@ -571,48 +509,6 @@ class Snapshot:
 
     def _stop(self) -> None:
         pass
-
-
-def _translated(ask: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
-    """`ask(...)` with the extension's errors as exceptions of ours."""
-    try:
-        return ask(*args, **keywords)
-    except _native.NativeError as error:
-        raise from_native(*error.args) from None
-
-
-def _result_of(outcome: _native.Outcome) -> Result:
-    return Result(
-        stdout=outcome.stdout,
-        stderr=outcome.stderr,
-        exit_code=outcome.exit_code,
-        signal=outcome.signal,
-        reason=outcome.reason,
-        denials=[Denial(*denial) for denial in outcome.denials],
-        events=[Event(*event) for event in outcome.events],
-        stats=outcome.stats,
-    )
-
-
-def _calls_mode(calls: str | None, stacklevel: int) -> str:
-    """The way for calls to travel. Warns who is `stacklevel` calls above if it will be slow."""
-    mode = parse_calls(calls, "calls")
-    if mode == "poll":
-        slow = polling_is_slow()
-        if slow:
-            warnings.warn(slow, RuntimeWarning, stacklevel=stacklevel)
-    return mode
-
-
-def _input_bytes(data: object) -> bytes | None:
-    if isinstance(data, str):
-        try:
-            return data.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"input cannot be encoded: {error}", remedy="pass bytes") from None
-    if data is None or isinstance(data, (bytes, bytearray, memoryview)):
-        return None if data is None else bytes(data)
-    raise UsageError(f"input is {type(data).__name__}, not bytes or str")
 
 
 def message_bytes(data: object) -> bytes:
@@ -623,44 +519,3 @@ def message_bytes(data: object) -> bytes:
         return bytes(data)
     remedy = "encode it: text.encode()" if isinstance(data, str) else ""
     raise UsageError(f"a message is bytes, not {type(data).__name__}", remedy=remedy)
-
-
-def _argument(value: object, position: int) -> int | float | bytes | bytearray:
-    """`value` as the extension takes it."""
-    if isinstance(value, (float, bytes, bytearray)):
-        return value
-    if value is None:
-        return 0
-    if isinstance(value, int):
-        if -(1 << 63) <= value < 1 << 64:
-            return int(value)
-        raise UsageError(f"argument {position} does not fit in 64 bits")
-    if isinstance(value, memoryview):
-        if value.readonly:
-            return bytes(value)
-        if value.c_contiguous:
-            return bytearray(value)
-        raise UsageError(f"argument {position} is a memoryview with gaps", remedy="copy it first")
-    remedy = (
-        "encode it: text.encode()"
-        if isinstance(value, str)
-        else "pass int, float, bytes, bytearray or None"
-    )
-    raise UsageError(f"argument {position} is {type(value).__name__}", remedy=remedy)
-
-
-def _returns(kind: object) -> tuple[str, Callable[[object], object]]:
-    """What `returns` asks of the extension, and how to make the value of its answer."""
-    plain: dict[object, str] = {int: "int", float: "float", bytes: "bytes", None: "none"}
-    if kind is None or isinstance(kind, type):
-        name = plain.get(kind)
-        if name is not None:
-            return name, lambda value: value
-    code = getattr(kind, "_type_", None)
-    if isinstance(kind, type) and isinstance(code, str) and code in _CTYPES_INTEGERS:
-        bits = 8 * sys.modules["ctypes"].sizeof(kind)
-        return "int", lambda value: kind(value & (1 << bits) - 1).value
-    raise UsageError(
-        f"returns={kind!r} is not a kind of value",
-        remedy="pass int, float, bytes, None or an integer type of ctypes",
-    )

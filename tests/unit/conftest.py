@@ -25,7 +25,14 @@ sys.path.append(guest_modules())
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-USERS = ("kvmlet.sandbox", "kvmlet.cli.run", "kvmlet.cli.doctor", "kvmlet.cli.syscalls")
+USERS = (
+    "kvmlet._extension",
+    "kvmlet._run",
+    "kvmlet.sandbox",
+    "kvmlet.cli.doctor",
+    "kvmlet.cli.run",
+    "kvmlet.cli.syscalls",
+)
 
 
 @pytest.fixture

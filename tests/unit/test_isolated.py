@@ -21,7 +21,7 @@ import pytest
 
 import kvmlet
 from kvmlet._isolated import interpreter
-from kvmlet._isolated.call import result_of
+from kvmlet._isolated.call import value_of
 from kvmlet._isolated.codec import type_name
 from kvmlet._isolated.exceptions import error_type
 from kvmlet._isolated.interpreter import _readable
@@ -232,7 +232,7 @@ def test_builtin_exceptions(error: Exception) -> None:
 
 
 def read(answer: bytes) -> Any:
-    return result_of(answer, 1 << 20, lambda: None)
+    return value_of(answer, 1 << 20, lambda: None)
 
 
 STEERING = (BaseExceptionGroup, StopIteration, StopAsyncIteration)

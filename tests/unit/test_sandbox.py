@@ -56,7 +56,7 @@ def test_arguments(native: FakeNative, tmp_path: pathlib.Path) -> None:
 
 
 def test_calls_mode(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmlet.sandbox.polling_is_slow", lambda: "one CPU")
+    monkeypatch.setattr("kvmlet._calls.polling_is_slow", lambda: "one CPU")
     monkeypatch.setenv("KVMLET_CALLS", "exit")
     kvmlet.run(["true"])
     kvmlet.run(["true"], calls="auto")

@@ -46,7 +46,7 @@ def data_of(sandbox: Sandbox, message: bytes) -> Any:
         answer = sandbox.request(message)
     finally:
         _print(sandbox)
-    return result_of(answer, sandbox._memory_left() + _SPARE_BYTES, sandbox._check)
+    return value_of(answer, sandbox._memory_left() + _SPARE_BYTES, sandbox._check)
 
 
 def _print(sandbox: Sandbox) -> None:
@@ -67,7 +67,7 @@ def _print(sandbox: Sandbox) -> None:
                 stream.write(data.decode("utf-8", "backslashreplace"))
 
 
-def result_of(answer: bytes, memory_bytes: int, look: Callable[[], None]) -> Any:
+def value_of(answer: bytes, memory_bytes: int, look: Callable[[], None]) -> Any:
     """The value in the guest's `answer`. Raises ResultError, and GuestError for one that raised.
 
     memory_bytes, look: as `decode` has them.

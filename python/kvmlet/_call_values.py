@@ -1,0 +1,55 @@
+"""Arguments and values of `Sandbox.call`: those of C, as the extension takes and gives them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from kvmlet.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Of ctypes' types, the codes of those that fit the register in which an integer is returned.
+_CTYPES_INTEGERS = "?bBhHiIlLqQ"
+
+
+def argument_value(value: object, position: int) -> int | float | bytes | bytearray:
+    """`value` as the extension takes it."""
+    if isinstance(value, (float, bytes, bytearray)):
+        return value
+    if value is None:
+        return 0
+    if isinstance(value, int):
+        if -(1 << 63) <= value < 1 << 64:
+            return int(value)
+        raise UsageError(f"argument {position} does not fit in 64 bits")
+    if isinstance(value, memoryview):
+        if value.readonly:
+            return bytes(value)
+        if value.c_contiguous:
+            return bytearray(value)
+        raise UsageError(f"argument {position} is a memoryview with gaps", remedy="copy it first")
+    remedy = (
+        "encode it: text.encode()"
+        if isinstance(value, str)
+        else "pass int, float, bytes, bytearray or None"
+    )
+    raise UsageError(f"argument {position} is {type(value).__name__}", remedy=remedy)
+
+
+def return_kind(kind: object) -> tuple[str, Callable[[object], object]]:
+    """What `returns` asks of the extension, and how to make the value of its answer."""
+    plain: dict[object, str] = {int: "int", float: "float", bytes: "bytes", None: "none"}
+    if kind is None or isinstance(kind, type):
+        name = plain.get(kind)
+        if name is not None:
+            return name, lambda value: value
+    code = getattr(kind, "_type_", None)
+    if isinstance(kind, type) and isinstance(code, str) and code in _CTYPES_INTEGERS:
+        bits = 8 * sys.modules["ctypes"].sizeof(kind)
+        return "int", lambda value: kind(value & (1 << bits) - 1).value
+    raise UsageError(
+        f"returns={kind!r} is not a kind of value",
+        remedy="pass int, float, bytes, None or an integer type of ctypes",
+    )

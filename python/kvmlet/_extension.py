@@ -1,0 +1,39 @@
+"""Asking the extension: its errors as exceptions of ours, its outcomes as results."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from kvmlet import _native
+from kvmlet._result import Denial, Event, Result
+from kvmlet.errors import from_native
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import ParamSpec
+
+    P = ParamSpec("P")
+
+T = TypeVar("T")
+
+
+def translated(ask: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+    """`ask(...)` with the extension's errors as exceptions of ours."""
+    try:
+        return ask(*args, **keywords)
+    except _native.NativeError as error:
+        raise from_native(*error.args) from None
+
+
+def result_of(outcome: _native.Outcome) -> Result:
+    """What ended and how, as the caller gets it."""
+    return Result(
+        stdout=outcome.stdout,
+        stderr=outcome.stderr,
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        reason=outcome.reason,
+        denials=[Denial(*denial) for denial in outcome.denials],
+        events=[Event(*event) for event in outcome.events],
+        stats=outcome.stats,
+    )
