@@ -9,9 +9,10 @@ OUTPUT_LIMIT_BYTES = 16 << 20
 # The first is the default.
 CALLS = ("auto", "exit", "poll")
 
-MIN_MEMORY_BYTES = 1 << 20
-# The guest's user address space has 47 bits; no limit beyond it could ever be reached.
-MAX_MEMORY_BYTES = 1 << 47
+# The engine's own bounds, checked here so that one line of error comes before anything starts:
+# tests/e2e/test_limits.py compares the two.
+MIN_MEMORY_BYTES = 4 << 20
+MAX_MEMORY_BYTES = 1 << 40
 # Far beyond any run, and far below where nanoseconds overflow 64 bits.
 MAX_TIMEOUT_S = 1e9
 
@@ -61,9 +62,11 @@ def parse_size(value: int | str, name: str) -> int:
         # int for whole numbers: a float would round sizes beyond 2**53.
         size_bytes = int(float(number) * scale) if "." in number else int(number) * scale
     if size_bytes < MIN_MEMORY_BYTES:
-        raise UsageError(f"{name}: {_quote(value)} is too small", remedy="the least is 1m")
+        least = format_size(MIN_MEMORY_BYTES)
+        raise UsageError(f"{name}: {_quote(value)} is too small", remedy=f"the least is {least}")
     if size_bytes > MAX_MEMORY_BYTES:
-        raise UsageError(f"{name}: {_quote(value)} is too large", remedy="the most is 128t")
+        most = format_size(MAX_MEMORY_BYTES)
+        raise UsageError(f"{name}: {_quote(value)} is too large", remedy=f"the most is {most}")
     return size_bytes
 
 

@@ -97,6 +97,9 @@ def test_errors_are_typed(tmp_path: pathlib.Path) -> None:
         kvmlet.run("true")
     with pytest.raises(kvmlet.UsageError):
         kvmlet.run(["true"], memory="lots")
+    for start in (kvmlet.run, kvmlet.Sandbox):
+        with pytest.raises(kvmlet.UsageError, match="'1m' is too small; the least is 4m"):
+            start(["true"], memory="1m")
 
 
 def test_the_environment(guests: pathlib.Path) -> None:

@@ -12,8 +12,11 @@ import time
 
 import pytest
 
+import kvmlet
 from e2e.oracle import ENV, HANG_S, HW, in_vm, kvmlet_argv, repeated, sized
 from e2e.service import TASKS, tasks
+from kvmlet import _native
+from kvmlet._values import MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
 
 pytestmark = pytest.mark.usefixtures("vm")
 
@@ -180,6 +183,29 @@ def test_python_memory_limit(guests: pathlib.Path) -> None:
     )
     assert run.status == 137, run
     assert any("--memory" in line for line in run.own_lines)
+
+
+def test_the_bounds_of_memory_are_those_of_the_engine(guests: pathlib.Path) -> None:
+    def start(memory_bytes: int) -> None:
+        _native.Sandbox.start(
+            [b"./hello-static"],
+            env=[],
+            cwd=os.fsencode(guests),
+            input=b"",
+            readable=[],
+            memory_bytes=memory_bytes,
+            output_limit_bytes=1 << 20,
+            calls="exit",
+        ).close()
+
+    for outside in (MIN_MEMORY_BYTES - 1, MAX_MEMORY_BYTES + 1):
+        with pytest.raises(_native.NativeError, match="out of range"):
+            start(outside)
+    start(MAX_MEMORY_BYTES)
+    # With the least, programs run.
+    for argv in (["./hello-static"], ["true"]):
+        assert kvmlet.run(argv, cwd=guests, memory=MIN_MEMORY_BYTES).exit_code == 0
+        assert in_vm(argv, cwd=guests, options=["--memory", str(MIN_MEMORY_BYTES)]).status == 0
 
 
 def test_memory_within_the_limit(guests: pathlib.Path) -> None:

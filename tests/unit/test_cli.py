@@ -283,7 +283,8 @@ def test_an_ending_without_a_status_is_our_fault(native: FakeNative, capfd: Capt
             ["run", "--memory", "lots", "x"],
             "--memory: 'lots' is not a size; write e.g. 64m, 512M, 1g, 512MiB or a number of bytes",
         ),
-        (["run", "--memory", "1", "x"], "--memory: '1' is too small; the least is 1m"),
+        (["run", "--memory", "1m", "x"], "--memory: '1m' is too small; the least is 4m"),
+        (["run", "--memory", "2t", "x"], "--memory: '2t' is too large; the most is 1t"),
         (
             ["run", "--calls", "fast", "x"],
             "--calls: 'fast' is not a way for calls to travel; write auto, exit or poll",
