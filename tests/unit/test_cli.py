@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmlet.cli import main
-from kvmlet.cli._signals import signal_name
+from kvmlet.cli._ends import signal_name
 from kvmlet.cli._text import printable
 from kvmlet.cli.run import split_command, stats_table
 from unit.fake import FakeInherited, FakeNative, NativeError, Outcome
@@ -198,7 +198,7 @@ def test_quiet_endings(native: FakeNative, capfd: Capture, outcome: Outcome, sta
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
 )
-def test_signals_end_the_run(
+def test_ends_end_the_run(
     native: FakeNative, capfd: Capture, signum: signal.Signals, status: int
 ) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
@@ -208,7 +208,7 @@ def test_signals_end_the_run(
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_ignored_signals_stay_ignored(native: FakeNative) -> None:
+def test_ignored_ends_stay_ignored(native: FakeNative) -> None:
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         native.during_run = lambda: os.kill(os.getpid(), signal.SIGINT)

@@ -3,15 +3,11 @@
 import os
 import sys
 
-from kvmlet.cli import _signals
+from kvmlet.cli import _ends
 from kvmlet.cli._text import printable, warn
 from kvmlet.errors import KvmletError, LaunchError, ProgramNotFound, UsageError
 
 COMMANDS = ("run", "doctor", "syscalls")
-
-STATUS_OWN_ERROR = 125
-STATUS_NOT_EXECUTABLE = 126
-STATUS_NOT_FOUND = 127
 
 _DESCRIPTION = """\
 Run an unmodified Linux program in its own KVM virtual machine, with no guest operating system.
@@ -29,14 +25,14 @@ def main(words: list[str] | None = None) -> int:
     """Run the command in `words` (by default the process's arguments); the exit status."""
     if words is None:
         words = sys.argv[1:]
-    previous = _signals.catch()
+    previous = _ends.catch()
     try:
         return _dispatch(words)
-    except _signals.SignalReceived as received:
+    except _ends.SignalReceived as received:
         # Whoever sent it knows why the run ended: no message.
-        return 128 + received.signum
+        return _ends.status_of_signal(received.signum)
     except KeyboardInterrupt:
-        return 128 + _signals.SIGINT
+        return _ends.STATUS_INTERRUPTED
     except KvmletError as error:
         if _debugging():
             sys.excepthook(type(error), error, error.__traceback__)
@@ -49,9 +45,9 @@ def main(words: list[str] | None = None) -> int:
             f"internal error: {type(error).__name__}: {error}; "
             "please report it with what KVMLET_DEBUG=1 shows"
         )
-        return STATUS_OWN_ERROR
+        return _ends.STATUS_OWN_ERROR
     finally:
-        _signals.restore(previous)
+        _ends.restore(previous)
 
 
 def _debugging() -> bool:
@@ -60,10 +56,10 @@ def _debugging() -> bool:
 
 def _status_of(error: KvmletError) -> int:
     if isinstance(error, ProgramNotFound):
-        return STATUS_NOT_FOUND
+        return _ends.STATUS_NOT_FOUND
     if isinstance(error, LaunchError):
-        return STATUS_NOT_EXECUTABLE
-    return STATUS_OWN_ERROR
+        return _ends.STATUS_NOT_EXECUTABLE
+    return _ends.STATUS_OWN_ERROR
 
 
 def _dispatch(words: list[str]) -> int:

@@ -2,6 +2,8 @@
 
 import os
 
+from kvmlet.cli._ends import STATUS_OK, STATUS_OWN_ERROR, STATUS_READER_GONE
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,14 +47,14 @@ def write_stderr(text: str) -> None:
 
 
 def show(text: str) -> int:
-    """`text` to standard output; the exit status: 0, 141 if the reader has gone, else 125."""
+    """`text` to standard output; the exit status, not STATUS_OK if it cannot be written."""
     data = text.encode("utf-8", "backslashreplace")
     try:
         while data:
             data = data[os.write(1, data) :]
     except BrokenPipeError:
-        return 141  # what a program ended by SIGPIPE gives
+        return STATUS_READER_GONE
     except OSError as error:
         warn(f"cannot write to standard output: {error.strerror}")
-        return 125
-    return 0
+        return STATUS_OWN_ERROR
+    return STATUS_OK

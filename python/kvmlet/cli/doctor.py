@@ -3,6 +3,7 @@
 import json
 
 from kvmlet import _native
+from kvmlet.cli._ends import STATUS_NO_VM, STATUS_OK
 from kvmlet.cli._parser import Parser
 from kvmlet.cli._text import printable, show
 
@@ -30,7 +31,7 @@ def main(words: list[str]) -> int:
     options = parser.parse_args(words)
     probe = _native.probe()
     text = json.dumps(probe, indent=2) + "\n" if options.json else render(probe)
-    return show(text) or (0 if probe.get("vm_ran") is True else 1)
+    return show(text) or (STATUS_OK if probe.get("vm_ran") is True else STATUS_NO_VM)
 
 
 def render(probe: dict[str, object]) -> str:

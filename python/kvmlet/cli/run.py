@@ -16,19 +16,26 @@ from kvmlet._values import (
     parse_duration,
     parse_size,
 )
+from kvmlet.cli._ends import (
+    SIGINT,
+    SIGPIPE,
+    STATUS_INTERRUPTED,
+    STATUS_MEMORY,
+    STATUS_NOT_EXECUTABLE,
+    STATUS_NOT_FOUND,
+    STATUS_OUTPUT,
+    STATUS_OWN_ERROR,
+    STATUS_TIMEOUT,
+    signal_name,
+    status_of_signal,
+)
 from kvmlet.cli._parser import Parser
-from kvmlet.cli._signals import SIGINT, SIGPIPE, signal_name
 from kvmlet.cli._text import say_by, warn, write_stderr
 from kvmlet.errors import InternalError, UsageError, from_native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-STATUS_TIMEOUT = 124
-STATUS_OUTPUT = 125
-STATUS_INTERRUPTED = 130
-STATUS_MEMORY = 137
 
 # More would bury the program's own output.
 _MAX_LINES = 5
@@ -41,9 +48,11 @@ directory and a few files of /etc; it may write /tmp, which is in memory and emp
 it has no network. Everything after CMD belongs to CMD.
 """
 
-_EPILOG = """\
-exit status: CMD's own; 124 time limit, 125 an error of kvmlet's or in its options, 126 CMD cannot
-be executed, 127 CMD not found, 128+n ended by signal n, 137 memory limit.
+_EPILOG = f"""\
+exit status: CMD's own; {STATUS_TIMEOUT} time limit, \
+{STATUS_OWN_ERROR} an error of kvmlet's or in its options, {STATUS_NOT_EXECUTABLE} CMD cannot
+be executed, {STATUS_NOT_FOUND} CMD not found, 128+n ended by signal n, \
+{STATUS_MEMORY} memory limit.
 """
 
 
@@ -161,7 +170,7 @@ def status_of(outcome: "_native.Outcome") -> int:
     if reason == "exited" and outcome.exit_code is not None:
         return outcome.exit_code
     if reason == "signal" and outcome.signal is not None:
-        return 128 + outcome.signal
+        return status_of_signal(outcome.signal)
     statuses = {
         "timeout": STATUS_TIMEOUT,
         "memory": STATUS_MEMORY,

@@ -1,4 +1,4 @@
-"""The signals that end a run as an exception, and the names of signals."""
+"""How a command ends: every exit status, and the signals that end it as an exception."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -9,6 +9,25 @@ else:
 
 SIGINT = int(_signal.SIGINT)
 SIGPIPE = int(_signal.SIGPIPE)
+
+# Those of timeout(1) and shells. What is not here is the program's own.
+STATUS_OK = 0
+STATUS_NO_VM = 1
+STATUS_TIMEOUT = 124
+STATUS_OWN_ERROR = 125
+STATUS_OUTPUT = STATUS_OWN_ERROR
+STATUS_NOT_EXECUTABLE = 126
+STATUS_NOT_FOUND = 127
+STATUS_MEMORY = 137
+
+
+def status_of_signal(signum: int) -> int:
+    """The exit status of what signal `signum` ended."""
+    return 128 + signum
+
+
+STATUS_INTERRUPTED = status_of_signal(SIGINT)
+STATUS_READER_GONE = status_of_signal(SIGPIPE)
 
 # Each ends the process by default. Caught, the VM is taken down first, and terminals get their
 # settings back.
