@@ -101,7 +101,7 @@ __all__ = [
     "run",
 ]
 
-# Where names are that are not in kvmlet.errors.
+# The modules of names that are not in kvmlet.errors.
 _MODULES = {
     "Denial": "_result",
     "Event": "_result",
@@ -119,7 +119,10 @@ _MODULES = {
 
 
 def get_include() -> str:
-    """The directory of `kvmlet.h`, for programs that take messages: `cc -I"$(...)" program.c`."""
+    """The absolute path of the directory of `kvmlet.h`, for C programs that take messages.
+
+    Give it to the compiler: `cc -I"$(...)" program.c`.
+    """
     import os
 
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "guest", "include")

@@ -15,7 +15,7 @@ _CTYPES_INTEGERS = "?bBhHiIlLqQ"
 
 
 def argument_value(value: object, position: int) -> int | float | bytes | bytearray:
-    """`value` as the extension takes it."""
+    """Argument `position` (from 1) of a call, as the extension takes it. Raises UsageError."""
     if isinstance(value, (float, bytes, bytearray)):
         return value
     if value is None:
@@ -39,7 +39,10 @@ def argument_value(value: object, position: int) -> int | float | bytes | bytear
 
 
 def return_kind(kind: object) -> tuple[str, Callable[[object], object]]:
-    """What `returns` asks of the extension, and how to make the value of its answer."""
+    """The extension's word for `returns=kind`, and a function that makes the value of its answer.
+
+    Raises UsageError.
+    """
     plain: dict[object, str] = {int: "int", float: "float", bytes: "bytes", None: "none"}
     if kind is None or isinstance(kind, type):
         name = plain.get(kind)

@@ -1,6 +1,6 @@
-"""Whether polling for calls can be fast here: it takes a CPU for the guest and one for the poller.
+"""The ways for calls to travel, and a look at the CPUs: polling takes one for the guest, one more.
 
-Looked at only where polling is asked for: the engine finds out for itself whether it pays.
+The CPUs are looked at only if polling is asked for. The engine finds out for itself if it pays.
 """
 
 import os
@@ -25,7 +25,7 @@ def calls_mode(calls: str | None, stacklevel: int) -> str:
 
 
 def polling_is_slow() -> str:
-    """Why polled calls will be slow in this process, "" if nothing says that they will."""
+    """The reason why polled calls will be slow in this process, "" if there is none."""
     allowed = len(os.sched_getaffinity(0))
     if allowed < 2:
         return _why("it may run on one CPU only")

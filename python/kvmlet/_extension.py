@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def translated(ask: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
-    """`ask(...)` with the extension's errors as exceptions of ours."""
+    """`ask(...)` with the extension's errors as exceptions of ours: a KvmletError."""
     try:
         return ask(*args, **keywords)
     except _native.NativeError as error:
@@ -26,7 +26,7 @@ def translated(ask: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
 
 
 def result_of(outcome: _native.Outcome) -> Result:
-    """What ended and how, as the caller gets it."""
+    """The extension's `outcome` as callers get it."""
     return Result(
         stdout=outcome.stdout,
         stderr=outcome.stderr,

@@ -1,4 +1,4 @@
-"""What a guest is started with: its arguments, environment and directory, as bytes."""
+"""The start of a guest: its arguments, environment, directory and input, as bytes."""
 
 import os
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 GUEST_PATH = b"/usr/local/bin:/usr/bin:/bin"
 
-# What the guest inherits from the caller: how to speak to the person at the terminal.
+# The guest inherits these from the caller: how to speak to the person at the terminal.
 _INHERITED = (b"LANG", b"TERM")
 
 

@@ -4,7 +4,7 @@ from typing import final
 
 @final
 class Outcome:
-    """How a guest ended. All attributes are read-only."""
+    """The end of a guest. All attributes are read-only."""
 
     @property
     def exit_code(self) -> int | None:
@@ -50,11 +50,7 @@ class Inherited:
 class NativeError(Exception):
     """args: (kind, message).
 
-    kind is one of "not_found", "not_executable", "bad_elf", "is_directory", "kvm_missing",
-    "kvm_permission", "kvm_unusable", "bad_argument", "internal", "host", "descriptors",
-    "mappings", "not_ready", "ended", "timeout", "interrupted", "unknown_symbol", "call_lost",
-    "message_too_long", "inbox_full", "not_a_fork", "is_a_fork", "stale", "closed", "busy",
-    "forked".
+    kind is a key of the one table of kinds, in kvmlet.errors.
     """
 
 def run(
@@ -95,10 +91,10 @@ def syscalls() -> list[tuple[int, str, str, str]]: ...
 class Sandbox:
     """A program in a VM of its own.
 
-    One thread at a time: a call while another one runs fails with kind "busy", one in a child of
-    the process that made it with "forked". A call that runs the guest takes `timeout_s` (None: no
-    limit; then "timeout"), releases the interpreter's lock, and lets a raising signal handler end
-    it.
+    One thread at a time: a call while another one runs fails with kind "busy". One in a child of
+    the process that made it fails with "forked". A call that runs the guest takes `timeout_s`
+    (None: no limit; then "timeout"), releases the interpreter's lock, and lets a raising signal
+    handler end it.
     """
 
     @staticmethod
@@ -159,10 +155,10 @@ class Sandbox:
         """Standard output and error, captured since the last call."""
 
     def memory_left(self) -> int:
-        """What the program may still use of its memory limit, in bytes."""
+        """The rest of the program's memory limit, in bytes."""
 
     def outcome(self) -> Outcome | None:
-        """How the program ended, None while it has not."""
+        """The end of the program, None while it has not ended."""
 
     def stats(self) -> dict[str, int | float]:
         """Flat counters, as `Outcome.stats`."""

@@ -1,7 +1,7 @@
-"""What must happen to everything that holds virtual machines when its process forks or ends.
+"""Holders of virtual machines are told when their process forks or ends.
 
 VM descriptors do not survive `os.fork()`: in the child what they belonged to is dead, and says so.
-At the end of the interpreter every running guest is stopped first: a thread that comes back from
+At the end of the interpreter every running guest is stopped first. A thread that comes back from
 one while the interpreter is being torn down would take the process with it.
 """
 

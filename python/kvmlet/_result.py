@@ -1,4 +1,4 @@
-"""What a program left behind: how it ended, what it wrote, what it was refused."""
+"""The end of a program: its status, its output, and the things that it was refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Denial:
     errno: str
     """Name of the error that the guest got: "EACCES"."""
     remedy: str
-    """What would allow it, "" if nothing does."""
+    """A change that would allow it, "" if none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended, and what it wrote."""
+    """The end of a run, and its output."""
 
     stdout: bytes = field(repr=False)
     stderr: bytes = field(repr=False)
@@ -42,18 +42,18 @@ class Result:
     reason: str
     """"exited", "signal", "timeout", "memory", "output" or "interrupted"."""
     denials: list[Denial] = field(default_factory=list)
-    """What the policy refused, each once: 1,000 at most; `stats["denials_not_kept"]` has more."""
+    """The policy's refusals, each once: 1,000 at most; `stats["denials_not_kept"]` counts more."""
     events: list[Event] = field(default_factory=list)
     stats: dict[str, int | float] = field(default_factory=dict, repr=False)
     """Counters; times have names ending in _us and are in microseconds."""
 
     @property
     def ok(self) -> bool:
-        """Whether the program exited by itself with status 0."""
+        """True if the program exited by itself with status 0."""
         return self.reason == "exited" and self.exit_code == 0
 
     def check(self) -> Result:
-        """This result if the program exited with status 0, else ExitError."""
+        """This result if the program exited with status 0. Raises ExitError otherwise."""
         if self.ok:
             return self
         raise ExitError(ending_text(self), result=self)
@@ -63,7 +63,7 @@ _QUOTED_MAX_CHARS = 200
 
 
 def ending_text(result: Result) -> str:
-    """How the program ended, in one line, with the last line that it wrote to standard error."""
+    """The end of the program in one line, with the last line that it wrote to standard error."""
     if result.reason == "exited":
         text = f"the program exited with status {result.exit_code}"
     elif result.reason == "signal":

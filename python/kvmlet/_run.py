@@ -32,12 +32,12 @@ def run(
     argv: the program and its arguments; a name without "/" is looked up in the guest's PATH.
     input: its standard input (a str is sent as UTF-8); empty if None.
     timeout: wall time in seconds, or "500ms", "2m"; None for no limit.
-    memory: most memory the program may use, in bytes, or "64m", "1g".
+    memory: most memory the program may use, in bytes, or "64m", "1g": 4 MiB to 1 TiB.
     env: variables beside PATH, HOME, TMPDIR, LANG and TERM.
     cwd: the directory it runs in, which it may read; the current one if None.
-    calls: how its system calls reach kvmlet: "exit", each leaves the VM; "poll", a thread on
-        another CPU looks out for them; "auto", whichever is faster. What the environment variable
-        KVMLET_CALLS says if None, else "auto".
+    calls: how its system calls reach kvmlet. "exit": each leaves the VM. "poll": a thread on
+        another CPU looks out for them. "auto": whichever is faster. None: as the environment
+        variable KVMLET_CALLS says, else "auto".
 
     The program ending badly, or at a limit, is a result (see `Result.check`), not an exception.
     Captured output has a limit of 16 MiB. A signal handler that raises, as Ctrl-C's does, ends the

@@ -97,7 +97,9 @@ def parse_duration(value: float | str, name: str) -> float:
 
 
 def parse_calls(value: str | None, name: str) -> str:
-    """How calls travel, "auto", "exit" or "poll"; if None, what KVMLET_CALLS says, else "auto".
+    """The way for calls to travel: "auto", "exit" or "poll".
+
+    None stands for what the environment variable KVMLET_CALLS says, else "auto".
 
     `name` is the argument as its user wrote it. Raises UsageError.
     """

@@ -59,7 +59,7 @@ class Job(Future[T]):
         return cancelled
 
     def running(self) -> bool:
-        """Whether it is being run."""
+        """True while it is being run."""
         return self._sandbox is not None and not self.done()
 
     def begin(self, sandbox: Sandbox) -> None:
@@ -90,7 +90,7 @@ class _Counts:
 
 
 class Core:
-    """What the workers know of their pool: they must not keep the pool itself alive."""
+    """The part of a pool that its workers know: they must not keep the pool itself alive."""
 
     def __init__(self, snapshot: Snapshot, size: int, queue: int | None) -> None:
         self.snapshot = snapshot

@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions.
+"""Everything that can go wrong, as exceptions.
 
     KvmletError
     ├── UsageError             the call itself is wrong (also a ValueError)
@@ -179,7 +179,7 @@ class QueueFull(PoolError):
 
 
 class ResultError(KvmletError, TypeError):
-    """What an isolated function returned is not plain data; the message names the type."""
+    """The result of an isolated function is not plain data; the message names the type."""
 
 
 class GuestError(KvmletError):

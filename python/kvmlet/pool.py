@@ -31,7 +31,7 @@ __all__ = ["Pool", "PoolStats"]
 T = TypeVar("T")
 P = ParamSpec("P")
 
-# How long the end of the interpreter waits for stopped guests, in seconds.
+# At the end of the interpreter, the time that stopped guests have to return.
 _LAST_WAIT_S = 5.0
 
 
@@ -66,7 +66,7 @@ class PoolStats:
 class Pool(Executor):
     """Runs jobs in forks of one snapshot, at most `size` at a time.
 
-    Every job finds the program exactly as it was frozen, whatever earlier jobs did: the fork is put
+    Every job finds the program exactly as it was frozen, whatever earlier jobs did. The fork is put
     back after each, or replaced if its program ended, took too long or was stopped. Threads and
     forks are made when first needed and kept; `warm_up` makes them ahead.
 
@@ -168,7 +168,7 @@ class Pool(Executor):
     def warm_up(self, count: int | None = None) -> None:
         """Have `count` workers with a fork each, by default `size`; returns when they are there.
 
-        Raises UsageError, PoolClosed, SandboxClosed, TooFewDescriptors, HostError.
+        Raises UsageError, PoolClosed, StaleSnapshot, SandboxClosed, TooFewDescriptors, HostError.
         """
         core = self._core
         if count is None:

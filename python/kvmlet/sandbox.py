@@ -39,12 +39,12 @@ T = TypeVar("T")
 
 __all__ = ["Denial", "Event", "Output", "Result", "Sandbox", "Snapshot", "run"]
 
-# How long the end of the interpreter waits for a stopped guest, in seconds.
+# At the end of the interpreter, the time that a stopped guest has to return.
 _LAST_WAIT_S = 5.0
 
 
 class Output(NamedTuple):
-    """What a program wrote to its standard streams."""
+    """The bytes that a program wrote to its standard streams."""
 
     stdout: bytes
     stderr: bytes
@@ -176,7 +176,7 @@ class Sandbox:
     def until_ready(self, timeout: float | str | None = None) -> Self:
         """Let the program run until it asks for a message; this sandbox.
 
-        Raises DeadlineExceeded, SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
+        Raises NotReady, DeadlineExceeded, SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
         """
         self._ask(self._vm.until_ready, self._limit_s(timeout))
         return self
@@ -198,14 +198,14 @@ class Sandbox:
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Queue a message for the program; it does not run before something waits for it.
 
-        Raises MessageTooLong, SandboxEnded, SandboxClosed, SandboxBusy.
+        Raises MessageTooLong, InboxFull, SandboxEnded, SandboxClosed, SandboxBusy.
         """
         self._ask(self._vm.send, message_bytes(data))
 
     def recv(self, timeout: float | str | None = None) -> bytes:
         """The next message of the program, which runs until it has sent one.
 
-        Raises DeadlineExceeded, SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
+        Raises NotReady, DeadlineExceeded, SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
         """
         return self._ask(self._vm.recv, self._limit_s(timeout))
 
@@ -214,8 +214,8 @@ class Sandbox:
     ) -> bytes:
         """`send`, then `recv`.
 
-        Raises MessageTooLong, DeadlineExceeded, SandboxEnded, SandboxClosed, SandboxBusy,
-        Interrupted.
+        Raises MessageTooLong, InboxFull, NotReady, DeadlineExceeded, SandboxEnded, SandboxClosed,
+        SandboxBusy, Interrupted.
         """
         message = message_bytes(data)
         limit_s = self._limit_s(timeout)
@@ -271,15 +271,15 @@ class Sandbox:
     ) -> object:
         """Call the program's function `name`, of its executable or one of its libraries.
 
-        args: an int; a float (a C double); None for a null pointer; bytes for a pointer to a copy
-            with a null byte after it; a bytearray or writable memoryview for a pointer to a copy
-            that is copied back.
-        returns: int for a 64-bit integer (long); float for a double; bytes for the string that a
-            `char *` points to; None for nothing (void). A narrower integer leaves the rest of its
-            register undefined: say which with ctypes, as in `returns=ctypes.c_int`.
+        args: an int of 64 bits, signed or not; a float (a C double); None for a null pointer.
+            bytes pass a pointer to a copy with a null byte after it. A bytearray or writable
+            memoryview passes a pointer to a copy that is copied back.
+        returns: int for a 64-bit integer (long); float for a double; None for nothing (void).
+            bytes for the string that a `char *` points to. A narrower integer leaves the rest of
+            its register undefined: say which with ctypes, as in `returns=ctypes.c_int`.
 
-        Raises UnknownSymbol, UsageError, MessageTooLong, NotReady, DeadlineExceeded, SandboxEnded,
-        SandboxClosed, SandboxBusy, Interrupted.
+        Raises UnknownSymbol, UsageError, MessageTooLong, NotReady, CallLost, DeadlineExceeded,
+        SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
         """
         if not isinstance(name, str) or not name or "\0" in name:
             raise UsageError(f"{name!r} is not the name of a function", remedy="pass a str")
@@ -309,7 +309,7 @@ class Sandbox:
     def freeze(self) -> Snapshot:
         """Keep the program as it is now, to be forked any number of times; closes this sandbox.
 
-        Raises SandboxEnded, SandboxClosed, SandboxBusy, HostError.
+        Raises IsAFork, SandboxEnded, SandboxClosed, SandboxBusy, HostError.
         """
         vm = self._ask(self._vm.freeze)
         self._closed = True
@@ -336,12 +336,15 @@ class Sandbox:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` or `freeze` was called."""
+        """True once `close` or `freeze` was called."""
         return self._closed
 
     @property
     def result(self) -> Result | None:
-        """How the program ended and what it wrote since `output` was last called; else None."""
+        """The end of the program and its output since `output` was last called, None before.
+
+        Raises SandboxBusy.
+        """
         if self._result is None and not self._closed:
             outcome = translated(self._vm.outcome)
             if outcome is not None:
@@ -350,15 +353,24 @@ class Sandbox:
 
     @property
     def generation(self) -> int:
-        """0 in a program that was started; differs in every fork and after every reset."""
+        """0 in a program that was started; differs in every fork and after every reset.
+
+        Raises SandboxClosed, SandboxBusy.
+        """
         return self._ask(self._vm.generation)
 
     def output(self) -> Output:
-        """What the program wrote to standard output and error since this was last called."""
+        """The program's standard output and error since this was last called.
+
+        Raises SandboxClosed, SandboxBusy.
+        """
         return Output(*self._ask(self._vm.take_output))
 
     def stats(self) -> dict[str, int | float]:
-        """Counters; times have names ending in _us and are in microseconds."""
+        """Counters by name; times have names ending in _us and are in microseconds.
+
+        Raises SandboxClosed, SandboxBusy.
+        """
         return self._ask(self._vm.stats)
 
     # ---- for the package's own use ----
@@ -400,7 +412,7 @@ class Sandbox:
             raise from_native("timeout", "the time limit passed")
 
     def _memory_left(self) -> int:
-        """What the program may still use of its memory limit, in bytes."""
+        """The rest of the program's memory limit, in bytes."""
         return self._ask(self._vm.memory_left)
 
     def _set_deadline(self, deadline_s: float | None) -> None:
@@ -460,7 +472,7 @@ class Snapshot:
     def fork(self) -> Sandbox:
         """A sandbox that goes on from the frozen state.
 
-        Raises SandboxClosed, TooFewDescriptors, HostError.
+        Raises StaleSnapshot, SandboxClosed, TooFewDescriptors, HostError.
         """
         return Sandbox._forked(translated(self._vm.fork), self._name)
 
@@ -473,8 +485,9 @@ class Snapshot:
     ) -> None:
         """Have VMs for `count` forks ready, so that forking takes next to no time.
 
-        request: a message that each of them answers, within `timeout` each, before it is put back:
-        the first real request then finds every page of memory in place.
+        request: a message that each of them answers before it is put back. The first real request
+            then finds every page of memory in place.
+        timeout: how long each answer may take, in seconds or as "500ms", "2m"; None for no limit.
 
         Raises UsageError, SandboxClosed, TooFewDescriptors, HostError, and with `request` what
         `Sandbox.request` raises.
@@ -496,11 +509,14 @@ class Snapshot:
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """True once `close` was called."""
         return self._closed
 
     def stats(self) -> dict[str, int | float]:
-        """Counters; times have names ending in _us and are in microseconds."""
+        """Counters by name; times have names ending in _us and are in microseconds.
+
+        Raises SandboxClosed.
+        """
         return translated(self._vm.stats)
 
     def _abandon(self) -> None:

@@ -55,7 +55,7 @@ def isolated(
     """Decorate a function so that each call runs in a VM of its own, with nothing left afterwards.
 
     The VM runs this interpreter. It may read the interpreter's files and the directories of
-    `sys.path`, has no network, and sees nothing of this process but the arguments: no globals that
+    `sys.path`, and has no network. Of this process it sees the arguments alone: no globals that
     were set since import, no open files. What it prints is printed here.
 
     preload: modules to import before the first call; the function's own module is, too.
@@ -65,15 +65,16 @@ def isolated(
     calls: how its system calls reach kvmlet, as `run` has it.
 
     Arguments and, unless it can be imported by name, the function are pickled (with cloudpickle
-    where pickle cannot). Results must be plain data: None, bool, int, float, complex, str, bytes,
-    bytearray, list, tuple, dict, set, frozenset, date, time, datetime, timedelta, Decimal, and
-    dataclasses that `register_result` knows.
+    where pickle cannot). Results must be plain data: None, bool, int, float, complex, Decimal, str,
+    bytes, bytearray, date, time, datetime, timedelta. So are list, tuple, dict, set and frozenset
+    of these, and dataclasses that `register_result` knows.
 
-    A call raises GuestError if the function did; if that was a builtin exception, then also that.
-    What steers a program is GuestError alone: StopIteration, StopAsyncIteration, CancelledError,
-    and whatever is no Exception, as SystemExit.
-    DeadlineExceeded, SandboxEnded (it crashed, exited or ran out of memory), ResultError,
-    CannotSend, MessageTooLong, and what `Sandbox` raises.
+    Decorating raises UsageError. A call raises GuestError if the function raised; of a builtin
+    type, the exception is also of that type. What steers a program is a GuestError alone:
+    StopIteration, StopAsyncIteration, CancelledError, and whatever is no Exception, as SystemExit.
+
+    A call also raises DeadlineExceeded, SandboxEnded (it crashed, exited or ran out of memory),
+    ResultError, CannotSend, MessageTooLong, and what `Sandbox` raises.
     """
     names = _module_names(preload)
     timeout_s = None if timeout is None else parse_duration(timeout, "timeout")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kvmlet.sandbox import Sandbox
 
 _SPARE_BYTES = 8 << 20
-"""What a result's objects may take beyond the memory that the function has left."""
+"""Memory for a result's objects, beyond what the function has left of its own."""
 
 _PLAIN = (
     "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, \
@@ -50,7 +50,7 @@ def data_of(sandbox: Sandbox, message: bytes) -> Any:
 
 
 def _print(sandbox: Sandbox) -> None:
-    """What the function printed, to our own streams."""
+    """Write the output of the function to our own streams."""
     try:
         output = sandbox.output()
         if sandbox.result is not None:

@@ -77,7 +77,7 @@ def _again(name: str, args: tuple[object, ...], state: dict[str, object]) -> Gue
 
 
 def _arguments(cls: type[GuestError], arguments: object, text: str) -> tuple[object, ...]:
-    """What the exception is made with: simple values only."""
+    """The arguments that the exception is made with: simple values only."""
     simple = (type(None), bool, int, float, str, bytes)
     if (
         not isinstance(arguments, tuple)

@@ -49,7 +49,7 @@ class Isolated(Generic[P, R]):
         self._key: Key | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The function's result; in a VM unless this is one. Raises as `isolated` says."""
+        """Call it in a VM, unless this is one, and return its result. Raises as `isolated` says."""
         if inside_guest():
             return self.__wrapped__(*args, **kwargs)
         future = self.submit(*args, **kwargs)
@@ -66,19 +66,30 @@ class Isolated(Generic[P, R]):
             del future  # its exception has this frame in its traceback
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Call it without waiting: the future result. Cancelling that stops the guest."""
+        """Call it without waiting: the future result. Cancelling that stops the guest.
+
+        Raises CannotSend, and what keeps the interpreter from starting (see `warm_up`).
+        """
         warm = self._warmed()
         work = self._work(args, kwargs)
         return warm.pool()._submit(work, self._timeout_s)
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[R]:
-        """The results for each item, in order, as `concurrent.futures.Executor.map` has it."""
+        """The results for each item, in order, as `concurrent.futures.Executor.map` has it.
+
+        timeout: for all results together, in seconds; None for no limit.
+
+        Raises what `submit` raises, and each result's exception in its place.
+        """
         warm = self._warmed()
         works = (self._work(items, {}) for items in zip(*iterables, strict=False))
         return warm.pool()._map(works, self._timeout_s, timeout)
 
     def warm_up(self) -> None:
-        """Start and warm the interpreter now instead of at the first call."""
+        """Start and warm the interpreter now instead of at the first call.
+
+        Raises what `Sandbox` raises, and GuestError for a module that cannot be imported.
+        """
         self._warmed().pool()
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -108,7 +119,7 @@ class Isolated(Generic[P, R]):
         try:
             if self._reference is not None:
                 data = pickle.dumps((function, args, kwargs), 5)
-                # What stands in the main program has another name in the guest.
+                # Anything of the main program has another name in the guest.
                 if b"__main__" not in data:
                     return data
             code = getattr(self.__wrapped__, "__code__", None)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kvmlet.sandbox import Snapshot
 
 Key = tuple[tuple[str, ...], int, int | None, str | None]
-"""What makes one warmed interpreter differ from another: modules, bytes, calls at once, `calls`."""
+"""One warmed interpreter differs from another by these: modules, bytes, calls at once, `calls`."""
 
 _RUNNER = "kvmlet_runner"
 """The program of the guest, a module beside `kvmlet_guest`."""

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     import struct
     from collections.abc import Callable
 
-# What decoding may make unless its caller says.
+# Most memory for what decoding makes, unless its caller says.
 _MAX_MEMORY_BYTES = 400 << 20
-# What is made between two looks at the time: a millisecond or two.
+# So much is made between two looks at the time: a millisecond or two.
 _LOOK_BYTES = 64 << 10
 # A key beside its value, while its set or dict is filled: hashes, sizes and the table itself.
 _HASHED_BYTES = 200
@@ -109,7 +109,7 @@ class _Reader:
         return self.data[start:end]
 
     def count(self, least_bytes: int) -> int:
-        """How many values follow, of at least `least_bytes` each."""
+        """The count of values that follow, of at least `least_bytes` each."""
         (count,) = self.unpack(U32)
         if count * least_bytes > len(self.data) - self.at:
             raise DataError("too short")
@@ -261,7 +261,7 @@ class _Reader:
             raise DataError(f"{name} cannot be made: {error}") from error
 
 
-# How a tag's value is read, and what it takes in bytes, beside its content, with a place in a list.
+# A tag's reader, and the bytes that its value takes: beside its content, with a place in a list.
 _READERS: dict[int, tuple[Any, int]] = {
     ord("N"): (lambda _reader, _depth, _in_key: None, 16),
     ord("T"): (lambda _reader, _depth, _in_key: True, 16),

@@ -80,7 +80,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _top_level(words: list[str]) -> int:
-    """What stands before a command: --help, --version or a mistake."""
+    """Options without a command: --help, --version or a mistake. The exit status."""
     from kvmlet.cli._parser import Parser
 
     if not words:

@@ -1,10 +1,10 @@
-"""How a command ends: every exit status, and the signals that end it as an exception."""
+"""The end of a command: every exit status, and the signals that end it as an exception."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
 else:
-    # What `signal` is built on: `signal` itself makes enums of its tables on every start.
+    # `signal` is built on it, and itself makes enums of its tables on every start.
     import _signal
 
 SIGINT = int(_signal.SIGINT)

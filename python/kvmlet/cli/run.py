@@ -1,7 +1,7 @@
 """`kvmlet run`: a program in a VM, its standard streams passed through.
 
-Everything imported here is paid for on every run (tests/unit/test_imports.py holds the list), and
-after `harden` nothing more may be imported at all: Python's own files may lie outside the guest's
+Everything imported here is paid for on every run: tests/unit/test_imports.py holds the list. After
+`harden` nothing more may be imported at all, because Python's own files may lie outside the guest's
 view of the file system.
 """
 
@@ -221,7 +221,7 @@ def _show_refusals(outcome: "_native.Outcome") -> None:
 
 
 def _reporter(form: str | None) -> "Callable[[_native.Outcome], None] | None":
-    """What writes the statistics, with everything it needs already imported."""
+    """A writer of the statistics, with everything it needs already imported."""
     if form is None:
         return None
     if form == "json":

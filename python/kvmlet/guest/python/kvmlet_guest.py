@@ -4,12 +4,12 @@
 
     kvmlet_guest.serve(lambda request: request.upper())
 
-Where the program waits for its first message it is ready: its host can freeze it there, with all
-its imports done, and give every request to a fresh copy.
+The program is ready as soon as it waits for its first message. Its host can freeze it there, with
+all its imports done, and give every request to a fresh copy.
 
 The same program runs without kvmlet: messages are then read from descriptor 0 and written to
-descriptor 1, each behind its length as four bytes, least significant first. So keep standard output
-for messages, and print to standard error.
+descriptor 1. Each stands behind its length as four bytes, least significant first. So keep standard
+output for messages, and print to standard error.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _now(number: int, seed: bytes) -> None:
 
 
 def _found_native(code: int) -> bool:
-    """Whether the error says that this is no kvmlet. Some seccomp filters give EPERM."""
+    """True if the error says that this is no kvmlet. Some seccomp filters give EPERM."""
     global _native  # noqa: PLW0603
     _native = _native or code in (errno.ENOSYS, errno.EPERM)
     return _native

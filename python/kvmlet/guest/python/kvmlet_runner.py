@@ -36,7 +36,7 @@ def main() -> None:
     global serving  # noqa: PLW0603
     serving = True
     kvmlet_guest.send(_answer(_warm, kvmlet_guest.receive()))
-    # What is there now is never looked at again: a collection would write to every object.
+    # Nothing that is there now is looked at again: a collection would write to every object.
     gc.collect()
     gc.freeze()
     while True:
