@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use kvmlet_abi::layout;
 use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
@@ -10,21 +9,12 @@ use kvmlet_hv::{Kvm, KvmKind, Vcpu, VcpuConfig};
 use kvmlet_linux::clock::GuestClock;
 use kvmlet_linux::cx::{CpuInfo, Cx, Machine, Vdso};
 use kvmlet_linux::exec::{self, ExecRequest};
-use kvmlet_linux::fd::FdTable;
 use kvmlet_linux::host::Host;
-use kvmlet_linux::kernel::{Ids, Kernel, Pid, Process, Thread, Tid, XState};
-use kvmlet_linux::mm::Mm;
+use kvmlet_linux::kernel::{Ids, Kernel, NewKernel, Pid, Tid};
 use kvmlet_linux::personality::Personality;
-use kvmlet_linux::sched::Sched;
-use kvmlet_linux::signal::{SigState, ThreadSignals};
-use kvmlet_linux::vfs::anon::Objects;
-use kvmlet_linux::vfs::epoll::HeldWakes;
-use kvmlet_linux::vfs::locks::Locks;
-use kvmlet_linux::vfs::pipe::Pipes;
 use kvmlet_linux::vfs::{self, Dir, StdStream};
 use kvmlet_mem::{GuestMemory, PageSize, PageTables, PteFlags, ResetReport};
 use kvmlet_stub::vdso::{self, ClockConfig, GuestTsc, HostClock};
-use rustix::process::{getgid, getuid};
 
 use crate::error::is_too_few;
 use crate::prepare::raise_descriptor_limit;
@@ -37,7 +27,6 @@ use crate::{EngineError, Program, Streams, Trace};
 const MEMORY_MIN_BYTES: u64 = 4 << 20;
 /// Largest memory limit: what the guest-physical layout has room for.
 const MEMORY_MAX_BYTES: u64 = 1 << 40;
-const FIRST: Pid = Pid(1);
 
 /// Guest time by the TSC, shared by calls and the vDSO.
 #[derive(Debug)]
@@ -130,21 +119,15 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
     }
     let clock = guest_clock(clock(&mut vcpu));
     let xstate = vcpu.xstate_layout();
-    let machine = Machine {
-        memory,
-        tables,
-        vdso: Some(vdso_pages),
-        cpu: CpuInfo {
-            hwcap: kvmlet_hv::cpuid_1_edx(),
-            hwcap2: 2,
-        },
-        hot_pages: Default::default(),
+    let cpu = CpuInfo {
+        hwcap: kvmlet_hv::cpuid_1_edx(),
+        hwcap2: 2,
     };
+    let mut machine = Machine::new(memory, tables, Some(vdso_pages), cpu);
     let (mut host, cwd) = make_host(program)?;
     host.clock = clock;
     host.xfeatures = xstate.xcr0;
     host.xstate_len = xstate.len_bytes;
-    let mut machine = machine;
     let mut kernel = first_kernel(cwd, &host, &mut machine.memory)?;
     start_program(program, &mut kernel, &mut machine, &mut host)?;
 
@@ -359,59 +342,13 @@ fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {
 
 fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kernel, EngineError> {
     let ids = Ids {
-        uid: getuid().as_raw(),
-        gid: getgid().as_raw(),
+        uid: host.credentials.uid,
+        gid: host.credentials.gid,
     };
-    let process = Process {
-        pid: FIRST,
-        ppid: Pid(0),
-        mm: Mm::default(),
-        fds: FdTable::default(),
-        cwd,
-        umask: 0o022,
-        signals: SigState::default(),
-        exe: Arc::from(&b""[..]),
-        cmdline: Arc::from(&b""[..]),
-        environ: Arc::from(&b""[..]),
-        auxv: Arc::from(&b""[..]),
-        dumpable: true,
-        cpu_time_ns: 0,
-        rlimits: Default::default(),
-    };
-    let thread = Thread {
-        tid: Tid(FIRST.0),
-        pid: FIRST,
-        regs: kvmlet_abi::UserRegs::default(),
-        xstate: XState::Initial,
-        signals: ThreadSignals::default(),
-        clear_child_tid: 0,
-        robust_list: 0,
-        comm: [0; 16],
-        interrupted: None,
-        cpu_time_ns: 0,
-    };
-    let mut sched = Sched::default();
-    sched.make_ready(Tid(FIRST.0));
-    Ok(Kernel {
-        processes: OrdMap::unit(FIRST, process),
-        threads: OrdMap::unit(Tid(FIRST.0), thread),
-        files: OrdMap::new(),
-        next_file: 1,
-        next_tid: FIRST.0 + 1,
-        tmpfs: vfs::new_tmpfs(host, memory).map_err(|errno| {
-            EngineError::BadArgument(format!("the memory limit is too small: {errno}"))
-        })?,
-        pipes: Pipes::default(),
-        objects: Objects::default(),
-        held_wakes: HeldWakes::default(),
-        locks: Locks::default(),
-        sched,
-        timers: Default::default(),
-        ids,
-        channel: Default::default(),
-        call: Default::default(),
-        end: None,
-    })
+    let tmpfs = vfs::new_tmpfs(host, memory).map_err(|errno| {
+        EngineError::BadArgument(format!("the memory limit is too small: {errno}"))
+    })?;
+    Ok(Kernel::new(NewKernel { cwd, ids, tmpfs }))
 }
 
 fn start_program(
@@ -428,17 +365,17 @@ fn start_program(
             StdStream::Capture,
         ],
     };
-    vfs::stdio::set_up(kernel, &mut machine.memory, host, FIRST, &streams).map_err(|errno| {
-        match errno {
+    vfs::stdio::set_up(kernel, &mut machine.memory, host, Pid::FIRST, &streams).map_err(
+        |errno| match errno {
             errno if is_too_few(errno) => EngineError::Descriptors,
             errno => EngineError::Host(format!("the standard streams cannot be set up: {errno}")),
-        }
-    })?;
+        },
+    )?;
     let mut cx = Cx {
         kernel,
         machine,
         host,
-        tid: Tid(FIRST.0),
+        tid: Tid::FIRST,
     };
     let path = find_program(&mut cx, program)?;
     let envp = program

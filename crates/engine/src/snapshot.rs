@@ -404,17 +404,12 @@ impl Frozen {
         } = bound;
         let mut host = self.host.fork();
         host.clock = clock;
-        let machine = Machine {
-            memory,
-            tables,
-            // A fork's text would be put back at each reset: what is not direct by now stays so.
-            vdso: Some(Vdso {
-                trampolines: None,
-                ..self.vdso
-            }),
-            cpu: self.cpu,
-            hot_pages: Default::default(),
+        // A fork's text would be put back at each reset: what is not direct by now stays so.
+        let vdso = Vdso {
+            trampolines: None,
+            ..self.vdso
         };
+        let machine = Machine::new(memory, tables, Some(vdso), self.cpu);
         Sandbox {
             vcpu,
             vm,

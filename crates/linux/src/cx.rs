@@ -22,6 +22,20 @@ pub struct Machine {
     pub hot_pages: mm::HotPages,
 }
 
+impl Machine {
+    /// A machine of which no page has been read yet.
+    #[must_use]
+    pub fn new(memory: GuestMemory, tables: PageTables, vdso: Option<Vdso>, cpu: CpuInfo) -> Self {
+        Self {
+            memory,
+            tables,
+            vdso,
+            cpu,
+            hot_pages: mm::HotPages::default(),
+        }
+    }
+}
+
 /// Consecutive frames of the vDSO: its data page, then its image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Vdso {

@@ -8,7 +8,7 @@ use kvmlet_elf::{ElfError, Image, Kind, LoadAction, StackFlags};
 
 use crate::clock;
 use crate::cx::Cx;
-use crate::kernel::{Thread, Tid, XState};
+use crate::kernel::{Thread, Tid};
 use crate::mm::{self, AslrSeed, Mm, Prot, Region, Source, VmaFlags};
 use crate::rlimit::{self, Resource};
 use crate::signal::ThreadSignals;
@@ -613,20 +613,15 @@ fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errn
     let tid = cx.tid;
     let thread = cx.thread()?;
     *thread = Thread {
-        tid,
-        pid: thread.pid,
         regs,
-        xstate: XState::Initial,
         signals: ThreadSignals {
             mask: thread.signals.mask,
             pending: thread.signals.pending.clone(),
             ..ThreadSignals::default()
         },
-        clear_child_tid: 0,
-        robust_list: 0,
         comm: program.comm,
-        interrupted: None,
         cpu_time_ns: thread.cpu_time_ns,
+        ..Thread::new(thread.pid, tid)
     };
     let mut cmdline = Vec::new();
     for arg in &program.argv {

@@ -4,9 +4,19 @@
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Pid(pub i32);
 
+impl Pid {
+    /// The first process of a sandbox.
+    pub const FIRST: Self = Self(1);
+}
+
 /// A thread id as the guest sees it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Tid(pub i32);
+
+impl Tid {
+    /// The first thread of the first process.
+    pub const FIRST: Self = Self(Pid::FIRST.0);
+}
 
 /// Name of an open file description.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

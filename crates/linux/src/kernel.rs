@@ -61,6 +61,44 @@ pub struct Kernel {
     pub end: Option<End>,
 }
 
+/// What new kernels differ in.
+#[derive(Debug)]
+pub struct NewKernel {
+    /// Working directory of the first process.
+    pub cwd: Cwd,
+    /// Whose processes these are.
+    pub ids: Ids,
+    /// The in-memory tree.
+    pub tmpfs: TmpFs,
+}
+
+impl Kernel {
+    /// A kernel with one process of one thread, ready to run. It has no program yet, and no file is open.
+    #[must_use]
+    pub fn new(new: NewKernel) -> Self {
+        let mut sched = Sched::default();
+        sched.make_ready(Tid::FIRST);
+        Self {
+            processes: OrdMap::unit(Pid::FIRST, Process::new(Pid::FIRST, new.cwd)),
+            threads: OrdMap::unit(Tid::FIRST, Thread::new(Pid::FIRST, Tid::FIRST)),
+            files: OrdMap::new(),
+            next_file: 1,
+            next_tid: Tid::FIRST.0.saturating_add(1),
+            tmpfs: new.tmpfs,
+            pipes: Pipes::default(),
+            objects: Objects::default(),
+            locks: Locks::default(),
+            sched,
+            held_wakes: HeldWakes::default(),
+            timers: Timers::default(),
+            ids: new.ids,
+            channel: Channel::default(),
+            call: HostCall::default(),
+            end: None,
+        }
+    }
+}
+
 /// User and group ids: the caller's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ids {
@@ -116,6 +154,30 @@ pub struct Process {
     pub rlimits: Rlimits,
 }
 
+impl Process {
+    /// A process without a parent, a program, or an open file.
+    #[must_use]
+    pub fn new(pid: Pid, cwd: Cwd) -> Self {
+        let none: Arc<[u8]> = Arc::default();
+        Self {
+            pid,
+            ppid: Pid(0),
+            mm: Mm::default(),
+            fds: FdTable::default(),
+            cwd,
+            umask: 0o022,
+            signals: SigState::default(),
+            exe: Arc::clone(&none),
+            cmdline: Arc::clone(&none),
+            environ: Arc::clone(&none),
+            auxv: none,
+            dumpable: true,
+            cpu_time_ns: 0,
+            rlimits: Rlimits::initial(),
+        }
+    }
+}
+
 /// One thread.
 #[derive(Clone, Debug)]
 pub struct Thread {
@@ -139,6 +201,25 @@ pub struct Thread {
     pub interrupted: Option<Interrupted>,
     /// CPU time used, in nanoseconds (measured around guest entries).
     pub cpu_time_ns: u64,
+}
+
+impl Thread {
+    /// A thread that has not run: no registers, no name, nothing blocked or pending.
+    #[must_use]
+    pub fn new(pid: Pid, tid: Tid) -> Self {
+        Self {
+            tid,
+            pid,
+            regs: UserRegs::default(),
+            xstate: XState::Initial,
+            signals: ThreadSignals::default(),
+            clear_child_tid: 0,
+            robust_list: 0,
+            comm: [0; 16],
+            interrupted: None,
+            cpu_time_ns: 0,
+        }
+    }
 }
 
 /// Where a thread's extended state is.

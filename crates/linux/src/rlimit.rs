@@ -104,23 +104,33 @@ pub struct Rlimits {
     by_number: [Rlimit; 16],
 }
 
-impl Default for Rlimits {
+/// The stack of a fresh login, in bytes.
+const STACK: u64 = 8 << 20;
+/// Threads, descriptors and queued signals, each: what a sandbox is allowed at all. A descriptor may cost
+/// the host one, a thread and a queued signal cost it memory.
+const COUNTED: u64 = 1024;
+/// Locked memory of a fresh login, in bytes.
+const MEMLOCK: u64 = 8 << 20;
+/// Message queues of a fresh login, in bytes.
+const MSGQUEUE: u64 = 819_200;
+
+impl Rlimits {
     /// The limits of a sandbox's first process: a fresh login's, where no limit of the sandbox itself is
-    /// tighter. A descriptor may cost the host one, a thread and a queued signal cost it memory: their
-    /// hard limits are what a sandbox is allowed at all.
-    fn default() -> Self {
+    /// tighter.
+    #[must_use]
+    pub fn initial() -> Self {
         let by_number = Resource::ALL.map(|resource| match resource {
             Resource::Stack => Rlimit {
-                soft: 8 << 20,
+                soft: STACK,
                 hard: INFINITY,
             },
             Resource::Core => Rlimit {
                 soft: 0,
                 hard: INFINITY,
             },
-            Resource::Nproc | Resource::Nofile | Resource::Sigpending => Rlimit::both(1024),
-            Resource::Memlock => Rlimit::both(8 << 20),
-            Resource::Msgqueue => Rlimit::both(819_200),
+            Resource::Nproc | Resource::Nofile | Resource::Sigpending => Rlimit::both(COUNTED),
+            Resource::Memlock => Rlimit::both(MEMLOCK),
+            Resource::Msgqueue => Rlimit::both(MSGQUEUE),
             Resource::Nice | Resource::Rtprio => Rlimit::both(0),
             Resource::Cpu
             | Resource::Fsize
@@ -132,9 +142,7 @@ impl Default for Rlimits {
         });
         Self { by_number }
     }
-}
 
-impl Rlimits {
     /// The limit on a resource.
     #[must_use]
     pub fn get(&self, resource: Resource) -> Rlimit {
@@ -195,7 +203,7 @@ mod tests {
 
     #[test]
     fn hard_limits_never_rise() {
-        let mut limits = Rlimits::default();
+        let mut limits = Rlimits::initial();
         let set =
             |limits: &mut Rlimits, soft, hard| limits.set(Resource::Locks, Rlimit { soft, hard });
         assert_eq!(set(&mut limits, 2, 1), Err(Errno::EINVAL));
@@ -209,7 +217,7 @@ mod tests {
 
     #[test]
     fn initial_soft_limits_are_within_the_hard_ones() {
-        let limits = Rlimits::default();
+        let limits = Rlimits::initial();
         for resource in Resource::ALL {
             let limit = limits.get(resource);
             assert!(limit.soft <= limit.hard, "{resource:?}");

@@ -6,26 +6,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imbl::OrdMap;
 use kvmlet_abi::linux::{Iovec, Stat};
-use kvmlet_abi::{Errno, Gva, UserRegs};
+use kvmlet_abi::{Errno, Gva};
 use kvmlet_mem::{GuestMemory, PageTables};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::cx::{Cx, Machine};
-use crate::fd::FdTable;
+use crate::cx::{CpuInfo, Cx, Machine};
 use crate::host::Host;
-use crate::kernel::{Ids, Kernel, Pid, Process, Thread, Tid, XState};
+use crate::kernel::{Ids, Kernel, NewKernel, Pid, Tid};
 use crate::mm::{self, AslrSeed, Mm, Prot, Region, Source, VmaFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
-use crate::sched::Call;
+use crate::rlimit::Resource;
+use crate::sched::{Call, Sched};
 use crate::syscalls::table;
 use crate::vfs::{self, StdStream};
 
 /// The only process.
-pub const PID: Pid = Pid(1);
+pub const PID: Pid = Pid::FIRST;
 /// Its only thread.
-pub const TID: Tid = Tid(1);
+pub const TID: Tid = Tid::FIRST;
 /// Start of user memory.
 const ARENA: u64 = 0x10_0000;
 /// Bytes of user memory.
@@ -134,55 +133,23 @@ impl Sandbox {
         let mut memory = GuestMemory::new(memory_bytes).unwrap();
         let tables = PageTables::new(&mut memory).unwrap();
         let tmpfs = vfs::new_tmpfs(&host, &mut memory).unwrap();
-        let process = Process {
-            pid: PID,
-            ppid: Pid(0),
-            mm: Mm::new(AslrSeed::default(), 8 << 20),
-            fds: FdTable::default(),
-            cwd: dir,
-            umask: 0o022,
-            signals: Default::default(),
-            exe: Arc::from(&b"/usr/bin/test"[..]),
-            cmdline: Arc::from(&b"test\0-x\0"[..]),
-            environ: Arc::from(&b"A=1\0"[..]),
-            auxv: Arc::from(&[0u8; 16][..]),
-            dumpable: true,
-            cpu_time_ns: 0,
-            rlimits: Default::default(),
+        let ids = Ids {
+            uid: host.credentials.uid,
+            gid: host.credentials.gid,
         };
-        let thread = Thread {
-            tid: TID,
-            pid: PID,
-            regs: UserRegs::default(),
-            xstate: XState::Initial,
-            signals: Default::default(),
-            clear_child_tid: 0,
-            robust_list: 0,
-            comm: *b"test\0\0\0\0\0\0\0\0\0\0\0\0",
-            interrupted: None,
-            cpu_time_ns: 0,
-        };
-        let mut kernel = Kernel {
-            processes: OrdMap::unit(PID, process),
-            threads: OrdMap::unit(TID, thread),
-            files: OrdMap::new(),
-            next_file: 1,
-            pipes: Default::default(),
-            objects: Default::default(),
-            held_wakes: crate::vfs::epoll::HeldWakes::default(),
-            locks: Default::default(),
-            next_tid: 2,
-            tmpfs,
-            sched: Default::default(),
-            timers: Default::default(),
-            ids: Ids {
-                uid: host.credentials.uid,
-                gid: host.credentials.gid,
-            },
-            channel: Default::default(),
-            call: Default::default(),
-            end: None,
-        };
+        let cwd = dir;
+        let mut kernel = Kernel::new(NewKernel { cwd, ids, tmpfs });
+        // The thread makes calls: it is not in the queue.
+        kernel.sched = Sched::default();
+        let process = kernel.processes.get_mut(&PID).unwrap();
+        let stack = process.rlimits.soft(Resource::Stack);
+        process.mm = Mm::new(AslrSeed::default(), stack);
+        process.exe = Arc::from(&b"/usr/bin/test"[..]);
+        process.cmdline = Arc::from(&b"test\0-x\0"[..]);
+        process.environ = Arc::from(&b"A=1\0"[..]);
+        process.auxv = Arc::from(&[0u8; 16][..]);
+        let thread = kernel.threads.get_mut(&TID).unwrap();
+        thread.comm = *b"test\0\0\0\0\0\0\0\0\0\0\0\0";
         let streams = [
             StdStream::Bytes(Arc::from(&b"input\n"[..])),
             StdStream::Capture,
@@ -191,13 +158,7 @@ impl Sandbox {
         vfs::stdio::set_up(&mut kernel, &mut memory, &mut host, PID, &streams).unwrap();
         let mut sandbox = Self {
             kernel,
-            machine: Machine {
-                memory,
-                tables,
-                vdso: None,
-                cpu: Default::default(),
-                hot_pages: Default::default(),
-            },
+            machine: Machine::new(memory, tables, None, CpuInfo::default()),
             host,
             next: KEPT,
         };

@@ -3,21 +3,19 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use kvmlet_abi::layout::USER_END;
-use kvmlet_abi::{Errno, Gva, PAGE_SIZE, UserRegs};
+use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_mem::{GuestMemory, PageTables};
 use kvmlet_policy::Policy;
 
 use super::fixture::MIB;
 use super::{AslrSeed, FaultError, Mm, Source, user};
 use crate::cx::{CpuInfo, Cx, Machine};
-use crate::fd::{Fd, FdTable, FileId, FileKind, OpenFile, OpenFlags, Text};
+use crate::fd::{Fd, FileId, FileKind, OpenFile, OpenFlags, Text};
 use crate::host::{Host, HostKind};
-use crate::kernel::{End, Ids, Kernel, Pid, Process, Thread, Tid, XState};
+use crate::kernel::{End, Ids, Kernel, NewKernel, Pid, Tid};
 use crate::outcome::{CallState, FutexKey, Outcome, SysResult};
 use crate::sched::Sched;
-use crate::signal::{SigState, ThreadSignals};
 use crate::syscalls::mem;
 use crate::vfs;
 
@@ -25,7 +23,7 @@ const RW: u64 = 3;
 const SHARED: u64 = 0x21;
 const PRIVATE: u64 = 0x22;
 const NORESERVE: u64 = 0x4000;
-const PID: Pid = Pid(1);
+const PID: Pid = Pid::FIRST;
 
 struct Guest {
     kernel: Kernel,
@@ -38,59 +36,15 @@ impl Guest {
         let mut memory = GuestMemory::new(limit_bytes).unwrap();
         let tables = PageTables::new(&mut memory).unwrap();
         let host = Host::new(Policy::with_working_directory(b"/usr").unwrap(), 0).unwrap();
-        let process = Process {
-            pid: PID,
-            ppid: Pid(0),
-            mm: Mm::new(AslrSeed::default(), 8 << 20),
-            fds: FdTable::default(),
+        let mut kernel = Kernel::new(NewKernel {
             cwd: vfs::Dir::Path(Arc::from(&b"/usr"[..])),
-            umask: 0o022,
-            signals: SigState::default(),
-            exe: Arc::from(&b""[..]),
-            cmdline: Arc::from(&b""[..]),
-            environ: Arc::from(&b""[..]),
-            auxv: Arc::from(&b""[..]),
-            dumpable: true,
-            cpu_time_ns: 0,
-            rlimits: Default::default(),
-        };
-        let thread = Thread {
-            tid: Tid(PID.0),
-            pid: PID,
-            regs: UserRegs::default(),
-            xstate: XState::Initial,
-            signals: ThreadSignals::default(),
-            clear_child_tid: 0,
-            robust_list: 0,
-            comm: [0; 16],
-            interrupted: None,
-            cpu_time_ns: 0,
-        };
-        let kernel = Kernel {
-            processes: OrdMap::unit(PID, process),
-            threads: OrdMap::unit(Tid(PID.0), thread),
-            files: OrdMap::new(),
-            next_file: 1,
-            next_tid: 2,
-            tmpfs: vfs::new_tmpfs(&host, &mut memory).unwrap(),
-            pipes: vfs::pipe::Pipes::default(),
-            objects: vfs::anon::Objects::default(),
-            held_wakes: crate::vfs::epoll::HeldWakes::default(),
-            locks: vfs::locks::Locks::default(),
-            sched: Sched::default(),
-            timers: Default::default(),
             ids: Ids { uid: 0, gid: 0 },
-            channel: Default::default(),
-            call: Default::default(),
-            end: None,
-        };
-        let machine = Machine {
-            memory,
-            tables,
-            vdso: None,
-            cpu: CpuInfo::default(),
-            hot_pages: Default::default(),
-        };
+            tmpfs: vfs::new_tmpfs(&host, &mut memory).unwrap(),
+        });
+        // The thread makes calls: it is not in the queue.
+        kernel.sched = Sched::default();
+        kernel.processes.get_mut(&PID).unwrap().mm = Mm::new(AslrSeed::default(), 8 << 20);
+        let machine = Machine::new(memory, tables, None, CpuInfo::default());
         Self {
             kernel,
             machine,

@@ -157,8 +157,6 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
         regs.selectors.fs = 0;
     }
     let thread = Thread {
-        tid,
-        pid: parent.pid,
         regs,
         xstate: parent.xstate.clone(),
         signals: ThreadSignals {
@@ -170,10 +168,8 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
         } else {
             0
         },
-        robust_list: 0,
         comm: parent.comm,
-        interrupted: None,
-        cpu_time_ns: 0,
+        ..Thread::new(parent.pid, tid)
     };
     cx.kernel.threads.insert(tid, thread);
     cx.kernel.sched.make_ready(tid);
