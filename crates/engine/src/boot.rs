@@ -394,38 +394,18 @@ fn start_program(
     Ok(())
 }
 
-/// execvp(3)'s search: a name without a slash is looked up in the guest's PATH.
+/// The program's path: a name without a slash is looked up in the guest's PATH.
 fn find_program(cx: &mut Cx<'_>, program: &Program) -> Result<Vec<u8>, EngineError> {
     let name = program
         .argv
         .first()
         .filter(|name| !name.is_empty())
         .ok_or_else(|| EngineError::BadArgument("no program was given".to_owned()))?;
-    if name.contains(&b'/') {
-        return Ok(name.clone());
-    }
     let path = program
         .env
         .iter()
         .find(|(key, _)| key == b"PATH")
         .map_or(&b""[..], |(_, value)| value);
-    let mut refused = None;
-    for dir in path.split(|byte| *byte == b':') {
-        let dir = if dir.is_empty() { &b"."[..] } else { dir };
-        let candidate = [dir, b"/", name.as_slice()].concat();
-        match vfs::open_exec(cx, &candidate) {
-            Ok(file) => {
-                vfs::close_exec(cx, file);
-                return Ok(candidate);
-            }
-            Err(kvmlet_abi::Errno::EACCES) => refused = Some(candidate),
-            Err(_) => {}
-        }
-    }
-    match refused {
-        Some(candidate) => Ok(candidate),
-        None => Err(EngineError::NotFound(
-            String::from_utf8_lossy(name).into_owned(),
-        )),
-    }
+    exec::search(cx, name, path)
+        .ok_or_else(|| EngineError::NotFound(String::from_utf8_lossy(name).into_owned()))
 }

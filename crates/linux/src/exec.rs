@@ -1,5 +1,7 @@
 //! execve(2): a program file becomes an address space and a thread's first registers.
 
+mod search;
+
 use std::sync::Arc;
 
 use kvmlet_abi::addr::page_align_up;
@@ -13,6 +15,8 @@ use crate::mm::{self, AslrSeed, Mm, Prot, Region, Source, VmaFlags};
 use crate::rlimit::{self, Resource};
 use crate::signal::ThreadSignals;
 use crate::vfs::{self, ExecFile};
+
+pub use search::search;
 
 /// Bytes of a file that must hold its ELF header and program headers.
 const HEADER_MAX: usize = 64 << 10;
