@@ -9,8 +9,7 @@ use kvmlet_abi::{Gpa, Trap, UserRegs};
 use kvmlet_hv::{Vcpu, Vm, XState};
 use kvmlet_linux::guest_call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
-use kvmlet_linux::outcome::Outcome;
-use kvmlet_linux::personality::{Cpu, Personality, Step};
+use kvmlet_linux::personality::{Cpu, Made, Personality, Step};
 use kvmlet_linux::report::Work;
 use kvmlet_linux::signal::signo::SIGBUS;
 use kvmlet_linux::syscalls::table;
@@ -23,7 +22,7 @@ use crate::limit::Limit;
 use crate::outcome::{Ending, RunOutcome};
 use crate::snapshot::Frozen;
 use crate::stats::{self, Times};
-use crate::transport::{Busy, Lendable, Made, Returned, Transport, Waited};
+use crate::transport::{Busy, Lendable, Returned, Transport, Waited};
 use crate::{EngineError, flush};
 
 /// How often the owner is asked at least, in nanoseconds: a signal may have come in the moment before the
@@ -351,20 +350,11 @@ impl Sandbox {
                 self.personality.unwind_jump(tid, trap);
             }
             let charge_ns = ran_ns(posted.charged_ns, after_ns);
-            let trap = match posted.closed {
-                // Parked before time goes on: what that wakes must be there.
-                Closed::Made | Closed::Stray => {
-                    let trap = self.settle_posted(tid, trap, posted);
-                    self.personality.charge_cpu(tid, charge_ns);
-                    trap
-                }
-                _ => {
-                    self.personality.charge_cpu(tid, charge_ns);
-                    self.settle_posted(tid, trap, posted)
-                }
-            };
+            // Before time goes on: what that wakes must be parked.
+            let trap = self.settle_posted(tid, trap, posted);
+            self.personality
+                .handle(tid, trap, charge_ns, &mut self.vcpu);
             match trap {
-                None => {}
                 Some(Trap::Interrupted) => {
                     armed_ns = None;
                     if let Some(stop) = limit.check(owner, after_ns) {
@@ -383,7 +373,7 @@ impl Sandbox {
                         "the virtual CPU stopped in an unknown state: exit {exit_reason}, detail {detail:#x}"
                     )));
                 }
-                Some(trap) => self.personality.handle(tid, trap, &mut self.vcpu),
+                _ => {}
             }
             if limit.is_due(after_ns)
                 && let Some(stop) = limit.check(owner, after_ns)
@@ -486,26 +476,9 @@ impl Sandbox {
                 }
                 None
             }
-            (
-                Closed::Stray,
-                Some(Made {
-                    outcome: Outcome::Done(_),
-                    ..
-                }),
-            ) => Some(trap),
-            (
-                Closed::Made | Closed::Stray,
-                Some(Made {
-                    call,
-                    outcome,
-                    jump,
-                }),
-            ) => {
-                // First: the call may end the thread or its program's text.
-                if let Some(back) = jump {
-                    self.personality.make_jump(tid, back, call.nr);
-                }
-                self.personality.finish(tid, call, outcome);
+            (Closed::Stray, Some(made)) if made.is_done() => Some(trap),
+            (Closed::Made | Closed::Stray, Some(made)) => {
+                self.personality.finish(tid, made);
                 None
             }
             (Closed::Made | Closed::Stray, None) | (Closed::Unclaimed | Closed::Refused, _) => {

@@ -1,29 +1,25 @@
 //! One sandbox's personality: the kernel value, the memory and host side it acts on, and the steps
 //! that the engine drives: which thread runs next, and what a trap means.
 
+mod dispatch;
+mod fault;
+
 use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
-use kvmlet_abi::regs::is_canonical;
-use kvmlet_abi::trap::{PF_FETCH, PF_PK, PF_USER, PF_WRITE};
-use kvmlet_abi::{Gva, Trap};
-use kvmlet_stub::trampoline::Stopped;
 
 use crate::clock;
 use crate::cx::{Cx, Machine};
 use crate::frame::{self, Delivered};
 use crate::host::{Host, HostId};
 use crate::kernel::{End, Kernel, Tid, XState};
-use crate::mm::{self, Access, FaultError};
-use crate::outcome::{CallState, Outcome, Resume, SysResult, Turn};
-use crate::sched::{Call, SLICE_NS, rax_of};
-use crate::signal::{SI_KERNEL, SigDetail, SigInfo, TrapInfo, signo};
-use crate::syscalls::table::{self, Needs};
+use crate::mm;
+use crate::outcome::Turn;
+use crate::sched::SLICE_NS;
 use crate::timer::Timeline;
 use crate::trace;
 
-/// #DB (SDM vol. 3A, 6.15).
-const DEBUG_VECTOR: u8 = 1;
+pub use dispatch::Made;
 
 /// The vCPU's extended state, as much as the personality needs of a CPU.
 pub trait Cpu {
@@ -142,7 +138,7 @@ impl Personality {
                 if ends && self.kernel.has_signal(tid) {
                     self.done(tid, &state, Ok(state.progress));
                 } else {
-                    self.dispatch(tid, call, &state, cpu);
+                    self.retry(tid, call, &state, cpu);
                 }
                 continue;
             }
@@ -179,27 +175,6 @@ impl Personality {
         }
     }
 
-    /// The signal for a `rip` behind user space: what the fetch would raise.
-    fn fetch_beyond(&mut self, tid: Tid, rip: u64) {
-        const SEGV_MAPERR: i32 = 1;
-        let (code, detail, trap) = if is_canonical(rip) {
-            let trap = TrapInfo {
-                trapno: 14,
-                err: u64::from(PF_USER | PF_FETCH),
-                cr2: rip,
-            };
-            (SEGV_MAPERR, SigDetail::Fault(rip), trap)
-        } else {
-            let trap = TrapInfo {
-                trapno: 13,
-                err: 0,
-                cr2: 0,
-            };
-            (SI_KERNEL, SigDetail::Fault(0), trap)
-        };
-        self.fault_signal(tid, signo::SIGSEGV, code, detail, trap);
-    }
-
     fn expire_timers(&mut self) {
         if self.earliest_ns().is_none() {
             return;
@@ -208,11 +183,6 @@ impl Personality {
         self.kernel.fire_timerfds(now_ns);
         self.kernel.expire(now_ns);
         self.kernel.fire_due(Timeline::Monotonic, now_ns);
-    }
-
-    /// The running thread has used CPU time: timers on its CPU clocks may expire.
-    pub fn charge_cpu(&mut self, tid: Tid, spent_ns: u64) {
-        self.kernel.charge_cpu(tid, spent_ns);
     }
 
     /// The current thread while it may go on, else the next of the run queue.
@@ -277,129 +247,6 @@ impl Personality {
             .wake_source(crate::outcome::Source::Host(id, 0));
     }
 
-    /// The chosen thread has left ring 3 by `trap`; its registers are in its [`Thread`] value.
-    ///
-    /// [`Thread`]: crate::kernel::Thread
-    pub fn handle(&mut self, tid: Tid, trap: Trap, cpu: &mut dyn Cpu) {
-        self.host.budget.begin();
-        match trap {
-            Trap::Syscall => {
-                let Some(thread) = self.kernel.threads.get(&tid) else {
-                    return;
-                };
-                let call = Call {
-                    nr: thread.regs.rax,
-                    args: thread.regs.syscall_args(),
-                };
-                self.dispatch(tid, call, &CallState::default(), cpu);
-            }
-            Trap::Exception {
-                vector,
-                error_code,
-                fault_gva,
-            } => {
-                // The next step sees that a call has returned: nothing is mapped there.
-                let thread = self.kernel.threads.get(&tid);
-                if thread.is_none_or(|thread| !self.has_returned(tid, &thread.regs)) {
-                    self.exception(tid, vector, error_code, fault_gva, cpu);
-                }
-            }
-            Trap::HostFault => {
-                if !mm::host_fault(&mut self.cx(tid)) {
-                    // No file has shrunk: the host could not read one (an I/O error).
-                    let trap = TrapInfo {
-                        trapno: 14,
-                        err: 0,
-                        cr2: 0,
-                    };
-                    self.fault_signal(tid, signo::SIGBUS, SI_KERNEL, SigDetail::None, trap);
-                }
-            }
-            Trap::Interrupted | Trap::Broken { .. } => {}
-        }
-    }
-
-    /// Looks the call up, makes it, and does what its outcome says.
-    fn dispatch(&mut self, tid: Tid, call: Call, state: &CallState, cpu: &mut dyn Cpu) {
-        let row = table::row(call.nr);
-        if let Some(row) = row
-            && row.needs == Needs::All
-        {
-            self.save_xstate(tid, cpu);
-        }
-        let first = *state == CallState::default();
-        self.host.begin_call();
-        if first {
-            self.host.report.count_call(table::key(call.nr));
-        }
-        let line = self
-            .host
-            .report
-            .trace
-            .then(|| trace::entry(&mut self.cx(tid), row, &call));
-        let outcome = table::call(&mut self.cx(tid), &call, state);
-        if let Some(line) = line {
-            self.host
-                .report
-                .trace_lines
-                .push(trace::exit(&line, &outcome, first));
-        }
-        self.apply(tid, call, state, outcome);
-    }
-
-    /// Makes a call whose row [`table::is_remote`] allows it, for a thread that waits for the result
-    /// inside the guest; its registers are not in its [`Thread`] value. Unless the outcome is
-    /// [`Outcome::Done`] and [`Personality::must_leave`] lets the thread go on, it leaves the guest and
-    /// [`Personality::finish`] does the rest.
-    ///
-    /// [`Thread`]: crate::kernel::Thread
-    pub fn make(&mut self, tid: Tid, call: &Call) -> Outcome {
-        self.host.budget.begin();
-        self.host.begin_call();
-        self.host.report.count_call(table::key(call.nr));
-        table::call(&mut self.cx(tid), call, &CallState::default())
-    }
-
-    /// Does what the outcome of [`Personality::make`] says. The thread has left the guest; its registers
-    /// are in its [`Thread`] value, as after a system call.
-    ///
-    /// [`Thread`]: crate::kernel::Thread
-    pub fn finish(&mut self, tid: Tid, call: Call, outcome: Outcome) {
-        self.apply(tid, call, &CallState::default(), outcome);
-    }
-
-    /// Whether the place that makes call `nr` and returns to `back` can be given a jump to the stub
-    /// ([`mm::Trampolines`]).
-    pub fn can_jump(&mut self, tid: Tid, back: Gva, nr: u64) -> bool {
-        mm::trampoline::can_be_trampoline(&mut self.cx(tid), back, nr)
-    }
-
-    /// Gives the place that makes call `nr` and returns to `back` a jump to the stub, if it can have one.
-    /// The guest is not running.
-    pub fn make_jump(&mut self, tid: Tid, back: Gva, nr: u64) {
-        if mm::trampoline::make_trampoline(&mut self.cx(tid), back, nr) {
-            self.host.report.trampolines = self.host.report.trampolines.saturating_add(1);
-        }
-    }
-
-    /// The thread has left the guest by itself, perhaps in the middle of a jump to the stub: puts it back
-    /// to where its program is.
-    pub fn unwind_jump(&mut self, tid: Tid, trap: Trap) {
-        let stopped = match trap {
-            Trap::Exception {
-                vector: DEBUG_VECTOR,
-                ..
-            } => Stopped::Step,
-            _ => Stopped::Otherwise,
-        };
-        let kernel = &mut self.kernel;
-        if let Some(thread) = kernel.threads.get_mut(&tid)
-            && let Some(process) = kernel.processes.get(&thread.pid)
-        {
-            process.mm.unwind_trampoline(stopped, &mut thread.regs);
-        }
-    }
-
     /// Whether the thread on the vCPU must leave the guest before its next instruction: for a signal,
     /// for what must be flushed or added to the VM, or because another thread comes first. Whether it must
     /// leave earlier than a kick is set for, [`Personality::kick_ns`] tells.
@@ -412,48 +259,6 @@ impl Personality {
             || kernel.has_signal(tid)
             || !self.machine.tables.pending().is_none()
             || self.machine.memory.has_new_slots()
-    }
-
-    fn apply(&mut self, tid: Tid, call: Call, state: &CallState, outcome: Outcome) {
-        match outcome {
-            Outcome::Done(result) => self.done(tid, state, result),
-            Outcome::Again(state) => drop(self.kernel.sched.retries.insert(tid, (call, state))),
-            Outcome::Wait(mut wait) => {
-                if let Resume::Retry(state) = &mut wait.resume {
-                    state.turn = Turn::Waited;
-                }
-                let after = table::after_handler(&call, &wait);
-                self.kernel.sched.park_call(tid, call, wait, after);
-                self.leave(tid);
-                // A signal that is already pending interrupts the wait at once: check and park
-                // happen together.
-                if self.kernel.has_signal(tid) {
-                    self.kernel.interrupt(tid);
-                }
-            }
-            Outcome::Registers => {
-                // execve(2) by another thread than the first takes over the first one's id.
-                if !self.kernel.threads.contains_key(&tid) {
-                    self.leave(tid);
-                }
-            }
-            Outcome::Gone => {
-                self.kernel.sched.forget(tid);
-                if self.live == Some(tid) {
-                    self.live = None;
-                }
-                self.leave(tid);
-            }
-        }
-    }
-
-    fn done(&mut self, tid: Tid, state: &CallState, result: SysResult) {
-        if let Some(thread) = self.kernel.threads.get_mut(&tid) {
-            thread.regs.rax = rax_of(result);
-            if let Some(mask) = state.saved_mask {
-                thread.signals.mask = mask;
-            }
-        }
     }
 
     pub(crate) fn leave(&mut self, tid: Tid) {
@@ -520,120 +325,6 @@ impl Personality {
         }
         if frame::deliver(&mut self.cx(tid), &info) == Delivered::Killed {
             self.leave(tid);
-        }
-    }
-
-    fn fault_signal(&mut self, tid: Tid, signo: u8, code: i32, detail: SigDetail, trap: TrapInfo) {
-        let info = SigInfo {
-            signo,
-            code,
-            errno: 0,
-            detail,
-            trap,
-        };
-        frame::force(&mut self.cx(tid), tid, info);
-    }
-
-    fn exception(
-        &mut self,
-        tid: Tid,
-        vector: u8,
-        error_code: u32,
-        fault_gva: Gva,
-        cpu: &mut dyn Cpu,
-    ) {
-        const FPE_INTDIV: i32 = 1;
-        const ILL_ILLOPN: i32 = 2;
-        const TRAP_TRACE: i32 = 2;
-        const BUS_ADRALN: i32 = 1;
-        let rip = self
-            .kernel
-            .threads
-            .get(&tid)
-            .map_or(0, |thread| thread.regs.rip);
-        let trap = TrapInfo {
-            trapno: u64::from(vector),
-            err: u64::from(error_code),
-            cr2: if vector == 14 { fault_gva.0 } else { 0 },
-        };
-        let at_rip = SigDetail::Fault(rip);
-        // Signals and codes by vector: arch/x86/kernel/traps.c.
-        let (signo, code, detail) = match vector {
-            0 => (signo::SIGFPE, FPE_INTDIV, at_rip),
-            // Linux differs: int1 gives TRAP_BRKPT; telling it from a single step needs DR6.
-            1 => (signo::SIGTRAP, TRAP_TRACE, at_rip),
-            3 => (signo::SIGTRAP, SI_KERNEL, SigDetail::None),
-            6 => (signo::SIGILL, ILL_ILLOPN, at_rip),
-            7 | 16 | 19 => (signo::SIGFPE, self.fpe_code(tid, vector, cpu), at_rip),
-            11 | 12 => (signo::SIGBUS, SI_KERNEL, SigDetail::None),
-            14 => return self.page_fault(tid, error_code, fault_gva, trap),
-            17 => (signo::SIGBUS, BUS_ADRALN, SigDetail::None),
-            _ => (signo::SIGSEGV, SI_KERNEL, SigDetail::None),
-        };
-        self.fault_signal(tid, signo, code, detail, trap);
-    }
-
-    /// si_code of a floating-point exception, from the state that raised it (fpu__exception_code).
-    fn fpe_code(&mut self, tid: Tid, vector: u8, cpu: &mut dyn Cpu) -> i32 {
-        self.save_xstate(tid, cpu);
-        let Some(XState::Saved(image)) = self.kernel.threads.get(&tid).map(|thread| &thread.xstate)
-        else {
-            return 0;
-        };
-        let word = |at: usize| match image.get(at..at.saturating_add(2)) {
-            Some([low, high]) => u16::from_le_bytes([*low, *high]),
-            _ => 0,
-        };
-        let raised = if vector == 16 {
-            word(2) & !word(0) & 0x3f
-        } else {
-            word(24) & !(word(24) >> 7) & 0x3f
-        };
-        match raised {
-            bits if bits & 0x01 != 0 => 7,
-            bits if bits & 0x04 != 0 => 3,
-            bits if bits & 0x08 != 0 => 4,
-            bits if bits & 0x12 != 0 => 5,
-            bits if bits & 0x20 != 0 => 6,
-            _ => 0,
-        }
-    }
-
-    fn page_fault(&mut self, tid: Tid, error_code: u32, gva: Gva, trap: TrapInfo) {
-        const BUS_ADRERR: i32 = 2;
-        const SEGV_PKUERR: i32 = 4;
-        if error_code & PF_PK != 0 {
-            // Linux differs: the handler runs, and the thread goes on, with every key open.
-            return self.fault_signal(
-                tid,
-                signo::SIGSEGV,
-                SEGV_PKUERR,
-                SigDetail::Fault(gva.0),
-                trap,
-            );
-        }
-        let access = if error_code & PF_FETCH != 0 {
-            Access::Exec
-        } else if error_code & PF_WRITE != 0 {
-            Access::Write
-        } else {
-            Access::Read
-        };
-        match mm::fault(&mut self.cx(tid), gva, access) {
-            Ok(()) => {}
-            Err(FaultError::Segv { code }) => {
-                self.fault_signal(tid, signo::SIGSEGV, code, SigDetail::Fault(gva.0), trap);
-            }
-            Err(FaultError::Bus) => {
-                self.fault_signal(
-                    tid,
-                    signo::SIGBUS,
-                    BUS_ADRERR,
-                    SigDetail::Fault(gva.0),
-                    trap,
-                );
-            }
-            Err(FaultError::OutOfMemory) => self.kernel.end = Some(End::Memory),
         }
     }
 }

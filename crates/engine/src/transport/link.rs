@@ -9,10 +9,9 @@ use kvmlet_abi::Gva;
 use kvmlet_abi::call_page::{Closed, Exchange, Left, Ticket};
 use kvmlet_hv::{CallPage, PostMode};
 use kvmlet_linux::kernel::Tid;
-use kvmlet_linux::outcome::Outcome;
-use kvmlet_linux::personality::Personality;
+use kvmlet_linux::personality::{Made, Personality};
 use kvmlet_linux::report::Work;
-use kvmlet_linux::sched::{Call, rax_of};
+use kvmlet_linux::sched::Call;
 use kvmlet_linux::syscalls::table;
 use rustix::thread::sched_getcpu;
 
@@ -29,15 +28,6 @@ const SAMPLE: u64 = 8;
 /// Polled calls before the first is looked at: a short program saves nothing.
 const SETTLED: u64 = 64;
 
-/// A call that has been made while its thread was inside the guest, with what is still to be done.
-#[derive(Debug)]
-pub(crate) struct Made {
-    pub call: Call,
-    pub outcome: Outcome,
-    /// Where the call returns to, if its place is to be given a jump.
-    pub jump: Option<Gva>,
-}
-
 /// The personality, lent to whoever answers posted calls.
 #[derive(Debug)]
 struct Loan {
@@ -48,6 +38,7 @@ struct Loan {
     kick_ns: u64,
     /// Until when the thread has been charged for its CPU time, on the same clock.
     charged_ns: u64,
+    /// A call that has been made and from which the thread has been told to leave.
     made: Option<Made>,
 }
 
@@ -239,12 +230,12 @@ impl Link {
             self.refuse(exchange, Left::Refused);
             return false;
         }
-        let jump = match self.samples() {
+        let back = match self.samples() {
             true => self.page.came_from(),
             false => None,
         };
         let start_ns = now_ns();
-        let made = std::panic::catch_unwind(AssertUnwindSafe(|| loan.make(call, jump, start_ns)));
+        let made = std::panic::catch_unwind(AssertUnwindSafe(|| loan.make(call, back, start_ns)));
         let answered = matches!(made, Ok(Some(_)));
         match made {
             Ok(Some(result)) => {
@@ -286,20 +277,13 @@ impl Link {
 impl Loan {
     /// Makes a call. The result if the thread may go on with it; otherwise what is left to do is in
     /// `made`.
-    fn make(&mut self, call: Call, jump: Option<Gva>, now_ns: u64) -> Option<u64> {
-        // First, as after an exit: the call may ask for CPU time, or wait for it.
+    fn make(&mut self, call: Call, back: Option<Gva>, now_ns: u64) -> Option<u64> {
         let spent_ns = ran_ns(self.charged_ns, now_ns);
-        self.personality.charge_cpu(self.tid, spent_ns);
-        let outcome = self.personality.make(self.tid, &call);
-        let jump = jump.filter(|&back| self.personality.can_jump(self.tid, back, call.nr));
-        match outcome {
-            Outcome::Done(result) if jump.is_none() && !self.must_leave() => Some(rax_of(result)),
-            outcome => {
-                self.made = Some(Made {
-                    call,
-                    outcome,
-                    jump,
-                });
+        let made = self.personality.make(self.tid, call, back, spent_ns);
+        match made.answer() {
+            Some(result) if !self.must_leave() => Some(result),
+            _ => {
+                self.made = Some(made);
                 None
             }
         }

@@ -20,7 +20,7 @@ use kvmlet_linux::syscalls::table;
 use crate::EngineError;
 use admission::Admission;
 use link::Link;
-pub(crate) use link::{Made, Returned};
+pub(crate) use link::Returned;
 pub(crate) use poller::note_cpus;
 
 /// Which ways a program's calls may take.

@@ -66,7 +66,7 @@ impl Guest {
         assert_eq!(guest.next(), Step::Run(TID));
         guest.cpu.image = Some(Arc::from([7; 832]));
         guest.thread().regs = regs;
-        guest.p.handle(TID, Trap::Syscall, &mut guest.cpu);
+        guest.p.handle(TID, Some(Trap::Syscall), 0, &mut guest.cpu);
         guest
     }
 
@@ -109,7 +109,7 @@ impl Guest {
             error_code: 0x14,
             fault_gva: Gva(RETURN_ADDRESS),
         };
-        self.p.handle(TID, fault, &mut self.cpu);
+        self.p.handle(TID, Some(fault), 0, &mut self.cpu);
     }
 }
 
@@ -261,7 +261,7 @@ fn a_sleeper_is_lent_and_sleeps_on() {
         .unwrap();
     let thread = guest.thread();
     (thread.regs.rax, thread.regs.rdi) = (35, 0x11_0000);
-    guest.p.handle(TID, Trap::Syscall, &mut guest.cpu);
+    guest.p.handle(TID, Some(Trap::Syscall), 0, &mut guest.cpu);
     let step = guest.next();
     assert!(matches!(
         step,
@@ -330,7 +330,7 @@ fn a_call_whose_thread_ends_is_lost() {
     guest.begin(&[], Returns::Integer).unwrap();
     assert_eq!(guest.next(), Step::Run(TID));
     guest.thread().regs.rax = 60;
-    guest.p.handle(TID, Trap::Syscall, &mut guest.cpu);
+    guest.p.handle(TID, Some(Trap::Syscall), 0, &mut guest.cpu);
     assert_eq!(guest.p.call_status(), CallStatus::Lost);
     assert!(matches!(guest.next(), Step::Ended(_)));
     assert_eq!(guest.begin(&[], Returns::Integer), Err(CallError::Ended));
@@ -352,7 +352,7 @@ fn a_call_of_a_null_pointer_is_no_return() {
         error_code: 0x14,
         fault_gva: Gva(0),
     };
-    guest.p.handle(TID, fault, &mut guest.cpu);
+    guest.p.handle(TID, Some(fault), 0, &mut guest.cpu);
     assert_eq!(guest.next(), Step::Ended(crate::kernel::End::Signal(11)));
     assert_eq!(guest.p.call_status(), CallStatus::Running);
 }
