@@ -5,12 +5,15 @@
 //! entries drops the shadow of the whole table, and deleting and adding again the slots that hold the
 //! tables drops everything.
 
-use kvmlet_hv::{HvError, KvmKind, Vcpu, Vm};
+use kvmlet_hv::{HvError, KvmKind};
 use kvmlet_linux::cx::Machine;
 use kvmlet_mem::PendingFlush;
 
+use crate::vm::GuestVm;
+
 /// Discharges what the page tables have recorded. Returns whether everything was flushed.
-pub(crate) fn discharge(vm: &Vm, vcpu: &mut Vcpu, machine: &mut Machine) -> Result<bool, HvError> {
+pub(crate) fn discharge(guest: &mut GuestVm, machine: &mut Machine) -> Result<bool, HvError> {
+    let GuestVm { vcpu, vm } = guest;
     let pending = machine.tables.take_pending();
     let mut full = false;
     match &pending {

@@ -7,17 +7,17 @@
 mod boot;
 mod error;
 mod flush;
-mod learned;
 mod limit;
 mod outcome;
 mod prepare;
 mod run;
+mod sandbox;
 mod session;
 mod snapshot;
-#[cfg(test)]
-mod snapshot_tests;
 mod stats;
+mod time;
 mod transport;
+mod vm;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,8 @@ pub use kvmlet_linux::syscalls::table::{Support, rows};
 pub use kvmlet_linux::vfs::stdio::Inherited;
 pub use outcome::{Ending, RunOutcome};
 pub use prepare::prepare;
-pub use run::{Owner, Sandbox};
+pub use run::Owner;
+pub use sandbox::Sandbox;
 pub use session::{CallResult, CallReturns, CallValue};
 pub use snapshot::{Snapshot, forget_vms};
 pub use stats::Stat;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::run::{Owner, Stop, TICK_NS};
+use crate::run::{Owner, Stop};
+use crate::time::TICK_NS;
 
 /// When a step must end, on the host's CLOCK_MONOTONIC, which goes on while a process is stopped.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use kvmlet_stub::vdso::{ClockConfig, HostClock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::EngineError;
-use crate::run::now_ns;
+use crate::time::now_ns;
 use crate::transport::note_cpus;
 
 /// Opens KVM, raises the limit of descriptors, and learns of the host what it says in files that may be

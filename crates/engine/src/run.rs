@@ -1,33 +1,24 @@
 //! The run loop: enter the guest, hear why it left, let the personality answer, until it ends.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use kvmlet_abi::call_page::Closed;
 use kvmlet_abi::layout::StubConstant;
-use kvmlet_abi::{Gpa, Trap, UserRegs};
-use kvmlet_hv::{Vcpu, Vm, XState};
+use kvmlet_abi::{Trap, UserRegs};
 use kvmlet_linux::guest_call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
-use kvmlet_linux::personality::{Cpu, Made, Personality, Step};
+use kvmlet_linux::personality::{Made, Personality, Step};
 use kvmlet_linux::report::Work;
 use kvmlet_linux::signal::signo::SIGBUS;
 use kvmlet_linux::syscalls::table;
-use kvmlet_mem::ResetReport;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::time::{ClockId, clock_gettime};
 
-use crate::boot::VmmPages;
 use crate::limit::Limit;
 use crate::outcome::{Ending, RunOutcome};
-use crate::snapshot::Frozen;
-use crate::stats::{self, Times};
-use crate::transport::{Busy, Lendable, Returned, Transport, Waited};
+use crate::sandbox::Sandbox;
+use crate::time::{TICK_NS, host_time_ns, now_ns, ran_ns};
+use crate::transport::{Busy, Returned, Waited};
 use crate::{EngineError, flush};
-
-/// How often the owner is asked at least, in nanoseconds: a signal may have come in the moment before the
-/// guest was entered, or while the host works for it.
-pub(crate) const TICK_NS: u64 = 40_000_000;
 
 /// Who runs the sandbox: asked whether to stop, told what is traced.
 pub trait Owner {
@@ -40,15 +31,6 @@ pub trait Owner {
     }
     /// One traced call. To write it may take no longer than the time that is `left`, if there is a limit.
     fn trace(&mut self, line: &str, left: Option<Duration>);
-}
-
-/// A vCPU with a buffer for the extended state that moves in and out of it.
-#[derive(Debug)]
-pub(crate) struct VcpuState {
-    pub vcpu: Vcpu,
-    buffer: XState,
-    /// The first error of an extended-state call: the sandbox is broken then.
-    failed: Option<kvmlet_hv::HvError>,
 }
 
 /// What a step runs until.
@@ -91,111 +73,7 @@ struct Posted {
     made: Option<Made>,
 }
 
-impl VcpuState {
-    pub fn new(vcpu: Vcpu) -> Self {
-        let buffer = XState::new(vcpu.xstate_layout());
-        Self {
-            vcpu,
-            buffer,
-            failed: None,
-        }
-    }
-
-    /// The error of an extended-state call since the last look.
-    pub fn check(&mut self) -> Result<(), EngineError> {
-        self.failed.take().map_or(Ok(()), |error| Err(error.into()))
-    }
-}
-
-impl Cpu for VcpuState {
-    fn save_xstate(&mut self) -> Arc<[u8]> {
-        if let Err(error) = self.vcpu.save_xstate(&mut self.buffer) {
-            self.failed.get_or_insert(error);
-        }
-        self.buffer.to_bytes().into()
-    }
-
-    fn load_xstate(&mut self, image: Option<&[u8]>) {
-        let initial = XState::new(self.vcpu.xstate_layout());
-        let wanted = match image {
-            Some(bytes) if self.buffer.set_bytes(bytes).is_ok() => &self.buffer,
-            _ => &initial,
-        };
-        if self.vcpu.load_xstate(wanted).is_err()
-            && let Err(error) = self.vcpu.load_xstate(&initial)
-        {
-            self.failed.get_or_insert(error);
-        }
-    }
-}
-
-/// A program in its VM. Any thread may use it, one at a time; the guest runs only inside the methods
-/// that say so.
-#[derive(Debug)]
-pub struct Sandbox {
-    pub(crate) vcpu: VcpuState,
-    pub(crate) vm: Vm,
-    pub(crate) personality: Lendable,
-    /// How its calls travel.
-    pub(crate) transport: Transport,
-    pub(crate) pages: VmmPages,
-    pub(crate) vdso_data: Gpa,
-    pub(crate) times: Times,
-    /// When the build began, on the host's CLOCK_MONOTONIC.
-    pub(crate) started_ns: u64,
-    pub(crate) full_flushes: u64,
-    /// How the program has ended.
-    pub(crate) ended: Option<Ending>,
-    /// What this is a fork of.
-    pub(crate) origin: Option<Arc<Frozen>>,
-    /// Whether the vCPU is in a state that nobody knows: it is not used for another program.
-    pub(crate) is_suspect: bool,
-    /// What the last reset did.
-    pub(crate) last_reset: ResetReport,
-}
-
-/// The host's CLOCK_MONOTONIC, in nanoseconds.
-pub(crate) fn now_ns() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    time.tv_sec
-        .unsigned_abs()
-        .saturating_mul(1_000_000_000)
-        .saturating_add(time.tv_nsec.unsigned_abs())
-}
-
 impl Sandbox {
-    /// Writes the constants that the stub answers from.
-    pub(crate) fn write_constants(&mut self) -> Result<(), EngineError> {
-        let kernel = &self.personality.kernel;
-        let (pid, ppid) = kernel
-            .processes
-            .values()
-            .next()
-            .map_or((1, 0), |p| (p.pid.0, p.ppid.0));
-        let (uid, gid) = (u64::from(kernel.ids.uid), u64::from(kernel.ids.gid));
-        let values = [
-            (StubConstant::Pid, u64::from(pid.cast_unsigned())),
-            (StubConstant::Ppid, u64::from(ppid.cast_unsigned())),
-            (StubConstant::Uid, uid),
-            (StubConstant::Euid, uid),
-            (StubConstant::Gid, gid),
-            (StubConstant::Egid, gid),
-        ];
-        for (slot, value) in values {
-            self.write_constant(slot, value)?;
-        }
-        Ok(())
-    }
-
-    fn write_constant(&mut self, slot: StubConstant, value: u64) -> Result<(), EngineError> {
-        let at = self.pages.stub_data.wrapping_add(slot as u64 * 8);
-        Ok(self
-            .personality
-            .machine
-            .memory
-            .write(at, &value.to_le_bytes())?)
-    }
-
     /// Runs until the program ends or the time is over (on the host's CLOCK_MONOTONIC).
     pub(crate) fn run(
         &mut self,
@@ -211,31 +89,6 @@ impl Sandbox {
             }
         };
         Ok(self.take_outcome(ending))
-    }
-
-    /// What the program left, with its counters.
-    pub(crate) fn take_outcome(&mut self, ending: Ending) -> RunOutcome {
-        self.times.wall_ns = now_ns().saturating_sub(self.started_ns);
-        let Personality { host, machine, .. } = &mut *self.personality;
-        let stats = stats::collect(
-            self.vcpu.vcpu.counters(),
-            self.vm.ioctls(),
-            self.full_flushes,
-            &self.times,
-            &self.transport.counts(),
-            machine.memory.peak_bytes(),
-            &host.report,
-        );
-        RunOutcome {
-            ending,
-            stdout: std::mem::take(&mut host.captured.stdout),
-            stderr: std::mem::take(&mut host.captured.stderr),
-            denials: std::mem::take(&mut host.report.denials),
-            events: std::mem::take(&mut host.report.events)
-                .into_keys()
-                .collect(),
-            stats,
-        }
     }
 
     fn has_reached(&self, until: Until) -> bool {
@@ -259,7 +112,7 @@ impl Sandbox {
             self.personality.host.settings.restore();
         }
         // The thread is the caller's again: a late kick would interrupt a host call of its own.
-        self.vcpu.vcpu.arm(None)?;
+        self.guest.vcpu.arm(None)?;
         stop
     }
 
@@ -277,9 +130,9 @@ impl Sandbox {
         let mut work = None;
         let mut limit = Limit::new(deadline_ns, mark_ns);
         loop {
-            let step = self.personality.next(&mut self.vcpu);
+            let step = self.personality.next(&mut self.guest.vcpu);
             self.emit_trace(owner, &limit);
-            self.vcpu.check()?;
+            self.guest.vcpu.check()?;
             if self.has_reached(until) {
                 return Ok(Stop::Reached);
             }
@@ -288,7 +141,7 @@ impl Sandbox {
                 Step::Ended(end) => return Ok(Stop::Ended(ending(end))),
                 Step::Again => {
                     let now_ns = now_ns();
-                    let kicked = self.vcpu.vcpu.take_kick();
+                    let kicked = self.guest.vcpu.take_kick();
                     if kicked {
                         armed_ns = None;
                     }
@@ -353,7 +206,7 @@ impl Sandbox {
             // Before time goes on: what that wakes must be parked.
             let trap = self.settle_posted(tid, trap, posted);
             self.personality
-                .handle(tid, trap, charge_ns, &mut self.vcpu);
+                .handle(tid, trap, charge_ns, &mut self.guest.vcpu);
             match trap {
                 Some(Trap::Interrupted) => {
                     armed_ns = None;
@@ -399,7 +252,7 @@ impl Sandbox {
         armed_ns: Option<u64>,
         now_ns: u64,
     ) -> Result<(Trap, Posted), EngineError> {
-        let vcpu = &mut self.vcpu.vcpu;
+        let vcpu = &mut self.guest.vcpu;
         let link = match self.personality.host.report.trace {
             true => None,
             false => self
@@ -491,12 +344,12 @@ impl Sandbox {
     fn prepare_entry(&mut self) -> Result<(), EngineError> {
         let Personality { host, machine, .. } = &mut *self.personality;
         for slot in machine.memory.take_new_slots() {
-            self.vm.set_slot(slot)?;
+            self.guest.vm.set_slot(slot)?;
         }
-        if flush::discharge(&self.vm, &mut self.vcpu.vcpu, machine)? {
+        if flush::discharge(&mut self.guest, machine)? {
             self.full_flushes = self.full_flushes.saturating_add(1);
         }
-        let (memory, data) = (&mut machine.memory, self.vdso_data);
+        let (memory, data) = (&mut machine.memory, self.setup.vdso.data);
         host.clock.update(&mut |offset, bytes| {
             // The page is the VM's own and always present: a failed write cannot happen.
             let _ = memory.write(data.wrapping_add(offset as u64), bytes);
@@ -518,7 +371,7 @@ impl Sandbox {
             wanted_ns = wanted_ns.min(host_time_ns(&self.personality, kick_ns, now_ns));
         }
         if armed_ns.is_none_or(|armed_ns| armed_ns > wanted_ns || armed_ns <= now_ns) {
-            self.vcpu.vcpu.arm(Some(wanted_ns))?;
+            self.guest.vcpu.arm(Some(wanted_ns))?;
             *armed_ns = Some(wanted_ns);
         }
         Ok(())
@@ -581,18 +434,6 @@ impl Sandbox {
             owner.trace(&line, limit.left(now_ns()));
         }
     }
-}
-
-/// The CPU time of a thread that has been inside the guest between two times. It is kicked once a tick at
-/// least: beyond that the process was stopped, or had no CPU.
-pub(crate) fn ran_ns(since_ns: u64, now_ns: u64) -> u64 {
-    now_ns.saturating_sub(since_ns).min(2 * TICK_NS)
-}
-
-/// A time on the guest's monotonic clock as one on the host's.
-pub(crate) fn host_time_ns(personality: &Personality, guest_ns: u64, now_ns: u64) -> u64 {
-    let guest_now_ns = kvmlet_linux::clock::monotonic_ns(&personality.host);
-    now_ns.saturating_add(guest_ns.saturating_sub(guest_now_ns))
 }
 
 /// The kind of work that a trap makes.

@@ -11,8 +11,10 @@ use kvmlet_linux::guest_call::{CallArg, CallError, Returns};
 use kvmlet_linux::symbols::SymbolError;
 
 use crate::outcome::Ending;
-use crate::run::{Sandbox, Stop, TICK_NS, Until, now_ns};
+use crate::run::{Stop, Until};
+use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
+use crate::time::{TICK_NS, now_ns};
 use crate::{EngineError, Owner, Program, RunOutcome, Stat, boot, stats};
 
 /// What a called function returns.
@@ -181,7 +183,7 @@ impl Sandbox {
             self.step(Until::Callable, left(), owner)?;
         }
         self.personality
-            .begin_call(function, args, register, &mut self.vcpu)
+            .begin_call(function, args, register, &mut self.guest.vcpu)
             .map_err(|error| match error {
                 CallError::NotReady => EngineError::NotReady,
                 other => EngineError::BadArgument(format!("{symbol}: {other}")),
@@ -269,7 +271,7 @@ impl Sandbox {
     /// Stops the guest from any thread: the step that runs now, or the next one, asks its owner.
     #[must_use]
     pub fn kicker(&self) -> Kicker {
-        self.vcpu.vcpu.kicker()
+        self.guest.vcpu.kicker()
     }
 
     /// What the program may still use of its memory limit, in bytes.
@@ -283,8 +285,8 @@ impl Sandbox {
     #[must_use]
     pub fn stats(&self) -> Vec<(String, Stat)> {
         let mut all = stats::collect(
-            self.vcpu.vcpu.counters(),
-            self.vm.ioctls(),
+            self.guest.vcpu.counters(),
+            self.guest.vm.ioctls(),
             self.full_flushes,
             &self.times,
             &self.transport.counts(),
@@ -304,7 +306,7 @@ impl Sandbox {
     /// # Errors
     /// [`EngineError::Kvm`] on a kernel before 5.14.
     pub fn kvm_stats(&mut self) -> Result<Vec<(String, u64)>, EngineError> {
-        let stats = self.vcpu.vcpu.stats()?;
+        let stats = self.guest.vcpu.stats()?;
         let all = stats.all().into_iter();
         Ok(all.map(|(name, value)| (name.to_owned(), value)).collect())
     }

@@ -16,7 +16,7 @@ use kvmlet_linux::syscalls::table;
 use rustix::thread::sched_getcpu;
 
 use crate::EngineError;
-use crate::run::{host_time_ns, now_ns, ran_ns};
+use crate::time::{host_time_ns, now_ns, ran_ns};
 
 use super::Calls;
 

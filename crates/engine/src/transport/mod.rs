@@ -119,10 +119,6 @@ impl Transport {
         }
     }
 
-    pub fn mode(&self) -> Calls {
-        self.mode
-    }
-
     /// Has calls leave from the next entry on, and no poller change the call page any more.
     pub fn detach(&self) {
         if let Some(link) = &self.link {

@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::admission::QUIET_X;
 use super::link::Link;
 use super::{Calls, x_ns};
-use crate::run::now_ns;
+use crate::time::now_ns;
 
 /// Pauses between two looks at the page. Each look takes the cache line from the guest, which needs it
 /// for the rest of its request.

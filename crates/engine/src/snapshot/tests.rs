@@ -10,7 +10,7 @@ use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_mem::PteFlags;
 
-use crate::run::Sandbox;
+use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
 use crate::{Calls, EngineError, Owner, Program, Streams, Trace};
 
@@ -74,7 +74,7 @@ fn state(sandbox: &Sandbox) -> State {
                 for at in (start.0..start.0 + leaf.size.bytes()).step_by(PAGE_SIZE as usize) {
                     let gpa = leaf.gpa_of(Gva(at));
                     // The time is in there.
-                    if gpa == sandbox.vdso_data {
+                    if gpa == sandbox.setup.vdso.data {
                         continue;
                     }
                     machine.memory.read(gpa, &mut bytes).unwrap();

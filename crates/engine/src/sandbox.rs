@@ -1,0 +1,150 @@
+//! A sandbox: one program in one VM.
+
+use std::sync::Arc;
+
+use kvmlet_abi::layout::StubConstant;
+use kvmlet_linux::cx::{CpuInfo, Machine, Vdso};
+use kvmlet_linux::host::Host;
+use kvmlet_linux::kernel::Kernel;
+use kvmlet_linux::personality::Personality;
+use kvmlet_mem::{GuestMemory, ResetReport};
+
+use crate::EngineError;
+use crate::outcome::{Ending, RunOutcome};
+use crate::snapshot::Frozen;
+use crate::stats::{self, Times};
+use crate::time::now_ns;
+use crate::transport::{Calls, Lendable, Transport};
+use crate::vm::{BoundVm, GuestVm, VmmPages};
+
+/// A program in its VM. Any thread may use it, one at a time; the guest runs only inside the methods
+/// that say so.
+#[derive(Debug)]
+pub struct Sandbox {
+    pub(crate) guest: GuestVm,
+    pub(crate) personality: Lendable,
+    /// How its calls travel.
+    pub(crate) transport: Transport,
+    pub(crate) setup: Setup,
+    pub(crate) times: Times,
+    /// When the build began, on the host's CLOCK_MONOTONIC.
+    pub(crate) started_ns: u64,
+    pub(crate) full_flushes: u64,
+    /// How the program has ended.
+    pub(crate) ended: Option<Ending>,
+    /// What this is a fork of.
+    pub(crate) origin: Option<Arc<Frozen>>,
+    /// Whether the vCPU is in a state that nobody knows: it is not used for another program.
+    pub(crate) is_suspect: bool,
+    /// What the last reset did.
+    pub(crate) last_reset: ResetReport,
+}
+
+/// What a sandbox is set up with, and every fork of it again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub pages: VmmPages,
+    pub vdso: Vdso,
+    pub cpu: CpuInfo,
+    /// How its calls travel.
+    pub calls: Calls,
+}
+
+impl Sandbox {
+    /// A program, or what will be one, in a VM that has not run. The build began at `started_ns`. `kernel`
+    /// makes the kernel value, when `host` has the VM's clock.
+    pub(crate) fn new(
+        bound: BoundVm,
+        mut host: Host,
+        setup: &Setup,
+        started_ns: u64,
+        kernel: impl FnOnce(&Host, &mut GuestMemory) -> Result<Kernel, EngineError>,
+    ) -> Result<Self, EngineError> {
+        let BoundVm {
+            guest,
+            mut memory,
+            tables,
+            clock,
+        } = bound;
+        let xstate = guest.vcpu.xstate_layout();
+        host.xfeatures = xstate.xcr0;
+        host.xstate_len = xstate.len_bytes;
+        host.clock = clock;
+        let kernel = kernel(&host, &mut memory)?;
+        let machine = Machine::new(memory, tables, Some(setup.vdso), setup.cpu);
+        Ok(Self {
+            guest,
+            personality: Lendable::new(Personality::new(kernel, machine, host)),
+            transport: Transport::new(setup.calls),
+            setup: *setup,
+            times: Times::default(),
+            started_ns,
+            full_flushes: 0,
+            ended: None,
+            origin: None,
+            is_suspect: false,
+            last_reset: ResetReport::default(),
+        })
+    }
+
+    /// Writes the constants that the stub answers from.
+    pub(crate) fn write_constants(&mut self) -> Result<(), EngineError> {
+        let kernel = &self.personality.kernel;
+        let (pid, ppid) = kernel
+            .processes
+            .values()
+            .next()
+            .map_or((1, 0), |p| (p.pid.0, p.ppid.0));
+        let (uid, gid) = (u64::from(kernel.ids.uid), u64::from(kernel.ids.gid));
+        let values = [
+            (StubConstant::Pid, u64::from(pid.cast_unsigned())),
+            (StubConstant::Ppid, u64::from(ppid.cast_unsigned())),
+            (StubConstant::Uid, uid),
+            (StubConstant::Euid, uid),
+            (StubConstant::Gid, gid),
+            (StubConstant::Egid, gid),
+        ];
+        for (slot, value) in values {
+            self.write_constant(slot, value)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn write_constant(
+        &mut self,
+        slot: StubConstant,
+        value: u64,
+    ) -> Result<(), EngineError> {
+        let at = self.setup.pages.stub_data.wrapping_add(slot as u64 * 8);
+        Ok(self
+            .personality
+            .machine
+            .memory
+            .write(at, &value.to_le_bytes())?)
+    }
+
+    /// What the program left, with its counters.
+    pub(crate) fn take_outcome(&mut self, ending: Ending) -> RunOutcome {
+        self.times.wall_ns = now_ns().saturating_sub(self.started_ns);
+        let Personality { host, machine, .. } = &mut *self.personality;
+        let stats = stats::collect(
+            self.guest.vcpu.counters(),
+            self.guest.vm.ioctls(),
+            self.full_flushes,
+            &self.times,
+            &self.transport.counts(),
+            machine.memory.peak_bytes(),
+            &host.report,
+        );
+        RunOutcome {
+            ending,
+            stdout: std::mem::take(&mut host.captured.stdout),
+            stderr: std::mem::take(&mut host.captured.stderr),
+            denials: std::mem::take(&mut host.report.denials),
+            events: std::mem::take(&mut host.report.events)
+                .into_keys()
+                .collect(),
+            stats,
+        }
+    }
+}

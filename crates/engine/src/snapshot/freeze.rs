@@ -1,0 +1,81 @@
+//! Freezing: a program that has stopped becomes a snapshot, and its VM an empty one.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+use kvmlet_hv::KvmKind;
+use kvmlet_linux::cx::{Cx, Machine, Vdso};
+use kvmlet_linux::kernel::Tid;
+use kvmlet_linux::mm::freeze::settle;
+use kvmlet_linux::personality::Personality;
+
+use super::vm_pool::{self, ReadyVms};
+use super::{Frozen, Snapshot};
+use crate::sandbox::{Sandbox, Setup};
+use crate::{EngineError, vm};
+
+impl Snapshot {
+    /// Freezes `sandbox`, whose guest is not running.
+    pub(crate) fn freeze(mut sandbox: Sandbox) -> Result<Self, EngineError> {
+        sandbox.personality.park(&mut sandbox.guest.vcpu);
+        sandbox.guest.vcpu.check()?;
+        let Sandbox {
+            personality,
+            mut guest,
+            transport,
+            setup,
+            ..
+        } = sandbox;
+        let Personality {
+            mut kernel,
+            mut machine,
+            mut host,
+            ..
+        } = personality.into_inner()?;
+        let tid = kernel.threads.keys().next().copied().unwrap_or(Tid(1));
+        let mut cx = Cx {
+            kernel: &mut kernel,
+            machine: &mut machine,
+            host: &mut host,
+            tid,
+        };
+        let files = settle(&mut cx).map_err(|errno| {
+            EngineError::Host(format!(
+                "the program's mapped files cannot be frozen: {errno}"
+            ))
+        })?;
+        let kvm_kind = guest.vcpu.kvm_kind().unwrap_or(KvmKind::Hardware);
+        let Machine {
+            mut memory, tables, ..
+        } = machine;
+        transport.detach();
+        guest.scrub(&mut memory, &setup.pages)?;
+        // A fork's text would be put back at each reset: what is not direct by now stays so.
+        let vdso = Vdso {
+            trampolines: None,
+            ..setup.vdso
+        };
+        let clock = vm::clock_of(&mut guest.vcpu);
+        // The guest's memory is about to become read-only.
+        vm_pool::give_back(guest);
+        // A fork may take back anything that is charged now.
+        let used_bytes = memory.used_bytes();
+        let memory = memory.freeze(tables, used_bytes)?;
+        let host = host.fork();
+        Ok(Self(Arc::new(Frozen {
+            process: std::process::id(),
+            memory,
+            used_bytes,
+            kernel,
+            host,
+            files,
+            setup: Setup { vdso, ..setup },
+            clock,
+            kvm_kind,
+            ready: ReadyVms::default(),
+            learned: Mutex::default(),
+            generation: AtomicU64::new(0),
+            forks: AtomicU64::new(0),
+        })))
+    }
+}

@@ -1,0 +1,227 @@
+//! Frozen programs and their forks.
+
+mod freeze;
+mod learned;
+mod reset;
+#[cfg(test)]
+mod tests;
+mod vm_pool;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvmlet_abi::Gva;
+use kvmlet_hv::{Kvm, KvmKind, VcpuConfig};
+use kvmlet_linux::host::Host;
+use kvmlet_linux::kernel::Kernel;
+use kvmlet_linux::mm::freeze::MappedFile;
+use kvmlet_mem::{FrozenMemory, GuestMemory, PageTables, SlotMemory};
+use kvmlet_stub::vdso::HostClock;
+
+use crate::prepare::raise_descriptor_limit;
+use crate::sandbox::{Sandbox, Setup};
+use crate::time::now_ns;
+use crate::vm::{self, BoundVm, GuestVm};
+use crate::{EngineError, Stat};
+use learned::Learned;
+use vm_pool::ReadyVms;
+
+pub use vm_pool::forget_vms;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What all forks of a snapshot share.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    process: u32,
+    memory: Arc<FrozenMemory>,
+    /// What the program used when it was frozen.
+    used_bytes: u64,
+    pub kernel: Kernel,
+    pub host: Host,
+    files: Vec<MappedFile>,
+    setup: Setup,
+    /// What the clocks of forks begin as.
+    clock: HostClock,
+    kvm_kind: KvmKind,
+    ready: ReadyVms,
+    learned: Mutex<Learned>,
+    generation: AtomicU64,
+    forks: AtomicU64,
+}
+
+/// A fork's memory, and what its VM is bound to.
+#[derive(Debug)]
+struct ForkMemory {
+    memory: GuestMemory,
+    tables: PageTables,
+    slots: Vec<SlotMemory>,
+    config: VcpuConfig,
+}
+
+/// A frozen program: any number of forks can be made of it, one after another or at once.
+#[derive(Clone, Debug)]
+pub struct Snapshot(Arc<Frozen>);
+
+impl Snapshot {
+    /// A sandbox that goes on where this snapshot was frozen.
+    ///
+    /// # Errors
+    /// [`EngineError::Stale`] when a mapped file has changed since the freeze,
+    /// [`EngineError::Descriptors`], [`EngineError::Host`] or [`EngineError::Kvm`] when the host
+    /// refuses what a VM needs.
+    pub fn fork(&self) -> Result<Sandbox, EngineError> {
+        let frozen = &self.0;
+        frozen.check_process()?;
+        frozen.check_files()?;
+        let started_ns = now_ns();
+        let bound = match frozen.ready.take() {
+            Some(bound) => bound,
+            None => frozen.bind()?,
+        };
+        frozen.forks.fetch_add(1, Ordering::Relaxed);
+        frozen.start(bound, started_ns)
+    }
+
+    /// Binds VMs ahead, until `count` wait to be forks. From now on as many forks that are given up are
+    /// kept, clean, for the next ones.
+    ///
+    /// # Errors
+    /// As [`Snapshot::fork`]; those bound before stay.
+    pub fn prepare(&self, count: usize) -> Result<(), EngineError> {
+        self.0.check_process()?;
+        self.0.ready.keep_at_least(count);
+        while self.0.ready.len() < count {
+            self.0.ready.add(self.0.bind()?);
+        }
+        Ok(())
+    }
+
+    /// Gives up bound VMs beyond `count`, and keeps no more from now on.
+    pub fn trim(&self, count: usize) {
+        self.0.ready.trim(count);
+    }
+
+    /// Counts, for people and benches.
+    #[must_use]
+    pub fn stats(&self) -> Vec<(String, Stat)> {
+        let frozen = &self.0;
+        let ready = frozen.ready.len() as u64;
+        let learned = lock(&frozen.learned).ahead().len() as u64;
+        [
+            ("forks", frozen.forks.load(Ordering::Relaxed)),
+            ("ready", ready),
+            ("learned_pages", learned),
+            ("frozen_bytes", frozen.used_bytes),
+        ]
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), Stat::Count(count)))
+        .collect()
+    }
+}
+
+impl Frozen {
+    fn check_process(&self) -> Result<(), EngineError> {
+        if self.process == std::process::id() {
+            Ok(())
+        } else {
+            Err(EngineError::OtherProcess)
+        }
+    }
+
+    fn check_files(&self) -> Result<(), EngineError> {
+        match self
+            .files
+            .iter()
+            .find(|file| !file.is_unchanged(&self.host))
+        {
+            None => Ok(()),
+            Some(file) => Err(EngineError::Stale(
+                String::from_utf8_lossy(file.name()).into_owned(),
+            )),
+        }
+    }
+
+    /// A VM with the snapshot's memory: an emptied one or a new one. Out of descriptors, the limit on
+    /// them is raised as far as it may be.
+    fn bind(&self) -> Result<BoundVm, EngineError> {
+        let caught = std::panic::catch_unwind(AssertUnwindSafe(|| match self.bind_once() {
+            Err(EngineError::Descriptors) if raise_descriptor_limit() => self.bind_once(),
+            other => other,
+        }));
+        caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
+    }
+
+    fn bind_once(&self) -> Result<BoundVm, EngineError> {
+        let blank = vm_pool::take_blank();
+        let ForkMemory {
+            memory,
+            tables,
+            slots,
+            config,
+        } = self.fork_memory()?;
+        let mut guest = match blank {
+            Some(mut guest) => {
+                guest.bind(slots, config)?;
+                guest
+            }
+            None => GuestVm::create(&Kvm::open()?, slots, config)?,
+        };
+        let clock = vm::clock_for(&self.clock, &mut guest.vcpu);
+        Ok(BoundVm {
+            guest,
+            memory,
+            tables,
+            clock,
+        })
+    }
+
+    /// A fork's memory, with the pages that requests are known to write copied ahead.
+    fn fork_memory(&self) -> Result<ForkMemory, EngineError> {
+        let (mut memory, mut tables) = self.memory.fork()?;
+        let pages = lock(&self.learned).ahead().into_iter().map(Gva);
+        tables.copy_ahead(&mut memory, pages, self.copy_keeper())?;
+        let pages = &self.setup.pages;
+        Ok(ForkMemory {
+            slots: memory.take_new_slots(),
+            config: pages.vcpu_config(&memory, &tables, Some(self.kvm_kind))?,
+            memory,
+            tables,
+        })
+    }
+
+    /// Which copies of frozen pages may stay mapped through a reset.
+    fn copy_keeper(&self) -> impl FnMut(Gva) -> bool {
+        // Only one process so far: each will have tables of its own.
+        let mut keeper = self
+            .kernel
+            .processes
+            .values()
+            .next()
+            .map(|process| process.mm.copy_keeper());
+        move |gva| keeper.as_mut().is_some_and(|keeps| keeps(gva))
+    }
+
+    /// The number of the next fork or reset: never 0, which is the program before the freeze.
+    fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn next_kernel(&self) -> Kernel {
+        let mut kernel = self.kernel.clone();
+        kernel.channel.generation = self.next_generation();
+        kernel
+    }
+
+    fn start(self: &Arc<Self>, bound: BoundVm, started_ns: u64) -> Result<Sandbox, EngineError> {
+        let host = self.host.fork();
+        let mut sandbox = Sandbox::new(bound, host, &self.setup, started_ns, |_, _| {
+            Ok(self.next_kernel())
+        })?;
+        sandbox.origin = Some(Arc::clone(self));
+        Ok(sandbox)
+    }
+}
