@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod entry;
 mod error;
 mod flush;
+mod hosts;
 mod limit;
 mod outcome;
 mod prepare;

@@ -1,24 +1,20 @@
-//! The run loop: enter the guest, hear why it left, let the personality answer, until it ends.
+//! The run loop: what runs next, enter the guest, answer why it left, until it ends.
 
 use std::time::Duration;
 
-use kvmlet_abi::call_page::Closed;
-use kvmlet_abi::layout::StubConstant;
-use kvmlet_abi::{Trap, UserRegs};
+use kvmlet_abi::Trap;
 use kvmlet_linux::guest_call::CallStatus;
 use kvmlet_linux::kernel::{End, Tid};
-use kvmlet_linux::personality::{Made, Personality, Step};
+use kvmlet_linux::personality::Step;
 use kvmlet_linux::report::Work;
-use kvmlet_linux::signal::signo::SIGBUS;
 use kvmlet_linux::syscalls::table;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::EngineError;
+use crate::entry::Left;
 use crate::limit::Limit;
 use crate::outcome::{Ending, RunOutcome};
 use crate::sandbox::Sandbox;
 use crate::time::{TICK_NS, host_time_ns, now_ns, ran_ns};
-use crate::transport::{Busy, Returned, Waited};
-use crate::{EngineError, flush};
 
 /// Who runs the sandbox: asked whether to stop, told what is traced.
 pub trait Owner {
@@ -63,14 +59,42 @@ pub(crate) enum Stop {
     Stuck,
 }
 
-/// What a run of the guest came to, besides its trap.
-#[derive(Debug)]
-struct Posted {
-    waited: Waited,
-    /// Until when the thread has been charged for its CPU time.
-    charged_ns: u64,
-    closed: Closed,
-    made: Option<Made>,
+/// What the loop keeps from one turn to the next. Times are on the host's CLOCK_MONOTONIC.
+pub(crate) struct Drive<'a> {
+    until: Until,
+    owner: &'a mut dyn Owner,
+    pub limit: Limit,
+    /// When the owner is asked next, whatever happens.
+    pub tick_ns: u64,
+    /// For when the vCPU's kick is set; `None` if it has fired.
+    pub armed_ns: Option<u64>,
+    /// The thread that the stub takes for the running one.
+    pub running: Option<Tid>,
+    /// When the host began to work.
+    mark_ns: u64,
+    /// What it works for since then.
+    work: Option<Work>,
+}
+
+impl<'a> Drive<'a> {
+    fn new(until: Until, deadline_ns: Option<u64>, owner: &'a mut dyn Owner) -> Self {
+        let now_ns = now_ns();
+        Self {
+            until,
+            owner,
+            limit: Limit::new(deadline_ns, now_ns),
+            tick_ns: now_ns.saturating_add(TICK_NS),
+            armed_ns: None,
+            running: None,
+            mark_ns: now_ns,
+            work: None,
+        }
+    }
+
+    /// Asks the owner.
+    fn check(&mut self, now_ns: u64) -> Option<Stop> {
+        self.limit.check(self.owner, now_ns)
+    }
 }
 
 impl Sandbox {
@@ -91,6 +115,46 @@ impl Sandbox {
         Ok(self.take_outcome(ending))
     }
 
+    /// Runs until what `until` says, the program's end, the time, or the owner's wish, whichever is first.
+    pub(crate) fn drive(
+        &mut self,
+        until: Until,
+        deadline_ns: Option<u64>,
+        owner: &mut dyn Owner,
+    ) -> Result<Stop, EngineError> {
+        let stop = self.drive_armed(&mut Drive::new(until, deadline_ns, owner));
+        if matches!(stop, Ok(Stop::Ended(_))) {
+            self.personality.host.settings.restore();
+        }
+        // The thread is the caller's again: a late kick would interrupt a host call of its own.
+        self.guest.vcpu.arm(None)?;
+        stop
+    }
+
+    fn drive_armed(&mut self, drive: &mut Drive<'_>) -> Result<Stop, EngineError> {
+        loop {
+            let step = self.personality.next(&mut self.guest.vcpu);
+            self.emit_trace(drive);
+            self.guest.vcpu.check()?;
+            if self.has_reached(drive.until) {
+                return Ok(Stop::Reached);
+            }
+            let stop = match step {
+                Step::Run(tid) => {
+                    let left = self.enter(tid, drive)?;
+                    self.account_for(&left, drive);
+                    self.settle(left, drive)?
+                }
+                Step::Again => self.work_again(drive)?,
+                Step::Idle { deadline_ns } => self.idle(deadline_ns, drive)?,
+                Step::Ended(end) => Some(Stop::Ended(ending(end))),
+            };
+            if let Some(stop) = stop {
+                return Ok(stop);
+            }
+        }
+    }
+
     fn has_reached(&self, until: Until) -> bool {
         match until {
             Until::End => false,
@@ -101,139 +165,61 @@ impl Sandbox {
         }
     }
 
-    pub(crate) fn drive(
-        &mut self,
-        until: Until,
-        deadline_ns: Option<u64>,
-        owner: &mut dyn Owner,
-    ) -> Result<Stop, EngineError> {
-        let stop = self.drive_armed(until, deadline_ns, owner);
-        if matches!(stop, Ok(Stop::Ended(_))) {
-            self.personality.host.settings.restore();
+    /// The personality has worked for a while and goes on: looks at limits and hosts if it is time.
+    fn work_again(&mut self, drive: &mut Drive<'_>) -> Result<Option<Stop>, EngineError> {
+        let now_ns = now_ns();
+        let kicked = self.guest.vcpu.take_kick();
+        if kicked {
+            drive.armed_ns = None;
         }
-        // The thread is the caller's again: a late kick would interrupt a host call of its own.
-        self.guest.vcpu.arm(None)?;
-        stop
+        if !kicked && now_ns < drive.tick_ns && !drive.limit.is_due(now_ns) {
+            return Ok(None);
+        }
+        drive.tick_ns = now_ns.saturating_add(TICK_NS);
+        self.poll_hosts(Duration::ZERO)?;
+        Ok(drive.check(now_ns))
     }
 
-    fn drive_armed(
+    /// No thread can run: waits for a host descriptor or a deadline, at most a tick.
+    fn idle(
         &mut self,
-        until: Until,
-        deadline_ns: Option<u64>,
-        owner: &mut dyn Owner,
-    ) -> Result<Stop, EngineError> {
-        let mut mark_ns = now_ns();
-        let mut armed_ns: Option<u64> = None;
-        let mut running: Option<Tid> = None;
-        let mut tick_ns = mark_ns.saturating_add(TICK_NS);
-        // What the host has done since the guest left.
-        let mut work = None;
-        let mut limit = Limit::new(deadline_ns, mark_ns);
-        loop {
-            let step = self.personality.next(&mut self.guest.vcpu);
-            self.emit_trace(owner, &limit);
-            self.guest.vcpu.check()?;
-            if self.has_reached(until) {
-                return Ok(Stop::Reached);
-            }
-            let tid = match step {
-                Step::Run(tid) => tid,
-                Step::Ended(end) => return Ok(Stop::Ended(ending(end))),
-                Step::Again => {
-                    let now_ns = now_ns();
-                    let kicked = self.guest.vcpu.take_kick();
-                    if kicked {
-                        armed_ns = None;
-                    }
-                    if kicked || now_ns >= tick_ns || limit.is_due(now_ns) {
-                        tick_ns = now_ns.saturating_add(TICK_NS);
-                        self.poll_hosts(Duration::ZERO)?;
-                        if let Some(stop) = limit.check(owner, now_ns) {
-                            return Ok(stop);
-                        }
-                    }
-                    continue;
-                }
-                Step::Idle {
-                    deadline_ns: wake_ns,
-                } => {
-                    let for_ever =
-                        wake_ns.is_none() && !self.personality.kernel.sched.waits_for_host();
-                    if for_ever && until != Until::End {
-                        return Ok(Stop::Stuck);
-                    }
-                    let before_ns = now_ns();
-                    self.account(work.take(), before_ns.saturating_sub(mark_ns));
-                    self.idle(wake_ns, limit.deadline_ns(), before_ns)?;
-                    mark_ns = now_ns();
-                    self.times.idle_ns += mark_ns.saturating_sub(before_ns);
-                    if let Some(stop) = limit.check(owner, mark_ns) {
-                        return Ok(stop);
-                    }
-                    continue;
-                }
-            };
-            if running != Some(tid) {
-                self.write_constant(StubConstant::Tid, u64::from(tid.0.cast_unsigned()))?;
-                running = Some(tid);
-            }
-            self.prepare_entry()?;
-            let before_ns = now_ns();
-            self.arm(&mut armed_ns, limit.deadline_ns(), tick_ns, before_ns)?;
-            let Some(mut regs) = self.personality.kernel.threads.get(&tid).map(|t| t.regs) else {
-                return Err(EngineError::Internal(
-                    "the chosen thread is gone".to_owned(),
-                ));
-            };
-            let (trap, posted) = self.enter_guest(tid, &mut regs, armed_ns, before_ns)?;
-            let after_ns = now_ns();
-            let spent_ns = after_ns.saturating_sub(before_ns);
-            if trap == Trap::Syscall {
-                self.transport
-                    .note_call(regs.rax, posted.waited, spent_ns, after_ns);
-            }
-            self.account(work, before_ns.saturating_sub(mark_ns));
-            work = work_of(trap, &regs);
-            self.times.guest_ns += spent_ns;
-            mark_ns = after_ns;
-            if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
-                thread.regs = regs;
-            }
-            if trap != Trap::Syscall {
-                self.personality.unwind_jump(tid, trap);
-            }
-            let charge_ns = ran_ns(posted.charged_ns, after_ns);
-            // Before time goes on: what that wakes must be parked.
-            let trap = self.settle_posted(tid, trap, posted);
-            self.personality
-                .handle(tid, trap, charge_ns, &mut self.guest.vcpu);
-            match trap {
-                Some(Trap::Interrupted) => {
-                    armed_ns = None;
-                    if let Some(stop) = limit.check(owner, after_ns) {
-                        return Ok(stop);
-                    }
-                    if after_ns >= tick_ns {
-                        tick_ns = after_ns.saturating_add(TICK_NS);
-                    }
-                    self.poll_hosts(Duration::ZERO)?;
-                }
-                Some(Trap::Broken {
-                    exit_reason,
-                    detail,
-                }) => {
-                    return Err(EngineError::Internal(format!(
-                        "the virtual CPU stopped in an unknown state: exit {exit_reason}, detail {detail:#x}"
-                    )));
-                }
-                _ => {}
-            }
-            if limit.is_due(after_ns)
-                && let Some(stop) = limit.check(owner, after_ns)
-            {
-                return Ok(stop);
-            }
+        wake_ns: Option<u64>,
+        drive: &mut Drive<'_>,
+    ) -> Result<Option<Stop>, EngineError> {
+        let for_ever = wake_ns.is_none() && !self.personality.kernel.sched.waits_for_host();
+        if for_ever && drive.until != Until::End {
+            return Ok(Some(Stop::Stuck));
         }
+        let before_ns = now_ns();
+        self.account(drive.work.take(), before_ns.saturating_sub(drive.mark_ns));
+        let mut until_ns = before_ns
+            .saturating_add(TICK_NS)
+            .min(drive.limit.deadline_ns().unwrap_or(u64::MAX));
+        if let Some(wake_ns) = wake_ns {
+            until_ns = until_ns.min(host_time_ns(&self.personality, wake_ns, before_ns));
+        }
+        self.poll_hosts(Duration::from_nanos(until_ns.saturating_sub(before_ns)))?;
+        let after_ns = now_ns();
+        drive.mark_ns = after_ns;
+        self.times.idle_ns += after_ns.saturating_sub(before_ns);
+        Ok(drive.check(after_ns))
+    }
+
+    /// Counts the time before the entry as the host's, the time since as the guest's.
+    fn account_for(&mut self, left: &Left, drive: &mut Drive<'_>) {
+        let spent_ns = left.after_ns.saturating_sub(left.before_ns);
+        if left.trap == Trap::Syscall {
+            self.transport
+                .note_call(left.regs.rax, left.posted.waited, spent_ns, left.after_ns);
+        }
+        self.account(drive.work, left.before_ns.saturating_sub(drive.mark_ns));
+        drive.work = match left.trap {
+            Trap::Syscall => Some(Work::Call(table::key(left.regs.rax))),
+            Trap::Exception { vector: 14, .. } => Some(Work::Fault),
+            _ => None,
+        };
+        self.times.guest_ns += spent_ns;
+        drive.mark_ns = left.after_ns;
     }
 
     fn account(&mut self, work: Option<Work>, spent_ns: u64) {
@@ -243,205 +229,66 @@ impl Sandbox {
         }
     }
 
-    /// Runs a thread in ring 3 until it leaves. Where a poller serves this sandbox, it answers the
-    /// thread's calls meanwhile.
-    fn enter_guest(
-        &mut self,
-        tid: Tid,
-        regs: &mut UserRegs,
-        armed_ns: Option<u64>,
-        now_ns: u64,
-    ) -> Result<(Trap, Posted), EngineError> {
-        let vcpu = &mut self.guest.vcpu;
-        let link = match self.personality.host.report.trace {
-            true => None,
-            false => self
-                .transport
-                .link_for_entry(vcpu.call_page(), || vcpu.tsc_khz()),
-        };
-        let busy = Busy::enter();
-        let Some(link) = link else {
-            let trap = vcpu.run(regs);
-            let waited = match vcpu.waiting() {
-                Some(_) => Waited::Unclaimed,
-                None => Waited::No,
-            };
-            let posted = Posted {
-                waited,
-                charged_ns: now_ns,
-                closed: Closed::Unclaimed,
-                made: None,
-            };
-            return Ok((trap, posted));
-        };
-        let Some(personality) = self.personality.lend() else {
-            return Err(EngineError::Internal("the personality is lent".to_owned()));
-        };
-        link.lend(personality, tid, armed_ns.unwrap_or(0), now_ns);
-        let trap = vcpu.run(regs);
-        drop(busy);
-        let Returned {
-            personality,
-            charged_ns,
-            closed,
-            made,
-            failed,
-        } = link.take_back(vcpu.waiting())?;
-        self.personality.give_back(personality);
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let waited = match (vcpu.waiting(), closed) {
-            (None, _) => Waited::No,
-            (Some(_), Closed::Unclaimed) => {
-                link.note_stall();
-                Waited::Unclaimed
-            }
-            (Some(_), Closed::Answered(_) | Closed::Made | Closed::Stray | Closed::Refused) => {
-                Waited::Claimed
-            }
-        };
-        Ok((
+    /// Answers why the thread has left, and looks at the limit.
+    fn settle(&mut self, left: Left, drive: &mut Drive<'_>) -> Result<Option<Stop>, EngineError> {
+        let Left {
+            tid,
+            regs,
             trap,
-            Posted {
-                waited,
-                charged_ns,
-                closed,
-                made,
-            },
-        ))
-    }
-
-    /// Does what a posted call has come to. Returns the trap that is still to be handled: a guest that
-    /// left from a call which has been made meanwhile has nothing else to say.
-    fn settle_posted(&mut self, tid: Tid, trap: Trap, posted: Posted) -> Option<Trap> {
-        match (posted.closed, posted.made) {
-            // It was told to leave, and went where a slot is still missing: its own doing.
-            (Closed::Made | Closed::Stray, _) if matches!(trap, Trap::Broken { .. }) => {
-                self.is_suspect = true;
-                self.personality.kernel.kill_all(SIGBUS);
-                None
-            }
-            _ if matches!(trap, Trap::Broken { .. }) => Some(trap),
-            (Closed::Answered(result), _) => {
-                if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
-                    thread.regs.rax = result;
+            posted,
+            after_ns,
+            ..
+        } = left;
+        if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
+            thread.regs = regs;
+        }
+        if trap != Trap::Syscall {
+            self.personality.unwind_jump(tid, trap);
+        }
+        let charge_ns = ran_ns(posted.charged_ns, after_ns);
+        // Before time goes on: what that wakes must be parked.
+        let trap = self.settle_posted(tid, trap, posted);
+        self.personality
+            .handle(tid, trap, charge_ns, &mut self.guest.vcpu);
+        match trap {
+            Some(Trap::Interrupted) => {
+                if let Some(stop) = self.kicked(after_ns, drive)? {
+                    return Ok(Some(stop));
                 }
-                None
             }
-            (Closed::Stray, Some(made)) if made.is_done() => Some(trap),
-            (Closed::Made | Closed::Stray, Some(made)) => {
-                self.personality.finish(tid, made);
-                None
+            Some(Trap::Broken {
+                exit_reason,
+                detail,
+            }) => {
+                return Err(EngineError::Internal(format!(
+                    "the virtual CPU stopped in an unknown state: exit {exit_reason}, detail {detail:#x}"
+                )));
             }
-            (Closed::Made | Closed::Stray, None) | (Closed::Unclaimed | Closed::Refused, _) => {
-                Some(trap)
-            }
+            _ => {}
+        }
+        match drive.limit.is_due(after_ns) {
+            true => Ok(drive.check(after_ns)),
+            false => Ok(None),
         }
     }
 
-    /// What must be true before ring 3 runs: slots known, stale translations gone, clock fresh.
-    fn prepare_entry(&mut self) -> Result<(), EngineError> {
-        let Personality { host, machine, .. } = &mut *self.personality;
-        for slot in machine.memory.take_new_slots() {
-            self.guest.vm.set_slot(slot)?;
+    /// A signal or the vCPU's kick has come.
+    fn kicked(&mut self, now_ns: u64, drive: &mut Drive<'_>) -> Result<Option<Stop>, EngineError> {
+        drive.armed_ns = None;
+        if let Some(stop) = drive.check(now_ns) {
+            return Ok(Some(stop));
         }
-        if flush::discharge(&mut self.guest, machine)? {
-            self.full_flushes = self.full_flushes.saturating_add(1);
+        if now_ns >= drive.tick_ns {
+            drive.tick_ns = now_ns.saturating_add(TICK_NS);
         }
-        let (memory, data) = (&mut machine.memory, self.setup.vdso.data);
-        host.clock.update(&mut |offset, bytes| {
-            // The page is the VM's own and always present: a failed write cannot happen.
-            let _ = memory.write(data.wrapping_add(offset as u64), bytes);
-        });
-        Ok(())
+        self.poll_hosts(Duration::ZERO)?;
+        Ok(None)
     }
 
-    /// Sets the kick for the earliest thing that must interrupt the guest. The timer is left alone
-    /// while it fires early enough: an early kick costs little, a host call at every entry much.
-    fn arm(
-        &mut self,
-        armed_ns: &mut Option<u64>,
-        deadline_ns: Option<u64>,
-        tick_ns: u64,
-        now_ns: u64,
-    ) -> Result<(), EngineError> {
-        let mut wanted_ns = tick_ns.min(deadline_ns.unwrap_or(u64::MAX));
-        if let Some(kick_ns) = self.personality.kick_ns() {
-            wanted_ns = wanted_ns.min(host_time_ns(&self.personality, kick_ns, now_ns));
-        }
-        if armed_ns.is_none_or(|armed_ns| armed_ns > wanted_ns || armed_ns <= now_ns) {
-            self.guest.vcpu.arm(Some(wanted_ns))?;
-            *armed_ns = Some(wanted_ns);
-        }
-        Ok(())
-    }
-
-    /// Waits for a host descriptor or a deadline, at most a tick.
-    fn idle(
-        &mut self,
-        wake_ns: Option<u64>,
-        deadline_ns: Option<u64>,
-        now_ns: u64,
-    ) -> Result<(), EngineError> {
-        let mut until_ns = now_ns
-            .saturating_add(TICK_NS)
-            .min(deadline_ns.unwrap_or(u64::MAX));
-        if let Some(wake_ns) = wake_ns {
-            until_ns = until_ns.min(host_time_ns(&self.personality, wake_ns, now_ns));
-        }
-        self.poll_hosts(Duration::from_nanos(until_ns.saturating_sub(now_ns)))
-    }
-
-    fn poll_hosts(&mut self, wait: Duration) -> Result<(), EngineError> {
-        let waits = self.personality.host_waits();
-        if waits.is_empty() && wait.is_zero() {
-            return Ok(());
-        }
-        let mut files = Vec::with_capacity(waits.len());
-        for (id, events) in &waits {
-            if let Ok(fd) = self.personality.host.fd(*id) {
-                files.push((
-                    *id,
-                    fd,
-                    PollFlags::from_bits_truncate(events.cast_unsigned()),
-                ));
-            }
-        }
-        let mut fds: Vec<PollFd<'_>> = files
-            .iter()
-            .map(|(_, fd, events)| PollFd::new(fd.as_ref(), *events))
-            .collect();
-        let timeout = Timespec::try_from(wait).unwrap_or_default();
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(EngineError::Host(format!("poll: {error}"))),
-        }
-        let ready: Vec<_> = fds
-            .iter()
-            .zip(&files)
-            .filter(|(fd, _)| !fd.revents().is_empty())
-            .map(|(_, (id, _, _))| *id)
-            .collect();
-        for id in ready {
-            self.personality.host_ready(id);
-        }
-        Ok(())
-    }
-
-    fn emit_trace(&mut self, owner: &mut dyn Owner, limit: &Limit) {
+    fn emit_trace(&mut self, drive: &mut Drive<'_>) {
         for line in self.personality.host.report.trace_lines.drain(..) {
-            owner.trace(&line, limit.left(now_ns()));
+            drive.owner.trace(&line, drive.limit.left(now_ns()));
         }
-    }
-}
-
-/// The kind of work that a trap makes.
-fn work_of(trap: Trap, regs: &UserRegs) -> Option<Work> {
-    match trap {
-        Trap::Syscall => Some(Work::Call(table::key(regs.rax))),
-        Trap::Exception { vector: 14, .. } => Some(Work::Fault),
-        _ => None,
     }
 }
 

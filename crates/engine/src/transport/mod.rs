@@ -19,8 +19,7 @@ use kvmlet_linux::syscalls::table;
 
 use crate::EngineError;
 use admission::Admission;
-use link::Link;
-pub(crate) use link::Returned;
+pub(crate) use link::{Link, Returned};
 pub(crate) use poller::note_cpus;
 
 /// Which ways a program's calls may take.

@@ -1,0 +1,206 @@
+//! Entering the guest, and what a posted call has come to when it has left.
+
+use kvmlet_abi::call_page::Closed;
+use kvmlet_abi::layout::StubConstant;
+use kvmlet_abi::{Trap, UserRegs};
+use kvmlet_linux::kernel::Tid;
+use kvmlet_linux::personality::{Made, Personality};
+use kvmlet_linux::signal::signo::SIGBUS;
+
+use crate::run::Drive;
+use crate::sandbox::Sandbox;
+use crate::time::{host_time_ns, now_ns};
+use crate::transport::{Busy, Link, Returned, Waited};
+use crate::{EngineError, flush};
+
+/// How a thread has left the guest.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub tid: Tid,
+    pub regs: UserRegs,
+    pub trap: Trap,
+    pub posted: Posted,
+    /// When it entered, on the host's CLOCK_MONOTONIC.
+    pub before_ns: u64,
+    /// When it left.
+    pub after_ns: u64,
+}
+
+/// What a run of the guest came to, besides its trap.
+#[derive(Debug)]
+pub(crate) struct Posted {
+    pub waited: Waited,
+    /// Until when the thread has been charged for its CPU time.
+    pub charged_ns: u64,
+    closed: Closed,
+    made: Option<Made>,
+}
+
+impl Sandbox {
+    /// Runs a thread in ring 3 until it leaves.
+    pub(crate) fn enter(&mut self, tid: Tid, drive: &mut Drive<'_>) -> Result<Left, EngineError> {
+        if drive.running != Some(tid) {
+            self.write_constant(StubConstant::Tid, u64::from(tid.0.cast_unsigned()))?;
+            drive.running = Some(tid);
+        }
+        self.prepare_entry()?;
+        let before_ns = now_ns();
+        self.arm(drive, before_ns)?;
+        let Some(mut regs) = self.personality.kernel.threads.get(&tid).map(|t| t.regs) else {
+            return Err(EngineError::Internal(
+                "the chosen thread is gone".to_owned(),
+            ));
+        };
+        let kick_ns = drive.armed_ns.unwrap_or(0);
+        let (trap, posted) = self.run_vcpu(tid, &mut regs, kick_ns, before_ns)?;
+        Ok(Left {
+            tid,
+            regs,
+            trap,
+            posted,
+            before_ns,
+            after_ns: now_ns(),
+        })
+    }
+
+    /// What must be true before ring 3 runs: slots known, stale translations gone, clock fresh.
+    fn prepare_entry(&mut self) -> Result<(), EngineError> {
+        let Personality { host, machine, .. } = &mut *self.personality;
+        for slot in machine.memory.take_new_slots() {
+            self.guest.vm.set_slot(slot)?;
+        }
+        if flush::discharge(&mut self.guest, machine)? {
+            self.full_flushes = self.full_flushes.saturating_add(1);
+        }
+        let (memory, data) = (&mut machine.memory, self.setup.vdso.data);
+        host.clock.update(&mut |offset, bytes| {
+            // The page is the VM's own and always present: a failed write cannot happen.
+            let _ = memory.write(data.wrapping_add(offset as u64), bytes);
+        });
+        Ok(())
+    }
+
+    /// Sets the kick for the earliest thing that must interrupt the guest. The timer is left alone
+    /// while it fires early enough: an early kick costs little, a host call at every entry much.
+    fn arm(&mut self, drive: &mut Drive<'_>, now_ns: u64) -> Result<(), EngineError> {
+        let deadline_ns = drive.limit.deadline_ns().unwrap_or(u64::MAX);
+        let mut wanted_ns = drive.tick_ns.min(deadline_ns);
+        if let Some(kick_ns) = self.personality.kick_ns() {
+            wanted_ns = wanted_ns.min(host_time_ns(&self.personality, kick_ns, now_ns));
+        }
+        let armed_ns = drive.armed_ns;
+        if armed_ns.is_none_or(|armed_ns| armed_ns > wanted_ns || armed_ns <= now_ns) {
+            self.guest.vcpu.arm(Some(wanted_ns))?;
+            drive.armed_ns = Some(wanted_ns);
+        }
+        Ok(())
+    }
+
+    /// One KVM_RUN. Where a poller serves this sandbox, it answers the thread's calls meanwhile.
+    fn run_vcpu(
+        &mut self,
+        tid: Tid,
+        regs: &mut UserRegs,
+        kick_ns: u64,
+        now_ns: u64,
+    ) -> Result<(Trap, Posted), EngineError> {
+        let vcpu = &mut self.guest.vcpu;
+        let link = match self.personality.host.report.trace {
+            true => None,
+            false => self
+                .transport
+                .link_for_entry(vcpu.call_page(), || vcpu.tsc_khz()),
+        };
+        let busy = Busy::enter();
+        if let Some(link) = link {
+            return self.run_served(&link, tid, regs, kick_ns, now_ns, busy);
+        }
+        let trap = vcpu.run(regs);
+        let waited = match vcpu.waiting() {
+            Some(_) => Waited::Unclaimed,
+            None => Waited::No,
+        };
+        let posted = Posted {
+            waited,
+            charged_ns: now_ns,
+            closed: Closed::Unclaimed,
+            made: None,
+        };
+        Ok((trap, posted))
+    }
+
+    /// One KVM_RUN with the personality lent to a poller.
+    fn run_served(
+        &mut self,
+        link: &Link,
+        tid: Tid,
+        regs: &mut UserRegs,
+        kick_ns: u64,
+        now_ns: u64,
+        busy: Busy,
+    ) -> Result<(Trap, Posted), EngineError> {
+        let vcpu = &mut self.guest.vcpu;
+        let Some(personality) = self.personality.lend() else {
+            return Err(EngineError::Internal("the personality is lent".to_owned()));
+        };
+        link.lend(personality, tid, kick_ns, now_ns);
+        let trap = vcpu.run(regs);
+        drop(busy);
+        let Returned {
+            personality,
+            charged_ns,
+            closed,
+            made,
+            failed,
+        } = link.take_back(vcpu.waiting())?;
+        self.personality.give_back(personality);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let waited = match (vcpu.waiting(), closed) {
+            (None, _) => Waited::No,
+            (Some(_), Closed::Unclaimed) => {
+                link.note_stall();
+                Waited::Unclaimed
+            }
+            (Some(_), Closed::Answered(_) | Closed::Made | Closed::Stray | Closed::Refused) => {
+                Waited::Claimed
+            }
+        };
+        let posted = Posted {
+            waited,
+            charged_ns,
+            closed,
+            made,
+        };
+        Ok((trap, posted))
+    }
+
+    /// Does what a posted call has come to. Returns the trap that is still to be handled: a guest that
+    /// left from a call which has been made meanwhile has nothing else to say.
+    pub(crate) fn settle_posted(&mut self, tid: Tid, trap: Trap, posted: Posted) -> Option<Trap> {
+        match (posted.closed, posted.made) {
+            // It was told to leave, and went where a slot is still missing: its own doing.
+            (Closed::Made | Closed::Stray, _) if matches!(trap, Trap::Broken { .. }) => {
+                self.is_suspect = true;
+                self.personality.kernel.kill_all(SIGBUS);
+                None
+            }
+            _ if matches!(trap, Trap::Broken { .. }) => Some(trap),
+            (Closed::Answered(result), _) => {
+                if let Some(thread) = self.personality.kernel.threads.get_mut(&tid) {
+                    thread.regs.rax = result;
+                }
+                None
+            }
+            (Closed::Stray, Some(made)) if made.is_done() => Some(trap),
+            (Closed::Made | Closed::Stray, Some(made)) => {
+                self.personality.finish(tid, made);
+                None
+            }
+            (Closed::Made | Closed::Stray, None) | (Closed::Unclaimed | Closed::Refused, _) => {
+                Some(trap)
+            }
+        }
+    }
+}
