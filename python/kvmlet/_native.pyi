@@ -47,6 +47,12 @@ class Inherited:
     def say(self, data: bytes) -> None:
         """Write to standard error what it takes within a tenth of a second."""
 
+@final
+class Policy:
+    """The host files that a program started in `cwd` may see, and where it starts."""
+
+    def __init__(self, cwd: bytes) -> None: ...
+
 class NativeError(Exception):
     """args: (kind, message).
 
@@ -57,7 +63,7 @@ def run(
     argv: list[bytes],
     *,
     env: list[tuple[bytes, bytes]],
-    cwd: bytes,
+    policy: Policy,
     input: bytes | None,
     streams: Inherited | None,
     timeout_s: float | None,
@@ -66,15 +72,15 @@ def run(
     trace: bool,
     calls: str,
 ) -> Outcome: ...
-def harden(cwd: bytes) -> tuple[list[str], list[str]]:
-    """Give up for good what a run started in `cwd` does not need: (what is on, what is missing).
+def harden(policy: Policy) -> tuple[list[str], list[str]]:
+    """Give up for good what a run under `policy` does not need: (what is on, what is missing).
 
     Afterwards this process opens only files that the program may read, and makes only the system
     calls of `calls_after_harden`: any other kills it. Raises NativeError if KVM cannot be used.
     """
 
 def calls_after_harden(
-    cwd: bytes,
+    policy: Policy,
 ) -> list[tuple[str, list[tuple[int, int, int | None]], bool, str]]:
     """Rules for system calls: (name, conditions, whether it is made or fails with ENOSYS, reason).
 

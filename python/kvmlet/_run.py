@@ -52,12 +52,12 @@ def run(
     memory_bytes = parse_size(memory, "memory")
     mode = calls_mode(calls, stacklevel=3)
     guest_environment = guest_env(env)
-    directory = guest_cwd(cwd)
+    policy = translated(_native.Policy, guest_cwd(cwd))
     outcome = translated(
         _native.run,
         words,
         env=guest_environment,
-        cwd=directory,
+        policy=policy,
         input=data,
         streams=None,
         timeout_s=timeout_s,

@@ -87,7 +87,9 @@ for _ in range(3000):
 time.sleep(1.5)
 """
 
-HARDEN = f"import os; from kvmlet import _native; _native.harden({os.fsencode(HERE)!r})"
+HARDEN = (
+    f"import os; from kvmlet import _native; _native.harden(_native.Policy({os.fsencode(HERE)!r}))"
+)
 
 
 def calls_of(
@@ -124,7 +126,7 @@ def calls_of_a_stopped_run(log: pathlib.Path) -> set[HostCall]:
 
 @pytest.mark.default_mode
 def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    rules = _native.calls_after_harden(os.fsencode(HERE))
+    rules = _native.calls_after_harden(_native.Policy(os.fsencode(HERE)))
     many = tmp_path / "many"
     many.mkdir()
     (many / "0").touch()

@@ -68,6 +68,8 @@ class FakeNative(types.ModuleType):
         self.rows: list[tuple[int, str, str, str]] = []
         self.started: list[FakeSandbox] = []
         self.Inherited = FakeInherited
+        # Its directory stands for a policy.
+        self.Policy = lambda cwd: cwd
         self.Sandbox = types.SimpleNamespace(start=self.start)
 
     def start(self, argv: list[bytes], **arguments: Any) -> FakeSandbox:
@@ -87,8 +89,8 @@ class FakeNative(types.ModuleType):
     def forget_vms(self) -> None:
         pass
 
-    def harden(self, cwd: bytes) -> tuple[list[str], list[str]]:
-        self.hardened.append(cwd)
+    def harden(self, policy: bytes) -> tuple[list[str], list[str]]:
+        self.hardened.append(policy)
         return ["no core dumps", "seccomp"], self.missing
 
     def probe(self) -> dict[str, object]:

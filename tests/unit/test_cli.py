@@ -78,7 +78,7 @@ def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch
     assert isinstance(call.pop("streams"), FakeInherited)
     assert call == {
         "argv": [b"sh", b"-c", b"\xff", b"--trace"],
-        "cwd": os.getcwdb(),
+        "policy": os.getcwdb(),
         "input": None,
         "timeout_s": 1.5,
         "memory_bytes": 64 << 20,

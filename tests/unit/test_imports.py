@@ -30,7 +30,8 @@ RUN = """
 import sys
 sys.modules["kvmlet._native"] = native = type(sys)("kvmlet._native")
 native.NativeError = type("NativeError", (Exception,), {})
-native.harden = lambda cwd: ([], [])
+native.Policy = lambda cwd: cwd
+native.harden = lambda policy: ([], [])
 class Outcome:
     exit_code, signal, reason, denials, events, stats = 0, None, "exited", [], [], {"exits": 1}
 native.Inherited = type("Inherited", (), {"say": lambda self, data: None})
@@ -68,8 +69,8 @@ def test_nothing_is_imported_once_hardened() -> None:
     ending += 'Outcome.events = [("x", "y")]\n'
     watch = RUN.replace("import kvmlet\n", ending + "import kvmlet\n", 1).replace("== 0", "== 1")
     watch = watch.replace(
-        "native.harden = lambda cwd: ([], [])",
-        "seen = []\nnative.harden = lambda cwd: (seen.extend(sys.modules) or [], [])",
+        "native.harden = lambda policy: ([], [])",
+        "seen = []\nnative.harden = lambda policy: (seen.extend(sys.modules) or [], [])",
     )
     watch += "\nlate = set(sys.modules) - set(seen)\nassert not late, late"
     for stats in ("--stats", "--stats=json"):

@@ -21,7 +21,7 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(call.pop("env")) == {**ENV, b"LANG": b"C.UTF-8"}
     assert call == {
         "argv": [b"true"],
-        "cwd": os.getcwdb(),
+        "policy": os.getcwdb(),
         "input": None,
         "streams": None,
         "timeout_s": None,
@@ -52,7 +52,7 @@ def test_arguments(native: FakeNative, tmp_path: pathlib.Path) -> None:
     assert call["calls"] == "exit"
     assert dict(call["env"])[b"A"] == b"1"
     assert dict(call["env"])[b"HOME"] == b"/usr"
-    assert call["cwd"] == os.fsencode(tmp_path.resolve())
+    assert call["policy"] == os.fsencode(tmp_path.resolve())
 
 
 def test_calls_mode(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:

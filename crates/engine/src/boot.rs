@@ -48,7 +48,8 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
         },
         calls: program.calls,
     };
-    let (host, cwd) = make_host(program)?;
+    let host = make_host(program)?;
+    let cwd = Dir::Path(Arc::from(program.cwd.as_slice()));
     let mut sandbox = Sandbox::new(bound, host, &setup, started_ns, |host, memory| {
         first_kernel(cwd, host, memory)
     })?;
@@ -58,25 +59,19 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
     Ok(sandbox)
 }
 
-fn make_host(program: &Program) -> Result<(Host, Dir), EngineError> {
-    let (mut policy, cwd) = vfs::stdio::started_from(&program.cwd);
-    for tree in &program.readable {
-        policy.allow_tree(tree).map_err(|error| {
-            EngineError::BadArgument(format!("{}: {error}", String::from_utf8_lossy(tree)))
-        })?;
-    }
+fn make_host(program: &Program) -> Result<Host, EngineError> {
     let limit = match &program.streams {
         Streams::Capture {
             output_limit_bytes, ..
         } => *output_limit_bytes,
         Streams::Inherit(_) => 0,
     };
-    let mut host = Host::new(policy, limit).map_err(|errno| match errno {
+    let mut host = Host::new(program.policy.clone(), limit).map_err(|errno| match errno {
         errno if is_too_few(errno) => EngineError::Descriptors,
         errno => EngineError::Host(format!("the file system cannot be opened: {errno}")),
     })?;
     host.report.trace = program.trace == Trace::On;
-    Ok((host, cwd))
+    Ok(host)
 }
 
 fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kernel, EngineError> {

@@ -12,6 +12,7 @@ mod hosts;
 mod limit;
 mod outcome;
 mod prepare;
+mod program;
 mod run;
 mod sandbox;
 mod session;
@@ -21,69 +22,22 @@ mod time;
 mod transport;
 mod vm;
 
-use std::sync::Arc;
-use std::time::Duration;
-
 pub use error::EngineError;
 pub use kvmlet_hv::Kicker;
 pub use kvmlet_hv::probe::{ProbeReport, probe};
 pub use kvmlet_linux::guest_call::CallArg;
 pub use kvmlet_linux::syscalls::table::{Support, rows};
 pub use kvmlet_linux::vfs::stdio::Inherited;
+pub use kvmlet_policy::Policy;
 pub use outcome::{Ending, RunOutcome};
 pub use prepare::prepare;
+pub use program::{Program, Streams, Trace, policy_for};
 pub use run::Owner;
 pub use sandbox::Sandbox;
 pub use session::{CallResult, CallReturns, CallValue};
 pub use snapshot::{Snapshot, forget_vms};
 pub use stats::Stat;
 pub use transport::Calls;
-
-/// Where a program's standard streams go.
-#[derive(Debug)]
-pub enum Streams {
-    /// To the caller's own descriptors 0, 1 and 2, opened before; one that is closed stays closed.
-    Inherit(Arc<Inherited>),
-    /// Input from these bytes; output collected up to a limit in bytes (both streams together).
-    Capture {
-        /// All of standard input.
-        input: Vec<u8>,
-        /// Limit on what is collected.
-        output_limit_bytes: u64,
-    },
-}
-
-/// Whether calls are traced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Trace {
-    /// No.
-    Off,
-    /// Each call gives a line to [`Owner::trace`].
-    On,
-}
-
-/// What to run.
-#[derive(Debug)]
-pub struct Program {
-    /// Arguments; the first names the program, looked up in PATH if it has no slash.
-    pub argv: Vec<Vec<u8>>,
-    /// Environment.
-    pub env: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Working directory: absolute, canonical, readable to the program.
-    pub cwd: Vec<u8>,
-    /// Standard streams.
-    pub streams: Streams,
-    /// Wall-clock limit.
-    pub timeout: Option<Duration>,
-    /// Memory limit in bytes.
-    pub memory_bytes: u64,
-    /// Directories that the program may read besides those of the policy: absolute and canonical.
-    pub readable: Vec<Vec<u8>>,
-    /// Trace.
-    pub trace: Trace,
-    /// How its system calls travel; forks of a snapshot inherit it.
-    pub calls: Calls,
-}
 
 /// Runs a program in a new VM until it ends. The VM and all it held are gone when this returns.
 ///

@@ -1,9 +1,7 @@
 //! What a process that gives up its access to the host (`kvmlet run`) does before.
 
 use kvmlet_hv::Kvm;
-use kvmlet_linux::vfs;
 use kvmlet_mem::budget;
-use kvmlet_policy::Policy;
 use kvmlet_stub::vdso::{ClockConfig, HostClock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -12,11 +10,11 @@ use crate::time::now_ns;
 use crate::transport::note_cpus;
 
 /// Opens KVM, raises the limit of descriptors, and learns of the host what it says in files that may be
-/// out of reach afterwards. Returns the policy of a program that is started in `cwd`.
+/// out of reach afterwards.
 ///
 /// # Errors
 /// KVM cannot be used.
-pub fn prepare(cwd: &[u8]) -> Result<Policy, EngineError> {
+pub fn prepare() -> Result<(), EngineError> {
     let _ = HostClock::new(ClockConfig::default());
     // The first look at a clock asks for the vDSO's place.
     let _ = now_ns();
@@ -25,7 +23,7 @@ pub fn prepare(cwd: &[u8]) -> Result<Policy, EngineError> {
     let _ = raise_descriptor_limit();
     budget::fix_limits();
     Kvm::open()?;
-    Ok(vfs::stdio::started_from(cwd).0)
+    Ok(())
 }
 
 /// Sandboxes may hold half of the descriptors that the soft limit allows, and each VM takes two. Answers

@@ -122,6 +122,17 @@ impl Policy {
         Ok(policy)
     }
 
+    /// The rules for a program that is started in `cwd`, and the directory where it starts. The tree of
+    /// `cwd` is readable, unless that would show too much ([`Policy::allow_tree`]). Then the program starts
+    /// there as far as the directory is visible anyway (`/`, /etc), and in `/` otherwise.
+    #[must_use]
+    pub fn started_from(cwd: &[u8]) -> (Self, &[u8]) {
+        let mut policy = Self::default();
+        let shown = policy.allow_tree(cwd).is_ok();
+        let visible = shown || is_canonical(cwd) && policy.classify(cwd) == Place::Leading;
+        (policy, if visible { cwd } else { b"/" })
+    }
+
     /// Makes the host tree at `path` readable. A path already visible changes nothing; so does /tmp
     /// itself, which stays the memory file system.
     ///

@@ -131,6 +131,24 @@ impl Inherited {
     }
 }
 
+/// What a program may see of the host's files; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+struct Policy {
+    policy: kvmlet_engine::Policy,
+    /// Where the program starts.
+    cwd: Vec<u8>,
+}
+
+#[pymethods]
+impl Policy {
+    #[new]
+    fn new(cwd: Vec<u8>) -> PyResult<Self> {
+        let made = kvmlet_engine::policy_for(&cwd, &[]);
+        let (policy, cwd) = made.map_err(|error| to_py(&error))?;
+        Ok(Self { policy, cwd })
+    }
+}
+
 /// Python's signal handlers decide whether a run goes on; trace lines go to standard error.
 struct PythonOwner {
     /// What a handler raised.
@@ -191,13 +209,13 @@ impl Owner for PythonOwner {
 
 /// Runs a program in its own VM; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (argv, *, env, cwd, input, streams, timeout_s, memory_bytes, output_limit_bytes, trace, calls))]
+#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, memory_bytes, output_limit_bytes, trace, calls))]
 #[allow(clippy::too_many_arguments)] // the keywords of one Python call
 fn run(
     py: Python<'_>,
     argv: Vec<Vec<u8>>,
     env: Vec<(Vec<u8>, Vec<u8>)>,
-    cwd: Vec<u8>,
+    policy: &Policy,
     input: Option<Vec<u8>>,
     streams: Option<&Inherited>,
     timeout_s: Option<f64>,
@@ -219,11 +237,11 @@ fn run(
     let program = Program {
         argv,
         env,
-        cwd,
+        policy: policy.policy.clone(),
+        cwd: policy.cwd.clone(),
         streams,
         timeout,
         memory_bytes,
-        readable: Vec::new(),
         trace,
         calls,
     };
@@ -246,9 +264,9 @@ fn run(
 
 /// Gives up what a run does not need; see `_native.pyi`.
 #[pyfunction]
-fn harden(cwd: Vec<u8>) -> PyResult<(Vec<String>, Vec<String>)> {
-    let policy = kvmlet_engine::prepare(&cwd).map_err(|error| to_py(&error))?;
-    let report = kvmlet_jail::wall(&policy).raise();
+fn harden(policy: &Policy) -> PyResult<(Vec<String>, Vec<String>)> {
+    kvmlet_engine::prepare().map_err(|error| to_py(&error))?;
+    let report = kvmlet_jail::wall(&policy.policy).raise();
     Ok((report.on, report.missing))
 }
 
@@ -259,15 +277,14 @@ type CallRule = (&'static str, Vec<Condition>, bool, &'static str);
 
 /// The system calls that are left after `harden`; see `_native.pyi`.
 #[pyfunction]
-fn calls_after_harden(cwd: Vec<u8>) -> PyResult<Vec<CallRule>> {
-    let policy = kvmlet_engine::prepare(&cwd).map_err(|error| to_py(&error))?;
+fn calls_after_harden(policy: &Policy) -> Vec<CallRule> {
     let condition = |when: &When| match *when {
         When::Is(argument, value) => (argument, u32::MAX, Some(value)),
         When::Masked(argument, mask, value) => (argument, mask, Some(value)),
         When::OwnProcess(argument) => (argument, u32::MAX, None),
         When::Null(argument) => (argument, u32::MAX, Some(0)),
     };
-    let calls = kvmlet_jail::wall(&policy).calls;
+    let calls = kvmlet_jail::wall(&policy.policy).calls;
     let row = |call: &Call| {
         let conditions = call.when.iter().map(condition).collect();
         (
@@ -277,7 +294,7 @@ fn calls_after_harden(cwd: Vec<u8>) -> PyResult<Vec<CallRule>> {
             call.why,
         )
     };
-    Ok(calls.iter().map(row).collect())
+    calls.iter().map(row).collect()
 }
 
 /// In a child of `os.fork()`: closes what it has of the parent's unused VMs.
@@ -305,6 +322,7 @@ fn syscalls() -> Vec<(u16, &'static str, &'static str, String)> {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Outcome>()?;
     module.add_class::<Inherited>()?;
+    module.add_class::<Policy>()?;
     module.add_class::<sandbox::Sandbox>()?;
     module.add_class::<sandbox::Snapshot>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;

@@ -175,9 +175,12 @@ impl Sandbox {
         calls: &str,
     ) -> PyResult<Self> {
         let calls = calls_named(calls)?;
+        let made = kvmlet_engine::policy_for(&cwd, &readable);
+        let (policy, cwd) = made.map_err(|error| to_py(&error))?;
         let program = Program {
             argv,
             env,
+            policy,
             cwd,
             streams: Streams::Capture {
                 input,
@@ -185,7 +188,6 @@ impl Sandbox {
             },
             timeout: None,
             memory_bytes,
-            readable,
             trace: Trace::Off,
             calls,
         };

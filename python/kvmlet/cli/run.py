@@ -82,7 +82,8 @@ def main(words: list[str]) -> int:
     streams = _native.Inherited()
     say_by(streams.say)
     try:
-        walls, missing = _native.harden(cwd)
+        policy = _native.Policy(cwd)
+        walls, missing = _native.harden(policy)
         if missing:
             warn(f"running with a part of the second wall only: {'; '.join(missing)}")
         if options.trace:
@@ -90,7 +91,7 @@ def main(words: list[str]) -> int:
         outcome = _native.run(
             argv,
             env=env,
-            cwd=cwd,
+            policy=policy,
             input=None,
             streams=streams,
             timeout_s=timeout_s,

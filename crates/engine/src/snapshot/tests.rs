@@ -12,7 +12,7 @@ use kvmlet_mem::PteFlags;
 
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
-use crate::{Calls, EngineError, Owner, Program, Streams, Trace};
+use crate::{Calls, EngineError, Owner, Program, Streams, Trace, policy_for};
 
 const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
 
@@ -169,17 +169,19 @@ fn program(directory: &str, name: &str, args: &[&str]) -> Program {
     let build = guests.join("build");
     let words =
         std::iter::once(format!("./{name}")).chain(args.iter().map(|arg| (*arg).to_owned()));
+    let build = build.into_os_string().into_encoded_bytes();
+    let (policy, cwd) = policy_for(&build, &[]).unwrap();
     Program {
         argv: words.map(String::into_bytes).collect(),
         env: Vec::new(),
-        cwd: build.into_os_string().into_encoded_bytes(),
+        policy,
+        cwd,
         streams: Streams::Capture {
             input: Vec::new(),
             output_limit_bytes: 1 << 20,
         },
         timeout: None,
         memory_bytes: 256 << 20,
-        readable: Vec::new(),
         trace: Trace::Off,
         calls: Calls::default(),
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::Errno;
 use kvmlet_mem::GuestMemory;
-use kvmlet_policy::{Place, Policy};
+use kvmlet_policy::Policy;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 
@@ -284,23 +284,17 @@ pub fn working_directory() -> Result<(Policy, Dir), Errno> {
     Ok(started_from(&hostfs::working_directory()?))
 }
 
-/// The policy and working directory of a sandbox started from `cwd`: its tree is readable, unless
-/// showing it would show too much ([`Policy::allow_tree`]). Then the program starts there as far as
-/// the directory is visible anyway (`/`, /etc), and in `/` otherwise.
+/// The policy and working directory of a sandbox started from `cwd` ([`Policy::started_from`]).
 #[must_use]
 pub fn started_from(cwd: &[u8]) -> (Policy, Dir) {
-    let mut policy = Policy::default();
-    let shown = policy.allow_tree(cwd).is_ok();
-    let visible =
-        shown || kvmlet_policy::is_canonical(cwd) && policy.classify(cwd) == Place::Leading;
-    (
-        policy,
-        Dir::Path(Arc::from(if visible { cwd } else { b"/" })),
-    )
+    let (policy, start) = Policy::started_from(cwd);
+    (policy, Dir::Path(Arc::from(start)))
 }
 
 #[cfg(test)]
 mod tests {
+    use kvmlet_policy::Place;
+
     use super::*;
 
     #[test]
