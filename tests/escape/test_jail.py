@@ -33,6 +33,10 @@ ELSEWHERE = {
     ("preadv2", None): "a pipe that cannot be opened again",
     ("pwritev2", None): "a pipe that cannot be opened again",
     ("readlink", None): "in a panic; crates/jail/tests/panic.rs has one",
+    (
+        "restart_syscall",
+        None,
+    ): "after a stop by a debugger or the freezer, and in threads that do not handle SIGCONT",
     ("clock_getres", None): "where the kernel gives processes no vDSO",
 }
 

@@ -150,7 +150,7 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_rt_sigaction [] Allow "handlers of Python's and of ours";
     SYS_rt_sigprocmask [] Allow "which thread takes a signal";
     SYS_rt_sigreturn [] Allow "ends a handler";
-    SYS_restart_syscall [] Allow "a call goes on after a stop";
+    SYS_restart_syscall [] Allow "a call goes on after a stop for which no handler ran";
     SYS_readlink [] Allow "a panic of ours names its program";
     // Who we are.
     SYS_getppid [] Allow "whether the caller's job is orphaned";
