@@ -260,7 +260,7 @@ impl Host {
 
     fn too_many_open(&mut self, exhausted: Exhausted) -> Errno {
         let what = format!("opening a file: {exhausted}");
-        self.report.deny(what, Errno::ENFILE, exhausted.remedy());
+        self.report.deny(what, Errno::ENFILE, exhausted.into());
         Errno::ENFILE
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kvmlet_abi::Errno;
+use kvmlet_mem::budget::{Exhausted, Resource};
 
 /// Denials and events kept at most; further ones are only counted.
 const KEPT_MAX: usize = 1000;
@@ -18,8 +19,62 @@ pub struct Denial {
     pub what: String,
     /// The error the guest got.
     pub errno: &'static str,
-    /// The flag or setting that would allow it; empty when none does.
-    pub remedy: String,
+    /// What would allow it, or why nothing does.
+    pub remedy: Remedy,
+}
+
+/// What would allow something that was refused, or why nothing does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Remedy {
+    /// Nothing of the host's may be changed.
+    ReadOnlyTree,
+    /// It lies outside of what is visible.
+    HiddenTree,
+    /// Neither a regular file nor a directory.
+    SpecialFile,
+    /// It belongs to the host's kernel, wherever it is mounted.
+    KernelFile,
+    /// There is no network.
+    NoNetwork,
+    /// It would act on the caller's terminal.
+    CallersTerminal,
+    /// Sandboxes have all the host descriptors that they may have.
+    MoreDescriptors,
+    /// Sandboxes have all the host mappings that they may have.
+    MoreMappings,
+}
+
+impl Remedy {
+    /// It in words, for the person who runs the sandbox.
+    #[must_use]
+    pub fn wording(self) -> &'static str {
+        match self {
+            Self::ReadOnlyTree => "only /tmp is writable",
+            Self::HiddenTree => {
+                "only /usr, /bin, /sbin, /lib*, a part of /etc and the current directory are readable; \
+                 start it from the directory it needs"
+            }
+            Self::SpecialFile => "only regular files and directories can be opened",
+            Self::KernelFile => "files of the host's kernel cannot be shown",
+            Self::NoNetwork => "no network is allowed",
+            Self::CallersTerminal => "the terminal is the caller's",
+            Self::MoreDescriptors => {
+                "sandboxes have half of the descriptors that the process may open: raise its limit (ulimit -n)"
+            }
+            Self::MoreMappings => {
+                "sandboxes have half of the mappings that a process may have: raise vm.max_map_count"
+            }
+        }
+    }
+}
+
+impl From<Exhausted> for Remedy {
+    fn from(exhausted: Exhausted) -> Self {
+        match exhausted.resource {
+            Resource::Descriptors => Self::MoreDescriptors,
+            Resource::Mappings => Self::MoreMappings,
+        }
+    }
 }
 
 /// A call, as it is counted: those without a row in the table share one key, so that a guest cannot grow a
@@ -67,11 +122,11 @@ pub struct Report {
 
 impl Report {
     /// Records a denial once.
-    pub fn deny(&mut self, what: String, errno: Errno, remedy: &str) {
+    pub fn deny(&mut self, what: String, errno: Errno, remedy: Remedy) {
         let denial = Denial {
             what: shortened(what),
             errno: errno.name(),
-            remedy: remedy.to_owned(),
+            remedy,
         };
         if self.denials.contains(&denial) {
             return;
@@ -140,7 +195,7 @@ mod tests {
         let mut report = Report::default();
         for number in 0..3000 {
             let what = format!("open /{}/{number}", "\u{e9}".repeat(4000));
-            report.deny(what, Errno::EACCES, "");
+            report.deny(what, Errno::EACCES, Remedy::HiddenTree);
         }
         assert_eq!(
             (report.denials.len(), report.denials_not_kept),
@@ -151,7 +206,7 @@ mod tests {
             assert!(denial.what.ends_with(&format!("\u{e9}/{number}")));
         }
         let known = report.denials[5].what.clone();
-        report.deny(known, Errno::EACCES, "");
+        report.deny(known, Errno::EACCES, Remedy::HiddenTree);
         assert_eq!(report.denials_not_kept, 2000);
     }
 }

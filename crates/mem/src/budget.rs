@@ -57,21 +57,6 @@ pub struct Exhausted {
     pub most: usize,
 }
 
-impl Exhausted {
-    /// What a person can do about it.
-    #[must_use]
-    pub fn remedy(&self) -> &'static str {
-        match self.resource {
-            Resource::Descriptors => {
-                "sandboxes have half of the descriptors that the process may open: raise its limit (ulimit -n)"
-            }
-            Resource::Mappings => {
-                "sandboxes have half of the mappings that a process may have: raise vm.max_map_count"
-            }
-        }
-    }
-}
-
 impl fmt::Display for Exhausted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let who = match self.whose {

@@ -75,14 +75,6 @@ const SECRETS: [&[u8]; 4] = [
     b"/etc/gshadow-",
 ];
 
-/// What to say about a refused write.
-pub const WRITE_REMEDY: &str = "only /tmp is writable";
-/// What to say about a path outside the visible trees.
-pub const READ_REMEDY: &str = "only /usr, /bin, /sbin, /lib*, a part of /etc and the current directory are readable; \
-     start it from the directory it needs";
-/// What to say about sockets.
-pub const NETWORK_REMEDY: &str = "no network is allowed";
-
 /// Why a directory cannot be made visible.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PolicyError {

@@ -92,10 +92,10 @@ impl Outcome {
     }
 
     #[getter]
-    fn denials(&self) -> Vec<(String, &'static str, String)> {
+    fn denials(&self) -> Vec<(String, &'static str, &'static str)> {
         let denials = self.0.denials.iter();
         denials
-            .map(|denial| (denial.what.clone(), denial.errno, denial.remedy.clone()))
+            .map(|denial| (denial.what.clone(), denial.errno, denial.remedy.wording()))
             .collect()
     }
 

@@ -307,7 +307,7 @@ impl<'a> Space<'a> {
         let errno = errno(error);
         if let MemError::Exhausted(exhausted) = error {
             let what = format!("{what}: {exhausted}");
-            self.host.report.deny(what, errno, exhausted.remedy());
+            self.host.report.deny(what, errno, exhausted.into());
         }
         errno
     }

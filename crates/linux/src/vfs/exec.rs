@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_policy::READ_REMEDY;
 
 use super::attr::{Attr, MAY_EXEC, S_IFREG};
 use super::file::Contents;
@@ -14,6 +13,7 @@ use crate::cx::Cx;
 use crate::fd::FileId;
 use crate::host::HostKind;
 use crate::mm::{MapFile, Source};
+use crate::report::Remedy;
 
 /// A file opened to be executed. It holds a reference to its object until [`close_exec`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,7 +80,7 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
                 Ok(fd) => fd,
                 Err(errno) => {
                     let what = format!("execve {}", super::printable(&path));
-                    cx.host.report.deny(what, errno, READ_REMEDY);
+                    cx.host.report.deny(what, errno, Remedy::HiddenTree);
                     return Err(errno);
                 }
             };

@@ -15,6 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom
 use super::attr::{Attr, FileTime, MAY_EXEC, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG};
 use crate::host::{Credentials, Enforcement, Host};
 use crate::hostfd::HostFd;
+use crate::report::Remedy;
 
 /// Names of one directory listed at most.
 const LISTING_MAX: usize = 1 << 20;
@@ -475,7 +476,7 @@ pub fn refuse_kernel_files(
     host.report.deny(
         format!("{call} {}", super::printable(path)),
         Errno::EACCES,
-        "files of the host's kernel cannot be shown",
+        Remedy::KernelFile,
     );
     Err(Errno::EACCES)
 }

@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_policy::WRITE_REMEDY;
 
 use super::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG};
 use super::file;
@@ -15,6 +14,7 @@ use super::{attr_of, fifo, hostfs, lookup_cache, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
+use crate::report::Remedy;
 
 /// S_ISGID
 pub const S_ISGID: u32 = 0o2000;
@@ -135,7 +135,9 @@ pub fn description(kind: FileKind, flags: OpenFlags, path: &[u8]) -> OpenFile {
 /// Records a refused change of `path`; the error to answer.
 pub fn deny_write(cx: &mut Cx<'_>, call: &str, path: &[u8]) -> Errno {
     let what = format!("{call} {}", super::printable(path));
-    cx.host.report.deny(what, Errno::EROFS, WRITE_REMEDY);
+    cx.host
+        .report
+        .deny(what, Errno::EROFS, Remedy::ReadOnlyTree);
     Errno::EROFS
 }
 
@@ -194,11 +196,7 @@ pub(super) fn open_host(
         Err(errno) => {
             if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
                 let what = format!("{call} {}", super::printable(path));
-                cx.host.report.deny(
-                    what,
-                    errno,
-                    "only regular files and directories can be opened",
-                );
+                cx.host.report.deny(what, errno, Remedy::SpecialFile);
             }
             return Err(errno);
         }

@@ -5,9 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_policy::{
-    Place, READ_REMEDY, SHM, TMP, WRITE_REMEDY, is_canonical, is_name, join, parent,
-};
+use kvmlet_policy::{Place, SHM, TMP, is_canonical, is_name, join, parent};
 
 use super::Dir;
 use super::attr::{Attr, MAY_EXEC};
@@ -18,6 +16,7 @@ use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
 use crate::cx::Cx;
 use crate::fd::FileId;
 use crate::hostfd::HostFd;
+use crate::report::Remedy;
 
 /// Symbolic links followed in one resolution at most (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
@@ -591,8 +590,8 @@ impl Walker<'_, '_> {
             return Ok(Step::Absent);
         }
         let (errno, remedy) = match self.request.intent {
-            Intent::Read => (Errno::EACCES, READ_REMEDY),
-            Intent::Write => (Errno::EROFS, WRITE_REMEDY),
+            Intent::Read => (Errno::EACCES, Remedy::HiddenTree),
+            Intent::Write => (Errno::EROFS, Remedy::ReadOnlyTree),
         };
         let what = if self.links > 0 {
             self.request.path

@@ -11,6 +11,7 @@ use crate::cx::Cx;
 use crate::fd::OpenFile;
 use crate::host::{HostId, HostKind};
 use crate::outcome::{CallState, Outcome, Source};
+use crate::report::Remedy;
 use crate::signal::SIG_IGN;
 use crate::signal::signo::{SIGTTIN, SIGTTOU};
 use crate::vfs::file;
@@ -226,7 +227,7 @@ pub(super) fn control(
             cx.host.report.deny(
                 format!("ioctl {request:#x}"),
                 Errno::EPERM,
-                "the terminal is the caller's",
+                Remedy::CallersTerminal,
             );
             return Err(Errno::EPERM);
         }

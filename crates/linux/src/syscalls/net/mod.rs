@@ -11,12 +11,12 @@ pub use transfer::{
 };
 
 use kvmlet_abi::{Errno, Gva};
-use kvmlet_policy::NETWORK_REMEDY;
 
 use super::io::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OnExec, OpenFile, OpenFlags};
 use crate::outcome::SysResult;
+use crate::report::Remedy;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::attr::S_IFSOCK;
 use crate::vfs::open::description;
@@ -49,7 +49,7 @@ fn deny(cx: &mut Cx<'_>, call: &str, domain: i32, kind: u32) -> SysResult {
     cx.host.report.deny(
         format!("{call} {}", family(domain)),
         Errno::EACCES,
-        NETWORK_REMEDY,
+        Remedy::NoNetwork,
     );
     Err(Errno::EACCES)
 }
@@ -167,7 +167,7 @@ pub fn sys_bind(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     kind_of(cx, "bind", args[0])?;
     cx.host
         .report
-        .deny("bind AF_UNIX".to_owned(), Errno::EACCES, NETWORK_REMEDY);
+        .deny("bind AF_UNIX".to_owned(), Errno::EACCES, Remedy::NoNetwork);
     Err(Errno::EACCES)
 }
 
