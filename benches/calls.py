@@ -1,11 +1,11 @@
 """`make bench-calls`: what a system call costs by the way that it travels.
 
-As in `make bench`, each ratio is the median over interleaved pairs, its quartiles beside it, and X
-is the cost of one bare exit from a VM and re-entry. All runs share two CPUs: one for the guest, one
+As in `make bench`, each ratio is the median over interleaved pairs, its quartiles beside it. X is
+the cost of one bare exit from a VM and re-entry. All runs share two CPUs: one for the guest, one
 for the thread that polls. The rows "over the host's own work" take a call's native time off first.
 
-getpgrp stands for calls that the host answers at once: it has no arguments, changes nothing, waits
-for nothing, and unlike getppid it is not answered by the stub inside the VM.
+getpgrp stands for calls that the host answers at once: it has no arguments, changes nothing, and
+waits for nothing. Unlike getppid it is not answered by the stub inside the VM.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`make bench-faults`: page faults that leave the VM, against those that Linux takes natively.
 
-For each program: page-fault exits against the page faults of a plain child process (wait4), and
-wall time against its wall time, both over interleaved pairs. KVM's own faults (`pf_taken`, and
+For each program: page-fault exits against the page faults of a plain child process (wait4). Beside
+them wall time against its wall time, both over interleaved pairs. KVM's own faults (`pf_taken`, and
 `pf_fixed` where it filled an entry) are those of one more run.
 """
 

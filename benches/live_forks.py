@@ -58,7 +58,7 @@ MIXED = (
 def fork(peer: Peer, live: int, pairs: int) -> list[Row]:
     """Forking into a bound VM, binding one, and doing both with a VM made for it.
 
-    What the last two are compared with is the part of them that KVM takes, of the same calls.
+    The last two are compared with the part of them that KVM takes, of the same calls.
     """
     # Of the first nothing is known, so nothing is copied ahead for its forks.
     unknown, known = warmed(), warmed()

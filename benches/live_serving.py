@@ -159,7 +159,7 @@ def _pooled(pool: kvmlet.Pool, message: bytes, count: int) -> None:
 
 
 def memory(peer: Peer, live: int, pairs: int) -> list[Row]:
-    """What a live fork that has answered one request takes of the host's memory."""
+    """The host's memory that a live fork takes once it has answered one request."""
     del peer, pairs
     snapshot = warmed()
     message = dirtying(SMALL)

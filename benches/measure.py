@@ -60,7 +60,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run of a program told."""
+    """The figures of one run of a program."""
 
     wall_ns: float
     """From its start to its end, as the caller sees it."""
@@ -165,7 +165,7 @@ def program(name: str) -> str:
 
 
 def have_bubblewrap() -> bool:
-    """Whether bubblewrap is installed and may be used here."""
+    """True if bubblewrap is installed and may be used here."""
     return not why_not(bubblewrap)
 
 
@@ -181,7 +181,7 @@ def why_not(runner: Callable[[Sequence[str]], Run]) -> str:
 def interleave(pairs: int, *arms: Callable[[], Run]) -> list[tuple[Run, ...]]:
     """Run all arms once per round, for `pairs` rounds, each round starting with the next arm.
 
-    What drifts on the machine then weighs on all arms alike. A first round is not counted.
+    Drift of the machine then weighs on all arms alike. A first round is not counted.
     """
     rounds: list[tuple[Run, ...]] = []
     for number in range(pairs + 1):

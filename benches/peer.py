@@ -1,4 +1,4 @@
-"""What kvmlet is compared with in its own process, and asks of the host (preload/peer.c)."""
+"""The peer of kvmlet in its own process, and requests to the host (preload/peer.c)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Counts(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What this process has asked of the host; differences are taken between two moments."""
+    """Requests of this process to the host; differences are taken between two moments."""
 
     runs: int
     """KVM_RUN."""
@@ -45,7 +45,7 @@ class Asked:
     """mmap, munmap, mprotect, mremap, madvise and brk, once they are watched."""
 
     def since(self, before: Asked) -> Asked:
-        """What was asked between two moments."""
+        """The requests between two moments."""
         return Asked(
             **{f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)}
         )
@@ -65,7 +65,7 @@ class Peer:
         self._library = library
 
     def asked(self) -> Asked:
-        """What this process has asked of the host so far."""
+        """The requests of this process to the host so far."""
         counts = _Counts()
         self._library.peer_counts(ctypes.byref(counts))
         return Asked(**{f.name: getattr(counts, f.name) for f in fields(Asked)})

@@ -2,8 +2,8 @@
 
 Each program runs natively and by `kvmlet run`, its calls travelling each way. Its wall time, as the
 caller sees it, is divided. X is the cost of one bare exit and re-entry, measured beside each run;
-"leaving" is X times as many as there were. What software KVM does to fill the shadow of our page
-tables cannot be told from guest code, nor can the hand-over of a call to the poller.
+"leaving" is X times as many as there were. The work of software KVM to fill the shadow of our
+page tables cannot be told from guest code. Nor can the hand-over of a call to the poller.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Promise:
     """What the ratio counts: "X", "native"."""
 
     def holds(self, ratio: float) -> bool:
-        """Whether `ratio` keeps the promise."""
+        """True if `ratio` keeps the promise."""
         return ratio <= self.bound if self.sense == "<=" else ratio >= self.bound
 
     def __str__(self) -> str:

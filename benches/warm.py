@@ -24,7 +24,7 @@ TIMEOUT_S = 60.0
 
 
 class Cost(NamedTuple):
-    """What the host was asked for an action, on average over its repetitions."""
+    """The requests to the host for an action, on average over its repetitions."""
 
     asked: dict[str, float]
 
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 
 
 def counts_of(asked: Asked, times: int) -> dict[str, float]:
-    """What was asked for each of so many actions, in the words of `COSTS`."""
+    """The requests for each of so many actions, in the words of `COSTS`."""
     return {
         "exits": asked.runs / times,
         "ioctls": (asked.slots + asked.creations + asked.others) / times,
@@ -72,7 +72,7 @@ def clean(sandbox: kvmlet.Sandbox, message: bytes) -> None:
 
 
 def spent_ns(action: Callable[[], object]) -> float:
-    """How long `action` takes."""
+    """The time that `action` takes."""
     start = time.perf_counter_ns()
     action()
     return float(time.perf_counter_ns() - start)
@@ -116,7 +116,7 @@ def crowd(snapshot: kvmlet.Snapshot, live: int, message: bytes) -> list[kvmlet.S
 def end(sandbox: kvmlet.Sandbox) -> float:
     """Have the program exit, and close: its VM is emptied, not kept as it is.
 
-    How long closing took, in nanoseconds. Raises BenchError.
+    Time that closing took, in nanoseconds. Raises BenchError.
     """
     try:
         ask(sandbox, b"no request")

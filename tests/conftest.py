@@ -1,4 +1,4 @@
-"""What every test directory shares: the guest programs and the option to leave the VMs out."""
+"""The things that every test directory shares: the guest programs and the option to leave the VMs out."""
 
 import argparse
 import pathlib

@@ -31,7 +31,7 @@ def oracle(native_only: bool) -> Oracle:
 
 @pytest.fixture
 def vm(native_only: bool) -> None:
-    """What a test asks for that runs VMs itself."""
+    """Asked for by a test that runs VMs itself."""
     if native_only:
         pytest.skip("native side only")
     assert KVMLET.exists(), f"{KVMLET} is not there: run `make develop`"

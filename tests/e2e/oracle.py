@@ -61,14 +61,14 @@ _FAIL_LINE = re.compile(rb"^FAIL .*$", re.MULTILINE)
 
 
 def sized(here: int, on_hw: int) -> int:
-    """How much of something: `here`, or less on the emulated machine."""
+    """An amount of something: `here`, or less on the emulated machine."""
     return on_hw if HW else here
 
 
 def repeated(
     whole: int, on_hw: int, *, short: int | None = None, whole_in: Collection[str] = ("auto",)
 ) -> int:
-    """How often the same is repeated to find what is rare.
+    """Number of times that the same is repeated to find what is rare.
 
     `whole` is for `make test-long`. Elsewhere `short`, or a tenth, finds what goes wrong at once.
     Modes of calls other than `whole_in` take a tenth of that.
@@ -84,7 +84,7 @@ def repeated(
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended: its outputs, and its status as a shell shows it (128+n for signal n)."""
+    """The end of a run: its outputs, and its status as a shell shows it (128+n for signal n)."""
 
     stdout: bytes
     stderr: bytes
@@ -92,7 +92,7 @@ class Ended:
 
     @property
     def own_lines(self) -> list[str]:
-        """What the command itself wrote to standard error."""
+        """Lines that the command itself wrote to standard error."""
         return [line.decode().rstrip("\n") for line in _OWN_LINE.findall(self.stderr)]
 
     @property

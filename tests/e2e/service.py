@@ -28,7 +28,7 @@ _ENV = {
 
 
 def native_answers(argv: Sequence[Word], *, cwd: Word, messages: Sequence[bytes]) -> list[bytes]:
-    """What the program, run natively from its start, answers to these messages in turn."""
+    """Answers of the program, run natively from its start, to these messages in turn."""
     stream = b"".join(struct.pack("<I", len(message)) + message for message in messages)
     run = subprocess.run(
         native_argv(argv), cwd=cwd, env=_ENV, input=stream, capture_output=True, timeout=HANG_S
@@ -67,7 +67,7 @@ TASKS = inspect.getsource(tasks)
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """What this process holds."""
+    """The things that this process holds."""
 
     descriptors: int
     vms: int

@@ -64,7 +64,7 @@ class Terminal:
         os.write(self.master, keys)
 
     def read_until(self, end: bytes) -> bytes:
-        """What is shown up to and with `end`."""
+        """The text that is shown up to and with `end`."""
         while end not in self._shown:
             ready, _, _ = select.select([self.master], [], [], HANG_S)
             assert ready, f"nothing more after {self._shown!r}"

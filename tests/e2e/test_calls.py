@@ -1,4 +1,4 @@
-"""How system calls travel: by exit, polled, or by whichever pays."""
+"""The ways of system calls: by exit, polled, or by whichever pays."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_forks_keep_what_jumps(guests: pathlib.Path) -> None:
 @needs_two
 @pytest.mark.skipif(HW, reason="a VM that runs while its process forks may shut down there; open")
 def test_a_process_that_forks_while_a_poller_works(guests: pathlib.Path) -> None:
-    """The child has no poller, and makes one of its own: while the parent's works it may find no
+    """The child has no poller, and makes one of its own. While the parent's works it may find no
     CPU for it, and then its calls exit.
     """
     parents_end, ended = os.pipe()

@@ -21,7 +21,7 @@ TOLERANCE_NS = 50_000
 def measure(argv: list[str], cwd: pathlib.Path, duration_s: float) -> tuple[int, list[int], int]:
     """Ask the guest for its clocks over and over; (rounds, worst deviations in ns, steps back).
 
-    The host reads its own clock before it asks and after it is answered: a guest clock outside
+    The host reads its own clock before it asks and after it is answered. A guest clock outside
     that bracket deviates by at least its distance from it. So a slow answer cannot fail the test.
     Deviations: monotonic clock by vDSO, by call, real time by vDSO.
     """

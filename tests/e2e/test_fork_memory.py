@@ -43,7 +43,7 @@ def mapped(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def place(mapped: str, guests: pathlib.Path, own_place: pathlib.Path) -> pathlib.Path:
-    """Where it is, and the program."""
+    """Its directory, and the program."""
     if mapped == "forkmaps":
         return guests
     path = own_place / mapped

@@ -1,4 +1,4 @@
-"""What a guest may see and change, and what it is told when it may not."""
+"""Files that a guest may see and change, and what it is told when it may not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def room(tmp_path: pathlib.Path, guests: pathlib.Path) -> pathlib.Path:
 
 
 def attempts(room: pathlib.Path, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """How each (action, object) ended in a guest that runs in `room`."""
+    """The end of each (action, object) in a guest that runs in `room`."""
     run = in_vm(["./policy", *(word for pair in pairs for word in pair)], cwd=room)
     assert run.status == 0, run
     lines = run.stdout.decode().splitlines()
@@ -401,5 +401,5 @@ def test_the_process_itself_may_do_no_more(room: pathlib.Path) -> None:
 
 
 def lines_of(task: pathlib.Path) -> list[str]:
-    """What the kernel tells of a thread, a field in each line."""
+    """The kernel's account of a thread, a field in each line."""
     return [line for line in (task / "status").read_text().splitlines() if ":\t" in line]

@@ -41,7 +41,7 @@ class Warmed:
     known: dict[bytes, bytes] = field(default_factory=dict)
 
     def native(self, request: bytes) -> bytes:
-        """What the program answers natively if this is its first request."""
+        """The program's native answer if this is its first request."""
         if request not in self.known:
             (self.known[request],) = native_answers(self.argv, cwd=self.cwd, messages=[request])
         return self.known[request]
@@ -306,7 +306,7 @@ def test_a_request_that_loops(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
 
 
 def test_one_request_does_not_decide_for_others(guests: pathlib.Path) -> None:
-    """What one request writes is neither copied ahead for later forks nor kept by its own."""
+    """Pages that one request writes are neither copied ahead for later forks nor kept by its own."""
     usual, large = 30, 4000
     with freeze(["./warm"], guests).snapshot as snapshot:
 

@@ -33,7 +33,7 @@ BAD_WORDS = (b"internal error", b"panicked", b"Traceback", b"RUST_BACKTRACE", b"
 
 @dataclass(frozen=True, slots=True)
 class Run(Ended):
-    """How a run ended, and the most memory its process ever had."""
+    """The end of a run, and the most memory its process ever had."""
 
     resident_mib: float
 
@@ -54,7 +54,7 @@ def check_end(run: Ended) -> None:
 def resident_mib(pid: int) -> float:
     """A process's resident memory without pages of files: RssAnon and RssShmem (proc(5)).
 
-    The figure is not the new program's while the command line is still ours: a child of vfork(2)
+    The figure is not the new program's while the command line is still ours. A child of vfork(2)
     shares our memory, and some kernels let us go on a moment before it is replaced.
     """
     process = pathlib.Path(f"/proc/{pid}")
@@ -74,7 +74,7 @@ def resident_mib(pid: int) -> float:
 
 @functools.cache
 def start_mib() -> float:
-    """What the process of a guest that does nothing has resident: where the promise starts from."""
+    """Resident memory of the process of a guest that does nothing: where the promise starts from."""
     hoard = pathlib.Path(__file__).parent / "guests" / "build" / "hoard"
     return _run([hoard, "start"], cwd=hoard.parent, options=[], timeout_s=TIMEOUT_S).resident_mib
 

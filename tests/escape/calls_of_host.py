@@ -24,7 +24,7 @@ class HostCall:
     arguments: tuple[int, ...]
 
     def fits(self, name: str, conditions: list[Condition]) -> bool:
-        """Whether it is one that a rule for `name` means."""
+        """True if it is one that a rule for `name` means."""
         return self.name == name and all(
             value is None or self.arguments[place] & mask == value & mask
             for place, mask, value in conditions
@@ -38,7 +38,7 @@ def strace_argv(log: pathlib.Path, argv: list[str]) -> list[str]:
 
 
 def calls_after_wall(log: pathlib.Path) -> list[HostCall]:
-    """What was called after the last seccomp(2); the last one is what a kill by SIGSYS was for."""
+    """The calls after the last seccomp(2); the last one is what a kill by SIGSYS was for."""
     calls: list[HostCall] = []
     for line in log.read_text().splitlines():
         match = _LINE.match(line)

@@ -1,4 +1,4 @@
-"""Where kvmlet's own pages are: what the header of the hostile guests says."""
+"""Places of kvmlet's own pages: what the header of the hostile guests says."""
 
 from __future__ import annotations
 

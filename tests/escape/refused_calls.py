@@ -177,7 +177,7 @@ def harden() -> None:
 
 
 def attempt(action: Callable[[], object], prepare: Callable[[], None] = harden) -> str:
-    """How a process ends that tries it behind the wall: a signal's name, or what it says."""
+    """The end of a process that tries it behind the wall: a signal's name, or what it says."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

@@ -40,7 +40,7 @@ REMEDIES = {
 
 
 def counts(said: str) -> dict[str, tuple[int, str]]:
-    """How far a guest came with each thing, and why no further."""
+    """The amount of each thing that a guest got, and why no more."""
     found = {}
     for line in said.splitlines():
         what, _, rest = line.partition(": ")
@@ -130,7 +130,7 @@ json.dump({
 
 @pytest.fixture(scope="module")
 def seen(ground: pathlib.Path) -> dict[str, Any]:
-    """What an application with the usual limits sees of greedy guests: nine, then another."""
+    """Greedy guests as an application with the usual limits sees them: nine, then another."""
     done = subprocess.run(
         [sys.executable, "-c", DRIVER],
         cwd=ground,

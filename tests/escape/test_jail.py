@@ -105,7 +105,7 @@ def calls_of(
     env: dict[str, str] = IN_PYTHON,
     **streams: object,
 ) -> set[HostCall]:
-    """What kvmlet calls once its wall stands, while it runs `argv`."""
+    """The calls that kvmlet makes once its wall stands, while it runs `argv`."""
     words = strace_argv(log, argv)
     run = subprocess.run(words, cwd=cwd, env=env, timeout=HANG_S, **streams)  # type: ignore[call-overload]
     calls = calls_after_wall(log)

@@ -1,8 +1,8 @@
 """Nothing of one request is left for the next, or for another program in the same VM.
 
 A guest puts a secret wherever a program can put one. After the reset it searches all its memory
-and state for it, and this process searches what the host holds as guest memory: the VMs live in a
-process of their own, which never has the secret, as the guest derives it from a seed.
+and state for it, and this process searches what the host holds as guest memory. The VMs live in a
+process of their own. That never has the secret, as the guest derives it from a seed.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Worker:
         return seed
 
     def find(self, name: str, seed: int) -> int:
-        """How often the guest finds the secret."""
+        """Number of times that the guest finds the secret."""
         said = self.do(f"find {name} {seed ^ MASK:016x}")
         found = int(said.rsplit(" ", 1)[1])
         self.said = said
@@ -145,7 +145,7 @@ class Worker:
             time.sleep(0.001)
 
     def search(self, seed: int) -> list[str]:
-        """Where the host's copy of guest memory holds the secret."""
+        """Places of the secret in the host's copy of guest memory."""
         found = []
         words = needles(seed)
         with (

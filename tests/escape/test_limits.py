@@ -134,5 +134,5 @@ def test_races(hostile: pathlib.Path) -> None:
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("seed", range(repeated(12, 1, short=3)))
 def test_random_calls(hostile: pathlib.Path, seed: int) -> None:
-    """What a program does to itself may end it; what it does to kvmlet must not."""
+    """A program may end itself by what it does; nothing it does ends kvmlet."""
     bounded(["./fuzz", str(seed + 1), str(repeated(20_000, 2000, short=6000))], cwd=hostile)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Run a command on hardware KVM semantics, on any x86-64 Debian machine.
 
-QEMU's TCG emulates an AMD processor with SVM and nested paging; a Debian kernel in it loads the
+QEMU's TCG emulates an AMD processor with SVM and nested paging. A Debian kernel in it loads the
 real ``kvm-amd`` module, so ``/dev/kvm`` there behaves as on silicon. The command sees the host's
-file system read-only (9p), with its own /dev, /proc and /sys, a tmpfs on /tmp, /run and /dev/shm,
-and this repository as working directory. Its stdout, stderr and exit status are passed through.
+file system read-only (9p), with its own /dev, /proc and /sys. It has a tmpfs on /tmp, /run and
+/dev/shm, and this repository as working directory. Its stdout, stderr and exit status are passed through.
 
 Exit status: the command's own; 124 on timeout; 2 if the machine could not be set up or failed;
 130 or 143 if interrupted.
@@ -261,7 +261,7 @@ def sweep() -> None:
 
 @dataclass(frozen=True)
 class Image:
-    """What QEMU boots."""
+    """The system that QEMU boots."""
 
     kernel: Path
     initramfs: Path

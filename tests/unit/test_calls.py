@@ -1,4 +1,4 @@
-"""Whether polling has a CPU of its own."""
+"""A CPU of its own for polling, or none."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""What `kvmlet doctor` makes of what the probe found."""
+"""The report of `kvmlet doctor` on what the probe found."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What programs link: kvmlet.h and kvmlet_guest, without kvmlet and its messages."""
+"""The library that programs link: kvmlet.h and kvmlet_guest, without kvmlet and its messages."""
 
 from __future__ import annotations
 

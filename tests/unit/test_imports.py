@@ -1,4 +1,4 @@
-"""What `kvmlet run` imports: every module is paid for on every run."""
+"""The imports of `kvmlet run`: every module is paid for on every run."""
 
 import ast
 import os

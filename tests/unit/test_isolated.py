@@ -380,7 +380,7 @@ def test_every_builtin_exception_has_its_twin() -> None:
 
 
 def test_hostile_exceptions() -> None:
-    """What a guest says of its exceptions neither breaks the host nor moves its cursor."""
+    """A guest's words on its exceptions neither break the host nor move its cursor."""
     arguments: Any
     content: tuple[Any, ...]
     for arguments in (

@@ -57,13 +57,13 @@ macro_rules! address {
                 Self(self.0 & !(HUGE_PAGE_SIZE - 1))
             }
 
-            /// Whether the address starts a base page.
+            /// True if the address starts a base page.
             #[must_use]
             pub const fn is_page_aligned(self) -> bool {
                 self.page_offset() == 0
             }
 
-            /// Whether the address starts a 2 MiB page.
+            /// True if the address starts a 2 MiB page.
             #[must_use]
             pub const fn is_huge_aligned(self) -> bool {
                 self.0 & (HUGE_PAGE_SIZE - 1) == 0

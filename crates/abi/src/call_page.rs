@@ -1,16 +1,16 @@
-//! Calls without exits: the page through which the guest posts a system call and a host thread
-//! answers it, and the states of such an exchange.
+//! Calls without exits. The guest posts a system call through a page, and a host thread answers it there.
+//! This module has the page and the states of such an exchange.
 //!
 //! # The page
 //!
 //! The stub writes the call's number and arguments, then a new ticket ([`POSTED`]). It spins until
-//! [`ANSWERED`] holds that ticket, for a bounded time ([`SPIN_TICKS`]), and leaves the VM if the time
+//! [`ANSWERED`] holds that ticket, for a bounded time ([`SPIN_TICKS`]). It leaves the VM if the time
 //! passes or the host's word is [`Verdict::Leave`]. The host writes the result, then the ticket. On
-//! x86 stores of one CPU are seen in their order (SDM vol. 3A, 9.2.2), so that a ticket is never seen
-//! before what it stands for.
+//! x86 stores of one CPU are seen in their order (SDM vol. 3A, 9.2.2). So a ticket is never seen before
+//! what it stands for.
 //!
-//! On software KVM the page belongs to the program, which may write anything there at any time, also
-//! from other threads than the one that waits. So it is only a hint, and arguments in it are worth as
+//! On software KVM the page belongs to the program. Any of its threads may write anything there at any
+//! time, not only the one that waits. So it is only a hint, and arguments in it are worth as
 //! much as registers are. Whose call it is, is known to [`Exchange`], which the guest cannot reach.
 //!
 //! # The states
@@ -22,8 +22,8 @@
 //! | [`Exchange::Claimed`] | is inside KVM_RUN, or waits for the lock | makes the call | `answer`: Running; `leave`: Leaving |
 //! | [`Exchange::Leaving`] | is about to leave KVM_RUN | claims nothing | `close`: Away |
 //!
-//! A lock that only the host has covers every transition and the reading of the ticket for it, and Claimed lasts only while the poller
-//! holds it: a vCPU's thread that wants its guest's thread back waits there. So a call is made by the
+//! A lock that only the host has covers every transition and the reading of the ticket for it. Claimed
+//! lasts only while the poller holds it: a vCPU's thread that wants its guest's thread back waits there. So a call is made by the
 //! poller or by the thread of the vCPU, never by both: `close` says which.
 
 /// Offset of the call number, in bytes like all offsets. The request is one cache line.
@@ -42,8 +42,8 @@ pub const MODE: u64 = 80;
 pub const SPIN_TICKS: u64 = 88;
 /// Offset of the time at which the guest stops waiting, on its TSC: the stub's own.
 pub const DEADLINE: u64 = 128;
-/// Offset of the address that the call returns to, if it came by a `syscall` instruction on software
-/// KVM; 0 if it came by a jump.
+/// Offset of the address that the call returns to. On software KVM a call by a `syscall` instruction has
+/// one; 0 stands for a call that came by a jump.
 pub const CAME_FROM: u64 = 136;
 /// Offset of how many more calls the stub answers by itself before it posts one of those, 32 bits: the
 /// stub's own, on software KVM.
@@ -55,7 +55,7 @@ pub const ASK_EVERY: u64 = 256;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Ticket(pub u32);
 
-/// What the host says of a posted call.
+/// The host's word on a posted call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// The result is there.
@@ -93,7 +93,7 @@ pub enum Exchange {
     Leaving(Ticket, Left),
 }
 
-/// How far a call that makes the guest leave has come.
+/// Progress of a call that makes the guest leave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Left {
     /// Nothing has been done.
@@ -102,7 +102,7 @@ pub enum Left {
     Made,
 }
 
-/// What the vCPU's thread finds when its guest has left.
+/// State in which the vCPU's thread finds a call when its guest has left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Closed {
     /// No posted call concerns it, or nobody has looked at it: the exit means what it says.
@@ -173,7 +173,7 @@ impl Exchange {
     }
 
     /// The guest has left. `waiting` is the ticket that its thread waited for, if it stood in that
-    /// part of the stub: elsewhere it has taken every answer that it was given.
+    /// part of the stub. Elsewhere it has taken every answer that it was given.
     pub fn close(&mut self, waiting: Option<Ticket>) -> Closed {
         match core::mem::take(self) {
             Self::Running {

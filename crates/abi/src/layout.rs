@@ -1,8 +1,8 @@
 //! The virtual layout of a VM: user space below [`USER_END`], the VMM's own pages above it.
 //!
 //! The VMM area is the last 2 MiB of the lower canonical half, one page-table page of its own. All
-//! of it is supervisor-only, except that on software KVM (where the syscall stub runs at CPL 3) the
-//! syscall stub and its constants are user-readable.
+//! of it is supervisor-only, with one exception. On software KVM, where the syscall stub runs at CPL 3,
+//! the stub and its constants are user-readable.
 
 use crate::Gva;
 

@@ -1,7 +1,8 @@
 //! Guest-visible layouts and values: what the guest, the in-guest stub and the host agree on.
 //!
-//! This room depends on no other. It holds typed addresses, the virtual layout of the VM, the user
-//! register file, the reason why a guest thread stopped running, error numbers and Linux structures.
+//! This room depends on no other. It holds typed addresses, the virtual layout of the VM and the user
+//! register file. It also holds the reason why a guest thread stopped running, error numbers and Linux
+//! structures.
 #![forbid(unsafe_code)]
 #![deny(
     clippy::unwrap_used,

@@ -19,11 +19,11 @@ pub struct Selectors {
 }
 
 impl Selectors {
-    /// Replaces by 0 what ring 3 cannot have loaded from the VM's own descriptor table: all but null
-    /// selectors and those of user data and code.
+    /// Replaces by 0 each selector that ring 3 cannot have loaded from the VM's own descriptor table. Null
+    /// selectors and those of user data and code stay.
     ///
-    /// Linux differs: where ring 3 runs on the host's table it can load 0x23 and 0x7b too, which Linux
-    /// keeps for a thread; here they are gone after its next call.
+    /// Linux differs: where ring 3 runs on the host's table it can load 0x23 and 0x7b too. Linux keeps
+    /// them for a thread; here they are gone after its next call.
     pub const fn sanitise(&mut self) {
         const fn loadable(selector: u16) -> u16 {
             match selector | 3 {
@@ -67,7 +67,7 @@ pub struct UserRegs {
     pub selectors: Selectors,
 }
 
-/// Whether `addr` is canonical with 48-bit linear addresses (SDM vol. 1, 3.3.7.1).
+/// True if `addr` is canonical with 48-bit linear addresses (SDM vol. 1, 3.3.7.1).
 #[must_use]
 pub const fn is_canonical(addr: u64) -> bool {
     let high = addr >> 47;

@@ -6,7 +6,7 @@ use crate::Gpa;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SlotId(pub u32);
 
-/// What the guest may do with a slot.
+/// Rights of the guest to a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SlotAccess {
     /// Reads and writes.

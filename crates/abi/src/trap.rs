@@ -2,8 +2,8 @@
 
 use crate::Gva;
 
-/// What brought a thread out of ring 3. Its registers are user-mode registers in every case: after
-/// a call `rip` is the instruction after `syscall`, after a fault it is the faulting instruction.
+/// The event that brought a thread out of ring 3. Its registers are user-mode registers in every case.
+/// After a call `rip` is the instruction after `syscall`, after a fault it is the faulting instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trap {
     /// A system call: number in `rax`, arguments by [`crate::UserRegs::syscall_args`].

@@ -2,8 +2,8 @@
 //!
 //! One page directly before the vDSO image, read-only for the guest and private to each VM. The
 //! host rewrites it under a sequence count (odd while it is being written), as Linux does with its
-//! own `vvar` page. [`VdsoData::read`] is the same computation as the C code in the guest, so that a
-//! system call answered on the host and a vDSO call agree.
+//! own `vvar` page. [`VdsoData::read`] computes the same as the C code in the guest: a system call
+//! answered on the host and a vDSO call agree.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -129,7 +129,7 @@ pub struct VdsoData {
     pub base: [VdsoTimestamp; VDSO_CLOCK_SLOTS],
     /// Tick of the coarse clocks, what clock_getres(2) says of them; never 0 in TSC mode.
     pub coarse_res_ns: u32,
-    /// What clock_getres(2) says of the other clocks.
+    /// Resolution of the other clocks, as clock_getres(2) says it.
     pub hres_ns: u32,
     /// Time zone that gettimeofday(2) reports, in minutes west of Greenwich.
     pub tz_minuteswest: i32,
@@ -177,7 +177,7 @@ impl VdsoData {
         }
     }
 
-    /// What the vDSO answers at guest TSC `tsc`; `None` in call mode.
+    /// The vDSO's answer at guest TSC `tsc`; `None` in call mode.
     pub fn read(&self, clock: VdsoClock, tsc: u64) -> Option<VdsoTimestamp> {
         if self.mode != VDSO_MODE_TSC {
             return None;
@@ -211,7 +211,7 @@ impl VdsoData {
         })
     }
 
-    /// What clock_getres(2) says of `clock`, in nanoseconds.
+    /// Resolution of `clock` in nanoseconds, as clock_getres(2) says it.
     pub fn resolution_ns(&self, clock: VdsoClock) -> u32 {
         if clock.is_coarse() {
             self.coarse_res_ns

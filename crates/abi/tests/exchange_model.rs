@@ -1,5 +1,6 @@
-//! The exchange of calls in any order of its transitions, with any tickets: a guest that lies in the call
-//! page decides the order and the numbers, never how often a call is made or what another thread gets.
+//! The exchange of calls in any order of its transitions, with any tickets. A guest that lies in the call
+//! page decides the order and the numbers. It never decides how often a call is made or what another
+//! thread gets.
 #![allow(clippy::unwrap_used, clippy::panic)] // a test
 
 use kvmlet_abi::call_page::{Closed, Exchange, Left, Ticket, Verdict, answered_word};

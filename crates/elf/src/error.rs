@@ -1,4 +1,4 @@
-//! What can be wrong with an executable, in one line each, and the errno execve(2) gives for it.
+//! The faults that an executable can have, in one line each, and the errno execve(2) gives for it.
 
 use core::fmt;
 use object::elf;

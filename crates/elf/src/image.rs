@@ -33,7 +33,7 @@ bitflags! {
     }
 }
 
-/// Where an image may be loaded.
+/// Addresses at which an image may be loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `ET_EXEC`: linked for fixed addresses, load bias 0.
@@ -42,7 +42,7 @@ pub enum Kind {
     Dyn,
 }
 
-/// What `PT_GNU_STACK` asks for.
+/// Wish of `PT_GNU_STACK` for the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StackFlags {
     /// Read and write: also without the header, as Linux does for 64-bit x86.
@@ -51,7 +51,7 @@ pub enum StackFlags {
     Executable,
 }
 
-/// Where in the file the interpreter's path (`PT_INTERP`) is, NUL included.
+/// Place of the interpreter's path (`PT_INTERP`) in the file, NUL included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct InterpRef {
     /// Offset in the file, in bytes.
@@ -65,11 +65,11 @@ pub struct InterpRef {
 pub struct Segment {
     /// First address.
     pub vaddr: u64,
-    /// Where its bytes are in the file.
+    /// Place of its bytes in the file.
     pub file_offset: u64,
-    /// How many bytes come from the file; at most `mem_len`.
+    /// Number of bytes that come from the file; at most `mem_len`.
     pub file_len: u64,
-    /// How many bytes it has in memory; those after `file_len` are zero. Never 0.
+    /// Number of bytes it has in memory; those after `file_len` are zero. Never 0.
     pub mem_len: u64,
     /// Access rights.
     pub prot: Prot,
@@ -142,8 +142,8 @@ pub enum LoadAction {
 /// `header` holds the first bytes of the file, program headers included (64 KiB are plenty);
 /// `file_len` is the length of the whole file in bytes.
 ///
-/// Linux differs: it also runs files whose class and byte order fields are wrong, whose segments
-/// are out of order, overlap, or lie past the end of the file (an access there is SIGBUS).
+/// Linux differs: it also runs files whose class and byte order fields are wrong. Their segments may be
+/// out of order, overlap, or lie past the end of the file (an access there is SIGBUS).
 ///
 /// # Errors
 /// An [`ElfError`] of class ENOEXEC that says what is wrong with the file.

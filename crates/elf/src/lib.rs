@@ -8,7 +8,7 @@
 //! * [`build_stack`]: what does the first stack hold ([`StackImage`])?
 //! * [`find_function`]: where is a function of this name?
 //!
-//! Every number read from a file is hostile: it is checked once, in [`parse`], and what an
+//! Every number read from a file is hostile: it is checked once, in [`parse`]. The numbers that an
 //! [`Image`] holds afterwards can be added and rounded without overflow. The rules are those of
 //! Linux's `fs/binfmt_elf.c`, `fs/binfmt_script.c` and `execve(2)`; a stricter rule is marked
 //! `Linux differs:`.
@@ -52,9 +52,9 @@ pub const PAGE_SIZE: u64 = 4096;
 /// First address a program may use: the lowest 64 KiB are never mapped.
 pub const USER_START: u64 = 0x1_0000;
 
-/// End (exclusive) of the addresses a program may use: 47 bits less the last page, which is
-/// never mapped so that no `syscall` instruction can end at the non-canonical boundary
-/// (Linux's `TASK_SIZE_MAX`).
+/// End (exclusive) of the addresses a program may use: 47 bits less the last page (Linux's
+/// `TASK_SIZE_MAX`). That page is never mapped, so that no `syscall` instruction can end at the
+/// non-canonical boundary.
 pub const USER_END: u64 = 0x7fff_ffff_f000;
 
 /// Longest path in bytes, terminating NUL included (`linux/limits.h`).

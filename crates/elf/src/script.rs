@@ -2,11 +2,11 @@
 
 use crate::ElfError;
 
-/// How many bytes of a file Linux examines for a `#!` line, the last one reserved for a NUL
+/// Number of bytes of a file that Linux examines for a `#!` line, the last one reserved for a NUL
 /// (`BINPRM_BUF_SIZE`).
 pub const SHEBANG_LEN: usize = 256;
 
-/// How many times in a row one program may be replaced by its interpreter; one more is ELOOP
+/// Most times in a row that one program may be replaced by its interpreter; one more is ELOOP
 /// (`exec_binprm` in Linux's `fs/exec.c`).
 pub const MAX_INTERPRETER_DEPTH: u32 = 5;
 

@@ -27,11 +27,11 @@ pub struct StackImage {
     pub base: u64,
     /// Contents from `base` to the top given to [`build_stack`].
     pub bytes: Vec<u8>,
-    /// Where the argument strings are (`mm->arg_start`, `arg_end`).
+    /// Range of the argument strings (`mm->arg_start`, `arg_end`).
     pub args: Range<u64>,
-    /// Where the environment strings are (`mm->env_start`, `env_end`).
+    /// Range of the environment strings (`mm->env_start`, `env_end`).
     pub env: Range<u64>,
-    /// Where the auxiliary vector is, AT_NULL included.
+    /// Range of the auxiliary vector, AT_NULL included.
     pub auxv: Range<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! Prints what leaving the VM costs here: a bare exit (X), a system call through [`Vcpu::run`], a call
-//! answered in the stub, a page fault, and a flush. Medians of interleaved batches.
+//! Prints the cost of leaving the VM here. Measured are a bare exit (X), a system call through
+//! [`Vcpu::run`], a call answered in the stub, a page fault, and a flush. Medians of interleaved batches.
 
 use std::time::Instant;
 

@@ -9,7 +9,7 @@ use kvmlet_abi::call_page::{
 };
 use kvmlet_mem::HostPage;
 
-/// Whether the stub posts its calls.
+/// The stub's way with calls: it posts them or leaves the VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PostMode {
     /// Every call leaves the VM.
@@ -63,7 +63,7 @@ impl CallPage {
         [0, 8, 16, 24, 32, 40].map(|at| self.word(ARGS + at).load(Ordering::Relaxed))
     }
 
-    /// Where the request's `syscall` instruction returns to; `None` if it came by a jump.
+    /// Address that the request's `syscall` instruction returns to; `None` if it came by a jump.
     #[must_use]
     pub fn came_from(&self) -> Option<Gva> {
         let back = self.word(CAME_FROM).load(Ordering::Relaxed);

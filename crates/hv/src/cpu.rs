@@ -36,7 +36,7 @@ const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_CSTAR: u32 = 0xc000_0083;
 const MSR_SFMASK: u32 = 0xc000_0084;
 
-/// What does not depend on the VM: the CPUID table and the features derived from it.
+/// The part that does not depend on the VM: the CPUID table and the features derived from it.
 pub struct CpuTemplate {
     pub cpuid: CpuId,
     /// XCR0, or 0 when the CPU has no XSAVE.
@@ -194,7 +194,7 @@ pub fn stack_segment(privilege: Privilege) -> kvm_segment {
     }
 }
 
-/// What a data segment register of ring 3 holds by its selector, beside its base: a null selector, or one
+/// Contents of a data segment register of ring 3 by its selector, beside its base: a null selector, or one
 /// of user data or code.
 pub fn data_segment(selector: u16) -> kvm_segment {
     match selector | 3 {
@@ -263,12 +263,12 @@ pub fn initial_sregs(mut sregs: kvm_sregs, template: &CpuTemplate, cr3: Gpa) -> 
     sregs
 }
 
-/// Where a state component lies in an area of the standard format, in bytes (CPUID.0DH.n:EBX).
+/// Offset of a state component in an area of the standard format, in bytes (CPUID.0DH.n:EBX).
 pub fn component_offset(feature: u64) -> usize {
     __cpuid_count(0xd, feature.trailing_zeros()).ebx as usize
 }
 
-/// Whether this host's programs have protection keys (CPUID.7:ECX.OSPKE).
+/// True if this host's programs have protection keys (CPUID.7:ECX.OSPKE).
 pub fn has_protection_keys() -> bool {
     __cpuid_count(7, 0).ecx & 1 << 4 != 0
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with KVM, each said in one line.
+//! The faults of KVM, each said in one line.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! The only user of KVM: virtual machines, virtual CPUs, and a run loop that turns every exit into a
+//! The only user of KVM: virtual machines, virtual CPUs, and a run loop. It turns every exit into a
 //! [`kvmlet_abi::Trap`] with user-mode registers, on hardware and on software KVM alike.
 //!
 //! Errors are [`HvError`]; nothing a guest does panics or hangs the host: [`Vcpu::run`] always

@@ -1,4 +1,4 @@
-//! What this machine offers, for `kvmlet doctor`. Never fails: what cannot be found out says so.
+//! This machine's offer, for `kvmlet doctor`. Never fails: what cannot be found out says so.
 
 // Reads what the host's kernel says about itself, with no guest around.
 #![allow(clippy::disallowed_methods)]
@@ -67,13 +67,13 @@ impl KvmState {
 pub struct ProbeReport {
     /// State of `/dev/kvm`.
     pub kvm: KvmState,
-    /// What went wrong with it or with the probe VM, in one line.
+    /// The fault of it or of the probe VM, in one line.
     pub kvm_error: Option<String>,
     /// KVM_GET_API_VERSION.
     pub api_version: Option<i32>,
     /// Which kind of KVM it is.
     pub kvm_kind: Option<KvmKind>,
-    /// Whether a program ran in a VM, at ring 3, and left it by a system call.
+    /// True if a program ran in a VM, at ring 3, and left it by a system call.
     pub vm_ran: bool,
     /// Cost of one bare exit and re-entry, in microseconds.
     pub x_us: Option<f64>,
@@ -81,7 +81,7 @@ pub struct ProbeReport {
     pub landlock: i32,
     /// The setting of transparent huge pages ("always", "madvise", "never" or "unknown").
     pub huge_pages: String,
-    /// Whether this machine is itself a virtual machine.
+    /// True if this machine is itself a virtual machine.
     pub nested: bool,
     /// The container runtime around this process, if one shows.
     pub container: Option<String>,

@@ -1,6 +1,6 @@
 //! The data segment selectors of this host thread. Software KVM runs the guest on them: it neither loads the
-//! guest's before ring 3 runs nor puts the host's back, so that a guest would find what any guest that the
-//! thread ran before has loaded, and threads made later would start with it.
+//! guest's before ring 3 runs nor puts the host's back. A guest would find those of any guest that the
+//! thread ran before, and threads made later would start with them.
 
 use std::arch::asm;
 use std::mem::MaybeUninit;
@@ -22,7 +22,7 @@ macro_rules! load_with_base {
     };
 }
 
-/// What this thread has.
+/// The selectors that this thread has.
 pub fn read() -> Selectors {
     let (ds, es, fs, gs): (u32, u32, u32, u32);
     // SAFETY: reads four registers.

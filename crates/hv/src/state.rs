@@ -1,5 +1,5 @@
-//! The table of what a vCPU holds for a program, and what puts each piece back, so that neither the next
-//! thread nor the next request nor the next tenant finds anything of it.
+//! The table of what a vCPU holds for a program, and what puts each piece back. Neither the next thread
+//! nor the next request nor the next tenant finds anything of it.
 
 /// A piece of a vCPU's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +61,7 @@ pub enum Piece {
     Counts,
 }
 
-/// What puts a piece back.
+/// The means that puts a piece back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PutBack {
     /// Each entry loads the thread's own from its registers ([`crate::Vcpu::run`]).
@@ -86,11 +86,11 @@ pub enum PutBack {
 pub struct Row {
     /// The piece.
     pub piece: Piece,
-    /// What puts it back at a reset.
+    /// The means at a reset.
     pub at_reset: PutBack,
-    /// What puts it back when the vCPU goes to another snapshot's program, or its fork is built anew.
+    /// The means when the vCPU goes to another snapshot's program, or its fork is built anew.
     pub at_rebind: PutBack,
-    /// What puts it back when another thread of the program runs.
+    /// The means when another thread of the program runs.
     pub at_switch: PutBack,
 }
 

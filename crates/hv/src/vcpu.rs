@@ -41,7 +41,7 @@ const KERNEL_RFLAGS: u64 = 2;
 /// #GP (SDM vol. 3A, 6.15).
 const GENERAL_PROTECTION: u8 = 13;
 
-/// What a vCPU is made of.
+/// The parts of a vCPU.
 #[derive(Clone, Debug)]
 pub struct VcpuConfig {
     /// Root of the page tables.
@@ -56,7 +56,7 @@ pub struct VcpuConfig {
     pub kvm_kind: Option<KvmKind>,
 }
 
-/// What a vCPU has done so far.
+/// Counts of what a vCPU has done so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {
     /// Times KVM_RUN was called.
@@ -260,8 +260,8 @@ impl Vcpu {
     /// below `USER_END`.
     ///
     /// Linux differs: on software KVM ring 3 owns [`kvmlet_abi::layout::PORT_SYSCALL`]. An access to
-    /// it from outside of the stub is reported as #GP like any other port's, but after an `out` it has
-    /// already retired and `rip` stands behind it; the data goes nowhere.
+    /// it from outside of the stub is reported as #GP like any other port's. After an `out`, though, the
+    /// access has already retired and `rip` stands behind it; the data goes nowhere.
     ///
     /// Without a known [`KvmKind`] the VM is taken for hardware, where a wrong answer is
     /// [`Trap::Broken`] at the first system call.
@@ -286,7 +286,7 @@ impl Vcpu {
         self.count_trap(trap)
     }
 
-    /// The posted call from which the last run left, if it left from one: [`Trap::Syscall`] then hands
+    /// The posted call from which the last run left, if it left from one. [`Trap::Syscall`] then hands
     /// over a call that may have been answered already.
     #[must_use]
     pub fn waiting(&self) -> Option<Ticket> {
@@ -471,8 +471,8 @@ impl Vcpu {
     }
 
     /// Makes changes of table entries visible before ring 3 runs again. An operand is what the flush
-    /// routine takes: on hardware any address in the page; on software KVM the address at which the
-    /// entry itself is mapped for supervisor code, or the run ends in [`Trap::Broken`].
+    /// routine takes. On hardware it is any address in the page. On software KVM it is the address at
+    /// which the entry itself is mapped for supervisor code, or the run ends in [`Trap::Broken`].
     ///
     /// # Errors
     /// [`FlushFull`] when more than [`MAX_FLUSH_PAGES`] would be pending; nothing is queued then.
@@ -607,7 +607,7 @@ impl Vcpu {
         self.deadline.arm(deadline_ns)
     }
 
-    /// What this vCPU has done so far.
+    /// Counts of what this vCPU has done so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
@@ -632,8 +632,8 @@ impl Vcpu {
         Ok(Stats::new(file, layout, Arc::clone(&self.counted_before)))
     }
 
-    /// What the guest's TSC is ahead of the host's, in ticks modulo 2^64: 0 on software KVM, where
-    /// ring 3 reads the host's (KVM_VCPU_TSC_OFFSET, Documentation/virt/kvm/devices/vcpu.rst, 4).
+    /// Lead of the guest's TSC over the host's, in ticks modulo 2^64. On software KVM it is 0: ring 3
+    /// reads the host's (KVM_VCPU_TSC_OFFSET, Documentation/virt/kvm/devices/vcpu.rst, 4).
     ///
     /// # Errors
     /// [`HvError::Call`] on a kernel before 5.16, when the kind of KVM is hardware.

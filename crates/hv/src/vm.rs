@@ -80,8 +80,8 @@ impl Vm {
         self.ioctls.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Gives the guest the memory of a slot (KVM_SET_USER_MEMORY_REGION) and keeps a share of it until
-    /// the slot is deleted, or the VM and its vCPUs are gone.
+    /// Gives the guest the memory of a slot (KVM_SET_USER_MEMORY_REGION). Keeps a share of it until the
+    /// slot is deleted, or the VM and its vCPUs are gone.
     ///
     /// # Errors
     /// [`HvError::Call`] when it overlaps another slot, or one with this number exists.

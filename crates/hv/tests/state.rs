@@ -1,4 +1,4 @@
-//! What a vCPU holds for one program, row by row of the table: none of it reaches the next.
+//! Each row of the table of vCPU state: nothing that one program leaves reaches the next.
 #![allow(unsafe_code, clippy::unwrap_used, clippy::panic)]
 
 mod common;

@@ -1,4 +1,4 @@
-//! What leaves the VM, and with which registers: the same on hardware and on software KVM.
+//! The reasons to leave the VM, and the registers then: the same on hardware and on software KVM.
 #![allow(unsafe_code)]
 
 mod common;

@@ -16,7 +16,7 @@ pub enum When {
     Null(u8),
 }
 
-/// What the kernel does with a call that a rule fits.
+/// The kernel's answer to a call that a rule fits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
     /// Makes it.
@@ -33,9 +33,9 @@ pub struct Call {
     constant: &'static str,
     /// All of them must hold.
     pub when: &'static [When],
-    /// What becomes of it.
+    /// The answer to it.
     pub answer: Answer,
-    /// What it is for.
+    /// Its purpose.
     pub why: &'static str,
 }
 

@@ -13,7 +13,7 @@ use landlock::{
 /// The newest version whose rights are named here: the kernel's own version bounds what is applied.
 const NEWEST: ABI = ABI::V10;
 
-/// What may be done with a file.
+/// A right to a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileRight {
     /// Open it, or anything beneath it, for reading; list it.
@@ -84,7 +84,7 @@ fn apply(rules: &[FileRule]) -> Result<LandlockStatus, RulesetError> {
     Ok(ruleset.restrict_self()?.landlock)
 }
 
-/// What a version of Landlock's ABI can refuse, in words; empty for 0.
+/// The rights that a version of Landlock's ABI can refuse, in words; empty for 0.
 #[must_use]
 pub fn landlock_rights(abi: i32) -> String {
     let since = [

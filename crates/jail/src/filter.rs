@@ -19,7 +19,7 @@ pub(crate) fn install(calls: &[Call]) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether this kernel filters calls and kills a process for one; `None` if it does not say.
+/// True if this kernel filters calls and kills a process for one; `None` if it does not say.
 #[must_use]
 pub fn seccomp_is_available() -> Option<bool> {
     #[expect(

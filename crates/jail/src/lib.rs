@@ -1,10 +1,10 @@
 //! The second wall: what the host process of `kvmlet run` gives up before the guest starts.
 //!
 //! The first wall is the VM and the personality. Should a guest get past both, it finds itself in a
-//! process that may read the trees of the policy, and make the system calls that this crate lists.
+//! confined process. That may read the trees of the policy, and make the system calls that this crate lists.
 //! [`wall`] makes both lists from the policy, as values; [`Wall::raise`] applies them. They hold for the
-//! calling thread and those it starts later, and for all other threads where the kernel lets them
-//! (landlock(7), seccomp(2)); nothing takes them back.
+//! calling thread and those it starts later. They hold for all other threads where the kernel lets them
+//! (landlock(7), seccomp(2)). Nothing takes them back.
 #![forbid(unsafe_code)]
 
 mod calls;
@@ -18,28 +18,28 @@ pub use calls::{Answer, Call, When};
 pub use files::{FileRight, FileRule, landlock_rights};
 pub use filter::seccomp_is_available;
 
-/// What the process may still do, once it is raised.
+/// The rights that the process still has, once it is raised.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Wall {
     /// Host files that may be opened (Landlock). Every other access right that the kernel can refuse is
-    /// refused: changes of any kind, ioctls of devices, TCP ports, abstract UNIX sockets and signals of
-    /// other processes.
+    /// refused. Among them are changes of any kind, ioctls of devices, TCP ports, abstract UNIX sockets
+    /// and signals of other processes.
     pub files: Vec<FileRule>,
     /// System calls that may be made (seccomp). Any other one kills the process.
     pub calls: Vec<Call>,
 }
 
-/// What has come of a [`Wall`].
+/// The outcome of raising a [`Wall`].
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Report {
-    /// What is on now, each in a few words.
+    /// The parts that are on now, each in a few words.
     pub on: Vec<String>,
-    /// What is not, and why.
+    /// The parts that are not, and why.
     pub missing: Vec<String>,
 }
 
-/// What a process may do whose guest has this policy: a rule for each readable tree, and the calls that
-/// a guest with nothing but these takes. An option that allows more adds its rules here.
+/// The wall around a process whose guest has this policy. It has a rule for each readable tree, and the
+/// calls that a guest with nothing but these takes. An option that allows more adds its rules here.
 #[must_use]
 pub fn wall(policy: &Policy) -> Wall {
     Wall {

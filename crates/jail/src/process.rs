@@ -1,4 +1,4 @@
-//! What a process gives up for itself.
+//! The privileges that a process gives up for itself.
 
 use rustix::io::Result;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};

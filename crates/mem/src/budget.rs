@@ -1,5 +1,5 @@
-//! What sandboxes may take of the limits that the host sets to this process as a whole: descriptors
-//! (RLIMIT_NOFILE) and mappings (vm.max_map_count). Half of each is the application's own.
+//! The share of sandboxes in the limits that the host sets to this process as a whole. These are
+//! descriptors (RLIMIT_NOFILE) and mappings (vm.max_map_count). Half of each is the application's own.
 //!
 //! Everything that lasts is counted here, by a [`Held`] that lives as long as the thing itself. What one
 //! call opens and closes again is not, nor are pollers' stacks: there are fewer than CPUs.
@@ -17,7 +17,7 @@ const MAX_MAP_COUNT_DEFAULT: usize = 65_530;
 /// process with sandboxes can do with.
 const UNASKED: usize = 32;
 
-/// What there is a limit on.
+/// A thing that there is a limit on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Resource {
     /// File descriptors.
@@ -26,7 +26,7 @@ pub enum Resource {
     Mappings,
 }
 
-/// What something is held for.
+/// The purpose that something is held for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Claim {
     /// A guest asks for it. An eighth of the budget is kept from guests, so that there is room for VMs.
@@ -53,7 +53,7 @@ pub struct Exhausted {
     pub resource: Resource,
     /// Whose.
     pub whose: Whose,
-    /// How much the budget is.
+    /// The size of the budget.
     pub most: usize,
 }
 
@@ -73,7 +73,7 @@ impl fmt::Display for Exhausted {
 
 impl std::error::Error for Exhausted {}
 
-/// How much is held: by one sandbox, or by all.
+/// The amounts that are held: by one sandbox, or by all.
 #[derive(Debug, Default)]
 pub struct Share {
     descriptors: AtomicUsize,
@@ -86,7 +86,7 @@ static PROCESS: Share = Share {
 };
 
 impl Share {
-    /// How much of it is held.
+    /// The amount of it that is held.
     #[must_use]
     pub fn held(&self, resource: Resource) -> usize {
         self.count(resource).load(Ordering::Relaxed)
@@ -104,7 +104,7 @@ impl Share {
     }
 }
 
-/// How much all sandboxes of this process hold.
+/// The amount that all sandboxes of this process hold.
 #[must_use]
 pub fn held(resource: Resource) -> usize {
     PROCESS.held(resource)
@@ -117,7 +117,7 @@ pub fn fix_limits() {
     let _ = FIXED_NOFILE.set(nofile());
 }
 
-/// Whether [`fix_limits`] has been called.
+/// True once [`fix_limits`] has been called.
 #[must_use]
 pub fn are_limits_fixed() -> bool {
     FIXED_NOFILE.get().is_some()
@@ -248,7 +248,7 @@ impl Held {
         Ok(held)
     }
 
-    /// How much it holds.
+    /// The amount it holds.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! Where file mappings go: ranges inside the slots reserved for them.
+//! Places of file mappings: ranges inside the slots reserved for them.
 
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
@@ -18,7 +18,7 @@ const FILE_SLOT: u64 = CHUNK;
 /// Address space for file mappings; bounds what KVM spends on the pages of these slots (64 MiB).
 const MAX_FILE_SPACE: u64 = 32 << 30;
 
-/// How a file is mapped.
+/// Ways to map a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileMapping {
     /// MAP_PRIVATE, readable and writable: the host copies a page on the first write. The caller
@@ -329,7 +329,7 @@ impl GuestMemory {
             .map_err(|error| error.at(window))
     }
 
-    /// Copies the pages of a private window ahead of their first write: many at once cost a fraction of
+    /// Copies the pages of a private window ahead of their first write. Many at once cost a fraction of
     /// what they cost one by one, and KVM maps several with one fault of its own. It may do nothing, and
     /// does nothing past the end of the file.
     pub fn copy_file_pages(&mut self, window: FileWindow) {
@@ -360,7 +360,7 @@ impl GuestMemory {
         files.count() + self.share.held(Resource::Mappings)
     }
 
-    /// Whether the address lies in space for file mappings.
+    /// True if the address lies in space for file mappings.
     #[must_use]
     pub fn is_file_backed(&self, gpa: Gpa) -> bool {
         self.slot(gpa)

@@ -82,7 +82,7 @@ impl Block {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Taken {
     pub gpa: Gpa,
-    /// Whether the memory is known to hold zeros already.
+    /// True if the memory is known to hold zeros already.
     pub zero: bool,
 }
 

@@ -14,9 +14,9 @@ use crate::tables::PageTables;
 
 /// Memory and page tables of a sandbox, frozen once and shared by all its forks.
 ///
-/// The program's memory and its mapped files are read-only for good, for the host too; forks have them
+/// The program's memory and its mapped files are read-only for good, for the host too. Forks have them
 /// at the same guest-physical addresses in slots with the same ids. Page tables and the VMM's pages
-/// are an image, of which each fork has a private view that the host copies on write: hardware walks
+/// are an image, of which each fork has a private view that the host copies on write. Hardware walks
 /// must be able to write tables, so they cannot lie in a read-only slot.
 #[derive(Debug)]
 pub struct FrozenMemory {
@@ -220,13 +220,13 @@ impl GuestMemory {
         Image::new(len_bytes, fill)
     }
 
-    /// Whether this is the memory of a fork.
+    /// True if this is the memory of a fork.
     #[must_use]
     pub fn is_fork(&self) -> bool {
         self.fork.is_some()
     }
 
-    /// Whether the frame belongs to the frozen memory of a fork: shared and never written. Page tables
+    /// True if the frame belongs to the frozen memory of a fork: shared and never written. Page tables
     /// and the VMM's pages do not: each fork has its own.
     #[must_use]
     pub fn is_frozen(&self, gpa: Gpa) -> bool {
@@ -253,8 +253,8 @@ impl GuestMemory {
         }
     }
 
-    /// Host memory that this fork does not share, in bytes: frames handed out since the host last took
-    /// their block back, and table pages that were written. What the guest itself makes the host copy
+    /// Host memory that this fork does not share, in bytes. It counts frames handed out since the host last
+    /// took their block back, and table pages that were written. What the guest itself makes the host copy
     /// (exception stacks) is not seen.
     #[must_use]
     pub fn private_bytes(&self) -> u64 {

@@ -5,7 +5,7 @@
 //! - [`PageTables`] is one guest address space, its entries kept in frames of a [`GuestMemory`].
 //!
 //! **Flushes.** An entry that becomes present is seen at once. Any other edit may leave a stale
-//! translation in the TLB (or in KVM's shadow tables), so [`PageTables`] records a [`PendingFlush`]
+//! translation in the TLB (or in KVM's shadow tables). So [`PageTables`] records a [`PendingFlush`],
 //! and freed frames wait in a quarantine until [`GuestMemory::flush_discharged`].
 //! Before entering the guest: [`PageTables::take_pending`] of every address space that ran, flush
 //! each, then one [`GuestMemory::flush_discharged`].
@@ -13,12 +13,12 @@
 //! **Forks.** [`GuestMemory::freeze`] turns memory and tables into a [`FrozenMemory`] that any number
 //! of forks share. A frozen frame is read-only for good: in the slot, in the host's mapping and in
 //! every leaf, whatever rights are asked for. [`PageTables::copy_frozen`] gives a fork its own copy of
-//! a page; [`PageTables::reset`] puts the fork back to the frozen state, restores the copies in place
-//! and wipes all other memory that it took. Each fork has its own tables, a view of the frozen ones
+//! a page. [`PageTables::reset`] puts the fork back to the frozen state: it restores the copies in place
+//! and wipes all other memory that the fork took. Each fork has its own tables, a view of the frozen ones
 //! that the host copies on write.
 //!
-//! All host memory is reached by raw copies in one module (`host`); no Rust reference to guest
-//! memory is ever formed, because the guest writes to it at any time.
+//! All host memory is reached by raw copies in one module (`host`). No Rust reference to guest memory
+//! is ever formed, because the guest writes to it at any time.
 #![allow(unsafe_code)]
 
 #[deny(unsafe_code)]

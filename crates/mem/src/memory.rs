@@ -49,7 +49,7 @@ pub struct SlotMemory {
 }
 
 impl SlotMemory {
-    /// Where the slot lies.
+    /// Place of the slot.
     #[must_use]
     pub fn spec(&self) -> &SlotSpec {
         &self.spec
@@ -152,7 +152,7 @@ impl GuestMemory {
         &self.specs
     }
 
-    /// Whether slots have been added since [`GuestMemory::take_new_slots`].
+    /// True if slots have been added since [`GuestMemory::take_new_slots`].
     #[must_use]
     pub fn has_new_slots(&self) -> bool {
         self.announced < self.specs.len()
@@ -257,13 +257,13 @@ impl GuestMemory {
 
     // ---- accounting -------------------------------------------------------------------------
 
-    /// What the program may use, in bytes.
+    /// The program's memory limit, in bytes.
     #[must_use]
     pub fn limit_bytes(&self) -> u64 {
         self.limit_bytes
     }
 
-    /// What it uses now, in bytes. Freed memory is not counted, even before its flush. In a fork: what
+    /// The bytes that it uses now. Freed memory is not counted, even before its flush. In a fork: what
     /// the frozen program was charged for file mappings, and the fork's own memory, except for what
     /// [`PageTables::reset`](crate::PageTables::reset) kept.
     #[must_use]
@@ -277,7 +277,7 @@ impl GuestMemory {
         self.peak_bytes
     }
 
-    /// What the program has resident, in bytes, as Linux counts it: page tables do not. The same in
+    /// The program's resident bytes as Linux counts them: page tables do not count. The same in
     /// every fork at the same point, whatever earlier requests wrote.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
@@ -346,7 +346,7 @@ impl GuestMemory {
         self.uncharge_tables(len_bytes);
     }
 
-    /// Whether `len_bytes` may still be charged.
+    /// True if `len_bytes` may still be charged.
     #[must_use]
     pub fn has_room(&self, len_bytes: u64) -> bool {
         self.used_bytes.saturating_add(len_bytes) <= self.limit_bytes
@@ -412,7 +412,7 @@ impl GuestMemory {
     }
 
     /// Between 1 and `max_pages` zeroed base frames, one reference each, consecutive and inside one
-    /// 2 MiB block: as many as are free at the next place. `max_pages` 0 counts as 1.
+    /// 2 MiB block. They are as many as are free at the next place. `max_pages` 0 counts as 1.
     pub fn alloc_run(&mut self, max_pages: u64) -> Result<FrameRun, OutOfMemory> {
         let room = (self.limit_bytes - self.used_bytes.min(self.limit_bytes)) / PAGE_SIZE;
         if room == 0 {
@@ -575,7 +575,7 @@ impl GuestMemory {
         }
     }
 
-    /// Whether freed memory waits for a flush.
+    /// True if freed memory waits for a flush.
     #[must_use]
     pub fn has_quarantine(&self) -> bool {
         self.ram.pool.held_bytes() + self.blocks.pool.held_bytes() + self.tables.held_bytes() > 0

@@ -8,7 +8,7 @@ use crate::tables::PageSize;
 /// Beyond this many entries a full flush is recorded instead.
 pub const MAX_STALE_ENTRIES: usize = 4096;
 
-/// Where the tables appear in a guest whose [`crate::GuestMemory::expose_tables`] was called: the
+/// Start of the tables in a guest whose [`crate::GuestMemory::expose_tables`] was called: the
 /// table memory at guest-physical `p` lies at `TABLE_WINDOW + p`, supervisor-only, writable and not
 /// executable.
 pub const TABLE_WINDOW: Gva = Gva(0xffff_8000_0000_0000);
@@ -18,14 +18,14 @@ pub const TABLE_WINDOW: Gva = Gva(0xffff_8000_0000_0000);
 pub struct StaleEntry {
     /// Start of the page it maps or mapped: what `invlpg` takes.
     pub gva: Gva,
-    /// Where the entry lies.
+    /// Place of the entry.
     pub entry: Gpa,
     /// Size of the page.
     pub size: PageSize,
 }
 
 impl StaleEntry {
-    /// Where the guest's supervisor code can rewrite the entry: see [`PendingFlush::Entries`].
+    /// Address at which the guest's supervisor code can rewrite the entry: see [`PendingFlush::Entries`].
     #[must_use]
     pub const fn window_gva(&self) -> Gva {
         TABLE_WINDOW.wrapping_add(self.entry.0)
@@ -38,11 +38,12 @@ const WHOLE_TABLE_FROM: usize = 4;
 const INSIDE_ENTRY: u64 = 1;
 
 impl GuestMemory {
-    /// Where code at CPL 0 must store a byte on software KVM to make changes of these entries visible: to
-    /// the first byte of each, at some 3 us; or to another byte of a table of which many have changed.
-    /// KVM takes such a store for a sign that the page holds no table any more and drops its shadow of
-    /// the whole of it (detect_write_misaligned of arch/x86/kvm/mmu/mmu.c). What else was in use there
-    /// comes back by faults inside KVM, of up to 3 us each, so this is done only where not much is left.
+    /// Addresses at which code at CPL 0 must store a byte on software KVM to make changes of these entries
+    /// visible. The store goes to the first byte of each, at some 3 us. Where many entries of a table have
+    /// changed, it goes to another byte of that table. KVM takes such a store for a sign that the page
+    /// holds no table any more. It drops its shadow of the whole page (detect_write_misaligned of
+    /// arch/x86/kvm/mmu/mmu.c). Other entries in use there come back by faults inside KVM, of up to 3 us
+    /// each. So this is done only where not much is left.
     #[must_use]
     pub fn flush_stores(&self, entries: &[StaleEntry]) -> Vec<Gva> {
         let mut stores = Vec::with_capacity(entries.len());
@@ -67,7 +68,7 @@ impl GuestMemory {
     }
 }
 
-/// What must be flushed before the guest may run again.
+/// The flush that is due before the guest may run again.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[must_use = "a flush that is not discharged leaves stale translations"]
 pub enum PendingFlush {
@@ -88,7 +89,7 @@ pub enum PendingFlush {
 }
 
 impl PendingFlush {
-    /// Whether nothing needs flushing.
+    /// True if nothing needs flushing.
     #[must_use]
     pub fn is_none(&self) -> bool {
         matches!(self, Self::None)

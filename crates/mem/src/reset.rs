@@ -11,7 +11,7 @@ use crate::slots::{Place, Pool, Store};
 use crate::tables::{LARGE, Leaf, PRESENT, PageSize, PageTables, PteFlags, leaf_at, only_widens};
 use crate::undo::{Cause, KeptCopy, PageCopy, TableLog, UndoLog};
 
-/// What a reset did. Pages are base pages.
+/// Counts of what a reset did. Pages are base pages.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ResetReport {
     /// Copies found different from the frozen page, and restored.
@@ -152,9 +152,9 @@ impl PageTables {
     /// Puts the tables and private memory of a fork back to the frozen state. The guest must not run
     /// meanwhile, nor afterwards before the pending flush is discharged.
     ///
-    /// - A copied page ([`PageTables::copy_frozen`]) that is still mapped, and that `may_keep` allows to
-    ///   be private and writable, is made equal to the frozen page and stays mapped with the right to
-    ///   write, so that the next request writes it without a fault. One that hundreds of resets in a
+    /// - A copied page ([`PageTables::copy_frozen`]) is kept if it is still mapped and `may_keep` allows it
+    ///   to be private and writable. It is made equal to the frozen page and stays mapped with the right
+    ///   to write. So the next request writes it without a fault. One that hundreds of resets in a
     ///   row found equal is given up. `may_keep` is about the frozen program, not about what became of
     ///   it: it is asked only by the first reset after the page was copied.
     /// - Every other leaf becomes what it was. Tables that were added or that replaced a 2 MiB leaf

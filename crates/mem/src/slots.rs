@@ -1,4 +1,4 @@
-//! What a slot of guest memory consists of.
+//! The parts of a slot of guest memory.
 
 use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
 

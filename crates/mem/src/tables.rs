@@ -1,10 +1,10 @@
 //! [`PageTables`]: one guest address space in 4-level tables (SDM vol. 3A, 4.5).
 //!
 //! Rules kept here, whose reasons are in KVM's shadow paging:
-//! - A not-present entry that becomes present needs no flush; every other edit is recorded, except
+//! - A not-present entry that becomes present needs no flush. Every other edit is recorded, except
 //!   one that only adds rights to a base page (see `only_widens`).
-//! - A used page-directory entry that points to a table never becomes a 2 MiB entry, and upper-level
-//!   entries stay for the life of the address space: tables left empty are kept.
+//! - A used page-directory entry that points to a table never becomes a 2 MiB entry. Upper-level entries
+//!   stay for the life of the address space: tables left empty are kept.
 //! - Tables are freed only together with a full flush, since KVM keeps its shadow of a table until then.
 //! - A leaf over a frozen frame never gets [`PteFlags::WRITE`], whatever the caller asks for.
 
@@ -35,7 +35,7 @@ const ENTRIES: u64 = 512;
 const ROOT_LEVEL: u32 = 4;
 
 bitflags! {
-    /// What a leaf entry grants; the values are those of the entry.
+    /// Rights that a leaf entry grants; the values are those of the entry.
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
     pub struct PteFlags: u64 {
         /// Writable.
@@ -178,7 +178,7 @@ impl PageTables {
         self.table_frames
     }
 
-    /// What is to be flushed before the guest runs in this address space.
+    /// The flush that is due before the guest runs in this address space.
     pub fn pending(&self) -> &PendingFlush {
         &self.pending
     }
@@ -261,7 +261,7 @@ impl PageTables {
         Ok(())
     }
 
-    /// How many pages from `gva` on are not present, at most `max_pages`: the room for a fault-around.
+    /// Number of pages from `gva` on that are not present, at most `max_pages`: the room for a fault-around.
     #[must_use]
     pub fn absent_run(&self, mem: &GuestMemory, gva: Gva, max_pages: u64) -> u64 {
         let start = gva.page_down().0;
@@ -296,7 +296,7 @@ impl PageTables {
         at.min(end)
     }
 
-    /// How many pages directly below `gva` are present, at most `max_pages`.
+    /// Number of pages directly below `gva` that are present, at most `max_pages`.
     #[must_use]
     pub fn present_run_below(&self, mem: &GuestMemory, gva: Gva, max_pages: u64) -> u64 {
         let end = gva.page_down().0;
@@ -311,7 +311,7 @@ impl PageTables {
         (end - at.max(start)) / PAGE_SIZE
     }
 
-    /// Whether a 2 MiB entry could be put at `gva` (rounded down): nothing is there and never was a
+    /// True if a 2 MiB entry could be put at `gva` (rounded down): nothing is there and never was a
     /// table.
     #[must_use]
     pub fn can_map_huge(&self, mem: &GuestMemory, gva: Gva) -> bool {
@@ -372,8 +372,8 @@ impl PageTables {
     }
 
     /// As [`PageTables::unmap_range`], for a range whose file windows the caller unmaps
-    /// ([`GuestMemory::unmap_file`]) before the guest runs again: when the host takes a page out of a slot,
-    /// KVM drops every translation to it, the TLB's included, so these leaves need no flush of ours.
+    /// ([`GuestMemory::unmap_file`]) before the guest runs again. When the host takes a page out of a slot,
+    /// KVM drops every translation to it, the TLB's included. So these leaves need no flush of ours.
     /// Other leaves do, those of frozen windows among them, which stay mapped. If a window cannot be
     /// unmapped, [`PageTables::require_full_flush`] makes up for it.
     pub fn unmap_with_windows(

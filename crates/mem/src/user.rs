@@ -18,14 +18,14 @@ pub enum CopyStop {
     FileFault(Gva),
 }
 
-/// How far a copy came.
+/// Progress of a copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CopyOutcome {
     /// Bytes copied, from the start on.
     pub copied_bytes: usize,
     /// Why not all of them; `None` when the copy is complete.
     pub stop: Option<CopyStop>,
-    /// Whether the pages of a file were among those that were read: each took a host call.
+    /// True if pages of a file were among those that were read: each took a host call.
     pub reads_file: bool,
 }
 

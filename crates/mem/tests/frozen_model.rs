@@ -1,5 +1,5 @@
-//! Random requests in a fork: whatever they did, a reset leaves the frozen state, and no translation
-//! that a processor may still hold leads to memory with a new owner.
+//! Random requests in a fork. Whatever they did, a reset leaves the frozen state. No translation that a
+//! processor may still hold leads to memory with a new owner.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What a sandboxed program may see of the host's files: pure rules over absolute path names.
+//! A sandboxed program's view of the host's files: pure rules over absolute path names.
 //!
 //! A [`Policy`] answers one question, [`Policy::classify`]: which tree does a canonical path belong
 //! to. Paths are bytes, absolute, without `.`, `..`, empty components or symbolic links; resolving a
@@ -30,15 +30,15 @@ pub enum Place {
     Outside,
 }
 
-/// Where the memory file system is mounted.
+/// Mount point of the memory file system.
 pub const TMP: &[u8] = b"/tmp";
-/// Where the second tree of the memory file system is mounted (shm_open(3)).
+/// Mount point of the second tree of the memory file system (shm_open(3)).
 pub const SHM: &[u8] = b"/dev/shm";
-/// Where the process file system is mounted.
+/// Mount point of the process file system.
 pub const PROC: &[u8] = b"/proc";
-/// Where the devices are.
+/// Directory of the devices.
 pub const DEV: &[u8] = b"/dev";
-/// Where the system file system is mounted.
+/// Mount point of the system file system.
 pub const SYS: &[u8] = b"/sys";
 
 /// Host trees of programs and libraries.
@@ -148,7 +148,7 @@ impl Policy {
         Ok(())
     }
 
-    /// Whether what a readable directory has at this canonical path is not readable all the same.
+    /// True if a readable directory has something at this canonical path that is not readable all the same.
     #[must_use]
     pub fn is_secret(&self, path: &[u8]) -> bool {
         SECRETS.contains(&path)

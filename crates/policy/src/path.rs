@@ -1,6 +1,6 @@
 //! Path names as bytes.
 
-/// Whether `path` is absolute and free of empty, `.` and `..` components and NUL bytes.
+/// True if `path` is absolute and free of empty, `.` and `..` components and NUL bytes.
 #[must_use]
 pub fn is_canonical(path: &[u8]) -> bool {
     let Some(rest) = path.strip_prefix(b"/") else {
@@ -9,7 +9,7 @@ pub fn is_canonical(path: &[u8]) -> bool {
     !path.contains(&0) && (rest.is_empty() || rest.split(|byte| *byte == b'/').all(is_name))
 }
 
-/// Whether `path` is one component that names an entry of a directory: not `.` or `..`, free of slashes and
+/// True if `path` is one component that names an entry of a directory: not `.` or `..`, free of slashes and
 /// NUL bytes.
 #[must_use]
 pub fn is_name(path: &[u8]) -> bool {
@@ -19,7 +19,7 @@ pub fn is_name(path: &[u8]) -> bool {
         && !path.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
-/// Whether canonical `path` is `tree` or lies beneath it.
+/// True if canonical `path` is `tree` or lies beneath it.
 #[must_use]
 pub fn beneath(tree: &[u8], path: &[u8]) -> bool {
     tree == b"/"

@@ -1,4 +1,4 @@
-//! Where things stand inside the exception page: shared by the assembly, through the build script,
+//! Places of things inside the exception page: shared by the assembly, through the build script,
 //! and by the code that computes entry points.
 
 /// Distance between two exception entries, in bytes.

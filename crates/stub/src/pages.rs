@@ -54,11 +54,11 @@ pub const fn exception_entry_offset(vector: u8) -> u64 {
     vector as u64 * ENTRY_STRIDE_BYTES
 }
 
-/// Where in [`EXC_CODE`] the flush routine is entered to make changes of `pages` table entries
+/// Offset in [`EXC_CODE`] at which the flush routine is entered to make changes of `pages` table entries
 /// visible, in bytes; `None` above [`MAX_FLUSH_PAGES`].
 ///
 /// It runs at CPL 0 on a stack that holds `pages` operands, the program's `rax` and an `iretq` frame
-/// (rip, cs, rflags, rsp, ss), and changes no other register. An operand is the address of the page
+/// (rip, cs, rflags, rsp, ss). It changes no other register. An operand is the address of the page
 /// on hardware, and the address at which its table entry is mapped on software KVM.
 #[must_use]
 pub const fn flush_entry_offset(kvm_kind: KvmKind, pages: usize) -> Option<u64> {
@@ -100,7 +100,7 @@ pub fn gdt_image() -> [u8; PAGE_LEN] {
     page
 }
 
-/// The interrupt descriptor table: interrupt gates to the entries of [`EXC_CODE`], all on IST 1
+/// The interrupt descriptor table: interrupt gates to the entries of [`EXC_CODE`]. All are on IST 1
 /// except double fault on IST 2. Only `int3` and `into` may be raised by software.
 #[must_use]
 pub fn idt_image() -> [u8; PAGE_LEN] {
@@ -124,7 +124,7 @@ pub fn idt_image() -> [u8; PAGE_LEN] {
 /// The task state segment: RSP0 and IST 1 are the exception stack, IST 2 the double-fault stack.
 ///
 /// On software KVM the syscall entry runs at ring 3, so that ring 3 must own the one port it leaves
-/// through; software KVM consults this bitmap. On hardware ring 3 owns none. The kind of KVM is probed with
+/// through. Software KVM consults this bitmap. On hardware ring 3 owns none. The kind of KVM is probed with
 /// the software image.
 #[must_use]
 pub fn tss_image(kvm_kind: KvmKind) -> [u8; PAGE_LEN] {

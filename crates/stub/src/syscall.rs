@@ -7,7 +7,7 @@ use kvmlet_abi::{Gva, PAGE_SIZE};
 use crate::geometry::CSTAR_OFFSET_BYTES;
 use crate::pages::{PAGE_LEN, PageImage};
 
-/// What `syscall` at ring 3 does on this KVM: the only difference between the two that the stub sees.
+/// Effect of `syscall` at ring 3 on this KVM: the only difference between the two that the stub sees.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum KvmKind {
     /// VT-x, AMD-V: enters LSTAR at CPL 0, and port access from ring 3 raises #GP.
@@ -114,7 +114,7 @@ fn trampoline_marks() -> &'static Marks {
     unsafe { &kvmlet_stub_marks_trampoline }
 }
 
-/// Where a call enters that jumps instead of executing `syscall`: software KVM only, see
+/// Entry of a call that jumps instead of executing `syscall`: software KVM only, see
 /// [`crate::trampoline`].
 #[must_use]
 pub fn trampoline_entry() -> Gva {
@@ -127,7 +127,7 @@ pub fn leave_offset(kvm_kind: KvmKind) -> u64 {
     u64::from(marks(kvm_kind).leave)
 }
 
-/// Classifies `pc`. The thread may have jumped there by itself; the answer then still names a state
+/// Classifies `pc`. The thread may have jumped there by itself. The answer then still names a state
 /// that ring 3 could have reached with the registers it has.
 #[must_use]
 pub fn classify(kvm_kind: KvmKind, pc: Gva) -> StubPc {

@@ -1,4 +1,4 @@
-//! Calls that jump: on software KVM the `syscall` instruction alone costs more than a polled call, so a
+//! Calls that jump. On software KVM the `syscall` instruction alone costs more than a polled call. So a
 //! place in a program's text that makes many calls is given a jump to the stub instead.
 //!
 //! Only what stands before the `syscall` is replaced, by a jump of its length or shorter, to a slot of
@@ -42,7 +42,7 @@ const CMPB_BYTES: u64 = 7;
 /// What r11 holds of the flags that `xor %eax, %eax` leaves: ZF, PF and the bit that is always set.
 const ZERO_FLAGS: u32 = 0x4600;
 
-/// What a place in a program's text looks like.
+/// Shape of a place in a program's text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Form {
     /// `mov $number, %eax; syscall`
@@ -116,7 +116,7 @@ pub struct Site {
     pub start: Gva,
     /// Behind the `syscall`.
     pub back: Gva,
-    /// What is between them.
+    /// Shape of the code between them.
     pub form: Form,
 }
 
@@ -136,8 +136,8 @@ fn distance(from: Gva, to: Gva) -> Option<[u8; 4]> {
 }
 
 impl Site {
-    /// The place whose `syscall` returns to `back`, if the bytes before it (at most [`LOOK_BYTES`], the
-    /// last one directly before `back`) are of a known form and make call `nr`.
+    /// The place whose `syscall` returns to `back`, if the bytes before it are of a known form and make
+    /// call `nr`. They are at most [`LOOK_BYTES`], the last one directly before `back`.
     #[must_use]
     pub fn recognise(before: &[u8], back: Gva, nr: u64) -> Option<Self> {
         let code = before.strip_suffix(&SYSCALL)?;
@@ -197,7 +197,7 @@ impl Site {
         })
     }
 
-    /// What stands at `start` when it has not been replaced.
+    /// The bytes at `start` when it has not been replaced.
     #[must_use]
     pub fn original(&self) -> Option<[u8; JUMP_BYTES]> {
         let (head, tail): (&[u8], _) = match self.form {
@@ -267,7 +267,7 @@ impl Site {
         Some(code)
     }
 
-    /// Whether a thread at `rip` is between two instructions that the jump replaces. It may be put to
+    /// True if a thread at `rip` is between two instructions that the jump replaces. It may be put to
     /// [`Site::start`]: they can be executed again.
     #[must_use]
     pub fn splits(&self, rip: u64) -> bool {

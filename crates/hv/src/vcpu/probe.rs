@@ -1,4 +1,4 @@
-//! What a vCPU can find out about the KVM it runs on.
+//! A vCPU's findings about the KVM it runs on.
 
 use std::time::Instant;
 
@@ -18,10 +18,10 @@ impl Vcpu {
     /// Finds out what `syscall` at ring 3 does here, by doing it, and remembers the answer.
     ///
     /// Expects the probe code at `PROBE_CODE` and the *software* form of the syscall page at
-    /// `SYSCALL_CODE`, both user-executable, the software form of the TSS, and the exception pages of the
-    /// layout. After the answer [`KvmKind::Hardware`] the caller writes the hardware form of the TSS,
-    /// and maps the hardware form of the syscall page supervisor-only, like the constants; in both
-    /// cases it unmaps the probe code; and it flushes what it changed.
+    /// `SYSCALL_CODE`, both user-executable. The TSS must have its software form, and the exception pages
+    /// of the layout must be there. After the answer [`KvmKind::Hardware`] the caller writes the hardware
+    /// form of the TSS. It then maps the hardware form of the syscall page supervisor-only, like the
+    /// constants. In both cases it unmaps the probe code, and it flushes what it changed.
     ///
     /// # Errors
     /// [`HvError::Probe`] if neither kind of KVM behaves so.

@@ -2,7 +2,7 @@
 //!
 //! Guest time is the host's CLOCK_MONOTONIC (and what is measured against it) as a line through the
 //! last update: base + ticks * rate. Each update measures the host anew and draws the next line so
-//! that it begins nowhere below the last one: a guest that is behind steps forward, one that is ahead
+//! that it begins nowhere below the last one. A guest that is behind steps forward; one that is ahead
 //! runs slower until the host has caught up. The steps are tens of nanoseconds as a rule.
 
 use std::mem::offset_of;
@@ -35,7 +35,7 @@ const SLEW_NS: u64 = 1_000_000_000;
 const LARGE_LEAD_NS: u64 = 25_000;
 /// An offset between two host clocks that seems to shrink by less than this is measuring noise.
 const OFFSET_NOISE_NS: i64 = 1_000;
-/// What the guest reads from its TSC.
+/// The guest's reading of its TSC.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum GuestTsc {
     /// The host's TSC plus this many ticks, modulo 2^64 (KVM_VCPU_TSC_OFFSET; 0 on software KVM).
@@ -55,7 +55,7 @@ pub struct GuestTimeOffsets {
     pub realtime_ns: i64,
 }
 
-/// How a [`HostClock`] begins.
+/// The beginning of a [`HostClock`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ClockConfig {
     /// The guest's TSC.
@@ -422,8 +422,8 @@ impl HostClock {
         }
     }
 
-    /// Guest time now, as the vDSO would answer: system calls that report or compare times use it,
-    /// so that a call and the vDSO never contradict each other.
+    /// Guest time now, as the vDSO would answer. System calls that report or compare times use it, so that
+    /// a call and the vDSO never contradict each other.
     pub fn read(&self, clock: VdsoClock) -> VdsoTimestamp {
         let tsc = self.guest_tsc_of(host::tsc());
         tsc.and_then(|tsc| self.data.read(clock, tsc))

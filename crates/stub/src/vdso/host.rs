@@ -1,4 +1,4 @@
-//! What the host's clocks and its time stamp counter say.
+//! Readings of the host's clocks and its time stamp counter.
 
 use std::arch::x86_64::{__cpuid, _mm_lfence, _mm_mfence, _rdtsc};
 

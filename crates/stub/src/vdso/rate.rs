@@ -1,4 +1,4 @@
-//! How fast a host clock runs against the TSC, learnt from samples.
+//! The rate of a host clock against the TSC, learnt from samples.
 
 use kvmlet_abi::vdso_data::{NS_PER_SEC, VDSO_SHIFT, ticks_to_ns};
 
@@ -100,7 +100,7 @@ impl Rate {
         self.newest
     }
 
-    /// What the clock shows at host TSC `tsc`, by the newest sample; `None` without a rate.
+    /// Time that the clock shows at host TSC `tsc`, by the newest sample; `None` without a rate.
     pub fn predict_ns(&self, tsc: u64) -> Option<i64> {
         let mult = self.slope?.mult;
         let (ns, from) = (self.newest.ns, self.newest.tsc);
