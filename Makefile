@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # cargo and maturin are given the same interpreter, or each would rebuild what the other built.
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-PYTHON_SOURCES := python tests/unit $(wildcard tests/e2e tests/escape tests/conftest.py tests/hwkvm benches examples)
+PYTHON_SOURCES := python tests/unit $(wildcard tests/e2e tests/escape tests/conftest.py tests/prose.py tests/hwkvm benches examples)
 PYTEST := $(BIN)/python -m pytest
 UNIT := tests/unit
 END_TO_END := $(wildcard tests/e2e tests/escape)
@@ -30,7 +30,7 @@ help:
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make bench-faults  page faults that leave the VM, of real programs"
 	@echo "make bench-limits  how soon a limit or a signal ends hostile guests"
-	@echo "make lint      formatters, linters, types and import contracts only"
+	@echo "make lint      formatters, linters, types, import contracts and plain English only"
 	@echo "make clean     remove what was built"
 
 # ---- set-up ----
@@ -102,8 +102,8 @@ test-long-user: $(VENV)/.group-dev
 test-long-rust: $(VENV)/.group-dev
 	PROPTEST_CASES=2048 cargo test --workspace --exclude kvmlet-py
 
-.PHONY: lint lint-rust lint-python
-lint: lint-rust lint-python
+.PHONY: lint lint-rust lint-python lint-prose
+lint: lint-rust lint-python lint-prose
 lint-rust: deps-test $(VENV)/.group-dev
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
@@ -113,6 +113,9 @@ lint-python: $(VENV)/.group-dev
 	$(BIN)/mypy --strict python tests/unit tests/e2e benches
 	$(BIN)/basedpyright
 	PYTHONPATH=python $(BIN)/lint-imports --no-logo --no-cache
+# Documents, and doc comments of the rooms that are named in the script.
+lint-prose: $(VENV)/.group-dev
+	$(BIN)/python tests/prose.py
 
 # Without kvmlet-py: an extension module has no Python to link its tests with.
 .PHONY: test-rust
