@@ -250,25 +250,17 @@ impl Sandbox {
         let trap = self.settle_posted(tid, trap, posted);
         self.personality
             .handle(tid, trap, charge_ns, &mut self.guest.vcpu);
-        match trap {
-            Some(Trap::Interrupted) => {
-                if let Some(stop) = self.kicked(after_ns, drive)? {
-                    return Ok(Some(stop));
-                }
-            }
+        let stop = match trap {
+            Some(Trap::Interrupted) => self.kicked(after_ns, drive)?,
             Some(Trap::Broken {
                 exit_reason,
                 detail,
-            }) => {
-                return Err(EngineError::Internal(format!(
-                    "the virtual CPU stopped in an unknown state: exit {exit_reason}, detail {detail:#x}"
-                )));
-            }
-            _ => {}
-        }
-        match drive.limit.is_due(after_ns) {
-            true => Ok(drive.check(after_ns)),
-            false => Ok(None),
+            }) => return Err(broken(exit_reason, detail)),
+            _ => None,
+        };
+        match stop {
+            None if drive.limit.is_due(after_ns) => Ok(drive.check(after_ns)),
+            stop => Ok(stop),
         }
     }
 
@@ -299,4 +291,11 @@ fn ending(end: End) -> Ending {
         End::Memory => Ending::Memory,
         End::Output => Ending::Output,
     }
+}
+
+/// The error of a vCPU that has left for a reason that is not known.
+fn broken(exit_reason: u32, detail: u64) -> EngineError {
+    EngineError::Internal(format!(
+        "the virtual CPU stopped in an unknown state: exit {exit_reason}, detail {detail:#x}"
+    ))
 }

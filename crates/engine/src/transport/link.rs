@@ -279,23 +279,23 @@ impl Loan {
     /// `made`.
     fn make(&mut self, call: Call, back: Option<Gva>, now_ns: u64) -> Option<u64> {
         let spent_ns = ran_ns(self.charged_ns, now_ns);
-        let made = self.personality.make(self.tid, call, back, spent_ns);
-        match made.answer() {
-            Some(result) if !self.must_leave() => Some(result),
-            _ => {
-                self.made = Some(made);
-                None
-            }
-        }
+        let (tid, kick_ns) = (self.tid, self.kick_ns);
+        let made = self
+            .personality
+            .make(tid, call, back, spent_ns, |personality| {
+                !must_leave(personality, tid, kick_ns)
+            });
+        made.map_err(|made| self.made = Some(made)).ok()
     }
+}
 
-    fn must_leave(&self) -> bool {
-        if self.personality.must_leave(self.tid) {
-            return true;
-        }
-        self.personality.kick_ns().is_some_and(|guest_ns| {
-            let wanted_ns = host_time_ns(&self.personality, guest_ns, now_ns());
-            wanted_ns.saturating_add(KICK_SLACK_NS) < self.kick_ns
-        })
+/// Whether a thread that could go on must leave the guest all the same. Its vCPU is kicked at `kick_ns`.
+fn must_leave(personality: &Personality, tid: Tid, kick_ns: u64) -> bool {
+    if personality.must_leave(tid) {
+        return true;
     }
+    personality.kick_ns().is_some_and(|guest_ns| {
+        let wanted_ns = host_time_ns(personality, guest_ns, now_ns());
+        wanted_ns.saturating_add(KICK_SLACK_NS) < kick_ns
+    })
 }

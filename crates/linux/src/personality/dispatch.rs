@@ -25,15 +25,6 @@ pub struct Made {
 }
 
 impl Made {
-    /// Its result, if it is one that changes nothing else.
-    #[must_use]
-    pub fn answer(&self) -> Option<u64> {
-        match (&self.outcome, self.jump) {
-            (Outcome::Done(result), None) => Some(rax_of(*result)),
-            _ => None,
-        }
-    }
-
     /// Whether only its result is left: a thread that does not ask for it any more loses nothing else.
     #[must_use]
     pub fn is_done(&self) -> bool {
@@ -56,8 +47,10 @@ impl Personality {
                 args: thread.regs.syscall_args(),
             };
             self.bring_registers(tid, call.nr, cpu);
-            let made = self.make(tid, call, None, spent_ns);
-            return self.finish(tid, made);
+            if let Err(made) = self.make(tid, call, None, spent_ns, |_| false) {
+                self.finish(tid, made);
+            }
+            return;
         }
         self.arrive(tid, spent_ns);
         match trap {
@@ -80,22 +73,35 @@ impl Personality {
     /// Makes a call for the first time. The thread has not been charged for `spent_ns` of CPU time.
     ///
     /// It may wait for the result inside the guest, where [`table::is_remote`] allows the call. Its
-    /// registers are not in its [`Thread`] value then. It goes on with [`Made::answer`] if there is one and
-    /// [`Personality::must_leave`] lets it; else it leaves the guest, and [`Personality::finish`] does the
-    /// rest. `back` is where such a call returns to, if its place may be given a jump.
+    /// registers are not in its [`Thread`] value then, and `back` is where the call returns to, if its place
+    /// may be given a jump. It goes on with the result if there is no more to it and `stays` lets it.
+    ///
+    /// # Errors
+    /// What is left to do: the thread leaves the guest, and [`Personality::finish`] does it.
     ///
     /// [`Thread`]: crate::kernel::Thread
-    pub fn make(&mut self, tid: Tid, call: Call, back: Option<Gva>, spent_ns: u64) -> Made {
+    #[allow(clippy::result_large_err)] // a box would be an allocation for each call that leaves
+    pub fn make(
+        &mut self,
+        tid: Tid,
+        call: Call,
+        back: Option<Gva>,
+        spent_ns: u64,
+        stays: impl FnOnce(&Self) -> bool,
+    ) -> Result<u64, Made> {
         // First: the call may ask for CPU time, or wait for it.
         self.arrive(tid, spent_ns);
         self.host.report.count_call(table::key(call.nr));
         let outcome = self.attempt(tid, &call, &CallState::default(), true);
         let jump = back
             .filter(|&back| mm::trampoline::can_be_trampoline(&mut self.cx(tid), back, call.nr));
-        Made {
-            call,
-            outcome,
-            jump,
+        match outcome {
+            Outcome::Done(result) if jump.is_none() && stays(self) => Ok(rax_of(result)),
+            outcome => Err(Made {
+                call,
+                outcome,
+                jump,
+            }),
         }
     }
 
