@@ -1,4 +1,4 @@
-"""The things that every test directory shares: the guest programs and the option to leave the VMs out."""
+"""Shared by every test directory: the guest programs and the option to leave the VMs out."""
 
 import argparse
 import pathlib

@@ -306,7 +306,7 @@ def test_a_request_that_loops(c_program: Warmed, fork: kvmlet.Sandbox) -> None:
 
 
 def test_one_request_does_not_decide_for_others(guests: pathlib.Path) -> None:
-    """Pages that one request writes are neither copied ahead for later forks nor kept by its own."""
+    """Pages of one request are neither copied ahead for later forks nor kept by its own."""
     usual, large = 30, 4000
     with freeze(["./warm"], guests).snapshot as snapshot:
 

@@ -74,7 +74,7 @@ def resident_mib(pid: int) -> float:
 
 @functools.cache
 def start_mib() -> float:
-    """Resident memory of the process of a guest that does nothing: where the promise starts from."""
+    """Resident memory of a process whose guest does nothing: where the promise starts from."""
     hoard = pathlib.Path(__file__).parent / "guests" / "build" / "hoard"
     return _run([hoard, "start"], cwd=hoard.parent, options=[], timeout_s=TIMEOUT_S).resident_mib
 

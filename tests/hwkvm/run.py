@@ -4,7 +4,8 @@
 QEMU's TCG emulates an AMD processor with SVM and nested paging. A Debian kernel in it loads the
 real ``kvm-amd`` module, so ``/dev/kvm`` there behaves as on silicon. The command sees the host's
 file system read-only (9p), with its own /dev, /proc and /sys. It has a tmpfs on /tmp, /run and
-/dev/shm, and this repository as working directory. Its stdout, stderr and exit status are passed through.
+/dev/shm, and this repository as working directory. Its stdout, stderr and exit status are
+passed through.
 
 Exit status: the command's own; 124 on timeout; 2 if the machine could not be set up or failed;
 130 or 143 if interrupted.
