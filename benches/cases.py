@@ -1,4 +1,4 @@
-"""The groups that are measured: each case runs programs in interleaved pairs and gives rows of the table."""
+"""The groups that are measured: each case runs programs in interleaved pairs and gives rows."""
 
 from __future__ import annotations
 

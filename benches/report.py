@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 LEAST_PAIRS = 15
+_CPUINFO = Path("/proc/cpuinfo")
 
 _UNITS = {
     "ns": (("s", 1e9), ("ms", 1e6), ("us", 1e3), ("ns", 1)),
@@ -116,6 +118,13 @@ def parser(name: str, description: str | None, cases: Sequence[str]) -> argparse
         choices=list(cases),
         help="measure only this group; may be repeated",
     )
+    options.add_argument(
+        "--write",
+        type=_absolute,
+        metavar="PAGE",
+        help="replace this bench's section of PAGE by the figures (docs/measurements.md)",
+    )
+    options.set_defaults(bench=f"benches/{name}")
     return options
 
 
@@ -123,6 +132,8 @@ def run(cases: Sequence[Case], options: argparse.Namespace) -> int:
     """Measure, show and judge `cases`; the exit status."""
     try:
         pairs = _pairs()
+        if options.write is not None:
+            _check_write(options, pairs)
         build()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -138,6 +149,10 @@ def run(cases: Sequence[Case], options: argparse.Namespace) -> int:
     _summary(rows, failures, time.monotonic() - started)
     if options.json is not None:
         options.json.write_text(json.dumps(_document(pairs, groups, failures), indent=2) + "\n")
+    if options.write is not None:
+        body = section(groups, failures, _conditions(pairs))
+        page = options.write.read_text(encoding="utf-8")
+        options.write.write_text(with_section(page, options.bench, body), encoding="utf-8")
     missed = failures or any(row.verdict == "open" for row in rows)
     return 1 if options.check and missed else 0
 
@@ -148,6 +163,87 @@ def amount(value: float, unit: str) -> str:
         if value >= size:
             return f"{value / size:.{1 if size == 1 else 2}f} {name}"
     return f"{value:,.1f} {unit}".rstrip()
+
+
+def section(
+    groups: dict[str, list[Row]], failures: dict[str, str], conditions: Sequence[str]
+) -> str:
+    """A bench's figures as a part of a page: under which conditions, and a table of the rows."""
+    lines = [
+        *(f"- {condition}" for condition in conditions),
+        "",
+        "| Group | What | kvmlet | Compared with | Ratio [quartiles] | Promise | State |",
+        "|---|---|---:|---:|---|---|---|",
+    ]
+    for name, rows in groups.items():
+        lines += [_cells(name, row) for row in rows]
+    lines += [
+        f"| {_plain(name)} | failed: {_plain(why)} | | | | | |" for name, why in failures.items()
+    ]
+    return "\n".join(lines)
+
+
+def with_section(page: str, bench: str, body: str) -> str:
+    """`page` with `body` between the markers of `bench`; they are added at its end if missing."""
+    start, end = f"<!-- written by {bench} -->", f"<!-- end of {bench} -->"
+    before, has_start, rest = page.partition(start)
+    _, has_end, after = rest.partition(end)
+    if has_start and has_end:
+        return f"{before}{start}\n{body}\n{end}{after}"
+    if has_start or end in page:
+        raise BenchError(f"one of the markers of {bench} is missing")
+    return f"{page.rstrip()}\n\n## {bench}\n\n{start}\n{body}\n{end}\n"
+
+
+def _cells(group: str, row: Row) -> str:
+    low, high = row.ratio.low, row.ratio.high
+    cells = (
+        _plain(group),
+        _plain(row.what),
+        amount(row.ours, row.unit),
+        amount(row.theirs, row.unit),
+        f"{row.ratio.median:.3f} [{low:.3f}, {high:.3f}]",
+        str(row.promise or ""),
+        row.verdict,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """`text` for a cell of a table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _check_write(options: argparse.Namespace, pairs: int) -> None:
+    """Refuses before anything is measured. Raises BenchError."""
+    if options.only:
+        raise BenchError("--write takes a whole run: leave --only out")
+    if pairs < LEAST_PAIRS:
+        raise BenchError(f"--write takes at least {LEAST_PAIRS} pairs")
+    try:
+        with_section(options.write.read_text(encoding="utf-8"), options.bench, "")
+    except OSError as error:
+        raise BenchError(f"--write: {error}") from None
+
+
+def _conditions(pairs: int) -> list[str]:
+    """The day, the machine and the run that figures belong to."""
+    day = datetime.now(UTC).date().isoformat()
+    return [
+        f"Day: {day}",
+        f"Kernel: Linux {platform.release()}",
+        f"CPU: {cpu_model(_CPUINFO.read_text())}, {os.cpu_count()} CPUs",
+        f"Pairs: {pairs}",
+    ]
+
+
+def cpu_model(cpuinfo: str) -> str:
+    """The name of the first CPU in the text of /proc/cpuinfo."""
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return "unknown"
 
 
 def _absolute(name: str) -> Path:
