@@ -139,7 +139,9 @@ def files() -> Iterator[Path]:
     for room in CHECKED:
         # Guest programs are run and compared, and nobody calls what they define.
         for path in sorted((ROOT / room).rglob("*.*")):
-            if path.suffix in {".rs", ".py"} and not {"build", "guests", "target"} & set(path.parts):
+            if path.suffix in {".rs", ".py"} and not {"build", "guests", "target"} & set(
+                path.parts
+            ):
                 yield path
 
 
