@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use kvmlet_linux::cx::{CpuInfo, Cx};
-use kvmlet_linux::exec::{self, ExecRequest};
-use kvmlet_linux::host::Host;
-use kvmlet_linux::kernel::{Ids, Kernel, NewKernel, Pid, Tid};
-use kvmlet_linux::personality::Personality;
-use kvmlet_linux::vfs::{self, Dir, StdStream};
+use kvmlet_linux::ExecRequest;
+use kvmlet_linux::Host;
+use kvmlet_linux::Personality;
+use kvmlet_linux::{CpuInfo, Cx};
+use kvmlet_linux::{Dir, StdStream};
+use kvmlet_linux::{Ids, Kernel, NewKernel, Pid, Tid};
 use kvmlet_mem::GuestMemory;
 
 use crate::error::is_too_few;
@@ -79,7 +79,7 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
         uid: host.credentials.uid,
         gid: host.credentials.gid,
     };
-    let tmpfs = vfs::new_tmpfs(host, memory).map_err(|errno| {
+    let tmpfs = kvmlet_linux::new_tmpfs(host, memory).map_err(|errno| {
         EngineError::BadArgument(format!("the memory limit is too small: {errno}"))
     })?;
     Ok(Kernel::new(NewKernel { cwd, ids, tmpfs }))
@@ -101,7 +101,7 @@ fn load(program: &Program, personality: &mut Personality) -> Result<(), EngineEr
             StdStream::Capture,
         ],
     };
-    vfs::stdio::set_up(kernel, &mut machine.memory, host, Pid::FIRST, &streams).map_err(
+    kvmlet_linux::set_up_streams(kernel, &mut machine.memory, host, Pid::FIRST, &streams).map_err(
         |errno| match errno {
             errno if is_too_few(errno) => EngineError::Descriptors,
             errno => EngineError::Host(format!("the standard streams cannot be set up: {errno}")),
@@ -119,7 +119,7 @@ fn load(program: &Program, personality: &mut Personality) -> Result<(), EngineEr
         .iter()
         .map(|(name, value)| [name.as_slice(), b"=", value.as_slice()].concat())
         .collect();
-    exec::boot(
+    kvmlet_linux::load(
         &mut cx,
         ExecRequest {
             path,
@@ -142,6 +142,6 @@ fn find_program(cx: &mut Cx<'_>, program: &Program) -> Result<Vec<u8>, EngineErr
         .iter()
         .find(|(key, _)| key == b"PATH")
         .map_or(&b""[..], |(_, value)| value);
-    exec::search(cx, name, path)
+    kvmlet_linux::search_path(cx, name, path)
         .ok_or_else(|| EngineError::NotFound(String::from_utf8_lossy(name).into_owned()))
 }

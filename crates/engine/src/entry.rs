@@ -3,9 +3,9 @@
 use kvmlet_abi::call_page::Closed;
 use kvmlet_abi::layout::StubConstant;
 use kvmlet_abi::{Trap, UserRegs};
-use kvmlet_linux::kernel::Tid;
-use kvmlet_linux::personality::{Made, Personality};
-use kvmlet_linux::signal::signo::SIGBUS;
+use kvmlet_linux::SIGBUS;
+use kvmlet_linux::Tid;
+use kvmlet_linux::{Made, Personality};
 
 use crate::run::Drive;
 use crate::sandbox::Sandbox;

@@ -4,8 +4,8 @@ use std::any::Any;
 
 use kvmlet_abi::Errno;
 use kvmlet_hv::HvError;
-use kvmlet_linux::channel::PostError;
-use kvmlet_linux::exec::ExecError;
+use kvmlet_linux::ExecError;
+use kvmlet_linux::PostError;
 use kvmlet_mem::MemError;
 use kvmlet_mem::budget::{Exhausted, Resource};
 

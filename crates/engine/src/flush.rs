@@ -6,7 +6,7 @@
 //! tables drops everything.
 
 use kvmlet_hv::{HvError, KvmKind};
-use kvmlet_linux::cx::Machine;
+use kvmlet_linux::Machine;
 use kvmlet_mem::PendingFlush;
 
 use crate::vm::GuestVm;

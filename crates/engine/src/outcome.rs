@@ -1,6 +1,6 @@
 //! What a run gives back.
 
-use kvmlet_linux::report::Denial;
+use kvmlet_linux::Denial;
 
 use crate::stats::Stat;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvmlet_linux::vfs::stdio::Inherited;
+use kvmlet_linux::Inherited;
 use kvmlet_policy::Policy;
 
 use crate::{Calls, EngineError};

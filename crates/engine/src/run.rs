@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use kvmlet_abi::Trap;
-use kvmlet_linux::guest_call::CallStatus;
-use kvmlet_linux::kernel::{End, Tid};
-use kvmlet_linux::personality::Step;
-use kvmlet_linux::report::Work;
-use kvmlet_linux::syscalls::table;
+use kvmlet_linux::CallStatus;
+use kvmlet_linux::Step;
+use kvmlet_linux::Work;
+use kvmlet_linux::table;
+use kvmlet_linux::{End, Tid};
 
 use crate::EngineError;
 use crate::entry::Left;

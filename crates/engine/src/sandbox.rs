@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use kvmlet_abi::layout::StubConstant;
-use kvmlet_linux::cx::{CpuInfo, Machine, Vdso};
-use kvmlet_linux::host::Host;
-use kvmlet_linux::kernel::Kernel;
-use kvmlet_linux::personality::Personality;
+use kvmlet_linux::Host;
+use kvmlet_linux::Kernel;
+use kvmlet_linux::Personality;
+use kvmlet_linux::{CpuInfo, Machine, Vdso};
 use kvmlet_mem::{GuestMemory, ResetReport};
 
 use crate::EngineError;

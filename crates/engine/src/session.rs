@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::Kicker;
-use kvmlet_linux::channel::{Peer, PostError};
-use kvmlet_linux::guest_call::{CallArg, CallError, Returns};
-use kvmlet_linux::symbols::SymbolError;
+use kvmlet_linux::SymbolError;
+use kvmlet_linux::{CallArg, CallError, Returns};
+use kvmlet_linux::{Peer, PostError};
 
 use crate::outcome::Ending;
 use crate::run::{Stop, Until};

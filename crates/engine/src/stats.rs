@@ -1,8 +1,8 @@
 //! Counters of a run, flat and named, for people and programs.
 
 use kvmlet_hv::Counters;
-use kvmlet_linux::report::{CallKey, Report, Work};
-use kvmlet_linux::syscalls::table;
+use kvmlet_linux::table;
+use kvmlet_linux::{CallKey, Report, Work};
 use kvmlet_mem::ResetReport;
 
 use crate::transport::TransportCounts;

@@ -1,6 +1,6 @@
 //! Host time, and what of it is the guest's.
 
-use kvmlet_linux::personality::Personality;
+use kvmlet_linux::Personality;
 use rustix::time::{ClockId, clock_gettime};
 
 /// How often the owner is asked at least, in nanoseconds: a signal may have come in the moment before the
@@ -24,6 +24,6 @@ pub(crate) fn ran_ns(since_ns: u64, now_ns: u64) -> u64 {
 
 /// A time on the guest's monotonic clock as one on the host's.
 pub(crate) fn host_time_ns(personality: &Personality, guest_ns: u64, now_ns: u64) -> u64 {
-    let guest_now_ns = kvmlet_linux::clock::monotonic_ns(&personality.host);
+    let guest_now_ns = kvmlet_linux::monotonic_ns(&personality.host);
     now_ns.saturating_add(guest_ns.saturating_sub(guest_now_ns))
 }

@@ -20,39 +20,52 @@
     )
 )]
 
-pub mod budget;
-pub mod cx;
-pub mod fd;
-pub mod host;
-pub mod hostfd;
-pub mod id;
-pub mod kernel;
-pub mod outcome;
-pub mod report;
-
-pub mod channel;
-pub mod clock;
-pub mod exec;
-pub mod frame;
-pub mod guest_call;
-pub mod guest_call_state;
-pub mod mm;
-pub mod personality;
-pub mod rlimit;
-pub mod sched;
-pub mod signal;
-pub mod symbols;
-pub mod syscalls;
+mod budget;
+mod channel;
+mod clock;
+mod cx;
+mod exec;
+mod fd;
+mod frame;
+mod guest_call;
+mod guest_call_state;
+mod host;
+mod hostfd;
+mod id;
+mod kernel;
+mod mm;
+mod outcome;
+mod personality;
+mod report;
+mod rlimit;
+mod sched;
+mod signal;
+mod symbols;
+mod syscalls;
 #[cfg(test)]
-pub(crate) mod testing;
-pub mod timer;
-pub mod trace;
-pub mod uts;
-pub mod vfs;
-pub use cx::Cx;
+mod testing;
+mod timer;
+mod trace;
+mod uts;
+mod vfs;
+
+// The engine's view of the personality. All else is for this crate alone, so that rustc names what nothing uses.
+pub use channel::{Peer, PostError};
+pub use clock::{GuestClock, monotonic_ns};
+pub use cx::{CpuInfo, Cx, Machine, Vdso};
+pub use exec::{ExecError, ExecRequest, boot as load, search as search_path};
+pub use guest_call::{CallArg, CallError, CallStatus, Returns};
 pub use host::Host;
-pub use kernel::{Kernel, Pid, Tid};
-pub use outcome::{Outcome, Wait};
+pub use kernel::{End, Ids, Kernel, NewKernel, Pid, Tid};
+pub use mm::freeze::{MappedFile, settle};
+pub use personality::{Cpu, Made, Personality, Step};
+pub use report::{CallKey, Denial, Report, Work};
+pub use sched::Call;
+pub use signal::signo::SIGBUS;
+pub use symbols::SymbolError;
+pub use syscalls::table;
+pub use vfs::stdio::{Inherited, StdStream, set_up as set_up_streams};
+pub use vfs::{Dir, new_tmpfs};
 
 #[cfg(test)]
 mod rooms {

@@ -4,10 +4,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use kvmlet_hv::KvmKind;
-use kvmlet_linux::cx::{Cx, Machine, Vdso};
-use kvmlet_linux::kernel::Tid;
-use kvmlet_linux::mm::freeze::settle;
-use kvmlet_linux::personality::Personality;
+use kvmlet_linux::Personality;
+use kvmlet_linux::Tid;
+use kvmlet_linux::settle;
+use kvmlet_linux::{Cx, Machine, Vdso};
 
 use super::vm_pool::{self, ReadyVms};
 use super::{Frozen, Snapshot};

@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::{Kvm, KvmKind, VcpuConfig};
-use kvmlet_linux::host::Host;
-use kvmlet_linux::kernel::Kernel;
-use kvmlet_linux::mm::freeze::MappedFile;
+use kvmlet_linux::Host;
+use kvmlet_linux::Kernel;
+use kvmlet_linux::MappedFile;
 use kvmlet_mem::{FrozenMemory, GuestMemory, PageTables, SlotMemory};
 use kvmlet_stub::vdso::HostClock;
 

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use kvmlet_hv::Kvm;
-use kvmlet_linux::cx::Machine;
+use kvmlet_linux::Machine;
 use kvmlet_mem::{MemError, ResetReport};
 
 use super::vm_pool;

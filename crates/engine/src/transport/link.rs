@@ -8,11 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use kvmlet_abi::Gva;
 use kvmlet_abi::call_page::{Closed, Exchange, Left, Ticket};
 use kvmlet_hv::{CallPage, PostMode};
-use kvmlet_linux::kernel::Tid;
-use kvmlet_linux::personality::{Made, Personality};
-use kvmlet_linux::report::Work;
-use kvmlet_linux::sched::Call;
-use kvmlet_linux::syscalls::table;
+use kvmlet_linux::Call;
+use kvmlet_linux::Tid;
+use kvmlet_linux::Work;
+use kvmlet_linux::table;
+use kvmlet_linux::{Made, Personality};
 use rustix::thread::sched_getcpu;
 
 use crate::EngineError;

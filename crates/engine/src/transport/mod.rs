@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvmlet_hv::CallPage;
-use kvmlet_linux::personality::Personality;
-use kvmlet_linux::syscalls::table;
+use kvmlet_linux::Personality;
+use kvmlet_linux::table;
 
 use crate::EngineError;
 use admission::Admission;

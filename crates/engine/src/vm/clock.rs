@@ -2,7 +2,7 @@
 
 use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_hv::Vcpu;
-use kvmlet_linux::clock::GuestClock;
+use kvmlet_linux::GuestClock;
 use kvmlet_stub::vdso::{ClockConfig, GuestTsc, HostClock};
 
 /// Guest time by the TSC, shared by calls and the vDSO.

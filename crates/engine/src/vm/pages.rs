@@ -2,7 +2,7 @@
 
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE, layout};
 use kvmlet_hv::{KvmKind, VcpuConfig};
-use kvmlet_linux::cx::Vdso;
+use kvmlet_linux::Vdso;
 use kvmlet_mem::{GuestMemory, PageSize, PageTables, PteFlags};
 use kvmlet_stub::vdso;
 

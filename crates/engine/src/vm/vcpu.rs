@@ -4,7 +4,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use kvmlet_hv::{HvError, Vcpu, XState};
-use kvmlet_linux::personality::Cpu;
+use kvmlet_linux::Cpu;
 
 use crate::EngineError;
 

@@ -49,11 +49,15 @@ pub use hot_pages::HotPages;
 pub use lock::{go_on_populating, lock, lock_all, unlock_all};
 pub use map::{MapFile, MapFlags, MapRequest, brk, mmap, mprotect, munmap};
 pub use pieces::{can_be_parted, covers, piece_end};
-pub use remap::{RemapFlags, RemapRequest, remap};
+#[cfg(test)]
+pub use remap::RemapFlags;
+pub use remap::{RemapRequest, remap};
 pub(crate) use space::Space;
 pub use text::maps_text;
 pub use trampoline::Trampolines;
-pub use vma::{Backing, FileBacking, Low2G, Prot, TmpBacking, Vma, VmaFlags};
+#[cfg(test)]
+pub use vma::TmpBacking;
+pub use vma::{Backing, Low2G, Prot, Vma, VmaFlags};
 
 /// VMAs that a process may have (vm.max_map_count).
 pub const MAX_MAP_COUNT: usize = 65_530;

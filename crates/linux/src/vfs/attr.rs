@@ -146,7 +146,7 @@ impl Attr {
 
     /// As struct stat.
     #[must_use]
-    pub fn to_stat(&self) -> Stat {
+    pub fn to_stat(self) -> Stat {
         Stat {
             st_dev: self.dev,
             st_ino: self.ino,
@@ -170,7 +170,7 @@ impl Attr {
 
     /// As struct statx: the basic fields, and the creation time where known.
     #[must_use]
-    pub fn to_statx(&self) -> Statx {
+    pub fn to_statx(self) -> Statx {
         const STATX_BASIC_STATS: u32 = 0x7ff;
         const STATX_BTIME: u32 = 0x800;
         Statx {

@@ -31,8 +31,10 @@ pub mod tmpfs;
 pub mod unix;
 
 pub use exec::{ExecFile, close_exec, is_directory, map_file, open_exec, read_exec};
+#[cfg(test)]
 pub use ready::poll_ready;
-pub use stdio::{StdStream, started_from, working_directory};
+#[cfg(test)]
+pub use stdio::{StdStream, started_from};
 
 use std::sync::Arc;
 

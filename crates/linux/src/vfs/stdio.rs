@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::Errno;
 use kvmlet_mem::GuestMemory;
-use kvmlet_policy::Policy;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 
 use super::attr::{Attr, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK, makedev};
+use super::hostfs;
 use super::pipe::PIPE_BUF;
 use super::synth::{self, DEVICES};
 use super::terminal::{self, JobSignal};
-use super::{Dir, hostfs};
 use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
 use crate::host::{Host, HostKind};
 use crate::kernel::{Kernel, Pid};
@@ -276,35 +275,17 @@ fn open_again(fd: BorrowedFd<'_>, status: OFlags, attr: &Attr) -> Option<OwnedFd
     Some(own)
 }
 
-/// The policy and working directory of a sandbox started from the caller's working directory.
-///
-/// # Errors
-/// The host's, when there is no working directory.
-pub fn working_directory() -> Result<(Policy, Dir), Errno> {
-    Ok(started_from(&hostfs::working_directory()?))
-}
-
-/// The policy and working directory of a sandbox started from `cwd` ([`Policy::started_from`]).
+/// The policy and working directory of a sandbox started from `cwd` ([`kvmlet_policy::Policy::started_from`]).
+#[cfg(test)]
 #[must_use]
-pub fn started_from(cwd: &[u8]) -> (Policy, Dir) {
-    let (policy, start) = Policy::started_from(cwd);
-    (policy, Dir::Path(Arc::from(start)))
+pub fn started_from(cwd: &[u8]) -> (kvmlet_policy::Policy, super::Dir) {
+    let (policy, start) = kvmlet_policy::Policy::started_from(cwd);
+    (policy, super::Dir::Path(Arc::from(start)))
 }
 
 #[cfg(test)]
 mod tests {
-    use kvmlet_policy::Place;
-
     use super::*;
-
-    #[test]
-    fn working_directory_is_readable() {
-        let (policy, dir) = working_directory().unwrap();
-        let Dir::Path(path) = dir else {
-            panic!("not a path")
-        };
-        assert_eq!(policy.classify(&path), Place::Readable);
-    }
 
     #[test]
     fn only_what_was_inherited_is_passed_on() {
@@ -337,8 +318,8 @@ mod tests {
     #[test]
     fn unsuitable_starts_fall_back() {
         let path = |cwd: &str| match started_from(cwd.as_bytes()).1 {
-            Dir::Path(path) => String::from_utf8(path.to_vec()).unwrap(),
-            Dir::Tmp(_) => panic!("not a path"),
+            super::super::Dir::Path(path) => String::from_utf8(path.to_vec()).unwrap(),
+            super::super::Dir::Tmp(_) => panic!("not a path"),
         };
         assert_eq!(path("/"), "/");
         assert_eq!(path("/etc"), "/etc");

@@ -7,7 +7,7 @@
 pub mod data;
 mod tree;
 
-pub use data::{KeepSize, OwnPage, Seek, Stale};
+pub use data::{KeepSize, Seek, Stale};
 pub use tree::{Exchange, MAX_NAME};
 
 use std::sync::Arc;
