@@ -19,11 +19,11 @@ pub struct Populate {
     pub at: u64,
     /// First address behind them.
     pub end: u64,
-    /// What becomes of a page that cannot be had.
+    /// The consequence of a page that cannot be had.
     pub failure: Failure,
 }
 
-/// What becomes of a page that cannot be faulted in.
+/// The consequence of a page that cannot be faulted in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Failure {
     /// Nothing (mmap(2), mlockall(2)).
@@ -43,13 +43,15 @@ impl Budget {
         self.unpopulated = Some(rest);
     }
 
-    /// What the call has left.
+    /// Takes the pages that the call has left.
     pub fn take_left(&mut self) -> Option<Populate> {
         self.unpopulated.take()
     }
 
-    /// Whether the stretch has been long enough. Asked after each piece of work that may be one of many;
-    /// the first time asked is its beginning, so that short work costs one look at the clock at most.
+    /// True if the stretch has been long enough.
+    ///
+    /// Asked after each piece of work that may be one of many. The first time asked is the stretch's
+    /// beginning, so that short work costs one look at the clock at most.
     pub fn is_spent(&mut self) -> bool {
         match self.since {
             Some(since) => since.elapsed() >= TURN,

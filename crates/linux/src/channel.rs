@@ -2,7 +2,7 @@
 //!
 //! The program asks for its next message with kvmlet_receive and answers with kvmlet_send
 //! ([`crate::syscalls::channel`]). A thread that waits for a message while there is none is at the
-//! **ready point**: the program has nothing to do but to be given work.
+//! **ready point**. The program then has nothing to do but to be given work.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Whether a message of `len_bytes` (at most [`MESSAGE_MAX`]) may be added.
+    /// True if a message of `len_bytes` (at most [`MESSAGE_MAX`]) may be added.
     #[must_use]
     pub fn has_room(&self, len_bytes: usize) -> bool {
         self.messages.len() < QUEUE_LEN_MAX
@@ -92,14 +92,14 @@ impl Queue {
         self.messages.len()
     }
 
-    /// Whether none is waiting.
+    /// True if no message is waiting.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 }
 
-/// Whether there is anybody to exchange messages with.
+/// Says if there is anybody to exchange messages with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Peer {
     /// Nobody: the calls give `ENOSYS`, as Linux does, and the program uses its standard streams.
@@ -112,7 +112,7 @@ pub enum Peer {
 /// The channel of one program.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Channel {
-    /// Whether the host takes part.
+    /// Says if the host takes part.
     pub peer: Peer,
     /// Messages for the program.
     pub inbox: Queue,
@@ -130,7 +130,7 @@ impl Channel {
         self.outbox = Queue::default();
     }
 
-    /// Whether the program's calls have anybody to serve them.
+    /// Succeeds if the program's calls have anybody to serve them.
     ///
     /// # Errors
     /// `ENOSYS` when the host does not take part.

@@ -1,4 +1,4 @@
-//! What a handler works on: the value, the guest's memory, the host.
+//! The things that a handler works on: the value, the guest's memory, the host.
 
 use kvmlet_abi::{Errno, Gpa, Gva};
 use kvmlet_mem::{GuestMemory, PageTables};
@@ -16,7 +16,7 @@ pub struct Machine {
     pub tables: PageTables,
     /// The vDSO's frames, if there is one.
     pub vdso: Option<Vdso>,
-    /// What the auxiliary vector says of the CPU.
+    /// The description of the CPU in the auxiliary vector.
     pub cpu: CpuInfo,
     /// Pages that system calls read often.
     pub hot_pages: mm::HotPages,

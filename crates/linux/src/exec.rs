@@ -54,7 +54,7 @@ const AT_EXECFN: u64 = 31;
 const AT_SYSINFO_EHDR: u64 = 33;
 const AT_MINSIGSTKSZ: u64 = 51;
 
-/// What execve(2) is asked for.
+/// A request of execve(2).
 #[derive(Clone, Debug)]
 pub struct ExecRequest {
     /// Path as given.
@@ -101,7 +101,7 @@ pub enum ExecError {
 }
 
 impl ExecError {
-    /// What execve(2) answers.
+    /// The error number that execve(2) answers with.
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
@@ -151,7 +151,7 @@ pub fn arguments_max(cx: &mut Cx<'_>) -> Result<u64, Errno> {
 /// after it, the program is killed, as in Linux.
 ///
 /// # Errors
-/// What execve(2) gives.
+/// Those of execve(2).
 pub fn replace(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), Errno> {
     let envp = request.envp.clone();
     let program = look_up(cx, request).map_err(|error| error.errno())?;

@@ -64,13 +64,13 @@ bitflags! {
 }
 
 impl OpenFlags {
-    /// Whether read(2) is allowed.
+    /// True if read(2) is allowed.
     #[must_use]
     pub fn readable(self) -> bool {
         !self.contains(Self::WRONLY) && !self.contains(Self::PATH)
     }
 
-    /// Whether write(2) is allowed.
+    /// True if write(2) is allowed.
     #[must_use]
     pub fn writable(self) -> bool {
         self.intersects(Self::WRONLY | Self::RDWR) && !self.contains(Self::PATH)
@@ -78,7 +78,7 @@ impl OpenFlags {
 }
 
 impl OpenFlags {
-    /// What F_GETFL shows: the creation flags are not kept (open(2)).
+    /// The flags that F_GETFL shows: the creation flags are not kept (open(2)).
     pub const KEPT: Self = Self::WRONLY
         .union(Self::RDWR)
         .union(Self::APPEND)
@@ -92,7 +92,7 @@ impl OpenFlags {
         .union(Self::NOATIME)
         .union(Self::SYNC)
         .union(Self::PATH);
-    /// What F_SETFL may change (fcntl(2)).
+    /// The flags that F_SETFL may change (fcntl(2)).
     pub const SETTABLE: Self = Self::APPEND
         .union(Self::ASYNC)
         .union(Self::DIRECT)
@@ -119,7 +119,7 @@ pub struct FdTable {
 /// An open file description.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenFile {
-    /// What it is open on.
+    /// The thing that it is open on.
     pub kind: FileKind,
     /// File offset in bytes, or directory cursor.
     pub offset: u64,
@@ -148,15 +148,15 @@ impl OpenFile {
     }
 }
 
-/// What a description of a synthetic file keeps of its text: a part of a long one, as Linux's seq_file
-/// has it. The rest is made when it is read.
+/// The part of a synthetic file's text that a description keeps: a part of a long one, as Linux's
+/// seq_file has it. The rest is made when it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
     /// The part.
     pub bytes: Arc<[u8]>,
     /// Its offset in the text, in bytes.
     pub at: u64,
-    /// What comes after it, if something does: the address of a mapping.
+    /// The place after it, if something follows: the address of a mapping.
     pub next: Option<u64>,
 }
 
@@ -177,7 +177,7 @@ impl Text {
         self.at.saturating_add(self.bytes.len() as u64)
     }
 
-    /// Whether a read at `offset` can be answered from it.
+    /// True if a read at `offset` can be answered from it.
     #[must_use]
     pub fn covers(&self, offset: u64) -> bool {
         self.at <= offset && (offset < self.end() || self.next.is_none())
@@ -194,7 +194,7 @@ pub fn names_cost_bytes(names: &SynthNames) -> u64 {
     NAME_COST_BYTES.saturating_mul(names.len() as u64)
 }
 
-/// What a description is open on.
+/// The thing that a description is open on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// A regular host file, read at explicit offsets.
@@ -328,7 +328,7 @@ pub fn add_file(kernel: &mut Kernel, memory: &mut GuestMemory, file: OpenFile) -
     id
 }
 
-/// Whether a descriptor is closed by execve(2).
+/// Says if a descriptor is closed by execve(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OnExec {
     /// It stays open.

@@ -169,7 +169,7 @@ pub fn siginfo_bytes(info: &SigInfo) -> [u8; 128] {
     bytes
 }
 
-/// Whether `rsp` lies on the alternate stack.
+/// True if `rsp` lies on the alternate stack.
 #[must_use]
 pub fn on_altstack(stack: &StackT, rsp: u64) -> bool {
     stack.ss_flags & SS_AUTODISARM == 0
@@ -178,7 +178,7 @@ pub fn on_altstack(stack: &StackT, rsp: u64) -> bool {
         && rsp.wrapping_sub(stack.ss_sp) <= stack.ss_size
 }
 
-/// What a signal did to its thread.
+/// The effect that a signal had on its thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Delivered {
     /// The thread goes on, in its handler or as before.

@@ -2,9 +2,10 @@
 //!
 //! A thread is borrowed for it: one that waits for a message, else the first thread, while it is in a
 //! system call that waits. A frame is built below its stack pointer, with the return address 0: nothing
-//! is mapped there, and stack walkers (backtraces, exceptions) end at it. When the thread comes to it
-//! with the stack pointer of a return, it gets back its registers and its wait, and the program goes on
-//! as if nothing had been. What the function did to memory, files and signals stays, as with any call.
+//! is mapped there, and stack walkers (backtraces, exceptions) end at it. The function has returned when the
+//! thread comes to that address with the stack pointer of a return. The thread then gets back its registers
+//! and its wait, and the program goes on as if nothing had been. The function's effects on memory, files and
+//! signals stay, as with any call.
 
 use std::sync::Arc;
 
@@ -87,7 +88,7 @@ pub enum CallError {
     NoStack,
 }
 
-/// How the call stands.
+/// The state of the host's call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CallStatus {
     /// There is none.
@@ -223,7 +224,7 @@ fn xmm0(xstate: &XState) -> u64 {
 }
 
 impl Personality {
-    /// Whether the program is at its ready point: a thread waits for a message and there is none.
+    /// True if the program is at its ready point: a thread waits for a message and there is none.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         !self.kernel.sched.receivers.is_empty() && self.kernel.channel.inbox.is_empty()
@@ -248,7 +249,7 @@ impl Personality {
         Some(message)
     }
 
-    /// Whether there is a thread that a call may be made on.
+    /// True if there is a thread that a call may be made on.
     #[must_use]
     pub fn is_callable(&self) -> bool {
         self.kernel.borrowable().is_some()
@@ -306,7 +307,7 @@ impl Personality {
         Ok(())
     }
 
-    /// How the call stands.
+    /// The state of the host's call.
     #[must_use]
     pub fn call_status(&self) -> CallStatus {
         match self.kernel.call {

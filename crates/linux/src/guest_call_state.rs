@@ -10,7 +10,7 @@ use crate::outcome::CallState;
 use crate::sched::{Call, Parked};
 use crate::signal::Interrupted;
 
-/// What kind of value the function returns.
+/// The kind of value that the function returns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Returns {
     /// An integer, a pointer or nothing: `rax`.
@@ -19,7 +19,7 @@ pub enum Returns {
     Float,
 }
 
-/// What a function has returned.
+/// The values that a function has returned.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CallReturn {
     /// `rax`: an integer or pointer in as many low bytes as its type has.
@@ -64,7 +64,7 @@ impl Kernel {
     }
 }
 
-/// What a borrowed thread gets back, and what is asked of the call.
+/// The state that a borrowed thread gets back, and the results that are asked of the call.
 #[derive(Clone, Debug)]
 pub struct CallFrame {
     pub(crate) tid: Tid,

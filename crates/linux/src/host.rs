@@ -1,4 +1,4 @@
-//! What is not a value: host descriptors, the policy in force, limits, reports.
+//! The part of a sandbox that is not a value: host descriptors, the policy in force, limits, reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -26,7 +26,7 @@ const SEARCHABLE_MAX: usize = 4096;
 /// Memory for the names of listed directories, in bytes.
 const LISTINGS_MAX_BYTES: usize = 4 << 20;
 
-/// What a host descriptor is open on.
+/// The kind of file that a host descriptor is open on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum HostKind {
     /// A regular file, open for reading.
@@ -54,7 +54,7 @@ pub struct HostFile {
     /// The same terminal or pipe, opened again for us alone and non-blocking: a transfer by it never
     /// waits. Readiness is asked of `fd`, which may have seen more (a writer that has gone since).
     pub own: Option<Arc<HostFd>>,
-    /// What it is open on.
+    /// The kind of file that it is open on.
     pub kind: HostKind,
     /// Open descriptions and mappings of the kernel value that name it.
     pub refs: u32,
@@ -75,7 +75,7 @@ impl HostFile {
     }
 }
 
-/// Where a captured stream's bytes go.
+/// The place that a captured stream's bytes go to.
 #[derive(Debug, Default)]
 pub struct Captured {
     /// Bytes written so far to standard output.
@@ -116,7 +116,7 @@ pub struct Host {
     pub files: BTreeMap<HostId, HostFile>,
     /// Next unused [`HostId`].
     pub next_id: u64,
-    /// How many of them this sandbox is charged for.
+    /// The number of them that this sandbox is charged for.
     pub share: Arc<Share>,
     /// Regular files among them, to be found again.
     pub open_files: OpenFiles,
@@ -129,9 +129,9 @@ pub struct Host {
     /// Host directories known to be searchable by the caller; only used under
     /// [`Enforcement::ModeBits`].
     pub searchable: BTreeSet<Vec<u8>>,
-    /// What a call has looked at, for the open that may follow.
+    /// Things that a call has looked at, for the open that may follow.
     pub lookup_cache: LookupCache,
-    /// What is done as soon as the program has its answer.
+    /// Work that is done as soon as the program has its answer.
     pub deferred: Deferred,
     /// Settings of the caller's terminals that the program has changed.
     pub settings: Settings,
@@ -147,7 +147,7 @@ pub struct Host {
     pub clock: Box<dyn GuestClock>,
     /// The time of this process, by which what a call has looked at goes out of date.
     pub now: fn() -> Instant,
-    /// How long the work at hand may go on.
+    /// The time that the work at hand may take.
     pub budget: Budget,
 }
 
@@ -361,7 +361,7 @@ impl Host {
 }
 
 impl Credentials {
-    /// Whether the caller is in a group.
+    /// True if the caller is in a group.
     #[must_use]
     pub fn is_member(&self, gid: u32) -> bool {
         self.gid == gid || self.groups.contains(&gid)

@@ -34,7 +34,7 @@ impl AsFd for HostFd {
 }
 
 impl HostFd {
-    /// What a sandbox is made of.
+    /// A descriptor that a sandbox is made of.
     ///
     /// # Errors
     /// [`Exhausted`]; the descriptor is closed.
@@ -43,14 +43,14 @@ impl HostFd {
         Ok(Self::new(fd, held, None))
     }
 
-    /// What the caller gave.
+    /// A descriptor that the caller gave.
     #[must_use]
     pub fn given(fd: OwnedFd) -> Self {
         let held = Held::promised(Resource::Descriptors, 1);
         Self::new(fd, held, None)
     }
 
-    /// What a guest has had opened.
+    /// A descriptor that a guest has had opened.
     ///
     /// # Errors
     /// [`Exhausted`]; the descriptor is closed.
@@ -139,8 +139,8 @@ impl Default for OpenFiles {
 }
 
 impl OpenFiles {
-    /// The descriptor to use for the regular file that `own` has been opened on for reading, and that has
-    /// `attr`: an older one of the same file, if there is one.
+    /// The descriptor to use for a regular file: an older one of the same file, if there is one, else `own`.
+    /// The file has been opened for reading as `own`, and has `attr`.
     pub fn share(&mut self, own: Arc<HostFd>, attr: &Attr, share: &Arc<Share>) -> Arc<HostFd> {
         let key = FileKey::of(attr);
         if let Some(known) = self.0.get(&key) {

@@ -61,7 +61,7 @@ pub struct Kernel {
     pub end: Option<End>,
 }
 
-/// What new kernels differ in.
+/// The things that new kernels differ in.
 #[derive(Debug)]
 pub struct NewKernel {
     /// Working directory of the first process.
@@ -108,7 +108,7 @@ pub struct Ids {
     pub gid: u32,
 }
 
-/// How the program ended.
+/// The way that the program ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
     /// exit_group(2) with this status (low 8 bits).
@@ -222,7 +222,7 @@ impl Thread {
     }
 }
 
-/// Where a thread's extended state is.
+/// The place of a thread's extended state.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum XState {
     /// As after reset (SDM vol. 1, 13.6).

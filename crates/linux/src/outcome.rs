@@ -1,4 +1,4 @@
-//! What a handler answers: a result, or a wait as data.
+//! A handler's answer: a result, or a wait as data.
 
 use imbl::Vector;
 use kvmlet_abi::Errno;
@@ -11,7 +11,7 @@ use crate::vfs::tmpfs::InodeId;
 /// The result of a call: the value of `rax` or an error number.
 pub type SysResult = Result<u64, Errno>;
 
-/// What a handler decided. It never blocks.
+/// A handler's decision. It never blocks.
 #[derive(Clone, Debug)]
 pub enum Outcome {
     /// The call is complete.
@@ -36,15 +36,15 @@ impl From<SysResult> for Outcome {
 /// A parked call, as a plain value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wait {
-    /// What ends the wait early.
+    /// The event that ends the wait early.
     pub on: WaitOn,
     /// Absolute time on the guest's monotonic clock, in nanoseconds; `None` waits for ever.
     pub deadline_ns: Option<u64>,
-    /// What happens at a wake, a timeout and a signal.
+    /// The action at a wake, a timeout and a signal.
     pub resume: Resume,
 }
 
-/// What a parked thread waits for (besides its deadline and signals).
+/// The event that a parked thread waits for (besides its deadline and signals).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WaitOn {
     /// A futex wake. The waker delivers 0.
@@ -70,7 +70,7 @@ pub enum FutexKey {
     Shared(SharedObject, u64),
 }
 
-/// What a shared mapping shows.
+/// The object that a shared mapping shows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum SharedObject {
     /// A file of the memory file system, shared anonymous memory included.
@@ -99,7 +99,7 @@ pub enum Source {
     Signals,
 }
 
-/// How a parked thread goes on.
+/// The way that a parked thread goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
     /// Make the same call again, with `state` in hand. At the deadline the call is made again too,
@@ -115,7 +115,7 @@ pub enum Resume {
     },
 }
 
-/// What a call made again remembers of its first try.
+/// The memory that a call made again has of its first try.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct CallState {
     /// Absolute deadline computed at the first try, guest monotonic nanoseconds.
@@ -126,7 +126,7 @@ pub struct CallState {
     pub expired: bool,
     /// Signal mask to put back when the call ends (ppoll, pselect6, rt_sigsuspend).
     pub saved_mask: Option<u64>,
-    /// What may happen before the call goes on.
+    /// The things that may happen before the call goes on.
     pub turn: Turn,
     /// Pages to fault in, and the result once they are there: the rest of a call that has done all else.
     pub populate: Option<(Populate, u64)>,
@@ -146,7 +146,7 @@ impl CallState {
     }
 }
 
-/// What may happen before a call goes on that has worked for long enough.
+/// The things that may happen before a call goes on that has worked for long enough.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Turn {
     /// It has not, but has waited.

@@ -1,5 +1,5 @@
 //! One sandbox's personality: the kernel value, the memory and host side it acts on, and the steps
-//! that the engine drives: which thread runs next, and what a trap means.
+//! that the engine drives. A step says which thread runs next, or what a trap means.
 
 mod dispatch;
 mod fault;
@@ -30,7 +30,7 @@ pub trait Cpu {
     fn load_xstate(&mut self, image: Option<&[u8]>);
 }
 
-/// What the engine does next.
+/// The engine's next action.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Enter the guest with this thread's registers.
@@ -213,8 +213,10 @@ impl Personality {
             .min()
     }
 
-    /// When the engine must kick the running thread, guest monotonic nanoseconds: the end of its
-    /// slice if others wait for the vCPU or for host descriptors, or the earliest deadline or timer.
+    /// The time at which the engine must kick the running thread, guest monotonic nanoseconds.
+    ///
+    /// It is the end of the thread's slice if others wait for the vCPU or for host descriptors, or the
+    /// earliest deadline or timer.
     #[must_use]
     pub fn kick_ns(&self) -> Option<u64> {
         let others = !self.kernel.sched.run_queue.is_empty() || self.kernel.sched.waits_for_host();
@@ -247,9 +249,10 @@ impl Personality {
             .wake_source(crate::outcome::Source::Host(id, 0));
     }
 
-    /// Whether the thread on the vCPU must leave the guest before its next instruction: for a signal,
-    /// for what must be flushed or added to the VM, or because another thread comes first. Whether it must
-    /// leave earlier than a kick is set for, [`Personality::kick_ns`] tells.
+    /// True if the thread on the vCPU must leave the guest before its next instruction.
+    ///
+    /// The reason is a signal, something that must be flushed or added to the VM, or another thread that
+    /// comes first. [`Personality::kick_ns`] tells if it must leave earlier than a kick is set for.
     #[must_use]
     pub fn must_leave(&self, tid: Tid) -> bool {
         let kernel = &self.kernel;

@@ -1,4 +1,4 @@
-//! What the run tells its owner: denials, unsupported things, counters.
+//! A run's report to its owner: denials, unsupported things, counters.
 
 use std::collections::BTreeMap;
 
@@ -15,15 +15,15 @@ const TEXT_END: usize = 128;
 /// Something the policy refused.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Denial {
-    /// What was tried ("open /etc/shadow").
+    /// The thing that was tried ("open /etc/shadow").
     pub what: String,
     /// The error the guest got.
     pub errno: &'static str,
-    /// What would allow it, or why nothing does.
+    /// The change that would allow it, or the reason why nothing does.
     pub remedy: Remedy,
 }
 
-/// What would allow something that was refused, or why nothing does.
+/// The change that would allow something that was refused, or the reason why nothing does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Remedy {
     /// Nothing of the host's may be changed.
@@ -77,8 +77,8 @@ impl From<Exhausted> for Remedy {
     }
 }
 
-/// A call, as it is counted: those without a row in the table share one key, so that a guest cannot grow a
-/// map ([`crate::syscalls::table::key`] makes it).
+/// A call, as it is counted. Those without a row in the table share one key, so that a guest cannot
+/// grow a map ([`crate::syscalls::table::key`] makes it).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct CallKey(pub(crate) Option<u16>);
 
@@ -90,7 +90,7 @@ impl CallKey {
     }
 }
 
-/// What the host does for a guest between two of its steps.
+/// The host's work for a guest between two of its steps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Work {
     /// Answering a call.
@@ -108,7 +108,7 @@ pub struct Report {
     pub denials_not_kept: u64,
     /// Unsupported things: (name, detail) to count.
     pub events: BTreeMap<(String, String), u64>,
-    /// Whether calls are traced to standard error.
+    /// Says if calls are traced to standard error.
     pub trace: bool,
     /// Trace lines not yet taken by the owner.
     pub trace_lines: Vec<String>,

@@ -78,7 +78,7 @@ impl Resource {
 /// A limit on one resource.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rlimit {
-    /// What is enforced.
+    /// The limit that is enforced.
     pub soft: u64,
     /// The highest that `soft` may be set to.
     pub hard: u64,

@@ -30,11 +30,11 @@ pub struct Parked {
     pub call: Call,
     /// The wait.
     pub wait: Wait,
-    /// What a handler with SA_RESTART that interrupts it does.
+    /// The effect of a handler with SA_RESTART that interrupts it.
     pub interrupted: AfterHandler,
 }
 
-/// What becomes of a call that a signal handler has interrupted (signal(7)).
+/// The fate of a call that a signal handler has interrupted (signal(7)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum AfterHandler {
     /// It gives EINTR, whatever the handler's flags.
@@ -145,7 +145,7 @@ impl Sched {
         self.waiters.range(all).map(|((_, tid), _)| *tid)
     }
 
-    /// Whether a thread is parked on `source`.
+    /// True if a thread is parked on `source`.
     #[must_use]
     pub fn is_awaited(&self, source: Source) -> bool {
         self.waiters_of(source).next().is_some()
@@ -162,7 +162,7 @@ impl Sched {
         }
     }
 
-    /// Whether nothing of the guest's may come before `tid` goes on: it is in the middle of a call that is
+    /// True if nothing of the guest's may come before `tid` goes on: it is in the middle of a call that is
     /// one step.
     #[must_use]
     pub fn keeps_turn(&self, tid: Tid) -> bool {
@@ -201,14 +201,14 @@ impl Sched {
             })
     }
 
-    /// Whether any parked thread waits for a host descriptor.
+    /// True if any parked thread waits for a host descriptor.
     #[must_use]
     pub fn waits_for_host(&self) -> bool {
         self.host_waits().next().is_some()
     }
 
-    /// The host descriptors waited for, each once, with the poll(2) events of all who wait: poll(2) takes
-    /// no more of them than a process may have open.
+    /// The host descriptors waited for, with the poll(2) events of all who wait. Each is there once, since
+    /// poll(2) takes no more of them than a process may have open.
     #[must_use]
     pub fn host_sources(&self) -> BTreeMap<HostId, i16> {
         let mut found: BTreeMap<HostId, i16> = BTreeMap::new();

@@ -5,9 +5,10 @@ use kvmlet_abi::Errno;
 use crate::cx::Cx;
 use crate::vfs;
 
-/// The path of the program that execvp(3) would run: `name` itself if it has a slash, else the first
-/// file of this name in the directories of `path` (PATH) that may be executed. One that is there and may
-/// not is the answer if there is no other.
+/// The path of the program that execvp(3) would run.
+///
+/// It is `name` itself if it has a slash. Else it is the first file of this name in the directories of
+/// `path` (PATH) that may be executed. One that is there and may not is the answer if there is no other.
 pub fn search(cx: &mut Cx<'_>, name: &[u8], path: &[u8]) -> Option<Vec<u8>> {
     if name.contains(&b'/') {
         return Some(name.to_vec());
