@@ -76,7 +76,7 @@ pub const fn bit(signo: u8) -> u64 {
     }
 }
 
-/// What siginfo_t carries for the kinds we raise (sigaction(2)).
+/// The content of siginfo_t for the kinds we raise (sigaction(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SigInfo {
     /// si_signo
@@ -85,7 +85,7 @@ pub struct SigInfo {
     pub code: i32,
     /// si_errno
     pub errno: i32,
-    /// What follows.
+    /// The fields that follow.
     pub detail: SigDetail,
     /// Page-fault error code and CR2 for the signal frame's sigcontext; trap number.
     pub trap: TrapInfo,
@@ -255,7 +255,7 @@ impl SigState {
         self.actions.get(&signo).copied().unwrap_or_default()
     }
 
-    /// Whether a signal now does nothing: SIG_IGN, or default action "ignore" or "continue".
+    /// True if a signal now does nothing: SIG_IGN, or default action "ignore" or "continue".
     /// Linux differs: the stop signals are ignored too, since a sandbox has no one to continue it.
     #[must_use]
     pub fn ignores(&self, signo: u8) -> bool {
@@ -306,7 +306,7 @@ enum Place {
 }
 
 impl Kernel {
-    /// Whether a signal to a thread has no effect: it is ignored, and the thread does not block it.
+    /// True if a signal to a thread has no effect: it is ignored, and the thread does not block it.
     #[must_use]
     pub fn drops_for_thread(&self, tid: Tid, signo: u8) -> bool {
         self.threads
@@ -314,7 +314,7 @@ impl Kernel {
             .is_none_or(|thread| !self.blocks(thread, signo) && self.ignores(thread.pid, signo))
     }
 
-    /// Whether a signal to a process has no effect: it is ignored, and not every thread blocks it.
+    /// True if a signal to a process has no effect: it is ignored, and not every thread blocks it.
     #[must_use]
     pub fn drops_for_process(&self, pid: Pid, signo: u8) -> bool {
         let mut members = self.threads.values().filter(|thread| thread.pid == pid);
@@ -365,7 +365,7 @@ impl Kernel {
         shared.saturating_add(own).saturating_add(timers)
     }
 
-    /// Whether RLIMIT_SIGPENDING of a process lets one more signal or timer be queued.
+    /// True if RLIMIT_SIGPENDING of a process lets one more signal or timer be queued.
     #[must_use]
     pub fn may_queue_signal(&self, pid: Pid) -> bool {
         let limit = self.processes.get(&pid);
@@ -485,15 +485,16 @@ impl Kernel {
         }
     }
 
-    /// Whether a signal has just ended a call of `tid`.
+    /// True if a signal has just ended a call of `tid`.
     #[must_use]
     pub fn is_interrupted(&self, tid: Tid) -> bool {
         let thread = self.threads.get(&tid);
         thread.is_some_and(|thread| thread.interrupted.is_some())
     }
 
-    /// Makes a call that a signal has ended again, as if it had never been interrupted: no handler runs
-    /// for the signal, since another thread has taken it or it does nothing. Says whether there was one.
+    /// Makes a call that a signal has ended again, as if it had never been interrupted. Says if there was one.
+    ///
+    /// No handler runs for the signal, since another thread has taken it or it does nothing.
     pub fn resume_interrupted(&mut self, tid: Tid) -> bool {
         let Some(thread) = self.threads.get_mut(&tid) else {
             return false;
@@ -582,7 +583,7 @@ impl Kernel {
         Some(info)
     }
 
-    /// Whether `tid` has a signal to take.
+    /// True if `tid` has a signal to take.
     #[must_use]
     pub fn has_signal(&self, tid: Tid) -> bool {
         let Some(thread) = self.threads.get(&tid) else {
@@ -605,11 +606,11 @@ impl Kernel {
 pub struct Interrupted {
     /// The call.
     pub call: Call,
-    /// What it goes on with if no handler runs. The deadline of a sleep on a CPU clock is on that clock.
+    /// The state it goes on with if no handler runs. The deadline of a sleep on a CPU clock is on that clock.
     pub state: CallState,
-    /// Whether a handler with SA_RESTART makes it start again.
+    /// True if a handler with SA_RESTART makes it start again.
     pub restart: bool,
-    /// Where nanosleep(2) reports the remaining time; 0 for nowhere.
+    /// The address that nanosleep(2) reports the remaining time at; 0 for nowhere.
     pub remain_gva: u64,
     /// When its wait would have ended.
     pub until: Option<(Timeline, i64)>,
@@ -632,8 +633,9 @@ pub fn send_to_self(cx: &mut Cx<'_>, signo: u8) {
     let _ = cx.kernel.send_to_thread(tid, info);
 }
 
-/// Replaces the calling thread's mask for the length of a call (ppoll, pselect6): returns the mask to
-/// keep in [`crate::outcome::CallState::saved_mask`], or nothing if `sigmask_gva` is 0.
+/// Replaces the calling thread's mask for the length of a call (ppoll, pselect6).
+///
+/// Returns the mask to keep in [`crate::outcome::CallState::saved_mask`], or nothing if `sigmask_gva` is 0.
 ///
 /// # Errors
 /// `EINVAL` for a wrong set size, `EFAULT`.

@@ -339,7 +339,7 @@ impl Sandbox {
         Ok(names)
     }
 
-    /// Whether a denial of `what` was recorded.
+    /// True if a denial of `what` was recorded.
     pub fn denied(&self, what: &str) -> bool {
         self.host
             .report

@@ -11,12 +11,12 @@ use crate::outcome::WaitOn;
 use crate::signal::{SI_KERNEL, SI_TIMER, SigDetail, SigInfo, signo};
 
 /// Least distance of two expiries that nobody acknowledges, and of two CPU-time expiries, in
-/// nanoseconds: a tick of a 250 Hz kernel, at which Linux looks at such timers.
+/// nanoseconds. It is a tick of a 250 Hz kernel, at which Linux looks at such timers.
 pub const TICK_NS: i64 = 4_000_000;
 /// Largest overrun count (DELAYTIMER_MAX).
 const OVERRUN_MAX: i64 = i32::MAX as i64;
 
-/// What a timer's time is measured by.
+/// The clock that a timer's time is measured by.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Timeline {
     /// The guest's CLOCK_MONOTONIC. Timers on the other system-wide clocks are converted to it.
@@ -58,7 +58,7 @@ pub struct Setting {
     pub expires_ns: i64,
     /// Distance of expiries; 0 for a single one.
     pub interval_ns: i64,
-    /// Whether it stands in the ordered set. An interval timer whose signal has not been taken yet
+    /// True if it stands in the ordered set. An interval timer whose signal has not been taken yet
     /// does not; nor does one that notifies nobody.
     pub queued: bool,
 }
@@ -102,7 +102,7 @@ pub enum Notify {
 pub struct PosixTimer {
     /// The clock it was created on.
     pub clock_id: i32,
-    /// What its time is measured by.
+    /// The clock that its time is measured by.
     pub timeline: Timeline,
     /// Whom it tells.
     pub notify: Notify,
@@ -161,7 +161,7 @@ impl Timers {
         queue.get_min().map(|(at_ns, _)| *at_ns)
     }
 
-    /// Whether nothing waits for time to pass.
+    /// True if nothing waits for time to pass.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.queues.is_empty()

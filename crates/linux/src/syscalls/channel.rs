@@ -1,6 +1,8 @@
-//! kvmlet's own calls: messages. Their numbers lie outside Linux's table, so that the same program
-//! gets `ENOSYS` from Linux itself, and here when nobody exchanges messages with it, and falls back
-//! on its standard streams (kvmlet.h).
+//! kvmlet's own calls: messages.
+//!
+//! Their numbers lie outside Linux's table, so that the same program gets `ENOSYS` from Linux itself. It
+//! gets that here too when nobody exchanges messages with it. It then falls back on its standard streams
+//! (kvmlet.h).
 
 use std::sync::Arc;
 

@@ -227,9 +227,10 @@ pub fn sys_get_robust_list(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     Ok(0)
 }
 
-/// What the kernel does for a thread that ends: its robust mutexes are marked and one waiter of
-/// each woken (get_robust_list(2)), then clear_child_tid is cleared and woken (set_tid_address(2)).
-/// Bad pointers in the guest's list end the walk.
+/// The kernel's work for a thread that ends.
+///
+/// Its robust mutexes are marked and one waiter of each woken (get_robust_list(2)). Then clear_child_tid is
+/// cleared and woken (set_tid_address(2)). Bad pointers in the guest's list end the walk.
 pub fn thread_exit(cx: &mut Cx<'_>) {
     let Some(thread) = cx.kernel.threads.get(&cx.tid) else {
         return;

@@ -15,7 +15,7 @@ pub type ValueHandler = fn(&mut Cx<'_>, &[u64; 6]) -> SysResult;
 /// A handler that may wait.
 pub type WaitHandler = fn(&mut Cx<'_>, &[u64; 6], &CallState) -> Outcome;
 
-/// How a call is answered.
+/// The way that a call is answered.
 #[derive(Clone, Copy, Debug)]
 pub enum Handler {
     /// At once.
@@ -29,7 +29,7 @@ pub enum Handler {
     Absent,
 }
 
-/// How much of Linux's behaviour a row has.
+/// The extent to which a row has Linux's behaviour.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Support {
     /// As documented in its man page, within the sandbox's policy.
@@ -43,7 +43,7 @@ pub enum Support {
     None,
 }
 
-/// What becomes of a wait that a signal handler interrupts (signal(7)).
+/// The fate of a wait that a signal handler interrupts (signal(7)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Restart {
     /// `EINTR` always.
@@ -54,7 +54,7 @@ pub enum Restart {
     WithoutDeadline,
 }
 
-/// What of the thread a handler needs.
+/// The part of the thread's state that a handler needs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Needs {
     /// The six arguments.
@@ -81,7 +81,7 @@ pub struct Row {
     pub note: &'static str,
     /// Restart class.
     pub restart: Restart,
-    /// What the handler needs.
+    /// The part of the thread's state that the handler needs.
     pub needs: Needs,
     /// The handler.
     pub handler: Handler,
@@ -251,8 +251,9 @@ pub fn row(nr: u64) -> Option<&'static Row> {
     ROWS.get(usize::from(index))
 }
 
-/// Whether a call can be made while its thread is still inside the guest: its row needs the arguments
-/// only, and it is one of Linux's.
+/// True if a call can be made while its thread is still inside the guest.
+///
+/// Its row needs the arguments only, and it is one of Linux's.
 #[must_use]
 pub fn is_remote(nr: u64) -> bool {
     row(nr).is_some_and(|row| row.needs == Needs::Arguments && usize::from(row.nr) < OWN_FIRST)
@@ -307,7 +308,7 @@ pub fn key(nr: u64) -> CallKey {
     CallKey(row(nr).map(|row| row.nr))
 }
 
-/// What a wait comes to that a handler with SA_RESTART interrupts.
+/// The fate of a wait that a handler with SA_RESTART interrupts.
 #[must_use]
 pub fn after_handler(call: &Call, wait: &Wait) -> AfterHandler {
     let restarts = match row(call.nr).map(|row| row.restart) {

@@ -230,7 +230,7 @@ fn whole_pages(way: Transfer, buffers: &Buffers, bytes: &mut Vec<u8>) -> Result<
     }
 }
 
-/// Where in the file a transfer takes place.
+/// The place in the file at which a transfer starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Position {
     /// At the description's offset, which moves.
@@ -239,7 +239,7 @@ pub enum Position {
     At(u64),
 }
 
-/// Whether a transfer may wait.
+/// Says if a transfer may wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Waiting {
     /// Unless the description has O_NONBLOCK.
@@ -249,7 +249,7 @@ pub enum Waiting {
 }
 
 impl Waiting {
-    /// What it comes to for a description, which may have O_NONBLOCK.
+    /// The same for a transfer on a description, which may have O_NONBLOCK.
     #[must_use]
     pub fn of(self, file: &OpenFile) -> Self {
         if file.flags.contains(OpenFlags::NONBLOCK) {
@@ -260,7 +260,7 @@ impl Waiting {
     }
 }
 
-/// Where appended bytes go.
+/// Says if written bytes go to the end of the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Append {
     /// As the description's O_APPEND says.
@@ -299,7 +299,7 @@ pub(in crate::syscalls) fn pause(
     })
 }
 
-/// What a transfer that cannot go on waits for.
+/// The event that a transfer which cannot go on waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Until {
     /// This source being ready.
@@ -743,7 +743,7 @@ pub(super) fn write_pipe(
     }
 }
 
-/// What became of captured output.
+/// The fate of captured output.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Captured {
     /// All of it is kept.
