@@ -31,14 +31,15 @@ impl Limit {
         Some(Duration::from_nanos(deadline_ns.saturating_sub(now_ns)))
     }
 
-    /// Whether the owner is to be asked now, whatever the tick says.
+    /// True if the owner is to be asked now, whatever the tick says.
     pub fn is_due(&self, now_ns: u64) -> bool {
         self.deadline_ns
             .is_some_and(|deadline_ns| now_ns >= deadline_ns)
     }
 
-    /// Asks the owner, who is asked once a tick at least: of the time since it was asked last, a tick was
-    /// the program's, and the rest the stop's if there was one.
+    /// Asks the owner, who is asked once a tick at least.
+    ///
+    /// Of the time since it was asked last, a tick was the program's, and the rest the stop's if there was one.
     pub fn check(&mut self, owner: &mut dyn Owner, now_ns: u64) -> Option<Stop> {
         let unseen_ns = now_ns.saturating_sub(self.asked_ns);
         self.asked_ns = now_ns;

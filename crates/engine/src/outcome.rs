@@ -1,10 +1,10 @@
-//! What a run gives back.
+//! The outcome of a run.
 
 use kvmlet_linux::Denial;
 
 use crate::stats::Stat;
 
-/// How a run ended.
+/// The way that a run ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ending {
     /// The program exited with this status.
@@ -52,18 +52,18 @@ impl Ending {
     }
 }
 
-/// What a run gives back.
+/// The outcome of a run: its ending, its output, and the record of what it met.
 #[derive(Debug)]
 pub struct RunOutcome {
-    /// How it ended.
+    /// The way that it ended.
     pub ending: Ending,
     /// Captured standard output.
     pub stdout: Vec<u8>,
     /// Captured standard error.
     pub stderr: Vec<u8>,
-    /// What the policy refused.
+    /// Things that the policy refused.
     pub denials: Vec<Denial>,
-    /// What is not supported and was met: name and detail.
+    /// Things that are not supported and were met: name and detail.
     pub events: Vec<(String, String)>,
     /// Counters and times.
     pub stats: Vec<(String, Stat)>,

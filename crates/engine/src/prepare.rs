@@ -1,4 +1,4 @@
-//! What a process that gives up its access to the host (`kvmlet run`) does before.
+//! Steps that a process takes before it gives up its access to the host (`kvmlet run`).
 
 use kvmlet_hv::Kvm;
 use kvmlet_mem::budget;

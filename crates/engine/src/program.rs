@@ -1,4 +1,4 @@
-//! What to run, and under which rules.
+//! A program to run, and the rules that it runs under.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use kvmlet_policy::Policy;
 
 use crate::{Calls, EngineError};
 
-/// Where a program's standard streams go.
+/// The place that a program's standard streams lead to.
 #[derive(Debug)]
 pub enum Streams {
     /// To the caller's own descriptors 0, 1 and 2, opened before; one that is closed stays closed.
@@ -22,7 +22,7 @@ pub enum Streams {
     },
 }
 
-/// Whether calls are traced.
+/// Says if calls are traced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trace {
     /// No.
@@ -31,16 +31,16 @@ pub enum Trace {
     On,
 }
 
-/// What to run.
+/// A program to run.
 #[derive(Debug)]
 pub struct Program {
     /// Arguments; the first names the program, looked up in PATH if it has no slash.
     pub argv: Vec<Vec<u8>>,
     /// Environment.
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
-    /// What it may see of the host's files. Whatever else confines it is made from the same value.
+    /// The rules on the host's files that it may see. Whatever else confines it is made from the same value.
     pub policy: Policy,
-    /// Where it starts: a directory that the policy shows.
+    /// The directory that it starts in: one that the policy shows.
     pub cwd: Vec<u8>,
     /// Standard streams.
     pub streams: Streams,
@@ -50,12 +50,13 @@ pub struct Program {
     pub memory_bytes: u64,
     /// Trace.
     pub trace: Trace,
-    /// How its system calls travel; forks of a snapshot inherit it.
+    /// The way that its system calls travel; forks of a snapshot inherit it.
     pub calls: Calls,
 }
 
-/// The rules for a program that is started in `cwd` and may read the trees `readable` besides, all absolute
-/// and canonical; and the directory where it starts.
+/// The rules for a program that is started in `cwd`, and the directory where it starts.
+///
+/// The program may read the trees `readable` besides. All are absolute and canonical.
 ///
 /// # Errors
 /// [`EngineError::BadArgument`] for a tree that cannot be made readable.

@@ -46,7 +46,7 @@ pub(crate) struct Setup {
     pub pages: VmmPages,
     pub vdso: Vdso,
     pub cpu: CpuInfo,
-    /// How its calls travel.
+    /// The way that its calls travel.
     pub calls: Calls,
 }
 

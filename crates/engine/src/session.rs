@@ -17,7 +17,7 @@ use crate::snapshot::Snapshot;
 use crate::time::{TICK_NS, now_ns};
 use crate::{EngineError, Owner, Program, RunOutcome, Stat, boot, stats};
 
-/// What a called function returns.
+/// The kind of value that a called function returns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CallReturns {
     /// An integer or pointer: rax.
@@ -30,7 +30,7 @@ pub enum CallReturns {
     Nothing,
 }
 
-/// What a called function has returned.
+/// The value that a called function has returned.
 #[derive(Clone, PartialEq, Debug)]
 pub enum CallValue {
     /// rax, signed.
@@ -46,9 +46,9 @@ pub enum CallValue {
 /// A call's result.
 #[derive(Clone, PartialEq, Debug)]
 pub struct CallResult {
-    /// What the function returned.
+    /// The value that the function returned.
     pub value: CallValue,
-    /// What it left in each [`CallArg::Buffer`], in their order.
+    /// The content of each [`CallArg::Buffer`] as the function left it, in their order.
     pub buffers: Vec<Vec<u8>>,
 }
 
@@ -241,7 +241,8 @@ impl Sandbox {
         reset
     }
 
-    /// What the program has written to its captured standard output and error since the last call.
+    /// Takes the output that the program has written since the last call, captured from its standard output
+    /// and error.
     pub fn take_output(&mut self) -> (Vec<u8>, Vec<u8>) {
         let captured = &mut self.personality.host.captured;
         (
@@ -250,13 +251,13 @@ impl Sandbox {
         )
     }
 
-    /// How the program ended and what it wrote, once it has ended.
+    /// The ending of the program and its output, once it has ended.
     pub fn outcome(&mut self) -> Option<RunOutcome> {
         let ending = self.ended?;
         Some(self.take_outcome(ending))
     }
 
-    /// How the program ended, if it has.
+    /// The way that the program ended, if it has.
     #[must_use]
     pub fn ending(&self) -> Option<Ending> {
         self.ended
@@ -274,7 +275,7 @@ impl Sandbox {
         self.guest.vcpu.kicker()
     }
 
-    /// What the program may still use of its memory limit, in bytes.
+    /// The part of its memory limit that the program may still use, in bytes.
     #[must_use]
     pub fn memory_left_bytes(&self) -> u64 {
         let memory = &self.personality.machine.memory;

@@ -73,7 +73,7 @@ impl GuestVm {
         Ok(())
     }
 
-    /// What the VM does from now on counts for its next program.
+    /// Starts the counts anew: the VM's work from now on counts for its next program.
     pub fn start_count(&mut self) {
         self.vcpu.reset_counters();
         self.vm.reset_ioctls();

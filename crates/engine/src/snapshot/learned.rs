@@ -1,5 +1,5 @@
-//! What requests write, as their resets report it: which pages are copied ahead for a new fork, and how many
-//! copies a fork may keep. One request decides neither.
+//! The pages that requests write, as their resets report it. They decide which pages are copied ahead for a
+//! new fork, and how many copies a fork may keep. One request decides neither.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -65,8 +65,8 @@ impl Learned {
         self.sizes.push_back(written_pages);
     }
 
-    /// A reset has found pages that were written for the first or the second time in its fork, and others
-    /// that have not been written for long.
+    /// A reset has found pages that were written for the first or the second time in its fork. It has found
+    /// others that have not been written for long.
     pub fn note_pages(
         &mut self,
         written: impl Iterator<Item = u64>,
@@ -121,8 +121,8 @@ impl Learned {
         pages
     }
 
-    /// How many copies a fork may keep through a reset. One with more was left so by an unusual request, or
-    /// by a load that is over.
+    /// The number of copies that a fork may keep through a reset. One with more was left so by an unusual
+    /// request, or by a load that is over.
     pub fn kept_max(&self) -> u64 {
         match self.median() {
             Some(median) => median.saturating_mul(KEPT_MEDIANS).max(KEPT_MIN),

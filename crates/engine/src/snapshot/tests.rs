@@ -1,5 +1,5 @@
-//! After a reset everything is as in a new fork: the kernel value field by field, what the host side
-//! holds, and memory page by page. Needs /dev/kvm, gcc and make.
+//! After a reset everything is as in a new fork. The kernel value is compared field by field, the host
+//! side by what it holds, and memory page by page. Needs /dev/kvm, gcc and make.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

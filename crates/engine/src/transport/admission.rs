@@ -1,8 +1,9 @@
 //! When a poller pays: pure decisions over measured times.
 //!
 //! A polled call saves about an exit (X) and costs its poller the time until the next call. So a poller
-//! is asked for when several calls have come close together, stays until the guest has been quiet for
-//! longer than a program's start usually is, and is asked for later each time it has answered too few calls to be worth waking.
+//! is asked for when several calls have come close together. It stays until the guest has been quiet for
+//! longer than a program's start usually is. It is asked for later each time it has answered too few calls
+//! to be worth waking.
 
 use super::Calls;
 
@@ -49,7 +50,7 @@ impl Admission {
         };
     }
 
-    /// Whether a poller should be asked for.
+    /// True if a poller should be asked for.
     pub fn wants_poller(&self) -> bool {
         match self.mode {
             Calls::Exit => false,

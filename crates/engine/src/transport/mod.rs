@@ -1,9 +1,9 @@
-//! How a system call travels from the guest to the personality and back.
+//! The way that a system call travels from the guest to the personality and back.
 //!
 //! A call is a value: a number, arguments, the thread that makes it. By exit, the vCPU's thread finds it
 //! in the registers of a guest that has left. By polling, a [`poller`] finds it in the call page of a
-//! guest that waits inside ([`kvmlet_abi::call_page`]), and the personality is lent to it for the time
-//! ([`link`]). Whether a poller is worth its CPU, [`admission`] decides.
+//! guest that waits inside ([`kvmlet_abi::call_page`]). The personality is lent to it for the time
+//! ([`link`]). [`admission`] decides if a poller is worth its CPU.
 
 mod admission;
 mod link;

@@ -77,7 +77,7 @@ impl VmmPages {
         })
     }
 
-    /// What a vCPU is made of over these tables.
+    /// The configuration of a vCPU over these tables.
     pub fn vcpu_config(
         &self,
         memory: &GuestMemory,
