@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-/// What this machine offers; never raises for what it finds. See `_native.pyi`.
+/// The probe's findings on this machine; never raises for what it finds. See `_native.pyi`.
 #[pyfunction]
 pub fn probe(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let report = py.detach(kvmlet_engine::probe);

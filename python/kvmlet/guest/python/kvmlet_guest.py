@@ -7,8 +7,8 @@
 The program is ready as soon as it waits for its first message. Its host can freeze it there, with
 all its imports done, and give every request to a fresh copy.
 
-The same program runs without kvmlet: messages are then read from descriptor 0 and written to
-descriptor 1. Each stands behind its length as four bytes, least significant first. So keep standard
+The same program runs without kvmlet. It then reads messages from descriptor 0 and writes its own to
+descriptor 1, each behind its length as four bytes, least significant first. So keep standard
 output for messages, and print to standard error.
 """
 
