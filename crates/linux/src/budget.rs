@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How long the personality works at a stretch. What goes on longer stops between two pieces.
+/// The time that the personality works at a stretch. Work that goes on longer stops between two pieces.
 const TURN: Duration = Duration::from_millis(1);
 
 /// One stretch of work: since when it goes on.

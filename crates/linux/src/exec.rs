@@ -28,7 +28,7 @@ const STACK_INITIAL: u64 = 128 << 10;
 /// value, but always this much (ARG_MAX; bprm_stack_limits in fs/exec.c).
 const ARGUMENTS_MIN: u64 = 128 << 10;
 const ARGUMENTS_MAX: u64 = 6 << 20;
-/// What the first stack holds beside arguments and environment: auxiliary vector, names.
+/// Room for the content of the first stack beside arguments and environment: auxiliary vector, names.
 const STACK_EXTRA: u64 = 16 << 10;
 /// AT_PLATFORM.
 const PLATFORM: &[u8] = b"x86_64";
@@ -93,7 +93,7 @@ pub enum ExecError {
     Format {
         /// The file.
         path: Vec<u8>,
-        /// What is wrong with it.
+        /// The fault in it.
         error: ElfError,
     },
     /// The address space or the stack cannot be built.
@@ -611,7 +611,7 @@ fn map_stack(cx: &mut Cx<'_>, top: u64, image_len: u64, executable: bool) -> Res
     )
 }
 
-/// What else execve(2) changes: registers, signals, descriptors, names.
+/// Makes the other changes of execve(2): registers, signals, descriptors, names.
 fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errno> {
     crate::signal::reset_for_exec(cx)?;
     let tid = cx.tid;

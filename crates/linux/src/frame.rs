@@ -213,7 +213,7 @@ pub fn deliver(cx: &mut Cx<'_>, info: &SigInfo) -> Delivered {
 }
 
 /// A forced SIGSEGV ends the program when it is blocked, ignored, or came from its own delivery.
-/// Linux differs: it tries the SIGSEGV handler once when another signal's frame did not fit; here
+/// Linux differs: it tries the SIGSEGV handler once when another signal's frame did not fit. Here
 /// the program ends, since that handler's frame would not fit on the same stack either.
 fn force_sigsegv(cx: &mut Cx<'_>, _failed: u8) {
     cx.kernel.kill_all(signo::SIGSEGV);
@@ -379,7 +379,7 @@ fn read_xstate(cx: &mut Cx<'_>, gva: u64) -> Result<XState, Errno> {
     Ok(XState::Saved(image.into()))
 }
 
-/// Whether the CPU would take `image` (SDM vol. 1, 13.8, and vol. 2B, FXRSTOR).
+/// True if the CPU would take `image` (SDM vol. 1, 13.8, and vol. 2B, FXRSTOR).
 /// Linux differs: it takes a compacted image from a CPU that knows them.
 fn is_loadable(image: &[u8], xfeatures: u64) -> bool {
     /// MXCSR bits that a CPU may have: DAZ and below (SDM vol. 1, 11.6.6), and AMD's misaligned

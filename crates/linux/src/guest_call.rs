@@ -102,12 +102,12 @@ pub enum CallStatus {
     Lost,
 }
 
-/// Where everything goes.
+/// The place of everything that a call puts into the guest.
 #[derive(Clone, PartialEq, Debug)]
 struct Layout {
     /// Stack pointer at the function's first instruction: the return address is there.
     rsp: u64,
-    /// What the stack holds from there on.
+    /// The content of the stack from there on.
     block: Vec<u8>,
     /// Values of the integer registers, in order.
     integers: Vec<u64>,
@@ -118,7 +118,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// Below the red zone: the byte arguments, each at a multiple of 16, then the return address with
+    /// Below the red zone come the byte arguments, each at a multiple of 16. The return address follows, with
     /// `rsp + 8` a multiple of 16 (AMD64 supplement, 3.2.2).
     fn new(rsp: u64, args: &[CallArg]) -> Result<Self, CallError> {
         let top = rsp.checked_sub(RED_ZONE).ok_or(CallError::NoStack)? & !15;
@@ -340,7 +340,7 @@ impl Personality {
         self.cx(tid).read_cstr(gva, STRING_MAX)
     }
 
-    /// Whether `tid`, with these registers, has returned from the host's call. A call through a null
+    /// True if `tid`, with these registers, has returned from the host's call. A call through a null
     /// pointer has another stack pointer.
     pub(crate) fn has_returned(&self, tid: Tid, regs: &UserRegs) -> bool {
         match &self.kernel.call {

@@ -63,7 +63,7 @@ pub struct HostFile {
 }
 
 impl HostFile {
-    /// Whether both share what they refer to. All forks share it, so their counts of references, which
+    /// True if both share what they refer to. All forks share it, so their counts of references, which
     /// the processors would pass on to one another, are left alone where they can be.
     fn same_objects(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.fd, &other.fd)

@@ -9,7 +9,7 @@ use kvmlet_mem::budget::{Exhausted, Resource};
 const KEPT_MAX: usize = 1000;
 /// Longest text kept of one, in bytes: of a longer one its start and its end.
 const TEXT_MAX: usize = 512;
-/// What of that is its end.
+/// The length of that end, in bytes.
 const TEXT_END: usize = 128;
 
 /// Something the policy refused.

@@ -142,12 +142,12 @@ pub struct Pending {
 }
 
 impl SigInfo {
-    /// Whether it counts against RLIMIT_SIGPENDING. A timer counts itself, as long as it exists.
+    /// True if it counts against RLIMIT_SIGPENDING. A timer counts itself, as long as it exists.
     fn is_counted(&self) -> bool {
         !matches!(self.detail, SigDetail::Timer { .. })
     }
 
-    /// Whether it is queued however many of its number are pending.
+    /// True if it is queued however many of its number are pending.
     fn is_realtime(&self) -> bool {
         self.signo >= SIGRTMIN && self.is_counted()
     }
@@ -296,7 +296,7 @@ impl Default for AltStack {
     }
 }
 
-/// Where a sent signal goes.
+/// The place that a sent signal goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
     /// Into the queue.
@@ -326,7 +326,7 @@ impl Kernel {
         process.is_none_or(|process| process.signals.ignores(signo))
     }
 
-    /// Whether a thread blocks a signal, be it that rt_sigtimedwait(2) lets it through for now
+    /// True if a thread blocks a signal, be it that rt_sigtimedwait(2) lets it through for now
     /// (real_blocked in kernel/signal.c).
     fn blocks(&self, thread: &Thread, signo: u8) -> bool {
         let waits = self
@@ -373,7 +373,7 @@ impl Kernel {
         (self.queued_signals(pid) as u64) < limit
     }
 
-    /// Whether there is room for a signal beside those that are `pending` already (send_signal_locked
+    /// Says if there is room for a signal beside those that are `pending` already (send_signal_locked
     /// in kernel/signal.c). Standard signals always have some; so has the first of a number that kill(2)
     /// sends.
     fn place(&self, pid: Pid, pending: u64, info: &SigInfo) -> Result<Place, Errno> {

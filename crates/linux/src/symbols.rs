@@ -76,7 +76,7 @@ struct Reader<'a, 'b> {
     budget: &'a mut Budget<'b>,
 }
 
-/// How much a lookup may still read.
+/// The amount that a lookup may still read.
 struct Budget<'a> {
     left_bytes: u64,
     goes_on: &'a mut dyn FnMut() -> bool,
@@ -85,7 +85,7 @@ struct Budget<'a> {
 }
 
 impl Budget<'_> {
-    /// Whether so many bytes may be read now.
+    /// True if so many bytes may be read now.
     fn take(&mut self, len_bytes: u64) -> bool {
         if self.ended.is_none() {
             match self.left_bytes.checked_sub(len_bytes) {
@@ -213,7 +213,7 @@ fn modules<'a>(vmas: impl Iterator<Item = &'a Vma>) -> Vec<Module> {
 }
 
 impl Module {
-    /// Where the byte at a link-time address is mapped as code.
+    /// The address at which the byte at a link-time address is mapped as code.
     fn loaded_at(&self, reader: &mut Reader<'_, '_>, address: u64) -> Option<Gva> {
         let mut header = vec![0; HEADERS_LEN];
         let len = reader.read_some(0, &mut header);
@@ -226,7 +226,7 @@ impl Module {
         user.contains(&gva).then_some(Gva(gva))
     }
 
-    /// What the loader has added to link-time addresses.
+    /// The distance that the loader has added to link-time addresses.
     fn bias(&self, image: &Image) -> Option<u64> {
         if image.kind == Kind::Static {
             return Some(0);
@@ -254,7 +254,7 @@ fn file_offset(vma: &Vma) -> u64 {
     }
 }
 
-/// Whether the byte at `offset` of its file is in the mapping.
+/// True if the byte at `offset` of its file is in the mapping.
 fn shows(vma: &Vma, offset: u64) -> bool {
     offset
         .checked_sub(file_offset(vma))
@@ -289,7 +289,7 @@ mod tests {
         (Personality::new(kernel, machine, host), bytes)
     }
 
-    /// What the file has at a link-time address.
+    /// The bytes that the file has at a link-time address.
     fn in_file(bytes: &[u8], name: &str, symbols: Symbols) -> Vec<u8> {
         let found = kvmlet_elf::find_function(&mut &*bytes, symbols, name.as_bytes());
         let Ok(Some(Function::At(address))) = found else {

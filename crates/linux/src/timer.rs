@@ -132,7 +132,7 @@ pub struct Timers {
     sleepers: OrdMap<Tid, (Timeline, i64)>,
     /// CPU time at which RLIMIT_CPU is looked at next, in nanoseconds.
     cpu_limits: OrdMap<Pid, i64>,
-    /// What expires next; no set is empty.
+    /// The timers of each timeline, the next to expire first; no set is empty.
     queues: OrdMap<Timeline, OrdSet<(i64, TimerKey)>>,
 }
 
@@ -304,7 +304,7 @@ fn following(id: i32) -> i32 {
     id.checked_add(1).unwrap_or(0)
 }
 
-/// How a sent signal fared.
+/// The fate of a sent signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Sent {
     Pending,

@@ -140,8 +140,8 @@ impl Tried {
         })
     }
 
-    /// Whether a call of this row is answered by more than an error: the first with arguments that are
-    /// known to do, if any are, others with random ones.
+    /// True if a call of this row is answered by more than an error. The first call has arguments that are
+    /// known to do, if any are, and others have random ones.
     fn succeeds(
         &mut self,
         row: &Row,

@@ -14,7 +14,7 @@ const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
 const TIMER_ABSTIME: u64 = 1;
 /// Ticks a second of times(2) (USER_HZ).
 const USER_HZ: u64 = 100;
-/// What the coarse clocks advance by (a 250 Hz tick).
+/// The step by which the coarse clocks advance (a 250 Hz tick).
 const COARSE_RESOLUTION_NS: i64 = 4_000_000;
 
 fn clock_ns(cx: &mut Cx<'_>, clock_id: i32) -> Result<u64, Errno> {
@@ -164,7 +164,7 @@ pub fn sys_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Out
     sleep_until(cx, Timeline::Monotonic, signed(until_ns), args[1])
 }
 
-/// What clock_nanosleep(2) sleeps by on a clock.
+/// The timeline that clock_nanosleep(2) sleeps by on a clock.
 ///
 /// # Errors
 /// `EINVAL` for no clock and for the caller's own CPU clock; `EOPNOTSUPP` for a clock to read only.

@@ -130,7 +130,7 @@ pub fn sys_alarm(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     Ok(if old > 0 { rounded.max(1) } else { 0 })
 }
 
-/// What a clock's timers are measured by.
+/// The timeline that a clock's timers are measured by.
 ///
 /// # Errors
 /// `EINVAL` for no clock; `EOPNOTSUPP` for one without timers.

@@ -21,8 +21,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// The next time that RLIMIT_CPU has something to do is kept among the timers on the process's CPU
-    /// clock, so that the running thread is stopped then.
+    /// Keeps the next time that RLIMIT_CPU has something to do among the timers on the process's CPU clock.
+    /// The running thread is then stopped at that time.
     fn arm_cpu_limit(&mut self, pid: Pid) {
         let limit = self.processes.get(&pid);
         let limit = limit.map(|process| process.rlimits.get(Resource::Cpu));

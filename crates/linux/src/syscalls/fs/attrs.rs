@@ -182,7 +182,7 @@ pub fn sys_fchownat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     set_owner(cx, "chown", &found, uid, gid)
 }
 
-/// What becomes of a file time (utimensat(2)).
+/// The change to a file time (utimensat(2)).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stamp {
     Keep,

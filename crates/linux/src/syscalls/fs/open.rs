@@ -12,7 +12,7 @@ use crate::vfs::open::{OpenRequest, Opened, open};
 use crate::vfs::path::{self, Resolve};
 use crate::vfs::pipe::HalfOpen;
 
-/// What a first try of an open comes to.
+/// The outcome of the first try of an open.
 type Opening = Result<Outcome, Errno>;
 
 /// Goes on with an open that waits for the other end of a named pipe, or makes it.

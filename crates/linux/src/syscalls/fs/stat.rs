@@ -24,7 +24,7 @@ fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: u64) -> SysResult {
     Ok(0)
 }
 
-/// Whether the path is empty, or none at all.
+/// True if the path is empty, or none at all.
 fn names_nothing(cx: &mut Cx<'_>, target: Target) -> Result<bool, Errno> {
     let mut first = [0];
     if target.path_gva != 0 {
@@ -183,7 +183,7 @@ fn access(cx: &mut Cx<'_>, dirfd: i32, path: u64, mode: u32, flags: u32) -> SysR
     Ok(0)
 }
 
-/// Whether an object is on a file system that can be written.
+/// True if an object is on a file system that can be written.
 fn is_writable(cx: &Cx<'_>, node: &Node) -> bool {
     match node {
         Node::Tmp(_) => true,

@@ -49,7 +49,7 @@ fn read_name(cx: &mut Cx<'_>, gva: u64) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// Whether a file is on the host, whose file systems know attributes.
+/// True if a file is on the host, whose file systems know attributes.
 fn on_host(cx: &Cx<'_>, found: &Found) -> bool {
     cx.host.policy.classify(&found.path) == kvmlet_policy::Place::Readable
 }

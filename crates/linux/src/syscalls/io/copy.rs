@@ -15,7 +15,7 @@ use crate::vfs::size_limit::{self, WriteAt};
 use crate::vfs::stream;
 use crate::vfs::unix;
 
-/// Where a copy reads or writes: at the description's offset or at one in user memory.
+/// The place that a copy reads or writes: at the description's offset or at one in user memory.
 #[derive(Clone, Copy)]
 struct End {
     id: FileId,
@@ -44,7 +44,7 @@ impl End {
     }
 }
 
-/// Whether bytes can be read from it at any offset without waiting.
+/// True if bytes can be read from it at any offset without waiting.
 fn is_source(cx: &Cx<'_>, file: &OpenFile) -> bool {
     match file::contents(cx, &file.kind) {
         Contents::Host(_) | Contents::Inherited(_) | Contents::Text => true,

@@ -58,7 +58,7 @@ pub fn sys_epoll_create1(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// # Errors
 /// As its man page.
 pub fn sys_epoll_ctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    /// What may go with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS).
+    /// The events that may go with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS).
     const WITH_EXCLUSIVE: u32 = EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
     let [epoll_fd, op, fd, event, ..] = *args;
     let (op, fd) = (int(op), int(fd));

@@ -56,7 +56,7 @@ fn add(s: &mut Sandbox, ep: i64, fd: i64, events: u32) {
     ctl(s, ep, ADD, fd, events).unwrap();
 }
 
-/// What an instance reports now: descriptors and events.
+/// The report of an instance now: descriptors and events.
 fn ready(s: &mut Sandbox, ep: i64) -> Vec<(u32, u32)> {
     let events = s.room(12 * 8);
     let count = call!(s, "epoll_wait", ep, events, 8, 0).unwrap();
@@ -80,7 +80,7 @@ fn park(s: &mut Sandbox, name: &str, args: &[Arg<'_>]) -> Vec<Source> {
     sources.iter().copied().collect()
 }
 
-/// Whether the parked thread has been woken since; it is as if it had never waited.
+/// True if the parked thread has been woken since; it is as if it had never waited.
 fn woken(s: &mut Sandbox) -> bool {
     let woken = s.kernel.sched.retries.remove(&TID).is_some();
     s.kernel.sched.forget(TID);

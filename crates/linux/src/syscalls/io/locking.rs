@@ -30,7 +30,7 @@ struct Flock {
     pad1: u32,
 }
 
-/// What a lock command does.
+/// The action of a lock command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Action {
     Test,

@@ -19,7 +19,7 @@ use crate::vfs::ready::{
 /// Largest number of descriptors in a select(2) set that is looked at.
 const SELECT_MAX: usize = 65_536;
 
-/// How long a call may wait.
+/// The time that a call may wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Timeout {
     Never,
@@ -243,7 +243,8 @@ pub fn sys_pselect6(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outc
     end(cx, outcome, timeout_gva, saved, state, timeout)
 }
 
-/// What select(2) asks of poll for each set: read, write, except (fs/select.c POLLIN_SET and so on).
+/// The events that select(2) asks of poll for each set: read, write, except (fs/select.c POLLIN_SET and
+/// so on).
 const SETS: [i16; 3] = [
     POLLIN | POLLRDNORM | POLLRDBAND | POLLHUP | POLLERR,
     POLLOUT | POLLWRNORM | POLLWRBAND | POLLERR,

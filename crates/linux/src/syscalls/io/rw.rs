@@ -306,7 +306,7 @@ fn new_offset(cx: &mut Cx<'_>, file: &OpenFile, whence: u32, delta: i64) -> Resu
     u64::try_from(sum).map_err(|_| Errno::EINVAL)
 }
 
-/// Whether a description is open for reading its bytes: O_PATH ones are not.
+/// True if a description is open for reading its bytes: O_PATH ones are not.
 pub(super) fn is_open_for_reading(file: &OpenFile) -> bool {
     file.flags.readable() && !file.flags.contains(OpenFlags::PATH)
 }

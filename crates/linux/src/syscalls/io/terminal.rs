@@ -73,7 +73,7 @@ fn turn(cx: &mut Cx<'_>, host: HostId, signal: JobSignal) -> Result<Owner, Errno
     }
 }
 
-/// Whether a stream can be written to now. Output from the background is stopped with TOSTOP only.
+/// Says if a stream can be written to now. Output from the background is stopped with TOSTOP only.
 ///
 /// # Errors
 /// `EIO` where nobody could continue the job; the host's.

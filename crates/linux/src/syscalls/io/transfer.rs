@@ -22,7 +22,7 @@ use crate::vfs::stream::{self, Moved};
 
 /// Bytes copied at once.
 pub const CHUNK: usize = 64 << 10;
-/// How soon a call is made again that nothing tells when to, in nanoseconds.
+/// The time after which a call is made again that nothing tells when to, in nanoseconds.
 const LOOK_NS: u64 = 20_000_000;
 /// Most bytes that one call moves (MAX_RW_COUNT).
 pub const RW_MAX: u64 = 0x7fff_f000;
@@ -211,8 +211,8 @@ impl Buffers {
     }
 }
 
-/// Pipes take whole pages: what follows the last one that could be read is not written, and an only
-/// one that could not is a fault (pipe_write in fs/pipe.c).
+/// Pipes take whole pages. Bytes after the last page that could be read are not written, and an only
+/// page that could not is a fault (pipe_write in fs/pipe.c).
 fn whole_pages(way: Transfer, buffers: &Buffers, bytes: &mut Vec<u8>) -> Result<(), Errno> {
     let wanted = usize::try_from(buffers.left()).unwrap_or(CHUNK).min(CHUNK);
     let is_stream = match way {
@@ -326,7 +326,7 @@ pub fn wait_until(cx: &Cx<'_>, until: Until, state: &CallState, progress: u64) -
     })
 }
 
-/// What one step of a transfer did.
+/// The effect of one step of a transfer.
 pub(super) enum Step {
     /// This many bytes; 0 ends the transfer.
     Moved(usize),
@@ -647,7 +647,7 @@ pub fn write(
     })
 }
 
-/// Where in the file a write that has moved `done` bytes goes on.
+/// The place in the file at which a write that has moved `done` bytes goes on.
 fn start(
     cx: &mut Cx<'_>,
     file: &OpenFile,
@@ -667,7 +667,7 @@ fn start(
     }
 }
 
-/// What a transfer with an inherited stream waits for that could not move anything.
+/// The event to wait for, for a transfer with an inherited stream that could not move anything.
 pub(super) fn blocked(cx: &mut Cx<'_>, host: HostId, events: i16, moved: Moved) -> Until {
     cx.kernel.objects.epolls.stream_blocked(host, events);
     match moved {
@@ -717,7 +717,7 @@ fn write_step(
     }
 }
 
-/// How a write to a pipe is kept, by the description's O_DIRECT.
+/// The way that a write to a pipe is kept, by the description's O_DIRECT.
 pub(super) fn write_as(file: &OpenFile) -> WriteAs {
     if file.flags.contains(OpenFlags::DIRECT) {
         WriteAs::Packets

@@ -171,7 +171,7 @@ pub fn sys_bind(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     Err(Errno::EACCES)
 }
 
-/// What listen(2) and accept(2) say of a socket that has no name.
+/// The answer of listen(2) and accept(2) for a socket that has no name.
 fn not_listening(cx: &mut Cx<'_>, call: &'static str, number: u64) -> SysResult {
     let kind = kind_of(cx, call, number)?;
     cx.host.report.unsupported(call, String::new());

@@ -54,7 +54,7 @@ fn put(cx: &mut Cx<'_>, to_gva: u64, len_gva: u64, bytes: &[u8], shown: Shown) -
 enum Shown {
     /// Its own: names.
     Whole,
-    /// What was copied: options.
+    /// The length of the copied part: options.
     Kept,
 }
 

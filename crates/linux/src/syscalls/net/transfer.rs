@@ -26,7 +26,8 @@ const COPY_MAX: usize = 512 << 10;
 /// Most messages of one call (UIO_MAXIOV).
 const MESSAGES_MAX: u32 = 1024;
 
-/// What of struct msghdr is read: name, its length, buffers, their number, control data, its length.
+/// The part of struct msghdr that is read: name, its length, buffers, their number, control data, its
+/// length.
 struct Header {
     gva: u64,
     name: u64,
@@ -68,7 +69,7 @@ impl Header {
     }
 }
 
-/// What a transfer came to.
+/// The outcome of a transfer.
 enum Done {
     /// The call's result, and whether the message was longer than the buffers.
     Moved(u64, Truncated),
