@@ -13,7 +13,7 @@ use crate::time::{host_time_ns, now_ns};
 use crate::transport::{Busy, Link, Returned, Waited};
 use crate::{EngineError, flush};
 
-/// How a thread has left the guest.
+/// The state in which a thread has left the guest.
 #[derive(Debug)]
 pub(crate) struct Left {
     pub tid: Tid,
@@ -26,7 +26,7 @@ pub(crate) struct Left {
     pub after_ns: u64,
 }
 
-/// What a run of the guest came to, besides its trap.
+/// The outcome of a run of the guest, besides its trap.
 #[derive(Debug)]
 pub(crate) struct Posted {
     pub waited: Waited,
@@ -63,7 +63,7 @@ impl Sandbox {
         })
     }
 
-    /// What must be true before ring 3 runs: slots known, stale translations gone, clock fresh.
+    /// Makes true what must be so before ring 3 runs: slots known, stale translations gone, clock fresh.
     fn prepare_entry(&mut self) -> Result<(), EngineError> {
         let Personality { host, machine, .. } = &mut *self.personality;
         for slot in machine.memory.take_new_slots() {
@@ -176,7 +176,7 @@ impl Sandbox {
         Ok((trap, posted))
     }
 
-    /// Does what a posted call has come to. Returns the trap that is still to be handled: a guest that
+    /// Does what a posted call has come to. Returns the trap that is still to be handled. A guest that
     /// left from a call which has been made meanwhile has nothing else to say.
     pub(crate) fn settle_posted(&mut self, tid: Tid, trap: Trap, posted: Posted) -> Option<Trap> {
         match (posted.closed, posted.made) {

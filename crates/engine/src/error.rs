@@ -33,7 +33,7 @@ pub enum EngineError {
     Format {
         /// Its path.
         program: String,
-        /// What is wrong with it.
+        /// The fault in it.
         why: String,
     },
     /// A setting that cannot be used.
@@ -98,7 +98,7 @@ pub enum EngineError {
 /// Too many open files in this process (errno(3)).
 const EMFILE: i32 = 24;
 
-/// Whether the process has no descriptor left, or sandboxes have all that they may have.
+/// True if the process has no descriptor left, or sandboxes have all that they may have.
 pub(crate) fn is_too_few(errno: Errno) -> bool {
     matches!(errno, Errno::EMFILE | Errno::ENFILE)
 }

@@ -23,24 +23,24 @@ use crate::vm::{BoundVm, GuestVm, VmmPages};
 pub struct Sandbox {
     pub(crate) guest: GuestVm,
     pub(crate) personality: Lendable,
-    /// How its calls travel.
+    /// The way that its calls travel.
     pub(crate) transport: Transport,
     pub(crate) setup: Setup,
     pub(crate) times: Times,
     /// When the build began, on the host's CLOCK_MONOTONIC.
     pub(crate) started_ns: u64,
     pub(crate) full_flushes: u64,
-    /// How the program has ended.
+    /// The way that the program has ended.
     pub(crate) ended: Option<Ending>,
-    /// What this is a fork of.
+    /// The snapshot that this is a fork of.
     pub(crate) origin: Option<Arc<Frozen>>,
-    /// Whether the vCPU is in a state that nobody knows: it is not used for another program.
+    /// True if the vCPU is in a state that nobody knows: it is not used for another program.
     pub(crate) is_suspect: bool,
-    /// What the last reset did.
+    /// The report of the last reset.
     pub(crate) last_reset: ResetReport,
 }
 
-/// What a sandbox is set up with, and every fork of it again.
+/// Things that a sandbox is set up with, and every fork of it again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
     pub pages: VmmPages,
@@ -123,7 +123,7 @@ impl Sandbox {
             .write(at, &value.to_le_bytes())?)
     }
 
-    /// What the program left, with its counters.
+    /// Takes the things that the program left, with its counters.
     pub(crate) fn take_outcome(&mut self, ending: Ending) -> RunOutcome {
         self.times.wall_ns = now_ns().saturating_sub(self.started_ns);
         let Personality { host, machine, .. } = &mut *self.personality;

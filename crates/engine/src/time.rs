@@ -3,8 +3,8 @@
 use kvmlet_linux::Personality;
 use rustix::time::{ClockId, clock_gettime};
 
-/// How often the owner is asked at least, in nanoseconds: a signal may have come in the moment before the
-/// guest was entered, or while the host works for it.
+/// The longest time between two questions to the owner, in nanoseconds. A signal may have come in the
+/// moment before the guest was entered, or while the host works for it.
 pub(crate) const TICK_NS: u64 = 40_000_000;
 
 /// The host's CLOCK_MONOTONIC, in nanoseconds.

@@ -21,7 +21,7 @@ const KEPT_MIN: u64 = 1024;
 /// Copies that a fork may keep, as a multiple of the median: mixed loads write several sets in turn.
 const KEPT_MEDIANS: u64 = 4;
 
-/// What is known of the pages that requests write.
+/// The knowledge of the pages that requests write.
 #[derive(Debug, Default)]
 pub(crate) struct Learned {
     pages: BTreeMap<u64, Named>,

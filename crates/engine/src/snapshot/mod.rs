@@ -33,18 +33,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What all forks of a snapshot share.
+/// The part of a snapshot that all its forks share.
 #[derive(Debug)]
 pub(crate) struct Frozen {
     process: u32,
     memory: Arc<FrozenMemory>,
-    /// What the program used when it was frozen.
+    /// The memory that the program used when it was frozen.
     used_bytes: u64,
     pub kernel: Kernel,
     pub host: Host,
     files: Vec<MappedFile>,
     setup: Setup,
-    /// What the clocks of forks begin as.
+    /// The value that the clocks of forks begin as.
     clock: HostClock,
     kvm_kind: KvmKind,
     ready: ReadyVms,

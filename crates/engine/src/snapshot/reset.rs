@@ -64,7 +64,7 @@ impl Sandbox {
         }
     }
 
-    /// A new fork in the same VM, or in a new one if a fault of ours has left this one in a state that
+    /// A new fork in the same VM. It is in a new VM if a fault of ours has left this one in a state that
     /// nobody knows.
     fn rebuild(&mut self, frozen: &Frozen) -> Result<(), EngineError> {
         // Until all is done there is nothing to run.

@@ -26,8 +26,8 @@ impl Owner for Nobody {
     fn trace(&mut self, _line: &str, _left: Option<Duration>) {}
 }
 
-/// A page as the program sees it: what it may do besides writing, which copies may do that frozen pages
-/// may not, and a hash of what is in it.
+/// A page as the program sees it: its rights but for writing, and a hash of its content. The right
+/// to write is left out because copies have it and frozen pages have not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Page {
     rights: PteFlags,

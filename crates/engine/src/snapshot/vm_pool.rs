@@ -67,7 +67,7 @@ pub(super) fn give_back(mut guest: GuestVm) {
 #[derive(Debug)]
 pub(super) struct ReadyVms {
     vms: Mutex<Vec<BoundVm>>,
-    /// How many given-up forks are taken.
+    /// The number of given-up forks that are taken.
     kept_max: AtomicUsize,
 }
 

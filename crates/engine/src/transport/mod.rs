@@ -47,7 +47,7 @@ impl Calls {
     }
 }
 
-/// What an exit costs on this machine, in nanoseconds: the least that a call has taken.
+/// The cost of an exit on this machine, in nanoseconds: the least that a call has taken.
 static X_NS: AtomicU64 = AtomicU64::new(0);
 
 /// No exit is faster.
@@ -213,7 +213,7 @@ pub(crate) fn forget_threads() {
     poller::forget();
 }
 
-/// How a run that ended in a call stands to the call page.
+/// The relation of a run that ended in a call to the call page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Waited {
     /// The call was not posted.

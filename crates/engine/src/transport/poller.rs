@@ -20,10 +20,10 @@ use crate::time::now_ns;
 const PAUSES: u32 = 4;
 /// Looks at the page between two looks at the clock.
 const SPINS: u32 = 16;
-/// Looks at the clock, at least, before the guest is taken to be quiet: a thread that had no CPU for a
+/// Looks at the clock, at least, before the guest is taken to be quiet. A thread that had no CPU for a
 /// while has not looked.
 const LOOKS_MIN: u32 = 256;
-/// How long a poller of [`Calls::Poll`] stays with a guest that computes, in nanoseconds.
+/// The time that a poller of [`Calls::Poll`] stays with a guest that computes, in nanoseconds.
 const PATIENT_NS: u64 = 5_000_000;
 /// Looks at the clock between two looks at the CPUs.
 const CLOCKS: u32 = 64;
@@ -32,7 +32,7 @@ const IDLE_END: Duration = Duration::from_secs(1);
 /// Beyond this many busy vCPUs and pollers for each CPU, measured with 1 to 8 VMs on 2 CPUs, polling
 /// costs more than it saves.
 const THREADS_PER_CPU: usize = 5;
-/// How long the number of usable CPUs is believed, in nanoseconds.
+/// The time for which the number of usable CPUs is believed, in nanoseconds.
 const CPUS_FRESH_NS: u64 = 1_000_000_000;
 
 /// vCPUs of this process that are inside KVM_RUN now.
@@ -54,7 +54,7 @@ struct Pollers {
     idle: Vec<Arc<Seat>>,
 }
 
-/// Where a poller waits for its next link.
+/// The place at which a poller waits for its next link.
 #[derive(Debug, Default)]
 struct Seat {
     link: Mutex<Option<Arc<Link>>>,
@@ -77,7 +77,7 @@ impl Seat {
 /// [`usable_cpus`] as it was last.
 static CPUS: AtomicUsize = AtomicUsize::new(1);
 
-/// What [`note_cpus`] has found.
+/// The number of CPUs that [`note_cpus`] has found.
 static CPUS_MAX: AtomicUsize = AtomicUsize::new(usize::MAX);
 
 /// Remembers how many CPUs affinity and control group allow, for a process that is about to lose sight of
@@ -103,8 +103,8 @@ fn usable_cpus() -> usize {
     cpus
 }
 
-/// Whether so many threads want a CPU that a poller and its vCPU hardly ever have one at the same time,
-/// `more` threads included.
+/// True if so many threads want a CPU, `more` threads included, that a poller and its vCPU hardly ever
+/// have one at the same time.
 fn is_crowded(more: usize) -> bool {
     let busy = BUSY_VCPUS.load(Ordering::Relaxed);
     let wanted = busy

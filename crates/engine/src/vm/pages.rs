@@ -129,8 +129,10 @@ fn user_flag(kvm_kind: KvmKind) -> PteFlags {
     }
 }
 
-/// After the probe: takes its code away. On hardware, replaces the syscall page and the task state segment
-/// by their forms for it, and narrows the syscall page, its constants and the call page.
+/// After the probe: takes its code away.
+///
+/// On hardware, also replaces the syscall page and the task state segment by their forms for it. Only there
+/// are the syscall page, its constants and the call page narrowed.
 pub(super) fn settle(
     memory: &mut GuestMemory,
     tables: &mut PageTables,
