@@ -37,7 +37,7 @@ fn duration(timeout_s: Option<f64>) -> PyResult<Option<Duration>> {
         .map_err(|error| NativeError::new_err(("bad_argument", format!("timeout: {error}"))))
 }
 
-/// How calls travel, by name.
+/// The way that calls travel, by name.
 fn calls_named(name: &str) -> PyResult<Calls> {
     Calls::named(name)
         .ok_or_else(|| NativeError::new_err(("bad_argument", "no such way for calls to travel")))
@@ -54,7 +54,7 @@ fn stats_to_py<'py>(py: Python<'py>, stats: &[(String, Stat)]) -> PyResult<Bound
     Ok(dict)
 }
 
-/// What a run gave back; see `_native.pyi`.
+/// The outcome of a run; see `_native.pyi`.
 #[pyclass(frozen, module = "kvmlet._native")]
 struct Outcome(RunOutcome);
 
@@ -110,7 +110,7 @@ impl Outcome {
     }
 }
 
-/// How long standard error may hold up a line of ours before limits and signals are looked at.
+/// The time that standard error may hold up a line of ours before limits and signals are looked at.
 const SAY: Duration = Duration::from_millis(100);
 
 /// The caller's standard streams; see `_native.pyi`.
@@ -131,11 +131,11 @@ impl Inherited {
     }
 }
 
-/// What a program may see of the host's files; see `_native.pyi`.
+/// The rules on the host's files that a program may see; see `_native.pyi`.
 #[pyclass(frozen, module = "kvmlet._native")]
 struct Policy {
     policy: kvmlet_engine::Policy,
-    /// Where the program starts.
+    /// The directory that the program starts in.
     cwd: Vec<u8>,
 }
 
@@ -151,11 +151,11 @@ impl Policy {
 
 /// Python's signal handlers decide whether a run goes on; trace lines go to standard error.
 struct PythonOwner {
-    /// What a handler raised.
+    /// The exception that a handler raised.
     raised: Option<PyErr>,
     /// Set by a thread that wants the run to end.
     stop: Arc<AtomicBool>,
-    /// Where trace lines go.
+    /// The place that trace lines go to.
     errors: Option<Arc<kvmlet_engine::Inherited>>,
     /// Set when the process is continued after a stop.
     continued: Arc<AtomicBool>,

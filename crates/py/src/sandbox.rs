@@ -39,7 +39,7 @@ pub struct Sandbox {
     process: u32,
 }
 
-/// How a sandbox was made.
+/// The way that a sandbox was made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Origin {
     Started,
