@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Rooms whose comments keep the rules. Not yet: crates/linux, crates/engine, crates/py and python.
-# Each is added by the change that brings its comments in line.
+# Rooms whose comments keep the rules. Not yet: crates/linux, whose vfs and mm are still to be brought in line.
 CHECKED = (
     "crates/abi",
     "crates/elf",
+    "crates/engine",
     "crates/hv",
     "crates/jail",
     "crates/mem",
     "crates/policy",
+    "crates/py",
     "crates/stub",
+    "python",
     "benches",
     "tests",
 )
@@ -43,7 +45,7 @@ WORDS_MAX = 25
 _OPENING = re.compile(r"(?:What|Whether|How|Where)\b")
 # The full stops of "e.g." and "vol." end nothing.
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\.[a-z]\.)(?<!vol\.)[\")*_]*\s+")
-_BULLET = re.compile(r"\s*(?:[-*+]|\d+\.)\s+")
+_BULLET = re.compile(r"^\s*(?:[-*+]|\d+\.)\s+")
 _PUBLIC = re.compile(r"\s*pub (?!\(|use\b)")
 
 

@@ -1,5 +1,5 @@
-//! What a vCPU's thread and its poller share while the guest runs: the call page, and under a lock the
-//! personality, lent for as long as the thread is inside KVM_RUN.
+//! The link between a vCPU's thread and its poller while the guest runs: the call page, and a lock. Under it is
+//! the personality, lent for as long as the thread is inside KVM_RUN.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -62,16 +62,16 @@ pub(super) struct Counts {
     pub useful_ns: AtomicU64,
 }
 
-/// What the guest left behind, as the vCPU's thread finds it.
+/// The state that the guest left behind, as the vCPU's thread finds it.
 #[derive(Debug)]
 pub(crate) struct Returned {
     pub personality: Box<Personality>,
     /// Until when the thread has been charged for its CPU time, on the host's CLOCK_MONOTONIC.
     pub charged_ns: u64,
-    /// What the call it left from came to.
+    /// The fate of the call that it left from.
     pub closed: Closed,
     pub made: Option<Made>,
-    /// What went wrong in a call that the poller made.
+    /// The error of a call that the poller made.
     pub failed: Option<EngineError>,
 }
 
