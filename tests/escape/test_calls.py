@@ -37,10 +37,10 @@ def lies(run: Run) -> None:
 
 
 def test_the_page_is_the_programs_on_software_kvm_only(hostile: pathlib.Path) -> None:
-    world = json.loads(command([KVMLET, "doctor", "--json"], cwd=hostile).stdout)["world"]
+    kind = json.loads(command([KVMLET, "doctor", "--json"], cwd=hostile).stdout)["kvm_kind"]
     run = bounded(["./callpage", "rewrite", "1", "1"], cwd=hostile, calls="poll")
     assert run.status == 0, run.said
-    assert (run.stdout == NOT_OURS) == (world == "hardware"), (world, run.said)
+    assert (run.stdout == NOT_OURS) == (kind == "hardware"), (kind, run.said)
 
 
 @pytest.mark.parametrize("calls", MODES)
