@@ -120,9 +120,10 @@ static void intervals(void) {
     long count = get(fd);
     int64_t passed = now(CLOCK_MONOTONIC) - from;
     CHECK(count >= 5 && count <= (passed - 10 * MS) / (20 * MS) + 1);
-    CHECK(timerfd_gettime(fd, &s) == 0 && ns(s.it_interval) == 20 * MS && ns(s.it_value) > 0 && ns(s.it_value) <= 20 * MS);
+    // 0 where a busy machine is late with an expiry (timerfd_get_remaining in fs/timerfd.c).
+    CHECK(timerfd_gettime(fd, &s) == 0 && ns(s.it_interval) == 20 * MS && ns(s.it_value) >= 0 && ns(s.it_value) <= 20 * MS);
     pause_ms(50);
-    CHECK(timerfd_gettime(fd, &s) == 0 && ns(s.it_value) > 0 && ns(s.it_value) <= 20 * MS);
+    CHECK(timerfd_gettime(fd, &s) == 0 && ns(s.it_value) >= 0 && ns(s.it_value) <= 20 * MS);
     CHECK(readable(fd, 0) == POLLIN && get(fd) >= 2);
     CHECK(readable(fd, 1000) == POLLIN && get(fd) >= 1);
     CHECK(set(fd, 0, 10 * MS, 1000 * MS) == 0 && readable(fd, 1000) == POLLIN && get(fd) == 1);
