@@ -133,6 +133,9 @@ HW_second := -m "hw and not default_mode" --share 2/2
 HW_modes := -m "hw_modes and not default_mode"
 HW_calls := -m "hw and default_mode"
 
+# The test of the table of vCPU state (crates/hv/src/state.rs), as cargo names its program.
+hv-state-test = $$(cargo test -p kvmlet-hv --test state --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
+
 # Each machine takes one processor of the host, however many it has: two go side by side.
 HW_RUNS := test-hw-one test-hw-two
 
@@ -143,6 +146,7 @@ test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
 	$(BIN)/python tests/hwkvm/run.py --prepare
+	$(BIN)/python tests/hwkvm/run.py --smp 1 --timeout-s 300 -- $(hv-state-test)
 	@$(MAKE) --jobs 2 --output-sync=target $(HW_RUNS)
 test-hw-one:
 	$(call hw-tests,1,auto:first)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Rooms whose comments keep the rules. Not yet: crates/linux, whose vfs and mm are still to be brought in line.
+# Rooms whose comments keep the rules. Not yet: crates/linux, whose vfs and mm are still to be
+# brought in line.
 CHECKED = (
     "crates/abi",
     "crates/elf",

@@ -274,7 +274,9 @@ fn nothing_of_a_program_reaches_the_next() {
         let by_load = matches!(row.at_switch, PutBack::Entry | PutBack::Image);
         for range in bytes(row.piece) {
             let fixed = matches!(row.piece, Piece::Rip | Piece::CodeAndStack);
-            if by_load && !fixed {
+            // A CPU may call every component in use, whatever it holds (SDM vol. 1, 13.6).
+            let is_header = range.start == AREA + 512;
+            if by_load && !fixed && !is_header {
                 assert_ne!(
                     own[range.clone()],
                     clean[range],
