@@ -21,7 +21,7 @@ const CR0: u64 = 0x8005_0033;
 const CR4_BASE: u64 = 1 << 5 | 1 << 9 | 1 << 10;
 const CR4_UMIP: u64 = 1 << 11;
 const CR4_FSGSBASE: u64 = 1 << 16;
-const CR4_OSXSAVE: u64 = 1 << 18;
+pub const CR4_OSXSAVE: u64 = 1 << 18;
 const CR4_SMEP: u64 = 1 << 20;
 const CR4_SMAP: u64 = 1 << 21;
 /// SCE, LME, LMA, NXE.

@@ -21,7 +21,8 @@ use kvmlet_stub::{KvmKind, MAX_FLUSH_PAGES, flush_entry_offset};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 
 use crate::cpu::{
-    self, Privilege, code_segment, data_segment, initial_sregs, stack_segment, syscall_msrs,
+    self, CR4_OSXSAVE, Privilege, code_segment, data_segment, initial_sregs, stack_segment,
+    syscall_msrs,
 };
 use crate::ioctl::{KVM_GET_DEVICE_ATTR, KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_RUN, KVM_SET_XSAVE};
 use crate::kick::{Deadline, Running, Shared};
@@ -162,9 +163,13 @@ impl Vcpu {
         fd.set_cpuid2(&template.cpuid)
             .map_err(|error| call("KVM_SET_CPUID2", error))?;
         let reset = kvm.reset_sregs(&fd)?;
-        let sregs = initial_sregs(reset, template, config.cr3);
-        fd.set_sregs(&sregs)
-            .map_err(|error| call("KVM_SET_SREGS", error))?;
+        let mut sregs = initial_sregs(reset, template, config.cr3);
+        if let Err(error) = fd.set_sregs(&sregs) {
+            // A KVM that hides XSAVE may refuse the bit: without it programs are told of no AVX.
+            sregs.cr4 &= !CR4_OSXSAVE;
+            fd.set_sregs(&sregs)
+                .map_err(|_| call("KVM_SET_SREGS", error))?;
+        }
         let mut ioctls = 4;
         if template.xcr0 != 0 {
             let mut xcrs = kvm_xcrs {
