@@ -57,7 +57,7 @@ impl FileTime {
     }
 }
 
-/// What stat(2) tells.
+/// The attributes that stat(2) tells.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Attr {
     /// Device number of the file system.
@@ -119,19 +119,19 @@ impl Attr {
         self.mode & S_IFMT
     }
 
-    /// Whether it is a directory.
+    /// True if it is a directory.
     #[must_use]
     pub fn is_dir(&self) -> bool {
         self.kind() == S_IFDIR
     }
 
-    /// Whether it is a symbolic link.
+    /// True if it is a symbolic link.
     #[must_use]
     pub fn is_symlink(&self) -> bool {
         self.kind() == S_IFLNK
     }
 
-    /// Whether the mode bits grant all of `wanted` (path_resolution(7), without capabilities).
+    /// True if the mode bits grant all of `wanted` (path_resolution(7), without capabilities).
     #[must_use]
     pub fn grants(&self, who: &Credentials, wanted: u32) -> bool {
         let class = if who.uid == self.uid {

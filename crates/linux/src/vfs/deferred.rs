@@ -1,4 +1,4 @@
-//! What is done for a call when the program has its answer. Where calls are polled the program goes on
+//! Work that is done for a call when the program has its answer. If calls are polled, the program goes on
 //! meanwhile; everywhere it is done before the program's next call.
 
 use std::os::fd::AsFd;
@@ -14,7 +14,7 @@ use crate::hostfd::HostFd;
 /// as the next thing that they do.
 const FRESH: Duration = Duration::from_micros(200);
 
-/// What is left to do, and what came of it last.
+/// The work that is left to do, and what came of it last.
 #[derive(Debug, Default)]
 pub struct Deferred {
     /// Descriptors without a reference.
@@ -25,7 +25,7 @@ pub struct Deferred {
     told: Option<Told>,
 }
 
-/// What has been opened, and what was found by its name just before.
+/// A file that has been opened, and what was found by its name just before.
 #[derive(Debug)]
 struct Opened {
     id: HostId,

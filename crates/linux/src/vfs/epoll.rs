@@ -1,14 +1,14 @@
 //! epoll instances (epoll(7)) as values.
 //!
 //! As in fs/eventpoll.c, an event puts every item that watches its source on the ready list of the
-//! item's instance; epoll_wait(2) takes items off the list, asks what holds now, and puts
+//! item's instance. epoll_wait(2) takes items off the list, asks what holds now, and puts
 //! level-triggered ones back at the end. What has been raised and not yet reported is the list: data,
 //! so that an edge is neither lost nor raised twice by a freeze.
 //!
 //! Inherited streams raise no events by themselves. Whenever somebody waits on an instance or asks it,
 //! its items on such streams are asked first ([`refresh`]). For an edge-triggered one it is an edge
-//! when an event holds that did not when last asked, or when more bytes can be read than were left
-//! then; a transfer that would have had to wait forgets the event.
+//! when an event holds that did not when last asked. It is one too when more bytes can be read than
+//! were left then. A transfer that would have had to wait forgets the event.
 //!
 //! Linux differs: it limits the number of ways from a source to instances that watch one another
 //! (reverse_path_check). Here there is no such limit, since each instance is told and asked only once
@@ -47,11 +47,11 @@ pub const ITEMS_MAX: usize = 65_536;
 const ITEM_BYTES: u64 = 512;
 /// Instances below one another at most (EP_MAX_NESTS).
 const NESTS_MAX: usize = 4;
-/// How often an edge-triggered item on an inherited stream that still has bytes to read is asked
-/// whether there are more, in nanoseconds.
+/// Time between two looks at an edge-triggered item on an inherited stream that still has bytes to read,
+/// in nanoseconds. Each look asks whether there are more.
 pub const RECHECK_NS: u64 = 10_000_000;
 
-/// What an item is registered by: its description and the descriptor number it was added with.
+/// The key that an item is registered by: its description and the descriptor number it was added with.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Key {
     /// The description.
@@ -65,9 +65,9 @@ pub struct Key {
 struct Item {
     /// Events and modes; without events while a one-shot item is disabled.
     events: u32,
-    /// What epoll_wait(2) gives back.
+    /// The value that epoll_wait(2) gives back.
     data: u64,
-    /// What raises its events; `None` for what never changes by itself.
+    /// The source that raises its events; `None` for what never changes by itself.
     source: Option<Source>,
     /// Events of its source that concern it: a pipe's ends have one source.
     listens: i16,
@@ -75,11 +75,11 @@ struct Item {
     order: u64,
     /// Its place on the ready list.
     ready: Option<u64>,
-    /// What its inherited stream was last seen to be.
+    /// The state that its inherited stream was last seen in.
     seen: Seen,
 }
 
-/// What an inherited stream was when it was last asked.
+/// The state of an inherited stream when it was last asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Seen {
     events: i16,
@@ -277,7 +277,7 @@ impl Epolls {
         }
     }
 
-    /// What /proc/self/fdinfo shows of an instance's items (proc_pid_fdinfo(5)).
+    /// The text that /proc/self/fdinfo shows of an instance's items (proc_pid_fdinfo(5)).
     #[must_use]
     pub fn info(&self, id: ObjectId) -> String {
         let Some(epoll) = self.instances.get(&id) else {
@@ -299,11 +299,11 @@ enum Way {
     Up,
 }
 
-/// Wakes that wait for the end of what makes them: where many come from one place, each source, and each
-/// instance that watches, is told once.
+/// Wakes that wait for the end of what makes them. Many may come from one place: then each source, and
+/// each instance that watches, is told once.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HeldWakes {
-    /// How many have asked to hold them.
+    /// Number of those that have asked to hold them.
     holders: u32,
     /// In the order in which they came.
     sources: Vec<Source>,
@@ -324,9 +324,9 @@ impl HeldWakes {
 }
 
 impl Kernel {
-    /// `events` of `source` may hold from now on (0: any may): threads that wait for it make their
-    /// calls again, and what watches it is put on its ready list. This is where Linux wakes a wait
-    /// queue with a key.
+    /// `events` of `source` may hold from now on (0: any may). Threads that wait for it make their calls
+    /// again, and what watches it is put on its ready list. This is where Linux wakes a wait queue with a
+    /// key.
     pub fn wake(&mut self, source: Source, events: i16) {
         if self.held_wakes.holders > 0 {
             self.held_wakes.add(source, events);
@@ -541,16 +541,16 @@ fn raise(kernel: &mut Kernel, id: ObjectId, key: Key) {
     kernel.wake(Source::Object(id), POLLIN | POLLRDNORM);
 }
 
-/// What one call that looks at several descriptors has found out: it may name an instance many times,
-/// and a hostile nesting has many ways to one.
+/// The findings of one call that looks at several descriptors. It may name an instance many times, and a
+/// hostile nesting has many ways to one.
 #[derive(Debug, Default)]
 pub struct Asked {
     refreshed: BTreeSet<ObjectId>,
     waited: BTreeSet<ObjectId>,
     readable: BTreeMap<ObjectId, bool>,
-    /// What poll(2) on the host gave for an inherited stream and these events.
+    /// The answer of poll(2) on the host for an inherited stream and these events.
     streams: BTreeMap<(HostId, i16), i16>,
-    /// How many bytes an inherited stream has.
+    /// Number of bytes that an inherited stream has.
     stream_bytes: BTreeMap<HostId, u64>,
 }
 
@@ -619,7 +619,7 @@ fn readable_bytes(host: &Host, id: HostId) -> u64 {
         .unwrap_or(0)
 }
 
-/// Whether an instance has something to report (poll(2) on its descriptor).
+/// True if an instance has something to report (poll(2) on its descriptor).
 #[must_use]
 pub fn is_readable(cx: &Cx<'_>, id: ObjectId, asked: &mut Asked) -> bool {
     if let Some(answer) = asked.readable.get(&id) {

@@ -9,11 +9,11 @@ use super::ready::{POLLERR, POLLIN, POLLOUT};
 pub struct EventFd {
     /// The count; `u64::MAX` cannot be reached by write(2).
     pub count: u64,
-    /// What read(2) takes.
+    /// The amount that read(2) takes.
     pub mode: EventMode,
 }
 
-/// What a read takes from the count.
+/// The amount that a read takes from the count.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EventMode {
     /// All of it.
@@ -23,7 +23,7 @@ pub enum EventMode {
 }
 
 impl EventFd {
-    /// What read(2) answers, or `None` if it has to wait.
+    /// Takes and returns what read(2) answers, or `None` if it has to wait.
     pub fn take(&mut self) -> Option<u64> {
         if self.count == 0 {
             return None;

@@ -18,7 +18,7 @@ use crate::report::Remedy;
 /// A file opened to be executed. It holds a reference to its object until [`close_exec`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ExecFile {
-    /// Where its pages come from.
+    /// The source of its pages.
     pub source: Source,
     /// Its size in bytes.
     pub len_bytes: u64,
@@ -45,7 +45,7 @@ pub fn open_exec(cx: &mut Cx<'_>, path: &[u8]) -> Result<ExecFile, Errno> {
     open_found(cx, found)
 }
 
-/// Whether a path leads to a directory that the program may see.
+/// True if a path leads to a directory that the program may see.
 pub fn is_directory(cx: &mut Cx<'_>, path: &[u8]) -> bool {
     let Ok(start) = cx.process().map(|process| process.cwd.clone()) else {
         return false;
@@ -63,7 +63,7 @@ pub fn is_directory(cx: &mut Cx<'_>, path: &[u8]) -> bool {
         .is_ok_and(|attr| attr.is_dir())
 }
 
-/// Whether it may be executed. Linux answers EACCES for a directory too.
+/// True if it may be executed. Linux answers EACCES for a directory too.
 fn is_program(cx: &Cx<'_>, attr: &Attr) -> bool {
     attr.kind() == S_IFREG && attr.grants(&cx.host.credentials, MAY_EXEC)
 }
@@ -157,7 +157,7 @@ pub fn close_exec(cx: &mut Cx<'_>, file: ExecFile) {
     }
 }
 
-/// What mmap(2) needs to know of a description. No reference is taken: mappings take their own.
+/// The facts about a description that mmap(2) needs. No reference is taken: mappings take their own.
 ///
 /// # Errors
 /// `EBADF` for O_PATH; `ENODEV` for what cannot be mapped.

@@ -1,4 +1,4 @@
-//! What /proc/self/fdinfo says of objects without a name (proc_pid_fdinfo(5)).
+//! Texts of /proc/self/fdinfo for objects without a name (proc_pid_fdinfo(5)).
 
 use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;

@@ -77,8 +77,8 @@ pub fn wait(cx: &mut Cx<'_>, half: HalfOpen) -> Source {
     source
 }
 
-/// What the calling thread waits for in open(2), taken from it, and whether the other end has been opened
-/// meanwhile; `None` if it does not wait.
+/// Takes from the calling thread what it waits for in open(2); `None` if it does not wait. Also says if the
+/// other end has been opened meanwhile.
 pub fn take_waiting(cx: &mut Cx<'_>) -> Option<(HalfOpen, Met)> {
     let half = cx.kernel.pipes.opening.remove(&cx.tid)?;
     let FileKind::Pipe(id) = half.file.kind else {
@@ -99,7 +99,7 @@ pub fn take_waiting(cx: &mut Cx<'_>) -> Option<(HalfOpen, Met)> {
     Some((half, met))
 }
 
-/// Whether the other end of a named pipe has come.
+/// Says if the other end of a named pipe has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Met {
     /// It has, though it may have gone again.

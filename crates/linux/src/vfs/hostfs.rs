@@ -1,6 +1,6 @@
 //! The host's files: the only place that opens one. Everything is opened from directory descriptors
-//! by canonical paths, and no symbolic link is ever followed by the host: links are resolved by us,
-//! in the guest's namespace.
+//! by canonical paths. No symbolic link is ever followed by the host: links are resolved by us, in the
+//! guest's namespace.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -53,7 +53,7 @@ pub fn errno(error: rustix::io::Errno) -> Errno {
     }
 }
 
-/// How a path is walked on the host.
+/// The way that a path is walked on the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lookup {
     /// One openat2(2) that refuses symbolic links.
@@ -70,7 +70,7 @@ pub struct Roots {
     lookup: Lookup,
 }
 
-/// How a host object that was found is reached again.
+/// The way to reach a host object again that was found.
 #[derive(Debug)]
 pub enum Handle {
     /// It is open as a location.
@@ -88,7 +88,7 @@ pub struct Listing {
     entries: Vec<(u64, u8, usize)>,
     /// All names, one after the other.
     names: Vec<u8>,
-    /// Where the host's directory goes on (d_off), if it does.
+    /// The place where the host's directory goes on (d_off), if it does.
     next: Option<u64>,
 }
 
@@ -132,7 +132,7 @@ impl Listing {
         Ok(part)
     }
 
-    /// Whether entry `number` is in it or after it.
+    /// True if entry `number` is in it or after it.
     #[must_use]
     pub fn starts_by(&self, number: usize) -> bool {
         self.first <= number
@@ -401,7 +401,7 @@ fn read_link_in(dir: BorrowedFd<'_>, path: &[u8]) -> Result<Vec<u8>, Errno> {
     target.map(CString::into_bytes).map_err(errno)
 }
 
-/// Opens for reading what was found at `path` with `attr`, in directory `dir` if that is open; it must
+/// Opens for reading what was found at `path` with `attr`, in directory `dir` if that is open. It must
 /// be a regular file or a directory. Permissions are the guest's. Another one may have taken the name
 /// meanwhile, for which there is [`check_opened`].
 ///
@@ -448,14 +448,14 @@ pub fn check_opened(host: &mut Host, fd: BorrowedFd<'_>, found: &Attr) -> Result
     Ok(opened)
 }
 
-/// Whether both are of one object.
+/// True if both are of one object.
 #[must_use]
 pub fn is_same(one: &Attr, other: &Attr) -> bool {
     (one.dev, one.ino, one.kind()) == (other.dev, other.ino, other.kind())
 }
 
-/// Refuses and records what belongs to a file system of the kernel's own: its files act on the machine or tell
-/// of other processes, this one included. Such a file system may be mounted in a readable tree.
+/// Refuses and records what belongs to a file system of the kernel's own. Its files act on the machine or
+/// tell of other processes, this one included. Such a file system may be mounted in a readable tree.
 ///
 /// # Errors
 /// `EACCES`.
@@ -676,7 +676,7 @@ pub fn file_system(fd: BorrowedFd<'_>) -> Result<kvmlet_abi::linux::Statfs, Errn
     })
 }
 
-/// Whether the host has something at canonical `path`, outside the visible trees: decides between
+/// True if the host has something at canonical `path`, outside the visible trees. This decides between
 /// ENOENT and a recorded denial.
 #[must_use]
 pub fn exists(host: &Host, path: &[u8]) -> bool {
@@ -686,7 +686,7 @@ pub fn exists(host: &Host, path: &[u8]) -> bool {
     )
 }
 
-/// Whether `wanted`, which lies in or beneath the hidden `entry` of /etc, is known not to exist.
+/// True if `wanted`, which lies in or beneath the hidden `entry` of /etc, is known not to exist.
 /// Programs look for optional settings there and take a denial for a broken installation. What is in
 /// directories that not everyone may search, and outside /etc, is not told.
 #[must_use]

@@ -34,7 +34,7 @@ impl Owner {
     }
 }
 
-/// What a lock excludes.
+/// The other holders that a lock excludes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
     /// Writers (F_RDLCK, LOCK_SH).
@@ -50,7 +50,7 @@ pub struct Lock {
     pub file: FileKey,
     /// Its holder.
     pub owner: Owner,
-    /// What it excludes.
+    /// The other holders that it excludes.
     pub mode: Mode,
     /// First byte.
     pub start: u64,

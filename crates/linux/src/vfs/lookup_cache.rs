@@ -1,5 +1,5 @@
-//! The name that a program has looked at last: those that read many files look at each and then open it,
-//! and what the look has told need not be asked of the host again.
+//! The name that a program has looked at last. Programs that read many files look at each and then open
+//! it. What the look has told need not be asked of the host again.
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
@@ -50,7 +50,8 @@ impl LookupCache {
         });
     }
 
-    /// What the last look has told, if it was this one, a moment before `now`. It is told once.
+    /// The attributes that the last look has told, if it was this one, a moment before `now`. They are
+    /// told once.
     pub fn take(&mut self, dir: &Arc<HostFd>, path: &[u8], now: Instant) -> Option<Attr> {
         let look = self.0.take()?;
         // The address cannot be another one's: a weak reference keeps the place.
@@ -59,7 +60,7 @@ impl LookupCache {
     }
 }
 
-/// What the request leads to, if the last look was at that.
+/// The object that the request leads to, if the last look was at that.
 pub fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
     let (Dir::Path(at), Some(dir)) = (&request.start.dir, &request.start.open) else {
         return None;

@@ -19,7 +19,7 @@ use crate::report::Remedy;
 /// S_ISGID
 pub const S_ISGID: u32 = 0o2000;
 
-/// What opening gives.
+/// The result of opening.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Opened {
     /// A new description.
@@ -36,7 +36,7 @@ pub enum Opened {
 pub struct OpenRequest<'a> {
     /// The call's name, for denials.
     pub call: &'static str,
-    /// Where a relative path starts.
+    /// The place where a relative path starts.
     pub start: Start,
     /// The path.
     pub path: &'a [u8],
@@ -333,7 +333,7 @@ pub fn new_attr(cx: &mut Cx<'_>, dir: InodeId, mode: u32, is_dir: IsDir) -> Resu
     })
 }
 
-/// Whether something new is a directory.
+/// Says if something new is a directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IsDir {
     /// It is.

@@ -45,7 +45,7 @@ pub enum Node {
     Tmp(InodeId),
     /// A synthetic object.
     Synth(Synth),
-    /// What an open description refers to (through /proc/self/fd).
+    /// The object that an open description refers to (through /proc/self/fd).
     Open(FileId),
 }
 
@@ -65,11 +65,11 @@ pub struct Missing {
     pub dir: At,
     /// The name; with [`Last::Parent`] also `.`, `..`, or nothing for `/`.
     pub name: Vec<u8>,
-    /// Whether the path ended in a slash.
+    /// True if the path ended in a slash.
     pub slash: bool,
 }
 
-/// Where a resolution ended.
+/// The place where a resolution ended.
 #[derive(Debug)]
 pub enum Walked {
     /// At an object.
@@ -150,7 +150,7 @@ pub fn walk(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Walked, Errno> {
     }
 }
 
-/// What a component led to.
+/// The thing that a component led to.
 enum Step {
     Directory(At, Option<Node>),
     /// A symbolic link's target, and the link itself if it is one of the host's.
@@ -163,7 +163,7 @@ enum Step {
 struct Walker<'a, 'b> {
     cx: &'a mut Cx<'b>,
     request: Request<'a>,
-    /// Where the walk started: what RESOLVE_BENEATH and RESOLVE_IN_ROOT may not leave.
+    /// The start of the walk: what RESOLVE_BENEATH and RESOLVE_IN_ROOT may not leave.
     base: At,
     at: At,
     /// The descriptor of `at`, as long as the walk has not left its start.
@@ -212,12 +212,12 @@ impl Walker<'_, '_> {
         }
     }
 
-    /// Whether a link that is the last component is followed.
+    /// True if a link that is the last component is followed.
     fn follows(&self) -> bool {
         self.slash || !matches!(self.request.last, Last::NoFollow | Last::CreateExclusive)
     }
 
-    /// Whether the last component may be missing.
+    /// True if the last component may be missing.
     fn may_be_missing(&self) -> bool {
         matches!(self.request.last, Last::Create | Last::CreateExclusive)
     }

@@ -38,9 +38,9 @@ pub struct Pipes {
 pub struct HalfOpen {
     /// The description it will have.
     pub file: OpenFile,
-    /// Whether the descriptor is closed by execve(2).
+    /// Says if the descriptor is closed by execve(2).
     pub on_exec: OnExec,
-    /// How often the other end had been opened when the wait began.
+    /// Number of times that the other end had been opened when the wait began.
     pub other_opens: u64,
 }
 
@@ -52,7 +52,7 @@ struct Chunk {
     packet: bool,
 }
 
-/// How bytes are written (pipe(2), O_DIRECT).
+/// The form in which bytes are written (pipe(2), O_DIRECT).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WriteAs {
     /// Without limits between writes.
@@ -75,7 +75,7 @@ impl Default for Pipes {
 /// One pipe.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pipe {
-    /// What was written and not yet read; no chunk is empty.
+    /// Bytes that were written and not yet read; no chunk is empty.
     chunks: Vector<Chunk>,
     /// Bytes of the first chunk already read.
     head: usize,
@@ -93,9 +93,9 @@ pub struct Pipe {
     pub readers: u32,
     /// Descriptions open for writing.
     pub writers: u32,
-    /// How often an end was opened for reading.
+    /// Number of times that an end was opened for reading.
     pub reader_opens: u64,
-    /// How often an end was opened for writing.
+    /// Number of times that an end was opened for writing.
     pub writer_opens: u64,
     /// The inode of a named pipe.
     pub inode: Option<InodeId>,
@@ -110,7 +110,7 @@ impl Pipe {
         self.len
     }
 
-    /// Whether nothing waits to be read.
+    /// True if nothing waits to be read.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -122,20 +122,20 @@ impl Pipe {
         self.capacity.saturating_sub(self.used)
     }
 
-    /// Whether any packet waits to be read.
+    /// True if any packet waits to be read.
     #[must_use]
     pub fn has_packets(&self) -> bool {
         self.packets > 0
     }
 
-    /// Whether poll(2) says that it cannot be written: less than a page of room is no room
+    /// True if poll(2) says that it cannot be written: less than a page of room is no room
     /// (pipe_full() in fs/pipe.c).
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.room() < PIPE_BUF
     }
 
-    /// What the next read takes, at most `max` bytes and at most one packet, without taking it.
+    /// The bytes that the next read takes, at most `max` and at most one packet, without taking them.
     #[must_use]
     pub fn peek(&self, max: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(max.min(self.len));
@@ -284,7 +284,7 @@ impl Pipes {
         id
     }
 
-    /// Whether any thread waits for the other end of a named pipe.
+    /// True if any thread waits for the other end of a named pipe.
     #[must_use]
     pub fn is_opening(&self) -> bool {
         !self.opening.is_empty()
@@ -307,7 +307,7 @@ impl Pipes {
     }
 
     /// Writes as much as has room now; writes of at most [`PIPE_BUF`] bytes are whole or not at all.
-    /// What is in a pipe is charged to the memory limit.
+    /// The content of a pipe is charged to the memory limit.
     ///
     /// # Errors
     /// `EPIPE` without readers, `EAGAIN` without room, `ENOMEM` at the memory limit.

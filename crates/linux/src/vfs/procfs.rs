@@ -123,7 +123,7 @@ fn entry<'a>(cx: &Cx<'_>, path: &'a [u8]) -> Option<Entry<'a>> {
     Some(Entry::Process(pid, None, rest))
 }
 
-/// Whether a path belongs to a process's directory, and so to its user.
+/// True if a path belongs to a process's directory, and so to its user.
 #[must_use]
 pub fn is_per_process(path: &[u8]) -> bool {
     path.split(|byte| *byte == b'/')
@@ -747,7 +747,7 @@ fn limits(process: &Process) -> String {
     out
 }
 
-/// What is mounted: (mount point, type, options).
+/// The mounted file systems: (mount point, type, options).
 fn mount_table(_cx: &Cx<'_>) -> [(&'static str, &'static str, &'static str); 6] {
     [
         ("/", "kvmlet", "ro,nosuid,nodev"),

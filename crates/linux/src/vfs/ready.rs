@@ -61,7 +61,7 @@ pub fn refresh(cx: &mut Cx<'_>, file: &OpenFile) {
     refresh_among(cx, file, &mut Asked::default());
 }
 
-/// As [`refresh`], in a call that looks at several descriptors: all are brought up to date before one is
+/// As [`refresh`], in a call that looks at several descriptors. All are brought up to date before one is
 /// looked at, or an event that one brings up would be missed at another.
 pub fn refresh_among(cx: &mut Cx<'_>, file: &OpenFile, asked: &mut Asked) {
     if !matches!(file.kind, FileKind::Timer(_) | FileKind::Epoll(_)) {

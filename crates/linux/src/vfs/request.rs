@@ -1,4 +1,4 @@
-//! What a path is to be resolved for, and within which limits.
+//! The purpose that a path is to be resolved for, and the limits of that.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ bitflags! {
     }
 }
 
-/// What becomes of the last component.
+/// The treatment of the last component.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Last {
     /// It is looked up; a symbolic link is followed.
@@ -39,7 +39,7 @@ pub enum Last {
     Parent,
 }
 
-/// What the caller is about to do: decides how a denial reads.
+/// The intention of the caller: decides how a denial reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Intent {
     /// Look or read.
@@ -48,7 +48,7 @@ pub enum Intent {
     Write,
 }
 
-/// Where a relative path starts.
+/// The place where a relative path starts.
 #[derive(Clone, Debug)]
 pub struct Start {
     /// The directory.
@@ -70,13 +70,13 @@ impl From<Dir> for Start {
 pub struct Request<'a> {
     /// The call's name, for denials.
     pub call: &'static str,
-    /// Where a relative path starts.
+    /// The place where a relative path starts.
     pub start: Start,
     /// The path as given.
     pub path: &'a [u8],
-    /// What becomes of its last component.
+    /// The treatment of its last component.
     pub last: Last,
-    /// What it is for.
+    /// The purpose of resolving it.
     pub intent: Intent,
     /// Limits.
     pub resolve: Resolve,

@@ -47,7 +47,7 @@ pub fn writable_bytes(
     }
 }
 
-/// Where a write goes.
+/// The place that a write goes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WriteAt {
     /// At the description's position.
@@ -56,7 +56,7 @@ pub enum WriteAt {
     Offset(u64),
 }
 
-/// Whether a file may be given this size (inode_newsize_ok in fs/attr.c).
+/// Checks that a file may be given this size (inode_newsize_ok in fs/attr.c).
 ///
 /// # Errors
 /// `EFBIG`, with SIGXFSZ, if it would grow beyond the limit; what tells its size gives.

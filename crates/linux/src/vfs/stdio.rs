@@ -18,7 +18,7 @@ use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
 use crate::host::{Host, HostKind};
 use crate::kernel::{Kernel, Pid};
 
-/// What a standard stream is.
+/// The kind of a standard stream.
 #[derive(Clone, Debug)]
 pub enum StdStream<'a> {
     /// The caller's own descriptor of the same number.
@@ -105,7 +105,7 @@ pub struct Inherited {
 #[derive(Debug)]
 struct Errors {
     fd: OwnedFd,
-    /// Whether a write may wait all the same.
+    /// True if a write may wait all the same.
     waits: bool,
 }
 
@@ -146,8 +146,8 @@ impl Inherited {
         }
     }
 
-    /// Writes to standard error, waits at most `wait` for room, and gives the number of bytes written:
-    /// a terminal that nobody reads must not hold us up. Not stopped in the background either.
+    /// Writes to standard error, waits at most `wait` for room, and gives the number of bytes written.
+    /// A terminal that nobody reads must not hold us up. Not stopped in the background either.
     ///
     /// # Errors
     /// The host's; `EBADF` without a standard error.
@@ -185,7 +185,7 @@ impl Inherited {
     }
 }
 
-/// How long a write waits at a time.
+/// The longest that a write waits at a time.
 const PAUSE: Duration = Duration::from_millis(10);
 
 fn has_room(fd: &OwnedFd, wait: Duration) -> bool {
@@ -197,7 +197,7 @@ fn has_room(fd: &OwnedFd, wait: Duration) -> bool {
 /// Duplicates an inherited descriptor; its status flags are the caller's.
 ///
 /// When the caller was started without one of the three, the number may have been given to something
-/// else that it has opened since, which is not the program's: such a descriptor is close-on-exec, an
+/// else that it has opened since. That is not the program's: such a descriptor is close-on-exec, an
 /// inherited one never is. It counts as closed.
 fn inherit(fd: BorrowedFd<'_>) -> Result<Stream, Errno> {
     let descriptor = rustix::io::fcntl_getfd(fd).map_err(hostfs::errno)?;
@@ -248,7 +248,7 @@ fn inherit(fd: BorrowedFd<'_>) -> Result<Stream, Errno> {
 fn open_again(fd: BorrowedFd<'_>, status: OFlags, attr: &Attr) -> Option<OwnedFd> {
     /// /dev/ptmx
     const PTMX: u64 = makedev(5, 2);
-    /// What a pipe, of packets perhaps, or a terminal keeps of how it was opened.
+    /// Flags that a pipe, of packets perhaps, or a terminal keeps of how it was opened.
     const KEPT: OFlags = OFlags::APPEND.union(OFlags::DIRECT);
     if attr.rdev == PTMX {
         return None;

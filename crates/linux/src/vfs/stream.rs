@@ -1,4 +1,4 @@
-//! Inherited streams. They are never made non-blocking, since they are shared with the caller: a
+//! Inherited streams. They are never made non-blocking, since they are shared with the caller. A
 //! transfer uses a description of our own, or is made only when it cannot wait.
 
 use std::io::{IoSlice, IoSliceMut};
@@ -17,11 +17,11 @@ use crate::host::{Host, HostFile, HostId, HostKind};
 
 /// preadv2(2): the stream's own position.
 const NO_OFFSET: u64 = u64::MAX;
-/// How often a host call that a signal has interrupted is made again. The signal may be a kick: who
-/// sent it waits.
+/// Number of times that a host call is made at most, if signals interrupt it. The signal may be a kick:
+/// who sent it waits.
 const TRIES: u32 = 4;
 
-/// What a transfer that must not wait did.
+/// The result of a transfer that must not wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Moved {
     /// This many bytes; 0 is the end of the file.
@@ -43,7 +43,7 @@ pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rusti
     call()
 }
 
-/// What a transfer that does not wait came to.
+/// Says what a transfer that does not wait came to.
 fn moved(result: rustix::io::Result<usize>) -> Result<Moved, Errno> {
     match retry_later(result) {
         Ok(Some(count)) => Ok(Moved::Bytes(count)),
@@ -111,8 +111,8 @@ fn is_unknown(tried: rustix::io::Result<usize>) -> bool {
     )
 }
 
-/// poll(2) tells too early of some transfers: a datagram that is larger than the room there is, the two
-/// bytes that a terminal makes of a newline.
+/// Marks a transfer that poll(2) tells of too early. Such are a datagram that is larger than the room there
+/// is, and the two bytes that a terminal makes of a newline.
 fn told(host: &Host, id: HostId, events: i16, moved: Moved) -> Result<Moved, Errno> {
     if moved == Moved::Nothing && host_ready(host, id, events)? & events != 0 {
         return Ok(Moved::NotYet);
@@ -261,7 +261,7 @@ pub fn read_at(host: &Host, id: HostId, buf: &mut [u8], offset: u64) -> Result<u
     retry(|| rustix::io::pread(fd, &mut *buf, offset)).map_err(errno)
 }
 
-/// Where lseek(2) moves to.
+/// The place that lseek(2) moves to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SeekTo {
     /// SEEK_SET

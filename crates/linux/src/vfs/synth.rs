@@ -125,8 +125,8 @@ pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
         .map(|(_, text)| Text::whole(text.to_vec()))
 }
 
-/// What a description that has `kept` answers a read at `offset` from. A read at the start sees the
-/// contents as of now; another one goes on where the last one was, as Linux's seq_file does.
+/// The text from which a description that has `kept` answers a read at `offset`. A read at the start sees
+/// the contents as of now; another one goes on where the last one was, as Linux's seq_file does.
 #[must_use]
 pub fn text_at(cx: &Cx<'_>, path: &[u8], kept: &Text, offset: u64) -> Option<Text> {
     let start = if offset == 0 || offset < kept.at {

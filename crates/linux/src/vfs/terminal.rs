@@ -36,13 +36,13 @@ pub struct KernelTermios {
 }
 
 impl KernelTermios {
-    /// Whether input comes in lines.
+    /// True if input comes in lines.
     #[must_use]
     pub fn is_canonical(&self) -> bool {
         self.c_lflag & LocalModes::ICANON.bits() != 0
     }
 
-    /// Whether output from the background stops a job.
+    /// True if output from the background stops a job.
     #[must_use]
     pub fn stops_output(&self) -> bool {
         self.c_lflag & LocalModes::TOSTOP.bits() != 0
@@ -129,13 +129,13 @@ impl JobSignal {
     }
 }
 
-/// Whether `fd` is this process's controlling terminal and another job has it in the foreground.
+/// True if `fd` is this process's controlling terminal and another job has it in the foreground.
 #[must_use]
 pub fn is_background(fd: BorrowedFd<'_>) -> bool {
     rustix::termios::tcgetpgrp(fd).is_ok_and(|group| group != rustix::process::getpgrp())
 }
 
-/// Whether nobody could continue this process's job if it was stopped (setpgid(2), "orphaned").
+/// True if nobody could continue this process's job if it was stopped (setpgid(2), "orphaned").
 /// Seen by the parent alone: the rest of the job mostly has the same one.
 #[must_use]
 pub fn is_orphaned() -> bool {
@@ -169,7 +169,7 @@ pub struct Settings(Vec<Changed>);
 struct Changed {
     fd: Arc<HostFd>,
     before: Termios,
-    /// What the program made of it last.
+    /// The settings that the program made last.
     after: KernelTermios,
 }
 

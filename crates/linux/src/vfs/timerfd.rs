@@ -133,7 +133,7 @@ impl TimerFds {
         changed
     }
 
-    /// What read(2) answers: expirations since the last one; `None` if it has to wait.
+    /// Takes and returns what read(2) answers: expirations since the last one; `None` if it has to wait.
     ///
     /// # Errors
     /// As [`TimerFds::get`].

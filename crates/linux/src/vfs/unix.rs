@@ -1,7 +1,7 @@
 //! Pairs of connected sockets (socketpair(2), unix(7)) as values.
 //!
-//! What is sent lies in the receiver's queue and counts against the sender's SO_SNDBUF, overhead
-//! included, until it is received, as in net/unix/af_unix.c.
+//! Bytes that are sent lie in the receiver's queue and count against the sender's SO_SNDBUF, overhead
+//! included, until they are received, as in net/unix/af_unix.c.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ const RCVBUF_MIN: u32 = 2304;
 /// Most bytes of a stream that are queued as one message.
 pub const STREAM_MESSAGE_MAX: usize = 48_832;
 
-/// What a socket carries.
+/// The traffic that a socket carries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SocketKind {
     /// SOCK_STREAM
@@ -50,7 +50,7 @@ impl SocketKind {
         }
     }
 
-    /// Whether the end of one side is the end of the other.
+    /// True if the end of one side is the end of the other.
     #[must_use]
     pub fn is_connection(self) -> bool {
         self != Self::Datagram
@@ -82,7 +82,7 @@ enum Peer {
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Message {
     bytes: Arc<[u8]>,
-    /// What it counts as, in bytes.
+    /// The bytes that it counts as.
     weight: u64,
 }
 
@@ -106,7 +106,7 @@ pub struct Options {
 /// One socket of a pair.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Socket {
-    /// What it carries.
+    /// The traffic that it carries.
     pub kind: SocketKind,
     /// SO_PEERCRED: who made the pair.
     pub creator: [u32; 3],
@@ -129,7 +129,7 @@ pub struct Sockets {
     sockets: OrdMap<ObjectId, Socket>,
 }
 
-/// What a receiver finds.
+/// The message that a receiver finds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Arrived {
     /// The bytes asked for, as far as they are there.
@@ -140,8 +140,8 @@ pub struct Arrived {
     pub is_end: bool,
 }
 
-/// What a message counts as (skb->truesize): a header of 256 bytes, and a power of two of bytes up
-/// to a page with 320 of them for its end, whole pages beyond.
+/// The bytes that a message counts as (skb->truesize): a header of 256 bytes, and its content. Up to a page,
+/// the content takes a power of two of bytes, with 320 of them for its end. Beyond, it takes whole pages.
 fn weight(len_bytes: usize) -> u64 {
     const HEADER: usize = 256;
     const TAIL: usize = 320;
@@ -201,7 +201,7 @@ impl Socket {
         state
     }
 
-    /// Whether getpeername(2) has an answer.
+    /// True if getpeername(2) has an answer.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         // A connection keeps its peer's name after the peer has closed.
@@ -225,7 +225,7 @@ impl Socket {
         all.saturating_sub(self.head)
     }
 
-    /// What TIOCOUTQ tells: the weight of what was sent and is not yet received.
+    /// The number that TIOCOUTQ tells: the weight of what was sent and is not yet received.
     #[must_use]
     pub fn unsent_bytes(&self) -> u64 {
         self.sent
@@ -359,16 +359,16 @@ impl Sockets {
     }
 }
 
-/// What a receiver's wait queue is woken with (sock_def_readable).
+/// The events that a receiver's wait queue is woken with (sock_def_readable).
 const ARRIVAL: i16 = POLLIN | POLLPRI | POLLRDNORM | POLLRDBAND;
-/// What a sender's is (unix_write_space).
+/// The events that a sender's is woken with (unix_write_space).
 const SPACE: i16 = POLLOUT | POLLWRNORM | POLLWRBAND;
 
 /// Sends one message, or as much of a stream as has room: the number of bytes.
 ///
 /// # Errors
-/// `EAGAIN` without room, `EMSGSIZE`, `EPIPE` where the peer receives no more, `ECONNREFUSED` and then
-/// `ENOTCONN` for a datagram to a closed peer, `ENOMEM` at the memory limit.
+/// `EAGAIN` without room, `EMSGSIZE`, `EPIPE` where the peer receives no more. For a datagram to a closed
+/// peer `ECONNREFUSED`, and then `ENOTCONN`. `ENOMEM` at the memory limit.
 pub fn send(
     kernel: &mut Kernel,
     memory: &mut GuestMemory,
@@ -442,7 +442,7 @@ pub fn consume(
     Ok(())
 }
 
-/// What `from` sent has been received or dropped.
+/// Notes that something that `from` sent has been received or dropped.
 fn received(kernel: &mut Kernel, memory: &mut GuestMemory, from: Peer, weight: u64) {
     if weight == 0 {
         return;

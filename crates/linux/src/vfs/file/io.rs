@@ -68,8 +68,8 @@ pub fn poll(cx: &Cx<'_>, file: &OpenFile, events: i16, asked: &mut Asked) -> i16
     }
 }
 
-/// What to wait for until `events` may hold; `None` if they always hold or never will. An epoll instance
-/// waits for what it watches ([`epoll::wait_sources`]).
+/// The source to wait for until `events` may hold; `None` if they always hold or never will. An epoll
+/// instance waits for what it watches ([`epoll::wait_sources`]).
 #[must_use]
 pub fn wait_source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> {
     match &file.kind {
@@ -95,7 +95,7 @@ pub fn wait_source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> 
     }
 }
 
-/// What raises events of a description for an epoll instance, and which of them concern it.
+/// The source that raises events of a description for an epoll instance, and which of them concern it.
 #[must_use]
 pub fn watched(file: &OpenFile) -> (Option<Source>, i16) {
     const ANY: i16 = -1;
@@ -128,7 +128,7 @@ pub fn watched(file: &OpenFile) -> (Option<Source>, i16) {
     }
 }
 
-/// Whether a description can be watched by epoll: Linux refuses what has no poll operation.
+/// True if a description can be watched by epoll: Linux refuses what has no poll operation.
 #[must_use]
 pub fn can_be_watched(cx: &Cx<'_>, kind: &FileKind) -> bool {
     match kind {
@@ -209,8 +209,8 @@ pub fn transfer(kind: &FileKind) -> Transfer {
     }
 }
 
-/// What may happen in the middle of a transfer: one that Linux makes under the file's lock is one step,
-/// one of a stream or a device is not.
+/// Says if others may have their turn in the middle of a transfer. One that Linux makes under the file's
+/// lock is one step, one of a stream or a device is not.
 #[must_use]
 pub fn turn(cx: &Cx<'_>, kind: &FileKind) -> Turn {
     match kind {
@@ -235,8 +235,8 @@ pub fn turn(cx: &Cx<'_>, kind: &FileKind) -> Turn {
     }
 }
 
-/// Whether a transfer moves the description's offset. Streams have no offset of ours; that of standard input
-/// given as bytes is the number read.
+/// True if a transfer moves the description's offset. Streams have no offset of ours; that of standard
+/// input given as bytes is the number read.
 #[must_use]
 pub fn moves_offset(kind: &FileKind) -> bool {
     match kind {
@@ -455,7 +455,7 @@ pub fn positions(cx: &Cx<'_>, file: &OpenFile) -> Positions {
 }
 
 impl Positions {
-    /// Whether pread(2) and pwrite(2) have a meaning.
+    /// True if pread(2) and pwrite(2) have a meaning.
     #[must_use]
     pub fn can_be_named(self) -> bool {
         match self {

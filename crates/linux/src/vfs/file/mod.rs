@@ -1,5 +1,5 @@
-//! What each kind of file can do. Every operation is one `match` over [`FileKind`] without a wildcard: a new
-//! kind does not compile before each operation has its answer here.
+//! The operations of each kind of file. Every operation is one `match` over [`FileKind`] without a wildcard:
+//! a new kind does not compile before each operation has its answer here.
 //!
 //! Calls that belong to one kind (epoll_ctl(2), timerfd_settime(2)) look for that kind themselves.
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -49,7 +49,7 @@ pub fn host(kind: &FileKind) -> Option<HostId> {
     }
 }
 
-/// What holds the bytes of a description, for calls that need no open file to move them: mmap(2), execve(2),
+/// The holder of a description's bytes, for calls that need no open file to move them: mmap(2), execve(2),
 /// copies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Contents {
@@ -69,7 +69,7 @@ pub enum Contents {
     None,
 }
 
-/// What holds the bytes of a description.
+/// The holder of a description's bytes.
 #[must_use]
 pub fn contents(cx: &Cx<'_>, kind: &FileKind) -> Contents {
     match kind {
@@ -94,7 +94,7 @@ pub fn contents(cx: &Cx<'_>, kind: &FileKind) -> Contents {
     }
 }
 
-/// Whether an inherited stream is a file, which never waits.
+/// True if an inherited stream is a file, which never waits.
 fn is_regular(cx: &Cx<'_>, host: HostId) -> bool {
     cx.host
         .get(host)
@@ -134,7 +134,7 @@ pub fn directory(cx: &Cx<'_>, file: &OpenFile) -> Option<Dir> {
     }
 }
 
-/// Where the names of a directory are that is open for reading.
+/// The place of the names of a directory that is open for reading.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Names {
     /// The host has them.
@@ -147,7 +147,7 @@ pub enum Names {
     None,
 }
 
-/// Where getdents64(2) finds names.
+/// The place where getdents64(2) finds names.
 #[must_use]
 pub fn names(kind: &FileKind) -> Names {
     match kind {
@@ -273,7 +273,7 @@ pub fn file_system(cx: &mut Cx<'_>, kind: &FileKind) -> Result<FileSystem, Errno
     })
 }
 
-/// Whether a description is on a file system that can be written.
+/// True if a description is on a file system that can be written.
 #[must_use]
 pub fn is_on_writable_system(kind: &FileKind) -> bool {
     match kind {
@@ -296,7 +296,7 @@ pub fn is_on_writable_system(kind: &FileKind) -> bool {
     }
 }
 
-/// What readlink(2) shows for an open description (proc_pid_fd(5)).
+/// The text that readlink(2) shows for an open description (proc_pid_fd(5)).
 #[must_use]
 pub fn link_text(cx: &Cx<'_>, file: &OpenFile) -> Vec<u8> {
     match &file.kind {

@@ -15,7 +15,7 @@ const S_ISUID: u32 = 0o4000;
 /// S_ISGID with group execution: what a write clears (chmod(2)).
 const S_ISGID_EXEC: u32 = 0o2010;
 
-/// What a change has taken out of a file: mappings that show it are stale.
+/// The pages that a change has taken out of a file: mappings that show them are stale.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Stale {
     /// Pages by index, ascending, and the frames that were theirs. What a private mapping has copied
@@ -36,7 +36,7 @@ impl Stale {
         }
     }
 
-    /// Whether there is nothing.
+    /// True if there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.left.is_empty() && self.cut_from.is_none()
@@ -352,7 +352,7 @@ impl TmpFs {
         Ok(stale)
     }
 
-    /// Whether [`TmpFs::allocate`] can give `start..end` frames, one part after another.
+    /// Checks that [`TmpFs::allocate`] can give `start..end` frames, one part after another.
     ///
     /// # Errors
     /// `ENOSPC`; `EPERM` for a file sealed against growing; `EISDIR`.
@@ -457,7 +457,7 @@ impl TmpFs {
     }
 }
 
-/// Whether allocation may grow the file.
+/// Says if allocation may grow the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KeepSize {
     /// It may.
@@ -466,7 +466,7 @@ pub enum KeepSize {
     Yes,
 }
 
-/// What lseek(2) looks for.
+/// The kind of range that lseek(2) looks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Seek {
     /// SEEK_DATA

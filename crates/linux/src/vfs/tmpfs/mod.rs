@@ -36,7 +36,7 @@ pub struct TmpFs {
 /// A file, directory or symbolic link.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Inode {
-    /// What it holds.
+    /// The content that it holds.
     pub body: Body,
     /// Type and permission bits.
     pub mode: u32,
@@ -64,7 +64,7 @@ pub struct Inode {
     pub pinned: Pinned,
 }
 
-/// Whether a directory must stay where it is.
+/// Says if a directory must stay where it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pinned {
     /// It may be moved and removed.
@@ -73,7 +73,7 @@ pub enum Pinned {
     Yes,
 }
 
-/// What an inode holds.
+/// The content that an inode holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Body {
     /// A regular file.
@@ -112,7 +112,7 @@ pub struct DirData {
     pub name: Arc<[u8]>,
 }
 
-/// What a new inode is.
+/// The kind of a new inode.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum NewBody {
     /// An empty regular file with these seals.
@@ -226,7 +226,7 @@ impl TmpFs {
         Ok(id)
     }
 
-    /// What stat(2) tells of an inode.
+    /// The attributes that stat(2) tells of an inode.
     ///
     /// # Errors
     /// As [`TmpFs::get`].
@@ -328,7 +328,7 @@ impl TmpFs {
     }
 }
 
-/// What a mapping of a file can do to it.
+/// The change that a mapping of a file can make to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MapKind {
     /// Private, or shared and never writable.

@@ -17,7 +17,7 @@ const MAX_DIR_PATH: usize = 64 << 10;
 /// Hard links of one inode at most.
 const LINK_MAX: u32 = 65_000;
 
-/// What renaming does with the target (rename(2)).
+/// The way that renaming treats the target (rename(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Exchange {
     /// Replaces it.
@@ -43,7 +43,7 @@ impl DirData {
         self.entries.get(name).map(|(inode, _)| *inode)
     }
 
-    /// Whether it has no entries.
+    /// True if it has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
