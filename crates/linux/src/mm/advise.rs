@@ -11,7 +11,7 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::vfs::attr::FileTime;
 
-/// What a program says about its memory, with the values of MADV_* (madvise(2)).
+/// The things that a program says about its memory, with the values of MADV_* (madvise(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)] // named as the constants are
 #[repr(i32)]

@@ -302,8 +302,8 @@ impl Space<'_> {
         self.replace(page, frame, flags)
     }
 
-    /// Makes the page at `page` (present, in a private writable VMA) an anonymous frame of ours and
-    /// returns it: an atomic update is not possible in a file's page.
+    /// Makes the page at `page` (present, in a private writable VMA) an anonymous frame of ours. An atomic
+    /// update is not possible in a file's page.
     ///
     /// # Errors
     /// See [`FaultError`].
@@ -346,7 +346,7 @@ impl Space<'_> {
         Ok(vma)
     }
 
-    /// Whether the limits and what lies below let the stack begin at `start` (acct_stack_growth).
+    /// True if the limits and what lies below let the stack begin at `start` (acct_stack_growth).
     fn may_grow_stack(&self, stack: &Vma, start: u64) -> bool {
         let blocked = self.mm.prev_start(stack.start).is_some_and(|prev| {
             let gap = if prev.flags.contains(VmaFlags::GROWSDOWN) || prev.prot.is_empty() {

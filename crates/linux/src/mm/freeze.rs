@@ -1,4 +1,4 @@
-//! What a freeze does to an address space, and what forks and resets must know of it.
+//! The changes that a freeze makes to an address space, and what forks and resets must know of it.
 
 use std::os::fd::AsFd;
 
@@ -22,7 +22,7 @@ pub struct MappedFile {
 }
 
 impl MappedFile {
-    /// Whether the file is as it was: device, inode, size and times. The time of the last access does
+    /// True if the file is as it was: device, inode, size and times. The time of the last access does
     /// not count.
     #[must_use]
     pub fn is_unchanged(&self, host: &Host) -> bool {
@@ -39,13 +39,13 @@ impl MappedFile {
     }
 }
 
-/// Whether somebody other than the superuser may change the file.
+/// True if somebody other than the superuser may change the file.
 fn may_change(attr: &Attr) -> bool {
     const GROUP_OR_OTHER_WRITE: u32 = 0o022;
     attr.uid != 0 || attr.mode & GROUP_OR_OTHER_WRITE != 0
 }
 
-/// Prepares the address space of every process for a freeze: written pages of private file mappings,
+/// Prepares the address space of every process for a freeze. Written pages of private file mappings,
 /// and all pages of files that may change, become memory of ours. Memory that the program wants wiped
 /// in a child (madvise(2), MADV_WIPEONFORK) is wiped: every fork finds zeros there. Answers the files
 /// whose pages are still shown.
@@ -145,9 +145,9 @@ fn out_of_memory(_: FaultError) -> Errno {
 }
 
 impl Mm {
-    /// Says of frozen pages, quickest in address order, whether a fork's copy may stay mapped writable
-    /// through a reset: the page is private memory that the frozen program may write. A private page of
-    /// a memory file is not: until it is written, it shows what others write to the file.
+    /// Says of frozen pages, quickest in address order, if a fork's copy may stay mapped writable through a
+    /// reset. It may if the page is private memory that the frozen program may write. A private page of a
+    /// memory file may not: until it is written, it shows what others write to the file.
     pub fn copy_keeper(&self) -> impl FnMut(Gva) -> bool {
         let mut last: Option<&Vma> = None;
         move |gva| {

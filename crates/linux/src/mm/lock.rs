@@ -76,7 +76,7 @@ impl Space<'_> {
     /// Faults in every page of the range that may be accessed, for writing where a write would copy.
     ///
     /// # Errors
-    /// What the first page that cannot be had gives; `ENOMEM` for a hole is left to the caller.
+    /// The error of the first page that cannot be had; `ENOMEM` for a hole is left to the caller.
     pub fn populate(&mut self, start: u64, end: u64) -> Result<(), FaultError> {
         let parts: Vec<Vma> = self.mm.parts(start, end).collect();
         for part in parts {
@@ -125,7 +125,7 @@ impl Space<'_> {
     /// Faults in every page of a part of one VMA.
     ///
     /// # Errors
-    /// What the first page that cannot be had gives.
+    /// The error of the first page that cannot be had.
     pub fn populate_part(
         &mut self,
         start: u64,

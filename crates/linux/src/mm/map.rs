@@ -64,7 +64,7 @@ const HUGE_SIZE_SHIFT: u32 = 26;
 const HUGE_SIZE_MASK: u32 = 0x3f;
 /// Sizes of huge pages on x86-64, as log2: unspecified, 2 MiB, 1 GiB.
 const HUGE_SIZES: [u32; 3] = [0, 21, 30];
-/// What MAP_SHARED_VALIDATE accepts (LEGACY_MAP_MASK): the flags older than it, huge page sizes
+/// The flags that MAP_SHARED_VALIDATE accepts (LEGACY_MAP_MASK): those older than it, huge page sizes
 /// included.
 const VALIDATED: u32 = 0x1f
     | 0x20
@@ -89,9 +89,9 @@ const PROT_GROWSUP: u32 = 0x0200_0000;
 /// The file of a mapping.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MapFile {
-    /// Where its pages come from; [`Source::Anon`] for /dev/zero.
+    /// The source of its pages; [`Source::Anon`] for /dev/zero.
     pub source: Source,
-    /// How it is open.
+    /// The flags that it is open with.
     pub flags: OpenFlags,
     /// F_SEAL_* in force.
     pub seals: u32,
@@ -220,7 +220,7 @@ impl Space<'_> {
         Err(Errno::ENOMEM)
     }
 
-    /// Where a mapping goes (get_unmapped_area in mm/mmap.c).
+    /// The address that a mapping goes to (get_unmapped_area in mm/mmap.c).
     fn place(&self, addr: u64, len: u64, flags: MapFlags) -> Result<u64, Errno> {
         if !flags.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE) {
             let hint = page_align_up(addr).unwrap_or(0);
@@ -305,9 +305,9 @@ impl Space<'_> {
         Ok(vma_flags)
     }
 
-    /// Whether a mapping may promise that much memory: not more than the sandbox could ever have, as
-    /// Linux's heuristic overcommit has it (__vm_enough_memory in mm/util.c). Who asks counts neither
-    /// mappings that cannot be written nor those with MAP_NORESERVE.
+    /// Checks that a mapping may promise that much memory. It must not be more than the sandbox could
+    /// ever have, as Linux's heuristic overcommit has it (__vm_enough_memory in mm/util.c). Who asks counts
+    /// neither mappings that cannot be written nor those with MAP_NORESERVE.
     ///
     /// # Errors
     /// `ENOMEM` if not.

@@ -2,8 +2,9 @@
 //!
 //! [`Mm`] says what is mapped where and with which rights; the page tables are a cache of it that is
 //! filled on demand by [`fault`]. Ownership of frames: **every present leaf that is not file-backed
-//! holds one reference to its frame**, whatever it belongs to (private memory, a memory file, the
-//! vDSO), and drops it when it is removed. File-backed frames are owned by the window of their VMA.
+//! holds one reference to its frame**, and drops it when it is removed. The frame may belong to
+//! anything: private memory, a memory file, the vDSO. File-backed frames are owned by the window of
+//! their VMA.
 
 mod advise;
 mod fault;
@@ -84,7 +85,7 @@ pub const SEGV_MAPERR: i32 = 1;
 /// The mapping does not allow the access.
 pub const SEGV_ACCERR: i32 = 2;
 
-/// What a program tried to do with a page.
+/// The access that a program tried to make to a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// A load.
@@ -142,7 +143,7 @@ const BRK_RANDOM_PAGES: u64 = 1 << 13;
 /// Least space kept for the stack below its highest address (MIN_GAP of arch/x86/mm/mmap.c).
 const STACK_SPACE: u64 = 128 << 20;
 
-/// Where things go in an address space; drawn once, at exec.
+/// The places of things in an address space; drawn once, at exec.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Layout {
     /// Mappings are placed below this address, highest first.
@@ -187,11 +188,11 @@ pub struct Brk {
 /// An address space.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Mm {
-    /// What is mapped, by start address. VMAs do not overlap.
+    /// The mapped areas, by start address. VMAs do not overlap.
     pub vmas: OrdMap<u64, Vma>,
     /// The heap.
     pub brk: Brk,
-    /// Where things go.
+    /// The places of things in it.
     pub layout: Layout,
     /// An address in the stack that exec made (/proc/self/maps names that VMA).
     pub stack_addr: u64,
@@ -247,7 +248,7 @@ impl Mm {
     }
 }
 
-/// What a mapping shows.
+/// The content that a mapping shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Source {
     /// Zeroed memory.
@@ -271,7 +272,7 @@ pub struct Region {
     pub prot: Prot,
     /// Shared, grows down...; `MAYWRITE` if mprotect(2) may make it writable.
     pub flags: VmaFlags,
-    /// What it shows.
+    /// The content that it shows.
     pub source: Source,
     /// Offset in the file, page-aligned.
     pub offset: u64,
@@ -289,7 +290,7 @@ pub fn map_region(cx: &mut Cx<'_>, region: &Region) -> Result<(), Errno> {
     Space::of(cx)?.map_region(region)
 }
 
-/// Whether RLIMIT_AS lets the calling process map `more_bytes`.
+/// Checks that RLIMIT_AS lets the calling process map `more_bytes`.
 ///
 /// # Errors
 /// `ENOMEM` if not.
@@ -309,14 +310,14 @@ pub fn teardown(cx: &mut Cx<'_>) -> Result<(), Errno> {
 /// Makes the page at `gva` accessible for `access`, if the address space allows it.
 ///
 /// # Errors
-/// What the program gets instead: see [`FaultError`].
+/// The fault that the program gets instead: see [`FaultError`].
 pub fn fault(cx: &mut Cx<'_>, gva: Gva, access: Access) -> Result<(), FaultError> {
     Space::of(cx)
         .map_err(|_| FaultError::MAPERR)?
         .fault(gva, access)
 }
 
-/// What to do when KVM could not reach the memory behind a guest page: some mapped file shrank.
+/// Deals with memory behind a guest page that KVM could not reach: some mapped file shrank.
 /// Looks at every mapped file again and unmaps the pages past its end, so that the next touch is a
 /// SIGBUS. Answers whether there were any: if not, the file cannot be read (an I/O error), and the
 /// caller sends SIGBUS itself.

@@ -15,7 +15,7 @@ const BASE: u64 = 0x4000_0000;
 const PAGES: u64 = 1536;
 const HEAP: u64 = 0x2000_0000;
 
-/// Where a page's content lives.
+/// The place where a page's content lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Home {
     /// Its own byte.
@@ -74,7 +74,7 @@ impl Model {
         }
     }
 
-    /// Whether the pages can only be one VMA: the same rights, and contents that follow each other.
+    /// True if the pages can only be one VMA: the same rights, and contents that follow each other.
     fn is_one(&self, start: u64, len: u64) -> bool {
         let Some(first) = self.pages.get(&start) else {
             return false;

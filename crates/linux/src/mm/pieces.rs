@@ -16,7 +16,7 @@ const WALK_BYTES: u64 = 1 << 30;
 /// Most areas of one piece.
 const AREAS: usize = 512;
 
-/// Whether what is done to the range may be done to one part after another, with the same end.
+/// True if what is done to the range may be done to one part after another, with the same end.
 ///
 /// # Errors
 /// `ESRCH` if the calling thread is gone.
@@ -53,7 +53,7 @@ pub fn piece_end(cx: &mut Cx<'_>, at: u64, end: u64) -> Result<u64, Errno> {
     Ok(more.map_or(walked, |(start, _)| *start))
 }
 
-/// Whether all of the range is mapped.
+/// True if all of the range is mapped.
 ///
 /// # Errors
 /// `ESRCH` if the calling thread is gone.

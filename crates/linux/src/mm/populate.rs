@@ -1,10 +1,10 @@
 //! Pages that get their entries before they are touched, so that touching them leaves the VM no more.
 //!
-//! An entry that becomes present needs no flush and costs next to nothing, a fault that leaves the VM 25
-//! to 45 us on software KVM. But memory of ours counts against the limit, and on software KVM every
+//! An entry that becomes present needs no flush and costs next to nothing. A fault that leaves the VM costs
+//! 25 to 45 us on software KVM. But memory of ours counts against the limit, and on software KVM every
 //! entry costs up to 3 us when it is unmapped. So files are mapped as far as they may well be used, and
-//! anonymous memory in steps that grow with what is in use already. Nothing of this is done in a fork:
-//! what a request maps is unmapped again by the reset, and tables that it edits are private to it.
+//! anonymous memory in steps that grow with what is in use already. Nothing of this is done in a fork. What
+//! a request maps there is unmapped again by the reset, and tables that it edits are private to it.
 
 use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_mem::FileWindow;
@@ -16,8 +16,8 @@ use super::vma::{Backing, FileBacking, Prot, Vma, VmaFlags};
 /// Most that is mapped of a file when the program maps it. Its entries take at most five tables.
 const FILE_BYTES: u64 = 8 << 20;
 /// The data of a program or a library up to this size has its pages copied at once: relocation and
-/// start-up write most of them. Their text is not copied: KVM on software would fault eight of its pages in
-/// at a time instead of one, but to allocate and copy them costs as much as that spares.
+/// start-up write most of them. Their text is not copied. KVM on software would fault eight of its pages in
+/// at a time instead of one. But to allocate and copy them costs as much as that spares.
 const COPIED_BYTES: u64 = 2 << 20;
 /// VMAs between the text and the data of a program at most, and one: linkers put read-only data there.
 const TEXT_WITHIN: usize = 4;
@@ -62,7 +62,7 @@ impl Space<'_> {
         let _ = self.map_file_pages(vma, file, vma.start, vma.start.saturating_add(len_bytes));
     }
 
-    /// Whether the program executes what the file holds: then its text lies below. Other files may be
+    /// True if the program executes what the file holds: then its text lies below. Other files may be
     /// watched for what somebody else writes to them, which a copy would not show.
     fn is_program(&self, vma: &Vma, file: FileBacking) -> bool {
         let below = self.mm.vmas.range(..vma.start).rev();
@@ -106,14 +106,15 @@ impl Space<'_> {
         self.tables.present_run_below(self.mem, page, most)
     }
 
-    /// Whether memory may be given that was not asked for.
+    /// True if memory may be given that was not asked for.
     pub(super) fn has_plenty(&self) -> bool {
         let free = self.mem.limit_bytes().saturating_sub(self.mem.used_bytes());
         free > self.mem.limit_bytes() / 8
     }
 
-    /// What a fault at `page` of anonymous memory maps, in base pages: the aligned block around it, in a
-    /// stack what lies below it, and where memory is used in sequence as much again as is in use.
+    /// The range that a fault at `page` of anonymous memory maps: the aligned block around it, of `pages` base
+    /// pages. In a stack it is what lies below the page. If memory is used in sequence, it is as much again as
+    /// is in use.
     pub(super) fn anon_step(&self, vma: &Vma, page: Gva, pages: u64) -> (u64, u64) {
         let (start, end) = around(vma, page, pages);
         if self.mem.is_fork() {

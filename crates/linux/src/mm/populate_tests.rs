@@ -1,4 +1,4 @@
-//! What is present before it is touched, and what that costs.
+//! Tests of the pages that are present before they are touched, and of what that costs.
 
 use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_mem::PendingFlush;

@@ -48,7 +48,7 @@ pub fn remap(cx: &mut Cx<'_>, request: &RemapRequest) -> Result<u64, Errno> {
     Space::of(cx)?.remap(request)
 }
 
-/// What becomes of the old range.
+/// The fate of the old range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Old {
     /// It is unmapped.
@@ -176,7 +176,7 @@ impl Space<'_> {
         self.move_range(addr, kept_len, target, new_len, old)
     }
 
-    /// Whether a part of a VMA may get a new length (vma_to_resize).
+    /// Checks that a part of a VMA may get a new length (vma_to_resize).
     fn check_resize(&self, vma: &Vma, addr: u64, old_len: u64, new_len: u64) -> Result<(), Errno> {
         if old_len == 0 && !vma.is_shared() {
             return Err(Errno::EINVAL);

@@ -191,7 +191,7 @@ impl<'a> Space<'a> {
         Ok(())
     }
 
-    /// Whether `more` VMAs may be added.
+    /// Checks that `more` VMAs may be added.
     ///
     /// # Errors
     /// `ENOMEM` if not.
@@ -205,7 +205,7 @@ impl<'a> Space<'a> {
         Ok(())
     }
 
-    /// Whether the address space may grow by `more_bytes` (RLIMIT_AS).
+    /// Checks that the address space may grow by `more_bytes` (RLIMIT_AS).
     ///
     /// # Errors
     /// `ENOMEM` if not.
@@ -217,7 +217,7 @@ impl<'a> Space<'a> {
         Ok(())
     }
 
-    /// Whether private writable memory may grow by `more_bytes` (RLIMIT_DATA).
+    /// Checks that private writable memory may grow by `more_bytes` (RLIMIT_DATA).
     ///
     /// # Errors
     /// `ENOMEM` if not.
@@ -245,7 +245,7 @@ impl<'a> Space<'a> {
             .map_err(errno)
     }
 
-    /// Whether unmapping the range would leave two parts of one VMA.
+    /// True if unmapping the range would leave two parts of one VMA.
     fn lies_inside(&self, start: u64, end: u64) -> bool {
         let around = self.mm.find(start);
         around.is_some_and(|vma| vma.start < start && vma.end > end)
@@ -539,7 +539,7 @@ impl<'a> Space<'a> {
         Ok(())
     }
 
-    /// Whether the 2 MiB block at `block` may get a 2 MiB page.
+    /// True if the 2 MiB block at `block` may get a 2 MiB page.
     pub fn wants_huge(&self, vma: &Vma, block: u64) -> bool {
         let inside = vma.start <= block
             && block

@@ -51,7 +51,7 @@ pub fn maps_text(mm: &Mm, from: (u64, u64), offset: u64) -> Text {
     }
 }
 
-/// What [`line_start`] and [`put_label`] make, in bytes.
+/// The length of what [`line_start`] and [`put_label`] make, in bytes.
 fn line_len(start: &[u8], label: Option<&[u8]>) -> u64 {
     let len = label.map_or(start.len(), |name| {
         let newlines = name.iter().filter(|byte| **byte == b'\n').count();

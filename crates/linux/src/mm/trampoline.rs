@@ -1,5 +1,6 @@
 //! Places in a program's text that jump to the stub instead of executing `syscall`
-//! ([`kvmlet_stub::trampoline`]): which text may be changed, and keeping the changes in step with mappings.
+//! ([`kvmlet_stub::trampoline`]). This module says which text may be changed, and keeps the changes in step
+//! with mappings.
 //!
 //! Linux differs: a program that reads such a place in its own text finds a jump there. The file is not
 //! touched: the host copies the page, as for any write to a private mapping.
@@ -17,11 +18,11 @@ use crate::cx::Cx;
 /// The changed places of an address space.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Trampolines {
-    /// Where the program has its trampoline page, if it has one.
+    /// The address of the program's trampoline page, if it has one.
     page: Option<Gva>,
     /// By slot. A slot belongs to its site as long as the page is there.
     sites: Vector<Site>,
-    /// How often text has been changed. Each time may cost a page that nobody is charged for.
+    /// Number of times that text has been changed. Each time may cost a page that nobody is charged for.
     changes: u32,
 }
 
@@ -62,7 +63,7 @@ pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether the place that makes call `nr` and returns to `back` can be changed. Neither is trusted.
+/// True if the place that makes call `nr` and returns to `back` can be changed. Neither is trusted.
 pub(crate) fn can_be_trampoline(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
     let has_page = cx
         .machine
@@ -105,7 +106,7 @@ pub(crate) fn realign(cx: &mut Cx<'_>, regs: &mut UserRegs) {
 struct Written {
     at: Gva,
     jump: [u8; JUMP_BYTES],
-    /// What was there before.
+    /// The bytes that were there before.
     original: [u8; JUMP_BYTES],
 }
 
@@ -160,7 +161,7 @@ impl Space<'_> {
         Site::recognise(before, back, nr)
     }
 
-    /// What is to be written so that the place that makes call `nr` and returns to `back` jumps.
+    /// The change that makes the place jump that makes call `nr` and returns to `back`.
     fn change_at(&self, back: Gva, nr: u64) -> Option<Change> {
         let page = self.mm.trampolines.page?;
         if self.mm.trampolines.changes >= CHANGES_MAX {
@@ -231,7 +232,8 @@ impl Space<'_> {
         Ok(())
     }
 
-    /// What a range shows is about to change. If the trampoline page is in it, nothing may jump there any more.
+    /// Prepares for a change of what a range shows. If the trampoline page is in it, nothing may jump there
+    /// any more.
     ///
     /// # Errors
     /// As [`Space::undo_trampolines`].
@@ -285,7 +287,7 @@ impl Space<'_> {
         self.mem.write(place, &written.original).map_err(errno)
     }
 
-    /// The pages of a file's window have been copied and are about to be frozen: they become the file's
+    /// The pages of a file's window have been copied and are about to be frozen. They become the file's
     /// again, since nobody could take a change back later.
     pub(super) fn clean_window(&mut self, vma: &Vma) {
         for written in self.written_in(vma.start, vma.end) {
@@ -350,7 +352,7 @@ mod tests {
 
     struct Text {
         fixture: Fixture,
-        /// Where the file is mapped.
+        /// The address at which the file is mapped.
         start: u64,
         /// The trampoline page's frame.
         frame: Gpa,

@@ -11,7 +11,7 @@ use crate::cx::Cx;
 use crate::kernel::End;
 use crate::outcome::{FutexKey, SharedObject};
 
-/// Whether `len_bytes` at `addr` lie in the part of the address space that a program may map.
+/// True if `len_bytes` at `addr` lie in the part of the address space that a program may map.
 #[must_use]
 pub fn in_user_space(addr: u64, len_bytes: u64) -> bool {
     addr.checked_add(len_bytes)
@@ -220,8 +220,8 @@ fn on_word<T>(
     Err(Errno::EFAULT)
 }
 
-/// What a shared futex at `gva` is known by: private memory by process and address, shared memory by
-/// its file and the place of the word in it (futex(2)).
+/// The key that a shared futex at `gva` is known by. Private memory is known by process and address, shared
+/// memory by its file and the place of the word in it (futex(2)).
 ///
 /// # Errors
 /// `EFAULT` for a bad pointer.

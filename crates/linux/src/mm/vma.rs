@@ -25,8 +25,7 @@ bitflags! {
 }
 
 impl Prot {
-    /// Whether an access is allowed. Without protection keys an x86 page with any right at all is
-    /// readable.
+    /// True if an access is allowed. Without protection keys an x86 page with any right at all is readable.
     #[must_use]
     pub fn allows(self, access: Access) -> bool {
         match access {
@@ -88,7 +87,7 @@ bitflags! {
 /// A mapped part of a host file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileBacking {
-    /// Where the VMA's first page lies in guest-physical space: a host mapping, all of the VMA long.
+    /// The place of the VMA's first page in guest-physical space: a host mapping, all of the VMA long.
     pub window: Gpa,
     /// The file.
     pub host: HostId,
@@ -98,7 +97,7 @@ pub struct FileBacking {
     pub ino: u64,
     /// Offset of the VMA's first page, in bytes.
     pub offset: u64,
-    /// Whether the VMA's length is charged to the memory limit: it is private and was writable.
+    /// True if the VMA's length is charged to the memory limit: it is private and was writable.
     pub charged: bool,
 }
 
@@ -111,7 +110,7 @@ pub struct TmpBacking {
     pub offset: u64,
 }
 
-/// Where a VMA's pages come from.
+/// The source of a VMA's pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Backing {
     /// Private zeroed memory.
@@ -155,7 +154,7 @@ pub struct Vma {
     pub prot: Prot,
     /// Properties.
     pub flags: VmaFlags,
-    /// Where its pages come from.
+    /// The source of its pages.
     pub backing: Backing,
     /// Path or label in /proc/self/maps.
     pub name: Option<Arc<[u8]>>,
@@ -178,13 +177,13 @@ impl Vma {
         self.end - self.start
     }
 
-    /// Whether MAP_SHARED.
+    /// True if MAP_SHARED.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         self.flags.contains(VmaFlags::SHARED)
     }
 
-    /// What the mapping can do to a memory file.
+    /// The change that the mapping can make to a memory file.
     #[must_use]
     pub fn map_kind(&self) -> MapKind {
         if self.flags.contains(VmaFlags::SHARED | VmaFlags::MAYWRITE) {
@@ -232,7 +231,7 @@ impl Vma {
         (from < to).then(|| self.part(from, to))
     }
 
-    /// Whether `next` could be part of the same VMA.
+    /// True if `next` could be part of the same VMA.
     #[must_use]
     pub fn joins(&self, next: &Self) -> bool {
         self.end == next.start
@@ -283,7 +282,7 @@ impl Mm {
         Some(vma)
     }
 
-    /// Whether any part of the range is mapped.
+    /// True if any part of the range is mapped.
     #[must_use]
     pub fn any_in(&self, start: u64, end: u64) -> bool {
         self.find_from(start).is_some_and(|vma| vma.start < end)
@@ -297,7 +296,7 @@ impl Mm {
             .filter_map(move |(_, vma)| vma.intersection(start, end))
     }
 
-    /// Whether all of the range is mapped.
+    /// True if all of the range is mapped.
     #[must_use]
     pub fn covers(&self, start: u64, end: u64) -> bool {
         let mut at = start;
@@ -310,23 +309,23 @@ impl Mm {
         at >= end
     }
 
-    /// Whether a part of the range is sealed.
+    /// True if a part of the range is sealed.
     #[must_use]
     pub fn any_sealed(&self, start: u64, end: u64) -> bool {
         self.parts(start, end)
             .any(|part| part.flags.contains(VmaFlags::SEALED))
     }
 
-    /// How many more VMAs there are after cutting at `start` and `end`.
+    /// Number of VMAs that are added by cutting at `start` and `end`.
     #[must_use]
     pub fn cuts(&self, start: u64, end: u64) -> usize {
         let cut = |at: u64| usize::from(self.find(at).is_some_and(|vma| vma.start < at));
         cut(start) + cut(end)
     }
 
-    /// Free space for a new mapping of `len_bytes`: the hint if it fits, else the highest place below
-    /// the mmap top, else the lowest above a third of the address space (mm/mmap.c,
-    /// generic_get_unmapped_area_topdown).
+    /// Free space for a new mapping of `len_bytes` (mm/mmap.c, generic_get_unmapped_area_topdown). It is
+    /// the hint if that fits, else the highest place below the mmap top. Failing that, it is the lowest
+    /// place above a third of the address space.
     #[must_use]
     pub fn free_range(&self, hint: u64, len_bytes: u64, low_2g: Low2G) -> Option<u64> {
         let end = USER_END.0;
@@ -350,7 +349,7 @@ impl Mm {
             .or_else(|| self.lowest_gap(end / 3 / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE, end, len_bytes))
     }
 
-    /// Whether a range is unmapped and not in the gap of a stack above it.
+    /// True if a range is unmapped and not in the gap of a stack above it.
     fn is_free(&self, start: u64, len_bytes: u64) -> bool {
         let end = start + len_bytes;
         self.find_from(start)
@@ -387,7 +386,7 @@ impl Mm {
     }
 }
 
-/// Whether a mapping must lie in the low 2 GiB (MAP_32BIT).
+/// Says if a mapping must lie in the low 2 GiB (MAP_32BIT).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Low2G {
     /// Anywhere.
