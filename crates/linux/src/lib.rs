@@ -69,8 +69,6 @@ pub use vfs::{Dir, new_tmpfs};
 
 #[cfg(test)]
 mod rooms {
-    use std::path::{Path, PathBuf};
-
     /// Modules by height: one may use those of its own height and below.
     const HEIGHTS: [&[&str]; 4] = [
         &["id", "uts"],
@@ -103,26 +101,14 @@ mod rooms {
         HEIGHTS.iter().position(|modules| modules.contains(&module))
     }
 
-    #[allow(clippy::disallowed_methods)]
-    fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                sources(&path, found);
-            } else {
-                found.push(path);
-            }
-        }
+    /// The code of a file without its tests.
+    fn code(text: &str) -> &str {
+        text.split("#[cfg(test)]\nmod tests").next().unwrap()
     }
 
     #[test]
-    #[allow(clippy::disallowed_methods)]
     fn dependency_goes_down() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut found = Vec::new();
-        sources(&root, &mut found);
-        for path in &found {
-            let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
+        for (name, text) in crate::testing::sources() {
             let module = name.split(['/', '.']).next().unwrap();
             // Tests may use everything.
             if matches!(module, "lib" | "testing")
@@ -132,12 +118,11 @@ mod rooms {
                 continue;
             }
             let own = height(module).unwrap_or_else(|| panic!("{module} has no height"));
-            let text = std::fs::read_to_string(path).unwrap();
-            let code = text.split("#[cfg(test)]").next().unwrap();
-            for line in code
-                .lines()
-                .filter(|line| !line.trim_start().starts_with("//"))
-            {
+            for line in code(&text).lines() {
+                if line.trim_start().starts_with("//") {
+                    continue;
+                }
+                assert!(!line.contains("crate::{"), "{name}: a path each: {line}");
                 for (at, _) in line.match_indices("crate::") {
                     let used = line[at + 7..]
                         .split(|letter: char| !letter.is_alphanumeric() && letter != '_')

@@ -365,3 +365,23 @@ impl Sandbox {
         self.put(&bytes)
     }
 }
+
+/// The source files of this crate: the path of each below `src`, and its text.
+#[allow(clippy::disallowed_methods)]
+pub fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut found, mut dirs) = (Vec::new(), vec![root.clone()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
+            found.push((name.to_owned(), std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+    assert!(found.len() > 50);
+    found
+}

@@ -571,36 +571,17 @@ pub fn ranges(kind: &FileKind) -> Ranges {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
-
-    #[allow(clippy::disallowed_methods)]
-    fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                sources(&path, found);
-            } else {
-                found.push(path);
-            }
-        }
-    }
-
     /// A match elsewhere would have to be found by whoever adds a kind.
     #[test]
-    #[allow(clippy::disallowed_methods)]
     fn kinds_are_told_apart_here_only() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut found = Vec::new();
-        sources(&root, &mut found);
-        assert!(found.len() > 50);
-        for path in found
-            .iter()
-            .filter(|path| !path.starts_with(root.join("vfs/file")))
-        {
-            for line in std::fs::read_to_string(path).unwrap().lines() {
+        for (name, text) in crate::testing::sources() {
+            if name.starts_with("vfs/file/") {
+                continue;
+            }
+            for line in text.lines() {
                 let line = line.trim_start().trim_start_matches("| ");
                 let is_arm = line.starts_with("FileKind::") && line.contains("=>");
-                assert!(!is_arm, "{}: {line}", path.display());
+                assert!(!is_arm, "{name}: {line}");
             }
         }
     }
