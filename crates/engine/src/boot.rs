@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use kvmlet_linux::ExecRequest;
-use kvmlet_linux::Host;
-use kvmlet_linux::Personality;
-use kvmlet_linux::{CpuInfo, Cx};
-use kvmlet_linux::{Dir, StdStream};
-use kvmlet_linux::{Ids, Kernel, NewKernel, Pid, Tid};
+use kvmlet_linux::{
+    CpuInfo, Cx, Dir, ExecRequest, Host, Ids, Kernel, NewKernel, Personality, Pid, StdStream, Tid,
+};
 use kvmlet_mem::GuestMemory;
 
 use crate::error::is_too_few;

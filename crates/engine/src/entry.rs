@@ -3,9 +3,7 @@
 use kvmlet_abi::call_page::Closed;
 use kvmlet_abi::layout::StubConstant;
 use kvmlet_abi::{Trap, UserRegs};
-use kvmlet_linux::SIGBUS;
-use kvmlet_linux::Tid;
-use kvmlet_linux::{Made, Personality};
+use kvmlet_linux::{Made, Personality, SIGBUS, Tid};
 
 use crate::run::Drive;
 use crate::sandbox::Sandbox;

@@ -4,8 +4,7 @@ use std::any::Any;
 
 use kvmlet_abi::Errno;
 use kvmlet_hv::HvError;
-use kvmlet_linux::ExecError;
-use kvmlet_linux::PostError;
+use kvmlet_linux::{ExecError, PostError};
 use kvmlet_mem::MemError;
 use kvmlet_mem::budget::{Exhausted, Resource};
 

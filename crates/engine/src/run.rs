@@ -3,11 +3,7 @@
 use std::time::Duration;
 
 use kvmlet_abi::Trap;
-use kvmlet_linux::CallStatus;
-use kvmlet_linux::Step;
-use kvmlet_linux::Work;
-use kvmlet_linux::table;
-use kvmlet_linux::{End, Tid};
+use kvmlet_linux::{CallStatus, End, Step, Tid, Work, table};
 
 use crate::EngineError;
 use crate::entry::Left;

@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use kvmlet_abi::layout::StubConstant;
-use kvmlet_linux::Host;
-use kvmlet_linux::Kernel;
-use kvmlet_linux::Personality;
-use kvmlet_linux::{CpuInfo, Machine, Vdso};
+use kvmlet_linux::{CpuInfo, Host, Kernel, Machine, Personality, Vdso};
 use kvmlet_mem::{GuestMemory, ResetReport};
 
 use crate::EngineError;

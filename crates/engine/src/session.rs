@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::Kicker;
-use kvmlet_linux::SymbolError;
-use kvmlet_linux::{CallArg, CallError, Returns};
-use kvmlet_linux::{Peer, PostError};
+use kvmlet_linux::{CallArg, CallError, Peer, PostError, Returns, SymbolError};
 
 use crate::outcome::Ending;
 use crate::run::{Stop, Until};

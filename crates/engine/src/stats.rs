@@ -1,8 +1,7 @@
 //! Counters of a run, flat and named, for people and programs.
 
 use kvmlet_hv::Counters;
-use kvmlet_linux::table;
-use kvmlet_linux::{CallKey, Report, Work};
+use kvmlet_linux::{CallKey, Report, Work, table};
 use kvmlet_mem::ResetReport;
 
 use crate::transport::TransportCounts;

@@ -6,8 +6,7 @@ mod vcpu;
 
 use kvmlet_abi::{Gpa, PAGE_SIZE};
 use kvmlet_hv::{Kvm, KvmKind, VcpuConfig, Vm};
-use kvmlet_linux::GuestClock;
-use kvmlet_linux::Vdso;
+use kvmlet_linux::{GuestClock, Vdso};
 use kvmlet_mem::{GuestMemory, HostPage, PageTables, SlotMemory};
 
 pub(crate) use clock::{clock_for, clock_of};

@@ -4,10 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use kvmlet_hv::KvmKind;
-use kvmlet_linux::Personality;
-use kvmlet_linux::Tid;
-use kvmlet_linux::settle;
-use kvmlet_linux::{Cx, Machine, Vdso};
+use kvmlet_linux::{Cx, Machine, Personality, Tid, Vdso, settle};
 
 use super::vm_pool::{self, ReadyVms};
 use super::{Frozen, Snapshot};
@@ -50,7 +47,7 @@ impl Snapshot {
         } = machine;
         transport.detach();
         guest.scrub(&mut memory, &setup.pages)?;
-        // A fork's text would be put back at each reset: what is not direct by now stays so.
+        // A fork's text would be put back at each reset: a place without a trampoline by now gets none.
         let vdso = Vdso {
             trampolines: None,
             ..setup.vdso

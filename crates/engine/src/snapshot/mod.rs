@@ -13,9 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::{Kvm, KvmKind, VcpuConfig};
-use kvmlet_linux::Host;
-use kvmlet_linux::Kernel;
-use kvmlet_linux::MappedFile;
+use kvmlet_linux::{Host, Kernel, MappedFile};
 use kvmlet_mem::{FrozenMemory, GuestMemory, PageTables, SlotMemory};
 use kvmlet_stub::vdso::HostClock;
 
@@ -193,7 +191,7 @@ impl Frozen {
         })
     }
 
-    /// Which copies of frozen pages may stay mapped through a reset.
+    /// Chooses the copies of frozen pages that may stay mapped through a reset.
     fn copy_keeper(&self) -> impl FnMut(Gva) -> bool {
         // Only one process so far: each will have tables of its own.
         let mut keeper = self

@@ -8,11 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use kvmlet_abi::Gva;
 use kvmlet_abi::call_page::{Closed, Exchange, Left, Ticket};
 use kvmlet_hv::{CallPage, PostMode};
-use kvmlet_linux::Call;
-use kvmlet_linux::Tid;
-use kvmlet_linux::Work;
-use kvmlet_linux::table;
-use kvmlet_linux::{Made, Personality};
+use kvmlet_linux::{Call, Made, Personality, Tid, Work, table};
 use rustix::thread::sched_getcpu;
 
 use crate::EngineError;
@@ -259,8 +255,8 @@ impl Link {
         answered
     }
 
-    /// Whether to look where this call comes from: one in [`SAMPLE`], at no period that a program's
-    /// own could fall in step with.
+    /// Chooses the calls whose place is looked at: one in [`SAMPLE`], at no period that a program's own
+    /// could fall in step with.
     fn samples(&self) -> bool {
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         let count = self.counts.polled.load(Ordering::Relaxed);
@@ -289,7 +285,7 @@ impl Loan {
     }
 }
 
-/// Whether a thread that could go on must leave the guest all the same. Its vCPU is kicked at `kick_ns`.
+/// True if a thread that could go on must leave the guest all the same. Its vCPU is kicked at `kick_ns`.
 fn must_leave(personality: &Personality, tid: Tid, kick_ns: u64) -> bool {
     if personality.must_leave(tid) {
         return true;

@@ -14,8 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvmlet_hv::CallPage;
-use kvmlet_linux::Personality;
-use kvmlet_linux::table;
+use kvmlet_linux::{Personality, table};
 
 use crate::EngineError;
 use admission::Admission;

@@ -25,7 +25,7 @@ pub struct Made {
 }
 
 impl Made {
-    /// Whether only its result is left: a thread that does not ask for it any more loses nothing else.
+    /// True if only its result is left. A thread that does not ask for it any more loses nothing else.
     #[must_use]
     pub fn is_done(&self) -> bool {
         matches!(self.outcome, Outcome::Done(_))
@@ -77,7 +77,7 @@ impl Personality {
     /// may be given a jump. It goes on with the result if there is no more to it and `stays` lets it.
     ///
     /// # Errors
-    /// What is left to do: the thread leaves the guest, and [`Personality::finish`] does it.
+    /// The rest of the work: the thread leaves the guest, and [`Personality::finish`] does it.
     ///
     /// [`Thread`]: crate::kernel::Thread
     #[allow(clippy::result_large_err)] // a box would be an allocation for each call that leaves
@@ -162,8 +162,8 @@ impl Personality {
         outcome
     }
 
-    /// The thread has left the guest by itself, perhaps in the middle of a jump to the stub: puts it back
-    /// to where its program is.
+    /// Puts a thread back to where its program is. It has left the guest by itself, perhaps in the middle of
+    /// a jump to the stub.
     pub fn unwind_jump(&mut self, tid: Tid, trap: Trap) {
         let stopped = match trap {
             Trap::Exception {
