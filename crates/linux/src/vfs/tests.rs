@@ -260,6 +260,19 @@ fn synthetic_directories() {
     assert_eq!(sandbox.open("/dev/null/x", 0), Err(Errno::ENOTDIR));
 }
 
+/// Anonymous inodes are root's, mode 0600 (fs/anon_inodes.c).
+#[test]
+fn only_root_learns_that_a_counter_cannot_be_opened_again() {
+    let tree = TempTree::new("counter");
+    let mut sandbox = Sandbox::new(&tree.0);
+    let fd = sandbox.call("eventfd2", &[0.into(), 0.into()]).unwrap();
+    let path = format!("/proc/self/fd/{fd}");
+    for (uid, refusal) in [(0, Errno::ENXIO), (1000, Errno::EACCES)] {
+        sandbox.kernel.ids.uid = uid;
+        assert_eq!(sandbox.open(&path, 2), Err(refusal), "{uid}");
+    }
+}
+
 #[test]
 fn proc_shows_the_process() {
     let tree = TempTree::new("proc");
