@@ -35,8 +35,11 @@ pub enum Piece {
     Avx512,
     /// PKRU: no guest is told of protection keys, but on software KVM ring 3 has the host's.
     Pkru,
-    /// Other components of extended state (AMX, shadow stacks, user interrupts): not in XCR0, and each needs
-    /// an MSR or a permission that nobody here asks for.
+    /// AMX: the configuration of tiles, and their data. No guest is told of them, but on software KVM ring 3 has
+    /// the host's. KVM drops the data at each exit, and an image without the configuration clears it.
+    Tiles,
+    /// Other components of extended state (shadow stacks, user interrupts): not in XCR0, and each needs an MSR
+    /// that nobody here sets.
     OtherComponents,
     /// DR0 to DR3 and DR7: a `mov` to them needs ring 0.
     Breakpoints,
@@ -104,7 +107,7 @@ const fn row(piece: Piece, at_reset: PutBack, at_rebind: PutBack, at_switch: Put
 }
 
 /// All state of a vCPU.
-pub const STATE: [Row; 26] = {
+pub const STATE: [Row; 27] = {
     use Piece as P;
     use PutBack::{Entry, Exit, HandOn, Image, OutOfReach, Owner, Shared};
     [
@@ -123,6 +126,7 @@ pub const STATE: [Row; 26] = {
         row(P::Avx, Image, Image, Image),
         row(P::Avx512, Image, Image, Image),
         row(P::Pkru, Image, Image, Image),
+        row(P::Tiles, Image, Image, Image),
         row(P::OtherComponents, OutOfReach, OutOfReach, OutOfReach),
         row(P::Breakpoints, OutOfReach, OutOfReach, OutOfReach),
         row(P::DebugStatus, OutOfReach, OutOfReach, OutOfReach),
