@@ -136,8 +136,11 @@ STOPPABLE = {
 @pytest.mark.skipif(HW, reason="no times on the emulated machine")
 @pytest.mark.parametrize(
     "name",
-    # The way of calls has a part in how CPU time is charged, and in no limit on wall-clock time.
-    [pytest.param(name, marks=pytest.mark.poll if name == "cpu-time" else ()) for name in STOPPABLE],
+    [
+        # The way of calls has a part in how CPU time is charged, and in no other limit.
+        pytest.param(name, marks=pytest.mark.poll if name == "cpu-time" else ())
+        for name in STOPPABLE
+    ],
 )
 def test_a_stop_suspends_the_limits(guests: pathlib.Path, name: str) -> None:
     """SIGSTOP from outside: neither wall-clock nor CPU time passes until SIGCONT."""
