@@ -5,7 +5,7 @@ use kvmlet_mem::{GuestMemory, PageTables};
 
 use crate::host::Host;
 use crate::kernel::{Kernel, Process, Thread, Tid};
-use crate::mm;
+use crate::mm::{self, Mm};
 
 /// The physical side of the running address space: frames and page tables.
 #[derive(Debug)]
@@ -85,6 +85,15 @@ impl Cx<'_> {
     pub fn process(&mut self) -> Result<&mut Process, Errno> {
         let pid = self.kernel.threads.get(&self.tid).ok_or(Errno::ESRCH)?.pid;
         self.kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)
+    }
+
+    /// The calling thread's address space.
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone (never for a running thread).
+    pub fn mm(&mut self) -> Result<&mut Mm, Errno> {
+        let id = self.process()?.mm;
+        self.kernel.mms.get_mut(&id).ok_or(Errno::ESRCH)
     }
 
     /// Copies from user memory, faulting pages in as a user read would.

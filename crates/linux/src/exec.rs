@@ -312,7 +312,7 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
         cx.kernel.lose_call(tid);
     }
     become_leader(cx)?;
-    if !cx.process()?.mm.vmas.is_empty() {
+    if !cx.mm()?.vmas.is_empty() {
         mm::teardown(cx)?;
     }
     let mut seed = [0u8; 32];
@@ -331,7 +331,7 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
     let mut space = Mm::new(seed, rlimit::soft(cx, Resource::Stack)?);
     space.stack_addr = space.layout.stack_top.saturating_sub(PAGE_SIZE);
     let layout = space.layout;
-    cx.process()?.mm = space;
+    *cx.mm()? = space;
 
     let main = &program.main;
     let bias = match (main.image.kind, &program.interpreter) {
@@ -355,8 +355,7 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
         .span_at(bias)
         .map_err(|error| format(main, error))?
         .end;
-    cx.process()?
-        .mm
+    cx.mm()?
         .set_brk_start(brk_from.saturating_add(layout.brk_gap));
 
     let (mut start, mut interpreter_base) = (entry, 0);
@@ -367,8 +366,7 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
             .end
             .saturating_sub(interpreter.image.load_span.start);
         let top = cx
-            .process()?
-            .mm
+            .mm()?
             .free_range(0, span, mm::Low2G::No)
             .map(|at| at.saturating_add(span))
             .ok_or(Errno::ENOMEM)?;
@@ -552,8 +550,7 @@ fn map_vdso(cx: &mut Cx<'_>) -> Result<u64, Errno> {
     let image_len = vdso.image_pages.saturating_mul(PAGE_SIZE);
     let total = image_len.saturating_add(PAGE_SIZE);
     let data = cx
-        .process()?
-        .mm
+        .mm()?
         .free_range(0, total, mm::Low2G::No)
         .ok_or(Errno::ENOMEM)?;
     let image = data.saturating_add(PAGE_SIZE);

@@ -9,6 +9,8 @@ impl Pid {
     pub const FIRST: Self = Self(1);
 }
 
+pub use kvmlet_mem::MmId;
+
 /// A thread id as the guest sees it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Tid(pub i32);

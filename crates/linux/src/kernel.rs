@@ -11,7 +11,7 @@ use kvmlet_abi::UserRegs;
 use crate::channel::Channel;
 use crate::fd::{FdTable, FileId, OpenFile};
 use crate::guest_call_state::HostCall;
-pub use crate::id::{Pid, Tid};
+pub use crate::id::{MmId, Pid, Tid};
 use crate::mm::Mm;
 use crate::rlimit::Rlimits;
 use crate::sched::Sched;
@@ -29,10 +29,15 @@ use crate::vfs::tmpfs::TmpFs;
 pub struct Kernel {
     /// Live processes.
     pub processes: OrdMap<Pid, Process>,
+    /// Address spaces: VMAs and limits. Each is some process's; several share one after
+    /// vfork(2).
+    pub mms: OrdMap<MmId, Mm>,
     /// Live threads of all processes.
     pub threads: OrdMap<Tid, Thread>,
     /// Open file descriptions.
     pub files: OrdMap<FileId, OpenFile>,
+    /// Next unused [`MmId`].
+    pub next_mm: u64,
     /// Next unused [`FileId`].
     pub next_file: u64,
     /// Next thread or process id.
@@ -79,9 +84,11 @@ impl Kernel {
         let mut sched = Sched::default();
         sched.make_ready(Tid::FIRST);
         Self {
-            processes: OrdMap::unit(Pid::FIRST, Process::new(Pid::FIRST, new.cwd)),
+            processes: OrdMap::unit(Pid::FIRST, Process::new(Pid::FIRST, MmId::FIRST, new.cwd)),
+            mms: OrdMap::unit(MmId::FIRST, Mm::default()),
             threads: OrdMap::unit(Tid::FIRST, Thread::new(Pid::FIRST, Tid::FIRST)),
             files: OrdMap::new(),
+            next_mm: MmId::FIRST.0.saturating_add(1),
             next_file: 1,
             next_tid: Tid::FIRST.0.saturating_add(1),
             tmpfs: new.tmpfs,
@@ -96,6 +103,17 @@ impl Kernel {
             call: HostCall::default(),
             end: None,
         }
+    }
+
+    /// The address space of a process.
+    #[must_use]
+    pub fn mm(&self, pid: Pid) -> Option<&Mm> {
+        self.mms.get(&self.processes.get(&pid)?.mm)
+    }
+
+    /// The address space of a process, to be changed.
+    pub fn mm_mut(&mut self, pid: Pid) -> Option<&mut Mm> {
+        self.mms.get_mut(&self.processes.get(&pid)?.mm)
     }
 }
 
@@ -128,8 +146,8 @@ pub struct Process {
     pub pid: Pid,
     /// Parent's id, 0 for the first process.
     pub ppid: Pid,
-    /// Address space: VMAs and limits.
-    pub mm: Mm,
+    /// Its address space.
+    pub mm: MmId,
     /// Descriptor table.
     pub fds: FdTable,
     /// Working directory.
@@ -157,12 +175,12 @@ pub struct Process {
 impl Process {
     /// A process without a parent, a program, or an open file.
     #[must_use]
-    pub fn new(pid: Pid, cwd: Cwd) -> Self {
+    pub fn new(pid: Pid, mm: MmId, cwd: Cwd) -> Self {
         let none: Arc<[u8]> = Arc::default();
         Self {
             pid,
             ppid: Pid(0),
-            mm: Mm::default(),
+            mm,
             fds: FdTable::default(),
             cwd,
             umask: 0o022,

@@ -64,8 +64,8 @@ pub enum WaitOn {
 /// A futex: the word's home, not its address (futex(2)).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum FutexKey {
-    /// A private futex: process and guest-virtual address.
-    Private(crate::kernel::Pid, u64),
+    /// A private futex: address space and guest-virtual address.
+    Private(crate::kernel::MmId, u64),
     /// A shared futex: the file that is mapped and the word's offset in it.
     Shared(SharedObject, u64),
 }

@@ -330,7 +330,7 @@ pub fn rax_of(result: SysResult) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::Pid;
+    use crate::kernel::MmId;
     use imbl::vector;
     use kvmlet_abi::Errno;
 
@@ -347,7 +347,7 @@ mod tests {
 
     #[test]
     fn unpark_leaves_no_queue_behind() {
-        let key = FutexKey::Private(Pid(1), 0x1000);
+        let key = FutexKey::Private(MmId(1), 0x1000);
         let mut sched = Sched::default();
         sched.park(Tid(1), Call::default(), futex_wait(key, 1, Some(5)));
         sched.park(Tid(2), Call::default(), futex_wait(key, 1, None));

@@ -138,7 +138,8 @@ impl Personality {
         if self.kernel.end.is_some() {
             return Err(SymbolError::NoProgram);
         }
-        let mut modules = modules(process.mm.vmas.values());
+        let mm = self.kernel.mm(process.pid).ok_or(SymbolError::NoProgram)?;
+        let mut modules = modules(mm.vmas.values());
         // The program first, then the libraries in the order they were loaded: downwards.
         modules.sort_by_key(|module| {
             let start = module.vmas.first().map_or(0, |vma| vma.start);
@@ -316,7 +317,7 @@ mod tests {
         assert_eq!(at(&mut p, main), in_file(&bytes, "main", Symbols::All));
         // Its dynamic linker is the only library until it runs.
         let linker = p.kernel.processes.values().next().unwrap();
-        let mut vmas = linker.mm.vmas.values();
+        let mut vmas = p.kernel.mm(linker.pid).unwrap().vmas.values();
         let path = vmas.find_map(|vma| {
             let name = std::str::from_utf8(vma.name.as_deref()?).ok()?;
             name.contains("ld-").then(|| name.to_owned())
@@ -370,7 +371,14 @@ mod tests {
     fn too_long_tables_are_an_error() {
         let (mut p, _) = loaded();
         let process = p.kernel.processes.values().next().unwrap();
-        let known: Vec<Vma> = process.mm.vmas.values().cloned().collect();
+        let known: Vec<Vma> = p
+            .kernel
+            .mm(process.pid)
+            .unwrap()
+            .vmas
+            .values()
+            .cloned()
+            .collect();
         let code = known
             .iter()
             .find(|vma| vma.prot.contains(Prot::EXEC))
@@ -388,8 +396,8 @@ mod tests {
                 ..code.clone()
             };
             let pid = *p.kernel.processes.keys().next().unwrap();
-            let process = p.kernel.processes.get_mut(&pid).unwrap();
-            process.mm.vmas.insert(start, vma);
+            let mm = p.kernel.mm_mut(pid).unwrap();
+            mm.vmas.insert(start, vma);
         }
         let error = p.symbol("no_such_function", &mut || true);
         assert_eq!(error, Err(SymbolError::TooLong));

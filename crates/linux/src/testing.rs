@@ -143,11 +143,11 @@ impl Sandbox {
         kernel.sched = Sched::default();
         let process = kernel.processes.get_mut(&PID).unwrap();
         let stack = process.rlimits.soft(Resource::Stack);
-        process.mm = Mm::new(AslrSeed::default(), stack);
         process.exe = Arc::from(&b"/usr/bin/test"[..]);
         process.cmdline = Arc::from(&b"test\0-x\0"[..]);
         process.environ = Arc::from(&b"A=1\0"[..]);
         process.auxv = Arc::from(&[0u8; 16][..]);
+        *kernel.mm_mut(PID).unwrap() = Mm::new(AslrSeed::default(), stack);
         let thread = kernel.threads.get_mut(&TID).unwrap();
         thread.comm = *b"test\0\0\0\0\0\0\0\0\0\0\0\0";
         let streams = [

@@ -51,6 +51,15 @@ mod undo;
 #[deny(unsafe_code)]
 mod user;
 
+/// Name of an address space; never used again within a sandbox.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct MmId(pub u64);
+
+impl MmId {
+    /// The first address space of a sandbox.
+    pub const FIRST: Self = Self(1);
+}
+
 pub use error::{MemError, OutOfMemory};
 pub use files::{FileMapping, FileWindow};
 pub use frames::FrameRun;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::{Kvm, KvmKind, VcpuConfig};
-use kvmlet_linux::{Host, Kernel, MappedFile};
+use kvmlet_linux::{Host, Kernel, MappedFile, Mm};
 use kvmlet_mem::{FrozenMemory, GuestMemory, PageTables, SlotMemory};
 use kvmlet_stub::vdso::HostClock;
 
@@ -194,12 +194,7 @@ impl Frozen {
     /// Chooses the copies of frozen pages that may stay mapped through a reset.
     fn copy_keeper(&self) -> impl FnMut(Gva) -> bool {
         // Only one process so far: each will have tables of its own.
-        let mut keeper = self
-            .kernel
-            .processes
-            .values()
-            .next()
-            .map(|process| process.mm.copy_keeper());
+        let mut keeper = self.kernel.mms.values().next().map(Mm::copy_keeper);
         move |gva| keeper.as_mut().is_some_and(|keeps| keeps(gva))
     }
 

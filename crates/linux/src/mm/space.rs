@@ -77,7 +77,7 @@ impl<'a> Space<'a> {
     /// `ESRCH` if the thread is gone.
     pub fn of(cx: &'a mut Cx<'_>) -> Result<Self, Errno> {
         let pid = cx.kernel.threads.get(&cx.tid).ok_or(Errno::ESRCH)?.pid;
-        let process = cx.kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
+        let process = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
         let rlimits = &process.rlimits;
         let limits = Limits {
             data: rlimits.get(Resource::Data),
@@ -86,7 +86,7 @@ impl<'a> Space<'a> {
             address_space: rlimits.soft(Resource::AddressSpace),
         };
         Ok(Self {
-            mm: &mut process.mm,
+            mm: cx.kernel.mms.get_mut(&process.mm).ok_or(Errno::ESRCH)?,
             mem: &mut cx.machine.memory,
             tables: &mut cx.machine.tables,
             host: cx.host,

@@ -38,7 +38,7 @@ pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
     let Some(gpa) = cx.machine.vdso.and_then(|vdso| vdso.trampolines) else {
         return Ok(());
     };
-    let mm = &mut cx.process()?.mm;
+    let mm = cx.mm()?;
     let wanted = below.and_then(|end| end.checked_sub(PAGE_SIZE));
     let is_free = |at: u64| at >= USER_START.0 && !mm.any_in(at, at + PAGE_SIZE);
     let at = match wanted.filter(|&at| is_free(at)) {
@@ -59,7 +59,7 @@ pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
             name: Some((*b"[kvmlet]").into()),
         },
     )?;
-    cx.process()?.mm.trampolines.page = Some(Gva(at));
+    cx.mm()?.trampolines.page = Some(Gva(at));
     Ok(())
 }
 

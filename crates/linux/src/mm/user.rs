@@ -220,16 +220,15 @@ fn on_word<T>(
     Err(Errno::EFAULT)
 }
 
-/// The key that a shared futex at `gva` is known by. Private memory is known by process and address, shared
+/// The key that a shared futex at `gva` is known by. Private memory is known by address space and address, shared
 /// memory by its file and the place of the word in it (futex(2)).
 ///
 /// # Errors
 /// `EFAULT` for a bad pointer.
 pub fn futex_key(cx: &mut Cx<'_>, gva: Gva) -> Result<FutexKey, Errno> {
     load_u32(cx, gva)?;
-    let process = cx.process()?;
-    let private = FutexKey::Private(process.pid, gva.0);
-    let Some(vma) = process.mm.find(gva.0).filter(|vma| vma.is_shared()) else {
+    let private = FutexKey::Private(cx.process()?.mm, gva.0);
+    let Some(vma) = cx.mm()?.find(gva.0).filter(|vma| vma.is_shared()) else {
         return Ok(private);
     };
     // Never the frame's address: a fork's copy of a frame lies elsewhere, and waiters stay the same.

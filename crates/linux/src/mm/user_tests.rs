@@ -13,7 +13,7 @@ use super::{AslrSeed, FaultError, Mm, Source, user};
 use crate::cx::{CpuInfo, Cx, Machine};
 use crate::fd::{Fd, FileId, FileKind, OpenFile, OpenFlags, Text};
 use crate::host::{Host, HostKind};
-use crate::kernel::{End, Ids, Kernel, NewKernel, Pid, Tid};
+use crate::kernel::{End, Ids, Kernel, MmId, NewKernel, Pid, Tid};
 use crate::outcome::{CallState, FutexKey, Outcome, SysResult};
 use crate::sched::Sched;
 use crate::syscalls::mem;
@@ -43,7 +43,7 @@ impl Guest {
         });
         // The thread makes calls: it is not in the queue.
         kernel.sched = Sched::default();
-        kernel.processes.get_mut(&PID).unwrap().mm = Mm::new(AslrSeed::default(), 8 << 20);
+        *kernel.mm_mut(PID).unwrap() = Mm::new(AslrSeed::default(), 8 << 20);
         let machine = Machine::new(memory, tables, None, CpuInfo::default());
         Self {
             kernel,
@@ -264,7 +264,7 @@ fn futexes_in_shared_memory_are_known_by_place() {
     let key = |cx: &mut Cx<'_>, at| user::futex_key(cx, Gva(at)).unwrap();
     assert_eq!(
         key(&mut cx, private + 4),
-        FutexKey::Private(PID, private + 4)
+        FutexKey::Private(MmId::FIRST, private + 4)
     );
     assert!(matches!(key(&mut cx, shared + 4), FutexKey::Shared(..)));
     assert_eq!(key(&mut cx, shared + 4), key(&mut cx, again + 4));

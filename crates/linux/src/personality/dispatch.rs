@@ -175,8 +175,9 @@ impl Personality {
         let kernel = &mut self.kernel;
         if let Some(thread) = kernel.threads.get_mut(&tid)
             && let Some(process) = kernel.processes.get(&thread.pid)
+            && let Some(mm) = kernel.mms.get(&process.mm)
         {
-            process.mm.unwind_trampoline(stopped, &mut thread.regs);
+            mm.unwind_trampoline(stopped, &mut thread.regs);
         }
     }
 

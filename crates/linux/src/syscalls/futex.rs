@@ -131,8 +131,8 @@ fn key_of(cx: &mut Cx<'_>, uaddr: u64, private: bool) -> Result<FutexKey, Errno>
         if !user::in_user_space(uaddr, 4) {
             return Err(Errno::EFAULT);
         }
-        let pid = cx.process()?.pid;
-        return Ok(FutexKey::Private(pid, uaddr));
+        let mm = cx.process()?.mm;
+        return Ok(FutexKey::Private(mm, uaddr));
     }
     user::futex_key(cx, Gva(uaddr))
 }

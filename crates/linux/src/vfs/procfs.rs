@@ -307,9 +307,7 @@ pub fn more_text(cx: &Cx<'_>, path: &[u8], kept: &Text, offset: u64) -> Option<T
 /// The address space that a path shows the mappings of.
 fn mapped<'a>(cx: &'a Cx<'_>, path: &[u8]) -> Option<&'a Mm> {
     match entry(cx, path)? {
-        Entry::Process(pid, _, rest) if rest == [b"maps"] => {
-            Some(&cx.kernel.processes.get(&pid)?.mm)
-        }
+        Entry::Process(pid, _, rest) if rest == [b"maps"] => cx.kernel.mm(pid),
         _ => None,
     }
 }
@@ -481,13 +479,14 @@ fn process_text(
         [b"oom_score" | b"oom_score_adj"] => "0\n".to_owned(),
         [b"personality"] => "00000000\n".to_owned(),
         [b"wchan"] => "0".to_owned(),
-        [b"stat"] => stat(cx, process, thread),
+        [b"stat"] => stat(cx, process, thread)?,
         [b"statm"] => {
-            let (size, resident) = (process.mm.total_bytes() / PAGE_SIZE, resident_pages(cx));
-            let data = process.mm.data_bytes().saturating_add(process.mm.stack_bytes()) / PAGE_SIZE;
+            let mm = cx.kernel.mm(process.pid)?;
+            let (size, resident) = (mm.total_bytes() / PAGE_SIZE, resident_pages(cx));
+            let data = mm.data_bytes().saturating_add(mm.stack_bytes()) / PAGE_SIZE;
             format!("{size} {resident} 0 0 0 {data} 0\n")
         }
-        [b"status"] => status(cx, process, thread),
+        [b"status"] => status(cx, process, thread)?,
         [b"fdinfo", fd] => {
             let fd = process.fds.fds.get(&fd_number(fd)?)?;
             let file = cx.kernel.files.get(&fd.file)?;
@@ -522,7 +521,8 @@ fn state(cx: &Cx<'_>, thread: &Thread) -> (char, &'static str) {
 }
 
 /// proc_pid_stat(5)
-fn stat(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
+fn stat(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
+    let mm = cx.kernel.mm(process.pid)?;
     let threads: Vec<&Thread> = cx
         .kernel
         .threads
@@ -550,7 +550,7 @@ fn stat(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
         threads.len() as u64,
         0,
         0,
-        process.mm.total_bytes(),
+        mm.total_bytes(),
         resident_pages(cx),
         u64::MAX,
         0,
@@ -581,17 +581,18 @@ fn stat(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
         0,
     ];
     let fields: Vec<String> = fields.iter().map(u64::to_string).collect();
-    format!(
+    Some(format!(
         "{} ({}) {} {} 0\n",
         process.pid.0,
         comm(thread),
         state(cx, thread).0,
         fields.join(" ")
-    )
+    ))
 }
 
 /// proc_pid_status(5)
-fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
+fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
+    let mm = cx.kernel.mm(process.pid)?;
     let (letter, word) = state(cx, thread);
     let ids = cx.kernel.ids;
     let threads = cx
@@ -637,17 +638,17 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
     row("Gid", format!("{0}\t{0}\t{0}\t{0}", ids.gid));
     row("FDSize", process.fds.lowest_free(0).max(64).to_string());
     row("Groups", " ".to_owned());
-    row("VmPeak", size(kib(process.mm.total_bytes())));
-    row("VmSize", size(kib(process.mm.total_bytes())));
-    row("VmLck", size(kib(process.mm.locked_bytes())));
+    row("VmPeak", size(kib(mm.total_bytes())));
+    row("VmSize", size(kib(mm.total_bytes())));
+    row("VmLck", size(kib(mm.locked_bytes())));
     row("VmPin", size(0));
     row("VmHWM", size(kib(cx.machine.memory.peak_resident_bytes())));
     row("VmRSS", size(resident));
     row("RssAnon", size(resident));
     row("RssFile", size(0));
     row("RssShmem", size(0));
-    row("VmData", size(kib(process.mm.data_bytes())));
-    row("VmStk", size(kib(process.mm.stack_bytes())));
+    row("VmData", size(kib(mm.data_bytes())));
+    row("VmStk", size(kib(mm.stack_bytes())));
     row("VmSwap", size(0));
     row("Threads", threads.to_string());
     row("SigQ", "0/1024".to_owned());
@@ -667,7 +668,7 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> String {
     row("Mems_allowed_list", "0".to_owned());
     row("voluntary_ctxt_switches", "0".to_owned());
     row("nonvoluntary_ctxt_switches", "0".to_owned());
-    out
+    Some(out)
 }
 
 /// /proc/self/timers (proc_pid_timers(5))
