@@ -44,6 +44,7 @@ fn assemble() -> Result<(), Box<dyn Error>> {
         ("K_ENTRY_STRIDE", geometry::ENTRY_STRIDE_BYTES),
         ("K_FLUSH_HARDWARE", geometry::FLUSH_HARDWARE_BYTES),
         ("K_FLUSH_SOFTWARE", geometry::FLUSH_SOFTWARE_BYTES),
+        ("K_RELOAD", geometry::RELOAD_BYTES),
         ("K_CSTAR_OFFSET", geometry::CSTAR_OFFSET_BYTES),
         ("K_FLUSH_MAX", geometry::MAX_FLUSH_PAGES as u64),
     ];

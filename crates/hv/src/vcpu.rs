@@ -17,7 +17,7 @@ use kvmlet_abi::regs::{Selectors, is_canonical};
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
 use kvmlet_mem::HostPage;
 use kvmlet_mem::budget::Held;
-use kvmlet_stub::{KvmKind, MAX_FLUSH_PAGES, flush_entry_offset};
+use kvmlet_stub::{KvmKind, MAX_FLUSH_PAGES, RELOAD_BYTES, flush_entry_offset};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 
 use crate::cpu::{
@@ -102,6 +102,10 @@ pub struct Vcpu {
     waiting: Option<Ticket>,
     kvm_kind: Option<KvmKind>,
     cr3: Gpa,
+    /// The address space whose root that is, by a name of the caller's.
+    space: Option<u64>,
+    /// Whether the next run drops what the TLB holds of another address space, before ring 3 runs.
+    is_reload_due: bool,
     /// What ring 3 starts the next run with on software KVM, and what it ended the last one with.
     selectors: Selectors,
     /// The special registers that a vCPU of ours starts with.
@@ -217,6 +221,8 @@ impl Vcpu {
             waiting: None,
             kvm_kind: config.kvm_kind,
             cr3: config.cr3,
+            space: None,
+            is_reload_due: false,
             selectors: Selectors::default(),
             initial: Box::new(sregs),
             is_handed_on: false,
@@ -354,9 +360,7 @@ impl Vcpu {
             rflags: regs.rflags,
         };
         let mut privilege = Privilege::User;
-        if !self.flush.is_empty()
-            && let Some(entry) = flush_entry_offset(self.stub_kind(), self.flush.len())
-        {
+        if let Some(entry) = self.flush_entry() {
             self.write_flush_stack(regs);
             let words = self.flush.len() + FLUSH_FRAME_WORDS;
             cpu.rsp = FLUSH_STACK_TOP.0 - words as u64 * 8;
@@ -413,6 +417,17 @@ impl Vcpu {
             }
             (*self.run.as_ptr()).kvm_dirty_regs = u64::from(dirty);
         }
+    }
+
+    /// The offset at which ring 0 begins, if something is to be flushed.
+    fn flush_entry(&mut self) -> Option<u64> {
+        if self.is_reload_due {
+            // All pages at once.
+            self.flush.clear();
+            return Some(RELOAD_BYTES);
+        }
+        let pages = Some(self.flush.len()).filter(|&pages| pages > 0)?;
+        flush_entry_offset(self.stub_kind(), pages)
     }
 
     fn write_flush_stack(&self, regs: &UserRegs) {
@@ -489,7 +504,7 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Pages still to be invalidated: 0 once a run has entered ring 3.
+    /// Pages still to be invalidated, one by one: 0 once a run has entered ring 3.
     #[must_use]
     pub fn pending_flush(&self) -> usize {
         self.flush.len()
@@ -508,6 +523,31 @@ impl Vcpu {
         self.is_handed_on = true;
     }
 
+    /// Has the next run be in the address space `space`, whose root is `root`. The name is the caller's, and
+    /// no other space's until [`Vcpu::forget_space`].
+    ///
+    /// A change of address space drops what the TLB holds on hardware. Software KVM keeps a shadow of each
+    /// root: the caller flushes what has changed in it ([`Vcpu::request_flush`]).
+    pub fn load_space(&mut self, space: u64, root: Gpa) {
+        if self.space == Some(space) {
+            return;
+        }
+        self.is_reload_due |= self.space.is_some() && self.stub_kind() == KvmKind::Hardware;
+        self.space = Some(space);
+        self.cr3 = root;
+    }
+
+    /// The address space of the last run, if one has been named.
+    #[must_use]
+    pub fn space(&self) -> Option<u64> {
+        self.space
+    }
+
+    /// The name of the loaded address space may be another's from now on.
+    pub fn forget_space(&mut self) {
+        self.is_reload_due |= self.space.take().is_some() && self.stub_kind() == KvmKind::Hardware;
+    }
+
     /// Points this vCPU at another program's tables and VMM pages, after [`crate::Vm::delete_all_slots`]
     /// and before the next run, and hands it on.
     pub fn rebind(&mut self, config: VcpuConfig) {
@@ -518,6 +558,9 @@ impl Vcpu {
         self.call_page = CallPage::new(config.call_page);
         self.kvm_kind = config.kvm_kind;
         self.flush.clear();
+        // Its slots are new: nothing is translated.
+        self.space = None;
+        self.is_reload_due = false;
     }
 
     /// Says which kind of KVM this is, and so which form of the syscall page is mapped.

@@ -7,6 +7,8 @@ pub const ENTRY_STRIDE_BYTES: u64 = 16;
 pub const FLUSH_HARDWARE_BYTES: u64 = 32 * ENTRY_STRIDE_BYTES;
 /// Offset of software KVM's flush routine in the exception page.
 pub const FLUSH_SOFTWARE_BYTES: u64 = 2048;
+/// Offset of the routine that drops every translation of hardware's TLB.
+pub const RELOAD_BYTES: u64 = 4064;
 /// Bytes of code per flushed page: a `pop` and one instruction of three bytes.
 pub const FLUSH_STEP_BYTES: u64 = 4;
 /// Most pages that one pass of the flush routine invalidates.

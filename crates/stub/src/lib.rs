@@ -9,7 +9,7 @@ mod syscall;
 pub mod trampoline;
 pub mod vdso;
 
-pub use geometry::{CSTAR_OFFSET_BYTES, MAX_FLUSH_PAGES};
+pub use geometry::{CSTAR_OFFSET_BYTES, MAX_FLUSH_PAGES, RELOAD_BYTES};
 pub use pages::{
     PageImage, exception_code, exception_entry_offset, flush_entry_offset, gdt_image, idt_image,
     probe_code, stub_data_image, tss_image,

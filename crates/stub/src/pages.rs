@@ -153,6 +153,7 @@ pub fn stub_data_image(values: &[u64; CONSTANT_SLOTS]) -> [u8; PAGE_LEN] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::geometry::RELOAD_BYTES;
     use kvmlet_abi::layout::PORT_EXCEPTION;
 
     #[test]
@@ -181,6 +182,16 @@ mod tests {
             }
             assert_eq!(flush_entry_offset(kvm_kind, MAX_FLUSH_PAGES + 1), None);
         }
+    }
+
+    #[test]
+    fn the_reload_routine_writes_cr3_and_goes_to_ring_3() {
+        let at = RELOAD_BYTES as usize;
+        let wanted = [0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0x58, 0x48, 0xcf, 0xcc];
+        assert_eq!(exception_code()[at..at + 10], wanted);
+        // The longest list of the routine before ends below it.
+        let end = flush_entry_offset(KvmKind::Software, 0).unwrap() as usize + 3;
+        assert!(exception_code()[end..at].iter().all(|&byte| byte == 0xcc));
     }
 
     #[test]

@@ -13,7 +13,8 @@ use kvmlet_abi::layout::{
 use kvmlet_abi::regs::Selectors;
 use kvmlet_abi::{Gva, PAGE_SIZE, Trap, UserRegs};
 use kvmlet_stub::{
-    KvmKind, MAX_FLUSH_PAGES, StubPc, classify, exception_entry_offset, flush_entry_offset,
+    KvmKind, MAX_FLUSH_PAGES, RELOAD_BYTES, StubPc, classify, exception_entry_offset,
+    flush_entry_offset,
 };
 
 use super::{GENERAL_PROTECTION, PAGE_LEN, Vcpu, page_words};
@@ -43,6 +44,8 @@ const WITH_ERROR_CODE: u32 = 1 << 8
 const OUT_LEN: u64 = 2;
 /// OF, SF, ZF, AF, PF and CF in RFLAGS.
 const ARITHMETIC_FLAGS: u64 = 0x8d5;
+/// From the start of the reload routine to behind the first byte of its `iretq`.
+const RELOAD_LEN: u64 = 8;
 /// Length of `syscall`.
 const SYSCALL_LEN: u64 = 2;
 /// Re-entries to finish one port access or one exception that was under way: each takes one or two.
@@ -101,7 +104,11 @@ impl Vcpu {
 
     /// Forgets the flush list once the routine is through.
     fn settle_flush(&mut self) {
-        if !self.flush.is_empty() && !self.in_flush_routine() {
+        if self.in_flush_routine() {
+            return;
+        }
+        self.is_reload_due = false;
+        if !self.flush.is_empty() {
             self.counters.flushes += 1;
             self.counters.flushed_pages += self.flush.len() as u64;
             self.flush.clear();
@@ -119,7 +126,9 @@ impl Vcpu {
         let routine = flush_entry_offset(kvm_kind, MAX_FLUSH_PAGES)
             .zip(flush_entry_offset(kvm_kind, 0))
             .map(|(start, last)| start..last + 2);
-        self.cpl() == 0 && routine.is_some_and(|routine| routine.contains(&offset))
+        let reload = RELOAD_BYTES..RELOAD_BYTES + RELOAD_LEN;
+        let is_inside = routine.is_some_and(|routine| routine.contains(&offset));
+        self.cpl() == 0 && (is_inside || reload.contains(&offset))
     }
 
     /// User-mode registers as they stand in the vCPU.

@@ -55,6 +55,15 @@
 	.endm
 	FLUSH	K_FLUSH_HARDWARE, invlpg (%rax)
 	FLUSH	K_FLUSH_SOFTWARE, orb $0, (%rax)
+
+/* Reload: drops every translation that is not global, of which there are none (SDM vol. 3A, 4.10.4.1).
+ * Entered with the stack of a flush of no page. On hardware, when another address space is loaded.
+ */
+	.org kvmlet_stub_exception_code + K_RELOAD, 0xcc
+	mov	%cr3, %rax
+	mov	%rax, %cr3
+	pop	%rax
+	iretq
 	PAGE_END kvmlet_stub_exception_code
 
 /* ---- System calls ----
