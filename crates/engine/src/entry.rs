@@ -4,6 +4,7 @@ use kvmlet_abi::call_page::Closed;
 use kvmlet_abi::layout::StubConstant;
 use kvmlet_abi::{Trap, UserRegs};
 use kvmlet_linux::{Made, Personality, SIGBUS, Tid};
+use kvmlet_mem::MmId;
 
 use crate::run::Drive;
 use crate::sandbox::Sandbox;
@@ -41,7 +42,8 @@ impl Sandbox {
             self.write_constant(StubConstant::Tid, u64::from(tid.0.cast_unsigned()))?;
             drive.running = Some(tid);
         }
-        self.prepare_entry()?;
+        let space = self.load_space(tid)?;
+        self.prepare_entry(space)?;
         let before_ns = now_ns();
         self.arm(drive, before_ns)?;
         let Some(mut regs) = self.personality.kernel.threads.get(&tid).map(|t| t.regs) else {
@@ -61,13 +63,33 @@ impl Sandbox {
         })
     }
 
+    /// Has the vCPU enter the address space of a thread's process.
+    fn load_space(&mut self, tid: Tid) -> Result<MmId, EngineError> {
+        let Personality {
+            kernel, machine, ..
+        } = &*self.personality;
+        let thread = kernel.threads.get(&tid);
+        let process = thread.and_then(|thread| kernel.processes.get(&thread.pid));
+        let space = process.and_then(|process| {
+            let tables = machine.spaces.get(process.mm)?;
+            Some((process.mm, tables.root()))
+        });
+        let Some((id, root)) = space else {
+            return Err(EngineError::Internal(
+                "the chosen thread has no address space".to_owned(),
+            ));
+        };
+        self.guest.vcpu.load_space(id.0, root);
+        Ok(id)
+    }
+
     /// Makes true what must be so before ring 3 runs: slots known, stale translations gone, clock fresh.
-    fn prepare_entry(&mut self) -> Result<(), EngineError> {
+    fn prepare_entry(&mut self, space: MmId) -> Result<(), EngineError> {
         let Personality { host, machine, .. } = &mut *self.personality;
         for slot in machine.memory.take_new_slots() {
             self.guest.vm.set_slot(slot)?;
         }
-        if flush::discharge(&mut self.guest, machine)? {
+        if flush::discharge(&mut self.guest, machine, space)? {
             self.full_flushes = self.full_flushes.saturating_add(1);
         }
         let (memory, data) = (&mut machine.memory, self.setup.vdso.data);

@@ -7,36 +7,67 @@
 
 use kvmlet_hv::{HvError, KvmKind};
 use kvmlet_linux::Machine;
-use kvmlet_mem::PendingFlush;
+use kvmlet_mem::{MmId, PendingFlush};
+use kvmlet_stub::MAX_FLUSH_PAGES;
 
-use crate::vm::GuestVm;
+use crate::vm::{GuestVm, VcpuState};
 
-/// Discharges what the page tables have recorded. Returns whether everything was flushed.
-pub(crate) fn discharge(guest: &mut GuestVm, machine: &mut Machine) -> Result<bool, HvError> {
+/// Discharges what the page tables of an address space, which is entered next, have recorded. Returns whether
+/// everything was flushed.
+pub(crate) fn discharge(
+    guest: &mut GuestVm,
+    machine: &mut Machine,
+    space: MmId,
+) -> Result<bool, HvError> {
     let GuestVm { vcpu, vm } = guest;
-    let pending = machine.tables.take_pending();
+    let Machine { memory, spaces, .. } = machine;
+    let pending = spaces.take_pending(space);
     let mut full = false;
     match &pending {
-        PendingFlush::None => return Ok(false),
+        PendingFlush::None => {}
         PendingFlush::Entries(entries) => {
             let addresses: Vec<_> = match vcpu.kvm_kind() {
-                Some(KvmKind::Software) => machine.memory.flush_stores(entries),
+                Some(KvmKind::Software) => memory.flush_stores(entries),
                 _ => entries.iter().map(|stale| stale.gva).collect(),
             };
-            if vcpu.request_flush(&addresses).is_err() {
-                full = true;
-            }
+            full = vcpu.request_flush(&addresses).is_err();
         }
         PendingFlush::All => full = true,
     }
     if full {
-        for spec in machine.memory.table_slots() {
+        for spec in memory.table_slots() {
             vm.refresh_slot(spec.id)?;
         }
         vcpu.forget_flush();
+        spaces.all_flushed(memory);
+        memory.flush_discharged(&PendingFlush::All);
+    } else {
+        if !pending.is_none() {
+            memory.flush_discharged(&pending);
+        }
+        free_dead_tables(vcpu, machine);
     }
-    machine
-        .memory
-        .flush_discharged(&if full { PendingFlush::All } else { pending });
     Ok(full)
+}
+
+/// Frees tables of address spaces that are gone, once their shadows are.
+fn free_dead_tables(vcpu: &mut VcpuState, machine: &mut Machine) {
+    let Machine { memory, spaces, .. } = machine;
+    // What was asked for at an earlier entry has been done when nothing is left to do.
+    if spaces.has_leaving() && vcpu.pending_flush() == 0 {
+        spaces.dead_flushed(memory);
+    }
+    if !spaces.has_many_dead() {
+        return;
+    }
+    let room = MAX_FLUSH_PAGES.saturating_sub(vcpu.pending_flush());
+    let stores = spaces.dead_stores(room);
+    match vcpu.kvm_kind() {
+        Some(KvmKind::Software) => {
+            // There is room for as many.
+            let _ = vcpu.request_flush(&stores);
+        }
+        // No TLB has anything of an address space that is not loaded.
+        _ => spaces.dead_flushed(memory),
+    }
 }

@@ -60,7 +60,7 @@ impl Sandbox {
         let BoundVm {
             guest,
             mut memory,
-            tables,
+            spaces,
             clock,
         } = bound;
         let xstate = guest.vcpu.xstate_layout();
@@ -68,7 +68,7 @@ impl Sandbox {
         host.xstate_len = xstate.len_bytes;
         host.clock = clock;
         let kernel = kernel(&host, &mut memory)?;
-        let machine = Machine::new(memory, tables, Some(setup.vdso), setup.cpu);
+        let machine = Machine::new(memory, spaces, Some(setup.vdso), setup.cpu);
         Ok(Self {
             guest,
             personality: Lendable::new(Personality::new(kernel, machine, host)),

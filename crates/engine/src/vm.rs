@@ -6,8 +6,8 @@ mod vcpu;
 
 use kvmlet_abi::{Gpa, PAGE_SIZE};
 use kvmlet_hv::{Kvm, KvmKind, VcpuConfig, Vm};
-use kvmlet_linux::{GuestClock, Vdso};
-use kvmlet_mem::{GuestMemory, HostPage, PageTables, SlotMemory};
+use kvmlet_linux::{GuestClock, Kernel, Vdso};
+use kvmlet_mem::{GuestMemory, HostPage, PageTables, SlotMemory, Spaces};
 
 pub(crate) use clock::{clock_for, clock_of};
 pub(crate) use pages::VmmPages;
@@ -72,6 +72,17 @@ impl GuestVm {
         Ok(())
     }
 
+    /// After a reset to `frozen`: names of address spaces that were made since will be used again.
+    pub fn forget_younger_space(&mut self, frozen: &Kernel) {
+        if self
+            .vcpu
+            .space()
+            .is_some_and(|space| space >= frozen.next_mm)
+        {
+            self.vcpu.forget_space();
+        }
+    }
+
     /// Starts the counts anew: the VM's work from now on counts for its next program.
     pub fn start_count(&mut self) {
         self.vcpu.reset_counters();
@@ -84,7 +95,7 @@ impl GuestVm {
 pub(crate) struct BoundVm {
     pub guest: GuestVm,
     pub memory: GuestMemory,
-    pub tables: PageTables,
+    pub spaces: Spaces,
     pub clock: Box<dyn GuestClock>,
 }
 
@@ -97,7 +108,7 @@ pub(crate) fn make(memory_bytes: u64) -> Result<(BoundVm, VmmPages, Vdso), Engin
     let known = kvm.known_kvm_kind();
     let pages = VmmPages::place(&mut memory, &mut tables, known)?;
     let mut vdso = pages::place_vdso(&mut memory)?;
-    let config = pages.vcpu_config(&memory, &tables, known)?;
+    let config = pages.vcpu_config(&memory, tables.root(), known)?;
     let mut guest = GuestVm::create(&kvm, memory.take_new_slots(), config)?;
     let kvm_kind = match known {
         Some(kvm_kind) => kvm_kind,
@@ -116,7 +127,7 @@ pub(crate) fn make(memory_bytes: u64) -> Result<(BoundVm, VmmPages, Vdso), Engin
     let bound = BoundVm {
         guest,
         memory,
-        tables,
+        spaces: Spaces::new(tables),
         clock,
     };
     Ok((bound, pages, vdso))

@@ -1,19 +1,19 @@
 //! The things that a handler works on: the value, the guest's memory, the host.
 
 use kvmlet_abi::{Errno, Gpa, Gva};
-use kvmlet_mem::{GuestMemory, PageTables};
+use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 
 use crate::host::Host;
 use crate::kernel::{Kernel, Process, Thread, Tid};
 use crate::mm::{self, Mm};
 
-/// The physical side of the running address space: frames and page tables.
+/// The physical side of all address spaces: frames and page tables.
 #[derive(Debug)]
 pub struct Machine {
     /// Guest-physical memory of the VM.
     pub memory: GuestMemory,
-    /// Page tables of the running process.
-    pub tables: PageTables,
+    /// Page tables of each address space.
+    pub spaces: Spaces,
     /// The vDSO's frames, if there is one.
     pub vdso: Option<Vdso>,
     /// The description of the CPU in the auxiliary vector.
@@ -25,10 +25,10 @@ pub struct Machine {
 impl Machine {
     /// A machine of which no page has been read yet.
     #[must_use]
-    pub fn new(memory: GuestMemory, tables: PageTables, vdso: Option<Vdso>, cpu: CpuInfo) -> Self {
+    pub fn new(memory: GuestMemory, spaces: Spaces, vdso: Option<Vdso>, cpu: CpuInfo) -> Self {
         Self {
             memory,
-            tables,
+            spaces,
             vdso,
             cpu,
             hot_pages: mm::HotPages::default(),
@@ -94,6 +94,16 @@ impl Cx<'_> {
     pub fn mm(&mut self) -> Result<&mut Mm, Errno> {
         let id = self.process()?.mm;
         self.kernel.mms.get_mut(&id).ok_or(Errno::ESRCH)
+    }
+
+    /// The page tables of the calling thread's address space, and the memory that they lie in.
+    ///
+    /// # Errors
+    /// `ESRCH` if the thread is gone (never for a running thread).
+    pub fn tables(&mut self) -> Result<(&mut PageTables, &mut GuestMemory), Errno> {
+        let id = self.process()?.mm;
+        let tables = self.machine.spaces.get_mut(id).ok_or(Errno::ESRCH)?;
+        Ok((tables, &mut self.machine.memory))
     }
 
     /// Copies from user memory, faulting pages in as a user read would.

@@ -313,7 +313,7 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
     }
     become_leader(cx)?;
     if !cx.mm()?.vmas.is_empty() {
-        mm::teardown(cx)?;
+        mm::start_anew(cx)?;
     }
     let mut seed = [0u8; 32];
     clock::fill_random(&mut seed)?;

@@ -57,7 +57,6 @@ pub use exec::{ExecError, ExecRequest, boot as load, search as search_path};
 pub use guest_call::{CallArg, CallError, CallStatus, Returns};
 pub use host::Host;
 pub use kernel::{End, Ids, Kernel, NewKernel, Pid, Tid};
-pub use mm::Mm;
 pub use mm::freeze::{MappedFile, settle};
 pub use personality::{Cpu, Made, Personality, Step};
 pub use report::{CallKey, Denial, Report, Work};

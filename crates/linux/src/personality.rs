@@ -260,8 +260,17 @@ impl Personality {
             || kernel.sched.yielding
             || self.current != Some(tid)
             || kernel.has_signal(tid)
-            || !self.machine.tables.pending().is_none()
+            || self.must_flush(tid)
             || self.machine.memory.has_new_slots()
+    }
+
+    /// True if a thread may not go on before translations of its address space are flushed.
+    fn must_flush(&self, tid: Tid) -> bool {
+        let kernel = &self.kernel;
+        let thread = kernel.threads.get(&tid);
+        let process = thread.and_then(|thread| kernel.processes.get(&thread.pid));
+        let tables = process.and_then(|process| self.machine.spaces.get(process.mm));
+        tables.is_none_or(|tables| !tables.pending().is_none())
     }
 
     pub(crate) fn leave(&mut self, tid: Tid) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::linux::{Iovec, Stat};
 use kvmlet_abi::{Errno, Gva};
-use kvmlet_mem::{GuestMemory, PageTables};
+use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::cx::{CpuInfo, Cx, Machine};
@@ -131,7 +131,7 @@ impl Sandbox {
         let mut host = Host::new(policy, output_bytes).unwrap();
         host.now = now;
         let mut memory = GuestMemory::new(memory_bytes).unwrap();
-        let tables = PageTables::new(&mut memory).unwrap();
+        let spaces = Spaces::new(PageTables::new(&mut memory).unwrap());
         let tmpfs = vfs::new_tmpfs(&host, &mut memory).unwrap();
         let ids = Ids {
             uid: host.credentials.uid,
@@ -158,7 +158,7 @@ impl Sandbox {
         vfs::stdio::set_up(&mut kernel, &mut memory, &mut host, PID, &streams).unwrap();
         let mut sandbox = Self {
             kernel,
-            machine: Machine::new(memory, tables, None, CpuInfo::default()),
+            machine: Machine::new(memory, spaces, None, CpuInfo::default()),
             host,
             next: KEPT,
         };

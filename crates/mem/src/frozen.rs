@@ -1,15 +1,18 @@
 //! Frozen memory: what every fork of one sandbox shares.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 use rustix::io::Errno;
 
+use crate::MmId;
 use crate::error::MemError;
 use crate::frames::{BlockId, FramePool};
 use crate::host::{AnonMapping, FrozenFiles, FrozenMapping, Image};
 use crate::memory::{Fork, GuestMemory};
 use crate::slots::{Bank, Pool, Slot, Store, WrittenPages};
+use crate::spaces::Spaces;
 use crate::tables::PageTables;
 
 /// Memory and page tables of a sandbox, frozen once and shared by all its forks.
@@ -26,8 +29,8 @@ pub struct FrozenMemory {
     image: Image,
     tables: FramePool,
     window: Option<Gpa>,
-    root: Gpa,
-    table_frames: u64,
+    /// Root and count of tables of each address space.
+    spaces: BTreeMap<MmId, (Gpa, u64)>,
     /// Without what forks may take back.
     limit_bytes: u64,
     charged_bytes: u64,
@@ -55,13 +58,13 @@ enum FrozenStore {
 }
 
 impl FrozenMemory {
-    /// A new memory that reads as the frozen one, and its address space. The limit bounds what the fork
+    /// A new memory that reads as the frozen one, and its address spaces. The limit bounds what the fork
     /// allocates; [`GuestMemory::used_bytes`] starts at the charges passed to
     /// [`GuestMemory::freeze`], by which the limit is raised.
     ///
     /// # Errors
     /// [`MemError::Freeze`] and [`MemError::OutOfMemory`] when the host refuses a mapping.
-    pub fn fork(self: &Arc<Self>) -> Result<(GuestMemory, PageTables), MemError> {
+    pub fn fork(self: &Arc<Self>) -> Result<(GuestMemory, Spaces), MemError> {
         let limit_bytes = self.limit_bytes.saturating_add(self.charged_bytes);
         let mut memory = GuestMemory {
             slots: Vec::with_capacity(self.slots.len() + 1),
@@ -124,8 +127,9 @@ impl FrozenMemory {
             });
         }
         memory.grow(Pool::Ram)?;
-        let tables = PageTables::of_fork(self.root, self.table_frames);
-        Ok((memory, tables))
+        let tables = self.spaces.iter();
+        let tables = tables.map(|(id, (root, frames))| (*id, PageTables::of_fork(*root, *frames)));
+        Ok((memory, Spaces::of_fork(tables.collect())))
     }
 
     /// The frozen value of a page-table entry; 0 (not present) outside table memory.
@@ -140,7 +144,7 @@ impl FrozenMemory {
 }
 
 impl GuestMemory {
-    /// Freezes this memory and the one address space in it, of a program or of a fork. `charged_bytes`
+    /// Freezes this memory and the address spaces in it, of a program or of a fork. `charged_bytes`
     /// is what of [`GuestMemory::used_bytes`] a fork may take back with [`GuestMemory::uncharge`]:
     /// charged file mappings.
     ///
@@ -149,7 +153,7 @@ impl GuestMemory {
     /// [`crate::SlotMemory`]); the memory is lost then.
     pub fn freeze(
         mut self,
-        tables: PageTables,
+        spaces: Spaces,
         charged_bytes: u64,
     ) -> Result<Arc<FrozenMemory>, MemError> {
         for pool in [Pool::Ram, Pool::Blocks] {
@@ -157,8 +161,7 @@ impl GuestMemory {
                 pool.give_back_free(|block| mem.give_back(block));
             });
         }
-        self.tables.release_held(|_| false);
-        tables.write_protect(&mut self);
+        let spaces = spaces.freeze(&mut self);
         let image = self.image_of_tables()?;
         let raised_bytes = self.fork.as_ref().map_or(0, |fork| fork.charged_bytes);
         let mut slots = Vec::with_capacity(self.slots.len());
@@ -192,8 +195,7 @@ impl GuestMemory {
             image,
             tables: self.tables.frozen(),
             window: self.window,
-            root: tables.root(),
-            table_frames: tables.table_frames(),
+            spaces,
             limit_bytes: self.limit_bytes.saturating_sub(raised_bytes),
             charged_bytes,
             table_bytes: self.table_bytes.min(charged_bytes),

@@ -3,17 +3,20 @@
 //!
 //! - [`GuestMemory`] owns the host memory of one VM and hands out guest-physical frames.
 //! - [`PageTables`] is one guest address space, its entries kept in frames of a [`GuestMemory`].
+//! - [`Spaces`] holds the address spaces of one VM and decides when the tables of one that is gone may
+//!   be used again.
 //!
 //! **Flushes.** An entry that becomes present is seen at once. Any other edit may leave a stale
 //! translation in the TLB (or in KVM's shadow tables). So [`PageTables`] records a [`PendingFlush`],
 //! and freed frames wait in a quarantine until [`GuestMemory::flush_discharged`].
-//! Before entering the guest: [`PageTables::take_pending`] of every address space that ran, flush
-//! each, then one [`GuestMemory::flush_discharged`].
+//! Before entering an address space: flush what [`Spaces::take_pending`] answers, then one
+//! [`GuestMemory::flush_discharged`]. With one vCPU that is enough for freed frames: no other space
+//! is entered before its own flush.
 //!
 //! **Forks.** [`GuestMemory::freeze`] turns memory and tables into a [`FrozenMemory`] that any number
 //! of forks share. A frozen frame is read-only for good: in the slot, in the host's mapping and in
 //! every leaf, whatever rights are asked for. [`PageTables::copy_frozen`] gives a fork its own copy of
-//! a page. [`PageTables::reset`] puts the fork back to the frozen state: it restores the copies in place
+//! a page. [`Spaces::reset`] puts the fork back to the frozen state: it restores the copies in place
 //! and wipes all other memory that the fork took. Each fork has its own tables, a view of the frozen ones
 //! that the host copies on write.
 //!
@@ -45,6 +48,8 @@ mod set;
 #[deny(unsafe_code)]
 mod slots;
 #[deny(unsafe_code)]
+mod spaces;
+#[deny(unsafe_code)]
 mod tables;
 #[deny(unsafe_code)]
 mod undo;
@@ -68,5 +73,6 @@ pub use host::note_huge_pages;
 pub use memory::{GuestMemory, HostPage, SlotMemory};
 pub use pending::{MAX_STALE_ENTRIES, PendingFlush, StaleEntry, TABLE_WINDOW};
 pub use reset::ResetReport;
+pub use spaces::Spaces;
 pub use tables::{Leaf, PageSize, PageTables, PteFlags};
 pub use user::{CopyOutcome, CopyStop};

@@ -265,7 +265,7 @@ impl GuestMemory {
 
     /// The bytes that it uses now. Freed memory is not counted, even before its flush. In a fork: what
     /// the frozen program was charged for file mappings, and the fork's own memory, except for what
-    /// [`PageTables::reset`](crate::PageTables::reset) kept.
+    /// [`Spaces::reset`](crate::Spaces::reset) kept.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.used_bytes
@@ -587,7 +587,7 @@ impl GuestMemory {
         self.tables.held_bytes()
     }
 
-    /// To be called after `discharged` (taken from **every** address space with pending edits) has
+    /// To be called after `discharged` (taken from the address space that is entered next) has
     /// been flushed: memory freed before may be handed out again. Page tables wait for
     /// [`PendingFlush::All`], since KVM's shadow of a table is dropped by nothing less.
     pub fn flush_discharged(&mut self, discharged: &PendingFlush) {
@@ -598,8 +598,13 @@ impl GuestMemory {
             pool.release_held(|block| mem.give_back(block));
         });
         if *discharged == PendingFlush::All {
-            self.tables.release_held(|_| false);
+            self.release_tables();
         }
+    }
+
+    /// Ends the quarantine of freed table frames.
+    pub(crate) fn release_tables(&mut self) {
+        self.tables.release_held(|_| false);
     }
 
     /// Calls `act` with a pool taken out of `self`, which is put back afterwards.

@@ -37,6 +37,11 @@ const WHOLE_TABLE_FROM: usize = 4;
 /// Offset in a table of a byte that is not the first of an entry.
 const INSIDE_ENTRY: u64 = 1;
 
+/// Address at which a store has KVM drop its shadow of a whole table.
+pub(crate) const fn whole_table_store(table: Gpa) -> Gva {
+    TABLE_WINDOW.wrapping_add(table.0 + INSIDE_ENTRY)
+}
+
 impl GuestMemory {
     /// Addresses at which code at CPL 0 must store a byte on software KVM to make changes of these entries
     /// visible. The store goes to the first byte of each, at some 3 us. Where many entries of a table have
@@ -51,8 +56,7 @@ impl GuestMemory {
         for run in entries.chunk_by(|a, b| a.entry.page_down() == b.entry.page_down()) {
             match run {
                 [first, ..] if self.drops_table(first, run.len()) => {
-                    let table = first.entry.page_down();
-                    stores.push(TABLE_WINDOW.wrapping_add(table.0 + INSIDE_ENTRY));
+                    stores.push(whole_table_store(first.entry.page_down()));
                 }
                 _ => stores.extend(run.iter().map(StaleEntry::window_gva)),
             }

@@ -2,6 +2,7 @@
 
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
 
+use crate::MmId;
 use crate::error::MemError;
 use crate::frames::{Reuse, Wipe};
 use crate::host::HostFault;
@@ -9,7 +10,7 @@ use crate::memory::GuestMemory;
 use crate::set::IndexSet;
 use crate::slots::{Place, Pool, Store};
 use crate::tables::{LARGE, Leaf, PRESENT, PageSize, PageTables, PteFlags, leaf_at, only_widens};
-use crate::undo::{Cause, KeptCopy, PageCopy, TableLog, UndoLog};
+use crate::undo::{Cause, KeptCopy, PageCopy, TableLog};
 
 /// Counts of what a reset did. Pages are base pages.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -28,19 +29,19 @@ pub struct ResetReport {
     pub table_pages: u64,
     /// Pages of `kept_pages` that were copied since the last reset because they were written, in no
     /// order.
-    pub copied_on_write: Vec<Gva>,
+    pub copied_on_write: Vec<(MmId, Gva)>,
     /// Pages of `copied_pages` that were copied earlier, or ahead, and found different for the first time
     /// since, in no order. None is named a third time: a steady load names none.
-    pub written_again: Vec<Gva>,
+    pub written_again: Vec<(MmId, Gva)>,
     /// Pages that are known to have been written since the last reset.
     pub written_pages: u64,
     /// The pages of `dropped_pages`, in no order.
-    pub dropped: Vec<Gva>,
+    pub dropped: Vec<(MmId, Gva)>,
 }
 
 impl ResetReport {
     /// The pages that are named as written.
-    pub fn named(&self) -> impl Iterator<Item = Gva> {
+    pub fn named(&self) -> impl Iterator<Item = (MmId, Gva)> {
         let first = self.copied_on_write.iter();
         first.chain(&self.written_again).copied()
     }
@@ -49,14 +50,14 @@ impl ResetReport {
 impl PageTables {
     /// Copies of frozen pages that this fork has.
     #[must_use]
-    pub fn copies(&self) -> u64 {
+    pub(crate) fn copies(&self) -> u64 {
         let logs = self.undo.iter().flat_map(|undo| &undo.tables);
         logs.map(|log| log.copies.len() as u64).sum()
     }
 
     /// Those that were made since the last reset because the page was written.
     #[must_use]
-    pub fn written_copies(&self) -> u64 {
+    pub(crate) fn written_copies(&self) -> u64 {
         let logs = self.undo.iter().flat_map(|undo| &undo.tables);
         let copies = logs.flat_map(|log| &log.copies);
         copies.filter(|copy| copy.cause == Cause::Write).count() as u64
@@ -64,7 +65,7 @@ impl PageTables {
 
     /// Copies the frozen page mapped at `gva` to a private frame and maps that with `flags`; answers
     /// the frame, which the entry owns. A 2 MiB page is split. The copy is remembered:
-    /// [`PageTables::reset`] restores it in place.
+    /// [`crate::Spaces::reset`] restores it in place.
     ///
     /// # Errors
     /// [`MemError::NotFrozen`] when no frozen frame is mapped there, [`MemError::OutOfMemory`], and
@@ -115,95 +116,47 @@ impl PageTables {
         }
     }
 
-    /// Copies pages ahead, as [`PageTables::copy_frozen`] with the right to write; answers how many. For
-    /// a new fork that has not run: nothing is left to be flushed, and nothing counts as used. Pages
-    /// that are not mapped or not frozen, that `may_keep` denies or that a file has lost are passed
-    /// over.
-    ///
-    /// # Errors
-    /// [`MemError::OutOfMemory`]; what was copied so far is fine.
-    pub fn copy_ahead(
+    /// Copies a page ahead, if it is frozen and `may_keep` allows it; whether it did. Nothing has run yet:
+    /// see [`crate::Spaces::copy_ahead`].
+    pub(crate) fn copy_page_ahead(
         &mut self,
         mem: &mut GuestMemory,
-        pages: impl Iterator<Item = Gva>,
-        mut may_keep: impl FnMut(Gva) -> bool,
-    ) -> Result<u64, MemError> {
-        let mut copied = 0;
-        for gva in pages {
-            let Some(leaf) = self.walk(mem, gva) else {
-                continue;
-            };
-            if !mem.is_frozen(leaf.gpa) || !may_keep(gva) {
-                continue;
-            }
-            match self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Once) {
-                Ok(_) => {
-                    mem.start_count();
-                    copied += 1;
-                }
-                Err(MemError::FileFault(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let _nothing_ran = self.take_pending();
-        Ok(copied)
-    }
-
-    /// Puts the tables and private memory of a fork back to the frozen state. The guest must not run
-    /// meanwhile, nor afterwards before the pending flush is discharged.
-    ///
-    /// - A copied page ([`PageTables::copy_frozen`]) is kept if it is still mapped and `may_keep` allows it
-    ///   to be private and writable. It is made equal to the frozen page and stays mapped with the right
-    ///   to write. So the next request writes it without a fault. One that hundreds of resets in a
-    ///   row found equal is given up. `may_keep` is about the frozen program, not about what became of
-    ///   it: it is asked only by the first reset after the page was copied.
-    /// - Every other leaf becomes what it was. Tables that were added or that replaced a 2 MiB leaf
-    ///   stay.
-    /// - All other private memory is free and wiped; files that the fork mapped are unmapped.
-    /// - [`GuestMemory::used_bytes`] and [`GuestMemory::peak_bytes`] are as in a new fork: kept copies and
-    ///   tables do not count.
-    ///
-    /// # Errors
-    /// [`MemError::NeedsRebuild`] when this is no fork or tables have been freed (execve): nothing has
-    /// changed. After any other error the fork must be dropped.
-    pub fn reset(
-        &mut self,
-        mem: &mut GuestMemory,
-        mut may_keep: impl FnMut(Gva) -> bool,
-    ) -> Result<ResetReport, MemError> {
-        self.reset_all(mem, &mut may_keep)
-    }
-
-    fn reset_all(
-        &mut self,
-        mem: &mut GuestMemory,
-        may_keep: &mut dyn FnMut(Gva) -> bool,
-    ) -> Result<ResetReport, MemError> {
-        let mut undo = match self.undo.take() {
-            Some(undo) if !undo.needs_rebuild => undo,
-            other => {
-                self.undo = other;
-                return Err(MemError::NeedsRebuild);
-            }
+        gva: Gva,
+        may_keep: impl FnOnce(Gva) -> bool,
+    ) -> Result<bool, MemError> {
+        let leaf = self.walk(mem, gva).filter(|leaf| mem.is_frozen(leaf.gpa));
+        let Some(leaf) = leaf.filter(|_| may_keep(gva)) else {
+            return Ok(false);
         };
-        let mut report = ResetReport::default();
-        mem.count_all();
-        let UndoLog { tables, .. } = &mut *undo;
-        for log in tables {
-            self.check_copies(mem, log, may_keep, &mut report);
-            let kept = restore_copies(mem, log, &mut report);
+        let copied = self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Once);
+        let _nothing_ran = self.take_pending();
+        match copied {
+            Ok(_) => {
+                mem.start_count();
+                Ok(true)
+            }
+            Err(MemError::FileFault(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has every entry of a frozen address space map what a reset puts there, copies restored.
+    pub(crate) fn reset_entries(
+        &mut self,
+        mem: &mut GuestMemory,
+        id: MmId,
+        may_keep: &mut dyn FnMut(MmId, Gva) -> bool,
+        report: &mut ResetReport,
+    ) {
+        let Some(mut undo) = self.undo.take() else {
+            return;
+        };
+        for log in &mut undo.tables {
+            self.check_copies(mem, log, &mut |gva| may_keep(id, gva), (id, &mut *report));
+            let kept = restore_copies(mem, log, (id, &mut *report));
             self.reset_others(mem, log, &kept);
         }
         self.undo = Some(undo);
-        let reuse = match self.pending.is_none() {
-            true => Reuse::Now,
-            false => Reuse::AfterFlush,
-        };
-        mem.clear_files()?;
-        report.scrubbed_pages = mem.wipe_all(reuse);
-        report.table_pages = mem.written_table_pages();
-        mem.start_count();
-        Ok(report)
     }
 
     /// Gives up the copies of a table's pages that cannot be kept; the entries of the others map them,
@@ -213,7 +166,7 @@ impl PageTables {
         mem: &mut GuestMemory,
         log: &mut TableLog,
         may_keep: &mut dyn FnMut(Gva) -> bool,
-        report: &mut ResetReport,
+        (id, report): (MmId, &mut ResetReport),
     ) {
         let mut copies = core::mem::take(&mut log.copies);
         copies.retain_mut(|copy| {
@@ -228,7 +181,7 @@ impl PageTables {
                 let in_place = now & PRESENT != 0 && leaf_at(now, 1).gpa == copy.frame;
                 in_place && mem.keep_frame(kept.copy)
             }) else {
-                log.give_up(copy.index, report);
+                log.give_up(copy.index, (id, report));
                 return false;
             };
             self.put_back(mem, entry, gva, log.level, now, kept.entry);
@@ -297,7 +250,11 @@ fn may_be_kept(mem: &GuestMemory, log: &TableLog, copy: &PageCopy) -> Option<Kep
 
 /// Restores the copies of a table's pages; says of which. Apart from the checks, whose data would not stay
 /// in the CPU's caches beside the pages.
-fn restore_copies(mem: &mut GuestMemory, log: &mut TableLog, report: &mut ResetReport) -> IndexSet {
+fn restore_copies(
+    mem: &mut GuestMemory,
+    log: &mut TableLog,
+    (id, report): (MmId, &mut ResetReport),
+) -> IndexSet {
     let mut restored = IndexSet::EMPTY;
     let mut copies = core::mem::take(&mut log.copies);
     copies.retain_mut(|copy| {
@@ -318,7 +275,7 @@ fn restore_copies(mem: &mut GuestMemory, log: &mut TableLog, report: &mut ResetR
         }
         if differed.is_err() || copy.idle >= kept.idle_max {
             mem.drop_frame(kept.copy);
-            log.give_up(copy.index, report);
+            log.give_up(copy.index, (id, report));
             return false;
         }
         restored.add(copy.index);
@@ -326,11 +283,11 @@ fn restore_copies(mem: &mut GuestMemory, log: &mut TableLog, report: &mut ResetR
         report.written_pages += u64::from(is_written);
         match copy.cause {
             Cause::Write => {
-                report.copied_on_write.push(log.gva(copy.index));
+                report.copied_on_write.push((id, log.gva(copy.index)));
                 copy.cause = Cause::Once;
             }
             Cause::Once if is_written => {
-                report.written_again.push(log.gva(copy.index));
+                report.written_again.push((id, log.gva(copy.index)));
                 copy.cause = Cause::Again;
             }
             Cause::Once | Cause::Again => {}
@@ -362,10 +319,28 @@ impl GuestMemory {
     }
 
     /// Counts all private memory: the beginning of a reset.
-    fn count_all(&mut self) {
+    pub(crate) fn begin_reset(&mut self) {
         for pool in [Pool::Ram, Pool::Blocks] {
             self.pool(pool).count_all();
         }
+    }
+
+    /// Unmaps files, wipes what no address space has kept, and starts the count anew: the end of a reset.
+    /// If flushes are due, memory is handed out after them only.
+    pub(crate) fn end_reset(
+        &mut self,
+        is_flushed: bool,
+        report: &mut ResetReport,
+    ) -> Result<(), MemError> {
+        let reuse = match is_flushed {
+            true => Reuse::Now,
+            false => Reuse::AfterFlush,
+        };
+        self.clear_files()?;
+        report.scrubbed_pages = self.wipe_all(reuse);
+        report.table_pages = self.written_table_pages();
+        self.start_count();
+        Ok(())
     }
 
     /// Has a base frame of the program survive resets uncounted; whether it was in use and counted.

@@ -5,11 +5,11 @@
 //!   one that only adds rights to a base page (see `only_widens`).
 //! - A used page-directory entry that points to a table never becomes a 2 MiB entry. Upper-level entries
 //!   stay for the life of the address space: tables left empty are kept.
-//! - Tables are freed only together with a full flush, since KVM keeps its shadow of a table until then.
+//! - Tables are freed only with the address space, and then by [`crate::Spaces`].
 //! - A leaf over a frozen frame never gets [`PteFlags::WRITE`], whatever the caller asks for.
 
 use bitflags::bitflags;
-use kvmlet_abi::layout::USER_END;
+use kvmlet_abi::layout::{USER_END, VMM_AREA};
 use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 
 use crate::error::{MemError, OutOfMemory};
@@ -123,8 +123,8 @@ impl Leaf {
     }
 }
 
-/// One guest address space. Dropping it leaks its table frames until the [`GuestMemory`] goes: call
-/// [`PageTables::destroy`].
+/// One guest address space. [`crate::Spaces::end`] ends it; dropping it leaks its table frames until
+/// the [`GuestMemory`] goes.
 #[derive(Debug)]
 pub struct PageTables {
     root: Gpa,
@@ -155,6 +155,36 @@ impl PageTables {
         };
         tables.attach_window(mem);
         Ok(tables)
+    }
+
+    /// An empty address space that has the VMM's pages in common with `other`.
+    pub(crate) fn beside(mem: &mut GuestMemory, other: &Self) -> Result<Self, OutOfMemory> {
+        let mut tables = Self::new(mem)?;
+        let made = tables.share_vmm_area(mem, other);
+        if let Err(error) = made {
+            // Never entered: KVM has no shadow of them.
+            let mut dead = Vec::new();
+            tables.retire(mem, &mut dead, &mut |_, _, _| {});
+            dead.into_iter().for_each(|table| mem.free_frame(table));
+            return Err(error);
+        }
+        Ok(tables)
+    }
+
+    /// Links the table of the VMM's pages, if `other` has it. All else of the top levels is its own.
+    fn share_vmm_area(&mut self, mem: &mut GuestMemory, other: &Self) -> Result<(), OutOfMemory> {
+        let mut table = other.root;
+        for level in [4, 3] {
+            let entry = mem.load_entry(entry_at(table, VMM_AREA.0, level));
+            if entry & PRESENT == 0 {
+                return Ok(());
+            }
+            table = Gpa(entry & FRAME);
+        }
+        let link = mem.load_entry(entry_at(table, VMM_AREA.0, 2));
+        let at = self.entry_for(mem, VMM_AREA, 2)?;
+        mem.store_entry(at, link);
+        Ok(())
     }
 
     /// Makes the window of [`GuestMemory::expose_tables`] part of this address space; needed only for
@@ -425,30 +455,50 @@ impl PageTables {
         })
     }
 
-    /// Removes everything below [`USER_END`] and the tables that become empty (execve). `removed` is
-    /// called for each leaf. A full flush is recorded. A fork cannot be reset after that.
-    pub fn clear_user(
-        &mut self,
+    // ---- the end ----------------------------------------------------------------------------
+
+    /// Ends the address space. It must not be loaded in a virtual CPU any more when its tables are used
+    /// again. `removed` is called for each leaf below [`USER_END`]. Every table but those in common with
+    /// others is added to `dead`.
+    pub(crate) fn retire(
+        self,
         mem: &mut GuestMemory,
-        mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
+        dead: &mut Vec<Gpa>,
+        removed: &mut dyn FnMut(&mut GuestMemory, Gva, Leaf),
     ) {
-        self.prune(mem, self.root, ROOT_LEVEL, 0, USER_END.0, &mut removed);
-        self.pending = PendingFlush::All;
-        if let Some(undo) = &mut self.undo {
-            undo.needs_rebuild = true;
-        }
+        retire_under(mem, self.root, ROOT_LEVEL, 0, dead, removed);
     }
 
-    /// Ends the address space: `removed` is called for each leaf, the VMM's pages included. It must
-    /// not be loaded in a virtual CPU any more. Its tables stay in quarantine until some address
-    /// space's [`PendingFlush::All`] is discharged, so nothing of it can be seen again.
-    pub fn destroy(
-        mut self,
+    /// Takes out what a fork's frozen address space has beside frozen frames and copies of them. `removed`
+    /// is called for each leaf that goes. A reset finds all else in place.
+    pub(crate) fn detach(
+        &mut self,
         mem: &mut GuestMemory,
-        mut removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
+        removed: &mut dyn FnMut(&mut GuestMemory, Gva, Leaf),
     ) {
-        self.prune(mem, self.root, ROOT_LEVEL, 0, USER_HALF_END, &mut removed);
-        mem.free_frame(self.root);
+        let mut leaves = Vec::new();
+        let len_bytes = USER_END.0;
+        let _range_is_fine = self.for_each_leaf(mem, Gva(0), len_bytes, |gva, leaf| {
+            if !mem.is_frozen(leaf.gpa) {
+                leaves.push((gva, leaf));
+            }
+        });
+        for (gva, leaf) in leaves {
+            // The leaf is there, so its tables are: nothing is allocated.
+            let Ok(entry) = self.entry_for(mem, gva, leaf.size.level()) else {
+                continue;
+            };
+            let is_copy = self
+                .undo
+                .as_ref()
+                .is_some_and(|undo| undo.has_copy(entry, leaf.gpa));
+            if !is_copy {
+                self.touch(entry, gva, leaf.size);
+                mem.store_entry(entry, 0);
+                self.record(gva, entry, leaf.size);
+                removed(mem, gva, leaf);
+            }
+        }
     }
 
     // ---- walking ----------------------------------------------------------------------------
@@ -640,47 +690,37 @@ impl PageTables {
             }
         }
     }
+}
 
-    /// Removes the leaves of `table` (which maps from `base`) below `end`, and frees the tables under
-    /// it that end up empty. Answers whether `table` is empty.
-    fn prune(
-        &mut self,
-        mem: &mut GuestMemory,
-        table: Gpa,
-        level: u32,
-        base: u64,
-        end: u64,
-        removed: &mut impl FnMut(&mut GuestMemory, Gva, Leaf),
-    ) -> bool {
-        let mut empty = true;
-        for index in 0..ENTRIES {
-            let at = table.wrapping_add(index * 8);
-            let entry = mem.load_entry(at);
-            let gva = base + index * span(level);
-            if entry & PRESENT == 0 {
-                continue;
-            }
-            if gva >= end {
-                return false;
-            }
-            let size = match level {
-                1 => Some(PageSize::Base),
-                2 if entry & LARGE != 0 => Some(PageSize::Huge),
-                _ => None,
-            };
-            if let Some(size) = size {
-                mem.store_entry(at, 0);
-                removed(mem, Gva(gva), Leaf::from_entry(entry, size));
-            } else if self.prune(mem, Gpa(entry & FRAME), level - 1, gva, end, removed) {
-                mem.store_entry(at, 0);
-                mem.free_frame(Gpa(entry & FRAME));
-                self.table_frames -= 1;
-            } else {
-                empty = false;
-            }
+/// Calls `removed` for the user leaves at and under a table, which maps from `base`, and adds it and the tables
+/// under it to `dead`.
+fn retire_under(
+    mem: &mut GuestMemory,
+    table: Gpa,
+    level: u32,
+    base: u64,
+    dead: &mut Vec<Gpa>,
+    removed: &mut dyn FnMut(&mut GuestMemory, Gva, Leaf),
+) {
+    for index in 0..ENTRIES {
+        let gva = base + index * span(level);
+        // The VMM's pages and the window are in common with other spaces.
+        if gva >= USER_END.0 {
+            break;
         }
-        empty
+        let entry = mem.load_entry(table.wrapping_add(index * 8));
+        if entry & PRESENT == 0 {
+            continue;
+        }
+        match level {
+            1 => removed(mem, Gva(gva), Leaf::from_entry(entry, PageSize::Base)),
+            2 if entry & LARGE != 0 => {
+                removed(mem, Gva(gva), Leaf::from_entry(entry, PageSize::Huge));
+            }
+            _ => retire_under(mem, Gpa(entry & FRAME), level - 1, gva, dead, removed),
+        }
     }
+    dead.push(table);
 }
 
 impl GuestMemory {

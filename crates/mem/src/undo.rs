@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use kvmlet_abi::{Gpa, Gva};
 
+use crate::MmId;
 use crate::memory::GuestMemory;
 use crate::reset::ResetReport;
 use crate::set::IndexSet;
@@ -110,11 +111,11 @@ impl TableLog {
     }
 
     /// Notes that the copy of a page is given up.
-    pub(crate) fn give_up(&mut self, index: usize, report: &mut ResetReport) {
+    pub(crate) fn give_up(&mut self, index: usize, (id, report): (MmId, &mut ResetReport)) {
         let times = self.given_up.entry(index).or_default();
         *times = times.saturating_add(1);
         report.dropped_pages += 1;
-        report.dropped.push(self.gva(index));
+        report.dropped.push((id, self.gva(index)));
     }
 
     pub(crate) fn set_copy(&mut self, copy: PageCopy) {
@@ -139,8 +140,6 @@ pub(crate) struct UndoLog {
     by_table: HashMap<Gpa, usize>,
     /// The table found last: edits come in runs.
     last: Option<(Gpa, usize)>,
-    /// Tables were freed: the log is of no use any more.
-    pub(crate) needs_rebuild: bool,
 }
 
 impl UndoLog {
@@ -175,6 +174,16 @@ impl UndoLog {
         self.last = Some((table, at));
         let index = (entry.page_offset() / 8) as usize;
         (&mut self.tables[at], index)
+    }
+
+    /// True if `frame` is the copy of the frozen page that `entry` mapped.
+    pub(crate) fn has_copy(&self, entry: Gpa, frame: Gpa) -> bool {
+        let at = self.by_table.get(&entry.page_down());
+        let index = (entry.page_offset() / 8) as usize;
+        at.and_then(|&at| self.tables.get(at)).is_some_and(|log| {
+            let found = log.copies.binary_search_by_key(&index, |copy| copy.index);
+            found.is_ok_and(|at| log.copies[at].frame == frame)
+        })
     }
 
     /// Notes that a leaf entry is about to change.

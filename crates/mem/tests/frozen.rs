@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess};
 use kvmlet_mem::{
-    CopyStop, FileMapping, FileWindow, FrozenMemory, GuestMemory, Leaf, MemError, OutOfMemory,
-    PageSize, PageTables, PendingFlush, PteFlags, ResetReport,
+    CopyStop, FileMapping, FileWindow, FrozenMemory, GuestMemory, Leaf, MemError, MmId,
+    OutOfMemory, PageSize, PageTables, PendingFlush, PteFlags, ResetReport, Spaces,
 };
 
 const MIB: u64 = 1 << 20;
@@ -59,37 +59,65 @@ fn program(limit_bytes: u64) -> (GuestMemory, PageTables) {
 
 fn frozen() -> Arc<FrozenMemory> {
     let (mem, tables) = program(LIMIT);
-    mem.freeze(tables, 0).unwrap()
+    mem.freeze(Spaces::new(tables), 0).unwrap()
+}
+
+/// Pages of the first address space.
+fn named<const N: usize>(pages: [Gva; N]) -> Vec<(MmId, Gva)> {
+    pages.map(|page| (MmId::FIRST, page)).to_vec()
+}
+
+/// The frame of the VMM's page in a fork that has not run.
+fn fork_vmm(frozen: &Arc<FrozenMemory>) -> Gpa {
+    let (mem, spaces) = frozen.fork().unwrap();
+    first(&spaces).translate(&mem, VMM).unwrap()
+}
+
+fn first(spaces: &Spaces) -> &PageTables {
+    spaces.get(MmId::FIRST).unwrap()
+}
+
+fn first_mut(spaces: &mut Spaces) -> &mut PageTables {
+    spaces.get_mut(MmId::FIRST).unwrap()
 }
 
 struct Fork {
     mem: GuestMemory,
-    tables: PageTables,
+    spaces: Spaces,
 }
 
 impl Fork {
     fn of(frozen: &Arc<FrozenMemory>) -> Self {
-        let (mem, tables) = frozen.fork().unwrap();
-        Self { mem, tables }
+        let (mem, spaces) = frozen.fork().unwrap();
+        Self { mem, spaces }
     }
 
     fn word(&self, gva: Gva) -> u64 {
         let mut bytes = [0; 8];
-        let outcome = self.tables.copy_in(&self.mem, gva, &mut bytes);
+        let outcome = first(&self.spaces).copy_in(&self.mem, gva, &mut bytes);
         assert_eq!(outcome.stop, None, "{gva:?}");
         u64::from_ne_bytes(bytes)
     }
 
     /// Writes as a program does: a frozen page is copied first.
     fn set(&mut self, gva: Gva, value: u64) {
-        let leaf = self.tables.walk(&self.mem, gva).unwrap();
+        let leaf = first(&self.spaces).walk(&self.mem, gva).unwrap();
         if self.mem.is_frozen(leaf.gpa) {
             let flags = leaf.flags | PteFlags::WRITE;
-            self.tables.copy_frozen(&mut self.mem, gva, flags).unwrap();
+            first_mut(&mut self.spaces)
+                .copy_frozen(&mut self.mem, gva, flags)
+                .unwrap();
         }
         let bytes = value.to_ne_bytes();
-        let outcome = self.tables.copy_out(&mut self.mem, gva, &bytes);
+        let outcome = first(&self.spaces).copy_out(&mut self.mem, gva, &bytes);
         assert_eq!(outcome.stop, None, "{gva:?}");
+    }
+
+    /// Writes as a program does; whether that copied a frozen page.
+    fn set_counting(&mut self, gva: Gva, value: u64) -> bool {
+        let copies = self.spaces.copies();
+        self.set(gva, value);
+        self.spaces.copies() > copies
     }
 
     /// New memory at a free place.
@@ -97,8 +125,7 @@ impl Fork {
         let gpa = self.mem.alloc_frame().unwrap();
         assert_eq!(self.mem.read_value::<u64>(gpa).unwrap(), 0);
         self.mem.write_value(gpa, &value).unwrap();
-        let old = self
-            .tables
+        let old = first_mut(&mut self.spaces)
             .map(&mut self.mem, gva, gpa, PageSize::Base, DATA)
             .unwrap();
         assert_eq!(old, None);
@@ -106,16 +133,16 @@ impl Fork {
     }
 
     fn reset(&mut self) -> ResetReport {
-        self.tables.reset(&mut self.mem, |_| true).unwrap()
+        self.spaces.reset(&mut self.mem, |_, _| true).unwrap()
     }
 
     fn flush(&mut self) {
-        let pending = self.tables.take_pending();
+        let pending = first_mut(&mut self.spaces).take_pending();
         self.mem.flush_discharged(&pending);
     }
 
     fn leaf(&self, gva: Gva) -> Option<Leaf> {
-        self.tables.walk(&self.mem, gva)
+        first(&self.spaces).walk(&self.mem, gva)
     }
 
     /// The frames of private program memory that hold something, by brute force.
@@ -143,7 +170,7 @@ impl Fork {
 fn a_fork_sees_what_was_frozen_and_writes_for_itself() {
     let frozen = frozen();
     let (mut one, mut two) = (Fork::of(&frozen), Fork::of(&frozen));
-    assert_eq!(one.tables.root(), two.tables.root());
+    assert_eq!(first(&one.spaces).root(), first(&two.spaces).root());
     for index in 0..BASE_PAGES {
         assert_eq!(one.word(page(index)), index + 1);
         let leaf = one.leaf(page(index)).unwrap();
@@ -174,7 +201,7 @@ fn slots_keep_their_places_and_frozen_ones_are_read_only() {
     let before = mem.slots().to_vec();
     let table_ids: Vec<_> = mem.table_slots().map(|spec| spec.id).collect();
     drop(mem.take_new_slots());
-    let frozen = mem.freeze(tables, 0).unwrap();
+    let frozen = mem.freeze(Spaces::new(tables), 0).unwrap();
     let mut fork = Fork::of(&frozen);
     let slots = fork.mem.take_new_slots();
     assert!(slots.len() > before.len(), "frozen slots and a bank");
@@ -198,7 +225,7 @@ fn memory_that_a_vm_may_write_is_not_frozen() {
     let (mut mem, tables) = program(LIMIT);
     let slots = mem.take_new_slots();
     let busy = MemError::Freeze(rustix::io::Errno::BUSY);
-    assert_eq!(mem.freeze(tables, 0).map(drop), Err(busy));
+    assert_eq!(mem.freeze(Spaces::new(tables), 0).map(drop), Err(busy));
     drop(slots);
 }
 
@@ -215,7 +242,7 @@ fn no_call_writes_frozen_memory() {
     assert_eq!(fork.mem.copy_frame(own, gpa), Err(denied));
     assert_eq!(fork.mem.load_u32(gpa), Ok(1));
     assert!(fork.mem.host_page(gpa).is_none());
-    let outcome = fork.tables.copy_out(&mut fork.mem, page(0), &[9]);
+    let outcome = first(&fork.spaces).copy_out(&mut fork.mem, page(0), &[9]);
     assert_eq!(outcome.stop, Some(CopyStop::Denied(page(0))));
     let used = fork.mem.used_bytes();
     fork.mem.get_frame(gpa);
@@ -232,7 +259,8 @@ fn no_call_writes_frozen_memory() {
 fn a_leaf_over_a_frozen_frame_never_gets_the_right_to_write() {
     let frozen = frozen();
     let mut fork = Fork::of(&frozen);
-    let Fork { mem, tables } = &mut fork;
+    let Fork { mem, spaces } = &mut fork;
+    let tables = first_mut(spaces);
     let gpa = tables.walk(mem, page(0)).unwrap().gpa;
     let huge = tables.walk(mem, HUGE).unwrap().gpa;
     let read_only = |tables: &PageTables, mem: &GuestMemory, gva| {
@@ -270,7 +298,7 @@ fn a_reset_restores_contents_and_counts() {
     fork.set(page(1), 11);
     fork.set(page(2), 22);
     let flags = DATA;
-    fork.tables
+    first_mut(&mut fork.spaces)
         .copy_frozen(&mut fork.mem, page(3), flags)
         .unwrap();
     let extra = fork.add(FREE, 99);
@@ -289,7 +317,7 @@ fn a_reset_restores_contents_and_counts() {
         scrubbed_pages: 1,
         table_pages: report.table_pages,
         // The third was written with what it held.
-        copied_on_write: vec![page(1), page(2), page(3)],
+        copied_on_write: named([page(1), page(2), page(3)]),
         written_again: Vec::new(),
         written_pages: 3,
         dropped: Vec::new(),
@@ -308,23 +336,27 @@ fn a_reset_restores_contents_and_counts() {
     }
     assert!(fork.dirty_frames().len() == 3, "the copies only");
     // The next request writes without a fault.
-    let before = fork.tables.pending().clone();
+    let before = first(&fork.spaces).pending().clone();
     fork.set(page(2), 222);
-    assert_eq!(fork.tables.pending(), &before);
+    assert_eq!(first(&fork.spaces).pending(), &before);
     fork.flush();
     let report = fork.reset();
     assert_eq!((report.copied_pages, report.compared_equal_pages), (1, 2));
-    assert_eq!(report.named().collect::<Vec<_>>(), [page(2)], "once more");
+    assert_eq!(
+        report.named().collect::<Vec<_>>(),
+        named([page(2)]),
+        "once more"
+    );
     assert_eq!(report.written_pages, 1);
-    assert!(fork.tables.pending().is_none(), "nothing to flush");
+    assert!(first(&fork.spaces).pending().is_none(), "nothing to flush");
     assert_eq!(fork.word(page(2)), 3);
     // A steady load names none.
     fork.set(page(2), 333);
-    assert_eq!((fork.tables.copies(), fork.tables.written_copies()), (3, 0));
+    assert_eq!((fork.spaces.copies(), fork.spaces.written_copies()), (3, 0));
     let report = fork.reset();
     assert_eq!((report.named().count(), report.written_pages), (0, 1));
     fork.set(page(4), 5);
-    assert_eq!((fork.tables.copies(), fork.tables.written_copies()), (4, 1));
+    assert_eq!((fork.spaces.copies(), fork.spaces.written_copies()), (4, 1));
 }
 
 #[test]
@@ -340,7 +372,10 @@ fn a_copy_that_is_not_written_for_long_is_given_up() {
     }
     let report = fork.reset();
     assert_eq!((report.kept_pages, report.dropped_pages), (0, 1));
-    assert!(!fork.tables.pending().is_none(), "a present entry changed");
+    assert!(
+        !first(&fork.spaces).pending().is_none(),
+        "a present entry changed"
+    );
     assert_eq!(fork.leaf(page(5)).unwrap().flags, READ_ONLY);
     assert_eq!(fork.word(page(5)), 6);
     assert!(fork.dirty_frames().is_empty());
@@ -350,7 +385,7 @@ fn a_copy_that_is_not_written_for_long_is_given_up() {
     fork.set(page(5), 6);
     let report = fork.reset();
     assert_eq!((report.compared_equal_pages, report.kept_pages), (1, 1));
-    assert_eq!(report.copied_on_write, [page(5)]);
+    assert_eq!(report.copied_on_write, named([page(5)]));
     for round in 1..1023 {
         assert_eq!(fork.reset().kept_pages, 1, "{round}");
     }
@@ -374,21 +409,20 @@ fn copies_are_kept_only_where_allowed_and_still_mapped() {
     }
     // Page 1 goes, page 2 moves over page 3.
     let unmapped = |mem: &mut GuestMemory, _: Gva, leaf: Leaf| mem.free_frame(leaf.gpa);
-    fork.tables
+    first_mut(&mut fork.spaces)
         .unmap_range(&mut fork.mem, page(1), PAGE_SIZE, unmapped)
         .unwrap();
     let moved = fork.leaf(page(2)).unwrap();
-    fork.tables
+    first_mut(&mut fork.spaces)
         .unmap_range(&mut fork.mem, page(2), PAGE_SIZE, |_, _, _| {})
         .unwrap();
-    let old = fork
-        .tables
+    let old = first_mut(&mut fork.spaces)
         .map(&mut fork.mem, page(3), moved.gpa, PageSize::Base, DATA)
         .unwrap();
     fork.mem.free_frame(old.unwrap().gpa);
     let report = fork
-        .tables
-        .reset(&mut fork.mem, |gva| gva != page(0))
+        .spaces
+        .reset(&mut fork.mem, |_, gva| gva != page(0))
         .unwrap();
     assert_eq!((report.kept_pages, report.dropped_pages), (0, 4));
     for index in 0..BASE_PAGES {
@@ -405,17 +439,17 @@ fn what_a_reset_has_found_of_a_copy_holds_no_longer_than_the_copy() {
     let kept = 0..6;
     let unmap = |fork: &mut Fork, index| {
         let unmapped = |mem: &mut GuestMemory, _: Gva, leaf: Leaf| mem.free_frame(leaf.gpa);
-        fork.tables
+        first_mut(&mut fork.spaces)
             .unmap_range(&mut fork.mem, page(index), PAGE_SIZE, unmapped)
             .unwrap();
     };
     let asked = |fork: &mut Fork| {
         let mut asked = Vec::new();
-        let may_keep = |gva| {
+        let may_keep = |_, gva| {
             asked.push(gva);
             true
         };
-        let report = fork.tables.reset(&mut fork.mem, may_keep).unwrap();
+        let report = fork.spaces.reset(&mut fork.mem, may_keep).unwrap();
         fork.flush();
         (report.kept_pages, asked.len())
     };
@@ -431,16 +465,16 @@ fn what_a_reset_has_found_of_a_copy_holds_no_longer_than_the_copy() {
     fork.add(page(1), 99);
     // Written, and only to be read from then on.
     fork.set(page(2), 88);
-    fork.tables
+    first_mut(&mut fork.spaces)
         .protect_range(&mut fork.mem, page(2), PAGE_SIZE, READ_ONLY)
         .unwrap();
     // Moved away, to where a reset knows another copy.
     unmap(&mut fork, 4);
     let moved = fork.leaf(page(3)).unwrap();
-    fork.tables
+    first_mut(&mut fork.spaces)
         .unmap_range(&mut fork.mem, page(3), PAGE_SIZE, |_, _, _| {})
         .unwrap();
-    fork.tables
+    first_mut(&mut fork.spaces)
         .map(&mut fork.mem, page(4), moved.gpa, PageSize::Base, DATA)
         .unwrap();
     assert_eq!(asked(&mut fork), (2, 0), "pages 2 and 5");
@@ -466,7 +500,7 @@ fn one_frame_is_never_kept_for_two_pages() {
     let mut fork = Fork::of(&frozen);
     fork.set(page(1), 1);
     let copy = fork.leaf(page(1)).unwrap().gpa;
-    fork.tables
+    first_mut(&mut fork.spaces)
         .unmap_range(&mut fork.mem, page(1), PAGE_SIZE, |mem, _, leaf| {
             mem.free_frame(leaf.gpa);
         })
@@ -476,7 +510,7 @@ fn one_frame_is_never_kept_for_two_pages() {
     fork.set(page(2), 2);
     assert_eq!(fork.leaf(page(2)).unwrap().gpa, copy);
     fork.mem.get_frame(copy);
-    fork.tables
+    first_mut(&mut fork.spaces)
         .map(&mut fork.mem, page(1), copy, PageSize::Base, DATA)
         .unwrap();
     let report = fork.reset();
@@ -493,12 +527,12 @@ fn freed_memory_waits_for_the_flush_that_a_reset_records() {
     let mut fork = Fork::of(&frozen);
     let gpa = fork.add(FREE, 5);
     fork.reset();
-    assert!(!fork.tables.pending().is_none());
+    assert!(!first(&fork.spaces).pending().is_none());
     let next = fork.mem.alloc_frame().unwrap();
     assert_ne!(next, gpa, "a translation may lead to it still");
     fork.flush();
     fork.reset();
-    assert!(fork.tables.pending().is_none());
+    assert!(first(&fork.spaces).pending().is_none());
     assert_eq!(fork.mem.alloc_frame().unwrap(), gpa, "the lowest again");
 }
 
@@ -554,12 +588,12 @@ fn a_split_stays_and_its_pages_are_restored() {
     let mut fork = Fork::of(&frozen);
     let inside = |index: u64| Gva(HUGE.0 + index * PAGE_SIZE);
     fork.set(inside(7), 1);
-    fork.tables
+    first_mut(&mut fork.spaces)
         .unmap_range(&mut fork.mem, inside(20), 3 * PAGE_SIZE, |_, _, _| {})
         .unwrap();
     let report = fork.reset();
     assert_eq!((report.copied_pages, report.kept_pages), (1, 1));
-    assert_eq!(report.copied_on_write, [inside(7)]);
+    assert_eq!(report.copied_on_write, named([inside(7)]));
     for index in 0..512 {
         assert_eq!(fork.word(inside(index)), 1000 + index);
         let leaf = fork.leaf(inside(index)).unwrap();
@@ -568,7 +602,7 @@ fn a_split_stays_and_its_pages_are_restored() {
     }
     // A 2 MiB page that was removed before a base page took a part of its place.
     let mut fork = Fork::of(&frozen);
-    fork.tables
+    first_mut(&mut fork.spaces)
         .unmap_range(&mut fork.mem, HUGE, HUGE_PAGE_SIZE, |_, _, _| {})
         .unwrap();
     fork.add(inside(5), 1);
@@ -578,23 +612,23 @@ fn a_split_stays_and_its_pages_are_restored() {
     }
     // One that was changed as a whole before it was split.
     let mut fork = Fork::of(&frozen);
-    fork.tables
+    first_mut(&mut fork.spaces)
         .unmap_range(&mut fork.mem, HUGE, HUGE_PAGE_SIZE, |_, _, _| {})
         .unwrap();
     let block = fork.mem.alloc_huge().unwrap();
-    fork.tables
+    first_mut(&mut fork.spaces)
         .map(&mut fork.mem, HUGE, block, PageSize::Huge, DATA)
         .unwrap();
-    fork.tables
+    first_mut(&mut fork.spaces)
         .protect_range(&mut fork.mem, inside(3), PAGE_SIZE, READ_ONLY)
         .unwrap();
     assert_eq!(fork.word(inside(3)), 0);
     let nowhere = Gva(FREE.0 & !(HUGE_PAGE_SIZE - 1));
     let block = fork.mem.alloc_huge().unwrap();
-    fork.tables
+    first_mut(&mut fork.spaces)
         .map(&mut fork.mem, nowhere, block, PageSize::Huge, DATA)
         .unwrap();
-    fork.tables
+    first_mut(&mut fork.spaces)
         .protect_range(&mut fork.mem, nowhere, PAGE_SIZE, READ_ONLY)
         .unwrap();
     fork.reset();
@@ -605,25 +639,46 @@ fn a_split_stays_and_its_pages_are_restored() {
 }
 
 #[test]
-fn execve_needs_a_new_fork() {
+fn an_address_space_that_has_ended_is_there_again_after_a_reset() {
     let frozen = frozen();
     let mut fork = Fork::of(&frozen);
-    fork.set(page(1), 5);
-    fork.tables.clear_user(&mut fork.mem, |mem, _, leaf| {
-        mem.free_frame(leaf.gpa);
-    });
-    fork.flush();
-    fork.add(FREE, 1);
-    let used = fork.mem.used_bytes();
-    for _ in 0..2 {
-        let result = fork.tables.reset(&mut fork.mem, |_| true);
-        assert_eq!(result, Err(MemError::NeedsRebuild));
+    let (first, second) = (MmId::FIRST, MmId(2));
+    for round in 0..3 {
+        let copied = fork.set_counting(page(1), 5);
+        assert_eq!(copied, round == 0, "the copy is kept");
+        let added = fork.add(FREE, 1);
+        // As execve(2): the new one first.
+        fork.spaces.create(&mut fork.mem, second).unwrap();
+        let mut removed = Vec::new();
+        fork.spaces.end(&mut fork.mem, first, |mem, gva, leaf| {
+            mem.free_frame(leaf.gpa);
+            removed.push(gva);
+        });
+        assert_eq!(removed, [FREE], "what is frozen, and copies, stay");
+        assert!(fork.spaces.get(first).is_none());
+        let tables = fork.spaces.get_mut(second).unwrap();
+        assert_eq!(tables.translate(&fork.mem, VMM), Some(fork_vmm(&frozen)));
+        let frame = fork.mem.alloc_frame().unwrap();
+        assert_ne!(frame, added, "not before the flush");
+        tables
+            .map(&mut fork.mem, page(0), frame, PageSize::Base, DATA)
+            .unwrap();
+        let report = fork.reset();
+        assert_eq!((report.kept_pages, report.copied_pages), (1, 1));
+        assert!(fork.spaces.get(second).is_none());
+        assert_eq!((fork.word(page(0)), fork.word(page(1))), (1, 2));
+        assert_eq!(fork.leaf(FREE), None);
+        fork.flush();
     }
-    assert_eq!((fork.word(FREE), fork.mem.used_bytes()), (1, used));
-    let (mut mem, mut tables) = program(LIMIT);
-    let result = tables.reset(&mut mem, |_| true);
+}
+
+#[test]
+fn only_a_fork_is_reset() {
+    let (mut mem, tables) = program(LIMIT);
+    let mut spaces = Spaces::new(tables);
+    let result = spaces.reset(&mut mem, |_, _| true);
     assert_eq!(result, Err(MemError::NeedsRebuild));
-    let result = tables.copy_frozen(&mut mem, page(0), DATA);
+    let result = first_mut(&mut spaces).copy_frozen(&mut mem, page(0), DATA);
     assert_eq!(result, Err(MemError::NotFrozen(page(0))));
 }
 
@@ -633,7 +688,7 @@ fn the_limit_bounds_what_a_fork_adds() {
     let (mut mem, tables) = program(limit);
     let charged = MIB;
     mem.charge(charged).unwrap();
-    let frozen = mem.freeze(tables, charged).unwrap();
+    let frozen = mem.freeze(Spaces::new(tables), charged).unwrap();
     let mut fork = Fork::of(&frozen);
     assert_eq!(fork.mem.used_bytes(), charged);
     assert_eq!(fork.mem.limit_bytes(), limit + charged);
@@ -654,7 +709,7 @@ fn the_limit_bounds_what_a_fork_adds() {
         fork.flush();
     }
     // A copy does not count when it is freed either.
-    fork.tables
+    first_mut(&mut fork.spaces)
         .unmap_range(&mut fork.mem, page(0), PAGE_SIZE, |mem, _, leaf| {
             mem.free_frame(leaf.gpa);
         })
@@ -688,7 +743,7 @@ fn file_windows_show_what_was_written_before_the_freeze() {
     tables
         .map_range(&mut mem, FREE, window.gpa, 4, DATA)
         .unwrap();
-    let frozen = mem.freeze(tables, 0).unwrap();
+    let frozen = mem.freeze(Spaces::new(tables), 0).unwrap();
     let mut fork = Fork::of(&frozen);
     let at = |index: u64| Gva(FREE.0 + index * PAGE_SIZE);
     let bytes = |byte: u8| u64::from_ne_bytes([byte; 8]);
@@ -718,7 +773,7 @@ fn file_windows_show_what_was_written_before_the_freeze() {
         .unwrap();
     assert!(!fork.mem.is_frozen(own.gpa));
     let place = Gva(FREE.0 + HUGE_PAGE_SIZE);
-    fork.tables
+    first_mut(&mut fork.spaces)
         .map_range(&mut fork.mem, place, own.gpa, 4, DATA)
         .unwrap();
     fork.set(place, 0xdead);
@@ -735,7 +790,7 @@ fn file_windows_show_what_was_written_before_the_freeze() {
     file.set_len(2 * PAGE_SIZE).unwrap();
     let report = fork.reset();
     assert_eq!((report.kept_pages, report.dropped_pages), (1, 1));
-    let outcome = fork.tables.copy_in(&fork.mem, at(2), &mut [0]);
+    let outcome = first(&fork.spaces).copy_in(&fork.mem, at(2), &mut [0]);
     assert_eq!(outcome.stop, Some(CopyStop::FileFault(at(2))));
 }
 
@@ -746,11 +801,13 @@ fn pages_are_copied_ahead_without_a_trace() {
     let inside = Gva(HUGE.0 + 9 * PAGE_SIZE);
     let pages = [page(1), page(2), FREE, page(3), VMM, inside, page(1)];
     let copied = fork
-        .tables
-        .copy_ahead(&mut fork.mem, pages.into_iter(), |gva| gva != page(3))
+        .spaces
+        .copy_ahead(&mut fork.mem, named(pages).into_iter(), |_, gva| {
+            gva != page(3)
+        })
         .unwrap();
     assert_eq!(copied, 3);
-    assert!(fork.tables.pending().is_none());
+    assert!(first(&fork.spaces).pending().is_none());
     assert_eq!((fork.mem.used_bytes(), fork.mem.peak_bytes()), (0, 0));
     for gva in [page(1), page(2), inside] {
         assert_eq!(fork.leaf(gva).unwrap().flags, DATA);
@@ -759,7 +816,7 @@ fn pages_are_copied_ahead_without_a_trace() {
     fork.set(page(1), 5);
     let report = fork.reset();
     assert_eq!((report.copied_pages, report.copied_on_write.len()), (1, 0));
-    assert_eq!(report.written_again, [page(1)], "as was expected");
+    assert_eq!(report.written_again, named([page(1)]), "as was expected");
     assert_eq!(report.kept_pages, 3);
     assert_eq!(fork.word(page(1)), 2);
     assert_eq!(fork.word(inside), 1009);
@@ -772,7 +829,7 @@ fn a_fork_can_be_frozen() {
     first.set(page(1), 100);
     first.set(Gva(HUGE.0 + PAGE_SIZE), 200);
     first.add(FREE, 300);
-    let again = first.mem.freeze(first.tables, 0).unwrap();
+    let again = first.mem.freeze(first.spaces, 0).unwrap();
     drop(frozen);
     let (mut one, two) = (Fork::of(&again), Fork::of(&again));
     for fork in [&one, &two] {

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess};
-use kvmlet_mem::{FrozenMemory, GuestMemory, Leaf, PageSize, PageTables, PendingFlush, PteFlags};
+use kvmlet_mem::{
+    FrozenMemory, GuestMemory, Leaf, MmId, PageSize, PageTables, PendingFlush, PteFlags, Spaces,
+};
 use proptest::prelude::*;
 
 const PAGES_PER_BLOCK: u64 = HUGE_PAGE_SIZE / PAGE_SIZE;
@@ -120,7 +122,15 @@ fn frozen() -> Arc<FrozenMemory> {
     tables
         .map(&mut mem, at, block, PageSize::Huge, DATA)
         .unwrap();
-    mem.freeze(tables, 0).unwrap()
+    mem.freeze(Spaces::new(tables), 0).unwrap()
+}
+
+fn first(spaces: &Spaces) -> &PageTables {
+    spaces.get(MmId::FIRST).unwrap()
+}
+
+fn first_mut(spaces: &mut Spaces) -> &mut PageTables {
+    spaces.get_mut(MmId::FIRST).unwrap()
 }
 
 /// What one page translates to.
@@ -134,7 +144,7 @@ struct Translation {
 struct World {
     frozen: Arc<FrozenMemory>,
     mem: GuestMemory,
-    tables: PageTables,
+    spaces: Spaces,
     /// Copies of pages whose number has one of these bits are not kept.
     deny: u64,
     /// Every translation that was true since the last flush, by page.
@@ -153,11 +163,11 @@ fn release(mem: &mut GuestMemory, leaf: Leaf) {
 impl World {
     fn new(deny: u64) -> Self {
         let frozen = frozen();
-        let (mem, tables) = frozen.fork().unwrap();
+        let (mem, spaces) = frozen.fork().unwrap();
         let mut world = Self {
             frozen,
             mem,
-            tables,
+            spaces,
             deny,
             cached: BTreeMap::new(),
             reachable: BTreeSet::new(),
@@ -168,7 +178,7 @@ impl World {
 
     fn translation(&self, page: u64) -> Option<Translation> {
         let gva = address(page);
-        let leaf = self.tables.walk(&self.mem, gva)?;
+        let leaf = first(&self.spaces).walk(&self.mem, gva)?;
         Some(Translation {
             gpa: leaf.gpa_of(gva),
             flags: leaf.flags.bits(),
@@ -201,7 +211,7 @@ impl World {
     }
 
     fn map(&mut self, gva: Gva, gpa: Gpa, size: PageSize, flags: PteFlags) {
-        match self.tables.map(&mut self.mem, gva, gpa, size, flags) {
+        match first_mut(&mut self.spaces).map(&mut self.mem, gva, gpa, size, flags) {
             Ok(old) => {
                 if let Some(old) = old {
                     release(&mut self.mem, old);
@@ -215,7 +225,7 @@ impl World {
         match *step {
             Step::Write { page, value } => {
                 let gva = address(page);
-                let Some(leaf) = self.tables.walk(&self.mem, gva) else {
+                let Some(leaf) = first(&self.spaces).walk(&self.mem, gva) else {
                     return;
                 };
                 let gpa = leaf.gpa_of(gva);
@@ -227,7 +237,8 @@ impl World {
                 }
                 let flags = leaf.flags | PteFlags::WRITE;
                 let reachable = self.reachable.clone();
-                if let Ok(copy) = self.tables.copy_frozen(&mut self.mem, gva, flags) {
+                if let Ok(copy) = first_mut(&mut self.spaces).copy_frozen(&mut self.mem, gva, flags)
+                {
                     assert!(!reachable.contains(&copy), "{copy:?} before its flush");
                     assert_eq!(self.translation(page).unwrap().gpa, copy);
                     self.mem
@@ -246,9 +257,13 @@ impl World {
                     return;
                 };
                 self.took(run.gpa, run.pages);
-                let result =
-                    self.tables
-                        .map_range(&mut self.mem, address(page), run.gpa, run.pages, flags);
+                let result = first_mut(&mut self.spaces).map_range(
+                    &mut self.mem,
+                    address(page),
+                    run.gpa,
+                    run.pages,
+                    flags,
+                );
                 if result.is_err() {
                     for index in 0..run.pages {
                         self.mem.free_frame(run.gpa.wrapping_add(index * PAGE_SIZE));
@@ -272,20 +287,26 @@ impl World {
             Step::Unmap { page, pages } => {
                 let len = pages * PAGE_SIZE;
                 // An error changes nothing.
-                let _ =
-                    self.tables
-                        .unmap_range(&mut self.mem, address(page), len, |mem, _, leaf| {
-                            release(mem, leaf);
-                        });
+                let _ = first_mut(&mut self.spaces).unmap_range(
+                    &mut self.mem,
+                    address(page),
+                    len,
+                    |mem, _, leaf| {
+                        release(mem, leaf);
+                    },
+                );
             }
             Step::Protect { page, pages, flags } => {
                 let len = pages * PAGE_SIZE;
-                let _ = self
-                    .tables
-                    .protect_range(&mut self.mem, address(page), len, flags);
+                let _ = first_mut(&mut self.spaces).protect_range(
+                    &mut self.mem,
+                    address(page),
+                    len,
+                    flags,
+                );
             }
             Step::Flush => {
-                let pending = self.tables.take_pending();
+                let pending = first_mut(&mut self.spaces).take_pending();
                 self.mem.flush_discharged(&pending);
                 self.cached.clear();
                 self.reachable.clear();
@@ -300,14 +321,15 @@ impl World {
             .map(address)
             .collect();
         let report = self
-            .tables
-            .reset(&mut self.mem, |gva| !denied.contains(&gva))
+            .spaces
+            .reset(&mut self.mem, |_, gva| !denied.contains(&gva))
             .unwrap();
-        let (reference, tables) = self.frozen.fork().unwrap();
+        let (reference, spaces) = self.frozen.fork().unwrap();
+        let tables = first(&spaces);
         let (mut kept, mut kept_pages) = (BTreeSet::new(), BTreeSet::new());
         for page in 0..PAGES {
             let gva = address(page);
-            let now = self.tables.walk(&self.mem, gva);
+            let now = first(&self.spaces).walk(&self.mem, gva);
             let then = tables.walk(&reference, gva);
             let (Some(now), Some(then)) = (now, then) else {
                 assert_eq!(now, then, "{gva:?}");
@@ -330,7 +352,7 @@ impl World {
             assert_eq!(self.mem.frame_refs(at), 1);
         }
         assert_eq!(report.kept_pages, kept.len() as u64);
-        let written: BTreeSet<Gva> = report.copied_on_write.iter().copied().collect();
+        let written: BTreeSet<Gva> = report.copied_on_write.iter().map(|(_, gva)| *gva).collect();
         assert_eq!(
             written.len(),
             report.copied_on_write.len(),
@@ -373,7 +395,7 @@ impl World {
     /// No leaf over a frozen frame is writable, and each translation that is no longer true is
     /// harmless or about to be flushed.
     fn check(&self) {
-        let pending = self.tables.pending();
+        let pending = first(&self.spaces).pending();
         let covered = |gva: Gva| match pending {
             PendingFlush::None => false,
             PendingFlush::All => true,

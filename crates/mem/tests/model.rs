@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
-use kvmlet_mem::{GuestMemory, Leaf, MemError, PageSize, PageTables, PendingFlush, PteFlags};
+use kvmlet_mem::{
+    GuestMemory, Leaf, MemError, MmId, PageSize, PageTables, PendingFlush, PteFlags, Spaces,
+};
 use proptest::prelude::*;
 
 const PAGES_PER_BLOCK: u64 = HUGE_PAGE_SIZE / PAGE_SIZE;
@@ -104,7 +106,9 @@ impl Page {
 
 struct World {
     mem: GuestMemory,
-    tables: PageTables,
+    spaces: Spaces,
+    /// Name of the only one.
+    space: MmId,
     /// What is mapped, by page address.
     model: BTreeMap<u64, Page>,
     /// Every translation a processor may hold: all that were true since the last flush.
@@ -125,13 +129,25 @@ fn release(mem: &mut GuestMemory, freed: &mut BTreeSet<Gpa>, leaf: Leaf) {
     }
 }
 
+/// The tables of the only address space, to be changed beside other fields.
+macro_rules! tables_of {
+    ($world:expr) => {
+        $world.spaces.get_mut($world.space).unwrap()
+    };
+}
+
 impl World {
+    fn tables(&self) -> &PageTables {
+        self.spaces.get(self.space).unwrap()
+    }
+
     fn new() -> Self {
         let mut mem = GuestMemory::new(LIMIT).unwrap();
         let tables = PageTables::new(&mut mem).unwrap();
         Self {
             mem,
-            tables,
+            spaces: Spaces::new(tables),
+            space: MmId::FIRST,
             model: BTreeMap::new(),
             cached: BTreeMap::new(),
             freed: BTreeSet::new(),
@@ -195,7 +211,7 @@ impl World {
                 };
                 self.took(gpa, 1);
                 let size = PageSize::Base;
-                match self.tables.map(&mut self.mem, Gva(gva), gpa, size, flags) {
+                match tables_of!(self).map(&mut self.mem, Gva(gva), gpa, size, flags) {
                     Ok(old) => {
                         assert_eq!(
                             old.map(|leaf| leaf.gpa),
@@ -224,12 +240,11 @@ impl World {
                 let first = self.model.range(gva..end).next().map(|(&at, _)| at);
                 let absent = first.map_or(run.pages, |at| (at - gva) / PAGE_SIZE);
                 assert_eq!(
-                    self.tables.absent_run(&self.mem, Gva(gva), run.pages),
+                    self.tables().absent_run(&self.mem, Gva(gva), run.pages),
                     absent
                 );
                 let result =
-                    self.tables
-                        .map_range(&mut self.mem, Gva(gva), run.gpa, run.pages, flags);
+                    tables_of!(self).map_range(&mut self.mem, Gva(gva), run.gpa, run.pages, flags);
                 for index in 0..run.pages {
                     let gpa = run.gpa.wrapping_add(index * PAGE_SIZE);
                     let size = PageSize::Base;
@@ -253,8 +268,8 @@ impl World {
                 };
                 self.took(gpa, PAGES_PER_BLOCK);
                 let size = PageSize::Huge;
-                let possible = self.tables.can_map_huge(&self.mem, Gva(gva));
-                match self.tables.map(&mut self.mem, Gva(gva), gpa, size, flags) {
+                let possible = self.tables().can_map_huge(&self.mem, Gva(gva));
+                match tables_of!(self).map(&mut self.mem, Gva(gva), gpa, size, flags) {
                     Ok(old) => {
                         assert_eq!(possible, old.is_none());
                         self.mapped(gva, Leaf { gpa, size, flags });
@@ -277,12 +292,15 @@ impl World {
                 let (gva, end) = (address(page), address(page) + pages * PAGE_SIZE);
                 let mut removed = Vec::new();
                 let freed = &mut self.freed;
-                let result =
-                    self.tables
-                        .unmap_range(&mut self.mem, Gva(gva), end - gva, |mem, at, leaf| {
-                            release(mem, freed, leaf);
-                            removed.push((at.0, leaf));
-                        });
+                let result = tables_of!(self).unmap_range(
+                    &mut self.mem,
+                    Gva(gva),
+                    end - gva,
+                    |mem, at, leaf| {
+                        release(mem, freed, leaf);
+                        removed.push((at.0, leaf));
+                    },
+                );
                 if result.is_err() {
                     assert!(removed.is_empty(), "all or nothing");
                     self.sync_sizes();
@@ -309,9 +327,8 @@ impl World {
             }
             Edit::Protect { page, pages, flags } => {
                 let (gva, end) = (address(page), address(page) + pages * PAGE_SIZE);
-                let result = self
-                    .tables
-                    .protect_range(&mut self.mem, Gva(gva), end - gva, flags);
+                let result =
+                    tables_of!(self).protect_range(&mut self.mem, Gva(gva), end - gva, flags);
                 if result.is_err() {
                     self.sync_sizes();
                     return;
@@ -333,7 +350,7 @@ impl World {
                 let mark = self.mem.read_value::<u64>(gpa.wrapping_add(2048)).unwrap();
                 assert_eq!(mark, u64::MAX);
                 let (size, flags) = (PageSize::Base, old.flags | PteFlags::WRITE);
-                match self.tables.map(&mut self.mem, Gva(gva), gpa, size, flags) {
+                match tables_of!(self).map(&mut self.mem, Gva(gva), gpa, size, flags) {
                     Ok(replaced) => {
                         let replaced = replaced.unwrap();
                         assert_eq!(replaced.gpa, old.gpa);
@@ -349,11 +366,17 @@ impl World {
             }
             Edit::Clear => {
                 let freed = &mut self.freed;
-                self.tables.clear_user(&mut self.mem, |mem, _, leaf| {
+                let next = MmId(self.space.0 + 1);
+                self.spaces.create(&mut self.mem, next).unwrap();
+                let old = core::mem::replace(&mut self.space, next);
+                self.spaces.end(&mut self.mem, old, |mem, _, leaf| {
                     release(mem, freed, leaf);
                 });
+                // The CPU goes to other tables: it has nothing of these any more.
+                self.spaces.all_flushed(&mut self.mem);
+                self.cached.clear();
                 self.model.clear();
-                assert_eq!(self.tables.table_frames(), 1);
+                assert_eq!(self.tables().table_frames(), 1);
             }
             Edit::Flush => {}
         }
@@ -361,8 +384,9 @@ impl World {
 
     /// After a failed range edit: 2 MiB pages at its edges may have been divided, nothing else.
     fn sync_sizes(&mut self) {
+        let tables = self.spaces.get(self.space).unwrap();
         for (&gva, page) in &mut self.model {
-            let leaf = self.tables.walk(&self.mem, Gva(gva)).unwrap();
+            let leaf = tables.walk(&self.mem, Gva(gva)).unwrap();
             assert!(page.size == leaf.size || leaf.size == PageSize::Base);
             page.size = leaf.size;
         }
@@ -378,7 +402,7 @@ impl World {
                 found.insert(gva, Page { gpa, flags, size });
             }
         };
-        self.tables
+        self.tables()
             .for_each_leaf(&self.mem, Gva(0), 1 << 47, each)
             .unwrap();
         assert!(
@@ -390,12 +414,16 @@ impl World {
         for page in 0..BLOCKS.len() as u64 * PAGES_PER_BLOCK {
             let gva = address(page);
             let gpa = self.model.get(&gva).map(|page| page.gpa);
-            assert_eq!(self.tables.translate(&self.mem, Gva(gva)), gpa, "{gva:#x}");
+            assert_eq!(
+                self.tables().translate(&self.mem, Gva(gva)),
+                gpa,
+                "{gva:#x}"
+            );
         }
         let distinct: BTreeSet<Gpa> = self.model.values().map(|page| page.gpa).collect();
         assert_eq!(distinct.len(), self.model.len(), "a frame is mapped twice");
         assert!(distinct.is_disjoint(&self.freed));
-        let reachable = self.model.len() as u64 + self.tables.table_frames();
+        let reachable = self.model.len() as u64 + self.tables().table_frames();
         assert_eq!(
             self.mem.used_bytes(),
             reachable * PAGE_SIZE,
@@ -412,7 +440,7 @@ impl World {
                 seen.push(page);
             }
         }
-        let pending = self.tables.pending().clone();
+        let pending = self.tables().pending().clone();
         let covered = |gva: u64| match &pending {
             PendingFlush::None => false,
             PendingFlush::All => true,
@@ -441,7 +469,7 @@ impl World {
     }
 
     fn flush(&mut self) {
-        let pending = self.tables.take_pending();
+        let pending = self.spaces.take_pending(self.space);
         self.mem.flush_discharged(&pending);
         self.cached.clear();
         self.freed.clear();
@@ -463,7 +491,10 @@ proptest! {
     ) {
         let mut world = World::new();
         for edit in &edits {
-            let before = world.model.clone();
+            let before = match edit {
+                Edit::Clear => BTreeMap::new(),
+                _ => world.model.clone(),
+            };
             world.apply(edit);
             world.check();
             world.check_pending(&before, matches!(edit, Edit::Clear));
@@ -471,9 +502,12 @@ proptest! {
                 world.flush();
             }
         }
-        let World { mut mem, tables, mut freed, .. } = world;
-        tables.destroy(&mut mem, |mem, _, leaf| release(mem, &mut freed, leaf));
-        prop_assert_eq!(mem.used_bytes(), 0);
+        let empty = MmId(u64::MAX);
+        let World { mut mem, mut spaces, space, mut freed, .. } = world;
+        spaces.create(&mut mem, empty).unwrap();
+        spaces.end(&mut mem, space, |mem, _, leaf| release(mem, &mut freed, leaf));
+        spaces.all_flushed(&mut mem);
+        prop_assert_eq!(mem.used_bytes(), PAGE_SIZE, "an empty root");
         mem.flush_discharged(&PendingFlush::All);
         prop_assert!(!mem.has_quarantine());
     }

@@ -1,10 +1,12 @@
 //! Page tables, looked at through an independent walker that follows the manual.
 
+use std::collections::BTreeSet;
+
 use kvmlet_abi::layout::{EXC_STACK, USER_END};
 use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_mem::{
-    CopyOutcome, CopyStop, GuestMemory, Leaf, MAX_STALE_ENTRIES, MemError, OutOfMemory, PageSize,
-    PageTables, PendingFlush, PteFlags, StaleEntry, TABLE_WINDOW,
+    CopyOutcome, CopyStop, GuestMemory, Leaf, MAX_STALE_ENTRIES, MemError, MmId, OutOfMemory,
+    PageSize, PageTables, PendingFlush, PteFlags, Spaces, StaleEntry, TABLE_WINDOW,
 };
 
 const MIB: u64 = 1 << 20;
@@ -360,16 +362,22 @@ fn tables_count_against_the_limit() {
 }
 
 #[test]
-fn clearing_keeps_the_pages_of_the_vmm() {
-    let (mut mem, mut tables) = space(64 * MIB);
-    let used = mem.used_bytes();
+fn an_address_space_ends_without_the_pages_of_the_vmm() {
+    let mut mem = GuestMemory::new(64 * MIB).unwrap();
+    let mut tables = PageTables::new(&mut mem).unwrap();
     let stack = mem.alloc_table_frame().unwrap();
     let supervisor = PteFlags::WRITE | PteFlags::NX;
     tables
         .map(&mut mem, EXC_STACK, stack, PageSize::Base, supervisor)
         .unwrap();
-    let kept = (mem.used_bytes(), tables.table_frames());
+    let (first, second) = (MmId::FIRST, MmId(2));
+    let mut spaces = Spaces::new(tables);
+    let used = mem.used_bytes();
+    spaces.create(&mut mem, second).unwrap();
+    // Its root and two tables: the last one is in common.
+    assert_eq!(mem.used_bytes(), used + 3 * PAGE_SIZE);
     let top = Gva(USER_END.0 - PAGE_SIZE);
+    let tables = spaces.get_mut(second).unwrap();
     for gva in [Gva(0x1_0000), Gva(77 * GIB), top] {
         let gpa = mem.alloc_frame().unwrap();
         tables
@@ -380,25 +388,54 @@ fn clearing_keeps_the_pages_of_the_vmm() {
     tables
         .map(&mut mem, Gva(3 * GIB), huge, PageSize::Huge, DATA)
         .unwrap();
+    let tables = spaces.get(first).unwrap();
+    assert_eq!(tables.translate(&mem, top), None);
     let mut removed = 0;
-    tables.clear_user(&mut mem, |mem, _, leaf| {
+    spaces.end(&mut mem, second, |mem, _, leaf| {
         assert!(leaf.flags.contains(PteFlags::USER));
         free_leaf(mem, leaf);
         removed += 1;
     });
     assert_eq!(removed, 4);
-    assert_eq!((mem.used_bytes(), tables.table_frames()), kept);
+    assert!(mem.used_bytes() > used, "its tables are not free yet");
+    assert!(!spaces.has_many_dead());
+    let stores = spaces.dead_stores(usize::MAX);
+    assert_eq!(mem.used_bytes(), used + stores.len() as u64 * PAGE_SIZE);
+    assert!(
+        stores
+            .iter()
+            .all(|at| at.0 % PAGE_SIZE == 1 && at.0 > TABLE_WINDOW.0)
+    );
+    spaces.dead_flushed(&mut mem);
+    assert_eq!(mem.used_bytes(), used);
+    let tables = spaces.get(first).unwrap();
     assert_eq!(tables.translate(&mem, EXC_STACK), Some(stack));
-    assert_eq!(tables.translate(&mem, top), None);
-    let pending = tables.take_pending();
-    assert_eq!(pending, PendingFlush::All);
-    mem.flush_discharged(&pending);
-    tables.destroy(&mut mem, |mem, gva, leaf| {
-        assert_eq!(gva, EXC_STACK);
-        free_leaf(mem, leaf);
-    });
-    assert_eq!(mem.used_bytes(), used - PAGE_SIZE, "the root is gone too");
-    assert!(mem.table_quarantine_bytes() > 0);
+}
+
+#[test]
+fn tables_are_handed_out_again_after_the_flush_only() {
+    let mut mem = GuestMemory::new(64 * MIB).unwrap();
+    let mut spaces = Spaces::new(PageTables::new(&mut mem).unwrap());
+    let mut dead: BTreeSet<Gpa> = BTreeSet::new();
+    for number in 2..200 {
+        let id = MmId(number);
+        spaces.create(&mut mem, id).unwrap();
+        let root = spaces.get(id).unwrap().root();
+        assert!(dead.insert(root), "{root:?} before its flush");
+        spaces.end(&mut mem, id, |_, _, _| {});
+        if spaces.has_many_dead() {
+            let stores = spaces.dead_stores(usize::MAX);
+            assert_eq!(stores.len(), dead.len());
+            // Not before it has happened.
+            assert!(spaces.has_leaving());
+            let probe = mem.alloc_table_frame().unwrap();
+            assert!(!dead.contains(&probe));
+            mem.free_frame(probe);
+            spaces.dead_flushed(&mut mem);
+            dead.clear();
+        }
+    }
+    assert!(dead.len() < 100);
 }
 
 #[test]

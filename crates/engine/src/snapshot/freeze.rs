@@ -43,7 +43,7 @@ impl Snapshot {
         })?;
         let kvm_kind = guest.vcpu.kvm_kind().unwrap_or(KvmKind::Hardware);
         let Machine {
-            mut memory, tables, ..
+            mut memory, spaces, ..
         } = machine;
         transport.detach();
         guest.scrub(&mut memory, &setup.pages)?;
@@ -57,7 +57,7 @@ impl Snapshot {
         vm_pool::give_back(guest);
         // A fork may take back anything that is charged now.
         let used_bytes = memory.used_bytes();
-        let memory = memory.freeze(tables, used_bytes)?;
+        let memory = memory.freeze(spaces, used_bytes)?;
         let host = host.fork();
         Ok(Self(Arc::new(Frozen {
             process: std::process::id(),

@@ -3,6 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use kvmlet_abi::Gva;
+use kvmlet_mem::MmId;
+
 /// A page is learned when this many of the last [`RECENT_REPORTS`] reports named it.
 const NAMED_MIN: u32 = 2;
 /// At most 64: a report is a bit.
@@ -21,10 +24,13 @@ const KEPT_MIN: u64 = 1024;
 /// Copies that a fork may keep, as a multiple of the median: mixed loads write several sets in turn.
 const KEPT_MEDIANS: u64 = 4;
 
+/// A page of an address space.
+type Page = (MmId, Gva);
+
 /// The knowledge of the pages that requests write.
 #[derive(Debug, Default)]
 pub(crate) struct Learned {
-    pages: BTreeMap<u64, Named>,
+    pages: BTreeMap<Page, Named>,
     /// Reports so far that named pages.
     reports: u64,
     /// Pages that the last requests wrote.
@@ -69,8 +75,8 @@ impl Learned {
     /// others that have not been written for long.
     pub fn note_pages(
         &mut self,
-        written: impl Iterator<Item = u64>,
-        dropped: impl Iterator<Item = u64>,
+        written: impl Iterator<Item = Page>,
+        dropped: impl Iterator<Item = Page>,
     ) {
         for page in dropped {
             self.pages.remove(&page);
@@ -105,7 +111,7 @@ impl Learned {
 
     /// The pages to copy ahead, in order: at most one and a half times what a request writes. If there are
     /// more, those that most of the recent reports named.
-    pub fn ahead(&self) -> Vec<u64> {
+    pub fn ahead(&self) -> Vec<Page> {
         let median = self.median().unwrap_or_default();
         let budget = (median + median / 2).min(LEARNED_MAX);
         let mut pages: Vec<_> = self
@@ -116,7 +122,7 @@ impl Learned {
             .collect();
         pages.sort_unstable_by(|one, other| other.cmp(one));
         pages.truncate(usize::try_from(budget).unwrap_or(usize::MAX));
-        let mut pages: Vec<u64> = pages.into_iter().map(|(_, _, page)| page).collect();
+        let mut pages: Vec<Page> = pages.into_iter().map(|(_, _, page)| page).collect();
         pages.sort_unstable();
         pages
     }
@@ -142,23 +148,33 @@ impl Learned {
 mod tests {
     use super::*;
 
-    const NONE: std::iter::Empty<u64> = std::iter::empty();
+    const NONE: std::iter::Empty<Page> = std::iter::empty();
+
+    fn pages(numbers: std::ops::Range<u64>) -> impl Iterator<Item = Page> {
+        numbers.map(|number| (MmId::FIRST, Gva(number)))
+    }
+
+    /// The numbers of the pages to copy ahead.
+    fn ahead(learned: &Learned) -> Vec<u64> {
+        let pages = learned.ahead().into_iter();
+        pages.map(|(_, page)| page.0).collect()
+    }
 
     /// A request in a new fork that wrote these pages.
-    fn note(learned: &mut Learned, pages: std::ops::Range<u64>) {
-        learned.note_size(pages.end - pages.start);
-        learned.note_pages(pages, NONE);
+    fn note(learned: &mut Learned, numbers: std::ops::Range<u64>) {
+        learned.note_size(numbers.end - numbers.start);
+        learned.note_pages(pages(numbers), NONE);
     }
 
     #[test]
     fn what_two_requests_wrote_is_learned() {
         let mut learned = Learned::default();
         note(&mut learned, 0..10);
-        assert_eq!(learned.ahead(), []);
+        assert_eq!(ahead(&learned), [0; 0]);
         note(&mut learned, 5..15);
-        assert_eq!(learned.ahead(), [5, 6, 7, 8, 9]);
-        learned.note_pages(NONE, 5..8);
-        assert_eq!(learned.ahead(), [8, 9]);
+        assert_eq!(ahead(&learned), [5, 6, 7, 8, 9]);
+        learned.note_pages(NONE, pages(5..8));
+        assert_eq!(ahead(&learned), [8, 9]);
     }
 
     #[test]
@@ -168,9 +184,9 @@ mod tests {
             note(&mut learned, first * 100..first * 100 + 10);
         }
         note(&mut learned, 0..10);
-        assert_eq!(learned.ahead(), []);
+        assert_eq!(ahead(&learned), [0; 0]);
         note(&mut learned, 700..710);
-        assert_eq!(learned.ahead().len(), 10);
+        assert_eq!(ahead(&learned).len(), 10);
     }
 
     #[test]
@@ -180,11 +196,11 @@ mod tests {
             for number in 0..20 {
                 if number == at {
                     note(&mut learned, 10_000..25_000);
-                    assert!(learned.ahead().len() <= 45, "{at}");
+                    assert!(ahead(&learned).len() <= 45, "{at}");
                 }
                 note(&mut learned, 0..30);
             }
-            assert_eq!(learned.ahead(), (0..30).collect::<Vec<_>>(), "{at}");
+            assert_eq!(ahead(&learned), (0..30).collect::<Vec<_>>(), "{at}");
             assert_eq!(learned.kept_max(), KEPT_MIN);
         }
     }
@@ -198,8 +214,8 @@ mod tests {
                 note(&mut learned, 10_000..25_000);
             }
             if number > 3 {
-                assert!(learned.ahead().len() <= 45, "{number}");
-                assert_eq!(learned.ahead()[..30], (0..30).collect::<Vec<_>>());
+                assert!(ahead(&learned).len() <= 45, "{number}");
+                assert_eq!(ahead(&learned)[..30], (0..30).collect::<Vec<_>>());
             }
         }
         // Nothing new: as many again are forgotten.
@@ -215,20 +231,20 @@ mod tests {
         for _ in 0..20 {
             note(&mut learned, 0..500);
         }
-        assert_eq!(learned.ahead().len(), 500);
+        assert_eq!(ahead(&learned).len(), 500);
         assert_eq!(learned.kept_max(), 2000);
         for _ in 0..8 {
             note(&mut learned, 1000..1020);
         }
-        assert!(learned.ahead().len() <= 30);
+        assert!(ahead(&learned).len() <= 30);
         assert_eq!(learned.kept_max(), KEPT_MIN);
         let wanted: Vec<u64> = (1000..1020).collect();
-        assert!(wanted.iter().all(|page| learned.ahead().contains(page)));
+        assert!(wanted.iter().all(|page| ahead(&learned).contains(page)));
         // And back: most of the last fifteen are large again after eight.
         for _ in 0..8 {
             note(&mut learned, 0..500);
         }
-        assert!((500..=750).contains(&learned.ahead().len()));
+        assert!((500..=750).contains(&ahead(&learned).len()));
     }
 
     #[test]
@@ -241,7 +257,7 @@ mod tests {
             learned.note_size(0);
             learned.note_pages(NONE, NONE);
         }
-        assert_eq!(learned.ahead().len(), 10);
+        assert_eq!(ahead(&learned).len(), 10);
     }
 
     #[test]
@@ -251,6 +267,6 @@ mod tests {
             note(&mut learned, number * 16_000..(number + 1) * 16_000);
             assert!(learned.pages.len() <= KNOWN_MAX);
         }
-        assert_eq!(learned.ahead(), []);
+        assert_eq!(ahead(&learned), [0; 0]);
     }
 }

@@ -7,14 +7,15 @@ mod reset;
 mod tests;
 mod vm_pool;
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::{Kvm, KvmKind, VcpuConfig};
-use kvmlet_linux::{Host, Kernel, MappedFile, Mm};
-use kvmlet_mem::{FrozenMemory, GuestMemory, PageTables, SlotMemory};
+use kvmlet_linux::{Host, Kernel, MappedFile};
+use kvmlet_mem::{FrozenMemory, GuestMemory, MmId, SlotMemory, Spaces};
 use kvmlet_stub::vdso::HostClock;
 
 use crate::prepare::raise_descriptor_limit;
@@ -55,7 +56,7 @@ pub(crate) struct Frozen {
 #[derive(Debug)]
 struct ForkMemory {
     memory: GuestMemory,
-    tables: PageTables,
+    spaces: Spaces,
     slots: Vec<SlotMemory>,
     config: VcpuConfig,
 }
@@ -157,7 +158,7 @@ impl Frozen {
         let blank = vm_pool::take_blank();
         let ForkMemory {
             memory,
-            tables,
+            spaces,
             slots,
             config,
         } = self.fork_memory()?;
@@ -172,30 +173,32 @@ impl Frozen {
         Ok(BoundVm {
             guest,
             memory,
-            tables,
+            spaces,
             clock,
         })
     }
 
     /// A fork's memory, with the pages that requests are known to write copied ahead.
     fn fork_memory(&self) -> Result<ForkMemory, EngineError> {
-        let (mut memory, mut tables) = self.memory.fork()?;
-        let pages = lock(&self.learned).ahead().into_iter().map(Gva);
-        tables.copy_ahead(&mut memory, pages, self.copy_keeper())?;
+        let (mut memory, mut spaces) = self.memory.fork()?;
+        let first = spaces.iter().next().map(|(_, tables)| tables.root());
+        let root = first.ok_or_else(|| EngineError::Internal("nothing was frozen".to_owned()))?;
+        let pages = lock(&self.learned).ahead().into_iter();
+        spaces.copy_ahead(&mut memory, pages, self.copy_keeper())?;
         let pages = &self.setup.pages;
         Ok(ForkMemory {
             slots: memory.take_new_slots(),
-            config: pages.vcpu_config(&memory, &tables, Some(self.kvm_kind))?,
+            config: pages.vcpu_config(&memory, root, Some(self.kvm_kind))?,
             memory,
-            tables,
+            spaces,
         })
     }
 
     /// Chooses the copies of frozen pages that may stay mapped through a reset.
-    fn copy_keeper(&self) -> impl FnMut(Gva) -> bool {
-        // Only one process so far: each will have tables of its own.
-        let mut keeper = self.kernel.mms.values().next().map(Mm::copy_keeper);
-        move |gva| keeper.as_mut().is_some_and(|keeps| keeps(gva))
+    fn copy_keeper(&self) -> impl FnMut(MmId, Gva) -> bool {
+        let mms = self.kernel.mms.iter();
+        let mut keepers: BTreeMap<MmId, _> = mms.map(|(id, mm)| (*id, mm.copy_keeper())).collect();
+        move |id, gva| keepers.get_mut(&id).is_some_and(|keeps| keeps(gva))
     }
 
     /// The number of the next fork or reset: never 0, which is the program before the freeze.

@@ -32,12 +32,10 @@ impl Sandbox {
         };
         let memory = &mut self.personality.machine.memory;
         self.guest.scrub(memory, &self.setup.pages)?;
+        self.guest.forget_younger_space(&frozen.kernel);
         self.personality.assign(frozen.next_kernel());
         self.personality.host.reset(&frozen.host);
-        lock(&frozen.learned).note_pages(
-            report.named().map(|page| page.0),
-            report.dropped.iter().map(|page| page.0),
-        );
+        lock(&frozen.learned).note_pages(report.named(), report.dropped.iter().copied());
         self.last_reset = report;
         Ok(())
     }
@@ -46,13 +44,13 @@ impl Sandbox {
     fn reset_memory(&mut self, frozen: &Frozen) -> Result<Option<ResetReport>, EngineError> {
         let machine = &mut self.personality.machine;
         // What an unusual request has written would be compared by every later reset.
-        if machine.tables.copies() > lock(&frozen.learned).kept_max() {
-            let written_pages = machine.tables.written_copies();
+        if machine.spaces.copies() > lock(&frozen.learned).kept_max() {
+            let written_pages = machine.spaces.written_copies();
             lock(&frozen.learned).note_size(written_pages);
             return Ok(None);
         }
         let reset = machine
-            .tables
+            .spaces
             .reset(&mut machine.memory, frozen.copy_keeper());
         if let Ok(report) = &reset {
             lock(&frozen.learned).note_size(report.written_pages);
@@ -71,7 +69,7 @@ impl Sandbox {
         let was = self.ended.replace(Ending::Broken);
         let ForkMemory {
             memory,
-            tables,
+            spaces,
             slots,
             config,
         } = frozen.fork_memory()?;
@@ -84,7 +82,7 @@ impl Sandbox {
         self.transport.forget_link();
         let clock = vm::clock_for(&frozen.clock, &mut self.guest.vcpu);
         self.personality.machine.memory = memory;
-        self.personality.machine.tables = tables;
+        self.personality.machine.spaces = spaces;
         self.personality.host.clock = clock;
         self.personality.assign(frozen.next_kernel());
         self.personality.host.reset(&frozen.host);
@@ -119,16 +117,17 @@ impl Sandbox {
             return;
         };
         let Machine {
-            mut memory, tables, ..
+            mut memory, spaces, ..
         } = personality.machine;
         if !clean || guest.scrub(&mut memory, &setup.pages).is_err() {
             return vm_pool::give_back(guest);
         }
+        guest.forget_younger_space(&frozen.kernel);
         guest.start_count();
         frozen.ready.give_back(BoundVm {
             guest,
             memory,
-            tables,
+            spaces,
             clock: personality.host.clock,
         });
     }

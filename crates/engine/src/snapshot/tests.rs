@@ -64,8 +64,8 @@ fn state(sandbox: &Sandbox) -> State {
     let mut pages = BTreeMap::new();
     let mut writable = BTreeMap::new();
     let mut bytes = vec![0; PAGE_SIZE as usize];
-    machine
-        .tables
+    let (_, tables) = machine.spaces.iter().next().unwrap();
+    tables
         .for_each_leaf(
             &machine.memory,
             USER_START,

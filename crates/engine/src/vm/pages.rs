@@ -77,11 +77,11 @@ impl VmmPages {
         })
     }
 
-    /// The configuration of a vCPU over these tables.
+    /// The configuration of a vCPU that begins over these tables.
     pub fn vcpu_config(
         &self,
         memory: &GuestMemory,
-        tables: &PageTables,
+        root: Gpa,
         kvm_kind: Option<KvmKind>,
     ) -> Result<VcpuConfig, EngineError> {
         let page = |gpa| {
@@ -90,7 +90,7 @@ impl VmmPages {
                 .ok_or_else(|| EngineError::Internal("a VMM page has no memory".to_owned()))
         };
         Ok(VcpuConfig {
-            cr3: tables.root(),
+            cr3: root,
             exc_stack: page(self.exc_stack)?,
             flush_stack: page(self.flush_stack)?,
             call_page: page(self.call_page)?,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva};
-use kvmlet_mem::{GuestMemory, PageSize, PageTables, PendingFlush, PteFlags};
+use kvmlet_mem::{GuestMemory, MmId, PageSize, PageTables, PendingFlush, PteFlags, Spaces};
 use kvmlet_policy::Policy;
 
-use super::space::Limits;
+use super::space::{Limits, release_leaf};
 use super::*;
 use crate::fd::OpenFlags;
 use crate::host::{Host, HostKind};
@@ -25,7 +25,7 @@ pub const MIB: u64 = 1 << 20;
 pub struct Fixture {
     pub mm: Mm,
     pub mem: GuestMemory,
-    pub tables: PageTables,
+    pub spaces: Spaces,
     pub host: Host,
     pub tmpfs: TmpFs,
     pub limits: Limits,
@@ -35,13 +35,13 @@ pub struct Fixture {
 impl Fixture {
     pub fn new(limit_bytes: u64) -> Self {
         let mut mem = GuestMemory::new(limit_bytes).unwrap();
-        let tables = PageTables::new(&mut mem).unwrap();
+        let spaces = Spaces::new(PageTables::new(&mut mem).unwrap());
         let policy = Policy::with_working_directory(b"/usr").unwrap();
         Self {
             mm: Mm::new(AslrSeed::default(), 8 << 20),
             empty_bytes: mem.used_bytes(),
             mem,
-            tables,
+            spaces,
             host: Host::new(policy, 0).unwrap(),
             tmpfs: TmpFs::new(FileTime::from_ns(0)),
             limits: Limits {
@@ -58,12 +58,12 @@ impl Fixture {
 
     /// A fork of it, as of now.
     pub fn fork(self) -> Self {
-        let Self { mem, tables, .. } = self;
+        let Self { mem, spaces, .. } = self;
         let charged_bytes = mem.used_bytes();
-        let (mem, tables) = mem.freeze(tables, charged_bytes).unwrap().fork().unwrap();
+        let (mem, spaces) = mem.freeze(spaces, charged_bytes).unwrap().fork().unwrap();
         Self {
             mem,
-            tables,
+            spaces,
             ..self
         }
     }
@@ -72,12 +72,20 @@ impl Fixture {
         Space {
             mm: &mut self.mm,
             mem: &mut self.mem,
-            tables: &mut self.tables,
+            tables: self.spaces.get_mut(MmId::FIRST).unwrap(),
             host: &mut self.host,
             tmpfs: &mut self.tmpfs,
             limits: self.limits,
             ids: Ids { uid: 0, gid: 0 },
         }
+    }
+
+    pub fn tables(&self) -> &PageTables {
+        self.spaces.get(MmId::FIRST).unwrap()
+    }
+
+    pub fn take_pending(&mut self) -> PendingFlush {
+        self.spaces.take_pending(MmId::FIRST)
     }
 
     pub fn map(&mut self, addr: u64, len: u64, prot: u32, flags: u32) -> Result<u64, Errno> {
@@ -106,7 +114,7 @@ impl Fixture {
     /// One access as a CPU makes it: the entry decides, and a fault is handled once.
     pub fn touch(&mut self, addr: u64, access: Access) -> Result<(), FaultError> {
         for _ in 0..2 {
-            let leaf = self.tables.walk(&self.mem, Gva(addr));
+            let leaf = self.tables().walk(&self.mem, Gva(addr));
             let allowed = leaf.is_some_and(|leaf| {
                 leaf.flags.contains(PteFlags::USER)
                     && match access {
@@ -125,7 +133,8 @@ impl Fixture {
 
     pub fn store(&mut self, addr: u64, byte: u8) -> Result<(), FaultError> {
         self.touch(addr, Access::Write)?;
-        let outcome = self.tables.copy_out(&mut self.mem, Gva(addr), &[byte]);
+        let tables = self.spaces.get(MmId::FIRST).unwrap();
+        let outcome = tables.copy_out(&mut self.mem, Gva(addr), &[byte]);
         assert_eq!(outcome.stop, None);
         Ok(())
     }
@@ -133,7 +142,7 @@ impl Fixture {
     pub fn load(&mut self, addr: u64) -> Result<u8, FaultError> {
         self.touch(addr, Access::Read)?;
         let mut byte = [0];
-        let outcome = self.tables.copy_in(&self.mem, Gva(addr), &mut byte);
+        let outcome = self.tables().copy_in(&self.mem, Gva(addr), &mut byte);
         if outcome.stop.is_some() {
             return Err(FaultError::Bus);
         }
@@ -143,7 +152,7 @@ impl Fixture {
     /// Every leaf lies in a VMA and grants no more than it.
     pub fn check(&self) {
         let mut leaves = Vec::new();
-        self.tables
+        self.tables()
             .for_each_leaf(&self.mem, Gva(0), USER_END.0, |gva, leaf| {
                 leaves.push((gva, leaf))
             })
@@ -180,18 +189,21 @@ impl Fixture {
 
     /// Unmaps everything: then nothing may be in use.
     pub fn check_no_leak(&mut self) {
-        self.space().teardown();
-        let pending = self.tables.take_pending();
-        assert_eq!(pending, PendingFlush::All);
-        self.mem.flush_discharged(&pending);
+        self.space().forget_all();
+        let (first, other) = (MmId::FIRST, MmId(2));
+        self.spaces.create(&mut self.mem, other).unwrap();
+        let release = |mem: &mut GuestMemory, _, leaf| release_leaf(mem, leaf);
+        self.spaces.end(&mut self.mem, first, release);
+        self.spaces.all_flushed(&mut self.mem);
+        self.mem.flush_discharged(&PendingFlush::All);
         self.tmpfs.free_all(&mut self.mem);
         assert!(self.mm.vmas.is_empty());
-        assert_eq!(self.tables.table_frames(), 1);
+        assert_eq!(self.spaces.get(other).unwrap().table_frames(), 1);
     }
 
     pub fn huge_leaves(&self) -> usize {
         let mut count = 0;
-        self.tables
+        self.tables()
             .for_each_leaf(&self.mem, Gva(0), USER_END.0, |_, leaf| {
                 count += usize::from(leaf.size == PageSize::Huge);
             })

@@ -52,14 +52,17 @@ pub(super) fn note_read(cx: &mut Cx<'_>, gva: Gva, len: usize) {
         return;
     }
     let page = gva.page_down();
-    let machine = &mut *cx.machine;
-    let Some(gpa) = machine.tables.translate(&machine.memory, page) else {
+    let Ok((tables, memory)) = cx.tables() else {
+        return;
+    };
+    let Some(gpa) = tables.translate(memory, page) else {
         return;
     };
     // A fork's copy would go at each reset.
-    if !machine.memory.is_file_backed(gpa) || machine.memory.is_frozen(gpa) {
+    if !memory.is_file_backed(gpa) || memory.is_frozen(gpa) {
         return;
     }
+    let machine = &mut *cx.machine;
     if machine.hot_pages.count(page.0) {
         machine.hot_pages.forget(page.0);
         if let Ok(mut space) = Space::of(cx) {

@@ -10,6 +10,7 @@ mod advise;
 mod fault;
 pub mod freeze;
 mod hot_pages;
+mod life;
 mod lock;
 mod map;
 mod pieces;
@@ -43,10 +44,12 @@ use kvmlet_mem::OutOfMemory;
 
 use crate::cx::Cx;
 use crate::host::HostId;
+use crate::id::MmId;
 use crate::vfs::tmpfs::{InodeId, Stale};
 
 pub use advise::{Advice, advise, mincore, msync, seal};
 pub use hot_pages::HotPages;
+pub use life::start_anew;
 pub use lock::{go_on_populating, lock, lock_all, unlock_all};
 pub use map::{MapFile, MapFlags, MapRequest, brk, mmap, mprotect, munmap};
 pub use pieces::{can_be_parted, covers, piece_end};
@@ -296,15 +299,6 @@ pub fn map_region(cx: &mut Cx<'_>, region: &Region) -> Result<(), Errno> {
 /// `ENOMEM` if not.
 pub fn check_address_space(cx: &mut Cx<'_>, more_bytes: u64) -> Result<(), Errno> {
     Space::of(cx)?.check_address_space(more_bytes)
-}
-
-/// Unmaps everything in the calling process's address space (exec, exit) and forgets its layout.
-///
-/// # Errors
-/// `ESRCH` if the calling thread is gone.
-pub fn teardown(cx: &mut Cx<'_>) -> Result<(), Errno> {
-    Space::of(cx)?.teardown();
-    Ok(())
 }
 
 /// Makes the page at `gva` accessible for `access`, if the address space allows it.

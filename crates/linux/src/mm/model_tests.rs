@@ -331,8 +331,8 @@ proptest! {
         for op in &ops {
             step(&mut f, &mut model, op);
             f.check();
-            if let PendingFlush::All = f.tables.pending() {
-                let pending = f.tables.take_pending();
+            if let PendingFlush::All = f.tables().pending() {
+                let pending = f.take_pending();
                 f.mem.flush_discharged(&pending);
             }
         }

@@ -19,7 +19,7 @@ fn pages(count: u64) -> u64 {
 
 /// Pages from `at` on that touching would not fault.
 fn present(f: &Fixture, at: u64, count: u64) -> u64 {
-    let there = |page: &u64| f.tables.walk(&f.mem, Gva(at + pages(*page))).is_some();
+    let there = |page: &u64| f.tables().walk(&f.mem, Gva(at + pages(*page))).is_some();
     (0..count).filter(there).count() as u64
 }
 
@@ -63,18 +63,18 @@ fn a_library_is_mapped_over_itself_and_unmapped_without_a_flush() {
     f.map_at(at + pages(5), pages(3), RW, PRIVATE | FIXED, data, pages(5))
         .unwrap();
     assert_eq!(present(&f, at, 8), 8);
-    assert_eq!(f.tables.pending(), &PendingFlush::None);
+    assert_eq!(f.tables().pending(), &PendingFlush::None);
     f.touch(at + pages(2), Access::Exec).unwrap();
     f.store(at + pages(6), 9).unwrap();
     assert_eq!(f.load(at + pages(6) + 1), Ok(7));
     f.check();
     f.space().munmap(at, pages(6)).unwrap();
-    assert_eq!(f.tables.pending(), &PendingFlush::None);
+    assert_eq!(f.tables().pending(), &PendingFlush::None);
     assert_eq!(f.load(at), Err(FaultError::MAPERR));
     assert_eq!(f.load(at + pages(6)), Ok(9));
     // What stays in its window needs one.
     f.space().mprotect(at + pages(6), pages(1), R).unwrap();
-    assert!(!f.tables.take_pending().is_none());
+    assert!(!f.take_pending().is_none());
     f.check_no_leak();
 }
 

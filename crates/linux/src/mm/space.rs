@@ -10,7 +10,7 @@ use kvmlet_abi::{Errno, Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, Leaf, MemError, PageSize, PageTables};
 
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, VMA_COST_BYTES, Vma, VmaFlags};
-use super::{FaultError, MAX_MAP_COUNT, Mm, Region, Source};
+use super::{FaultError, MAX_MAP_COUNT, Mm, MmId, Region, Source};
 use crate::clock;
 use crate::cx::Cx;
 use crate::host::{Host, HostId};
@@ -76,6 +76,15 @@ impl<'a> Space<'a> {
     /// # Errors
     /// `ESRCH` if the thread is gone.
     pub fn of(cx: &'a mut Cx<'_>) -> Result<Self, Errno> {
+        let id = cx.process()?.mm;
+        Self::by_id(cx, id)
+    }
+
+    /// The address space `id`, with the limits of the calling process.
+    ///
+    /// # Errors
+    /// `ESRCH` if the thread or the address space is gone.
+    pub fn by_id(cx: &'a mut Cx<'_>, id: MmId) -> Result<Self, Errno> {
         let pid = cx.kernel.threads.get(&cx.tid).ok_or(Errno::ESRCH)?.pid;
         let process = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
         let rlimits = &process.rlimits;
@@ -86,9 +95,9 @@ impl<'a> Space<'a> {
             address_space: rlimits.soft(Resource::AddressSpace),
         };
         Ok(Self {
-            mm: cx.kernel.mms.get_mut(&process.mm).ok_or(Errno::ESRCH)?,
+            mm: cx.kernel.mms.get_mut(&id).ok_or(Errno::ESRCH)?,
             mem: &mut cx.machine.memory,
-            tables: &mut cx.machine.tables,
+            tables: cx.machine.spaces.get_mut(id).ok_or(Errno::ESRCH)?,
             host: cx.host,
             tmpfs: &mut cx.kernel.tmpfs,
             limits,
@@ -336,10 +345,8 @@ impl<'a> Space<'a> {
         }
     }
 
-    /// Unmaps everything and forgets the layout.
-    pub fn teardown(&mut self) {
-        self.tables
-            .clear_user(self.mem, |mem, _, leaf| release_leaf(mem, leaf));
+    /// Gives up what all mappings hold, and forgets the layout: the address space ends.
+    pub fn forget_all(&mut self) {
         let mm = core::mem::take(self.mm);
         for vma in mm.vmas.values() {
             self.mem.uncharge_kernel(vma.cost_bytes());

@@ -72,7 +72,7 @@ fn private_copies_outlive_the_copy_of_a_frozen_page() {
         .set_size(&mut f.mem, inode, pages(1) + 1, now)
         .unwrap();
     f.space().unmap_stale(inode, &stale).unwrap();
-    let _nothing_ran = f.tables.take_pending();
+    let _nothing_ran = f.take_pending();
     assert_eq!((f.load(shared + pages(1)), f.load(private)), (Ok(1), Ok(1)));
     assert_eq!(f.load(private + pages(1)), Ok(2));
 }

@@ -110,9 +110,9 @@ fn narrowing_a_present_entry_records_a_flush() {
     let mut f = Fixture::new(64 * MIB);
     let at = f.map(0, pages(1), RW, PRIVATE).unwrap();
     f.store(at, 1).unwrap();
-    assert_eq!(f.tables.take_pending(), PendingFlush::None);
+    assert_eq!(f.take_pending(), PendingFlush::None);
     f.space().mprotect(at, pages(1), R).unwrap();
-    assert!(!f.tables.take_pending().is_none());
+    assert!(!f.take_pending().is_none());
 }
 
 #[test]

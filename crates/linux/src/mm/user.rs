@@ -28,9 +28,10 @@ pub fn read_some(cx: &mut Cx<'_>, gva: Gva, buf: &mut [u8]) -> Result<usize, Err
     let mut reads_file = false;
     let copied = copy(cx, gva, len, Access::Read, |cx, at, done| {
         let rest = buf.get_mut(done..).unwrap_or_default();
-        let outcome = cx.machine.tables.copy_in(&cx.machine.memory, at, rest);
+        let (tables, memory) = cx.tables()?;
+        let outcome = tables.copy_in(memory, at, rest);
         reads_file |= outcome.reads_file;
-        outcome
+        Ok(outcome)
     })?;
     if reads_file {
         note_read(cx, gva, len);
@@ -46,7 +47,8 @@ pub fn read_some(cx: &mut Cx<'_>, gva: Gva, buf: &mut [u8]) -> Result<usize, Err
 pub fn write_some(cx: &mut Cx<'_>, gva: Gva, bytes: &[u8]) -> Result<usize, Errno> {
     copy(cx, gva, bytes.len(), Access::Write, |cx, at, done| {
         let rest = bytes.get(done..).unwrap_or_default();
-        cx.machine.tables.copy_out(&mut cx.machine.memory, at, rest)
+        let (tables, memory) = cx.tables()?;
+        Ok(tables.copy_out(memory, at, rest))
     })
 }
 
@@ -79,7 +81,7 @@ fn copy(
     gva: Gva,
     len: usize,
     access: Access,
-    mut step: impl FnMut(&mut Cx<'_>, Gva, usize) -> CopyOutcome,
+    mut step: impl FnMut(&mut Cx<'_>, Gva, usize) -> Result<CopyOutcome, Errno>,
 ) -> Result<usize, Errno> {
     if len == 0 {
         return Ok(0);
@@ -90,7 +92,7 @@ fn copy(
     let mut done = 0usize;
     let mut last_stop = None;
     loop {
-        let outcome = step(cx, gva.wrapping_add(done as u64), done);
+        let outcome = step(cx, gva.wrapping_add(done as u64), done)?;
         done = done.saturating_add(outcome.copied_bytes);
         let stop = match outcome.stop {
             None => return Ok(done),
@@ -204,7 +206,8 @@ fn on_word<T>(
     needed.set(PteFlags::WRITE, access == Access::Write);
     // First as it is, then faulted in, then taken out of its file: no step is needed twice.
     for _ in 0..3 {
-        let leaf = cx.machine.tables.walk(&cx.machine.memory, gva);
+        let (tables, memory) = cx.tables()?;
+        let leaf = tables.walk(memory, gva);
         let Some(leaf) = leaf.filter(|leaf| leaf.flags.contains(needed)) else {
             resolve(cx, gva, access)?;
             continue;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
-use kvmlet_mem::{GuestMemory, PageTables};
+use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 use kvmlet_policy::Policy;
 
 use super::fixture::MIB;
@@ -34,7 +34,7 @@ struct Guest {
 impl Guest {
     fn new(limit_bytes: u64) -> Self {
         let mut memory = GuestMemory::new(limit_bytes).unwrap();
-        let tables = PageTables::new(&mut memory).unwrap();
+        let spaces = Spaces::new(PageTables::new(&mut memory).unwrap());
         let host = Host::new(Policy::with_working_directory(b"/usr").unwrap(), 0).unwrap();
         let mut kernel = Kernel::new(NewKernel {
             cwd: vfs::Dir::Path(Arc::from(&b"/usr"[..])),
@@ -44,7 +44,7 @@ impl Guest {
         // The thread makes calls: it is not in the queue.
         kernel.sched = Sched::default();
         *kernel.mm_mut(PID).unwrap() = Mm::new(AslrSeed::default(), 8 << 20);
-        let machine = Machine::new(memory, tables, None, CpuInfo::default());
+        let machine = Machine::new(memory, spaces, None, CpuInfo::default());
         Self {
             kernel,
             machine,
@@ -298,7 +298,7 @@ fn mmap_takes_descriptors_as_linux_does() {
     assert!(map(zero, 2, 0).is_ok());
     let host_refs = guest.host.files.values().map(|file| file.refs).sum::<u32>();
     assert_eq!(host_refs, 3, "the descriptor and two mappings");
-    super::teardown(&mut guest.cx()).unwrap();
+    super::start_anew(&mut guest.cx()).unwrap();
     let host_refs = guest.host.files.values().map(|file| file.refs).sum::<u32>();
     assert_eq!(host_refs, 1);
 }
@@ -425,9 +425,9 @@ fn a_page_of_a_file_that_calls_read_often_becomes_ours() {
         let mut cx = guest.cx();
         let file = mem::sys_mmap(&mut cx, &[0, PAGE_SIZE, prot, flags, number, 0]).unwrap();
         let is_file = |cx: &mut Cx<'_>| {
-            let machine = &*cx.machine;
-            let gpa = machine.tables.translate(&machine.memory, Gva(file));
-            gpa.is_some_and(|gpa| machine.memory.is_file_backed(gpa))
+            let (tables, memory) = cx.tables().unwrap();
+            let gpa = tables.translate(memory, Gva(file));
+            gpa.is_some_and(|gpa| memory.is_file_backed(gpa))
         };
         let mut reads = 0u64;
         while reads < 100 && (reads == 0 || is_file(&mut cx)) {
