@@ -3,10 +3,10 @@
 use std::any::Any;
 
 use kvmlet_abi::Errno;
+use kvmlet_budget::{Exhausted, Resource};
 use kvmlet_hv::HvError;
 use kvmlet_linux::{ExecError, PostError};
 use kvmlet_mem::MemError;
-use kvmlet_mem::budget::{Exhausted, Resource};
 
 use crate::outcome::Ending;
 

@@ -1,7 +1,6 @@
 //! Steps that a process takes before it gives up its access to the host (`kvmlet run`).
 
 use kvmlet_hv::Kvm;
-use kvmlet_mem::budget;
 use kvmlet_stub::vdso::{ClockConfig, HostClock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -21,7 +20,7 @@ pub fn prepare() -> Result<(), EngineError> {
     note_cpus();
     kvmlet_mem::note_huge_pages();
     let _ = raise_descriptor_limit();
-    budget::fix_limits();
+    kvmlet_budget::fix_limits();
     Kvm::open()?;
     Ok(())
 }
@@ -29,7 +28,7 @@ pub fn prepare() -> Result<(), EngineError> {
 /// Sandboxes may hold half of the descriptors that the soft limit allows, and each VM takes two. Answers
 /// whether the limit is higher now.
 pub(crate) fn raise_descriptor_limit() -> bool {
-    if budget::are_limits_fixed() {
+    if kvmlet_budget::are_limits_fixed() {
         return false;
     }
     let limits = getrlimit(Resource::Nofile);

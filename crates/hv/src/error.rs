@@ -2,7 +2,7 @@
 
 use std::io;
 
-use kvmlet_mem::budget::Exhausted;
+use kvmlet_budget::Exhausted;
 
 /// An error of the virtual machine layer. Never caused by what a guest does.
 #[derive(Debug, thiserror::Error)]

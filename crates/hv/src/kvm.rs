@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::kvm_sregs;
 use kvm_ioctls::{Cap, VcpuFd};
-use kvmlet_mem::budget::{Claim, Held, Resource};
+use kvmlet_budget::{Claim, Held, Resource};
 use kvmlet_stub::KvmKind;
 
 use crate::HvError;

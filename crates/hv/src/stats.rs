@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use kvmlet_mem::budget::Held;
+use kvmlet_budget::Held;
 
 use crate::HvError;
 

@@ -15,8 +15,8 @@ use kvmlet_abi::call_page::Ticket;
 use kvmlet_abi::layout::{EXC_CODE, FLUSH_STACK_TOP, KERNEL_CS, USER_CS, USER_DS};
 use kvmlet_abi::regs::{Selectors, is_canonical};
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
+use kvmlet_budget::Held;
 use kvmlet_mem::HostPage;
-use kvmlet_mem::budget::Held;
 use kvmlet_stub::{KvmKind, MAX_FLUSH_PAGES, RELOAD_BYTES, flush_entry_offset};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use kvmlet_abi::{Gpa, SlotAccess, SlotId, SlotSpec};
+use kvmlet_budget::{Claim, Held, Resource};
 use kvmlet_mem::SlotMemory;
-use kvmlet_mem::budget::{Claim, Held, Resource};
 use vmm_sys_util::ioctl::ioctl;
 
 use crate::ioctl::{CAP_BINARY_STATS_FD, KVM_GET_STATS_FD};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvmlet_abi::Errno;
-use kvmlet_mem::budget::{Exhausted, Share};
+use kvmlet_budget::{Exhausted, Share};
 use kvmlet_policy::Policy;
 
 use crate::budget::Budget;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
 
-use kvmlet_mem::budget::{Claim, Exhausted, Held, Resource, Share};
+use kvmlet_budget::{Claim, Exhausted, Held, Resource, Share};
 
 use crate::vfs::attr::{Attr, FileTime};
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kvmlet_abi::Errno;
-use kvmlet_mem::budget::{Exhausted, Resource};
+use kvmlet_budget::{Exhausted, Resource};
 
 /// Denials and events kept at most; further ones are only counted.
 const KEPT_MAX: usize = 1000;

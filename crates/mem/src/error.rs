@@ -1,8 +1,7 @@
 //! Errors of this room.
 
 use kvmlet_abi::{Gpa, Gva};
-
-use crate::budget::Exhausted;
+use kvmlet_budget::Exhausted;
 
 /// The memory limit of the VM is reached, or the host has no more to give.
 ///

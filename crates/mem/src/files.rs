@@ -5,10 +5,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE};
+use kvmlet_budget::{Exhausted, Resource, Share};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::budget::{Exhausted, Resource, Share};
 use crate::error::MemError;
 use crate::host::{FileArea, FrozenFiles};
 use crate::memory::{CHUNK, GuestMemory};

@@ -10,11 +10,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
 use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
+use kvmlet_budget::{Claim, Exhausted, Held, Resource, Share};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
-
-use crate::budget::{Claim, Exhausted, Held, Resource, Share};
 
 const HUGE: usize = HUGE_PAGE_SIZE as usize;
 

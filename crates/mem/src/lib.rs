@@ -27,8 +27,6 @@
 #[deny(unsafe_code)]
 mod access;
 #[deny(unsafe_code)]
-pub mod budget;
-#[deny(unsafe_code)]
 mod error;
 #[deny(unsafe_code)]
 mod files;

@@ -3,9 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
+use kvmlet_budget::Share;
 
 use crate::access::failed;
-use crate::budget::Share;
 use crate::error::{MemError, OutOfMemory};
 use crate::frames::{Dropped, FramePool, FrameRun, Taken};
 use crate::frozen::FrozenMemory;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
-use kvmlet_mem::budget::Whose;
+use kvmlet_budget::Whose;
 use kvmlet_mem::{
     CopyStop, FileMapping, FileWindow, GuestMemory, MemError, PageSize, PageTables, PteFlags,
 };

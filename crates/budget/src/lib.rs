@@ -4,6 +4,7 @@
 //! Everything that lasts is counted here, by a [`Held`] that lives as long as the thing itself. What one
 //! call opens and closes again is not, nor are pollers' stacks: there are fewer than CPUs.
 //! A child of fork(2) has copies of all that is counted, and of the counts.
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
