@@ -24,6 +24,7 @@ CHECKED = (
     "crates/budget",
     "crates/elf",
     "crates/engine",
+    "crates/hostfs",
     "crates/hv",
     "crates/jail",
     "crates/linux",

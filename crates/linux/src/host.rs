@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Share};
+use kvmlet_hostfs::Credentials;
+use kvmlet_hostfs::attr::Attr;
 use kvmlet_policy::Policy;
 
 use crate::budget::Budget;
@@ -14,9 +16,8 @@ use crate::clock::{GuestClock, HostClocks};
 use crate::hostfd::{HostFd, OpenFiles};
 pub use crate::id::HostId;
 use crate::report::Report;
-use crate::vfs::attr::Attr;
 use crate::vfs::deferred::Deferred;
-use crate::vfs::hostfs::{self, Listing, Roots};
+use crate::vfs::hostfs::{Listing, Roots};
 use crate::vfs::lookup_cache::LookupCache;
 use crate::vfs::terminal::Settings;
 
@@ -86,29 +87,6 @@ pub struct Captured {
     pub limit_bytes: u64,
 }
 
-/// Who the caller is on the host: what file permissions are checked against.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Credentials {
-    /// User id.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-    /// Who enforces permissions when a host file is opened.
-    pub enforcement: Enforcement,
-}
-
-/// Who enforces file permissions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Enforcement {
-    /// The host kernel does: the caller holds no overriding capability.
-    Host,
-    /// We do, by mode bits: the caller's capabilities (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) would
-    /// pass where the guest, which has none, must not.
-    ModeBits,
-}
-
 /// The host side of one sandbox.
 #[derive(Debug)]
 pub struct Host {
@@ -127,7 +105,7 @@ pub struct Host {
     /// Who the caller is.
     pub credentials: Credentials,
     /// Host directories known to be searchable by the caller; only used under
-    /// [`Enforcement::ModeBits`].
+    /// [`kvmlet_hostfs::Enforcement::ModeBits`].
     pub searchable: BTreeSet<Vec<u8>>,
     /// Things that a call has looked at, for the open that may follow.
     pub lookup_cache: LookupCache,
@@ -165,7 +143,7 @@ impl Host {
             open_files: OpenFiles::default(),
             policy,
             roots,
-            credentials: hostfs::caller(),
+            credentials: kvmlet_hostfs::caller(),
             searchable: BTreeSet::new(),
             lookup_cache: LookupCache::default(),
             deferred: Deferred::default(),
@@ -357,14 +335,6 @@ impl Host {
             self.searchable.clear();
         }
         self.searchable.insert(path.to_vec());
-    }
-}
-
-impl Credentials {
-    /// True if the caller is in a group.
-    #[must_use]
-    pub fn is_member(&self, gid: u32) -> bool {
-        self.gid == gid || self.groups.contains(&gid)
     }
 }
 

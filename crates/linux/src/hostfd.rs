@@ -8,8 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
 
 use kvmlet_budget::{Claim, Exhausted, Held, Resource, Share};
-
-use crate::vfs::attr::{Attr, FileTime};
+use kvmlet_hostfs::attr::{Attr, FileTime};
 
 /// Tables are rid of what was closed when they have grown to twice what was open, and beyond this.
 const PRUNED_FROM: usize = 64;

@@ -411,7 +411,7 @@ mod tests {
     /// A sparse file with 48 MiB of names.
     fn long_tables(p: &mut Personality, zeros: &[u8]) -> InodeId {
         const NAMES_LEN: u64 = 48 << 20;
-        let now = crate::vfs::attr::FileTime::from_ns(0);
+        let now = kvmlet_hostfs::attr::FileTime::from_ns(0);
         let attr = crate::vfs::tmpfs::NewAttr {
             mode: 0o600,
             uid: 0,

@@ -2,6 +2,7 @@
 
 use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::{FileWindow, MemError};
 
 use super::space::{Space, errno};
@@ -9,7 +10,6 @@ use super::vma::{Backing, FileBacking, Prot, TmpBacking, Vma, VmaFlags};
 use super::{Access, FaultError};
 use crate::clock;
 use crate::cx::Cx;
-use crate::vfs::attr::FileTime;
 
 /// The things that a program says about its memory, with the values of MADV_* (madvise(2)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

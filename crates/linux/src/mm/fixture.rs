@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::{GuestMemory, MmId, PageSize, PageTables, PendingFlush, PteFlags, Spaces};
 use kvmlet_policy::Policy;
 
@@ -15,7 +16,6 @@ use crate::fd::OpenFlags;
 use crate::host::{Host, HostKind};
 use crate::kernel::Ids;
 use crate::rlimit::{INFINITY, Rlimit};
-use crate::vfs::attr::FileTime;
 use crate::vfs::tmpfs::{NewAttr, TmpFs};
 
 /// 2^20 bytes.

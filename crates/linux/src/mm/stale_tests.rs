@@ -1,10 +1,10 @@
 //! Memory files that change while shared and private mappings show them.
 
 use kvmlet_abi::{Errno, PAGE_SIZE};
+use kvmlet_hostfs::attr::FileTime;
 
 use super::fixture::{Fixture, MIB};
 use super::*;
-use crate::vfs::attr::FileTime;
 use crate::vfs::tmpfs::InodeId;
 
 const RW: u32 = 3;

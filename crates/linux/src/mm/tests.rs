@@ -2,12 +2,12 @@
 
 use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
+use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::PendingFlush;
 
 use super::fixture::{Fixture, MIB};
 use super::*;
 use crate::fd::OpenFlags;
-use crate::vfs::attr::FileTime;
 
 const RW: u32 = 3;
 const R: u32 = 1;

@@ -3,11 +3,11 @@
 use std::io::Write;
 
 use kvmlet_abi::PAGE_SIZE;
+use kvmlet_hostfs::attr::{major, minor};
 
 use super::Mm;
 use super::vma::{Backing, Prot, Vma};
 use crate::fd::Text;
-use crate::vfs::attr::{major, minor};
 use crate::vfs::tmpfs::TMP_DEV;
 
 /// Column at which the path starts (show_map_vma in fs/proc/task_mmu.c: 25 + 8 * 6 - 1, then a

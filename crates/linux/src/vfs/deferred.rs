@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::attr::Attr;
+use kvmlet_hostfs::attr::Attr;
+
 use super::hostfs;
 use crate::host::{Host, HostId};
 use crate::hostfd::HostFd;
@@ -104,11 +105,11 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
-    use super::super::attr::S_IFREG;
     use super::*;
     use crate::host::HostKind;
     use crate::personality::{Cpu, Personality};
     use crate::testing::{Sandbox, TempTree};
+    use kvmlet_hostfs::attr::S_IFREG;
 
     /// No thread has run: nothing is asked of it.
     struct NoCpu;

@@ -4,8 +4,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::{Attr, MAY_EXEC, S_IFREG};
 
-use super::attr::{Attr, MAY_EXEC, S_IFREG};
 use super::file::Contents;
 use super::path::{self, Intent, Last, Node, Request, Resolve};
 use super::{attr_of, hostfs};

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
     use crate::outcome::{CallState, Outcome, WaitOn};
     use crate::testing::{Arg, Sandbox, TID, call};
-    use crate::vfs::attr::S_IFIFO;
+    use kvmlet_hostfs::attr::S_IFIFO;
 
     const O_WRONLY: i64 = 1;
     const O_RDWR: i64 = 2;

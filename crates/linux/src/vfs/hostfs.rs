@@ -9,11 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::{Attr, FileTime, MAY_EXEC, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG};
+use kvmlet_hostfs::{Enforcement, check_mode};
 use kvmlet_policy::{Policy, beneath, file_name};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, SeekFrom};
 
-use super::attr::{Attr, FileTime, MAY_EXEC, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG};
-use crate::host::{Credentials, Enforcement, Host};
+use crate::host::Host;
 use crate::hostfd::HostFd;
 use crate::report::Remedy;
 
@@ -416,10 +417,10 @@ pub fn open_for_reading(
     match attr.kind() {
         S_IFREG | S_IFDIR => {}
         S_IFLNK => return Err(Errno::ELOOP),
-        super::attr::S_IFSOCK => return Err(Errno::ENXIO),
+        kvmlet_hostfs::attr::S_IFSOCK => return Err(Errno::ENXIO),
         _ => return Err(Errno::EACCES),
     }
-    check_mode(host, attr, MAY_READ)?;
+    check_mode(&host.credentials, attr, MAY_READ)?;
     // O_NONBLOCK: should a FIFO have taken its place meanwhile, opening it must not wait.
     let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     if attr.is_dir() {
@@ -441,7 +442,7 @@ pub fn check_opened(host: &mut Host, fd: BorrowedFd<'_>, found: &Attr) -> Result
     if opened.kind() != found.kind() {
         return Err(Errno::ESTALE);
     }
-    check_mode(host, &opened, MAY_READ)?;
+    check_mode(&host.credentials, &opened, MAY_READ)?;
     if !is_same(&opened, found) {
         refuse_kernel_files(host, "open", (b"what took a file's place", &opened), fd)?;
     }
@@ -479,19 +480,6 @@ pub fn refuse_kernel_files(
         Remedy::KernelFile,
     );
     Err(Errno::EACCES)
-}
-
-/// Refuses what the mode bits refuse, when the host would not.
-///
-/// # Errors
-/// `EACCES`.
-pub fn check_mode(host: &Host, attr: &Attr, wanted: u32) -> Result<(), Errno> {
-    let ours = host.credentials.enforcement == Enforcement::ModeBits;
-    if ours && !attr.grants(&host.credentials, wanted) {
-        Err(Errno::EACCES)
-    } else {
-        Ok(())
-    }
 }
 
 /// Refuses a path whose visible directories are not all searchable, when the host would not.
@@ -535,7 +523,7 @@ pub fn check_search_in(host: &Host, dir: BorrowedFd<'_>) -> Result<(), Errno> {
     if host.credentials.enforcement == Enforcement::Host {
         return Ok(());
     }
-    check_mode(host, &attr_of(dir)?, MAY_EXEC)
+    check_mode(&host.credentials, &attr_of(dir)?, MAY_EXEC)
 }
 
 /// Reads at an offset; short only at the end of the file.
@@ -608,29 +596,7 @@ fn list_part(fd: BorrowedFd<'_>, first: usize, at: u64) -> Result<Listing, Errno
 fn type_number(kind: FileType) -> u8 {
     match kind {
         FileType::Unknown => 0,
-        known => super::attr::d_type(known.as_raw_mode()),
-    }
-}
-
-/// The calling process's identity, and whether its capabilities would pass where the guest's must
-/// not (capabilities(7)).
-#[must_use]
-pub fn caller() -> Credentials {
-    use rustix::thread::CapabilitySet;
-    let overriding = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH;
-    // Unknown capabilities are taken for overriding ones: checking too much is safe.
-    let overrides = rustix::thread::capabilities(None)
-        .map_or(true, |sets| sets.effective.intersects(overriding));
-    let groups = rustix::process::getgroups().unwrap_or_default();
-    Credentials {
-        uid: rustix::process::getuid().as_raw(),
-        gid: rustix::process::getgid().as_raw(),
-        groups: groups.into_iter().map(|gid| gid.as_raw()).collect(),
-        enforcement: if overrides {
-            Enforcement::ModeBits
-        } else {
-            Enforcement::Host
-        },
+        known => kvmlet_hostfs::attr::d_type(known.as_raw_mode()),
     }
 }
 

@@ -5,10 +5,10 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use kvmlet_hostfs::attr::{Attr, S_IFDIR, S_IFREG};
 use kvmlet_policy::join;
 
 use super::Dir;
-use super::attr::{Attr, S_IFDIR, S_IFREG};
 use super::hostfs::{self, Handle};
 use super::path::{Found, Node};
 use super::request::Request;
@@ -77,8 +77,8 @@ pub fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::attr::S_IFIFO;
     use super::*;
+    use kvmlet_hostfs::attr::S_IFIFO;
 
     fn directory() -> Arc<HostFd> {
         let fd = std::fs::File::open("/").unwrap();

@@ -1,9 +1,9 @@
 //! Names looked up on the host: in open directories, in one piece, through links, and while they change.
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::Enforcement;
 
 use super::tests::{O_CREAT_WRONLY, O_DIRECTORY, O_NOFOLLOW, O_PATH, both_lookups};
-use crate::host::Enforcement;
 use crate::testing::{CWD, Sandbox, TempTree, call};
 
 #[test]

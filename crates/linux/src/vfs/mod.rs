@@ -3,7 +3,6 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod anon;
-pub mod attr;
 pub mod deferred;
 pub mod epoll;
 pub mod eventfd;
@@ -39,12 +38,12 @@ pub use stdio::{StdStream, started_from};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::{Attr, FileTime};
 use kvmlet_policy::TMP;
 
 use crate::clock;
 use crate::cx::Cx;
 use crate::host::Host;
-use attr::{Attr, FileTime};
 use path::{Found, Node};
 use tmpfs::{InodeId, TmpFs};
 

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::{Attr, MAY_EXEC};
 use kvmlet_policy::{Place, SHM, TMP, is_canonical, is_name, join, parent};
 
 use super::Dir;
-use super::attr::{Attr, MAY_EXEC};
 use super::hostfs::{self, Handle};
 pub use super::request::{Intent, Last, Request, Resolve, Start};
 use super::synth::{self, Synth};

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, Vector};
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::GuestMemory;
 
-use super::attr::FileTime;
 use super::tmpfs::InodeId;
 use crate::fd::{OnExec, OpenFile};
 pub use crate::id::PipeId;

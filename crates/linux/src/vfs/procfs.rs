@@ -1,10 +1,10 @@
 //! The process file system: generated from the kernel value when asked.
 
 use kvmlet_abi::PAGE_SIZE;
+use kvmlet_hostfs::attr::{S_IFDIR, S_IFLNK, S_IFREG, d_type};
 use kvmlet_policy::file_name;
 use rustix::fs::OFlags;
 
-use super::attr::{S_IFDIR, S_IFLNK, S_IFREG, d_type};
 use super::hostfs;
 use super::synth::Synth;
 use crate::clock::{self, NSEC_PER_SEC};

@@ -5,10 +5,10 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::S_IFREG;
 use rustix::io::ReadWriteFlags;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::attr::S_IFREG;
 use super::hostfs::{attr_of, errno};
 use super::pipe::PIPE_BUF;
 use super::ready::{POLLERR, POLLHUP, POLLIN, POLLOUT, host_ready};

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use kvmlet_hostfs::attr::{Attr, FileTime, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, d_type, makedev};
 use kvmlet_policy::{DEV, PROC, Place, SYS, beneath, file_name, join};
 
-use super::attr::{Attr, FileTime, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, d_type, makedev};
 use super::{hostfs, procfs};
 use crate::clock;
 use crate::cx::Cx;

@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 
 use kvmlet_abi::Errno;
-
+use kvmlet_hostfs::Enforcement;
 use kvmlet_policy::Place;
 
 use super::hostfs::Lookup;
-use crate::host::Enforcement;
 use crate::testing::{CWD, Sandbox, TempTree, call};
 
 pub(super) const O_PATH: i64 = 0o10_000_000;

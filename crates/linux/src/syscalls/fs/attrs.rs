@@ -2,13 +2,13 @@
 
 use kvmlet_abi::linux::{Timespec, Timeval};
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::attr::{FileTime, MAY_WRITE, S_IFMT};
 
 use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target, int, only, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
 use crate::vfs;
-use crate::vfs::attr::{FileTime, MAY_WRITE, S_IFMT};
 use crate::vfs::file;
 use crate::vfs::open::{S_ISGID, deny_write};
 use crate::vfs::path::{Found, Node};

@@ -4,6 +4,9 @@
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::{
+    MAY_EXEC, MAY_WRITE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK,
+};
 use kvmlet_policy::join;
 
 use super::{
@@ -14,7 +17,6 @@ use crate::cx::Cx;
 use crate::fd::FileKind;
 use crate::outcome::SysResult;
 use crate::vfs;
-use crate::vfs::attr::{MAY_EXEC, MAY_WRITE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK};
 use crate::vfs::file::{self, Contents};
 use crate::vfs::open::{IsDir, deny_write, new_attr, writable_directory};
 use crate::vfs::path::{Missing, Node};

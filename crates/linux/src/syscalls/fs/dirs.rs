@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::attr::{MAY_EXEC, S_IFDIR, d_type};
 use kvmlet_policy::parent;
 
 use super::{AT_FDCWD, Target, int, uint};
@@ -11,7 +12,6 @@ use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, SynthNames};
 use crate::host::HostId;
 use crate::outcome::SysResult;
-use crate::vfs::attr::{MAY_EXEC, S_IFDIR, d_type};
 use crate::vfs::file::{self, Names};
 use crate::vfs::hostfs::{self, Listing, PATH_MAX};
 use crate::vfs::path::{At, Node};

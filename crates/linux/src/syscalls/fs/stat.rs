@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use kvmlet_abi::linux::Statfs;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_hostfs::attr::{Attr, FileTime, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
 use kvmlet_policy::Place;
 
 use super::{
@@ -12,7 +13,6 @@ use super::{
 use crate::cx::Cx;
 use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
-use crate::vfs::attr::{Attr, FileTime, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
 use crate::vfs::file::{self, FileSystem};
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth::{Synth, mount_number};

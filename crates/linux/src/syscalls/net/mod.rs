@@ -5,12 +5,12 @@ mod options;
 mod tests;
 pub(super) mod transfer;
 
+use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::attr::S_IFSOCK;
 pub use options::{sys_getpeername, sys_getsockname, sys_getsockopt, sys_setsockopt};
 pub use transfer::{
     sys_recvfrom, sys_recvmmsg, sys_recvmsg, sys_sendmmsg, sys_sendmsg, sys_sendto,
 };
-
-use kvmlet_abi::{Errno, Gva};
 
 use super::io::{int, uint};
 use crate::cx::Cx;
@@ -18,7 +18,6 @@ use crate::fd::{self, FileKind, OnExec, OpenFile, OpenFlags};
 use crate::outcome::SysResult;
 use crate::report::Remedy;
 use crate::vfs::anon::ObjectId;
-use crate::vfs::attr::S_IFSOCK;
 use crate::vfs::open::description;
 use crate::vfs::unix::{self, Shut, SocketKind};
 

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::S_IFREG;
 
 use super::{attr, is_regular};
 use crate::clock;
@@ -11,7 +12,6 @@ use crate::fd::{self, Device, FileId, FileKind, OpenFile};
 use crate::host::HostId;
 use crate::outcome::{Source, Turn};
 use crate::vfs::anon::ObjectId;
-use crate::vfs::attr::S_IFREG;
 use crate::vfs::epoll::{self, Asked};
 use crate::vfs::eventfd::EventFd;
 use crate::vfs::pipe::PipeId;

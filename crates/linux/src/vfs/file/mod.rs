@@ -8,8 +8,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::{self, Attr, S_IFIFO, S_IFSOCK};
 
-use super::attr::{self, Attr, S_IFIFO, S_IFSOCK};
 use super::synth::{self, Synth};
 use super::tmpfs::InodeId;
 use super::{Dir, epoll, fdinfo, fifo, hostfs, locks, open, set_tmp_size, stream, unix};

@@ -3,10 +3,10 @@
 use core::ops::Range;
 
 use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
+use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::{GuestMemory, OutOfMemory};
 
 use super::{FileData, InodeId, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SHRINK, SEAL_WRITE, TmpFs};
-use crate::vfs::attr::FileTime;
 
 /// Largest file size, in bytes (MAX_LFS_FILESIZE).
 const SIZE_MAX: u64 = i64::MAX as u64;

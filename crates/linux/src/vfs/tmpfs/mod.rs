@@ -7,16 +7,15 @@
 pub mod data;
 mod tree;
 
-pub use data::{KeepSize, Seek, Stale};
-pub use tree::{Exchange, MAX_NAME};
-
 use std::sync::Arc;
 
+pub use data::{KeepSize, Seek, Stale};
 use imbl::OrdMap;
 use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
+use kvmlet_hostfs::attr::{Attr, FileTime, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, makedev};
 use kvmlet_mem::GuestMemory;
+pub use tree::{Exchange, MAX_NAME};
 
-use super::attr::{Attr, FileTime, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, makedev};
 pub use crate::id::InodeId;
 
 /// Device number of the memory file system (an anonymous one, as Linux's tmpfs has).

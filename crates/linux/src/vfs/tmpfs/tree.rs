@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::GuestMemory;
 use kvmlet_policy::{SHM, TMP};
 
 use super::{DirData, ENTRY_COST_BYTES, InodeId, NewAttr, NewBody, Pinned, TmpFs};
-use crate::vfs::attr::FileTime;
 
 /// Longest name of a directory entry, in bytes (NAME_MAX).
 pub const MAX_NAME: usize = 255;

@@ -2,7 +2,7 @@
 
 use kvmlet_abi::linux::{Stat, Statx, StatxTimestamp};
 
-use crate::host::Credentials;
+use crate::Credentials;
 
 /// S_IFMT
 pub const S_IFMT: u32 = 0o170_000;
@@ -205,7 +205,7 @@ pub fn d_type(mode: u32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Enforcement;
+    use crate::Enforcement;
 
     #[test]
     fn device_numbers_round_trip() {
