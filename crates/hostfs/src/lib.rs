@@ -20,5 +20,19 @@
 
 pub mod attr;
 mod credentials;
+mod error;
+mod handle;
+mod hostfd;
+mod listing;
+mod object;
+mod roots;
+#[cfg(test)]
+mod testing;
 
 pub use credentials::{Credentials, Enforcement, caller, check_mode};
+pub use error::errno;
+pub use handle::{Handle, attr_in, locate_in};
+pub use hostfd::{HostFd, OpenFiles};
+pub use listing::{Listing, list};
+pub use object::{attr_of, birth_time, file_system, is_kernel_file, is_same, read_at, read_link};
+pub use roots::{Lookup, PATH_MAX, Roots, working_directory};

@@ -7,17 +7,15 @@ use std::time::Instant;
 
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Share};
-use kvmlet_hostfs::Credentials;
 use kvmlet_hostfs::attr::Attr;
+use kvmlet_hostfs::{Credentials, HostFd, Listing, OpenFiles, Roots};
 use kvmlet_policy::Policy;
 
 use crate::budget::Budget;
 use crate::clock::{GuestClock, HostClocks};
-use crate::hostfd::{HostFd, OpenFiles};
 pub use crate::id::HostId;
 use crate::report::Report;
 use crate::vfs::deferred::Deferred;
-use crate::vfs::hostfs::{Listing, Roots};
 use crate::vfs::lookup_cache::LookupCache;
 use crate::vfs::terminal::Settings;
 
@@ -340,16 +338,14 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
-    use rustix::fs::OFlags;
-
     use super::*;
 
     #[test]
     fn a_reset_puts_descriptors_back() {
         let policy = Policy::with_working_directory(b"/usr").unwrap();
         let mut frozen = Host::new(policy, 0).unwrap();
-        let root = || frozen.roots.open_at(b"/", OFlags::PATH | OFlags::CLOEXEC);
-        let mut roots = [0; 4].map(|_| root().unwrap()).into_iter();
+        let root = || frozen.roots.locate(b"/");
+        let mut roots = [0; 4].map(|_| root().unwrap().0).into_iter();
         let mut open = |host: &mut Host, kind| host.insert(roots.next().unwrap(), kind);
         let changed = open(&mut frozen, HostKind::Directory);
         let closed = open(&mut frozen, HostKind::Directory);

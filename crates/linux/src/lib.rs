@@ -30,7 +30,6 @@ mod frame;
 mod guest_call;
 mod guest_call_state;
 mod host;
-mod hostfd;
 mod id;
 mod kernel;
 mod mm;
@@ -82,7 +81,6 @@ mod rooms {
             "frame",
             "guest_call_state",
             "host",
-            "hostfd",
             "kernel",
             "mm",
             "outcome",

@@ -13,7 +13,6 @@ use kvmlet_mem::GuestMemory;
 use crate::host::{Host, HostId};
 use crate::mm::{Backing, Prot, Vma};
 use crate::personality::Personality;
-use crate::vfs::hostfs;
 use crate::vfs::tmpfs::{InodeId, TmpFs};
 
 /// Bytes at the start of a file that hold its program headers.
@@ -108,7 +107,7 @@ impl Reader<'_, '_> {
             File::Host(id) => self
                 .host
                 .fd(id)
-                .and_then(|fd| hostfs::read_at(fd.as_fd(), into, offset)),
+                .and_then(|fd| kvmlet_hostfs::read_at(fd.as_fd(), into, offset)),
             File::Tmp(inode) => self.tmpfs.read(self.memory, inode, offset, into),
         };
         read.unwrap_or(0)

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::attr::Attr;
+use kvmlet_hostfs::attr_of;
 
 use super::space::{Space, errno};
 use super::vma::{Backing, FileBacking, Prot, Vma, VmaFlags};
@@ -11,7 +12,6 @@ use super::{FaultError, Mm};
 use crate::cx::Cx;
 use crate::host::{Host, HostId};
 use crate::kernel::Tid;
-use crate::vfs::hostfs::attr_of;
 
 /// A host file whose pages a snapshot shows, as it was at the freeze.
 #[derive(Clone, PartialEq, Eq, Debug)]

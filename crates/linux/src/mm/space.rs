@@ -8,6 +8,7 @@ use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_hostfs::attr::FileTime;
+use kvmlet_hostfs::attr_of;
 use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, Leaf, MemError, PageSize, PageTables};
 
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, VMA_COST_BYTES, Vma, VmaFlags};
@@ -17,7 +18,6 @@ use crate::cx::Cx;
 use crate::host::{Host, HostId};
 use crate::kernel::Ids;
 use crate::rlimit::{INFINITY, Resource, Rlimit};
-use crate::vfs::hostfs::attr_of;
 use crate::vfs::tmpfs::{InodeId, NewAttr, SEAL_SEAL, Stale, TmpFs};
 
 /// Resource limits that bear on memory, in bytes; soft ones, if not said otherwise.

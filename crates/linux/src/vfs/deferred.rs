@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvmlet_hostfs::HostFd;
 use kvmlet_hostfs::attr::Attr;
 
-use super::hostfs;
+use super::access;
 use crate::host::{Host, HostId};
-use crate::hostfd::HostFd;
 
 /// For how long the attributes of a file that has just been opened are told again. Programs ask for them
 /// as the next thing that they do.
@@ -87,7 +87,7 @@ impl Host {
     fn check_opened(&mut self, opened: &Opened) {
         let Opened { id, found, call } = opened;
         let Ok(fd) = self.fd(*id) else { return };
-        match hostfs::check_opened(self, fd.as_fd(), found) {
+        match access::check_opened(self, fd.as_fd(), found) {
             Ok(attr) => {
                 self.share_file(*id, &attr);
                 self.deferred.told = Some(Told {

@@ -8,7 +8,7 @@ use kvmlet_hostfs::attr::{Attr, MAY_EXEC, S_IFREG};
 
 use super::file::Contents;
 use super::path::{self, Intent, Last, Node, Request, Resolve};
-use super::{attr_of, hostfs};
+use super::{access, attr_of};
 use crate::cx::Cx;
 use crate::fd::FileId;
 use crate::host::HostKind;
@@ -76,7 +76,12 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
     let path: Arc<[u8]> = Arc::from(found.path.as_slice());
     let source = match found.node {
         Node::Host(handle, _) => {
-            let fd = match hostfs::open_for_reading(cx.host, &path, &attr, handle.directory()) {
+            let fd = match cx.host.roots.open_for_reading(
+                &cx.host.credentials,
+                &path,
+                &attr,
+                handle.directory(),
+            ) {
                 Ok(fd) => fd,
                 Err(errno) => {
                     let what = format!("execve {}", super::printable(&path));
@@ -84,7 +89,7 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
                     return Err(errno);
                 }
             };
-            attr = hostfs::check_opened(cx.host, fd.as_fd(), &attr)?;
+            attr = access::check_opened(cx.host, fd.as_fd(), &attr)?;
             if !is_program(cx, &attr) {
                 return Err(Errno::EACCES);
             }
@@ -136,7 +141,9 @@ pub fn read_exec(
     let left = usize::try_from(file.len_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
     let mut bytes = vec![0u8; len_bytes.min(left)];
     let len = match file.source {
-        Source::Host(host) => hostfs::read_at(cx.host.get(host)?.fd.as_fd(), &mut bytes, offset)?,
+        Source::Host(host) => {
+            kvmlet_hostfs::read_at(cx.host.get(host)?.fd.as_fd(), &mut bytes, offset)?
+        }
         Source::Tmp(inode) => {
             cx.kernel
                 .tmpfs

@@ -6,14 +6,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use kvmlet_hostfs::attr::{Attr, S_IFDIR, S_IFREG};
+use kvmlet_hostfs::{Handle, HostFd};
 use kvmlet_policy::join;
 
 use super::Dir;
-use super::hostfs::{self, Handle};
+use super::access;
 use super::path::{Found, Node};
 use super::request::Request;
 use crate::cx::Cx;
-use crate::hostfd::HostFd;
 
 /// For how long a look is believed: a few exits from a VM. Only whether to open is taken from it. What has
 /// been opened is looked at again.
@@ -70,7 +70,7 @@ pub fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
     }
     let path = join(at, request.path);
     let attr = cx.host.lookup_cache.take(dir, &path, (cx.host.now)())?;
-    hostfs::check_search_in(cx.host, dir.as_fd()).ok()?;
+    access::check_search_in(cx.host, dir.as_fd()).ok()?;
     let node = Node::Host(Handle::Entry(Arc::clone(dir)), attr);
     Some(Found { path, node })
 }

@@ -277,9 +277,9 @@ fn files_of_the_kernel_are_refused_wherever_they_are_mounted() {
     let mut sandbox = Sandbox::new(&tree.0);
     let mut refused = |path: &std::path::Path| {
         let file = std::fs::File::open(path).unwrap();
-        let attr = super::hostfs::attr_of(file.as_fd()).unwrap();
+        let attr = kvmlet_hostfs::attr_of(file.as_fd()).unwrap();
         let name = path.to_str().unwrap().as_bytes();
-        let found = super::hostfs::refuse_kernel_files(
+        let found = super::access::refuse_kernel_files(
             &mut sandbox.host,
             "open",
             (name, &attr),

@@ -2,6 +2,7 @@
 //! synthetic files. Only this module and its children call the host's file interface.
 #![allow(clippy::disallowed_methods)]
 
+pub mod access;
 pub mod anon;
 pub mod deferred;
 pub mod epoll;
@@ -10,7 +11,6 @@ pub mod exec;
 pub mod fdinfo;
 pub mod fifo;
 pub mod file;
-pub mod hostfs;
 pub mod locks;
 pub mod lookup_cache;
 pub mod open;

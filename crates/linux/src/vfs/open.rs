@@ -10,7 +10,7 @@ use super::file;
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
-use super::{attr_of, fifo, hostfs, lookup_cache, now, set_tmp_size};
+use super::{access, attr_of, fifo, lookup_cache, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
@@ -191,7 +191,11 @@ pub(super) fn open_host(
     (path, attr): (&[u8], &Attr),
     dir: Option<BorrowedFd<'_>>,
 ) -> Result<FileKind, Errno> {
-    let fd = match hostfs::open_for_reading(cx.host, path, attr, dir) {
+    let fd = match cx
+        .host
+        .roots
+        .open_for_reading(&cx.host.credentials, path, attr, dir)
+    {
         Ok(fd) => fd,
         Err(errno) => {
             if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
@@ -201,7 +205,7 @@ pub(super) fn open_host(
             return Err(errno);
         }
     };
-    hostfs::refuse_kernel_files(cx.host, call, (path, attr), fd.as_fd())?;
+    access::refuse_kernel_files(cx.host, call, (path, attr), fd.as_fd())?;
     let (id, kind) = if attr.is_dir() {
         let id = cx.host.insert_opened(fd, HostKind::Directory)?;
         (id, FileKind::HostDir(id))
@@ -247,7 +251,7 @@ fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Err
     let kind = match found.node {
         Node::Host(handle, attr) => {
             let fd = handle.into_location(&found.path, &attr)?;
-            hostfs::refuse_kernel_files(cx.host, "open", (&found.path, &attr), fd.as_fd())?;
+            access::refuse_kernel_files(cx.host, "open", (&found.path, &attr), fd.as_fd())?;
             FileKind::HostLocation(cx.host.insert_opened(fd, HostKind::Location)?)
         }
         Node::Tmp(inode) => {

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC};
+use kvmlet_hostfs::{Handle, HostFd};
 use kvmlet_policy::{Place, SHM, TMP, is_canonical, is_name, join, parent};
 
 use super::Dir;
-use super::hostfs::{self, Handle};
+use super::access;
 pub use super::request::{Intent, Last, Request, Resolve, Start};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
 use crate::cx::Cx;
 use crate::fd::FileId;
-use crate::hostfd::HostFd;
 use crate::report::Remedy;
 
 /// Symbolic links followed in one resolution at most (path_resolution(7)).
@@ -25,7 +25,7 @@ const LINKS_MAX: u32 = 40;
 const CANONICAL_MAX: usize = 64 << 10;
 /// Most bytes of components still to walk, in one resolution. Each costs work of ours.
 /// Linux differs: forty symbolic links may lead through more.
-const PENDING_MAX: usize = 4 * hostfs::PATH_MAX;
+const PENDING_MAX: usize = 4 * kvmlet_hostfs::PATH_MAX;
 
 /// A directory reached: its canonical path, and its inode in the memory file system.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -130,7 +130,7 @@ pub fn walk(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Walked, Errno> {
     if request.path.is_empty() {
         return Err(Errno::ENOENT);
     }
-    if request.path.len() >= hostfs::PATH_MAX {
+    if request.path.len() >= kvmlet_hostfs::PATH_MAX {
         return Err(Errno::ENAMETOOLONG);
     }
     let base = request.start.dir.at(&cx.kernel.tmpfs);
@@ -188,7 +188,7 @@ impl Walker<'_, '_> {
         let plain = self.request.resolve.is_empty()
             && self.request.last != Last::Parent
             && (absolute || self.at.tmp.is_none())
-            && path.len() < hostfs::PATH_MAX;
+            && path.len() < kvmlet_hostfs::PATH_MAX;
         let policy = &self.cx.host.policy;
         let readable = if self.open.is_some() && is_name(given) {
             // Only a directory of a readable tree can be open.
@@ -476,7 +476,7 @@ impl Walker<'_, '_> {
         let kept = usize::from(self.request.last == Last::Parent);
         let plain = |name: &&Vec<u8>| name.as_slice() != b"." && name.as_slice() != b"..";
         let ahead = self.pending.get(kept..).unwrap_or_default();
-        let mut left = hostfs::PATH_MAX.saturating_sub(self.at.path.len());
+        let mut left = kvmlet_hostfs::PATH_MAX.saturating_sub(self.at.path.len());
         let mut path = Vec::new();
         let mut more = 0;
         for name in ahead.iter().rev().take_while(plain) {
@@ -516,8 +516,8 @@ impl Walker<'_, '_> {
         let dir = parent(path);
         let open = self.open.clone().filter(|_| *dir == *self.at.path);
         let searched = match &open {
-            Some(fd) => hostfs::check_search_in(self.cx.host, fd.as_fd()),
-            None => hostfs::check_search(self.cx.host, path),
+            Some(fd) => access::check_search_in(self.cx.host, fd.as_fd()),
+            None => access::check_search(self.cx.host, path),
         };
         match searched {
             Err(Errno::ENOENT) => return Ok(Step::Absent),
@@ -541,7 +541,7 @@ impl Walker<'_, '_> {
             Err(error) => Err(error),
             Ok((fd, attr)) => {
                 let call = self.request.call;
-                hostfs::refuse_kernel_files(self.cx.host, call, (path, &attr), fd.as_fd())?;
+                access::refuse_kernel_files(self.cx.host, call, (path, &attr), fd.as_fd())?;
                 if attr.is_symlink() {
                     host_link(fd, attr)
                 } else {
@@ -584,9 +584,7 @@ impl Walker<'_, '_> {
             wanted.push(b'/');
             wanted.extend_from_slice(name);
         }
-        if !hostfs::exists(self.cx.host, path)
-            || hostfs::is_absent_setting(self.cx.host, path, &wanted)
-        {
+        if !self.cx.host.roots.exists(path) || self.cx.host.roots.is_absent_setting(path, &wanted) {
             return Ok(Step::Absent);
         }
         let (errno, remedy) = match self.request.intent {
@@ -680,7 +678,7 @@ impl Walker<'_, '_> {
 }
 
 fn host_link(fd: OwnedFd, attr: Attr) -> Result<Step, Errno> {
-    let target = hostfs::read_link(fd.as_fd())?;
+    let target = kvmlet_hostfs::read_link(fd.as_fd())?;
     Ok(Step::Link(
         target,
         Some(Node::Host(Handle::Location(fd), attr)),
@@ -701,7 +699,7 @@ fn host_object(path: &[u8], handle: Handle, attr: Attr) -> Step {
 
 /// Looks up what the open directory `dir` has by the name that `path` ends in, without opening it.
 fn entry_step(dir: &Arc<HostFd>, path: &[u8]) -> Result<Step, Errno> {
-    let attr = match hostfs::attr_in(dir.as_fd(), path) {
+    let attr = match kvmlet_hostfs::attr_in(dir.as_fd(), path) {
         Err(Errno::ENOENT) => return Ok(Step::Absent),
         found => found?,
     };
@@ -714,7 +712,7 @@ fn entry_step(dir: &Arc<HostFd>, path: &[u8]) -> Result<Step, Errno> {
         Err(Errno::ENOENT) => Ok(Step::Absent),
         // It has been replaced meanwhile.
         Err(Errno::EINVAL) => {
-            let (fd, attr) = hostfs::locate_in(dir.as_fd(), path)?;
+            let (fd, attr) = kvmlet_hostfs::locate_in(dir.as_fd(), path)?;
             if attr.is_symlink() {
                 host_link(fd, attr)
             } else {

@@ -3,9 +3,7 @@
 use kvmlet_abi::PAGE_SIZE;
 use kvmlet_hostfs::attr::{S_IFDIR, S_IFLNK, S_IFREG, d_type};
 use kvmlet_policy::file_name;
-use rustix::fs::OFlags;
 
-use super::hostfs;
 use super::synth::Synth;
 use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
@@ -404,8 +402,7 @@ fn cpuinfo(cx: &Cx<'_>) -> String {
     let len = cx
         .host
         .roots
-        .open_at(b"/proc/cpuinfo", OFlags::RDONLY)
-        .and_then(|fd| hostfs::read_at(std::os::fd::AsFd::as_fd(&fd), &mut text, 0))
+        .read_start(b"/proc/cpuinfo", &mut text)
         .unwrap_or(0);
     text.truncate(len);
     let text = String::from_utf8_lossy(&text);

@@ -103,7 +103,7 @@ pub fn host_ready(host: &Host, id: HostId, events: i16) -> Result<i16, Errno> {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    stream::retry(|| rustix::event::poll(&mut fds, Some(&now))).map_err(super::hostfs::errno)?;
+    stream::retry(|| rustix::event::poll(&mut fds, Some(&now))).map_err(kvmlet_hostfs::errno)?;
     let [polled] = fds;
     Ok(polled.revents().bits().cast_signed())
 }

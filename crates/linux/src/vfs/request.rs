@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use bitflags::bitflags;
+use kvmlet_hostfs::HostFd;
 
 use super::Dir;
-use crate::hostfd::HostFd;
 
 bitflags! {
     /// Limits on a resolution (openat2(2) `resolve`), with Linux's values.

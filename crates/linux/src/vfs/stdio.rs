@@ -10,7 +10,6 @@ use kvmlet_mem::GuestMemory;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 
-use super::hostfs;
 use super::pipe::PIPE_BUF;
 use super::synth::{self, DEVICES};
 use super::terminal::{self, JobSignal};
@@ -168,7 +167,7 @@ impl Inherited {
                 Err(rustix::io::Errno::AGAIN) => {
                     has_room(fd, left.min(PAUSE));
                 }
-                Err(error) => return Err(hostfs::errno(error)),
+                Err(error) => return Err(kvmlet_hostfs::errno(error)),
             }
             if end <= Instant::now() {
                 break;
@@ -200,19 +199,19 @@ fn has_room(fd: &OwnedFd, wait: Duration) -> bool {
 /// else that it has opened since. That is not the program's: such a descriptor is close-on-exec, an
 /// inherited one never is. It counts as closed.
 fn inherit(fd: BorrowedFd<'_>) -> Result<Stream, Errno> {
-    let descriptor = rustix::io::fcntl_getfd(fd).map_err(hostfs::errno)?;
+    let descriptor = rustix::io::fcntl_getfd(fd).map_err(kvmlet_hostfs::errno)?;
     if descriptor.contains(rustix::io::FdFlags::CLOEXEC) {
         return Err(Errno::EBADF);
     }
-    let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(hostfs::errno)?;
-    let status = rustix::fs::fcntl_getfl(&fd).map_err(hostfs::errno)?;
+    let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(kvmlet_hostfs::errno)?;
+    let status = rustix::fs::fcntl_getfl(&fd).map_err(kvmlet_hostfs::errno)?;
     let keep = OpenFlags::WRONLY
         | OpenFlags::RDWR
         | OpenFlags::APPEND
         | OpenFlags::NONBLOCK
         | OpenFlags::LARGEFILE;
     let flags = OpenFlags::from_bits_truncate(status.bits()) & keep;
-    let attr = hostfs::attr_of(fd.as_fd())?;
+    let attr = kvmlet_hostfs::attr_of(fd.as_fd())?;
     let kind = match attr.kind() {
         S_IFREG | S_IFBLK | S_IFDIR => HostKind::FileStream,
         S_IFIFO => HostKind::Stream,
@@ -256,7 +255,7 @@ fn open_again(fd: BorrowedFd<'_>, status: OFlags, attr: &Attr) -> Option<OwnedFd
     let mode = status & OFlags::RWMODE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let open = |path: &str| rustix::fs::open(path, mode, Mode::empty()).ok();
     let is_same = |own: &OwnedFd| {
-        hostfs::attr_of(own.as_fd()).is_ok_and(|found| {
+        kvmlet_hostfs::attr_of(own.as_fd()).is_ok_and(|found| {
             (found.dev, found.ino, found.rdev) == (attr.dev, attr.ino, attr.rdev)
         })
     };

@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::S_IFREG;
+use kvmlet_hostfs::{attr_of, errno};
 use rustix::io::ReadWriteFlags;
 use rustix::net::{RecvFlags, SendFlags};
 
-use super::hostfs::{attr_of, errno};
 use super::pipe::PIPE_BUF;
 use super::ready::{POLLERR, POLLHUP, POLLIN, POLLOUT, host_ready};
 use super::terminal::{self, JobSignal};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kvmlet_hostfs::attr::{Attr, FileTime, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, d_type, makedev};
 use kvmlet_policy::{DEV, PROC, Place, SYS, beneath, file_name, join};
 
-use super::{hostfs, procfs};
+use super::procfs;
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, Text};
@@ -164,7 +164,7 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
         return names.into_iter().collect();
     }
     let children = cx.host.policy.children(path);
-    for (name, attr) in hostfs::located(cx.host, path, children.into_iter()) {
+    for (name, attr) in cx.host.roots.located(path, children.into_iter()) {
         names.insert(name, d_type(attr.mode));
     }
     if path == b"/" {

@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::Winsize;
+use kvmlet_hostfs::HostFd;
+use kvmlet_hostfs::errno;
 use rustix::termios::{
     ControlModes, InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
-use super::hostfs::errno;
-use crate::hostfd::HostFd;
 
 /// Special characters in the kernel's struct termios.
 const NCCS: usize = 19;

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use kvmlet_abi::Errno;
-use kvmlet_hostfs::Enforcement;
+use kvmlet_hostfs::{Enforcement, Lookup};
 use kvmlet_policy::Place;
 
-use super::hostfs::Lookup;
 use crate::testing::{CWD, Sandbox, TempTree, call};
 
 pub(super) const O_PATH: i64 = 0o10_000_000;
@@ -17,7 +16,7 @@ pub(super) const O_CREAT_WRONLY: i64 = 0o101;
 pub(super) fn both_lookups(tree: &TempTree, check: impl Fn(&mut Sandbox)) {
     for lookup in [Lookup::OpenAt2, Lookup::Stepwise] {
         let mut sandbox = Sandbox::new(&tree.0);
-        let roots = super::hostfs::Roots::open(&sandbox.host.policy).unwrap();
+        let roots = kvmlet_hostfs::Roots::open(&sandbox.host.policy).unwrap();
         sandbox.host.roots = std::sync::Arc::new(roots.with_lookup(lookup));
         check(&mut sandbox);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::{Errno, Gva};
 use kvmlet_hostfs::attr::{MAY_EXEC, S_IFDIR, d_type};
+use kvmlet_hostfs::{Listing, PATH_MAX};
 use kvmlet_policy::parent;
 
 use super::{AT_FDCWD, Target, int, uint};
@@ -13,7 +14,6 @@ use crate::fd::{self, FileId, FileKind, OpenFile, SynthNames};
 use crate::host::HostId;
 use crate::outcome::SysResult;
 use crate::vfs::file::{self, Names};
-use crate::vfs::hostfs::{self, Listing, PATH_MAX};
 use crate::vfs::path::{At, Node};
 use crate::vfs::synth::{entry_number, inode_number};
 use crate::vfs::tmpfs::InodeId;
@@ -299,7 +299,7 @@ fn host_listing(cx: &mut Cx<'_>, host: HostId, cursor: u64) -> Result<Arc<Listin
     let kept = file.listing.as_ref().filter(|_| cursor > 2);
     let start = match kept.filter(|kept| kept.starts_by(number)) {
         Some(kept) => Arc::clone(kept),
-        None => Arc::new(hostfs::list(file.fd.as_fd())?),
+        None => Arc::new(kvmlet_hostfs::list(file.fd.as_fd())?),
     };
     let listing = start.reach(file.fd.as_fd(), number)?;
     if !kept.is_some_and(|kept| Arc::ptr_eq(kept, &listing)) {
@@ -321,7 +321,7 @@ fn dot_numbers(cx: &mut Cx<'_>, file: &OpenFile, dir: &Dir) -> Result<(u64, u64)
             .map_or_else(|_| inode_number(path), |(_, attr)| attr.ino)
     };
     let own = match file::host(&file.kind) {
-        Some(host) => hostfs::attr_of(cx.host.get(host)?.fd.as_fd())?.ino,
+        Some(host) => kvmlet_hostfs::attr_of(cx.host.get(host)?.fd.as_fd())?.ino,
         None => inode_number(&file.path),
     };
     Ok((own, number(cx, parent(&file.path))))

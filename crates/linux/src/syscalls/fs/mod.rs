@@ -16,6 +16,8 @@ pub use change::{
     sys_renameat2, sys_rmdir, sys_symlink, sys_symlinkat, sys_unlink, sys_unlinkat,
 };
 pub use dirs::{sys_chdir, sys_fchdir, sys_getcwd, sys_getdents, sys_getdents64};
+use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::PATH_MAX;
 pub use open::{sys_creat, sys_open, sys_openat, sys_openat2};
 pub use stat::{
     sys_access, sys_faccessat, sys_faccessat2, sys_fstat, sys_fstatfs, sys_lstat, sys_newfstatat,
@@ -26,11 +28,8 @@ pub use xattr::{
     sys_listxattr, sys_llistxattr, sys_lremovexattr, sys_lsetxattr, sys_removexattr, sys_setxattr,
 };
 
-use kvmlet_abi::{Errno, Gva};
-
 use super::io::{int, number, uint};
 use crate::cx::Cx;
-use crate::vfs::hostfs::PATH_MAX;
 use crate::vfs::path::{self, Found, Intent, Last, Missing, Node, Request, Resolve, Walked};
 
 /// AT_FDCWD

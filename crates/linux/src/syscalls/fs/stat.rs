@@ -13,11 +13,11 @@ use super::{
 use crate::cx::Cx;
 use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
+use crate::vfs;
 use crate::vfs::file::{self, FileSystem};
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth::{Synth, mount_number};
 use crate::vfs::tmpfs::{Body, MAX_NAME};
-use crate::vfs::{self, hostfs};
 
 fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: u64) -> SysResult {
     cx.write_struct(Gva(gva), &attr.to_stat())?;
@@ -133,7 +133,7 @@ fn birth_time(cx: &Cx<'_>, found: &Found) -> Option<FileTime> {
         Node::Host(handle, _) => handle.birth_time(&found.path),
         Node::Open(file) => {
             let host = file::host(&cx.kernel.files.get(file)?.kind)?;
-            hostfs::birth_time(cx.host.get(host).ok()?.fd.as_fd())
+            kvmlet_hostfs::birth_time(cx.host.get(host).ok()?.fd.as_fd())
         }
         Node::Tmp(_) | Node::Synth(_) => None,
     }
@@ -254,9 +254,9 @@ fn link_target(cx: &mut Cx<'_>, found: &Found) -> Result<Vec<u8>, Errno> {
                 return Err(Errno::ENOENT);
             };
             let fd = cx.host.fd(host)?;
-            let attr = hostfs::attr_of(fd.as_fd())?;
+            let attr = kvmlet_hostfs::attr_of(fd.as_fd())?;
             if attr.is_symlink() {
-                hostfs::read_link(fd.as_fd())
+                kvmlet_hostfs::read_link(fd.as_fd())
             } else {
                 Err(Errno::ENOENT)
             }
@@ -312,12 +312,14 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
     match found.node {
         Node::Host(handle, attr) => {
             let fd = handle.into_location(&found.path, &attr)?;
-            return hostfs::file_system(fd.as_fd());
+            return kvmlet_hostfs::file_system(fd.as_fd());
         }
         Node::Open(file) => {
             let kind = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind.clone();
             match file::file_system(cx, &kind)? {
-                FileSystem::Host(host) => return hostfs::file_system(cx.host.fd(host)?.as_fd()),
+                FileSystem::Host(host) => {
+                    return kvmlet_hostfs::file_system(cx.host.fd(host)?.as_fd());
+                }
                 FileSystem::Pipes => return Ok(own(PIPEFS_MAGIC)),
                 FileSystem::Tmp => is_tmp = true,
                 FileSystem::OfPath => {}
@@ -344,7 +346,7 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
         Place::Dev => Ok(own(TMPFS_MAGIC)),
         _ => {
             let (fd, _) = cx.host.roots.locate(&found.path)?;
-            hostfs::file_system(fd.as_fd())
+            kvmlet_hostfs::file_system(fd.as_fd())
         }
     }
 }

@@ -271,7 +271,7 @@ fn new_offset(cx: &mut Cx<'_>, file: &OpenFile, whence: u32, delta: i64) -> Resu
         (SEEK_SET, _) => 0,
         (SEEK_CUR, _) => file.offset,
         (SEEK_END, Contents::Host(host)) => {
-            crate::vfs::hostfs::attr_of(cx.host.get(host)?.fd.as_fd())?.size
+            kvmlet_hostfs::attr_of(cx.host.get(host)?.fd.as_fd())?.size
         }
         (SEEK_END, Contents::Tmp(inode)) => {
             cx.kernel.tmpfs.size(inode).map_err(|_| Errno::EINVAL)?

@@ -12,7 +12,7 @@ use kvmlet_hostfs::attr::{self, Attr, S_IFIFO, S_IFSOCK};
 
 use super::synth::{self, Synth};
 use super::tmpfs::InodeId;
-use super::{Dir, epoll, fdinfo, fifo, hostfs, locks, open, set_tmp_size, stream, unix};
+use super::{Dir, epoll, fdinfo, fifo, locks, open, set_tmp_size, stream, unix};
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, FileKind, OpenFile};
 use crate::host::{HostId, HostKind};
@@ -113,7 +113,7 @@ pub fn directory(cx: &Cx<'_>, file: &OpenFile) -> Option<Dir> {
             is_dir.then_some(Dir::Tmp(*inode))
         }
         FileKind::HostLocation(host) => {
-            let attr = hostfs::attr_of(cx.host.get(*host).ok()?.fd.as_fd()).ok()?;
+            let attr = kvmlet_hostfs::attr_of(cx.host.get(*host).ok()?.fd.as_fd()).ok()?;
             attr.is_dir().then(by_path)
         }
         FileKind::SynthLocation => {
@@ -193,7 +193,7 @@ pub fn attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
         | FileKind::HostLocation(host)
         | FileKind::HostStream(host) => match cx.host.told(*host) {
             Some(attr) => Ok(attr),
-            None => hostfs::attr_of(cx.host.get(*host)?.fd.as_fd()),
+            None => kvmlet_hostfs::attr_of(cx.host.get(*host)?.fd.as_fd()),
         },
         FileKind::Tmp(inode) => cx.kernel.tmpfs.attr(*inode),
         FileKind::Device(device) => Ok(synth::attr(cx, &file.path, &Synth::Device(*device))),

@@ -10,7 +10,7 @@ use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostKind;
 use crate::vfs::open::{self, Opened};
 use crate::vfs::path::{Found, Node};
-use crate::vfs::{hostfs, stream, synth};
+use crate::vfs::{stream, synth};
 
 /// Opens what /proc/self/fd/N refers to once more.
 pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<Opened, Errno> {
@@ -23,15 +23,18 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
         }
         // One that was opened with O_PATH is opened by its path.
         FileKind::HostLocation(host) => {
-            let attr = hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?;
+            let attr = kvmlet_hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?;
             if changes {
                 return Err(open::deny_write(cx, call, &file.path));
             }
             let kind = open::open_host(cx, call, (&file.path, &attr), None)?;
             if let FileKind::HostFile(id) | FileKind::HostDir(id) = kind {
                 // Nothing but the object itself will do.
-                let opened = cx.host.fd(id).and_then(|fd| hostfs::attr_of(fd.as_fd()));
-                if !opened.is_ok_and(|opened| hostfs::is_same(&opened, &attr)) {
+                let opened = cx
+                    .host
+                    .fd(id)
+                    .and_then(|fd| kvmlet_hostfs::attr_of(fd.as_fd()));
+                if !opened.is_ok_and(|opened| kvmlet_hostfs::is_same(&opened, &attr)) {
                     cx.host.decref(id);
                     return Err(Errno::ESTALE);
                 }

@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
 
 use kvmlet_budget::{Claim, Exhausted, Held, Resource, Share};
-use kvmlet_hostfs::attr::{Attr, FileTime};
+
+use crate::attr::{Attr, FileTime};
 
 /// Tables are rid of what was closed when they have grown to twice what was open, and beyond this.
 const PRUNED_FROM: usize = 64;
@@ -167,15 +168,14 @@ impl OpenFiles {
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods)]
 mod tests {
     use std::io::{Read, Seek, Write};
 
     use rustix::fs::fstat;
 
     use super::*;
+    use crate::object::attr_of;
     use crate::testing::TempTree;
-    use crate::vfs::hostfs::attr_of;
 
     fn open(files: &mut OpenFiles, path: &std::path::Path, share: &Arc<Share>) -> Arc<HostFd> {
         let fd = OwnedFd::from(std::fs::File::open(path).unwrap());

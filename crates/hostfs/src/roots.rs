@@ -1,0 +1,281 @@
+//! The directories that host files are opened from, by canonical paths. No symbolic link is ever followed
+//! by the host: links are resolved by us, in the guest's namespace.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use kvmlet_abi::Errno;
+use kvmlet_policy::{Policy, beneath};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+
+use crate::attr::{Attr, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG, S_IFSOCK};
+use crate::credentials::{Credentials, check_mode};
+use crate::error::errno;
+use crate::handle::open_in;
+use crate::hostfd::HostFd;
+use crate::object::{attr_of, read_at};
+
+/// Longest path that is opened, as Linux's PATH_MAX.
+pub const PATH_MAX: usize = 4096;
+/// Tries again when a rename on the host raced with a lookup (openat2(2) EAGAIN).
+const RACES_MAX: usize = 16;
+
+/// The way that a path is walked on the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lookup {
+    /// One openat2(2) that refuses symbolic links.
+    OpenAt2,
+    /// Component by component, for hosts whose kernel or filter lacks openat2(2).
+    Stepwise,
+}
+
+/// Directory descriptors that host paths are opened from.
+#[derive(Debug)]
+pub struct Roots {
+    /// Canonical path of each base and its descriptor, longest path first; the last is `/`.
+    bases: Vec<(Vec<u8>, Arc<HostFd>)>,
+    lookup: Lookup,
+}
+
+pub(crate) const LOCATION: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
+
+impl Roots {
+    /// Opens the bases: `/`, /etc and the readable directories outside it.
+    ///
+    /// # Errors
+    /// The host's error when `/` cannot be opened; `ENFILE` when sandboxes have all the descriptors that
+    /// they may have.
+    pub fn open(policy: &Policy) -> Result<Self, Errno> {
+        let root =
+            rustix::fs::open("/", LOCATION | OFlags::DIRECTORY, Mode::empty()).map_err(errno)?;
+        let probe = rustix::fs::openat2(&root, ".", LOCATION, Mode::empty(), BENEATH);
+        // A filter that does not know the call may answer either.
+        let missing = matches!(
+            probe,
+            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM | rustix::io::Errno::INVAL)
+        );
+        let lookup = if missing {
+            Lookup::Stepwise
+        } else {
+            Lookup::OpenAt2
+        };
+        let mut roots = Self {
+            bases: vec![(b"/".to_vec(), Arc::new(base(root)?))],
+            lookup,
+        };
+        let outside_etc = policy
+            .readable_trees()
+            .filter(|tree| !beneath(b"/etc", tree));
+        let mut opened = Vec::new();
+        for path in outside_etc.chain([b"/etc".as_slice()]) {
+            // What is a symbolic link or a file, or does not exist, is opened from `/` when named.
+            let found = roots.open_at(path, LOCATION | OFlags::DIRECTORY);
+            // What leads to the working directory may be private: as on Linux, who is there may stay.
+            let found = found.or_else(|error| open_here(path).ok_or(error));
+            if let Ok(fd) = found {
+                opened.push((path.to_vec(), Arc::new(base(fd)?)));
+            }
+        }
+        roots.bases.extend(opened);
+        roots
+            .bases
+            .sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        Ok(roots)
+    }
+
+    /// The same bases, walked in another way.
+    #[must_use]
+    pub fn with_lookup(self, lookup: Lookup) -> Self {
+        Self { lookup, ..self }
+    }
+
+    /// Opens canonical `path` without following any symbolic link.
+    ///
+    /// # Errors
+    /// `ELOOP` if a directory on the way is a symbolic link (or the object is, and `flags` lack
+    /// O_PATH); otherwise the host's.
+    fn open_at(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+        let (base, fd) = self
+            .bases
+            .iter()
+            .find(|(base, _)| beneath(base, path))
+            .ok_or(Errno::ENOENT)?;
+        let rest = path.get(base.len()..).unwrap_or_default();
+        let rest = rest.strip_prefix(b"/").unwrap_or(rest);
+        let rest = if rest.is_empty() {
+            b".".as_slice()
+        } else {
+            rest
+        };
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match self.lookup {
+            Lookup::OpenAt2 => open_beneath(fd.as_fd(), rest, flags),
+            Lookup::Stepwise => open_stepwise(fd.as_fd(), rest, flags),
+        }
+    }
+
+    /// The descriptor of the directory at `path`, if it is a base.
+    #[must_use]
+    pub fn base(&self, path: &[u8]) -> Option<&Arc<HostFd>> {
+        let found = self.bases.iter().find(|(base, _)| base == path);
+        found.map(|(_, fd)| fd)
+    }
+
+    /// Opens `path` as a location and reads its attributes.
+    ///
+    /// # Errors
+    /// `ELOOP` if a directory on the way is a symbolic link; otherwise the host's.
+    pub fn locate(&self, path: &[u8]) -> Result<(OwnedFd, Attr), Errno> {
+        let fd = self.open_at(path, LOCATION)?;
+        let attr = attr_of(fd.as_fd())?;
+        Ok((fd, attr))
+    }
+
+    /// Opens for reading what was found at `path` with `attr`, in directory `dir` if that is open. It must
+    /// be a regular file or a directory. Permissions are the guest's. Another one may have taken the name
+    /// meanwhile, so that what was opened is to be looked at again.
+    ///
+    /// # Errors
+    /// `EACCES`, `ENXIO` for what could act or block when opened.
+    pub fn open_for_reading(
+        &self,
+        who: &Credentials,
+        path: &[u8],
+        attr: &Attr,
+        dir: Option<BorrowedFd<'_>>,
+    ) -> Result<OwnedFd, Errno> {
+        match attr.kind() {
+            S_IFREG | S_IFDIR => {}
+            S_IFLNK => return Err(Errno::ELOOP),
+            S_IFSOCK => return Err(Errno::ENXIO),
+            _ => return Err(Errno::EACCES),
+        }
+        check_mode(who, attr, MAY_READ)?;
+        // O_NONBLOCK: should a FIFO have taken its place meanwhile, opening it must not wait.
+        let mut flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        if attr.is_dir() {
+            flags |= OFlags::DIRECTORY;
+        }
+        match dir {
+            Some(dir) => open_in(dir, path, flags),
+            None => self.open_at(path, flags),
+        }
+    }
+
+    /// Reads the start of a file, as much of it as `buf` has room for.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn read_start(&self, path: &[u8], buf: &mut [u8]) -> Result<usize, Errno> {
+        let fd = self.open_at(path, OFlags::RDONLY)?;
+        read_at(fd.as_fd(), buf, 0)
+    }
+
+    /// True if the host has something at canonical `path`, outside the visible trees. This decides between
+    /// ENOENT and a recorded denial.
+    #[must_use]
+    pub fn exists(&self, path: &[u8]) -> bool {
+        !matches!(self.locate(path), Err(Errno::ENOENT | Errno::ENAMETOOLONG))
+    }
+
+    /// True if `wanted`, which lies in or beneath the hidden `entry` of /etc, is known not to exist.
+    /// Programs look for optional settings there and take a denial for a broken installation. What is in
+    /// directories that not everyone may search, and outside /etc, is not told.
+    #[must_use]
+    pub fn is_absent_setting(&self, entry: &[u8], wanted: &[u8]) -> bool {
+        const SEARCHABLE_BY_ALL: u32 = 0o001;
+        if !beneath(b"/etc", entry) || !kvmlet_policy::is_canonical(wanted) {
+            return false;
+        }
+        let mut path = entry.to_vec();
+        let below = wanted.get(entry.len()..).unwrap_or_default();
+        for name in below
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
+            match self.locate(&path) {
+                Ok((_, attr)) if attr.is_dir() && attr.mode & SEARCHABLE_BY_ALL != 0 => {}
+                Err(Errno::ENOENT) => return true,
+                _ => return false,
+            }
+            path = kvmlet_policy::join(&path, name);
+        }
+        matches!(self.locate(&path), Err(Errno::ENOENT))
+    }
+
+    /// A directory's entries by name, for the synthetic directories that show a part of a host one.
+    ///
+    /// # Errors
+    /// Never fails on missing names: they are left out.
+    #[must_use]
+    pub fn located(
+        &self,
+        dir: &[u8],
+        names: impl Iterator<Item = Vec<u8>>,
+    ) -> BTreeMap<Vec<u8>, Attr> {
+        names
+            .filter_map(|name| {
+                let (_, attr) = self.locate(&kvmlet_policy::join(dir, &name)).ok()?;
+                Some((name, attr))
+            })
+            .collect()
+    }
+}
+
+fn base(fd: OwnedFd) -> Result<HostFd, Errno> {
+    HostFd::of_vm(fd).map_err(|_| Errno::ENFILE)
+}
+
+fn open_beneath(base: BorrowedFd<'_>, rest: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    for _ in 0..RACES_MAX {
+        match rustix::fs::openat2(base, rest, flags, Mode::empty(), BENEATH) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(errno(error)),
+            Ok(fd) => return Ok(fd),
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
+fn open_stepwise(base: BorrowedFd<'_>, rest: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let mut names: Vec<&[u8]> = rest.split(|byte| *byte == b'/').collect();
+    let last = names.pop().unwrap_or(b".");
+    let mut current: Option<OwnedFd> = None;
+    for name in names {
+        let at = current.as_ref().map_or(base, AsFd::as_fd);
+        let next = rustix::fs::openat(at, name, LOCATION, Mode::empty()).map_err(errno)?;
+        let attr = attr_of(next.as_fd())?;
+        if attr.is_symlink() {
+            return Err(Errno::ELOOP);
+        }
+        if !attr.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        current = Some(next);
+    }
+    let at = current.as_ref().map_or(base, AsFd::as_fd);
+    rustix::fs::openat(at, last, flags, Mode::empty()).map_err(errno)
+}
+
+/// The calling process's working directory, if `path` is that.
+fn open_here(path: &[u8]) -> Option<OwnedFd> {
+    if working_directory().ok()? != path {
+        return None;
+    }
+    let flags = LOCATION | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(".", flags, Mode::empty()).ok()
+}
+
+/// The calling process's working directory, canonical.
+///
+/// # Errors
+/// The host's.
+pub fn working_directory() -> Result<Vec<u8>, Errno> {
+    Ok(rustix::process::getcwd(Vec::new())
+        .map_err(errno)?
+        .into_bytes())
+}

@@ -1,0 +1,93 @@
+//! Checks of host objects before a program has them: search permission on the way, and what was opened.
+
+use std::os::fd::BorrowedFd;
+
+use kvmlet_abi::Errno;
+use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_READ};
+use kvmlet_hostfs::{Enforcement, attr_of, check_mode, is_kernel_file, is_same};
+
+use crate::host::Host;
+use crate::report::Remedy;
+
+/// The attributes of what [`kvmlet_hostfs::Roots::open_for_reading`] has opened, if it may stay open. By
+/// its name there was something with the attributes `found`.
+///
+/// # Errors
+/// `ESTALE` if another kind has taken the name; as what was found there would have been refused.
+pub fn check_opened(host: &mut Host, fd: BorrowedFd<'_>, found: &Attr) -> Result<Attr, Errno> {
+    let opened = attr_of(fd)?;
+    if opened.kind() != found.kind() {
+        return Err(Errno::ESTALE);
+    }
+    check_mode(&host.credentials, &opened, MAY_READ)?;
+    if !is_same(&opened, found) {
+        refuse_kernel_files(host, "open", (b"what took a file's place", &opened), fd)?;
+    }
+    Ok(opened)
+}
+
+/// Refuses and records what belongs to a file system of the kernel's own
+/// ([`kvmlet_hostfs::is_kernel_file`]). Such a file system may be mounted in a readable tree.
+///
+/// # Errors
+/// `EACCES`.
+pub fn refuse_kernel_files(
+    host: &mut Host,
+    call: &str,
+    (path, attr): (&[u8], &Attr),
+    fd: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    if !is_kernel_file(fd, attr) {
+        return Ok(());
+    }
+    host.report.deny(
+        format!("{call} {}", super::printable(path)),
+        Errno::EACCES,
+        Remedy::KernelFile,
+    );
+    Err(Errno::EACCES)
+}
+
+/// Refuses a path whose visible directories are not all searchable, when the host would not.
+///
+/// # Errors
+/// `EACCES`; `ELOOP` for a symbolic link on the way; the host's.
+pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
+    if host.credentials.enforcement == Enforcement::Host {
+        return Ok(());
+    }
+    let unknown: Vec<&[u8]> = kvmlet_policy::ancestors(path)
+        .skip(1)
+        .take_while(|dir| {
+            !host.searchable.contains(*dir)
+                && host.policy.classify(dir) == kvmlet_policy::Place::Readable
+        })
+        .collect();
+    // The outermost first: whether anything is in a directory is not to be told before it may be searched.
+    for dir in unknown.into_iter().rev() {
+        let (_, attr) = host.roots.locate(dir)?;
+        if attr.is_symlink() {
+            return Err(Errno::ELOOP);
+        }
+        if !attr.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        if !attr.grants(&host.credentials, MAY_EXEC) {
+            return Err(Errno::EACCES);
+        }
+        host.remember_searchable(dir);
+    }
+    Ok(())
+}
+
+/// As [`check_search`], of a directory that is open. It is asked each time: what is known of its path may
+/// be another one's.
+///
+/// # Errors
+/// `EACCES`; the host's.
+pub fn check_search_in(host: &Host, dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    if host.credentials.enforcement == Enforcement::Host {
+        return Ok(());
+    }
+    check_mode(&host.credentials, &attr_of(dir)?, MAY_EXEC)
+}
