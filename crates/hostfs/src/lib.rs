@@ -21,6 +21,7 @@
 pub mod attr;
 mod credentials;
 mod error;
+mod file;
 mod handle;
 mod hostfd;
 mod listing;
@@ -31,6 +32,7 @@ mod testing;
 
 pub use credentials::{Credentials, Enforcement, caller, check_mode};
 pub use error::errno;
+pub use file::{HostFile, HostKind};
 pub use handle::{Handle, attr_in, locate_in};
 pub use hostfd::{HostFd, OpenFiles};
 pub use listing::{Listing, list};

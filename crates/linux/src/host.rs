@@ -8,7 +8,7 @@ use std::time::Instant;
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Share};
 use kvmlet_hostfs::attr::Attr;
-use kvmlet_hostfs::{Credentials, HostFd, Listing, OpenFiles, Roots};
+use kvmlet_hostfs::{Credentials, HostFd, HostFile, HostKind, Listing, OpenFiles, Roots};
 use kvmlet_policy::Policy;
 
 use crate::budget::Budget;
@@ -25,53 +25,13 @@ const SEARCHABLE_MAX: usize = 4096;
 /// Memory for the names of listed directories, in bytes.
 const LISTINGS_MAX_BYTES: usize = 4 << 20;
 
-/// The kind of file that a host descriptor is open on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum HostKind {
-    /// A regular file, open for reading.
-    File,
-    /// A directory, open for reading.
-    Directory,
-    /// Anything, opened as a mere location (O_PATH).
-    Location,
-    /// An inherited stream that is a regular file or block device: reads and writes do not wait.
-    FileStream,
-    /// An inherited stream that is a terminal.
-    Terminal,
-    /// An inherited pipe.
-    Stream,
-    /// An inherited socket.
-    Socket,
-}
-
-/// A host descriptor and what we know of it. Used at explicit positions only; never made
-/// non-blocking.
+/// A host descriptor that the kernel value names.
 #[derive(Clone, Debug)]
-pub struct HostFile {
-    /// The descriptor.
-    pub fd: Arc<HostFd>,
-    /// The same terminal or pipe, opened again for us alone and non-blocking: a transfer by it never
-    /// waits. Readiness is asked of `fd`, which may have seen more (a writer that has gone since).
-    pub own: Option<Arc<HostFd>>,
-    /// The kind of file that it is open on.
-    pub kind: HostKind,
+pub struct Referenced {
+    /// The descriptor, and what we know of it.
+    pub file: HostFile,
     /// Open descriptions and mappings of the kernel value that name it.
     pub refs: u32,
-    /// Names of a directory as last listed.
-    pub listing: Option<Arc<Listing>>,
-}
-
-impl HostFile {
-    /// True if both share what they refer to. All forks share it, so their counts of references, which
-    /// the processors would pass on to one another, are left alone where they can be.
-    fn same_objects(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.fd, &other.fd)
-            && match (&self.listing, &other.listing) {
-                (None, None) => true,
-                (Some(ours), Some(theirs)) => Arc::ptr_eq(ours, theirs),
-                _ => false,
-            }
-    }
 }
 
 /// The place that a captured stream's bytes go to.
@@ -89,7 +49,7 @@ pub struct Captured {
 #[derive(Debug)]
 pub struct Host {
     /// Open host descriptors.
-    pub files: BTreeMap<HostId, HostFile>,
+    pub files: BTreeMap<HostId, Referenced>,
     /// Next unused [`HostId`].
     pub next_id: u64,
     /// The number of them that this sandbox is charged for.
@@ -197,8 +157,8 @@ impl Host {
         self.files.retain(|id, _| frozen.files.contains_key(id));
         for (id, file) in &frozen.files {
             match self.files.get_mut(id) {
-                Some(ours) if ours.same_objects(file) => {
-                    ours.kind = file.kind;
+                Some(ours) if ours.file.same_objects(&file.file) => {
+                    ours.file.kind = file.file.kind;
                     ours.refs = file.refs;
                 }
                 _ => {
@@ -243,7 +203,7 @@ impl Host {
     /// Uses one descriptor for all that this sandbox has open on the regular file that `id`, just opened,
     /// is on. It has `attr`.
     pub fn share_file(&mut self, id: HostId, attr: &Attr) {
-        if let Some(file) = self.files.get_mut(&id)
+        if let Some(Referenced { file, .. }) = self.files.get_mut(&id)
             && file.kind == HostKind::File
         {
             let own = Arc::clone(&file.fd);
@@ -261,12 +221,14 @@ impl Host {
         self.next_id = self.next_id.saturating_add(1);
         self.files.insert(
             id,
-            HostFile {
-                fd: Arc::new(fd),
-                own: own.map(Arc::new),
-                kind,
+            Referenced {
+                file: HostFile {
+                    fd: Arc::new(fd),
+                    own: own.map(Arc::new),
+                    kind,
+                    listing: None,
+                },
                 refs: 1,
-                listing: None,
             },
         );
         id
@@ -278,7 +240,8 @@ impl Host {
     /// `EBADF` if it is gone: it was not what it was taken for when it was opened
     /// ([`Host::finish_call`]).
     pub fn get(&self, id: HostId) -> Result<&HostFile, Errno> {
-        self.files.get(&id).ok_or(Errno::EBADF)
+        let found = self.files.get(&id).ok_or(Errno::EBADF)?;
+        Ok(&found.file)
     }
 
     /// A share of the descriptor of `id`.
@@ -303,7 +266,7 @@ impl Host {
         };
         file.refs = file.refs.saturating_sub(1);
         if file.refs == 0
-            && let Some(file) = self.files.remove(&id)
+            && let Some(Referenced { file, .. }) = self.files.remove(&id)
         {
             self.deferred.close(file.fd);
             if let Some(own) = file.own {
@@ -315,14 +278,17 @@ impl Host {
     /// Keeps a directory's names for the next call. Over the limit on all of them the others are
     /// dropped, and read again when they are needed.
     pub fn keep_listing(&mut self, id: HostId, listing: &Arc<Listing>) {
-        let kept = self.files.values().filter_map(|file| file.listing.as_ref());
+        let files = self.files.values().map(|file| &file.file);
+        let kept = files.filter_map(|file| file.listing.as_ref());
         let size = kept.fold(listing.size_bytes(), |sum, kept| {
             sum.saturating_add(kept.size_bytes())
         });
         if size > LISTINGS_MAX_BYTES {
-            self.files.values_mut().for_each(|file| file.listing = None);
+            self.files
+                .values_mut()
+                .for_each(|file| file.file.listing = None);
         }
-        if let Some(file) = self.files.get_mut(&id) {
+        if let Some(Referenced { file, .. }) = self.files.get_mut(&id) {
             file.listing = Some(Arc::clone(listing));
         }
     }
@@ -364,9 +330,9 @@ mod tests {
             (frozen.files.len(), frozen.next_id)
         );
         for (id, file) in &frozen.files {
-            let ours = host.get(*id).unwrap();
-            assert!(ours.same_objects(file), "{id:?}");
-            assert_eq!((ours.kind, ours.refs), (file.kind, file.refs));
+            let ours = host.files.get(id).unwrap();
+            assert!(ours.file.same_objects(&file.file), "{id:?}");
+            assert_eq!((ours.file.kind, ours.refs), (file.file.kind, file.refs));
         }
     }
 }

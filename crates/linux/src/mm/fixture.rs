@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::{GuestMemory, MmId, PageSize, PageTables, PendingFlush, PteFlags, Spaces};
 use kvmlet_policy::Policy;
@@ -13,7 +14,7 @@ use kvmlet_policy::Policy;
 use super::space::{Limits, release_leaf};
 use super::*;
 use crate::fd::OpenFlags;
-use crate::host::{Host, HostKind};
+use crate::host::Host;
 use crate::kernel::Ids;
 use crate::rlimit::{INFINITY, Rlimit};
 use crate::vfs::tmpfs::{NewAttr, TmpFs};

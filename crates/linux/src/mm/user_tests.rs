@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_hostfs::HostKind;
 use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 use kvmlet_policy::Policy;
 
@@ -12,7 +13,7 @@ use super::fixture::MIB;
 use super::{AslrSeed, FaultError, Mm, Source, user};
 use crate::cx::{CpuInfo, Cx, Machine};
 use crate::fd::{Fd, FileId, FileKind, OpenFile, OpenFlags, Text};
-use crate::host::{Host, HostKind};
+use crate::host::Host;
 use crate::kernel::{End, Ids, Kernel, MmId, NewKernel, Pid, Tid};
 use crate::outcome::{CallState, FutexKey, Outcome, SysResult};
 use crate::sched::Sched;

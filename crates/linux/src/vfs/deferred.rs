@@ -106,9 +106,9 @@ impl Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::HostKind;
     use crate::personality::{Cpu, Personality};
     use crate::testing::{Sandbox, TempTree};
+    use kvmlet_hostfs::HostKind;
     use kvmlet_hostfs::attr::S_IFREG;
 
     /// No thread has run: nothing is asked of it.

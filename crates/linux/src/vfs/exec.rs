@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC, S_IFREG};
 
 use super::file::Contents;
@@ -11,7 +12,6 @@ use super::path::{self, Intent, Last, Node, Request, Resolve};
 use super::{access, attr_of};
 use crate::cx::Cx;
 use crate::fd::FileId;
-use crate::host::HostKind;
 use crate::mm::{MapFile, Source};
 use crate::report::Remedy;
 

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG};
 
 use super::file;
@@ -13,7 +14,6 @@ use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
 use super::{access, attr_of, fifo, lookup_cache, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
-use crate::host::HostKind;
 use crate::report::Remedy;
 
 /// S_ISGID

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::{Attr, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK, makedev};
 use kvmlet_mem::GuestMemory;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -14,7 +15,7 @@ use super::pipe::PIPE_BUF;
 use super::synth::{self, DEVICES};
 use super::terminal::{self, JobSignal};
 use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
-use crate::host::{Host, HostKind};
+use crate::host::Host;
 use crate::kernel::{Kernel, Pid};
 
 /// The kind of a standard stream.

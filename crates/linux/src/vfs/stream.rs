@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::S_IFREG;
-use kvmlet_hostfs::{attr_of, errno};
+use kvmlet_hostfs::{HostFile, HostKind, attr_of, errno};
 use rustix::io::ReadWriteFlags;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::pipe::PIPE_BUF;
 use super::ready::{POLLERR, POLLHUP, POLLIN, POLLOUT, host_ready};
 use super::terminal::{self, JobSignal};
-use crate::host::{Host, HostFile, HostId, HostKind};
+use crate::host::{Host, HostId};
 
 /// preadv2(2): the stream's own position.
 const NO_OFFSET: u64 = u64::MAX;

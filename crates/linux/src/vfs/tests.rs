@@ -519,7 +519,7 @@ fn a_long_host_directory_is_listed_in_parts() {
     }
     // Not all of it at once.
     let kept = sandbox.host.files.values();
-    let kept = kept.filter_map(|file| file.listing.as_ref());
+    let kept = kept.filter_map(|file| file.file.listing.as_ref());
     assert!(kept.map(|listing| listing.size_bytes()).sum::<usize>() < 3 << 20);
     // From any place again.
     let dir = sandbox.open(path, 0).unwrap();

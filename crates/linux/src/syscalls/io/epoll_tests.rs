@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::HostKind;
 
 use crate::fd::{self, FileKind, OnExec, OpenFlags};
-use crate::host::{HostId, HostKind};
+use crate::host::HostId;
 use crate::kernel::{Kernel, Tid};
 use crate::outcome::{CallState, Outcome, Source, WaitOn};
 use crate::sched::Call;

@@ -4,12 +4,13 @@
 use std::os::fd::AsFd;
 
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_hostfs::HostKind;
 
 use super::transfer::{self, Buffers, Until, Waiting};
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::OpenFile;
-use crate::host::{HostId, HostKind};
+use crate::host::HostId;
 use crate::outcome::{CallState, Outcome, Source};
 use crate::report::Remedy;
 use crate::signal::SIG_IGN;

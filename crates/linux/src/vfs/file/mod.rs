@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::{self, Attr, S_IFIFO, S_IFSOCK};
 
 use super::synth::{self, Synth};
@@ -15,7 +16,7 @@ use super::tmpfs::InodeId;
 use super::{Dir, epoll, fdinfo, fifo, locks, open, set_tmp_size, stream, unix};
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, FileKind, OpenFile};
-use crate::host::{HostId, HostKind};
+use crate::host::HostId;
 
 mod io;
 mod reopen;

@@ -3,11 +3,11 @@
 use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::HostKind;
 
 use super::hold;
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
-use crate::host::HostKind;
 use crate::vfs::open::{self, Opened};
 use crate::vfs::path::{Found, Node};
 use crate::vfs::{stream, synth};
