@@ -27,6 +27,8 @@ mod hostfd;
 mod listing;
 mod object;
 mod roots;
+pub mod stream;
+pub mod terminal;
 #[cfg(test)]
 mod testing;
 

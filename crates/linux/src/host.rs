@@ -8,6 +8,7 @@ use std::time::Instant;
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Share};
 use kvmlet_hostfs::attr::Attr;
+use kvmlet_hostfs::terminal::Settings;
 use kvmlet_hostfs::{Credentials, HostFd, HostFile, HostKind, Listing, OpenFiles, Roots};
 use kvmlet_policy::Policy;
 
@@ -17,7 +18,6 @@ pub use crate::id::HostId;
 use crate::report::Report;
 use crate::vfs::deferred::Deferred;
 use crate::vfs::lookup_cache::LookupCache;
-use crate::vfs::terminal::Settings;
 
 /// Directories whose search permission is remembered at most.
 const SEARCHABLE_MAX: usize = 4096;

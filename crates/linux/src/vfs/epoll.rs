@@ -18,12 +18,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::{OrdMap, OrdSet, Vector};
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::{stream, terminal};
 use kvmlet_mem::GuestMemory;
 
 use super::anon::ObjectId;
 use super::file;
 use super::ready::{self, POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM};
-use super::terminal;
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile};
 use crate::host::{Host, HostId};
@@ -560,7 +560,7 @@ impl Asked {
         *self
             .streams
             .entry((id, events))
-            .or_insert_with(|| ready::host_ready(host, id, events).unwrap_or(POLLERR))
+            .or_insert_with(|| host_ready(host, id, events).unwrap_or(POLLERR))
     }
 
     fn readable_bytes(&mut self, host: &Host, id: HostId) -> u64 {
@@ -610,6 +610,10 @@ fn ask_stream(cx: &mut Cx<'_>, (id, key): (ObjectId, Key), host: HostId, asked: 
         return;
     }
     raise(cx.kernel, id, key);
+}
+
+fn host_ready(host: &Host, id: HostId, events: i16) -> Result<i16, Errno> {
+    stream::ready(host.get(id)?, events)
 }
 
 fn readable_bytes(host: &Host, id: HostId) -> u64 {

@@ -1,17 +1,12 @@
 //! Readiness (poll(2)).
 
-use std::os::fd::AsFd;
-
 use imbl::Vector;
-use kvmlet_abi::Errno;
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::epoll::{self, Asked};
-use super::{file, stream};
+use super::file;
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile, OpenFlags};
-use crate::host::{Host, HostId};
 use crate::outcome::Source;
 
 /// POLLIN
@@ -89,21 +84,4 @@ pub fn add_sources(
     } else {
         sources.extend(file::wait_source(cx, file, events));
     }
-}
-
-/// poll(2) on a host stream, without waiting.
-///
-/// # Errors
-/// The host's.
-pub fn host_ready(host: &Host, id: HostId, events: i16) -> Result<i16, Errno> {
-    let file = host.get(id)?;
-    let wanted = PollFlags::from_bits_retain(events.cast_unsigned());
-    let mut fds = [PollFd::from_borrowed_fd(file.fd.as_fd(), wanted)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    stream::retry(|| rustix::event::poll(&mut fds, Some(&now))).map_err(kvmlet_hostfs::errno)?;
-    let [polled] = fds;
-    Ok(polled.revents().bits().cast_signed())
 }

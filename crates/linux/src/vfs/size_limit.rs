@@ -1,9 +1,9 @@
 //! RLIMIT_FSIZE: how far a program may write regular files.
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::stream;
 
 use super::file::{self, Positions};
-use super::stream;
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile, OpenFlags};
 use crate::rlimit::{self, INFINITY, Resource};
@@ -37,7 +37,7 @@ pub fn writable_bytes(
         (Positions::Host(_), _) if file.flags.contains(OpenFlags::APPEND) => size,
         (_, WriteAt::Offset(offset)) => offset,
         (Positions::Host(host), WriteAt::OwnPosition) => {
-            stream::seek(cx.host, host, stream::SeekTo::Current(0))?
+            stream::seek(cx.host.get(host)?, stream::SeekTo::Current(0))?
         }
         (_, WriteAt::OwnPosition) => file.offset,
     };

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::{Attr, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK, makedev};
+use kvmlet_hostfs::terminal::{self, JobSignal};
 use kvmlet_mem::GuestMemory;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 
 use super::pipe::PIPE_BUF;
 use super::synth::{self, DEVICES};
-use super::terminal::{self, JobSignal};
 use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
 use crate::host::Host;
 use crate::kernel::{Kernel, Pid};

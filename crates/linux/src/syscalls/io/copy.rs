@@ -1,8 +1,7 @@
 //! Copies between descriptors: sendfile(2), copy_file_range(2); splice(2) and its relatives.
 
-use std::os::fd::AsFd;
-
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::stream;
 
 use super::rw::is_open_for_reading;
 use super::transfer::{self, CHUNK, RW_MAX, Step, Until, wait_until, write_as};
@@ -12,7 +11,6 @@ use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome, Source};
 use crate::vfs::file::{self, Contents, Message, Positions, Transfer};
 use crate::vfs::size_limit::{self, WriteAt};
-use crate::vfs::stream;
 use crate::vfs::unix;
 
 /// The place that a copy reads or writes: at the description's offset or at one in user memory.
@@ -129,7 +127,7 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
 fn position(cx: &mut Cx<'_>, end: End, file: &OpenFile) -> Result<u64, Errno> {
     match file::positions(cx, file) {
         Positions::Host(host) if end.offset_gva == 0 => {
-            stream::seek_fd(cx.host.get(host)?.fd.as_fd(), stream::SeekTo::Current(0))
+            stream::seek(cx.host.get(host)?, stream::SeekTo::Current(0))
         }
         _ => end.offset(cx),
     }
@@ -138,8 +136,7 @@ fn position(cx: &mut Cx<'_>, end: End, file: &OpenFile) -> Result<u64, Errno> {
 fn set_position(cx: &mut Cx<'_>, end: End, file: &OpenFile, offset: u64) -> Result<(), Errno> {
     match file::positions(cx, file) {
         Positions::Host(host) if end.offset_gva == 0 => {
-            stream::seek_fd(cx.host.get(host)?.fd.as_fd(), stream::SeekTo::Start(offset))
-                .map(|_| ())
+            stream::seek(cx.host.get(host)?, stream::SeekTo::Start(offset)).map(|_| ())
         }
         _ => end.advance(cx, offset),
     }

@@ -1,6 +1,7 @@
 //! File locks: flock(2), and the lock commands of fcntl(2).
 
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::stream;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::transfer::wait_for;
@@ -8,10 +9,10 @@ use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, OpenFile};
 use crate::outcome::{CallState, Outcome, Source, SysResult};
+use crate::vfs;
 use crate::vfs::file::{self, Positions};
 use crate::vfs::locks::{self, Lock, Mode, Owner, TO_END};
 use crate::vfs::pipe::LOCKS_SOURCE;
-use crate::vfs::{self, stream};
 
 const F_RDLCK: i16 = 0;
 const F_WRLCK: i16 = 1;
@@ -167,7 +168,7 @@ fn range(
     let base = match wanted.l_whence {
         0 => 0,
         1 => match file::positions(cx, file) {
-            Positions::Host(host) => stream::seek(cx.host, host, stream::SeekTo::Current(0))?,
+            Positions::Host(host) => stream::seek(cx.host.get(host)?, stream::SeekTo::Current(0))?,
             _ => file.offset,
         },
         2 => file::attr(cx, id)?.size,

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::stream::{self, SeekTo};
 
 use super::transfer::{self, Append, Buffers, Position, Waiting};
 use super::{int, uint};
@@ -10,7 +11,6 @@ use crate::cx::Cx;
 use crate::fd::{self, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::vfs::file::{self, Contents, Positions};
-use crate::vfs::stream::{self, SeekTo};
 use crate::vfs::tmpfs::Seek;
 
 const RWF_NOWAIT: u32 = 8;
@@ -239,7 +239,10 @@ pub fn sys_lseek(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let at = match file::positions(cx, &file) {
         Positions::Ignored => return Ok(0),
         Positions::None => return Err(Errno::ESPIPE),
-        Positions::Host(host) => return stream::seek(cx.host, host, seek_to(whence, offset)?),
+        Positions::Host(host) => {
+            let to = seek_to(whence, offset)?;
+            return stream::seek(cx.host.get(host)?, to);
+        }
         Positions::Fixed(at) => at,
         Positions::Own => new_offset(cx, &file, whence, offset.cast_signed())?,
     };
@@ -278,7 +281,7 @@ fn new_offset(cx: &mut Cx<'_>, file: &OpenFile, whence: u32, delta: i64) -> Resu
         }
         (_, Contents::Host(host)) => {
             let to = seek_to(whence, delta.cast_unsigned())?;
-            return stream::seek(cx.host, host, to);
+            return stream::seek(cx.host.get(host)?, to);
         }
         (_, Contents::Tmp(inode)) => {
             let offset = u64::try_from(delta).map_err(|_| Errno::ENXIO)?;

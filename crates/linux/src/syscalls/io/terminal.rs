@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::HostKind;
+use kvmlet_hostfs::stream::{self, Moved};
+use kvmlet_hostfs::terminal::{self, JobSignal, KernelTermios, When};
 
 use super::transfer::{self, Buffers, Until, Waiting};
 use crate::clock;
@@ -17,8 +19,6 @@ use crate::signal::SIG_IGN;
 use crate::signal::signo::{SIGTTIN, SIGTTOU};
 use crate::vfs::file;
 use crate::vfs::ready::POLLIN;
-use crate::vfs::stream::{self, Moved};
-use crate::vfs::terminal::{self, JobSignal, KernelTermios, When};
 
 const TCGETS: u32 = 0x5401;
 const TCSETS: u32 = 0x5402;
@@ -134,7 +134,7 @@ fn read_on(
     // What has been read cannot be put back: the buffers are tried first.
     buffers.touch(cx, room)?;
     let mut buf = vec![0u8; room];
-    let moved = stream::read(cx.host, host, &mut buf)?;
+    let moved = stream::read(cx.host.get(host)?, &mut buf)?;
     if let Moved::Bytes(count) = moved {
         cx.kernel.objects.epolls.stream_read(host, count as u64);
         let copied = buffers.scatter(cx, buf.get(..count).unwrap_or_default())?;

@@ -4,6 +4,7 @@ use imbl::Vector;
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::linux::Iovec;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_hostfs::stream::{self, Moved};
 
 use super::message;
 use super::terminal::{self, Owner};
@@ -18,7 +19,6 @@ use crate::vfs::file::{self, Transfer};
 use crate::vfs::pipe::{PIPE_BUF, Pipe, PipeId, WriteAs};
 use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
 use crate::vfs::size_limit::{self, WriteAt};
-use crate::vfs::stream::{self, Moved};
 
 /// Bytes copied at once.
 pub const CHUNK: usize = 64 << 10;
@@ -463,9 +463,9 @@ fn read_step(
             // What has been read from a stream cannot be put back: the buffer is tried first.
             touch(cx, gva, into.len())?;
             let moved = match position {
-                Position::At(_) => Moved::Bytes(stream::read_at(cx.host, host, into, offset)?),
+                Position::At(_) => Moved::Bytes(stream::read_at(cx.host.get(host)?, into, offset)?),
                 // A second read could wait for more although the call has something to answer.
-                Position::Current => stream::read(cx.host, host, into)?,
+                Position::Current => stream::read(cx.host.get(host)?, into)?,
             };
             match moved {
                 Moved::Bytes(count) => {
@@ -685,7 +685,7 @@ pub(super) fn write_stream(
     if terminal::may_write(cx, host)? == Owner::Theirs {
         return Ok(Err(Until::Later));
     }
-    Ok(match stream::write(cx.host, host, bytes)? {
+    Ok(match stream::write(cx.host.get(host)?, bytes)? {
         Moved::Bytes(count) => Ok(count),
         moved => Err(blocked(cx, host, POLLOUT, moved)),
     })
@@ -700,7 +700,7 @@ fn write_step(
 ) -> Result<Step, Errno> {
     match file::transfer(&file.kind) {
         Transfer::Stream(host) => match position {
-            Position::At(_) => stream::write_at(cx.host, host, bytes, offset).map(Step::Moved),
+            Position::At(_) => stream::write_at(cx.host.get(host)?, bytes, offset).map(Step::Moved),
             Position::Current => Ok(match write_stream(cx, host, bytes)? {
                 Ok(count) => Step::Moved(count),
                 Err(until) => Step::Blocked(until),

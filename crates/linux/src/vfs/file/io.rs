@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::S_IFREG;
+use kvmlet_hostfs::{stream, terminal};
 
 use super::{attr, is_regular};
 use crate::clock;
@@ -18,7 +19,7 @@ use crate::vfs::pipe::PipeId;
 use crate::vfs::ready::{POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLRDNORM, POLLWRNORM};
 use crate::vfs::timerfd::TimerFd;
 use crate::vfs::unix::Socket;
-use crate::vfs::{self, stream, synth, terminal};
+use crate::vfs::{self, synth};
 
 // ---- readiness ----
 
@@ -281,8 +282,8 @@ pub fn read_at(
         count
     };
     match kind {
-        FileKind::HostFile(host) => stream::read_at(cx.host, *host, into, offset),
-        FileKind::HostStream(host) => stream::read_at(cx.host, *host, into, offset),
+        FileKind::HostFile(host) => stream::read_at(cx.host.get(*host)?, into, offset),
+        FileKind::HostStream(host) => stream::read_at(cx.host.get(*host)?, into, offset),
         FileKind::Tmp(inode) => {
             let count = cx
                 .kernel

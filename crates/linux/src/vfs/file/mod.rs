@@ -8,12 +8,12 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::{self, Attr, S_IFIFO, S_IFSOCK};
+use kvmlet_hostfs::{HostKind, stream};
 
 use super::synth::{self, Synth};
 use super::tmpfs::InodeId;
-use super::{Dir, epoll, fdinfo, fifo, locks, open, set_tmp_size, stream, unix};
+use super::{Dir, epoll, fdinfo, fifo, locks, open, set_tmp_size, unix};
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, FileKind, OpenFile};
 use crate::host::HostId;
@@ -461,7 +461,7 @@ pub fn changeable(
 pub fn limited_size(cx: &Cx<'_>, kind: &FileKind) -> Result<Option<u64>, Errno> {
     match kind {
         FileKind::Tmp(inode) => cx.kernel.tmpfs.size(*inode).map(Some),
-        FileKind::HostStream(host) => stream::file_size(cx.host, *host),
+        FileKind::HostStream(host) => stream::file_size(cx.host.get(*host)?),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -487,7 +487,7 @@ pub fn limited_size(cx: &Cx<'_>, kind: &FileKind) -> Result<Option<u64>, Errno> 
 pub fn set_size(cx: &mut Cx<'_>, kind: &FileKind, size: u64) -> Result<(), Errno> {
     match kind {
         FileKind::Tmp(inode) => set_tmp_size(cx, *inode, size),
-        FileKind::HostStream(host) => stream::set_size(cx.host, *host, size),
+        FileKind::HostStream(host) => stream::set_size(cx.host.get(*host)?, size),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -512,7 +512,7 @@ pub fn set_size(cx: &mut Cx<'_>, kind: &FileKind, size: u64) -> Result<(), Errno
 /// `EINVAL` for what cannot be synchronised, the host's.
 pub fn sync(cx: &mut Cx<'_>, kind: &FileKind) -> Result<(), Errno> {
     match kind {
-        FileKind::HostStream(host) if is_regular(cx, *host) => stream::sync(cx.host, *host),
+        FileKind::HostStream(host) if is_regular(cx, *host) => stream::sync(cx.host.get(*host)?),
         FileKind::HostStream(_)
         | FileKind::Pipe(_)
         | FileKind::Input(_)

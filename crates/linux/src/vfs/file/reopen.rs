@@ -3,14 +3,14 @@
 use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
-use kvmlet_hostfs::HostKind;
+use kvmlet_hostfs::{HostKind, stream};
 
 use super::hold;
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::vfs::open::{self, Opened};
 use crate::vfs::path::{Found, Node};
-use crate::vfs::{stream, synth};
+use crate::vfs::synth;
 
 /// Opens what /proc/self/fd/N refers to once more.
 pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<Opened, Errno> {
@@ -52,7 +52,7 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
                 && flags.writable()
                 && cx.host.get(*host)?.kind == HostKind::FileStream
             {
-                stream::set_size(cx.host, *host, 0)?;
+                stream::set_size(cx.host.get(*host)?, 0)?;
             }
         }
         FileKind::Capture(_) | FileKind::Input(_) => {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::Winsize;
-use kvmlet_hostfs::HostFd;
-use kvmlet_hostfs::errno;
 use rustix::termios::{
     ControlModes, InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::error::errno;
+use crate::hostfd::HostFd;
+use crate::stream;
 
 /// Special characters in the kernel's struct termios.
 const NCCS: usize = 19;
@@ -146,7 +148,7 @@ pub fn is_orphaned() -> bool {
 /// Uses a terminal without being stopped: who owns it has been looked at before, and only a change since
 /// would bring the signal. With the signal blocked the kernel lets output and settings pass, and input
 /// fail with `EIO`.
-pub(super) fn unstopped<T>(fd: BorrowedFd<'_>, signal: JobSignal, act: impl FnOnce() -> T) -> T {
+pub fn unstopped<T>(fd: BorrowedFd<'_>, signal: JobSignal, act: impl FnOnce() -> T) -> T {
     use vmm_sys_util::signal::{block_signal, unblock_signal};
     // Job control is about the controlling terminal only.
     let was_blocked =
@@ -226,7 +228,7 @@ impl Drop for Settings {
 
 fn apply(fd: BorrowedFd<'_>, termios: &Termios) -> Result<(), Errno> {
     let set = || rustix::termios::tcsetattr(fd, OptionalActions::Now, termios);
-    unstopped(fd, JobSignal::Output, || super::stream::retry(set)).map_err(errno)
+    unstopped(fd, JobSignal::Output, || stream::retry(set)).map_err(errno)
 }
 
 fn changed(mut host: Termios, wanted: &KernelTermios) -> Termios {

@@ -2,18 +2,19 @@
 //! transfer uses a description of our own, or is made only when it cannot wait.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
-use kvmlet_hostfs::attr::S_IFREG;
-use kvmlet_hostfs::{HostFile, HostKind, attr_of, errno};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::ReadWriteFlags;
 use rustix::net::{RecvFlags, SendFlags};
+use rustix::pipe::PIPE_BUF;
 
-use super::pipe::PIPE_BUF;
-use super::ready::{POLLERR, POLLHUP, POLLIN, POLLOUT, host_ready};
-use super::terminal::{self, JobSignal};
-use crate::host::{Host, HostId};
+use crate::attr::S_IFREG;
+use crate::error::errno;
+use crate::file::{HostFile, HostKind};
+use crate::object::attr_of;
+use crate::terminal::{self, JobSignal};
 
 /// preadv2(2): the stream's own position.
 const NO_OFFSET: u64 = u64::MAX;
@@ -33,7 +34,7 @@ pub enum Moved {
 }
 
 /// Makes a host call that does not wait, again if a signal interrupts it, but not for ever.
-pub(super) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+pub(crate) fn retry<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     for _ in 1..TRIES {
         match call() {
             Err(rustix::io::Errno::INTR) => {}
@@ -64,17 +65,16 @@ fn retry_later(result: rustix::io::Result<usize>) -> rustix::io::Result<Option<u
 ///
 /// # Errors
 /// The host's.
-pub fn read(host: &Host, id: HostId, buf: &mut [u8]) -> Result<Moved, Errno> {
-    let file = host.get(id)?;
+pub fn read(file: &HostFile, buf: &mut [u8]) -> Result<Moved, Errno> {
     let fd = file.fd.as_fd();
     match file.kind {
         HostKind::Socket => {
             let read = retry(|| {
                 rustix::net::recv(fd, &mut *buf, RecvFlags::DONTWAIT).map(|(count, _)| count)
             });
-            return told(host, id, POLLIN, moved(read)?);
+            return told(file, PollFlags::IN, moved(read)?);
         }
-        HostKind::Terminal => return read_terminal(host, id, file, buf),
+        HostKind::Terminal => return read_terminal(file, buf),
         HostKind::Stream => {}
         _ => {
             return retry(|| rustix::io::read(fd, &mut *buf))
@@ -97,7 +97,7 @@ pub fn read(host: &Host, id: HostId, buf: &mut [u8]) -> Result<Moved, Errno> {
         return moved(tried);
     }
     // Another reader may take it between the two calls: a kick ends the wait then.
-    if host_ready(host, id, POLLIN)? == 0 {
+    if polled(file, PollFlags::IN)?.is_empty() {
         return Ok(Moved::Nothing);
     }
     moved(rustix::io::read(fd, &mut *buf))
@@ -113,40 +113,36 @@ fn is_unknown(tried: rustix::io::Result<usize>) -> bool {
 
 /// Marks a transfer that poll(2) tells of too early. Such are a datagram that is larger than the room there
 /// is, and the two bytes that a terminal makes of a newline.
-fn told(host: &Host, id: HostId, events: i16, moved: Moved) -> Result<Moved, Errno> {
-    if moved == Moved::Nothing && host_ready(host, id, events)? & events != 0 {
+fn told(file: &HostFile, events: PollFlags, moved: Moved) -> Result<Moved, Errno> {
+    if moved == Moved::Nothing && polled(file, events)?.intersects(events) {
         return Ok(Moved::NotYet);
     }
     Ok(moved)
 }
 
-fn read_terminal(host: &Host, id: HostId, file: &HostFile, buf: &mut [u8]) -> Result<Moved, Errno> {
+fn read_terminal(file: &HostFile, buf: &mut [u8]) -> Result<Moved, Errno> {
     let fd = file.fd.as_fd();
     let read = terminal::unstopped(fd, JobSignal::Input, || match &file.own {
         Some(own) => moved(retry(|| rustix::io::read(own, &mut *buf))),
-        None => read_shared_terminal(host, id, fd, &mut *buf),
+        None => read_shared_terminal(file, &mut *buf),
     });
     match read {
         // What the kernel answers instead of stopping us: the terminal has just changed hands.
         Err(Errno::EIO) if terminal::is_background(fd) => Ok(Moved::NotYet),
         Err(error) => Err(error),
-        Ok(moved) => told(host, id, POLLIN, moved),
+        Ok(moved) => told(file, PollFlags::IN, moved),
     }
 }
 
 /// Reads from a terminal that cannot be opened again. A line is read when there is one; in other modes
 /// only bytes that are there, whatever the program has made VMIN and VTIME.
-fn read_shared_terminal(
-    host: &Host,
-    id: HostId,
-    fd: BorrowedFd<'_>,
-    buf: &mut [u8],
-) -> Result<Moved, Errno> {
-    let ready = host_ready(host, id, POLLIN)?;
-    let into = if ready & (POLLHUP | POLLERR) != 0
+fn read_shared_terminal(file: &HostFile, buf: &mut [u8]) -> Result<Moved, Errno> {
+    let fd = file.fd.as_fd();
+    let ready = polled(file, PollFlags::IN)?;
+    let into = if ready.intersects(PollFlags::HUP | PollFlags::ERR)
         || terminal::get(fd).map_or(true, |termios| termios.is_canonical())
     {
-        if ready == 0 {
+        if ready.is_empty() {
             return Ok(Moved::Nothing);
         }
         buf
@@ -167,23 +163,22 @@ fn read_shared_terminal(
 ///
 /// # Errors
 /// The host's, `EPIPE` among them.
-pub fn write(host: &Host, id: HostId, bytes: &[u8]) -> Result<Moved, Errno> {
-    let file = host.get(id)?;
+pub fn write(file: &HostFile, bytes: &[u8]) -> Result<Moved, Errno> {
     let fd = file.fd.as_fd();
     match file.kind {
         HostKind::Socket => {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             let written = retry(|| rustix::net::send(fd, bytes, flags));
-            return told(host, id, POLLOUT, moved(written)?);
+            return told(file, PollFlags::OUT, moved(written)?);
         }
         HostKind::Terminal => {
             let written = terminal::unstopped(fd, JobSignal::Output, || match &file.own {
                 Some(own) => moved(retry(|| rustix::io::write(own, bytes))),
                 // A byte has room where poll(2) says so; only a newline may need that of two, and a kick
                 // ends that wait.
-                None => write_chunks(host, id, fd, bytes, 1),
+                None => write_chunks(file, bytes, 1),
             });
-            return told(host, id, POLLOUT, written?);
+            return told(file, PollFlags::OUT, written?);
         }
         HostKind::Stream => {}
         _ => {
@@ -206,21 +201,16 @@ pub fn write(host: &Host, id: HostId, bytes: &[u8]) -> Result<Moved, Errno> {
     if !is_unknown(tried) {
         return moved(tried);
     }
-    write_chunks(host, id, fd, bytes, PIPE_BUF)
+    write_chunks(file, bytes, PIPE_BUF)
 }
 
 /// Writes to what has no description of our own and does not know RWF_NOWAIT, piece by piece as poll(2)
 /// says that there is room.
-fn write_chunks(
-    host: &Host,
-    id: HostId,
-    fd: BorrowedFd<'_>,
-    bytes: &[u8],
-    chunk: usize,
-) -> Result<Moved, Errno> {
+fn write_chunks(file: &HostFile, bytes: &[u8], chunk: usize) -> Result<Moved, Errno> {
+    let fd = file.fd.as_fd();
     let mut done = 0usize;
     for part in bytes.chunks(chunk) {
-        if host_ready(host, id, POLLOUT)? == 0 {
+        if polled(file, PollFlags::OUT)?.is_empty() {
             break;
         }
         match retry_later(rustix::io::write(fd, part)) {
@@ -246,9 +236,8 @@ fn write_chunks(
 ///
 /// # Errors
 /// The host's.
-pub fn write_at(host: &Host, id: HostId, bytes: &[u8], offset: u64) -> Result<usize, Errno> {
-    let fd = host.get(id)?.fd.as_fd();
-    retry(|| rustix::io::pwrite(fd, bytes, offset)).map_err(errno)
+pub fn write_at(file: &HostFile, bytes: &[u8], offset: u64) -> Result<usize, Errno> {
+    retry(|| rustix::io::pwrite(&file.fd, bytes, offset)).map_err(errno)
 }
 
 /// Reads at an offset of a file. What the host gives at once is the answer: a second call, to see that
@@ -256,9 +245,8 @@ pub fn write_at(host: &Host, id: HostId, bytes: &[u8], offset: u64) -> Result<us
 ///
 /// # Errors
 /// The host's.
-pub fn read_at(host: &Host, id: HostId, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
-    let fd = host.get(id)?.fd.as_fd();
-    retry(|| rustix::io::pread(fd, &mut *buf, offset)).map_err(errno)
+pub fn read_at(file: &HostFile, buf: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    retry(|| rustix::io::pread(&file.fd, &mut *buf, offset)).map_err(errno)
 }
 
 /// The place that lseek(2) moves to.
@@ -276,19 +264,11 @@ pub enum SeekTo {
     Hole(u64),
 }
 
-/// Moves the position of an inherited stream, which is shared with the caller as it is natively.
+/// Moves the position (lseek(2)), which an inherited stream shares with the caller as it does natively.
 ///
 /// # Errors
 /// The host's: `ESPIPE` for what has no position.
-pub fn seek(host: &Host, id: HostId, to: SeekTo) -> Result<u64, Errno> {
-    seek_fd(host.get(id)?.fd.as_fd(), to)
-}
-
-/// lseek(2)
-///
-/// # Errors
-/// The host's.
-pub fn seek_fd(fd: BorrowedFd<'_>, to: SeekTo) -> Result<u64, Errno> {
+pub fn seek(file: &HostFile, to: SeekTo) -> Result<u64, Errno> {
     let to = match to {
         SeekTo::Start(at) => rustix::fs::SeekFrom::Start(at),
         SeekTo::Current(by) => rustix::fs::SeekFrom::Current(by),
@@ -296,23 +276,22 @@ pub fn seek_fd(fd: BorrowedFd<'_>, to: SeekTo) -> Result<u64, Errno> {
         SeekTo::Data(at) => rustix::fs::SeekFrom::Data(at),
         SeekTo::Hole(at) => rustix::fs::SeekFrom::Hole(at),
     };
-    rustix::fs::seek(fd, to).map_err(errno)
+    rustix::fs::seek(&file.fd, to).map_err(errno)
 }
 
 /// ftruncate(2) of a stream that is a file.
 ///
 /// # Errors
 /// The host's.
-pub fn set_size(host: &Host, id: HostId, size: u64) -> Result<(), Errno> {
-    rustix::fs::ftruncate(host.get(id)?.fd.as_fd(), size).map_err(errno)
+pub fn set_size(file: &HostFile, size: u64) -> Result<(), Errno> {
+    rustix::fs::ftruncate(&file.fd, size).map_err(errno)
 }
 
 /// Size of a stream that is a regular file; nothing else has one.
 ///
 /// # Errors
 /// The host's.
-pub fn file_size(host: &Host, id: HostId) -> Result<Option<u64>, Errno> {
-    let file = host.get(id)?;
+pub fn file_size(file: &HostFile) -> Result<Option<u64>, Errno> {
     if file.kind != HostKind::FileStream {
         return Ok(None);
     }
@@ -324,70 +303,93 @@ pub fn file_size(host: &Host, id: HostId) -> Result<Option<u64>, Errno> {
 ///
 /// # Errors
 /// The host's: `EINVAL` for what cannot be synchronised.
-pub fn sync(host: &Host, id: HostId) -> Result<(), Errno> {
-    rustix::fs::fsync(host.get(id)?.fd.as_fd()).map_err(errno)
+pub fn sync(file: &HostFile) -> Result<(), Errno> {
+    rustix::fs::fsync(&file.fd).map_err(errno)
+}
+
+/// poll(2), without waiting: `events`, and those that are always told.
+///
+/// # Errors
+/// The host's.
+pub fn ready(file: &HostFile, events: i16) -> Result<i16, Errno> {
+    let wanted = PollFlags::from_bits_retain(events.cast_unsigned());
+    polled(file, wanted).map(|found| found.bits().cast_signed())
+}
+
+fn polled(file: &HostFile, wanted: PollFlags) -> Result<PollFlags, Errno> {
+    let mut fds = [PollFd::from_borrowed_fd(file.fd.as_fd(), wanted)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    retry(|| rustix::event::poll(&mut fds, Some(&now))).map_err(errno)?;
+    let [polled] = fds;
+    Ok(polled.revents())
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::fd::OwnedFd;
+    use std::sync::Arc;
 
     use super::*;
-    use crate::vfs::started_from;
+    use crate::hostfd::HostFd;
 
-    fn host() -> Host {
-        Host::new(started_from(b"/usr").0, 0).unwrap()
+    fn inherited(fd: OwnedFd, kind: HostKind) -> HostFile {
+        HostFile {
+            fd: Arc::new(HostFd::given(fd)),
+            own: None,
+            kind,
+            listing: None,
+        }
     }
 
     /// An inherited stream's transfers must not wait, whatever the host offers to say so.
-    fn transfers(host: &mut Host, (reader, writer): (OwnedFd, OwnedFd), kind: HostKind) {
-        let reader = host.insert(reader, kind);
-        let writer = host.insert(writer, kind);
+    fn transfers((reader, writer): (OwnedFd, OwnedFd), kind: HostKind) {
+        let reader = inherited(reader, kind);
+        let writer = inherited(writer, kind);
         let mut buf = [0u8; 8];
-        assert_eq!(read(host, reader, &mut buf), Ok(Moved::Nothing));
-        assert_eq!(write(host, writer, b"abc"), Ok(Moved::Bytes(3)));
-        assert_eq!(read(host, reader, &mut buf), Ok(Moved::Bytes(3)));
+        assert_eq!(read(&reader, &mut buf), Ok(Moved::Nothing));
+        assert_eq!(write(&writer, b"abc"), Ok(Moved::Bytes(3)));
+        assert_eq!(read(&reader, &mut buf), Ok(Moved::Bytes(3)));
         assert_eq!(&buf[..3], b"abc");
         let block = vec![1u8; 64 << 10];
         let mut filled = 0usize;
-        while let Moved::Bytes(count) = write(host, writer, &block).unwrap() {
+        while let Moved::Bytes(count) = write(&writer, &block).unwrap() {
             filled += count;
             assert!(filled < 64 << 20);
         }
         assert!(filled > 0);
         let mut drained = 0usize;
         let mut buf = vec![0u8; 64 << 10];
-        while let Moved::Bytes(count) = read(host, reader, &mut buf).unwrap() {
+        while let Moved::Bytes(count) = read(&reader, &mut buf).unwrap() {
             drained += count;
         }
         assert_eq!(drained, filled);
-        host.decref(reader);
-        host.finish_call();
-        assert_eq!(write(host, writer, b"x"), Err(Errno::EPIPE));
+        drop(reader);
+        assert_eq!(write(&writer, b"x"), Err(Errno::EPIPE));
     }
 
     #[test]
     fn pipes_never_wait() {
-        let mut host = host();
         let ends = || rustix::pipe::pipe().unwrap();
-        transfers(&mut host, ends(), HostKind::Stream);
+        transfers(ends(), HostKind::Stream);
         // The way for what does not know RWF_NOWAIT.
-        transfers(&mut host, ends(), HostKind::Terminal);
+        transfers(ends(), HostKind::Terminal);
     }
 
     #[test]
     fn sockets_never_wait() {
         let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
-        transfers(&mut host(), (a.into(), b.into()), HostKind::Socket);
+        transfers((a.into(), b.into()), HostKind::Socket);
     }
 
     #[test]
     fn the_descriptor_stays_blocking() {
-        let mut host = host();
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         let copy = rustix::io::dup(&reader).unwrap();
-        let id = host.insert(reader, HostKind::Stream);
-        assert_eq!(read(&host, id, &mut [0; 4]), Ok(Moved::Nothing));
+        let reader = inherited(reader, HostKind::Stream);
+        assert_eq!(read(&reader, &mut [0; 4]), Ok(Moved::Nothing));
         let flags = rustix::fs::fcntl_getfl(&copy).unwrap();
         assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
     }
