@@ -3,8 +3,7 @@
 use kvmlet_abi::Errno;
 
 /// A host error as the guest sees it.
-#[must_use]
-pub fn errno(error: rustix::io::Errno) -> Errno {
+pub(crate) fn errno(error: rustix::io::Errno) -> Errno {
     match error {
         // Its own limit is another matter.
         rustix::io::Errno::MFILE => Errno::ENFILE,

@@ -27,13 +27,13 @@ mod hostfd;
 mod listing;
 mod object;
 mod roots;
+pub mod stdio;
 pub mod stream;
 pub mod terminal;
 #[cfg(test)]
 mod testing;
 
 pub use credentials::{Credentials, Enforcement, caller, check_mode};
-pub use error::errno;
 pub use file::{HostFile, HostKind};
 pub use handle::{Handle, attr_in, locate_in};
 pub use hostfd::{HostFd, OpenFiles};

@@ -148,7 +148,7 @@ pub fn is_orphaned() -> bool {
 /// Uses a terminal without being stopped: who owns it has been looked at before, and only a change since
 /// would bring the signal. With the signal blocked the kernel lets output and settings pass, and input
 /// fail with `EIO`.
-pub fn unstopped<T>(fd: BorrowedFd<'_>, signal: JobSignal, act: impl FnOnce() -> T) -> T {
+pub(crate) fn unstopped<T>(fd: BorrowedFd<'_>, signal: JobSignal, act: impl FnOnce() -> T) -> T {
     use vmm_sys_util::signal::{block_signal, unblock_signal};
     // Job control is about the controlling terminal only.
     let was_blocked =

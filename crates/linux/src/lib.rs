@@ -56,6 +56,7 @@ pub use exec::{ExecError, ExecRequest, boot as load, search as search_path};
 pub use guest_call::{CallArg, CallError, CallStatus, Returns};
 pub use host::Host;
 pub use kernel::{End, Ids, Kernel, NewKernel, Pid, Tid};
+pub use kvmlet_hostfs::stdio::Inherited;
 pub use mm::freeze::{MappedFile, settle};
 pub use personality::{Cpu, Made, Personality, Step};
 pub use report::{CallKey, Denial, Report, Work};
@@ -63,7 +64,7 @@ pub use sched::Call;
 pub use signal::signo::SIGBUS;
 pub use symbols::SymbolError;
 pub use syscalls::table;
-pub use vfs::stdio::{Inherited, StdStream, set_up as set_up_streams};
+pub use vfs::stdio::{StdStream, set_up as set_up_streams};
 pub use vfs::{Dir, new_tmpfs};
 
 #[cfg(test)]

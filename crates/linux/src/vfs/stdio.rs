@@ -1,18 +1,11 @@
 //! The first three descriptors, and the working directory, of a new sandbox.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_hostfs::HostKind;
-use kvmlet_hostfs::attr::{Attr, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK, makedev};
-use kvmlet_hostfs::terminal::{self, JobSignal};
+use kvmlet_hostfs::stdio::{Inherited, Stream};
 use kvmlet_mem::GuestMemory;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
 
-use super::pipe::PIPE_BUF;
 use super::synth::{self, DEVICES};
 use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
 use crate::host::Host;
@@ -75,8 +68,13 @@ fn open(host: &mut Host, number: u8, stream: &StdStream<'_>) -> Result<Option<Op
         StdStream::Capture => file(FileKind::Capture(number), flags, b"pipe:"),
         StdStream::Bytes(bytes) => file(FileKind::Input(Arc::clone(bytes)), flags, b"pipe:[0]"),
         StdStream::Inherit(inherited) => match inherited.take(number) {
-            Ok(Stream::Device(device, flags)) => {
-                file(FileKind::Device(device), flags, &synth::device_path(device))
+            Ok(Stream::Device { rdev, flags }) => {
+                // Memory devices are ours; no other device is a stream.
+                let Some(device) = device(rdev) else {
+                    return Ok(None);
+                };
+                let path = synth::device_path(device);
+                file(FileKind::Device(device), kept(flags.bits()), &path)
             }
             Ok(Stream::Host {
                 fd,
@@ -86,7 +84,7 @@ fn open(host: &mut Host, number: u8, stream: &StdStream<'_>) -> Result<Option<Op
             }) => {
                 let id = host.insert_stream(fd, own, kind);
                 let path = format!("/dev/fd/{number}").into_bytes();
-                file(FileKind::HostStream(id), flags, &path)
+                file(FileKind::HostStream(id), kept(flags.bits()), &path)
             }
             Err(Errno::EBADF) => return Ok(None),
             Err(error) => return Err(error),
@@ -94,185 +92,22 @@ fn open(host: &mut Host, number: u8, stream: &StdStream<'_>) -> Result<Option<Op
     }))
 }
 
-/// The caller's standard streams, duplicated and, where that can be, opened again.
-#[derive(Debug)]
-pub struct Inherited {
-    streams: Mutex<[Result<Stream, Errno>; 3]>,
-    /// Standard error once more, for lines of our own: a description of ours where there is one.
-    errors: Option<Errors>,
+/// The device of ours that has a device number.
+fn device(rdev: u64) -> Option<Device> {
+    let found = DEVICES
+        .iter()
+        .find(|(_, device)| synth::rdev(*device) == rdev);
+    found.map(|(_, device)| *device)
 }
 
-#[derive(Debug)]
-struct Errors {
-    fd: OwnedFd,
-    /// True if a write may wait all the same.
-    waits: bool,
-}
-
-/// One of them.
-#[derive(Debug)]
-enum Stream {
-    /// A device that is ours.
-    Device(Device, OpenFlags),
-    Host {
-        fd: OwnedFd,
-        own: Option<OwnedFd>,
-        kind: HostKind,
-        flags: OpenFlags,
-    },
-}
-
-impl Inherited {
-    /// Opens descriptors 0, 1 and 2 as they are now. After the process has given up what opening takes,
-    /// they can still be given to a program.
-    #[must_use]
-    pub fn open() -> Self {
-        let stderr = inherit(rustix::stdio::stderr());
-        let errors = match &stderr {
-            Ok(Stream::Host { fd, own, kind, .. }) => {
-                let copy = rustix::io::fcntl_dupfd_cloexec(own.as_ref().unwrap_or(fd), 3);
-                let waits = own.is_none() && *kind != HostKind::FileStream;
-                copy.ok().map(|fd| Errors { fd, waits })
-            }
-            _ => None,
-        };
-        Self {
-            streams: Mutex::new([
-                inherit(rustix::stdio::stdin()),
-                inherit(rustix::stdio::stdout()),
-                stderr,
-            ]),
-            errors,
-        }
-    }
-
-    /// Writes to standard error, waits at most `wait` for room, and gives the number of bytes written.
-    /// A terminal that nobody reads must not hold us up. Not stopped in the background either.
-    ///
-    /// # Errors
-    /// The host's; `EBADF` without a standard error.
-    pub fn say(&self, bytes: &[u8], wait: Duration) -> Result<usize, Errno> {
-        let Errors { fd, waits } = self.errors.as_ref().ok_or(Errno::EBADF)?;
-        let end = Instant::now() + wait;
-        let mut done = 0usize;
-        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            let rest = rest.get(..PIPE_BUF).unwrap_or(rest);
-            let left = end.saturating_duration_since(Instant::now());
-            if *waits && !has_room(fd, left) {
-                break;
-            }
-            let write = || rustix::io::write(fd, rest);
-            match terminal::unstopped(fd.as_fd(), JobSignal::Output, write) {
-                Ok(count) => done = done.saturating_add(count),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => {
-                    has_room(fd, left.min(PAUSE));
-                }
-                Err(error) => return Err(kvmlet_hostfs::errno(error)),
-            }
-            if end <= Instant::now() {
-                break;
-            }
-        }
-        Ok(done)
-    }
-
-    /// One of the three, once: it belongs to the program then, which may close it.
-    fn take(&self, number: u8) -> Result<Stream, Errno> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = streams.get_mut(usize::from(number)).ok_or(Errno::EBADF)?;
-        std::mem::replace(slot, Err(Errno::EBADF))
-    }
-}
-
-/// The longest that a write waits at a time.
-const PAUSE: Duration = Duration::from_millis(10);
-
-fn has_room(fd: &OwnedFd, wait: Duration) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::OUT)];
-    let wait = Timespec::try_from(wait).unwrap_or_default();
-    rustix::event::poll(&mut fds, Some(&wait)).is_ok_and(|ready| ready > 0)
-}
-
-/// Duplicates an inherited descriptor; its status flags are the caller's.
-///
-/// When the caller was started without one of the three, the number may have been given to something
-/// else that it has opened since. That is not the program's: such a descriptor is close-on-exec, an
-/// inherited one never is. It counts as closed.
-fn inherit(fd: BorrowedFd<'_>) -> Result<Stream, Errno> {
-    let descriptor = rustix::io::fcntl_getfd(fd).map_err(kvmlet_hostfs::errno)?;
-    if descriptor.contains(rustix::io::FdFlags::CLOEXEC) {
-        return Err(Errno::EBADF);
-    }
-    let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(kvmlet_hostfs::errno)?;
-    let status = rustix::fs::fcntl_getfl(&fd).map_err(kvmlet_hostfs::errno)?;
+/// The status flags of the caller's that a description of the program's has.
+fn kept(status: u32) -> OpenFlags {
     let keep = OpenFlags::WRONLY
         | OpenFlags::RDWR
         | OpenFlags::APPEND
         | OpenFlags::NONBLOCK
         | OpenFlags::LARGEFILE;
-    let flags = OpenFlags::from_bits_truncate(status.bits()) & keep;
-    let attr = kvmlet_hostfs::attr_of(fd.as_fd())?;
-    let kind = match attr.kind() {
-        S_IFREG | S_IFBLK | S_IFDIR => HostKind::FileStream,
-        S_IFIFO => HostKind::Stream,
-        S_IFSOCK => HostKind::Socket,
-        S_IFCHR if rustix::termios::isatty(&fd) => HostKind::Terminal,
-        // Memory devices are ours; no other device is a stream.
-        S_IFCHR => {
-            let device = DEVICES
-                .iter()
-                .find(|(_, device)| synth::rdev(*device) == attr.rdev);
-            let (_, device) = device.ok_or(Errno::EBADF)?;
-            return Ok(Stream::Device(*device, flags));
-        }
-        _ => return Err(Errno::EBADF),
-    };
-    let own = match kind {
-        HostKind::Stream | HostKind::Terminal => open_again(fd.as_fd(), status, &attr),
-        _ => None,
-    };
-    Ok(Stream::Host {
-        fd,
-        own,
-        kind,
-        flags,
-    })
-}
-
-/// A description of our own of an inherited pipe or terminal, non-blocking. There is none
-/// - for the master side of a pseudo-terminal: opening it makes a new one;
-/// - for a pipe of another user's (after su(1)): only RWF_NOWAIT or poll(2) say if a transfer waits;
-/// - for a FIFO without a reader, which cannot be opened for writing: a write fails at once;
-/// - without /proc.
-fn open_again(fd: BorrowedFd<'_>, status: OFlags, attr: &Attr) -> Option<OwnedFd> {
-    /// /dev/ptmx
-    const PTMX: u64 = makedev(5, 2);
-    /// Flags that a pipe, of packets perhaps, or a terminal keeps of how it was opened.
-    const KEPT: OFlags = OFlags::APPEND.union(OFlags::DIRECT);
-    if attr.rdev == PTMX {
-        return None;
-    }
-    let mode = status & OFlags::RWMODE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let open = |path: &str| rustix::fs::open(path, mode, Mode::empty()).ok();
-    let is_same = |own: &OwnedFd| {
-        kvmlet_hostfs::attr_of(own.as_fd()).is_ok_and(|found| {
-            (found.dev, found.ino, found.rdev) == (attr.dev, attr.ino, attr.rdev)
-        })
-    };
-    let number = fd.as_raw_fd();
-    let own = open(&format!("/proc/self/fd/{number}"))
-        .filter(is_same)
-        // Of another user's terminal (after su(1)) only this name can be opened.
-        .or_else(|| {
-            rustix::termios::tcgetsid(fd)
-                .ok()
-                .and_then(|_| open("/dev/tty"))
-        })?;
-    if status.intersects(KEPT) {
-        rustix::fs::fcntl_setfl(&own, status & KEPT | OFlags::NONBLOCK).ok()?;
-    }
-    Some(own)
+    OpenFlags::from_bits_truncate(status) & keep
 }
 
 /// The policy and working directory of a sandbox started from `cwd` ([`kvmlet_policy::Policy::started_from`]).
@@ -286,34 +121,6 @@ pub fn started_from(cwd: &[u8]) -> (kvmlet_policy::Policy, super::Dir) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_was_inherited_is_passed_on() {
-        let file = std::fs::File::open("/usr/bin/env").unwrap();
-        assert!(matches!(inherit(file.as_fd()), Err(Errno::EBADF)));
-        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
-        let Ok(Stream::Host { kind, flags, .. }) = inherit(file.as_fd()) else {
-            panic!("not inherited")
-        };
-        assert_eq!(kind, HostKind::FileStream);
-        assert!(flags.readable() && !flags.writable());
-    }
-
-    #[test]
-    fn a_pipe_is_opened_again_and_its_own_description_left_alone() {
-        let flags = rustix::pipe::PipeFlags::DIRECT;
-        let (_reader, writer) = rustix::pipe::pipe_with(flags).unwrap();
-        let Ok(Stream::Host { own: Some(own), .. }) = inherit(writer.as_fd()) else {
-            panic!("not opened again")
-        };
-        let flags = |fd: &OwnedFd| rustix::fs::fcntl_getfl(fd).unwrap();
-        let all = OFlags::RWMODE | OFlags::NONBLOCK | OFlags::DIRECT;
-        assert_eq!(flags(&writer) & all, OFlags::WRONLY | OFlags::DIRECT);
-        assert_eq!(
-            flags(&own) & all,
-            OFlags::WRONLY | OFlags::DIRECT | OFlags::NONBLOCK
-        );
-    }
 
     #[test]
     fn unsuitable_starts_fall_back() {
