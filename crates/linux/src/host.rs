@@ -9,7 +9,9 @@ use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Share};
 use kvmlet_hostfs::attr::Attr;
 use kvmlet_hostfs::terminal::Settings;
-use kvmlet_hostfs::{Credentials, HostFd, HostFile, HostKind, Listing, OpenFiles, Roots};
+use kvmlet_hostfs::{
+    Credentials, HostFd, HostFile, HostKind, Listing, LookupCache, OpenFiles, Roots,
+};
 use kvmlet_policy::Policy;
 
 use crate::budget::Budget;
@@ -17,7 +19,6 @@ use crate::clock::{GuestClock, HostClocks};
 pub use crate::id::HostId;
 use crate::report::Report;
 use crate::vfs::deferred::Deferred;
-use crate::vfs::lookup_cache::LookupCache;
 
 /// Directories whose search permission is remembered at most.
 const SEARCHABLE_MAX: usize = 4096;

@@ -12,7 +12,6 @@ pub mod fdinfo;
 pub mod fifo;
 pub mod file;
 pub mod locks;
-pub mod lookup_cache;
 pub mod open;
 pub mod path;
 pub mod pipe;

@@ -4,14 +4,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG};
+use kvmlet_hostfs::{Handle, HostKind};
+use kvmlet_policy::join;
 
 use super::file;
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
-use super::{access, attr_of, fifo, lookup_cache, now, set_tmp_size};
+use super::{Dir, access, attr_of, fifo, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::report::Remedy;
@@ -79,7 +80,7 @@ pub fn open(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Result<Opened, Errno> 
         resolve: request.resolve,
     };
     let reads = !changes && !flags.contains(OpenFlags::PATH);
-    if reads && let Some(found) = lookup_cache::looked_at(cx, &walk) {
+    if reads && let Some(found) = looked_at(cx, &walk) {
         match open_found(cx, request.call, found, flags) {
             // A link may have taken its place, which has to be followed.
             Err(Errno::ELOOP | Errno::ENOTDIR) => {}
@@ -91,6 +92,21 @@ pub fn open(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Result<Opened, Errno> 
         Walked::Found(found) => open_found(cx, request.call, found, flags),
         Walked::Missing(missing) => create(cx, &request, missing, flags),
     }
+}
+
+/// The object that the request leads to, if the last look was at that.
+fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
+    let (Dir::Path(at), Some(dir)) = (&request.start.dir, &request.start.open) else {
+        return None;
+    };
+    if !request.resolve.is_empty() {
+        return None;
+    }
+    let path = join(at, request.path);
+    let attr = cx.host.lookup_cache.take(dir, &path, (cx.host.now)())?;
+    access::check_search_in(cx.host, dir.as_fd()).ok()?;
+    let node = Node::Host(Handle::Entry(Arc::clone(dir)), attr);
+    Some(Found { path, node })
 }
 
 /// Refuses flag combinations that Linux refuses (build_open_flags in fs/open.c).

@@ -1,19 +1,11 @@
 //! The name that a program has looked at last. Programs that read many files look at each and then open
 //! it. What the look has told need not be asked of the host again.
 
-use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use kvmlet_hostfs::attr::{Attr, S_IFDIR, S_IFREG};
-use kvmlet_hostfs::{Handle, HostFd};
-use kvmlet_policy::join;
-
-use super::Dir;
-use super::access;
-use super::path::{Found, Node};
-use super::request::Request;
-use crate::cx::Cx;
+use crate::attr::{Attr, S_IFDIR, S_IFREG};
+use crate::hostfd::HostFd;
 
 /// For how long a look is believed: a few exits from a VM. Only whether to open is taken from it. What has
 /// been opened is looked at again.
@@ -60,25 +52,10 @@ impl LookupCache {
     }
 }
 
-/// The object that the request leads to, if the last look was at that.
-pub fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
-    let (Dir::Path(at), Some(dir)) = (&request.start.dir, &request.start.open) else {
-        return None;
-    };
-    if !request.resolve.is_empty() {
-        return None;
-    }
-    let path = join(at, request.path);
-    let attr = cx.host.lookup_cache.take(dir, &path, (cx.host.now)())?;
-    access::check_search_in(cx.host, dir.as_fd()).ok()?;
-    let node = Node::Host(Handle::Entry(Arc::clone(dir)), attr);
-    Some(Found { path, node })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvmlet_hostfs::attr::S_IFIFO;
+    use crate::attr::S_IFIFO;
 
     fn directory() -> Arc<HostFd> {
         let fd = std::fs::File::open("/").unwrap();
