@@ -2,6 +2,7 @@
 //!
 //! Host calls on files are denied everywhere else (clippy.toml).
 #![forbid(unsafe_code)]
+#![allow(clippy::disallowed_methods, reason = "the only opener of host files")]
 #![deny(
     clippy::unwrap_used,
     clippy::expect_used,

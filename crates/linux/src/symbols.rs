@@ -269,7 +269,7 @@ mod tests {
     use crate::testing::{Sandbox, TID};
 
     /// This very test program, loaded into a sandbox.
-    #[allow(clippy::disallowed_methods)]
+    #[expect(clippy::disallowed_methods, reason = "the test reads host programs")]
     fn loaded() -> (Personality, Vec<u8>) {
         let path = std::env::current_exe().unwrap();
         let mut sandbox = Sandbox::new(path.parent().unwrap());
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::disallowed_methods)]
+    #[expect(clippy::disallowed_methods, reason = "the test reads host programs")]
     fn addresses_are_where_the_functions_are() {
         let (mut p, bytes) = loaded();
         let main = p.symbol("main", &mut || true).unwrap();

@@ -425,6 +425,10 @@ impl Image {
         let held = Held::take(Resource::Descriptors, Claim::Vm, 1).map_err(|_| Errno::MFILE)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create("kvmlet-tables", flags)?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "memory of our own, not a file of the host's"
+        )]
         rustix::fs::ftruncate(&fd, len_bytes)?;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let range = Reservation::of_file(fd.as_fd(), 0, len_bytes, prot, MapFlags::SHARED)?;

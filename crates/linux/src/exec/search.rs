@@ -31,6 +31,8 @@ pub fn search(cx: &mut Cx<'_>, name: &[u8], path: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make their own files")]
+
     use super::*;
     use crate::testing::{Sandbox, TempTree};
 

@@ -105,6 +105,8 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::disallowed_methods, reason = "tests make their own files")]
+
     use super::*;
     use crate::personality::{Cpu, Personality};
     use crate::testing::{Sandbox, TempTree};

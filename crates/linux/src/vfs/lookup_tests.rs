@@ -1,4 +1,5 @@
 //! Names looked up on the host: in open directories, in one piece, through links, and while they change.
+#![expect(clippy::disallowed_methods, reason = "tests make their own files")]
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::Enforcement;

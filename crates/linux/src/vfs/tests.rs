@@ -1,4 +1,5 @@
 //! The namespace, host files and synthetic files as a program sees them.
+#![expect(clippy::disallowed_methods, reason = "tests make their own files")]
 
 use std::collections::BTreeSet;
 

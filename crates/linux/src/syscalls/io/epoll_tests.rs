@@ -1,6 +1,9 @@
 //! epoll, event counters, timers and signals as descriptors: what a comparison with Linux does not show.
 
-#![allow(clippy::disallowed_methods)] // the host's side of an inherited stream
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the host's side of an inherited stream"
+)]
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
