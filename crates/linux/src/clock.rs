@@ -103,8 +103,8 @@ pub fn timespec_ns(time: Timespec) -> Result<u64, Errno> {
 ///
 /// # Errors
 /// `EFAULT`; `EINVAL` as [`timespec_ns`].
-pub fn read_timespec(cx: &mut Cx<'_>, gva: u64) -> Result<u64, Errno> {
-    timespec_ns(cx.read_struct(Gva(gva))?)
+pub fn read_timespec(cx: &mut Cx<'_>, gva: Gva) -> Result<u64, Errno> {
+    timespec_ns(cx.read_struct(gva)?)
 }
 
 /// Fills `bytes` from the host's random number generator (getrandom(2)).

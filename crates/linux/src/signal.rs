@@ -1,8 +1,8 @@
 //! Signals: dispositions, masks, pending sets, and what delivery does (signal(7)).
 
 use imbl::{OrdMap, Vector};
-use kvmlet_abi::Errno;
 use kvmlet_abi::linux::{Sigaction, StackT};
+use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
 use crate::kernel::{End, Kernel, Pid, Thread, Tid};
@@ -639,14 +639,14 @@ pub fn send_to_self(cx: &mut Cx<'_>, signo: u8) {
 ///
 /// # Errors
 /// `EINVAL` for a wrong set size, `EFAULT`.
-pub fn with_mask(cx: &mut Cx<'_>, sigmask_gva: u64, size_bytes: u64) -> Result<Option<u64>, Errno> {
-    if sigmask_gva == 0 {
+pub fn with_mask(cx: &mut Cx<'_>, sigmask_gva: Gva, size_bytes: u64) -> Result<Option<u64>, Errno> {
+    if sigmask_gva.0 == 0 {
         return Ok(None);
     }
     if size_bytes != 8 {
         return Err(Errno::EINVAL);
     }
-    let mask: u64 = cx.read_struct(kvmlet_abi::Gva(sigmask_gva))?;
+    let mask: u64 = cx.read_struct(sigmask_gva)?;
     let thread = cx.thread()?;
     let old = thread.signals.mask;
     thread.signals.mask = mask & !UNBLOCKABLE;

@@ -17,6 +17,7 @@ use crate::host::Host;
 use crate::kernel::{End, Ids, Kernel, MmId, NewKernel, Pid, Tid};
 use crate::outcome::{CallState, FutexKey, Outcome, SysResult};
 use crate::sched::Sched;
+use crate::syscalls::args::Args;
 use crate::syscalls::mem;
 use crate::vfs;
 
@@ -63,7 +64,11 @@ impl Guest {
     }
 
     fn map(&mut self, len: u64, prot: u64, flags: u64) -> u64 {
-        mem::sys_mmap(&mut self.cx(), &[0, len, prot, flags, u64::MAX, 0]).unwrap()
+        mem::sys_mmap(
+            &mut self.cx(),
+            Args::of(&[0, len, prot, flags, u64::MAX, 0]),
+        )
+        .unwrap()
     }
 
     fn open(&mut self, kind: FileKind, flags: OpenFlags) -> u64 {
@@ -102,14 +107,14 @@ impl Guest {
     }
 }
 
-type Parted = fn(&mut Cx<'_>, &[u64; 6], &CallState) -> Outcome;
+type Parted = fn(&mut Cx<'_>, &Args, &CallState) -> Outcome;
 
 /// Makes a call that may stop between two pieces, to its end.
 fn whole(call: Parted, cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let mut state = CallState::default();
     loop {
         cx.host.budget.begin();
-        match call(cx, args, &state) {
+        match call(cx, Args::of(args), &state) {
             Outcome::Done(result) => return result,
             Outcome::Again(next) => state = next,
             other => panic!("{other:?}"),
@@ -227,7 +232,7 @@ fn futex_words_are_updated_atomically_wherever_they_lie() {
     let anon = guest.map(PAGE_SIZE, RW, PRIVATE);
     let number = guest.open_host(&[7, 0, 0, 0, 9]);
     let mut cx = guest.cx();
-    let file = mem::sys_mmap(&mut cx, &[0, PAGE_SIZE, RW, 2, number, 0]).unwrap();
+    let file = mem::sys_mmap(&mut cx, Args::of(&[0, PAGE_SIZE, RW, 2, number, 0])).unwrap();
     assert_eq!(user::load_u32(&mut cx, Gva(anon)), Ok(0));
     assert_eq!(
         user::compare_exchange_u32(&mut cx, Gva(anon), 1, 2),
@@ -261,7 +266,7 @@ fn futexes_in_shared_memory_are_known_by_place() {
     let private = guest.map(PAGE_SIZE, RW, PRIVATE);
     let shared = guest.map(PAGE_SIZE, RW, SHARED);
     let mut cx = guest.cx();
-    let again = mem::sys_mremap(&mut cx, &[shared, 0, PAGE_SIZE, 1, 0, 0]).unwrap();
+    let again = mem::sys_mremap(&mut cx, Args::of(&[shared, 0, PAGE_SIZE, 1, 0, 0])).unwrap();
     let key = |cx: &mut Cx<'_>, at| user::futex_key(cx, Gva(at)).unwrap();
     assert_eq!(
         key(&mut cx, private + 4),
@@ -284,7 +289,7 @@ fn mmap_takes_descriptors_as_linux_does() {
     let zero = guest.open(FileKind::Device(crate::fd::Device::Zero), OpenFlags::RDWR);
     let mut cx = guest.cx();
     let mut map = |fd: u64, flags: u64, offset: u64| {
-        mem::sys_mmap(&mut cx, &[0, PAGE_SIZE, 1, flags, fd, offset])
+        mem::sys_mmap(&mut cx, Args::of(&[0, PAGE_SIZE, 1, flags, fd, offset]))
     };
     assert_eq!(map(99, 2, 0), Err(Errno::EBADF));
     assert_eq!(map(u64::MAX, 2, 0), Err(Errno::EBADF));
@@ -348,12 +353,18 @@ fn calls_that_no_cpu_here_supports() {
     let mut guest = Guest::new(64 * MIB);
     let at = guest.map(PAGE_SIZE, RW, PRIVATE);
     let mut cx = guest.cx();
-    assert_eq!(mem::sys_pkey_alloc(&mut cx, &[0; 6]), Err(Errno::ENOSPC));
     assert_eq!(
-        mem::sys_pkey_alloc(&mut cx, &[1, 0, 0, 0, 0, 0]),
+        mem::sys_pkey_alloc(&mut cx, Args::of(&[0; 6])),
+        Err(Errno::ENOSPC)
+    );
+    assert_eq!(
+        mem::sys_pkey_alloc(&mut cx, Args::of(&[1, 0, 0, 0, 0, 0])),
         Err(Errno::EINVAL)
     );
-    assert_eq!(mem::sys_pkey_free(&mut cx, &[1; 6]), Err(Errno::EINVAL));
+    assert_eq!(
+        mem::sys_pkey_free(&mut cx, Args::of(&[1; 6])),
+        Err(Errno::EINVAL)
+    );
     let protect = |key: u64| [at, PAGE_SIZE, 1, key, 0, 0];
     assert_eq!(
         whole(mem::sys_pkey_mprotect, &mut cx, &protect(0)),
@@ -424,7 +435,8 @@ fn a_page_of_a_file_that_calls_read_often_becomes_ours() {
     ] {
         let number = guest.open_host(b"name\0");
         let mut cx = guest.cx();
-        let file = mem::sys_mmap(&mut cx, &[0, PAGE_SIZE, prot, flags, number, 0]).unwrap();
+        let file =
+            mem::sys_mmap(&mut cx, Args::of(&[0, PAGE_SIZE, prot, flags, number, 0])).unwrap();
         let is_file = |cx: &mut Cx<'_>| {
             let (tables, memory) = cx.tables().unwrap();
             let gpa = tables.translate(memory, Gva(file));

@@ -14,6 +14,7 @@ use crate::channel::MESSAGE_MAX;
 use crate::clock;
 use crate::cx::Cx;
 use crate::outcome::{CallState, Outcome, Resume, Source, SysResult, Wait, WaitOn};
+use crate::syscalls::args::{Args, Len, Ptr, Word};
 
 /// kvmlet_receive: fail with `EAGAIN` instead of waiting.
 const NOWAIT: u64 = 1;
@@ -31,30 +32,30 @@ struct ForkInfo {
 /// kvmlet_receive(buf, cap_bytes, flags, fork): moves the next message to `buf` and returns its
 /// length; waits while there is none. Unless `fork` is 0, a [`ForkInfo`] is written there. One that is
 /// longer than `cap_bytes` gives `EMSGSIZE` and stays.
-pub fn sys_kvmlet_receive(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_kvmlet_receive(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(buf), Len(cap_bytes), Word(flags), Ptr(fork)) = args.decode();
     if let Err(errno) = cx.kernel.channel.attached() {
         return Outcome::Done(Err(errno));
     }
-    if args[2] & !(NOWAIT | PEEK) != 0 {
+    if flags & !(NOWAIT | PEEK) != 0 {
         return Outcome::Done(Err(Errno::EINVAL));
     }
-    if cx.kernel.channel.inbox.is_empty() && args[2] & NOWAIT == 0 {
+    if cx.kernel.channel.inbox.is_empty() && flags & NOWAIT == 0 {
         return Outcome::Wait(Wait {
             on: WaitOn::Message,
             deadline_ns: None,
             resume: Resume::Retry(state.clone()),
         });
     }
-    Outcome::Done(receive(cx, args))
+    Outcome::Done(receive(cx, (buf, cap_bytes), flags & PEEK != 0, fork))
 }
 
-fn receive(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+fn receive(cx: &mut Cx<'_>, (buf, cap_bytes): (Gva, u64), peek: bool, fork: Gva) -> SysResult {
     let channel = &cx.kernel.channel;
     let message = Arc::clone(channel.inbox.front().ok_or(Errno::EAGAIN)?);
     let generation = channel.generation;
     let len_bytes = message.len() as u64;
-    let peek = args[2] & PEEK != 0;
-    if peek || len_bytes > args[1] {
+    if peek || len_bytes > cap_bytes {
         // Whoever asked may not come back for it.
         cx.kernel.wake_receiver();
         return if peek {
@@ -63,22 +64,23 @@ fn receive(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             Err(Errno::EMSGSIZE)
         };
     }
-    cx.write(Gva(args[0]), &message)?;
-    if args[3] != 0 {
+    cx.write(buf, &message)?;
+    if fork.0 != 0 {
         let mut seed = [0; 24];
         clock::fill_random(&mut seed)?;
-        cx.write_struct(Gva(args[3]), &ForkInfo { generation, seed })?;
+        cx.write_struct(fork, &ForkInfo { generation, seed })?;
     }
     cx.kernel.channel.inbox.pop();
     Ok(len_bytes)
 }
 
 /// kvmlet_send(buf, len_bytes): queues a message for the host. Waits while too much is queued.
-pub fn sys_kvmlet_send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_kvmlet_send(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(buf), Len(len_bytes)) = args.decode();
     if let Err(errno) = cx.kernel.channel.attached() {
         return Outcome::Done(Err(errno));
     }
-    let len_bytes = match usize::try_from(args[1]) {
+    let len_bytes = match usize::try_from(len_bytes) {
         Ok(len_bytes) if len_bytes <= MESSAGE_MAX => len_bytes,
         _ => return Outcome::Done(Err(Errno::EMSGSIZE)),
     };
@@ -93,7 +95,7 @@ pub fn sys_kvmlet_send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> O
     if charged.is_err() {
         return Outcome::Done(Err(Errno::ENOMEM));
     }
-    let sent = send(cx, Gva(args[0]), len_bytes);
+    let sent = send(cx, buf, len_bytes);
     if sent.is_err() {
         cx.machine.memory.uncharge_kernel(len_bytes as u64);
     }
@@ -118,7 +120,7 @@ fn send(cx: &mut Cx<'_>, buf: Gva, len_bytes: usize) -> SysResult {
 ///
 /// # Errors
 /// `ENOSYS` when the host takes no part.
-pub fn sys_kvmlet_generation(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_kvmlet_generation(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     cx.kernel.channel.attached()?;
     Ok(cx.kernel.channel.generation)
 }

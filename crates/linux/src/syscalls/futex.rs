@@ -6,6 +6,7 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::mm::user;
 use crate::outcome::{CallState, FutexKey, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::syscalls::args::{Args, Int, Len, Ptr, Uint};
 
 const FUTEX_WAIT: u32 = 0;
 const FUTEX_WAKE: u32 = 1;
@@ -25,7 +26,7 @@ const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
 const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
 
 /// futex(2). Priority-inheritance operations give `ENOSYS`, as a kernel without CONFIG_FUTEX_PI.
-pub fn sys_futex(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     match futex(cx, args, state) {
         Ok(outcome) => outcome,
         Err(errno) => Outcome::Done(Err(errno)),
@@ -33,9 +34,10 @@ pub fn sys_futex(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome
 }
 
 #[allow(clippy::cast_possible_truncation)]
-fn futex(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
-    let [uaddr, op, val, timeout, uaddr2, val3] = *args;
-    let (op, val, val3) = (op as u32, val as u32, val3 as u32);
+fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
+    let (Ptr(uaddr), Uint(op), Uint(val), Ptr(timeout), Ptr(uaddr2), Uint(val3)) = args.decode();
+    // Operations on two words take a count in the timeout's place.
+    let second_count = timeout.0 as u32;
     let command = op & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
     let private = op & FUTEX_PRIVATE_FLAG != 0;
     let realtime = op & FUTEX_CLOCK_REALTIME != 0;
@@ -58,7 +60,7 @@ fn futex(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome,
                 None => wait_deadline(cx, timeout, command == FUTEX_WAIT_BITSET, realtime)?,
             };
             let key = key_of(cx, uaddr, private)?;
-            if user::load_u32(cx, Gva(uaddr))? != val {
+            if user::load_u32(cx, uaddr)? != val {
                 return Err(Errno::EAGAIN);
             }
             Ok(Outcome::Wait(Wait {
@@ -84,27 +86,27 @@ fn futex(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome,
             Ok(Outcome::Done(Ok(cx.kernel.wake_futex(key, bitset, max))))
         }
         FUTEX_REQUEUE | FUTEX_CMP_REQUEUE => {
-            if (val as i32) < 0 || (timeout as i32) < 0 {
+            if (val as i32) < 0 || (second_count as i32) < 0 {
                 return Err(Errno::EINVAL);
             }
             let from = key_of(cx, uaddr, private)?;
             let to = key_of(cx, uaddr2, private)?;
-            if command == FUTEX_CMP_REQUEUE && user::load_u32(cx, Gva(uaddr))? != val3 {
+            if command == FUTEX_CMP_REQUEUE && user::load_u32(cx, uaddr)? != val3 {
                 return Err(Errno::EAGAIN);
             }
             let woken = cx.kernel.wake_futex(from, BITSET_MATCH_ANY, u64::from(val));
-            let moved = cx.kernel.requeue_futex(from, to, u64::from(timeout as u32));
+            let moved = cx.kernel.requeue_futex(from, to, u64::from(second_count));
             Ok(Outcome::Done(Ok(woken.saturating_add(moved))))
         }
         FUTEX_WAKE_OP => {
             let first = key_of(cx, uaddr, private)?;
             let second = key_of(cx, uaddr2, private)?;
-            let old = apply_op(cx, Gva(uaddr2), val3)?;
+            let old = apply_op(cx, uaddr2, val3)?;
             let mut woken = cx
                 .kernel
                 .wake_futex(first, BITSET_MATCH_ANY, wake_count(val));
             if compare_op(old, val3)? {
-                let max = wake_count(timeout as u32);
+                let max = wake_count(second_count);
                 woken = woken.saturating_add(cx.kernel.wake_futex(second, BITSET_MATCH_ANY, max));
             }
             Ok(Outcome::Done(Ok(woken)))
@@ -123,27 +125,27 @@ fn wake_count(val: u32) -> u64 {
     u64::from(val.clamp(1, i32::MAX as u32))
 }
 
-fn key_of(cx: &mut Cx<'_>, uaddr: u64, private: bool) -> Result<FutexKey, Errno> {
-    if uaddr & 3 != 0 {
+fn key_of(cx: &mut Cx<'_>, uaddr: Gva, private: bool) -> Result<FutexKey, Errno> {
+    if uaddr.0 & 3 != 0 {
         return Err(Errno::EINVAL);
     }
     if private {
-        if !user::in_user_space(uaddr, 4) {
+        if !user::in_user_space(uaddr.0, 4) {
             return Err(Errno::EFAULT);
         }
         let mm = cx.process()?.mm;
-        return Ok(FutexKey::Private(mm, uaddr));
+        return Ok(FutexKey::Private(mm, uaddr.0));
     }
-    user::futex_key(cx, Gva(uaddr))
+    user::futex_key(cx, uaddr)
 }
 
 fn wait_deadline(
     cx: &mut Cx<'_>,
-    gva: u64,
+    gva: Gva,
     absolute: bool,
     realtime: bool,
 ) -> Result<Option<u64>, Errno> {
-    if gva == 0 {
+    if gva.0 == 0 {
         return Ok(None);
     }
     let time = clock::read_timespec(cx, gva)?;
@@ -203,11 +205,12 @@ fn sign_extend_12(value: u32) -> i32 {
 ///
 /// # Errors
 /// `EINVAL` for a wrong length.
-pub fn sys_set_robust_list(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[1] != 24 {
+pub fn sys_set_robust_list(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(head), Len(len)) = args.decode();
+    if len != 24 {
         return Err(Errno::EINVAL);
     }
-    cx.thread()?.robust_list = args[0];
+    cx.thread()?.robust_list = head.0;
     Ok(0)
 }
 
@@ -215,15 +218,15 @@ pub fn sys_set_robust_list(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `ESRCH`, `EFAULT`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_get_robust_list(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let tid = match args[0] as i32 {
+pub fn sys_get_robust_list(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Ptr(head_gva), Ptr(len_gva)) = args.decode();
+    let tid = match tid {
         0 => cx.tid,
         tid => crate::kernel::Tid(tid),
     };
     let head = cx.kernel.threads.get(&tid).ok_or(Errno::ESRCH)?.robust_list;
-    cx.write_struct(Gva(args[2]), &24u64)?;
-    cx.write_struct(Gva(args[1]), &head)?;
+    cx.write_struct(len_gva, &24u64)?;
+    cx.write_struct(head_gva, &head)?;
     Ok(0)
 }
 
@@ -291,7 +294,7 @@ fn robust_death(cx: &mut Cx<'_>, uaddr: u64, pending: bool) -> Result<(), Errno>
 /// Wakes waiters of a word whether they wait privately or shared.
 fn wake_word(cx: &mut Cx<'_>, uaddr: u64, max: u64) {
     for private in [true, false] {
-        if let Ok(key) = key_of(cx, uaddr, private)
+        if let Ok(key) = key_of(cx, Gva(uaddr), private)
             && cx.kernel.wake_futex(key, BITSET_MATCH_ANY, max) >= max
         {
             return;

@@ -9,13 +9,14 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::outcome::SysResult;
 use crate::rlimit::{self, Resource};
+use crate::syscalls::args::{Args, Flags, Id, Int, Len, Ptr, Uint, Word};
 use crate::uts::{NODENAME, RELEASE};
 
 /// getpid(2)
 ///
 /// # Errors
 /// None for a running thread.
-pub fn sys_getpid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_getpid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(u64::from(cx.process()?.pid.0.cast_unsigned()))
 }
 
@@ -23,7 +24,7 @@ pub fn sys_getpid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None for a running thread.
-pub fn sys_getppid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_getppid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(u64::from(cx.process()?.ppid.0.cast_unsigned()))
 }
 
@@ -31,7 +32,7 @@ pub fn sys_getppid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None.
-pub fn sys_getuid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_getuid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(u64::from(cx.kernel.ids.uid))
 }
 
@@ -39,13 +40,14 @@ pub fn sys_getuid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None.
-pub fn sys_getgid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_getgid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(u64::from(cx.kernel.ids.gid))
 }
 
-fn write_three(cx: &mut Cx<'_>, args: &[u64; 6], id: u32) -> SysResult {
-    for gva in [args[0], args[1], args[2]] {
-        cx.write_struct(Gva(gva), &id)?;
+fn write_three(cx: &mut Cx<'_>, args: &Args, id: u32) -> SysResult {
+    let (Ptr(real), Ptr(effective), Ptr(saved)) = args.decode();
+    for gva in [real, effective, saved] {
+        cx.write_struct(gva, &id)?;
     }
     Ok(0)
 }
@@ -54,7 +56,7 @@ fn write_three(cx: &mut Cx<'_>, args: &[u64; 6], id: u32) -> SysResult {
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn sys_getresuid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_getresuid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let uid = cx.kernel.ids.uid;
     write_three(cx, args, uid)
 }
@@ -63,17 +65,14 @@ pub fn sys_getresuid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn sys_getresgid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_getresgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let gid = cx.kernel.ids.gid;
     write_three(cx, args, gid)
 }
 
 /// Without capabilities an id may only be set to what it is; -1 keeps it where the call allows that.
-#[allow(clippy::cast_possible_truncation)]
-fn set_ids(wanted: &[u64], current: u32) -> SysResult {
-    let allowed = wanted
-        .iter()
-        .all(|id| *id as u32 == current || *id as u32 == u32::MAX);
+fn set_ids(wanted: &[u32], current: u32) -> SysResult {
+    let allowed = wanted.iter().all(|id| *id == current || *id == u32::MAX);
     if allowed { Ok(0) } else { Err(Errno::EPERM) }
 }
 
@@ -81,63 +80,67 @@ fn set_ids(wanted: &[u64], current: u32) -> SysResult {
 ///
 /// # Errors
 /// `EPERM` for another id; `EINVAL` for -1.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_setuid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[0] as u32 == u32::MAX {
+pub fn sys_setuid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Id(uid) = args.decode();
+    if uid == u32::MAX {
         return Err(Errno::EINVAL);
     }
-    set_ids(&args[..1], cx.kernel.ids.uid)
+    set_ids(&[uid], cx.kernel.ids.uid)
 }
 
 /// setgid(2)
 ///
 /// # Errors
 /// `EPERM` for another id; `EINVAL` for -1.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_setgid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[0] as u32 == u32::MAX {
+pub fn sys_setgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Id(gid) = args.decode();
+    if gid == u32::MAX {
         return Err(Errno::EINVAL);
     }
-    set_ids(&args[..1], cx.kernel.ids.gid)
+    set_ids(&[gid], cx.kernel.ids.gid)
 }
 
 /// setreuid(2)
 ///
 /// # Errors
 /// `EPERM` for another id.
-pub fn sys_setreuid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    set_ids(&args[..2], cx.kernel.ids.uid)
+pub fn sys_setreuid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Id(real), Id(effective)) = args.decode();
+    set_ids(&[real, effective], cx.kernel.ids.uid)
 }
 
 /// setregid(2)
 ///
 /// # Errors
 /// `EPERM` for another id.
-pub fn sys_setregid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    set_ids(&args[..2], cx.kernel.ids.gid)
+pub fn sys_setregid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Id(real), Id(effective)) = args.decode();
+    set_ids(&[real, effective], cx.kernel.ids.gid)
 }
 
 /// setresuid(2)
 ///
 /// # Errors
 /// `EPERM` for another id.
-pub fn sys_setresuid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    set_ids(&args[..3], cx.kernel.ids.uid)
+pub fn sys_setresuid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Id(real), Id(effective), Id(saved)) = args.decode();
+    set_ids(&[real, effective, saved], cx.kernel.ids.uid)
 }
 
 /// setresgid(2)
 ///
 /// # Errors
 /// `EPERM` for another id.
-pub fn sys_setresgid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    set_ids(&args[..3], cx.kernel.ids.gid)
+pub fn sys_setresgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Id(real), Id(effective), Id(saved)) = args.decode();
+    set_ids(&[real, effective, saved], cx.kernel.ids.gid)
 }
 
 /// setfsuid(2) returns the present id, changed or not.
 ///
 /// # Errors
 /// None.
-pub fn sys_setfsuid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_setfsuid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(u64::from(cx.kernel.ids.uid))
 }
 
@@ -145,7 +148,7 @@ pub fn sys_setfsuid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None.
-pub fn sys_setfsgid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_setfsgid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(u64::from(cx.kernel.ids.gid))
 }
 
@@ -153,15 +156,15 @@ pub fn sys_setfsgid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for a negative size or one that is too small; `EFAULT`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_getgroups(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let size = usize::try_from(args[0] as i32).map_err(|_| Errno::EINVAL)?;
+pub fn sys_getgroups(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(size), Ptr(list)) = args.decode();
+    let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
     let groups = cx.host.credentials.groups.clone();
     if size > 0 {
         if size < groups.len() {
             return Err(Errno::EINVAL);
         }
-        cx.write(Gva(args[1]), groups.as_bytes())?;
+        cx.write(list, groups.as_bytes())?;
     }
     Ok(groups.len() as u64)
 }
@@ -170,9 +173,13 @@ pub fn sys_getgroups(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `ESRCH` for no such process.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_getpgid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let pid = crate::kernel::Pid(args[0] as i32);
+pub fn sys_getpgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Int(pid) = args.decode();
+    group_of(cx, pid)
+}
+
+fn group_of(cx: &mut Cx<'_>, pid: i32) -> SysResult {
+    let pid = crate::kernel::Pid(pid);
     if pid.0 != 0 && !cx.kernel.processes.contains_key(&pid) {
         return Err(Errno::ESRCH);
     }
@@ -183,7 +190,7 @@ pub fn sys_getpgid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None.
-pub fn sys_getpgrp(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_getpgrp(_cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(1)
 }
 
@@ -191,12 +198,12 @@ pub fn sys_getpgrp(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EPERM`; `EINVAL` for a negative group; `ESRCH`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_setpgid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if (args[1] as i32) < 0 {
+pub fn sys_setpgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(pid), Int(group)) = args.decode();
+    if group < 0 {
         return Err(Errno::EINVAL);
     }
-    sys_getpgid(cx, args)?;
+    group_of(cx, pid)?;
     cx.host.report.unsupported("setpgid", String::new());
     Err(Errno::EPERM)
 }
@@ -205,7 +212,8 @@ pub fn sys_setpgid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn sys_uname(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_uname(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Ptr(names_gva) = args.decode();
     let mut names = Utsname::new_zeroed();
     let values = [
         "Linux",
@@ -220,7 +228,7 @@ pub fn sys_uname(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             *to = from;
         }
     }
-    cx.write_struct(Gva(args[0]), &names)?;
+    cx.write_struct(names_gva, &names)?;
     Ok(0)
 }
 
@@ -228,7 +236,8 @@ pub fn sys_uname(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn sys_sysinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_sysinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Ptr(info_gva) = args.decode();
     let total = cx.machine.memory.limit_bytes();
     let info = Sysinfo {
         uptime: (clock::monotonic_ns(cx.host) / clock::NSEC_PER_SEC).cast_signed(),
@@ -238,13 +247,12 @@ pub fn sys_sysinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         mem_unit: 1,
         ..Sysinfo::default()
     };
-    cx.write_struct(Gva(args[0]), &info)?;
+    cx.write_struct(info_gva, &info)?;
     Ok(0)
 }
 
-#[allow(clippy::cast_possible_truncation)]
-fn prlimit(cx: &mut Cx<'_>, number: u64, new: Option<Rlimit>) -> Result<Rlimit, Errno> {
-    let resource = Resource::from_number(number as u32).ok_or(Errno::EINVAL)?;
+fn prlimit(cx: &mut Cx<'_>, number: u32, new: Option<Rlimit>) -> Result<Rlimit, Errno> {
+    let resource = Resource::from_number(number).ok_or(Errno::EINVAL)?;
     let process = cx.process()?;
     let (pid, old) = (process.pid, process.rlimits.get(resource));
     if let Some(Rlimit { rlim_cur, rlim_max }) = new {
@@ -264,22 +272,22 @@ fn prlimit(cx: &mut Cx<'_>, number: u64, new: Option<Rlimit>) -> Result<Rlimit, 
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`, `EPERM`, `EFAULT`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_prlimit64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let new = if args[2] == 0 {
+pub fn sys_prlimit64(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Uint(resource), Ptr(new_gva), Ptr(old_gva)) = args.decode();
+    let new = if new_gva.0 == 0 {
         None
     } else {
-        Some(cx.read_struct(Gva(args[2]))?)
+        Some(cx.read_struct(new_gva)?)
     };
     let own = cx.process()?.pid;
-    let named = crate::kernel::Tid(args[0] as i32);
+    let named = crate::kernel::Tid(tid);
     let thread = cx.kernel.threads.get(&named);
     if named.0 != 0 && named.0 != own.0 && thread.is_none_or(|thread| thread.pid != own) {
         return Err(Errno::ESRCH);
     }
-    let old = prlimit(cx, args[1], new)?;
-    if args[3] != 0 {
-        cx.write_struct(Gva(args[3]), &old)?;
+    let old = prlimit(cx, resource, new)?;
+    if old_gva.0 != 0 {
+        cx.write_struct(old_gva, &old)?;
     }
     Ok(0)
 }
@@ -288,9 +296,10 @@ pub fn sys_prlimit64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
-pub fn sys_getrlimit(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let old = prlimit(cx, args[0], None)?;
-    cx.write_struct(Gva(args[1]), &old)?;
+pub fn sys_getrlimit(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Uint(resource), Ptr(limit)) = args.decode();
+    let old = prlimit(cx, resource, None)?;
+    cx.write_struct(limit, &old)?;
     Ok(0)
 }
 
@@ -298,9 +307,10 @@ pub fn sys_getrlimit(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `EPERM`, `EFAULT`.
-pub fn sys_setrlimit(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let new = cx.read_struct(Gva(args[1]))?;
-    prlimit(cx, args[0], Some(new))?;
+pub fn sys_setrlimit(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Uint(resource), Ptr(limit)) = args.decode();
+    let new = cx.read_struct(limit)?;
+    prlimit(cx, resource, Some(new))?;
     Ok(0)
 }
 
@@ -308,9 +318,9 @@ pub fn sys_setrlimit(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_getpriority(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[0] as u32 > 2 {
+pub fn sys_getpriority(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(which), Int(_)) = args.decode();
+    if !(0..=2).contains(&which) {
         Err(Errno::EINVAL)
     } else {
         Ok(20)
@@ -321,10 +331,10 @@ pub fn sys_getpriority(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EACCES` for a negative nice value; `EINVAL`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_setpriority(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    match (args[0] as u32, args[2] as i32) {
-        (3.., _) => Err(Errno::EINVAL),
+pub fn sys_setpriority(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(which), Int(_), Int(priority)) = args.decode();
+    match (which, priority) {
+        (..0 | 3.., _) => Err(Errno::EINVAL),
         (_, nice) if nice < 0 => Err(Errno::EACCES),
         _ => Ok(0),
     }
@@ -334,9 +344,9 @@ pub fn sys_setpriority(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for a change.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_personality(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[0] as u32 == u32::MAX || args[0] as u32 == 0 {
+pub fn sys_personality(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Flags(persona) = args.decode();
+    if persona == u32::MAX || persona == 0 {
         Ok(0)
     } else {
         Err(Errno::EINVAL)
@@ -347,26 +357,27 @@ pub fn sys_personality(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EPERM` for a base outside the canonical space; `EINVAL` for other codes; `EFAULT`.
-pub fn sys_arch_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    const ARCH_SET_GS: u64 = 0x1001;
-    const ARCH_SET_FS: u64 = 0x1002;
-    const ARCH_GET_FS: u64 = 0x1003;
-    const ARCH_GET_GS: u64 = 0x1004;
+pub fn sys_arch_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    const ARCH_SET_GS: u32 = 0x1001;
+    const ARCH_SET_FS: u32 = 0x1002;
+    const ARCH_GET_FS: u32 = 0x1003;
+    const ARCH_GET_GS: u32 = 0x1004;
+    let (Flags(code), Ptr(addr)) = args.decode();
     let regs = &mut cx.thread()?.regs;
-    match args[0] {
-        ARCH_SET_FS | ARCH_SET_GS if !is_canonical(args[1]) || args[1] >> 47 != 0 => {
+    match code {
+        ARCH_SET_FS | ARCH_SET_GS if !is_canonical(addr.0) || addr.0 >> 47 != 0 => {
             return Err(Errno::EPERM);
         }
         // A selector of its own would stand for another base.
-        ARCH_SET_FS => (regs.fs_base, regs.selectors.fs) = (args[1], 0),
-        ARCH_SET_GS => (regs.gs_base, regs.selectors.gs) = (args[1], 0),
+        ARCH_SET_FS => (regs.fs_base, regs.selectors.fs) = (addr.0, 0),
+        ARCH_SET_GS => (regs.gs_base, regs.selectors.gs) = (addr.0, 0),
         ARCH_GET_FS => {
             let base = regs.fs_base;
-            cx.write_struct(Gva(args[1]), &base)?;
+            cx.write_struct(addr, &base)?;
         }
         ARCH_GET_GS => {
             let base = regs.gs_base;
-            cx.write_struct(Gva(args[1]), &base)?;
+            cx.write_struct(addr, &base)?;
         }
         _ => return Err(Errno::EINVAL),
     }
@@ -377,8 +388,7 @@ pub fn sys_arch_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for options that are not offered; `EFAULT`, `EPERM`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const PR_SET_PDEATHSIG: u32 = 1;
     const PR_GET_PDEATHSIG: u32 = 2;
     const PR_GET_DUMPABLE: u32 = 3;
@@ -391,14 +401,15 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     const PR_SET_NO_NEW_PRIVS: u32 = 38;
     const PR_GET_NO_NEW_PRIVS: u32 = 39;
     const PR_SET_VMA: u32 = 0x5356_4d41;
-    match args[0] as u32 {
+    let (Uint(option), Word(arg2), Word(arg3), Word(arg4), Word(arg5)) = args.decode();
+    match option {
         PR_SET_NAME => {
             let mut name = [0u8; 16];
-            let text = match cx.read_cstr(Gva(args[1]), 16) {
+            let text = match cx.read_cstr(Gva(arg2), 16) {
                 Ok(text) => text,
                 Err(Errno::ENAMETOOLONG) => {
                     let mut long = vec![0u8; 15];
-                    cx.read(Gva(args[1]), &mut long)?;
+                    cx.read(Gva(arg2), &mut long)?;
                     long
                 }
                 Err(errno) => return Err(errno),
@@ -411,30 +422,30 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         }
         PR_GET_NAME => {
             let name = cx.thread()?.comm;
-            cx.write(Gva(args[1]), &name)?;
+            cx.write(Gva(arg2), &name)?;
             Ok(0)
         }
         PR_GET_DUMPABLE => Ok(u64::from(cx.process()?.dumpable)),
         PR_SET_DUMPABLE => {
-            if args[1] > 1 {
+            if arg2 > 1 {
                 return Err(Errno::EINVAL);
             }
-            cx.process()?.dumpable = args[1] == 1;
+            cx.process()?.dumpable = arg2 == 1;
             Ok(0)
         }
         PR_SET_PDEATHSIG => {
-            if args[1] <= 64 {
+            if arg2 <= 64 {
                 Ok(0)
             } else {
                 Err(Errno::EINVAL)
             }
         }
         PR_GET_PDEATHSIG => {
-            cx.write_struct(Gva(args[1]), &0u32)?;
+            cx.write_struct(Gva(arg2), &0u32)?;
             Ok(0)
         }
         PR_CAPBSET_READ => {
-            if args[1] <= 40 {
+            if arg2 <= 40 {
                 Ok(0)
             } else {
                 Err(Errno::EINVAL)
@@ -443,7 +454,7 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         PR_SET_TIMERSLACK => Ok(0),
         PR_GET_TIMERSLACK => Ok(50_000),
         PR_SET_NO_NEW_PRIVS => {
-            if args[1] == 1 && args[2..5] == [0, 0, 0] {
+            if arg2 == 1 && (arg3, arg4, arg5) == (0, 0, 0) {
                 Ok(0)
             } else {
                 Err(Errno::EINVAL)
@@ -465,25 +476,26 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for an unknown version, with the preferred one written back; `EFAULT`, `ESRCH`.
-pub fn sys_capget(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_capget(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const VERSION_3: u32 = 0x2008_0522;
-    let header: [u32; 2] = cx.read_struct(Gva(args[0]))?;
+    let (Ptr(header_gva), Ptr(data_gva)) = args.decode();
+    let header: [u32; 2] = cx.read_struct(header_gva)?;
     let sets = match header[0] {
         0x1998_0330 => 1usize,
         0x2007_1026 | VERSION_3 => 2,
         _ => {
-            cx.write_struct(Gva(args[0]), &VERSION_3)?;
-            return if args[1] == 0 {
+            cx.write_struct(header_gva, &VERSION_3)?;
+            return if data_gva.0 == 0 {
                 Ok(0)
             } else {
                 Err(Errno::EINVAL)
             };
         }
     };
-    if args[1] != 0 {
+    if data_gva.0 != 0 {
         let zeros = [0u8; 24];
         cx.write(
-            Gva(args[1]),
+            data_gva,
             zeros.get(..sets.saturating_mul(12)).unwrap_or_default(),
         )?;
     }
@@ -494,15 +506,16 @@ pub fn sys_capget(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EPERM` for any capability; `EINVAL`, `EFAULT`.
-pub fn sys_capset(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let header: [u32; 2] = cx.read_struct(Gva(args[0]))?;
+pub fn sys_capset(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(header_gva), Ptr(data_gva)) = args.decode();
+    let header: [u32; 2] = cx.read_struct(header_gva)?;
     let sets = match header[0] {
         0x1998_0330 => 12usize,
         0x2007_1026 | 0x2008_0522 => 24,
         _ => return Err(Errno::EINVAL),
     };
     let mut data = [0u8; 24];
-    cx.read(Gva(args[1]), data.get_mut(..sets).unwrap_or_default())?;
+    cx.read(data_gva, data.get_mut(..sets).unwrap_or_default())?;
     if data.iter().any(|byte| *byte != 0) {
         Err(Errno::EPERM)
     } else {
@@ -514,13 +527,13 @@ pub fn sys_capset(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for unknown flags; `EFAULT`.
-pub fn sys_getrandom(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_getrandom(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const CHUNK: usize = 4096;
-    let flags = args[2] & 0xffff_ffff;
+    let (Ptr(buf), Len(len), Flags(flags)) = args.decode();
     if flags & !7 != 0 || flags & 6 == 6 {
         return Err(Errno::EINVAL);
     }
-    let total = args[1].min(0x7fff_f000);
+    let total = len.min(0x7fff_f000);
     // One call answers a bounded piece, as Linux does when a signal is pending.
     let total = total.min(1 << 20);
     let mut done = 0u64;
@@ -531,7 +544,7 @@ pub fn sys_getrandom(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             .min(CHUNK);
         let piece = chunk.get_mut(..len).ok_or(Errno::EINVAL)?;
         crate::clock::fill_random(piece)?;
-        match crate::mm::user::write_some(cx, Gva(args[0].wrapping_add(done)), piece) {
+        match crate::mm::user::write_some(cx, Gva(buf.0.wrapping_add(done)), piece) {
             Ok(copied) => {
                 done = done.saturating_add(copied as u64);
                 if copied < len {

@@ -7,6 +7,7 @@ use crate::cx::Cx;
 use crate::fd;
 use crate::mm::{self, Advice, MapFlags, MapRequest, RemapRequest, VmaFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Offset, Ptr, Word};
 use crate::vfs;
 
 /// Pages whose residence mincore(2) reports in one go.
@@ -21,20 +22,18 @@ const MLOCK_ONFAULT: u32 = 1;
 ///
 /// # Errors
 /// As the man page has them.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_mmap(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [addr, len_bytes, prot, flags, file, offset] = *args;
+pub fn sys_mmap(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(Gva(addr)), Len(len_bytes), Flags(prot), Flags(flags), Fd(file), Offset(offset)) =
+        args.decode();
     if !offset.is_multiple_of(PAGE_SIZE) {
         return Err(Errno::EINVAL);
     }
-    let flags = flags as u32;
     let file = if flags & MapFlags::ANONYMOUS.bits() == 0 {
-        let (id, _) = fd::get(cx, file as i32)?;
+        let (id, _) = fd::get(cx, file)?;
         Some(vfs::map_file(cx, id)?)
     } else {
         None
     };
-    let prot = prot as u32;
     mm::mmap(
         cx,
         &MapRequest {
@@ -79,46 +78,58 @@ fn outcome(result: Result<Outcome, Errno>) -> Outcome {
 }
 
 /// munmap(2)
-pub fn sys_munmap(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_munmap(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(Gva(addr)), Len(len_bytes)) = args.decode();
     outcome(in_pieces(
         cx,
-        (args[0], args[1], u64::MAX),
+        (addr, len_bytes, u64::MAX),
         state,
         mm::munmap,
     ))
 }
 
 /// mprotect(2)
-pub fn sys_mprotect(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_mprotect(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(Gva(addr)), Len(len_bytes), Word(prot)) = args.decode();
+    protect(cx, (addr, len_bytes), prot, state)
+}
+
+fn protect(
+    cx: &mut Cx<'_>,
+    (addr, len_bytes): (u64, u64),
+    prot: u64,
+    state: &CallState,
+) -> Outcome {
     const GROWS: u32 = 0x300_0000;
     // Linux takes an unsigned long: high bits are invalid, not ignored.
-    let prot = u32::try_from(args[2]).unwrap_or(u32::MAX);
+    let prot = u32::try_from(prot).unwrap_or(u32::MAX);
     if prot & GROWS != 0 {
         // The range is another than the arguments say.
-        return mm::mprotect(cx, args[0], args[1], prot).map(|()| 0).into();
+        return mm::mprotect(cx, addr, len_bytes, prot).map(|()| 0).into();
     }
-    let range = (args[0], args[1], u64::MAX);
+    let range = (addr, len_bytes, u64::MAX);
     outcome(in_pieces(cx, range, state, |cx, at, len| {
         mm::mprotect(cx, at, len, prot)
     }))
 }
 
 /// pkey_mprotect(2) on a CPU without protection keys: as mprotect(2) for key -1, `EINVAL` for others.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_pkey_mprotect(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    if args[3] as i32 != -1 {
+pub fn sys_pkey_mprotect(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(Gva(addr)), Len(len_bytes), Word(prot), Int(key)) = args.decode();
+    if key != -1 {
         return Outcome::Done(Err(Errno::EINVAL));
     }
-    sys_mprotect(cx, args, state)
+    protect(cx, (addr, len_bytes), prot, state)
 }
 
 /// pkey_alloc(2) on a CPU without protection keys: there is none to have.
 ///
 /// # Errors
 /// `EINVAL` for bad arguments, else `ENOSPC`.
-pub fn sys_pkey_alloc(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_pkey_alloc(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Word(flags), Word(access)) = args.decode();
     let access_rights = 3;
-    if args[0] != 0 || args[1] & !access_rights != 0 {
+    if flags != 0 || access & !access_rights != 0 {
         return Err(Errno::EINVAL);
     }
     cx.host.report.unsupported("pkey_alloc", String::new());
@@ -129,7 +140,7 @@ pub fn sys_pkey_alloc(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`.
-pub fn sys_pkey_free(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_pkey_free(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     cx.host.report.unsupported("pkey_free", String::new());
     Err(Errno::EINVAL)
 }
@@ -138,16 +149,18 @@ pub fn sys_pkey_free(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None that a running program sees.
-pub fn sys_brk(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    mm::brk(cx, args[0])
+pub fn sys_brk(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Ptr(Gva(end)) = args.decode();
+    mm::brk(cx, end)
 }
 
 /// mremap(2)
 ///
 /// # Errors
 /// As the man page has them.
-pub fn sys_mremap(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [addr, old_len_bytes, new_len_bytes, flags, new_addr, _] = *args;
+pub fn sys_mremap(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(Gva(addr)), Len(old_len_bytes), Len(new_len_bytes), Word(flags), Ptr(Gva(new_addr))) =
+        args.decode();
     let flags = u32::try_from(flags).map_err(|_| Errno::EINVAL)?;
     mm::remap(
         cx,
@@ -162,13 +175,12 @@ pub fn sys_mremap(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 }
 
 /// madvise(2)
-pub fn sys_madvise(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_madvise(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     outcome(advise(cx, args, state))
 }
 
-#[allow(clippy::cast_possible_truncation)]
-fn advise(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
-    let number = args[2] as i32;
+fn advise(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
+    let (Ptr(Gva(addr)), Len(len_bytes), Int(number)) = args.decode();
     let Some(advice) = Advice::from_number(number) else {
         cx.host
             .report
@@ -183,7 +195,7 @@ fn advise(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome
     let populates = matches!(advice, Advice::PopulateRead | Advice::PopulateWrite);
     let longest_bytes = if populates { POPULATE_BYTES } else { u64::MAX };
     let mut has_hole = false;
-    let range = (args[0], args[1], longest_bytes);
+    let range = (addr, len_bytes, longest_bytes);
     let advised = in_pieces(cx, range, state, |cx, at, len| {
         match mm::advise(cx, at, len, advice) {
             // A hole does not stop the walk, but makes it fail in the end.
@@ -196,19 +208,19 @@ fn advise(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome
     })?;
     let is_over = matches!(advised, Outcome::Done(_));
     let parted = has_hole || state.progress > 0;
-    if is_over && parted && !mm::covers(cx, args[0], args[0].saturating_add(args[1]))? {
+    if is_over && parted && !mm::covers(cx, addr, addr.saturating_add(len_bytes))? {
         return Err(Errno::ENOMEM);
     }
     Ok(advised)
 }
 
 /// mincore(2)
-pub fn sys_mincore(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_mincore(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     outcome(residence(cx, args, state))
 }
 
-fn residence(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
-    let [addr, len_bytes, vector, ..] = *args;
+fn residence(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
+    let (Ptr(Gva(addr)), Len(len_bytes), Ptr(vector)) = args.decode();
     if !Gva(addr).is_page_aligned() {
         return Err(Errno::EINVAL);
     }
@@ -221,7 +233,7 @@ fn residence(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outc
         let count = MINCORE_CHUNK.min(pages - done);
         let at = addr.saturating_add(done.saturating_mul(PAGE_SIZE));
         let states = mm::mincore(cx, at, count)?;
-        let to = vector.checked_add(done).ok_or(Errno::EFAULT)?;
+        let to = vector.0.checked_add(done).ok_or(Errno::EFAULT)?;
         cx.write(Gva(to), &states)?;
         done += count;
         if done < pages && cx.host.budget.is_spent() {
@@ -235,62 +247,65 @@ fn residence(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outc
 ///
 /// # Errors
 /// `EINVAL`, `EBUSY`, `ENOMEM`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_msync(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    mm::msync(cx, args[0], args[1], args[2] as i32).map(|()| 0)
+pub fn sys_msync(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(Gva(addr)), Len(len_bytes), Flags(flags)) = args.decode();
+    mm::msync(cx, addr, len_bytes, flags.cast_signed()).map(|()| 0)
 }
 
 /// mseal(2)
 ///
 /// # Errors
 /// `EINVAL`, `ENOMEM`.
-pub fn sys_mseal(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    mm::seal(cx, args[0], args[1], args[2]).map(|()| 0)
+pub fn sys_mseal(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(Gva(addr)), Len(len_bytes), Word(flags)) = args.decode();
+    mm::seal(cx, addr, len_bytes, flags).map(|()| 0)
 }
 
 /// mlock(2)
 ///
 /// # Errors
 /// As the man page has them.
-pub fn sys_mlock(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    mm::lock(cx, args[0], args[1], VmaFlags::LOCKED).map(|()| 0)
+pub fn sys_mlock(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(Gva(addr)), Len(len_bytes)) = args.decode();
+    mm::lock(cx, addr, len_bytes, VmaFlags::LOCKED).map(|()| 0)
 }
 
 /// mlock2(2)
 ///
 /// # Errors
 /// As the man page has them.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_mlock2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let flags = match args[2] as u32 {
+pub fn sys_mlock2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(Gva(addr)), Len(len_bytes), Flags(flags)) = args.decode();
+    let flags = match flags {
         0 => VmaFlags::LOCKED,
         MLOCK_ONFAULT => VmaFlags::LOCKED | VmaFlags::LOCK_ON_FAULT,
         _ => return Err(Errno::EINVAL),
     };
-    mm::lock(cx, args[0], args[1], flags).map(|()| 0)
+    mm::lock(cx, addr, len_bytes, flags).map(|()| 0)
 }
 
 /// munlock(2)
 ///
 /// # Errors
 /// `EINVAL`, `ENOMEM`.
-pub fn sys_munlock(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    mm::lock(cx, args[0], args[1], VmaFlags::empty()).map(|()| 0)
+pub fn sys_munlock(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(Gva(addr)), Len(len_bytes)) = args.decode();
+    mm::lock(cx, addr, len_bytes, VmaFlags::empty()).map(|()| 0)
 }
 
 /// mlockall(2)
 ///
 /// # Errors
 /// `EINVAL`, `EPERM`, `ENOMEM`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_mlockall(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    mm::lock_all(cx, args[0] as u32).map(|()| 0)
+pub fn sys_mlockall(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Flags(flags) = args.decode();
+    mm::lock_all(cx, flags).map(|()| 0)
 }
 
 /// munlockall(2)
 ///
 /// # Errors
 /// `ENOMEM`.
-pub fn sys_munlockall(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_munlockall(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     mm::unlock_all(cx).map(|()| 0)
 }

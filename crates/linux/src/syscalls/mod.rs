@@ -1,5 +1,6 @@
 //! The system calls, by subject, and the table that names them all.
 
+pub mod args;
 pub mod channel;
 pub mod fs;
 pub mod futex;

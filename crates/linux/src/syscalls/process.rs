@@ -5,17 +5,18 @@ use kvmlet_abi::{Errno, Gva};
 use crate::cx::Cx;
 use crate::exec::{self, ExecRequest};
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::syscalls::args::{Args, Flags, Int, Ptr, Str};
 
 const PATH_MAX: usize = 4096;
 /// Longest single argument (MAX_ARG_STRLEN).
 const ARG_STRLEN_MAX: usize = 131_072;
 
-fn read_strings(cx: &mut Cx<'_>, array_gva: u64, left: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
+fn read_strings(cx: &mut Cx<'_>, array: Gva, left: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
     let mut strings = Vec::new();
-    if array_gva == 0 {
+    if array.0 == 0 {
         return Ok(strings);
     }
-    let mut at = array_gva;
+    let mut at = array.0;
     loop {
         let pointer: u64 = cx.read_struct(Gva(at))?;
         if pointer == 0 {
@@ -35,12 +36,13 @@ fn read_strings(cx: &mut Cx<'_>, array_gva: u64, left: &mut usize) -> Result<Vec
 }
 
 /// execve(2)
-pub fn sys_execve(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+pub fn sys_execve(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Str(path), Ptr(argv), Ptr(envp)) = args.decode();
     let request = |cx: &mut Cx<'_>| -> Result<ExecRequest, Errno> {
         let mut left = usize::try_from(exec::arguments_max(cx)?).unwrap_or(usize::MAX);
-        let path = cx.read_cstr(Gva(args[0]), PATH_MAX)?;
-        let argv = read_strings(cx, args[1], &mut left)?;
-        let envp = read_strings(cx, args[2], &mut left)?;
+        let path = cx.read_cstr(path, PATH_MAX)?;
+        let argv = read_strings(cx, argv, &mut left)?;
+        let envp = read_strings(cx, envp, &mut left)?;
         Ok(ExecRequest { path, argv, envp })
     };
     let result = request(cx).and_then(|request| exec::replace(cx, request));
@@ -54,10 +56,10 @@ pub fn sys_execve(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outco
 ///
 /// # Errors
 /// `ECHILD`; `EINVAL` for unknown options.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_wait4(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_wait4(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const KNOWN: u32 = 1 | 2 | 8 | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
-    if args[2] as u32 & !KNOWN != 0 {
+    let (Int(_), Ptr(_), Flags(options), Ptr(_)) = args.decode();
+    if options & !KNOWN != 0 {
         return Err(Errno::EINVAL);
     }
     cx.host.report.unsupported("wait4", String::new());
@@ -68,13 +70,13 @@ pub fn sys_wait4(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `ECHILD`; `EINVAL` for unknown options or no event asked for; `EFAULT`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_waitid(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let options = args[3] as u32;
-    let invalid = options & (2 | 4 | 8) == 0 || options & !(0xe100_000f) != 0 || args[0] > 3;
-    if args[2] != 0 {
+pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(kind), Int(_), Ptr(info), Flags(options), Ptr(_)) = args.decode();
+    let invalid =
+        options & (2 | 4 | 8) == 0 || options & !(0xe100_000f) != 0 || !(0..=3).contains(&kind);
+    if info.0 != 0 {
         // Linux clears the seven words it would report in, whatever the answer.
-        cx.write_struct(Gva(args[2]), &[0u32; 7])?;
+        cx.write_struct(info, &[0u32; 7])?;
     }
     if invalid {
         return Err(Errno::EINVAL);

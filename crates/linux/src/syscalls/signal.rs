@@ -11,14 +11,13 @@ use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::signal::{
     AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit, signo,
 };
+use crate::syscalls::args::{Args, Int, Len, Ptr};
 
 const SS_ONSTACK: i32 = 1;
 const SS_DISABLE: i32 = 2;
 const SS_AUTODISARM: i32 = i32::MIN;
 
-fn signal_number(raw: u64) -> Result<u8, Errno> {
-    #[allow(clippy::cast_possible_truncation)]
-    let number = raw as i32;
+fn signal_number(number: i32) -> Result<u8, Errno> {
     match u8::try_from(number) {
         Ok(signo) if (1..=NSIG).contains(&signo) => Ok(signo),
         _ => Err(Errno::EINVAL),
@@ -29,15 +28,16 @@ fn signal_number(raw: u64) -> Result<u8, Errno> {
 ///
 /// # Errors
 /// `EINVAL` for a bad number or set size, or SIGKILL and SIGSTOP; `EFAULT`.
-pub fn sys_rt_sigaction(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let signo = signal_number(args[0])?;
-    if args[3] != 8 {
+pub fn sys_rt_sigaction(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(signo), Ptr(new_gva), Ptr(old_gva), Len(size)) = args.decode();
+    let signo = signal_number(signo)?;
+    if size != 8 {
         return Err(Errno::EINVAL);
     }
-    let new: Option<Sigaction> = if args[1] == 0 {
+    let new: Option<Sigaction> = if new_gva.0 == 0 {
         None
     } else {
-        Some(cx.read_struct(Gva(args[1]))?)
+        Some(cx.read_struct(new_gva)?)
     };
     if new.is_some() && bit(signo) & UNBLOCKABLE != 0 {
         return Err(Errno::EINVAL);
@@ -65,8 +65,8 @@ pub fn sys_rt_sigaction(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             }
         }
     }
-    if args[2] != 0 {
-        cx.write_struct(Gva(args[2]), &old)?;
+    if old_gva.0 != 0 {
+        cx.write_struct(old_gva, &old)?;
     }
     Ok(0)
 }
@@ -75,15 +75,15 @@ pub fn sys_rt_sigaction(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for a bad set size or `how`; `EFAULT`.
-pub fn sys_rt_sigprocmask(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[3] != 8 {
+pub fn sys_rt_sigprocmask(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(how), Ptr(new_gva), Ptr(old_gva), Len(size)) = args.decode();
+    if size != 8 {
         return Err(Errno::EINVAL);
     }
     let old = cx.thread()?.signals.mask;
-    if args[1] != 0 {
-        let set: u64 = cx.read_struct(Gva(args[1]))?;
-        #[allow(clippy::cast_possible_truncation)]
-        let new = match args[0] as i32 {
+    if new_gva.0 != 0 {
+        let set: u64 = cx.read_struct(new_gva)?;
+        let new = match how {
             0 => old | set,
             1 => old & !set,
             2 => set,
@@ -91,8 +91,8 @@ pub fn sys_rt_sigprocmask(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         };
         cx.thread()?.signals.mask = new & !UNBLOCKABLE;
     }
-    if args[2] != 0 {
-        cx.write_struct(Gva(args[2]), &old)?;
+    if old_gva.0 != 0 {
+        cx.write_struct(old_gva, &old)?;
     }
     Ok(0)
 }
@@ -101,44 +101,50 @@ pub fn sys_rt_sigprocmask(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for a size above 8; `EFAULT`.
-pub fn sys_rt_sigpending(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[1] > 8 {
+pub fn sys_rt_sigpending(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(set_gva), Len(size)) = args.decode();
+    if size > 8 {
         return Err(Errno::EINVAL);
     }
     let shared = cx.process()?.signals.pending.set();
     let thread = cx.thread()?;
     let set = (shared | thread.signals.pending.set()) & thread.signals.mask;
     let bytes = set.to_le_bytes();
-    let len = usize::try_from(args[1]).unwrap_or(8);
-    cx.write(Gva(args[0]), bytes.get(..len).unwrap_or_default())?;
+    let len = usize::try_from(size).unwrap_or(8);
+    cx.write(set_gva, bytes.get(..len).unwrap_or_default())?;
     Ok(0)
 }
 
 /// rt_sigsuspend(2)
-pub fn sys_rt_sigsuspend(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_rt_sigsuspend(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(mask_gva), Len(size)) = args.decode();
     if let (Some(mask), Ok(thread)) = (state.saved_mask, cx.thread()) {
         // Interrupted for nothing: the mask is in force already.
         thread.signals.saved_mask = Some(mask);
-        return sys_pause(cx, args, state);
+        return until_a_signal();
     }
     let change = |cx: &mut Cx<'_>| -> Result<(), Errno> {
-        if args[1] != 8 {
+        if size != 8 {
             return Err(Errno::EINVAL);
         }
-        let mask: u64 = cx.read_struct(Gva(args[0]))?;
+        let mask: u64 = cx.read_struct(mask_gva)?;
         let thread = cx.thread()?;
         thread.signals.saved_mask = Some(thread.signals.mask);
         thread.signals.mask = mask & !UNBLOCKABLE;
         Ok(())
     };
     match change(cx) {
-        Ok(()) => sys_pause(cx, args, &CallState::default()),
+        Ok(()) => until_a_signal(),
         Err(errno) => Outcome::Done(Err(errno)),
     }
 }
 
 /// pause(2)
-pub fn sys_pause(_cx: &mut Cx<'_>, _args: &[u64; 6], _state: &CallState) -> Outcome {
+pub fn sys_pause(_cx: &mut Cx<'_>, _args: &Args, _state: &CallState) -> Outcome {
+    until_a_signal()
+}
+
+fn until_a_signal() -> Outcome {
     Outcome::Wait(Wait {
         on: WaitOn::Nothing,
         deadline_ns: None,
@@ -150,24 +156,25 @@ pub fn sys_pause(_cx: &mut Cx<'_>, _args: &[u64; 6], _state: &CallState) -> Outc
 }
 
 /// rt_sigtimedwait(2): takes a pending signal of the set, or waits for one.
-pub fn sys_rt_sigtimedwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_rt_sigtimedwait(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     match sigtimedwait(cx, args, state) {
         Ok(outcome) => outcome,
         Err(errno) => Outcome::Done(Err(errno)),
     }
 }
 
-fn sigtimedwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
-    if args[3] != 8 {
+fn sigtimedwait(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
+    let (Ptr(set_gva), Ptr(info_gva), Ptr(timeout), Len(size)) = args.decode();
+    if size != 8 {
         return Err(Errno::EINVAL);
     }
-    let set: u64 = cx.read_struct(Gva(args[0]))?;
+    let set: u64 = cx.read_struct(set_gva)?;
     let set = set & !UNBLOCKABLE;
     let now = clock::monotonic_ns(cx.host);
     if let Some(info) = cx.kernel.take_signal_of(cx.tid, set, now) {
         crate::signal::restore_mask(cx, state.saved_mask);
-        if args[1] != 0 {
-            cx.write(Gva(args[1]), &frame::siginfo_bytes(&info))?;
+        if info_gva.0 != 0 {
+            cx.write(info_gva, &frame::siginfo_bytes(&info))?;
         }
         return Ok(Outcome::Done(Ok(u64::from(info.signo))));
     }
@@ -180,9 +187,9 @@ fn sigtimedwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<O
             Errno::EINTR
         })));
     }
-    let deadline_ns = match args[2] {
+    let deadline_ns = match timeout.0 {
         0 => None,
-        gva => Some(now.saturating_add(clock::read_timespec(cx, gva)?)),
+        _ => Some(now.saturating_add(clock::read_timespec(cx, timeout)?)),
     };
     if deadline_ns.is_some_and(|deadline| deadline <= now) {
         return Ok(Outcome::Done(Err(Errno::EAGAIN)));
@@ -204,7 +211,7 @@ fn sigtimedwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<O
 }
 
 /// rt_sigreturn(2)
-pub fn sys_rt_sigreturn(cx: &mut Cx<'_>, _args: &[u64; 6], _state: &CallState) -> Outcome {
+pub fn sys_rt_sigreturn(cx: &mut Cx<'_>, _args: &Args, _state: &CallState) -> Outcome {
     frame::sigreturn(cx)
 }
 
@@ -212,11 +219,12 @@ pub fn sys_rt_sigreturn(cx: &mut Cx<'_>, _args: &[u64; 6], _state: &CallState) -
 ///
 /// # Errors
 /// `EPERM` while running on it; `EINVAL`, `ENOMEM`, `EFAULT`.
-pub fn sys_sigaltstack(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let new: Option<StackT> = if args[0] == 0 {
+pub fn sys_sigaltstack(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(new_gva), Ptr(old_gva)) = args.decode();
+    let new: Option<StackT> = if new_gva.0 == 0 {
         None
     } else {
-        Some(cx.read_struct(Gva(args[0]))?)
+        Some(cx.read_struct(new_gva)?)
     };
     let thread = cx.thread()?;
     let current = thread.signals.altstack.0;
@@ -247,18 +255,17 @@ pub fn sys_sigaltstack(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         };
         thread.signals.altstack = AltStack(value);
     }
-    if args[1] != 0 {
-        cx.write_struct(Gva(args[1]), &old)?;
+    if old_gva.0 != 0 {
+        cx.write_struct(old_gva, &old)?;
     }
     Ok(0)
 }
 
-fn optional_signal(raw: u64) -> Result<Option<u8>, Errno> {
-    #[allow(clippy::cast_possible_truncation)]
-    if raw as i32 == 0 {
+fn optional_signal(number: i32) -> Result<Option<u8>, Errno> {
+    if number == 0 {
         Ok(None)
     } else {
-        signal_number(raw).map(Some)
+        signal_number(number).map(Some)
     }
 }
 
@@ -281,10 +288,9 @@ fn sender(cx: &mut Cx<'_>, signo: u8, code: i32) -> Result<SigInfo, Errno> {
 ///
 /// # Errors
 /// `EINVAL`, `ESRCH`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_kill(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let target = args[0] as i32;
-    let signo = optional_signal(args[1])?;
+pub fn sys_kill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(target), Int(signo)) = args.decode();
+    let signo = optional_signal(signo)?;
     let own = cx.process()?.pid;
     let targets: Vec<Pid> = match target {
         i32::MIN => return Err(Errno::ESRCH),
@@ -351,23 +357,22 @@ fn send_thread(cx: &mut Cx<'_>, tid: i32, signo: Option<u8>) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `ESRCH`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_tkill(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let signo = optional_signal(args[1])?;
-    send_thread(cx, args[0] as i32, signo)
+pub fn sys_tkill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Int(signo)) = args.decode();
+    let signo = optional_signal(signo)?;
+    send_thread(cx, tid, signo)
 }
 
 /// tgkill(2)
 ///
 /// # Errors
 /// `EINVAL`, `ESRCH`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_tgkill(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (tgid, tid) = (args[0] as i32, args[1] as i32);
+pub fn sys_tgkill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tgid), Int(tid), Int(signo)) = args.decode();
     if tgid <= 0 || tid <= 0 {
         return Err(Errno::EINVAL);
     }
-    let signo = optional_signal(args[2])?;
+    let signo = optional_signal(signo)?;
     match cx.kernel.threads.get(&Tid(tid)) {
         Some(thread) if thread.pid.0 == tgid => send_thread(cx, tid, signo),
         _ => Err(Errno::ESRCH),
@@ -378,11 +383,11 @@ pub fn sys_tgkill(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `EPERM`, `ESRCH`, `EAGAIN`, `EFAULT`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let signo = optional_signal(args[1])?;
-    let info = queued_info(cx, signo.unwrap_or(0), args[2], args[0] as i32)?;
-    let pid = Pid(args[0] as i32);
+pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(pid), Int(signo), Ptr(info_gva)) = args.decode();
+    let signo = optional_signal(signo)?;
+    let info = queued_info(cx, signo.unwrap_or(0), info_gva, pid)?;
+    let pid = Pid(pid);
     if !cx.kernel.processes.contains_key(&pid) {
         return Err(Errno::ESRCH);
     }
@@ -396,16 +401,16 @@ pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As [`sys_rt_sigqueueinfo`].
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let signo = optional_signal(args[2])?;
-    let info = queued_info(cx, signo.unwrap_or(0), args[3], args[1] as i32)?;
-    let tid = Tid(args[1] as i32);
-    if tid.0 <= 0 || args[0] as i32 <= 0 {
+pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tgid), Int(tid), Int(signo), Ptr(info_gva)) = args.decode();
+    let signo = optional_signal(signo)?;
+    let info = queued_info(cx, signo.unwrap_or(0), info_gva, tid)?;
+    let tid = Tid(tid);
+    if tid.0 <= 0 || tgid <= 0 {
         return Err(Errno::EINVAL);
     }
     match cx.kernel.threads.get(&tid) {
-        Some(thread) if thread.pid.0 == args[0] as i32 => {}
+        Some(thread) if thread.pid.0 == tgid => {}
         _ => return Err(Errno::ESRCH),
     }
     match signo {
@@ -417,8 +422,8 @@ pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 }
 
 /// The siginfo to queue. Only to itself may a thread send what looks like the kernel's or kill(2)'s.
-fn queued_info(cx: &mut Cx<'_>, signo: u8, gva: u64, target: i32) -> Result<SigInfo, Errno> {
-    let words: [u32; 8] = cx.read_struct(Gva(gva))?;
+fn queued_info(cx: &mut Cx<'_>, signo: u8, gva: Gva, target: i32) -> Result<SigInfo, Errno> {
+    let words: [u32; 8] = cx.read_struct(gva)?;
     let [_, errno, code, _, pid, uid, value_low, value_high] = words;
     let code = code.cast_signed();
     if (code >= 0 || code == SI_TKILL) && cx.tid.0 != target {

@@ -8,12 +8,13 @@ use crate::outcome::{CallState, Outcome, SysResult, Wait, WaitOn};
 use crate::report::CallKey;
 use crate::sched::{AfterHandler, Call};
 
+use super::args::Args;
 use super::rows::ROWS;
 
 /// A handler that answers at once.
-pub type ValueHandler = fn(&mut Cx<'_>, &[u64; 6]) -> SysResult;
+pub type ValueHandler = fn(&mut Cx<'_>, &Args) -> SysResult;
 /// A handler that may wait.
-pub type WaitHandler = fn(&mut Cx<'_>, &[u64; 6], &CallState) -> Outcome;
+pub type WaitHandler = fn(&mut Cx<'_>, &Args, &CallState) -> Outcome;
 
 /// The way that a call is answered.
 #[derive(Clone, Copy, Debug)]
@@ -277,12 +278,13 @@ pub fn call(cx: &mut Cx<'_>, call: &Call, state: &CallState) -> Outcome {
         let populated = mm::go_on_populating(cx, rest).map(|()| answer);
         return unless_left(cx, populated, state);
     }
+    let args = Args::of(&call.args);
     match row.handler {
         Handler::Value(handler) => {
-            let result = handler(cx, &call.args);
+            let result = handler(cx, args);
             unless_left(cx, result, state)
         }
-        Handler::Wait(handler) => handler(cx, &call.args, state),
+        Handler::Wait(handler) => handler(cx, args, state),
         Handler::Absent => Outcome::Done(Err(Errno::ENOSYS)),
         Handler::Refused(errno) => {
             cx.host.report.unsupported(row.name, String::new());

@@ -9,6 +9,7 @@ use crate::kernel::{End, Thread, Tid};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::rlimit::{self, Resource};
 use crate::signal::ThreadSignals;
+use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint, Word};
 
 /// Threads of a program at most.
 pub const THREADS_MAX: usize = 1024;
@@ -41,8 +42,8 @@ const THREAD_KNOWN: u64 = THREAD_NEEDS
 struct NewThread {
     flags: u64,
     stack: u64,
-    parent_tid: u64,
-    child_tid: u64,
+    parent_tid: Gva,
+    child_tid: Gva,
     tls: u64,
 }
 
@@ -50,12 +51,12 @@ struct NewThread {
 ///
 /// # Errors
 /// As clone(2); `ENOSYS` for a new process.
-pub fn sys_clone(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [flags, stack, parent_tid, child_tid, tls, _] = *args;
+pub fn sys_clone(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Word(flags), Ptr(stack), Ptr(parent_tid), Ptr(child_tid), Word(tls)) = args.decode();
     // The low byte is the exit signal, meaningless for a thread.
     let new = NewThread {
         flags: flags & !0xff,
-        stack,
+        stack: stack.0,
         parent_tid,
         child_tid,
         tls,
@@ -67,8 +68,9 @@ pub fn sys_clone(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As clone3(2); `ENOSYS` for a new process.
-pub fn sys_clone3(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let size = usize::try_from(args[1]).map_err(|_| Errno::E2BIG)?;
+pub fn sys_clone3(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(clone_args), Len(size)) = args.decode();
+    let size = usize::try_from(size).map_err(|_| Errno::E2BIG)?;
     if size < 64 {
         return Err(Errno::EINVAL);
     }
@@ -76,7 +78,7 @@ pub fn sys_clone3(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         return Err(Errno::E2BIG);
     }
     let mut bytes = vec![0u8; size.max(size_of::<CloneArgs>())];
-    cx.read(Gva(args[0]), bytes.get_mut(..size).ok_or(Errno::EINVAL)?)?;
+    cx.read(clone_args, bytes.get_mut(..size).ok_or(Errno::EINVAL)?)?;
     if bytes
         .iter()
         .skip(size_of::<CloneArgs>())
@@ -102,8 +104,8 @@ pub fn sys_clone3(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let new = NewThread {
         flags: clone.flags,
         stack,
-        parent_tid: clone.parent_tid,
-        child_tid: clone.child_tid,
+        parent_tid: Gva(clone.parent_tid),
+        child_tid: Gva(clone.child_tid),
         tls: clone.tls,
     };
     spawn(cx, &new)
@@ -140,11 +142,11 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
     let raw = tid.0.cast_unsigned();
     if flags & CLONE_PARENT_SETTID != 0 {
         // Linux ignores a fault here.
-        let _ = cx.write_struct(Gva(new.parent_tid), &raw);
+        let _ = cx.write_struct(new.parent_tid, &raw);
     }
     if flags & CLONE_CHILD_SETTID != 0 {
         // Linux ignores a fault here: the child would write it itself.
-        let _ = cx.write_struct(Gva(new.child_tid), &raw);
+        let _ = cx.write_struct(new.child_tid, &raw);
     }
     let parent = cx.thread()?;
     let mut regs = parent.regs;
@@ -164,7 +166,7 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
             ..ThreadSignals::default()
         },
         clear_child_tid: if flags & CLONE_CHILD_CLEARTID != 0 {
-            new.child_tid
+            new.child_tid.0
         } else {
             0
         },
@@ -191,9 +193,15 @@ fn allocate_tid(cx: &mut Cx<'_>) -> Result<Tid, Errno> {
     Err(Errno::EAGAIN)
 }
 
+/// The low byte of a status is what a parent is told (wait(2)).
+fn exited(status: i32) -> End {
+    let [code, ..] = status.to_le_bytes();
+    End::Exited(code)
+}
+
 /// exit(2): ends the calling thread; the last one ends the program.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_exit(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+pub fn sys_exit(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let Int(status) = args.decode();
     super::futex::thread_exit(cx);
     let tid = cx.tid;
     cx.kernel.lose_call(tid);
@@ -201,16 +209,16 @@ pub fn sys_exit(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome
     cx.kernel.timers.thread_gone(tid);
     cx.kernel.sched.forget(tid);
     if cx.kernel.threads.is_empty() && cx.kernel.end.is_none() {
-        cx.kernel.end = Some(End::Exited(args[0] as u8));
+        cx.kernel.end = Some(exited(status));
     }
     Outcome::Gone
 }
 
 /// exit_group(2)
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_exit_group(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+pub fn sys_exit_group(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let Int(status) = args.decode();
     if cx.kernel.end.is_none() {
-        cx.kernel.end = Some(End::Exited(args[0] as u8));
+        cx.kernel.end = Some(exited(status));
     }
     Outcome::Gone
 }
@@ -219,20 +227,20 @@ pub fn sys_exit_group(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> O
 ///
 /// # Errors
 /// None for a running thread.
-pub fn sys_set_tid_address(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    cx.thread()?.clear_child_tid = args[0];
+pub fn sys_set_tid_address(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Ptr(clear_child_tid) = args.decode();
+    cx.thread()?.clear_child_tid = clear_child_tid.0;
     Ok(u64::from(cx.tid.0.cast_unsigned()))
 }
 
 /// sched_yield(2): goes to the end of the run queue.
-pub fn sys_sched_yield(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_sched_yield(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     cx.kernel.sched.yielding = true;
     Ok(0)
 }
 
-#[allow(clippy::cast_possible_truncation)]
-fn target(cx: &Cx<'_>, raw: u64) -> Result<Tid, Errno> {
-    let tid = match raw as i32 {
+fn target(cx: &Cx<'_>, tid: i32) -> Result<Tid, Errno> {
+    let tid = match tid {
         0 => cx.tid,
         tid if tid < 0 => return Err(Errno::EINVAL),
         tid => Tid(tid),
@@ -248,14 +256,13 @@ fn target(cx: &Cx<'_>, raw: u64) -> Result<Tid, Errno> {
 ///
 /// # Errors
 /// `EINVAL` for a size under 8 or not a multiple of 8; `ESRCH`, `EFAULT`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let len = args[1] as u32;
+pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Uint(len), Ptr(mask_gva)) = args.decode();
     if len < 8 || !len.is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
-    target(cx, args[0])?;
-    cx.write_struct(Gva(args[2]), &1u64)?;
+    target(cx, tid)?;
+    cx.write_struct(mask_gva, &1u64)?;
     Ok(8)
 }
 
@@ -263,11 +270,12 @@ pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for a mask without CPU 0; `ESRCH`, `EFAULT`.
-pub fn sys_sched_setaffinity(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    target(cx, args[0])?;
+pub fn sys_sched_setaffinity(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Uint(len), Ptr(mask_gva)) = args.decode();
+    target(cx, tid)?;
     let mut mask = [0u8; 8];
-    let len = usize::try_from(args[1]).unwrap_or(8).min(8);
-    cx.read(Gva(args[2]), mask.get_mut(..len).unwrap_or_default())?;
+    let len = usize::try_from(len).unwrap_or(8).min(8);
+    cx.read(mask_gva, mask.get_mut(..len).unwrap_or_default())?;
     if mask.first().is_some_and(|byte| byte & 1 != 0) {
         Ok(0)
     } else {
@@ -279,24 +287,30 @@ pub fn sys_sched_setaffinity(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`.
-pub fn sys_sched_getscheduler(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    target(cx, args[0]).map(|_| 0)
+pub fn sys_sched_getscheduler(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Int(tid) = args.decode();
+    target(cx, tid).map(|_| 0)
 }
 
 /// sched_getparam(2): priority 0.
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`, `EFAULT`.
-pub fn sys_sched_getparam(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    parameter(args[1])?;
-    target(cx, args[0])?;
-    cx.write_struct(Gva(args[1]), &0u32)?;
+pub fn sys_sched_getparam(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Ptr(param)) = args.decode();
+    parameter(param)?;
+    target(cx, tid)?;
+    cx.write_struct(param, &0u32)?;
     Ok(0)
 }
 
 /// A struct sched_param must be given (sched_setparam(2): `EINVAL` without).
-fn parameter(gva: u64) -> Result<(), Errno> {
-    if gva == 0 { Err(Errno::EINVAL) } else { Ok(()) }
+fn parameter(gva: Gva) -> Result<(), Errno> {
+    if gva.0 == 0 {
+        Err(Errno::EINVAL)
+    } else {
+        Ok(())
+    }
 }
 
 /// sched_setscheduler(2): SCHED_OTHER, SCHED_BATCH and SCHED_IDLE with priority 0, else `EPERM`, as
@@ -304,12 +318,12 @@ fn parameter(gva: u64) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `EPERM`, `EINVAL`, `ESRCH`, `EFAULT`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_sched_setscheduler(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    parameter(args[2])?;
-    target(cx, args[0])?;
-    let priority: u32 = cx.read_struct(Gva(args[2]))?;
-    match (args[1] as u32 & !0x4000_0000, priority) {
+pub fn sys_sched_setscheduler(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Int(policy), Ptr(param)) = args.decode();
+    parameter(param)?;
+    target(cx, tid)?;
+    let priority: u32 = cx.read_struct(param)?;
+    match (policy & !0x4000_0000, priority) {
         (0 | 3 | 5, 0) => Ok(0),
         (1 | 2, 1..=99) => Err(Errno::EPERM),
         _ => Err(Errno::EINVAL),
@@ -320,10 +334,11 @@ pub fn sys_sched_setscheduler(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `ESRCH`, `EFAULT`.
-pub fn sys_sched_setparam(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    parameter(args[1])?;
-    target(cx, args[0])?;
-    let priority: u32 = cx.read_struct(Gva(args[1]))?;
+pub fn sys_sched_setparam(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Ptr(param)) = args.decode();
+    parameter(param)?;
+    target(cx, tid)?;
+    let priority: u32 = cx.read_struct(param)?;
     if priority == 0 {
         Ok(0)
     } else {
@@ -335,9 +350,9 @@ pub fn sys_sched_setparam(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for an unknown policy.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_sched_get_priority_max(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    match args[0] as i32 {
+pub fn sys_sched_get_priority_max(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Int(policy) = args.decode();
+    match policy {
         1 | 2 => Ok(99),
         0 | 3 | 5 | 6 => Ok(0),
         _ => Err(Errno::EINVAL),
@@ -348,9 +363,9 @@ pub fn sys_sched_get_priority_max(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResul
 ///
 /// # Errors
 /// `EINVAL` for an unknown policy.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_sched_get_priority_min(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    match args[0] as i32 {
+pub fn sys_sched_get_priority_min(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Int(policy) = args.decode();
+    match policy {
         1 | 2 => Ok(1),
         0 | 3 | 5 | 6 => Ok(0),
         _ => Err(Errno::EINVAL),
@@ -361,13 +376,14 @@ pub fn sys_sched_get_priority_min(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResul
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`, `EFAULT`.
-pub fn sys_sched_rr_get_interval(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    target(cx, args[0])?;
+pub fn sys_sched_rr_get_interval(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(tid), Ptr(interval)) = args.decode();
+    target(cx, tid)?;
     let slice = Timespec {
         tv_sec: 0,
         tv_nsec: crate::sched::SLICE_NS.cast_signed(),
     };
-    cx.write_struct(Gva(args[1]), &slice)?;
+    cx.write_struct(interval, &slice)?;
     Ok(0)
 }
 
@@ -375,10 +391,11 @@ pub fn sys_sched_rr_get_interval(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult 
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn sys_getcpu(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    for gva in [args[0], args[1]] {
-        if gva != 0 {
-            cx.write_struct(Gva(gva), &0u32)?;
+pub fn sys_getcpu(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(cpu), Ptr(node), Ptr(_)) = args.decode();
+    for gva in [cpu, node] {
+        if gva.0 != 0 {
+            cx.write_struct(gva, &0u32)?;
         }
     }
     Ok(0)
@@ -388,7 +405,7 @@ pub fn sys_getcpu(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None.
-pub fn sys_gettid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_gettid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(u64::from(cx.tid.0.cast_unsigned()))
 }
 
@@ -396,14 +413,17 @@ pub fn sys_gettid(cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for an unknown command.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_membarrier(_cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    const GLOBAL: u64 = 1;
-    const PRIVATE_EXPEDITED: u64 = 8;
-    const REGISTER_PRIVATE_EXPEDITED: u64 = 16;
-    match args[0] {
-        0 => Ok(GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED),
-        GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED if args[1] == 0 => Ok(0),
+pub fn sys_membarrier(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    const GLOBAL: i32 = 1;
+    const PRIVATE_EXPEDITED: i32 = 8;
+    const REGISTER_PRIVATE_EXPEDITED: i32 = 16;
+    let (Int(command), Flags(flags), Int(_)) = args.decode();
+    match command {
+        0 => {
+            let known = GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED;
+            Ok(u64::from(known.cast_unsigned()))
+        }
+        GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED if flags == 0 => Ok(0),
         _ => Err(Errno::EINVAL),
     }
 }

@@ -1,17 +1,18 @@
 //! Clocks and sleeps.
 
+use kvmlet_abi::Errno;
 use kvmlet_abi::linux::{Rusage, Timespec, Timeval, Tms};
-use kvmlet_abi::{Errno, Gva};
 
 use crate::clock::{self, NSEC_PER_SEC, timespec};
 use crate::cx::Cx;
 use crate::kernel::Tid;
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::syscalls::args::{Args, Flags, Int, Ptr};
 use crate::timer::Timeline;
 
 const CLOCK_PROCESS_CPUTIME_ID: i32 = 2;
 const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
-const TIMER_ABSTIME: u64 = 1;
+const TIMER_ABSTIME: u32 = 1;
 /// Ticks a second of times(2) (USER_HZ).
 const USER_HZ: u64 = 100;
 /// The step by which the coarse clocks advance (a 250 Hz tick).
@@ -58,18 +59,14 @@ pub(super) fn cpu_timeline(cx: &mut Cx<'_>, clock_id: i32) -> Result<Timeline, E
     }
 }
 
-#[allow(clippy::cast_possible_truncation)]
-fn clock_id(raw: u64) -> i32 {
-    raw as i32
-}
-
 /// clock_gettime(2)
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
-pub fn sys_clock_gettime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let ns = clock_ns(cx, clock_id(args[0]))?;
-    cx.write_struct(Gva(args[1]), &timespec(ns))?;
+pub fn sys_clock_gettime(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(id), Ptr(time)) = args.decode();
+    let ns = clock_ns(cx, id)?;
+    cx.write_struct(time, &timespec(ns))?;
     Ok(0)
 }
 
@@ -77,16 +74,16 @@ pub fn sys_clock_gettime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
-pub fn sys_clock_getres(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let id = clock_id(args[0]);
+pub fn sys_clock_getres(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(id), Ptr(resolution)) = args.decode();
     clock_ns(cx, id)?;
     let tv_nsec = if matches!(id, 5 | 6) {
         COARSE_RESOLUTION_NS
     } else {
         1
     };
-    if args[1] != 0 {
-        cx.write_struct(Gva(args[1]), &Timespec { tv_sec: 0, tv_nsec })?;
+    if resolution.0 != 0 {
+        cx.write_struct(resolution, &Timespec { tv_sec: 0, tv_nsec })?;
     }
     Ok(0)
 }
@@ -95,19 +92,20 @@ pub fn sys_clock_getres(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn sys_gettimeofday(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[0] != 0 {
+pub fn sys_gettimeofday(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(time), Ptr(zone)) = args.decode();
+    if time.0 != 0 {
         let now = timespec(clock::realtime_ns(cx.host));
         cx.write_struct(
-            Gva(args[0]),
+            time,
             &Timeval {
                 tv_sec: now.tv_sec,
                 tv_usec: now.tv_nsec / 1000,
             },
         )?;
     }
-    if args[1] != 0 {
-        cx.write_struct(Gva(args[1]), &[0u32; 2])?;
+    if zone.0 != 0 {
+        cx.write_struct(zone, &[0u32; 2])?;
     }
     Ok(0)
 }
@@ -116,10 +114,11 @@ pub fn sys_gettimeofday(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn sys_time(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_time(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Ptr(seconds_gva) = args.decode();
     let seconds = clock::realtime_ns(cx.host) / NSEC_PER_SEC;
-    if args[0] != 0 {
-        cx.write_struct(Gva(args[0]), &seconds)?;
+    if seconds_gva.0 != 0 {
+        cx.write_struct(seconds_gva, &seconds)?;
     }
     Ok(seconds)
 }
@@ -155,13 +154,14 @@ fn signed(ns: u64) -> i64 {
 }
 
 /// nanosleep(2)
-pub fn sys_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let until_ns = match (state.deadline_ns, clock::read_timespec(cx, args[0])) {
+pub fn sys_nanosleep(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(time), Ptr(remain)) = args.decode();
+    let until_ns = match (state.deadline_ns, clock::read_timespec(cx, time)) {
         (Some(until_ns), _) => until_ns,
         (None, Ok(ns)) => clock::monotonic_ns(cx.host).saturating_add(ns),
         (None, Err(errno)) => return Outcome::Done(Err(errno)),
     };
-    sleep_until(cx, Timeline::Monotonic, signed(until_ns), args[1])
+    sleep_until(cx, Timeline::Monotonic, signed(until_ns), remain.0)
 }
 
 /// The timeline that clock_nanosleep(2) sleeps by on a clock.
@@ -182,15 +182,15 @@ fn sleep_timeline(cx: &mut Cx<'_>, clock_id: i32) -> Result<Timeline, Errno> {
 }
 
 /// clock_nanosleep(2)
-pub fn sys_clock_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let id = clock_id(args[0]);
-    let absolute = args[1] & TIMER_ABSTIME != 0;
+pub fn sys_clock_nanosleep(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Int(id), Flags(flags), Ptr(time), Ptr(remain)) = args.decode();
+    let absolute = flags & TIMER_ABSTIME != 0;
     let until = |cx: &mut Cx<'_>| -> Result<(Timeline, i64), Errno> {
         let timeline = sleep_timeline(cx, id)?;
         if let Some(until_ns) = state.deadline_ns {
             return Ok((timeline, signed(until_ns)));
         }
-        let time = signed(clock::read_timespec(cx, args[2])?);
+        let time = signed(clock::read_timespec(cx, time)?);
         let now_ns = clock::monotonic_ns(cx.host);
         let now = cx.kernel.time_on(timeline, now_ns).ok_or(Errno::EINVAL)?;
         if !absolute {
@@ -203,7 +203,7 @@ pub fn sys_clock_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) 
         }
         Ok((timeline, time))
     };
-    let remain_gva = if absolute { 0 } else { args[3] };
+    let remain_gva = if absolute { 0 } else { remain.0 };
     match until(cx) {
         Ok((timeline, until_ns)) => sleep_until(cx, timeline, until_ns, remain_gva),
         Err(errno) => Outcome::Done(Err(errno)),
@@ -214,12 +214,13 @@ pub fn sys_clock_nanosleep(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) 
 ///
 /// # Errors
 /// `EFAULT`.
-pub fn sys_times(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_times(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Ptr(buf) = args.decode();
     let tick = NSEC_PER_SEC / USER_HZ;
     let user = cx.process()?.cpu_time_ns / tick;
-    if args[0] != 0 {
+    if buf.0 != 0 {
         cx.write_struct(
-            Gva(args[0]),
+            buf,
             &Tms {
                 tms_utime: user.cast_signed(),
                 ..Tms::default()
@@ -233,15 +234,15 @@ pub fn sys_times(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
-#[allow(clippy::cast_possible_truncation)]
-pub fn sys_getrusage(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let cpu_ns = match args[0] as i32 {
+pub fn sys_getrusage(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(who), Ptr(usage_gva)) = args.decode();
+    let cpu_ns = match who {
         0 => cx.process()?.cpu_time_ns,
         1 => cx.thread()?.cpu_time_ns,
         -1 => 0,
         _ => return Err(Errno::EINVAL),
     };
-    let peak = if args[0] as i32 == -1 {
+    let peak = if who == -1 {
         0
     } else {
         cx.machine.memory.peak_resident_bytes() / 1024
@@ -254,6 +255,6 @@ pub fn sys_getrusage(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         ru_maxrss: peak.cast_signed(),
         ..Rusage::default()
     };
-    cx.write_struct(Gva(args[1]), &usage)?;
+    cx.write_struct(usage_gva, &usage)?;
     Ok(0)
 }

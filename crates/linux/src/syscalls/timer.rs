@@ -1,7 +1,7 @@
 //! Timers: setitimer(2) and alarm(2), and those of timer_create(2).
 
+use kvmlet_abi::Errno;
 use kvmlet_abi::linux::{Itimerspec, Itimerval, Sigevent, Timespec, Timeval};
-use kvmlet_abi::{Errno, Gva};
 
 use super::time;
 use crate::clock::{self, NSEC_PER_SEC, timespec, timespec_ns};
@@ -9,9 +9,10 @@ use crate::cx::Cx;
 use crate::kernel::{Kernel, Pid, Tid};
 use crate::outcome::SysResult;
 use crate::signal::{NSIG, signo};
+use crate::syscalls::args::{Args, Flags, Int, Ptr, Uint};
 use crate::timer::{Interval, Notify, PosixTimer, Setting, Timeline};
 
-const TIMER_ABSTIME: u64 = 1;
+const TIMER_ABSTIME: u32 = 1;
 const SIGEV_SIGNAL: i32 = 0;
 const SIGEV_NONE: i32 = 1;
 const SIGEV_THREAD: i32 = 2;
@@ -45,13 +46,8 @@ fn unsigned(ns: i64) -> u64 {
     u64::try_from(ns).unwrap_or(0)
 }
 
-#[allow(clippy::cast_possible_truncation)]
-fn int(raw: u64) -> i32 {
-    raw as i32
-}
-
-fn interval(which: u64) -> Result<Interval, Errno> {
-    match int(which) {
+fn interval(which: i32) -> Result<Interval, Errno> {
+    match which {
         0 => Ok(Interval::Real),
         1 => Ok(Interval::Virtual),
         2 => Ok(Interval::Prof),
@@ -89,17 +85,18 @@ fn itimerval((value, interval): (i64, i64)) -> Itimerval {
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
-pub fn sys_setitimer(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let new: Itimerval = if args[1] == 0 {
+pub fn sys_setitimer(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(which), Ptr(new_gva), Ptr(old_gva)) = args.decode();
+    let new: Itimerval = if new_gva.0 == 0 {
         Itimerval::default()
     } else {
-        cx.read_struct(Gva(args[1]))?
+        cx.read_struct(new_gva)?
     };
     let (value, step) = (timeval_ns(new.it_value)?, timeval_ns(new.it_interval)?);
-    let which = interval(args[0])?;
+    let which = interval(which)?;
     let old = swap_interval(cx, which, value, step)?;
-    if args[2] != 0 {
-        cx.write_struct(Gva(args[2]), &itimerval(old))?;
+    if old_gva.0 != 0 {
+        cx.write_struct(old_gva, &itimerval(old))?;
     }
     Ok(0)
 }
@@ -108,12 +105,13 @@ pub fn sys_setitimer(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
-pub fn sys_getitimer(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let which = interval(args[0])?;
+pub fn sys_getitimer(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(which), Ptr(current)) = args.decode();
+    let which = interval(which)?;
     let pid = cx.process()?.pid;
     let now_ns = clock::monotonic_ns(cx.host);
     let left = cx.kernel.interval_timer_left((pid, which), now_ns);
-    cx.write_struct(Gva(args[1]), &itimerval(left))?;
+    cx.write_struct(current, &itimerval(left))?;
     Ok(0)
 }
 
@@ -121,8 +119,9 @@ pub fn sys_getitimer(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None.
-pub fn sys_alarm(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let seconds = args[0] & 0xffff_ffff;
+pub fn sys_alarm(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Uint(seconds) = args.decode();
+    let seconds = u64::from(seconds);
     let (old, _) = swap_interval(cx, Interval::Real, seconds.saturating_mul(NSEC_PER_SEC), 0)?;
     let old = unsigned(old);
     // alarm(2) rounds to seconds, and a pending alarm never reads as 0.
@@ -169,12 +168,12 @@ fn notification(cx: &mut Cx<'_>, event: &Sigevent) -> Result<Notify, Errno> {
 ///
 /// # Errors
 /// `EINVAL`, `EOPNOTSUPP`, `EFAULT`; `EAGAIN` for too many timers.
-pub fn sys_timer_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let clock_id = int(args[0]);
-    let given: Option<Sigevent> = if args[1] == 0 {
+pub fn sys_timer_create(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(clock_id), Ptr(event_gva), Ptr(id_gva)) = args.decode();
+    let given: Option<Sigevent> = if event_gva.0 == 0 {
         None
     } else {
-        Some(cx.read_struct(Gva(args[1]))?)
+        Some(cx.read_struct(event_gva)?)
     };
     let timeline = timer_timeline(cx, clock_id)?;
     let pid = cx.process()?.pid;
@@ -188,7 +187,7 @@ pub fn sys_timer_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         ..Sigevent::default()
     });
     let notify = notification(cx, &event)?;
-    cx.write_struct(Gva(args[2]), &id)?;
+    cx.write_struct(id_gva, &id)?;
     let timer = PosixTimer {
         clock_id,
         timeline,
@@ -212,15 +211,15 @@ fn itimerspec((value, interval): (i64, i64)) -> Itimerspec {
     }
 }
 
-fn own_timer(cx: &mut Cx<'_>, raw_id: u64) -> Result<(Pid, i32), Errno> {
-    let (pid, id) = (cx.process()?.pid, int(raw_id));
+fn own_timer(cx: &mut Cx<'_>, id: i32) -> Result<(Pid, i32), Errno> {
+    let pid = cx.process()?.pid;
     match cx.kernel.timers.posix(pid, id) {
         Some(_) => Ok((pid, id)),
         None => Err(Errno::EINVAL),
     }
 }
 
-fn expiry(cx: &mut Cx<'_>, timer: (Pid, i32), flags: u64, value: Timespec) -> Result<i64, Errno> {
+fn expiry(cx: &mut Cx<'_>, timer: (Pid, i32), flags: u32, value: Timespec) -> Result<i64, Errno> {
     let value = signed(timespec_ns(value)?);
     let (clock_id, timeline) = cx
         .kernel
@@ -245,24 +244,25 @@ fn expiry(cx: &mut Cx<'_>, timer: (Pid, i32), flags: u64, value: Timespec) -> Re
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`; `ESRCH` for the CPU clock of a thread that has ended.
-pub fn sys_timer_settime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if args[2] == 0 {
+pub fn sys_timer_settime(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(id), Flags(flags), Ptr(new_gva), Ptr(old_gva)) = args.decode();
+    if new_gva.0 == 0 {
         return Err(Errno::EINVAL);
     }
-    let new: Itimerspec = cx.read_struct(Gva(args[2]))?;
+    let new: Itimerspec = cx.read_struct(new_gva)?;
     let step = signed(timespec_ns(new.it_interval)?);
     let value_ns = timespec_ns(new.it_value)?;
-    let timer = own_timer(cx, args[0])?;
+    let timer = own_timer(cx, id)?;
     let expires_ns = if value_ns == 0 {
         None
     } else {
-        Some(expiry(cx, timer, args[1], new.it_value)?)
+        Some(expiry(cx, timer, flags, new.it_value)?)
     };
     let now_ns = clock::monotonic_ns(cx.host);
     let old = cx.kernel.posix_timer_left(timer, now_ns).unwrap_or((0, 0));
     cx.kernel.set_posix_timer(timer, expires_ns, step, now_ns);
-    if args[3] != 0 {
-        cx.write_struct(Gva(args[3]), &itimerspec(old))?;
+    if old_gva.0 != 0 {
+        cx.write_struct(old_gva, &itimerspec(old))?;
     }
     Ok(0)
 }
@@ -271,11 +271,12 @@ pub fn sys_timer_settime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
-pub fn sys_timer_gettime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let timer = own_timer(cx, args[0])?;
+pub fn sys_timer_gettime(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(id), Ptr(current)) = args.decode();
+    let timer = own_timer(cx, id)?;
     let now_ns = clock::monotonic_ns(cx.host);
     let left = cx.kernel.posix_timer_left(timer, now_ns).unwrap_or((0, 0));
-    cx.write_struct(Gva(args[1]), &itimerspec(left))?;
+    cx.write_struct(current, &itimerspec(left))?;
     Ok(0)
 }
 
@@ -283,8 +284,9 @@ pub fn sys_timer_gettime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`.
-pub fn sys_timer_getoverrun(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (pid, id) = own_timer(cx, args[0])?;
+pub fn sys_timer_getoverrun(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Int(id) = args.decode();
+    let (pid, id) = own_timer(cx, id)?;
     let timer = cx.kernel.timers.posix(pid, id).ok_or(Errno::EINVAL)?;
     Ok(u64::from(timer.overrun.cast_unsigned()))
 }
@@ -293,8 +295,9 @@ pub fn sys_timer_getoverrun(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`.
-pub fn sys_timer_delete(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (pid, id) = own_timer(cx, args[0])?;
+pub fn sys_timer_delete(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Int(id) = args.decode();
+    let (pid, id) = own_timer(cx, id)?;
     cx.kernel.delete_posix_timer(pid, id);
     Ok(0)
 }

@@ -4,10 +4,11 @@ use kvmlet_abi::linux::{Timespec, Timeval};
 use kvmlet_abi::{Errno, Gva};
 use kvmlet_hostfs::attr::{FileTime, MAY_WRITE, S_IFMT};
 
-use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target, int, only, uint};
+use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target, only};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
+use crate::syscalls::args::{Args, Fd, Flags, Id, Len, Mode, Ptr, Str};
 use crate::vfs;
 use crate::vfs::file;
 use crate::vfs::open::{S_ISGID, deny_write};
@@ -64,30 +65,31 @@ fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> Sy
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_chmod(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    chmod(cx, AT_FDCWD, args[0], uint(args[1]), 0)
+pub fn sys_chmod(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Mode(mode)) = args.decode();
+    chmod(cx, AT_FDCWD, path, mode, 0)
 }
 
 /// fchmodat(2) as the kernel has it: without flags
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_fchmodat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, mode, ..] = *args;
-    chmod(cx, int(dirfd), path, uint(mode), 0)
+pub fn sys_fchmodat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Mode(mode)) = args.decode();
+    chmod(cx, dirfd, path, mode, 0)
 }
 
 /// fchmodat2(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_fchmodat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, mode, flags, ..] = *args;
-    only(uint(flags), AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
-    chmod(cx, int(dirfd), path, uint(mode), uint(flags))
+pub fn sys_fchmodat2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Mode(mode), Flags(flags)) = args.decode();
+    only(flags, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
+    chmod(cx, dirfd, path, mode, flags)
 }
 
-fn chmod(cx: &mut Cx<'_>, dirfd: i32, path: u64, mode: u32, flags: u32) -> SysResult {
+fn chmod(cx: &mut Cx<'_>, dirfd: i32, path: Gva, mode: u32, flags: u32) -> SysResult {
     let found = Target::new("chmod", dirfd, path)
         .to_change()
         .find(cx, flags)?;
@@ -98,18 +100,19 @@ fn chmod(cx: &mut Cx<'_>, dirfd: i32, path: u64, mode: u32, flags: u32) -> SysRe
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_fchmod(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = open_file(cx, int(args[0]))?;
-    set_mode(cx, "fchmod", &found, uint(args[1]))
+pub fn sys_fchmod(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Mode(mode)) = args.decode();
+    let found = open_file(cx, fd)?;
+    set_mode(cx, "fchmod", &found, mode)
 }
 
 /// Changes owner and group as far as a program without CAP_CHOWN may: the owner stays, the group
 /// becomes one of the caller's.
-fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u64, gid: u64) -> SysResult {
+fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u32, gid: u32) -> SysResult {
     let inode = changeable(cx, call, found)?;
     let attr = cx.kernel.tmpfs.attr(inode)?;
     let credentials = &cx.host.credentials;
-    let wanted = |id: u64| Some(uint(id)).filter(|id| *id != u32::MAX);
+    let wanted = |id: u32| Some(id).filter(|id| *id != u32::MAX);
     let is_owner = attr.uid == credentials.uid;
     if wanted(uid).is_some_and(|uid| uid != attr.uid || !is_owner) {
         return Err(Errno::EPERM);
@@ -139,8 +142,8 @@ fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u64, gid: 
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_chown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [path, uid, gid, ..] = *args;
+pub fn sys_chown(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Id(uid), Id(gid)) = args.decode();
     let found = Target::new("chown", AT_FDCWD, path)
         .to_change()
         .find(cx, 0)?;
@@ -151,8 +154,8 @@ pub fn sys_chown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_lchown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [path, uid, gid, ..] = *args;
+pub fn sys_lchown(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Id(uid), Id(gid)) = args.decode();
     let found = Target::new("lchown", AT_FDCWD, path)
         .to_change()
         .find(cx, AT_SYMLINK_NOFOLLOW)?;
@@ -163,9 +166,9 @@ pub fn sys_lchown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_fchown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, uid, gid, ..] = *args;
-    let found = open_file(cx, int(fd))?;
+pub fn sys_fchown(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Id(uid), Id(gid)) = args.decode();
+    let found = open_file(cx, fd)?;
     set_owner(cx, "fchown", &found, uid, gid)
 }
 
@@ -173,12 +176,12 @@ pub fn sys_fchown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_fchownat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, uid, gid, flags, _] = *args;
-    only(uint(flags), AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
-    let found = Target::new("chown", int(dirfd), path)
+pub fn sys_fchownat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Id(uid), Id(gid), Flags(flags)) = args.decode();
+    only(flags, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
+    let found = Target::new("chown", dirfd, path)
         .to_change()
-        .find(cx, uint(flags))?;
+        .find(cx, flags)?;
     set_owner(cx, "chown", &found, uid, gid)
 }
 
@@ -244,30 +247,29 @@ fn stamp_of(time: Timespec) -> Result<Stamp, Errno> {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_utimensat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, times, flags, ..] = *args;
-    let flags = uint(flags);
+pub fn sys_utimensat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Ptr(times), Flags(flags)) = args.decode();
     only(flags, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
-    let (access, change) = if times == 0 {
+    let (access, change) = if times.0 == 0 {
         (Stamp::Now, Stamp::Now)
     } else {
-        let [access, change]: [Timespec; 2] = cx.read_struct(Gva(times))?;
+        let [access, change]: [Timespec; 2] = cx.read_struct(times)?;
         (stamp_of(access)?, stamp_of(change)?)
     };
-    let found = if path == 0 && int(dirfd) != AT_FDCWD {
+    let found = if path.0 == 0 && dirfd != AT_FDCWD {
         if flags & AT_SYMLINK_NOFOLLOW != 0 {
             return Err(Errno::EINVAL);
         }
-        open_file(cx, int(dirfd))?
+        open_file(cx, dirfd)?
     } else {
-        Target::new("utime", int(dirfd), path)
+        Target::new("utime", dirfd, path)
             .to_change()
             .find(cx, flags)?
     };
     set_times(cx, "utime", &found, access, change)
 }
 
-fn utimes(cx: &mut Cx<'_>, dirfd: i32, path: u64, times: u64) -> SysResult {
+fn utimes(cx: &mut Cx<'_>, dirfd: i32, path: Gva, times: Gva) -> SysResult {
     let stamp = |time: Timeval| match u32::try_from(time.tv_usec) {
         Ok(usec) if usec < 1_000_000 => Ok(Stamp::At(FileTime {
             sec: time.tv_sec,
@@ -275,10 +277,10 @@ fn utimes(cx: &mut Cx<'_>, dirfd: i32, path: u64, times: u64) -> SysResult {
         })),
         _ => Err(Errno::EINVAL),
     };
-    let (access, change) = if times == 0 {
+    let (access, change) = if times.0 == 0 {
         (Stamp::Now, Stamp::Now)
     } else {
-        let [access, change]: [Timeval; 2] = cx.read_struct(Gva(times))?;
+        let [access, change]: [Timeval; 2] = cx.read_struct(times)?;
         (stamp(access)?, stamp(change)?)
     };
     let found = Target::new("utime", dirfd, path).to_change().find(cx, 0)?;
@@ -289,29 +291,30 @@ fn utimes(cx: &mut Cx<'_>, dirfd: i32, path: u64, times: u64) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_utimes(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    utimes(cx, AT_FDCWD, args[0], args[1])
+pub fn sys_utimes(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Ptr(times)) = args.decode();
+    utimes(cx, AT_FDCWD, path, times)
 }
 
 /// futimesat(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_futimesat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, times, ..] = *args;
-    utimes(cx, int(dirfd), path, times)
+pub fn sys_futimesat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Ptr(times)) = args.decode();
+    utimes(cx, dirfd, path, times)
 }
 
 /// utime(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_utime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [path, times, ..] = *args;
-    let (access, change) = if times == 0 {
+pub fn sys_utime(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Ptr(times)) = args.decode();
+    let (access, change) = if times.0 == 0 {
         (Stamp::Now, Stamp::Now)
     } else {
-        let [access, change]: [i64; 2] = cx.read_struct(Gva(times))?;
+        let [access, change]: [i64; 2] = cx.read_struct(times)?;
         let at = |sec| Stamp::At(FileTime { sec, nsec: 0 });
         (at(access), at(change))
     };
@@ -325,8 +328,8 @@ pub fn sys_utime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_truncate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [path, size, ..] = *args;
+pub fn sys_truncate(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Len(size)) = args.decode();
     let size = i64::try_from(size)
         .map_err(|_| Errno::EINVAL)?
         .cast_unsigned();
@@ -354,9 +357,10 @@ pub fn sys_truncate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// None for a running thread.
-pub fn sys_umask(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_umask(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Mode(mask) = args.decode();
     let process = cx.process()?;
     let old = process.umask;
-    process.umask = uint(args[0]) & 0o777;
+    process.umask = mask & 0o777;
     Ok(u64::from(old))
 }

@@ -3,19 +3,19 @@
 
 use std::sync::Arc;
 
-use kvmlet_abi::Errno;
+use kvmlet_abi::{Errno, Gva};
 use kvmlet_hostfs::attr::{
     MAY_EXEC, MAY_WRITE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK,
 };
 use kvmlet_policy::join;
 
 use super::{
-    AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW, Target, int, only, read_path,
-    uint,
+    AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW, Target, only, read_path,
 };
 use crate::cx::Cx;
 use crate::fd::FileKind;
 use crate::outcome::SysResult;
+use crate::syscalls::args::{Args, Fd, Flags, Mode, Str, Uint};
 use crate::vfs;
 use crate::vfs::file::{self, Contents};
 use crate::vfs::open::{IsDir, deny_write, new_attr, writable_directory};
@@ -48,12 +48,13 @@ fn make(cx: &mut Cx<'_>, target: Target, body: &NewBody, mode: u32) -> SysResult
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_mkdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_mkdir(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Mode(mode)) = args.decode();
     make(
         cx,
-        Target::new("mkdir", AT_FDCWD, args[0]),
+        Target::new("mkdir", AT_FDCWD, path),
         &NewBody::Dir,
-        uint(args[1]) & 0o1777,
+        mode & 0o1777,
     )
 }
 
@@ -61,13 +62,13 @@ pub fn sys_mkdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_mkdirat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, mode, ..] = *args;
+pub fn sys_mkdirat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Mode(mode)) = args.decode();
     make(
         cx,
-        Target::new("mkdir", int(dirfd), path),
+        Target::new("mkdir", dirfd, path),
         &NewBody::Dir,
-        uint(mode) & 0o1777,
+        mode & 0o1777,
     )
 }
 
@@ -75,17 +76,18 @@ pub fn sys_mkdirat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page; `EPERM` for everything but regular files.
-pub fn sys_mknod(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    mknod(cx, Target::new("mknod", AT_FDCWD, args[0]), uint(args[1]))
+pub fn sys_mknod(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Mode(mode), Uint(_)) = args.decode();
+    mknod(cx, Target::new("mknod", AT_FDCWD, path), mode)
 }
 
 /// mknodat(2)
 ///
 /// # Errors
 /// As [`sys_mknod`].
-pub fn sys_mknodat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, mode, ..] = *args;
-    mknod(cx, Target::new("mknod", int(dirfd), path), uint(mode))
+pub fn sys_mknodat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Mode(mode), Uint(_)) = args.decode();
+    mknod(cx, Target::new("mknod", dirfd, path), mode)
 }
 
 fn mknod(cx: &mut Cx<'_>, target: Target, mode: u32) -> SysResult {
@@ -108,20 +110,21 @@ fn mknod(cx: &mut Cx<'_>, target: Target, mode: u32) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_symlink(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    symlink(cx, args[0], Target::new("symlink", AT_FDCWD, args[1]))
+pub fn sys_symlink(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(to), Str(path)) = args.decode();
+    symlink(cx, to, Target::new("symlink", AT_FDCWD, path))
 }
 
 /// symlinkat(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_symlinkat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [to, dirfd, path, ..] = *args;
-    symlink(cx, to, Target::new("symlink", int(dirfd), path))
+pub fn sys_symlinkat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(to), Fd(dirfd), Str(path)) = args.decode();
+    symlink(cx, to, Target::new("symlink", dirfd, path))
 }
 
-fn symlink(cx: &mut Cx<'_>, to: u64, target: Target) -> SysResult {
+fn symlink(cx: &mut Cx<'_>, to: Gva, target: Target) -> SysResult {
     let to = read_path(cx, to)?;
     if to.is_empty() {
         return Err(Errno::ENOENT);
@@ -144,11 +147,12 @@ fn symlink(cx: &mut Cx<'_>, to: u64, target: Target) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_link(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_link(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(old), Str(new)) = args.decode();
     link(
         cx,
-        Target::new("link", AT_FDCWD, args[0]),
-        Target::new("link", AT_FDCWD, args[1]),
+        Target::new("link", AT_FDCWD, old),
+        Target::new("link", AT_FDCWD, new),
         0,
     )
 }
@@ -157,14 +161,13 @@ pub fn sys_link(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_linkat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [old_dir, old, new_dir, new, flags, _] = *args;
-    let flags = uint(flags);
+pub fn sys_linkat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(old_dir), Str(old), Fd(new_dir), Str(new), Flags(flags)) = args.decode();
     only(flags, AT_SYMLINK_FOLLOW | AT_EMPTY_PATH)?;
     link(
         cx,
-        Target::new("link", int(old_dir), old),
-        Target::new("link", int(new_dir), new),
+        Target::new("link", old_dir, old),
+        Target::new("link", new_dir, new),
         flags,
     )
 }
@@ -215,31 +218,32 @@ fn link(cx: &mut Cx<'_>, old: Target, new: Target, flags: u32) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_rmdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    rmdir(cx, Target::new("rmdir", AT_FDCWD, args[0]))
+pub fn sys_rmdir(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Str(path) = args.decode();
+    rmdir(cx, Target::new("rmdir", AT_FDCWD, path))
 }
 
 /// unlink(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_unlink(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    unlink(cx, Target::new("unlink", AT_FDCWD, args[0]))
+pub fn sys_unlink(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Str(path) = args.decode();
+    unlink(cx, Target::new("unlink", AT_FDCWD, path))
 }
 
 /// unlinkat(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_unlinkat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_unlinkat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const AT_REMOVEDIR: u32 = 0x200;
-    let [dirfd, path, flags, ..] = *args;
-    let flags = uint(flags);
+    let (Fd(dirfd), Str(path), Flags(flags)) = args.decode();
     only(flags, AT_REMOVEDIR)?;
     if flags & AT_REMOVEDIR == 0 {
-        unlink(cx, Target::new("unlink", int(dirfd), path))
+        unlink(cx, Target::new("unlink", dirfd, path))
     } else {
-        rmdir(cx, Target::new("rmdir", int(dirfd), path))
+        rmdir(cx, Target::new("rmdir", dirfd, path))
     }
 }
 
@@ -311,11 +315,12 @@ fn check_delete(cx: &Cx<'_>, dir: InodeId, inode: InodeId) -> Result<(), Errno> 
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_rename(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_rename(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(old), Str(new)) = args.decode();
     rename(
         cx,
-        Target::new("rename", AT_FDCWD, args[0]),
-        Target::new("rename", AT_FDCWD, args[1]),
+        Target::new("rename", AT_FDCWD, old),
+        Target::new("rename", AT_FDCWD, new),
         0,
     )
 }
@@ -324,12 +329,12 @@ pub fn sys_rename(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_renameat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [old_dir, old, new_dir, new, ..] = *args;
+pub fn sys_renameat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(old_dir), Str(old), Fd(new_dir), Str(new)) = args.decode();
     rename(
         cx,
-        Target::new("rename", int(old_dir), old),
-        Target::new("rename", int(new_dir), new),
+        Target::new("rename", old_dir, old),
+        Target::new("rename", new_dir, new),
         0,
     )
 }
@@ -338,13 +343,13 @@ pub fn sys_renameat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_renameat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [old_dir, old, new_dir, new, flags, _] = *args;
+pub fn sys_renameat2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(old_dir), Str(old), Fd(new_dir), Str(new), Flags(flags)) = args.decode();
     let (old, new) = (
-        Target::new("rename", int(old_dir), old),
-        Target::new("rename", int(new_dir), new),
+        Target::new("rename", old_dir, old),
+        Target::new("rename", new_dir, new),
     );
-    rename(cx, old, new, uint(flags))
+    rename(cx, old, new, flags)
 }
 
 const RENAME_NOREPLACE: u32 = 1;

@@ -3,16 +3,17 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use kvmlet_abi::{Errno, Gva};
+use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{MAY_EXEC, S_IFDIR, d_type};
 use kvmlet_hostfs::{Listing, PATH_MAX};
 use kvmlet_policy::parent;
 
-use super::{AT_FDCWD, Target, int, uint};
+use super::{AT_FDCWD, Target};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, SynthNames};
 use crate::host::HostId;
 use crate::outcome::SysResult;
+use crate::syscalls::args::{Args, Fd, Len, Ptr, Str, Uint};
 use crate::vfs::file::{self, Names};
 use crate::vfs::path::{At, Node};
 use crate::vfs::synth::{entry_number, inode_number};
@@ -23,8 +24,8 @@ use crate::vfs::{self, Dir, synth};
 ///
 /// # Errors
 /// `ERANGE`, `ENOENT` for a removed directory, `ENAMETOOLONG`, `EFAULT`.
-pub fn sys_getcwd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [buf, size, ..] = *args;
+pub fn sys_getcwd(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(buf), Len(size)) = args.decode();
     let mut path = match cx.process()?.cwd.clone() {
         Dir::Path(path) => path.to_vec(),
         Dir::Tmp(inode) => cx.kernel.tmpfs.path_of(inode)?,
@@ -36,7 +37,7 @@ pub fn sys_getcwd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     if size < path.len() as u64 {
         return Err(Errno::ERANGE);
     }
-    cx.write(Gva(buf), &path)?;
+    cx.write(buf, &path)?;
     Ok(path.len() as u64)
 }
 
@@ -44,8 +45,9 @@ pub fn sys_getcwd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_chdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = Target::new("chdir", AT_FDCWD, args[0]).find(cx, 0)?;
+pub fn sys_chdir(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Str(path) = args.decode();
+    let found = Target::new("chdir", AT_FDCWD, path).find(cx, 0)?;
     let attr = vfs::attr_of(cx, &found)?;
     if !attr.is_dir() {
         return Err(Errno::ENOTDIR);
@@ -78,8 +80,9 @@ pub fn sys_chdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EBADF`, `ENOTDIR`, `EACCES`.
-pub fn sys_fchdir(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (id, file) = fd::get(cx, int(args[0]))?;
+pub fn sys_fchdir(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Fd(fd) = args.decode();
+    let (id, file) = fd::get(cx, fd)?;
     let dir = vfs::file::directory(cx, &file).ok_or(Errno::ENOTDIR)?;
     let attr = vfs::file::attr(cx, id)?;
     if !attr.grants(&cx.host.credentials, MAY_EXEC) {
@@ -140,7 +143,7 @@ impl Layout {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_getdents64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_getdents64(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     getdents(cx, args, Layout::Dirent64)
 }
 
@@ -148,16 +151,16 @@ pub fn sys_getdents64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_getdents(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_getdents(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     getdents(cx, args, Layout::Dirent)
 }
 
-fn getdents(cx: &mut Cx<'_>, args: &[u64; 6], layout: Layout) -> SysResult {
+fn getdents(cx: &mut Cx<'_>, args: &Args, layout: Layout) -> SysResult {
     /// Most bytes answered at once, whatever the buffer's size.
     const ANSWER_MAX: usize = 64 << 10;
-    let [fd, buf, size, ..] = *args;
-    let (id, file) = fd::get_io(cx, int(fd))?;
-    let room = (uint(size) as usize).min(ANSWER_MAX);
+    let (Fd(fd), Ptr(buf), Uint(size)) = args.decode();
+    let (id, file) = fd::get_io(cx, fd)?;
+    let room = (size as usize).min(ANSWER_MAX);
     let mut out = Vec::new();
     let mut cursor = file.offset;
     let full = list(cx, (id, &file), &mut cursor, |entry| {
@@ -166,7 +169,7 @@ fn getdents(cx: &mut Cx<'_>, args: &[u64; 6], layout: Layout) -> SysResult {
     if out.is_empty() {
         return if full { Err(Errno::EINVAL) } else { Ok(0) };
     }
-    cx.write(Gva(buf), &out)?;
+    cx.write(buf, &out)?;
     fd::file_mut(cx, id)?.offset = cursor;
     touch(cx, id);
     Ok(out.len() as u64)

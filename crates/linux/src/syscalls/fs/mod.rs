@@ -28,7 +28,7 @@ pub use xattr::{
     sys_listxattr, sys_llistxattr, sys_lremovexattr, sys_lsetxattr, sys_removexattr, sys_setxattr,
 };
 
-use super::io::{int, number, uint};
+use super::io::number;
 use crate::cx::Cx;
 use crate::vfs::path::{self, Found, Intent, Last, Missing, Node, Request, Resolve, Walked};
 
@@ -44,8 +44,8 @@ const AT_NO_AUTOMOUNT: u32 = 0x800;
 const AT_EMPTY_PATH: u32 = 0x1000;
 
 /// Reads a path argument.
-fn read_path(cx: &mut Cx<'_>, gva: u64) -> Result<Vec<u8>, Errno> {
-    cx.read_cstr(Gva(gva), PATH_MAX)
+fn read_path(cx: &mut Cx<'_>, gva: Gva) -> Result<Vec<u8>, Errno> {
+    cx.read_cstr(gva, PATH_MAX)
 }
 
 /// A call's path argument, and what it is for.
@@ -53,16 +53,16 @@ fn read_path(cx: &mut Cx<'_>, gva: u64) -> Result<Vec<u8>, Errno> {
 struct Target {
     call: &'static str,
     dirfd: i32,
-    path_gva: u64,
+    path: Gva,
     intent: Intent,
 }
 
 impl Target {
-    fn new(call: &'static str, dirfd: i32, path_gva: u64) -> Self {
+    fn new(call: &'static str, dirfd: i32, path: Gva) -> Self {
         Self {
             call,
             dirfd,
-            path_gva,
+            path,
             intent: Intent::Read,
         }
     }
@@ -76,7 +76,7 @@ impl Target {
 
     /// The existing object. With AT_EMPTY_PATH an empty path is the descriptor itself.
     fn find(self, cx: &mut Cx<'_>, at_flags: u32) -> Result<Found, Errno> {
-        let mut path = read_path(cx, self.path_gva)?;
+        let mut path = read_path(cx, self.path)?;
         if path.is_empty() && at_flags & AT_EMPTY_PATH != 0 {
             if self.dirfd != AT_FDCWD {
                 let (id, file) = crate::fd::get(cx, self.dirfd)?;
@@ -100,7 +100,7 @@ impl Target {
 
     /// The directory and the name of what is to be removed or renamed.
     fn parent(self, cx: &mut Cx<'_>) -> Result<Missing, Errno> {
-        let path = read_path(cx, self.path_gva)?;
+        let path = read_path(cx, self.path)?;
         match self.walk(cx, &path, Last::Parent)? {
             Walked::Missing(missing) => Ok(missing),
             Walked::Found(_) => Err(Errno::ENOENT),
@@ -109,7 +109,7 @@ impl Target {
 
     /// The directory and name of something new.
     fn vacant(self, cx: &mut Cx<'_>) -> Result<Missing, Errno> {
-        let path = read_path(cx, self.path_gva)?;
+        let path = read_path(cx, self.path)?;
         match self.walk(cx, &path, Last::CreateExclusive)? {
             Walked::Missing(missing) => Ok(missing),
             Walked::Found(_) => Err(Errno::EEXIST),

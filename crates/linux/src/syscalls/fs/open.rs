@@ -2,10 +2,11 @@
 
 use kvmlet_abi::{Errno, Gva};
 
-use super::{AT_FDCWD, int, number, read_path, uint};
+use super::{AT_FDCWD, number, read_path};
 use crate::cx::Cx;
 use crate::fd::{self, OnExec, OpenFlags};
 use crate::outcome::{CallState, Outcome};
+use crate::syscalls::args::{Args, Fd, FileFlags, Len, Mode, Ptr, Str};
 use crate::syscalls::io::transfer::wait_for;
 use crate::vfs::fifo::{self, Met};
 use crate::vfs::open::{OpenRequest, Opened, open};
@@ -31,37 +32,31 @@ fn wait(cx: &mut Cx<'_>, half: HalfOpen) -> Outcome {
 }
 
 /// open(2)
-pub fn sys_open(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    let [path, flags, mode, ..] = *args;
-    let flags = OpenFlags::from_bits_truncate(uint(flags));
-    go_on(cx, |cx| {
-        open_at(cx, "open", AT_FDCWD, path, flags, uint(mode))
-    })
+pub fn sys_open(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Str(path), FileFlags(flags), Mode(mode)) = args.decode();
+    let flags = OpenFlags::from_bits_truncate(flags);
+    go_on(cx, |cx| open_at(cx, "open", AT_FDCWD, path, flags, mode))
 }
 
 /// creat(2)
-pub fn sys_creat(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    let [path, mode, ..] = *args;
+pub fn sys_creat(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Str(path), Mode(mode)) = args.decode();
     let flags = OpenFlags::CREAT | OpenFlags::WRONLY | OpenFlags::TRUNC;
-    go_on(cx, |cx| {
-        open_at(cx, "creat", AT_FDCWD, path, flags, uint(mode))
-    })
+    go_on(cx, |cx| open_at(cx, "creat", AT_FDCWD, path, flags, mode))
 }
 
 /// openat(2)
-pub fn sys_openat(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    let [dirfd, path, flags, mode, ..] = *args;
-    let flags = OpenFlags::from_bits_truncate(uint(flags));
-    go_on(cx, |cx| {
-        open_at(cx, "open", int(dirfd), path, flags, uint(mode))
-    })
+pub fn sys_openat(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Fd(dirfd), Str(path), FileFlags(flags), Mode(mode)) = args.decode();
+    let flags = OpenFlags::from_bits_truncate(flags);
+    go_on(cx, |cx| open_at(cx, "open", dirfd, path, flags, mode))
 }
 
 fn open_at(
     cx: &mut Cx<'_>,
     call: &'static str,
     dirfd: i32,
-    path: u64,
+    path: Gva,
     flags: OpenFlags,
     mode: u32,
 ) -> Opening {
@@ -111,16 +106,16 @@ fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Opening {
 }
 
 /// openat2(2)
-pub fn sys_openat2(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
+pub fn sys_openat2(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     go_on(cx, |cx| openat2(cx, args))
 }
 
-fn openat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> Opening {
+fn openat2(cx: &mut Cx<'_>, args: &Args) -> Opening {
     /// struct open_how, version 0
     const SIZE_VER0: u64 = 24;
     const RESOLVE_CACHED: u64 = 0x20;
     const PAGE: u64 = kvmlet_abi::PAGE_SIZE;
-    let [dirfd, path, how, size, ..] = *args;
+    let (Fd(dirfd), Str(path), Ptr(how), Len(size)) = args.decode();
     if size < SIZE_VER0 {
         return Err(Errno::EINVAL);
     }
@@ -128,7 +123,7 @@ fn openat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> Opening {
         return Err(Errno::E2BIG);
     }
     let mut bytes = vec![0u8; usize::try_from(size).map_err(|_| Errno::E2BIG)?];
-    cx.read(Gva(how), &mut bytes)?;
+    cx.read(how, &mut bytes)?;
     // What a newer program sets beyond what is known must be zero (copy_struct_from_user).
     if bytes.iter().skip(24).any(|byte| *byte != 0) {
         return Err(Errno::E2BIG);
@@ -164,7 +159,7 @@ fn openat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> Opening {
     let path = read_path(cx, path)?;
     let from_dirfd = resolve.intersects(Resolve::BENEATH | Resolve::IN_ROOT);
     // These two bind an absolute path to the descriptor too.
-    let start = path::start(cx, int(dirfd), if from_dirfd { b"." } else { &path })?;
+    let start = path::start(cx, dirfd, if from_dirfd { b"." } else { &path })?;
     let mode = u32::try_from(mode).unwrap_or(0);
     install(
         cx,

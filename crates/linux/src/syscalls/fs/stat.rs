@@ -7,35 +7,34 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::attr::{Attr, FileTime, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
 use kvmlet_policy::Place;
 
-use super::{
-    AT_EMPTY_PATH, AT_FDCWD, AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, Target, int, only, uint,
-};
+use super::{AT_EMPTY_PATH, AT_FDCWD, AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, Target, only};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
+use crate::syscalls::args::{Args, Fd, Flags, Int, Mode, Ptr, Str};
 use crate::vfs;
 use crate::vfs::file::{self, FileSystem};
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth::{Synth, mount_number};
 use crate::vfs::tmpfs::{Body, MAX_NAME};
 
-fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: u64) -> SysResult {
-    cx.write_struct(Gva(gva), &attr.to_stat())?;
+fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: Gva) -> SysResult {
+    cx.write_struct(gva, &attr.to_stat())?;
     Ok(0)
 }
 
 /// True if the path is empty, or none at all.
 fn names_nothing(cx: &mut Cx<'_>, target: Target) -> Result<bool, Errno> {
     let mut first = [0];
-    if target.path_gva != 0 {
-        cx.read(Gva(target.path_gva), &mut first)?;
+    if target.path.0 != 0 {
+        cx.read(target.path, &mut first)?;
     }
     Ok(first == [0])
 }
 
 /// With AT_EMPTY_PATH the stat calls take no path at all for an empty one.
 fn find_stated(cx: &mut Cx<'_>, target: Target, at_flags: u32) -> Result<Found, Errno> {
-    if target.path_gva == 0 && at_flags & AT_EMPTY_PATH != 0 && target.dirfd != AT_FDCWD {
+    if target.path.0 == 0 && at_flags & AT_EMPTY_PATH != 0 && target.dirfd != AT_FDCWD {
         let (id, file) = fd::get(cx, target.dirfd)?;
         return Ok(Found {
             path: file.path.to_vec(),
@@ -45,7 +44,7 @@ fn find_stated(cx: &mut Cx<'_>, target: Target, at_flags: u32) -> Result<Found, 
     target.find(cx, at_flags)
 }
 
-fn stat_at(cx: &mut Cx<'_>, target: Target, at_flags: u32, gva: u64) -> SysResult {
+fn stat_at(cx: &mut Cx<'_>, target: Target, at_flags: u32, gva: Gva) -> SysResult {
     if at_flags & AT_EMPTY_PATH != 0 && target.dirfd != AT_FDCWD && names_nothing(cx, target)? {
         let id = fd::id(cx, target.dirfd)?;
         let attr = vfs::file::attr(cx, id)?;
@@ -60,20 +59,22 @@ fn stat_at(cx: &mut Cx<'_>, target: Target, at_flags: u32, gva: u64) -> SysResul
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_stat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    stat_at(cx, Target::new("stat", AT_FDCWD, args[0]), 0, args[1])
+pub fn sys_stat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Ptr(buf)) = args.decode();
+    stat_at(cx, Target::new("stat", AT_FDCWD, path), 0, buf)
 }
 
 /// lstat(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_lstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_lstat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Ptr(buf)) = args.decode();
     stat_at(
         cx,
-        Target::new("stat", AT_FDCWD, args[0]),
+        Target::new("stat", AT_FDCWD, path),
         AT_SYMLINK_NOFOLLOW,
-        args[1],
+        buf,
     )
 }
 
@@ -81,33 +82,32 @@ pub fn sys_lstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EBADF`, `EFAULT`.
-pub fn sys_fstat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let id = fd::id(cx, int(args[0]))?;
+pub fn sys_fstat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(buf)) = args.decode();
+    let id = fd::id(cx, fd)?;
     let attr = vfs::file::attr(cx, id)?;
-    put_stat(cx, &attr, args[1])
+    put_stat(cx, &attr, buf)
 }
 
 /// newfstatat(2), fstatat(3)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_newfstatat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, buf, flags, ..] = *args;
-    let flags = uint(flags);
+pub fn sys_newfstatat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Ptr(buf), Flags(flags)) = args.decode();
     only(flags, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH)?;
-    stat_at(cx, Target::new("stat", int(dirfd), path), flags, buf)
+    stat_at(cx, Target::new("stat", dirfd, path), flags, buf)
 }
 
 /// statx(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_statx(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_statx(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const AT_STATX_SYNC_TYPE: u32 = 0x6000;
     const STATX_RESERVED: u32 = 0x8000_0000;
     const STATX_MNT_ID: u32 = 0x1000;
-    let [dirfd, path, flags, mask, buf, _] = *args;
-    let (flags, mask) = (uint(flags), uint(mask));
+    let (Fd(dirfd), Str(path), Flags(flags), Flags(mask), Ptr(buf)) = args.decode();
     only(
         flags,
         AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE,
@@ -115,7 +115,7 @@ pub fn sys_statx(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     if mask & STATX_RESERVED != 0 || flags & AT_STATX_SYNC_TYPE == AT_STATX_SYNC_TYPE {
         return Err(Errno::EINVAL);
     }
-    let found = find_stated(cx, Target::new("stat", int(dirfd), path), flags)?;
+    let found = find_stated(cx, Target::new("stat", dirfd, path), flags)?;
     let attr = vfs::attr_of(cx, &found)?;
     let attr = Attr {
         btime: attr.btime.or_else(|| birth_time(cx, &found)),
@@ -124,7 +124,7 @@ pub fn sys_statx(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let mut statx = attr.to_statx();
     statx.stx_mnt_id = mount_number(cx.host.policy.classify(&found.path));
     statx.stx_mask |= mask & STATX_MNT_ID;
-    cx.write_struct(Gva(buf), &statx)?;
+    cx.write_struct(buf, &statx)?;
     Ok(0)
 }
 
@@ -143,29 +143,30 @@ fn birth_time(cx: &Cx<'_>, found: &Found) -> Option<FileTime> {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_access(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    access(cx, AT_FDCWD, args[0], uint(args[1]), 0)
+pub fn sys_access(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Mode(mode)) = args.decode();
+    access(cx, AT_FDCWD, path, mode, 0)
 }
 
 /// faccessat(2) as the kernel has it: without flags
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_faccessat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, mode, ..] = *args;
-    access(cx, int(dirfd), path, uint(mode), 0)
+pub fn sys_faccessat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Mode(mode)) = args.decode();
+    access(cx, dirfd, path, mode, 0)
 }
 
 /// faccessat2(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_faccessat2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, mode, flags, ..] = *args;
-    access(cx, int(dirfd), path, uint(mode), uint(flags))
+pub fn sys_faccessat2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Mode(mode), Flags(flags)) = args.decode();
+    access(cx, dirfd, path, mode, flags)
 }
 
-fn access(cx: &mut Cx<'_>, dirfd: i32, path: u64, mode: u32, flags: u32) -> SysResult {
+fn access(cx: &mut Cx<'_>, dirfd: i32, path: Gva, mode: u32, flags: u32) -> SysResult {
     /// Real and effective ids are the same here.
     const AT_EACCESS: u32 = 0x200;
     only(flags, AT_EACCESS | AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
@@ -200,21 +201,22 @@ fn is_writable(cx: &Cx<'_>, node: &Node) -> bool {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_readlink(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    readlink(cx, AT_FDCWD, args[0], (args[1], args[2]))
+pub fn sys_readlink(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Ptr(buf), Int(size)) = args.decode();
+    readlink(cx, AT_FDCWD, path, (buf, size))
 }
 
 /// readlinkat(2)
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_readlinkat(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [dirfd, path, buf, size, ..] = *args;
-    readlink(cx, int(dirfd), path, (buf, size))
+pub fn sys_readlinkat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(dirfd), Str(path), Ptr(buf), Int(size)) = args.decode();
+    readlink(cx, dirfd, path, (buf, size))
 }
 
-fn readlink(cx: &mut Cx<'_>, dirfd: i32, path: u64, (buf, size): (u64, u64)) -> SysResult {
-    let size = usize::try_from(int(size))
+fn readlink(cx: &mut Cx<'_>, dirfd: i32, path: Gva, (buf, size): (Gva, i32)) -> SysResult {
+    let size = usize::try_from(size)
         .ok()
         .filter(|size| *size > 0)
         .ok_or(Errno::EINVAL)?;
@@ -227,7 +229,7 @@ fn readlink(cx: &mut Cx<'_>, dirfd: i32, path: u64, (buf, size): (u64, u64)) -> 
     let found = Target::new("readlink", dirfd, path).find(cx, at_flags)?;
     let target = link_target(cx, &found)?;
     let kept = target.get(..size).unwrap_or(&target);
-    cx.write(Gva(buf), kept)?;
+    cx.write(buf, kept)?;
     Ok(kept.len() as u64)
 }
 
@@ -269,10 +271,11 @@ fn link_target(cx: &mut Cx<'_>, found: &Found) -> Result<Vec<u8>, Errno> {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_statfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = Target::new("statfs", AT_FDCWD, args[0]).find(cx, 0)?;
+pub fn sys_statfs(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Ptr(buf)) = args.decode();
+    let found = Target::new("statfs", AT_FDCWD, path).find(cx, 0)?;
     let statfs = file_system(cx, found)?;
-    cx.write_struct(Gva(args[1]), &statfs)?;
+    cx.write_struct(buf, &statfs)?;
     Ok(0)
 }
 
@@ -280,14 +283,15 @@ pub fn sys_statfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_fstatfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (id, file) = fd::get(cx, int(args[0]))?;
+pub fn sys_fstatfs(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(buf)) = args.decode();
+    let (id, file) = fd::get(cx, fd)?;
     let found = Found {
         path: file.path.to_vec(),
         node: Node::Open(id),
     };
     let statfs = file_system(cx, found)?;
-    cx.write_struct(Gva(args[1]), &statfs)?;
+    cx.write_struct(buf, &statfs)?;
     Ok(0)
 }
 

@@ -2,10 +2,11 @@
 
 use kvmlet_abi::{Errno, Gva};
 
-use super::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target, int, uint};
+use super::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target};
 use crate::cx::Cx;
 use crate::fd;
 use crate::outcome::SysResult;
+use crate::syscalls::args::{Args, Fd, Flags, Len, Ptr, Str};
 use crate::vfs::open::deny_write;
 use crate::vfs::path::{Found, Node};
 
@@ -14,16 +15,16 @@ const NAME_MAX: usize = 255;
 /// Largest attribute value in bytes (XATTR_SIZE_MAX).
 const SIZE_MAX: u64 = 65_536;
 
-fn by_path(cx: &mut Cx<'_>, path: u64) -> Result<Found, Errno> {
+fn by_path(cx: &mut Cx<'_>, path: Gva) -> Result<Found, Errno> {
     Target::new("xattr", AT_FDCWD, path).find(cx, 0)
 }
 
-fn by_link(cx: &mut Cx<'_>, path: u64) -> Result<Found, Errno> {
+fn by_link(cx: &mut Cx<'_>, path: Gva) -> Result<Found, Errno> {
     Target::new("xattr", AT_FDCWD, path).find(cx, AT_SYMLINK_NOFOLLOW)
 }
 
-fn by_fd(cx: &mut Cx<'_>, fd: u64) -> Result<Found, Errno> {
-    let (id, file) = fd::get_io(cx, int(fd))?;
+fn by_fd(cx: &mut Cx<'_>, fd: i32) -> Result<Found, Errno> {
+    let (id, file) = fd::get_io(cx, fd)?;
     Ok(Found {
         path: file.path.to_vec(),
         node: Node::Open(id),
@@ -31,9 +32,9 @@ fn by_fd(cx: &mut Cx<'_>, fd: u64) -> Result<Found, Errno> {
 }
 
 /// Reads an attribute's name and checks its class.
-fn read_name(cx: &mut Cx<'_>, gva: u64) -> Result<Vec<u8>, Errno> {
+fn read_name(cx: &mut Cx<'_>, gva: Gva) -> Result<Vec<u8>, Errno> {
     let name = cx
-        .read_cstr(Gva(gva), NAME_MAX.saturating_add(1))
+        .read_cstr(gva, NAME_MAX.saturating_add(1))
         .map_err(|error| match error {
             Errno::ENAMETOOLONG => Errno::ERANGE,
             other => other,
@@ -54,7 +55,7 @@ fn on_host(cx: &Cx<'_>, found: &Found) -> bool {
     cx.host.policy.classify(&found.path) == kvmlet_policy::Place::Readable
 }
 
-fn get(cx: &mut Cx<'_>, found: Result<Found, Errno>, name: u64) -> SysResult {
+fn get(cx: &mut Cx<'_>, found: Result<Found, Errno>, name: Gva) -> SysResult {
     let name = read_name(cx, name)?;
     let found = found?;
     if on_host(cx, &found) || name.starts_with(b"security.") {
@@ -68,7 +69,7 @@ fn change(
     cx: &mut Cx<'_>,
     call: &'static str,
     found: Result<Found, Errno>,
-    name: u64,
+    name: Gva,
 ) -> SysResult {
     read_name(cx, name)?;
     let found = found?;
@@ -79,9 +80,9 @@ fn change(
     Err(Errno::EOPNOTSUPP)
 }
 
-fn check_value(size: u64, flags: u64) -> Result<(), Errno> {
+fn check_value(size: u64, flags: u32) -> Result<(), Errno> {
     const XATTR_CREATE_OR_REPLACE: u32 = 3;
-    if uint(flags) & !XATTR_CREATE_OR_REPLACE != 0 {
+    if flags & !XATTR_CREATE_OR_REPLACE != 0 {
         return Err(Errno::EINVAL);
     }
     if size > SIZE_MAX {
@@ -95,59 +96,65 @@ fn check_value(size: u64, flags: u64) -> Result<(), Errno> {
 ///
 /// # Errors
 /// `ENODATA`, `EOPNOTSUPP`; as path resolution.
-pub fn sys_getxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = by_path(cx, args[0]);
-    get(cx, found, args[1])
+pub fn sys_getxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Str(name), Ptr(_), Len(_)) = args.decode();
+    let found = by_path(cx, path);
+    get(cx, found, name)
 }
 
 /// lgetxattr(2)
 ///
 /// # Errors
 /// As [`sys_getxattr`].
-pub fn sys_lgetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = by_link(cx, args[0]);
-    get(cx, found, args[1])
+pub fn sys_lgetxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Str(name), Ptr(_), Len(_)) = args.decode();
+    let found = by_link(cx, path);
+    get(cx, found, name)
 }
 
 /// fgetxattr(2)
 ///
 /// # Errors
 /// As [`sys_getxattr`], `EBADF`.
-pub fn sys_fgetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = by_fd(cx, args[0]);
-    get(cx, found, args[1])
+pub fn sys_fgetxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Str(name), Ptr(_), Len(_)) = args.decode();
+    let found = by_fd(cx, fd);
+    get(cx, found, name)
 }
 
 /// listxattr(2): an empty list.
 ///
 /// # Errors
 /// As path resolution.
-pub fn sys_listxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    by_path(cx, args[0]).map(|_| 0)
+pub fn sys_listxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Ptr(_), Len(_)) = args.decode();
+    by_path(cx, path).map(|_| 0)
 }
 
 /// llistxattr(2): an empty list.
 ///
 /// # Errors
 /// As path resolution.
-pub fn sys_llistxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    by_link(cx, args[0]).map(|_| 0)
+pub fn sys_llistxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Ptr(_), Len(_)) = args.decode();
+    by_link(cx, path).map(|_| 0)
 }
 
 /// flistxattr(2): an empty list.
 ///
 /// # Errors
 /// `EBADF`.
-pub fn sys_flistxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    by_fd(cx, args[0]).map(|_| 0)
+pub fn sys_flistxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(_), Len(_)) = args.decode();
+    by_fd(cx, fd).map(|_| 0)
 }
 
 /// setxattr(2)
 ///
 /// # Errors
 /// `EROFS`, `EOPNOTSUPP`, `EINVAL`, `E2BIG`; as path resolution.
-pub fn sys_setxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [path, name, _, size, flags, _] = *args;
+pub fn sys_setxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Str(name), Ptr(_), Len(size), Flags(flags)) = args.decode();
     check_value(size, flags)?;
     let found = by_path(cx, path);
     change(cx, "setxattr", found, name)
@@ -157,8 +164,8 @@ pub fn sys_setxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As [`sys_setxattr`].
-pub fn sys_lsetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [path, name, _, size, flags, _] = *args;
+pub fn sys_lsetxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Str(name), Ptr(_), Len(size), Flags(flags)) = args.decode();
     check_value(size, flags)?;
     let found = by_link(cx, path);
     change(cx, "setxattr", found, name)
@@ -168,8 +175,8 @@ pub fn sys_lsetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As [`sys_setxattr`], `EBADF`.
-pub fn sys_fsetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, name, _, size, flags, _] = *args;
+pub fn sys_fsetxattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Str(name), Ptr(_), Len(size), Flags(flags)) = args.decode();
     check_value(size, flags)?;
     let found = by_fd(cx, fd);
     change(cx, "setxattr", found, name)
@@ -179,25 +186,28 @@ pub fn sys_fsetxattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As [`sys_setxattr`].
-pub fn sys_removexattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = by_path(cx, args[0]);
-    change(cx, "removexattr", found, args[1])
+pub fn sys_removexattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Str(name)) = args.decode();
+    let found = by_path(cx, path);
+    change(cx, "removexattr", found, name)
 }
 
 /// lremovexattr(2)
 ///
 /// # Errors
 /// As [`sys_setxattr`].
-pub fn sys_lremovexattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = by_link(cx, args[0]);
-    change(cx, "removexattr", found, args[1])
+pub fn sys_lremovexattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Str(path), Str(name)) = args.decode();
+    let found = by_link(cx, path);
+    change(cx, "removexattr", found, name)
 }
 
 /// fremovexattr(2)
 ///
 /// # Errors
 /// As [`sys_setxattr`], `EBADF`.
-pub fn sys_fremovexattr(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let found = by_fd(cx, args[0]);
-    change(cx, "removexattr", found, args[1])
+pub fn sys_fremovexattr(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Str(name)) = args.decode();
+    let found = by_fd(cx, fd);
+    change(cx, "removexattr", found, name)
 }

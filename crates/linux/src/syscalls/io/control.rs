@@ -1,11 +1,12 @@
 //! ioctl(2).
 
-use kvmlet_abi::{Errno, Gva};
+use kvmlet_abi::Errno;
 
-use super::{int, terminal, uint};
+use super::terminal;
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::{CallState, Outcome};
+use crate::syscalls::args::{Args, Fd, Flags, Ptr};
 use crate::vfs::file;
 
 /// TIOCOUTQ too.
@@ -17,13 +18,12 @@ const FIOCLEX: u32 = 0x5451;
 const FIOASYNC: u32 = 0x5452;
 
 /// ioctl(2): `ENOTTY` for what the file does not know.
-pub fn sys_ioctl(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_ioctl(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     control(cx, args, state).unwrap_or_else(|error| Outcome::Done(Err(error)))
 }
 
-fn control(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
-    let [fd, request, arg, ..] = *args;
-    let (fd, request) = (int(fd), uint(request));
+fn control(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
+    let (Fd(fd), Flags(request), Ptr(arg)) = args.decode();
     let (id, file) = fd::get_io(cx, fd)?;
     match request {
         FIOCLEX | FIONCLEX => {
@@ -35,7 +35,7 @@ fn control(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcom
                 .cloexec = request == FIOCLEX;
         }
         FIONBIO | FIOASYNC => {
-            let on: i32 = cx.read_struct(Gva(arg))?;
+            let on: i32 = cx.read_struct(arg)?;
             let flag = if request == FIONBIO {
                 OpenFlags::NONBLOCK
             } else {
@@ -49,14 +49,14 @@ fn control(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcom
         }
         FIONREAD => {
             let count = file::readable_bytes(cx, (id, &file))?;
-            cx.write_struct(Gva(arg), &i32::try_from(count).unwrap_or(i32::MAX))?;
+            cx.write_struct(arg, &i32::try_from(count).unwrap_or(i32::MAX))?;
         }
         SIOCOUTQ if matches!(file.kind, FileKind::Socket(_)) => {
             let FileKind::Socket(id) = file.kind else {
                 return Err(Errno::ENOTTY);
             };
             let count = cx.kernel.objects.sockets.get(id)?.unsent_bytes();
-            cx.write_struct(Gva(arg), &i32::try_from(count).unwrap_or(i32::MAX))?;
+            cx.write_struct(arg, &i32::try_from(count).unwrap_or(i32::MAX))?;
         }
         _ => return terminal::control(cx, &file, (request, arg), state),
     }

@@ -5,10 +5,10 @@ use kvmlet_hostfs::stream;
 
 use super::rw::is_open_for_reading;
 use super::transfer::{self, CHUNK, RW_MAX, Step, Until, wait_until, write_as};
-use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome, Source};
+use crate::syscalls::args::{Args, Fd, Flags, Len, Ptr};
 use crate::vfs::file::{self, Contents, Message, Positions, Transfer};
 use crate::vfs::size_limit::{self, WriteAt};
 use crate::vfs::unix;
@@ -17,15 +17,15 @@ use crate::vfs::unix;
 #[derive(Clone, Copy)]
 struct End {
     id: FileId,
-    offset_gva: u64,
+    offset_gva: Gva,
 }
 
 impl End {
     fn offset(self, cx: &mut Cx<'_>) -> Result<u64, Errno> {
-        if self.offset_gva == 0 {
+        if self.offset_gva.0 == 0 {
             return Ok(fd::file_mut(cx, self.id)?.offset);
         }
-        let offset: u64 = cx.read_struct(Gva(self.offset_gva))?;
+        let offset: u64 = cx.read_struct(self.offset_gva)?;
         if i64::try_from(offset).is_ok() {
             Ok(offset)
         } else {
@@ -34,11 +34,11 @@ impl End {
     }
 
     fn advance(self, cx: &mut Cx<'_>, offset: u64) -> Result<(), Errno> {
-        if self.offset_gva == 0 {
+        if self.offset_gva.0 == 0 {
             fd::file_mut(cx, self.id)?.offset = offset;
             return Ok(());
         }
-        cx.write_struct(Gva(self.offset_gva), &offset)
+        cx.write_struct(self.offset_gva, &offset)
     }
 }
 
@@ -52,17 +52,17 @@ fn is_source(cx: &Cx<'_>, file: &OpenFile) -> bool {
 }
 
 /// sendfile(2)
-pub fn sys_sendfile(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_sendfile(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     match send(cx, args, state) {
         Ok(outcome) => outcome,
         Err(error) => Outcome::Done(Err(error)),
     }
 }
 
-fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
-    let [out_fd, in_fd, offset_gva, count, ..] = *args;
-    let (in_id, mut input) = fd::get_io(cx, int(in_fd))?;
-    let (out_id, output) = fd::get_io(cx, int(out_fd))?;
+fn send(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
+    let (Fd(out_fd), Fd(in_fd), Ptr(offset_gva), Len(count)) = args.decode();
+    let (in_id, mut input) = fd::get_io(cx, in_fd)?;
+    let (out_id, output) = fd::get_io(cx, out_fd)?;
     if !is_open_for_reading(&input) || !output.flags.writable() {
         return Err(Errno::EBADF);
     }
@@ -126,7 +126,7 @@ fn send(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, 
 /// The position of a source; that of an inherited file is the host's.
 fn position(cx: &mut Cx<'_>, end: End, file: &OpenFile) -> Result<u64, Errno> {
     match file::positions(cx, file) {
-        Positions::Host(host) if end.offset_gva == 0 => {
+        Positions::Host(host) if end.offset_gva.0 == 0 => {
             stream::seek(cx.host.get(host)?, stream::SeekTo::Current(0))
         }
         _ => end.offset(cx),
@@ -135,7 +135,7 @@ fn position(cx: &mut Cx<'_>, end: End, file: &OpenFile) -> Result<u64, Errno> {
 
 fn set_position(cx: &mut Cx<'_>, end: End, file: &OpenFile, offset: u64) -> Result<(), Errno> {
     match file::positions(cx, file) {
-        Positions::Host(host) if end.offset_gva == 0 => {
+        Positions::Host(host) if end.offset_gva.0 == 0 => {
             stream::seek(cx.host.get(host)?, stream::SeekTo::Start(offset)).map(|_| ())
         }
         _ => end.advance(cx, offset),
@@ -195,15 +195,16 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
 }
 
 /// copy_file_range(2). It never waits: both files are regular.
-pub fn sys_copy_file_range(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_copy_file_range(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     copy_range(cx, args, state).unwrap_or_else(|error| Outcome::Done(Err(error)))
 }
 
-fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
-    let [in_fd, in_offset, out_fd, out_offset, count, flags] = *args;
-    let (in_id, input) = fd::get_io(cx, int(in_fd))?;
-    let (out_id, output) = fd::get_io(cx, int(out_fd))?;
-    if uint(flags) != 0 {
+fn copy_range(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
+    let (Fd(in_fd), Ptr(in_offset), Fd(out_fd), Ptr(out_offset), Len(count), Flags(flags)) =
+        args.decode();
+    let (in_id, input) = fd::get_io(cx, in_fd)?;
+    let (out_id, output) = fd::get_io(cx, out_fd)?;
+    if flags != 0 {
         return Err(Errno::EINVAL);
     }
     if !is_open_for_reading(&input)
@@ -278,9 +279,9 @@ fn copy_range(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Out
     Ok(Outcome::Done(Ok(done)))
 }
 
-fn no_splice(cx: &mut Cx<'_>, name: &'static str, fds: &[u64]) -> Outcome {
+fn no_splice(cx: &mut Cx<'_>, name: &'static str, fds: &[i32]) -> Outcome {
     for number in fds {
-        if let Err(error) = fd::get_io(cx, int(*number)) {
+        if let Err(error) = fd::get_io(cx, *number) {
             return Outcome::Done(Err(error));
         }
     }
@@ -290,19 +291,19 @@ fn no_splice(cx: &mut Cx<'_>, name: &'static str, fds: &[u64]) -> Outcome {
 }
 
 /// splice(2): as between files that do not support it.
-pub fn sys_splice(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    let [from, _, to, ..] = *args;
+pub fn sys_splice(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Fd(from), Ptr(_), Fd(to), Ptr(_), Len(_), Flags(_)) = args.decode();
     no_splice(cx, "splice", &[from, to])
 }
 
 /// tee(2): as [`sys_splice`].
-pub fn sys_tee(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    let [from, to, ..] = *args;
+pub fn sys_tee(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Fd(from), Fd(to), Len(_), Flags(_)) = args.decode();
     no_splice(cx, "tee", &[from, to])
 }
 
 /// vmsplice(2): as [`sys_splice`].
-pub fn sys_vmsplice(cx: &mut Cx<'_>, args: &[u64; 6], _state: &CallState) -> Outcome {
-    let [fd, ..] = *args;
+pub fn sys_vmsplice(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(_), Len(_), Flags(_)) = args.decode();
     no_splice(cx, "vmsplice", &[fd])
 }

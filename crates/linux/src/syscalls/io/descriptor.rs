@@ -8,6 +8,7 @@ use super::{int, locking, number, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OnExec, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::syscalls::args::{Args, Fd, FileFlags, Flags, Ptr, Str, Uint, Word};
 use crate::vfs;
 use crate::vfs::open::description;
 use crate::vfs::tmpfs::{
@@ -18,8 +19,9 @@ use crate::vfs::tmpfs::{
 ///
 /// # Errors
 /// `EBADF`.
-pub fn sys_close(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    fd::close(cx, int(args[0]))?;
+pub fn sys_close(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Fd(fd) = args.decode();
+    fd::close(cx, fd)?;
     Ok(0)
 }
 
@@ -27,11 +29,10 @@ pub fn sys_close(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for unknown flags or an empty range.
-pub fn sys_close_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_close_range(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const CLOSE_RANGE_UNSHARE: u32 = 2;
     const CLOSE_RANGE_CLOEXEC: u32 = 4;
-    let [first, last, flags, ..] = *args;
-    let (first, last, flags) = (uint(first), uint(last), uint(flags));
+    let (Uint(first), Uint(last), Flags(flags)) = args.decode();
     if flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 || first > last {
         return Err(Errno::EINVAL);
     }
@@ -63,8 +64,9 @@ pub fn sys_close_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EBADF`, `EMFILE`.
-pub fn sys_dup(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (id, _) = fd::get(cx, int(args[0]))?;
+pub fn sys_dup(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Fd(fd) = args.decode();
+    let (id, _) = fd::get(cx, fd)?;
     Ok(number(fd::install(cx, id, 0, OnExec::Keep)?))
 }
 
@@ -72,28 +74,28 @@ pub fn sys_dup(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EBADF`.
-pub fn sys_dup2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [old, new, ..] = *args;
-    let (id, _) = fd::get(cx, int(old))?;
-    if int(old) != int(new) {
-        fd::install_at(cx, id, int(new), OnExec::Keep)?;
+pub fn sys_dup2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(old), Fd(new)) = args.decode();
+    let (id, _) = fd::get(cx, old)?;
+    if old != new {
+        fd::install_at(cx, id, new, OnExec::Keep)?;
     }
-    Ok(number(int(new)))
+    Ok(number(new))
 }
 
 /// dup3(2)
 ///
 /// # Errors
 /// `EINVAL` for equal descriptors or unknown flags, `EBADF`.
-pub fn sys_dup3(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [old, new, flags, ..] = *args;
-    let flags = OpenFlags::from_bits_retain(uint(flags));
-    if !OpenFlags::CLOEXEC.contains(flags) || int(old) == int(new) {
+pub fn sys_dup3(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(old), Fd(new), FileFlags(flags)) = args.decode();
+    let flags = OpenFlags::from_bits_retain(flags);
+    if !OpenFlags::CLOEXEC.contains(flags) || old == new {
         return Err(Errno::EINVAL);
     }
-    let (id, _) = fd::get(cx, int(old))?;
-    fd::install_at(cx, id, int(new), OnExec::of(flags))?;
-    Ok(number(int(new)))
+    let (id, _) = fd::get(cx, old)?;
+    fd::install_at(cx, id, new, OnExec::of(flags))?;
+    Ok(number(new))
 }
 
 const F_DUPFD: u32 = 0;
@@ -118,13 +120,12 @@ const FD_CLOEXEC: u64 = 1;
 const F_UNLCK: u64 = 2;
 
 /// fcntl(2)
-pub fn sys_fcntl(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, command, arg, ..] = *args;
-    let (id, file) = match fd::get(cx, int(fd)) {
+pub fn sys_fcntl(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Uint(command), Word(arg)) = args.decode();
+    let (id, file) = match fd::get(cx, fd) {
         Ok(found) => found,
         Err(error) => return Outcome::Done(Err(error)),
     };
-    let command = uint(command);
     let on_location = matches!(
         command,
         F_DUPFD | F_DUPFD_CLOEXEC | F_GETFD | F_SETFD | F_GETFL | F_DUPFD_QUERY
@@ -135,7 +136,7 @@ pub fn sys_fcntl(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome
     if let Some(request) = locking::Request::of(command) {
         return locking::fcntl(cx, (id, &file), request, arg, state);
     }
-    control(cx, int(fd), (id, &file), command, arg).into()
+    control(cx, fd, (id, &file), command, arg).into()
 }
 
 fn control(
@@ -264,17 +265,17 @@ fn seals(cx: &mut Cx<'_>, file: &OpenFile, command: u32, wanted: u32) -> SysResu
 ///
 /// # Errors
 /// `EFAULT`, `EMFILE`.
-pub fn sys_pipe(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    pipe(cx, args[0], OpenFlags::empty())
+pub fn sys_pipe(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Ptr(fds) = args.decode();
+    pipe(cx, fds, OpenFlags::empty())
 }
 
 /// pipe2(2)
 ///
 /// # Errors
 /// `EINVAL` for unknown flags, `EFAULT`, `EMFILE`.
-pub fn sys_pipe2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fds, flags, ..] = *args;
-    let flags = uint(flags);
+pub fn sys_pipe2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Ptr(fds), FileFlags(flags)) = args.decode();
     let known = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK | OpenFlags::DIRECT;
     if flags & !known.bits() != 0 {
         return Err(Errno::EINVAL);
@@ -282,7 +283,7 @@ pub fn sys_pipe2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     pipe(cx, fds, OpenFlags::from_bits_truncate(flags))
 }
 
-fn pipe(cx: &mut Cx<'_>, fds_gva: u64, flags: OpenFlags) -> SysResult {
+fn pipe(cx: &mut Cx<'_>, fds_gva: Gva, flags: OpenFlags) -> SysResult {
     let now = vfs::now(cx.host);
     let id = cx.kernel.pipes.create(now);
     let path = format!("pipe:[{id}]");
@@ -291,7 +292,7 @@ fn pipe(cx: &mut Cx<'_>, fds_gva: u64, flags: OpenFlags) -> SysResult {
     let read_end = fd::install_new(cx, end(OpenFlags::empty()), OnExec::of(flags));
     let write_end = fd::install_new(cx, end(OpenFlags::WRONLY), OnExec::of(flags));
     let written = match (read_end, write_end) {
-        (Ok(read_end), Ok(write_end)) => cx.write_struct(Gva(fds_gva), &[read_end, write_end]),
+        (Ok(read_end), Ok(write_end)) => cx.write_struct(fds_gva, &[read_end, write_end]),
         _ => Err(Errno::EMFILE),
     };
     if written.is_err() {
@@ -306,7 +307,7 @@ fn pipe(cx: &mut Cx<'_>, fds_gva: u64, flags: OpenFlags) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for unknown flags or a long name, `EFAULT`, `EMFILE`, `ENOMEM`.
-pub fn sys_memfd_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_memfd_create(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const MFD_CLOEXEC: u32 = 1;
     const MFD_ALLOW_SEALING: u32 = 2;
     const MFD_HUGETLB: u32 = 4;
@@ -314,8 +315,7 @@ pub fn sys_memfd_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     const MFD_EXEC: u32 = 16;
     /// Longest name with its NUL: NAME_MAX less "memfd:", and the NUL.
     const NAME_MAX: usize = 250;
-    let [name, flags, ..] = *args;
-    let flags = uint(flags);
+    let (Str(name_gva), Flags(flags)) = args.decode();
     if flags & MFD_HUGETLB != 0 {
         cx.host
             .report
@@ -327,7 +327,7 @@ pub fn sys_memfd_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let name = cx
-        .read_cstr(Gva(name), NAME_MAX)
+        .read_cstr(name_gva, NAME_MAX)
         .map_err(|error| match error {
             Errno::ENAMETOOLONG => Errno::EINVAL,
             other => other,

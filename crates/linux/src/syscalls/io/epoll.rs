@@ -6,11 +6,12 @@ use kvmlet_abi::linux::Timespec;
 use kvmlet_abi::{Errno, Gva};
 
 use super::eventfd::install;
-use super::{int, uint};
+use super::uint;
 use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr};
 use crate::vfs::anon::ObjectId;
 use crate::vfs::epoll::{self, Asked, EPOLLET, EPOLLEXCLUSIVE, EPOLLWAKEUP, Key, RECHECK_NS};
 use crate::vfs::file;
@@ -34,8 +35,9 @@ fn create(cx: &mut Cx<'_>, flags: OpenFlags) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for a size below 1, `EMFILE`.
-pub fn sys_epoll_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    if int(args[0]) <= 0 {
+pub fn sys_epoll_create(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Int(size) = args.decode();
+    if size <= 0 {
         return Err(Errno::EINVAL);
     }
     create(cx, OpenFlags::empty())
@@ -45,8 +47,8 @@ pub fn sys_epoll_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for unknown flags, `EMFILE`.
-pub fn sys_epoll_create1(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let flags = uint(args[0]);
+pub fn sys_epoll_create1(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Flags(flags) = args.decode();
     if flags & !OpenFlags::CLOEXEC.bits() != 0 {
         return Err(Errno::EINVAL);
     }
@@ -57,18 +59,17 @@ pub fn sys_epoll_create1(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_epoll_ctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_epoll_ctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     /// The events that may go with EPOLLEXCLUSIVE (EPOLLEXCLUSIVE_OK_BITS).
     const WITH_EXCLUSIVE: u32 = EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
-    let [epoll_fd, op, fd, event, ..] = *args;
-    let (op, fd) = (int(op), int(fd));
+    let (Fd(epoll_fd), Int(op), Fd(fd), Ptr(event)) = args.decode();
     let (events, data) = if op == EPOLL_CTL_DEL {
         (0, 0)
     } else {
-        let [events, low, high]: [u32; 3] = cx.read_struct(Gva(event))?;
+        let [events, low, high]: [u32; 3] = cx.read_struct(event)?;
         (events, u64::from(high) << 32 | u64::from(low))
     };
-    let (epoll_file, epoll) = fd::get_io(cx, int(epoll_fd))?;
+    let (epoll_file, epoll) = fd::get_io(cx, epoll_fd)?;
     let (file, target) = fd::get_io(cx, fd)?;
     if !file::can_be_watched(cx, &target.kind) {
         return Err(Errno::EPERM);
@@ -100,51 +101,64 @@ pub fn sys_epoll_ctl(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 }
 
 /// epoll_wait(2)
-pub fn sys_epoll_wait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let timeout_ns = timeout_ms(args[3]);
-    wait(cx, args, timeout_ns, state).unwrap_or_else(|error| Outcome::Done(Err(error)))
+pub fn sys_epoll_wait(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(events), Int(max), Int(timeout)) = args.decode();
+    wait(cx, (fd, events, max), timeout_ms(timeout), state)
+        .unwrap_or_else(|error| Outcome::Done(Err(error)))
 }
 
 /// Milliseconds as nanoseconds; a negative number waits for ever.
-fn timeout_ms(arg: u64) -> Option<u64> {
-    let ms = u64::try_from(int(arg)).ok()?;
+fn timeout_ms(ms: i32) -> Option<u64> {
+    let ms = u64::try_from(ms).ok()?;
     Some(ms.saturating_mul(NSEC_PER_SEC / 1000))
 }
 
 /// epoll_pwait(2)
-pub fn sys_epoll_pwait(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let timeout_ns = timeout_ms(args[3]);
-    masked(cx, args, timeout_ns, state)
+pub fn sys_epoll_pwait(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(events), Int(max), Int(timeout), Ptr(mask), Len(size)) = args.decode();
+    let (asked, timeout_ns) = ((fd, events, max), timeout_ms(timeout));
+    masked(cx, asked, (mask, size), timeout_ns, state)
 }
 
 /// epoll_pwait2(2)
-pub fn sys_epoll_pwait2(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let timeout = if args[3] == 0 {
+pub fn sys_epoll_pwait2(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(events), Int(max), Ptr(timeout), Ptr(mask), Len(size)) = args.decode();
+    let (asked, mask) = ((fd, events, max), (mask, size));
+    let timeout = if timeout.0 == 0 {
         Ok(None)
     } else {
-        cx.read_struct::<Timespec>(Gva(args[3]))
+        cx.read_struct::<Timespec>(timeout)
             .and_then(clock::timespec_ns)
             .map(Some)
     };
     match timeout {
-        Ok(timeout_ns) => masked(cx, args, timeout_ns, state),
+        Ok(timeout_ns) => masked(cx, asked, mask, timeout_ns, state),
         // What a retry cannot read any more was good at the first try.
-        Err(_) if *state != CallState::default() => masked(cx, args, None, state),
+        Err(_) if *state != CallState::default() => masked(cx, asked, mask, None, state),
         Err(error) => Outcome::Done(Err(error)),
     }
 }
 
-/// Waits with the signal mask of the fifth argument.
-fn masked(cx: &mut Cx<'_>, args: &[u64; 6], timeout_ns: Option<u64>, state: &CallState) -> Outcome {
+/// The instance, the array for events, and its length.
+type Asking = (i32, Gva, i32);
+
+/// Waits with the signal mask at an address, of a size.
+fn masked(
+    cx: &mut Cx<'_>,
+    asked: Asking,
+    (mask, size): (Gva, u64),
+    timeout_ns: Option<u64>,
+    state: &CallState,
+) -> Outcome {
     let mut state = state.clone();
     if state == CallState::default() {
-        match crate::signal::with_mask(cx, args[4], args[5]) {
+        match crate::signal::with_mask(cx, mask, size) {
             Ok(saved_mask) => state.saved_mask = saved_mask,
             Err(error) => return Outcome::Done(Err(error)),
         }
     }
     let outcome =
-        wait(cx, args, timeout_ns, &state).unwrap_or_else(|error| Outcome::Done(Err(error)));
+        wait(cx, asked, timeout_ns, &state).unwrap_or_else(|error| Outcome::Done(Err(error)));
     if matches!(outcome, Outcome::Done(_)) {
         crate::signal::restore_mask(cx, state.saved_mask);
     }
@@ -153,21 +167,19 @@ fn masked(cx: &mut Cx<'_>, args: &[u64; 6], timeout_ns: Option<u64>, state: &Cal
 
 fn wait(
     cx: &mut Cx<'_>,
-    args: &[u64; 6],
+    (fd, events_gva, max): Asking,
     timeout_ns: Option<u64>,
     state: &CallState,
 ) -> Result<Outcome, Errno> {
-    let [fd, events_gva, max, ..] = *args;
-    let max = int(max);
     if max <= 0 || max > EVENTS_MAX {
         return Err(Errno::EINVAL);
     }
     let max = u64::from(max.unsigned_abs());
-    let beyond = events_gva.checked_add(max.saturating_mul(EVENT_BYTES));
+    let beyond = events_gva.0.checked_add(max.saturating_mul(EVENT_BYTES));
     if beyond.is_none_or(|end| end > USER_END.0) {
         return Err(Errno::EFAULT);
     }
-    let (_, file) = match fd::get_io(cx, int(fd)) {
+    let (_, file) = match fd::get_io(cx, fd) {
         // Closed by another thread during the wait, whose time is now over.
         Err(_) if state.expired => return Ok(Outcome::Done(Ok(0))),
         found => found?,
@@ -177,7 +189,9 @@ fn wait(
     };
     ready::refresh(cx, &file);
     let count = epoll::report(cx, id, max, &mut |cx, index, events, data| {
-        let at = events_gva.saturating_add(index.saturating_mul(EVENT_BYTES));
+        let at = events_gva
+            .0
+            .saturating_add(index.saturating_mul(EVENT_BYTES));
         let (low, high) = (data & 0xffff_ffff, data >> 32);
         cx.write_struct(Gva(at), &[events, uint(low), uint(high)])
     })?;

@@ -2,10 +2,11 @@
 
 use kvmlet_abi::Errno;
 
-use super::{number, uint};
+use super::number;
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OnExec, OpenFlags};
 use crate::outcome::SysResult;
+use crate::syscalls::args::{Args, Flags, Uint};
 use crate::vfs::eventfd::{EventFd, EventMode};
 use crate::vfs::open::description;
 
@@ -25,16 +26,18 @@ pub(super) fn install(cx: &mut Cx<'_>, kind: FileKind, flags: OpenFlags, path: &
 ///
 /// # Errors
 /// `EMFILE`
-pub fn sys_eventfd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    create(cx, uint(args[0]), 0)
+pub fn sys_eventfd(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Uint(initial) = args.decode();
+    create(cx, initial, 0)
 }
 
 /// eventfd2(2)
 ///
 /// # Errors
 /// `EINVAL` for unknown flags, `EMFILE`.
-pub fn sys_eventfd2(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    create(cx, uint(args[0]), uint(args[1]))
+pub fn sys_eventfd2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Uint(initial), Flags(flags)) = args.decode();
+    create(cx, initial, flags)
 }
 
 fn create(cx: &mut Cx<'_>, count: u32, flags: u32) -> SysResult {

@@ -5,10 +5,10 @@ use kvmlet_hostfs::stream;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::transfer::wait_for;
-use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, OpenFile};
 use crate::outcome::{CallState, Outcome, Source, SysResult};
+use crate::syscalls::args::{Args, Fd, Uint};
 use crate::vfs;
 use crate::vfs::file::{self, Positions};
 use crate::vfs::locks::{self, Lock, Mode, Owner, TO_END};
@@ -189,11 +189,10 @@ fn range(
 }
 
 /// flock(2)
-pub fn sys_flock(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_flock(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     const LOCK_NB: u32 = 4;
-    let [fd, operation, ..] = *args;
-    let operation = uint(operation);
-    match whole_file_lock(cx, int(fd), operation & !LOCK_NB) {
+    let (Fd(fd), Uint(operation)) = args.decode();
+    match whole_file_lock(cx, fd, operation & !LOCK_NB) {
         Err(Errno::EAGAIN) if operation & LOCK_NB == 0 => {
             wait_for(Source::Pipe(LOCKS_SOURCE), state, 0)
         }

@@ -5,11 +5,11 @@ use kvmlet_abi::linux::{Pollfd, Timespec, Timeval};
 use kvmlet_abi::{Errno, Gva};
 use zerocopy::IntoBytes;
 
-use super::{int, uint};
 use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
 use crate::fd;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::syscalls::args::{Args, Int, Len, Ptr, Uint};
 use crate::vfs::epoll::Asked;
 use crate::vfs::ready::{
     POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDBAND, POLLRDNORM, POLLWRBAND,
@@ -63,9 +63,9 @@ fn park(sources: Vector<Source>, deadline_ns: Option<u64>, saved_mask: Option<u6
 }
 
 /// poll(2)
-pub fn sys_poll(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fds, count, timeout_ms, ..] = *args;
-    let timeout = match u64::try_from(int(timeout_ms)) {
+pub fn sys_poll(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(fds), Uint(count), Int(timeout_ms)) = args.decode();
+    let timeout = match u64::try_from(timeout_ms) {
         Ok(ms) => Timeout::Ns(ms.saturating_mul(NSEC_PER_SEC / 1000)),
         Err(_) => Timeout::Never,
     };
@@ -74,8 +74,8 @@ pub fn sys_poll(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome 
 }
 
 /// ppoll(2)
-pub fn sys_ppoll(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fds, count, timeout_gva, mask_gva, mask_size, _] = *args;
+pub fn sys_ppoll(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Ptr(fds), Uint(count), Ptr(timeout_gva), Ptr(mask_gva), Len(mask_size)) = args.decode();
     let (timeout, saved) = match begin(cx, timeout_gva, (mask_gva, mask_size), state) {
         Ok(begun) => begun,
         Err(error) => return Outcome::Done(Err(error)),
@@ -88,14 +88,14 @@ pub fn sys_ppoll(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome
 /// Reads the timeout and sets the temporary mask, unless this is a retry.
 fn begin(
     cx: &mut Cx<'_>,
-    timeout_gva: u64,
-    (mask_gva, mask_size): (u64, u64),
+    timeout_gva: Gva,
+    (mask_gva, mask_size): (Gva, u64),
     state: &CallState,
 ) -> Result<(Timeout, Option<u64>), Errno> {
-    let timeout = if timeout_gva == 0 {
+    let timeout = if timeout_gva.0 == 0 {
         Timeout::Never
     } else {
-        let timeout: Timespec = cx.read_struct(Gva(timeout_gva))?;
+        let timeout: Timespec = cx.read_struct(timeout_gva)?;
         Timeout::Ns(clock::timespec_ns(timeout)?)
     };
     if *state != CallState::default() {
@@ -110,16 +110,16 @@ fn begin(
 fn end(
     cx: &mut Cx<'_>,
     outcome: Outcome,
-    timeout_gva: u64,
+    timeout_gva: Gva,
     saved: Option<u64>,
     state: &CallState,
     timeout: Timeout,
 ) -> Outcome {
     if let Outcome::Done(_) = outcome {
         crate::signal::restore_mask(cx, saved);
-        if timeout_gva != 0 {
+        if timeout_gva.0 != 0 {
             let left = left_ns(cx, state, timeout);
-            let _ = cx.write_struct(Gva(timeout_gva), &clock::timespec(left));
+            let _ = cx.write_struct(timeout_gva, &clock::timespec(left));
         }
     }
     outcome
@@ -135,18 +135,17 @@ fn left_ns(cx: &Cx<'_>, state: &CallState, timeout: Timeout) -> u64 {
 
 fn polling(
     cx: &mut Cx<'_>,
-    (fds_gva, count): (u64, u64),
+    (fds_gva, count): (Gva, u32),
     timeout: Timeout,
     saved_mask: Option<u64>,
     state: &CallState,
 ) -> Result<Outcome, Errno> {
-    let count = uint(count);
     if i64::from(count) > i64::from(fd::limit(cx)?) {
         return Err(Errno::EINVAL);
     }
     let size = (count as usize).saturating_mul(size_of::<Pollfd>());
     let mut bytes = vec![0u8; size];
-    cx.read(Gva(fds_gva), &mut bytes)?;
+    cx.read(fds_gva, &mut bytes)?;
     let mut polled: Vec<Pollfd> = bytes
         .chunks_exact(size_of::<Pollfd>())
         .filter_map(|raw| zerocopy::FromBytes::read_from_bytes(raw).ok())
@@ -182,6 +181,7 @@ fn polling(
     // Only revents is written, as Linux does: another thread may be changing the rest.
     for (index, entry) in (0u64..).zip(&polled) {
         let at = fds_gva
+            .0
             .saturating_add(index.saturating_mul(8))
             .saturating_add(6);
         cx.write_struct(Gva(at), &entry.revents)?;
@@ -190,12 +190,12 @@ fn polling(
 }
 
 /// select(2)
-pub fn sys_select(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [count, read, write, except, timeout_gva, _] = *args;
-    let timeout = if timeout_gva == 0 {
+pub fn sys_select(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Int(count), Ptr(read), Ptr(write), Ptr(except), Ptr(timeout_gva)) = args.decode();
+    let timeout = if timeout_gva.0 == 0 {
         Ok(Timeout::Never)
     } else {
-        cx.read_struct::<Timeval>(Gva(timeout_gva))
+        cx.read_struct::<Timeval>(timeout_gva)
             .and_then(timeval_ns)
             .map(Timeout::Ns)
     };
@@ -203,15 +203,15 @@ pub fn sys_select(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcom
         Ok(timeout) => timeout,
         Err(error) => return Outcome::Done(Err(error)),
     };
-    let outcome = selecting(cx, int(count), [read, write, except], timeout, None, state)
+    let outcome = selecting(cx, count, [read, write, except], timeout, None, state)
         .unwrap_or_else(|error| Outcome::Done(Err(error)));
-    if matches!(outcome, Outcome::Done(_)) && timeout_gva != 0 {
+    if matches!(outcome, Outcome::Done(_)) && timeout_gva.0 != 0 {
         let left = left_ns(cx, state, timeout);
         let left = Timeval {
             tv_sec: (left / NSEC_PER_SEC).cast_signed(),
             tv_usec: (left % NSEC_PER_SEC / 1000).cast_signed(),
         };
-        let _ = cx.write_struct(Gva(timeout_gva), &left);
+        let _ = cx.write_struct(timeout_gva, &left);
     }
     outcome
 }
@@ -226,19 +226,20 @@ fn timeval_ns(time: Timeval) -> Result<u64, Errno> {
 }
 
 /// pselect6(2): its sixth argument points to the mask's address and size.
-pub fn sys_pselect6(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [count, read, write, except, timeout_gva, mask] = *args;
-    let mask = if mask == 0 {
+pub fn sys_pselect6(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Int(count), Ptr(read), Ptr(write), Ptr(except), Ptr(timeout_gva), Ptr(mask)) =
+        args.decode();
+    let mask = if mask.0 == 0 {
         Ok([0, 0])
     } else {
-        cx.read_struct::<[u64; 2]>(Gva(mask))
+        cx.read_struct::<[u64; 2]>(mask)
     };
-    let begun = mask.and_then(|[gva, size]| begin(cx, timeout_gva, (gva, size), state));
+    let begun = mask.and_then(|[gva, size]| begin(cx, timeout_gva, (Gva(gva), size), state));
     let (timeout, saved) = match begun {
         Ok(begun) => begun,
         Err(error) => return Outcome::Done(Err(error)),
     };
-    let outcome = selecting(cx, int(count), [read, write, except], timeout, saved, state)
+    let outcome = selecting(cx, count, [read, write, except], timeout, saved, state)
         .unwrap_or_else(|error| Outcome::Done(Err(error)));
     end(cx, outcome, timeout_gva, saved, state, timeout)
 }
@@ -254,7 +255,7 @@ const SETS: [i16; 3] = [
 fn selecting(
     cx: &mut Cx<'_>,
     count: i32,
-    sets: [u64; 3],
+    sets: [Gva; 3],
     timeout: Timeout,
     saved_mask: Option<u64>,
     state: &CallState,
@@ -278,8 +279,8 @@ fn selecting(
     let mut wanted: [Vec<u64>; 3] = [const { Vec::new() }; 3];
     for (set, gva) in wanted.iter_mut().zip(sets) {
         set.resize(words, 0);
-        if gva != 0 {
-            cx.read(Gva(gva), set.as_mut_bytes())?;
+        if gva.0 != 0 {
+            cx.read(gva, set.as_mut_bytes())?;
         }
     }
     let mut found: [Vec<u64>; 3] = [vec![0; words], vec![0; words], vec![0; words]];
@@ -328,8 +329,8 @@ fn selecting(
         return Ok(park(sources, deadline_ns, saved_mask));
     }
     for (set, gva) in found.iter().zip(sets) {
-        if gva != 0 {
-            cx.write(Gva(gva), set.as_bytes())?;
+        if gva.0 != 0 {
+            cx.write(gva, set.as_bytes())?;
         }
     }
     Ok(Outcome::Done(Ok(ready)))

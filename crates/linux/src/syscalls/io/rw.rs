@@ -6,10 +6,10 @@ use kvmlet_abi::Errno;
 use kvmlet_hostfs::stream::{self, SeekTo};
 
 use super::transfer::{self, Append, Buffers, Position, Waiting};
-use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::syscalls::args::{Args, Fd, Flags, Len, Offset, Ptr, Uint};
 use crate::vfs::file::{self, Contents, Positions};
 use crate::vfs::tmpfs::Seek;
 
@@ -20,11 +20,11 @@ const RWF_NOAPPEND: u32 = 0x20;
 const RWF_PLAIN: u32 = 7;
 
 /// read(2)
-pub fn sys_read(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, buf, count, ..] = *args;
+pub fn sys_read(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(buf), Len(count)) = args.decode();
     transfer::read(
         cx,
-        int(fd),
+        fd,
         Buffers::one(buf, count),
         Position::Current,
         Waiting::Allowed,
@@ -33,12 +33,12 @@ pub fn sys_read(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome 
 }
 
 /// write(2)
-pub fn sys_write(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, buf, count, ..] = *args;
+pub fn sys_write(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(buf), Len(count)) = args.decode();
     let how = (Waiting::Allowed, Append::AsOpened);
     transfer::write(
         cx,
-        int(fd),
+        fd,
         Buffers::one(buf, count),
         Position::Current,
         how,
@@ -47,26 +47,19 @@ pub fn sys_write(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome
 }
 
 /// readv(2)
-pub fn sys_readv(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, iov, count, ..] = *args;
+pub fn sys_readv(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(iov), Len(count)) = args.decode();
     let buffers = Buffers::array(cx, iov, count);
-    transfer::read(
-        cx,
-        int(fd),
-        buffers,
-        Position::Current,
-        Waiting::Allowed,
-        state,
-    )
+    transfer::read(cx, fd, buffers, Position::Current, Waiting::Allowed, state)
 }
 
 /// writev(2)
-pub fn sys_writev(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, iov, count, ..] = *args;
+pub fn sys_writev(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(iov), Len(count)) = args.decode();
     let buffers = Buffers::array(cx, iov, count);
     transfer::write(
         cx,
-        int(fd),
+        fd,
         buffers,
         Position::Current,
         (Waiting::Allowed, Append::AsOpened),
@@ -125,11 +118,11 @@ fn write_positioned(
 }
 
 /// pread64(2)
-pub fn sys_pread64(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, buf, count, offset, ..] = *args;
+pub fn sys_pread64(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(buf), Len(count), Offset(offset)) = args.decode();
     read_positioned(
         cx,
-        int(fd),
+        fd,
         Buffers::one(buf, count),
         offset,
         Waiting::Allowed,
@@ -138,26 +131,26 @@ pub fn sys_pread64(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outco
 }
 
 /// pwrite64(2)
-pub fn sys_pwrite64(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, buf, count, offset, ..] = *args;
+pub fn sys_pwrite64(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(buf), Len(count), Offset(offset)) = args.decode();
     let how = (Waiting::Allowed, Append::AsOpened);
-    write_positioned(cx, int(fd), Buffers::one(buf, count), offset, how, state)
+    write_positioned(cx, fd, Buffers::one(buf, count), offset, how, state)
 }
 
 /// preadv(2). On x86-64 the low half of the offset holds all of it.
-pub fn sys_preadv(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, iov, count, offset, ..] = *args;
+pub fn sys_preadv(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(iov), Len(count), Offset(offset), Offset(_)) = args.decode();
     let buffers = Buffers::array(cx, iov, count);
-    read_positioned(cx, int(fd), buffers, offset, Waiting::Allowed, state)
+    read_positioned(cx, fd, buffers, offset, Waiting::Allowed, state)
 }
 
 /// pwritev(2)
-pub fn sys_pwritev(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, iov, count, offset, ..] = *args;
+pub fn sys_pwritev(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(iov), Len(count), Offset(offset), Offset(_)) = args.decode();
     let buffers = Buffers::array(cx, iov, count);
     write_positioned(
         cx,
-        int(fd),
+        fd,
         buffers,
         offset,
         (Waiting::Allowed, Append::AsOpened),
@@ -189,9 +182,9 @@ fn rwf(cx: &mut Cx<'_>, flags: u32) -> Result<(Waiting, Append), Errno> {
 }
 
 /// preadv2(2)
-pub fn sys_preadv2(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, iov, count, offset, _, flags] = *args;
-    let (waiting, append) = match rwf(cx, uint(flags)) {
+pub fn sys_preadv2(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(iov), Len(count), Offset(offset), Offset(_), Flags(flags)) = args.decode();
+    let (waiting, append) = match rwf(cx, flags) {
         Ok(how) => how,
         Err(error) => return Outcome::Done(Err(error)),
     };
@@ -200,23 +193,23 @@ pub fn sys_preadv2(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outco
     }
     let buffers = Buffers::array(cx, iov, count);
     if offset == u64::MAX {
-        return transfer::read(cx, int(fd), buffers, Position::Current, waiting, state);
+        return transfer::read(cx, fd, buffers, Position::Current, waiting, state);
     }
-    read_positioned(cx, int(fd), buffers, offset, waiting, state)
+    read_positioned(cx, fd, buffers, offset, waiting, state)
 }
 
 /// pwritev2(2)
-pub fn sys_pwritev2(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, iov, count, offset, _, flags] = *args;
-    let how = match rwf(cx, uint(flags)) {
+pub fn sys_pwritev2(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(iov), Len(count), Offset(offset), Offset(_), Flags(flags)) = args.decode();
+    let how = match rwf(cx, flags) {
         Ok(how) => how,
         Err(error) => return Outcome::Done(Err(error)),
     };
     let buffers = Buffers::array(cx, iov, count);
     if offset == u64::MAX {
-        return transfer::write(cx, int(fd), buffers, Position::Current, how, state);
+        return transfer::write(cx, fd, buffers, Position::Current, how, state);
     }
-    write_positioned(cx, int(fd), buffers, offset, how, state)
+    write_positioned(cx, fd, buffers, offset, how, state)
 }
 
 const SEEK_SET: u32 = 0;
@@ -229,10 +222,9 @@ const SEEK_HOLE: u32 = 4;
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_lseek(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, offset, whence, ..] = *args;
-    let (id, file) = fd::get_io(cx, int(fd))?;
-    let whence = uint(whence);
+pub fn sys_lseek(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Offset(offset), Uint(whence)) = args.decode();
+    let (id, file) = fd::get_io(cx, fd)?;
     if whence > SEEK_HOLE {
         return Err(Errno::EINVAL);
     }

@@ -3,19 +3,20 @@
 use kvmlet_abi::{Errno, Gva};
 
 use super::eventfd::install;
-use super::{int, number, uint};
+use super::number;
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::SysResult;
 use crate::signal::UNBLOCKABLE;
+use crate::syscalls::args::{Args, Fd, Flags, Len, Ptr};
 
 /// signalfd(2) without flags.
 ///
 /// # Errors
 /// As [`sys_signalfd4`].
-pub fn sys_signalfd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, mask, size, ..] = *args;
-    signalfd(cx, int(fd), (mask, size), 0)
+pub fn sys_signalfd(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(mask), Len(size)) = args.decode();
+    signalfd(cx, fd, (mask, size), 0)
 }
 
 /// signalfd4(2)
@@ -23,16 +24,16 @@ pub fn sys_signalfd(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 /// # Errors
 /// `EINVAL` for unknown flags, a wrong set size or another kind of descriptor; `EBADF`, `EFAULT`,
 /// `EMFILE`.
-pub fn sys_signalfd4(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, mask, size, flags, ..] = *args;
-    signalfd(cx, int(fd), (mask, size), uint(flags))
+pub fn sys_signalfd4(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(mask), Len(size), Flags(flags)) = args.decode();
+    signalfd(cx, fd, (mask, size), flags)
 }
 
-fn signalfd(cx: &mut Cx<'_>, fd: i32, (mask_gva, size): (u64, u64), flags: u32) -> SysResult {
+fn signalfd(cx: &mut Cx<'_>, fd: i32, (mask_gva, size): (Gva, u64), flags: u32) -> SysResult {
     if size != 8 {
         return Err(Errno::EINVAL);
     }
-    let mask: u64 = cx.read_struct(Gva(mask_gva))?;
+    let mask: u64 = cx.read_struct(mask_gva)?;
     let known = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK;
     if flags & !known.bits() != 0 {
         return Err(Errno::EINVAL);

@@ -2,10 +2,10 @@
 
 use kvmlet_abi::Errno;
 
-use super::{int, uint};
 use crate::cx::Cx;
 use crate::fd;
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Offset};
 use crate::vfs::file::{self, Ranges};
 use crate::vfs::tmpfs::{InodeId, KeepSize};
 use crate::vfs::{self, size_limit};
@@ -14,12 +14,12 @@ use crate::vfs::{self, size_limit};
 ///
 /// # Errors
 /// As its man page.
-pub fn sys_ftruncate(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, size, ..] = *args;
+pub fn sys_ftruncate(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Len(size)) = args.decode();
     let size = i64::try_from(size)
         .map_err(|_| Errno::EINVAL)?
         .cast_unsigned();
-    let (_, file) = fd::get_io(cx, int(fd))?;
+    let (_, file) = fd::get_io(cx, fd)?;
     if !file.flags.writable() {
         return Err(Errno::EINVAL);
     }
@@ -37,18 +37,17 @@ fn not_a_file(error: Errno) -> Errno {
 }
 
 /// fallocate(2): `EOPNOTSUPP` for the modes that tmpfs has not.
-pub fn sys_fallocate(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
+pub fn sys_fallocate(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     fallocate(cx, args, state).unwrap_or_else(|error| Outcome::Done(Err(error)))
 }
 
-fn fallocate(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Result<Outcome, Errno> {
+fn fallocate(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
     const KEEP_SIZE: u32 = 1;
     const PUNCH_HOLE: u32 = 2;
     /// Every mode Linux knows.
     const KNOWN: u32 = 0x7f;
-    let [fd, mode, offset, len, ..] = *args;
-    let mode = uint(mode);
-    let (_, file) = fd::get_io(cx, int(fd))?;
+    let (Fd(fd), Flags(mode), Offset(offset), Len(len)) = args.decode();
+    let (_, file) = fd::get_io(cx, fd)?;
     let (Ok(start), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
         return Err(Errno::EINVAL);
     };
@@ -122,8 +121,13 @@ fn allocate(
 ///
 /// # Errors
 /// `EBADF`, `EINVAL` for what cannot be synchronised.
-pub fn sys_fsync(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (_, file) = fd::get_io(cx, int(args[0]))?;
+pub fn sys_fsync(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Fd(fd) = args.decode();
+    sync(cx, fd)
+}
+
+fn sync(cx: &mut Cx<'_>, fd: i32) -> SysResult {
+    let (_, file) = fd::get_io(cx, fd)?;
     file::sync(cx, &file.kind)?;
     Ok(0)
 }
@@ -132,15 +136,16 @@ pub fn sys_fsync(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As [`sys_fsync`].
-pub fn sys_fdatasync(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    sys_fsync(cx, args)
+pub fn sys_fdatasync(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Fd(fd) = args.decode();
+    sync(cx, fd)
 }
 
 /// sync(2): nothing that a program can write is cached.
 ///
 /// # Errors
 /// None.
-pub fn sys_sync(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
+pub fn sys_sync(_cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(0)
 }
 
@@ -148,8 +153,9 @@ pub fn sys_sync(_cx: &mut Cx<'_>, _args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EBADF`.
-pub fn sys_syncfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    fd::get_io(cx, int(args[0]))?;
+pub fn sys_syncfs(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Fd(fd) = args.decode();
+    fd::get_io(cx, fd)?;
     Ok(0)
 }
 
@@ -157,13 +163,13 @@ pub fn sys_syncfs(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL`, `ESPIPE`, `EBADF`.
-pub fn sys_sync_file_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, offset, len, flags, ..] = *args;
-    let (_, file) = fd::get_io(cx, int(fd))?;
+pub fn sys_sync_file_range(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Offset(offset), Len(len), Flags(flags)) = args.decode();
+    let (_, file) = fd::get_io(cx, fd)?;
     let (Ok(start), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
         return Err(Errno::EINVAL);
     };
-    if uint(flags) & !7 != 0 || start.checked_add(len).is_none() {
+    if flags & !7 != 0 || start.checked_add(len).is_none() {
         return Err(Errno::EINVAL);
     }
     match file::ranges(&file.kind) {
@@ -176,14 +182,14 @@ pub fn sys_sync_file_range(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EINVAL` for unknown advice, `ESPIPE` for a pipe, `EBADF`.
-pub fn sys_fadvise64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    const POSIX_FADV_NOREUSE: u32 = 5;
-    let [fd, _, len, advice, ..] = *args;
-    let (_, file) = fd::get_io(cx, int(fd))?;
+pub fn sys_fadvise64(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    const POSIX_FADV_NOREUSE: i32 = 5;
+    let (Fd(fd), Offset(_), Len(len), Int(advice)) = args.decode();
+    let (_, file) = fd::get_io(cx, fd)?;
     if file::ranges(&file.kind) == Ranges::Pipe {
         return Err(Errno::ESPIPE);
     }
-    if len.cast_signed() < 0 || uint(advice) > POSIX_FADV_NOREUSE {
+    if len.cast_signed() < 0 || !(0..=POSIX_FADV_NOREUSE).contains(&advice) {
         return Err(Errno::EINVAL);
     }
     Ok(0)
@@ -193,8 +199,9 @@ pub fn sys_fadvise64(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EBADF`, `EINVAL` for what is no regular file.
-pub fn sys_readahead(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (_, file) = fd::get_io(cx, int(args[0]))?;
+pub fn sys_readahead(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Offset(_), Len(_)) = args.decode();
+    let (_, file) = fd::get_io(cx, fd)?;
     if !file.flags.readable() {
         return Err(Errno::EBADF);
     }

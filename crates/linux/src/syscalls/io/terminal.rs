@@ -180,7 +180,7 @@ fn read_on(
 pub(super) fn control(
     cx: &mut Cx<'_>,
     file: &OpenFile,
-    (request, arg): (u32, u64),
+    (request, arg): (u32, Gva),
     state: &CallState,
 ) -> Result<Outcome, Errno> {
     let terminal = file::host(&file.kind).filter(|host| is_terminal(cx, *host));
@@ -201,24 +201,24 @@ pub(super) fn control(
     match request {
         TCGETS => {
             let termios = terminal::get(fd.as_fd())?;
-            cx.write_struct(Gva(arg), &termios)?;
+            cx.write_struct(arg, &termios)?;
         }
         TCSETS | TCSETSW | TCSETSF => {
-            let wanted: KernelTermios = cx.read_struct(Gva(arg))?;
+            let wanted: KernelTermios = cx.read_struct(arg)?;
             let when = match request {
                 TCSETSF => When::Flush,
                 _ => When::Now,
             };
             cx.host.settings.set(&fd, &wanted, when)?;
         }
-        TCFLSH => terminal::flush(fd.as_fd(), arg)?,
+        TCFLSH => terminal::flush(fd.as_fd(), arg.0)?,
         TIOCGWINSZ => {
             let size = terminal::window_size(fd.as_fd())?;
-            cx.write_struct(Gva(arg), &size)?;
+            cx.write_struct(arg, &size)?;
         }
-        TIOCGPGRP | TIOCGSID => cx.write_struct(Gva(arg), &GROUP)?,
+        TIOCGPGRP | TIOCGSID => cx.write_struct(arg, &GROUP)?,
         TIOCSPGRP => {
-            let group: i32 = cx.read_struct(Gva(arg))?;
+            let group: i32 = cx.read_struct(arg)?;
             if group != GROUP {
                 return Err(Errno::EPERM);
             }

@@ -1,14 +1,14 @@
 //! timerfd_create(2), timerfd_settime(2), timerfd_gettime(2).
 
+use kvmlet_abi::Errno;
 use kvmlet_abi::linux::Timespec;
-use kvmlet_abi::{Errno, Gva};
 
 use super::eventfd::install;
-use super::{int, uint};
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::SysResult;
+use crate::syscalls::args::{Args, Fd, Flags, Int, Ptr};
 use crate::vfs::anon::ObjectId;
 use crate::vfs::ready;
 use crate::vfs::timerfd::TimerClock;
@@ -27,8 +27,8 @@ const TFD_TIMER_CANCEL_ON_SET: u32 = 2;
 /// # Errors
 /// `EINVAL` for an unknown clock or flag; `EPERM` for the alarm clocks, as without CAP_WAKE_ALARM;
 /// `EMFILE`.
-pub fn sys_timerfd_create(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (clock, flags) = (int(args[0]), uint(args[1]));
+pub fn sys_timerfd_create(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(clock), Flags(flags)) = args.decode();
     let known = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK;
     if flags & !known.bits() != 0 {
         return Err(Errno::EINVAL);
@@ -63,15 +63,14 @@ fn itimerspec((value_ns, interval_ns): (u64, u64)) -> [Timespec; 2] {
 ///
 /// # Errors
 /// `EINVAL` for unknown flags, an invalid time, or another kind of descriptor; `EBADF`, `EFAULT`.
-pub fn sys_timerfd_settime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, flags, new, old, ..] = *args;
-    let flags = uint(flags);
-    let [interval, value]: [Timespec; 2] = cx.read_struct(Gva(new))?;
+pub fn sys_timerfd_settime(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Flags(flags), Ptr(new), Ptr(old)) = args.decode();
+    let [interval, value]: [Timespec; 2] = cx.read_struct(new)?;
     if flags & !(TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET) != 0 {
         return Err(Errno::EINVAL);
     }
     let (value, interval) = (clock::timespec_ns(value)?, clock::timespec_ns(interval)?);
-    let id = timer(cx, int(fd))?;
+    let id = timer(cx, fd)?;
     let clock_id = cx.kernel.objects.timers.get(id)?.clock.0;
     let now = clock::monotonic_ns(cx.host);
     let from_now = if flags & TFD_TIMER_ABSTIME == 0 {
@@ -83,8 +82,8 @@ pub fn sys_timerfd_settime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     let expiry = (value > 0).then(|| now.saturating_add(from_now));
     let timers = &mut cx.kernel.objects.timers;
     let before = timers.set(id, now, (expiry, interval), flags)?;
-    if old != 0 {
-        cx.write_struct(Gva(old), &itimerspec(before))?;
+    if old.0 != 0 {
+        cx.write_struct(old, &itimerspec(before))?;
     }
     Ok(0)
 }
@@ -93,11 +92,11 @@ pub fn sys_timerfd_settime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EBADF`, `EINVAL` for another kind of descriptor, `EFAULT`.
-pub fn sys_timerfd_gettime(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, current, ..] = *args;
-    let id = timer(cx, int(fd))?;
+pub fn sys_timerfd_gettime(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(current)) = args.decode();
+    let id = timer(cx, fd)?;
     let now = clock::monotonic_ns(cx.host);
     let setting = cx.kernel.objects.timers.setting(id, now)?;
-    cx.write_struct(Gva(current), &itimerspec(setting))?;
+    cx.write_struct(current, &itimerspec(setting))?;
     Ok(0)
 }

@@ -42,8 +42,9 @@ impl Buffers {
     ///
     /// # Errors
     /// `EFAULT` if it reaches beyond user space.
-    pub fn one(gva: u64, len_bytes: u64) -> Result<Self, Errno> {
+    pub fn one(gva: Gva, len_bytes: u64) -> Result<Self, Errno> {
         if gva
+            .0
             .checked_add(len_bytes)
             .is_none_or(|end| end > USER_END.0)
         {
@@ -51,7 +52,7 @@ impl Buffers {
         }
         let left = len_bytes.min(RW_MAX);
         Ok(Self {
-            parts: vec![(gva, left)],
+            parts: vec![(gva.0, left)],
             left,
         })
     }
@@ -60,13 +61,13 @@ impl Buffers {
     ///
     /// # Errors
     /// `EINVAL` for too many buffers or a negative length, `EFAULT`.
-    pub fn array(cx: &mut Cx<'_>, gva: u64, count: u64) -> Result<Self, Errno> {
+    pub fn array(cx: &mut Cx<'_>, gva: Gva, count: u64) -> Result<Self, Errno> {
         let count = usize::try_from(count)
             .ok()
             .filter(|count| *count <= IOV_MAX)
             .ok_or(Errno::EINVAL)?;
         let mut bytes = vec![0u8; count.saturating_mul(size_of::<Iovec>())];
-        cx.read(Gva(gva), &mut bytes)?;
+        cx.read(gva, &mut bytes)?;
         let mut parts = Vec::with_capacity(count);
         let mut left = 0u64;
         for raw in bytes.chunks_exact(16) {

@@ -5,18 +5,18 @@ mod options;
 mod tests;
 pub(super) mod transfer;
 
-use kvmlet_abi::{Errno, Gva};
+use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::S_IFSOCK;
 pub use options::{sys_getpeername, sys_getsockname, sys_getsockopt, sys_setsockopt};
 pub use transfer::{
     sys_recvfrom, sys_recvmmsg, sys_recvmsg, sys_sendmmsg, sys_sendmsg, sys_sendto,
 };
 
-use super::io::{int, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OnExec, OpenFile, OpenFlags};
 use crate::outcome::SysResult;
 use crate::report::Remedy;
+use crate::syscalls::args::{Args, Fd, Flags, Int, Ptr, Uint};
 use crate::vfs::anon::ObjectId;
 use crate::vfs::open::description;
 use crate::vfs::unix::{self, Shut, SocketKind};
@@ -57,18 +57,18 @@ fn deny(cx: &mut Cx<'_>, call: &str, domain: i32, kind: u32) -> SysResult {
 ///
 /// # Errors
 /// `EACCES`, recorded as a denial; `EAFNOSUPPORT`, `EINVAL` for what Linux has not.
-pub fn sys_socket(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    deny(cx, "socket", int(args[0]), uint(args[1]))
+pub fn sys_socket(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(domain), Uint(kind), Int(_)) = args.decode();
+    deny(cx, "socket", domain, kind)
 }
 
 /// socketpair(2)
 ///
 /// # Errors
 /// As its man page for AF_UNIX; other families as [`sys_socket`].
-pub fn sys_socketpair(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
+pub fn sys_socketpair(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const AF_UNIX: i32 = 1;
-    let [domain, kind, protocol, fds, ..] = *args;
-    let (domain, kind) = (int(domain), uint(kind));
+    let (Int(domain), Uint(kind), Int(protocol), Ptr(fds)) = args.decode();
     let flags = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK;
     if domain != AF_UNIX || kind & !(SOCK_TYPE_MASK | flags.bits()) != 0 {
         return deny(cx, "socketpair", domain, kind);
@@ -81,7 +81,7 @@ pub fn sys_socketpair(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         kind if kind > 10 => return Err(Errno::EINVAL),
         _ => None,
     };
-    if !matches!(int(protocol), 0 | AF_UNIX) {
+    if !matches!(protocol, 0 | AF_UNIX) {
         return Err(Errno::EPROTONOSUPPORT);
     }
     let of_kind = of_kind.ok_or(Errno::ESOCKTNOSUPPORT)?;
@@ -97,7 +97,7 @@ pub fn sys_socketpair(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
         fd::install_new(cx, file, OnExec::of(flags))
     });
     let written = match pair {
-        [Ok(a), Ok(b)] => cx.write_struct(Gva(fds), &[a, b]),
+        [Ok(a), Ok(b)] => cx.write_struct(fds, &[a, b]),
         _ => Err(Errno::EMFILE),
     };
     if written.is_err() {
@@ -112,9 +112,9 @@ pub fn sys_socketpair(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 fn socket_of(
     cx: &mut Cx<'_>,
     call: &'static str,
-    number: u64,
+    number: i32,
 ) -> Result<(ObjectId, OpenFile), Errno> {
-    let (id, file) = fd::get_io(cx, int(number))?;
+    let (id, file) = fd::get_io(cx, number)?;
     if let FileKind::Socket(socket) = file.kind {
         return Ok((socket, file));
     }
@@ -131,9 +131,10 @@ fn socket_of(
 ///
 /// # Errors
 /// `EINVAL` for an unknown direction, `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
-pub fn sys_shutdown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let (id, _) = socket_of(cx, "shutdown", args[0])?;
-    let how = match int(args[1]) {
+pub fn sys_shutdown(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Int(how)) = args.decode();
+    let (id, _) = socket_of(cx, "shutdown", fd)?;
+    let how = match how {
         0 => Shut::RECEIVE,
         1 => Shut::SEND,
         2 => Shut::all(),
@@ -143,7 +144,7 @@ pub fn sys_shutdown(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     Ok(0)
 }
 
-fn kind_of(cx: &mut Cx<'_>, call: &'static str, number: u64) -> Result<SocketKind, Errno> {
+fn kind_of(cx: &mut Cx<'_>, call: &'static str, number: i32) -> Result<SocketKind, Errno> {
     let (id, _) = socket_of(cx, call, number)?;
     Ok(cx.kernel.objects.sockets.get(id)?.kind)
 }
@@ -152,8 +153,9 @@ fn kind_of(cx: &mut Cx<'_>, call: &'static str, number: u64) -> Result<SocketKin
 ///
 /// # Errors
 /// `ECONNREFUSED`, `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
-pub fn sys_connect(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    kind_of(cx, "connect", args[0])?;
+pub fn sys_connect(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(_), Int(_)) = args.decode();
+    kind_of(cx, "connect", fd)?;
     cx.host.report.unsupported("connect", String::new());
     Err(Errno::ECONNREFUSED)
 }
@@ -162,8 +164,9 @@ pub fn sys_connect(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// `EACCES`, recorded as a denial; `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
-pub fn sys_bind(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    kind_of(cx, "bind", args[0])?;
+pub fn sys_bind(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(_), Int(_)) = args.decode();
+    kind_of(cx, "bind", fd)?;
     cx.host
         .report
         .deny("bind AF_UNIX".to_owned(), Errno::EACCES, Remedy::NoNetwork);
@@ -171,7 +174,7 @@ pub fn sys_bind(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 }
 
 /// The answer of listen(2) and accept(2) for a socket that has no name.
-fn not_listening(cx: &mut Cx<'_>, call: &'static str, number: u64) -> SysResult {
+fn not_listening(cx: &mut Cx<'_>, call: &'static str, number: i32) -> SysResult {
     let kind = kind_of(cx, call, number)?;
     cx.host.report.unsupported(call, String::new());
     match kind {
@@ -184,22 +187,25 @@ fn not_listening(cx: &mut Cx<'_>, call: &'static str, number: u64) -> SysResult 
 ///
 /// # Errors
 /// `EINVAL` or `EOPNOTSUPP`, `ENOTSOCK`, `EBADF`.
-pub fn sys_listen(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    not_listening(cx, "listen", args[0])
+pub fn sys_listen(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Int(_)) = args.decode();
+    not_listening(cx, "listen", fd)
 }
 
 /// accept(2)
 ///
 /// # Errors
 /// As [`sys_listen`].
-pub fn sys_accept(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    not_listening(cx, "accept", args[0])
+pub fn sys_accept(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(_), Ptr(_)) = args.decode();
+    not_listening(cx, "accept", fd)
 }
 
 /// accept4(2)
 ///
 /// # Errors
 /// As [`sys_listen`].
-pub fn sys_accept4(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    not_listening(cx, "accept4", args[0])
+pub fn sys_accept4(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(_), Ptr(_), Flags(_)) = args.decode();
+    not_listening(cx, "accept4", fd)
 }

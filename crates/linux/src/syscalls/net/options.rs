@@ -8,7 +8,7 @@ use super::socket_of;
 use crate::clock::NSEC_PER_SEC;
 use crate::cx::Cx;
 use crate::outcome::SysResult;
-use crate::syscalls::io::{int, uint};
+use crate::syscalls::args::{Args, Fd, Int, Ptr};
 use crate::vfs::unix::Socket;
 
 const AF_UNIX: u16 = 1;
@@ -36,16 +36,16 @@ const SO_PRIORITY: i32 = 12;
 const SO_DEBUG: i32 = 1;
 
 /// Gives a name or an option to the guest, cut to the length at `len_gva`, and its length there.
-fn put(cx: &mut Cx<'_>, to_gva: u64, len_gva: u64, bytes: &[u8], shown: Shown) -> SysResult {
-    let room: i32 = cx.read_struct(Gva(len_gva))?;
+fn put(cx: &mut Cx<'_>, to_gva: Gva, len_gva: Gva, bytes: &[u8], shown: Shown) -> SysResult {
+    let room: i32 = cx.read_struct(len_gva)?;
     let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
     let kept = bytes.get(..room).unwrap_or(bytes);
-    cx.write(Gva(to_gva), kept)?;
+    cx.write(to_gva, kept)?;
     let len = match shown {
         Shown::Whole => bytes.len(),
         Shown::Kept => kept.len(),
     };
-    cx.write_struct(Gva(len_gva), &u32::try_from(len).unwrap_or(u32::MAX))?;
+    cx.write_struct(len_gva, &u32::try_from(len).unwrap_or(u32::MAX))?;
     Ok(0)
 }
 
@@ -62,8 +62,8 @@ enum Shown {
 ///
 /// # Errors
 /// `EBADF`, `ENOTSOCK`, `EFAULT`, `EINVAL`; `EOPNOTSUPP` for an inherited socket.
-pub fn sys_getsockname(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, name, len, ..] = *args;
+pub fn sys_getsockname(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(name), Ptr(len)) = args.decode();
     socket_of(cx, "getsockname", fd)?;
     put(cx, name, len, AF_UNIX.as_bytes(), Shown::Whole)
 }
@@ -72,8 +72,8 @@ pub fn sys_getsockname(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
 ///
 /// # Errors
 /// As [`sys_getsockname`]; `ENOTCONN` for a datagram socket that has lost its peer.
-pub fn sys_getpeername(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, name, len, ..] = *args;
+pub fn sys_getpeername(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Ptr(name), Ptr(len)) = args.decode();
     let (id, _) = socket_of(cx, "getpeername", fd)?;
     if !cx.kernel.objects.sockets.get(id)?.is_connected() {
         return Err(Errno::ENOTCONN);
@@ -91,17 +91,16 @@ fn timeval(ns: Option<u64>) -> [u64; 2] {
 /// # Errors
 /// `EBADF`, `ENOTSOCK`, `EFAULT`, `EINVAL`; `ENOPROTOOPT` for an unknown option; `EOPNOTSUPP` for
 /// another level than SOL_SOCKET and for an inherited socket.
-pub fn sys_getsockopt(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, level, option, value, len, _] = *args;
+pub fn sys_getsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Int(level), Int(option), Ptr(value), Ptr(len)) = args.decode();
     let (id, _) = socket_of(cx, "getsockopt", fd)?;
-    let room: i32 = cx.read_struct(Gva(len))?;
+    let room: i32 = cx.read_struct(len)?;
     if room < 0 {
         return Err(Errno::EINVAL);
     }
-    if int(level) != SOL_SOCKET {
+    if level != SOL_SOCKET {
         return Err(Errno::EOPNOTSUPP);
     }
-    let option = int(option);
     let socket = cx.kernel.objects.sockets.get_mut(id)?;
     let number = |number: u32| number.as_bytes().to_vec();
     let flag = |socket: &Socket| {
@@ -152,24 +151,23 @@ fn timeout_ns(value: Timeval) -> Result<Option<u64>, Errno> {
 ///
 /// # Errors
 /// As [`sys_getsockopt`]; `EDOM` for an invalid time.
-pub fn sys_setsockopt(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
-    let [fd, level, option, value, len, _] = *args;
+pub fn sys_setsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Int(level), Int(option), Ptr(value), Int(len)) = args.decode();
     let (id, _) = socket_of(cx, "setsockopt", fd)?;
-    let len = usize::try_from(int(len)).map_err(|_| Errno::EINVAL)?;
-    if int(level) != SOL_SOCKET {
+    let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
+    if level != SOL_SOCKET {
         return Err(Errno::EOPNOTSUPP);
     }
     if len < size_of::<i32>() {
         return Err(Errno::EINVAL);
     }
-    let option = int(option);
-    let number: i32 = cx.read_struct(Gva(value))?;
+    let number: i32 = cx.read_struct(value)?;
     match option {
         SO_RCVTIMEO | SO_SNDTIMEO => {
             if len < size_of::<Timeval>() {
                 return Err(Errno::EINVAL);
             }
-            let timeout = timeout_ns(cx.read_struct(Gva(value))?)?;
+            let timeout = timeout_ns(cx.read_struct(value)?)?;
             let options = &mut cx.kernel.objects.sockets.get_mut(id)?.options;
             if option == SO_RCVTIMEO {
                 options.receive_timeout_ns = timeout;
@@ -182,7 +180,7 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
             if len < size_of::<[i32; 2]>() {
                 return Err(Errno::EINVAL);
             }
-            let [on, seconds]: [i32; 2] = cx.read_struct(Gva(value))?;
+            let [on, seconds]: [i32; 2] = cx.read_struct(value)?;
             let linger = [i32::from(on != 0), seconds];
             cx.kernel.objects.sockets.get_mut(id)?.options.linger = linger;
             return Ok(0);
@@ -198,8 +196,8 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, args: &[u64; 6]) -> SysResult {
     }
     let socket = cx.kernel.objects.sockets.get_mut(id)?;
     match option {
-        SO_SNDBUF => socket.set_sndbuf(uint(u64::from(number.cast_unsigned()))),
-        SO_RCVBUF => socket.set_rcvbuf(uint(u64::from(number.cast_unsigned()))),
+        SO_SNDBUF => socket.set_sndbuf(number.cast_unsigned()),
+        SO_RCVBUF => socket.set_rcvbuf(number.cast_unsigned()),
         SO_DEBUG => {}
         SO_PRIORITY if (0..=6).contains(&number) => {
             socket.options.flags.insert(option, number);

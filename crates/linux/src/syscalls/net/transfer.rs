@@ -9,6 +9,7 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::fd::FileKind;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::syscalls::args::{Args, Fd, Flags, Len, Ptr, Uint};
 use crate::syscalls::io::transfer::{Buffers, Waiting, pause};
 use crate::syscalls::io::uint;
 use crate::vfs::anon::ObjectId;
@@ -29,10 +30,10 @@ const MESSAGES_MAX: u32 = 1024;
 /// The part of struct msghdr that is read: name, its length, buffers, their number, control data, its
 /// length.
 struct Header {
-    gva: u64,
-    name: u64,
+    gva: Gva,
+    name: Gva,
     name_len: u32,
-    iov: u64,
+    iov: Gva,
     iov_count: u64,
     control_len: u64,
 }
@@ -46,14 +47,13 @@ const HEADER_BYTES: u64 = 56;
 const MMSG_BYTES: u64 = 64;
 
 impl Header {
-    fn read(cx: &mut Cx<'_>, gva: u64) -> Result<Self, Errno> {
-        let [name, name_len, iov, iov_count, _, control_len, _]: [u64; 7] =
-            cx.read_struct(Gva(gva))?;
+    fn read(cx: &mut Cx<'_>, gva: Gva) -> Result<Self, Errno> {
+        let [name, name_len, iov, iov_count, _, control_len, _]: [u64; 7] = cx.read_struct(gva)?;
         Ok(Self {
             gva,
-            name,
+            name: Gva(name),
             name_len: uint(name_len),
-            iov,
+            iov: Gva(iov),
             iov_count,
             control_len,
         })
@@ -322,9 +322,9 @@ pub fn write(
 }
 
 /// Refuses a destination: a connection has one, and nothing has a name here.
-fn check_name(cx: &Cx<'_>, id: ObjectId, name: u64, len: u32) -> Result<(), Errno> {
+fn check_name(cx: &Cx<'_>, id: ObjectId, name: Gva, len: u32) -> Result<(), Errno> {
     const NAME_MAX: u32 = 128;
-    if name == 0 || len == 0 {
+    if name.0 == 0 || len == 0 {
         return Ok(());
     }
     if len > NAME_MAX {
@@ -339,30 +339,28 @@ fn check_name(cx: &Cx<'_>, id: ObjectId, name: u64, len: u32) -> Result<(), Errn
 }
 
 /// sendto(2)
-pub fn sys_sendto(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, buf, len, flags, name, name_len] = *args;
-    let flags = uint(flags);
+pub fn sys_sendto(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(buf), Len(len), Flags(flags), Ptr(name), Uint(name_len)) = args.decode();
     let mut sent = || -> Result<Done, Errno> {
         let buffers = Buffers::one(buf, len)?;
         let (id, file) = socket_of(cx, "sendto", fd)?;
-        check_name(cx, id, name, uint(name_len))?;
+        check_name(cx, id, name, name_len)?;
         send(cx, id, buffers, (flags, waiting_of(&file, flags)), state)
     };
     outcome(sent())
 }
 
 /// recvfrom(2). Nobody's name is known: its length is 0.
-pub fn sys_recvfrom(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, buf, len, flags, name, name_len] = *args;
-    let flags = uint(flags);
+pub fn sys_recvfrom(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(buf), Len(len), Flags(flags), Ptr(name), Ptr(name_len)) = args.decode();
     let mut received = || -> Result<Done, Errno> {
         let buffers = Buffers::one(buf, len)?;
         let (id, file) = socket_of(cx, "recvfrom", fd)?;
         let done = receive(cx, id, buffers, (flags, waiting_of(&file, flags)), state)?;
         if let Done::Moved(..) = done
-            && name != 0
+            && name.0 != 0
         {
-            cx.write_struct(Gva(name_len), &0u32)?;
+            cx.write_struct(name_len, &0u32)?;
         }
         Ok(done)
     };
@@ -372,7 +370,7 @@ pub fn sys_recvfrom(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outc
 fn send_message(
     cx: &mut Cx<'_>,
     call: &'static str,
-    (fd, gva): (u64, u64),
+    (fd, gva): (i32, Gva),
     flags: u32,
     state: &CallState,
 ) -> Result<Done, Errno> {
@@ -393,7 +391,7 @@ fn send_message(
 fn receive_message(
     cx: &mut Cx<'_>,
     call: &'static str,
-    (fd, gva): (u64, u64),
+    (fd, gva): (i32, Gva),
     flags: u32,
     state: &CallState,
 ) -> Result<Done, Errno> {
@@ -407,10 +405,10 @@ fn receive_message(
         } else {
             0
         };
-        let at = |offset: u64| Gva(header.gva.saturating_add(offset));
+        let at = |offset: u64| Gva(header.gva.0.saturating_add(offset));
         cx.write_struct(at(FLAGS_AT), &shown)?;
         cx.write_struct(at(CONTROL_LEN_AT), &0u64)?;
-        if header.name != 0 {
+        if header.name.0 != 0 {
             cx.write_struct(at(NAME_LEN_AT), &0u32)?;
         }
     }
@@ -418,54 +416,41 @@ fn receive_message(
 }
 
 /// sendmsg(2)
-pub fn sys_sendmsg(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, header, flags, ..] = *args;
-    outcome(send_message(
-        cx,
-        "sendmsg",
-        (fd, header),
-        uint(flags),
-        state,
-    ))
+pub fn sys_sendmsg(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(header), Flags(flags)) = args.decode();
+    outcome(send_message(cx, "sendmsg", (fd, header), flags, state))
 }
 
 /// recvmsg(2)
-pub fn sys_recvmsg(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    let [fd, header, flags, ..] = *args;
-    outcome(receive_message(
-        cx,
-        "recvmsg",
-        (fd, header),
-        uint(flags),
-        state,
-    ))
+pub fn sys_recvmsg(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(header), Flags(flags)) = args.decode();
+    outcome(receive_message(cx, "recvmsg", (fd, header), flags, state))
 }
 
-type Message = fn(&mut Cx<'_>, &'static str, (u64, u64), u32, &CallState) -> Result<Done, Errno>;
+type Message = fn(&mut Cx<'_>, &'static str, (i32, Gva), u32, &CallState) -> Result<Done, Errno>;
 
 /// Several messages: waits for the first only, then moves what can be moved at once.
 fn several(
     cx: &mut Cx<'_>,
     call: &'static str,
-    args: &[u64; 6],
+    (fd, headers, count, flags): (i32, Gva, u32, u32),
     state: &CallState,
     one: Message,
 ) -> Outcome {
-    let [fd, headers, count, flags, ..] = *args;
     if let Err(error) = socket_of(cx, call, fd) {
         return Outcome::Done(Err(error));
     }
     let (first, default) = (state.messages, CallState::default());
     let mut moved = first;
-    let count = u64::from(uint(count).min(MESSAGES_MAX));
+    let count = u64::from(count.min(MESSAGES_MAX));
     for index in first..count {
-        let header = headers.saturating_add(index.saturating_mul(MMSG_BYTES));
-        let flags = uint(flags) | if index == 0 { 0 } else { MSG_DONTWAIT };
+        let header = Gva(headers.0.saturating_add(index.saturating_mul(MMSG_BYTES)));
+        let flags = flags | if index == 0 { 0 } else { MSG_DONTWAIT };
         let state = if index == first { state } else { &default };
         match one(cx, call, (fd, header), flags, state) {
             Ok(Done::Moved(len, _)) => {
                 let len = u32::try_from(len).unwrap_or(u32::MAX);
-                let at = Gva(header.saturating_add(HEADER_BYTES));
+                let at = Gva(header.0.saturating_add(HEADER_BYTES));
                 match cx.write_struct(at, &len) {
                     Err(error) if moved == 0 => return Outcome::Done(Err(error)),
                     Err(_) => break,
@@ -493,17 +478,21 @@ fn several(
 }
 
 /// sendmmsg(2)
-pub fn sys_sendmmsg(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    several(cx, "sendmmsg", args, state, send_message)
+pub fn sys_sendmmsg(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(headers), Uint(count), Flags(flags)) = args.decode();
+    let messages = (fd, headers, count, flags);
+    several(cx, "sendmmsg", messages, state, send_message)
 }
 
 /// recvmmsg(2)
-pub fn sys_recvmmsg(cx: &mut Cx<'_>, args: &[u64; 6], state: &CallState) -> Outcome {
-    if args[4] != 0 {
+pub fn sys_recvmmsg(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
+    let (Fd(fd), Ptr(headers), Uint(count), Flags(flags), Ptr(timeout)) = args.decode();
+    if timeout.0 != 0 {
         // Only the time between messages is limited by it, and none is waited for but the first.
-        if let Err(error) = clock::read_timespec(cx, args[4]) {
+        if let Err(error) = clock::read_timespec(cx, timeout) {
             return Outcome::Done(Err(error));
         }
     }
-    several(cx, "recvmmsg", args, state, receive_message)
+    let messages = (fd, headers, count, flags);
+    several(cx, "recvmmsg", messages, state, receive_message)
 }
