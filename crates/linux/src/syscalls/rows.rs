@@ -21,7 +21,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(5, "fstat", "dx", fs::sys_fstat),
     Row::value(6, "lstat", "sx", fs::sys_lstat),
     Row::wait(7, "poll", "xui", io::sys_poll),
-    Row::value(8, "lseek", "dui", io::sys_lseek),
+    Row::value(8, "lseek", "duu", io::sys_lseek),
     Row::value(9, "mmap", "xuxxdu", mem::sys_mmap),
     Row::wait(10, "mprotect", "xux", mem::sys_mprotect),
     Row::wait(11, "munmap", "xu", mem::sys_munmap),
@@ -32,8 +32,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(16, "ioctl", "dxx", io::sys_ioctl).restarts(Restart::Handler),
     Row::wait(17, "pread64", "dxuu", io::sys_pread64).restarts(Restart::Handler),
     Row::wait(18, "pwrite64", "dxuu", io::sys_pwrite64).restarts(Restart::Handler),
-    Row::wait(19, "readv", "dxi", io::sys_readv).restarts(Restart::Handler),
-    Row::wait(20, "writev", "dxi", io::sys_writev).restarts(Restart::Handler),
+    Row::wait(19, "readv", "dxu", io::sys_readv).restarts(Restart::Handler),
+    Row::wait(20, "writev", "dxu", io::sys_writev).restarts(Restart::Handler),
     Row::value(21, "access", "so", fs::sys_access),
     Row::value(22, "pipe", "x", io::sys_pipe),
     Row::wait(23, "select", "ixxxx", io::sys_select),
@@ -54,9 +54,9 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(38, "setitimer", "ixx", timer::sys_setitimer),
     Row::value(39, "getpid", "", identity::sys_getpid),
     Row::wait(40, "sendfile", "ddxu", io::sys_sendfile).restarts(Restart::Handler),
-    Row::value(41, "socket", "iii", net::sys_socket)
+    Row::value(41, "socket", "iui", net::sys_socket)
         .refuses("EACCES: no network, and no socket has a name"),
-    Row::value(42, "connect", "dxu", net::sys_connect)
+    Row::value(42, "connect", "dxi", net::sys_connect)
         .refuses("ECONNREFUSED: no socket has a name"),
     Row::value(43, "accept", "dxx", net::sys_accept)
         .refuses("EINVAL or EOPNOTSUPP: no socket has a name"),
@@ -73,13 +73,13 @@ pub(super) static ROWS: &[Row] = &[
         .restarts(Restart::WithoutDeadline)
         .partial("on a socket pair, without ancillary data"),
     Row::value(48, "shutdown", "di", net::sys_shutdown),
-    Row::value(49, "bind", "dxu", net::sys_bind).refuses("EACCES: no socket has a name"),
+    Row::value(49, "bind", "dxi", net::sys_bind).refuses("EACCES: no socket has a name"),
     Row::value(50, "listen", "di", net::sys_listen)
         .refuses("EINVAL or EOPNOTSUPP: no socket has a name"),
     Row::value(51, "getsockname", "dxx", net::sys_getsockname),
     Row::value(52, "getpeername", "dxx", net::sys_getpeername),
-    Row::value(53, "socketpair", "iiix", net::sys_socketpair).partial("AF_UNIX"),
-    Row::value(54, "setsockopt", "diixu", net::sys_setsockopt),
+    Row::value(53, "socketpair", "iuix", net::sys_socketpair).partial("AF_UNIX"),
+    Row::value(54, "setsockopt", "diixi", net::sys_setsockopt),
     Row::value(55, "getsockopt", "diixx", net::sys_getsockopt),
     Row::value(56, "clone", "xxxxx", thread::sys_clone)
         .all_registers()
@@ -88,7 +88,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::refused(58, "vfork", "", Errno::ENOSYS, ONE_PROCESS),
     Row::wait(59, "execve", "sxx", process::sys_execve).registers(),
     Row::wait(60, "exit", "i", thread::sys_exit),
-    Row::value(61, "wait4", "ixix", process::sys_wait4).refuses(NO_CHILDREN),
+    Row::value(61, "wait4", "ixxx", process::sys_wait4).refuses(NO_CHILDREN),
     Row::value(62, "kill", "ii", signal::sys_kill),
     Row::value(63, "uname", "x", identity::sys_uname),
     Row::missing(64, "semget", "xxx"),
@@ -99,8 +99,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(69, "msgsnd", "xxx"),
     Row::missing(70, "msgrcv", "xxx"),
     Row::missing(71, "msgctl", "xxx"),
-    Row::wait(72, "fcntl", "dix", io::sys_fcntl).restarts(Restart::Handler),
-    Row::wait(73, "flock", "di", io::sys_flock).restarts(Restart::Handler),
+    Row::wait(72, "fcntl", "dux", io::sys_fcntl).restarts(Restart::Handler),
+    Row::wait(73, "flock", "du", io::sys_flock).restarts(Restart::Handler),
     Row::value(74, "fsync", "d", io::sys_fsync),
     Row::value(75, "fdatasync", "d", io::sys_fdatasync),
     Row::value(76, "truncate", "su", fs::sys_truncate),
@@ -116,7 +116,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(86, "link", "ss", fs::sys_link),
     Row::value(87, "unlink", "s", fs::sys_unlink),
     Row::value(88, "symlink", "ss", fs::sys_symlink),
-    Row::value(89, "readlink", "sxu", fs::sys_readlink),
+    Row::value(89, "readlink", "sxi", fs::sys_readlink),
     Row::value(90, "chmod", "so", fs::sys_chmod),
     Row::value(91, "fchmod", "do", fs::sys_fchmod),
     Row::value(92, "chown", "sii", fs::sys_chown),
@@ -124,7 +124,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(94, "lchown", "sii", fs::sys_lchown),
     Row::value(95, "umask", "o", fs::sys_umask),
     Row::value(96, "gettimeofday", "xx", time::sys_gettimeofday),
-    Row::value(97, "getrlimit", "ix", identity::sys_getrlimit),
+    Row::value(97, "getrlimit", "ux", identity::sys_getrlimit),
     Row::value(98, "getrusage", "ix", time::sys_getrusage),
     Row::value(99, "sysinfo", "x", identity::sys_sysinfo),
     Row::value(100, "times", "x", time::sys_times),
@@ -221,7 +221,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(154, "modify_ldt", "xxx"),
     Row::privileged(155, "pivot_root", "xxx"),
     Row::missing(156, "_sysctl", "xxx"),
-    Row::value(157, "prctl", "ixxxx", identity::sys_prctl)
+    Row::value(157, "prctl", "uxxxx", identity::sys_prctl)
         .partial("names, dumpability, no-new-privileges; other options give EINVAL"),
     Row::value(158, "arch_prctl", "xx", identity::sys_arch_prctl).registers(),
     Row::refused(
@@ -231,7 +231,7 @@ pub(super) static ROWS: &[Row] = &[
         Errno::EPERM,
         "Linux needs no privilege to read (modes 0)",
     ),
-    Row::value(160, "setrlimit", "ix", identity::sys_setrlimit),
+    Row::value(160, "setrlimit", "ux", identity::sys_setrlimit),
     Row::privileged(161, "chroot", "xxx"),
     Row::value(162, "sync", "", io::sys_sync),
     Row::privileged(163, "acct", "xxx"),
@@ -279,7 +279,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(199, "fremovexattr", "ds", fs::sys_fremovexattr).refuses(NO_ATTRIBUTES),
     Row::value(200, "tkill", "ii", signal::sys_tkill),
     Row::value(201, "time", "x", time::sys_time),
-    Row::wait(202, "futex", "xiuxxu", futex::sys_futex)
+    Row::wait(202, "futex", "xuuxxu", futex::sys_futex)
         .restarts(Restart::WithoutDeadline)
         .partial("priority-inheritance operations give ENOSYS"),
     Row::value(
@@ -319,10 +319,10 @@ pub(super) static ROWS: &[Row] = &[
     Row::privileged(227, "clock_settime", "ix"),
     Row::value(228, "clock_gettime", "ix", time::sys_clock_gettime),
     Row::value(229, "clock_getres", "ix", time::sys_clock_getres),
-    Row::wait(230, "clock_nanosleep", "iixx", time::sys_clock_nanosleep),
+    Row::wait(230, "clock_nanosleep", "ixxx", time::sys_clock_nanosleep),
     Row::wait(231, "exit_group", "i", thread::sys_exit_group),
     Row::wait(232, "epoll_wait", "dxii", io::sys_epoll_wait),
-    Row::value(233, "epoll_ctl", "diix", io::sys_epoll_ctl),
+    Row::value(233, "epoll_ctl", "didx", io::sys_epoll_ctl),
     Row::value(234, "tgkill", "iii", signal::sys_tgkill),
     Row::value(235, "utimes", "sx", fs::sys_utimes),
     Row::missing(236, "vserver", "xxx"),
@@ -336,7 +336,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(244, "mq_notify", "xxx"),
     Row::missing(245, "mq_getsetattr", "xxx"),
     Row::privileged(246, "kexec_load", "xxx"),
-    Row::value(247, "waitid", "iixix", process::sys_waitid).refuses(NO_CHILDREN),
+    Row::value(247, "waitid", "iixxx", process::sys_waitid).refuses(NO_CHILDREN),
     Row::missing(248, "add_key", "xxx"),
     Row::missing(249, "request_key", "xxx"),
     Row::missing(250, "keyctl", "xxx"),
@@ -356,7 +356,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(264, "renameat", "dsds", fs::sys_renameat),
     Row::value(265, "linkat", "dsdsx", fs::sys_linkat),
     Row::value(266, "symlinkat", "sds", fs::sys_symlinkat),
-    Row::value(267, "readlinkat", "dsxu", fs::sys_readlinkat),
+    Row::value(267, "readlinkat", "dsxi", fs::sys_readlinkat),
     Row::value(268, "fchmodat", "dso", fs::sys_fchmodat),
     Row::value(269, "faccessat", "dso", fs::sys_faccessat),
     Row::wait(270, "pselect6", "ixxxxx", io::sys_pselect6),
@@ -383,7 +383,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(282, "signalfd", "dxu", io::sys_signalfd),
     Row::value(283, "timerfd_create", "ix", io::sys_timerfd_create),
     Row::value(284, "eventfd", "u", io::sys_eventfd),
-    Row::wait(285, "fallocate", "diuu", io::sys_fallocate),
+    Row::wait(285, "fallocate", "dxuu", io::sys_fallocate),
     Row::value(286, "timerfd_settime", "dxxx", io::sys_timerfd_settime),
     Row::value(287, "timerfd_gettime", "dx", io::sys_timerfd_gettime),
     Row::value(288, "accept4", "dxxx", net::sys_accept4)
@@ -394,8 +394,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(292, "dup3", "ddo", io::sys_dup3),
     Row::value(293, "pipe2", "xo", io::sys_pipe2),
     Row::missing(294, "inotify_init1", "xxx"),
-    Row::wait(295, "preadv", "dxiuu", io::sys_preadv).restarts(Restart::Handler),
-    Row::wait(296, "pwritev", "dxiuu", io::sys_pwritev).restarts(Restart::Handler),
+    Row::wait(295, "preadv", "dxuuu", io::sys_preadv).restarts(Restart::Handler),
+    Row::wait(296, "pwritev", "dxuuu", io::sys_pwritev).restarts(Restart::Handler),
     Row::value(
         297,
         "rt_tgsigqueueinfo",
@@ -426,7 +426,7 @@ pub(super) static ROWS: &[Row] = &[
         Errno::EPERM,
         "Linux needs no privilege for notification alone",
     ),
-    Row::value(302, "prlimit64", "iixx", identity::sys_prlimit64),
+    Row::value(302, "prlimit64", "iuxx", identity::sys_prlimit64),
     Row::refused(
         303,
         "name_to_handle_at",
@@ -492,11 +492,11 @@ pub(super) static ROWS: &[Row] = &[
         Errno::EPERM,
         "Linux needs no privilege for UFFD_USER_MODE_ONLY",
     ),
-    Row::value(324, "membarrier", "iii", thread::sys_membarrier),
+    Row::value(324, "membarrier", "ixi", thread::sys_membarrier),
     Row::value(325, "mlock2", "xux", mem::sys_mlock2),
-    Row::wait(326, "copy_file_range", "dxdxuu", io::sys_copy_file_range),
-    Row::wait(327, "preadv2", "dxiuui", io::sys_preadv2).restarts(Restart::Handler),
-    Row::wait(328, "pwritev2", "dxiuui", io::sys_pwritev2).restarts(Restart::Handler),
+    Row::wait(326, "copy_file_range", "dxdxux", io::sys_copy_file_range),
+    Row::wait(327, "preadv2", "dxuuux", io::sys_preadv2).restarts(Restart::Handler),
+    Row::wait(328, "pwritev2", "dxuuux", io::sys_pwritev2).restarts(Restart::Handler),
     Row::wait(329, "pkey_mprotect", "xuxi", mem::sys_pkey_mprotect)
         .note("as on a CPU without protection keys"),
     Row::value(330, "pkey_alloc", "xx", mem::sys_pkey_alloc)

@@ -1,14 +1,17 @@
 //! The table's levels of support are true: what is called supported does more than refuse, and what
 //! refuses says so.
 
+use super::args::log;
 use super::rows::ROWS;
-use super::table::{self, Row, Support};
+use super::table::{self, Handler, Row, Support};
 use crate::outcome::{CallState, Outcome};
 use crate::sched::Call;
 use crate::testing::{Sandbox, call};
 
 /// Their only answer is the right one for files without attributes: no event.
 const ANSWER_THAT_THERE_IS_NONE: [&str; 3] = ["getxattr", "lgetxattr", "fgetxattr"];
+/// Their answer is the same whatever the arguments.
+const LOOK_AT_NO_ARGUMENT: [&str; 3] = ["setfsuid", "setfsgid", "pkey_free"];
 /// Calls of each row with arguments that fit its signature, drawn at random.
 const TRIES: usize = 10_000;
 
@@ -191,4 +194,32 @@ fn supported_calls_do_not_only_refuse_and_refused_ones_are_reported() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn each_signature_says_how_its_handler_decodes_the_arguments() {
+    let mut wrong = Vec::new();
+    for row in ROWS {
+        if !matches!(row.handler, Handler::Value(_) | Handler::Wait(_)) {
+            continue;
+        }
+        let mut sandbox = Sandbox::new(std::path::Path::new("/usr"));
+        let call = Call {
+            nr: u64::from(row.nr),
+            args: [0; 6],
+        };
+        sandbox.host.begin_call();
+        log::take();
+        table::call(&mut sandbox.cx(), &call, &CallState::default());
+        let decoded = log::take();
+        let expected = if row.signature.is_empty() || LOOK_AT_NO_ARGUMENT.contains(&row.name) {
+            vec![]
+        } else {
+            vec![row.signature.to_owned()]
+        };
+        if decoded != expected {
+            wrong.push((row.name, row.signature, decoded));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
