@@ -1,25 +1,11 @@
 //! File attributes as values, and their form in guest memory.
 
+pub use kvmlet_abi::linux::stat::{
+    S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK,
+};
 use kvmlet_abi::linux::{Stat, Statx, StatxTimestamp};
 
 use crate::Credentials;
-
-/// S_IFMT
-pub const S_IFMT: u32 = 0o170_000;
-/// S_IFSOCK
-pub const S_IFSOCK: u32 = 0o140_000;
-/// S_IFLNK
-pub const S_IFLNK: u32 = 0o120_000;
-/// S_IFREG
-pub const S_IFREG: u32 = 0o100_000;
-/// S_IFBLK
-pub const S_IFBLK: u32 = 0o060_000;
-/// S_IFDIR
-pub const S_IFDIR: u32 = 0o040_000;
-/// S_IFCHR
-pub const S_IFCHR: u32 = 0o020_000;
-/// S_IFIFO
-pub const S_IFIFO: u32 = 0o010_000;
 
 /// Permission to read (access(2) R_OK).
 pub const MAY_READ: u32 = 4;

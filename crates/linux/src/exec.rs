@@ -2,6 +2,11 @@
 
 mod search;
 
+use kvmlet_abi::linux::auxvec::{
+    AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_EXECFN, AT_FLAGS, AT_GID, AT_HWCAP,
+    AT_HWCAP2, AT_MINSIGSTKSZ, AT_PAGESZ, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PLATFORM, AT_RANDOM,
+    AT_SECURE, AT_SYSINFO_EHDR, AT_UID,
+};
 use std::sync::Arc;
 
 use kvmlet_abi::addr::page_align_up;
@@ -32,27 +37,6 @@ const ARGUMENTS_MAX: u64 = 6 << 20;
 const STACK_EXTRA: u64 = 16 << 10;
 /// AT_PLATFORM.
 const PLATFORM: &[u8] = b"x86_64";
-
-const AT_PHDR: u64 = 3;
-const AT_PHENT: u64 = 4;
-const AT_PHNUM: u64 = 5;
-const AT_PAGESZ: u64 = 6;
-const AT_BASE: u64 = 7;
-const AT_FLAGS: u64 = 8;
-const AT_ENTRY: u64 = 9;
-const AT_UID: u64 = 11;
-const AT_EUID: u64 = 12;
-const AT_GID: u64 = 13;
-const AT_EGID: u64 = 14;
-const AT_PLATFORM: u64 = 15;
-const AT_HWCAP: u64 = 16;
-const AT_CLKTCK: u64 = 17;
-const AT_SECURE: u64 = 23;
-const AT_RANDOM: u64 = 25;
-const AT_HWCAP2: u64 = 26;
-const AT_EXECFN: u64 = 31;
-const AT_SYSINFO_EHDR: u64 = 33;
-const AT_MINSIGSTKSZ: u64 = 51;
 
 /// A request of execve(2).
 #[derive(Clone, Debug)]

@@ -3,6 +3,9 @@
 //! Layout: `struct rt_sigframe` of arch/x86/include/asm/sigframe.h, an XSAVE image above it with the
 //! software-reserved bytes of arch/x86/include/uapi/asm/sigcontext.h.
 
+use kvmlet_abi::linux::signal::{
+    SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER, SS_AUTODISARM, SS_DISABLE,
+};
 use std::sync::Arc;
 
 use kvmlet_abi::linux::{Sigaction, StackT};
@@ -14,13 +17,6 @@ use crate::kernel::XState;
 use crate::outcome::Outcome;
 use crate::signal::{AltStack, SI_KERNEL, SIG_DFL, SigDetail, SigInfo, UNBLOCKABLE, bit, signo};
 
-const SA_ONSTACK: u64 = 0x0800_0000;
-const SA_RESTART: u64 = 0x1000_0000;
-const SA_NODEFER: u64 = 0x4000_0000;
-const SA_RESETHAND: u64 = 0x8000_0000;
-const SA_RESTORER: u64 = 0x0400_0000;
-const SS_DISABLE: i32 = 2;
-const SS_AUTODISARM: i32 = i32::MIN;
 const RED_ZONE: u64 = 128;
 /// RFLAGS cleared on handler entry: TF, DF, RF.
 const HANDLER_CLEARS: u64 = 0x1_0500;

@@ -7,8 +7,7 @@ use kvmlet_abi::Errno;
 
 use crate::cx::Cx;
 
-/// No limit (RLIM_INFINITY).
-pub const INFINITY: u64 = u64::MAX;
+pub use kvmlet_abi::linux::resource::RLIM_INFINITY as INFINITY;
 
 /// A resource that is limited; the numbers are Linux's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,10 @@
 //! Signals: dispositions, masks, pending sets, and what delivery does (signal(7)).
 
 use imbl::{OrdMap, Vector};
+pub use kvmlet_abi::linux::signal::{
+    self as signo, _NSIG as NSIG, SI_KERNEL, SI_TIMER, SI_TKILL, SI_USER, SIG_DFL, SIG_IGN,
+    SIGRTMIN,
+};
 use kvmlet_abi::linux::{Sigaction, StackT};
 use kvmlet_abi::{Errno, Gva};
 
@@ -11,52 +15,10 @@ use crate::rlimit::Resource;
 use crate::sched::{AfterHandler, Call};
 use crate::timer::Timeline;
 
-/// Highest signal number.
-pub const NSIG: u8 = 64;
-/// First real-time signal (kernel's SIGRTMIN).
-pub const SIGRTMIN: u8 = 32;
-
-#[allow(missing_docs)]
-pub mod signo {
-    pub const SIGILL: u8 = 4;
-    pub const SIGTRAP: u8 = 5;
-    pub const SIGBUS: u8 = 7;
-    pub const SIGFPE: u8 = 8;
-    pub const SIGKILL: u8 = 9;
-    pub const SIGSEGV: u8 = 11;
-    pub const SIGPIPE: u8 = 13;
-    pub const SIGALRM: u8 = 14;
-    pub const SIGCHLD: u8 = 17;
-    pub const SIGCONT: u8 = 18;
-    pub const SIGSTOP: u8 = 19;
-    pub const SIGTSTP: u8 = 20;
-    pub const SIGTTIN: u8 = 21;
-    pub const SIGTTOU: u8 = 22;
-    pub const SIGURG: u8 = 23;
-    pub const SIGXCPU: u8 = 24;
-    pub const SIGXFSZ: u8 = 25;
-    pub const SIGVTALRM: u8 = 26;
-    pub const SIGPROF: u8 = 27;
-    pub const SIGWINCH: u8 = 28;
-    pub const SIGSYS: u8 = 31;
-}
 use signo::{
     SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP,
     SIGTTIN, SIGTTOU, SIGURG, SIGWINCH,
 };
-
-/// SIG_DFL
-pub const SIG_DFL: u64 = 0;
-/// SIG_IGN
-pub const SIG_IGN: u64 = 1;
-/// si_code SI_USER
-pub const SI_USER: i32 = 0;
-/// si_code SI_KERNEL
-pub const SI_KERNEL: i32 = 0x80;
-/// si_code SI_TIMER
-pub const SI_TIMER: i32 = -2;
-/// si_code SI_TKILL
-pub const SI_TKILL: i32 = -6;
 
 /// Signals that no mask, handler or SIG_IGN touches.
 pub const UNBLOCKABLE: u64 = bit(SIGKILL) | bit(SIGSTOP);

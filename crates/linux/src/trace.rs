@@ -6,6 +6,7 @@ use crate::outcome::Outcome;
 use crate::sched::Call;
 use crate::signal::SigInfo;
 use crate::syscalls::table::Row;
+use kvmlet_abi::linux::fcntl::AT_FDCWD;
 use kvmlet_abi::{Errno, Gva};
 
 /// Bytes of a string argument shown.
@@ -32,7 +33,7 @@ pub fn entry(cx: &mut Cx<'_>, row: Option<&Row>, call: &Call) -> String {
 #[allow(clippy::cast_possible_truncation)]
 fn argument(cx: &mut Cx<'_>, kind: char, value: u64) -> String {
     match kind {
-        'd' if value as i32 == -100 => "AT_FDCWD".to_owned(),
+        'd' if value as i32 == AT_FDCWD => "AT_FDCWD".to_owned(),
         'i' | 'd' => format!("{}", value as i32),
         'u' => format!("{value}"),
         'o' => format!("{value:#o}"),

@@ -1,6 +1,9 @@
 //! Exceptions and page faults: repaired, or a signal.
 
 use kvmlet_abi::Gva;
+use kvmlet_abi::linux::signal::{
+    BUS_ADRALN, BUS_ADRERR, FPE_INTDIV, ILL_ILLOPN, SEGV_MAPERR, SEGV_PKUERR, TRAP_TRACE,
+};
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::trap::{PF_FETCH, PF_PK, PF_USER, PF_WRITE};
 
@@ -13,7 +16,6 @@ use crate::signal::{SI_KERNEL, SigDetail, SigInfo, TrapInfo, signo};
 impl Personality {
     /// The signal for a `rip` behind user space: what the fetch would raise.
     pub(super) fn fetch_beyond(&mut self, tid: Tid, rip: u64) {
-        const SEGV_MAPERR: i32 = 1;
         let (code, detail, trap) = if is_canonical(rip) {
             let trap = TrapInfo {
                 trapno: 14,
@@ -65,10 +67,6 @@ impl Personality {
         fault_gva: Gva,
         cpu: &mut dyn Cpu,
     ) {
-        const FPE_INTDIV: i32 = 1;
-        const ILL_ILLOPN: i32 = 2;
-        const TRAP_TRACE: i32 = 2;
-        const BUS_ADRALN: i32 = 1;
         let rip = self
             .kernel
             .threads
@@ -123,8 +121,6 @@ impl Personality {
     }
 
     fn page_fault(&mut self, tid: Tid, error_code: u32, gva: Gva, trap: TrapInfo) {
-        const BUS_ADRERR: i32 = 2;
-        const SEGV_PKUERR: i32 = 4;
         if error_code & PF_PK != 0 {
             // Linux differs: the handler runs, and the thread goes on, with every key open.
             return self.fault_signal(

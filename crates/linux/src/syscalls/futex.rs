@@ -1,5 +1,10 @@
 //! futex(2) as operations on the kernel value.
 
+use kvmlet_abi::linux::futex::{
+    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_OWNER_DIED,
+    FUTEX_PRIVATE_FLAG, FUTEX_REQUEUE, FUTEX_TID_MASK, FUTEX_WAIT, FUTEX_WAIT_BITSET,
+    FUTEX_WAITERS, FUTEX_WAKE, FUTEX_WAKE_BITSET, FUTEX_WAKE_OP, ROBUST_LIST_LIMIT,
+};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::clock;
@@ -7,23 +12,6 @@ use crate::cx::Cx;
 use crate::mm::user;
 use crate::outcome::{CallState, FutexKey, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::syscalls::args::{Args, Int, Len, Ptr, Uint};
-
-const FUTEX_WAIT: u32 = 0;
-const FUTEX_WAKE: u32 = 1;
-const FUTEX_REQUEUE: u32 = 3;
-const FUTEX_CMP_REQUEUE: u32 = 4;
-const FUTEX_WAKE_OP: u32 = 5;
-const FUTEX_WAIT_BITSET: u32 = 9;
-const FUTEX_WAKE_BITSET: u32 = 10;
-const FUTEX_PRIVATE_FLAG: u32 = 128;
-const FUTEX_CLOCK_REALTIME: u32 = 256;
-const BITSET_MATCH_ANY: u32 = u32::MAX;
-
-/// Robust-list walk limit (ROBUST_LIST_LIMIT in the kernel's headers).
-const ROBUST_LIST_LIMIT: usize = 2048;
-const FUTEX_WAITERS: u32 = 0x8000_0000;
-const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
-const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
 
 /// futex(2). Priority-inheritance operations give `ENOSYS`, as a kernel without CONFIG_FUTEX_PI.
 pub fn sys_futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
@@ -47,7 +35,7 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
     match command {
         FUTEX_WAIT | FUTEX_WAIT_BITSET => {
             let bitset = if command == FUTEX_WAIT {
-                BITSET_MATCH_ANY
+                FUTEX_BITSET_MATCH_ANY
             } else {
                 val3
             };
@@ -74,7 +62,7 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
         }
         FUTEX_WAKE | FUTEX_WAKE_BITSET => {
             let bitset = if command == FUTEX_WAKE {
-                BITSET_MATCH_ANY
+                FUTEX_BITSET_MATCH_ANY
             } else {
                 val3
             };
@@ -94,7 +82,9 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
             if command == FUTEX_CMP_REQUEUE && user::load_u32(cx, uaddr)? != val3 {
                 return Err(Errno::EAGAIN);
             }
-            let woken = cx.kernel.wake_futex(from, BITSET_MATCH_ANY, u64::from(val));
+            let woken = cx
+                .kernel
+                .wake_futex(from, FUTEX_BITSET_MATCH_ANY, u64::from(val));
             let moved = cx.kernel.requeue_futex(from, to, u64::from(second_count));
             Ok(Outcome::Done(Ok(woken.saturating_add(moved))))
         }
@@ -104,10 +94,11 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
             let old = apply_op(cx, uaddr2, val3)?;
             let mut woken = cx
                 .kernel
-                .wake_futex(first, BITSET_MATCH_ANY, wake_count(val));
+                .wake_futex(first, FUTEX_BITSET_MATCH_ANY, wake_count(val));
             if compare_op(old, val3)? {
                 let max = wake_count(second_count);
-                woken = woken.saturating_add(cx.kernel.wake_futex(second, BITSET_MATCH_ANY, max));
+                woken =
+                    woken.saturating_add(cx.kernel.wake_futex(second, FUTEX_BITSET_MATCH_ANY, max));
             }
             Ok(Outcome::Done(Ok(woken)))
         }
@@ -295,7 +286,7 @@ fn robust_death(cx: &mut Cx<'_>, uaddr: u64, pending: bool) -> Result<(), Errno>
 fn wake_word(cx: &mut Cx<'_>, uaddr: u64, max: u64) {
     for private in [true, false] {
         if let Ok(key) = key_of(cx, Gva(uaddr), private)
-            && cx.kernel.wake_futex(key, BITSET_MATCH_ANY, max) >= max
+            && cx.kernel.wake_futex(key, FUTEX_BITSET_MATCH_ANY, max) >= max
         {
             return;
         }

@@ -1,6 +1,18 @@
 //! Who and where: ids, groups, names, limits, capabilities, prctl.
 
+use kvmlet_abi::linux::random::{GRND_INSECURE, GRND_NONBLOCK, GRND_RANDOM};
+use kvmlet_abi::linux::resource::{PRIO_PROCESS, PRIO_USER};
 use kvmlet_abi::linux::{Rlimit, Sysinfo, Utsname};
+use kvmlet_abi::linux::{
+    capability::{
+        LINUX_CAPABILITY_VERSION_1, LINUX_CAPABILITY_VERSION_2, LINUX_CAPABILITY_VERSION_3,
+    },
+    prctl::{
+        ARCH_GET_FS, ARCH_GET_GS, ARCH_SET_FS, ARCH_SET_GS, PR_CAPBSET_READ, PR_GET_DUMPABLE,
+        PR_GET_NAME, PR_GET_NO_NEW_PRIVS, PR_GET_PDEATHSIG, PR_GET_TIMERSLACK, PR_SET_DUMPABLE,
+        PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, PR_SET_VMA,
+    },
+};
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::{Errno, Gva};
 use zerocopy::{FromZeros as _, IntoBytes as _};
@@ -320,7 +332,7 @@ pub fn sys_setrlimit(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `EINVAL`.
 pub fn sys_getpriority(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(which), Int(_)) = args.decode();
-    if !(0..=2).contains(&which) {
+    if !(PRIO_PROCESS..=PRIO_USER).contains(&which) {
         Err(Errno::EINVAL)
     } else {
         Ok(20)
@@ -333,10 +345,12 @@ pub fn sys_getpriority(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `EACCES` for a negative nice value; `EINVAL`.
 pub fn sys_setpriority(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(which), Int(_), Int(priority)) = args.decode();
-    match (which, priority) {
-        (..0 | 3.., _) => Err(Errno::EINVAL),
-        (_, nice) if nice < 0 => Err(Errno::EACCES),
-        _ => Ok(0),
+    if !(PRIO_PROCESS..=PRIO_USER).contains(&which) {
+        Err(Errno::EINVAL)
+    } else if priority < 0 {
+        Err(Errno::EACCES)
+    } else {
+        Ok(0)
     }
 }
 
@@ -358,10 +372,6 @@ pub fn sys_personality(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// `EPERM` for a base outside the canonical space; `EINVAL` for other codes; `EFAULT`.
 pub fn sys_arch_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const ARCH_SET_GS: u32 = 0x1001;
-    const ARCH_SET_FS: u32 = 0x1002;
-    const ARCH_GET_FS: u32 = 0x1003;
-    const ARCH_GET_GS: u32 = 0x1004;
     let (Flags(code), Ptr(addr)) = args.decode();
     let regs = &mut cx.thread()?.regs;
     match code {
@@ -389,18 +399,6 @@ pub fn sys_arch_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// `EINVAL` for options that are not offered; `EFAULT`, `EPERM`.
 pub fn sys_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const PR_SET_PDEATHSIG: u32 = 1;
-    const PR_GET_PDEATHSIG: u32 = 2;
-    const PR_GET_DUMPABLE: u32 = 3;
-    const PR_SET_DUMPABLE: u32 = 4;
-    const PR_SET_NAME: u32 = 15;
-    const PR_GET_NAME: u32 = 16;
-    const PR_CAPBSET_READ: u32 = 23;
-    const PR_SET_TIMERSLACK: u32 = 29;
-    const PR_GET_TIMERSLACK: u32 = 30;
-    const PR_SET_NO_NEW_PRIVS: u32 = 38;
-    const PR_GET_NO_NEW_PRIVS: u32 = 39;
-    const PR_SET_VMA: u32 = 0x5356_4d41;
     let (Uint(option), Word(arg2), Word(arg3), Word(arg4), Word(arg5)) = args.decode();
     match option {
         PR_SET_NAME => {
@@ -477,14 +475,13 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// `EINVAL` for an unknown version, with the preferred one written back; `EFAULT`, `ESRCH`.
 pub fn sys_capget(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const VERSION_3: u32 = 0x2008_0522;
     let (Ptr(header_gva), Ptr(data_gva)) = args.decode();
     let header: [u32; 2] = cx.read_struct(header_gva)?;
     let sets = match header[0] {
-        0x1998_0330 => 1usize,
-        0x2007_1026 | VERSION_3 => 2,
+        LINUX_CAPABILITY_VERSION_1 => 1usize,
+        LINUX_CAPABILITY_VERSION_2 | LINUX_CAPABILITY_VERSION_3 => 2,
         _ => {
-            cx.write_struct(header_gva, &VERSION_3)?;
+            cx.write_struct(header_gva, &LINUX_CAPABILITY_VERSION_3)?;
             return if data_gva.0 == 0 {
                 Ok(0)
             } else {
@@ -510,8 +507,8 @@ pub fn sys_capset(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Ptr(header_gva), Ptr(data_gva)) = args.decode();
     let header: [u32; 2] = cx.read_struct(header_gva)?;
     let sets = match header[0] {
-        0x1998_0330 => 12usize,
-        0x2007_1026 | 0x2008_0522 => 24,
+        LINUX_CAPABILITY_VERSION_1 => 12usize,
+        LINUX_CAPABILITY_VERSION_2 | LINUX_CAPABILITY_VERSION_3 => 24,
         _ => return Err(Errno::EINVAL),
     };
     let mut data = [0u8; 24];
@@ -530,7 +527,9 @@ pub fn sys_capset(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 pub fn sys_getrandom(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     const CHUNK: usize = 4096;
     let (Ptr(buf), Len(len), Flags(flags)) = args.decode();
-    if flags & !7 != 0 || flags & 6 == 6 {
+    let known = GRND_NONBLOCK | GRND_RANDOM | GRND_INSECURE;
+    let both = GRND_RANDOM | GRND_INSECURE;
+    if flags & !known != 0 || flags & both == both {
         return Err(Errno::EINVAL);
     }
     let total = len.min(0x7fff_f000);

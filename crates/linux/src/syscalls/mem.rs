@@ -1,6 +1,9 @@
 //! Memory calls: arguments in, [`crate::mm`] does the work.
 
 use kvmlet_abi::addr::page_align_up;
+use kvmlet_abi::linux::mman::{
+    MLOCK_ONFAULT, PKEY_DISABLE_ACCESS, PKEY_DISABLE_WRITE, PROT_GROWSDOWN, PROT_GROWSUP,
+};
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
 use crate::cx::Cx;
@@ -15,8 +18,6 @@ const MINCORE_CHUNK: u64 = 65_536;
 
 /// Bytes whose pages are faulted in between two looks at the budget.
 const POPULATE_BYTES: u64 = 2 << 20;
-
-const MLOCK_ONFAULT: u32 = 1;
 
 /// mmap(2)
 ///
@@ -100,7 +101,7 @@ fn protect(
     prot: u64,
     state: &CallState,
 ) -> Outcome {
-    const GROWS: u32 = 0x300_0000;
+    const GROWS: u32 = PROT_GROWSDOWN | PROT_GROWSUP;
     // Linux takes an unsigned long: high bits are invalid, not ignored.
     let prot = u32::try_from(prot).unwrap_or(u32::MAX);
     if prot & GROWS != 0 {
@@ -128,7 +129,7 @@ pub fn sys_pkey_mprotect(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Out
 /// `EINVAL` for bad arguments, else `ENOSPC`.
 pub fn sys_pkey_alloc(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Word(flags), Word(access)) = args.decode();
-    let access_rights = 3;
+    let access_rights = PKEY_DISABLE_ACCESS | PKEY_DISABLE_WRITE;
     if flags != 0 || access & !access_rights != 0 {
         return Err(Errno::EINVAL);
     }

@@ -1,15 +1,16 @@
 //! Processes: execve(2), waiting for children (there are none yet).
 
+use kvmlet_abi::linux::limits::{MAX_ARG_STRLEN, PATH_MAX};
+use kvmlet_abi::linux::wait::{
+    __WALL, __WCLONE, __WNOTHREAD, P_ALL, P_PIDFD, WCONTINUED, WEXITED, WNOHANG, WNOWAIT, WSTOPPED,
+    WUNTRACED,
+};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
 use crate::exec::{self, ExecRequest};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::syscalls::args::{Args, Flags, Int, Ptr, Str};
-
-const PATH_MAX: usize = 4096;
-/// Longest single argument (MAX_ARG_STRLEN).
-const ARG_STRLEN_MAX: usize = 131_072;
 
 fn read_strings(cx: &mut Cx<'_>, array: Gva, left: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
     let mut strings = Vec::new();
@@ -22,7 +23,7 @@ fn read_strings(cx: &mut Cx<'_>, array: Gva, left: &mut usize) -> Result<Vec<Vec
         if pointer == 0 {
             return Ok(strings);
         }
-        let string = match cx.read_cstr(Gva(pointer), ARG_STRLEN_MAX) {
+        let string = match cx.read_cstr(Gva(pointer), MAX_ARG_STRLEN) {
             Err(Errno::ENAMETOOLONG) => return Err(Errno::E2BIG),
             other => other?,
         };
@@ -57,7 +58,7 @@ pub fn sys_execve(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
 /// # Errors
 /// `ECHILD`; `EINVAL` for unknown options.
 pub fn sys_wait4(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const KNOWN: u32 = 1 | 2 | 8 | 0x2000_0000 | 0x4000_0000 | 0x8000_0000;
+    const KNOWN: u32 = WNOHANG | WUNTRACED | WCONTINUED | __WNOTHREAD | __WALL | __WCLONE;
     let (Int(_), Ptr(_), Flags(options), Ptr(_)) = args.decode();
     if options & !KNOWN != 0 {
         return Err(Errno::EINVAL);
@@ -72,8 +73,10 @@ pub fn sys_wait4(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `ECHILD`; `EINVAL` for unknown options or no event asked for; `EFAULT`.
 pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(kind), Int(_), Ptr(info), Flags(options), Ptr(_)) = args.decode();
+    let events = WSTOPPED | WEXITED | WCONTINUED;
+    let known = events | WNOHANG | WNOWAIT | __WNOTHREAD | __WALL | __WCLONE;
     let invalid =
-        options & (2 | 4 | 8) == 0 || options & !(0xe100_000f) != 0 || !(0..=3).contains(&kind);
+        options & events == 0 || options & !known != 0 || !(P_ALL..=P_PIDFD).contains(&kind);
     if info.0 != 0 {
         // Linux clears the seven words it would report in, whatever the answer.
         cx.write_struct(info, &[0u32; 7])?;

@@ -1,5 +1,8 @@
 //! rt_sigaction, rt_sigprocmask and their kin; kill and tgkill.
 
+use kvmlet_abi::linux::signal::{
+    MINSIGSTKSZ, SIG_BLOCK, SIG_SETMASK, SIG_UNBLOCK, SS_AUTODISARM, SS_DISABLE, SS_ONSTACK,
+};
 use kvmlet_abi::linux::{Sigaction, StackT};
 use kvmlet_abi::{Errno, Gva};
 
@@ -12,10 +15,6 @@ use crate::signal::{
     AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit, signo,
 };
 use crate::syscalls::args::{Args, Int, Len, Ptr};
-
-const SS_ONSTACK: i32 = 1;
-const SS_DISABLE: i32 = 2;
-const SS_AUTODISARM: i32 = i32::MIN;
 
 fn signal_number(number: i32) -> Result<u8, Errno> {
     match u8::try_from(number) {
@@ -84,9 +83,9 @@ pub fn sys_rt_sigprocmask(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     if new_gva.0 != 0 {
         let set: u64 = cx.read_struct(new_gva)?;
         let new = match how {
-            0 => old | set,
-            1 => old & !set,
-            2 => set,
+            SIG_BLOCK => old | set,
+            SIG_UNBLOCK => old & !set,
+            SIG_SETMASK => set,
             _ => return Err(Errno::EINVAL),
         };
         cx.thread()?.signals.mask = new & !UNBLOCKABLE;
@@ -242,7 +241,7 @@ pub fn sys_sigaltstack(cx: &mut Cx<'_>, args: &Args) -> SysResult {
                 ..StackT::default()
             },
             0 | SS_ONSTACK => {
-                if stack.ss_size < 2048 {
+                if stack.ss_size < MINSIGSTKSZ {
                     return Err(Errno::ENOMEM);
                 }
                 StackT {

@@ -2,6 +2,18 @@
 
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::linux::{CloneArgs, Timespec};
+use kvmlet_abi::linux::{
+    membarrier::{
+        MEMBARRIER_CMD_GLOBAL, MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_QUERY,
+        MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED,
+    },
+    sched::{
+        CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS,
+        CLONE_PARENT_SETTID, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VM,
+        SCHED_BATCH, SCHED_DEADLINE, SCHED_FIFO, SCHED_IDLE, SCHED_NORMAL, SCHED_RESET_ON_FORK,
+        SCHED_RR,
+    },
+};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
@@ -16,17 +28,6 @@ pub const THREADS_MAX: usize = 1024;
 /// Highest thread id, as pid_max of a small machine.
 const TID_MAX: i32 = 32768;
 
-const CLONE_VM: u64 = 0x100;
-const CLONE_FS: u64 = 0x200;
-const CLONE_FILES: u64 = 0x400;
-const CLONE_SIGHAND: u64 = 0x800;
-const CLONE_THREAD: u64 = 0x1_0000;
-const CLONE_SYSVSEM: u64 = 0x4_0000;
-const CLONE_SETTLS: u64 = 0x8_0000;
-const CLONE_PARENT_SETTID: u64 = 0x10_0000;
-const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
-const CLONE_DETACHED: u64 = 0x40_0000;
-const CLONE_CHILD_SETTID: u64 = 0x100_0000;
 /// Flags of a thread that shares everything, plus those that only say where to write ids.
 const THREAD_NEEDS: u64 = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
 const THREAD_KNOWN: u64 = THREAD_NEEDS
@@ -323,9 +324,9 @@ pub fn sys_sched_setscheduler(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     parameter(param)?;
     target(cx, tid)?;
     let priority: u32 = cx.read_struct(param)?;
-    match (policy & !0x4000_0000, priority) {
-        (0 | 3 | 5, 0) => Ok(0),
-        (1 | 2, 1..=99) => Err(Errno::EPERM),
+    match (policy & !SCHED_RESET_ON_FORK, priority) {
+        (SCHED_NORMAL | SCHED_BATCH | SCHED_IDLE, 0) => Ok(0),
+        (SCHED_FIFO | SCHED_RR, 1..=99) => Err(Errno::EPERM),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -353,8 +354,8 @@ pub fn sys_sched_setparam(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 pub fn sys_sched_get_priority_max(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let Int(policy) = args.decode();
     match policy {
-        1 | 2 => Ok(99),
-        0 | 3 | 5 | 6 => Ok(0),
+        SCHED_FIFO | SCHED_RR => Ok(99),
+        SCHED_NORMAL | SCHED_BATCH | SCHED_IDLE | SCHED_DEADLINE => Ok(0),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -366,8 +367,8 @@ pub fn sys_sched_get_priority_max(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
 pub fn sys_sched_get_priority_min(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let Int(policy) = args.decode();
     match policy {
-        1 | 2 => Ok(1),
-        0 | 3 | 5 | 6 => Ok(0),
+        SCHED_FIFO | SCHED_RR => Ok(1),
+        SCHED_NORMAL | SCHED_BATCH | SCHED_IDLE | SCHED_DEADLINE => Ok(0),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -414,16 +415,21 @@ pub fn sys_gettid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
 /// # Errors
 /// `EINVAL` for an unknown command.
 pub fn sys_membarrier(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const GLOBAL: i32 = 1;
-    const PRIVATE_EXPEDITED: i32 = 8;
-    const REGISTER_PRIVATE_EXPEDITED: i32 = 16;
     let (Int(command), Flags(flags), Int(_)) = args.decode();
     match command {
-        0 => {
-            let known = GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED;
+        MEMBARRIER_CMD_QUERY => {
+            let known = MEMBARRIER_CMD_GLOBAL
+                | MEMBARRIER_CMD_PRIVATE_EXPEDITED
+                | MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED;
             Ok(u64::from(known.cast_unsigned()))
         }
-        GLOBAL | PRIVATE_EXPEDITED | REGISTER_PRIVATE_EXPEDITED if flags == 0 => Ok(0),
+        MEMBARRIER_CMD_GLOBAL
+        | MEMBARRIER_CMD_PRIVATE_EXPEDITED
+        | MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED
+            if flags == 0 =>
+        {
+            Ok(0)
+        }
         _ => Err(Errno::EINVAL),
     }
 }

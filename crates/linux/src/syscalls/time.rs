@@ -1,7 +1,16 @@
 //! Clocks and sleeps.
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::resource::{RUSAGE_CHILDREN, RUSAGE_SELF, RUSAGE_THREAD};
 use kvmlet_abi::linux::{Rusage, Timespec, Timeval, Tms};
+use kvmlet_abi::linux::{
+    param::USER_HZ,
+    time::{
+        CLOCK_BOOTTIME, CLOCK_BOOTTIME_ALARM, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE,
+        CLOCK_MONOTONIC_RAW, CLOCK_PROCESS_CPUTIME_ID, CLOCK_REALTIME, CLOCK_REALTIME_ALARM,
+        CLOCK_REALTIME_COARSE, CLOCK_TAI, CLOCK_THREAD_CPUTIME_ID, TIMER_ABSTIME,
+    },
+};
 
 use crate::clock::{self, NSEC_PER_SEC, timespec};
 use crate::cx::Cx;
@@ -10,11 +19,6 @@ use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::syscalls::args::{Args, Flags, Int, Ptr};
 use crate::timer::Timeline;
 
-const CLOCK_PROCESS_CPUTIME_ID: i32 = 2;
-const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
-const TIMER_ABSTIME: u32 = 1;
-/// Ticks a second of times(2) (USER_HZ).
-const USER_HZ: u64 = 100;
 /// The step by which the coarse clocks advance (a 250 Hz tick).
 const COARSE_RESOLUTION_NS: i64 = 4_000_000;
 
@@ -170,9 +174,14 @@ pub fn sys_nanosleep(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome
 /// `EINVAL` for no clock and for the caller's own CPU clock; `EOPNOTSUPP` for a clock to read only.
 fn sleep_timeline(cx: &mut Cx<'_>, clock_id: i32) -> Result<Timeline, Errno> {
     match clock_id {
-        0 | 1 | 7 | 11 => Ok(Timeline::Monotonic),
+        CLOCK_REALTIME | CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_TAI => Ok(Timeline::Monotonic),
         // The alarm clocks need a real-time clock device.
-        CLOCK_THREAD_CPUTIME_ID | 4 | 5 | 6 | 8 | 9 => Err(Errno::EOPNOTSUPP),
+        CLOCK_THREAD_CPUTIME_ID
+        | CLOCK_MONOTONIC_RAW
+        | CLOCK_REALTIME_COARSE
+        | CLOCK_MONOTONIC_COARSE
+        | CLOCK_REALTIME_ALARM
+        | CLOCK_BOOTTIME_ALARM => Err(Errno::EOPNOTSUPP),
         id => match cpu_timeline(cx, id)? {
             // Nobody sleeps until it has itself run.
             Timeline::Thread(tid) if tid == cx.tid => Err(Errno::EINVAL),
@@ -237,12 +246,12 @@ pub fn sys_times(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 pub fn sys_getrusage(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(who), Ptr(usage_gva)) = args.decode();
     let cpu_ns = match who {
-        0 => cx.process()?.cpu_time_ns,
-        1 => cx.thread()?.cpu_time_ns,
-        -1 => 0,
+        RUSAGE_SELF => cx.process()?.cpu_time_ns,
+        RUSAGE_THREAD => cx.thread()?.cpu_time_ns,
+        RUSAGE_CHILDREN => 0,
         _ => return Err(Errno::EINVAL),
     };
-    let peak = if who == -1 {
+    let peak = if who == RUSAGE_CHILDREN {
         0
     } else {
         cx.machine.memory.peak_resident_bytes() / 1024

@@ -2,6 +2,10 @@
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::{Itimerspec, Itimerval, Sigevent, Timespec, Timeval};
+use kvmlet_abi::linux::{
+    signal::{SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD, SIGEV_THREAD_ID},
+    time::{ITIMER_PROF, ITIMER_REAL, ITIMER_VIRTUAL, TIMER_ABSTIME},
+};
 
 use super::time;
 use crate::clock::{self, NSEC_PER_SEC, timespec, timespec_ns};
@@ -11,12 +15,6 @@ use crate::outcome::SysResult;
 use crate::signal::{NSIG, signo};
 use crate::syscalls::args::{Args, Flags, Int, Ptr, Uint};
 use crate::timer::{Interval, Notify, PosixTimer, Setting, Timeline};
-
-const TIMER_ABSTIME: u32 = 1;
-const SIGEV_SIGNAL: i32 = 0;
-const SIGEV_NONE: i32 = 1;
-const SIGEV_THREAD: i32 = 2;
-const SIGEV_THREAD_ID: i32 = 4;
 
 fn timeval_ns(value: Timeval) -> Result<u64, Errno> {
     let sec = u64::try_from(value.tv_sec).map_err(|_| Errno::EINVAL)?;
@@ -48,9 +46,9 @@ fn unsigned(ns: i64) -> u64 {
 
 fn interval(which: i32) -> Result<Interval, Errno> {
     match which {
-        0 => Ok(Interval::Real),
-        1 => Ok(Interval::Virtual),
-        2 => Ok(Interval::Prof),
+        ITIMER_REAL => Ok(Interval::Real),
+        ITIMER_VIRTUAL => Ok(Interval::Virtual),
+        ITIMER_PROF => Ok(Interval::Prof),
         _ => Err(Errno::EINVAL),
     }
 }

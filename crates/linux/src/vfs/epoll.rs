@@ -14,6 +14,7 @@
 //! (reverse_path_check). Here there is no such limit, since each instance is told and asked only once
 //! for an event. And a wait does not keep an instance alive whose last descriptor another thread closes.
 
+pub use kvmlet_abi::linux::eventpoll::{EPOLLET, EPOLLEXCLUSIVE, EPOLLONESHOT, EPOLLWAKEUP};
 use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::{OrdMap, OrdSet, Vector};
@@ -30,14 +31,6 @@ use crate::host::{Host, HostId};
 use crate::kernel::Kernel;
 use crate::outcome::Source;
 
-/// EPOLLEXCLUSIVE
-pub const EPOLLEXCLUSIVE: u32 = 1 << 28;
-/// EPOLLWAKEUP
-pub const EPOLLWAKEUP: u32 = 1 << 29;
-/// EPOLLONESHOT
-pub const EPOLLONESHOT: u32 = 1 << 30;
-/// EPOLLET
-pub const EPOLLET: u32 = 1 << 31;
 /// Not events but modes (EP_PRIVATE_BITS).
 const MODES: u32 = EPOLLEXCLUSIVE | EPOLLWAKEUP | EPOLLONESHOT | EPOLLET;
 

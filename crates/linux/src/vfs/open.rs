@@ -1,5 +1,7 @@
 //! open(2): from a path and flags to an open file description.
 
+use kvmlet_abi::linux::fcntl::F_SEAL_SEAL;
+pub use kvmlet_abi::linux::stat::S_ISGID;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -11,14 +13,11 @@ use kvmlet_policy::join;
 use super::file;
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
 use super::synth::{self, Synth};
-use super::tmpfs::{InodeId, NewAttr, NewBody, SEAL_SEAL};
+use super::tmpfs::{InodeId, NewAttr, NewBody};
 use super::{Dir, access, attr_of, fifo, now, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::report::Remedy;
-
-/// S_ISGID
-pub const S_ISGID: u32 = 0o2000;
 
 /// The result of opening.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -370,7 +369,7 @@ fn create(
 ) -> Result<Opened, Errno> {
     let dir = writable_directory(cx, request.call, &missing.dir, &missing.name)?;
     let attr = new_attr(cx, dir, request.mode, IsDir::No)?;
-    let body = NewBody::File(SEAL_SEAL);
+    let body = NewBody::File(F_SEAL_SEAL);
     let memory = &mut cx.machine.memory;
     let inode = cx
         .kernel
@@ -413,7 +412,7 @@ fn open_unnamed(
     let inode = cx
         .kernel
         .tmpfs
-        .create_unnamed(&mut cx.machine.memory, SEAL_SEAL, attr)?;
+        .create_unnamed(&mut cx.machine.memory, F_SEAL_SEAL, attr)?;
     let path = kvmlet_policy::join(&found.path, format!("#{}", inode.0).as_bytes());
     let kept = flags.difference(OpenFlags::DIRECTORY);
     Ok(Opened::New(description(FileKind::Tmp(inode), kept, &path)))

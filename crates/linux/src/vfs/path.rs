@@ -1,6 +1,7 @@
 //! Path resolution (path_resolution(7)), in the guest's namespace. Symbolic links of the host are
 //! read and followed here, never by the host, so that none leads out of the visible trees.
 
+use kvmlet_abi::linux::fcntl::AT_FDCWD;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -749,7 +750,6 @@ fn tmp_inode(tmpfs: &TmpFs, path: &[u8]) -> Result<InodeId, Errno> {
 /// # Errors
 /// `EBADF`, `ENOTDIR`, `ENOENT` for an empty path.
 pub fn start(cx: &mut Cx<'_>, dirfd: i32, path: &[u8]) -> Result<Start, Errno> {
-    const AT_FDCWD: i32 = -100;
     if path.is_empty() {
         return Err(Errno::ENOENT);
     }

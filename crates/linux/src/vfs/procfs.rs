@@ -1,6 +1,7 @@
 //! The process file system: generated from the kernel value when asked.
 
 use kvmlet_abi::PAGE_SIZE;
+use kvmlet_abi::linux::param::USER_HZ;
 use kvmlet_hostfs::attr::{S_IFDIR, S_IFLNK, S_IFREG, d_type};
 use kvmlet_policy::file_name;
 
@@ -16,8 +17,6 @@ use crate::uts::{NODENAME, RELEASE};
 
 /// Longest part of the host's /proc/cpuinfo that is read, in bytes.
 const CPUINFO_MAX: usize = 16 << 10;
-/// Clock ticks a second (sysconf(_SC_CLK_TCK)).
-const USER_HZ: u64 = 100;
 
 const TOP_FILES: [&[u8]; 13] = [
     b"cmdline",

@@ -1,6 +1,10 @@
 //! Readiness (poll(2)).
 
 use imbl::Vector;
+pub use kvmlet_abi::linux::poll::{
+    POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDBAND, POLLRDHUP, POLLRDNORM,
+    POLLWRBAND, POLLWRNORM,
+};
 
 use super::epoll::{self, Asked};
 use super::file;
@@ -8,29 +12,6 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile, OpenFlags};
 use crate::outcome::Source;
-
-/// POLLIN
-pub const POLLIN: i16 = 0x1;
-/// POLLPRI
-pub const POLLPRI: i16 = 0x2;
-/// POLLOUT
-pub const POLLOUT: i16 = 0x4;
-/// POLLERR
-pub const POLLERR: i16 = 0x8;
-/// POLLHUP
-pub const POLLHUP: i16 = 0x10;
-/// POLLNVAL
-pub const POLLNVAL: i16 = 0x20;
-/// POLLRDNORM
-pub const POLLRDNORM: i16 = 0x40;
-/// POLLRDBAND
-pub const POLLRDBAND: i16 = 0x80;
-/// POLLWRNORM
-pub const POLLWRNORM: i16 = 0x100;
-/// POLLWRBAND
-pub const POLLWRBAND: i16 = 0x200;
-/// POLLRDHUP
-pub const POLLRDHUP: i16 = 0x2000;
 
 /// Reported whether asked for or not.
 const ALWAYS: i16 = POLLERR | POLLHUP;

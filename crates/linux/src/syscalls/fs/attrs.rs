@@ -1,5 +1,7 @@
 //! Changes of attributes: mode, owner, times, size.
 
+use kvmlet_abi::linux::fcntl::F_SEAL_EXEC;
+use kvmlet_abi::linux::stat::{UTIME_NOW, UTIME_OMIT};
 use kvmlet_abi::linux::{Timespec, Timeval};
 use kvmlet_abi::{Errno, Gva};
 use kvmlet_hostfs::attr::{FileTime, MAY_WRITE, S_IFMT};
@@ -13,7 +15,7 @@ use crate::vfs;
 use crate::vfs::file;
 use crate::vfs::open::{S_ISGID, deny_write};
 use crate::vfs::path::{Found, Node};
-use crate::vfs::tmpfs::{InodeId, SEAL_EXEC};
+use crate::vfs::tmpfs::InodeId;
 
 /// The inode behind something that is to be changed.
 fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<InodeId, Errno> {
@@ -51,7 +53,7 @@ fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> Sy
         mode &= !S_ISGID;
     }
     let inode = cx.kernel.tmpfs.get_mut(inode)?;
-    if inode.file().is_ok_and(|data| data.seals & SEAL_EXEC != 0)
+    if inode.file().is_ok_and(|data| data.seals & F_SEAL_EXEC != 0)
         && (mode ^ inode.mode) & 0o111 != 0
     {
         return Err(Errno::EPERM);
@@ -228,8 +230,6 @@ fn set_times(
 }
 
 fn stamp_of(time: Timespec) -> Result<Stamp, Errno> {
-    const UTIME_NOW: i64 = 0x3fff_ffff;
-    const UTIME_OMIT: i64 = 0x3fff_fffe;
     match time.tv_nsec {
         UTIME_NOW => Ok(Stamp::Now),
         UTIME_OMIT => Ok(Stamp::Keep),

@@ -1,6 +1,12 @@
 //! Changes of the tree: new names, removed names, renames. Only the memory file system changes;
 //! elsewhere the answer is EROFS and a recorded denial.
 
+use kvmlet_abi::linux::fcntl::F_SEAL_SEAL;
+use kvmlet_abi::linux::{
+    fcntl::AT_REMOVEDIR,
+    fs::{RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT},
+    stat::S_ISVTX,
+};
 use std::sync::Arc;
 
 use kvmlet_abi::{Errno, Gva};
@@ -20,10 +26,7 @@ use crate::vfs;
 use crate::vfs::file::{self, Contents};
 use crate::vfs::open::{IsDir, deny_write, new_attr, writable_directory};
 use crate::vfs::path::{Missing, Node};
-use crate::vfs::tmpfs::{Exchange, InodeId, NewBody, SEAL_SEAL};
-
-/// S_ISVTX
-const S_ISVTX: u32 = 0o1000;
+use crate::vfs::tmpfs::{Exchange, InodeId, NewBody};
 
 /// Creates something at a vacant name.
 fn make(cx: &mut Cx<'_>, target: Target, body: &NewBody, mode: u32) -> SysResult {
@@ -92,7 +95,7 @@ pub fn sys_mknodat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 
 fn mknod(cx: &mut Cx<'_>, target: Target, mode: u32) -> SysResult {
     match mode & S_IFMT {
-        0 | S_IFREG => make(cx, target, &NewBody::File(SEAL_SEAL), mode),
+        0 | S_IFREG => make(cx, target, &NewBody::File(F_SEAL_SEAL), mode),
         S_IFIFO => make(cx, target, &NewBody::Fifo, mode),
         S_IFSOCK => {
             let missing = target.to_change().vacant(cx)?;
@@ -237,7 +240,6 @@ pub fn sys_unlink(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// As its man page.
 pub fn sys_unlinkat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const AT_REMOVEDIR: u32 = 0x200;
     let (Fd(dirfd), Str(path), Flags(flags)) = args.decode();
     only(flags, AT_REMOVEDIR)?;
     if flags & AT_REMOVEDIR == 0 {
@@ -351,10 +353,6 @@ pub fn sys_renameat2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     );
     rename(cx, old, new, flags)
 }
-
-const RENAME_NOREPLACE: u32 = 1;
-const RENAME_EXCHANGE: u32 = 2;
-const RENAME_WHITEOUT: u32 = 4;
 
 fn rename(cx: &mut Cx<'_>, old: Target, new: Target, flags: u32) -> SysResult {
     only(flags, RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT)?;

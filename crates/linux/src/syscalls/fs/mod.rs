@@ -16,8 +16,10 @@ pub use change::{
     sys_renameat2, sys_rmdir, sys_symlink, sys_symlinkat, sys_unlink, sys_unlinkat,
 };
 pub use dirs::{sys_chdir, sys_fchdir, sys_getcwd, sys_getdents, sys_getdents64};
+use kvmlet_abi::linux::fcntl::{
+    AT_EMPTY_PATH, AT_FDCWD, AT_NO_AUTOMOUNT, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW,
+};
 use kvmlet_abi::{Errno, Gva};
-use kvmlet_hostfs::PATH_MAX;
 pub use open::{sys_creat, sys_open, sys_openat, sys_openat2};
 pub use stat::{
     sys_access, sys_faccessat, sys_faccessat2, sys_fstat, sys_fstatfs, sys_lstat, sys_newfstatat,
@@ -31,17 +33,7 @@ pub use xattr::{
 use super::io::number;
 use crate::cx::Cx;
 use crate::vfs::path::{self, Found, Intent, Last, Missing, Node, Request, Resolve, Walked};
-
-/// AT_FDCWD
-const AT_FDCWD: i32 = -100;
-/// AT_SYMLINK_NOFOLLOW
-const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
-/// AT_SYMLINK_FOLLOW
-const AT_SYMLINK_FOLLOW: u32 = 0x400;
-/// AT_NO_AUTOMOUNT: nothing is mounted automatically here.
-const AT_NO_AUTOMOUNT: u32 = 0x800;
-/// AT_EMPTY_PATH
-const AT_EMPTY_PATH: u32 = 0x1000;
+use kvmlet_abi::linux::limits::PATH_MAX;
 
 /// Reads a path argument.
 fn read_path(cx: &mut Cx<'_>, gva: Gva) -> Result<Vec<u8>, Errno> {

@@ -1,6 +1,8 @@
 //! open(2) and its relatives.
 
+use kvmlet_abi::linux::openat2::{OPEN_HOW_SIZE_VER0, OpenHow, RESOLVE_CACHED};
 use kvmlet_abi::{Errno, Gva};
+use zerocopy::FromBytes;
 
 use super::{AT_FDCWD, number, read_path};
 use crate::cx::Cx;
@@ -111,12 +113,9 @@ pub fn sys_openat2(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome 
 }
 
 fn openat2(cx: &mut Cx<'_>, args: &Args) -> Opening {
-    /// struct open_how, version 0
-    const SIZE_VER0: u64 = 24;
-    const RESOLVE_CACHED: u64 = 0x20;
     const PAGE: u64 = kvmlet_abi::PAGE_SIZE;
     let (Fd(dirfd), Str(path), Ptr(how), Len(size)) = args.decode();
-    if size < SIZE_VER0 {
+    if size < OPEN_HOW_SIZE_VER0 {
         return Err(Errno::EINVAL);
     }
     if size > PAGE {
@@ -125,16 +124,19 @@ fn openat2(cx: &mut Cx<'_>, args: &Args) -> Opening {
     let mut bytes = vec![0u8; usize::try_from(size).map_err(|_| Errno::E2BIG)?];
     cx.read(how, &mut bytes)?;
     // What a newer program sets beyond what is known must be zero (copy_struct_from_user).
-    if bytes.iter().skip(24).any(|byte| *byte != 0) {
+    if bytes
+        .iter()
+        .skip(size_of::<OpenHow>())
+        .any(|byte| *byte != 0)
+    {
         return Err(Errno::E2BIG);
     }
-    let word = |at: usize| {
-        bytes
-            .get(at..at.saturating_add(8))
-            .and_then(|word| word.try_into().ok())
-            .map_or(0, u64::from_le_bytes)
-    };
-    let (flags, mode, resolve) = (word(0), word(8), word(16));
+    let (how, _) = OpenHow::read_from_prefix(&bytes).map_err(|_| Errno::EINVAL)?;
+    let OpenHow {
+        flags,
+        mode,
+        resolve,
+    } = how;
     let flags = u32::try_from(flags)
         .ok()
         .and_then(OpenFlags::from_bits)

@@ -1,5 +1,11 @@
 //! Attributes: the stat family, access, readlink, statfs.
 
+use kvmlet_abi::linux::{
+    fcntl::{AT_EACCESS, AT_STATX_SYNC_TYPE},
+    magic::{PIPEFS_MAGIC, PROC_SUPER_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC},
+    stat::{STATX__RESERVED, STATX_MNT_ID},
+    statfs::{ST_NODEV, ST_NOSUID, ST_RDONLY, ST_VALID},
+};
 use std::os::fd::AsFd;
 
 use kvmlet_abi::linux::Statfs;
@@ -104,15 +110,12 @@ pub fn sys_newfstatat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// As its man page.
 pub fn sys_statx(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const AT_STATX_SYNC_TYPE: u32 = 0x6000;
-    const STATX_RESERVED: u32 = 0x8000_0000;
-    const STATX_MNT_ID: u32 = 0x1000;
     let (Fd(dirfd), Str(path), Flags(flags), Flags(mask), Ptr(buf)) = args.decode();
     only(
         flags,
         AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH | AT_STATX_SYNC_TYPE,
     )?;
-    if mask & STATX_RESERVED != 0 || flags & AT_STATX_SYNC_TYPE == AT_STATX_SYNC_TYPE {
+    if mask & STATX__RESERVED != 0 || flags & AT_STATX_SYNC_TYPE == AT_STATX_SYNC_TYPE {
         return Err(Errno::EINVAL);
     }
     let found = find_stated(cx, Target::new("stat", dirfd, path), flags)?;
@@ -167,8 +170,6 @@ pub fn sys_faccessat2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 }
 
 fn access(cx: &mut Cx<'_>, dirfd: i32, path: Gva, mode: u32, flags: u32) -> SysResult {
-    /// Real and effective ids are the same here.
-    const AT_EACCESS: u32 = 0x200;
     only(flags, AT_EACCESS | AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
     only(mode, 7)?;
     let found = Target::new("access", dirfd, path).find(cx, flags)?;
@@ -296,14 +297,6 @@ pub fn sys_fstatfs(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 }
 
 fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
-    const TMPFS_MAGIC: i64 = 0x0102_1994;
-    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-    const SYSFS_MAGIC: i64 = 0x6265_6572;
-    const PIPEFS_MAGIC: i64 = 0x5049_5045;
-    const ST_RDONLY: i64 = 1;
-    const ST_NOSUID: i64 = 2;
-    const ST_NODEV: i64 = 4;
-    const ST_VALID: i64 = 0x20;
     let own = |kind: i64| Statfs {
         f_type: kind,
         f_bsize: PAGE_SIZE.cast_signed(),

@@ -1,5 +1,7 @@
 //! Extended attributes (xattr(7)): no file shows any, and none can be set.
 
+use kvmlet_abi::linux::limits::{XATTR_NAME_MAX, XATTR_SIZE_MAX};
+use kvmlet_abi::linux::xattr::{XATTR_CREATE, XATTR_REPLACE};
 use kvmlet_abi::{Errno, Gva};
 
 use super::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target};
@@ -9,11 +11,6 @@ use crate::outcome::SysResult;
 use crate::syscalls::args::{Args, Fd, Flags, Len, Ptr, Str};
 use crate::vfs::open::deny_write;
 use crate::vfs::path::{Found, Node};
-
-/// Longest attribute name (XATTR_NAME_MAX).
-const NAME_MAX: usize = 255;
-/// Largest attribute value in bytes (XATTR_SIZE_MAX).
-const SIZE_MAX: u64 = 65_536;
 
 fn by_path(cx: &mut Cx<'_>, path: Gva) -> Result<Found, Errno> {
     Target::new("xattr", AT_FDCWD, path).find(cx, 0)
@@ -34,7 +31,7 @@ fn by_fd(cx: &mut Cx<'_>, fd: i32) -> Result<Found, Errno> {
 /// Reads an attribute's name and checks its class.
 fn read_name(cx: &mut Cx<'_>, gva: Gva) -> Result<Vec<u8>, Errno> {
     let name = cx
-        .read_cstr(gva, NAME_MAX.saturating_add(1))
+        .read_cstr(gva, XATTR_NAME_MAX.saturating_add(1))
         .map_err(|error| match error {
             Errno::ENAMETOOLONG => Errno::ERANGE,
             other => other,
@@ -81,11 +78,10 @@ fn change(
 }
 
 fn check_value(size: u64, flags: u32) -> Result<(), Errno> {
-    const XATTR_CREATE_OR_REPLACE: u32 = 3;
-    if flags & !XATTR_CREATE_OR_REPLACE != 0 {
+    if flags & !(XATTR_CREATE | XATTR_REPLACE) != 0 {
         return Err(Errno::EINVAL);
     }
-    if size > SIZE_MAX {
+    if size > XATTR_SIZE_MAX {
         Err(Errno::E2BIG)
     } else {
         Ok(())

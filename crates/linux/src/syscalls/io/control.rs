@@ -1,6 +1,7 @@
 //! ioctl(2).
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::ioctls::{FIOASYNC, FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, TIOCOUTQ};
 
 use super::terminal;
 use crate::cx::Cx;
@@ -8,14 +9,6 @@ use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::{CallState, Outcome};
 use crate::syscalls::args::{Args, Fd, Flags, Ptr};
 use crate::vfs::file;
-
-/// TIOCOUTQ too.
-const SIOCOUTQ: u32 = 0x5411;
-const FIONREAD: u32 = 0x541b;
-const FIONBIO: u32 = 0x5421;
-const FIONCLEX: u32 = 0x5450;
-const FIOCLEX: u32 = 0x5451;
-const FIOASYNC: u32 = 0x5452;
 
 /// ioctl(2): `ENOTTY` for what the file does not know.
 pub fn sys_ioctl(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
@@ -51,7 +44,7 @@ fn control(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, E
             let count = file::readable_bytes(cx, (id, &file))?;
             cx.write_struct(arg, &i32::try_from(count).unwrap_or(i32::MAX))?;
         }
-        SIOCOUTQ if matches!(file.kind, FileKind::Socket(_)) => {
+        TIOCOUTQ if matches!(file.kind, FileKind::Socket(_)) => {
             let FileKind::Socket(id) = file.kind else {
                 return Err(Errno::ENOTTY);
             };

@@ -1,5 +1,17 @@
 //! Descriptors: close, dup, fcntl, pipes, memfd.
 
+use kvmlet_abi::linux::fcntl::{
+    F_SEAL_EXEC, F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE,
+};
+use kvmlet_abi::linux::{
+    close_range::{CLOSE_RANGE_CLOEXEC, CLOSE_RANGE_UNSHARE},
+    fcntl::{
+        F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_DUPFD_QUERY, F_GET_SEALS, F_GETFD, F_GETFL,
+        F_GETLEASE, F_GETOWN, F_GETPIPE_SZ, F_GETSIG, F_SETFD, F_SETFL, F_SETLEASE, F_SETOWN,
+        F_SETPIPE_SZ, F_SETSIG, F_UNLCK, FD_CLOEXEC,
+    },
+    memfd::{MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_EXEC, MFD_HUGETLB, MFD_NOEXEC_SEAL},
+};
 use std::sync::Arc;
 
 use kvmlet_abi::{Errno, Gva};
@@ -11,9 +23,7 @@ use crate::outcome::{CallState, Outcome, SysResult};
 use crate::syscalls::args::{Args, Fd, FileFlags, Flags, Ptr, Str, Uint, Word};
 use crate::vfs;
 use crate::vfs::open::description;
-use crate::vfs::tmpfs::{
-    NewAttr, SEAL_EXEC, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SEAL, SEAL_SHRINK, SEAL_WRITE,
-};
+use crate::vfs::tmpfs::NewAttr;
 
 /// close(2)
 ///
@@ -30,8 +40,6 @@ pub fn sys_close(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// `EINVAL` for unknown flags or an empty range.
 pub fn sys_close_range(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const CLOSE_RANGE_UNSHARE: u32 = 2;
-    const CLOSE_RANGE_CLOEXEC: u32 = 4;
     let (Uint(first), Uint(last), Flags(flags)) = args.decode();
     if flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 || first > last {
         return Err(Errno::EINVAL);
@@ -98,27 +106,6 @@ pub fn sys_dup3(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(number(new))
 }
 
-const F_DUPFD: u32 = 0;
-const F_GETFD: u32 = 1;
-const F_SETFD: u32 = 2;
-const F_GETFL: u32 = 3;
-const F_SETFL: u32 = 4;
-const F_SETOWN: u32 = 8;
-const F_GETOWN: u32 = 9;
-const F_SETSIG: u32 = 10;
-const F_GETSIG: u32 = 11;
-const F_SETLEASE: u32 = 1024;
-const F_GETLEASE: u32 = 1025;
-const F_DUPFD_QUERY: u32 = 1027;
-const F_DUPFD_CLOEXEC: u32 = 1030;
-const F_SETPIPE_SZ: u32 = 1031;
-const F_GETPIPE_SZ: u32 = 1032;
-const F_ADD_SEALS: u32 = 1033;
-const F_GET_SEALS: u32 = 1034;
-const FD_CLOEXEC: u64 = 1;
-/// F_UNLCK, as F_GETLEASE answers without a lease.
-const F_UNLCK: u64 = 2;
-
 /// fcntl(2)
 pub fn sys_fcntl(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     let (Fd(fd), Uint(command), Word(arg)) = args.decode();
@@ -168,7 +155,7 @@ fn control(
                 .fds
                 .get_mut(&fd)
                 .ok_or(Errno::EBADF)?
-                .cloexec = arg & FD_CLOEXEC != 0;
+                .cloexec = uint(arg) & FD_CLOEXEC != 0;
             Ok(0)
         }
         F_GETFL => Ok(u64::from(file.flags.bits())),
@@ -196,7 +183,7 @@ fn control(
                 .unsupported("fcntl", "signal-driven I/O".to_owned());
             if arg == 0 { Ok(0) } else { Err(Errno::EINVAL) }
         }
-        F_GETLEASE => Ok(F_UNLCK),
+        F_GETLEASE => Ok(u64::from(F_UNLCK.cast_unsigned())),
         F_SETLEASE => {
             cx.host.report.unsupported("fcntl", "leases".to_owned());
             Err(Errno::EINVAL)
@@ -228,8 +215,12 @@ fn pipe_size(cx: &mut Cx<'_>, file: &OpenFile, command: u32, arg: u64) -> SysRes
 }
 
 fn seals(cx: &mut Cx<'_>, file: &OpenFile, command: u32, wanted: u32) -> SysResult {
-    const ALL: u32 =
-        SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE | SEAL_EXEC;
+    const ALL: u32 = F_SEAL_SEAL
+        | F_SEAL_SHRINK
+        | F_SEAL_GROW
+        | F_SEAL_WRITE
+        | F_SEAL_FUTURE_WRITE
+        | F_SEAL_EXEC;
     let FileKind::Tmp(inode) = file.kind else {
         return Err(Errno::EINVAL);
     };
@@ -245,15 +236,15 @@ fn seals(cx: &mut Cx<'_>, file: &OpenFile, command: u32, wanted: u32) -> SysResu
     if wanted & !ALL != 0 {
         return Err(Errno::EINVAL);
     }
-    if data.seals & SEAL_SEAL != 0 {
+    if data.seals & F_SEAL_SEAL != 0 {
         return Err(Errno::EPERM);
     }
-    if wanted & SEAL_WRITE != 0 && data.seals & SEAL_WRITE == 0 && mapped > 0 {
+    if wanted & F_SEAL_WRITE != 0 && data.seals & F_SEAL_WRITE == 0 && mapped > 0 {
         return Err(Errno::EBUSY);
     }
     // Sealing the mode of an executable file seals its contents too (memfd_add_seals).
-    let implied = if wanted & SEAL_EXEC != 0 && mode & 0o111 != 0 {
-        SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE
+    let implied = if wanted & F_SEAL_EXEC != 0 && mode & 0o111 != 0 {
+        F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
     } else {
         0
     };
@@ -308,11 +299,6 @@ fn pipe(cx: &mut Cx<'_>, fds_gva: Gva, flags: OpenFlags) -> SysResult {
 /// # Errors
 /// `EINVAL` for unknown flags or a long name, `EFAULT`, `EMFILE`, `ENOMEM`.
 pub fn sys_memfd_create(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const MFD_CLOEXEC: u32 = 1;
-    const MFD_ALLOW_SEALING: u32 = 2;
-    const MFD_HUGETLB: u32 = 4;
-    const MFD_NOEXEC_SEAL: u32 = 8;
-    const MFD_EXEC: u32 = 16;
     /// Longest name with its NUL: NAME_MAX less "memfd:", and the NUL.
     const NAME_MAX: usize = 250;
     let (Str(name_gva), Flags(flags)) = args.decode();
@@ -334,9 +320,9 @@ pub fn sys_memfd_create(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         })?;
     let no_exec = flags & MFD_NOEXEC_SEAL != 0;
     let seals = match (no_exec, flags & MFD_ALLOW_SEALING != 0) {
-        (true, _) => SEAL_EXEC,
+        (true, _) => F_SEAL_EXEC,
         (false, true) => 0,
-        (false, false) => SEAL_SEAL,
+        (false, false) => F_SEAL_SEAL,
     };
     let ids = cx.kernel.ids;
     let mode = if no_exec { 0o666 } else { 0o777 };

@@ -2,11 +2,11 @@
 
 use imbl::Vector;
 use kvmlet_abi::layout::USER_END;
-use kvmlet_abi::linux::Timespec;
+use kvmlet_abi::linux::eventpoll::{EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD};
+use kvmlet_abi::linux::{EpollEvent, Timespec};
 use kvmlet_abi::{Errno, Gva};
 
 use super::eventfd::install;
-use super::uint;
 use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OpenFlags};
@@ -17,13 +17,10 @@ use crate::vfs::epoll::{self, Asked, EPOLLET, EPOLLEXCLUSIVE, EPOLLWAKEUP, Key, 
 use crate::vfs::file;
 use crate::vfs::ready::{self, POLLERR, POLLHUP, POLLIN, POLLOUT};
 
-const EPOLL_CTL_ADD: i32 = 1;
-const EPOLL_CTL_DEL: i32 = 2;
-const EPOLL_CTL_MOD: i32 = 3;
 /// Size of struct epoll_event, which is packed on x86-64, in bytes.
-const EVENT_BYTES: u64 = 12;
+const EVENT_BYTES: u64 = size_of::<EpollEvent>() as u64;
 /// Most events one call reports (EP_MAX_EVENTS).
-const EVENTS_MAX: i32 = i32::MAX / 12;
+const EVENTS_MAX: i32 = i32::MAX / size_of::<EpollEvent>() as i32;
 
 fn create(cx: &mut Cx<'_>, flags: OpenFlags) -> SysResult {
     let id = cx.kernel.objects.next_id();
@@ -66,8 +63,8 @@ pub fn sys_epoll_ctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (events, data) = if op == EPOLL_CTL_DEL {
         (0, 0)
     } else {
-        let [events, low, high]: [u32; 3] = cx.read_struct(event)?;
-        (events, u64::from(high) << 32 | u64::from(low))
+        let EpollEvent { events, data } = cx.read_struct(event)?;
+        (events, data)
     };
     let (epoll_file, epoll) = fd::get_io(cx, epoll_fd)?;
     let (file, target) = fd::get_io(cx, fd)?;
@@ -192,8 +189,7 @@ fn wait(
         let at = events_gva
             .0
             .saturating_add(index.saturating_mul(EVENT_BYTES));
-        let (low, high) = (data & 0xffff_ffff, data >> 32);
-        cx.write_struct(Gva(at), &[events, uint(low), uint(high)])
+        cx.write_struct(Gva(at), &EpollEvent { events, data })
     })?;
     let now_ns = clock::monotonic_ns(cx.host);
     let deadline_ns = state

@@ -1,6 +1,7 @@
 //! eventfd(2).
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::eventfd::EFD_SEMAPHORE;
 
 use super::number;
 use crate::cx::Cx;
@@ -9,8 +10,6 @@ use crate::outcome::SysResult;
 use crate::syscalls::args::{Args, Flags, Uint};
 use crate::vfs::eventfd::{EventFd, EventMode};
 use crate::vfs::open::description;
-
-const EFD_SEMAPHORE: u32 = 1;
 
 /// Gives an object without a name its description and descriptor.
 ///

@@ -1,8 +1,13 @@
 //! File locks: flock(2), and the lock commands of fcntl(2).
 
+use kvmlet_abi::linux::Flock;
+use kvmlet_abi::linux::fcntl::{
+    F_GETLK, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_RDLCK, F_SETLK, F_SETLKW, F_UNLCK, F_WRLCK,
+    LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN,
+};
+use kvmlet_abi::linux::fs::{SEEK_CUR, SEEK_END, SEEK_SET};
 use kvmlet_abi::{Errno, Gva};
 use kvmlet_hostfs::stream;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::transfer::wait_for;
 use crate::cx::Cx;
@@ -13,23 +18,6 @@ use crate::vfs;
 use crate::vfs::file::{self, Positions};
 use crate::vfs::locks::{self, Lock, Mode, Owner, TO_END};
 use crate::vfs::pipe::LOCKS_SOURCE;
-
-const F_RDLCK: i16 = 0;
-const F_WRLCK: i16 = 1;
-const F_UNLCK: i16 = 2;
-
-/// struct flock (fcntl(2)), x86-64
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Flock {
-    l_type: i16,
-    l_whence: i16,
-    pad0: u32,
-    l_start: i64,
-    l_len: i64,
-    l_pid: i32,
-    pad1: u32,
-}
 
 /// The action of a lock command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,12 +46,12 @@ impl Request {
     #[must_use]
     pub fn of(command: u32) -> Option<Self> {
         let (action, holder) = match command {
-            5 => (Action::Test, Holder::Process),
-            6 => (Action::Try, Holder::Process),
-            7 => (Action::Wait, Holder::Process),
-            36 => (Action::Test, Holder::Description),
-            37 => (Action::Try, Holder::Description),
-            38 => (Action::Wait, Holder::Description),
+            F_GETLK => (Action::Test, Holder::Process),
+            F_SETLK => (Action::Try, Holder::Process),
+            F_SETLKW => (Action::Wait, Holder::Process),
+            F_OFD_GETLK => (Action::Test, Holder::Description),
+            F_OFD_SETLK => (Action::Try, Holder::Description),
+            F_OFD_SETLKW => (Action::Wait, Holder::Description),
             _ => return None,
         };
         Some(Self { action, holder })
@@ -165,13 +153,13 @@ fn range(
     (id, file): (FileId, &OpenFile),
     wanted: &Flock,
 ) -> Result<(u64, u64), Errno> {
-    let base = match wanted.l_whence {
-        0 => 0,
-        1 => match file::positions(cx, file) {
+    let base = match u32::from(wanted.l_whence.cast_unsigned()) {
+        SEEK_SET => 0,
+        SEEK_CUR => match file::positions(cx, file) {
             Positions::Host(host) => stream::seek(cx.host.get(host)?, stream::SeekTo::Current(0))?,
             _ => file.offset,
         },
-        2 => file::attr(cx, id)?.size,
+        SEEK_END => file::attr(cx, id)?.size,
         _ => return Err(Errno::EINVAL),
     };
     let base = i64::try_from(base).map_err(|_| Errno::EOVERFLOW)?;
@@ -190,7 +178,6 @@ fn range(
 
 /// flock(2)
 pub fn sys_flock(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
-    const LOCK_NB: u32 = 4;
     let (Fd(fd), Uint(operation)) = args.decode();
     match whole_file_lock(cx, fd, operation & !LOCK_NB) {
         Err(Errno::EAGAIN) if operation & LOCK_NB == 0 => {
@@ -201,9 +188,6 @@ pub fn sys_flock(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
 }
 
 fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> SysResult {
-    const LOCK_SH: u32 = 1;
-    const LOCK_EX: u32 = 2;
-    const LOCK_UN: u32 = 8;
     let (id, _) = fd::get_io(cx, fd)?;
     let mode = match operation {
         LOCK_SH => Mode::Shared,

@@ -6,6 +6,8 @@ use std::mem::size_of;
 use kvmlet_abi::Errno;
 
 use super::transfer::{Buffers, Waiting, pause, wait_for};
+use zerocopy::IntoBytes;
+
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFile};
@@ -168,7 +170,7 @@ fn read_signals(
         let Some(info) = cx.kernel.take_signal_of(cx.tid, mask, now_ns) else {
             break;
         };
-        match buffers.scatter(cx, &siginfo(&info)) {
+        match buffers.scatter(cx, siginfo(&info).as_bytes()) {
             Ok(SIGINFO_BYTES) => done = done.saturating_add(SIGINFO_BYTES as u64),
             _ if done == 0 => return Err(Errno::EFAULT),
             _ => break,

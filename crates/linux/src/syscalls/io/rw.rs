@@ -1,5 +1,9 @@
 //! read(2), write(2), their vector and positioned forms, lseek(2).
 
+use kvmlet_abi::linux::fs::{
+    RWF_APPEND, RWF_DSYNC, RWF_HIPRI, RWF_NOAPPEND, RWF_NOWAIT, RWF_SYNC, SEEK_CUR, SEEK_DATA,
+    SEEK_END, SEEK_HOLE, SEEK_SET,
+};
 use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
@@ -13,11 +17,8 @@ use crate::syscalls::args::{Args, Fd, Flags, Len, Offset, Ptr, Uint};
 use crate::vfs::file::{self, Contents, Positions};
 use crate::vfs::tmpfs::Seek;
 
-const RWF_NOWAIT: u32 = 8;
-const RWF_APPEND: u32 = 0x10;
-const RWF_NOAPPEND: u32 = 0x20;
-/// RWF_HIPRI, RWF_DSYNC, RWF_SYNC: hints, and promises that memory keeps anyway.
-const RWF_PLAIN: u32 = 7;
+/// Hints, and promises that memory keeps anyway.
+const RWF_PLAIN: u32 = RWF_HIPRI | RWF_DSYNC | RWF_SYNC;
 
 /// read(2)
 pub fn sys_read(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
@@ -211,12 +212,6 @@ pub fn sys_pwritev2(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome 
     }
     write_positioned(cx, fd, buffers, offset, how, state)
 }
-
-const SEEK_SET: u32 = 0;
-const SEEK_CUR: u32 = 1;
-const SEEK_END: u32 = 2;
-const SEEK_DATA: u32 = 3;
-const SEEK_HOLE: u32 = 4;
 
 /// lseek(2)
 ///

@@ -1,6 +1,10 @@
 //! Sizes and durability: ftruncate, fallocate, fsync and hints.
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::{
+    fadvise::POSIX_FADV_NOREUSE,
+    falloc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE},
+};
 
 use crate::cx::Cx;
 use crate::fd;
@@ -42,8 +46,6 @@ pub fn sys_fallocate(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome
 }
 
 fn fallocate(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errno> {
-    const KEEP_SIZE: u32 = 1;
-    const PUNCH_HOLE: u32 = 2;
     /// Every mode Linux knows.
     const KNOWN: u32 = 0x7f;
     let (Fd(fd), Flags(mode), Offset(offset), Len(len)) = args.decode();
@@ -54,7 +56,7 @@ fn fallocate(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome,
     if len == 0 {
         return Err(Errno::EINVAL);
     }
-    if mode & !KNOWN != 0 || mode & PUNCH_HOLE != 0 && mode & KEEP_SIZE == 0 {
+    if mode & !KNOWN != 0 || mode & FALLOC_FL_PUNCH_HOLE != 0 && mode & FALLOC_FL_KEEP_SIZE == 0 {
         return Err(Errno::EOPNOTSUPP);
     }
     if !file.flags.writable() {
@@ -68,13 +70,13 @@ fn fallocate(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome,
     cx.kernel.tmpfs.size(inode).map_err(|_| Errno::ENODEV)?;
     let end = start.checked_add(len).ok_or(Errno::EFBIG)?;
     let range = (start.cast_unsigned(), end.cast_unsigned());
-    if matches!(mode, 0 | KEEP_SIZE) {
+    if matches!(mode, 0 | FALLOC_FL_KEEP_SIZE) {
         size_limit::check_size(cx, &file.kind, range.1)?;
     }
     match mode {
         0 => allocate(cx, inode, range, KeepSize::No, state),
-        KEEP_SIZE => allocate(cx, inode, range, KeepSize::Yes, state),
-        m if m == PUNCH_HOLE | KEEP_SIZE => {
+        FALLOC_FL_KEEP_SIZE => allocate(cx, inode, range, KeepSize::Yes, state),
+        m if m == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE => {
             let now = vfs::now(cx.host);
             let (start, end) = range;
             let stale =
@@ -183,7 +185,6 @@ pub fn sys_sync_file_range(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// `EINVAL` for unknown advice, `ESPIPE` for a pipe, `EBADF`.
 pub fn sys_fadvise64(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const POSIX_FADV_NOREUSE: i32 = 5;
     let (Fd(fd), Offset(_), Len(len), Int(advice)) = args.decode();
     let (_, file) = fd::get_io(cx, fd)?;
     if file::ranges(&file.kind) == Ranges::Pipe {

@@ -1,6 +1,10 @@
 //! Reading from an inherited terminal and controlling it (ioctl_tty(2)): as natively, but never stopped
 //! with its job.
 
+use kvmlet_abi::linux::ioctls::{
+    TCFLSH, TCGETS, TCSETS, TCSETSF, TCSETSW, TIOCGPGRP, TIOCGSID, TIOCGWINSZ, TIOCSPGRP, TIOCSTI,
+    TIOCSWINSZ,
+};
 use std::os::fd::AsFd;
 
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
@@ -20,17 +24,6 @@ use crate::signal::signo::{SIGTTIN, SIGTTOU};
 use crate::vfs::file;
 use crate::vfs::ready::POLLIN;
 
-const TCGETS: u32 = 0x5401;
-const TCSETS: u32 = 0x5402;
-const TCSETSW: u32 = 0x5403;
-const TCSETSF: u32 = 0x5404;
-const TCFLSH: u32 = 0x540b;
-const TIOCGPGRP: u32 = 0x540f;
-const TIOCSPGRP: u32 = 0x5410;
-const TIOCSTI: u32 = 0x5412;
-const TIOCGWINSZ: u32 = 0x5413;
-const TIOCSWINSZ: u32 = 0x5414;
-const TIOCGSID: u32 = 0x5429;
 /// The process group and session that every process is in.
 const GROUP: i32 = 1;
 /// Most bytes that a terminal keeps for its reader (N_TTY_BUF_SIZE).

@@ -2,6 +2,12 @@
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::Timespec;
+use kvmlet_abi::linux::{
+    time::{
+        CLOCK_BOOTTIME, CLOCK_BOOTTIME_ALARM, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_REALTIME_ALARM,
+    },
+    timerfd::{TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET},
+};
 
 use super::eventfd::install;
 use crate::clock;
@@ -12,15 +18,6 @@ use crate::syscalls::args::{Args, Fd, Flags, Int, Ptr};
 use crate::vfs::anon::ObjectId;
 use crate::vfs::ready;
 use crate::vfs::timerfd::TimerClock;
-
-const CLOCK_REALTIME: i32 = 0;
-const CLOCK_MONOTONIC: i32 = 1;
-const CLOCK_BOOTTIME: i32 = 7;
-const CLOCK_REALTIME_ALARM: i32 = 8;
-const CLOCK_BOOTTIME_ALARM: i32 = 9;
-const TFD_TIMER_ABSTIME: u32 = 1;
-/// No program may set the clock, so that nothing is ever cancelled.
-const TFD_TIMER_CANCEL_ON_SET: u32 = 2;
 
 /// timerfd_create(2)
 ///

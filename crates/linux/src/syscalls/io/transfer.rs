@@ -3,8 +3,10 @@
 use imbl::Vector;
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::linux::Iovec;
+use kvmlet_abi::linux::uio::UIO_MAXIOV;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::stream::{self, Moved};
+use zerocopy::FromBytes;
 
 use super::message;
 use super::terminal::{self, Owner};
@@ -26,8 +28,6 @@ pub const CHUNK: usize = 64 << 10;
 const LOOK_NS: u64 = 20_000_000;
 /// Most bytes that one call moves (MAX_RW_COUNT).
 pub const RW_MAX: u64 = 0x7fff_f000;
-/// Most buffers of one call (UIO_MAXIOV).
-const IOV_MAX: usize = 1024;
 
 /// A call's buffers in user memory: what is still to be moved.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -64,19 +64,17 @@ impl Buffers {
     pub fn array(cx: &mut Cx<'_>, gva: Gva, count: u64) -> Result<Self, Errno> {
         let count = usize::try_from(count)
             .ok()
-            .filter(|count| *count <= IOV_MAX)
+            .filter(|count| *count <= UIO_MAXIOV)
             .ok_or(Errno::EINVAL)?;
         let mut bytes = vec![0u8; count.saturating_mul(size_of::<Iovec>())];
         cx.read(gva, &mut bytes)?;
         let mut parts = Vec::with_capacity(count);
         let mut left = 0u64;
-        for raw in bytes.chunks_exact(16) {
-            let word = |at: usize| {
-                raw.get(at..at.saturating_add(8))
-                    .and_then(|word| word.try_into().ok())
-                    .map_or(0, u64::from_le_bytes)
-            };
-            let (base, len) = (word(0), word(8));
+        for raw in bytes.chunks_exact(size_of::<Iovec>()) {
+            let Iovec {
+                iov_base: base,
+                iov_len: len,
+            } = Iovec::read_from_bytes(raw).map_err(|_| Errno::EFAULT)?;
             if i64::try_from(len).is_err() {
                 return Err(Errno::EINVAL);
             }

@@ -6,6 +6,11 @@ mod tests;
 pub(super) mod transfer;
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::socket::{
+    AF_INET, AF_INET6, AF_MAX, AF_NETLINK, AF_PACKET, AF_UNIX, SHUT_RD, SHUT_RDWR, SHUT_WR,
+    SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_PACKET, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM,
+    SOCK_TYPE_MASK,
+};
 use kvmlet_hostfs::attr::S_IFSOCK;
 pub use options::{sys_getpeername, sys_getsockname, sys_getsockopt, sys_setsockopt};
 pub use transfer::{
@@ -21,28 +26,24 @@ use crate::vfs::anon::ObjectId;
 use crate::vfs::open::description;
 use crate::vfs::unix::{self, Shut, SocketKind};
 
-/// The type in the second argument of socket(2).
-const SOCK_TYPE_MASK: u32 = 0xf;
-
 /// Name of an address family (socket(2)).
 fn family(domain: i32) -> String {
-    match domain {
-        1 => "AF_UNIX".to_owned(),
-        2 => "AF_INET".to_owned(),
-        10 => "AF_INET6".to_owned(),
-        16 => "AF_NETLINK".to_owned(),
-        17 => "AF_PACKET".to_owned(),
-        other => format!("family {other}"),
+    match u16::try_from(domain) {
+        Ok(AF_UNIX) => "AF_UNIX".to_owned(),
+        Ok(AF_INET) => "AF_INET".to_owned(),
+        Ok(AF_INET6) => "AF_INET6".to_owned(),
+        Ok(AF_NETLINK) => "AF_NETLINK".to_owned(),
+        Ok(AF_PACKET) => "AF_PACKET".to_owned(),
+        _ => format!("family {domain}"),
     }
 }
 
 fn deny(cx: &mut Cx<'_>, call: &str, domain: i32, kind: u32) -> SysResult {
-    const AF_MAX: i32 = 46;
-    const SOCK_FLAGS: u32 = 0o2_000_000 | 0o4000;
-    if !(0..AF_MAX).contains(&domain) {
+    const SOCK_FLAGS: u32 = SOCK_CLOEXEC | SOCK_NONBLOCK;
+    if !(0..i32::from(AF_MAX)).contains(&domain) {
         return Err(Errno::EAFNOSUPPORT);
     }
-    if kind & !(SOCK_TYPE_MASK | SOCK_FLAGS) != 0 || kind & SOCK_TYPE_MASK > 10 {
+    if kind & !(SOCK_TYPE_MASK | SOCK_FLAGS) != 0 || kind & SOCK_TYPE_MASK > SOCK_PACKET {
         return Err(Errno::EINVAL);
     }
     cx.host.report.deny(
@@ -67,21 +68,20 @@ pub fn sys_socket(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// As its man page for AF_UNIX; other families as [`sys_socket`].
 pub fn sys_socketpair(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    const AF_UNIX: i32 = 1;
     let (Int(domain), Uint(kind), Int(protocol), Ptr(fds)) = args.decode();
     let flags = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK;
-    if domain != AF_UNIX || kind & !(SOCK_TYPE_MASK | flags.bits()) != 0 {
+    if domain != i32::from(AF_UNIX) || kind & !(SOCK_TYPE_MASK | flags.bits()) != 0 {
         return deny(cx, "socketpair", domain, kind);
     }
     let of_kind = match kind & SOCK_TYPE_MASK {
-        1 => Some(SocketKind::Stream),
+        SOCK_STREAM => Some(SocketKind::Stream),
         // SOCK_RAW is taken for SOCK_DGRAM (unix_create in net/unix/af_unix.c).
-        2 | 3 => Some(SocketKind::Datagram),
-        5 => Some(SocketKind::SeqPacket),
-        kind if kind > 10 => return Err(Errno::EINVAL),
+        SOCK_DGRAM | SOCK_RAW => Some(SocketKind::Datagram),
+        SOCK_SEQPACKET => Some(SocketKind::SeqPacket),
+        kind if kind > SOCK_PACKET => return Err(Errno::EINVAL),
         _ => None,
     };
-    if !matches!(protocol, 0 | AF_UNIX) {
+    if protocol != 0 && protocol != i32::from(AF_UNIX) {
         return Err(Errno::EPROTONOSUPPORT);
     }
     let of_kind = of_kind.ok_or(Errno::ESOCKTNOSUPPORT)?;
@@ -135,9 +135,9 @@ pub fn sys_shutdown(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Fd(fd), Int(how)) = args.decode();
     let (id, _) = socket_of(cx, "shutdown", fd)?;
     let how = match how {
-        0 => Shut::RECEIVE,
-        1 => Shut::SEND,
-        2 => Shut::all(),
+        SHUT_RD => Shut::RECEIVE,
+        SHUT_WR => Shut::SEND,
+        SHUT_RDWR => Shut::all(),
         _ => return Err(Errno::EINVAL),
     };
     unix::shut_down(cx.kernel, id, how)?;

@@ -1,6 +1,12 @@
 //! Names and options of a pair of sockets.
 
 use kvmlet_abi::linux::Timeval;
+use kvmlet_abi::linux::socket::{
+    AF_UNIX, SO_ACCEPTCONN, SO_BROADCAST, SO_DEBUG, SO_DOMAIN, SO_DONTROUTE, SO_ERROR,
+    SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PASSCRED, SO_PASSSEC, SO_PEERCRED, SO_PRIORITY,
+    SO_PROTOCOL, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_REUSEPORT, SO_SNDBUF,
+    SO_SNDLOWAT, SO_SNDTIMEO, SO_TIMESTAMP, SO_TYPE, SOL_SOCKET,
+};
 use kvmlet_abi::{Errno, Gva};
 use zerocopy::IntoBytes;
 
@@ -11,29 +17,20 @@ use crate::outcome::SysResult;
 use crate::syscalls::args::{Args, Fd, Int, Ptr};
 use crate::vfs::unix::Socket;
 
-const AF_UNIX: u16 = 1;
-const SOL_SOCKET: i32 = 1;
-
-const SO_TYPE: i32 = 3;
-const SO_ERROR: i32 = 4;
-const SO_SNDBUF: i32 = 7;
-const SO_RCVBUF: i32 = 8;
-const SO_LINGER: i32 = 13;
-const SO_PEERCRED: i32 = 17;
-const SO_RCVTIMEO: i32 = 20;
-const SO_SNDTIMEO: i32 = 21;
-const SO_ACCEPTCONN: i32 = 30;
-const SO_PROTOCOL: i32 = 38;
-const SO_DOMAIN: i32 = 39;
-/// SO_RCVLOWAT, SO_SNDLOWAT: 1, which cannot be changed on such sockets to any effect.
-const LOW_WATER: [i32; 2] = [18, 19];
+/// 1, which cannot be changed on such sockets to any effect.
+const LOW_WATER: [i32; 2] = [SO_RCVLOWAT, SO_SNDLOWAT];
 /// Switches that change nothing on a pair: SO_DEBUG excepted, they can be set and are shown.
-/// SO_REUSEADDR, SO_DONTROUTE, SO_BROADCAST, SO_KEEPALIVE, SO_OOBINLINE, SO_REUSEPORT, SO_TIMESTAMP.
-const SWITCHES: [i32; 7] = [2, 5, 6, 9, 10, 15, 29];
-/// SO_PASSCRED, SO_PASSSEC: would add ancillary data.
-const ANCILLARY: [i32; 2] = [16, 34];
-const SO_PRIORITY: i32 = 12;
-const SO_DEBUG: i32 = 1;
+const SWITCHES: [i32; 7] = [
+    SO_REUSEADDR,
+    SO_DONTROUTE,
+    SO_BROADCAST,
+    SO_KEEPALIVE,
+    SO_OOBINLINE,
+    SO_REUSEPORT,
+    SO_TIMESTAMP,
+];
+/// They would add ancillary data.
+const ANCILLARY: [i32; 2] = [SO_PASSCRED, SO_PASSSEC];
 
 /// Gives a name or an option to the guest, cut to the length at `len_gva`, and its length there.
 fn put(cx: &mut Cx<'_>, to_gva: Gva, len_gva: Gva, bytes: &[u8], shown: Shown) -> SysResult {

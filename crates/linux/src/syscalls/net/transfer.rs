@@ -1,7 +1,13 @@
 //! Sending and receiving on a pair of sockets.
 
+use core::mem::offset_of;
+
 use imbl::Vector;
-use kvmlet_abi::linux::Iovec;
+use kvmlet_abi::linux::socket::{
+    MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL,
+};
+use kvmlet_abi::linux::uio::UIO_MAXIOV;
+use kvmlet_abi::linux::{Mmsghdr, Msghdr};
 use kvmlet_abi::{Errno, Gva};
 
 use super::socket_of;
@@ -11,21 +17,13 @@ use crate::fd::FileKind;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::syscalls::args::{Args, Fd, Flags, Len, Ptr, Uint};
 use crate::syscalls::io::transfer::{Buffers, Waiting, pause};
-use crate::syscalls::io::uint;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::unix::{self, SocketKind};
 
-const MSG_OOB: u32 = 0x1;
-const MSG_PEEK: u32 = 0x2;
-const MSG_TRUNC: u32 = 0x20;
-const MSG_DONTWAIT: u32 = 0x40;
-const MSG_WAITALL: u32 = 0x100;
-const MSG_NOSIGNAL: u32 = 0x4000;
-const MSG_ERRQUEUE: u32 = 0x2000;
 /// Longest message or part of a stream that is copied at once, in bytes: more than a queue holds.
 const COPY_MAX: usize = 512 << 10;
 /// Most messages of one call (UIO_MAXIOV).
-const MESSAGES_MAX: u32 = 1024;
+const MESSAGES_MAX: u32 = UIO_MAXIOV as u32;
 
 /// The part of struct msghdr that is read: name, its length, buffers, their number, control data, its
 /// length.
@@ -39,31 +37,30 @@ struct Header {
 }
 
 /// Offsets in struct msghdr of what recvmsg(2) writes.
-const NAME_LEN_AT: u64 = 8;
-const CONTROL_LEN_AT: u64 = 40;
-const FLAGS_AT: u64 = 48;
-/// Sizes of struct msghdr and of struct mmsghdr, in bytes.
-const HEADER_BYTES: u64 = 56;
-const MMSG_BYTES: u64 = 64;
+const NAME_LEN_AT: u64 = offset_of!(Msghdr, msg_namelen) as u64;
+const CONTROL_LEN_AT: u64 = offset_of!(Msghdr, msg_controllen) as u64;
+const FLAGS_AT: u64 = offset_of!(Msghdr, msg_flags) as u64;
+/// Offset in struct mmsghdr of the length of a message, and its size, in bytes.
+const LEN_AT: u64 = offset_of!(Mmsghdr, msg_len) as u64;
+const MMSG_BYTES: u64 = size_of::<Mmsghdr>() as u64;
 
 impl Header {
     fn read(cx: &mut Cx<'_>, gva: Gva) -> Result<Self, Errno> {
-        let [name, name_len, iov, iov_count, _, control_len, _]: [u64; 7] = cx.read_struct(gva)?;
+        let header: Msghdr = cx.read_struct(gva)?;
         Ok(Self {
             gva,
-            name: Gva(name),
-            name_len: uint(name_len),
-            iov: Gva(iov),
-            iov_count,
-            control_len,
+            name: Gva(header.msg_name),
+            name_len: header.msg_namelen,
+            iov: Gva(header.msg_iov),
+            iov_count: header.msg_iovlen,
+            control_len: header.msg_controllen,
         })
     }
 
     fn buffers(&self, cx: &mut Cx<'_>) -> Result<Buffers, Errno> {
-        const _: () = assert!(size_of::<Iovec>() == 16);
         Buffers::array(cx, self.iov, self.iov_count).map_err(|error| match error {
             // Too many buffers is another error than for readv(2) (copy_msghdr_from_user).
-            Errno::EINVAL if self.iov_count > 1024 => Errno::EMSGSIZE,
+            Errno::EINVAL if self.iov_count > UIO_MAXIOV as u64 => Errno::EMSGSIZE,
             other => other,
         })
     }
@@ -450,7 +447,7 @@ fn several(
         match one(cx, call, (fd, header), flags, state) {
             Ok(Done::Moved(len, _)) => {
                 let len = u32::try_from(len).unwrap_or(u32::MAX);
-                let at = Gva(header.0.saturating_add(HEADER_BYTES));
+                let at = Gva(header.0.saturating_add(LEN_AT));
                 match cx.write_struct(at, &len) {
                     Err(error) if moved == 0 => return Outcome::Done(Err(error)),
                     Err(_) => break,

@@ -1,17 +1,17 @@
 //! File contents: frames by page index.
 
 use core::ops::Range;
+use kvmlet_abi::linux::fcntl::{F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE};
+use kvmlet_abi::linux::stat::S_ISUID;
 
 use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
 use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::{GuestMemory, OutOfMemory};
 
-use super::{FileData, InodeId, SEAL_FUTURE_WRITE, SEAL_GROW, SEAL_SHRINK, SEAL_WRITE, TmpFs};
+use super::{FileData, InodeId, TmpFs};
 
 /// Largest file size, in bytes (MAX_LFS_FILESIZE).
 const SIZE_MAX: u64 = i64::MAX as u64;
-/// S_ISUID
-const S_ISUID: u32 = 0o4000;
 /// S_ISGID with group execution: what a write clears (chmod(2)).
 const S_ISGID_EXEC: u32 = 0o2010;
 
@@ -193,7 +193,7 @@ impl TmpFs {
         now: FileTime,
     ) -> Result<(usize, Stale), Errno> {
         let data = self.get(id)?.file()?;
-        if data.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0 {
+        if data.seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
         if bytes.is_empty() {
@@ -204,7 +204,7 @@ impl TmpFs {
             .filter(|room| *room > 0)
             .ok_or(Errno::EFBIG)?;
         let mut len = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
-        if data.seals & SEAL_GROW != 0 {
+        if data.seals & F_SEAL_GROW != 0 {
             // As shmem_write_begin: what would grow the file is refused, what comes before is not.
             let inside = data.size.saturating_sub(offset);
             len = len.min(usize::try_from(inside).unwrap_or(usize::MAX));
@@ -253,8 +253,8 @@ impl TmpFs {
         if size > SIZE_MAX {
             return Err(Errno::EFBIG);
         }
-        if size < data.size && data.seals & SEAL_SHRINK != 0
-            || size > data.size && data.seals & SEAL_GROW != 0
+        if size < data.size && data.seals & F_SEAL_SHRINK != 0
+            || size > data.size && data.seals & F_SEAL_GROW != 0
         {
             return Err(Errno::EPERM);
         }
@@ -344,7 +344,7 @@ impl TmpFs {
         end: u64,
         now: FileTime,
     ) -> Result<Stale, Errno> {
-        if self.get(id)?.file()?.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0 {
+        if self.get(id)?.file()?.seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
         let stale = self.drop_bytes(memory, id, start, end)?;
@@ -363,7 +363,7 @@ impl TmpFs {
         (start, end): (u64, u64),
     ) -> Result<(), Errno> {
         let data = self.get(id)?.file()?;
-        if data.seals & SEAL_GROW != 0 && end > data.size {
+        if data.seals & F_SEAL_GROW != 0 && end > data.size {
             return Err(Errno::EPERM);
         }
         let pages = start / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
@@ -390,7 +390,7 @@ impl TmpFs {
         now: FileTime,
     ) -> Result<(), Errno> {
         let data = self.get(id)?.file()?;
-        if data.seals & SEAL_GROW != 0 && end > data.size {
+        if data.seals & F_SEAL_GROW != 0 && end > data.size {
             return Err(Errno::EPERM);
         }
         let mut added = Vec::new();

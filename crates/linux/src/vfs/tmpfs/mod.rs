@@ -7,6 +7,9 @@
 pub mod data;
 mod tree;
 
+pub use kvmlet_abi::linux::fcntl::{
+    F_SEAL_FUTURE_WRITE as SEAL_FUTURE_WRITE, F_SEAL_SEAL as SEAL_SEAL, F_SEAL_WRITE as SEAL_WRITE,
+};
 use std::sync::Arc;
 
 pub use data::{KeepSize, Seek, Stale};
@@ -136,19 +139,6 @@ pub struct NewAttr {
     /// Now.
     pub now: FileTime,
 }
-
-/// F_SEAL_SEAL
-pub const SEAL_SEAL: u32 = 1;
-/// F_SEAL_SHRINK
-pub const SEAL_SHRINK: u32 = 2;
-/// F_SEAL_GROW
-pub const SEAL_GROW: u32 = 4;
-/// F_SEAL_WRITE
-pub const SEAL_WRITE: u32 = 8;
-/// F_SEAL_FUTURE_WRITE
-pub const SEAL_FUTURE_WRITE: u32 = 16;
-/// F_SEAL_EXEC
-pub const SEAL_EXEC: u32 = 32;
 
 impl TmpFs {
     /// The directory at /tmp.

@@ -1,5 +1,6 @@
 //! Tests of the memory file system as a value.
 
+use kvmlet_abi::linux::fcntl::{F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE};
 use std::collections::BTreeMap;
 
 use kvmlet_mem::PendingFlush;
@@ -23,7 +24,7 @@ fn new() -> (TmpFs, GuestMemory) {
 }
 
 fn file(fs: &mut TmpFs, memory: &mut GuestMemory, dir: InodeId, name: &[u8]) -> InodeId {
-    fs.create(memory, dir, name, &NewBody::File(SEAL_SEAL), ATTR)
+    fs.create(memory, dir, name, &NewBody::File(F_SEAL_SEAL), ATTR)
         .unwrap()
 }
 
@@ -188,15 +189,15 @@ fn seals() {
     let id = fs.create_unnamed(&mut memory, 0, ATTR).unwrap();
     fs.write(&mut memory, id, 0, b"12345", NOW).unwrap();
     let seal = |fs: &mut TmpFs, seals| fs.get_mut(id).unwrap().file_mut().unwrap().seals = seals;
-    seal(&mut fs, SEAL_GROW);
+    seal(&mut fs, F_SEAL_GROW);
     assert_eq!(
         fs.write(&mut memory, id, 3, b"xyz", NOW).map(|done| done.0),
         Ok(2)
     );
     assert_eq!(fs.set_size(&mut memory, id, 6, NOW), Err(Errno::EPERM));
-    seal(&mut fs, SEAL_SHRINK);
+    seal(&mut fs, F_SEAL_SHRINK);
     assert_eq!(fs.set_size(&mut memory, id, 4, NOW), Err(Errno::EPERM));
-    seal(&mut fs, SEAL_WRITE);
+    seal(&mut fs, F_SEAL_WRITE);
     assert_eq!(fs.write(&mut memory, id, 0, b"x", NOW), Err(Errno::EPERM));
     assert_eq!(
         fs.punch_hole(&mut memory, id, 0, 4096, NOW),

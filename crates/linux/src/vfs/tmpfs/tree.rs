@@ -10,8 +10,8 @@ use kvmlet_policy::{SHM, TMP};
 
 use super::{DirData, ENTRY_COST_BYTES, InodeId, NewAttr, NewBody, Pinned, TmpFs};
 
-/// Longest name of a directory entry, in bytes (NAME_MAX).
-pub const MAX_NAME: usize = 255;
+pub use kvmlet_abi::linux::limits::NAME_MAX as MAX_NAME;
+
 /// Longest path of a directory that is still composed, in bytes.
 const MAX_DIR_PATH: usize = 64 << 10;
 /// Hard links of one inode at most.

@@ -1,0 +1,3 @@
+//! Flags of eventfd(2) (linux/eventfd.h).
+
+pub const EFD_SEMAPHORE: u32 = 1;
