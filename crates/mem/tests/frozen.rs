@@ -537,6 +537,18 @@ fn freed_memory_waits_for_the_flush_that_a_reset_records() {
 }
 
 #[test]
+fn nothing_waits_after_a_reset_that_needs_no_flush() {
+    let frozen = frozen();
+    let mut fork = Fork::of(&frozen);
+    let gpa = fork.mem.alloc_frame().unwrap();
+    fork.mem.free_frame(gpa);
+    assert!(fork.mem.has_quarantine());
+    fork.reset();
+    assert!(fork.tables.pending().is_none());
+    assert!(!fork.mem.has_quarantine());
+}
+
+#[test]
 fn nothing_of_a_request_is_left_in_private_memory() {
     let frozen = frozen();
     let mut fork = Fork::of(&frozen);
@@ -792,6 +804,31 @@ fn file_windows_show_what_was_written_before_the_freeze() {
     assert_eq!((report.kept_pages, report.dropped_pages), (1, 1));
     let outcome = first(&fork.spaces).copy_in(&fork.mem, at(2), &mut [0]);
     assert_eq!(outcome.stop, Some(CopyStop::FileFault(at(2))));
+}
+
+#[test]
+fn a_frozen_window_stays_and_so_its_leaves_need_a_flush() {
+    let (mut mem, mut tables) = program(LIMIT);
+    let file = file(1);
+    let map = |mem: &mut GuestMemory, tables: &mut PageTables, gva| {
+        let window = mem
+            .map_file(file.as_fd(), 0, PAGE_SIZE, FileMapping::Private)
+            .unwrap();
+        tables
+            .map_range(mem, gva, window.gpa, 1, READ_ONLY)
+            .unwrap();
+    };
+    map(&mut mem, &mut tables, FREE);
+    let frozen = mem.freeze(tables, 0).unwrap();
+    let mut fork = Fork::of(&frozen);
+    let own = Gva(FREE.0 + PAGE_SIZE);
+    map(&mut fork.mem, &mut fork.tables, own);
+    for (gva, needs_flush) in [(own, false), (FREE, true)] {
+        fork.tables
+            .unmap_with_windows(&mut fork.mem, gva, PAGE_SIZE, |_, _, _| {})
+            .unwrap();
+        assert_eq!(!fork.tables.pending().is_none(), needs_flush, "{gva:?}");
+    }
 }
 
 #[test]
