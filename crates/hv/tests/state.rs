@@ -295,6 +295,15 @@ fn nothing_of_a_program_reaches_the_next() {
     used.vm.vcpu().hand_on();
     load_initial(&mut used);
     let handed_on = shown(&mut used, next());
+    // The bases of a program that has set none are those of a new vCPU.
+    filled(&mut used);
+    used.vm.vcpu().hand_on();
+    let regs = UserRegs {
+        fs_base: 0,
+        ..next()
+    };
+    let bases = shown(&mut used, regs)[bytes(Piece::FsGsBases)[0].clone()].to_vec();
+    assert_eq!(bases, [0; 16], "FsGsBases reaches the next request");
     filled(&mut used);
     let elsewhere = shown(&mut fresh, next());
     for row in STATE {
