@@ -1,6 +1,6 @@
 //! Memory files that change while shared and private mappings show them.
 
-use kvmlet_abi::{Errno, PAGE_SIZE};
+use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::attr::FileTime;
 
 use super::fixture::{Fixture, MIB};
@@ -75,6 +75,16 @@ fn private_copies_outlive_the_copy_of_a_frozen_page() {
     let _nothing_ran = f.take_pending();
     assert_eq!((f.load(shared + pages(1)), f.load(private)), (Ok(1), Ok(1)));
     assert_eq!(f.load(private + pages(1)), Ok(2));
+}
+
+#[test]
+fn a_reset_keeps_no_copy_that_would_hide_a_memory_file() {
+    let (mut f, _, shared, private) = seen_twice();
+    let anonymous = f.map(0, pages(1), RW, PRIVATE).unwrap();
+    let mut keeps = f.mm.copy_keeper();
+    for (at, kept) in [(anonymous, true), (shared, false), (private, false)] {
+        assert_eq!(keeps(Gva(at)), kept, "{at:#x}");
+    }
 }
 
 #[test]
