@@ -324,6 +324,10 @@ fn inherited_streams_have_edges() {
             .any(|source| matches!(source, Source::Host(..)))
     );
     s.kernel.sched.forget(TID);
+    // An item that is changed is told anew.
+    ctl(&mut s, ep, MOD, stdin, IN | ET).unwrap();
+    assert_eq!(ready(&mut s, ep), [(stdin as u32, IN | HUP)]);
+    assert_eq!(ready(&mut s, ep), []);
     // A level is told as long as it holds, through another instance too.
     ctl(&mut s, ep, MOD, stdin, IN).unwrap();
     let outer = epoll(&mut s);
