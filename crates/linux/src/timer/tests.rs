@@ -168,6 +168,26 @@ fn an_ignored_timer_goes_on_coarsely() {
 }
 
 #[test]
+fn a_new_setting_counts_its_own_overruns_only() {
+    let mut s = sandbox();
+    let event = s.put_struct(&Sigevent {
+        sigev_signo: i32::from(signo::SIGURG),
+        ..Sigevent::default()
+    });
+    let id = s.room(4);
+    call!(s, "timer_create", 1, event, id).unwrap();
+    settime(&mut s, 0, 0, 5 * MS, 5 * MS);
+    let ignored = due(&s);
+    fire(&mut s, ignored + 50 * MS);
+    s.cx().thread().unwrap().signals.mask = bit(signo::SIGURG);
+    settime(&mut s, 0, 0, 5 * MS, 5 * MS);
+    let at = due(&s);
+    fire(&mut s, at);
+    let taken = take(&mut s, at.cast_unsigned()).unwrap();
+    assert!(matches!(taken.detail, SigDetail::Timer { overrun: 0, .. }));
+}
+
+#[test]
 fn timers_are_bounded_and_numbered_by_process() {
     let mut s = sandbox();
     let process = s.kernel.processes.get(&PID).unwrap();
