@@ -90,9 +90,11 @@ int main(int argc, char **argv) {
     struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1, .sigev_value.sival_int = 4711};
     struct sigevent quiet = {.sigev_notify = SIGEV_NONE};
     struct itimerspec its;
-    sigset_t usr1, alrm;
+    sigset_t usr1, usr2, alrm;
     sigemptyset(&usr1);
     sigaddset(&usr1, SIGUSR1);
+    sigemptyset(&usr2);
+    sigaddset(&usr2, SIGUSR2);
     sigemptyset(&alrm);
     sigaddset(&alrm, SIGALRM);
 
@@ -103,6 +105,7 @@ int main(int argc, char **argv) {
         sigset_t pending;
         sigpending(&pending);
         SHOW(sigismember(&pending, SIGUSR1));
+        SHOW(sigismember(&pending, SIGUSR2));
         SHOW(sigismember(&pending, SIGALRM));
         int ignored;
         SHOW(sigwait(&alrm, &ignored));
@@ -304,6 +307,8 @@ int main(int argc, char **argv) {
     snprintf(number, sizeof number, "%d", id);
     sigprocmask(SIG_BLOCK, &usr1, NULL);
     sigprocmask(SIG_BLOCK, &alrm, NULL);
+    sigprocmask(SIG_BLOCK, &usr2, NULL);
+    raise(SIGUSR2);
     arm(id, 1, 0);
     sleep_ns(2000000);
     alarm(1);
