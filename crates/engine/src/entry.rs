@@ -224,3 +224,60 @@ impl Sandbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvmlet_linux::Call;
+
+    use super::*;
+    use crate::{Calls, Program, Streams, Trace, policy_for};
+
+    fn sandbox() -> Sandbox {
+        let (policy, cwd) = policy_for(b"/", &[]).unwrap();
+        let program = Program {
+            argv: vec![b"/bin/true".to_vec()],
+            env: Vec::new(),
+            policy,
+            cwd,
+            streams: Streams::Capture {
+                input: Vec::new(),
+                output_limit_bytes: 1 << 20,
+            },
+            timeout: None,
+            memory_bytes: 64 << 20,
+            trace: Trace::Off,
+            calls: Calls::Exit,
+        };
+        Sandbox::start(&program).unwrap()
+    }
+
+    /// The trap that is left of a run of the first thread, and its `rax`, which was 77.
+    fn settled(closed: Closed) -> (Option<Trap>, u64) {
+        const GETPGRP: u64 = 111;
+        let mut sandbox = sandbox();
+        let tid = Tid(1);
+        let call = Call {
+            nr: GETPGRP,
+            args: [0; 6],
+        };
+        let made = sandbox.personality.make(tid, call, None, 0, |_| false);
+        let threads = &mut sandbox.personality.kernel.threads;
+        threads.get_mut(&tid).unwrap().regs.rax = 77;
+        let posted = Posted {
+            waited: Waited::Claimed,
+            charged_ns: 0,
+            closed,
+            made: Some(made.unwrap_err()),
+        };
+        let trap = sandbox.settle_posted(tid, Trap::Interrupted, posted);
+        (trap, sandbox.personality.kernel.threads[&tid].regs.rax)
+    }
+
+    #[test]
+    fn a_result_is_for_a_thread_that_waits_for_it() {
+        let (trap, rax) = settled(Closed::Made);
+        assert_eq!(trap, None);
+        assert_ne!(rax, 77);
+        assert_eq!(settled(Closed::Stray), (Some(Trap::Interrupted), 77));
+    }
+}
