@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -94,6 +95,24 @@ def test_forks_inherit_the_way(guests: pathlib.Path) -> None:
                 assert polled == 0
             elif not HW:  # there a request has ended before its poller is awake
                 assert polled > 0
+
+
+@needs_two
+@pytest.mark.skipif(HW, reason="a request has ended before its poller is awake")
+def test_a_fork_that_is_built_anew_is_polled_again(guests: pathlib.Path) -> None:
+    sandbox = kvmlet.Sandbox(["./warm"], cwd=guests, memory="96m", calls="poll")
+    with sandbox.until_ready(timeout=HANG_S).freeze() as snapshot, snapshot.fork() as fork:
+        for request in (b"see", b"crash"):
+            with contextlib.suppress(kvmlet.SandboxEnded):
+                fork.request(request, timeout=HANG_S)
+            fork.reset()
+            before = fork.stats()["calls_polled"]
+            for _ in range(1000):
+                fork.request(b"see", timeout=HANG_S)
+                if fork.stats()["calls_polled"] > before:
+                    break
+            else:
+                pytest.fail(f"no call was polled after {request!r}: {fork.stats()}")
 
 
 @needs_two
