@@ -112,6 +112,15 @@ def test_the_deadline_is_for_the_whole_job(snapshot: kvmlet.Snapshot) -> None:
             pool.submit(lambda sandbox: sandbox.run_for(5)).result()
 
 
+def test_nothing_of_a_job_may_wait_beyond_its_deadline(snapshot: kvmlet.Snapshot) -> None:
+    with kvmlet.Pool(snapshot, 1, timeout=100) as pool:
+        for own_s in (None, 1000, 1):
+            pool.submit(kvmlet.Sandbox.request, b"ab", timeout=own_s).result()
+    limits_s = [limit_s for _, limit_s in fake_of(snapshot).forks[0].asked]
+    assert [limit_s <= 100 for limit_s in limits_s] == [True, True, True]
+    assert limits_s[2] == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "cls"),
     [("descriptors", kvmlet.TooFewDescriptors), ("mappings", kvmlet.TooFewMappings)],
