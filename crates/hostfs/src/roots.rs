@@ -16,8 +16,8 @@ use crate::handle::open_in;
 use crate::hostfd::HostFd;
 use crate::object::{attr_of, read_at};
 
-/// Longest path that is opened, as Linux's PATH_MAX.
-pub const PATH_MAX: usize = 4096;
+pub use kvmlet_abi::linux::limits::PATH_MAX;
+
 /// Tries again when a rename on the host raced with a lookup (openat2(2) EAGAIN).
 const RACES_MAX: usize = 16;
 

@@ -544,7 +544,7 @@ fn nothing_waits_after_a_reset_that_needs_no_flush() {
     fork.mem.free_frame(gpa);
     assert!(fork.mem.has_quarantine());
     fork.reset();
-    assert!(fork.tables.pending().is_none());
+    assert!(first(&fork.spaces).pending().is_none());
     assert!(!fork.mem.has_quarantine());
 }
 
@@ -819,15 +819,19 @@ fn a_frozen_window_stays_and_so_its_leaves_need_a_flush() {
             .unwrap();
     };
     map(&mut mem, &mut tables, FREE);
-    let frozen = mem.freeze(tables, 0).unwrap();
+    let frozen = mem.freeze(Spaces::new(tables), 0).unwrap();
     let mut fork = Fork::of(&frozen);
     let own = Gva(FREE.0 + PAGE_SIZE);
-    map(&mut fork.mem, &mut fork.tables, own);
+    map(&mut fork.mem, first_mut(&mut fork.spaces), own);
     for (gva, needs_flush) in [(own, false), (FREE, true)] {
-        fork.tables
+        first_mut(&mut fork.spaces)
             .unmap_with_windows(&mut fork.mem, gva, PAGE_SIZE, |_, _, _| {})
             .unwrap();
-        assert_eq!(!fork.tables.pending().is_none(), needs_flush, "{gva:?}");
+        assert_eq!(
+            !first(&fork.spaces).pending().is_none(),
+            needs_flush,
+            "{gva:?}"
+        );
     }
 }
 
