@@ -227,10 +227,11 @@ impl Spaces {
             return Err(MemError::NeedsRebuild);
         }
         self.live.append(&mut self.detached);
-        let of_request = self.live.extract_if(.., |_, tables| tables.undo.is_none());
-        for (_, tables) in of_request {
-            // Their frames are wiped with all that is not kept.
-            tables.retire(mem, &mut self.dead, &mut |_, _, _| {});
+        let of_request = |(id, tables): (&MmId, &PageTables)| tables.undo.is_none().then_some(*id);
+        let of_request: Vec<MmId> = self.live.iter().filter_map(of_request).collect();
+        for id in of_request {
+            // Its frames are wiped with all that is not kept.
+            self.end(mem, id, |_, _, _| {});
         }
         let mut report = ResetReport::default();
         mem.begin_reset();
