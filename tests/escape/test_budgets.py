@@ -146,7 +146,8 @@ def test_nine_at_once_leave_the_host_its_half(seen: dict[str, Any]) -> None:
     # Each got something, and an error that Linux has for what it did not get.
     for said in seen["said"]:
         reached = counts(said)
-        assert reached["maps of files"][1] == "ENFILE", said
+        # Whether descriptors or mappings end first depends on how far the other eight have come.
+        assert reached["maps of files"][1] in ("ENFILE", "ENOMEM"), said
         assert reached["holes"][1] in ("ENOMEM", "EBADF"), said
         assert {reached[what] for what in OURS} == {(40, "stopped")}, said
     # Two sandboxes have what all together may have; what a program is made of is not refused.
