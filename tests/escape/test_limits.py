@@ -115,6 +115,13 @@ def test_memory_in_tmp_counts(hostile: pathlib.Path) -> None:
         assert b"then ENOSPC" in run.stderr, run.said
 
 
+@pytest.mark.usefixtures("vm")
+def test_a_program_that_executes_itself_uses_its_memory_again(hostile: pathlib.Path) -> None:
+    """Twenty programs of 40 MiB, one after the other: the host has room for one."""
+    run = bounded(["./again", "20"], cwd=hostile, memory_mib=64)
+    assert run.status == 0, run.said
+
+
 def test_vectors(oracle: Oracle, hostile: pathlib.Path) -> None:
     oracle.compare(["./hog", "vectors"], cwd=hostile)
 

@@ -42,7 +42,8 @@ pub(crate) fn discharge(
         spaces.all_flushed(memory);
         memory.flush_discharged(&PendingFlush::All);
     } else {
-        if !pending.is_none() {
+        // What an address space that has ended gave back is waited for by nobody else.
+        if !pending.is_none() || memory.has_freed_frames() {
             memory.flush_discharged(&pending);
         }
         free_dead_tables(vcpu, machine);

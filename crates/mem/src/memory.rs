@@ -581,6 +581,12 @@ impl GuestMemory {
         self.ram.pool.held_bytes() + self.blocks.pool.held_bytes() + self.tables.held_bytes() > 0
     }
 
+    /// True if freed memory of the program waits for a flush. Tables wait for one of their own.
+    #[must_use]
+    pub fn has_freed_frames(&self) -> bool {
+        self.ram.pool.held_bytes() + self.blocks.pool.held_bytes() > 0
+    }
+
     /// Bytes of page tables that only a [`PendingFlush::All`] makes usable again.
     #[must_use]
     pub fn table_quarantine_bytes(&self) -> u64 {
