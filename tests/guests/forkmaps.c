@@ -53,11 +53,16 @@ static void answer(void) {
         look();
         first[PAGE] = 'r';
     } else if (!strcmp(text, "multiply")) {
-        // One page of a memory file, copied for each of many mappings.
-        for (int i = 0; i < 20000; i++) {
-            volatile char *copy = map(PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, memory);
-            copy[0] = copy[1];
+        // One page of a memory file, copied for each of many mappings. A mapping may be what no longer
+        // fits: pages of our own are written then, and one of them does not fit either.
+        volatile char *copy = NULL;
+        for (int i = 0; i < 20000 && copy != MAP_FAILED; i++) {
+            copy = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, memory, 0);
+            if (copy != MAP_FAILED)
+                copy[0] = copy[1];
         }
+        for (int i = 0; i < 5 * HUGE && copy == MAP_FAILED; i += PAGE)
+            large[i] = 'm';
     } else if (!strcmp(text, "remap")) {
         char *moved = mremap(second, 2 * PAGE, 2 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, map(2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1));
         need(moved != MAP_FAILED, "mremap");
