@@ -43,10 +43,18 @@ pub(crate) struct FileSlot {
     area: FileArea,
     /// Free ranges, start to length; neighbours are joined.
     free: BTreeMap<u64, u64>,
-    /// Mapped ranges, start to length, as the host holds them.
-    pieces: BTreeMap<u64, u64>,
+    /// Mapped ranges, by start. The host may hold neighbours as one.
+    pieces: BTreeMap<u64, Piece>,
     /// No free range is longer than this (kept so that a full slot is passed over quickly).
     longest_free_at_most: u64,
+}
+
+/// A mapped range of a file slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Piece {
+    len_bytes: u64,
+    /// Windows that it is part of: address spaces may have one in common.
+    users: u32,
 }
 
 impl FileSlot {
@@ -105,13 +113,75 @@ impl FileSlot {
         if is_split {
             self.free.insert(start + len_bytes, free_len - len_bytes);
         }
-        self.pieces.insert(start, len_bytes);
+        let piece = Piece {
+            len_bytes,
+            users: 1,
+        };
+        self.pieces.insert(start, piece);
         Ok(Some(start))
     }
 
-    /// Unmaps a range, all of which must be mapped. Host mappings that this divides are paid for first.
+    /// Gives a range, all of which must be mapped, one more user: it stays mapped until each has unmapped it.
+    pub(crate) fn share(&mut self, start: u64, len_bytes: u64) -> Result<(), UnmapError> {
+        let end = start.checked_add(len_bytes).ok_or(UnmapError::NotMapped)?;
+        self.covered(start, end)?;
+        for edge in [start, end] {
+            self.cut(edge).map_err(UnmapError::Exhausted)?;
+        }
+        for (_, piece) in self.pieces.range_mut(start..end) {
+            piece.users = piece.users.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// True if another window has the page at `offset` too.
+    fn is_shared(&self, offset: u64) -> bool {
+        let piece = self.pieces.range(..=offset).next_back();
+        piece.is_some_and(|(start, piece)| offset - start < piece.len_bytes && piece.users > 1)
+    }
+
+    /// Takes one user from the pieces of a range that have others. Answers the rest: stretches (start, end) that
+    /// nobody else has.
+    fn leave(&mut self, start: u64, end: u64) -> Result<Vec<(u64, u64)>, UnmapError> {
+        self.covered(start, end)?;
+        let is_shared = |piece: &Piece| piece.users > 1;
+        let first = self.pieces.range(..=start).next_back();
+        let from = first.map_or(start, |(at, _)| *at);
+        if !self
+            .pieces
+            .range(from..end)
+            .any(|(_, piece)| is_shared(piece))
+        {
+            return Ok(vec![(start, end)]);
+        }
+        for edge in [start, end] {
+            self.cut(edge).map_err(UnmapError::Exhausted)?;
+        }
+        let mut rest: Vec<(u64, u64)> = Vec::new();
+        for (&at, piece) in self.pieces.range_mut(start..end) {
+            if is_shared(piece) {
+                piece.users -= 1;
+            } else if let Some(last) = rest.last_mut().filter(|last| last.1 == at) {
+                last.1 = at + piece.len_bytes;
+            } else {
+                rest.push((at, at + piece.len_bytes));
+            }
+        }
+        Ok(rest)
+    }
+
+    /// Unmaps a range, all of which must be mapped, but for what is shared. Host mappings that this divides
+    /// are paid for first.
     pub(crate) fn unmap(&mut self, start: u64, len_bytes: u64) -> Result<(), UnmapError> {
         let end = start.checked_add(len_bytes).ok_or(UnmapError::NotMapped)?;
+        for (start, end) in self.leave(start, end)? {
+            self.unmap_own(start, end)?;
+        }
+        Ok(())
+    }
+
+    fn unmap_own(&mut self, start: u64, end: u64) -> Result<(), UnmapError> {
+        let len_bytes = end - start;
         let covered = self.covered(start, end)?;
         let len = usize::try_from(len_bytes).map_err(|_| UnmapError::NotMapped)?;
         let before = self.parts();
@@ -128,11 +198,15 @@ impl FileSlot {
         }
         for (at, len) in covered {
             self.pieces.remove(&at);
+            let part = |len_bytes| Piece {
+                len_bytes,
+                users: 1,
+            };
             if at < start {
-                self.pieces.insert(at, start - at);
+                self.pieces.insert(at, part(start - at));
             }
             if at + len > end {
-                self.pieces.insert(end, at + len - end);
+                self.pieces.insert(end, part(at + len - end));
             }
         }
         self.give_back(start, end);
@@ -143,13 +217,14 @@ impl FileSlot {
 
     /// Makes `at` a boundary between pieces, if it lies in one.
     fn cut(&mut self, at: u64) -> Result<(), Exhausted> {
-        let Some((&start, &len)) = self.pieces.range(..at).next_back() else {
+        let Some((&start, &piece)) = self.pieces.range(..at).next_back() else {
             return Ok(());
         };
-        if start + len > at {
+        if start + piece.len_bytes > at {
             self.area.count_pieces(self.parts() + 1)?;
-            self.pieces.insert(start, at - start);
-            self.pieces.insert(at, start + len - at);
+            let part = |len_bytes| Piece { len_bytes, ..piece };
+            self.pieces.insert(start, part(at - start));
+            self.pieces.insert(at, part(start + piece.len_bytes - at));
         }
         Ok(())
     }
@@ -187,7 +262,8 @@ impl FileSlot {
     pub(crate) fn freeze(self) -> Result<FrozenFiles, Errno> {
         // Neighbours are one host mapping each, but change together in one call.
         let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (&start, &len) in &self.pieces {
+        for (&start, piece) in &self.pieces {
+            let len = piece.len_bytes;
             match ranges.last_mut() {
                 Some((first, joined)) if *first + *joined == start => *joined += len,
                 _ => ranges.push((start, len)),
@@ -202,7 +278,7 @@ impl FileSlot {
             .pieces
             .range(..end)
             .rev()
-            .map(|(&at, &len)| (at, len))
+            .map(|(&at, piece)| (at, piece.len_bytes))
             .take_while(|&(at, len)| at + len > start)
             .collect();
         let bytes: u64 = pieces
@@ -303,6 +379,30 @@ impl GuestMemory {
         files
             .unmap(offset, window.len_bytes)
             .map_err(|error| error.at(window))
+    }
+
+    /// Lets another address space have a window too: it stays mapped until both have unmapped it. Neither may
+    /// write it. A frozen window belongs to everybody: nothing is done.
+    ///
+    /// # Errors
+    /// [`MemError::Exhausted`]; [`MemError::Outside`] if part of it is not mapped.
+    pub fn share_file(&mut self, window: FileWindow) -> Result<(), MemError> {
+        let (files, offset) = match self.files_mut(window) {
+            Err(MemError::Frozen(_)) => return Ok(()),
+            found => found?,
+        };
+        files
+            .share(offset, window.len_bytes)
+            .map_err(|error| error.at(window))
+    }
+
+    /// True if other address spaces have this page of a file window too.
+    #[must_use]
+    pub fn is_shared_window(&self, gpa: Gpa) -> bool {
+        self.slot(gpa).is_some_and(|slot| match &slot.store {
+            Store::Files(files) => files.is_shared(gpa.0 - slot.gpa),
+            _ => false,
+        })
     }
 
     /// Divides what is mapped at both ends of a part of a window, so that the part can be unmapped

@@ -12,6 +12,7 @@ use crate::frozen::FrozenMemory;
 use crate::host::{AnonMapping, Backing, Reservation};
 use crate::pending::PendingFlush;
 use crate::slots::{Bank, FrameAt, Place, Pool, Slot, Store, TABLES_SLOT, WrittenPages};
+use crate::tables::Leaf;
 
 /// Guest-physical space is dealt in chunks of this size, so that an address finds its slot by one
 /// table look-up.
@@ -535,6 +536,15 @@ impl GuestMemory {
             };
             pool.refs(at.block, at.index)
         })
+    }
+
+    /// True if a frame of a leaf has more than one reference.
+    #[must_use]
+    pub fn is_shared(&self, leaf: Leaf) -> bool {
+        let offsets = (0..leaf.size.bytes()).step_by(PAGE_SIZE as usize);
+        offsets
+            .into_iter()
+            .any(|offset| self.frame_refs(leaf.gpa.wrapping_add(offset)) > 1)
     }
 
     /// Drops a reference to a base frame. The last one frees it: it is not handed out again before

@@ -59,6 +59,23 @@ impl Spaces {
         self.live.get_mut(&id)
     }
 
+    /// Two of them, to be changed together.
+    pub fn pair_mut(
+        &mut self,
+        one: MmId,
+        other: MmId,
+    ) -> Option<(&mut PageTables, &mut PageTables)> {
+        let (mut first, mut second) = (None, None);
+        for (id, tables) in &mut self.live {
+            if *id == one {
+                first = Some(tables);
+            } else if *id == other {
+                second = Some(tables);
+            }
+        }
+        first.zip(second)
+    }
+
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (MmId, &PageTables)> {
         self.live.iter().map(|(id, tables)| (*id, tables))

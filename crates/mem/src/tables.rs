@@ -404,7 +404,7 @@ impl PageTables {
     /// As [`PageTables::unmap_range`], for a range whose file windows the caller unmaps
     /// ([`GuestMemory::unmap_file`]) before the guest runs again. When the host takes a page out of a slot,
     /// KVM drops every translation to it, the TLB's included. So these leaves need no flush of ours.
-    /// Other leaves do, those of frozen windows among them, which stay mapped. If a window cannot be
+    /// Other leaves do, those of frozen and shared windows among them, which stay mapped. If a window cannot be
     /// unmapped, [`PageTables::require_full_flush`] makes up for it.
     pub fn unmap_with_windows(
         &mut self,
@@ -413,7 +413,9 @@ impl PageTables {
         len_bytes: u64,
         removed: impl FnMut(&mut GuestMemory, Gva, Leaf),
     ) -> Result<(), MemError> {
-        let stays = |mem: &GuestMemory, gpa| !mem.is_file_backed(gpa) || mem.is_frozen(gpa);
+        let stays = |mem: &GuestMemory, gpa| {
+            !mem.is_file_backed(gpa) || mem.is_frozen(gpa) || mem.is_shared_window(gpa)
+        };
         self.remove_range(mem, gva, len_bytes, stays, removed)
     }
 
@@ -451,6 +453,28 @@ impl PageTables {
         flags: PteFlags,
     ) -> Result<(), MemError> {
         self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
+            tables.set_leaf(mem, entry, gva, Some(leaf), Leaf { flags, ..leaf });
+        })
+    }
+
+    /// As [`PageTables::protect_range`], for private memory: a leaf with a frame that somebody else has too does
+    /// not become writable.
+    ///
+    /// # Errors
+    /// As [`PageTables::protect_range`].
+    pub fn protect_private_range(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        len_bytes: u64,
+        flags: PteFlags,
+    ) -> Result<(), MemError> {
+        self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
+            let is_shared = flags.contains(PteFlags::WRITE) && mem.is_shared(leaf);
+            let flags = match is_shared {
+                true => flags - PteFlags::WRITE,
+                false => flags,
+            };
             tables.set_leaf(mem, entry, gva, Some(leaf), Leaf { flags, ..leaf });
         })
     }
