@@ -52,6 +52,11 @@ def test_absolute_path_and_path_lookup(oracle: Oracle, guests: pathlib.Path) -> 
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+def test_processes(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
+    oracle.compare([f"./processes{library}"], cwd=guests)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("size", [1_000_001] if HW else [0, 1, 4096, 1_000_001])
 def test_echo(oracle: Oracle, guests: pathlib.Path, library: str, size: int) -> None:
     data = bytes(i * i % 251 for i in range(size))
@@ -259,7 +264,7 @@ def test_the_first_process(vm: None, guests: pathlib.Path) -> None:
         "print(u.sysname, u.machine, os.getpid(), os.getppid(), os.getuid(), os.getgid())"
     )
     run = in_vm(["/usr/bin/python3", "-c", script], cwd=guests)
-    assert run.stdout.decode() == f"Linux x86_64 1 0 {os.getuid()} {os.getgid()}\n"
+    assert run.stdout.decode() == f"Linux x86_64 2 1 {os.getuid()} {os.getgid()}\n"
     assert run.status == 0
 
 

@@ -25,7 +25,7 @@ def test_a_call() -> None:
         7, decimal.Decimal("3.75"), datetime.date(2024, 2, 29), ("1.50", "2.25")
     )
     pid, executable, version, _ = functions.where()
-    assert pid == 1
+    assert pid == 2
     assert executable == sys.executable
     assert version == sys.version
 

@@ -3,7 +3,7 @@
 use kvmlet_abi::call_page::Closed;
 use kvmlet_abi::layout::StubConstant;
 use kvmlet_abi::{Trap, UserRegs};
-use kvmlet_linux::{Made, Personality, SIGBUS, Tid};
+use kvmlet_linux::{Made, Personality, Pid, SIGBUS, Tid};
 use kvmlet_mem::MmId;
 
 use crate::run::Drive;
@@ -38,11 +38,7 @@ pub(crate) struct Posted {
 impl Sandbox {
     /// Runs a thread in ring 3 until it leaves.
     pub(crate) fn enter(&mut self, tid: Tid, drive: &mut Drive<'_>) -> Result<Left, EngineError> {
-        if drive.running != Some(tid) {
-            self.write_constant(StubConstant::Tid, u64::from(tid.0.cast_unsigned()))?;
-            drive.running = Some(tid);
-        }
-        let space = self.load_space(tid)?;
+        let space = self.load_space(tid, drive)?;
         self.prepare_entry(space)?;
         let before_ns = now_ns();
         self.arm(drive, before_ns)?;
@@ -63,8 +59,8 @@ impl Sandbox {
         })
     }
 
-    /// Has the vCPU enter the address space of a thread's process.
-    fn load_space(&mut self, tid: Tid) -> Result<MmId, EngineError> {
+    /// Has the vCPU enter the address space of a thread's process, and the stub answer for that thread.
+    fn load_space(&mut self, tid: Tid, drive: &mut Drive<'_>) -> Result<MmId, EngineError> {
         let Personality {
             kernel, machine, ..
         } = &*self.personality;
@@ -72,14 +68,25 @@ impl Sandbox {
         let process = thread.and_then(|thread| kernel.processes.get(&thread.pid));
         let space = process.and_then(|process| {
             let tables = machine.spaces.get(process.mm)?;
-            Some((process.mm, tables.root()))
+            Some((process.mm, tables.root(), (tid, process.pid, process.ppid)))
         });
-        let Some((id, root)) = space else {
+        let Some((id, root, running)) = space else {
             return Err(EngineError::Internal(
                 "the chosen thread has no address space".to_owned(),
             ));
         };
         self.guest.vcpu.load_space(id.0, root);
+        if drive.running != Some(running) {
+            let (Tid(tid), Pid(pid), Pid(ppid)) = running;
+            for (slot, id) in [
+                (StubConstant::Tid, tid),
+                (StubConstant::Pid, pid),
+                (StubConstant::Ppid, ppid),
+            ] {
+                self.write_constant(slot, u64::from(id.cast_unsigned()))?;
+            }
+            drive.running = Some(running);
+        }
         Ok(id)
     }
 
@@ -255,7 +262,7 @@ mod tests {
     fn settled(closed: Closed) -> (Option<Trap>, u64) {
         const GETPGRP: u64 = 111;
         let mut sandbox = sandbox();
-        let tid = Tid(1);
+        let tid = Tid::FIRST;
         let call = Call {
             nr: GETPGRP,
             args: [0; 6],

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvmlet_abi::Trap;
-use kvmlet_linux::{CallStatus, End, Step, Tid, Work, table};
+use kvmlet_linux::{CallStatus, End, Pid, Step, Tid, Work, table};
 
 use crate::EngineError;
 use crate::entry::Left;
@@ -64,8 +64,8 @@ pub(crate) struct Drive<'a> {
     pub tick_ns: u64,
     /// For when the vCPU's kick is set; `None` if it has fired.
     pub armed_ns: Option<u64>,
-    /// The thread that the stub takes for the running one.
-    pub running: Option<Tid>,
+    /// The thread that the stub takes for the running one, its process and that one's parent.
+    pub running: Option<(Tid, Pid, Pid)>,
     /// When the host began to work.
     mark_ns: u64,
     /// What it works for since then.

@@ -87,15 +87,8 @@ impl Sandbox {
     /// Writes the constants that the stub answers from.
     pub(crate) fn write_constants(&mut self) -> Result<(), EngineError> {
         let kernel = &self.personality.kernel;
-        let (pid, ppid) = kernel
-            .processes
-            .values()
-            .next()
-            .map_or((1, 0), |p| (p.pid.0, p.ppid.0));
         let (uid, gid) = (u64::from(kernel.ids.uid), u64::from(kernel.ids.gid));
         let values = [
-            (StubConstant::Pid, u64::from(pid.cast_unsigned())),
-            (StubConstant::Ppid, u64::from(ppid.cast_unsigned())),
             (StubConstant::Uid, uid),
             (StubConstant::Euid, uid),
             (StubConstant::Gid, gid),

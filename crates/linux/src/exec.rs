@@ -140,7 +140,7 @@ pub fn replace(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), Errno> {
     let envp = request.envp.clone();
     let program = look_up(cx, request).map_err(|error| error.errno())?;
     if commit(cx, program, &envp).is_err() {
-        cx.kernel.kill_all(crate::signal::signo::SIGSEGV);
+        crate::task::exit::kill_self(cx, crate::signal::signo::SIGSEGV);
     }
     Ok(())
 }
@@ -613,6 +613,11 @@ fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errn
         cmdline.extend_from_slice(arg);
         cmdline.push(0);
     }
+    let process = cx.process()?;
+    process.has_execed = true;
+    process.exit_signal = crate::signal::signo::SIGCHLD;
+    let (pid, waiter) = (process.pid, process.vfork.take());
+    cx.kernel.wake_vfork(pid, waiter);
     let process = cx.process()?;
     process.exe = Arc::clone(&program.exe);
     process.cmdline = cmdline.into();

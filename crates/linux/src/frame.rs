@@ -16,6 +16,7 @@ use crate::cx::Cx;
 use crate::kernel::XState;
 use crate::outcome::Outcome;
 use crate::signal::{AltStack, SI_KERNEL, SIG_DFL, SigDetail, SigInfo, UNBLOCKABLE, bit, signo};
+use crate::task;
 
 const RED_ZONE: u64 = 128;
 /// RFLAGS cleared on handler entry: TF, DF, RF.
@@ -149,6 +150,17 @@ pub fn siginfo_bytes(info: &SigInfo) -> [u8; 128] {
             words[5] = uid;
             (words[6], words[7]) = split(value);
         }
+        SigDetail::Child {
+            pid,
+            uid,
+            status,
+            utime,
+        } => {
+            words[4] = pid.cast_unsigned();
+            words[5] = uid;
+            words[6] = status.cast_unsigned();
+            (words[8], words[9]) = split(utime);
+        }
         SigDetail::Timer { id, overrun, value } => {
             words[4] = id.cast_unsigned();
             words[5] = overrun.cast_unsigned();
@@ -195,7 +207,7 @@ pub fn deliver(cx: &mut Cx<'_>, info: &SigInfo) -> Delivered {
         return Delivered::Continue;
     }
     if action.handler == SIG_DFL || info.signo == signo::SIGKILL {
-        cx.kernel.kill_all(info.signo);
+        task::exit::kill_self(cx, info.signo);
         return Delivered::Killed;
     }
     match push_frame(cx, info, &action) {
@@ -212,7 +224,7 @@ pub fn deliver(cx: &mut Cx<'_>, info: &SigInfo) -> Delivered {
 /// Linux differs: it tries the SIGSEGV handler once when another signal's frame did not fit. Here
 /// the program ends, since that handler's frame would not fit on the same stack either.
 fn force_sigsegv(cx: &mut Cx<'_>, _failed: u8) {
-    cx.kernel.kill_all(signo::SIGSEGV);
+    task::exit::kill_self(cx, signo::SIGSEGV);
 }
 
 /// A taken signal that does nothing leaves the interrupted call as if never interrupted.
@@ -457,7 +469,9 @@ pub fn force(cx: &mut Cx<'_>, tid: crate::kernel::Tid, info: SigInfo) {
             process.signals.action(info.signo).handler == crate::signal::SIG_IGN
         });
     if blocked || ignored {
-        cx.kernel.kill_all(info.signo);
+        let caller = core::mem::replace(&mut cx.tid, tid);
+        task::exit::kill_self(cx, info.signo);
+        cx.tid = caller;
         return;
     }
     thread.signals.pending.discard(bit(info.signo));

@@ -336,7 +336,8 @@ impl Personality {
     /// `EFAULT` for a bad pointer, `ENAMETOOLONG` for a longer string, `ESRCH` when the program has no
     /// thread left.
     pub fn read_string(&mut self, gva: Gva) -> Result<Vec<u8>, Errno> {
-        let tid = *self.kernel.threads.keys().next().ok_or(Errno::ESRCH)?;
+        let main = self.kernel.main;
+        let tid = self.kernel.threads_of(main).next().ok_or(Errno::ESRCH)?;
         self.cx(tid).read_cstr(gva, STRING_MAX)
     }
 
@@ -445,7 +446,7 @@ impl Kernel {
         if let Some(tid) = self.sched.receivers.front() {
             return Some(*tid);
         }
-        let tid = *self.threads.keys().next()?;
+        let tid = self.threads_of(self.main).next()?;
         let waits = self.sched.parked.contains_key(&tid) || self.sched.retries.contains_key(&tid);
         waits.then_some(tid)
     }

@@ -5,8 +5,10 @@
 pub struct Pid(pub i32);
 
 impl Pid {
+    /// The parent of processes whose own has ended. It is ours, and waits for every child at once.
+    pub const INIT: Self = Self(1);
     /// The first process of a sandbox.
-    pub const FIRST: Self = Self(1);
+    pub const FIRST: Self = Self(2);
 }
 
 pub use kvmlet_mem::MmId;

@@ -15,6 +15,7 @@ pub use crate::id::{MmId, Pid, Tid};
 use crate::mm::Mm;
 use crate::rlimit::Rlimits;
 use crate::sched::Sched;
+use crate::signal::signo::SIGCHLD;
 use crate::signal::{Interrupted, SigState, ThreadSignals};
 use crate::timer::Timers;
 use crate::vfs::Cwd;
@@ -32,6 +33,10 @@ pub struct Kernel {
     /// Address spaces: VMAs and limits. Each is some process's; several share one after
     /// vfork(2).
     pub mms: OrdMap<MmId, Mm>,
+    /// Processes that have ended and that their parents have not waited for.
+    pub zombies: OrdMap<Pid, Zombie>,
+    /// The program's first process: the sandbox ends with it.
+    pub main: Pid,
     /// Live threads of all processes.
     pub threads: OrdMap<Tid, Thread>,
     /// Open file descriptions.
@@ -85,6 +90,8 @@ impl Kernel {
         sched.make_ready(Tid::FIRST);
         Self {
             processes: OrdMap::unit(Pid::FIRST, Process::new(Pid::FIRST, MmId::FIRST, new.cwd)),
+            zombies: OrdMap::new(),
+            main: Pid::FIRST,
             mms: OrdMap::unit(MmId::FIRST, Mm::default()),
             threads: OrdMap::unit(Tid::FIRST, Thread::new(Pid::FIRST, Tid::FIRST)),
             files: OrdMap::new(),
@@ -144,8 +151,24 @@ pub enum End {
 pub struct Process {
     /// Its id (the id of its first thread).
     pub pid: Pid,
-    /// Parent's id, 0 for the first process.
+    /// Parent's id.
     pub ppid: Pid,
+    /// Process group.
+    pub pgid: Pid,
+    /// Session.
+    pub sid: Pid,
+    /// The signal that its end sends to its parent; 0 for none (clone(2)).
+    pub exit_signal: u8,
+    /// The thread that waits for its end or its execve(2) (vfork(2)).
+    pub vfork: Option<Tid>,
+    /// True once it has called execve(2).
+    pub has_execed: bool,
+    /// PR_SET_CHILD_SUBREAPER: descendants that lose their parent become its children.
+    pub is_subreaper: bool,
+    /// PR_SET_PDEATHSIG: the signal that it gets when its parent ends; 0 for none.
+    pub death_signal: u8,
+    /// CPU time of children that it has waited for, and of theirs, in nanoseconds.
+    pub children_cpu_ns: u64,
     /// Its address space.
     pub mm: MmId,
     /// Descriptor table.
@@ -179,7 +202,15 @@ impl Process {
         let none: Arc<[u8]> = Arc::default();
         Self {
             pid,
-            ppid: Pid(0),
+            ppid: Pid::INIT,
+            pgid: pid,
+            sid: pid,
+            exit_signal: SIGCHLD,
+            vfork: None,
+            has_execed: false,
+            is_subreaper: false,
+            death_signal: 0,
+            children_cpu_ns: 0,
             mm,
             fds: FdTable::default(),
             cwd,
@@ -194,6 +225,56 @@ impl Process {
             rlimits: Rlimits::initial(),
         }
     }
+}
+
+/// The end of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitStatus {
+    /// exit_group(2) with this status (low 8 bits), or the end of its last thread.
+    Exited(u8),
+    /// Killed by this signal.
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// The status word of wait(2).
+    #[must_use]
+    pub fn wait_word(self) -> u32 {
+        match self {
+            Self::Exited(status) => u32::from(status) << 8,
+            Self::Signal(signo) => u32::from(signo),
+        }
+    }
+}
+
+impl From<ExitStatus> for End {
+    fn from(status: ExitStatus) -> Self {
+        match status {
+            ExitStatus::Exited(status) => Self::Exited(status),
+            ExitStatus::Signal(signo) => Self::Signal(signo),
+        }
+    }
+}
+
+/// The rest of a process that has ended, for its parent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Zombie {
+    /// Its id.
+    pub pid: Pid,
+    /// Parent's id.
+    pub ppid: Pid,
+    /// Process group.
+    pub pgid: Pid,
+    /// Session.
+    pub sid: Pid,
+    /// The signal that its end has sent.
+    pub exit_signal: u8,
+    /// The way that it ended.
+    pub status: ExitStatus,
+    /// CPU time, its own and that of children that it waited for, in nanoseconds.
+    pub cpu_time_ns: u64,
+    /// Name of its last thread.
+    pub comm: [u8; 16],
 }
 
 /// One thread.

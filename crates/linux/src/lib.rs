@@ -41,6 +41,7 @@ mod sched;
 mod signal;
 mod symbols;
 mod syscalls;
+mod task;
 #[cfg(test)]
 mod testing;
 mod timer;
@@ -89,6 +90,7 @@ mod rooms {
             "rlimit",
             "sched",
             "signal",
+            "task",
             "timer",
             "vfs",
         ],

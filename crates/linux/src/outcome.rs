@@ -57,6 +57,8 @@ pub enum WaitOn {
     Message,
     /// CPU time reaching this many nanoseconds ([`crate::timer::Timers::sleep`]).
     CpuTime(crate::timer::Timeline, i64),
+    /// This child's end or its execve(2), whatever signals come (vfork(2)). It delivers the child's id.
+    Vfork(crate::kernel::Pid),
     /// Only a signal or the deadline.
     Nothing,
 }
@@ -97,6 +99,8 @@ pub enum Source {
     Object(ObjectId),
     /// A signal becoming pending (signalfd(2)).
     Signals,
+    /// A child of this process ending (wait(2)).
+    Children(crate::kernel::Pid),
 }
 
 /// The way that a parked thread goes on.

@@ -12,7 +12,7 @@ use crate::cx::Cx;
 use crate::kernel::{End, Kernel, Pid, Thread, Tid};
 use crate::outcome::{CallState, Resume, Wait, WaitOn};
 use crate::rlimit::Resource;
-use crate::sched::{AfterHandler, Call};
+use crate::sched::{AfterHandler, Call, Parked};
 use crate::timer::Timeline;
 
 use signo::{
@@ -69,6 +69,17 @@ pub enum SigDetail {
         uid: u32,
         /// si_value
         value: u64,
+    },
+    /// si_pid, si_uid, si_status, si_utime
+    Child {
+        /// si_pid
+        pid: i32,
+        /// si_uid
+        uid: u32,
+        /// si_status
+        status: i32,
+        /// si_utime, in ticks of 10 ms
+        utime: u64,
     },
     /// si_timerid, si_overrun, si_value
     Timer {
@@ -404,6 +415,10 @@ impl Kernel {
             self.sched.retry(tid, false);
             return;
         }
+        let is_held = |parked: &Parked| matches!(parked.wait.on, WaitOn::Vfork(_));
+        if self.sched.parked.get(&tid).is_some_and(is_held) {
+            return;
+        }
         let Some(parked) = self.sched.unpark(tid) else {
             return;
         };
@@ -709,7 +724,7 @@ mod tests {
     fn a_signal_to_the_process_is_for_one_thread() {
         use crate::testing::{PID, Sandbox, TID};
         let mut s = Sandbox::new(std::path::Path::new("/usr"));
-        let other = Tid(2);
+        let other = Tid(3);
         let mut thread = s.kernel.threads.get(&TID).unwrap().clone();
         thread.tid = other;
         s.kernel.threads.insert(other, thread);

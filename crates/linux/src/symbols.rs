@@ -132,7 +132,7 @@ impl Personality {
         name: &str,
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<Gva, SymbolError> {
-        let process = self.kernel.processes.values().next();
+        let process = self.kernel.processes.get(&self.kernel.main);
         let process = process.ok_or(SymbolError::NoProgram)?;
         if self.kernel.end.is_some() {
             return Err(SymbolError::NoProgram);

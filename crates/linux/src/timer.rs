@@ -514,6 +514,15 @@ impl Kernel {
         self.timers.take_posix(pid, id).is_some()
     }
 
+    /// Removes all timers of a process that ends.
+    pub fn timers_gone(&mut self, pid: Pid) {
+        self.delete_posix_timers(pid);
+        for which in [Interval::Real, Interval::Virtual, Interval::Prof] {
+            self.set_interval_timer((pid, which), None, 0);
+        }
+        self.timers.set_cpu_limit(pid, None);
+    }
+
     /// execve(2) removes the POSIX timers; interval timers go on.
     pub fn delete_posix_timers(&mut self, pid: Pid) {
         let ids: Vec<i32> = self.timers.posix_of(pid).map(|(id, _)| id).collect();

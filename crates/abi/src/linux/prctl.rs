@@ -1,6 +1,8 @@
 //! prctl(2) and arch_prctl(2) (linux/prctl.h, asm/prctl.h).
 
 pub const PR_SET_PDEATHSIG: u32 = 1;
+pub const PR_SET_CHILD_SUBREAPER: u32 = 36;
+pub const PR_GET_CHILD_SUBREAPER: u32 = 37;
 pub const PR_GET_PDEATHSIG: u32 = 2;
 pub const PR_GET_DUMPABLE: u32 = 3;
 pub const PR_SET_DUMPABLE: u32 = 4;

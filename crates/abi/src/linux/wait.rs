@@ -11,4 +11,6 @@ pub const __WALL: u32 = 0x4000_0000;
 pub const __WCLONE: u32 = 0x8000_0000;
 
 pub const P_ALL: i32 = 0;
+pub const P_PID: i32 = 1;
+pub const P_PGID: i32 = 2;
 pub const P_PIDFD: i32 = 3;

@@ -29,7 +29,7 @@ impl Snapshot {
             mut host,
             ..
         } = personality.into_inner()?;
-        let tid = kernel.threads.keys().next().copied().unwrap_or(Tid(1));
+        let tid = kernel.threads.keys().next().copied().unwrap_or(Tid::FIRST);
         let mut cx = Cx {
             kernel: &mut kernel,
             machine: &mut machine,

@@ -20,20 +20,35 @@ pub fn start_anew(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .map_err(|_| Errno::ENOMEM)?;
     cx.kernel.next_mm = cx.kernel.next_mm.saturating_add(1);
     cx.kernel.mms.insert(id, Mm::default());
-    let old = core::mem::replace(&mut cx.process()?.mm, id);
-    end_unused(cx, old)
+    leave(cx)?;
+    cx.process()?.mm = id;
+    Ok(())
 }
 
-/// Ends an address space if no process has it.
-fn end_unused(cx: &mut Cx<'_>, id: MmId) -> Result<(), Errno> {
-    if cx.kernel.processes.values().any(|process| process.mm == id) {
+/// The calling process gives up its address space, which ends unless another process has it too. The process
+/// gets another one, or ends itself.
+///
+/// # Errors
+/// `ESRCH` if the calling thread is gone.
+pub fn leave(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    let (pid, id) = (cx.process()?.pid, cx.process()?.mm);
+    let mut others = cx.kernel.processes.values();
+    if others.any(|process| process.mm == id && process.pid != pid) {
         return Ok(());
     }
+    end(cx, id)
+}
+
+/// Ends an address space that no process uses any more.
+///
+/// # Errors
+/// `ESRCH` if the calling thread is gone.
+pub(super) fn end(cx: &mut Cx<'_>, id: MmId) -> Result<(), Errno> {
     Space::by_id(cx, id)?.forget_all();
     cx.kernel.mms.remove(&id);
     let machine = &mut *cx.machine;
     machine.spaces.end(&mut machine.memory, id, |mem, _, leaf| {
-        release_leaf(mem, leaf)
+        release_leaf(mem, leaf);
     });
     Ok(())
 }

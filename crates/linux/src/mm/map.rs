@@ -6,6 +6,7 @@ use bitflags::bitflags;
 use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_mem::{MemError, PteFlags};
 
 use super::space::{Space, errno};
 use super::vma::{Backing, FileBacking, Low2G, Prot, Vma, VmaFlags};
@@ -419,9 +420,11 @@ impl Space<'_> {
         if charge {
             self.mem.charge(len).map_err(|_| Errno::ENOMEM)?;
         }
-        let protected = self
-            .tables
-            .protect_range(self.mem, Gva(part.start), len, changed.pte());
+        if charge && let Err(errno) = self.own_window(part) {
+            self.mem.uncharge(len);
+            return Err(errno);
+        }
+        let protected = self.protect_leaves(part, changed.pte());
         if let Err(error) = protected {
             if charge {
                 self.mem.uncharge(len);
@@ -439,6 +442,44 @@ impl Space<'_> {
                 });
             }
         })
+    }
+
+    /// Gives the leaves of a part of a VMA these rights, as far as their frames allow it.
+    pub(super) fn protect_leaves(&mut self, part: &Vma, flags: PteFlags) -> Result<(), MemError> {
+        let (start, len) = (Gva(part.start), part.len_bytes());
+        if part.is_shared() {
+            self.tables.protect_range(self.mem, start, len, flags)
+        } else {
+            self.tables
+                .protect_private_range(self.mem, start, len, flags)
+        }
+    }
+
+    /// Gives a file mapping, which is about to become writable, a window that no other address space has.
+    fn own_window(&mut self, part: &Vma) -> Result<(), Errno> {
+        let Backing::File(file) = part.backing else {
+            return Ok(());
+        };
+        let pages = (0..part.len_bytes()).step_by(PAGE_SIZE as usize);
+        let is_shared = |offset| self.mem.is_shared_window(file.window.wrapping_add(offset));
+        if !pages.into_iter().any(is_shared) {
+            return Ok(());
+        }
+        self.check_count(self.mm.cuts(part.start, part.end))?;
+        let opened = self.open_window(part, file.host, file.offset)?;
+        self.zap(part.start, part.end)?;
+        self.cut(part.start);
+        self.cut(part.end);
+        self.drop_window(file, part.len_bytes());
+        let vma = Vma {
+            backing: Backing::File(FileBacking {
+                charged: false,
+                ..opened
+            }),
+            ..part.clone()
+        };
+        self.put(vma);
+        Ok(())
     }
 
     /// See [`brk`].

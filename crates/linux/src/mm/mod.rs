@@ -8,6 +8,7 @@
 
 mod advise;
 mod fault;
+mod fork;
 pub mod freeze;
 mod hot_pages;
 mod life;
@@ -48,8 +49,9 @@ use crate::id::MmId;
 use crate::vfs::tmpfs::{InodeId, Stale};
 
 pub use advise::{Advice, advise, mincore, msync, seal};
+pub use fork::fork;
 pub use hot_pages::HotPages;
-pub use life::start_anew;
+pub use life::{leave, start_anew};
 pub use lock::{go_on_populating, lock, lock_all, unlock_all};
 pub use map::{MapFile, MapFlags, MapRequest, brk, mmap, mprotect, munmap};
 pub use pieces::{can_be_parted, covers, piece_end};
@@ -319,11 +321,15 @@ pub fn host_fault(cx: &mut Cx<'_>) -> bool {
     Space::of(cx).is_ok_and(|mut space| space.drop_truncated())
 }
 
-/// Unmaps what a change to a memory file has left stale, wherever the calling process maps it. Private
+/// Unmaps what a change to a memory file has left stale, in whatever address space it is mapped. Private
 /// copies go only where the file was cut off (as Linux's unmap_mapping_range does).
 ///
 /// # Errors
 /// `ENOMEM` if a page table cannot be split.
 pub fn unmap_stale(cx: &mut Cx<'_>, inode: InodeId, stale: &Stale) -> Result<(), Errno> {
-    Space::of(cx)?.unmap_stale(inode, stale)
+    let ids: Vec<MmId> = cx.kernel.mms.keys().copied().collect();
+    for id in ids {
+        Space::by_id(cx, id)?.unmap_stale(inode, stale)?;
+    }
+    Ok(())
 }

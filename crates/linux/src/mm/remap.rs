@@ -388,9 +388,7 @@ impl Space<'_> {
     fn move_leaves(&mut self, from: &Vma, to: &Vma) -> Result<(), Errno> {
         let (start, len) = (Gva(from.start), from.len_bytes());
         // Gives no new rights, but cuts 2 MiB pages that lie across the ends.
-        self.tables
-            .protect_range(self.mem, start, len, from.pte())
-            .map_err(errno)?;
+        self.protect_leaves(from, from.pte()).map_err(errno)?;
         let same_backing = from.backing == to.backing;
         let mut leaves: Vec<(Gva, Leaf)> = Vec::new();
         let mem = &*self.mem;

@@ -38,6 +38,9 @@ pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
     let Some(gpa) = cx.machine.vdso.and_then(|vdso| vdso.trampolines) else {
         return Ok(());
     };
+    if has_others(cx) {
+        return Ok(());
+    }
     let mm = cx.mm()?;
     let wanted = below.and_then(|end| end.checked_sub(PAGE_SIZE));
     let is_free = |at: u64| at >= USER_START.0 && !mm.any_in(at, at + PAGE_SIZE);
@@ -63,13 +66,23 @@ pub fn map_page(cx: &mut Cx<'_>, below: Option<u64>) -> Result<(), Errno> {
     Ok(())
 }
 
+/// True if another address space than the caller's has the trampoline page. There is one page for all: a copy
+/// of a program has the same places as the original, and nobody else can have any.
+fn has_others(cx: &mut Cx<'_>) -> bool {
+    let own = cx.process().map(|process| process.mm);
+    let mut others = cx.kernel.mms.iter();
+    others.any(|(id, mm)| Ok(*id) != own && mm.trampolines.page.is_some())
+}
+
 /// True if the place that makes call `nr` and returns to `back` can be changed. Neither is trusted.
 pub(crate) fn can_be_trampoline(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
     let has_page = cx
         .machine
         .vdso
         .is_some_and(|vdso| vdso.trampolines.is_some());
-    has_page && Space::of(cx).is_ok_and(|space| space.change_at(back, nr).is_some())
+    has_page
+        && !has_others(cx)
+        && Space::of(cx).is_ok_and(|space| space.change_at(back, nr).is_some())
 }
 
 /// Changes the place that makes call `nr` and returns to `back`, so that it jumps from now on. The
@@ -78,6 +91,9 @@ pub(crate) fn make_trampoline(cx: &mut Cx<'_>, back: Gva, nr: u64) -> bool {
     let Some(frame) = cx.machine.vdso.and_then(|vdso| vdso.trampolines) else {
         return false;
     };
+    if has_others(cx) {
+        return false;
+    }
     let rips: Vec<u64> = cx
         .kernel
         .threads

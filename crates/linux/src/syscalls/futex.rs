@@ -1,17 +1,17 @@
 //! futex(2) as operations on the kernel value.
 
 use kvmlet_abi::linux::futex::{
-    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_OWNER_DIED,
-    FUTEX_PRIVATE_FLAG, FUTEX_REQUEUE, FUTEX_TID_MASK, FUTEX_WAIT, FUTEX_WAIT_BITSET,
-    FUTEX_WAITERS, FUTEX_WAKE, FUTEX_WAKE_BITSET, FUTEX_WAKE_OP, ROBUST_LIST_LIMIT,
+    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_PRIVATE_FLAG,
+    FUTEX_REQUEUE, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, FUTEX_WAKE_OP,
 };
 use kvmlet_abi::{Errno, Gva};
 
 use crate::clock;
 use crate::cx::Cx;
 use crate::mm::user;
-use crate::outcome::{CallState, FutexKey, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::syscalls::args::{Args, Int, Len, Ptr, Uint};
+use crate::task::robust;
 
 /// futex(2). Priority-inheritance operations give `ENOSYS`, as a kernel without CONFIG_FUTEX_PI.
 pub fn sys_futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
@@ -47,7 +47,7 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
                 Some(deadline_ns) => Some(deadline_ns),
                 None => wait_deadline(cx, timeout, command == FUTEX_WAIT_BITSET, realtime)?,
             };
-            let key = key_of(cx, uaddr, private)?;
+            let key = robust::key_of(cx, uaddr, private)?;
             if user::load_u32(cx, uaddr)? != val {
                 return Err(Errno::EAGAIN);
             }
@@ -69,7 +69,7 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
             if bitset == 0 {
                 return Err(Errno::EINVAL);
             }
-            let key = key_of(cx, uaddr, private)?;
+            let key = robust::key_of(cx, uaddr, private)?;
             let max = wake_count(val);
             Ok(Outcome::Done(Ok(cx.kernel.wake_futex(key, bitset, max))))
         }
@@ -77,8 +77,8 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
             if (val as i32) < 0 || (second_count as i32) < 0 {
                 return Err(Errno::EINVAL);
             }
-            let from = key_of(cx, uaddr, private)?;
-            let to = key_of(cx, uaddr2, private)?;
+            let from = robust::key_of(cx, uaddr, private)?;
+            let to = robust::key_of(cx, uaddr2, private)?;
             if command == FUTEX_CMP_REQUEUE && user::load_u32(cx, uaddr)? != val3 {
                 return Err(Errno::EAGAIN);
             }
@@ -89,8 +89,8 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
             Ok(Outcome::Done(Ok(woken.saturating_add(moved))))
         }
         FUTEX_WAKE_OP => {
-            let first = key_of(cx, uaddr, private)?;
-            let second = key_of(cx, uaddr2, private)?;
+            let first = robust::key_of(cx, uaddr, private)?;
+            let second = robust::key_of(cx, uaddr2, private)?;
             let old = apply_op(cx, uaddr2, val3)?;
             let mut woken = cx
                 .kernel
@@ -114,20 +114,6 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
 /// Linux wakes one waiter for a count of 0 or less (futex(2) takes an int).
 fn wake_count(val: u32) -> u64 {
     u64::from(val.clamp(1, i32::MAX as u32))
-}
-
-fn key_of(cx: &mut Cx<'_>, uaddr: Gva, private: bool) -> Result<FutexKey, Errno> {
-    if uaddr.0 & 3 != 0 {
-        return Err(Errno::EINVAL);
-    }
-    if private {
-        if !user::in_user_space(uaddr.0, 4) {
-            return Err(Errno::EFAULT);
-        }
-        let mm = cx.process()?.mm;
-        return Ok(FutexKey::Private(mm, uaddr.0));
-    }
-    user::futex_key(cx, uaddr)
 }
 
 fn wait_deadline(
@@ -219,76 +205,4 @@ pub fn sys_get_robust_list(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     cx.write_struct(len_gva, &24u64)?;
     cx.write_struct(head_gva, &head)?;
     Ok(0)
-}
-
-/// The kernel's work for a thread that ends.
-///
-/// Its robust mutexes are marked and one waiter of each woken (get_robust_list(2)). Then clear_child_tid is
-/// cleared and woken (set_tid_address(2)). Bad pointers in the guest's list end the walk.
-pub fn thread_exit(cx: &mut Cx<'_>) {
-    let Some(thread) = cx.kernel.threads.get(&cx.tid) else {
-        return;
-    };
-    let (robust, clear) = (thread.robust_list, thread.clear_child_tid);
-    if robust != 0 {
-        let _ = walk_robust_list(cx, robust);
-    }
-    if clear != 0 && cx.write_struct(Gva(clear), &0u32).is_ok() {
-        wake_word(cx, clear, 1);
-    }
-}
-
-fn walk_robust_list(cx: &mut Cx<'_>, head: u64) -> Result<(), Errno> {
-    let mut entry: u64 = cx.read_struct(Gva(head))?;
-    let offset: u64 = cx.read_struct(Gva(head.wrapping_add(8)))?;
-    let pending: u64 = cx.read_struct(Gva(head.wrapping_add(16)))?;
-    for _ in 0..ROBUST_LIST_LIMIT {
-        let node = entry & !1;
-        if node == head {
-            break;
-        }
-        let next = cx.read_struct(Gva(node));
-        if node != pending & !1 {
-            robust_death(cx, node.wrapping_add(offset), false)?;
-        }
-        entry = next?;
-    }
-    if pending & !1 != 0 {
-        robust_death(cx, (pending & !1).wrapping_add(offset), true)?;
-    }
-    Ok(())
-}
-
-fn robust_death(cx: &mut Cx<'_>, uaddr: u64, pending: bool) -> Result<(), Errno> {
-    if uaddr & 3 != 0 {
-        return Err(Errno::EINVAL);
-    }
-    loop {
-        let old = user::load_u32(cx, Gva(uaddr))?;
-        if pending && old & FUTEX_TID_MASK == 0 {
-            wake_word(cx, uaddr, 1);
-            return Ok(());
-        }
-        if old & FUTEX_TID_MASK != u32::try_from(cx.tid.0).unwrap_or(0) {
-            return Ok(());
-        }
-        let new = (old & FUTEX_WAITERS) | FUTEX_OWNER_DIED;
-        if user::compare_exchange_u32(cx, Gva(uaddr), old, new)? {
-            if old & FUTEX_WAITERS != 0 {
-                wake_word(cx, uaddr, 1);
-            }
-            return Ok(());
-        }
-    }
-}
-
-/// Wakes waiters of a word whether they wait privately or shared.
-fn wake_word(cx: &mut Cx<'_>, uaddr: u64, max: u64) {
-    for private in [true, false] {
-        if let Ok(key) = key_of(cx, Gva(uaddr), private)
-            && cx.kernel.wake_futex(key, FUTEX_BITSET_MATCH_ANY, max) >= max
-        {
-            return;
-        }
-    }
 }

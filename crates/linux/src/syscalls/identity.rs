@@ -8,9 +8,10 @@ use kvmlet_abi::linux::{
         LINUX_CAPABILITY_VERSION_1, LINUX_CAPABILITY_VERSION_2, LINUX_CAPABILITY_VERSION_3,
     },
     prctl::{
-        ARCH_GET_FS, ARCH_GET_GS, ARCH_SET_FS, ARCH_SET_GS, PR_CAPBSET_READ, PR_GET_DUMPABLE,
-        PR_GET_NAME, PR_GET_NO_NEW_PRIVS, PR_GET_PDEATHSIG, PR_GET_TIMERSLACK, PR_SET_DUMPABLE,
-        PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, PR_SET_VMA,
+        ARCH_GET_FS, ARCH_GET_GS, ARCH_SET_FS, ARCH_SET_GS, PR_CAPBSET_READ,
+        PR_GET_CHILD_SUBREAPER, PR_GET_DUMPABLE, PR_GET_NAME, PR_GET_NO_NEW_PRIVS,
+        PR_GET_PDEATHSIG, PR_GET_TIMERSLACK, PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NAME,
+        PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, PR_SET_VMA,
     },
 };
 use kvmlet_abi::regs::is_canonical;
@@ -19,8 +20,10 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use crate::clock;
 use crate::cx::Cx;
+use crate::kernel::{Pid, Process};
 use crate::outcome::SysResult;
 use crate::rlimit::{self, Resource};
+use crate::signal::NSIG;
 use crate::syscalls::args::{Args, Flags, Id, Int, Len, Ptr, Uint, Word};
 use crate::uts::{NODENAME, RELEASE};
 
@@ -181,43 +184,92 @@ pub fn sys_getgroups(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(groups.len() as u64)
 }
 
-/// getpgrp(2), getpgid(2), getsid(2): every process is in group and session 1.
+/// The process that an id names, or the caller's for 0: its group and session.
+fn group_of(cx: &mut Cx<'_>, pid: i32) -> Result<(Pid, Pid), Errno> {
+    let own = cx.process()?;
+    if pid == 0 {
+        return Ok((own.pgid, own.sid));
+    }
+    let pid = Pid(pid);
+    let process = cx.kernel.processes.get(&pid).map(|one| (one.pgid, one.sid));
+    let zombie = cx.kernel.zombies.get(&pid).map(|one| (one.pgid, one.sid));
+    process.or(zombie).ok_or(Errno::ESRCH)
+}
+
+/// getpgid(2)
 ///
 /// # Errors
 /// `ESRCH` for no such process.
 pub fn sys_getpgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let Int(pid) = args.decode();
-    group_of(cx, pid)
+    Ok(u64::from(group_of(cx, pid)?.0.0.cast_unsigned()))
 }
 
-fn group_of(cx: &mut Cx<'_>, pid: i32) -> SysResult {
-    let pid = crate::kernel::Pid(pid);
-    if pid.0 != 0 && !cx.kernel.processes.contains_key(&pid) {
-        return Err(Errno::ESRCH);
-    }
-    Ok(1)
+/// getsid(2)
+///
+/// # Errors
+/// `ESRCH` for no such process.
+pub fn sys_getsid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let Int(pid) = args.decode();
+    Ok(u64::from(group_of(cx, pid)?.1.0.cast_unsigned()))
 }
 
 /// getpgrp(2)
 ///
 /// # Errors
-/// None.
-pub fn sys_getpgrp(_cx: &mut Cx<'_>, _args: &Args) -> SysResult {
-    Ok(1)
+/// None for a running thread.
+pub fn sys_getpgrp(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
+    Ok(u64::from(cx.process()?.pgid.0.cast_unsigned()))
 }
 
-/// setpgid(2): the first process leads its session and so keeps its group.
+/// setpgid(2)
 ///
 /// # Errors
-/// `EPERM`; `EINVAL` for a negative group; `ESRCH`.
+/// `EINVAL` for a negative group. `ESRCH` for neither the caller nor a child of it. `EACCES` for a child that has
+/// executed another program. `EPERM` for a session leader, another session, or a group that is not in it.
 pub fn sys_setpgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Int(pid), Int(group)) = args.decode();
-    if group < 0 {
+    let (Int(pid), Int(pgid)) = args.decode();
+    if pgid < 0 {
         return Err(Errno::EINVAL);
     }
-    group_of(cx, pid)?;
-    cx.host.report.unsupported("setpgid", String::new());
-    Err(Errno::EPERM)
+    let caller = cx.process()?;
+    let (own, own_sid) = (caller.pid, caller.sid);
+    let pid = if pid == 0 { own } else { Pid(pid) };
+    let pgid = if pgid == 0 { pid } else { Pid(pgid) };
+    let target = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
+    if pid != own {
+        if target.ppid != own {
+            return Err(Errno::ESRCH);
+        }
+        if target.sid != own_sid {
+            return Err(Errno::EPERM);
+        }
+        if target.has_execed {
+            return Err(Errno::EACCES);
+        }
+    }
+    let in_session = |one: &Process| one.pgid == pgid && one.sid == own_sid;
+    if target.sid == pid || pgid != pid && !cx.kernel.processes.values().any(in_session) {
+        return Err(Errno::EPERM);
+    }
+    if let Some(target) = cx.kernel.processes.get_mut(&pid) {
+        target.pgid = pgid;
+    }
+    Ok(0)
+}
+
+/// setsid(2)
+///
+/// # Errors
+/// `EPERM` if the caller leads a process group.
+pub fn sys_setsid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
+    let own = cx.process()?.pid;
+    if cx.kernel.processes.values().any(|one| one.pgid == own) {
+        return Err(Errno::EPERM);
+    }
+    let process = cx.process()?;
+    (process.pgid, process.sid) = (own, own);
+    Ok(u64::from(own.0.cast_unsigned()))
 }
 
 /// uname(2)
@@ -432,14 +484,22 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
             Ok(0)
         }
         PR_SET_PDEATHSIG => {
-            if arg2 <= 64 {
-                Ok(0)
-            } else {
-                Err(Errno::EINVAL)
-            }
+            let signo = u8::try_from(arg2).ok().filter(|signo| *signo <= NSIG);
+            cx.process()?.death_signal = signo.ok_or(Errno::EINVAL)?;
+            Ok(0)
         }
         PR_GET_PDEATHSIG => {
-            cx.write_struct(Gva(arg2), &0u32)?;
+            let signo = u32::from(cx.process()?.death_signal);
+            cx.write_struct(Gva(arg2), &signo)?;
+            Ok(0)
+        }
+        PR_SET_CHILD_SUBREAPER => {
+            cx.process()?.is_subreaper = arg2 != 0;
+            Ok(0)
+        }
+        PR_GET_CHILD_SUBREAPER => {
+            let is_subreaper = u32::from(cx.process()?.is_subreaper);
+            cx.write_struct(Gva(arg2), &is_subreaper)?;
             Ok(0)
         }
         PR_CAPBSET_READ => {

@@ -1,16 +1,22 @@
-//! Processes: execve(2), waiting for children (there are none yet).
+//! Processes: execve(2), waiting for children.
 
 use kvmlet_abi::linux::limits::{MAX_ARG_STRLEN, PATH_MAX};
+use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 use kvmlet_abi::linux::wait::{
-    __WALL, __WCLONE, __WNOTHREAD, P_ALL, P_PIDFD, WCONTINUED, WEXITED, WNOHANG, WNOWAIT, WSTOPPED,
-    WUNTRACED,
+    __WALL, __WCLONE, __WNOTHREAD, P_ALL, P_PGID, P_PID, P_PIDFD, WCONTINUED, WEXITED, WNOHANG,
+    WNOWAIT, WSTOPPED, WUNTRACED,
 };
+use kvmlet_abi::linux::{Rusage, Timeval};
 use kvmlet_abi::{Errno, Gva};
 
+use crate::clock::NSEC_PER_SEC;
 use crate::cx::Cx;
 use crate::exec::{self, ExecRequest};
-use crate::outcome::{CallState, Outcome, SysResult};
+use crate::kernel::{ExitStatus, Pid, Zombie};
+use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::signal::signo::SIGCHLD;
 use crate::syscalls::args::{Args, Flags, Int, Ptr, Str};
+use crate::task::wait::{self, Found, Whose};
 
 fn read_strings(cx: &mut Cx<'_>, array: Gva, left: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
     let mut strings = Vec::new();
@@ -53,37 +59,104 @@ pub fn sys_execve(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     }
 }
 
-/// wait4(2): there are no children.
-///
-/// # Errors
-/// `ECHILD`; `EINVAL` for unknown options.
-pub fn sys_wait4(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+/// wait4(2)
+pub fn sys_wait4(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     const KNOWN: u32 = WNOHANG | WUNTRACED | WCONTINUED | __WNOTHREAD | __WALL | __WCLONE;
-    let (Int(_), Ptr(_), Flags(options), Ptr(_)) = args.decode();
-    if options & !KNOWN != 0 {
-        return Err(Errno::EINVAL);
+    let (Int(pid), Ptr(status), Flags(options), Ptr(usage)) = args.decode();
+    let whose = match pid {
+        _ if options & !KNOWN != 0 => return Outcome::Done(Err(Errno::EINVAL)),
+        i32::MIN => return Outcome::Done(Err(Errno::ESRCH)),
+        -1 => Ok(Whose::Any),
+        0 => cx.process().map(|process| Whose::Group(process.pgid)),
+        group if group < 0 => Ok(Whose::Group(Pid(group.saturating_neg()))),
+        pid => Ok(Whose::Child(Pid(pid))),
+    };
+    let found = whose.and_then(|whose| wait::look(cx, whose, options));
+    let ended = |cx: &mut Cx<'_>, zombie: &Zombie| {
+        wait::reap(cx.kernel, zombie);
+        if status.0 != 0 {
+            cx.write_struct(status, &zombie.status.wait_word())?;
+        }
+        if usage.0 != 0 {
+            cx.write_struct(usage, &usage_of(zombie.cpu_time_ns))?;
+        }
+        Ok(u64::from(zombie.pid.0.cast_unsigned()))
+    };
+    match found {
+        Ok(Found::Ended(zombie)) => Outcome::Done(ended(cx, &zombie)),
+        Ok(Found::Running) if options & WNOHANG != 0 => Outcome::Done(Ok(0)),
+        Ok(Found::Running) => wait_for_child(cx),
+        Err(errno) => Outcome::Done(Err(errno)),
     }
-    cx.host.report.unsupported("wait4", String::new());
-    Err(Errno::ECHILD)
 }
 
-/// waitid(2): there are no children.
-///
-/// # Errors
-/// `ECHILD`; `EINVAL` for unknown options or no event asked for; `EFAULT`.
-pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Int(kind), Int(_), Ptr(info), Flags(options), Ptr(_)) = args.decode();
+/// waitid(2). Children that stop or go on are not reported, because none does yet.
+pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Int(kind), Int(id), Ptr(info), Flags(options), Ptr(usage)) = args.decode();
     let events = WSTOPPED | WEXITED | WCONTINUED;
     let known = events | WNOHANG | WNOWAIT | __WNOTHREAD | __WALL | __WCLONE;
-    let invalid =
-        options & events == 0 || options & !known != 0 || !(P_ALL..=P_PIDFD).contains(&kind);
-    if info.0 != 0 {
-        // Linux clears the seven words it would report in, whatever the answer.
-        cx.write_struct(info, &[0u32; 7])?;
+    let whose = match (kind, id) {
+        _ if options & events == 0 || options & !known != 0 => Err(Errno::EINVAL),
+        (P_ALL, _) => Ok(Whose::Any),
+        (P_PID, pid) if pid > 0 => Ok(Whose::Child(Pid(pid))),
+        (P_PGID, 0) => cx.process().map(|process| Whose::Group(process.pgid)),
+        (P_PGID, group) if group > 0 => Ok(Whose::Group(Pid(group))),
+        (P_PIDFD, _) => Err(Errno::EBADF),
+        _ => Err(Errno::EINVAL),
+    };
+    let found = whose.and_then(|whose| wait::look(cx, whose, options));
+    let ended = |cx: &mut Cx<'_>, zombie: &Zombie| {
+        if options & WNOWAIT == 0 {
+            wait::reap(cx.kernel, zombie);
+        }
+        if usage.0 != 0 {
+            cx.write_struct(usage, &usage_of(zombie.cpu_time_ns))?;
+        }
+        if info.0 != 0 {
+            let (code, status) = match zombie.status {
+                ExitStatus::Exited(status) => (CLD_EXITED, status),
+                ExitStatus::Signal(signo) => (CLD_KILLED, signo),
+            };
+            let (pid, uid) = (zombie.pid.0.cast_unsigned(), cx.kernel.ids.uid);
+            let code = code.cast_unsigned();
+            let words = [u32::from(SIGCHLD), 0, code, 0, pid, uid, u32::from(status)];
+            cx.write_struct(info, &words)?;
+        }
+        Ok(0)
+    };
+    match found {
+        Ok(Found::Ended(zombie)) if options & WEXITED != 0 => Outcome::Done(ended(cx, &zombie)),
+        Ok(Found::Ended(_) | Found::Running) if options & WNOHANG == 0 => wait_for_child(cx),
+        // Linux clears the words it would report in, whatever the answer.
+        other => {
+            let cleared = match info.0 {
+                0 => Ok(()),
+                _ => cx.write_struct(info, &[0u32; 7]),
+            };
+            Outcome::Done(cleared.and_then(|()| other.map(|_| 0)))
+        }
     }
-    if invalid {
-        return Err(Errno::EINVAL);
+}
+
+/// Parks the caller until a child of its process ends; the call is then made again.
+fn wait_for_child(cx: &mut Cx<'_>) -> Outcome {
+    match cx.process().map(|process| process.pid) {
+        Ok(pid) => Outcome::Wait(Wait {
+            on: WaitOn::Sources([Source::Children(pid)].into_iter().collect()),
+            deadline_ns: None,
+            resume: Resume::Retry(CallState::default()),
+        }),
+        Err(errno) => Outcome::Done(Err(errno)),
     }
-    cx.host.report.unsupported("waitid", String::new());
-    Err(Errno::ECHILD)
+}
+
+/// The resources that this much CPU time stands for. All of it is user time.
+fn usage_of(cpu_ns: u64) -> Rusage {
+    Rusage {
+        ru_utime: Timeval {
+            tv_sec: (cpu_ns / NSEC_PER_SEC).cast_signed(),
+            tv_usec: (cpu_ns % NSEC_PER_SEC / 1000).cast_signed(),
+        },
+        ..Rusage::default()
+    }
 }

@@ -6,10 +6,7 @@ use super::futex;
 use super::table::{Restart, Row};
 use super::{channel, fs, identity, io, mem, net, process, signal, thread, time, timer};
 
-const ONE_PROCESS: &str = "a program has one process";
-const ONE_SESSION: &str = "the only process leads its session already";
 const NO_ATTRIBUTES: &str = "EOPNOTSUPP: no file can be given any; EROFS on host files";
-const NO_CHILDREN: &str = "ECHILD: there are no child processes";
 
 /// All rows in order of number.
 pub(super) static ROWS: &[Row] = &[
@@ -81,14 +78,16 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(53, "socketpair", "iuix", net::sys_socketpair).partial("AF_UNIX"),
     Row::value(54, "setsockopt", "diixi", net::sys_setsockopt),
     Row::value(55, "getsockopt", "diixx", net::sys_getsockopt),
-    Row::value(56, "clone", "xxxxx", thread::sys_clone)
+    Row::wait(56, "clone", "xxxxx", thread::sys_clone)
         .all_registers()
-        .partial("threads only: a new process gives ENOSYS"),
-    Row::refused(57, "fork", "", Errno::ENOSYS, ONE_PROCESS),
-    Row::refused(58, "vfork", "", Errno::ENOSYS, ONE_PROCESS),
+        .partial("no namespaces; a process does not share descriptors or directories with another"),
+    Row::wait(57, "fork", "", thread::sys_fork).all_registers(),
+    Row::wait(58, "vfork", "", thread::sys_vfork).all_registers(),
     Row::wait(59, "execve", "sxx", process::sys_execve).registers(),
     Row::wait(60, "exit", "i", thread::sys_exit),
-    Row::value(61, "wait4", "ixxx", process::sys_wait4).refuses(NO_CHILDREN),
+    Row::wait(61, "wait4", "ixxx", process::sys_wait4)
+        .restarts(Restart::Handler)
+        .partial("no stops"),
     Row::value(62, "kill", "ii", signal::sys_kill),
     Row::value(63, "uname", "x", identity::sys_uname),
     Row::missing(64, "semget", "xxx"),
@@ -148,10 +147,10 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(106, "setgid", "i", identity::sys_setgid),
     Row::value(107, "geteuid", "", identity::sys_getuid),
     Row::value(108, "getegid", "", identity::sys_getgid),
-    Row::value(109, "setpgid", "ii", identity::sys_setpgid).refuses(ONE_SESSION),
+    Row::value(109, "setpgid", "ii", identity::sys_setpgid),
     Row::value(110, "getppid", "", identity::sys_getppid),
     Row::value(111, "getpgrp", "", identity::sys_getpgrp),
-    Row::refused(112, "setsid", "", Errno::EPERM, ONE_SESSION),
+    Row::value(112, "setsid", "", identity::sys_setsid),
     Row::value(113, "setreuid", "ii", identity::sys_setreuid),
     Row::value(114, "setregid", "ii", identity::sys_setregid),
     Row::value(115, "getgroups", "ix", identity::sys_getgroups),
@@ -163,7 +162,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(121, "getpgid", "i", identity::sys_getpgid),
     Row::value(122, "setfsuid", "i", identity::sys_setfsuid),
     Row::value(123, "setfsgid", "i", identity::sys_setfsgid),
-    Row::value(124, "getsid", "i", identity::sys_getpgid),
+    Row::value(124, "getsid", "i", identity::sys_getsid),
     Row::value(125, "capget", "xx", identity::sys_capget),
     Row::value(126, "capset", "xx", identity::sys_capset),
     Row::value(127, "rt_sigpending", "xu", signal::sys_rt_sigpending),
@@ -336,7 +335,9 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(244, "mq_notify", "xxx"),
     Row::missing(245, "mq_getsetattr", "xxx"),
     Row::privileged(246, "kexec_load", "xxx"),
-    Row::value(247, "waitid", "iixxx", process::sys_waitid).refuses(NO_CHILDREN),
+    Row::wait(247, "waitid", "iixxx", process::sys_waitid)
+        .restarts(Restart::Handler)
+        .partial("no stops, no pidfd"),
     Row::missing(248, "add_key", "xxx"),
     Row::missing(249, "request_key", "xxx"),
     Row::missing(250, "keyctl", "xxx"),
@@ -523,9 +524,9 @@ pub(super) static ROWS: &[Row] = &[
     Row::privileged(432, "fsmount", "xxx"),
     Row::privileged(433, "fspick", "xxx"),
     Row::missing(434, "pidfd_open", "xxx"),
-    Row::value(435, "clone3", "xu", thread::sys_clone3)
+    Row::wait(435, "clone3", "xu", thread::sys_clone3)
         .all_registers()
-        .partial("threads only: a new process gives ENOSYS"),
+        .partial("as clone; no chosen ids"),
     Row::value(436, "close_range", "uux", io::sys_close_range),
     Row::wait(437, "openat2", "dsxu", fs::sys_openat2).restarts(Restart::Handler),
     Row::missing(438, "pidfd_getfd", "xxx"),

@@ -9,12 +9,13 @@ use kvmlet_abi::{Errno, Gva};
 use crate::clock;
 use crate::cx::Cx;
 use crate::frame;
-use crate::kernel::{Pid, Tid};
+use crate::kernel::{ExitStatus, Pid, Tid};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::signal::{
     AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit, signo,
 };
 use crate::syscalls::args::{Args, Int, Len, Ptr};
+use crate::task;
 
 fn signal_number(number: i32) -> Result<u8, Errno> {
     match u8::try_from(number) {
@@ -291,6 +292,13 @@ pub fn sys_kill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(target), Int(signo)) = args.decode();
     let signo = optional_signal(signo)?;
     let own = cx.process()?.pid;
+    let of_group = |cx: &Cx<'_>, group: Pid| -> Vec<Pid> {
+        let processes = cx.kernel.processes.values();
+        let zombies = cx.kernel.zombies.values();
+        let live = processes.filter(|one| one.pgid == group).map(|one| one.pid);
+        let dead = zombies.filter(|one| one.pgid == group).map(|one| one.pid);
+        live.chain(dead).collect()
+    };
     let targets: Vec<Pid> = match target {
         i32::MIN => return Err(Errno::ESRCH),
         // Every process but the caller and pid 1.
@@ -299,19 +307,19 @@ pub fn sys_kill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
             .processes
             .keys()
             .copied()
-            .filter(|pid| *pid != own && pid.0 != 1)
+            .filter(|pid| *pid != own)
             .collect(),
-        // Every process is in the first one's group.
-        0 => cx.kernel.processes.keys().copied().collect(),
-        // The only process group is 1, and -1 has another meaning.
-        group if group < 0 => return Err(Errno::ESRCH),
+        0 => {
+            let group = cx.process()?.pgid;
+            of_group(cx, group)
+        }
+        group if group < 0 => of_group(cx, Pid(group.saturating_neg())),
         pid => vec![Pid(pid)],
     };
-    if targets.is_empty()
-        || targets
-            .iter()
-            .any(|pid| !cx.kernel.processes.contains_key(pid))
-    {
+    let exists = |cx: &Cx<'_>, pid: &Pid| {
+        cx.kernel.processes.contains_key(pid) || cx.kernel.zombies.contains_key(pid)
+    };
+    if !targets.iter().any(|pid| exists(cx, pid)) {
         return Err(Errno::ESRCH);
     }
     if let Some(signo) = signo {
@@ -323,15 +331,24 @@ pub fn sys_kill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(0)
 }
 
-/// Linux protects the first process of a pid namespace from signals it has no handler for, when
-/// they come from inside. Linux differs: here pid 1 is the program itself and must be able to end
-/// itself with abort(3) or kill(2), as it can natively.
+/// Sends a signal to a process; one that has ended already takes none.
 fn send_process(cx: &mut Cx<'_>, pid: Pid, info: SigInfo) -> Result<(), Errno> {
+    if cx.kernel.zombies.contains_key(&pid) {
+        return Ok(());
+    }
     if info.signo == signo::SIGKILL {
-        cx.kernel.kill_all(signo::SIGKILL);
+        task::exit::end_process(cx, pid, ExitStatus::Signal(signo::SIGKILL));
         return Ok(());
     }
     cx.kernel.send_to_process(pid, info)
+}
+
+/// Ends the process of a thread.
+fn kill_process_of(cx: &mut Cx<'_>, tid: Tid) {
+    let thread = cx.kernel.threads.get(&tid);
+    if let Some(pid) = thread.map(|thread| thread.pid) {
+        task::exit::end_process(cx, pid, ExitStatus::Signal(signo::SIGKILL));
+    }
 }
 
 fn send_thread(cx: &mut Cx<'_>, tid: i32, signo: Option<u8>) -> SysResult {
@@ -343,7 +360,7 @@ fn send_thread(cx: &mut Cx<'_>, tid: i32, signo: Option<u8>) -> SysResult {
     }
     if let Some(signo) = signo {
         if signo == signo::SIGKILL {
-            cx.kernel.kill_all(signo);
+            kill_process_of(cx, Tid(tid));
         } else {
             let info = sender(cx, signo, SI_TKILL)?;
             cx.kernel.send_to_thread(Tid(tid), info)?;
@@ -413,7 +430,7 @@ pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         _ => return Err(Errno::ESRCH),
     }
     match signo {
-        Some(signo::SIGKILL) => cx.kernel.kill_all(signo::SIGKILL),
+        Some(signo::SIGKILL) => kill_process_of(cx, tid),
         Some(_) => cx.kernel.send_to_thread(tid, info)?,
         None => {}
     }

@@ -4,10 +4,13 @@
 use super::args::log;
 use super::rows::ROWS;
 use super::table::{self, Handler, Row, Support};
+use crate::fd::FdTable;
+use crate::kernel::Pid;
 use crate::outcome::{CallState, Outcome};
 use crate::sched::Call;
-use crate::testing::{Sandbox, call};
+use crate::testing::{PID, Sandbox, call};
 
+const CHILD: Pid = Pid(77);
 /// Their only answer is the right one for files without attributes: no event.
 const ANSWER_THAT_THERE_IS_NONE: [&str; 3] = ["getxattr", "lgetxattr", "fgetxattr"];
 /// Their answer is the same whatever the arguments.
@@ -56,6 +59,13 @@ fn set_up() -> Tried {
     sandbox
         .call("timer_create", &[1.into(), 0.into(), pair.into()])
         .unwrap();
+    // A child that may lead a group. The caller leads none, so that it may lead a session.
+    let mut child = sandbox.kernel.processes.get(&PID).unwrap().clone();
+    (child.pid, child.ppid, child.pgid) = (CHILD, PID, Pid::INIT);
+    (child.sid, child.fds) = (Pid::INIT, FdTable::default());
+    sandbox.kernel.processes.insert(CHILD, child);
+    let caller = sandbox.kernel.processes.get_mut(&PID).unwrap();
+    (caller.pgid, caller.sid) = (Pid::INIT, Pid::INIT);
     sandbox.kernel.channel.peer = crate::channel::Peer::Present;
     let strings = [
         "/tmp/f",
@@ -130,6 +140,9 @@ impl Tried {
             "mmap" => [0, 4096, 3, 0x22, NONE, 0],
             "pkey_mprotect" => [buffer & !4095, 4096, 3, NONE, 0, 0],
             "ioctl" => [self.descriptors[8], 0x541b, buffer, 0, 0, 0],
+            "wait4" => [NONE, 0, 1, 0, 0, 0],
+            "waitid" => [0, 0, 0, 5, 0, 0],
+            "setpgid" => [u64::from(CHILD.0.cast_unsigned()), 0, 0, 0, 0, 0],
             "clone" => [THREAD, buffer, zeros, zeros, 0, 0],
             "clone3" => [thread, 64, 0, 0, 0, 0],
             "arch_prctl" => [0x1003, buffer, 0, 0, 0, 0],

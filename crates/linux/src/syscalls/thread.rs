@@ -9,24 +9,22 @@ use kvmlet_abi::linux::{
     },
     sched::{
         CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS,
-        CLONE_PARENT_SETTID, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VM,
-        SCHED_BATCH, SCHED_DEADLINE, SCHED_FIFO, SCHED_IDLE, SCHED_NORMAL, SCHED_RESET_ON_FORK,
-        SCHED_RR,
+        CLONE_PARENT_SETTID, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK,
+        CLONE_VM, SCHED_BATCH, SCHED_DEADLINE, SCHED_FIFO, SCHED_IDLE, SCHED_NORMAL,
+        SCHED_RESET_ON_FORK, SCHED_RR,
     },
 };
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
-use crate::kernel::{End, Thread, Tid};
+use crate::kernel::{ExitStatus, Thread, Tid};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::rlimit::{self, Resource};
-use crate::signal::ThreadSignals;
+use crate::signal::signo::SIGCHLD;
+use crate::signal::{NSIG, ThreadSignals};
 use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint, Word};
-
-/// Threads of a program at most.
-pub const THREADS_MAX: usize = 1024;
-/// Highest thread id, as pid_max of a small machine.
-const TID_MAX: i32 = 32768;
+use crate::task;
+use crate::task::fork::{Clone, THREADS_MAX, allocate_tid};
 
 /// Flags of a thread that shares everything, plus those that only say where to write ids.
 const THREAD_NEEDS: u64 = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
@@ -40,23 +38,16 @@ const THREAD_KNOWN: u64 = THREAD_NEEDS
     | CLONE_DETACHED
     | CLONE_CHILD_SETTID;
 
-struct NewThread {
-    flags: u64,
-    stack: u64,
-    parent_tid: Gva,
-    child_tid: Gva,
-    tls: u64,
-}
-
 /// clone(2), x86-64 argument order: flags, stack, parent_tid, child_tid, tls.
 ///
 /// # Errors
-/// As clone(2); `ENOSYS` for a new process.
-pub fn sys_clone(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+/// As clone(2).
+pub fn sys_clone(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     let (Word(flags), Ptr(stack), Ptr(parent_tid), Ptr(child_tid), Word(tls)) = args.decode();
-    // The low byte is the exit signal, meaningless for a thread.
-    let new = NewThread {
+    let [exit_signal, ..] = flags.to_le_bytes();
+    let new = Clone {
         flags: flags & !0xff,
+        exit_signal,
         stack: stack.0,
         parent_tid,
         child_tid,
@@ -65,12 +56,38 @@ pub fn sys_clone(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     spawn(cx, &new)
 }
 
+/// fork(2)
+pub fn sys_fork(cx: &mut Cx<'_>, _args: &Args, _state: &CallState) -> Outcome {
+    spawn(cx, &process(0))
+}
+
+/// vfork(2)
+pub fn sys_vfork(cx: &mut Cx<'_>, _args: &Args, _state: &CallState) -> Outcome {
+    spawn(cx, &process(CLONE_VM | CLONE_VFORK))
+}
+
+/// A process that tells its parent of its end by SIGCHLD.
+fn process(flags: u64) -> Clone {
+    Clone {
+        flags,
+        exit_signal: SIGCHLD,
+        stack: 0,
+        parent_tid: Gva(0),
+        child_tid: Gva(0),
+        tls: 0,
+    }
+}
+
 /// clone3(2)
-///
-/// # Errors
-/// As clone3(2); `ENOSYS` for a new process.
-pub fn sys_clone3(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+pub fn sys_clone3(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     let (Ptr(clone_args), Len(size)) = args.decode();
+    match read_clone_args(cx, clone_args, size) {
+        Ok(new) => spawn(cx, &new),
+        Err(errno) => Outcome::Done(Err(errno)),
+    }
+}
+
+fn read_clone_args(cx: &mut Cx<'_>, clone_args: Gva, size: u64) -> Result<Clone, Errno> {
     let size = usize::try_from(size).map_err(|_| Errno::E2BIG)?;
     if size < 64 {
         return Err(Errno::EINVAL);
@@ -102,29 +119,40 @@ pub fn sys_clone3(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         .stack
         .checked_add(clone.stack_size)
         .ok_or(Errno::EINVAL)?;
-    let new = NewThread {
+    let exit_signal = u8::try_from(clone.exit_signal)
+        .ok()
+        .filter(|signo| *signo <= NSIG)
+        .ok_or(Errno::EINVAL)?;
+    Ok(Clone {
         flags: clone.flags,
+        exit_signal,
         stack,
         parent_tid: Gva(clone.parent_tid),
         child_tid: Gva(clone.child_tid),
         tls: clone.tls,
-    };
-    spawn(cx, &new)
+    })
 }
 
-fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
+/// Makes a thread or a process, as the flags say.
+fn spawn(cx: &mut Cx<'_>, new: &Clone) -> Outcome {
     let flags = new.flags;
     if flags & CLONE_SIGHAND != 0 && flags & CLONE_VM == 0
         || flags & CLONE_THREAD != 0 && flags & CLONE_SIGHAND == 0
+        || new.exit_signal > NSIG
     {
-        return Err(Errno::EINVAL);
+        return Outcome::Done(Err(Errno::EINVAL));
     }
-    if flags & THREAD_NEEDS != THREAD_NEEDS {
-        cx.host
-            .report
-            .unsupported("clone", "a new process".to_owned());
-        return Err(Errno::ENOSYS);
+    if flags & CLONE_SETTLS != 0 && new.tls >= USER_END.0 {
+        return Outcome::Done(Err(Errno::EPERM));
     }
+    if flags & CLONE_THREAD == 0 {
+        return task::fork::fork(cx, new).unwrap_or_else(|errno| Outcome::Done(Err(errno)));
+    }
+    Outcome::Done(spawn_thread(cx, new))
+}
+
+fn spawn_thread(cx: &mut Cx<'_>, new: &Clone) -> SysResult {
+    let flags = new.flags;
     if flags & (CLONE_FS | CLONE_FILES) != CLONE_FS | CLONE_FILES || flags & !THREAD_KNOWN != 0 {
         cx.host
             .report
@@ -136,10 +164,7 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
     if threads >= THREADS_MAX || threads as u64 >= rlimit::soft(cx, Resource::Nproc)? {
         return Err(Errno::EAGAIN);
     }
-    if flags & CLONE_SETTLS != 0 && new.tls >= USER_END.0 {
-        return Err(Errno::EPERM);
-    }
-    let tid = allocate_tid(cx)?;
+    let tid = allocate_tid(cx.kernel)?;
     let raw = tid.0.cast_unsigned();
     if flags & CLONE_PARENT_SETTID != 0 {
         // Linux ignores a fault here.
@@ -179,47 +204,24 @@ fn spawn(cx: &mut Cx<'_>, new: &NewThread) -> SysResult {
     Ok(u64::from(raw))
 }
 
-fn allocate_tid(cx: &mut Cx<'_>) -> Result<Tid, Errno> {
-    for _ in 0..=THREADS_MAX.saturating_add(1) {
-        let tid = Tid(cx.kernel.next_tid);
-        cx.kernel.next_tid = if tid.0 >= TID_MAX {
-            2
-        } else {
-            tid.0.saturating_add(1)
-        };
-        if !cx.kernel.threads.contains_key(&tid) {
-            return Ok(tid);
-        }
-    }
-    Err(Errno::EAGAIN)
-}
-
 /// The low byte of a status is what a parent is told (wait(2)).
-fn exited(status: i32) -> End {
+fn exited(status: i32) -> ExitStatus {
     let [code, ..] = status.to_le_bytes();
-    End::Exited(code)
+    ExitStatus::Exited(code)
 }
 
-/// exit(2): ends the calling thread; the last one ends the program.
+/// exit(2): ends the calling thread; the last one ends its process.
 pub fn sys_exit(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     let Int(status) = args.decode();
-    super::futex::thread_exit(cx);
-    let tid = cx.tid;
-    cx.kernel.lose_call(tid);
-    cx.kernel.threads.remove(&tid);
-    cx.kernel.timers.thread_gone(tid);
-    cx.kernel.sched.forget(tid);
-    if cx.kernel.threads.is_empty() && cx.kernel.end.is_none() {
-        cx.kernel.end = Some(exited(status));
-    }
+    task::exit::end_thread(cx, exited(status));
     Outcome::Gone
 }
 
 /// exit_group(2)
 pub fn sys_exit_group(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     let Int(status) = args.decode();
-    if cx.kernel.end.is_none() {
-        cx.kernel.end = Some(exited(status));
+    if let Ok(pid) = cx.process().map(|process| process.pid) {
+        task::exit::end_process(cx, pid, exited(status));
     }
     Outcome::Gone
 }

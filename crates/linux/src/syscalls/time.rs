@@ -248,7 +248,7 @@ pub fn sys_getrusage(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let cpu_ns = match who {
         RUSAGE_SELF => cx.process()?.cpu_time_ns,
         RUSAGE_THREAD => cx.thread()?.cpu_time_ns,
-        RUSAGE_CHILDREN => 0,
+        RUSAGE_CHILDREN => cx.process()?.children_cpu_ns,
         _ => return Err(Errno::EINVAL),
     };
     let peak = if who == RUSAGE_CHILDREN {

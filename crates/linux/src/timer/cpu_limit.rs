@@ -23,7 +23,7 @@ impl Kernel {
 
     /// Keeps the next time that RLIMIT_CPU has something to do among the timers on the process's CPU clock.
     /// The running thread is then stopped at that time.
-    fn arm_cpu_limit(&mut self, pid: Pid) {
+    pub(crate) fn arm_cpu_limit(&mut self, pid: Pid) {
         let limit = self.processes.get(&pid);
         let limit = limit.map(|process| process.rlimits.get(Resource::Cpu));
         let at_ns = limit.filter(|limit| limit.soft != INFINITY).map(|limit| {

@@ -214,7 +214,7 @@ fn what_timer_create_refuses() {
         let (event, id) = (s.put_struct(&event), s.room(4));
         call!(s, "timer_create", 1, event, id)
     };
-    for (notify, signo, tid) in [(0, 0, 0), (0, 65, 0), (4, 10, 2)] {
+    for (notify, signo, tid) in [(0, 0, 0), (0, 65, 0), (4, 10, 3)] {
         let bad = Sigevent {
             sigev_notify: notify,
             sigev_signo: signo,

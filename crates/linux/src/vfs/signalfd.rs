@@ -48,6 +48,16 @@ pub fn siginfo(info: &SigInfo) -> SignalfdSiginfo {
             (out.ssi_pid, out.ssi_uid) = (pid, uid);
             value
         }
+        SigDetail::Child {
+            pid,
+            uid,
+            status,
+            utime,
+        } => {
+            (out.ssi_pid, out.ssi_uid) = (pid, uid);
+            (out.ssi_status, out.ssi_utime) = (status, utime);
+            return out;
+        }
         SigDetail::Timer { id, overrun, value } => {
             (out.ssi_tid, out.ssi_overrun) = (id, overrun);
             value

@@ -278,16 +278,16 @@ fn proc_shows_the_process() {
     let file = tree.file("data", b"0123456789");
     let mut sandbox = Sandbox::new(&tree.0);
     assert_eq!(sandbox.slurp("/proc/self/cmdline").unwrap(), b"test\0-x\0");
-    assert_eq!(sandbox.slurp("/proc/1/comm").unwrap(), b"test\n");
+    assert_eq!(sandbox.slurp("/proc/2/comm").unwrap(), b"test\n");
     assert_eq!(sandbox.slurp("/proc/thread-self/comm").unwrap(), b"test\n");
-    assert_eq!(sandbox.open("/proc/2", 0), Err(Errno::ENOENT));
+    assert_eq!(sandbox.open("/proc/3", 0), Err(Errno::ENOENT));
     assert_eq!(
         sandbox.names("/proc/self/fd").unwrap(),
         ["0", "1", "2", "3"]
     );
     let status = String::from_utf8(sandbox.slurp("/proc/self/status").unwrap()).unwrap();
     assert!(
-        status.contains("\nPid:\t1\n") && status.contains("\nCapEff:\t0000000000000000\n"),
+        status.contains("\nPid:\t2\n") && status.contains("\nCapEff:\t0000000000000000\n"),
         "{status}"
     );
     let stat = String::from_utf8(sandbox.slurp("/proc/self/stat").unwrap()).unwrap();
@@ -474,10 +474,10 @@ fn proc_shows_the_environment_and_timers() {
         crate::testing::call!(sandbox, "timer_create", clock, 0, id).unwrap();
     }
     let shown = String::from_utf8(sandbox.slurp("/proc/self/timers").unwrap()).unwrap();
-    let newest = "ID: 1\nsignal: 14/0000000000000001\nnotify: signal/pid.1\nClockID: -6\n";
+    let newest = "ID: 1\nsignal: 14/0000000000000001\nnotify: signal/pid.2\nClockID: -6\n";
     assert!(shown.starts_with(newest), "{shown}");
     assert!(
-        shown.ends_with("ID: 0\nsignal: 14/0000000000000000\nnotify: signal/pid.1\nClockID: 0\n")
+        shown.ends_with("ID: 0\nsignal: 14/0000000000000000\nnotify: signal/pid.2\nClockID: 0\n")
     );
 }
 

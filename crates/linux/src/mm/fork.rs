@@ -1,0 +1,231 @@
+//! fork(2): a copy of an address space.
+//!
+//! Small programs are copied at once: a page that is copied later costs an exit for each side that writes it.
+//! Of larger ones the pages are shared read-only, and the first write copies one.
+
+use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_mem::{FileWindow, GuestMemory, Leaf, MemError, MmId, PageSize, PageTables, PteFlags};
+
+use super::Mm;
+use super::life::end;
+use super::space::{Space, errno, release_leaf};
+use super::vma::{Backing, Vma, VmaFlags};
+use crate::cx::Cx;
+
+/// Private pages of a program that is copied at once, at most.
+const EAGER_PAGES: u64 = 2048;
+
+/// Makes a copy of the calling process's address space, which no process has yet. What madvise(2) has
+/// excluded is left out (MADV_DONTFORK) or empty (MADV_WIPEONFORK); nothing is locked in it.
+///
+/// # Errors
+/// `ENOMEM` at the memory limit: nothing has changed then.
+pub fn fork(cx: &mut Cx<'_>) -> Result<MmId, Errno> {
+    let parent = cx.process()?.mm;
+    let id = MmId(cx.kernel.next_mm);
+    let vmas: Vec<Vma> = cx.mm()?.vmas.values().cloned().collect();
+    let pairs = Space::of(cx)?.fork_vmas(vmas)?;
+    let machine = &mut *cx.machine;
+    let created = machine.spaces.create(&mut machine.memory, id);
+    if created.is_err() {
+        let mut space = Space::of(cx)?;
+        pairs.iter().for_each(|(_, child)| space.forget(child));
+        return Err(Errno::ENOMEM);
+    }
+    cx.kernel.next_mm = cx.kernel.next_mm.saturating_add(1);
+    let mm = Mm {
+        vmas: pairs
+            .iter()
+            .map(|(_, vma)| (vma.start, vma.clone()))
+            .collect(),
+        new_flags: VmaFlags::empty(),
+        ..cx.mm()?.clone()
+    };
+    for vma in mm.vmas.values() {
+        // There is room for all of them.
+        cx.machine.memory.charge_kernel_anyway(vma.cost_bytes());
+    }
+    cx.kernel.mms.insert(id, mm);
+    let machine = &mut *cx.machine;
+    let memory = &mut machine.memory;
+    let copied = match machine.spaces.pair_mut(parent, id) {
+        Some((parent, child)) => Leaves {
+            parent,
+            child,
+            memory,
+            is_eager: false,
+        }
+        .copy(&pairs),
+        None => Err(Errno::ESRCH),
+    };
+    if let Err(errno) = copied {
+        end(cx, id)?;
+        return Err(errno);
+    }
+    Ok(id)
+}
+
+impl Space<'_> {
+    /// The VMAs of a copy beside those that they are copied from, with their windows and references.
+    fn fork_vmas(&mut self, vmas: Vec<Vma>) -> Result<Vec<(Vma, Vma)>, Errno> {
+        let cost_bytes = vmas.iter().map(Vma::cost_bytes).sum();
+        if !self.mem.has_room(cost_bytes) {
+            return Err(Errno::ENOMEM);
+        }
+        let mut pairs: Vec<(Vma, Vma)> = Vec::with_capacity(vmas.len());
+        for vma in vmas {
+            if vma.flags.contains(VmaFlags::DONTFORK) {
+                continue;
+            }
+            match self.fork_vma(&vma) {
+                Ok(child) => pairs.push((vma, child)),
+                Err(errno) => {
+                    pairs.iter().for_each(|(_, child)| self.forget(child));
+                    return Err(errno);
+                }
+            }
+        }
+        Ok(pairs)
+    }
+
+    fn fork_vma(&mut self, vma: &Vma) -> Result<Vma, Errno> {
+        let mut child = vma.clone();
+        child
+            .flags
+            .remove(VmaFlags::LOCKED | VmaFlags::LOCK_ON_FAULT);
+        if let Backing::File(file) = vma.backing {
+            let window = FileWindow {
+                gpa: file.window,
+                len_bytes: vma.len_bytes(),
+            };
+            // Pages that the host has copied for one are not the other's.
+            let is_shared = !file.charged && self.mem.share_file(window).is_ok();
+            if !is_shared {
+                child.backing = Backing::File(self.open_window(&child, file.host, file.offset)?);
+            }
+        }
+        self.retain(&child);
+        Ok(child)
+    }
+}
+
+/// The pages of an address space that is being copied.
+struct Leaves<'a> {
+    parent: &'a mut PageTables,
+    child: &'a mut PageTables,
+    memory: &'a mut GuestMemory,
+    /// True if private pages are copied, false if they are shared.
+    is_eager: bool,
+}
+
+impl Leaves<'_> {
+    fn copy(&mut self, pairs: &[(Vma, Vma)]) -> Result<(), Errno> {
+        self.is_eager = self.can_be_eager(pairs)?;
+        for (vma, child) in pairs {
+            if !vma.flags.contains(VmaFlags::WIPEONFORK) {
+                self.copy_vma(vma, child).map_err(errno)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The present leaves of a VMA.
+    fn of(&self, vma: &Vma) -> Result<Vec<(Gva, Leaf)>, MemError> {
+        let mut leaves = Vec::new();
+        let add = |gva, leaf| leaves.push((gva, leaf));
+        self.parent
+            .for_each_leaf(self.memory, Gva(vma.start), vma.len_bytes(), add)?;
+        Ok(leaves)
+    }
+
+    /// Copying is for what is small, and where there is plenty of memory.
+    fn can_be_eager(&self, pairs: &[(Vma, Vma)]) -> Result<bool, Errno> {
+        let mut pages = 0u64;
+        for (vma, _) in pairs.iter().filter(|(vma, _)| is_copied(vma)) {
+            let leaves = self.of(vma).map_err(errno)?;
+            let written = leaves.iter().filter(|(_, leaf)| {
+                leaf.flags.contains(PteFlags::WRITE) && !self.memory.is_frozen(leaf.gpa)
+            });
+            let bytes: u64 = written.map(|(_, leaf)| leaf.size.bytes()).sum();
+            pages = pages.saturating_add(bytes / PAGE_SIZE);
+        }
+        let free = self
+            .memory
+            .limit_bytes()
+            .saturating_sub(self.memory.used_bytes());
+        let plenty = free / 4 >= pages.saturating_mul(PAGE_SIZE);
+        Ok(pages <= EAGER_PAGES && plenty)
+    }
+
+    fn copy_vma(&mut self, vma: &Vma, child: &Vma) -> Result<(), MemError> {
+        for (gva, leaf) in self.of(vma)? {
+            if self.memory.is_frozen(leaf.gpa) {
+                self.map(gva, leaf)?;
+            } else if self.memory.is_file_backed(leaf.gpa) {
+                self.copy_file_page(vma, child, gva, leaf)?;
+            } else if is_copied(vma) && leaf.flags.contains(PteFlags::WRITE) {
+                self.copy_private(gva, leaf)?;
+            } else {
+                // Whoever may write it first takes a copy, or it is meant to be seen by both.
+                self.map_counted(gva, leaf)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_file_page(
+        &mut self,
+        vma: &Vma,
+        child: &Vma,
+        gva: Gva,
+        leaf: Leaf,
+    ) -> Result<(), MemError> {
+        if vma.backing == child.backing {
+            return self.map(gva, leaf);
+        }
+        match self.memory.alloc_copy(leaf.gpa) {
+            Ok(gpa) => self.map_owned(gva, Leaf { gpa, ..leaf }),
+            // The file has lost it: the child finds that out by itself.
+            Err(MemError::FileFault(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A page or block that one of the two will write.
+    fn copy_private(&mut self, gva: Gva, leaf: Leaf) -> Result<(), MemError> {
+        if self.is_eager && leaf.size == PageSize::Base {
+            let gpa = self.memory.alloc_copy(leaf.gpa)?;
+            return self.map_owned(gva, Leaf { gpa, ..leaf });
+        }
+        let flags = leaf.flags - PteFlags::WRITE;
+        self.map_counted(gva, Leaf { flags, ..leaf })?;
+        self.parent
+            .protect_range(self.memory, gva, leaf.size.bytes(), flags)
+    }
+
+    /// Maps a frame with a reference of its own.
+    fn map_counted(&mut self, gva: Gva, leaf: Leaf) -> Result<(), MemError> {
+        match leaf.size {
+            PageSize::Base => self.memory.get_frame(leaf.gpa),
+            PageSize::Huge => self.memory.get_huge(leaf.gpa),
+        }
+        self.map_owned(gva, leaf)
+    }
+
+    /// Maps a frame whose reference is the leaf's.
+    fn map_owned(&mut self, gva: Gva, leaf: Leaf) -> Result<(), MemError> {
+        self.map(gva, leaf)
+            .inspect_err(|_| release_leaf(self.memory, leaf))
+    }
+
+    fn map(&mut self, gva: Gva, leaf: Leaf) -> Result<(), MemError> {
+        self.child
+            .map(self.memory, gva, leaf.gpa, leaf.size, leaf.flags)?;
+        Ok(())
+    }
+}
+
+/// True for memory that the two must not see each other's writes in.
+fn is_copied(vma: &Vma) -> bool {
+    !vma.is_shared() && !matches!(vma.backing, Backing::Special(_))
+}

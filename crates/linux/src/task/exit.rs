@@ -1,0 +1,212 @@
+//! The end of threads and processes (exit(2), exit_group(2), fatal signals).
+
+use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED, SA_NOCLDWAIT, SIG_IGN};
+
+use super::robust;
+use crate::cx::Cx;
+use crate::fd;
+use crate::kernel::{ExitStatus, Kernel, Pid, Process, Tid, Zombie};
+use crate::mm;
+use crate::outcome::Source;
+use crate::signal::signo::SIGCHLD;
+use crate::signal::{SI_USER, SigDetail, SigInfo};
+use crate::vfs::Dir;
+
+/// Nanoseconds of a clock tick (sysconf(_SC_CLK_TCK) is 100).
+const TICK_NS: u64 = 10_000_000;
+
+/// The calling thread ends, and its process with it if it is the last one.
+pub fn end_thread(cx: &mut Cx<'_>, status: ExitStatus) {
+    let Ok(pid) = cx.process().map(|process| process.pid) else {
+        return;
+    };
+    cx.kernel.lose_call(cx.tid);
+    if cx.kernel.threads_of(pid).nth(1).is_none() {
+        return end_process(cx, pid, status);
+    }
+    robust::thread_exit(cx);
+    cx.kernel.forget_thread(cx.tid);
+}
+
+/// A signal ends the calling thread's process.
+pub fn kill_self(cx: &mut Cx<'_>, signo: u8) {
+    if let Ok(pid) = cx.process().map(|process| process.pid) {
+        end_process(cx, pid, ExitStatus::Signal(signo));
+    }
+}
+
+/// A process ends, wherever its threads are. With the program's first process the sandbox ends: what else runs is
+/// killed, as in a pid namespace. Linux differs: outside of one, other processes go on.
+pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
+    if pid == cx.kernel.main {
+        cx.kernel.end.get_or_insert(status.into());
+        return;
+    }
+    let caller = cx.tid;
+    let threads: Vec<Tid> = cx.kernel.threads_of(pid).collect();
+    let mut comm = [0; 16];
+    for tid in &threads {
+        cx.tid = *tid;
+        robust::thread_exit(cx);
+        comm = cx.thread().map_or(comm, |thread| thread.comm);
+    }
+    close_all(cx);
+    // Every step of it is possible while the last thread is there.
+    let _ = mm::leave(cx);
+    for tid in threads {
+        cx.kernel.forget_thread(tid);
+    }
+    cx.tid = caller;
+    cx.kernel.timers_gone(pid);
+    let Some(process) = cx.kernel.processes.remove(&pid) else {
+        return;
+    };
+    cx.kernel.wake_vfork(pid, process.vfork);
+    cx.kernel.orphan(cx.host.credentials.uid, &process);
+    cx.kernel
+        .report_end(cx.host.credentials.uid, &process, status, comm);
+}
+
+/// Closes the descriptors and the working directory of the calling thread's process.
+fn close_all(cx: &mut Cx<'_>) {
+    let Ok(process) = cx.process() else {
+        return;
+    };
+    let numbers: Vec<i32> = process.fds.fds.keys().copied().collect();
+    let cwd = process.cwd.clone();
+    for number in numbers {
+        // It is open.
+        let _ = fd::close(cx, number);
+    }
+    if let Dir::Tmp(inode) = cwd {
+        cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode);
+    }
+}
+
+impl Kernel {
+    /// The threads of a process, the first one first.
+    pub fn threads_of(&self, pid: Pid) -> impl Iterator<Item = Tid> {
+        let threads = self.threads.values();
+        threads
+            .filter(move |thread| thread.pid == pid)
+            .map(|thread| thread.tid)
+    }
+
+    /// Takes a thread out of all that knows it.
+    fn forget_thread(&mut self, tid: Tid) {
+        self.lose_call(tid);
+        self.threads.remove(&tid);
+        self.timers.thread_gone(tid);
+        self.sched.forget(tid);
+    }
+
+    /// The parent that waits for a child's end or execve(2) goes on.
+    pub fn wake_vfork(&mut self, child: Pid, waiter: Option<Tid>) {
+        if let Some(tid) = waiter {
+            self.deliver(tid, Ok(u64::from(child.0.cast_unsigned())));
+        }
+    }
+
+    /// The children of a process that has ended get another parent: the nearest ancestor that asked for it, or ours,
+    /// which waits at once.
+    fn orphan(&mut self, uid: u32, gone: &Process) {
+        let parent = self.reaper_of(gone);
+        let children: Vec<Pid> = self
+            .processes
+            .values()
+            .filter(|process| process.ppid == gone.pid)
+            .map(|process| process.pid)
+            .collect();
+        for pid in children {
+            let Some(child) = self.processes.get_mut(&pid) else {
+                continue;
+            };
+            child.ppid = parent;
+            let info = SigInfo {
+                signo: child.death_signal,
+                code: SI_USER,
+                detail: SigDetail::Sender {
+                    pid: gone.pid.0,
+                    uid,
+                    value: 0,
+                },
+                ..SigInfo::default()
+            };
+            if info.signo != 0 {
+                // A full queue loses it, as on Linux.
+                let _ = self.send_to_process(pid, info);
+            }
+        }
+        let dead: Vec<Pid> = self
+            .zombies
+            .values()
+            .filter(|zombie| zombie.ppid == gone.pid)
+            .map(|zombie| zombie.pid)
+            .collect();
+        for pid in dead {
+            if parent == Pid::INIT {
+                self.zombies.remove(&pid);
+            } else if let Some(zombie) = self.zombies.get_mut(&pid) {
+                zombie.ppid = parent;
+                self.sched.wake_source(Source::Children(parent));
+            }
+        }
+    }
+
+    /// The next parent of the children of a process.
+    fn reaper_of(&self, process: &Process) -> Pid {
+        let mut at = process.ppid;
+        // A parent is older than its children, so there is an end to it.
+        while let Some(ancestor) = self.processes.get(&at) {
+            if ancestor.is_subreaper {
+                return at;
+            }
+            at = ancestor.ppid;
+        }
+        Pid::INIT
+    }
+
+    /// Tells the parent of a process that it has ended. What the parent does not want to know leaves no zombie.
+    fn report_end(&mut self, uid: u32, gone: &Process, status: ExitStatus, comm: [u8; 16]) {
+        let Some(parent) = self.processes.get(&gone.ppid) else {
+            return;
+        };
+        let action = parent.signals.action(SIGCHLD);
+        let is_unwanted = gone.exit_signal == SIGCHLD
+            && (action.handler == SIG_IGN || action.flags & SA_NOCLDWAIT != 0);
+        let cpu_time_ns = gone.cpu_time_ns.saturating_add(gone.children_cpu_ns);
+        if !is_unwanted {
+            let zombie = Zombie {
+                pid: gone.pid,
+                ppid: gone.ppid,
+                pgid: gone.pgid,
+                sid: gone.sid,
+                exit_signal: gone.exit_signal,
+                status,
+                cpu_time_ns,
+                comm,
+            };
+            self.zombies.insert(gone.pid, zombie);
+        }
+        if gone.exit_signal != 0 {
+            let (code, value) = match status {
+                ExitStatus::Exited(status) => (CLD_EXITED, status),
+                ExitStatus::Signal(signo) => (CLD_KILLED, signo),
+            };
+            let info = SigInfo {
+                signo: gone.exit_signal,
+                code,
+                detail: SigDetail::Child {
+                    pid: gone.pid.0,
+                    uid,
+                    status: i32::from(value),
+                    utime: gone.cpu_time_ns / TICK_NS,
+                },
+                ..SigInfo::default()
+            };
+            // A full queue loses it, as on Linux.
+            let _ = self.send_to_process(gone.ppid, info);
+        }
+        self.sched.wake_source(Source::Children(gone.ppid));
+    }
+}

@@ -1,0 +1,224 @@
+//! New processes (fork(2), vfork(2), clone(2) without CLONE_THREAD).
+
+use kvmlet_abi::linux::sched::{
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_DETACHED, CLONE_PARENT,
+    CLONE_PARENT_SETTID, CLONE_SETTLS, CLONE_SYSVSEM, CLONE_VFORK, CLONE_VM,
+};
+use kvmlet_abi::linux::signal::SIG_IGN;
+use kvmlet_abi::{Errno, Gva};
+
+use crate::cx::Cx;
+use crate::kernel::{Kernel, Pid, Process, Thread, Tid};
+use crate::mm;
+use crate::outcome::{Outcome, Resume, Wait, WaitOn};
+use crate::rlimit::{self, Resource};
+use crate::signal::{SigState, ThreadSignals};
+use crate::vfs::Dir;
+
+/// Processes of a sandbox at most, zombies among them.
+pub const PROCESSES_MAX: usize = 256;
+/// Threads of a sandbox at most.
+pub const THREADS_MAX: usize = 1024;
+/// Highest id, as pid_max of a small machine.
+const TID_MAX: i32 = 32768;
+
+/// Flags that a new process may have.
+const KNOWN: u64 = CLONE_VM
+    | CLONE_VFORK
+    | CLONE_PARENT
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID
+    | CLONE_DETACHED
+    | CLONE_CHILD_SETTID
+    | CLONE_CLEAR_SIGHAND;
+
+/// The wishes of a caller of clone(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Clone {
+    /// CLONE_*.
+    pub flags: u64,
+    /// The signal that the child's end sends; 0 for none.
+    pub exit_signal: u8,
+    /// The child's stack pointer; 0 for the parent's.
+    pub stack: u64,
+    /// The place in the parent's memory for the child's id.
+    pub parent_tid: Gva,
+    /// The place in the child's memory for it.
+    pub child_tid: Gva,
+    /// The child's FS base.
+    pub tls: u64,
+}
+
+/// Makes a process. The caller has checked that the flags fit together.
+///
+/// # Errors
+/// `EAGAIN` at a limit on processes, `ENOMEM` at the memory limit, `EINVAL` for flags that are not supported.
+pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
+    if clone.flags & !KNOWN != 0 {
+        let flags = format!("flags {:#x} of a new process", clone.flags);
+        cx.host.report.unsupported("clone", flags);
+        return Err(Errno::EINVAL);
+    }
+    check_limits(cx)?;
+    let caller = cx.tid;
+    let tid = allocate_tid(cx.kernel)?;
+    let pid = Pid(tid.0);
+    let raw = tid.0.cast_unsigned();
+    let shares_memory = clone.flags & CLONE_VM != 0;
+    let space = match shares_memory {
+        true => cx.process()?.mm,
+        false => mm::fork(cx)?,
+    };
+    if clone.flags & CLONE_PARENT_SETTID != 0 {
+        // Linux ignores a fault here.
+        let _ = cx.write_struct(clone.parent_tid, &raw);
+    }
+    let parent = cx.process()?;
+    let mut signals = SigState {
+        actions: parent.signals.actions.clone(),
+        ..SigState::default()
+    };
+    if clone.flags & CLONE_CLEAR_SIGHAND != 0 {
+        let actions = signals.actions.into_iter();
+        signals.actions = actions
+            .filter(|(_, action)| action.handler == SIG_IGN)
+            .collect();
+    }
+    let child = Process {
+        pid,
+        ppid: match clone.flags & CLONE_PARENT {
+            0 => parent.pid,
+            _ => parent.ppid,
+        },
+        mm: space,
+        signals,
+        exit_signal: clone.exit_signal,
+        vfork: (clone.flags & CLONE_VFORK != 0).then_some(caller),
+        has_execed: false,
+        is_subreaper: false,
+        death_signal: 0,
+        children_cpu_ns: 0,
+        cpu_time_ns: 0,
+        ..parent.clone()
+    };
+    share_files(cx, &child)?;
+    let thread = first_thread(cx, clone, pid, tid)?;
+    cx.kernel.processes.insert(pid, child);
+    cx.kernel.threads.insert(tid, thread);
+    cx.kernel.arm_cpu_limit(pid);
+    if clone.flags & CLONE_CHILD_SETTID != 0 {
+        cx.tid = tid;
+        // Linux ignores a fault here.
+        let _ = cx.write_struct(clone.child_tid, &raw);
+        cx.tid = caller;
+    }
+    // The child first: it mostly executes another program soon, and the parent waits for it.
+    cx.kernel.sched.run_queue.push_front(tid);
+    if clone.flags & CLONE_VFORK == 0 {
+        cx.kernel.sched.yielding = true;
+        return Ok(Outcome::Done(Ok(u64::from(raw))));
+    }
+    Ok(Outcome::Wait(Wait {
+        on: WaitOn::Vfork(pid),
+        deadline_ns: None,
+        resume: Resume::Deliver {
+            at_deadline: Err(Errno::EINTR),
+            remain_gva: 0,
+        },
+    }))
+}
+
+fn check_limits(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    let processes = cx
+        .kernel
+        .processes
+        .len()
+        .saturating_add(cx.kernel.zombies.len());
+    let threads = cx.kernel.threads.len();
+    if processes >= PROCESSES_MAX {
+        cx.host
+            .report
+            .unsupported("clone", format!("more than {PROCESSES_MAX} processes"));
+        return Err(Errno::EAGAIN);
+    }
+    // Linux differs: root's threads count too.
+    if threads >= THREADS_MAX || threads as u64 >= rlimit::soft(cx, Resource::Nproc)? {
+        return Err(Errno::EAGAIN);
+    }
+    Ok(())
+}
+
+/// Counts the references of a child's descriptors and of its working directory.
+fn share_files(cx: &mut Cx<'_>, child: &Process) -> Result<(), Errno> {
+    for fd in child.fds.fds.values() {
+        let file = cx.kernel.files.get_mut(&fd.file).ok_or(Errno::EBADF)?;
+        file.refs = file.refs.saturating_add(1);
+    }
+    if let Dir::Tmp(inode) = child.cwd {
+        cx.kernel.tmpfs.open_ref(inode);
+    }
+    Ok(())
+}
+
+/// The thread that returns from clone(2) in a child.
+fn first_thread(cx: &mut Cx<'_>, clone: &Clone, pid: Pid, tid: Tid) -> Result<Thread, Errno> {
+    let parent = cx.thread()?;
+    let mut regs = parent.regs;
+    regs.rax = 0;
+    if clone.stack != 0 {
+        regs.rsp = clone.stack;
+    }
+    if clone.flags & CLONE_SETTLS != 0 {
+        regs.fs_base = clone.tls;
+        regs.selectors.fs = 0;
+    }
+    let clears = clone.flags & CLONE_CHILD_CLEARTID != 0;
+    let keeps_altstack = clone.flags & (CLONE_VM | CLONE_VFORK) != CLONE_VM;
+    Ok(Thread {
+        regs,
+        xstate: parent.xstate.clone(),
+        signals: ThreadSignals {
+            mask: parent.signals.mask,
+            altstack: match keeps_altstack {
+                true => parent.signals.altstack,
+                false => Default::default(),
+            },
+            ..ThreadSignals::default()
+        },
+        clear_child_tid: if clears { clone.child_tid.0 } else { 0 },
+        comm: parent.comm,
+        ..Thread::new(pid, tid)
+    })
+}
+
+/// An id that nothing has: no thread, no zombie, no group and no session.
+///
+/// # Errors
+/// `EAGAIN` if there is none.
+pub fn allocate_tid(kernel: &mut Kernel) -> Result<Tid, Errno> {
+    for _ in 0..=2 * (THREADS_MAX + PROCESSES_MAX) {
+        let tid = Tid(kernel.next_tid);
+        kernel.next_tid = if tid.0 >= TID_MAX {
+            Pid::FIRST.0
+        } else {
+            tid.0.saturating_add(1)
+        };
+        let pid = Pid(tid.0);
+        let of_group = |pgid: Pid, sid: Pid| pgid == pid || sid == pid;
+        let is_used = kernel.threads.contains_key(&tid)
+            || kernel
+                .processes
+                .values()
+                .any(|one| one.pid == pid || of_group(one.pgid, one.sid))
+            || kernel
+                .zombies
+                .values()
+                .any(|one| one.pid == pid || of_group(one.pgid, one.sid));
+        if !is_used {
+            return Ok(tid);
+        }
+    }
+    Err(Errno::EAGAIN)
+}

@@ -1,0 +1,6 @@
+//! Processes and threads: how they begin, end and are waited for.
+
+pub mod exit;
+pub mod fork;
+pub mod robust;
+pub mod wait;
