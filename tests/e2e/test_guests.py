@@ -56,6 +56,14 @@ def test_processes(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare([f"./processes{library}"], cwd=guests)
 
 
+def test_stops(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./stops"], cwd=guests)
+
+
+def test_descriptors_of_processes(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./pidfd"], cwd=guests)
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("size", [1_000_001] if HW else [0, 1, 4096, 1_000_001])
 def test_echo(oracle: Oracle, guests: pathlib.Path, library: str, size: int) -> None:

@@ -22,7 +22,7 @@ alarm brk clone close close_range dup dup2 dup3 epoll_create epoll_create1
 eventfd eventfd2 exit exit_group fadvise64 fallocate
 fanotify_init fchdir fchmod fchown fdatasync flock fork fsmount fsync getegid geteuid getgid
 getpgid getpgrp getpid getppid getpriority getsid gettid getuid ioperm iopl kill kvmlet_generation
-listen lseek
+listen lseek pidfd_open
 membarrier mlockall munlockall pause personality pkey_alloc pkey_free readahead reboot
 rt_sigreturn sched_get_priority_max sched_get_priority_min sched_getscheduler sched_yield
 setfsgid setfsuid setgid setns setpgid setpriority setregid setresgid setresuid setreuid setsid

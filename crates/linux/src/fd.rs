@@ -11,7 +11,7 @@ use kvmlet_mem::GuestMemory;
 use crate::cx::Cx;
 use crate::host::HostId;
 pub use crate::id::FileId;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, ProcessRef};
 use crate::rlimit::{self, Resource};
 use crate::vfs;
 use crate::vfs::anon::ObjectId;
@@ -231,6 +231,8 @@ pub enum FileKind {
     Socket(ObjectId),
     /// Signals of this set, read by whom they are pending for (signalfd(2)).
     Signals(u64),
+    /// A process (pidfd_open(2)).
+    Process(ProcessRef),
 }
 
 /// Character devices that exist in every sandbox.

@@ -191,8 +191,10 @@ pub fn on_altstack(stack: &StackT, rsp: u64) -> bool {
 pub enum Delivered {
     /// The thread goes on, in its handler or as before.
     Continue,
-    /// The program has ended by this signal.
+    /// Its process has ended by this signal.
     Killed,
+    /// Its process has been stopped.
+    Stopped,
 }
 
 /// Delivers one signal already taken from the pending sets. The thread's extended state must be
@@ -203,6 +205,14 @@ pub fn deliver(cx: &mut Cx<'_>, info: &SigInfo) -> Delivered {
     };
     let action = process.signals.action(info.signo);
     if process.signals.ignores(info.signo) {
+        finish_without_handler(cx);
+        return Delivered::Continue;
+    }
+    if action.handler == SIG_DFL && task::stop::STOPS & bit(info.signo) != 0 {
+        let pid = process.pid;
+        if cx.kernel.stop_process(pid, info.signo) {
+            return Delivered::Stopped;
+        }
         finish_without_handler(cx);
         return Delivered::Continue;
     }

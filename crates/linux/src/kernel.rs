@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use kvmlet_abi::UserRegs;
+use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 
 use crate::channel::Channel;
 use crate::fd::{FdTable, FileId, OpenFile};
@@ -45,6 +46,8 @@ pub struct Kernel {
     pub next_mm: u64,
     /// Next unused [`FileId`].
     pub next_file: u64,
+    /// [`Process::birth`] of the next process.
+    pub next_birth: u64,
     /// Next thread or process id.
     pub next_tid: i32,
     /// The in-memory tree mounted at /tmp.
@@ -97,6 +100,7 @@ impl Kernel {
             files: OrdMap::new(),
             next_mm: MmId::FIRST.0.saturating_add(1),
             next_file: 1,
+            next_birth: 1,
             next_tid: Tid::FIRST.0.saturating_add(1),
             tmpfs: new.tmpfs,
             pipes: Pipes::default(),
@@ -151,6 +155,8 @@ pub enum End {
 pub struct Process {
     /// Its id (the id of its first thread).
     pub pid: Pid,
+    /// The number of processes before it: it tells the process from others that have had its id.
+    pub birth: u64,
     /// Parent's id.
     pub ppid: Pid,
     /// Process group.
@@ -167,6 +173,8 @@ pub struct Process {
     pub is_subreaper: bool,
     /// PR_SET_PDEATHSIG: the signal that it gets when its parent ends; 0 for none.
     pub death_signal: u8,
+    /// Stopped or running, for its parent and the scheduler.
+    pub job: Job,
     /// CPU time of children that it has waited for, and of theirs, in nanoseconds.
     pub children_cpu_ns: u64,
     /// Its address space.
@@ -202,6 +210,7 @@ impl Process {
         let none: Arc<[u8]> = Arc::default();
         Self {
             pid,
+            birth: 0,
             ppid: Pid::INIT,
             pgid: pid,
             sid: pid,
@@ -210,6 +219,7 @@ impl Process {
             has_execed: false,
             is_subreaper: false,
             death_signal: 0,
+            job: Job::Running,
             children_cpu_ns: 0,
             mm,
             fds: FdTable::default(),
@@ -225,6 +235,22 @@ impl Process {
             rlimits: Rlimits::initial(),
         }
     }
+}
+
+/// Stops and continuations of a process, with what wait(2) has still to report of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Job {
+    /// Its threads may run.
+    Running,
+    /// None of its threads runs before SIGCONT.
+    Stopped {
+        /// The signal that stopped it.
+        signo: u8,
+        /// True once its parent has been told by wait(2).
+        is_told: bool,
+    },
+    /// SIGCONT has continued it, and its parent has not been told by wait(2).
+    Continued,
 }
 
 /// The end of a process.
@@ -245,6 +271,15 @@ impl ExitStatus {
             Self::Signal(signo) => u32::from(signo),
         }
     }
+
+    /// si_code and si_status of SIGCHLD (sigaction(2)).
+    #[must_use]
+    pub fn child_code(self) -> (i32, u8) {
+        match self {
+            Self::Exited(status) => (CLD_EXITED, status),
+            Self::Signal(signo) => (CLD_KILLED, signo),
+        }
+    }
 }
 
 impl From<ExitStatus> for End {
@@ -256,11 +291,22 @@ impl From<ExitStatus> for End {
     }
 }
 
+/// A process, told from others that have had its id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProcessRef {
+    /// Its id.
+    pub pid: Pid,
+    /// [`Process::birth`].
+    pub birth: u64,
+}
+
 /// The rest of a process that has ended, for its parent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Zombie {
     /// Its id.
     pub pid: Pid,
+    /// [`Process::birth`].
+    pub birth: u64,
     /// Parent's id.
     pub ppid: Pid,
     /// Process group.

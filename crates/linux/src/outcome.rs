@@ -99,8 +99,10 @@ pub enum Source {
     Object(ObjectId),
     /// A signal becoming pending (signalfd(2)).
     Signals,
-    /// A child of this process ending (wait(2)).
+    /// News of a child of this process (wait(2)).
     Children(crate::kernel::Pid),
+    /// The end of this process (pidfd_open(2)).
+    End(crate::kernel::Pid),
 }
 
 /// The way that a parked thread goes on.

@@ -196,7 +196,14 @@ impl Personality {
             }
             self.kernel.sched.make_ready(tid);
         }
-        self.current = self.kernel.sched.run_queue.pop_front();
+        self.current = None;
+        while let Some(tid) = self.kernel.sched.run_queue.pop_front() {
+            if !self.kernel.is_stopped(tid) {
+                self.current = Some(tid);
+                break;
+            }
+            self.kernel.sched.stopped.push_back(tid);
+        }
         if self.current.is_some() {
             self.slice_end_ns = clock::monotonic_ns(&self.host).saturating_add(SLICE_NS);
         }
@@ -335,8 +342,13 @@ impl Personality {
             line.push_str(&trace::signal(tid, &info));
             self.host.report.trace_lines.push(line);
         }
-        if frame::deliver(&mut self.cx(tid), &info) == Delivered::Killed {
-            self.leave(tid);
+        match frame::deliver(&mut self.cx(tid), &info) {
+            Delivered::Continue => {}
+            Delivered::Killed => self.leave(tid),
+            Delivered::Stopped => {
+                self.leave(tid);
+                self.kernel.sched.stopped.push_back(tid);
+            }
         }
     }
 }

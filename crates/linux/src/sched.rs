@@ -49,6 +49,8 @@ pub enum AfterHandler {
 pub struct Sched {
     /// Threads that can run, next first. The running thread is not in it.
     pub run_queue: Vector<Tid>,
+    /// Threads that could run, were their process not stopped.
+    pub stopped: Vector<Tid>,
     /// Parked threads.
     pub parked: OrdMap<Tid, Parked>,
     /// Who is parked on each source, with the poll(2) events that it waits for. What a wake costs is by
@@ -137,6 +139,7 @@ impl Sched {
         self.unpark(tid);
         self.retries.remove(&tid);
         self.run_queue.retain(|queued| *queued != tid);
+        self.stopped.retain(|queued| *queued != tid);
     }
 
     fn waiters_of(&self, source: Source) -> impl Iterator<Item = Tid> {

@@ -16,8 +16,8 @@ use crate::sched::{AfterHandler, Call, Parked};
 use crate::timer::Timeline;
 
 use signo::{
-    SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP, SIGTSTP,
-    SIGTTIN, SIGTTOU, SIGURG, SIGWINCH,
+    SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP, SIGURG,
+    SIGWINCH,
 };
 
 /// Signals that no mask, handler or SIG_IGN touches.
@@ -228,16 +228,13 @@ impl SigState {
         self.actions.get(&signo).copied().unwrap_or_default()
     }
 
-    /// True if a signal now does nothing: SIG_IGN, or default action "ignore" or "continue".
-    /// Linux differs: the stop signals are ignored too, since a sandbox has no one to continue it.
+    /// True if a signal now does nothing: SIG_IGN, or default action "ignore". What SIGCONT does beside its
+    /// handler is done when it is sent.
     #[must_use]
     pub fn ignores(&self, signo: u8) -> bool {
         match self.action(signo).handler {
             SIG_IGN => signo != SIGKILL && signo != SIGSTOP,
-            SIG_DFL => matches!(
-                signo,
-                SIGCHLD | SIGCONT | SIGURG | SIGWINCH | SIGSTOP | SIGTSTP | SIGTTIN | SIGTTOU
-            ),
+            SIG_DFL => matches!(signo, SIGCHLD | SIGCONT | SIGURG | SIGWINCH),
             _ => false,
         }
     }
@@ -365,9 +362,8 @@ impl Kernel {
     /// # Errors
     /// `ESRCH` for no such thread; `EAGAIN` when the queue is full.
     pub fn send_to_thread(&mut self, tid: Tid, info: SigInfo) -> Result<(), Errno> {
-        if !self.threads.contains_key(&tid) {
-            return Err(Errno::ESRCH);
-        }
+        let pid = self.threads.get(&tid).ok_or(Errno::ESRCH)?.pid;
+        self.prepare_job_signal(pid, info.signo);
         if self.drops_for_thread(tid, info.signo) {
             return Ok(());
         }
@@ -390,6 +386,7 @@ impl Kernel {
     /// # Errors
     /// `ESRCH` for no such process; `EAGAIN` when the queue is full.
     pub fn send_to_process(&mut self, pid: Pid, info: SigInfo) -> Result<(), Errno> {
+        self.prepare_job_signal(pid, info.signo);
         if self.drops_for_process(pid, info.signo) && self.processes.contains_key(&pid) {
             return Ok(());
         }

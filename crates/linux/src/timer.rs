@@ -442,6 +442,9 @@ impl Kernel {
             detail,
             ..SigInfo::default()
         };
+        if timer.notify != Notify::Nobody {
+            self.prepare_job_signal(pid, timer.signo);
+        }
         let sent = match timer.notify {
             Notify::Nobody => Sent::Dropped,
             Notify::Process if self.drops_for_process(pid, timer.signo) => Sent::Dropped,

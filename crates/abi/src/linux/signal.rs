@@ -1,5 +1,6 @@
 //! Signals (asm/signal.h, asm-generic/siginfo.h).
 
+pub const SIGHUP: u8 = 1;
 pub const SIGILL: u8 = 4;
 pub const SIGTRAP: u8 = 5;
 pub const SIGBUS: u8 = 7;
@@ -34,6 +35,8 @@ pub const SA_NOCLDWAIT: u64 = 0x2;
 
 pub const CLD_EXITED: i32 = 1;
 pub const CLD_KILLED: i32 = 2;
+pub const CLD_STOPPED: i32 = 5;
+pub const CLD_CONTINUED: i32 = 6;
 
 pub const SIG_BLOCK: i32 = 0;
 pub const SIG_UNBLOCK: i32 = 1;

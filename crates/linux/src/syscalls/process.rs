@@ -1,7 +1,6 @@
 //! Processes: execve(2), waiting for children.
 
 use kvmlet_abi::linux::limits::{MAX_ARG_STRLEN, PATH_MAX};
-use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 use kvmlet_abi::linux::wait::{
     __WALL, __WCLONE, __WNOTHREAD, P_ALL, P_PGID, P_PID, P_PIDFD, WCONTINUED, WEXITED, WNOHANG,
     WNOWAIT, WSTOPPED, WUNTRACED,
@@ -12,11 +11,13 @@ use kvmlet_abi::{Errno, Gva};
 use crate::clock::NSEC_PER_SEC;
 use crate::cx::Cx;
 use crate::exec::{self, ExecRequest};
-use crate::kernel::{ExitStatus, Pid, Zombie};
+use crate::fd::{self, OpenFlags};
+use crate::kernel::Pid;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::signal::signo::SIGCHLD;
 use crate::syscalls::args::{Args, Flags, Int, Ptr, Str};
 use crate::task::wait::{self, Found, Whose};
+use crate::vfs::pidfd;
 
 fn read_strings(cx: &mut Cx<'_>, array: Gva, left: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
     let mut strings = Vec::new();
@@ -71,53 +72,55 @@ pub fn sys_wait4(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
         group if group < 0 => Ok(Whose::Group(Pid(group.saturating_neg()))),
         pid => Ok(Whose::Child(Pid(pid))),
     };
-    let found = whose.and_then(|whose| wait::look(cx, whose, options));
-    let ended = |cx: &mut Cx<'_>, zombie: &Zombie| {
-        wait::reap(cx.kernel, zombie);
+    // Only waitid(2) can do without news of an end.
+    let found = whose.and_then(|whose| wait::look(cx, whose, options | WEXITED));
+    let tell = |cx: &mut Cx<'_>, found: &Found| {
+        wait::told(cx.kernel, found);
         if status.0 != 0 {
-            cx.write_struct(status, &zombie.status.wait_word())?;
+            cx.write_struct(status, &found.news.wait_word())?;
         }
         if usage.0 != 0 {
-            cx.write_struct(usage, &usage_of(zombie.cpu_time_ns))?;
+            cx.write_struct(usage, &usage_of(found.cpu_time_ns))?;
         }
-        Ok(u64::from(zombie.pid.0.cast_unsigned()))
+        Ok(u64::from(found.pid.0.cast_unsigned()))
     };
     match found {
-        Ok(Found::Ended(zombie)) => Outcome::Done(ended(cx, &zombie)),
-        Ok(Found::Running) if options & WNOHANG != 0 => Outcome::Done(Ok(0)),
-        Ok(Found::Running) => wait_for_child(cx),
+        Ok(Some(found)) => Outcome::Done(tell(cx, &found)),
+        Ok(None) if options & WNOHANG != 0 => Outcome::Done(Ok(0)),
+        Ok(None) => wait_for_child(cx),
         Err(errno) => Outcome::Done(Err(errno)),
     }
 }
 
-/// waitid(2). Children that stop or go on are not reported, because none does yet.
+/// waitid(2)
 pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     let (Int(kind), Int(id), Ptr(info), Flags(options), Ptr(usage)) = args.decode();
     let events = WSTOPPED | WEXITED | WCONTINUED;
     let known = events | WNOHANG | WNOWAIT | __WNOTHREAD | __WALL | __WCLONE;
+    let mut refuses_to_wait = false;
     let whose = match (kind, id) {
         _ if options & events == 0 || options & !known != 0 => Err(Errno::EINVAL),
         (P_ALL, _) => Ok(Whose::Any),
         (P_PID, pid) if pid > 0 => Ok(Whose::Child(Pid(pid))),
         (P_PGID, 0) => cx.process().map(|process| Whose::Group(process.pgid)),
         (P_PGID, group) if group > 0 => Ok(Whose::Group(Pid(group))),
-        (P_PIDFD, _) => Err(Errno::EBADF),
+        (P_PIDFD, fd) if fd >= 0 => whose_descriptor(cx, fd).map(|(whose, flags)| {
+            refuses_to_wait = flags.contains(OpenFlags::NONBLOCK);
+            whose
+        }),
         _ => Err(Errno::EINVAL),
     };
     let found = whose.and_then(|whose| wait::look(cx, whose, options));
-    let ended = |cx: &mut Cx<'_>, zombie: &Zombie| {
+    let tell = |cx: &mut Cx<'_>, found: &Found| {
         if options & WNOWAIT == 0 {
-            wait::reap(cx.kernel, zombie);
+            wait::told(cx.kernel, found);
         }
         if usage.0 != 0 {
-            cx.write_struct(usage, &usage_of(zombie.cpu_time_ns))?;
+            cx.write_struct(usage, &usage_of(found.cpu_time_ns))?;
         }
         if info.0 != 0 {
-            let (code, status) = match zombie.status {
-                ExitStatus::Exited(status) => (CLD_EXITED, status),
-                ExitStatus::Signal(signo) => (CLD_KILLED, signo),
-            };
-            let (pid, uid) = (zombie.pid.0.cast_unsigned(), cx.kernel.ids.uid);
+            let (code, status) = found.news.child_code();
+            let (pid, uid) = (found.pid.0.cast_unsigned(), cx.kernel.ids.uid);
             let code = code.cast_unsigned();
             let words = [u32::from(SIGCHLD), 0, code, 0, pid, uid, u32::from(status)];
             cx.write_struct(info, &words)?;
@@ -125,20 +128,35 @@ pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
         Ok(0)
     };
     match found {
-        Ok(Found::Ended(zombie)) if options & WEXITED != 0 => Outcome::Done(ended(cx, &zombie)),
-        Ok(Found::Ended(_) | Found::Running) if options & WNOHANG == 0 => wait_for_child(cx),
+        Ok(Some(found)) => Outcome::Done(tell(cx, &found)),
+        Ok(None) if options & WNOHANG == 0 && !refuses_to_wait => wait_for_child(cx),
         // Linux clears the words it would report in, whatever the answer.
         other => {
             let cleared = match info.0 {
                 0 => Ok(()),
                 _ => cx.write_struct(info, &[0u32; 7]),
             };
-            Outcome::Done(cleared.and_then(|()| other.map(|_| 0)))
+            let other = match other {
+                Ok(_) if options & WNOHANG == 0 => Err(Errno::EAGAIN),
+                other => other.map(|_| 0),
+            };
+            Outcome::Done(cleared.and(other))
         }
     }
 }
 
-/// Parks the caller until a child of its process ends; the call is then made again.
+/// The child that a descriptor stands for, and the descriptor's flags.
+fn whose_descriptor(cx: &mut Cx<'_>, number: i32) -> Result<(Whose, OpenFlags), Errno> {
+    let process = pidfd::process_of(cx, number)?;
+    let (_, file) = fd::get_io(cx, number)?;
+    let flags = file.flags;
+    match cx.kernel.exists(process) {
+        true => Ok((Whose::Child(process.pid), flags)),
+        false => Err(Errno::ECHILD),
+    }
+}
+
+/// Parks the caller until a child of its process has news; the call is then made again.
 fn wait_for_child(cx: &mut Cx<'_>) -> Outcome {
     match cx.process().map(|process| process.pid) {
         Ok(pid) => Outcome::Wait(Wait {

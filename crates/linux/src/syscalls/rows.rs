@@ -85,9 +85,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(58, "vfork", "", thread::sys_vfork).all_registers(),
     Row::wait(59, "execve", "sxx", process::sys_execve).registers(),
     Row::wait(60, "exit", "i", thread::sys_exit),
-    Row::wait(61, "wait4", "ixxx", process::sys_wait4)
-        .restarts(Restart::Handler)
-        .partial("no stops"),
+    Row::wait(61, "wait4", "ixxx", process::sys_wait4).restarts(Restart::Handler),
     Row::value(62, "kill", "ii", signal::sys_kill),
     Row::value(63, "uname", "x", identity::sys_uname),
     Row::missing(64, "semget", "xxx"),
@@ -335,9 +333,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(244, "mq_notify", "xxx"),
     Row::missing(245, "mq_getsetattr", "xxx"),
     Row::privileged(246, "kexec_load", "xxx"),
-    Row::wait(247, "waitid", "iixxx", process::sys_waitid)
-        .restarts(Restart::Handler)
-        .partial("no stops, no pidfd"),
+    Row::wait(247, "waitid", "iixxx", process::sys_waitid).restarts(Restart::Handler),
     Row::missing(248, "add_key", "xxx"),
     Row::missing(249, "request_key", "xxx"),
     Row::missing(250, "keyctl", "xxx"),
@@ -507,7 +503,12 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(332, "statx", "dsxxx", fs::sys_statx),
     Row::missing(333, "io_pgetevents", "xxx"),
     Row::absent(334, "rseq", "xuix", "as a kernel without CONFIG_RSEQ"),
-    Row::missing(424, "pidfd_send_signal", "xxx"),
+    Row::value(
+        424,
+        "pidfd_send_signal",
+        "dixx",
+        signal::sys_pidfd_send_signal,
+    ),
     Row::missing(425, "io_uring_setup", "ux"),
     Row::missing(426, "io_uring_enter", "xxx"),
     Row::missing(427, "io_uring_register", "xxx"),
@@ -523,7 +524,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::privileged(431, "fsconfig", "xxx"),
     Row::privileged(432, "fsmount", "xxx"),
     Row::privileged(433, "fspick", "xxx"),
-    Row::missing(434, "pidfd_open", "xxx"),
+    Row::value(434, "pidfd_open", "ix", io::sys_pidfd_open),
     Row::wait(435, "clone3", "xu", thread::sys_clone3)
         .all_registers()
         .partial("as clone; no chosen ids"),

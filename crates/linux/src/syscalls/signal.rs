@@ -14,8 +14,9 @@ use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::signal::{
     AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit, signo,
 };
-use crate::syscalls::args::{Args, Int, Len, Ptr};
+use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr};
 use crate::task;
+use crate::vfs::pidfd;
 
 fn signal_number(number: i32) -> Result<u8, Errno> {
     match u8::try_from(number) {
@@ -49,20 +50,8 @@ pub fn sys_rt_sigaction(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         process.signals.actions.insert(signo, action);
         // POSIX: setting a disposition that ignores a pending signal discards it.
         if process.signals.ignores(signo) {
-            process.signals.pending.discard(bit(signo));
             let pid = process.pid;
-            let members: Vec<Tid> = cx
-                .kernel
-                .threads
-                .values()
-                .filter(|t| t.pid == pid)
-                .map(|t| t.tid)
-                .collect();
-            for tid in members {
-                if let Some(thread) = cx.kernel.threads.get_mut(&tid) {
-                    thread.signals.pending.discard(bit(signo));
-                }
-            }
+            cx.kernel.discard_signals(pid, bit(signo));
         }
     }
     if old_gva.0 != 0 {
@@ -409,6 +398,31 @@ pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     }
     if signo.is_some() {
         send_process(cx, pid, info)?;
+    }
+    Ok(0)
+}
+
+/// pidfd_send_signal(2)
+///
+/// # Errors
+/// `EINVAL` for flags, or a siginfo of another signal; `EBADF`, `EFAULT`, `EPERM`, `ESRCH`, `EAGAIN`.
+pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Fd(fd), Int(signo), Ptr(info_gva), Flags(flags)) = args.decode();
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let process = pidfd::process_of(cx, fd)?;
+    let info = match info_gva.0 {
+        0 => sender(cx, 0, SI_USER)?,
+        _ if cx.read_struct::<i32>(info_gva)? != signo => return Err(Errno::EINVAL),
+        _ => queued_info(cx, 0, info_gva, process.pid.0)?,
+    };
+    let signo = optional_signal(signo)?;
+    if !cx.kernel.exists(process) {
+        return Err(Errno::ESRCH);
+    }
+    if let Some(signo) = signo {
+        send_process(cx, process.pid, SigInfo { signo, ..info })?;
     }
     Ok(0)
 }

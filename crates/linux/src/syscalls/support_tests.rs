@@ -52,6 +52,7 @@ fn set_up() -> Tried {
         ("epoll_create1", &[0]),
         ("timerfd_create", &[1, 0]),
         ("memfd_create", &[pair, 0]),
+        ("pidfd_open", &[i64::from(PID.0), 0]),
     ] {
         let args: Vec<_> = args.iter().map(|word| (*word).into()).collect();
         descriptors.push(sandbox.call(name, &args).unwrap());
@@ -142,6 +143,7 @@ impl Tried {
             "ioctl" => [self.descriptors[8], 0x541b, buffer, 0, 0, 0],
             "wait4" => [NONE, 0, 1, 0, 0, 0],
             "waitid" => [0, 0, 0, 5, 0, 0],
+            "pidfd_send_signal" => [*self.descriptors.last()?, 0, 0, 0, 0, 0],
             "setpgid" => [u64::from(CHILD.0.cast_unsigned()), 0, 0, 0, 0, 0],
             "clone" => [THREAD, buffer, zeros, zeros, 0, 0],
             "clone3" => [thread, 64, 0, 0, 0, 0],

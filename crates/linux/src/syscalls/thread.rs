@@ -9,8 +9,8 @@ use kvmlet_abi::linux::{
     },
     sched::{
         CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS,
-        CLONE_PARENT_SETTID, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK,
-        CLONE_VM, SCHED_BATCH, SCHED_DEADLINE, SCHED_FIFO, SCHED_IDLE, SCHED_NORMAL,
+        CLONE_PARENT_SETTID, CLONE_PIDFD, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD,
+        CLONE_VFORK, CLONE_VM, SCHED_BATCH, SCHED_DEADLINE, SCHED_FIFO, SCHED_IDLE, SCHED_NORMAL,
         SCHED_RESET_ON_FORK, SCHED_RR,
     },
 };
@@ -52,7 +52,12 @@ pub fn sys_clone(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
         parent_tid,
         child_tid,
         tls,
+        pidfd: parent_tid,
     };
+    let both = CLONE_PIDFD | CLONE_PARENT_SETTID;
+    if flags & both == both {
+        return Outcome::Done(Err(Errno::EINVAL));
+    }
     spawn(cx, &new)
 }
 
@@ -75,6 +80,7 @@ fn process(flags: u64) -> Clone {
         parent_tid: Gva(0),
         child_tid: Gva(0),
         tls: 0,
+        pidfd: Gva(0),
     }
 }
 
@@ -130,6 +136,7 @@ fn read_clone_args(cx: &mut Cx<'_>, clone_args: Gva, size: u64) -> Result<Clone,
         parent_tid: Gva(clone.parent_tid),
         child_tid: Gva(clone.child_tid),
         tls: clone.tls,
+        pidfd: Gva(clone.pidfd),
     })
 }
 
@@ -138,6 +145,7 @@ fn spawn(cx: &mut Cx<'_>, new: &Clone) -> Outcome {
     let flags = new.flags;
     if flags & CLONE_SIGHAND != 0 && flags & CLONE_VM == 0
         || flags & CLONE_THREAD != 0 && flags & CLONE_SIGHAND == 0
+        || flags & CLONE_PIDFD != 0 && flags & (CLONE_DETACHED | CLONE_THREAD) != 0
         || new.exit_signal > NSIG
     {
         return Outcome::Done(Err(Errno::EINVAL));

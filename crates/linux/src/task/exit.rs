@@ -1,6 +1,6 @@
 //! The end of threads and processes (exit(2), exit_group(2), fatal signals).
 
-use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED, SA_NOCLDWAIT, SIG_IGN};
+use kvmlet_abi::linux::signal::{SA_NOCLDWAIT, SIG_IGN};
 
 use super::robust;
 use crate::cx::Cx;
@@ -13,7 +13,7 @@ use crate::signal::{SI_USER, SigDetail, SigInfo};
 use crate::vfs::Dir;
 
 /// Nanoseconds of a clock tick (sysconf(_SC_CLK_TCK) is 100).
-const TICK_NS: u64 = 10_000_000;
+pub const TICK_NS: u64 = 10_000_000;
 
 /// The calling thread ends, and its process with it if it is the last one.
 pub fn end_thread(cx: &mut Cx<'_>, status: ExitStatus) {
@@ -62,9 +62,10 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
         return;
     };
     cx.kernel.wake_vfork(pid, process.vfork);
-    cx.kernel.orphan(cx.host.credentials.uid, &process);
-    cx.kernel
-        .report_end(cx.host.credentials.uid, &process, status, comm);
+    let children = cx.kernel.orphan(&process);
+    cx.kernel.release_orphans(&process, &children);
+    cx.kernel.report_end(&process, status, comm);
+    cx.kernel.process_ended(pid);
 }
 
 /// Closes the descriptors and the working directory of the calling thread's process.
@@ -108,8 +109,8 @@ impl Kernel {
     }
 
     /// The children of a process that has ended get another parent: the nearest ancestor that asked for it, or ours,
-    /// which waits at once.
-    fn orphan(&mut self, uid: u32, gone: &Process) {
+    /// which waits at once. Returns the live ones.
+    fn orphan(&mut self, gone: &Process) -> Vec<Pid> {
         let parent = self.reaper_of(gone);
         let children: Vec<Pid> = self
             .processes
@@ -117,8 +118,8 @@ impl Kernel {
             .filter(|process| process.ppid == gone.pid)
             .map(|process| process.pid)
             .collect();
-        for pid in children {
-            let Some(child) = self.processes.get_mut(&pid) else {
+        for pid in &children {
+            let Some(child) = self.processes.get_mut(pid) else {
                 continue;
             };
             child.ppid = parent;
@@ -127,14 +128,14 @@ impl Kernel {
                 code: SI_USER,
                 detail: SigDetail::Sender {
                     pid: gone.pid.0,
-                    uid,
+                    uid: self.ids.uid,
                     value: 0,
                 },
                 ..SigInfo::default()
             };
             if info.signo != 0 {
                 // A full queue loses it, as on Linux.
-                let _ = self.send_to_process(pid, info);
+                let _ = self.send_to_process(*pid, info);
             }
         }
         let dead: Vec<Pid> = self
@@ -151,6 +152,7 @@ impl Kernel {
                 self.sched.wake_source(Source::Children(parent));
             }
         }
+        children
     }
 
     /// The next parent of the children of a process.
@@ -167,7 +169,7 @@ impl Kernel {
     }
 
     /// Tells the parent of a process that it has ended. What the parent does not want to know leaves no zombie.
-    fn report_end(&mut self, uid: u32, gone: &Process, status: ExitStatus, comm: [u8; 16]) {
+    fn report_end(&mut self, gone: &Process, status: ExitStatus, comm: [u8; 16]) {
         let Some(parent) = self.processes.get(&gone.ppid) else {
             return;
         };
@@ -178,6 +180,7 @@ impl Kernel {
         if !is_unwanted {
             let zombie = Zombie {
                 pid: gone.pid,
+                birth: gone.birth,
                 ppid: gone.ppid,
                 pgid: gone.pgid,
                 sid: gone.sid,
@@ -189,16 +192,13 @@ impl Kernel {
             self.zombies.insert(gone.pid, zombie);
         }
         if gone.exit_signal != 0 {
-            let (code, value) = match status {
-                ExitStatus::Exited(status) => (CLD_EXITED, status),
-                ExitStatus::Signal(signo) => (CLD_KILLED, signo),
-            };
+            let (code, value) = status.child_code();
             let info = SigInfo {
                 signo: gone.exit_signal,
                 code,
                 detail: SigDetail::Child {
                     pid: gone.pid.0,
-                    uid,
+                    uid: self.ids.uid,
                     status: i32::from(value),
                     utime: gone.cpu_time_ns / TICK_NS,
                 },

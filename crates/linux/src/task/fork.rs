@@ -1,19 +1,22 @@
 //! New processes (fork(2), vfork(2), clone(2) without CLONE_THREAD).
 
 use kvmlet_abi::linux::sched::{
-    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_DETACHED, CLONE_PARENT,
-    CLONE_PARENT_SETTID, CLONE_SETTLS, CLONE_SYSVSEM, CLONE_VFORK, CLONE_VM,
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_DETACHED, CLONE_IO,
+    CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME,
+    CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PIDFD, CLONE_SETTLS,
+    CLONE_SYSVSEM, CLONE_UNTRACED, CLONE_VFORK, CLONE_VM,
 };
 use kvmlet_abi::linux::signal::SIG_IGN;
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
-use crate::kernel::{Kernel, Pid, Process, Thread, Tid};
+use crate::fd::{self, OpenFlags};
+use crate::kernel::{Job, Kernel, Pid, Process, ProcessRef, Thread, Tid};
 use crate::mm;
 use crate::outcome::{Outcome, Resume, Wait, WaitOn};
 use crate::rlimit::{self, Resource};
 use crate::signal::{SigState, ThreadSignals};
-use crate::vfs::Dir;
+use crate::vfs::{Dir, pidfd};
 
 /// Processes of a sandbox at most, zombies among them.
 pub const PROCESSES_MAX: usize = 256;
@@ -21,6 +24,16 @@ pub const PROCESSES_MAX: usize = 256;
 pub const THREADS_MAX: usize = 1024;
 /// Highest id, as pid_max of a small machine.
 const TID_MAX: i32 = 32768;
+
+/// Flags that ask for a namespace of their own.
+const NAMESPACES: u64 = CLONE_NEWTIME
+    | CLONE_NEWNS
+    | CLONE_NEWCGROUP
+    | CLONE_NEWUTS
+    | CLONE_NEWIPC
+    | CLONE_NEWUSER
+    | CLONE_NEWPID
+    | CLONE_NEWNET;
 
 /// Flags that a new process may have.
 const KNOWN: u64 = CLONE_VM
@@ -32,7 +45,11 @@ const KNOWN: u64 = CLONE_VM
     | CLONE_CHILD_CLEARTID
     | CLONE_DETACHED
     | CLONE_CHILD_SETTID
-    | CLONE_CLEAR_SIGHAND;
+    | CLONE_CLEAR_SIGHAND
+    | CLONE_PIDFD
+    // Nothing is traced, and no disk has a queue of ours.
+    | CLONE_UNTRACED
+    | CLONE_IO;
 
 /// The wishes of a caller of clone(2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,13 +66,21 @@ pub struct Clone {
     pub child_tid: Gva,
     /// The child's FS base.
     pub tls: u64,
+    /// The place in the parent's memory for a descriptor of the child.
+    pub pidfd: Gva,
 }
 
 /// Makes a process. The caller has checked that the flags fit together.
 ///
 /// # Errors
-/// `EAGAIN` at a limit on processes, `ENOMEM` at the memory limit, `EINVAL` for flags that are not supported.
+/// `EAGAIN` at a limit on processes, `ENOMEM` at the memory limit, `EPERM` for new namespaces, `EINVAL` for flags
+/// that are not supported; `EMFILE` and `EFAULT` for a descriptor of the child.
 pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
+    if clone.flags & NAMESPACES != 0 {
+        let flags = format!("namespaces {:#x}", clone.flags & NAMESPACES);
+        cx.host.report.unsupported("clone", flags);
+        return Err(Errno::EPERM);
+    }
     if clone.flags & !KNOWN != 0 {
         let flags = format!("flags {:#x} of a new process", clone.flags);
         cx.host.report.unsupported("clone", flags);
@@ -66,10 +91,21 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
     let tid = allocate_tid(cx.kernel)?;
     let pid = Pid(tid.0);
     let raw = tid.0.cast_unsigned();
-    let shares_memory = clone.flags & CLONE_VM != 0;
-    let space = match shares_memory {
-        true => cx.process()?.mm,
-        false => mm::fork(cx)?,
+    let birth = cx.kernel.next_birth;
+    let pidfd = match clone.flags & CLONE_PIDFD {
+        0 => None,
+        _ => Some(open_child(cx, ProcessRef { pid, birth }, clone.pidfd)?),
+    };
+    let space = match clone.flags & CLONE_VM {
+        0 => mm::fork(cx),
+        _ => cx.process().map(|process| process.mm),
+    };
+    let space = match (space, pidfd) {
+        (Err(errno), Some(number)) => {
+            fd::close(cx, number)?;
+            return Err(errno);
+        }
+        (space, _) => space?,
     };
     if clone.flags & CLONE_PARENT_SETTID != 0 {
         // Linux ignores a fault here.
@@ -86,8 +122,9 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
             .filter(|(_, action)| action.handler == SIG_IGN)
             .collect();
     }
-    let child = Process {
+    let mut child = Process {
         pid,
+        birth,
         ppid: match clone.flags & CLONE_PARENT {
             0 => parent.pid,
             _ => parent.ppid,
@@ -99,14 +136,19 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         has_execed: false,
         is_subreaper: false,
         death_signal: 0,
+        job: Job::Running,
         children_cpu_ns: 0,
         cpu_time_ns: 0,
         ..parent.clone()
     };
+    if let Some(number) = pidfd {
+        child.fds.fds.remove(&number);
+    }
     share_files(cx, &child)?;
     let thread = first_thread(cx, clone, pid, tid)?;
     cx.kernel.processes.insert(pid, child);
     cx.kernel.threads.insert(tid, thread);
+    cx.kernel.next_birth = birth.saturating_add(1);
     cx.kernel.arm_cpu_limit(pid);
     if clone.flags & CLONE_CHILD_SETTID != 0 {
         cx.tid = tid;
@@ -148,6 +190,16 @@ fn check_limits(cx: &mut Cx<'_>) -> Result<(), Errno> {
         return Err(Errno::EAGAIN);
     }
     Ok(())
+}
+
+/// Gives the parent a descriptor of its child. Linux differs: the number is written before the memory is copied.
+fn open_child(cx: &mut Cx<'_>, child: ProcessRef, place: Gva) -> Result<i32, Errno> {
+    let number = pidfd::open(cx, child, OpenFlags::empty())?;
+    if let Err(errno) = cx.write_struct(place, &number) {
+        fd::close(cx, number)?;
+        return Err(errno);
+    }
+    Ok(number)
 }
 
 /// Counts the references of a child's descriptors and of its working directory.

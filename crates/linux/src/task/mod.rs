@@ -3,4 +3,5 @@
 pub mod exit;
 pub mod fork;
 pub mod robust;
+pub mod stop;
 pub mod wait;

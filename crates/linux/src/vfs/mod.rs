@@ -13,6 +13,7 @@ pub mod file;
 pub mod locks;
 pub mod open;
 pub mod path;
+pub mod pidfd;
 pub mod pipe;
 pub mod procfs;
 pub mod ready;

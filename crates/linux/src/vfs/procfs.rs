@@ -509,7 +509,9 @@ fn resident_pages(cx: &Cx<'_>) -> u64 {
 }
 
 fn state(cx: &Cx<'_>, thread: &Thread) -> (char, &'static str) {
-    if cx.kernel.sched.parked.contains_key(&thread.tid) {
+    if cx.kernel.is_stopped(thread.tid) {
+        ('T', "stopped")
+    } else if cx.kernel.sched.parked.contains_key(&thread.tid) {
         ('S', "sleeping")
     } else {
         ('R', "running")

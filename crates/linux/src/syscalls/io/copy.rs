@@ -178,7 +178,7 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
             }
         }
         Transfer::Message(
-            Message::Event(_) | Message::Timer(_) | Message::Epoll | Message::Signals(_),
+            Message::Event(_) | Message::Timer(_) | Message::None | Message::Signals(_),
         ) => return Err(Errno::EINVAL),
         Transfer::Capture(number) => match transfer::capture(cx, number, bytes) {
             transfer::Captured::Kept => Put::Moved(bytes.len()),

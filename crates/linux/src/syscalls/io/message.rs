@@ -44,7 +44,7 @@ pub(super) fn read(
         // recv(2) of nothing looks for a message; read(2) of nothing does not (sock_read_iter).
         Message::Socket(_) if buffers.left() == 0 => Ok(Outcome::Done(Ok(0))),
         Message::Socket(id) => return sockets::read(cx, id, buffers, waiting, state),
-        Message::Epoll => Err(Errno::EINVAL),
+        Message::None => Err(Errno::EINVAL),
     };
     outcome.unwrap_or_else(|error| Outcome::Done(Err(error)))
 }
@@ -60,7 +60,7 @@ pub(super) fn write(
     let outcome = match message {
         Message::Event(id) => write_event(cx, id, buffers, waiting, state),
         Message::Socket(id) => return sockets::write(cx, id, buffers, waiting, state),
-        Message::Timer(_) | Message::Signals(_) | Message::Epoll => Err(Errno::EINVAL),
+        Message::Timer(_) | Message::Signals(_) | Message::None => Err(Errno::EINVAL),
     };
     outcome.unwrap_or_else(|error| Outcome::Done(Err(error)))
 }

@@ -7,6 +7,7 @@ mod epoll;
 mod eventfd;
 mod locking;
 pub(super) mod message;
+mod pidfd;
 mod poll;
 mod rw;
 mod signalfd;
@@ -27,6 +28,7 @@ pub use epoll::{
 };
 pub use eventfd::{sys_eventfd, sys_eventfd2};
 pub use locking::sys_flock;
+pub use pidfd::sys_pidfd_open;
 pub use poll::{sys_poll, sys_ppoll, sys_pselect6, sys_select};
 pub use rw::{
     sys_lseek, sys_pread64, sys_preadv, sys_preadv2, sys_pwrite64, sys_pwritev, sys_pwritev2,

@@ -58,6 +58,8 @@ pub fn poll(cx: &Cx<'_>, file: &OpenFile, events: i16, asked: &mut Asked) -> i16
         FileKind::Epoll(_) => 0,
         FileKind::Signals(mask) if cx.kernel.pending_set(cx.tid) & mask != 0 => POLLIN,
         FileKind::Signals(_) => 0,
+        FileKind::Process(process) if cx.kernel.is_running(*process) => 0,
+        FileKind::Process(_) => readable,
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -82,6 +84,7 @@ pub fn wait_source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> 
             Some(Source::Object(*id))
         }
         FileKind::Signals(_) => Some(Source::Signals),
+        FileKind::Process(process) => Some(Source::End(process.pid)),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -116,6 +119,7 @@ pub fn watched(file: &OpenFile) -> (Option<Source>, i16) {
             (Some(Source::Object(*id)), ANY)
         }
         FileKind::Signals(_) => (Some(Source::Signals), ANY),
+        FileKind::Process(process) => (Some(Source::End(process.pid)), ANY),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -141,6 +145,7 @@ pub fn can_be_watched(cx: &Cx<'_>, kind: &FileKind) -> bool {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Signals(_)
+        | FileKind::Process(_)
         | FileKind::Socket(_)
         | FileKind::Device(Device::Random) => true,
         FileKind::HostFile(_)
@@ -178,8 +183,8 @@ pub enum Message {
     Event(ObjectId),
     /// A timer.
     Timer(ObjectId),
-    /// An epoll instance, which has neither.
-    Epoll,
+    /// An epoll instance or a process, which have neither.
+    None,
     /// A socket.
     Socket(ObjectId),
     /// Signals of this set.
@@ -195,7 +200,7 @@ pub fn transfer(kind: &FileKind) -> Transfer {
         FileKind::Capture(number) => Transfer::Capture(*number),
         FileKind::Event(id) => Transfer::Message(Message::Event(*id)),
         FileKind::Timer(id) => Transfer::Message(Message::Timer(*id)),
-        FileKind::Epoll(_) => Transfer::Message(Message::Epoll),
+        FileKind::Epoll(_) | FileKind::Process(_) => Transfer::Message(Message::None),
         FileKind::Socket(id) => Transfer::Message(Message::Socket(*id)),
         FileKind::Signals(mask) => Transfer::Message(Message::Signals(*mask)),
         FileKind::HostFile(_)
@@ -232,6 +237,7 @@ pub fn turn(cx: &Cx<'_>, kind: &FileKind) -> Turn {
         | FileKind::SynthLocation
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Turn::Kept,
     }
 }
@@ -257,6 +263,7 @@ pub fn moves_offset(kind: &FileKind) -> bool {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => true,
     }
 }
@@ -312,6 +319,7 @@ pub fn read_at(
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Err(Errno::EINVAL),
     }
 }
@@ -351,6 +359,7 @@ pub fn write_at(
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Err(Errno::EBADF),
     }
 }
@@ -409,6 +418,7 @@ pub fn readable_bytes(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile)) -> Resul
         | FileKind::SynthLocation
         | FileKind::Event(_)
         | FileKind::Timer(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Err(Errno::ENOTTY),
     }
 }
@@ -437,9 +447,11 @@ pub fn positions(cx: &Cx<'_>, file: &OpenFile) -> Positions {
         FileKind::HostStream(host) if is_regular(cx, *host) => Positions::Host(*host),
         FileKind::Device(Device::Null | Device::Zero | Device::Full) => Positions::Fixed(0),
         FileKind::Device(Device::Random | Device::Urandom) => Positions::Fixed(file.offset),
-        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_) => {
-            Positions::Ignored
-        }
+        FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Process(_)
+        | FileKind::Signals(_) => Positions::Ignored,
         FileKind::HostStream(_)
         | FileKind::Pipe(_)
         | FileKind::Input(_)

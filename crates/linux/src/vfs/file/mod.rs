@@ -13,7 +13,7 @@ use kvmlet_hostfs::{HostKind, stream};
 
 use super::synth::{self, Synth};
 use super::tmpfs::InodeId;
-use super::{Dir, epoll, fdinfo, fifo, locks, open, set_tmp_size, unix};
+use super::{Dir, epoll, fdinfo, fifo, locks, open, pidfd, set_tmp_size, unix};
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, FileKind, OpenFile};
 use crate::host::HostId;
@@ -46,6 +46,7 @@ pub fn host(kind: &FileKind) -> Option<HostId> {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => None,
     }
 }
@@ -91,6 +92,7 @@ pub fn contents(cx: &Cx<'_>, kind: &FileKind) -> Contents {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Contents::None,
     }
 }
@@ -131,6 +133,7 @@ pub fn directory(cx: &Cx<'_>, file: &OpenFile) -> Option<Dir> {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => None,
     }
 }
@@ -168,6 +171,7 @@ pub fn names(kind: &FileKind) -> Names {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Names::None,
     }
 }
@@ -225,14 +229,16 @@ pub fn attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
             ..own(S_IFSOCK | 0o777, socket.0.saturating_add(16))
         }),
         // They share one inode without a type, which is root's (fs/anon_inodes.c).
-        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_) => {
-            Ok(Attr {
-                dev: attr::makedev(0, 0xf),
-                uid: 0,
-                gid: 0,
-                ..own(0o600, 1)
-            })
-        }
+        FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Process(_)
+        | FileKind::Signals(_) => Ok(Attr {
+            dev: attr::makedev(0, 0xf),
+            uid: 0,
+            gid: 0,
+            ..own(0o600, 1)
+        }),
     }
 }
 
@@ -270,6 +276,7 @@ pub fn file_system(cx: &mut Cx<'_>, kind: &FileKind) -> Result<FileSystem, Errno
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => FileSystem::OfPath,
     })
 }
@@ -293,6 +300,7 @@ pub fn is_on_writable_system(kind: &FileKind) -> bool {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => false,
     }
 }
@@ -320,6 +328,7 @@ pub fn link_text(cx: &Cx<'_>, file: &OpenFile) -> Vec<u8> {
         | FileKind::Event(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => file.path.to_vec(),
     }
 }
@@ -339,6 +348,7 @@ pub fn info(cx: &Cx<'_>, file: &OpenFile) -> (u64, String) {
     match &file.kind {
         FileKind::Event(id) => (file.offset, fdinfo::of_event(cx, *id)),
         FileKind::Timer(id) => (file.offset, fdinfo::of_timer(cx, *id)),
+        FileKind::Process(process) => (file.offset, pidfd::info(cx, *process)),
         FileKind::Epoll(id) => (file.offset, cx.kernel.objects.epolls.info(*id)),
         FileKind::Signals(mask) => (file.offset, format!("sigmask:\t{mask:016x}\n")),
         FileKind::Pipe(_) => (0, String::new()),
@@ -382,6 +392,7 @@ pub fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => {}
     }
     Ok(())
@@ -412,6 +423,7 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
         | FileKind::Device(_)
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation
+        | FileKind::Process(_)
         | FileKind::Signals(_) => {}
     }
 }
@@ -442,6 +454,7 @@ pub fn changeable(
         FileKind::Event(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_)
         | FileKind::Socket(_) => Err(Errno::EOPNOTSUPP),
         FileKind::HostFile(_)
@@ -476,6 +489,7 @@ pub fn limited_size(cx: &Cx<'_>, kind: &FileKind) -> Result<Option<u64>, Errno> 
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Ok(None),
     }
 }
@@ -502,6 +516,7 @@ pub fn set_size(cx: &mut Cx<'_>, kind: &FileKind, size: u64) -> Result<(), Errno
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Err(Errno::EINVAL),
     }
 }
@@ -523,6 +538,7 @@ pub fn sync(cx: &mut Cx<'_>, kind: &FileKind) -> Result<(), Errno> {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Err(Errno::EINVAL),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
@@ -566,6 +582,7 @@ pub fn ranges(kind: &FileKind) -> Ranges {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_) => Ranges::None,
     }
 }

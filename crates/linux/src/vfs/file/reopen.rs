@@ -76,7 +76,11 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
             }
         }
         // Their inode is root's, mode 0600: others do not get as far as to learn that it cannot be opened.
-        FileKind::Event(_) | FileKind::Timer(_) | FileKind::Epoll(_) | FileKind::Signals(_)
+        FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Process(_)
+        | FileKind::Signals(_)
             if cx.kernel.ids.uid != 0 =>
         {
             return Err(Errno::EACCES);
@@ -84,6 +88,7 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
         FileKind::Event(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
+        | FileKind::Process(_)
         | FileKind::Signals(_)
         | FileKind::Socket(_) => return Err(Errno::ENXIO),
         FileKind::SynthLocation => {
