@@ -56,6 +56,12 @@ def test_processes(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare([f"./processes{library}"], cwd=guests)
 
 
+def test_memory_after_fork(oracle: Oracle, guests: pathlib.Path) -> None:
+    """With little memory: what fork loses is missed in the end."""
+    options = ["--memory", "96m"]
+    oracle.compare(["./forkmem", "./forkmem"], cwd=guests, options=options)
+
+
 def test_stops(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./stops"], cwd=guests)
 

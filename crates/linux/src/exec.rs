@@ -139,7 +139,9 @@ pub fn arguments_max(cx: &mut Cx<'_>) -> Result<u64, Errno> {
 pub fn replace(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), Errno> {
     let envp = request.envp.clone();
     let program = look_up(cx, request).map_err(|error| error.errno())?;
-    if commit(cx, program, &envp).is_err() {
+    let result = commit(cx, &program, &envp);
+    close(cx, program);
+    if result.is_err() {
         crate::task::exit::kill_self(cx, crate::signal::signo::SIGSEGV);
     }
     Ok(())
@@ -152,7 +154,17 @@ pub fn replace(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), Errno> {
 pub fn boot(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), ExecError> {
     let envp = request.envp.clone();
     let program = look_up(cx, request)?;
-    commit(cx, program, &envp)
+    let result = commit(cx, &program, &envp);
+    close(cx, program);
+    result
+}
+
+/// Gives the files of a program up, be it started or not.
+fn close(cx: &mut Cx<'_>, program: Program) {
+    vfs::close_exec(cx, program.main.file);
+    if let Some(interpreter) = program.interpreter {
+        vfs::close_exec(cx, interpreter.file);
+    }
 }
 
 /// Opens the file, follows `#!` lines, reads headers, opens the interpreter.
@@ -291,7 +303,7 @@ fn open_interpreter(
 }
 
 /// The point of no return: the old address space goes, the new one comes.
-fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), ExecError> {
+fn commit(cx: &mut Cx<'_>, program: &Program, envp: &[Vec<u8>]) -> Result<(), ExecError> {
     if let Some(tid) = cx.kernel.call.tid() {
         cx.kernel.lose_call(tid);
     }
@@ -420,7 +432,7 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
 
     finish(
         cx,
-        &program,
+        program,
         UserRegs {
             rip: start,
             rsp: stack.sp,
@@ -428,10 +440,6 @@ fn commit(cx: &mut Cx<'_>, program: Program, envp: &[Vec<u8>]) -> Result<(), Exe
             ..UserRegs::default()
         },
     )?;
-    vfs::close_exec(cx, program.main.file);
-    if let Some(interpreter) = program.interpreter {
-        vfs::close_exec(cx, interpreter.file);
-    }
     Ok(())
 }
 

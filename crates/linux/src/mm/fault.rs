@@ -69,8 +69,18 @@ impl Space<'_> {
             let copy = self.mem.alloc_copy(frame)?;
             return self.replace(page, copy, wanted);
         }
-        self.tables
-            .protect_range(self.mem, page, PAGE_SIZE, wanted)?;
+        // The last owner of a 2 MiB page gets all of it back. Where it is cut by the end of the mapping, or where
+        // others have a part, only this page.
+        let block = page.huge_down();
+        let is_whole = leaf.size == PageSize::Huge
+            && vma.start <= block.0
+            && block.0.saturating_add(HUGE_PAGE_SIZE) <= vma.end
+            && !self.mem.is_shared(leaf);
+        let (start, len) = match is_whole {
+            true => (block, HUGE_PAGE_SIZE),
+            false => (page, PAGE_SIZE),
+        };
+        self.tables.protect_range(self.mem, start, len, wanted)?;
         Ok(())
     }
 

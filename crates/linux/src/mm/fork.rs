@@ -74,7 +74,9 @@ impl Space<'_> {
         }
         let mut pairs: Vec<(Vma, Vma)> = Vec::with_capacity(vmas.len());
         for vma in vmas {
-            if vma.flags.contains(VmaFlags::DONTFORK) {
+            // Text that jumps to our trampoline page needs it.
+            let is_ours = matches!(vma.backing, Backing::Special(_));
+            if vma.flags.contains(VmaFlags::DONTFORK) && !is_ours {
                 continue;
             }
             match self.fork_vma(&vma) {
@@ -101,7 +103,14 @@ impl Space<'_> {
             // Pages that the host has copied for one are not the other's.
             let is_shared = !file.charged && self.mem.share_file(window).is_ok();
             if !is_shared {
-                child.backing = Backing::File(self.open_window(&child, file.host, file.offset)?);
+                let own = self.open_window(&child, file.host, file.offset)?;
+                child.backing = Backing::File(own);
+                if file.has_hidden
+                    && let Err(error) = self.copy_written(file.window, own.window, vma.len_bytes())
+                {
+                    self.drop_window(own, vma.len_bytes());
+                    return Err(error);
+                }
             }
         }
         self.retain(&child);
@@ -129,10 +138,25 @@ impl Leaves<'_> {
         Ok(())
     }
 
-    /// The present leaves of a VMA.
+    /// The present leaves of a VMA. Of a 2 MiB page that lies across its end, those pages that are its own.
     fn of(&self, vma: &Vma) -> Result<Vec<(Gva, Leaf)>, MemError> {
         let mut leaves = Vec::new();
-        let add = |gva, leaf| leaves.push((gva, leaf));
+        let add = |gva: Gva, leaf: Leaf| {
+            let end = gva.0.saturating_add(leaf.size.bytes());
+            if vma.start <= gva.0 && end <= vma.end {
+                leaves.push((gva, leaf));
+                return;
+            }
+            let pages = gva.0.max(vma.start)..end.min(vma.end);
+            leaves.extend(pages.step_by(PAGE_SIZE as usize).map(|at| {
+                let page = Leaf {
+                    gpa: leaf.gpa_of(Gva(at)),
+                    size: PageSize::Base,
+                    ..leaf
+                };
+                (Gva(at), page)
+            }));
+        };
         self.parent
             .for_each_leaf(self.memory, Gva(vma.start), vma.len_bytes(), add)?;
         Ok(leaves)
@@ -183,6 +207,10 @@ impl Leaves<'_> {
         if vma.backing == child.backing {
             return self.map(gva, leaf);
         }
+        if matches!(child.backing, Backing::File(file) if file.has_hidden) {
+            // The child's window has a copy already.
+            return Ok(());
+        }
         match self.memory.alloc_copy(leaf.gpa) {
             Ok(gpa) => self.map_owned(gva, Leaf { gpa, ..leaf }),
             // The file has lost it: the child finds that out by itself.
@@ -219,8 +247,10 @@ impl Leaves<'_> {
     }
 
     fn map(&mut self, gva: Gva, leaf: Leaf) -> Result<(), MemError> {
-        self.child
+        let old = self
+            .child
             .map(self.memory, gva, leaf.gpa, leaf.size, leaf.flags)?;
+        debug_assert!(old.is_none(), "two leaves at {gva:?}");
         Ok(())
     }
 }

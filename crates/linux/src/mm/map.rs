@@ -467,7 +467,8 @@ impl Space<'_> {
         }
         self.check_count(self.mm.cuts(part.start, part.end))?;
         let opened = self.open_window(part, file.host, file.offset)?;
-        self.zap(part.start, part.end)?;
+        // Pages of our own stay: they are what has been written.
+        self.drop_file_leaves(part)?;
         self.cut(part.start);
         self.cut(part.end);
         self.drop_window(file, part.len_bytes());

@@ -244,12 +244,13 @@ impl Space<'_> {
             self.drop_window(window, longer.len_bytes());
             return Err(error);
         }
+        window.has_hidden = true;
         Ok(window)
     }
 
     /// Copies the pages that differ: those that the program has written. Pages past the end of the
     /// file cannot be read, and hold nothing.
-    fn copy_written(&mut self, from: Gpa, to: Gpa, len: u64) -> Result<(), Errno> {
+    pub(super) fn copy_written(&mut self, from: Gpa, to: Gpa, len: u64) -> Result<(), Errno> {
         let mut old = [0; PAGE_SIZE as usize];
         let mut new = [0; PAGE_SIZE as usize];
         let mut delta = 0;
@@ -270,7 +271,7 @@ impl Space<'_> {
     }
 
     /// Removes the leaves of a file VMA that show its window; anonymous copies stay.
-    fn drop_file_leaves(&mut self, vma: &Vma) -> Result<(), Errno> {
+    pub(super) fn drop_file_leaves(&mut self, vma: &Vma) -> Result<(), Errno> {
         let mut shown = Vec::new();
         let (start, len) = (Gva(vma.start), vma.len_bytes());
         let mem = &*self.mem;
@@ -387,7 +388,7 @@ impl Space<'_> {
     /// that the new VMA does not show are dropped.
     fn move_leaves(&mut self, from: &Vma, to: &Vma) -> Result<(), Errno> {
         let (start, len) = (Gva(from.start), from.len_bytes());
-        // Gives no new rights, but cuts 2 MiB pages that lie across the ends.
+        // Cuts 2 MiB pages that lie across the ends. What mprotect(2) has given already may be given here.
         self.protect_leaves(from, from.pte()).map_err(errno)?;
         let same_backing = from.backing == to.backing;
         let mut leaves: Vec<(Gva, Leaf)> = Vec::new();

@@ -464,6 +464,7 @@ impl<'a> Space<'a> {
                 ino: attr.ino,
                 offset,
                 charged,
+                has_hidden: false,
             }),
             Err(error) => {
                 if charged {

@@ -184,6 +184,13 @@ impl Space<'_> {
             return None;
         }
         let site = self.site_at(back, nr)?;
+        // A process that shows the same text may have given the trampoline page up.
+        if self
+            .mem
+            .is_shared_window(self.text_page(site.start.page_down())?)
+        {
+            return None;
+        }
         let index = self.slot_for(&site)?;
         Some(Change {
             site,

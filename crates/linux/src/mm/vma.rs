@@ -99,6 +99,8 @@ pub struct FileBacking {
     pub offset: u64,
     /// True if the VMA's length is charged to the memory limit: it is private and was writable.
     pub charged: bool,
+    /// True if the window may hold pages that the program has written and that no leaf shows (mremap(2)).
+    pub has_hidden: bool,
 }
 
 /// A mapped part of a file of the memory file system.
