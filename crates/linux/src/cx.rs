@@ -6,6 +6,7 @@ use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 use crate::host::Host;
 use crate::kernel::{Kernel, Process, Thread, Tid};
 use crate::mm::{self, Mm};
+use crate::vfs::tmpfs::{InodeId, Stale};
 
 /// The physical side of all address spaces: frames and page tables.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Machine {
     pub cpu: CpuInfo,
     /// Pages that system calls read often.
     pub hot_pages: mm::HotPages,
+    /// Changes of memory files that not every address space has followed yet.
+    pub stale_files: Vec<(InodeId, Stale)>,
 }
 
 impl Machine {
@@ -32,6 +35,7 @@ impl Machine {
             vdso,
             cpu,
             hot_pages: mm::HotPages::default(),
+            stale_files: Vec::new(),
         }
     }
 }

@@ -95,6 +95,7 @@ impl Personality {
     pub fn assign(&mut self, kernel: Kernel) {
         self.kernel = kernel;
         self.machine.hot_pages = mm::HotPages::default();
+        self.machine.stale_files.clear();
         self.current = None;
         self.live = None;
         self.slice_end_ns = 0;
@@ -118,6 +119,7 @@ impl Personality {
         self.kernel.retarget_signals();
         let mut worked = false;
         loop {
+            self.follow_files();
             if let Some(end) = self.kernel.end {
                 return Step::Ended(end);
             }
@@ -172,6 +174,19 @@ impl Personality {
             }
             self.load_xstate(tid, cpu);
             return Step::Run(tid);
+        }
+    }
+
+    /// See [`mm::follow_files`].
+    fn follow_files(&mut self) {
+        if self.machine.stale_files.is_empty() {
+            return;
+        }
+        let Some(tid) = self.kernel.threads.keys().next().copied() else {
+            return;
+        };
+        if mm::follow_files(&mut self.cx(tid)).is_err() {
+            self.kernel.end = Some(End::Memory);
         }
     }
 

@@ -7,7 +7,7 @@ use kvmlet_mem::{FileWindow, MemError};
 
 use super::space::{Space, errno};
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, Vma, VmaFlags};
-use super::{Access, FaultError};
+use super::{Access, FaultError, change_files};
 use crate::clock;
 use crate::cx::Cx;
 
@@ -96,7 +96,7 @@ impl Advice {
 /// # Errors
 /// As the man page has them.
 pub fn advise(cx: &mut Cx<'_>, addr: u64, len_bytes: u64, advice: Advice) -> Result<(), Errno> {
-    Space::of(cx)?.advise(addr, len_bytes, advice)
+    change_files(cx, |space| space.advise(addr, len_bytes, advice))?
 }
 
 /// mincore(2) for the mapped range of `pages` pages from `addr`: one byte per page, 1 if resident.
@@ -263,7 +263,7 @@ impl Space<'_> {
         let now = FileTime::from_ns(clock::realtime_ns(self.host));
         let end = offset.saturating_add(part.len_bytes());
         let stale = self.tmpfs.punch_hole(self.mem, inode, offset, end, now)?;
-        self.unmap_stale(inode, &stale)
+        self.unmap_everywhere(inode, stale)
     }
 
     /// MADV_POPULATE_READ and MADV_POPULATE_WRITE: a failure says why (madvise(2)).

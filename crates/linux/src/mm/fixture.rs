@@ -17,7 +17,7 @@ use crate::fd::OpenFlags;
 use crate::host::Host;
 use crate::kernel::Ids;
 use crate::rlimit::{INFINITY, Rlimit};
-use crate::vfs::tmpfs::{NewAttr, TmpFs};
+use crate::vfs::tmpfs::{InodeId, NewAttr, Stale, TmpFs};
 
 /// 2^20 bytes.
 pub const MIB: u64 = 1 << 20;
@@ -31,6 +31,7 @@ pub struct Fixture {
     pub tmpfs: TmpFs,
     pub limits: Limits,
     pub empty_bytes: u64,
+    stale_files: Vec<(InodeId, Stale)>,
 }
 
 impl Fixture {
@@ -41,6 +42,7 @@ impl Fixture {
         Self {
             mm: Mm::new(AslrSeed::default(), 8 << 20),
             empty_bytes: mem.used_bytes(),
+            stale_files: Vec::new(),
             mem,
             spaces,
             host: Host::new(policy, 0).unwrap(),
@@ -78,6 +80,7 @@ impl Fixture {
             tmpfs: &mut self.tmpfs,
             limits: self.limits,
             ids: Ids { uid: 0, gid: 0 },
+            stale_files: &mut self.stale_files,
         }
     }
 

@@ -24,7 +24,11 @@ pub mod user;
 mod vma;
 
 #[cfg(test)]
+mod fake_cpu;
+#[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod fork_model_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
@@ -308,9 +312,8 @@ pub fn check_address_space(cx: &mut Cx<'_>, more_bytes: u64) -> Result<(), Errno
 /// # Errors
 /// The fault that the program gets instead: see [`FaultError`].
 pub fn fault(cx: &mut Cx<'_>, gva: Gva, access: Access) -> Result<(), FaultError> {
-    Space::of(cx)
-        .map_err(|_| FaultError::MAPERR)?
-        .fault(gva, access)
+    let fault = |space: &mut Space<'_>| space.fault(gva, access);
+    change_files(cx, fault).map_err(|_| FaultError::MAPERR)?
 }
 
 /// Deals with memory behind a guest page that KVM could not reach: some mapped file shrank.
@@ -319,6 +322,26 @@ pub fn fault(cx: &mut Cx<'_>, gva: Gva, access: Access) -> Result<(), FaultError
 /// caller sends SIGBUS itself.
 pub fn host_fault(cx: &mut Cx<'_>) -> bool {
     Space::of(cx).is_ok_and(|mut space| space.drop_truncated())
+}
+
+/// Does what may change memory files to the calling process's address space. Then no other one shows what that has
+/// left stale.
+fn change_files<T>(cx: &mut Cx<'_>, change: impl FnOnce(&mut Space<'_>) -> T) -> Result<T, Errno> {
+    let changed = change(&mut Space::of(cx)?);
+    follow_files(cx)?;
+    Ok(changed)
+}
+
+/// Has every address space follow the changes of memory files that were made while one was at work. It comes before
+/// another thread goes on.
+///
+/// # Errors
+/// As [`unmap_stale`].
+pub fn follow_files(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    for (inode, stale) in core::mem::take(&mut cx.machine.stale_files) {
+        unmap_stale(cx, inode, &stale)?;
+    }
+    Ok(())
 }
 
 /// Unmaps what a change to a memory file has left stale, in whatever address space it is mapped. Private

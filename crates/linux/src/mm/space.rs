@@ -50,6 +50,8 @@ pub struct Space<'a> {
     pub limits: Limits,
     /// Owner of new memory files.
     pub ids: Ids,
+    /// Changes of memory files that other address spaces have not followed yet.
+    pub stale_files: &'a mut Vec<(InodeId, Stale)>,
 }
 
 /// Drops a removed leaf's reference to its frame.
@@ -102,6 +104,7 @@ impl<'a> Space<'a> {
             tmpfs: &mut cx.kernel.tmpfs,
             limits,
             ids: cx.kernel.ids,
+            stale_files: &mut cx.machine.stale_files,
         })
     }
 
@@ -547,6 +550,16 @@ impl<'a> Space<'a> {
         Ok(())
     }
 
+    /// As [`Space::unmap_stale`]; other address spaces follow ([`super::change_files`]).
+    ///
+    /// # Errors
+    /// See [`super::unmap_stale`].
+    pub fn unmap_everywhere(&mut self, inode: InodeId, stale: Stale) -> Result<(), Errno> {
+        let unmapped = self.unmap_stale(inode, &stale);
+        self.stale_files.push((inode, stale));
+        unmapped
+    }
+
     /// True if the 2 MiB block at `block` may get a 2 MiB page.
     pub fn wants_huge(&self, vma: &Vma, block: u64) -> bool {
         let inside = vma.start <= block
@@ -586,7 +599,7 @@ impl<'a> Space<'a> {
     pub fn own_tmp_page(&mut self, inode: InodeId, page: u64) -> Result<Gpa, FaultError> {
         let own = self.tmpfs.page_for_write(self.mem, inode, page)?;
         if let Some(frozen) = own.left {
-            self.unmap_stale(inode, &Stale::page(page, frozen))
+            self.unmap_everywhere(inode, Stale::page(page, frozen))
                 .map_err(|_| FaultError::OutOfMemory)?;
         }
         Ok(own.frame)

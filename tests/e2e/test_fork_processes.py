@@ -1,0 +1,53 @@
+"""Several processes that exist at the freeze: what forks see of them, and find after a reset."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import kvmlet
+from e2e.oracle import HW, sized
+from e2e.service import native_answers
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.hw, pytest.mark.poll, pytest.mark.usefixtures("vm")]
+
+LIMIT_S = 400 if HW else 60
+REQUESTS = [b"look", b"share", b"write", b"fork", b"execute", b"kill", b"leave", b"replace"]
+
+
+@pytest.fixture
+def snapshot(guests: pathlib.Path) -> Iterator[kvmlet.Snapshot]:
+    sandbox = kvmlet.Sandbox(["./family"], cwd=guests)
+    with sandbox.until_ready(timeout=LIMIT_S).freeze() as frozen:
+        yield frozen
+
+
+def test_each_request_from_the_frozen_state(
+    snapshot: kvmlet.Snapshot, guests: pathlib.Path
+) -> None:
+    native = {
+        request: native_answers(["./family"], cwd=guests, messages=[request])
+        for request in REQUESTS
+    }
+    with snapshot.fork() as one, snapshot.fork() as other:
+        for _ in range(sized(3, 1)):
+            for request in REQUESTS:
+                for fork in (one, other):
+                    assert [fork.request(request, timeout=LIMIT_S)] == native[request], request
+                one.reset()
+                other.reset()
+
+
+def test_requests_in_turn(snapshot: kvmlet.Snapshot, guests: pathlib.Path) -> None:
+    """Without a reset between them; and again after one."""
+    native = native_answers(["./family"], cwd=guests, messages=REQUESTS)
+    with snapshot.fork() as fork:
+        for _ in range(sized(3, 1)):
+            answers = [fork.request(request, timeout=LIMIT_S) for request in REQUESTS]
+            assert answers == native
+            fork.reset()
