@@ -100,7 +100,7 @@ test-long-user: $(VENV)/.group-dev
 	@$(MAKE) guests
 	tests/as_user env KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider tests/e2e
 test-long-rust: $(VENV)/.group-dev
-	PROPTEST_CASES=2048 cargo test --workspace --exclude kvmlet-py
+	KVMLET_LONG=1 PROPTEST_CASES=2048 cargo test --workspace --exclude kvmlet-py
 
 .PHONY: lint lint-rust lint-python lint-prose
 lint: lint-rust lint-python lint-prose

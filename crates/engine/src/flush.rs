@@ -64,11 +64,27 @@ fn free_dead_tables(vcpu: &mut VcpuState, machine: &mut Machine) {
     let room = MAX_FLUSH_PAGES.saturating_sub(vcpu.pending_flush());
     let stores = spaces.dead_stores(room);
     match vcpu.kvm_kind() {
-        Some(KvmKind::Software) => {
+        Some(KvmKind::Software) if !skips_dead_stores() => {
             // There is room for as many.
             let _ = vcpu.request_flush(&stores);
         }
         // No TLB has anything of an address space that is not loaded.
         _ => spaces.dead_flushed(memory),
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// True to hand out dead tables although software KVM still has their shadows.
+    pub(crate) static SKIPS_DEAD_STORES: core::cell::Cell<bool> = const { core::cell::Cell::new(false) };
+}
+
+#[cfg(test)]
+fn skips_dead_stores() -> bool {
+    SKIPS_DEAD_STORES.get()
+}
+
+#[cfg(not(test))]
+const fn skips_dead_stores() -> bool {
+    false
 }

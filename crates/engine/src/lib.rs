@@ -12,12 +12,16 @@ mod hosts;
 mod limit;
 mod outcome;
 mod prepare;
+#[cfg(test)]
+mod process_tests;
 mod program;
 mod run;
 mod sandbox;
 mod session;
 mod snapshot;
 mod stats;
+#[cfg(test)]
+mod testing;
 mod time;
 mod transport;
 mod vm;

@@ -2,8 +2,6 @@
 //! side by what it holds, and memory page by page. Needs /dev/kvm, gcc and make.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use kvmlet_abi::layout::{USER_END, USER_START};
@@ -12,19 +10,10 @@ use kvmlet_mem::PteFlags;
 
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
-use crate::{Calls, EngineError, Owner, Program, Streams, Trace, policy_for};
+use crate::testing::{Nobody, program};
+use crate::{EngineError, Program};
 
 const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
-
-struct Nobody;
-
-impl Owner for Nobody {
-    fn stop_requested(&mut self) -> bool {
-        false
-    }
-
-    fn trace(&mut self, _line: &str, _left: Option<Duration>) {}
-}
 
 /// A page as the program sees it: its rights but for writing, and a hash of its content. The right
 /// to write is left out because copies have it and frozen pages have not.
@@ -151,40 +140,6 @@ fn check_equal(clean: &State, found: &State, after: &str) {
         clean.used_bytes, found.used_bytes,
         "memory used, after {after}"
     );
-}
-
-fn program(directory: &str, name: &str, args: &[&str]) -> Program {
-    let guests = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .join(directory)
-        .canonicalize()
-        .unwrap();
-    let made = Command::new("make")
-        .args(["--silent", "-C"])
-        .arg(&guests)
-        .arg(format!("build/{name}"))
-        .status()
-        .unwrap();
-    assert!(made.success(), "{name} does not build");
-    let build = guests.join("build");
-    let words =
-        std::iter::once(format!("./{name}")).chain(args.iter().map(|arg| (*arg).to_owned()));
-    let build = build.into_os_string().into_encoded_bytes();
-    let (policy, cwd) = policy_for(&build, &[]).unwrap();
-    Program {
-        argv: words.map(String::into_bytes).collect(),
-        env: Vec::new(),
-        policy,
-        cwd,
-        streams: Streams::Capture {
-            input: Vec::new(),
-            output_limit_bytes: 1 << 20,
-        },
-        timeout: None,
-        memory_bytes: 256 << 20,
-        trace: Trace::Off,
-        calls: Calls::default(),
-    }
 }
 
 fn ask(sandbox: &mut Sandbox, request: &str) -> Result<Vec<u8>, EngineError> {

@@ -1,0 +1,53 @@
+//! Guest programs of the tests, and somebody to run them for.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::{Calls, Owner, Program, Streams, Trace, policy_for};
+
+/// An owner that wants nothing.
+pub(crate) struct Nobody;
+
+impl Owner for Nobody {
+    fn stop_requested(&mut self) -> bool {
+        false
+    }
+
+    fn trace(&mut self, _line: &str, _left: Option<Duration>) {}
+}
+
+/// A guest program, built if need be.
+pub(crate) fn program(directory: &str, name: &str, args: &[&str]) -> Program {
+    let guests = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(directory)
+        .canonicalize()
+        .unwrap();
+    let made = Command::new("make")
+        .args(["--silent", "-C"])
+        .arg(&guests)
+        .arg(format!("build/{name}"))
+        .status()
+        .unwrap();
+    assert!(made.success(), "{name} does not build");
+    let build = guests.join("build");
+    let words =
+        std::iter::once(format!("./{name}")).chain(args.iter().map(|arg| (*arg).to_owned()));
+    let build = build.into_os_string().into_encoded_bytes();
+    let (policy, cwd) = policy_for(&build, &[]).unwrap();
+    Program {
+        argv: words.map(String::into_bytes).collect(),
+        env: Vec::new(),
+        policy,
+        cwd,
+        streams: Streams::Capture {
+            input: Vec::new(),
+            output_limit_bytes: 1 << 20,
+        },
+        timeout: None,
+        memory_bytes: 256 << 20,
+        trace: Trace::Off,
+        calls: Calls::default(),
+    }
+}
