@@ -63,6 +63,35 @@ def test_hog(hostile: pathlib.Path, name: str) -> None:
         assert any("limit" in line for line in run.own_lines), run.said
 
 
+BROODS = {
+    "bomb": (124, 137),
+    "zombies": (0,),
+    "unwanted": (0, 124),
+    "chain": (0,),
+    "parked-chain": (0,),
+    "bad-manners": (0, 124, 128 + 6, 128 + 7, 128 + 11),
+    "stopped": (124,),
+    "war": (0, 124, 128 + 9, 128 + 1, 128 + 15),
+    "storm": (0,),
+    "heavy": (0,),
+    "writing": (137,),
+    "left": (0,),
+    "breed": (0, 124, 137),
+    "threads": (0,),
+}
+"""Families of processes, and the statuses that their runs may end with."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("vm")
+@pytest.mark.parametrize("name", BROODS)
+def test_broods(hostile: pathlib.Path, name: str) -> None:
+    run = bounded(["./brood", name], cwd=hostile, timeout_s=60 if HW else 3)
+    assert run.status in BROODS[name], run.said
+    if run.status == 0:
+        assert run.stdout.endswith(b"done\n") or name == "war", run.said
+
+
 HOARDS = {
     "maps": ["maps"],
     "named-maps": ["named-maps"],

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 
 #define MASK 0x5a5a5a5a5a5a5a5aull
@@ -178,6 +179,18 @@ static void plant(const char *seed_text) {
     strncpy(arguments[0], secret.text, 12);
     setenv("SECRET", secret.text, 1);
     setenv(secret.text, "name", 1);
+    // Processes: one that has ended and been waited for, one that has not been, one that goes on.
+    for (int number = 0; number < 3; number++) {
+        pid_t child = fork();
+        if (!child) {
+            prctl(PR_SET_NAME, secret.text);
+            fill(global_words, sizeof global_words);
+            fill(mmap(NULL, 40 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 40 * PAGE);
+            if (number < 2) _exit(0);
+            for (;;) pause();
+        }
+        if (number == 0) waitpid(child, NULL, 0);
+    }
     // Files.
     char path[128];
     snprintf(path, sizeof path, "/tmp/%s", secret.text);

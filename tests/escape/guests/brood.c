@@ -1,0 +1,213 @@
+// Processes without end and without manners: brood WHAT
+#include "hostile.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
+
+static void reached(const char *what, long count) { fprintf(stderr, "%s: %ld, then %s\n", what, count, strerrorname_np(errno)); }
+
+// Every process makes more of them.
+static void bomb(void) {
+    for (;;) fork();
+}
+
+// Nobody waits for them.
+static void zombies(void) {
+    long count = 0;
+    for (pid_t child; (child = fork()) >= 0; count++)
+        if (!child) _exit(0);
+    reached("zombies", count);
+    long reaped = 0;
+    while (wait(NULL) > 0) reaped++;
+    pid_t child = fork();
+    if (!child) _exit(0);
+    need(reaped == count && child > 0, "all of them reaped, and room again");
+}
+
+// Thousands in turn, and none waited for: whoever ignores SIGCHLD has no zombies.
+static void unwanted(void) {
+    signal(SIGCHLD, SIG_IGN);
+    for (long count = 0; count < 3000; count++) {
+        pid_t child = fork();
+        if (!child) _exit(0);
+        need(child > 0, "fork");
+    }
+}
+
+// Each the parent of the next.
+static void chain(void) {
+    long depth = 0;
+    pid_t child;
+    while ((child = fork()) == 0) depth++;
+    if (child < 0) reached("chain", depth);
+    else while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {}
+    if (depth) _exit(0);
+}
+
+// Each parked until the next one ends.
+static void parked_chain(void) {
+    static volatile long depth, told;
+    while (vfork() == 0) depth++;
+    if (!told++) reached("parked chain", depth);
+    if (--depth >= 0) _exit(0);
+}
+
+static __attribute__((noinline)) pid_t returning(void) { return vfork(); }
+
+// A child returns from the function that made it: its parent's stack is no more what it was.
+static void bad_manners(void) {
+    for (int number = 0; number < 100; number++) {
+        pid_t child = returning();
+        char stack[256];
+        memset(stack, number, sizeof stack);
+        __asm__ volatile("" : : "r"(stack) : "memory");
+        if (!child) _exit(0);
+    }
+}
+
+static void stopped(void) {
+    pid_t child = fork();
+    if (!child)
+        for (;;) raise(SIGSTOP);
+    for (;;) raise(SIGSTOP);
+}
+
+// Signals to all, init among them, while they make more of each other.
+static void war(void) {
+    for (int number = 0; number < 30; number++) {
+        if (fork() != 0) continue;
+        for (int round = 0; round < 200; round++) {
+            static const int signals[] = {SIGKILL, SIGSTOP, SIGCONT, SIGCHLD, SIGTERM, SIGHUP};
+            setpgid(0, 0);
+            kill(-1, signals[(round + number) % 6]);
+            kill(1, SIGKILL);
+            if (fork() == 0) setsid();
+        }
+        _exit(0);
+    }
+    for (;;) pause();
+}
+
+static volatile long caught;
+static void count(int signo) {
+    (void)signo;
+    caught++;
+    while (waitpid(-1, NULL, WNOHANG) > 0) {}
+}
+
+static void storm(void) {
+    struct sigaction action = {.sa_handler = count, .sa_flags = SA_NODEFER};
+    sigaction(SIGCHLD, &action, NULL);
+    for (int number = 0; number < 1000; number++)
+        if (fork() == 0) _exit(0);
+    need(caught > 0, "told");
+}
+
+// More memory than there is, if each had its own; then each takes its own.
+static void heavy(int writes) {
+    size_t len = 40 << 20;
+    char *all = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    need(all != MAP_FAILED, "mmap");
+    memset(all, 1, len);
+    for (int number = 0; number < 50; number++) {
+        pid_t child = fork();
+        need(child >= 0, "fork copies nothing that it must not");
+        if (child) continue;
+        for (size_t at = 0; writes && at < len; at += PAGE) all[at] = 2;
+        pause();
+    }
+}
+
+// The first process ends at once; the others would go on for ever.
+static void left(void) {
+    for (int number = 0; number < 20; number++) {
+        pid_t child = fork();
+        if (child != 0) continue;
+        if (number % 2) setsid();
+        signal(SIGTERM, SIG_IGN);
+        signal(SIGHUP, SIG_IGN);
+        for (;;)
+            if (number % 3) sched_yield();
+    }
+}
+
+// Programs that start themselves again, twice each.
+static void breed(const char *self) {
+    for (volatile int number = 0; number < 2; number++) {
+        pid_t child = number ? vfork() : fork();
+        if (!child) {
+            execl(self, self, "breed", NULL);
+            _exit(1);
+        }
+    }
+    while (wait(NULL) > 0) {}
+}
+
+// Threads that fork, while others execute, unmap and end.
+static int meddle(void *number) {
+    for (;;) {
+        switch ((long)number % 4) {
+            case 0:
+                if (fork() == 0) _exit(0);
+                break;
+            case 1:
+                if (vfork() == 0) _exit(0);
+                break;
+            case 2: {
+                char *page = mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                if (page == MAP_FAILED) break;
+                memset(page, 1, 64 * PAGE);
+                mprotect(page, 32 * PAGE, PROT_READ);
+                munmap(page, 64 * PAGE);
+                break;
+            }
+            default:
+                waitpid(-1, NULL, WNOHANG);
+        }
+    }
+    return 0;
+}
+
+static void threads(void) {
+    pid_t child = fork();
+    if (!child) {
+        for (long number = 0; number < 12; number++) {
+            char *stack = mmap(NULL, 16 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            clone(meddle, stack + 16 * PAGE, CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM, (void *)number);
+        }
+        struct timespec second = {.tv_sec = 1};
+        nanosleep(&second, NULL);
+        execl("/bin/true", "true", NULL);
+        _exit(1);
+    }
+    int status;
+    need(waitpid(child, &status, 0) == child && status == 0, "another program in the end");
+}
+
+int main(int argc, char **argv) {
+    need(argc == 2, "arguments");
+    const char *what = argv[1];
+    if (!strcmp(what, "bomb")) bomb();
+    else if (!strcmp(what, "zombies")) zombies();
+    else if (!strcmp(what, "unwanted")) unwanted();
+    else if (!strcmp(what, "chain")) chain();
+    else if (!strcmp(what, "parked-chain")) parked_chain();
+    else if (!strcmp(what, "bad-manners")) bad_manners();
+    else if (!strcmp(what, "stopped")) stopped();
+    else if (!strcmp(what, "war")) war();
+    else if (!strcmp(what, "storm")) storm();
+    else if (!strcmp(what, "heavy")) heavy(0);
+    else if (!strcmp(what, "writing")) heavy(1), wait(NULL);
+    else if (!strcmp(what, "left")) left();
+    else if (!strcmp(what, "breed")) breed(argv[0]);
+    else if (!strcmp(what, "threads")) threads();
+    else need(0, "what?");
+    printf("done\n");
+    fflush(stdout);
+    _exit(0);
+}
