@@ -27,6 +27,7 @@ help:
 	@echo "make bench     measure; prints ratios to native"
 	@echo "make bench-fork  the same for freezing, forking and resetting"
 	@echo "make bench-calls  what a system call costs, by exit and by polling"
+	@echo "make bench-processes  what fork, exec, pipes and switches between processes cost"
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make bench-faults  page faults that leave the VM, of real programs"
 	@echo "make bench-limits  how soon a limit or a signal ends hostile guests"
@@ -173,6 +174,12 @@ bench-calls: deps-bench
 	@.ci/deps build peers || echo "going on without gVisor"
 	@$(MAKE) develop-release
 	$(BIN)/python benches/calls.py
+
+.PHONY: bench-processes
+bench-processes: deps-bench
+	@.ci/deps build peers || echo "going on without gVisor"
+	@$(MAKE) develop-release
+	$(BIN)/python benches/processes.py
 
 .PHONY: bench-profile
 bench-profile: deps-bench $(VENV)/.group-bench

@@ -1,0 +1,84 @@
+"""`make bench-processes`: what processes cost, against native ones.
+
+As in `make bench`, each ratio is the median over interleaved pairs, its quartiles beside it. X is the cost of
+one bare exit from a VM and re-entry. Beside each row stand the counts of one operation: exits, flushes that
+were made, and page faults that left the VM.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+from measure import KVMLET, Spread, interleave, kvmlet, native, program, runsc, why_not
+from report import Case, Promise, Row, compare, parser, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from measure import Run
+
+KINDS = {
+    "fork": ("fork, exit and wait", 200, Promise("<=", 2, "native")),
+    "heap": ("the same with 100 MiB of heap", 40, Promise("<=", 1, "native")),
+    "vfork-exec": ("vfork, exec of /bin/true and wait", 60, Promise("<=", 3, "native")),
+    "fork-exec": ("fork, exec of /bin/true and wait", 60, Promise("<=", 3, "native")),
+    "pipe": ("a hand-over by a pipe", 100, None),
+    "switch": ("a switch in a ring of 64 processes", 40, None),
+}
+"""Words for each kind, how often it is done in a run, and the promise against native."""
+HAND_OVER = Promise("<=", 1.2, "X")
+_COUNTS = ("exits", "flushes", "exits_fault")
+
+
+def _rows(kind: str, peer: Callable[[Sequence[str]], Run] | None, pairs: int) -> list[Row]:
+    """The rows of one kind of operation. Raises BenchError."""
+    words, rounds, promise = KINDS[kind]
+    argv = [program("processes"), kind, str(rounds)]
+    floor = [program("kvm_floor"), "exit"]
+    arms = [partial(native, floor), partial(native, argv), partial(kvmlet, argv)]
+    if peer is not None:
+        arms.append(partial(peer, argv))
+    done = interleave(pairs, *arms)
+    x_ns = [runs[0].value("x_ns") for runs in done]
+    plain_ns = [runs[1].value("operation_ns") for runs in done]
+    guests = [runs[2] for runs in done]
+    guest_ns = [guest.value("operation_ns") for guest in guests]
+    counts = {
+        name: Spread.of([run.stat(name) / run.value("operations") for run in guests]).median
+        for name in _COUNTS
+    }
+    rows = [
+        compare(f"{words}, against native", guest_ns, plain_ns, promise),
+        compare(
+            words,
+            guest_ns,
+            x_ns,
+            HAND_OVER if kind == "pipe" else None,
+            counts=counts,
+            shown=_COUNTS,
+        ),
+    ]
+    if peer is not None:
+        peer_ns = [runs[3].value("operation_ns") for runs in done]
+        rows.append(compare(f"{words}, runsc --platform=ptrace, against native", peer_ns, plain_ns))
+    return rows
+
+
+def main() -> int:
+    """Run the bench; the exit status."""
+    options = parser("processes.py", __doc__, list(KINDS)).parse_args()
+    if not KVMLET.exists():
+        print(f"bench: {KVMLET} is missing: run `make bench-processes`", file=sys.stderr)
+        return 2
+    reason = why_not(runsc)
+    if reason:
+        print(f"not compared with runsc --platform=ptrace: {reason}")
+    peer = None if reason else runsc
+    wanted = options.only or list(KINDS)
+    return run([Case(kind, partial(_rows, kind, peer)) for kind in wanted], options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
