@@ -66,6 +66,10 @@ def test_stops(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./stops"], cwd=guests)
 
 
+def test_parents_that_wait_in_vfork(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./vfork"], cwd=guests)
+
+
 def test_descriptors_of_processes(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./pidfd"], cwd=guests)
 

@@ -7,7 +7,7 @@ use crate::cx::Cx;
 use crate::fd;
 use crate::kernel::{ExitStatus, Kernel, Pid, Process, Tid, Zombie};
 use crate::mm;
-use crate::outcome::Source;
+use crate::outcome::{Source, WaitOn};
 use crate::signal::signo::SIGCHLD;
 use crate::signal::{SI_USER, SigDetail, SigInfo};
 use crate::vfs::Dir;
@@ -99,11 +99,23 @@ impl Kernel {
         self.threads.remove(&tid);
         self.timers.thread_gone(tid);
         self.sched.forget(tid);
+        let waited_for = |process: &&Process| process.vfork == Some(tid);
+        let children = self.processes.values().filter(waited_for);
+        let children: Vec<Pid> = children.map(|child| child.pid).collect();
+        for pid in children {
+            if let Some(child) = self.processes.get_mut(&pid) {
+                child.vfork = None;
+            }
+        }
     }
 
-    /// The parent that waits for a child's end or execve(2) goes on.
+    /// The parent that waits for a child's end or execve(2) goes on. It may have gone, and its id may be another
+    /// thread's by now.
     pub fn wake_vfork(&mut self, child: Pid, waiter: Option<Tid>) {
-        if let Some(tid) = waiter {
+        if let Some(tid) = waiter
+            && let Some(parked) = self.sched.parked.get(&tid)
+            && parked.wait.on == WaitOn::Vfork(child)
+        {
             self.deliver(tid, Ok(u64::from(child.0.cast_unsigned())));
         }
     }
