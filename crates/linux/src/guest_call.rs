@@ -1,7 +1,7 @@
 //! The host calls one of the program's functions, by the System V ABI (AMD64 supplement, 3.2).
 //!
-//! A thread is borrowed for it: one that waits for a message, else the first thread, while it is in a
-//! system call that waits. A frame is built below its stack pointer, with the return address 0: nothing
+//! A thread of the program's first process is borrowed for it: one that waits for a message, else the first one,
+//! while it is in a system call that waits (vfork(2) aside). A frame is built below its stack pointer, with the return address 0: nothing
 //! is mapped there, and stack walkers (backtraces, exceptions) end at it. The function has returned when the
 //! thread comes to that address with the stack pointer of a return. The thread then gets back its registers
 //! and its wait, and the program goes on as if nothing had been. The function's effects on memory, files and
@@ -441,13 +441,21 @@ fn restore(thread: &mut Thread, frame: &CallFrame) {
 }
 
 impl Kernel {
-    /// The thread that a call may be made on.
+    /// The thread that a call may be made on: one of the program's first process, whose symbols and memory the host
+    /// asks for. A parent in vfork(2) is not lent: its child has its stack, and the call would be made twice.
     fn borrowable(&self) -> Option<Tid> {
-        if let Some(tid) = self.sched.receivers.front() {
-            return Some(*tid);
+        let is_first = |tid: &Tid| {
+            let thread = self.threads.get(tid);
+            thread.is_some_and(|thread| thread.pid == self.main)
+        };
+        if let Some(tid) = self.sched.receivers.iter().copied().find(is_first) {
+            return Some(tid);
         }
         let tid = self.threads_of(self.main).next()?;
-        let waits = self.sched.parked.contains_key(&tid) || self.sched.retries.contains_key(&tid);
+        let waits = match self.sched.parked.get(&tid) {
+            Some(parked) => !matches!(parked.wait.on, WaitOn::Vfork(_)),
+            None => self.sched.retries.contains_key(&tid),
+        };
         waits.then_some(tid)
     }
 

@@ -10,6 +10,8 @@ use kvmlet_abi::Trap;
 const RSP: u64 = 0x18_0000;
 const FUNCTION: Gva = Gva(0x40_1000);
 const RECEIVE: u64 = 7000;
+/// The next thread after the first one.
+const CHILD: Tid = Tid(TID.0 + 1);
 
 /// A vCPU whose extended state is one image.
 #[derive(Default)]
@@ -322,6 +324,32 @@ fn who_is_not_waiting_is_not_lent() {
     assert_eq!(guest.begin(&[], Returns::Integer), Err(CallError::NoStack));
     assert!(guest.p.is_ready());
     assert_eq!(guest.p.call_status(), CallStatus::Idle);
+}
+
+#[test]
+fn a_parent_in_vfork_is_not_lent() {
+    let mut guest = Guest::in_call(58, [0; 3]);
+    assert_eq!(guest.next(), Step::Run(CHILD));
+    assert_eq!(guest.begin(&[], Returns::Integer), Err(CallError::NotReady));
+    assert_eq!(guest.p.kernel.processes.len(), 2);
+}
+
+#[test]
+fn a_child_is_not_lent() {
+    let mut guest = Guest::in_call(57, [0; 3]);
+    assert_eq!(guest.next(), Step::Run(CHILD));
+    let child = guest.p.kernel.threads.get_mut(&CHILD).unwrap();
+    child.regs.rax = RECEIVE;
+    (child.regs.rdi, child.regs.rsi) = (0x11_0000, 64);
+    guest.p.handle(CHILD, Some(Trap::Syscall), 0, &mut guest.cpu);
+    assert_eq!(guest.next(), Step::Run(TID));
+    assert_eq!(guest.p.kernel.sched.receivers.front(), Some(&CHILD));
+    assert_eq!(guest.begin(&[], Returns::Integer), Err(CallError::NotReady));
+    guest.thread().regs.rax = 34;
+    guest.p.handle(TID, Some(Trap::Syscall), 0, &mut guest.cpu);
+    guest.begin(&[], Returns::Integer).unwrap();
+    assert_eq!(guest.next(), Step::Run(TID));
+    assert_eq!(guest.thread().regs.rip, FUNCTION.0);
 }
 
 #[test]
