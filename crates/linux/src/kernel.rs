@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, Vector};
 use kvmlet_abi::UserRegs;
 use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 
@@ -17,7 +17,7 @@ use crate::mm::Mm;
 use crate::rlimit::Rlimits;
 use crate::sched::Sched;
 use crate::signal::signo::SIGCHLD;
-use crate::signal::{Interrupted, SigState, ThreadSignals};
+use crate::signal::{Interrupted, SigInfo, SigState, ThreadSignals};
 use crate::timer::Timers;
 use crate::vfs::Cwd;
 use crate::vfs::anon::Objects;
@@ -70,8 +70,21 @@ pub struct Kernel {
     pub channel: Channel,
     /// The host's call of one of the program's functions.
     pub call: HostCall,
+    /// Processes that a signal has ended: none of their threads runs again. They are there until the next step.
+    pub doomed: Vector<Doomed>,
     /// Set when the program has ended.
     pub end: Option<End>,
+}
+
+/// A process that a signal has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Doomed {
+    /// The process.
+    pub pid: Pid,
+    /// The thread that the signal is for.
+    pub tid: Tid,
+    /// The signal.
+    pub info: SigInfo,
 }
 
 /// The things that new kernels differ in.
@@ -112,6 +125,7 @@ impl Kernel {
             ids: new.ids,
             channel: Channel::default(),
             call: HostCall::default(),
+            doomed: Vector::new(),
             end: None,
         }
     }

@@ -12,10 +12,12 @@ use crate::clock;
 use crate::cx::{Cx, Machine};
 use crate::frame::{self, Delivered};
 use crate::host::{Host, HostId};
-use crate::kernel::{End, Kernel, Tid, XState};
+use crate::kernel::{End, ExitStatus, Kernel, Tid, XState};
 use crate::mm;
 use crate::outcome::Turn;
 use crate::sched::SLICE_NS;
+use crate::signal::SigInfo;
+use crate::task;
 use crate::timer::Timeline;
 use crate::trace;
 
@@ -120,6 +122,7 @@ impl Personality {
         let mut worked = false;
         loop {
             self.follow_files();
+            self.end_doomed();
             if let Some(end) = self.kernel.end {
                 return Step::Ended(end);
             }
@@ -174,6 +177,24 @@ impl Personality {
             }
             self.load_xstate(tid, cpu);
             return Step::Run(tid);
+        }
+    }
+
+    /// Ends the processes that a signal has ended.
+    fn end_doomed(&mut self) {
+        while let Some(doomed) = self.kernel.doomed.pop_front() {
+            self.trace_signal(doomed.tid, &doomed.info);
+            let status = ExitStatus::Signal(doomed.info.signo);
+            task::exit::end_process(&mut self.cx(doomed.tid), doomed.pid, status);
+            let threads = &self.kernel.threads;
+            self.current = self.current.filter(|tid| threads.contains_key(tid));
+            self.live = self.live.filter(|tid| threads.contains_key(tid));
+        }
+    }
+
+    fn trace_signal(&mut self, tid: Tid, info: &SigInfo) {
+        if self.host.report.trace {
+            self.host.report.trace_lines.push(trace::signal(tid, info));
         }
     }
 
@@ -280,6 +301,7 @@ impl Personality {
         let kernel = &self.kernel;
         kernel.end.is_some()
             || kernel.sched.yielding
+            || !kernel.doomed.is_empty()
             || self.current != Some(tid)
             || kernel.has_signal(tid)
             || self.must_flush(tid)
@@ -353,10 +375,7 @@ impl Personality {
             return;
         };
         self.save_xstate(tid, cpu);
-        if let Some(mut line) = self.host.report.trace.then(String::new) {
-            line.push_str(&trace::signal(tid, &info));
-            self.host.report.trace_lines.push(line);
-        }
+        self.trace_signal(tid, &info);
         match frame::deliver(&mut self.cx(tid), &info) {
             Delivered::Continue => {}
             Delivered::Killed => self.leave(tid),

@@ -9,15 +9,16 @@ use kvmlet_abi::linux::{Sigaction, StackT};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
-use crate::kernel::{End, Kernel, Pid, Thread, Tid};
+use crate::kernel::{Doomed, End, Kernel, Pid, Thread, Tid};
 use crate::outcome::{CallState, Resume, Wait, WaitOn};
 use crate::rlimit::Resource;
 use crate::sched::{AfterHandler, Call, Parked};
+use crate::task;
 use crate::timer::Timeline;
 
 use signo::{
-    SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGSTOP, SIGSYS, SIGTRAP, SIGURG,
-    SIGWINCH,
+    SIGABRT, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGQUIT, SIGSEGV, SIGSTOP, SIGSYS,
+    SIGTRAP, SIGURG, SIGWINCH, SIGXCPU, SIGXFSZ,
 };
 
 /// Signals that no mask, handler or SIG_IGN touches.
@@ -27,6 +28,19 @@ pub const UNBLOCKABLE: u64 = bit(SIGKILL) | bit(SIGSTOP);
 /// (SYNCHRONOUS_MASK in kernel/signal.c).
 const SYNCHRONOUS: u64 =
     bit(SIGSEGV) | bit(SIGBUS) | bit(SIGILL) | bit(SIGTRAP) | bit(SIGFPE) | bit(SIGSYS);
+
+/// Signals that end a process with a core dump: the thread that takes one writes it, so they wait for that thread
+/// (SIG_KERNEL_COREDUMP_MASK in include/linux/signal.h).
+const DUMPS: u64 = bit(SIGQUIT)
+    | bit(SIGILL)
+    | bit(SIGTRAP)
+    | bit(SIGABRT)
+    | bit(SIGFPE)
+    | bit(SIGSEGV)
+    | bit(SIGBUS)
+    | bit(SIGSYS)
+    | bit(SIGXCPU)
+    | bit(SIGXFSZ);
 
 /// A signal's bit in a mask.
 #[must_use]
@@ -364,7 +378,7 @@ impl Kernel {
     pub fn send_to_thread(&mut self, tid: Tid, info: SigInfo) -> Result<(), Errno> {
         let pid = self.threads.get(&tid).ok_or(Errno::ESRCH)?.pid;
         self.prepare_job_signal(pid, info.signo);
-        if self.drops_for_thread(tid, info.signo) {
+        if self.drops_for_thread(tid, info.signo) || self.ends_at_once(&[tid], pid, info) {
             return Ok(());
         }
         let thread = self.threads.get(&tid).ok_or(Errno::ESRCH)?;
@@ -390,6 +404,10 @@ impl Kernel {
         if self.drops_for_process(pid, info.signo) && self.processes.contains_key(&pid) {
             return Ok(());
         }
+        let threads: Vec<Tid> = self.threads_of(pid).collect();
+        if self.ends_at_once(&threads, pid, info) {
+            return Ok(());
+        }
         let process = self.processes.get(&pid).ok_or(Errno::ESRCH)?;
         if self.place(pid, process.signals.pending.set(), &info)? == Place::None {
             return Ok(());
@@ -401,6 +419,30 @@ impl Kernel {
             self.interrupt(tid);
         }
         Ok(())
+    }
+
+    /// Ends a process by a signal that one of these threads could take now, wherever its threads are: vfork(2) holds
+    /// them too. Says if it did. Its default action is to end the process (complete_signal in kernel/signal.c).
+    fn ends_at_once(&mut self, threads: &[Tid], pid: Pid, info: SigInfo) -> bool {
+        let Some(process) = self.processes.get(&pid) else {
+            return false;
+        };
+        let (signo, kills) = (info.signo, info.signo == SIGKILL);
+        let is_default = process.signals.action(signo).handler == SIG_DFL;
+        let others = task::stop::STOPS | DUMPS;
+        if !kills && (!is_default || process.signals.ignores(signo) || others & bit(signo) != 0) {
+            return false;
+        }
+        let takes = |tid: &&Tid| {
+            let thread = self.threads.get(*tid);
+            let can = thread.is_some_and(|thread| !self.blocks(thread, signo));
+            can && (kills || !self.is_stopped(**tid))
+        };
+        let Some(tid) = threads.iter().find(takes).copied() else {
+            return false;
+        };
+        self.doomed.push_back(Doomed { pid, tid, info });
+        true
     }
 
     /// Ends a parked thread's wait because a signal is to be delivered. The call returns its partial

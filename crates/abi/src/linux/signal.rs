@@ -1,8 +1,10 @@
 //! Signals (asm/signal.h, asm-generic/siginfo.h).
 
 pub const SIGHUP: u8 = 1;
+pub const SIGQUIT: u8 = 3;
 pub const SIGILL: u8 = 4;
 pub const SIGTRAP: u8 = 5;
+pub const SIGABRT: u8 = 6;
 pub const SIGBUS: u8 = 7;
 pub const SIGFPE: u8 = 8;
 pub const SIGKILL: u8 = 9;

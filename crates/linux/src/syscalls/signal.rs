@@ -9,13 +9,12 @@ use kvmlet_abi::{Errno, Gva};
 use crate::clock;
 use crate::cx::Cx;
 use crate::frame;
-use crate::kernel::{ExitStatus, Pid, Tid};
+use crate::kernel::{Pid, Tid};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::signal::{
-    AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit, signo,
+    AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit,
 };
 use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr};
-use crate::task;
 use crate::vfs::pidfd;
 
 fn signal_number(number: i32) -> Result<u8, Errno> {
@@ -325,19 +324,7 @@ fn send_process(cx: &mut Cx<'_>, pid: Pid, info: SigInfo) -> Result<(), Errno> {
     if cx.kernel.zombies.contains_key(&pid) {
         return Ok(());
     }
-    if info.signo == signo::SIGKILL {
-        task::exit::end_process(cx, pid, ExitStatus::Signal(signo::SIGKILL));
-        return Ok(());
-    }
     cx.kernel.send_to_process(pid, info)
-}
-
-/// Ends the process of a thread.
-fn kill_process_of(cx: &mut Cx<'_>, tid: Tid) {
-    let thread = cx.kernel.threads.get(&tid);
-    if let Some(pid) = thread.map(|thread| thread.pid) {
-        task::exit::end_process(cx, pid, ExitStatus::Signal(signo::SIGKILL));
-    }
 }
 
 fn send_thread(cx: &mut Cx<'_>, tid: i32, signo: Option<u8>) -> SysResult {
@@ -348,12 +335,8 @@ fn send_thread(cx: &mut Cx<'_>, tid: i32, signo: Option<u8>) -> SysResult {
         return Err(Errno::ESRCH);
     }
     if let Some(signo) = signo {
-        if signo == signo::SIGKILL {
-            kill_process_of(cx, Tid(tid));
-        } else {
-            let info = sender(cx, signo, SI_TKILL)?;
-            cx.kernel.send_to_thread(Tid(tid), info)?;
-        }
+        let info = sender(cx, signo, SI_TKILL)?;
+        cx.kernel.send_to_thread(Tid(tid), info)?;
     }
     Ok(0)
 }
@@ -443,10 +426,8 @@ pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         Some(thread) if thread.pid.0 == tgid => {}
         _ => return Err(Errno::ESRCH),
     }
-    match signo {
-        Some(signo::SIGKILL) => kill_process_of(cx, tid),
-        Some(_) => cx.kernel.send_to_thread(tid, info)?,
-        None => {}
+    if signo.is_some() {
+        cx.kernel.send_to_thread(tid, info)?;
     }
     Ok(0)
 }

@@ -42,6 +42,9 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
         cx.kernel.end.get_or_insert(status.into());
         return;
     }
+    if !cx.kernel.processes.contains_key(&pid) {
+        return;
+    }
     let caller = cx.tid;
     let threads: Vec<Tid> = cx.kernel.threads_of(pid).collect();
     let mut comm = [0; 16];
