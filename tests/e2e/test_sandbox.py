@@ -296,6 +296,8 @@ def test_calls(service: kvmlet.Sandbox) -> None:
         (1 << 64) - 1
     )
     assert service.call("getenv", b"HOME", returns=bytes) == b"/tmp"
+    # A child that executes a program is not the thread that the call runs on.
+    assert service.call("system", b"exit 3", returns=ctypes.c_int) == 3 << 8
     assert service.call("strtod", b"2.5", None, returns=float) == 2.5
     assert service.call("ldexp", 1.5, 4, returns=float) == 24.0
     out = bytearray(6)

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "guest.h"
@@ -282,6 +283,28 @@ static void files(void) {
     close(fd);
 }
 
+/* A process that is killed in open(2) of a FIFO leaves no end of it open. */
+static void fifos(void) {
+    char name[64];
+    snprintf(name, sizeof name, "/tmp/processes-fifo-%d", getpid());
+    for (int way = 0; way < 2; way++) {
+        NEED(mkfifo(name, 0600) == 0);
+        pid_t child = fork();
+        if (!child) _exit(open(name, way ? O_WRONLY : O_RDONLY) < 0);
+        usleep(200000);
+        NEED(kill(child, way ? SIGTERM : SIGKILL) == 0);
+        say_status("opens", reap(child));
+        char byte;
+        if (way) {
+            int fd = open(name, O_RDONLY | O_NONBLOCK);
+            NEED(fd >= 0 && read(fd, &byte, 1) == 0 && close(fd) == 0);
+        } else {
+            NEED(open(name, O_WRONLY | O_NONBLOCK) == -1 && errno == ENXIO);
+        }
+        NEED(unlink(name) == 0);
+    }
+}
+
 static void many(void) {
     enum { COUNT = 60 };
     int sum = 0, status;
@@ -311,6 +334,7 @@ int main(int argc, char **argv) {
     groups();
     orphans();
     files();
+    fifos();
     many();
     return 0;
 }

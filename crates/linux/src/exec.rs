@@ -19,6 +19,7 @@ use crate::kernel::{Thread, Tid};
 use crate::mm::{self, AslrSeed, Mm, Prot, Region, Source, VmaFlags};
 use crate::rlimit::{self, Resource};
 use crate::signal::ThreadSignals;
+use crate::task;
 use crate::vfs::{self, ExecFile};
 
 pub use search::search;
@@ -142,7 +143,7 @@ pub fn replace(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), Errno> {
     let result = commit(cx, &program, &envp);
     close(cx, program);
     if result.is_err() {
-        crate::task::exit::kill_self(cx, crate::signal::signo::SIGSEGV);
+        task::exit::kill_self(cx, crate::signal::signo::SIGSEGV);
     }
     Ok(())
 }
@@ -304,9 +305,7 @@ fn open_interpreter(
 
 /// The point of no return: the old address space goes, the new one comes.
 fn commit(cx: &mut Cx<'_>, program: &Program, envp: &[Vec<u8>]) -> Result<(), ExecError> {
-    if let Some(tid) = cx.kernel.call.tid() {
-        cx.kernel.lose_call(tid);
-    }
+    cx.kernel.lose_call(cx.tid);
     become_leader(cx)?;
     if !cx.mm()?.vmas.is_empty() {
         mm::start_anew(cx)?;
@@ -454,19 +453,11 @@ fn become_leader(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .filter(|thread| thread.pid == pid && thread.tid != cx.tid)
         .map(|thread| thread.tid)
         .collect();
-    let caller = cx.tid;
     for tid in others {
-        cx.tid = tid;
-        vfs::fifo::abandon(cx);
-        cx.tid = caller;
-        cx.kernel.threads.remove(&tid);
-        cx.kernel.timers.thread_gone(tid);
-        cx.kernel.sched.forget(tid);
+        task::exit::take_out(cx, tid);
     }
     if cx.tid != leader {
-        let mut thread = cx.kernel.threads.remove(&cx.tid).ok_or(Errno::ESRCH)?;
-        cx.kernel.timers.thread_gone(cx.tid);
-        cx.kernel.sched.forget(cx.tid);
+        let mut thread = task::exit::take_out(cx, cx.tid).ok_or(Errno::ESRCH)?;
         thread.tid = leader;
         cx.kernel.threads.insert(leader, thread);
         cx.kernel.sched.make_ready(leader);

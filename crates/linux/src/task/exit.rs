@@ -5,12 +5,12 @@ use kvmlet_abi::linux::signal::{SA_NOCLDWAIT, SIG_IGN};
 use super::robust;
 use crate::cx::Cx;
 use crate::fd;
-use crate::kernel::{ExitStatus, Kernel, Pid, Process, Tid, Zombie};
+use crate::kernel::{ExitStatus, Kernel, Pid, Process, Thread, Tid, Zombie};
 use crate::mm;
 use crate::outcome::{Source, WaitOn};
 use crate::signal::signo::SIGCHLD;
 use crate::signal::{SI_USER, SigDetail, SigInfo};
-use crate::vfs::Dir;
+use crate::vfs::{Dir, fifo};
 
 /// Nanoseconds of a clock tick (sysconf(_SC_CLK_TCK) is 100).
 pub const TICK_NS: u64 = 10_000_000;
@@ -20,12 +20,13 @@ pub fn end_thread(cx: &mut Cx<'_>, status: ExitStatus) {
     let Ok(pid) = cx.process().map(|process| process.pid) else {
         return;
     };
+    // Also if it is the program's last one, which stays for those who look at its memory.
     cx.kernel.lose_call(cx.tid);
     if cx.kernel.threads_of(pid).nth(1).is_none() {
         return end_process(cx, pid, status);
     }
     robust::thread_exit(cx);
-    cx.kernel.forget_thread(cx.tid);
+    take_out(cx, cx.tid);
 }
 
 /// A signal ends the calling thread's process.
@@ -57,7 +58,7 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
     // Every step of it is possible while the last thread is there.
     let _ = mm::leave(cx);
     for tid in threads {
-        cx.kernel.forget_thread(tid);
+        take_out(cx, tid);
     }
     cx.tid = caller;
     cx.kernel.timers_gone(pid);
@@ -69,6 +70,26 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
     cx.kernel.release_orphans(&process, &children);
     cx.kernel.report_end(&process, status, comm);
     cx.kernel.process_ended(pid);
+}
+
+/// Takes a thread out of all that knows it.
+pub fn take_out(cx: &mut Cx<'_>, tid: Tid) -> Option<Thread> {
+    let caller = core::mem::replace(&mut cx.tid, tid);
+    fifo::abandon(cx);
+    cx.tid = caller;
+    let kernel = &mut *cx.kernel;
+    kernel.lose_call(tid);
+    kernel.timers.thread_gone(tid);
+    kernel.sched.forget(tid);
+    let waited_for = |process: &&Process| process.vfork == Some(tid);
+    let children = kernel.processes.values().filter(waited_for);
+    let children: Vec<Pid> = children.map(|child| child.pid).collect();
+    for pid in children {
+        if let Some(child) = kernel.processes.get_mut(&pid) {
+            child.vfork = None;
+        }
+    }
+    kernel.threads.remove(&tid)
 }
 
 /// Closes the descriptors and the working directory of the calling thread's process.
@@ -94,22 +115,6 @@ impl Kernel {
         threads
             .filter(move |thread| thread.pid == pid)
             .map(|thread| thread.tid)
-    }
-
-    /// Takes a thread out of all that knows it.
-    fn forget_thread(&mut self, tid: Tid) {
-        self.lose_call(tid);
-        self.threads.remove(&tid);
-        self.timers.thread_gone(tid);
-        self.sched.forget(tid);
-        let waited_for = |process: &&Process| process.vfork == Some(tid);
-        let children = self.processes.values().filter(waited_for);
-        let children: Vec<Pid> = children.map(|child| child.pid).collect();
-        for pid in children {
-            if let Some(child) = self.processes.get_mut(&pid) {
-                child.vfork = None;
-            }
-        }
     }
 
     /// The parent that waits for a child's end or execve(2) goes on. It may have gone, and its id may be another
