@@ -107,6 +107,39 @@ def test_a_job_that_ignores_the_signals(guests: pathlib.Path, native_only: bool)
     assert seen[0] == seen[1]
 
 
+def test_jobs_in_the_sandbox(guests: pathlib.Path, native_only: bool) -> None:
+    seen = []
+    for argv in (native_argv, kvmlet_argv):
+        terminal = Terminal(["/usr/bin/env", *argv(["./jobcontrol", "jobs"])], guests)
+        shown = b""
+        for _ in range(2):
+            shown += terminal.read_until(b"type\r\n")
+            # The job that waits has the terminal soon.
+            time.sleep(0.3)
+            terminal.type(b"x\n")
+        shown += terminal.read_until(b"done")
+        seen.append((shown, terminal.finish()))
+        if native_only:
+            pytest.skip("native side only")
+    assert seen[0][1] == 0
+    assert seen[0] == seen[1]
+
+
+def test_a_shell_controls_jobs(vm: None, guests: pathlib.Path) -> None:
+    words = kvmlet_argv(["env", "PS1=ready> ", "bash", "--norc", "--noprofile", "-i"])
+    terminal = Terminal(words, guests)
+    shown = terminal.read_until(b"ready> ")
+    terminal.type(b"./jobcontrol read & sleep 0.3; jobs; fg\n")
+    shown += terminal.read_until(b"Stopped") + terminal.read_until(b"jobcontrol read\r\n")
+    time.sleep(0.3)
+    terminal.type(b"x\n")
+    shown += terminal.read_until(b"ready> ")
+    terminal.type(b"echo $?; exit 3\n")
+    shown += terminal.read_until(b"0\r\n")
+    assert b"no job control" not in shown
+    assert terminal.finish() == 3
+
+
 @pytest.mark.parametrize(
     "end",
     ["exit", "kill", "limit", "^C", signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT],

@@ -38,6 +38,9 @@ pub struct Kernel {
     pub zombies: OrdMap<Pid, Zombie>,
     /// The program's first process: the sandbox ends with it.
     pub main: Pid,
+    /// The process group that an inherited terminal is lent to (tcsetpgrp(3)). The terminal is that of the first
+    /// process's session.
+    pub foreground: Pid,
     /// Live threads of all processes.
     pub threads: OrdMap<Tid, Thread>,
     /// Open file descriptions.
@@ -108,6 +111,7 @@ impl Kernel {
             processes: OrdMap::unit(Pid::FIRST, Process::new(Pid::FIRST, MmId::FIRST, new.cwd)),
             zombies: OrdMap::new(),
             main: Pid::FIRST,
+            foreground: Pid::FIRST,
             mms: OrdMap::unit(MmId::FIRST, Mm::default()),
             threads: OrdMap::unit(Tid::FIRST, Thread::new(Pid::FIRST, Tid::FIRST)),
             files: OrdMap::new(),
@@ -128,6 +132,23 @@ impl Kernel {
             doomed: Vector::new(),
             end: None,
         }
+    }
+
+    /// The relations of every process that has not been waited for.
+    pub fn kin(&self) -> impl Iterator<Item = Kin> {
+        let live = self.processes.values().map(|one| Kin {
+            pid: one.pid,
+            ppid: one.ppid,
+            pgid: one.pgid,
+            sid: one.sid,
+        });
+        let dead = self.zombies.values().map(|one| Kin {
+            pid: one.pid,
+            ppid: one.ppid,
+            pgid: one.pgid,
+            sid: one.sid,
+        });
+        live.chain(dead)
     }
 
     /// The address space of a process.
@@ -335,6 +356,19 @@ pub struct Zombie {
     pub cpu_time_ns: u64,
     /// Name of its last thread.
     pub comm: [u8; 16],
+}
+
+/// The relations of a process, ended or not: a group and a session last as long as one of their members is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kin {
+    /// Its id.
+    pub pid: Pid,
+    /// Parent's id.
+    pub ppid: Pid,
+    /// Process group.
+    pub pgid: Pid,
+    /// Session.
+    pub sid: Pid,
 }
 
 /// One thread.

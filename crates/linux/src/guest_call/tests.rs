@@ -341,7 +341,9 @@ fn a_child_is_not_lent() {
     let child = guest.p.kernel.threads.get_mut(&CHILD).unwrap();
     child.regs.rax = RECEIVE;
     (child.regs.rdi, child.regs.rsi) = (0x11_0000, 64);
-    guest.p.handle(CHILD, Some(Trap::Syscall), 0, &mut guest.cpu);
+    guest
+        .p
+        .handle(CHILD, Some(Trap::Syscall), 0, &mut guest.cpu);
     assert_eq!(guest.next(), Step::Run(TID));
     assert_eq!(guest.p.kernel.sched.receivers.front(), Some(&CHILD));
     assert_eq!(guest.begin(&[], Returns::Integer), Err(CallError::NotReady));

@@ -11,9 +11,7 @@ use crate::cx::Cx;
 use crate::frame;
 use crate::kernel::{Pid, Tid};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
-use crate::signal::{
-    AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit,
-};
+use crate::signal::{AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit};
 use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr};
 use crate::vfs::pidfd;
 

@@ -117,6 +117,28 @@ impl Kernel {
         !members.any(|one| one.pid == self.main || self.is_connected(one))
     }
 
+    /// True if a member of a process group has a parent in the sandbox that could continue it.
+    #[must_use]
+    pub fn is_led(&self, group: Pid) -> bool {
+        let mut members = self.processes.values().filter(|one| one.pgid == group);
+        members.any(|one| self.is_connected(one))
+    }
+
+    /// Sends a signal of the kernel's to each member of a process group.
+    pub fn send_to_group(&mut self, group: Pid, signo: u8) {
+        let members = self.processes.values().filter(|one| one.pgid == group);
+        let members: Vec<Pid> = members.map(|one| one.pid).collect();
+        for pid in members {
+            let info = SigInfo {
+                signo,
+                code: SI_KERNEL,
+                ..SigInfo::default()
+            };
+            // It is a standard signal: there is always room.
+            let _ = self.send_to_process(pid, info);
+        }
+    }
+
     /// True if the parent of a process is in another group of its session.
     fn is_connected(&self, process: &Process) -> bool {
         let parent = self.processes.get(&process.ppid);
@@ -140,24 +162,11 @@ impl Kernel {
             groups.push(gone.pgid);
         }
         for group in groups {
-            let members = self.processes.values().filter(|one| one.pgid == group);
-            let members: Vec<(Pid, Job)> = members.map(|one| (one.pid, one.job)).collect();
-            let has_stopped = members
-                .iter()
-                .any(|(_, job)| matches!(job, Job::Stopped { .. }));
-            if !has_stopped || !self.is_orphaned(group) {
-                continue;
-            }
-            for signo in [SIGHUP, SIGCONT] {
-                for (pid, _) in &members {
-                    let info = SigInfo {
-                        signo,
-                        code: SI_KERNEL,
-                        ..SigInfo::default()
-                    };
-                    // These are standard signals: there is always room.
-                    let _ = self.send_to_process(*pid, info);
-                }
+            let mut members = self.processes.values().filter(|one| one.pgid == group);
+            let has_stopped = members.any(|one| matches!(one.job, Job::Stopped { .. }));
+            if has_stopped && self.is_orphaned(group) {
+                self.send_to_group(group, SIGHUP);
+                self.send_to_group(group, SIGCONT);
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Reading from an inherited terminal and controlling it (ioctl_tty(2)): as natively, but never stopped
-//! with its job.
+//! Reading from an inherited terminal and controlling it (ioctl_tty(2)). The processes of the sandbox have their jobs
+//! among themselves. All of them together are a part of the caller's job, and are never stopped with it.
 
 use kvmlet_abi::linux::ioctls::{
     TCFLSH, TCGETS, TCSETS, TCSETSF, TCSETSW, TIOCGPGRP, TIOCGSID, TIOCGWINSZ, TIOCSPGRP, TIOCSTI,
@@ -17,6 +17,7 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::fd::OpenFile;
 use crate::host::HostId;
+use crate::kernel::Pid;
 use crate::outcome::{CallState, Outcome, Source};
 use crate::report::Remedy;
 use crate::signal::SIG_IGN;
@@ -24,8 +25,6 @@ use crate::signal::signo::{SIGTTIN, SIGTTOU};
 use crate::vfs::file;
 use crate::vfs::ready::POLLIN;
 
-/// The process group and session that every process is in.
-const GROUP: i32 = 1;
 /// Most bytes that a terminal keeps for its reader (N_TTY_BUF_SIZE).
 const INPUT_MAX: usize = PAGE_SIZE as usize;
 /// The unit of VTIME, in nanoseconds.
@@ -46,11 +45,15 @@ pub(super) fn is_terminal(cx: &Cx<'_>, host: HostId) -> bool {
         .is_ok_and(|file| file.kind == HostKind::Terminal)
 }
 
-/// As __tty_check_change in drivers/tty/tty_jobctrl.c decides.
-/// Linux differs: where the job would be stopped, the call alone waits, so that a limit ends it.
+/// As __tty_check_change in drivers/tty/tty_jobctrl.c decides, for the job in the sandbox and then for the caller's.
+/// Linux differs: where the caller's job would be stopped, the call alone waits, so that a limit ends it.
 fn turn(cx: &mut Cx<'_>, host: HostId, signal: JobSignal) -> Result<Owner, Errno> {
     let fd = cx.host.fd(host)?;
-    if !terminal::is_background(fd.as_fd()) {
+    let is_theirs = terminal::is_background(fd.as_fd());
+    let process = cx.process()?;
+    let (group, sid) = (process.pgid, process.sid);
+    let is_background = sid == terminal_session(cx) && group != cx.kernel.foreground;
+    if !is_theirs && !is_background {
         return Ok(Owner::Ours);
     }
     let signo = match signal {
@@ -62,9 +65,48 @@ fn turn(cx: &mut Cx<'_>, host: HostId, signal: JobSignal) -> Result<Owner, Errno
     match signal {
         JobSignal::Input if is_blocked || is_ignored => Err(Errno::EIO),
         JobSignal::Output if is_blocked || is_ignored => Ok(Owner::Ours),
+        _ if is_background && !cx.kernel.is_led(group) => Err(Errno::EIO),
+        _ if is_background => {
+            cx.kernel.send_to_group(group, signo);
+            Ok(Owner::Theirs)
+        }
         _ if terminal::is_orphaned() => Err(Errno::EIO),
         _ => Ok(Owner::Theirs),
     }
+}
+
+/// The session that has the inherited terminal.
+fn terminal_session(cx: &Cx<'_>) -> Pid {
+    let first = cx.kernel.processes.get(&cx.kernel.main);
+    first.map_or(cx.kernel.main, |process| process.sid)
+}
+
+/// TIOCGPGRP, TIOCGSID and TIOCSPGRP are for the session of the terminal.
+fn in_session(cx: &mut Cx<'_>) -> Result<Pid, Errno> {
+    let own = cx.process()?.sid;
+    match own == terminal_session(cx) {
+        true => Ok(own),
+        false => Err(Errno::ENOTTY),
+    }
+}
+
+/// tcsetpgrp(3)
+fn set_foreground(cx: &mut Cx<'_>, group: i32) -> Result<(), Errno> {
+    let session = in_session(cx)?;
+    if group < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let group = Pid(group);
+    let members = cx.kernel.kin().filter(|one| one.pgid == group);
+    let sessions: Vec<Pid> = members.map(|one| one.sid).collect();
+    match sessions.first() {
+        Some(sid) if *sid == session => cx.kernel.foreground = group,
+        Some(_) => return Err(Errno::EPERM),
+        // A number of a process that is no group is one all the same.
+        None if cx.kernel.kin().any(|one| one.pid == group) => return Err(Errno::EPERM),
+        None => return Err(Errno::ESRCH),
+    }
+    Ok(())
 }
 
 /// Says if a stream can be written to now. Output from the background is stopped with TOSTOP only.
@@ -75,14 +117,11 @@ pub(super) fn may_write(cx: &mut Cx<'_>, host: HostId) -> Result<Owner, Errno> {
     if !is_terminal(cx, host) {
         return Ok(Owner::Ours);
     }
-    let turn = turn(cx, host, JobSignal::Output);
+    // First: asking whose turn it is may send a signal.
     let fd = cx.host.fd(host)?;
-    match turn {
-        Ok(Owner::Ours) => Ok(Owner::Ours),
-        _ if !terminal::get(fd.as_fd()).is_ok_and(|termios| termios.stops_output()) => {
-            Ok(Owner::Ours)
-        }
-        other => other,
+    match terminal::get(fd.as_fd()) {
+        Ok(termios) if termios.stops_output() => turn(cx, host, JobSignal::Output),
+        _ => Ok(Owner::Ours),
     }
 }
 
@@ -186,9 +225,14 @@ pub(super) fn control(
         }
         return Err(Errno::ENOTTY);
     };
-    let changes = matches!(request, TCSETS | TCSETSW | TCSETSF | TCFLSH);
-    if changes && turn(cx, host, JobSignal::Output)? == Owner::Theirs {
-        return Ok(transfer::wait_until(cx, Until::Later, state, 0));
+    let changes = matches!(request, TCSETS | TCSETSW | TCSETSF | TCFLSH | TIOCSPGRP);
+    if changes {
+        match turn(cx, host, JobSignal::Output) {
+            Ok(Owner::Ours) => {}
+            Ok(Owner::Theirs) => return Ok(transfer::wait_until(cx, Until::Later, state, 0)),
+            Err(Errno::EIO) if request == TIOCSPGRP => return Err(Errno::ENOTTY),
+            Err(errno) => return Err(errno),
+        }
     }
     let fd = cx.host.fd(host)?;
     match request {
@@ -209,12 +253,19 @@ pub(super) fn control(
             let size = terminal::window_size(fd.as_fd())?;
             cx.write_struct(arg, &size)?;
         }
-        TIOCGPGRP | TIOCGSID => cx.write_struct(arg, &GROUP)?,
+        TIOCGPGRP => {
+            in_session(cx)?;
+            let group = cx.kernel.foreground.0;
+            cx.write_struct(arg, &group)?;
+        }
+        TIOCGSID => {
+            let session = in_session(cx)?.0;
+            cx.write_struct(arg, &session)?;
+        }
         TIOCSPGRP => {
-            let group: i32 = cx.read_struct(arg)?;
-            if group != GROUP {
-                return Err(Errno::EPERM);
-            }
+            in_session(cx)?;
+            let group = cx.read_struct(arg)?;
+            set_foreground(cx, group)?;
         }
         TIOCSTI | TIOCSWINSZ => {
             // They would act on the caller's terminal beyond what a program shows on it.
