@@ -70,6 +70,10 @@ def test_parents_that_wait_in_vfork(oracle: Oracle, guests: pathlib.Path) -> Non
     oracle.compare(["./vfork"], cwd=guests)
 
 
+def test_relations_of_processes(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./kin"], cwd=guests)
+
+
 def test_descriptors_of_processes(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./pidfd"], cwd=guests)
 

@@ -141,14 +141,28 @@ impl Kernel {
             ppid: one.ppid,
             pgid: one.pgid,
             sid: one.sid,
+            has_execed: one.has_execed,
         });
         let dead = self.zombies.values().map(|one| Kin {
             pid: one.pid,
             ppid: one.ppid,
             pgid: one.pgid,
             sid: one.sid,
+            has_execed: one.has_execed,
         });
         live.chain(dead)
+    }
+
+    /// The process that the id of one of its threads names, ended or not (find_task_by_vpid in kernel/pid.c). Our init
+    /// is one of them.
+    #[must_use]
+    pub fn kin_of(&self, id: i32) -> Option<Kin> {
+        if id == Pid::INIT.0 {
+            return Some(Kin::INIT);
+        }
+        let thread = self.threads.get(&Tid(id));
+        let pid = thread.map_or(Pid(id), |thread| thread.pid);
+        self.kin().find(|one| one.pid == pid)
     }
 
     /// The address space of a process.
@@ -348,6 +362,8 @@ pub struct Zombie {
     pub pgid: Pid,
     /// Session.
     pub sid: Pid,
+    /// True if it has called execve(2).
+    pub has_execed: bool,
     /// The signal that its end has sent.
     pub exit_signal: u8,
     /// The way that it ended.
@@ -369,6 +385,19 @@ pub struct Kin {
     pub pgid: Pid,
     /// Session.
     pub sid: Pid,
+    /// True once it has called execve(2).
+    pub has_execed: bool,
+}
+
+impl Kin {
+    /// Those of our init.
+    pub const INIT: Self = Self {
+        pid: Pid::INIT,
+        ppid: Pid(0),
+        pgid: Pid::INIT,
+        sid: Pid::INIT,
+        has_execed: true,
+    };
 }
 
 /// One thread.

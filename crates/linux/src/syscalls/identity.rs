@@ -20,7 +20,7 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use crate::clock;
 use crate::cx::Cx;
-use crate::kernel::{Pid, Process};
+use crate::kernel::{Kin, Pid};
 use crate::outcome::SysResult;
 use crate::rlimit::{self, Resource};
 use crate::signal::NSIG;
@@ -186,14 +186,12 @@ pub fn sys_getgroups(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 
 /// The process that an id names, or the caller's for 0: its group and session.
 fn group_of(cx: &mut Cx<'_>, pid: i32) -> Result<(Pid, Pid), Errno> {
-    let own = cx.process()?;
-    if pid == 0 {
-        return Ok((own.pgid, own.sid));
-    }
-    let pid = Pid(pid);
-    let process = cx.kernel.processes.get(&pid).map(|one| (one.pgid, one.sid));
-    let zombie = cx.kernel.zombies.get(&pid).map(|one| (one.pgid, one.sid));
-    process.or(zombie).ok_or(Errno::ESRCH)
+    let pid = match pid {
+        0 => cx.process()?.pid.0,
+        pid => pid,
+    };
+    let named = cx.kernel.kin_of(pid).ok_or(Errno::ESRCH)?;
+    Ok((named.pgid, named.sid))
 }
 
 /// getpgid(2)
@@ -225,7 +223,7 @@ pub fn sys_getpgrp(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
 /// setpgid(2)
 ///
 /// # Errors
-/// `EINVAL` for a negative group. `ESRCH` for neither the caller nor a child of it. `EACCES` for a child that has
+/// `EINVAL` for a negative group, or another than a first thread. `ESRCH` for neither the caller nor a child of it. `EACCES` for a child that has
 /// executed another program. `EPERM` for a session leader, another session, or a group that is not in it.
 pub fn sys_setpgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(pid), Int(pgid)) = args.decode();
@@ -236,7 +234,11 @@ pub fn sys_setpgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (own, own_sid) = (caller.pid, caller.sid);
     let pid = if pid == 0 { own } else { Pid(pid) };
     let pgid = if pgid == 0 { pid } else { Pid(pgid) };
-    let target = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
+    let target = cx.kernel.kin_of(pid.0).ok_or(Errno::ESRCH)?;
+    if target.pid != pid {
+        // The id of a thread that is not the first one.
+        return Err(Errno::EINVAL);
+    }
     if pid != own {
         if target.ppid != own {
             return Err(Errno::ESRCH);
@@ -248,11 +250,13 @@ pub fn sys_setpgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
             return Err(Errno::EACCES);
         }
     }
-    let in_session = |one: &Process| one.pgid == pgid && one.sid == own_sid;
-    if target.sid == pid || pgid != pid && !cx.kernel.processes.values().any(in_session) {
+    let in_session = |one: Kin| one.pgid == pgid && one.sid == own_sid;
+    if target.sid == pid || pgid != pid && !cx.kernel.kin().any(in_session) {
         return Err(Errno::EPERM);
     }
     if let Some(target) = cx.kernel.processes.get_mut(&pid) {
+        target.pgid = pgid;
+    } else if let Some(target) = cx.kernel.zombies.get_mut(&pid) {
         target.pgid = pgid;
     }
     Ok(0)
@@ -264,7 +268,7 @@ pub fn sys_setpgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `EPERM` if the caller leads a process group.
 pub fn sys_setsid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     let own = cx.process()?.pid;
-    if cx.kernel.processes.values().any(|one| one.pgid == own) {
+    if cx.kernel.kin().any(|one| one.pgid == own) {
         return Err(Errno::EPERM);
     }
     let process = cx.process()?;

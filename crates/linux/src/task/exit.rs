@@ -204,6 +204,7 @@ impl Kernel {
                 ppid: gone.ppid,
                 pgid: gone.pgid,
                 sid: gone.sid,
+                has_execed: gone.has_execed,
                 exit_signal: gone.exit_signal,
                 status,
                 cpu_time_ns,

@@ -11,7 +11,7 @@ use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
 use crate::fd::{self, OpenFlags};
-use crate::kernel::{Job, Kernel, Pid, Process, ProcessRef, Thread, Tid};
+use crate::kernel::{Job, Kernel, Kin, Pid, Process, ProcessRef, Thread, Tid};
 use crate::mm;
 use crate::outcome::{Outcome, Resume, Wait, WaitOn};
 use crate::rlimit::{self, Resource};
@@ -258,16 +258,8 @@ pub fn allocate_tid(kernel: &mut Kernel) -> Result<Tid, Errno> {
             tid.0.saturating_add(1)
         };
         let pid = Pid(tid.0);
-        let of_group = |pgid: Pid, sid: Pid| pgid == pid || sid == pid;
-        let is_used = kernel.threads.contains_key(&tid)
-            || kernel
-                .processes
-                .values()
-                .any(|one| one.pid == pid || of_group(one.pgid, one.sid))
-            || kernel
-                .zombies
-                .values()
-                .any(|one| one.pid == pid || of_group(one.pgid, one.sid));
+        let has_it = |one: Kin| [one.pid, one.pgid, one.sid].contains(&pid);
+        let is_used = kernel.threads.contains_key(&tid) || kernel.kin().any(has_it);
         if !is_used {
             return Ok(tid);
         }
