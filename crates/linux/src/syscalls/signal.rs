@@ -9,7 +9,7 @@ use kvmlet_abi::{Errno, Gva};
 use crate::clock;
 use crate::cx::Cx;
 use crate::frame;
-use crate::kernel::{Pid, Tid};
+use crate::kernel::{Kin, Pid, Tid};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::signal::{AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit};
 use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr};
@@ -270,73 +270,90 @@ fn sender(cx: &mut Cx<'_>, signo: u8, code: i32) -> Result<SigInfo, Errno> {
     })
 }
 
-/// kill(2)
+/// kill(2): to whom it goes is looked at before the signal's number.
 ///
 /// # Errors
-/// `EINVAL`, `ESRCH`.
+/// `ESRCH`, `EINVAL`.
 pub fn sys_kill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(target), Int(signo)) = args.decode();
-    let signo = optional_signal(signo)?;
-    let own = cx.process()?.pid;
-    let of_group = |cx: &Cx<'_>, group: Pid| -> Vec<Pid> {
-        let processes = cx.kernel.processes.values();
-        let zombies = cx.kernel.zombies.values();
-        let live = processes.filter(|one| one.pgid == group).map(|one| one.pid);
-        let dead = zombies.filter(|one| one.pgid == group).map(|one| one.pid);
-        live.chain(dead).collect()
-    };
-    let targets: Vec<Pid> = match target {
+    let caller = cx.process()?;
+    let (own, own_group) = (caller.pid, caller.pgid);
+    let group = match target {
         i32::MIN => return Err(Errno::ESRCH),
         // Every process but the caller and pid 1.
-        -1 => cx
-            .kernel
-            .processes
-            .keys()
-            .copied()
-            .filter(|pid| *pid != own)
-            .collect(),
-        0 => {
-            let group = cx.process()?.pgid;
-            of_group(cx, group)
+        -1 => None,
+        0 => Some(own_group),
+        group if group < 0 => Some(Pid(group.saturating_neg())),
+        pid => {
+            let named = cx.kernel.kin_of(pid).ok_or(Errno::ESRCH)?.pid;
+            return send_process(cx, named, signo, SI_USER);
         }
-        group if group < 0 => of_group(cx, Pid(group.saturating_neg())),
-        pid => vec![Pid(pid)],
     };
-    let exists = |cx: &Cx<'_>, pid: &Pid| {
-        cx.kernel.processes.contains_key(pid) || cx.kernel.zombies.contains_key(pid)
+    let is_target = |one: &Kin| match group {
+        Some(group) => one.pgid == group,
+        None => one.pid != own,
     };
-    if !targets.iter().any(|pid| exists(cx, pid)) {
+    let targets: Vec<Pid> = cx
+        .kernel
+        .kin()
+        .filter(is_target)
+        .map(|one| one.pid)
+        .collect();
+    if targets.is_empty() {
         return Err(Errno::ESRCH);
     }
-    if let Some(signo) = signo {
-        let info = sender(cx, signo, SI_USER)?;
-        for pid in targets {
-            send_process(cx, pid, info)?;
-        }
+    for pid in targets {
+        send_process(cx, pid, signo, SI_USER)?;
     }
     Ok(0)
 }
 
-/// Sends a signal to a process; one that has ended already takes none.
-fn send_process(cx: &mut Cx<'_>, pid: Pid, info: SigInfo) -> Result<(), Errno> {
-    if cx.kernel.zombies.contains_key(&pid) {
-        return Ok(());
-    }
-    cx.kernel.send_to_process(pid, info)
+fn send_process(cx: &mut Cx<'_>, pid: Pid, signo: i32, code: i32) -> SysResult {
+    let Some(signo) = optional_signal(signo)? else {
+        return Ok(0);
+    };
+    let info = sender(cx, signo, code)?;
+    queue_process(cx, pid, info)
 }
 
-fn send_thread(cx: &mut Cx<'_>, tid: i32, signo: Option<u8>) -> SysResult {
-    if tid <= 0 {
+/// Sends a signal to a process. One that has ended already takes none, and neither does our init, which has no handler
+/// (SIGNAL_UNKILLABLE in kernel/signal.c).
+fn queue_process(cx: &mut Cx<'_>, pid: Pid, info: SigInfo) -> SysResult {
+    if cx.kernel.processes.contains_key(&pid) {
+        cx.kernel.send_to_process(pid, info)?;
+    }
+    Ok(0)
+}
+
+/// The process of a thread that a signal is for, of `tgid` if that is given.
+///
+/// # Errors
+/// `EINVAL` for an id that none has, `ESRCH`.
+fn named_thread(cx: &Cx<'_>, tgid: Option<i32>, tid: i32) -> Result<Tid, Errno> {
+    if tid <= 0 || tgid.is_some_and(|tgid| tgid <= 0) {
         return Err(Errno::EINVAL);
     }
-    if !cx.kernel.threads.contains_key(&Tid(tid)) {
-        return Err(Errno::ESRCH);
+    let named = cx.kernel.kin_of(tid).ok_or(Errno::ESRCH)?;
+    match tgid {
+        Some(tgid) if named.pid.0 != tgid => Err(Errno::ESRCH),
+        _ => Ok(Tid(tid)),
     }
-    if let Some(signo) = signo {
-        let info = sender(cx, signo, SI_TKILL)?;
-        cx.kernel.send_to_thread(Tid(tid), info)?;
+}
+
+/// Sends a signal to a thread; one that has ended takes none.
+fn queue_thread(cx: &mut Cx<'_>, tid: Tid, info: SigInfo) -> SysResult {
+    if cx.kernel.threads.contains_key(&tid) {
+        cx.kernel.send_to_thread(tid, info)?;
     }
     Ok(0)
+}
+
+fn send_thread(cx: &mut Cx<'_>, tid: Tid, signo: i32) -> SysResult {
+    let Some(signo) = optional_signal(signo)? else {
+        return Ok(0);
+    };
+    let info = sender(cx, signo, SI_TKILL)?;
+    queue_thread(cx, tid, info)
 }
 
 /// tkill(2)
@@ -345,7 +362,7 @@ fn send_thread(cx: &mut Cx<'_>, tid: i32, signo: Option<u8>) -> SysResult {
 /// `EINVAL`, `ESRCH`.
 pub fn sys_tkill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(tid), Int(signo)) = args.decode();
-    let signo = optional_signal(signo)?;
+    let tid = named_thread(cx, None, tid)?;
     send_thread(cx, tid, signo)
 }
 
@@ -355,32 +372,22 @@ pub fn sys_tkill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `EINVAL`, `ESRCH`.
 pub fn sys_tgkill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(tgid), Int(tid), Int(signo)) = args.decode();
-    if tgid <= 0 || tid <= 0 {
-        return Err(Errno::EINVAL);
-    }
-    let signo = optional_signal(signo)?;
-    match cx.kernel.threads.get(&Tid(tid)) {
-        Some(thread) if thread.pid.0 == tgid => send_thread(cx, tid, signo),
-        _ => Err(Errno::ESRCH),
-    }
+    let tid = named_thread(cx, Some(tgid), tid)?;
+    send_thread(cx, tid, signo)
 }
 
-/// rt_sigqueueinfo(2): only to the own process, with a negative si_code, as Linux demands.
+/// rt_sigqueueinfo(2): with a negative si_code, as Linux demands, but for the caller's own thread.
 ///
 /// # Errors
-/// `EINVAL`, `EPERM`, `ESRCH`, `EAGAIN`, `EFAULT`.
+/// `EFAULT`, `EPERM`, `ESRCH`, `EINVAL`, `EAGAIN`.
 pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(pid), Int(signo), Ptr(info_gva)) = args.decode();
-    let signo = optional_signal(signo)?;
-    let info = queued_info(cx, signo.unwrap_or(0), info_gva, pid)?;
-    let pid = Pid(pid);
-    if !cx.kernel.processes.contains_key(&pid) {
-        return Err(Errno::ESRCH);
+    let info = queued_info(cx, info_gva, pid)?;
+    let named = cx.kernel.kin_of(pid).ok_or(Errno::ESRCH)?.pid;
+    match optional_signal(signo)? {
+        Some(signo) => queue_process(cx, named, SigInfo { signo, ..info }),
+        None => Ok(0),
     }
-    if signo.is_some() {
-        send_process(cx, pid, info)?;
-    }
-    Ok(0)
 }
 
 /// pidfd_send_signal(2)
@@ -396,16 +403,15 @@ pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let info = match info_gva.0 {
         0 => sender(cx, 0, SI_USER)?,
         _ if cx.read_struct::<i32>(info_gva)? != signo => return Err(Errno::EINVAL),
-        _ => queued_info(cx, 0, info_gva, process.pid.0)?,
+        _ => queued_info(cx, info_gva, process.pid.0)?,
     };
-    let signo = optional_signal(signo)?;
     if !cx.kernel.exists(process) {
         return Err(Errno::ESRCH);
     }
-    if let Some(signo) = signo {
-        send_process(cx, process.pid, SigInfo { signo, ..info })?;
+    match optional_signal(signo)? {
+        Some(signo) => queue_process(cx, process.pid, SigInfo { signo, ..info }),
+        None => Ok(0),
     }
-    Ok(0)
 }
 
 /// rt_tgsigqueueinfo(2)
@@ -414,24 +420,21 @@ pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// As [`sys_rt_sigqueueinfo`].
 pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(tgid), Int(tid), Int(signo), Ptr(info_gva)) = args.decode();
-    let signo = optional_signal(signo)?;
-    let info = queued_info(cx, signo.unwrap_or(0), info_gva, tid)?;
-    let tid = Tid(tid);
-    if tid.0 <= 0 || tgid <= 0 {
-        return Err(Errno::EINVAL);
+    let info = queued_info(cx, info_gva, tid);
+    let named = match (info, named_thread(cx, Some(tgid), tid)) {
+        // Ids that none has come before a siginfo that is not allowed.
+        (Err(Errno::EPERM), Err(Errno::EINVAL)) => return Err(Errno::EINVAL),
+        (Err(errno), _) => return Err(errno),
+        (Ok(_), named) => named?,
+    };
+    match (optional_signal(signo)?, info) {
+        (Some(signo), Ok(info)) => queue_thread(cx, named, SigInfo { signo, ..info }),
+        _ => Ok(0),
     }
-    match cx.kernel.threads.get(&tid) {
-        Some(thread) if thread.pid.0 == tgid => {}
-        _ => return Err(Errno::ESRCH),
-    }
-    if signo.is_some() {
-        cx.kernel.send_to_thread(tid, info)?;
-    }
-    Ok(0)
 }
 
 /// The siginfo to queue. Only to itself may a thread send what looks like the kernel's or kill(2)'s.
-fn queued_info(cx: &mut Cx<'_>, signo: u8, gva: Gva, target: i32) -> Result<SigInfo, Errno> {
+fn queued_info(cx: &mut Cx<'_>, gva: Gva, target: i32) -> Result<SigInfo, Errno> {
     let words: [u32; 8] = cx.read_struct(gva)?;
     let [_, errno, code, _, pid, uid, value_low, value_high] = words;
     let code = code.cast_signed();
@@ -445,7 +448,6 @@ fn queued_info(cx: &mut Cx<'_>, signo: u8, gva: Gva, target: i32) -> Result<SigI
         value,
     };
     Ok(SigInfo {
-        signo,
         code,
         errno: errno.cast_signed(),
         detail,
