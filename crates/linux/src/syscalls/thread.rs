@@ -20,8 +20,8 @@ use crate::cx::Cx;
 use crate::kernel::{ExitStatus, Thread, Tid};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::rlimit::{self, Resource};
+use crate::signal::NSIG;
 use crate::signal::signo::SIGCHLD;
-use crate::signal::{NSIG, ThreadSignals};
 use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint, Word};
 use crate::task;
 use crate::task::fork::{Clone, THREADS_MAX, allocate_tid};
@@ -183,30 +183,7 @@ fn spawn_thread(cx: &mut Cx<'_>, new: &Clone) -> SysResult {
         let _ = cx.write_struct(new.child_tid, &raw);
     }
     let parent = cx.thread()?;
-    let mut regs = parent.regs;
-    regs.rax = 0;
-    if new.stack != 0 {
-        regs.rsp = new.stack;
-    }
-    if flags & CLONE_SETTLS != 0 {
-        regs.fs_base = new.tls;
-        regs.selectors.fs = 0;
-    }
-    let thread = Thread {
-        regs,
-        xstate: parent.xstate.clone(),
-        signals: ThreadSignals {
-            mask: parent.signals.mask,
-            ..ThreadSignals::default()
-        },
-        clear_child_tid: if flags & CLONE_CHILD_CLEARTID != 0 {
-            new.child_tid.0
-        } else {
-            0
-        },
-        comm: parent.comm,
-        ..Thread::new(parent.pid, tid)
-    };
+    let thread = Thread::child_of(parent, new, parent.pid, tid);
     cx.kernel.threads.insert(tid, thread);
     cx.kernel.sched.make_ready(tid);
     Ok(u64::from(raw))

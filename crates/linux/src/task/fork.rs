@@ -56,7 +56,7 @@ const KNOWN: u64 = CLONE_VM
 pub struct Clone {
     /// CLONE_*.
     pub flags: u64,
-    /// The signal that the child's end sends; 0 for none.
+    /// The signal that the child's end sends; a number that is no signal sends none.
     pub exit_signal: u8,
     /// The child's stack pointer; 0 for the parent's.
     pub stack: u64,
@@ -145,7 +145,7 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         child.fds.fds.remove(&number);
     }
     share_files(cx, &child)?;
-    let thread = first_thread(cx, clone, pid, tid)?;
+    let thread = Thread::child_of(cx.thread()?, clone, pid, tid);
     cx.kernel.processes.insert(pid, child);
     cx.kernel.threads.insert(tid, thread);
     cx.kernel.next_birth = birth.saturating_add(1);
@@ -214,35 +214,37 @@ fn share_files(cx: &mut Cx<'_>, child: &Process) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The thread that returns from clone(2) in a child.
-fn first_thread(cx: &mut Cx<'_>, clone: &Clone, pid: Pid, tid: Tid) -> Result<Thread, Errno> {
-    let parent = cx.thread()?;
-    let mut regs = parent.regs;
-    regs.rax = 0;
-    if clone.stack != 0 {
-        regs.rsp = clone.stack;
-    }
-    if clone.flags & CLONE_SETTLS != 0 {
-        regs.fs_base = clone.tls;
-        regs.selectors.fs = 0;
-    }
-    let clears = clone.flags & CLONE_CHILD_CLEARTID != 0;
-    let keeps_altstack = clone.flags & (CLONE_VM | CLONE_VFORK) != CLONE_VM;
-    Ok(Thread {
-        regs,
-        xstate: parent.xstate.clone(),
-        signals: ThreadSignals {
-            mask: parent.signals.mask,
-            altstack: match keeps_altstack {
-                true => parent.signals.altstack,
-                false => Default::default(),
+impl Thread {
+    /// The thread that returns from clone(2) as the new one, in its parent's process or as the first of another.
+    #[must_use]
+    pub fn child_of(parent: &Self, clone: &Clone, pid: Pid, tid: Tid) -> Self {
+        let mut regs = parent.regs;
+        regs.rax = 0;
+        if clone.stack != 0 {
+            regs.rsp = clone.stack;
+        }
+        if clone.flags & CLONE_SETTLS != 0 {
+            regs.fs_base = clone.tls;
+            regs.selectors.fs = 0;
+        }
+        let clears = clone.flags & CLONE_CHILD_CLEARTID != 0;
+        let keeps_altstack = clone.flags & (CLONE_VM | CLONE_VFORK) != CLONE_VM;
+        Self {
+            regs,
+            xstate: parent.xstate.clone(),
+            signals: ThreadSignals {
+                mask: parent.signals.mask,
+                altstack: match keeps_altstack {
+                    true => parent.signals.altstack,
+                    false => Default::default(),
+                },
+                ..ThreadSignals::default()
             },
-            ..ThreadSignals::default()
-        },
-        clear_child_tid: if clears { clone.child_tid.0 } else { 0 },
-        comm: parent.comm,
-        ..Thread::new(pid, tid)
-    })
+            clear_child_tid: if clears { clone.child_tid.0 } else { 0 },
+            comm: parent.comm,
+            ..Self::new(pid, tid)
+        }
+    }
 }
 
 /// An id that nothing has: no thread, no zombie, no group and no session.
