@@ -9,9 +9,9 @@ use kvmlet_abi::linux::{
     },
     sched::{
         CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS,
-        CLONE_PARENT_SETTID, CLONE_PIDFD, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM, CLONE_THREAD,
-        CLONE_VFORK, CLONE_VM, SCHED_BATCH, SCHED_DEADLINE, SCHED_FIFO, SCHED_IDLE, SCHED_NORMAL,
-        SCHED_RESET_ON_FORK, SCHED_RR,
+        CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PIDFD, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM,
+        CLONE_THREAD, CLONE_VFORK, CLONE_VM, SCHED_BATCH, SCHED_DEADLINE, SCHED_FIFO, SCHED_IDLE,
+        SCHED_NORMAL, SCHED_RESET_ON_FORK, SCHED_RR,
     },
 };
 use kvmlet_abi::{Errno, Gva};
@@ -118,7 +118,7 @@ fn read_clone_args(cx: &mut Cx<'_>, clone_args: Gva, size: u64) -> Result<Clone,
     if (clone.stack == 0) != (clone.stack_size == 0) {
         return Err(Errno::EINVAL);
     }
-    if clone.flags & CLONE_THREAD != 0 && clone.exit_signal != 0 {
+    if clone.flags & (CLONE_THREAD | CLONE_PARENT) != 0 && clone.exit_signal != 0 {
         return Err(Errno::EINVAL);
     }
     let stack = clone
@@ -146,7 +146,6 @@ fn spawn(cx: &mut Cx<'_>, new: &Clone) -> Outcome {
     if flags & CLONE_SIGHAND != 0 && flags & CLONE_VM == 0
         || flags & CLONE_THREAD != 0 && flags & CLONE_SIGHAND == 0
         || flags & CLONE_PIDFD != 0 && flags & (CLONE_DETACHED | CLONE_THREAD) != 0
-        || new.exit_signal > NSIG
     {
         return Outcome::Done(Err(Errno::EINVAL));
     }

@@ -122,16 +122,17 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
             .filter(|(_, action)| action.handler == SIG_IGN)
             .collect();
     }
+    let (ppid, exit_signal) = match clone.flags & CLONE_PARENT {
+        0 => (parent.pid, clone.exit_signal),
+        _ => (parent.ppid, parent.exit_signal),
+    };
     let mut child = Process {
         pid,
         birth,
-        ppid: match clone.flags & CLONE_PARENT {
-            0 => parent.pid,
-            _ => parent.ppid,
-        },
+        ppid,
         mm: space,
         signals,
-        exit_signal: clone.exit_signal,
+        exit_signal,
         vfork: (clone.flags & CLONE_VFORK != 0).then_some(caller),
         has_execed: false,
         is_subreaper: false,
