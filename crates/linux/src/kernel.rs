@@ -212,7 +212,7 @@ pub struct Process {
     pub pgid: Pid,
     /// Session.
     pub sid: Pid,
-    /// The signal that its end sends to its parent; 0 for none (clone(2)).
+    /// The signal that its end sends to its parent; a number that is no signal sends none (clone(2)).
     pub exit_signal: u8,
     /// The thread that waits for its end or its execve(2) (vfork(2)).
     pub vfork: Option<Tid>,
@@ -364,12 +364,14 @@ pub struct Zombie {
     pub sid: Pid,
     /// True if it has called execve(2).
     pub has_execed: bool,
-    /// The signal that its end has sent.
+    /// The signal that its end has sent; a number that is no signal has sent none.
     pub exit_signal: u8,
     /// The way that it ended.
     pub status: ExitStatus,
-    /// CPU time, its own and that of children that it waited for, in nanoseconds.
+    /// CPU time of its threads, in nanoseconds.
     pub cpu_time_ns: u64,
+    /// That of children that it has waited for, and of theirs.
+    pub children_cpu_ns: u64,
     /// Name of its last thread.
     pub comm: [u8; 16],
 }

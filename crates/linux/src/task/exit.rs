@@ -9,7 +9,7 @@ use crate::kernel::{ExitStatus, Kernel, Pid, Process, Thread, Tid, Zombie};
 use crate::mm;
 use crate::outcome::{Source, WaitOn};
 use crate::signal::signo::SIGCHLD;
-use crate::signal::{SI_USER, SigDetail, SigInfo};
+use crate::signal::{NSIG, SI_USER, SigDetail, SigInfo};
 use crate::vfs::{Dir, fifo};
 
 /// Nanoseconds of a clock tick (sysconf(_SC_CLK_TCK) is 100).
@@ -68,7 +68,19 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
     cx.kernel.wake_vfork(pid, process.vfork);
     let children = cx.kernel.orphan(&process);
     cx.kernel.release_orphans(&process, &children);
-    cx.kernel.report_end(&process, status, comm);
+    cx.kernel.report_end(Zombie {
+        pid,
+        birth: process.birth,
+        ppid: process.ppid,
+        pgid: process.pgid,
+        sid: process.sid,
+        has_execed: process.has_execed,
+        exit_signal: process.exit_signal,
+        status,
+        cpu_time_ns: process.cpu_time_ns,
+        children_cpu_ns: process.children_cpu_ns,
+        comm,
+    });
     cx.kernel.process_ended(pid);
 }
 
@@ -143,6 +155,7 @@ impl Kernel {
                 continue;
             };
             child.ppid = parent;
+            child.exit_signal = SIGCHLD;
             let info = SigInfo {
                 signo: child.death_signal,
                 code: SI_USER,
@@ -158,19 +171,15 @@ impl Kernel {
                 let _ = self.send_to_process(*pid, info);
             }
         }
-        let dead: Vec<Pid> = self
-            .zombies
-            .values()
-            .filter(|zombie| zombie.ppid == gone.pid)
-            .map(|zombie| zombie.pid)
-            .collect();
-        for pid in dead {
-            if parent == Pid::INIT {
-                self.zombies.remove(&pid);
-            } else if let Some(zombie) = self.zombies.get_mut(&pid) {
-                zombie.ppid = parent;
-                self.sched.wake_source(Source::Children(parent));
-            }
+        let of_gone = |zombie: &&Zombie| zombie.ppid == gone.pid;
+        let dead: Vec<Zombie> = self.zombies.values().filter(of_gone).cloned().collect();
+        for zombie in dead {
+            self.zombies.remove(&zombie.pid);
+            self.report_end(Zombie {
+                ppid: parent,
+                exit_signal: SIGCHLD,
+                ..zombie
+            });
         }
         children
     }
@@ -188,46 +197,35 @@ impl Kernel {
         Pid::INIT
     }
 
-    /// Tells the parent of a process that it has ended. What the parent does not want to know leaves no zombie.
-    fn report_end(&mut self, gone: &Process, status: ExitStatus, comm: [u8; 16]) {
-        let Some(parent) = self.processes.get(&gone.ppid) else {
+    /// Tells the parent of a process that it has ended. What the parent does not want to know leaves no zombie
+    /// (do_notify_parent in kernel/signal.c).
+    fn report_end(&mut self, zombie: Zombie) {
+        let Some(parent) = self.processes.get(&zombie.ppid) else {
             return;
         };
         let action = parent.signals.action(SIGCHLD);
-        let is_unwanted = gone.exit_signal == SIGCHLD
+        let is_unwanted = zombie.exit_signal == SIGCHLD
             && (action.handler == SIG_IGN || action.flags & SA_NOCLDWAIT != 0);
-        let cpu_time_ns = gone.cpu_time_ns.saturating_add(gone.children_cpu_ns);
+        let (ppid, signo) = (zombie.ppid, zombie.exit_signal);
+        let (code, value) = zombie.status.child_code();
+        let info = SigInfo {
+            signo,
+            code,
+            detail: SigDetail::Child {
+                pid: zombie.pid.0,
+                uid: self.ids.uid,
+                status: i32::from(value),
+                utime: zombie.cpu_time_ns / TICK_NS,
+            },
+            ..SigInfo::default()
+        };
         if !is_unwanted {
-            let zombie = Zombie {
-                pid: gone.pid,
-                birth: gone.birth,
-                ppid: gone.ppid,
-                pgid: gone.pgid,
-                sid: gone.sid,
-                has_execed: gone.has_execed,
-                exit_signal: gone.exit_signal,
-                status,
-                cpu_time_ns,
-                comm,
-            };
-            self.zombies.insert(gone.pid, zombie);
+            self.zombies.insert(zombie.pid, zombie);
         }
-        if gone.exit_signal != 0 {
-            let (code, value) = status.child_code();
-            let info = SigInfo {
-                signo: gone.exit_signal,
-                code,
-                detail: SigDetail::Child {
-                    pid: gone.pid.0,
-                    uid: self.ids.uid,
-                    status: i32::from(value),
-                    utime: gone.cpu_time_ns / TICK_NS,
-                },
-                ..SigInfo::default()
-            };
+        if (1..=NSIG).contains(&signo) {
             // A full queue loses it, as on Linux.
-            let _ = self.send_to_process(gone.ppid, info);
+            let _ = self.send_to_process(ppid, info);
         }
-        self.sched.wake_source(Source::Children(gone.ppid));
+        self.sched.wake_source(Source::Children(ppid));
     }
 }

@@ -91,7 +91,7 @@ pub fn look(cx: &mut Cx<'_>, whose: Whose, options: u32) -> Result<Option<Found>
     let ended = ended.map(|zombie| Found {
         pid: zombie.pid,
         news: News::Ended(zombie.clone()),
-        cpu_time_ns: zombie.cpu_time_ns,
+        cpu_time_ns: zombie.cpu_time_ns.saturating_add(zombie.children_cpu_ns),
     });
     let processes = cx.kernel.processes.values();
     let mut running = processes
