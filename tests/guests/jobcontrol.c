@@ -26,7 +26,7 @@ static int jobs(void) {
     signal(SIGTTOU, SIG_IGN);
     SHOW(tcgetpgrp(0) == getpgrp());
     SHOW(tcgetsid(0) == getsid(0));
-    SHOW(tcsetpgrp(0, 99999));
+    SHOW(tcsetpgrp(0, 5000000));
     SHOW(tcsetpgrp(0, -1));
     pid_t child = job(go[0]);
     SHOW(tcsetpgrp(0, child));

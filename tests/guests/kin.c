@@ -1,13 +1,15 @@
 // Relations of processes: those that have ended, init, new parents, ids of others.
+#include "guest.h"
+
+#include <pthread.h>
 #include <sched.h>
+#include <linux/sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
-
-#include "guest.h"
 
 #define NEED(cond) \
     do { \
@@ -73,8 +75,141 @@ static void groups_of_the_dead(void) {
     reap(child);
 }
 
+static void *stay(void *arg) {
+    for (;;) pause();
+    return arg;
+}
+
+// What is asked of another process by its id.
+static void ids_of_others(void) {
+    struct rlimit limit, own;
+    siginfo_t info = {.si_code = SI_QUEUE};
+    cpu_set_t set;
+    clockid_t clock;
+    struct timespec time;
+    pid_t child = fork();
+    if (!child) stay(0);
+    SHOW(prlimit(child, RLIMIT_NOFILE, 0, &limit));
+    limit.rlim_cur = 50;
+    SHOW(prlimit(child, RLIMIT_NOFILE, &limit, 0));
+    SHOW(prlimit(child, RLIMIT_NOFILE, 0, &limit));
+    SHOW(getrlimit(RLIMIT_NOFILE, &own));
+    SHOW(limit.rlim_cur == 50 && own.rlim_cur != 50);
+    SHOW(getpriority(PRIO_PROCESS, child));
+    SHOW(setpriority(PRIO_PROCESS, child, 0));
+    SHOW(getpriority(PRIO_PGRP, child));
+    SHOW(getpriority(PRIO_PROCESS, 5000000));
+    SHOW(sched_getscheduler(child));
+    SHOW(sched_getaffinity(child, sizeof set, &set));
+    SHOW(sched_getscheduler(5000000));
+    SHOW(clock_getcpuclockid(child, &clock));
+    SHOW(clock_gettime(clock, &time));
+    SHOW(clock_getcpuclockid(5000000, &clock) == ESRCH);
+    SHOW(kill(child, 100));
+    SHOW(kill(5000000, 100));
+    SHOW(kill(-5000000, 100));
+    SHOW(syscall(SYS_tgkill, child, child, 0));
+    SHOW(syscall(SYS_tgkill, child, child, 100));
+    SHOW(syscall(SYS_tgkill, 5000000, child, 100));
+    SHOW(syscall(SYS_rt_sigqueueinfo, 5000000, 100, &info));
+    SHOW(syscall(SYS_rt_sigqueueinfo, child, 100, &info));
+    info.si_code = SI_USER;
+    SHOW(syscall(SYS_rt_sigqueueinfo, 5000000, 100, &info));
+    SHOW(syscall(SYS_rt_sigqueueinfo, child, SIGTERM, 0));
+    SHOW(kill(child, SIGKILL));
+    SHOW(reap(child));
+    child = zombie(0);
+    info.si_code = SI_QUEUE;
+    SHOW(syscall(SYS_rt_sigqueueinfo, child, SIGTERM, &info));
+    SHOW(syscall(SYS_tkill, child, SIGTERM));
+    SHOW(kill(child, 100));
+    SHOW(sched_getscheduler(child));
+    SHOW(getpriority(PRIO_PROCESS, child));
+    SHOW(reap(child));
+    // The first thread ends before its process.
+    child = fork();
+    if (!child) {
+        pthread_t thread;
+        pthread_create(&thread, 0, stay, 0);
+        syscall(SYS_exit, 0);
+    }
+    pause_ms(200);
+    SHOW(syscall(SYS_tgkill, child, child, 0));
+    SHOW(syscall(SYS_tgkill, child, child, SIGTERM));
+    SHOW(waitpid(child, 0, WNOHANG));
+    SHOW(kill(child, SIGTERM));
+    SHOW(reap(child));
+}
+
+static volatile sig_atomic_t told;
+
+static void tell(int signo) { told = signo; }
+
+// A child of a child that ends: it has ended already or ends later, with this signal.
+static void inherits(int flags, int later) {
+    pid_t between = fork();
+    if (!between) {
+        signal(SIGCHLD, SIG_DFL);
+        if (!syscall(SYS_clone, flags, 0, 0, 0, 0)) {
+            pause_ms(later ? 300 : 0);
+            _exit(5);
+        }
+        pause_ms(later ? 0 : 150);
+        _exit(0);
+    }
+    told = 0;
+    pause_ms(600);
+}
+
+static void new_parents(void) {
+    int status = 0;
+    signal(SIGCHLD, tell);
+    for (int later = 0; later < 2; later++) {
+        inherits(0, later);
+        SHOW(told == SIGCHLD);
+        for (int child = 0; child < 2; child++) {
+            pid_t got;
+            do got = waitpid(-1, &status, 0); while (got < 0 && errno == EINTR);
+            NEED(got > 0);
+        }
+        SHOW(waitpid(-1, &status, __WALL));
+    }
+    signal(SIGCHLD, SIG_IGN);
+    inherits(SIGCHLD, 0);
+    SHOW(waitpid(-1, &status, __WALL));
+    signal(SIGCHLD, SIG_DFL);
+}
+
+// The signals of clone(2) that are none, and those with CLONE_PARENT.
+static void exit_signals(void) {
+    struct clone_args args = {.flags = CLONE_PARENT, .exit_signal = SIGCHLD};
+    int status = 0;
+    SHOW(syscall(SYS_clone3, &args, sizeof args));
+    args.flags = 0;
+    args.exit_signal = 100;
+    SHOW(syscall(SYS_clone3, &args, sizeof args));
+    pid_t child = syscall(SYS_clone, 100, 0, 0, 0, 0);
+    if (!child) _exit(6);
+    SHOW(child > 0);
+    SHOW(waitpid(child, &status, 0));
+    SHOW(reap(child));
+    // Its child is ours, and is told of as it is.
+    child = syscall(SYS_clone, 0, 0, 0, 0, 0);
+    if (!child) {
+        if (!syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0)) _exit(7);
+        _exit(8);
+    }
+    pause_ms(300);
+    SHOW(waitpid(-1, &status, WNOHANG));
+    SHOW(waitpid(-1, &status, __WCLONE) > 0);
+    SHOW(waitpid(-1, &status, __WCLONE) > 0);
+}
+
 int main(void) {
     NEED(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
     groups_of_the_dead();
+    ids_of_others();
+    new_parents();
+    exit_signals();
     return 0;
 }

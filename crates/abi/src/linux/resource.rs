@@ -9,6 +9,7 @@ pub const RUSAGE_SELF: i32 = 0;
 pub const RUSAGE_THREAD: i32 = 1;
 
 pub const PRIO_PROCESS: i32 = 0;
+pub const PRIO_PGRP: i32 = 1;
 pub const PRIO_USER: i32 = 2;
 
 guest_struct! {

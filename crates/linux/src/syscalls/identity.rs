@@ -1,7 +1,7 @@
 //! Who and where: ids, groups, names, limits, capabilities, prctl.
 
 use kvmlet_abi::linux::random::{GRND_INSECURE, GRND_NONBLOCK, GRND_RANDOM};
-use kvmlet_abi::linux::resource::{PRIO_PROCESS, PRIO_USER};
+use kvmlet_abi::linux::resource::{PRIO_PGRP, PRIO_PROCESS, PRIO_USER};
 use kvmlet_abi::linux::{Rlimit, Sysinfo, Utsname};
 use kvmlet_abi::linux::{
     capability::{
@@ -319,10 +319,10 @@ pub fn sys_sysinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(0)
 }
 
-fn prlimit(cx: &mut Cx<'_>, number: u32, new: Option<Rlimit>) -> Result<Rlimit, Errno> {
+fn prlimit(cx: &mut Cx<'_>, pid: Pid, number: u32, new: Option<Rlimit>) -> Result<Rlimit, Errno> {
     let resource = Resource::from_number(number).ok_or(Errno::EINVAL)?;
-    let process = cx.process()?;
-    let (pid, old) = (process.pid, process.rlimits.get(resource));
+    let process = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
+    let old = process.rlimits.get(resource);
     if let Some(Rlimit { rlim_cur, rlim_max }) = new {
         let new = rlimit::Rlimit {
             soft: rlim_cur,
@@ -336,7 +336,7 @@ fn prlimit(cx: &mut Cx<'_>, number: u32, new: Option<Rlimit>) -> Result<Rlimit, 
     })
 }
 
-/// prlimit64(2), of the own process, which every thread's id names.
+/// prlimit64(2), of any process; the id of each of its threads names it. Linux differs: one that has ended has none.
 ///
 /// # Errors
 /// `ESRCH`, `EINVAL`, `EPERM`, `EFAULT`.
@@ -347,13 +347,14 @@ pub fn sys_prlimit64(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     } else {
         Some(cx.read_struct(new_gva)?)
     };
-    let own = cx.process()?.pid;
-    let named = crate::kernel::Tid(tid);
-    let thread = cx.kernel.threads.get(&named);
-    if named.0 != 0 && named.0 != own.0 && thread.is_none_or(|thread| thread.pid != own) {
-        return Err(Errno::ESRCH);
+    let pid = match tid {
+        0 => cx.process()?.pid,
+        tid => cx.kernel.kin_of(tid).ok_or(Errno::ESRCH)?.pid,
+    };
+    if pid == Pid::INIT {
+        return Err(Errno::EPERM);
     }
-    let old = prlimit(cx, resource, new)?;
+    let old = prlimit(cx, pid, resource, new)?;
     if old_gva.0 != 0 {
         cx.write_struct(old_gva, &old)?;
     }
@@ -366,7 +367,8 @@ pub fn sys_prlimit64(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `EINVAL`, `EFAULT`.
 pub fn sys_getrlimit(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Uint(resource), Ptr(limit)) = args.decode();
-    let old = prlimit(cx, resource, None)?;
+    let pid = cx.process()?.pid;
+    let old = prlimit(cx, pid, resource, None)?;
     cx.write_struct(limit, &old)?;
     Ok(0)
 }
@@ -378,36 +380,43 @@ pub fn sys_getrlimit(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 pub fn sys_setrlimit(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Uint(resource), Ptr(limit)) = args.decode();
     let new = cx.read_struct(limit)?;
-    prlimit(cx, resource, Some(new))?;
+    let pid = cx.process()?.pid;
+    prlimit(cx, pid, resource, Some(new))?;
     Ok(0)
+}
+
+/// Looks for what getpriority(2) and setpriority(2) are about; 0 is the caller's.
+fn prioritized(cx: &Cx<'_>, which: i32, who: i32) -> Result<(), Errno> {
+    let exists = match which {
+        PRIO_PROCESS => who == 0 || cx.kernel.kin_of(who).is_some(),
+        PRIO_PGRP => who == 0 || cx.kernel.kin().any(|one| one.pgid.0 == who),
+        PRIO_USER => who == 0 || who.cast_unsigned() == cx.kernel.ids.uid,
+        _ => return Err(Errno::EINVAL),
+    };
+    if exists { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
 /// getpriority(2): nice 0, which the raw call reports as 20.
 ///
 /// # Errors
-/// `EINVAL`.
-pub fn sys_getpriority(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Int(which), Int(_)) = args.decode();
-    if !(PRIO_PROCESS..=PRIO_USER).contains(&which) {
-        Err(Errno::EINVAL)
-    } else {
-        Ok(20)
-    }
+/// `EINVAL`, `ESRCH`.
+pub fn sys_getpriority(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(which), Int(who)) = args.decode();
+    prioritized(cx, which, who)?;
+    Ok(20)
 }
 
 /// setpriority(2): raising the nice value is allowed and has no effect on one vCPU; lowering it is not.
 ///
 /// # Errors
-/// `EACCES` for a negative nice value; `EINVAL`.
-pub fn sys_setpriority(_cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Int(which), Int(_), Int(priority)) = args.decode();
-    if !(PRIO_PROCESS..=PRIO_USER).contains(&which) {
-        Err(Errno::EINVAL)
-    } else if priority < 0 {
-        Err(Errno::EACCES)
-    } else {
-        Ok(0)
+/// `EINVAL`, `ESRCH`; `EACCES` for a negative nice value.
+pub fn sys_setpriority(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    let (Int(which), Int(who), Int(priority)) = args.decode();
+    prioritized(cx, which, who)?;
+    if priority < 0 {
+        return Err(Errno::EACCES);
     }
+    Ok(0)
 }
 
 /// personality(2): PER_LINUX, and ADDR_NO_RANDOMIZE is not granted.

@@ -17,7 +17,7 @@ use kvmlet_abi::linux::{
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
-use crate::kernel::{ExitStatus, Thread, Tid};
+use crate::kernel::{ExitStatus, Thread};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::rlimit::{self, Resource};
 use crate::signal::NSIG;
@@ -226,16 +226,12 @@ pub fn sys_sched_yield(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(0)
 }
 
-fn target(cx: &Cx<'_>, tid: i32) -> Result<Tid, Errno> {
-    let tid = match tid {
-        0 => cx.tid,
-        tid if tid < 0 => return Err(Errno::EINVAL),
-        tid => Tid(tid),
-    };
-    if cx.kernel.threads.contains_key(&tid) {
-        Ok(tid)
-    } else {
-        Err(Errno::ESRCH)
+/// A thread that a scheduling call is about: all of them are scheduled alike.
+fn target(cx: &Cx<'_>, tid: i32) -> Result<(), Errno> {
+    match tid {
+        0 => Ok(()),
+        tid if tid < 0 => Err(Errno::EINVAL),
+        tid => cx.kernel.kin_of(tid).map(|_| ()).ok_or(Errno::ESRCH),
     }
 }
 
@@ -276,7 +272,7 @@ pub fn sys_sched_setaffinity(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `ESRCH`, `EINVAL`.
 pub fn sys_sched_getscheduler(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let Int(tid) = args.decode();
-    target(cx, tid).map(|_| 0)
+    target(cx, tid).map(|()| 0)
 }
 
 /// sched_getparam(2): priority 0.

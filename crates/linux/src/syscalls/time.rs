@@ -14,7 +14,7 @@ use kvmlet_abi::linux::{
 
 use crate::clock::{self, NSEC_PER_SEC, timespec};
 use crate::cx::Cx;
-use crate::kernel::Tid;
+use crate::kernel::{Pid, Tid};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::syscalls::args::{Args, Flags, Int, Ptr};
 use crate::timer::Timeline;
@@ -26,9 +26,27 @@ fn clock_ns(cx: &mut Cx<'_>, clock_id: i32) -> Result<u64, Errno> {
     if let Some(ns) = clock::read_ns(cx.host, clock_id) {
         return Ok(ns);
     }
-    let timeline = cpu_timeline(cx, clock_id)?;
-    let ns = cx.kernel.time_on(timeline, 0).ok_or(Errno::EINVAL)?;
+    let timeline = match (cpu_timeline(cx, clock_id), process_of_clock(cx, clock_id)) {
+        (Err(_), Some(pid)) => Timeline::Process(pid),
+        (own, _) => own?,
+    };
+    let ns = match timeline {
+        Timeline::Process(pid) if cx.kernel.zombies.contains_key(&pid) => {
+            let zombie = cx.kernel.zombies.get(&pid);
+            return Ok(zombie.map_or(0, |zombie| zombie.cpu_time_ns));
+        }
+        other => cx.kernel.time_on(other, 0).ok_or(Errno::EINVAL)?,
+    };
     Ok(u64::try_from(ns).unwrap_or(0))
+}
+
+/// The process whose CPU clock a number is (clock_getcpuclockid(3)), ended or not. Its clock can be read;
+/// Linux differs: timers and sleeps can be on it, too.
+fn process_of_clock(cx: &Cx<'_>, clock_id: i32) -> Option<Pid> {
+    let pid = Pid(!(clock_id >> 3));
+    let is_process = clock_id < 0 && clock_id & 7 == 2;
+    let exists = cx.kernel.kin().any(|one| one.pid == pid);
+    (is_process && exists).then_some(pid)
 }
 
 /// The CPU clock of a number: those of the caller, and those of clock_getcpuclockid(3), whose low
