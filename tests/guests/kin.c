@@ -205,11 +205,71 @@ static void exit_signals(void) {
     SHOW(waitpid(-1, &status, __WCLONE) > 0);
 }
 
+static char text[8192];
+
+static long slurp(pid_t pid, const char *name) {
+    snprintf(text, sizeof text, "/proc/%d/%s", pid, name);
+    FILE *file = fopen(text, "r");
+    if (!file) return -1;
+    size_t len = fread(text, 1, sizeof text - 1, file);
+    text[len] = 0;
+    fclose(file);
+    return (long)len;
+}
+
+static int row_is(const char *name, pid_t value) {
+    char *row = strstr(text, name);
+    return row && atoi(row + strlen(name)) == value;
+}
+
+// What /proc says of a child, alive or ended.
+static void described(const char *what, pid_t child) {
+    char state, comm[20];
+    int pid, ppid, pgrp, sid, tty, foreground;
+    printf("# %s\n", what);
+    SHOW(slurp(child, "stat") > 0);
+    NEED(sscanf(text, "%d (%15[^)]) %c %d %d %d %d %d", &pid, comm, &state, &ppid, &pgrp, &sid, &tty, &foreground) == 8);
+    printf("stat: %s %c %d\n", comm, state, pid == child && ppid == getpid() && pgrp == getpgid(child) && sid == getsid(child));
+    SHOW(slurp(child, "comm"));
+    printf("comm: %s", text);
+    SHOW(slurp(child, "cmdline") > 0);
+    SHOW(slurp(child, "maps") > 0);
+    SHOW(slurp(child, "status") > 0);
+    SHOW(row_is("\nTgid:\t", child) && row_is("\nPid:\t", child) && row_is("\nPPid:\t", getpid()));
+    SHOW(row_is("\nNSpid:\t", child) || !strstr(text, "NSpid"));
+    SHOW(row_is("\nThreads:\t", 1));
+    char *row = strstr(text, "\nState:\t");
+    printf("state: %.10s\n", row ? row + 8 : "");
+}
+
+static void proc(void) {
+    char name[64];
+    pid_t child = fork();
+    if (!child) {
+        setpgid(0, 0);
+        stay(0);
+    }
+    setpgid(child, child);
+    pause_ms(100);
+    described("alive", child);
+    snprintf(name, sizeof name, "task/%d/children", getpid());
+    if (slurp(getpid(), name) >= 0) NEED(atoi(text) == child);
+    SHOW(kill(child, SIGKILL));
+    SHOW(reap(child));
+    SHOW(slurp(child, "stat"));
+    child = zombie(1);
+    described("ended", child);
+    if (slurp(getpid(), name) >= 0) NEED(atoi(text) == child);
+    SHOW(reap(child));
+    SHOW(slurp(child, "stat"));
+}
+
 int main(void) {
     NEED(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
     groups_of_the_dead();
     ids_of_others();
     new_parents();
     exit_signals();
+    proc();
     return 0;
 }

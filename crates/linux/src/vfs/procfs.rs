@@ -9,9 +9,10 @@ use super::synth::Synth;
 use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
 use crate::fd::Text;
-use crate::kernel::{Pid, Process, Thread, Tid};
+use crate::kernel::{Kin, Pid, Process, Thread, Tid};
 use crate::mm::{self, Mm};
 use crate::rlimit::{INFINITY, Resource, Rlimit};
+use crate::signal::signo::SIGCHLD;
 use crate::timer::Notify;
 use crate::uts::{NODENAME, RELEASE};
 
@@ -75,6 +76,10 @@ const PROCESS_FILES: [&[u8]; 18] = [
     b"timers",
     b"wchan",
 ];
+/// Files of a process without threads and memory. Those that say nothing then are empty.
+const BARE_FILES: [&[u8]; 8] = [
+    b"auxv", b"cmdline", b"comm", b"environ", b"limits", b"maps", b"stat", b"status",
+];
 const PROCESS_LINKS: [&[u8]; 3] = [b"cwd", b"exe", b"root"];
 const PROCESS_DIRS: [&[u8]; 3] = [b"fd", b"fdinfo", b"task"];
 
@@ -84,6 +89,107 @@ enum Entry<'a> {
     Top(&'a [u8]),
     Sys(Vec<u8>),
     Process(Pid, Option<Tid>, Vec<&'a [u8]>),
+    /// A process without threads and memory.
+    Bare(Bare, Vec<&'a [u8]>),
+}
+
+/// What there is to tell of a process without threads and memory: one that has ended, or our init.
+struct Bare {
+    kin: Kin,
+    state: (char, &'static str),
+    comm: String,
+    cmdline: &'static [u8],
+    cpu_time_ns: u64,
+    children_cpu_ns: u64,
+    exit_signal: u8,
+    threads: usize,
+}
+
+impl Bare {
+    fn find(cx: &Cx<'_>, pid: Pid) -> Option<Self> {
+        if pid == Pid::INIT {
+            return Some(Self {
+                kin: Kin::INIT,
+                state: ('S', "sleeping"),
+                comm: "kvmlet".to_owned(),
+                cmdline: b"kvmlet\0",
+                cpu_time_ns: 0,
+                children_cpu_ns: 0,
+                exit_signal: SIGCHLD,
+                threads: 1,
+            });
+        }
+        let zombie = cx.kernel.zombies.get(&pid)?;
+        Some(Self {
+            kin: cx.kernel.kin().find(|one| one.pid == pid)?,
+            state: ('Z', "zombie"),
+            comm: name(&zombie.comm),
+            cmdline: b"",
+            cpu_time_ns: zombie.cpu_time_ns,
+            children_cpu_ns: zombie.children_cpu_ns,
+            exit_signal: zombie.exit_signal,
+            threads: 1,
+        })
+    }
+
+    fn text(&self, cx: &Cx<'_>, rest: &[&[u8]]) -> Option<Vec<u8>> {
+        let text = match rest {
+            [b"cmdline"] => return Some(self.cmdline.to_vec()),
+            [b"children"] => children(cx, self.kin.pid),
+            [b"comm"] => format!("{}\n", self.comm),
+            [b"stat"] => stat_line(&Stat {
+                id: self.kin.pid.0,
+                comm: &self.comm,
+                state: self.state.0,
+                kin: self.kin,
+                ticks: [self.cpu_time_ns, self.children_cpu_ns],
+                threads: self.threads,
+                memory: [0; 2],
+                exit_signal: self.exit_signal,
+            }),
+            [b"status"] => {
+                let (letter, word) = self.state;
+                let ids = cx.kernel.ids;
+                let pid = self.kin.pid.0;
+                let mut out = Rows::default();
+                out.add("Name", &self.comm);
+                out.add("State", format!("{letter} ({word})"));
+                out.add("Tgid", pid);
+                out.add("Ngid", 0);
+                out.add("Pid", pid);
+                out.add("PPid", self.kin.ppid.0);
+                out.add("TracerPid", 0);
+                out.add("Uid", format!("{0}\t{0}\t{0}\t{0}", ids.uid));
+                out.add("Gid", format!("{0}\t{0}\t{0}\t{0}", ids.gid));
+                out.add("FDSize", 0);
+                out.add("Groups", " ");
+                out.add_kin(pid, self.kin);
+                out.add("Threads", self.threads);
+                out.0
+            }
+            [name] if BARE_FILES.contains(name) => String::new(),
+            _ => return None,
+        };
+        Some(text.into_bytes())
+    }
+}
+
+/// The lines of /proc/self/status.
+#[derive(Default)]
+struct Rows(String);
+
+impl Rows {
+    fn add(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.0.push_str(&format!("{name}:\t{value}\n"));
+    }
+
+    /// The ids in the only PID namespace.
+    fn add_kin(&mut self, tid: i32, kin: Kin) {
+        self.add("NStgid", kin.pid.0);
+        self.add("NSpid", tid);
+        self.add("NSpgid", kin.pgid.0);
+        self.add("NSsid", kin.sid.0);
+    }
 }
 
 fn number(name: &[u8]) -> Option<i32> {
@@ -106,8 +212,21 @@ fn entry<'a>(cx: &Cx<'_>, path: &'a [u8]) -> Option<Entry<'a>> {
         return parts.next().is_none().then_some(Entry::Top(first));
     };
     let pid = Pid(pid);
-    cx.kernel.processes.get(&pid)?;
     let mut rest: Vec<&[u8]> = parts.collect();
+    if !cx.kernel.processes.contains_key(&pid) {
+        let bare = Bare::find(cx, pid)?;
+        if rest.first() == Some(&b"task".as_slice()) && rest.len() > 1 {
+            // Its only thread has its id.
+            number(rest.get(1)?).filter(|tid| *tid == pid.0)?;
+            rest.drain(..2);
+            if rest.first() == Some(&b"task".as_slice()) {
+                return None;
+            }
+        } else if rest == [b"children".as_slice()] {
+            return None;
+        }
+        return Some(Entry::Bare(bare, rest));
+    }
     if rest.first() == Some(&b"task".as_slice()) && rest.len() > 1 {
         let tid = Tid(number(rest.get(1)?)?);
         cx.kernel
@@ -147,7 +266,12 @@ pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
         Entry::Top(b"mounts") => Some(Synth::Link(b"self/mounts".to_vec())),
         Entry::Top(name) => TOP_FILES.contains(&name).then_some(Synth::Text),
         Entry::Sys(rest) => sys_entry(&rest),
+        Entry::Process(_, Some(_), rest) if rest == [b"children"] => Some(Synth::Text),
         Entry::Process(pid, _, rest) => process_entry(cx, pid, &rest),
+        Entry::Bare(bare, rest) => match rest.as_slice() {
+            [] | [b"task"] => Some(Synth::Dir),
+            _ => bare.text(cx, &rest).map(|_| Synth::Text),
+        },
     }
 }
 
@@ -198,10 +322,8 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
     match entry(cx, path) {
         Some(Entry::Root) => {
             add(
-                &mut cx
-                    .kernel
-                    .processes
-                    .keys()
+                &mut std::iter::once(Pid::INIT)
+                    .chain(cx.kernel.kin().map(|one| one.pid))
                     .map(|pid| pid.0.to_string().into_bytes()),
                 dir,
             );
@@ -247,6 +369,7 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
         Some(Entry::Process(pid, tid, rest)) => match rest.as_slice() {
             [] => {
                 add(&mut PROCESS_FILES.iter().map(|name| name.to_vec()), file);
+                add(&mut tid.map(|_| b"children".to_vec()).into_iter(), file);
                 add(&mut PROCESS_LINKS.iter().map(|name| name.to_vec()), link);
                 let dirs = PROCESS_DIRS
                     .iter()
@@ -277,6 +400,17 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
                     &mut threads.map(|thread| thread.tid.0.to_string().into_bytes()),
                     dir,
                 );
+            }
+            _ => {}
+        },
+        Some(Entry::Bare(bare, rest)) => match rest.as_slice() {
+            [] => {
+                add(&mut BARE_FILES.iter().map(|name| name.to_vec()), file);
+                add(&mut [b"task".to_vec()].into_iter(), dir);
+            }
+            [b"task"] => {
+                let tid = bare.kin.pid.0.to_string().into_bytes();
+                add(&mut [tid].into_iter(), dir);
             }
             _ => {}
         },
@@ -319,9 +453,32 @@ fn whole_text(cx: &Cx<'_>, path: &[u8]) -> Option<Vec<u8>> {
             let thread = cx.kernel.threads.get(&tid.unwrap_or(Tid(pid.0)));
             let thread =
                 thread.or_else(|| cx.kernel.threads.values().find(|thread| thread.pid == pid))?;
+            if tid.is_some() && rest == [b"children"] {
+                return Some(children_of(cx, pid, thread.tid).into_bytes());
+            }
             process_text(cx, process, thread, &rest)
         }
+        Entry::Bare(bare, rest) => bare.text(cx, &rest),
     }
+}
+
+/// /proc/PID/task/TID/children. Linux differs: a child is that of the thread that made it, not of the first one.
+fn children_of(cx: &Cx<'_>, pid: Pid, tid: Tid) -> String {
+    match cx.kernel.threads_of(pid).next() == Some(tid) {
+        true => children(cx, pid),
+        false => String::new(),
+    }
+}
+
+fn children(cx: &Cx<'_>, pid: Pid) -> String {
+    let mut found: Vec<i32> = cx
+        .kernel
+        .kin()
+        .filter(|one| one.ppid == pid)
+        .map(|one| one.pid.0)
+        .collect();
+    found.sort_unstable();
+    found.iter().map(|pid| format!("{pid} ")).collect()
 }
 
 fn top_text(cx: &Cx<'_>, name: &[u8]) -> Option<String> {
@@ -496,12 +653,12 @@ fn process_text(
 }
 
 fn comm(thread: &Thread) -> String {
-    let len = thread
-        .comm
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(thread.comm.len());
-    String::from_utf8_lossy(thread.comm.get(..len).unwrap_or_default()).into_owned()
+    name(&thread.comm)
+}
+
+fn name(comm: &[u8]) -> String {
+    let name = comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(name).into_owned()
 }
 
 fn resident_pages(cx: &Cx<'_>) -> u64 {
@@ -518,74 +675,51 @@ fn state(cx: &Cx<'_>, thread: &Thread) -> (char, &'static str) {
     }
 }
 
+/// What a line of proc_pid_stat(5) says.
+struct Stat<'a> {
+    id: i32,
+    comm: &'a str,
+    state: char,
+    kin: Kin,
+    /// CPU time of its own and of children that it waited for, in nanoseconds.
+    ticks: [u64; 2],
+    threads: usize,
+    /// Bytes of its address space, and resident pages.
+    memory: [u64; 2],
+    exit_signal: u8,
+}
+
+fn stat_line(stat: &Stat<'_>) -> String {
+    let Kin {
+        ppid, pgid, sid, ..
+    } = stat.kin;
+    let [own, children] = stat.ticks.map(ticks);
+    let [bytes, pages] = stat.memory;
+    let mut out = format!("{} ({}) {}", stat.id, stat.comm, stat.state);
+    // Terminal: none. Its foreground group is -1 then.
+    out.push_str(&format!(" {} {} {} 0 -1 0 0 0 0 0", ppid.0, pgid.0, sid.0));
+    out.push_str(&format!(" {own} 0 {children} 0 20 0 {} 0 0", stat.threads));
+    out.push_str(&format!(" {bytes} {pages} {}", u64::MAX));
+    out.push_str(&" 0".repeat(12));
+    out.push_str(&format!(" {}", stat.exit_signal));
+    out.push_str(&" 0".repeat(14));
+    out.push('\n');
+    out
+}
+
 /// proc_pid_stat(5)
 fn stat(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
     let mm = cx.kernel.mm(process.pid)?;
-    let threads: Vec<&Thread> = cx
-        .kernel
-        .threads
-        .values()
-        .filter(|other| other.pid == process.pid)
-        .collect();
-    let cpu = process.cpu_time_ns;
-    let fields: [u64; 48] = [
-        process.ppid.0.unsigned_abs().into(),
-        1,
-        1,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        ticks(cpu),
-        0,
-        0,
-        0,
-        20,
-        0,
-        threads.len() as u64,
-        0,
-        0,
-        mm.total_bytes(),
-        resident_pages(cx),
-        u64::MAX,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        17,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ];
-    let fields: Vec<String> = fields.iter().map(u64::to_string).collect();
-    Some(format!(
-        "{} ({}) {} {} 0\n",
-        process.pid.0,
-        comm(thread),
-        state(cx, thread).0,
-        fields.join(" ")
-    ))
+    Some(stat_line(&Stat {
+        id: thread.tid.0,
+        comm: &comm(thread),
+        state: state(cx, thread).0,
+        kin: cx.kernel.kin_of(process.pid.0)?,
+        ticks: [process.cpu_time_ns, process.children_cpu_ns],
+        threads: cx.kernel.threads_of(process.pid).count(),
+        memory: [mm.total_bytes(), resident_pages(cx)],
+        exit_signal: process.exit_signal,
+    }))
 }
 
 /// proc_pid_status(5)
@@ -616,57 +750,52 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
                 }
             });
     let resident = kib(resident_pages(cx).saturating_mul(PAGE_SIZE));
-    let mut out = String::new();
-    let mut row = |name: &str, value: String| {
-        out.push_str(name);
-        out.push_str(":\t");
-        out.push_str(&value);
-        out.push('\n');
-    };
+    let mut out = Rows::default();
     let size = |bytes: u64| format!("{bytes:>8} kB");
-    row("Name", comm(thread));
-    row("Umask", format!("{:04o}", process.umask));
-    row("State", format!("{letter} ({word})"));
-    row("Tgid", process.pid.0.to_string());
-    row("Ngid", "0".to_owned());
-    row("Pid", thread.tid.0.to_string());
-    row("PPid", process.ppid.0.to_string());
-    row("TracerPid", "0".to_owned());
-    row("Uid", format!("{0}\t{0}\t{0}\t{0}", ids.uid));
-    row("Gid", format!("{0}\t{0}\t{0}\t{0}", ids.gid));
-    row("FDSize", process.fds.lowest_free(0).max(64).to_string());
-    row("Groups", " ".to_owned());
-    row("VmPeak", size(kib(mm.total_bytes())));
-    row("VmSize", size(kib(mm.total_bytes())));
-    row("VmLck", size(kib(mm.locked_bytes())));
-    row("VmPin", size(0));
-    row("VmHWM", size(kib(cx.machine.memory.peak_resident_bytes())));
-    row("VmRSS", size(resident));
-    row("RssAnon", size(resident));
-    row("RssFile", size(0));
-    row("RssShmem", size(0));
-    row("VmData", size(kib(mm.data_bytes())));
-    row("VmStk", size(kib(mm.stack_bytes())));
-    row("VmSwap", size(0));
-    row("Threads", threads.to_string());
-    row("SigQ", "0/1024".to_owned());
-    row("SigPnd", format!("{:016x}", thread.signals.pending.set()));
-    row("ShdPnd", format!("{:016x}", process.signals.pending.set()));
-    row("SigBlk", format!("{:016x}", thread.signals.mask));
-    row("SigIgn", format!("{ignored:016x}"));
-    row("SigCgt", format!("{caught:016x}"));
+    out.add("Name", comm(thread));
+    out.add("Umask", format!("{:04o}", process.umask));
+    out.add("State", format!("{letter} ({word})"));
+    out.add("Tgid", process.pid.0.to_string());
+    out.add("Ngid", "0".to_owned());
+    out.add("Pid", thread.tid.0.to_string());
+    out.add("PPid", process.ppid.0.to_string());
+    out.add("TracerPid", "0".to_owned());
+    out.add("Uid", format!("{0}\t{0}\t{0}\t{0}", ids.uid));
+    out.add("Gid", format!("{0}\t{0}\t{0}\t{0}", ids.gid));
+    out.add("FDSize", process.fds.lowest_free(0).max(64).to_string());
+    out.add("Groups", " ".to_owned());
+    out.add_kin(thread.tid.0, cx.kernel.kin_of(process.pid.0)?);
+    out.add("VmPeak", size(kib(mm.total_bytes())));
+    out.add("VmSize", size(kib(mm.total_bytes())));
+    out.add("VmLck", size(kib(mm.locked_bytes())));
+    out.add("VmPin", size(0));
+    out.add("VmHWM", size(kib(cx.machine.memory.peak_resident_bytes())));
+    out.add("VmRSS", size(resident));
+    out.add("RssAnon", size(resident));
+    out.add("RssFile", size(0));
+    out.add("RssShmem", size(0));
+    out.add("VmData", size(kib(mm.data_bytes())));
+    out.add("VmStk", size(kib(mm.stack_bytes())));
+    out.add("VmSwap", size(0));
+    out.add("Threads", threads.to_string());
+    out.add("SigQ", "0/1024".to_owned());
+    out.add("SigPnd", format!("{:016x}", thread.signals.pending.set()));
+    out.add("ShdPnd", format!("{:016x}", process.signals.pending.set()));
+    out.add("SigBlk", format!("{:016x}", thread.signals.mask));
+    out.add("SigIgn", format!("{ignored:016x}"));
+    out.add("SigCgt", format!("{caught:016x}"));
     for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        row(name, format!("{:016x}", 0));
+        out.add(name, format!("{:016x}", 0));
     }
-    row("NoNewPrivs", "1".to_owned());
-    row("Seccomp", "0".to_owned());
-    row("Cpus_allowed", "1".to_owned());
-    row("Cpus_allowed_list", "0".to_owned());
-    row("Mems_allowed", "1".to_owned());
-    row("Mems_allowed_list", "0".to_owned());
-    row("voluntary_ctxt_switches", "0".to_owned());
-    row("nonvoluntary_ctxt_switches", "0".to_owned());
-    Some(out)
+    out.add("NoNewPrivs", "1".to_owned());
+    out.add("Seccomp", "0".to_owned());
+    out.add("Cpus_allowed", "1".to_owned());
+    out.add("Cpus_allowed_list", "0".to_owned());
+    out.add("Mems_allowed", "1".to_owned());
+    out.add("Mems_allowed_list", "0".to_owned());
+    out.add("voluntary_ctxt_switches", "0".to_owned());
+    out.add("nonvoluntary_ctxt_switches", "0".to_owned());
+    Some(out.0)
 }
 
 /// /proc/self/timers (proc_pid_timers(5))

@@ -273,6 +273,27 @@ fn only_root_learns_that_a_counter_cannot_be_opened_again() {
 }
 
 #[test]
+fn init_is_there_and_takes_no_signal() {
+    let tree = TempTree::new("vfs-init");
+    let mut sandbox = Sandbox::new(&tree.0);
+    assert_eq!(sandbox.slurp("/proc/1/cmdline").unwrap(), b"kvmlet\0");
+    assert_eq!(sandbox.slurp("/proc/1/comm").unwrap(), b"kvmlet\n");
+    let stat = String::from_utf8(sandbox.slurp("/proc/1/stat").unwrap()).unwrap();
+    assert!(stat.starts_with("1 (kvmlet) S 0 1 1 "), "{stat}");
+    assert_eq!(stat.split(' ').count(), 52);
+    let children = sandbox.slurp("/proc/1/task/1/children").unwrap();
+    assert_eq!(children, format!("{} ", crate::testing::PID.0).as_bytes());
+    for signo in [0, 9, 15] {
+        assert_eq!(call!(sandbox, "kill", 1, signo), Ok(0));
+    }
+    assert_eq!(call!(sandbox, "kill", 1, 65), Err(Errno::EINVAL));
+    assert_eq!(call!(sandbox, "kill", -1, 9), Err(Errno::ESRCH));
+    assert_eq!(call!(sandbox, "getpgid", 1), Ok(1));
+    assert_eq!(call!(sandbox, "getsid", 1), Ok(1));
+    assert!(sandbox.kernel.doomed.is_empty());
+}
+
+#[test]
 fn proc_shows_the_process() {
     let tree = TempTree::new("proc");
     let file = tree.file("data", b"0123456789");
