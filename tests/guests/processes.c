@@ -305,6 +305,29 @@ static void fifos(void) {
     }
 }
 
+/* Each waits for the other's lock: the second is told. */
+static void deadlock(void) {
+    char name[] = "/tmp/processes-XXXXXX", byte;
+    int fd = mkstemp(name), held[2], go[2];
+    NEED(fd >= 0 && unlink(name) == 0 && pipe(held) == 0 && pipe(go) == 0);
+    struct flock first = {.l_type = F_WRLCK, .l_len = 1}, second = {.l_type = F_WRLCK, .l_start = 1, .l_len = 1};
+    NEED(fcntl(fd, F_SETLK, &first) == 0);
+    pid_t child = fork();
+    if (!child) {
+        NEED(fcntl(fd, F_SETLK, &second) == 0 && write(held[1], "x", 1) == 1);
+        NEED(fcntl(fd, F_SETLKW, &first) == 0);
+        _exit(0);
+    }
+    NEED(read(held[0], &byte, 1) == 1);
+    usleep(200000);
+    NEED(fcntl(fd, F_SETLKW, &second) == -1 && errno == EDEADLK);
+    first.l_type = F_UNLCK;
+    NEED(fcntl(fd, F_SETLK, &first) == 0);
+    say_status("deadlock", reap(child));
+    NEED(fcntl(fd, F_SETLKW, &second) == 0);
+    close(fd);
+}
+
 static void many(void) {
     enum { COUNT = 60 };
     int sum = 0, status;
@@ -335,6 +358,7 @@ int main(int argc, char **argv) {
     orphans();
     files();
     fifos();
+    deadlock();
     many();
     return 0;
 }

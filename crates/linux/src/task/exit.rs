@@ -92,6 +92,7 @@ pub fn take_out(cx: &mut Cx<'_>, tid: Tid) -> Option<Thread> {
     let kernel = &mut *cx.kernel;
     kernel.lose_call(tid);
     kernel.timers.thread_gone(tid);
+    kernel.locks.wait(tid, None);
     kernel.sched.forget(tid);
     let waited_for = |process: &&Process| process.vfork == Some(tid);
     let children = kernel.processes.values().filter(waited_for);

@@ -1,13 +1,13 @@
 //! Advisory locks (flock(2), fcntl(2)) as values.
 
-use imbl::Vector;
+use imbl::{OrdMap, Vector};
 use kvmlet_abi::Errno;
 
 use super::pipe::LOCKS_SOURCE;
 use crate::cx::Cx;
 use crate::fd::FileId;
-use crate::kernel::Pid;
-use crate::outcome::Source;
+use crate::kernel::{Pid, Tid};
+use crate::outcome::{Source, WaitOn};
 
 /// Locks held at most; then ENOLCK.
 const LOCKS_MAX: usize = 4096;
@@ -62,9 +62,44 @@ pub struct Lock {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Locks {
     held: Vector<Lock>,
+    /// Locks of processes that threads have begun to wait for. Some may not wait any more.
+    wanted: OrdMap<Tid, Lock>,
 }
 
 impl Locks {
+    /// A thread waits for a lock, or no longer does.
+    pub fn wait(&mut self, tid: Tid, wanted: Option<Lock>) {
+        match wanted {
+            Some(lock) => drop(self.wanted.insert(tid, lock)),
+            None => drop(self.wanted.remove(&tid)),
+        }
+    }
+
+    /// True if whoever is in the way of `wanted` waits for its owner, or for one who does
+    /// (posix_locks_deadlock in fs/locks.c). Locks of descriptions have no waiter that could be told.
+    fn is_deadlock(&self, wanted: &Lock, is_waiting: impl Fn(Tid) -> bool) -> bool {
+        let mut at = *wanted;
+        // Each step is to another owner's wait. A circle that `wanted` is not in has no end.
+        for _ in 0..=self.wanted.len() {
+            let Some(blocker) = self.conflict(&at) else {
+                return false;
+            };
+            if !matches!(blocker.owner, Owner::Process(_)) {
+                return false;
+            }
+            if blocker.owner == wanted.owner {
+                return true;
+            }
+            let mut waits = self.wanted.iter();
+            let next = waits.find(|(tid, lock)| lock.owner == blocker.owner && is_waiting(**tid));
+            let Some((_, next)) = next else {
+                return false;
+            };
+            at = *next;
+        }
+        false
+    }
+
     /// The first lock that would have to go before `wanted` can be held.
     #[must_use]
     pub fn conflict(&self, wanted: &Lock) -> Option<Lock> {
@@ -133,6 +168,23 @@ impl Locks {
     }
 }
 
+/// The calling thread is about to wait for a lock of its process (F_SETLKW).
+///
+/// # Errors
+/// `EDEADLK` if it would wait for itself.
+pub fn begin_wait(cx: &mut Cx<'_>, wanted: &Lock) -> Result<(), Errno> {
+    let parked = &cx.kernel.sched.parked;
+    let is_waiting = |tid| match parked.get(&tid).map(|parked| &parked.wait.on) {
+        Some(WaitOn::Sources(sources)) => sources.contains(&Source::Pipe(LOCKS_SOURCE)),
+        _ => false,
+    };
+    if cx.kernel.locks.is_deadlock(wanted, is_waiting) {
+        return Err(Errno::EDEADLK);
+    }
+    cx.kernel.locks.wait(cx.tid, Some(*wanted));
+    Ok(())
+}
+
 /// Wakes those who wait for a lock.
 pub fn wake(cx: &mut Cx<'_>) {
     cx.kernel.sched.wake_source(Source::Pipe(LOCKS_SOURCE));
@@ -180,6 +232,27 @@ mod tests {
             start,
             end,
         }
+    }
+
+    #[test]
+    fn a_circle_of_waits_is_a_deadlock() {
+        let process = |pid| Owner::Process(Pid(pid));
+        let byte = |pid: i32, at: u64| lock(process(pid), Mode::Exclusive, at, at + 1);
+        let mut locks = Locks::default();
+        for pid in 2..5 {
+            locks.hold(byte(pid, pid.cast_unsigned().into())).unwrap();
+        }
+        locks.wait(Tid(2), Some(byte(2, 3)));
+        assert!(!locks.is_deadlock(&byte(3, 4), |_| true));
+        locks.wait(Tid(3), Some(byte(3, 4)));
+        assert!(locks.is_deadlock(&byte(4, 2), |_| true));
+        // One of them has given up.
+        assert!(!locks.is_deadlock(&byte(4, 2), |tid| tid != Tid(3)));
+        // A circle of others.
+        locks.wait(Tid(4), Some(byte(4, 2)));
+        assert!(!locks.is_deadlock(&byte(5, 2), |_| true));
+        let description = lock(Owner::Description(FileId(1)), Mode::Exclusive, 2, 3);
+        assert!(!locks.is_deadlock(&description, |_| true));
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub fn fcntl(
     arg: u64,
     state: &CallState,
 ) -> Outcome {
+    cx.kernel.locks.wait(cx.tid, None);
     match record_lock(cx, file, request, arg) {
         Err(Errno::EAGAIN) if request.action == Action::Wait => {
             wait_for(Source::Pipe(LOCKS_SOURCE), state, 0)
@@ -141,7 +142,12 @@ fn record_lock(
         }
         _ => {}
     }
-    cx.kernel.locks.hold(lock)?;
+    let held = cx.kernel.locks.hold(lock);
+    let waits = request.action == Action::Wait && request.holder == Holder::Process;
+    if waits && held == Err(Errno::EAGAIN) {
+        locks::begin_wait(cx, &lock)?;
+    }
+    held?;
     // A lock may have become weaker.
     locks::wake(cx);
     Ok(0)
@@ -179,6 +185,7 @@ fn range(
 /// flock(2)
 pub fn sys_flock(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     let (Fd(fd), Uint(operation)) = args.decode();
+    cx.kernel.locks.wait(cx.tid, None);
     match whole_file_lock(cx, fd, operation & !LOCK_NB) {
         Err(Errno::EAGAIN) if operation & LOCK_NB == 0 => {
             wait_for(Source::Pipe(LOCKS_SOURCE), state, 0)
