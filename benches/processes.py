@@ -1,8 +1,8 @@
 """`make bench-processes`: what processes cost, against native ones.
 
-As in `make bench`, each ratio is the median over interleaved pairs, its quartiles beside it. X is the cost of
-one bare exit from a VM and re-entry. Beside each row stand the counts of one operation: exits, flushes that
-were made, and page faults that left the VM.
+As in `make bench`, each ratio is the median over interleaved pairs, its quartiles beside it. X is
+the cost of one bare exit from a VM and re-entry. Beside each row stand the counts of one operation:
+exits, flushes that were made, and page faults that left the VM.
 """
 
 from __future__ import annotations
