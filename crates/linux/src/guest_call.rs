@@ -1,8 +1,8 @@
 //! The host calls one of the program's functions, by the System V ABI (AMD64 supplement, 3.2).
 //!
-//! A thread of the program's first process is borrowed for it: one that waits for a message, else the first one,
-//! while it is in a system call that waits (vfork(2) aside). A frame is built below its stack pointer, with the return address 0: nothing
-//! is mapped there, and stack walkers (backtraces, exceptions) end at it. The function has returned when the
+//! A thread of the first process is borrowed for it. That is one that waits for a message, else the first one
+//! while it is in a system call that waits. One in vfork(2) is not borrowed. A frame is built below its stack
+//! pointer, with the return address 0: nothing is mapped there, and stack walkers (backtraces, exceptions) end at it. The function has returned when the
 //! thread comes to that address with the stack pointer of a return. The thread then gets back its registers
 //! and its wait, and the program goes on as if nothing had been. The function's effects on memory, files and
 //! signals stay, as with any call.

@@ -73,8 +73,8 @@ pub struct Clone {
 /// Makes a process. The caller has checked that the flags fit together.
 ///
 /// # Errors
-/// `EAGAIN` at a limit on processes, `ENOMEM` at the memory limit, `EPERM` for new namespaces, `EINVAL` for flags
-/// that are not supported; `EMFILE` and `EFAULT` for a descriptor of the child.
+/// `EAGAIN` at a limit on processes, `ENOMEM` at the memory limit. `EPERM` for new namespaces, `EINVAL` for flags
+/// that are not supported. `EMFILE` and `EFAULT` for a descriptor of the child.
 pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
     if clone.flags & NAMESPACES != 0 {
         let flags = format!("namespaces {:#x}", clone.flags & NAMESPACES);

@@ -22,8 +22,8 @@ impl Kernel {
         process.is_some_and(|process| matches!(process.job, Job::Stopped { .. }))
     }
 
-    /// Does what a stop signal or SIGCONT does when it is sent, be it blocked or ignored: each takes the pending
-    /// ones of the other kind away, and SIGCONT continues the process (prepare_signal in kernel/signal.c).
+    /// A stop signal or SIGCONT is sent, be it blocked or ignored. Each takes the pending ones of the other kind
+    /// away, and SIGCONT continues the process (prepare_signal in kernel/signal.c).
     pub fn prepare_job_signal(&mut self, pid: Pid, signo: u8) {
         if STOPS & bit(signo) != 0 {
             self.discard_signals(pid, bit(SIGCONT));

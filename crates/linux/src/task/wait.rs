@@ -57,7 +57,7 @@ impl News {
 pub struct Found {
     /// Its id.
     pub pid: Pid,
-    /// What has happened.
+    /// The news.
     pub news: News,
     /// CPU time, its own and that of children that it waited for, in nanoseconds.
     pub cpu_time_ns: u64,

@@ -114,8 +114,8 @@ impl At {
 /// Resolves to an existing object.
 ///
 /// # Errors
-/// As path_resolution(7): `ENOENT`, `ENOTDIR`, `EACCES`, `ELOOP`, `ENAMETOOLONG`, `EXDEV`; `EROFS`
-/// instead of `EACCES` for a denied write.
+/// As path_resolution(7): `ENOENT`, also for a name outside the visible trees; `ENOTDIR`, `EACCES`, `ELOOP`,
+/// `ENAMETOOLONG`, `EXDEV`; `EROFS` for a denied write.
 pub fn find(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Found, Errno> {
     match walk(cx, request)? {
         Walked::Found(found) => Ok(found),
@@ -589,7 +589,8 @@ impl Walker<'_, '_> {
             return Ok(Step::Absent);
         }
         let (errno, remedy) = match self.request.intent {
-            Intent::Read => (Errno::EACCES, Remedy::HiddenTree),
+            // As if it were not there: a program goes on without a setting that it cannot see.
+            Intent::Read => (Errno::ENOENT, Remedy::HiddenTree),
             Intent::Write => (Errno::EROFS, Remedy::ReadOnlyTree),
         };
         let what = if self.links > 0 {
