@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kvmlet
-from e2e.oracle import HW, sized
-from e2e.service import native_answers
+from e2e.oracle import HW, repeated, sized
+from e2e.service import HostState, native_answers
 
 if TYPE_CHECKING:
     import pathlib
@@ -51,3 +51,24 @@ def test_requests_in_turn(snapshot: kvmlet.Snapshot, guests: pathlib.Path) -> No
             answers = [fork.request(request, timeout=LIMIT_S) for request in REQUESTS]
             assert answers == native
             fork.reset()
+
+
+@pytest.mark.timeout(1200)
+def test_many_requests(snapshot: kvmlet.Snapshot, guests: pathlib.Path) -> None:
+    """The last one meets the state of the first, and nothing has grown."""
+    native = {
+        request: native_answers(["./family"], cwd=guests, messages=[request])
+        for request in REQUESTS
+    }
+    rounds = repeated(10_000, 8, short=100)
+    with snapshot.fork() as fork:
+        before = None
+        for number in range(rounds):
+            request = REQUESTS[number % len(REQUESTS)]
+            assert [fork.request(request, timeout=LIMIT_S)] == native[request], (number, request)
+            fork.reset()
+            if number == rounds // 10:
+                before = HostState.now()
+        after = HostState.now()
+    assert before is not None
+    after.check_growth(before, most_bytes=8 << 20)

@@ -1,4 +1,4 @@
-// A server of several processes that exist when it is frozen: two workers that answer through pipes, a child that
+// A server of several processes that exist when it is frozen: eight workers that answer through pipes, a child that
 // is stopped, and one that has ended and not been waited for. Requests fork, execute, kill and leave behind.
 #include "service.h"
 
@@ -7,7 +7,7 @@
 
 #define PAGE 4096
 #define PAGES 300
-#define WORKERS 2
+#define WORKERS 8
 
 static struct worker {
     pid_t pid;
