@@ -68,6 +68,7 @@ def run(
     streams: Inherited | None,
     timeout_s: float | None,
     memory_bytes: int,
+    processes_max: int,
     output_limit_bytes: int,
     trace: bool,
     calls: str,
@@ -112,6 +113,7 @@ class Sandbox:
         input: bytes,
         readable: list[bytes],
         memory_bytes: int,
+        processes_max: int,
         output_limit_bytes: int,
         calls: str,
     ) -> Sandbox:

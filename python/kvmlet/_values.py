@@ -6,6 +6,7 @@ from kvmlet.errors import UsageError
 
 DEFAULT_MEMORY_BYTES = 512 << 20
 OUTPUT_LIMIT_BYTES = 16 << 20
+DEFAULT_MAX_PROCS = 256
 # The first is the default.
 CALLS = ("auto", "exit", "poll")
 
@@ -13,6 +14,7 @@ CALLS = ("auto", "exit", "poll")
 # tests/e2e/test_limits.py compares the two.
 MIN_MEMORY_BYTES = 4 << 20
 MAX_MEMORY_BYTES = 1 << 40
+MOST_MAX_PROCS = 1024
 # Far beyond any run, and far below where nanoseconds overflow 64 bits.
 MAX_TIMEOUT_S = 1e9
 
@@ -39,6 +41,18 @@ def _split(text: str) -> tuple[str, str] | None:
 def _quote(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 2 * _MAX_CHARS else text[: 2 * _MAX_CHARS] + "..."
+
+
+def parse_count(value: int | str, name: str) -> int:
+    """A number of processes, from 1 to 1,024; `name` as in `parse_size`. Raises UsageError."""
+    remedy = f"give a number from 1 to {MOST_MAX_PROCS}"
+    if isinstance(value, str) and len(value) <= _MAX_CHARS and value.isascii() and value.isdigit():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name}: {_quote(value)} is not a number", remedy=remedy)
+    if not 1 <= value <= MOST_MAX_PROCS:
+        raise UsageError(f"{name}: {value} is out of range", remedy=remedy)
+    return value
 
 
 def parse_size(value: int | str, name: str) -> int:

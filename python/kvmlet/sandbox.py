@@ -22,7 +22,14 @@ from kvmlet._extension import result_of, translated
 from kvmlet._launch import guest_argv, guest_cwd, guest_env, guest_modules, input_bytes
 from kvmlet._result import Denial, Event, Result, ending_text
 from kvmlet._run import run
-from kvmlet._values import DEFAULT_MEMORY_BYTES, OUTPUT_LIMIT_BYTES, parse_duration, parse_size
+from kvmlet._values import (
+    DEFAULT_MAX_PROCS,
+    DEFAULT_MEMORY_BYTES,
+    OUTPUT_LIMIT_BYTES,
+    parse_count,
+    parse_duration,
+    parse_size,
+)
 from kvmlet.errors import KvmletError, SandboxBusy, SandboxEnded, UsageError, from_native
 
 if TYPE_CHECKING:
@@ -75,6 +82,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         memory: int | str = DEFAULT_MEMORY_BYTES,
+        max_procs: int = DEFAULT_MAX_PROCS,
         input: bytes | str | None = None,
         calls: str | None = None,
     ) -> None:
@@ -88,7 +96,16 @@ class Sandbox:
         Raises UsageError, ProgramNotFound, ProgramNotExecutable, KvmUnavailable, HostError,
         InternalError.
         """
-        self._start(argv, env=env, cwd=cwd, memory=memory, input=input, readable=[], calls=calls)
+        self._start(
+            argv,
+            env=env,
+            cwd=cwd,
+            memory=memory,
+            max_procs=max_procs,
+            input=input,
+            readable=[],
+            calls=calls,
+        )
 
     def _start(
         self,
@@ -97,6 +114,7 @@ class Sandbox:
         env: Mapping[str, str] | None,
         cwd: str | os.PathLike[str] | None,
         memory: int | str,
+        max_procs: int = DEFAULT_MAX_PROCS,
         input: bytes | str | None,
         readable: list[bytes],
         calls: str | None,
@@ -104,6 +122,7 @@ class Sandbox:
         words = guest_argv(argv)
         data = input_bytes(input)
         memory_bytes = parse_size(memory, "memory")
+        processes_max = parse_count(max_procs, "max_procs")
         mode = calls_mode(calls, stacklevel=4)
         guest_environment = dict(guest_env(env))
         module = os.fsencode(guest_modules())
@@ -118,6 +137,7 @@ class Sandbox:
             input=data or b"",
             readable=[module, *readable],
             memory_bytes=memory_bytes,
+            processes_max=processes_max,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
             calls=mode,
         )

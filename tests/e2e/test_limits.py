@@ -16,7 +16,7 @@ import kvmlet
 from e2e.oracle import ENV, HANG_S, HW, in_vm, kvmlet_argv, repeated, sized
 from e2e.service import TASKS, tasks
 from kvmlet import _native
-from kvmlet._values import MAX_MEMORY_BYTES, MIN_MEMORY_BYTES
+from kvmlet._values import MAX_MEMORY_BYTES, MIN_MEMORY_BYTES, MOST_MAX_PROCS
 
 pytestmark = pytest.mark.usefixtures("vm")
 
@@ -191,8 +191,8 @@ def test_python_memory_limit(guests: pathlib.Path) -> None:
     assert any("--memory" in line for line in run.own_lines)
 
 
-def test_the_bounds_of_memory_are_those_of_the_engine(guests: pathlib.Path) -> None:
-    def start(memory_bytes: int) -> None:
+def test_the_bounds_are_those_of_the_engine(guests: pathlib.Path) -> None:
+    def start(memory_bytes: int, processes_max: int = 1) -> None:
         _native.Sandbox.start(
             [b"./hello-static"],
             env=[],
@@ -200,6 +200,7 @@ def test_the_bounds_of_memory_are_those_of_the_engine(guests: pathlib.Path) -> N
             input=b"",
             readable=[],
             memory_bytes=memory_bytes,
+            processes_max=processes_max,
             output_limit_bytes=1 << 20,
             calls="exit",
         ).close()
@@ -207,7 +208,10 @@ def test_the_bounds_of_memory_are_those_of_the_engine(guests: pathlib.Path) -> N
     for outside in (MIN_MEMORY_BYTES - 1, MAX_MEMORY_BYTES + 1):
         with pytest.raises(_native.NativeError, match="out of range"):
             start(outside)
-    start(MAX_MEMORY_BYTES)
+    for none in (0, MOST_MAX_PROCS + 1):
+        with pytest.raises(_native.NativeError, match="out of range"):
+            start(MIN_MEMORY_BYTES, none)
+    start(MAX_MEMORY_BYTES, MOST_MAX_PROCS)
     # With the least, programs run.
     for argv in (["./hello-static"], ["true"]):
         assert kvmlet.run(argv, cwd=guests, memory=MIN_MEMORY_BYTES).exit_code == 0

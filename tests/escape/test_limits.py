@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import HW, LONG, repeated
+import kvmlet
+from e2e.oracle import HW, LONG, in_vm, repeated
 from escape.bounded import Run, bounded
 
 if TYPE_CHECKING:
@@ -92,6 +93,17 @@ def test_broods(hostile: pathlib.Path, name: str) -> None:
     assert run.status in BROODS[name], run.said
     if run.status == 0:
         assert run.stdout.endswith(b"done\n") or name == "war", run.said
+
+
+@pytest.mark.usefixtures("vm")
+def test_the_number_of_processes_has_a_limit(hostile: pathlib.Path) -> None:
+    run = in_vm(["./brood", "zombies"], cwd=hostile, options=["--max-procs", "10"])
+    assert run.status == 0
+    assert b"zombies: 9, then EAGAIN" in run.guest_stderr
+    result = kvmlet.run(["./brood", "zombies"], cwd=hostile, max_procs=5)
+    assert result.exit_code == 0
+    assert b"zombies: 4, then EAGAIN" in result.stderr
+    assert any("--max-procs" in event.detail for event in result.events), result.events
 
 
 HOARDS = {

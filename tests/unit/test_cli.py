@@ -82,6 +82,7 @@ def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch
         "input": None,
         "timeout_s": 1.5,
         "memory_bytes": 64 << 20,
+        "processes_max": 256,
         "output_limit_bytes": 16 << 20,
         "trace": False,
         "calls": "auto",
@@ -284,6 +285,10 @@ def test_an_ending_without_a_status_is_our_fault(native: FakeNative, capfd: Capt
             "--memory: 'lots' is not a size; write e.g. 64m, 512M, 1g, 512MiB or a number of bytes",
         ),
         (["run", "--memory", "1m", "x"], "--memory: '1m' is too small; the least is 4m"),
+        (
+            ["run", "--max-procs", "none", "x"],
+            "--max-procs: 'none' is not a number; give a number from 1 to 1024",
+        ),
         (["run", "--memory", "2t", "x"], "--memory: '2t' is too large; the most is 1t"),
         (
             ["run", "--calls", "fast", "x"],

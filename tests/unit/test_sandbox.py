@@ -26,6 +26,7 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
         "streams": None,
         "timeout_s": None,
         "memory_bytes": 512 << 20,
+        "processes_max": 256,
         "output_limit_bytes": 16 << 20,
         "trace": False,
         "calls": "auto",

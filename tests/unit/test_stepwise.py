@@ -39,6 +39,7 @@ def test_start(native: FakeNative, tmp_path: pathlib.Path) -> None:
         "input": "ü".encode(),
         "readable": [environment[b"PYTHONPATH"]],
         "memory_bytes": 64 << 20,
+        "processes_max": 256,
         "output_limit_bytes": 16 << 20,
         "calls": "auto",
     }

@@ -13,6 +13,7 @@ from kvmlet._values import (
     format_duration,
     format_size,
     parse_calls,
+    parse_count,
     parse_duration,
     parse_size,
 )
@@ -81,6 +82,17 @@ def test_too_small(value: int | str) -> None:
 def test_too_large(value: int | str) -> None:
     with pytest.raises(UsageError, match=r"^memory: .* is too large; the most is 1t$"):
         parse_size(value, "memory")
+
+
+@pytest.mark.parametrize(("value", "count"), [(1, 1), ("256", 256), (1024, 1024)])
+def test_numbers_of_processes(value: int | str, count: int) -> None:
+    assert parse_count(value, "--max-procs") == count
+
+
+@pytest.mark.parametrize("value", [0, -1, 1025, "0", "-1", "1e3", "", "many", "9" * 40, True, 1.5])
+def test_what_is_no_number_of_processes(value: object) -> None:
+    with pytest.raises(UsageError, match=r"--max-procs: .*; give a number from 1 to 1024"):
+        parse_count(value, "--max-procs")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [True, 1.5, None, b"64m", ["64m"]])

@@ -17,6 +17,8 @@ use crate::{EngineError, Program, Streams, Trace, vm};
 const MEMORY_MIN_BYTES: u64 = 4 << 20;
 /// Largest memory limit: what the guest-physical layout has room for.
 const MEMORY_MAX_BYTES: u64 = 1 << 40;
+/// Each has a thread, and there are no more threads.
+const PROCESSES_MOST: usize = kvmlet_linux::THREADS_MAX;
 
 /// Builds everything up to the program's first instruction. Out of descriptors, the limit on them is
 /// raised as far as it may be.
@@ -35,6 +37,12 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
             program.memory_bytes
         )));
     }
+    if !(1..=PROCESSES_MOST).contains(&program.processes_max) {
+        return Err(EngineError::BadArgument(format!(
+            "a limit of {} processes is out of range: give between 1 and {PROCESSES_MOST}",
+            program.processes_max
+        )));
+    }
     let (bound, pages, vdso) = vm::make(program.memory_bytes)?;
     let setup = Setup {
         pages,
@@ -48,7 +56,7 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
     let host = make_host(program)?;
     let cwd = Dir::Path(Arc::from(program.cwd.as_slice()));
     let mut sandbox = Sandbox::new(bound, host, &setup, started_ns, |host, memory| {
-        first_kernel(cwd, host, memory)
+        first_kernel(cwd, program, host, memory)
     })?;
     load(program, &mut sandbox.personality)?;
     sandbox.write_constants()?;
@@ -71,7 +79,12 @@ fn make_host(program: &Program) -> Result<Host, EngineError> {
     Ok(host)
 }
 
-fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kernel, EngineError> {
+fn first_kernel(
+    cwd: Dir,
+    program: &Program,
+    host: &Host,
+    memory: &mut GuestMemory,
+) -> Result<Kernel, EngineError> {
     let ids = Ids {
         uid: host.credentials.uid,
         gid: host.credentials.gid,
@@ -79,7 +92,12 @@ fn first_kernel(cwd: Dir, host: &Host, memory: &mut GuestMemory) -> Result<Kerne
     let tmpfs = kvmlet_linux::new_tmpfs(host, memory).map_err(|errno| {
         EngineError::BadArgument(format!("the memory limit is too small: {errno}"))
     })?;
-    Ok(Kernel::new(NewKernel { cwd, ids, tmpfs }))
+    Ok(Kernel::new(NewKernel {
+        cwd,
+        ids,
+        tmpfs,
+        processes_max: program.processes_max,
+    }))
 }
 
 /// Opens the program's standard streams, finds its file, and puts it where its first thread starts.

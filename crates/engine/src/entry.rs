@@ -252,6 +252,7 @@ mod tests {
             },
             timeout: None,
             memory_bytes: 64 << 20,
+            processes_max: 256,
             trace: Trace::Off,
             calls: Calls::Exit,
         };

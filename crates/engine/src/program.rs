@@ -48,6 +48,8 @@ pub struct Program {
     pub timeout: Option<Duration>,
     /// Memory limit in bytes.
     pub memory_bytes: u64,
+    /// Processes at most, with those that have not been waited for.
+    pub processes_max: usize,
     /// Trace.
     pub trace: Trace,
     /// The way that its system calls travel; forks of a snapshot inherit it.

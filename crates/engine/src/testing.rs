@@ -47,6 +47,7 @@ pub(crate) fn program(directory: &str, name: &str, args: &[&str]) -> Program {
         },
         timeout: None,
         memory_bytes: 256 << 20,
+        processes_max: 256,
         trace: Trace::Off,
         calls: Calls::default(),
     }

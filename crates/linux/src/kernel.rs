@@ -51,6 +51,8 @@ pub struct Kernel {
     pub next_file: u64,
     /// [`Process::birth`] of the next process.
     pub next_birth: u64,
+    /// Processes at most, with those that have not been waited for.
+    pub processes_max: usize,
     /// Next thread or process id.
     pub next_tid: i32,
     /// The in-memory tree mounted at /tmp.
@@ -99,6 +101,8 @@ pub struct NewKernel {
     pub ids: Ids,
     /// The in-memory tree.
     pub tmpfs: TmpFs,
+    /// Processes at most.
+    pub processes_max: usize,
 }
 
 impl Kernel {
@@ -120,6 +124,7 @@ impl Kernel {
             next_birth: 1,
             next_tid: Tid::FIRST.0.saturating_add(1),
             tmpfs: new.tmpfs,
+            processes_max: new.processes_max,
             pipes: Pipes::default(),
             objects: Objects::default(),
             locks: Locks::default(),

@@ -65,6 +65,7 @@ pub use sched::Call;
 pub use signal::signo::SIGBUS;
 pub use symbols::SymbolError;
 pub use syscalls::table;
+pub use task::fork::THREADS_MAX;
 pub use vfs::stdio::{StdStream, set_up as set_up_streams};
 pub use vfs::{Dir, new_tmpfs};
 

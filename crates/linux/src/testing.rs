@@ -138,7 +138,12 @@ impl Sandbox {
             gid: host.credentials.gid,
         };
         let cwd = dir;
-        let mut kernel = Kernel::new(NewKernel { cwd, ids, tmpfs });
+        let mut kernel = Kernel::new(NewKernel {
+            cwd,
+            ids,
+            tmpfs,
+            processes_max: 256,
+        });
         // The thread makes calls: it is not in the queue.
         kernel.sched = Sched::default();
         let process = kernel.processes.get_mut(&PID).unwrap();

@@ -209,7 +209,7 @@ impl Owner for PythonOwner {
 
 /// Runs a program in its own VM; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, memory_bytes, output_limit_bytes, trace, calls))]
+#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, memory_bytes, processes_max, output_limit_bytes, trace, calls))]
 #[allow(clippy::too_many_arguments)] // the keywords of one Python call
 fn run(
     py: Python<'_>,
@@ -220,6 +220,7 @@ fn run(
     streams: Option<&Inherited>,
     timeout_s: Option<f64>,
     memory_bytes: u64,
+    processes_max: usize,
     output_limit_bytes: u64,
     trace: bool,
     calls: &str,
@@ -242,6 +243,7 @@ fn run(
         streams,
         timeout,
         memory_bytes,
+        processes_max,
         trace,
         calls,
     };

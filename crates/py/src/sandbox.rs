@@ -161,7 +161,7 @@ type Written<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 #[pymethods]
 impl Sandbox {
     #[staticmethod]
-    #[pyo3(signature = (argv, *, env, cwd, input, readable, memory_bytes, output_limit_bytes, calls))]
+    #[pyo3(signature = (argv, *, env, cwd, input, readable, memory_bytes, processes_max, output_limit_bytes, calls))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn start(
         py: Python<'_>,
@@ -171,6 +171,7 @@ impl Sandbox {
         input: Vec<u8>,
         readable: Vec<Vec<u8>>,
         memory_bytes: u64,
+        processes_max: usize,
         output_limit_bytes: u64,
         calls: &str,
     ) -> PyResult<Self> {
@@ -188,6 +189,7 @@ impl Sandbox {
             },
             timeout: None,
             memory_bytes,
+            processes_max,
             trace: Trace::Off,
             calls,
         };

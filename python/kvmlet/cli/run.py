@@ -8,11 +8,13 @@ view of the file system.
 from kvmlet import _native
 from kvmlet._launch import guest_argv, guest_cwd, guest_env
 from kvmlet._values import (
+    DEFAULT_MAX_PROCS,
     DEFAULT_MEMORY_BYTES,
     OUTPUT_LIMIT_BYTES,
     format_duration,
     format_size,
     parse_calls,
+    parse_count,
     parse_duration,
     parse_size,
 )
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 # More would bury the program's own output.
 _MAX_LINES = 5
 
-_OPTIONS_WITH_VALUE = ("--timeout", "--memory", "--calls")
+_OPTIONS_WITH_VALUE = ("--timeout", "--memory", "--max-procs", "--calls")
 
 _DESCRIPTION = """\
 Run CMD in a virtual machine of its own. It may read /usr, /bin, /sbin, /lib*, the current
@@ -64,6 +66,7 @@ def main(words: list[str]) -> int:
     memory_bytes = (
         DEFAULT_MEMORY_BYTES if options.memory is None else parse_size(options.memory, "--memory")
     )
+    processes_max = parse_count(options.max_procs, "--max-procs")
     calls = parse_calls(options.calls, "--calls")
     if not program:
         raise UsageError(
@@ -96,6 +99,7 @@ def main(words: list[str]) -> int:
             streams=streams,
             timeout_s=timeout_s,
             memory_bytes=memory_bytes,
+            processes_max=processes_max,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
             trace=options.trace,
             calls=calls,
@@ -131,8 +135,8 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
 def _parser() -> Parser:
     parser = Parser(
         prog="kvmlet run",
-        usage="kvmlet run [--timeout 30s] [--memory 512m] [--calls auto] [--trace] "
-        "[--stats[=json]] [--] CMD ARG...",
+        usage="kvmlet run [--timeout 30s] [--memory 512m] [--max-procs 256] [--calls auto] "
+        "[--trace] [--stats[=json]] [--] CMD ARG...",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
@@ -143,6 +147,12 @@ def _parser() -> Parser:
         "--memory",
         metavar="SIZE",
         help=f"most memory CMD may use: 64m, 1g or bytes (default {DEFAULT_MEMORY_BYTES >> 20}m)",
+    )
+    parser.add_argument(
+        "--max-procs",
+        metavar="N",
+        default=DEFAULT_MAX_PROCS,
+        help=f"most processes CMD may have (default {DEFAULT_MAX_PROCS})",
     )
     parser.add_argument(
         "--calls",

@@ -42,6 +42,7 @@ impl Guest {
             cwd: vfs::Dir::Path(Arc::from(&b"/usr"[..])),
             ids: Ids { uid: 0, gid: 0 },
             tmpfs: vfs::new_tmpfs(&host, &mut memory).unwrap(),
+            processes_max: 1,
         });
         // The thread makes calls: it is not in the queue.
         kernel.sched = Sched::default();

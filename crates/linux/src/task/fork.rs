@@ -1,5 +1,7 @@
 //! New processes (fork(2), vfork(2), clone(2) without CLONE_THREAD).
 
+use std::collections::BTreeSet;
+
 use kvmlet_abi::linux::sched::{
     CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_DETACHED, CLONE_IO,
     CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME,
@@ -11,15 +13,13 @@ use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
 use crate::fd::{self, OpenFlags};
-use crate::kernel::{Job, Kernel, Kin, Pid, Process, ProcessRef, Thread, Tid};
+use crate::kernel::{Job, Kernel, Pid, Process, ProcessRef, Thread, Tid};
 use crate::mm;
 use crate::outcome::{Outcome, Resume, Wait, WaitOn};
 use crate::rlimit::{self, Resource};
 use crate::signal::{SigState, ThreadSignals};
 use crate::vfs::{Dir, pidfd};
 
-/// Processes of a sandbox at most, zombies among them.
-pub const PROCESSES_MAX: usize = 256;
 /// Threads of a sandbox at most.
 pub const THREADS_MAX: usize = 1024;
 /// Highest id, as pid_max of a small machine.
@@ -180,10 +180,10 @@ fn check_limits(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .len()
         .saturating_add(cx.kernel.zombies.len());
     let threads = cx.kernel.threads.len();
-    if processes >= PROCESSES_MAX {
-        cx.host
-            .report
-            .unsupported("clone", format!("more than {PROCESSES_MAX} processes"));
+    let most = cx.kernel.processes_max;
+    if processes >= most {
+        let what = format!("more than {most} processes; --max-procs allows more");
+        cx.host.report.unsupported("clone", what);
         return Err(Errno::EAGAIN);
     }
     // Linux differs: root's threads count too.
@@ -253,17 +253,19 @@ impl Thread {
 /// # Errors
 /// `EAGAIN` if there is none.
 pub fn allocate_tid(kernel: &mut Kernel) -> Result<Tid, Errno> {
-    for _ in 0..=2 * (THREADS_MAX + PROCESSES_MAX) {
+    let kin = kernel
+        .kin()
+        .flat_map(|one| [one.pid.0, one.pgid.0, one.sid.0]);
+    let threads = kernel.threads.keys().map(|tid| tid.0);
+    let used: BTreeSet<i32> = kin.chain(threads).collect();
+    for _ in 0..=used.len() {
         let tid = Tid(kernel.next_tid);
         kernel.next_tid = if tid.0 >= TID_MAX {
             Pid::FIRST.0
         } else {
             tid.0.saturating_add(1)
         };
-        let pid = Pid(tid.0);
-        let has_it = |one: Kin| [one.pid, one.pgid, one.sid].contains(&pid);
-        let is_used = kernel.threads.contains_key(&tid) || kernel.kin().any(has_it);
-        if !is_used {
+        if !used.contains(&tid.0) {
             return Ok(tid);
         }
     }
