@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
     from e2e.oracle import Oracle
 
-pytestmark = [
-    pytest.mark.poll,
-    pytest.mark.skipif(HW, reason="the emulated machine runs our own guests"),
-]
+pytestmark = pytest.mark.skipif(HW, reason="the emulated machine runs our own guests")
 
 SCRIPTS = {
     "pipeline": "seq 1 1000 | grep 7 | sort -rn | head -5 | tr 7 x",
@@ -126,7 +123,14 @@ EOF
 }
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+IN_EACH_WAY = {"pipeline", "coprocess", "background", "stopped-job", "perl"}
+"""Those that are repeated with calls by exit and polled."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.poll] * (name in IN_EACH_WAY)) for name in SCRIPTS],
+)
 def test_scripts(oracle: Oracle, guests: pathlib.Path, name: str) -> None:
     oracle.compare(["bash", "-c", f"{SCRIPTS[name]}\nexit 0"], cwd=guests)
 

@@ -55,7 +55,7 @@ ON_HW = {"sparse-2mib", "threads", "spinning-threads", "robust-list", "file-maps
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("name", [name for name in HOGS if not HW or name in ON_HW])
 def test_hog(hostile: pathlib.Path, name: str) -> None:
-    run = bounded(["./hog", *HOGS[name]], cwd=hostile, timeout_s=20 if LONG or HW else 5)
+    run = bounded(["./hog", *HOGS[name]], cwd=hostile, timeout_s=20 if LONG or HW else 3)
     # By itself, or by the limits of memory and time. Never by a signal: it did nothing wrong.
     assert run.status in (0, 124, 137), run.said
     if run.status == 0:
@@ -89,7 +89,7 @@ BROODS_ON_HW = {"zombies", "parked-chain", "heavy", "threads"}
 @pytest.mark.usefixtures("vm")
 @pytest.mark.parametrize("name", [name for name in BROODS if not HW or name in BROODS_ON_HW])
 def test_broods(hostile: pathlib.Path, name: str) -> None:
-    run = bounded(["./brood", name], cwd=hostile, timeout_s=60 if HW else 3)
+    run = bounded(["./brood", name], cwd=hostile, timeout_s=60 if HW else 2)
     assert run.status in BROODS[name], run.said
     if run.status == 0:
         assert run.stdout.endswith(b"done\n") or name == "war", run.said
