@@ -1,6 +1,8 @@
 /* Processes: fork, vfork, execve in a child, wait, groups, sessions, signals between processes. */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
@@ -328,6 +330,40 @@ static void deadlock(void) {
     close(fd);
 }
 
+struct locks {
+    pthread_mutex_t of_other, of_caller;
+    sem_t locked;
+};
+
+static void *lock_and_stay(void *at) {
+    struct locks *locks = at;
+    NEED(pthread_mutex_lock(&locks->of_other) == 0 && sem_post(&locks->locked) == 0);
+    for (;;) pause();
+    return 0;
+}
+
+/* What threads hold when one of them executes another program is given up, as at their end. */
+static void held_at_exec(const char *self) {
+    struct locks *locks = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pthread_mutexattr_t attributes;
+    NEED(locks != MAP_FAILED && pthread_mutexattr_init(&attributes) == 0);
+    NEED(pthread_mutexattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED) == 0);
+    NEED(pthread_mutexattr_setrobust(&attributes, PTHREAD_MUTEX_ROBUST) == 0);
+    NEED(pthread_mutex_init(&locks->of_other, &attributes) == 0 && pthread_mutex_init(&locks->of_caller, &attributes) == 0);
+    NEED(sem_init(&locks->locked, 1, 0) == 0);
+    pid_t child = fork();
+    if (!child) {
+        pthread_t other;
+        NEED(pthread_create(&other, 0, lock_and_stay, locks) == 0 && pthread_mutex_lock(&locks->of_caller) == 0);
+        while (sem_wait(&locks->locked) != 0) {}
+        execl(self, self, "child", "held", (char *)0);
+        _exit(127);
+    }
+    say_status("held", reap(child));
+    printf("held: %d %d\n", pthread_mutex_lock(&locks->of_other) == EOWNERDEAD, pthread_mutex_lock(&locks->of_caller) == EOWNERDEAD);
+    NEED(munmap(locks, PAGE) == 0);
+}
+
 static void many(void) {
     enum { COUNT = 60 };
     int sum = 0, status;
@@ -359,6 +395,7 @@ int main(int argc, char **argv) {
     files();
     fifos();
     deadlock();
+    held_at_exec(argv[0]);
     many();
     return 0;
 }

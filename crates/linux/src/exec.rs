@@ -453,7 +453,13 @@ fn become_leader(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .filter(|thread| thread.pid == pid && thread.tid != cx.tid)
         .map(|thread| thread.tid)
         .collect();
+    // Each leaves its futexes as at its end, while the old memory is there.
+    task::robust::thread_exit(cx);
+    let caller = cx.tid;
     for tid in others {
+        cx.tid = tid;
+        task::robust::thread_exit(cx);
+        cx.tid = caller;
         task::exit::take_out(cx, tid);
     }
     if cx.tid != leader {
