@@ -28,6 +28,8 @@ mod fake_cpu;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
+mod fork_model;
+#[cfg(test)]
 mod fork_model_tests;
 #[cfg(test)]
 mod model_tests;
