@@ -1,6 +1,7 @@
 //! Signals (asm/signal.h, asm-generic/siginfo.h).
 
 pub const SIGHUP: u8 = 1;
+pub const SIGINT: u8 = 2;
 pub const SIGQUIT: u8 = 3;
 pub const SIGILL: u8 = 4;
 pub const SIGTRAP: u8 = 5;
