@@ -10,6 +10,8 @@ use crate::listing::Listing;
 pub enum HostKind {
     /// A regular file, open for reading.
     File,
+    /// A regular file of a tree that may be changed, open for writing.
+    WritableFile,
     /// A directory, open for reading.
     Directory,
     /// Anything, opened as a mere location (O_PATH).

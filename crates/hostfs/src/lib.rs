@@ -20,7 +20,9 @@
 )]
 
 pub mod attr;
+pub mod change;
 mod credentials;
+mod directories;
 mod error;
 mod file;
 mod handle;
@@ -36,10 +38,13 @@ pub mod terminal;
 mod testing;
 
 pub use credentials::{Credentials, Enforcement, caller, check_mode};
+pub use directories::Directories;
 pub use file::{HostFile, HostKind};
 pub use handle::{Handle, attr_in, locate_in};
 pub use hostfd::{HostFd, OpenFiles};
 pub use listing::{Listing, list};
 pub use lookup_cache::LookupCache;
-pub use object::{attr_of, birth_time, file_system, is_kernel_file, is_same, read_at, read_link};
+pub use object::{
+    Shown, attr_of, birth_time, file_system, is_kernel_file, is_same, read_at, read_link,
+};
 pub use roots::{Lookup, PATH_MAX, Roots, working_directory};

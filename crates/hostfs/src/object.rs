@@ -10,7 +10,7 @@ use crate::attr::{Attr, FileTime};
 use crate::error::errno;
 
 /// File systems of the kernel's own (statfs(2), linux/magic.h).
-const KERNEL_FILE_SYSTEMS: [i64; 14] = [
+const KERNEL_FILE_SYSTEMS: [i64; 19] = [
     0x9fa0,      // proc
     0x6265_6572, // sysfs
     0x6462_6720, // debugfs
@@ -25,6 +25,11 @@ const KERNEL_FILE_SYSTEMS: [i64; 14] = [
     0xf97c_ff8c, // selinuxfs
     0x4249_4e4d, // binfmt_misc
     0x6e73_6673, // nsfs
+    0x6e66_7364, // nfsd
+    0x6759_6969, // rpc_pipefs
+    0x6573_5543, // fusectl
+    0x4341_5d53, // smackfs
+    0x0765_5821, // resctrl
 ];
 
 /// The attributes of an open host object.
@@ -124,14 +129,27 @@ pub fn read_at(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> Result<usize,
     Ok(done)
 }
 
+/// Says if a program may change what it sees of a file system.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shown {
+    /// It may only read it.
+    ReadOnly,
+    /// It may change it as far as the host lets it.
+    AsMounted,
+}
+
 /// Free space and such of the file system that `fd` is on.
 ///
 /// # Errors
 /// The host's.
-pub fn file_system(fd: BorrowedFd<'_>) -> Result<Statfs, Errno> {
+pub fn file_system(fd: BorrowedFd<'_>, shown: Shown) -> Result<Statfs, Errno> {
     const ST_RDONLY: i64 = 1;
     const ST_VALID: i64 = 0x20;
     let found = rustix::fs::fstatfs(fd).map_err(errno)?;
+    let read_only = match shown {
+        Shown::ReadOnly => ST_RDONLY,
+        Shown::AsMounted => 0,
+    };
     Ok(Statfs {
         f_type: found.f_type,
         f_bsize: found.f_bsize,
@@ -142,7 +160,7 @@ pub fn file_system(fd: BorrowedFd<'_>) -> Result<Statfs, Errno> {
         f_ffree: found.f_ffree,
         f_namelen: found.f_namelen,
         f_frsize: found.f_frsize,
-        f_flags: found.f_flags | ST_RDONLY | ST_VALID,
+        f_flags: found.f_flags | read_only | ST_VALID,
         ..Statfs::default()
     })
 }

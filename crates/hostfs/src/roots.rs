@@ -10,6 +10,7 @@ use kvmlet_policy::{Policy, beneath};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::attr::{Attr, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG, S_IFSOCK};
+use crate::change::{self, WriteMode};
 use crate::credentials::{Credentials, check_mode};
 use crate::error::errno;
 use crate::handle::open_in;
@@ -33,8 +34,11 @@ pub enum Lookup {
 /// Directory descriptors that host paths are opened from.
 #[derive(Debug)]
 pub struct Roots {
-    /// Canonical path of each base and its descriptor, longest path first; the last is `/`.
+    /// Canonical path of each base, as the program sees it, and its descriptor, longest path first; the last
+    /// is `/`.
     bases: Vec<(Vec<u8>, Arc<HostFd>)>,
+    /// What is visible at another path than the host's and may be a file: that path, and the host's.
+    elsewhere: Vec<(Vec<u8>, Vec<u8>)>,
     lookup: Lookup,
 }
 
@@ -65,22 +69,29 @@ impl Roots {
         };
         let mut roots = Self {
             bases: vec![(b"/".to_vec(), Arc::new(base(root)?))],
+            elsewhere: Vec::new(),
             lookup,
         };
         let outside_etc = policy
-            .readable_trees()
-            .filter(|tree| !beneath(b"/etc", tree));
+            .mounts()
+            .map(|(path, mount)| (path, mount.host.as_slice()))
+            .filter(|(_, host)| !beneath(b"/etc", host));
         let mut opened = Vec::new();
-        for path in outside_etc.chain([b"/etc".as_slice()]) {
+        for (path, host) in outside_etc.chain([(b"/etc".as_slice(), b"/etc".as_slice())]) {
             // What is a symbolic link or a file, or does not exist, is opened from `/` when named.
-            let found = roots.open_at(path, LOCATION | OFlags::DIRECTORY);
+            let found = roots.open_at(host, LOCATION | OFlags::DIRECTORY);
             // What leads to the working directory may be private: as on Linux, who is there may stay.
-            let found = found.or_else(|error| open_here(path).ok_or(error));
+            let found = found.or_else(|error| open_here(host).ok_or(error));
             if let Ok(fd) = found {
                 opened.push((path.to_vec(), Arc::new(base(fd)?)));
             }
         }
         roots.bases.extend(opened);
+        let elsewhere = policy
+            .mounts()
+            .filter(|(path, mount)| *path != mount.host)
+            .map(|(path, mount)| (path.to_vec(), mount.host.clone()));
+        roots.elsewhere.extend(elsewhere);
         roots
             .bases
             .sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
@@ -99,11 +110,15 @@ impl Roots {
     /// `ELOOP` if a directory on the way is a symbolic link (or the object is, and `flags` lack
     /// O_PATH); otherwise the host's.
     fn open_at(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-        let (base, fd) = self
-            .bases
-            .iter()
-            .find(|(base, _)| beneath(base, path))
-            .ok_or(Errno::ENOENT)?;
+        let elsewhere = self.elsewhere.iter().find(|(at, _)| at == path);
+        let (path, base) = match elsewhere {
+            Some((_, host)) => (host.as_slice(), self.bases.last()),
+            None => {
+                let base = self.bases.iter().find(|(base, _)| beneath(base, path));
+                (path, base)
+            }
+        };
+        let (base, fd) = base.ok_or(Errno::ENOENT)?;
         let rest = path.get(base.len()..).unwrap_or_default();
         let rest = rest.strip_prefix(b"/").unwrap_or(rest);
         let rest = if rest.is_empty() {
@@ -163,6 +178,39 @@ impl Roots {
         match dir {
             Some(dir) => open_in(dir, path, flags),
             None => self.open_at(path, flags),
+        }
+    }
+
+    /// Opens the regular file at `path` for reading, for what it is, whoever may read it.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn open_file(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        // O_NONBLOCK: should a FIFO have taken its place, opening it must not wait.
+        self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
+    }
+
+    /// As [`change::open_to_change`], of the file that is itself visible at `path`.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn open_to_change(&self, path: &[u8], mode: WriteMode) -> Result<(OwnedFd, Attr), Errno> {
+        change::regular(self.open_at(path, mode.flags())?)
+    }
+
+    /// Opens the root of the tree at `path`, a directory or a file, for its attributes to be changed.
+    ///
+    /// # Errors
+    /// The host's; `ESTALE` for what could act when it is opened.
+    pub fn open_root(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+        let (_, attr) = self.locate(path)?;
+        if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
+            return Err(Errno::ESTALE);
+        }
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        match self.open_at(path, OFlags::RDONLY | flags) {
+            Err(Errno::EACCES) if !attr.is_dir() => self.open_at(path, OFlags::WRONLY | flags),
+            opened => opened,
         }
     }
 

@@ -77,6 +77,29 @@ impl Inherited {
         }
     }
 
+    /// True if a program that gets them is on the caller's terminal: both standard input and standard output are.
+    #[must_use]
+    pub fn has_console(&self) -> bool {
+        self.on_terminal().contains(&true)
+    }
+
+    /// The streams that are the caller's terminal, if both standard input and standard output are.
+    #[must_use]
+    pub fn on_terminal(&self) -> [bool; 3] {
+        let streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let device = |stream: &Result<Stream, Errno>| match stream {
+            Ok(Stream::Host {
+                fd,
+                kind: HostKind::Terminal,
+                ..
+            }) => attr_of(fd.as_fd()).ok().map(|attr| attr.rdev),
+            _ => None,
+        };
+        let [input, output, errors] = streams.each_ref().map(device);
+        let is_console = input.is_some() && input == output;
+        [is_console, is_console, is_console && errors == input]
+    }
+
     /// Writes to standard error, waits at most `wait` for room, and gives the number of bytes written.
     /// A terminal that nobody reads must not hold us up. Not stopped in the background either.
     ///
@@ -87,14 +110,14 @@ impl Inherited {
         let end = Instant::now() + wait;
         let mut done = 0usize;
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            let rest = rest.get(..PIPE_BUF).unwrap_or(rest);
+            let (rest, stands_for) = piece(fd, rest);
             let left = end.saturating_duration_since(Instant::now());
             if *waits && !has_room(fd, left) {
                 break;
             }
             let write = || rustix::io::write(fd, rest);
             match terminal::unstopped(fd.as_fd(), JobSignal::Output, write) {
-                Ok(count) => done = done.saturating_add(count),
+                Ok(count) => done = done.saturating_add(stands_for.unwrap_or(count)),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => {
                     has_room(fd, left.min(PAUSE));
@@ -121,6 +144,20 @@ impl Inherited {
 
 /// The longest that a write waits at a time.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// The next bytes to write, and the number of those that they stand for if that differs: a terminal that is raw
+/// does not go back to the start of a line by itself.
+fn piece<'a>(fd: &OwnedFd, rest: &'a [u8]) -> (&'a [u8], Option<usize>) {
+    let rest = rest.get(..PIPE_BUF).unwrap_or(rest);
+    if !terminal::get(fd.as_fd()).is_ok_and(|termios| termios.is_raw_output()) {
+        return (rest, None);
+    }
+    match rest.iter().position(|byte| *byte == b'\n') {
+        Some(0) => (b"\r\n", Some(1)),
+        Some(at) => (rest.get(..at).unwrap_or(rest), None),
+        None => (rest, None),
+    }
+}
 
 fn has_room(fd: &OwnedFd, wait: Duration) -> bool {
     let mut fds = [PollFd::new(fd, PollFlags::OUT)];

@@ -49,6 +49,43 @@ impl KernelTermios {
         self.c_lflag & LocalModes::TOSTOP.bits() != 0
     }
 
+    /// The same for a terminal that hands on each key as it is, and each byte that is written (cfmakeraw(3)).
+    #[must_use]
+    pub fn raw(&self) -> Self {
+        let input = InputModes::IGNBRK
+            | InputModes::BRKINT
+            | InputModes::PARMRK
+            | InputModes::ISTRIP
+            | InputModes::INLCR
+            | InputModes::IGNCR
+            | InputModes::ICRNL
+            | InputModes::IXON;
+        let local = LocalModes::ECHO
+            | LocalModes::ECHONL
+            | LocalModes::ICANON
+            | LocalModes::ISIG
+            | LocalModes::IEXTEN;
+        let mut raw = *self;
+        raw.c_iflag &= !input.bits();
+        raw.c_oflag &= !OutputModes::OPOST.bits();
+        raw.c_lflag &= !local.bits();
+        let [_, _, _, _, _, time, min, ..] = &mut raw.c_cc;
+        (*min, *time) = (1, 0);
+        raw
+    }
+
+    /// True if typed keys are shown.
+    #[must_use]
+    pub fn echoes(&self) -> bool {
+        self.c_lflag & LocalModes::ECHO.bits() != 0
+    }
+
+    /// True if a newline that is written becomes nothing else.
+    #[must_use]
+    pub fn is_raw_output(&self) -> bool {
+        self.c_oflag & OutputModes::OPOST.bits() == 0
+    }
+
     /// VMIN and VTIME: bytes, and tenths of a second.
     #[must_use]
     pub fn min_and_time(&self) -> (u8, u8) {
@@ -143,6 +180,12 @@ pub fn is_orphaned() -> bool {
     let session = |pid| rustix::process::getsid(pid).ok();
     let parent = rustix::process::getppid();
     parent.is_none_or(|parent| session(Some(parent)) != session(None))
+}
+
+/// Stops the job that this process is a part of, as Ctrl-Z does; this process handles the signal itself.
+pub fn stop_job() {
+    // There is always a group: our own.
+    let _ = rustix::process::kill_current_process_group(rustix::process::Signal::TSTP);
 }
 
 /// Uses a terminal without being stopped: who owns it has been looked at before, and only a change since

@@ -144,6 +144,13 @@ impl FrozenMemory {
 }
 
 impl GuestMemory {
+    /// Has each fork of this memory, once it is frozen, allocate `len_bytes` at most beyond what is frozen. Without it, a
+    /// fork may allocate as much as this memory may.
+    pub fn limit_forks(&mut self, len_bytes: u64) {
+        let raised_bytes = self.fork.as_ref().map_or(0, |fork| fork.charged_bytes);
+        self.limit_bytes = len_bytes.saturating_add(raised_bytes);
+    }
+
     /// Freezes this memory and the address spaces in it, of a program or of a fork. `charged_bytes`
     /// is what of [`GuestMemory::used_bytes`] a fork may take back with [`GuestMemory::uncharge`]:
     /// charged file mappings.

@@ -35,6 +35,7 @@ mod frames;
 #[deny(unsafe_code)]
 mod frozen;
 mod host;
+mod keep;
 #[deny(unsafe_code)]
 mod memory;
 #[deny(unsafe_code)]

@@ -1,0 +1,6 @@
+//! Frozen memory, forks of it, and resets.
+
+mod fixture;
+mod forks;
+mod resets;
+mod windows;
