@@ -5,17 +5,24 @@
 //! program's path to such a form is the caller's work. No rule here touches the host.
 #![forbid(unsafe_code)]
 
+pub mod net;
 mod path;
+mod protected;
 
 pub use path::{ancestors, beneath, file_name, is_canonical, is_name, join, parent};
+pub use protected::{Guard, guard_of, is_saved_set, makes_repository};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The tree a canonical path belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Place {
     /// A host file or directory that may be read.
     Readable,
+    /// A host tree that may be read, and changed in memory: the host's own stays as it is.
+    Overlay,
+    /// A host tree that may be read, and changed itself.
+    Writable,
     /// A directory that only leads to something visible: ours, listing [`Policy::children`].
     Leading,
     /// The memory file system.
@@ -26,6 +33,8 @@ pub enum Place {
     Dev,
     /// The system file system, ours.
     Sys,
+    /// A file of the host's settings in whose place there is one of ours.
+    Made,
     /// Everything else.
     Outside,
 }
@@ -34,6 +43,8 @@ pub enum Place {
 pub const TMP: &[u8] = b"/tmp";
 /// Mount point of the second tree of the memory file system (shm_open(3)).
 pub const SHM: &[u8] = b"/dev/shm";
+/// Mount point of the third tree of the memory file system, where a policy shows it ([`Policy::show_work`]).
+pub const WORK: &[u8] = b"/work";
 /// Mount point of the process file system.
 pub const PROC: &[u8] = b"/proc";
 /// Directory of the devices.
@@ -111,6 +122,12 @@ const ETC_NAMES: [&[u8]; 60] = [
     b"/etc/xml",
 ];
 
+/// Names of machines (hosts(5)): a program's own machine has only itself.
+pub const HOSTS: &[u8] = b"/etc/hosts";
+
+/// The servers that names are asked of (resolv.conf(5)): ours.
+pub const RESOLV_CONF: &[u8] = b"/etc/resolv.conf";
+
 /// Never readable, whatever else a policy says: password hashes (shadow(5)).
 const SECRETS: [&[u8]; 4] = [
     b"/etc/shadow",
@@ -130,19 +147,98 @@ pub enum PolicyError {
     Unsuitable(String),
 }
 
+/// The changes that a program may make in a host tree that it sees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MountMode {
+    /// None.
+    ReadOnly,
+    /// Any, kept in memory: the host's tree is only read.
+    Overlay,
+    /// Any but those of protected names ([`guard_of`]), made in the host's tree at once.
+    ReadWrite,
+}
+
+/// A host file or tree that a program sees.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mount {
+    /// Its canonical path on the host.
+    pub host: Vec<u8>,
+    /// The changes that the program may make.
+    pub mode: MountMode,
+}
+
 /// The rules in force.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Policy {
-    /// Canonical host paths readable as a whole, whatever they are; sorted.
-    readable: BTreeSet<Vec<u8>>,
+    /// The visible parts of the host, by the canonical path that the program sees it at.
+    mounts: BTreeMap<Vec<u8>, Mount>,
+    /// Paths that were named to be changed: protected names among them are not protected.
+    named: BTreeSet<Vec<u8>>,
+    /// The roots of trees of the memory file system, besides [`TMP`] and [`SHM`].
+    memory: BTreeSet<Vec<u8>>,
+    /// The hosts that may be reached.
+    net: net::Net,
+    /// Ports of the host that lead to the program's.
+    published: Vec<net::Published>,
 }
 
 impl Default for Policy {
     /// The system trees and the list from /etc; no working directory.
     fn default() -> Self {
         let names = SYSTEM_TREES.iter().chain(&ETC_NAMES);
+        let mount = |name: &&[u8]| (name.to_vec(), Mount::own(name, MountMode::ReadOnly));
         Self {
-            readable: names.map(|name| name.to_vec()).collect(),
+            mounts: names.map(mount).collect(),
+            named: BTreeSet::new(),
+            memory: BTreeSet::new(),
+            net: net::Net::default(),
+            published: Vec::new(),
+        }
+    }
+}
+
+/// True if a program may be let change the host tree at `path`, in memory or on the host.
+fn is_changeable(path: &[u8]) -> bool {
+    path != TMP && !SYSTEM_TREES.iter().any(|tree| beneath(tree, path))
+}
+
+impl Place {
+    /// The name that the library knows it by.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Readable => "readable",
+            Self::Overlay => "overlay",
+            Self::Writable => "writable",
+            Self::Leading => "leading",
+            Self::Tmp => "tmp",
+            Self::Proc => "proc",
+            Self::Dev => "dev",
+            Self::Sys => "sys",
+            Self::Made => "made",
+            Self::Outside => "outside",
+        }
+    }
+
+    /// True if it is a host tree, in whatever way it may be changed.
+    #[must_use]
+    pub fn is_of_host(self) -> bool {
+        matches!(self, Self::Readable | Self::Overlay | Self::Writable)
+    }
+
+    /// True if what is there is the host's own: changes, if there are any, are not in memory.
+    #[must_use]
+    pub fn is_on_host(self) -> bool {
+        matches!(self, Self::Readable | Self::Writable)
+    }
+}
+
+impl Mount {
+    /// A tree of the host at its own path.
+    fn own(path: &[u8], mode: MountMode) -> Self {
+        Self {
+            host: path.to_vec(),
+            mode,
         }
     }
 }
@@ -169,6 +265,118 @@ impl Policy {
         (policy, if visible { cwd } else { b"/" })
     }
 
+    /// Allows what a rule says to be reached ([`net::Net::allow`]).
+    ///
+    /// # Errors
+    /// [`net::NetError`]
+    pub fn allow_net(&mut self, rule: &str) -> Result<(), net::NetError> {
+        self.net.allow(rule)
+    }
+
+    /// Has a port of the host lead to one of the program's ([`net::Published::parse`]).
+    ///
+    /// # Errors
+    /// [`net::NetError`]
+    pub fn publish(&mut self, text: &str) -> Result<net::Published, net::NetError> {
+        let published = net::Published::parse(text)?;
+        self.published.push(published);
+        Ok(published)
+    }
+
+    /// Ports of the host that lead to the program's.
+    #[must_use]
+    pub fn published(&self) -> &[net::Published] {
+        &self.published
+    }
+
+    /// The hosts that may be reached.
+    #[must_use]
+    pub fn net(&self) -> &net::Net {
+        &self.net
+    }
+
+    /// Has a tree of the memory file system at [`WORK`].
+    pub fn show_work(&mut self) {
+        self.memory.insert(WORK.to_vec());
+    }
+
+    /// Has a tree of the memory file system, empty at the start, at `path`.
+    ///
+    /// # Errors
+    /// As [`Policy::allow_tree`]; also where a host tree begins.
+    pub fn show_memory(&mut self, path: &[u8]) -> Result<(), PolicyError> {
+        self.suitable(path)?;
+        if self.is_mount_point(path) {
+            let text = String::from_utf8_lossy(path).into_owned();
+            return Err(PolicyError::Unsuitable(text));
+        }
+        // What lies in /tmp is in memory anyway.
+        self.memory.insert(path.to_vec());
+        Ok(())
+    }
+
+    /// Makes the host file or tree at `host` visible at `path`, in the place of what is visible there.
+    ///
+    /// # Errors
+    /// As [`Policy::allow_tree`], of both; as [`Policy::overlay_tree`] if it may be changed; for /tmp itself.
+    pub fn bind_tree(
+        &mut self,
+        host: &[u8],
+        path: &[u8],
+        mode: MountMode,
+    ) -> Result<(), PolicyError> {
+        self.suitable(host)?;
+        self.suitable(path)?;
+        let unsuitable = |path: &[u8]| {
+            let text = String::from_utf8_lossy(path).into_owned();
+            Err(PolicyError::Unsuitable(text))
+        };
+        if self.is_secret(host) || mode != MountMode::ReadOnly && !is_changeable(host) {
+            return unsuitable(host);
+        }
+        if path == TMP || self.memory.contains(path) {
+            return unsuitable(path);
+        }
+        if mode == MountMode::ReadWrite {
+            self.named.insert(host.to_vec());
+        }
+        let host = host.to_vec();
+        self.mounts.insert(path.to_vec(), Mount { host, mode });
+        Ok(())
+    }
+
+    /// Where canonical `path`, which lies in a visible tree, is on the host.
+    fn on_host(&self, path: &[u8]) -> Vec<u8> {
+        match self.mount_of(path) {
+            Some((root, mount)) if root != mount.host => {
+                let rest = path.get(root.len()..).unwrap_or_default();
+                [&mount.host, rest].concat()
+            }
+            _ => path.to_vec(),
+        }
+    }
+
+    /// True if a tree that the host has elsewhere, or not at all, begins at canonical `path` or beneath it.
+    #[must_use]
+    pub fn makes(&self, path: &[u8]) -> bool {
+        let elsewhere = self.mounts().filter(|(root, mount)| *root != mount.host);
+        let memory = self.memory.iter().map(Vec::as_slice);
+        memory
+            .chain(elsewhere.map(|(root, _)| root))
+            .any(|root| beneath(path, root))
+    }
+
+    /// The root of the tree that canonical `path` lies in; `None` in the trees of our own.
+    #[must_use]
+    pub fn tree_of<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        ancestors(path).find(|part| self.mounts.contains_key(*part) || self.memory.contains(*part))
+    }
+
+    /// The trees of the memory file system, besides [`TMP`] and [`SHM`].
+    pub fn memory(&self) -> impl Iterator<Item = &[u8]> {
+        self.memory.iter().map(Vec::as_slice)
+    }
+
     /// Makes the host tree at `path` readable. A path already visible changes nothing; so does /tmp
     /// itself, which stays the memory file system.
     ///
@@ -176,20 +384,96 @@ impl Policy {
     /// [`PolicyError::NotCanonical`]; [`PolicyError::Unsuitable`] for `/`, /etc, /proc, /sys, /dev
     /// and what lies beneath these (except beneath /dev/shm and what is already visible).
     pub fn allow_tree(&mut self, path: &[u8]) -> Result<(), PolicyError> {
+        if is_canonical(path) && (path == TMP || self.shows_host(path)) {
+            return Ok(());
+        }
+        self.suitable(path)?;
+        let mount = Mount::own(path, MountMode::ReadOnly);
+        self.mounts.insert(path.to_vec(), mount);
+        Ok(())
+    }
+
+    /// Makes the host tree at `path` visible at its own path, changes to it being kept in memory. What is
+    /// visible of it already can be changed so too.
+    ///
+    /// # Errors
+    /// As [`Policy::allow_tree`]; also for /tmp and the trees of programs and libraries, and what lies
+    /// in them.
+    pub fn overlay_tree(&mut self, path: &[u8]) -> Result<(), PolicyError> {
+        self.suitable(path)?;
+        let text = || String::from_utf8_lossy(path).into_owned();
+        if !is_changeable(path) {
+            return Err(PolicyError::Unsuitable(text()));
+        }
+        // A tree in an overlay is part of it: there is one tree of changes, and renames work.
+        self.mounts.retain(|tree, _| !beneath(path, tree));
+        if self.classify(path) != Place::Overlay {
+            let mount = Mount::own(path, MountMode::Overlay);
+            self.mounts.insert(path.to_vec(), mount);
+        }
+        Ok(())
+    }
+
+    /// Makes the host tree at `path` visible at its own path, and lets the program change it. What is visible
+    /// of it already can be changed so too. A protected name in it cannot, unless it is named so itself.
+    ///
+    /// # Errors
+    /// As [`Policy::overlay_tree`].
+    pub fn write_tree(&mut self, path: &[u8]) -> Result<(), PolicyError> {
+        self.suitable(path)?;
+        if !is_changeable(path) || self.is_secret(path) {
+            let text = String::from_utf8_lossy(path).into_owned();
+            return Err(PolicyError::Unsuitable(text));
+        }
+        self.named.insert(path.to_vec());
+        self.mounts.retain(|tree, _| !beneath(path, tree));
+        if self.classify(path) != Place::Writable {
+            let mount = Mount::own(path, MountMode::ReadWrite);
+            self.mounts.insert(path.to_vec(), mount);
+        }
+        Ok(())
+    }
+
+    /// The protection of canonical `path` in a tree that may be changed. `exists` says if there is something at another
+    /// path that the program sees.
+    #[must_use]
+    pub fn guard_of(&self, path: &[u8], exists: impl FnMut(&[u8]) -> bool) -> Guard {
+        let host = self.on_host(path);
+        let is_named = |part: &[u8]| {
+            let mut named = self.named.iter();
+            named.any(|named| beneath(part, named) && beneath(named, &host))
+        };
+        let guard = protected::by_name(&host, is_named);
+        if guard.is_protected() {
+            return guard;
+        }
+        let is_named = |part: &[u8]| is_named(&self.on_host(part));
+        guard.max(protected::in_repository(path, exists, is_named))
+    }
+
+    /// As [`makes_repository`], of a path in a tree that may be changed; not of one that was named.
+    #[must_use]
+    pub fn makes_repository(&self, path: &[u8], exists: impl Fn(&[u8]) -> bool) -> bool {
+        makes_repository(path, &exists, &exists) && !self.named.contains(&self.on_host(path))
+    }
+
+    /// Refuses what would show kernel interfaces, secrets or everything.
+    fn suitable(&self, path: &[u8]) -> Result<(), PolicyError> {
         let text = || String::from_utf8_lossy(path).into_owned();
         if !is_canonical(path) {
             return Err(PolicyError::NotCanonical(text()));
-        }
-        if path == TMP || self.classify(path) == Place::Readable {
-            return Ok(());
         }
         let shared_memory = beneath(SHM, path) && path != SHM;
         let forbidden = [PROC, SYS, DEV, b"/etc".as_slice()];
         if path == b"/" || !shared_memory && forbidden.iter().any(|tree| beneath(tree, path)) {
             return Err(PolicyError::Unsuitable(text()));
         }
-        self.readable.insert(path.to_vec());
         Ok(())
+    }
+
+    /// True if `path` is one of the host's that is visible.
+    fn shows_host(&self, path: &[u8]) -> bool {
+        self.classify(path).is_of_host()
     }
 
     /// True if a readable directory has something at this canonical path that is not readable all the same.
@@ -204,8 +488,23 @@ impl Policy {
         if self.is_secret(path) {
             return Place::Outside;
         }
-        if ancestors(path).any(|prefix| self.readable.contains(prefix)) {
-            return Place::Readable;
+        if path == HOSTS || path == RESOLV_CONF {
+            return Place::Made;
+        }
+        let memory = ancestors(path).find(|part| self.memory.contains(*part));
+        let mount = self.mount_of(path);
+        // Of two trees, what is in both is the inner one's.
+        let is_memory =
+            memory.is_some_and(|memory| mount.is_none_or(|(root, _)| root.len() < memory.len()));
+        if is_memory {
+            return Place::Tmp;
+        }
+        if let Some((_, mount)) = mount {
+            return match mount.mode {
+                MountMode::ReadOnly => Place::Readable,
+                MountMode::Overlay => Place::Overlay,
+                MountMode::ReadWrite => Place::Writable,
+            };
         }
         let own = [(TMP, Place::Tmp), (PROC, Place::Proc), (SYS, Place::Sys)];
         for (tree, place) in own {
@@ -227,17 +526,38 @@ impl Policy {
         }
     }
 
+    /// The mount that a canonical path lies in, and where that is.
+    #[must_use]
+    pub fn mount_of<'a>(&self, path: &'a [u8]) -> Option<(&'a [u8], &Mount)> {
+        ancestors(path).find_map(|prefix| Some((prefix, self.mounts.get(prefix)?)))
+    }
+
+    /// True if one of the visible trees begins at this canonical path.
+    #[must_use]
+    pub fn is_mount_point(&self, path: &[u8]) -> bool {
+        self.mounts.contains_key(path)
+    }
+
+    /// True if one of the visible trees begins at this canonical path or beneath it: what is there stays.
+    #[must_use]
+    pub fn holds_mount(&self, path: &[u8]) -> bool {
+        let mut trees = self.mounts.keys().chain(&self.memory);
+        trees.any(|tree| beneath(path, tree))
+    }
+
     /// Whether a visible tree lies strictly beneath `path`, which is not /dev itself.
     fn leads(&self, path: &[u8]) -> bool {
         let strictly = |tree: &&Vec<u8>| beneath(path, tree) && tree.as_slice() != path;
-        path == b"/" || path != DEV && self.readable.iter().any(|tree| strictly(&tree))
+        let mut trees = self.mounts.keys().chain(&self.memory);
+        path == b"/" || path != DEV && trees.any(|tree| strictly(&tree))
     }
 
     /// Names directly beneath `path` that are, or lead to, a visible tree; sorted.
     #[must_use]
     pub fn children(&self, path: &[u8]) -> BTreeSet<Vec<u8>> {
-        let own = [TMP, PROC, DEV, SYS].into_iter();
-        let all = own.chain(self.readable.iter().map(Vec::as_slice));
+        let own = [TMP, PROC, DEV, SYS, HOSTS, RESOLV_CONF].into_iter();
+        let own = own.chain(self.memory());
+        let all = own.chain(self.mounts.keys().map(Vec::as_slice));
         all.filter(|tree| beneath(path, tree) && *tree != path)
             .filter_map(|tree| {
                 let rest = tree.get(path.len()..)?;
@@ -247,9 +567,25 @@ impl Policy {
             .collect()
     }
 
-    /// The roots of the readable trees, sorted.
-    pub fn readable_trees(&self) -> impl Iterator<Item = &[u8]> {
-        self.readable.iter().map(Vec::as_slice)
+    /// The files and trees of the host that are visible, by the path that the program sees them at, sorted.
+    pub fn mounts(&self) -> impl Iterator<Item = (&[u8], &Mount)> {
+        let mounts = self.mounts.iter();
+        mounts.map(|(path, mount)| (path.as_slice(), mount))
+    }
+
+    /// The trees whose changes are kept in memory, sorted.
+    pub fn overlays(&self) -> impl Iterator<Item = &[u8]> {
+        let overlays = self
+            .mounts()
+            .filter(|(_, mount)| mount.mode == MountMode::Overlay);
+        overlays.map(|(path, _)| path)
+    }
+
+    /// True if the program may change a tree of the host's.
+    #[must_use]
+    pub fn changes_host(&self) -> bool {
+        let mut modes = self.mounts.values().map(|mount| mount.mode);
+        modes.any(|mode| mode == MountMode::ReadWrite)
     }
 }
 
@@ -257,6 +593,11 @@ impl Policy {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn is_protected(policy: &Policy, path: &str) -> bool {
+        let guard = policy.guard_of(path.as_bytes(), |_| false);
+        guard.is_protected()
+    }
 
     #[test]
     fn default_rules() {
@@ -273,7 +614,7 @@ mod tests {
         for path in [
             "/etc/shadow",
             "/etc/gshadow-",
-            "/etc/hosts",
+            "/etc/hostname",
             "/root",
             "/home/u/x",
             "/usrx",
@@ -288,6 +629,7 @@ mod tests {
         assert_eq!(policy.classify(b"/proc/self"), Place::Proc);
         assert_eq!(policy.classify(b"/dev"), Place::Dev);
         assert_eq!(policy.classify(b"/sys/devices"), Place::Sys);
+        assert_eq!(policy.classify(b"/etc/hosts"), Place::Made);
     }
 
     #[test]
@@ -345,6 +687,108 @@ mod tests {
             Policy::with_working_directory(b"/usr/share").unwrap(),
             Policy::default()
         );
+    }
+
+    #[test]
+    fn an_overlay_takes_what_lies_in_it() {
+        let mut policy = Policy::default();
+        policy.allow_tree(b"/home/u/work/data").unwrap();
+        policy.allow_tree(b"/home/u").unwrap();
+        policy.overlay_tree(b"/home/u/work").unwrap();
+        assert_eq!(policy.classify(b"/home/u/work/data/x"), Place::Overlay);
+        assert_eq!(policy.classify(b"/home/u/other"), Place::Readable);
+        policy.overlay_tree(b"/home/u/work/deep").unwrap();
+        policy.allow_tree(b"/home/u/work/deep").unwrap();
+        let overlays: Vec<&[u8]> = policy.overlays().collect();
+        assert_eq!(overlays, [b"/home/u/work".as_slice()]);
+        let mut policy = Policy::default();
+        for path in [
+            "/",
+            "/tmp",
+            "/usr",
+            "/usr/share/x",
+            "/etc",
+            "/dev/shm",
+            "/proc",
+        ] {
+            let refused = policy.overlay_tree(path.as_bytes());
+            assert!(matches!(refused, Err(PolicyError::Unsuitable(_))), "{path}");
+        }
+        policy.overlay_tree(b"/tmp/w").unwrap();
+        assert_eq!(policy.classify(b"/tmp/w/x"), Place::Overlay);
+        assert_eq!(policy.classify(b"/tmp/x"), Place::Tmp);
+    }
+
+    #[test]
+    fn a_tree_to_change_takes_what_lies_in_it_and_leaves_protected_names() {
+        let mut policy = Policy::with_working_directory(b"/home/u/work/data").unwrap();
+        policy.overlay_tree(b"/home/u/work").unwrap();
+        policy.write_tree(b"/home/u/work/.vscode/a").unwrap();
+        policy.write_tree(b"/home/u/work/out").unwrap();
+        assert_eq!(policy.classify(b"/home/u/work/out/x"), Place::Writable);
+        assert_eq!(policy.classify(b"/home/u/work/x"), Place::Overlay);
+        policy.write_tree(b"/home/u/work").unwrap();
+        policy.write_tree(b"/home/u/work/.git").unwrap();
+        policy.allow_tree(b"/home/u/work/data").unwrap();
+        assert_eq!(policy.classify(b"/home/u/work/data/x"), Place::Writable);
+        assert_eq!(policy.overlays().count(), 0);
+        assert!(policy.is_mount_point(b"/home/u/work"));
+        assert!(!policy.is_mount_point(b"/home/u/work/out"));
+        for path in [
+            "/home/u/work/.envrc",
+            "/home/u/work/.vscode",
+            "/home/u/work/.vscode/b",
+            "/home/u/work/.git/config",
+            "/home/u/work/.git/hooks/x",
+        ] {
+            assert!(is_protected(&policy, path), "{path}");
+        }
+        for path in ["/home/u/work/.vscode/a/x", "/home/u/work/.git/index"] {
+            assert!(!is_protected(&policy, path), "{path}");
+        }
+        for path in ["/", "/tmp", "/usr/local", "/etc/x", "/dev/shm", "/proc"] {
+            let refused = policy.write_tree(path.as_bytes());
+            assert!(matches!(refused, Err(PolicyError::Unsuitable(_))), "{path}");
+        }
+    }
+
+    #[test]
+    fn trees_at_other_places_and_in_memory() {
+        let mut policy = Policy::default();
+        policy.overlay_tree(b"/home/u/p").unwrap();
+        policy.show_memory(b"/home/u/p/build").unwrap();
+        let rw = MountMode::ReadWrite;
+        policy
+            .bind_tree(b"/home/u/p/.git", b"/data/git", rw)
+            .unwrap();
+        policy
+            .bind_tree(b"/srv/x", b"/home/u/p/build/x", MountMode::ReadOnly)
+            .unwrap();
+        assert_eq!(policy.classify(b"/home/u/p/build/o"), Place::Tmp);
+        assert_eq!(policy.classify(b"/home/u/p/build/x/y"), Place::Readable);
+        assert_eq!(policy.classify(b"/home/u/p/other"), Place::Overlay);
+        assert_eq!(policy.classify(b"/data"), Place::Leading);
+        assert_eq!(policy.classify(b"/data/git/index"), Place::Writable);
+        assert!(policy.makes(b"/data") && !policy.makes(b"/home/u/other"));
+        assert!(policy.holds_mount(b"/home/u/p/build"));
+        let git = b"/data/git".as_slice();
+        assert_eq!(policy.tree_of(b"/data/git/x"), Some(git));
+        assert!(is_protected(&policy, "/data/git/config"));
+        assert_eq!(
+            policy.guard_of(b"/data/git/hooks", |_| false),
+            Guard::Leading
+        );
+        for (host, path) in [
+            ("/etc/shadow", "/x"),
+            ("/x", "/etc/x"),
+            ("/proc", "/x"),
+            ("/x", "/tmp"),
+            ("/usr/lib", "/x"),
+            ("/", "/x"),
+        ] {
+            let refused = policy.bind_tree(host.as_bytes(), path.as_bytes(), rw);
+            assert!(refused.is_err(), "{host} {path}");
+        }
     }
 
     proptest! {
