@@ -59,6 +59,12 @@ pub fn realtime_ns(host: &Host) -> u64 {
     clock_ns(host, VdsoClock::Realtime)
 }
 
+/// CLOCK_REALTIME in seconds since the Epoch.
+#[must_use]
+pub fn realtime_s(host: &Host) -> i64 {
+    (realtime_ns(host) / NSEC_PER_SEC).cast_signed()
+}
+
 /// The guest's CLOCK_MONOTONIC, in nanoseconds.
 #[must_use]
 pub fn monotonic_ns(host: &Host) -> u64 {
@@ -75,6 +81,12 @@ pub fn read_ns(host: &Host, clock_id: i32) -> Option<u64> {
         id => VdsoClock::from_id(id)?,
     };
     Some(clock_ns(host, shown))
+}
+
+/// CLOCK_BOOTTIME
+#[must_use]
+pub fn boottime_ns(host: &Host) -> u64 {
+    clock_ns(host, VdsoClock::Boottime)
 }
 
 /// Nanoseconds as a timespec.

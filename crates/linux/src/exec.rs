@@ -50,6 +50,35 @@ pub struct ExecRequest {
     pub envp: Vec<Vec<u8>>,
 }
 
+/// A program that is open already (execveat(2)).
+#[derive(Clone, Debug)]
+pub struct OpenProgram {
+    /// The file.
+    pub file: ExecFile,
+    /// Says if the path in the request leads to it once the new program runs.
+    pub path: PathAfter,
+    /// The file that the thread is named after.
+    pub named: Named,
+}
+
+/// The file that a thread is named after.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Named {
+    /// By the path in the request.
+    ByPath,
+    /// By the program that runs at last.
+    ByProgram,
+}
+
+/// The fate of the path to a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PathAfter {
+    /// It leads there.
+    Kept,
+    /// It leads nowhere, since it names a descriptor that is closed: no interpreter can open it.
+    Lost,
+}
+
 /// Why a program cannot be started.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ExecError {
@@ -137,9 +166,20 @@ pub fn arguments_max(cx: &mut Cx<'_>) -> Result<u64, Errno> {
 ///
 /// # Errors
 /// Those of execve(2).
-pub fn replace(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), Errno> {
+pub fn replace(
+    cx: &mut Cx<'_>,
+    request: ExecRequest,
+    opened: Option<OpenProgram>,
+) -> Result<(), Errno> {
+    let words = request.argv.iter().chain(&request.envp);
+    let words_bytes: usize = words.map(|word| word.len().saturating_add(1)).sum();
     let envp = request.envp.clone();
-    let program = look_up(cx, request).map_err(|error| error.errno())?;
+    let program = look_up(cx, request, opened).map_err(|error| error.errno())?;
+    // For /proc they are kept beside the stack.
+    if !cx.machine.memory.has_room(words_bytes as u64) {
+        close(cx, program);
+        return Err(Errno::ENOMEM);
+    }
     let result = commit(cx, &program, &envp);
     close(cx, program);
     if result.is_err() {
@@ -154,7 +194,7 @@ pub fn replace(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), Errno> {
 /// Why it cannot be started, in the terms of a person's message.
 pub fn boot(cx: &mut Cx<'_>, request: ExecRequest) -> Result<(), ExecError> {
     let envp = request.envp.clone();
-    let program = look_up(cx, request)?;
+    let program = look_up(cx, request, None)?;
     let result = commit(cx, &program, &envp);
     close(cx, program);
     result
@@ -169,15 +209,29 @@ fn close(cx: &mut Cx<'_>, program: Program) {
 }
 
 /// Opens the file, follows `#!` lines, reads headers, opens the interpreter.
-fn look_up(cx: &mut Cx<'_>, request: ExecRequest) -> Result<Program, ExecError> {
+fn look_up(
+    cx: &mut Cx<'_>,
+    request: ExecRequest,
+    opened: Option<OpenProgram>,
+) -> Result<Program, ExecError> {
     let mut argv = request.argv;
     if argv.is_empty() {
         argv.push(Vec::new());
     }
     let mut path = request.path.clone();
     let mut scripted_by: Option<Vec<u8>> = None;
+    let (mut first, mut is_lost, mut named) = (None, false, Named::ByPath);
+    if let Some(opened) = opened {
+        first = Some(opened.file);
+        is_lost = opened.path == PathAfter::Lost;
+        named = opened.named;
+    }
     for _ in 0..=SCRIPT_DEPTH_MAX {
-        let file = match (vfs::open_exec(cx, &path), &scripted_by) {
+        let file = match first.take() {
+            Some(file) => Ok(file),
+            None => vfs::open_exec(cx, &path),
+        };
+        let file = match (file, &scripted_by) {
             (Ok(file), _) => file,
             (Err(Errno::EACCES), None) if vfs::is_directory(cx, &path) => {
                 return Err(ExecError::Directory { path });
@@ -199,6 +253,11 @@ fn look_up(cx: &mut Cx<'_>, request: ExecRequest) -> Result<Program, ExecError> 
             }
         };
         match kvmlet_elf::parse_shebang(&head) {
+            Some(Ok(_)) if is_lost => {
+                vfs::close_exec(cx, file);
+                let errno = Errno::ENOENT;
+                return Err(ExecError::Open { path, errno });
+            }
             Some(Ok(script)) => {
                 vfs::close_exec(cx, file);
                 let mut line = vec![script.interpreter.clone()];
@@ -212,7 +271,13 @@ fn look_up(cx: &mut Cx<'_>, request: ExecRequest) -> Result<Program, ExecError> 
                 vfs::close_exec(cx, file);
                 return Err(ExecError::Format { path, error });
             }
-            None => return program(cx, path, file, &head, argv, request.path),
+            None => {
+                let mut program = program(cx, path, file, &head, argv, request.path)?;
+                if named == Named::ByProgram {
+                    program.comm = comm(&program.exe);
+                }
+                return Ok(program);
+            }
         }
     }
     Err(ExecError::Open {
@@ -244,14 +309,7 @@ fn program(
         }
     };
     let exe = Arc::clone(&file.path);
-    let mut comm = [0u8; 16];
-    let base = execfn
-        .rsplit(|byte| *byte == b'/')
-        .next()
-        .unwrap_or_default();
-    for (to, from) in comm.iter_mut().zip(base.iter().take(15)) {
-        *to = *from;
-    }
+    let comm = comm(&execfn);
     Ok(Program {
         main: Loaded { file, image },
         interpreter,
@@ -260,6 +318,19 @@ fn program(
         exe,
         comm,
     })
+}
+
+/// The name of a thread that runs a program: the end of its path.
+fn comm(path: &[u8]) -> [u8; 16] {
+    let mut comm = [0u8; 16];
+    let base = path.rsplit(|byte| *byte == b'/').next();
+    for (to, from) in comm
+        .iter_mut()
+        .zip(base.unwrap_or_default().iter().take(15))
+    {
+        *to = *from;
+    }
+    comm
 }
 
 fn open_interpreter(
@@ -454,11 +525,12 @@ fn become_leader(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .map(|thread| thread.tid)
         .collect();
     // Each leaves its futexes as at its end, while the old memory is there.
-    task::robust::thread_exit(cx);
+    let mut walk = task::robust::Walk::default();
+    walk.thread_exit(cx);
     let caller = cx.tid;
     for tid in others {
         cx.tid = tid;
-        task::robust::thread_exit(cx);
+        walk.thread_exit(cx);
         cx.tid = caller;
         task::exit::take_out(cx, tid);
     }
@@ -636,5 +708,10 @@ fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errn
     for number in closing {
         vfs::close_fd(cx, number)?;
     }
+    let process = cx.process()?;
+    let cost_bytes = process.cost_bytes();
+    let old_bytes = core::mem::replace(&mut process.charged_bytes, cost_bytes);
+    cx.machine.memory.charge_kernel_anyway(cost_bytes);
+    cx.machine.memory.uncharge_kernel(old_bytes);
     Ok(())
 }

@@ -12,7 +12,9 @@ use crate::cx::Cx;
 use crate::host::HostId;
 pub use crate::id::FileId;
 use crate::kernel::{Kernel, ProcessRef};
+use crate::net;
 use crate::rlimit::{self, Resource};
+use crate::tty::PtyEnd;
 use crate::vfs;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::pipe::PipeId;
@@ -227,12 +229,16 @@ pub enum FileKind {
     Timer(ObjectId),
     /// An epoll instance.
     Epoll(ObjectId),
-    /// One socket of a pair.
+    /// A socket.
     Socket(ObjectId),
+    /// An inotify instance.
+    Inotify(ObjectId),
     /// Signals of this set, read by whom they are pending for (signalfd(2)).
     Signals(u64),
     /// A process (pidfd_open(2)).
     Process(ProcessRef),
+    /// An end of a pseudo-terminal.
+    Pty(PtyEnd),
 }
 
 /// Character devices that exist in every sandbox.
@@ -444,7 +450,8 @@ pub fn unref(cx: &mut Cx<'_>, file: FileId) {
         return;
     };
     open.refs = open.refs.saturating_sub(1);
-    if open.refs == 0 {
-        vfs::file::release(cx, file);
+    match open.refs {
+        0 => vfs::file::release(cx, file),
+        refs => net::rights::lost_reference(cx.kernel, file, refs),
     }
 }

@@ -3,6 +3,7 @@
 //! Layout: `struct rt_sigframe` of arch/x86/include/asm/sigframe.h, an XSAVE image above it with the
 //! software-reserved bytes of arch/x86/include/uapi/asm/sigcontext.h.
 
+use kvmlet_abi::linux::signal;
 use kvmlet_abi::linux::signal::{
     SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER, SS_AUTODISARM, SS_DISABLE,
 };
@@ -221,7 +222,12 @@ pub fn deliver(cx: &mut Cx<'_>, info: &SigInfo) -> Delivered {
         return Delivered::Killed;
     }
     match push_frame(cx, info, &action) {
-        Ok(()) => Delivered::Continue,
+        Ok(()) => {
+            if info.signo == signal::SIGINT {
+                cx.kernel.heeded = cx.kernel.heeded.wrapping_add(1);
+            }
+            Delivered::Continue
+        }
         Err(_) => {
             // signal(7): no room for the frame is a SIGSEGV that cannot be caught twice.
             force_sigsegv(cx, info.signo);

@@ -1,6 +1,6 @@
 //! The host calls one of the program's functions, by the System V ABI (AMD64 supplement, 3.2).
 //!
-//! A thread of the first process is borrowed for it. That is one that waits for a message, else the first one
+//! A thread of a process is borrowed for it. That is one that waits for a message, else the first one
 //! while it is in a system call that waits. One in vfork(2) is not borrowed. A frame is built below its stack
 //! pointer, with the return address 0: nothing is mapped there, and stack walkers (backtraces, exceptions) end at it. The function has returned when the
 //! thread comes to that address with the stack pointer of a return. The thread then gets back its registers
@@ -17,7 +17,7 @@ use kvmlet_abi::{Errno, Gva, UserRegs};
 use crate::channel::{MESSAGE_MAX, PostError};
 use crate::guest_call_state::{CallFrame, Suspended};
 pub use crate::guest_call_state::{CallReturn, HostCall, Returns};
-use crate::kernel::{Kernel, Thread, Tid, XState};
+use crate::kernel::{Kernel, Pid, Thread, Tid, XState};
 use crate::outcome::{CallState, Resume, Source, Wait, WaitOn};
 use crate::personality::{Cpu, Personality};
 use crate::sched::Call;
@@ -252,16 +252,31 @@ impl Personality {
     /// True if there is a thread that a call may be made on.
     #[must_use]
     pub fn is_callable(&self) -> bool {
-        self.kernel.borrowable().is_some()
+        self.kernel.borrowable(self.kernel.main).is_some()
     }
 
-    /// Makes the program call `function` the next time it runs. The result is there once
-    /// [`Personality::call_status`] says so.
+    /// Makes the program's first process call `function`: see [`Personality::begin_call_in`].
     ///
     /// # Errors
     /// [`CallError`]
     pub fn begin_call(
         &mut self,
+        function: Gva,
+        args: &[CallArg],
+        returns: Returns,
+        cpu: &mut dyn Cpu,
+    ) -> Result<(), CallError> {
+        self.begin_call_in(self.kernel.main, function, args, returns, cpu)
+    }
+
+    /// Makes a process call `function` the next time it runs. The result is there once
+    /// [`Personality::call_status`] says so.
+    ///
+    /// # Errors
+    /// [`CallError`]
+    pub fn begin_call_in(
+        &mut self,
+        pid: Pid,
         function: Gva,
         args: &[CallArg],
         returns: Returns,
@@ -276,7 +291,7 @@ impl Personality {
         if function.0 >= USER_END.0 {
             return Err(CallError::BadFunction(function));
         }
-        let tid = self.kernel.borrowable().ok_or(CallError::NotReady)?;
+        let tid = self.kernel.borrowable(pid).ok_or(CallError::NotReady)?;
         self.save_xstate(tid, cpu);
         let rsp = self.kernel.threads.get(&tid).map_or(0, |t| t.regs.rsp);
         let layout = Layout::new(rsp, args)?;
@@ -284,6 +299,7 @@ impl Personality {
             .write(Gva(layout.rsp), &layout.block)
             .map_err(|_| CallError::NoStack)?;
         let xstate = layout.xstate(self.host.xstate_len);
+        let behind = self.kernel.mask_behind_wait(tid);
         let Some(suspended) = self.kernel.suspend(tid) else {
             return Err(CallError::NotReady);
         };
@@ -303,6 +319,8 @@ impl Personality {
             buffers: layout.buffers.clone(),
         };
         thread.regs = layout.regs(function, &frame.regs);
+        // What the thread waits for is still blocked for the function.
+        thread.signals.mask |= behind;
         self.kernel.call = HostCall::Running(Arc::new(frame));
         Ok(())
     }
@@ -421,7 +439,7 @@ impl Personality {
         let sched = &mut self.kernel.sched;
         let after = crate::syscalls::table::after_handler(&call, wait);
         sched.park_call(tid, call, wait.clone(), after);
-        sched.receivers.retain(|waiter| *waiter != tid);
+        crate::vector::retain(&mut sched.receivers, |waiter| *waiter != tid);
         sched.receivers.push_front(tid);
         self.leave(tid);
         if !self.kernel.channel.inbox.is_empty() {
@@ -441,17 +459,17 @@ fn restore(thread: &mut Thread, frame: &CallFrame) {
 }
 
 impl Kernel {
-    /// The thread that a call may be made on: one of the program's first process, whose symbols and memory the host
-    /// asks for. A parent in vfork(2) is not lent: its child has its stack, and the call would be made twice.
-    fn borrowable(&self) -> Option<Tid> {
-        let is_first = |tid: &Tid| {
+    /// The thread of a process that a call may be made on. A parent in vfork(2) is not lent: its child has its stack,
+    /// and the call would be made twice.
+    fn borrowable(&self, pid: Pid) -> Option<Tid> {
+        let is_its = |tid: &Tid| {
             let thread = self.threads.get(tid);
-            thread.is_some_and(|thread| thread.pid == self.main)
+            thread.is_some_and(|thread| thread.pid == pid)
         };
-        if let Some(tid) = self.sched.receivers.iter().copied().find(is_first) {
+        if let Some(tid) = self.sched.receivers.iter().copied().find(is_its) {
             return Some(tid);
         }
-        let tid = self.threads_of(self.main).next()?;
+        let tid = self.threads_of(pid).next()?;
         let waits = match self.sched.parked.get(&tid) {
             Some(parked) => !matches!(parked.wait.on, WaitOn::Vfork(_)),
             None => self.sched.retries.contains_key(&tid),

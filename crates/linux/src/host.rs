@@ -10,13 +10,16 @@ use kvmlet_budget::{Exhausted, Share};
 use kvmlet_hostfs::attr::Attr;
 use kvmlet_hostfs::terminal::Settings;
 use kvmlet_hostfs::{
-    Credentials, HostFd, HostFile, HostKind, Listing, LookupCache, OpenFiles, Roots,
+    Credentials, Directories, HostFd, HostFile, HostKind, Listing, LookupCache, OpenFiles, Roots,
 };
+use kvmlet_hostnet::Access;
 use kvmlet_policy::Policy;
 
 use crate::budget::Budget;
 use crate::clock::{GuestClock, HostClocks};
+use crate::console::Console;
 pub use crate::id::HostId;
+use crate::net::outside::Outside;
 use crate::report::Report;
 use crate::vfs::deferred::Deferred;
 
@@ -42,8 +45,45 @@ pub struct Captured {
     pub stdout: Vec<u8>,
     /// Bytes written so far to standard error.
     pub stderr: Vec<u8>,
-    /// Limit on the sum of both, in bytes.
+    /// Limit on the sum of both, in bytes, without what is streamed.
     pub limit_bytes: u64,
+    /// The streams whose bytes go on to the caller while the program runs: standard output and standard error.
+    pub streamed: [bool; 2],
+}
+
+/// More bytes than this of a streamed stream go to the caller before the program goes on.
+pub const STREAMED_BATCH_BYTES: usize = 1 << 20;
+/// Bytes of a streamed stream that are held at most.
+const STREAMED_MAX_BYTES: usize = 16 << 20;
+
+impl Captured {
+    /// The stream of a descriptor, and the bytes that it may still take.
+    pub(crate) fn stream(&mut self, number: u8) -> (&mut Vec<u8>, usize) {
+        let held = [&self.stdout, &self.stderr].into_iter().zip(self.streamed);
+        let held = held.filter(|(_, is_streamed)| !is_streamed);
+        let held_bytes = held.fold(0u64, |sum, (bytes, _)| {
+            sum.saturating_add(bytes.len() as u64)
+        });
+        let room = self.limit_bytes.saturating_sub(held_bytes);
+        let [of_stdout, of_stderr] = self.streamed;
+        let (stream, is_streamed) = match number {
+            2 => (&mut self.stderr, of_stderr),
+            _ => (&mut self.stdout, of_stdout),
+        };
+        let room = match is_streamed {
+            true => STREAMED_MAX_BYTES.saturating_sub(stream.len()),
+            false => usize::try_from(room).unwrap_or(usize::MAX),
+        };
+        (stream, room)
+    }
+
+    /// True if the caller is to be given bytes before the program goes on.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        let [of_stdout, of_stderr] = self.streamed;
+        of_stdout && self.stdout.len() > STREAMED_BATCH_BYTES
+            || of_stderr && self.stderr.len() > STREAMED_BATCH_BYTES
+    }
 }
 
 /// The host side of one sandbox.
@@ -68,10 +108,16 @@ pub struct Host {
     pub searchable: BTreeSet<Vec<u8>>,
     /// Things that a call has looked at, for the open that may follow.
     pub lookup_cache: LookupCache,
+    /// Directories of overlays that were looked at last.
+    pub lower_dirs: Directories,
     /// Work that is done as soon as the program has its answer.
     pub deferred: Deferred,
     /// Settings of the caller's terminals that the program has changed.
     pub settings: Settings,
+    /// The caller's terminal, if a pseudo-terminal stands for it.
+    pub console: Option<Console>,
+    /// Connections that lead out of the sandbox.
+    pub outside: Outside,
     /// Captured output.
     pub captured: Captured,
     /// Denials, unsupported things met, trace lines.
@@ -105,8 +151,11 @@ impl Host {
             credentials: kvmlet_hostfs::caller(),
             searchable: BTreeSet::new(),
             lookup_cache: LookupCache::default(),
+            lower_dirs: Directories::default(),
             deferred: Deferred::default(),
             settings: Settings::default(),
+            console: None,
+            outside: Outside::default(),
             captured: Captured {
                 limit_bytes: output_limit_bytes,
                 ..Captured::default()
@@ -118,6 +167,17 @@ impl Host {
             now: Instant::now,
             budget: Budget::default(),
         })
+    }
+
+    /// Gives it what has been opened for its network.
+    pub fn set_access(&mut self, access: Arc<Access>) {
+        self.outside = Outside::new(access);
+    }
+
+    /// True if the program may reach something outside, or be reached from there.
+    #[must_use]
+    pub fn has_network(&self) -> bool {
+        !self.policy.net().is_empty() || self.outside.is_published()
     }
 
     /// The host side of a fork: the same descriptors, rules and limits, nothing captured or reported
@@ -134,8 +194,11 @@ impl Host {
             credentials: self.credentials.clone(),
             searchable: self.searchable.clone(),
             lookup_cache: LookupCache::default(),
+            lower_dirs: Directories::default(),
             deferred: Deferred::default(),
             settings: Settings::default(),
+            console: None,
+            outside: self.outside.fork(),
             captured: Captured {
                 limit_bytes: self.captured.limit_bytes,
                 ..Captured::default()
@@ -169,8 +232,10 @@ impl Host {
         }
         self.next_id = frozen.next_id;
         self.lookup_cache = LookupCache::default();
+        self.lower_dirs = Directories::default();
         self.deferred = Deferred::default();
         self.settings.restore();
+        self.outside.reset(&frozen.outside);
         self.captured.stdout.clear();
         self.captured.stderr.clear();
         self.report = Report {
@@ -191,6 +256,17 @@ impl Host {
     pub fn insert_opened(&mut self, fd: OwnedFd, kind: HostKind) -> Result<HostId, Errno> {
         match HostFd::of_guest(fd, &self.share) {
             Ok(fd) => Ok(self.register(fd, None, kind)),
+            Err(exhausted) => Err(self.too_many_open(exhausted)),
+        }
+    }
+
+    /// Charges the sandbox for what has been opened for it.
+    ///
+    /// # Errors
+    /// As [`Host::insert_opened`].
+    pub fn charge_opened(&mut self, fd: OwnedFd) -> Result<Arc<HostFd>, Errno> {
+        match HostFd::of_guest(fd, &self.share) {
+            Ok(fd) => Ok(Arc::new(fd)),
             Err(exhausted) => Err(self.too_many_open(exhausted)),
         }
     }

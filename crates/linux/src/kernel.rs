@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use imbl::{OrdMap, Vector};
+use imbl::{OrdMap, OrdSet, Vector};
 use kvmlet_abi::UserRegs;
 use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 
@@ -13,12 +13,14 @@ use crate::channel::Channel;
 use crate::fd::{FdTable, FileId, OpenFile};
 use crate::guest_call_state::HostCall;
 pub use crate::id::{MmId, Pid, Tid};
+use crate::ipc::Ipc;
 use crate::mm::Mm;
 use crate::rlimit::Rlimits;
 use crate::sched::Sched;
 use crate::signal::signo::SIGCHLD;
 use crate::signal::{Interrupted, SigInfo, SigState, ThreadSignals};
 use crate::timer::Timers;
+use crate::tty::{Ctty, Ptys};
 use crate::vfs::Cwd;
 use crate::vfs::anon::Objects;
 use crate::vfs::epoll::HeldWakes;
@@ -38,9 +40,14 @@ pub struct Kernel {
     pub zombies: OrdMap<Pid, Zombie>,
     /// The program's first process: the sandbox ends with it.
     pub main: Pid,
-    /// The process group that an inherited terminal is lent to (tcsetpgrp(3)). The terminal is that of the first
-    /// process's session.
+    /// The process group that an inherited terminal is lent to (tcsetpgrp(3)): [`Ctty::Inherited`].
     pub foreground: Pid,
+    /// Says if somebody outside continues the program when it has been stopped.
+    pub outside: Outside,
+    /// Pseudo-terminals.
+    pub ptys: Ptys,
+    /// Number of times that a slave was read and that a handler of SIGINT was run: whoever does either may heed Ctrl-C.
+    pub heeded: u64,
     /// Live threads of all processes.
     pub threads: OrdMap<Tid, Thread>,
     /// Open file descriptions.
@@ -63,6 +70,8 @@ pub struct Kernel {
     pub objects: Objects,
     /// File locks.
     pub locks: Locks,
+    /// Shared memory segments, semaphores, message queues.
+    pub ipc: Ipc,
     /// Run queue and parked threads.
     pub sched: Sched,
     /// Wakes that wait for the end of what makes them; none between two calls.
@@ -75,21 +84,42 @@ pub struct Kernel {
     pub channel: Channel,
     /// The host's call of one of the program's functions.
     pub call: HostCall,
-    /// Processes that a signal has ended: none of their threads runs again. They are there until the next step.
+    /// Processes that are about to end: none of their threads runs again. Each ends in a step of its own.
     pub doomed: Vector<Doomed>,
+    /// Set if the first process has no program, and the host acts for it.
+    pub holder: Option<Holder>,
     /// Set when the program has ended.
     pub end: Option<End>,
 }
 
-/// A process that a signal has ended.
+/// The one that would continue the program's first process group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outside {
+    /// A shell of the caller's, or whoever runs the sandbox: our init counts as it.
+    Shell,
+    /// Nobody: the caller's own job is orphaned.
+    Nobody,
+}
+
+/// A sandbox that the host starts commands in (a box). Its first process, the holder, has one thread that never
+/// runs. The host makes calls for it, and the commands are its children.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Holder {
+    /// Commands of which the memory limit has ended a process ([`Process::command`]), until the host has asked.
+    pub out_of_memory: OrdSet<u64>,
+}
+
+/// A process that is about to end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Doomed {
     /// The process.
     pub pid: Pid,
-    /// The thread that the signal is for.
+    /// The thread that ends it.
     pub tid: Tid,
-    /// The signal.
-    pub info: SigInfo,
+    /// The way that it ends.
+    pub status: ExitStatus,
+    /// The signal that ends it, if it is one that no thread has taken yet.
+    pub signal: Option<SigInfo>,
 }
 
 /// The things that new kernels differ in.
@@ -103,6 +133,8 @@ pub struct NewKernel {
     pub tmpfs: TmpFs,
     /// Processes at most.
     pub processes_max: usize,
+    /// [`Process::started_ns`] of the first process.
+    pub started_ns: u64,
 }
 
 impl Kernel {
@@ -111,11 +143,18 @@ impl Kernel {
     pub fn new(new: NewKernel) -> Self {
         let mut sched = Sched::default();
         sched.make_ready(Tid::FIRST);
+        let first = Process {
+            started_ns: new.started_ns,
+            ..Process::new(Pid::FIRST, MmId::FIRST, new.cwd)
+        };
         Self {
-            processes: OrdMap::unit(Pid::FIRST, Process::new(Pid::FIRST, MmId::FIRST, new.cwd)),
+            processes: OrdMap::unit(Pid::FIRST, first),
             zombies: OrdMap::new(),
             main: Pid::FIRST,
             foreground: Pid::FIRST,
+            outside: Outside::Shell,
+            ptys: Ptys::default(),
+            heeded: 0,
             mms: OrdMap::unit(MmId::FIRST, Mm::default()),
             threads: OrdMap::unit(Tid::FIRST, Thread::new(Pid::FIRST, Tid::FIRST)),
             files: OrdMap::new(),
@@ -128,6 +167,7 @@ impl Kernel {
             pipes: Pipes::default(),
             objects: Objects::default(),
             locks: Locks::default(),
+            ipc: Ipc::default(),
             sched,
             held_wakes: HeldWakes::default(),
             timers: Timers::default(),
@@ -135,6 +175,7 @@ impl Kernel {
             channel: Channel::default(),
             call: HostCall::default(),
             doomed: Vector::new(),
+            holder: None,
             end: None,
         }
     }
@@ -204,6 +245,9 @@ pub enum End {
     Output,
 }
 
+/// Host memory charged to the program for a process, without its texts: more than one takes.
+const PROCESS_COST_BYTES: u64 = 48 << 10;
+
 /// One process: what its threads share.
 #[derive(Clone, Debug)]
 pub struct Process {
@@ -211,12 +255,21 @@ pub struct Process {
     pub pid: Pid,
     /// The number of processes before it: it tells the process from others that have had its id.
     pub birth: u64,
+    /// Time since the system's start when it began (CLOCK_BOOTTIME), in nanoseconds.
+    pub started_ns: u64,
     /// Parent's id.
     pub ppid: Pid,
+    /// The command of the holder's that it descends from, whatever its parent and its session are by now: the
+    /// [`Process::birth`] of the command's first process. 0 for none.
+    pub command: u64,
     /// Process group.
     pub pgid: Pid,
     /// Session.
     pub sid: Pid,
+    /// Controlling terminal.
+    pub ctty: Option<Ctty>,
+    /// The foreground process group of the controlling terminal that a session leader had before it was hung up.
+    pub former_foreground: Option<Pid>,
     /// The signal that its end sends to its parent; a number that is no signal sends none (clone(2)).
     pub exit_signal: u8,
     /// The thread that waits for its end or its execve(2) (vfork(2)).
@@ -255,6 +308,8 @@ pub struct Process {
     pub cpu_time_ns: u64,
     /// Resource limits (prlimit(2)).
     pub rlimits: Rlimits,
+    /// Host memory that is charged to the program for it, in bytes.
+    pub charged_bytes: u64,
 }
 
 impl Process {
@@ -265,9 +320,13 @@ impl Process {
         Self {
             pid,
             birth: 0,
+            started_ns: 0,
             ppid: Pid::INIT,
+            command: 0,
             pgid: pid,
             sid: pid,
+            ctty: None,
+            former_foreground: None,
             exit_signal: SIGCHLD,
             vfork: None,
             has_execed: false,
@@ -287,7 +346,17 @@ impl Process {
             dumpable: true,
             cpu_time_ns: 0,
             rlimits: Rlimits::initial(),
+            charged_bytes: 0,
         }
+    }
+
+    /// Host memory that is charged to the program for it, in bytes. It covers as many descriptors as it may
+    /// have, a thread, and the texts of /proc.
+    #[must_use]
+    pub fn cost_bytes(&self) -> u64 {
+        let texts = [&self.cmdline, &self.environ, &self.auxv];
+        let texts: usize = texts.iter().map(|text| text.len()).sum();
+        PROCESS_COST_BYTES.saturating_add(texts as u64)
     }
 }
 
@@ -361,6 +430,8 @@ pub struct Zombie {
     pub pid: Pid,
     /// [`Process::birth`].
     pub birth: u64,
+    /// [`Process::started_ns`]
+    pub started_ns: u64,
     /// Parent's id.
     pub ppid: Pid,
     /// Process group.
@@ -430,6 +501,19 @@ pub struct Thread {
     pub interrupted: Option<Interrupted>,
     /// CPU time used, in nanoseconds (measured around guest entries).
     pub cpu_time_ns: u64,
+    /// set_mempolicy(2)
+    pub memory_policy: MemoryPolicy,
+    /// ioprio_set(2); 0 for none.
+    pub io_priority: u32,
+}
+
+/// A thread's memory policy (set_mempolicy(2)). There is one node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MemoryPolicy {
+    /// MPOL_*, with its flags.
+    pub mode: u32,
+    /// True if it names the node.
+    pub has_nodes: bool,
 }
 
 impl Thread {
@@ -447,6 +531,8 @@ impl Thread {
             comm: [0; 16],
             interrupted: None,
             cpu_time_ns: 0,
+            memory_policy: MemoryPolicy::default(),
+            io_priority: 0,
         }
     }
 }

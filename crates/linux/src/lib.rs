@@ -23,6 +23,7 @@
 mod budget;
 mod channel;
 mod clock;
+mod console;
 mod cx;
 mod exec;
 mod fd;
@@ -31,8 +32,10 @@ mod guest_call;
 mod guest_call_state;
 mod host;
 mod id;
+mod ipc;
 mod kernel;
 mod mm;
+mod net;
 mod outcome;
 mod personality;
 mod report;
@@ -46,46 +49,62 @@ mod task;
 mod testing;
 mod timer;
 mod trace;
+mod tty;
 mod uts;
+mod vector;
 mod vfs;
 
 // The engine's view of the personality. All else is for this crate alone, so that rustc names what nothing uses.
 pub use channel::{Peer, PostError};
-pub use clock::{GuestClock, monotonic_ns};
+pub use clock::{GuestClock, boottime_ns, monotonic_ns};
+pub use console::{Wish, stop_job};
 pub use cx::{CpuInfo, Cx, Machine, Vdso};
 pub use exec::{ExecError, ExecRequest, boot as load, search as search_path};
+pub use fd::OpenFlags;
 pub use guest_call::{CallArg, CallError, CallStatus, Returns};
-pub use host::Host;
-pub use kernel::{End, Ids, Kernel, NewKernel, Pid, Tid};
+pub use host::{Host, STREAMED_BATCH_BYTES};
+pub use kernel::{End, ExitStatus, Ids, Kernel, NewKernel, Pid, Tid};
+pub use kvmlet_hostfs::attr::FileTime;
 pub use kvmlet_hostfs::stdio::Inherited;
+pub use kvmlet_hostnet::{Access, Watch, resolver};
 pub use mm::freeze::{MappedFile, settle};
-pub use personality::{Cpu, Made, Personality, Step};
+pub use personality::{
+    Command, Connection, Cpu, CpuTimes, FileInfo, Links, Made, News, Personality, STREAMS, Shut,
+    SpawnError, Spawned, Stdio, Step,
+};
 pub use report::{CallKey, Denial, Report, Work};
 pub use sched::Call;
 pub use signal::signo::SIGBUS;
 pub use symbols::SymbolError;
 pub use syscalls::table;
 pub use task::fork::THREADS_MAX;
+pub use vfs::change_set::{Become, ChangeSet, SetEntry};
+pub use vfs::changes::{Change, ChangeKind, Changes, changes};
 pub use vfs::stdio::{StdStream, set_up as set_up_streams};
-pub use vfs::{Dir, new_tmpfs};
+pub use vfs::tmpfs::lower::Seen;
+pub use vfs::verdict::{Refusal, Thing, Verdict, verdict};
+pub use vfs::{Dir, enter_cwd, new_tmpfs};
 
 #[cfg(test)]
 mod rooms {
     /// Modules by height: one may use those of its own height and below.
     const HEIGHTS: [&[&str]; 4] = [
-        &["id", "uts"],
+        &["id", "uts", "vector"],
         &[
             "budget",
             "channel",
             "clock",
+            "console",
             "cx",
             "exec",
             "fd",
             "frame",
             "guest_call_state",
             "host",
+            "ipc",
             "kernel",
             "mm",
+            "net",
             "outcome",
             "report",
             "rlimit",
@@ -93,6 +112,7 @@ mod rooms {
             "signal",
             "task",
             "timer",
+            "tty",
             "vfs",
         ],
         &["syscalls"],

@@ -5,6 +5,7 @@ use kvmlet_abi::Errno;
 
 use crate::budget::Populate;
 use crate::host::HostId;
+use crate::ipc::{Handed, Line, Wish};
 use crate::vfs::anon::ObjectId;
 use crate::vfs::tmpfs::InodeId;
 
@@ -55,6 +56,8 @@ pub enum WaitOn {
     Signals(u64),
     /// A message in the inbox, first come first served; the call is then made again.
     Message,
+    /// A turn in a line for an object of System V IPC.
+    Line(Line, Wish),
     /// CPU time reaching this many nanoseconds ([`crate::timer::Timers::sleep`]).
     CpuTime(crate::timer::Timeline, i64),
     /// This child's end or its execve(2), whatever signals come (vfork(2)). It delivers the child's id.
@@ -128,6 +131,8 @@ pub struct CallState {
     pub deadline_ns: Option<u64>,
     /// Bytes already transferred.
     pub progress: u64,
+    /// The call has waited for its source to be ready.
+    pub has_waited: bool,
     /// The deadline has passed: answer now.
     pub expired: bool,
     /// Signal mask to put back when the call ends (ppoll, pselect6, rt_sigsuspend).
@@ -138,6 +143,8 @@ pub struct CallState {
     pub populate: Option<(Populate, u64)>,
     /// Messages that a call of several has moved: `progress` is of the one after them.
     pub messages: u64,
+    /// The answer that has ended the wait (msgrcv(2), msgsnd(2)).
+    pub handed: Option<Handed>,
 }
 
 impl CallState {

@@ -3,17 +3,23 @@
 
 mod dispatch;
 mod fault;
+mod holder;
+#[cfg(test)]
+mod holder_tests;
+mod visitor;
 
 use std::sync::Arc;
 
 use kvmlet_abi::layout::USER_END;
 
 use crate::clock;
+use crate::console::Pump;
 use crate::cx::{Cx, Machine};
 use crate::frame::{self, Delivered};
 use crate::host::{Host, HostId};
-use crate::kernel::{End, ExitStatus, Kernel, Tid, XState};
+use crate::kernel::{End, Kernel, Tid, XState};
 use crate::mm;
+use crate::net::{self, outside};
 use crate::outcome::Turn;
 use crate::sched::SLICE_NS;
 use crate::signal::SigInfo;
@@ -22,6 +28,8 @@ use crate::timer::Timeline;
 use crate::trace;
 
 pub use dispatch::Made;
+pub use holder::{Command, FileInfo, Links, News, STREAMS, SpawnError, Spawned, Stdio};
+pub use visitor::{Connection, CpuTimes, Shut};
 
 /// The vCPU's extended state, as much as the personality needs of a CPU.
 pub trait Cpu {
@@ -64,6 +72,8 @@ pub struct Personality {
     live: Option<Tid>,
     /// When the current thread's slice ends, guest monotonic ns.
     slice_end_ns: u64,
+    /// News that the host waits for as the holder.
+    awaited: Vec<News>,
 }
 
 impl Personality {
@@ -77,12 +87,14 @@ impl Personality {
             current: None,
             live: None,
             slice_end_ns: 0,
+            awaited: Vec::new(),
         }
     }
 
     /// Takes every thread off the vCPU: the kernel value holds all of its state afterwards, as a
     /// freeze needs it.
     pub fn park(&mut self, cpu: &mut dyn Cpu) {
+        while self.end_doomed() || net::drop_piece(&mut self.cx(Tid::FIRST)) {}
         self.host.finish_call();
         if let Some(tid) = self.live {
             self.save_xstate(tid, cpu);
@@ -101,6 +113,7 @@ impl Personality {
         self.current = None;
         self.live = None;
         self.slice_end_ns = 0;
+        self.awaited.clear();
     }
 
     pub(crate) fn cx(&mut self, tid: Tid) -> Cx<'_> {
@@ -116,18 +129,28 @@ impl Personality {
     pub fn next(&mut self, cpu: &mut dyn Cpu) -> Step {
         self.host.finish_call();
         self.host.budget.begin();
+        if self.has_output() {
+            self.console().show();
+        }
         // Once each time: a timer of a nanosecond must not keep us from the guest for ever.
         self.expire_timers();
         self.kernel.retarget_signals();
         let mut worked = false;
         loop {
             self.follow_files();
-            self.end_doomed();
             if let Some(end) = self.kernel.end {
                 return Step::Ended(end);
             }
             if worked && self.host.budget.is_spent() {
                 return Step::Again;
+            }
+            if self.end_doomed() || net::drop_piece(&mut self.cx(Tid::FIRST)) {
+                worked = true;
+                continue;
+            }
+            if outside::work(&mut self.cx(Tid::FIRST)) {
+                worked = true;
+                continue;
             }
             let Some(tid) = self.choose() else {
                 return Step::Idle {
@@ -180,16 +203,17 @@ impl Personality {
         }
     }
 
-    /// Ends the processes that a signal has ended.
-    fn end_doomed(&mut self) {
-        while let Some(doomed) = self.kernel.doomed.pop_front() {
-            self.trace_signal(doomed.tid, &doomed.info);
-            let status = ExitStatus::Signal(doomed.info.signo);
-            task::exit::end_process(&mut self.cx(doomed.tid), doomed.pid, status);
-            let threads = &self.kernel.threads;
-            self.current = self.current.filter(|tid| threads.contains_key(tid));
-            self.live = self.live.filter(|tid| threads.contains_key(tid));
+    /// Ends the first of the processes that are doomed; says if there was one. Each may have much to give up: the
+    /// engine looks at its limits in between.
+    fn end_doomed(&mut self) -> bool {
+        let Some(doomed) = self.kernel.doomed.pop_front() else {
+            return false;
+        };
+        if let Some(info) = &doomed.signal {
+            self.trace_signal(doomed.tid, info);
         }
+        task::exit::end_process(&mut self.cx(doomed.tid), doomed.pid, doomed.status);
+        true
     }
 
     fn trace_signal(&mut self, tid: Tid, info: &SigInfo) {
@@ -224,6 +248,10 @@ impl Personality {
     /// The current thread while it may go on, else the next of the run queue.
     fn choose(&mut self) -> Option<Tid> {
         let yielding = core::mem::take(&mut self.kernel.sched.yielding);
+        // It may have ended meanwhile, and another one may get its id.
+        let threads = &self.kernel.threads;
+        self.current = self.current.filter(|tid| threads.contains_key(tid));
+        self.live = self.live.filter(|tid| threads.contains_key(tid));
         if let Some(tid) = self.current {
             let sched = &self.kernel.sched;
             let stays = sched.run_queue.is_empty() || sched.keeps_turn(tid);
@@ -282,14 +310,77 @@ impl Personality {
     /// Host descriptors that parked threads wait for, with their poll(2) events.
     #[must_use]
     pub fn host_waits(&self) -> Vec<(HostId, i16)> {
-        self.kernel.sched.host_sources().into_iter().collect()
+        let mut waits: Vec<_> = self.kernel.sched.host_sources().into_iter().collect();
+        if let Some(console) = &self.host.console {
+            waits.extend(console.waits(&self.kernel).into_iter().flatten());
+        }
+        waits
+    }
+
+    /// The console of a program on the caller's terminal, with what it works on.
+    pub fn console(&mut self) -> Pump<'_> {
+        Pump {
+            kernel: &mut self.kernel,
+            memory: &mut self.machine.memory,
+            host: &mut self.host,
+        }
+    }
+
+    /// True for a program on the caller's terminal, which a pseudo-terminal stands for.
+    #[must_use]
+    pub fn has_console(&self) -> bool {
+        self.host.console.is_some()
+    }
+
+    /// True if the program has written to the caller's terminal what is not shown yet.
+    fn has_output(&self) -> bool {
+        let console = self.host.console.as_ref();
+        console.is_some_and(|console| console.has_news(&self.kernel))
     }
 
     /// A host descriptor has become ready: calls that wait for it are made again.
     pub fn host_ready(&mut self, id: HostId) {
+        if self
+            .host
+            .console
+            .as_ref()
+            .is_some_and(|console| console.has(id))
+        {
+            let now_ns = clock::monotonic_ns(&self.host);
+            self.console().ready(now_ns);
+            return;
+        }
         self.kernel
             .sched
             .wake_source(crate::outcome::Source::Host(id, 0));
+    }
+
+    /// Asks the host for events of its sockets.
+    pub fn network_ready(&mut self) {
+        outside::look(&mut self.cx(Tid::FIRST));
+    }
+
+    /// Moves what the program has sent to the host, as far as it takes it at once. True if something is left.
+    pub fn drain_network(&mut self) -> bool {
+        let mut cx = self.cx(Tid::FIRST);
+        cx.host.budget.begin();
+        while outside::work(&mut cx) {
+            if cx.host.budget.is_spent() {
+                return true;
+            }
+        }
+        outside::has_unsent(&cx)
+    }
+
+    /// Ends all connections that lead out of the sandbox.
+    pub fn drop_connections(&mut self) {
+        outside::drop_all(&mut self.cx(Tid::FIRST));
+    }
+
+    /// True if a parked thread waits for something of the host's.
+    #[must_use]
+    pub fn waits_for_host(&self) -> bool {
+        self.kernel.sched.waits_for_host() || self.host.outside.is_open()
     }
 
     /// True if the thread on the vCPU must leave the guest before its next instruction.
@@ -302,10 +393,14 @@ impl Personality {
         kernel.end.is_some()
             || kernel.sched.yielding
             || !kernel.doomed.is_empty()
+            || kernel.objects.sockets.has_work()
             || self.current != Some(tid)
             || kernel.has_signal(tid)
             || self.must_flush(tid)
+            || self.has_output()
+            || self.host.captured.is_due()
             || self.machine.memory.has_new_slots()
+            || self.has_news()
     }
 
     /// True if a thread may not go on before translations of its address space are flushed.

@@ -21,6 +21,8 @@ pub struct Denial {
     pub errno: &'static str,
     /// The change that would allow it, or the reason why nothing does.
     pub remedy: Remedy,
+    /// Times that it was refused.
+    pub count: u64,
 }
 
 /// The change that would allow something that was refused, or the reason why nothing does.
@@ -28,14 +30,26 @@ pub struct Denial {
 pub enum Remedy {
     /// Nothing of the host's may be changed.
     ReadOnlyTree,
+    /// It is protected in the trees that may be changed ([`kvmlet_policy::guard_of`]).
+    Protected,
+    /// A directory that leads to what is protected stays, and nothing else may be there.
+    LeadsToProtected,
+    /// Where git directories of submodules are, there are no links, and directories stay.
+    NestedRepository,
+    /// Files of the host get no set-user-ID and set-group-ID bits.
+    SetId,
     /// It lies outside of what is visible.
     HiddenTree,
     /// Neither a regular file nor a directory.
     SpecialFile,
     /// It belongs to the host's kernel, wherever it is mounted.
     KernelFile,
-    /// There is no network.
+    /// Sandboxes have no such sockets.
     NoNetwork,
+    /// No rule allows this host.
+    Address,
+    /// It is a socket of the host's.
+    HostSocket,
     /// It would act on the caller's terminal.
     CallersTerminal,
     /// Sandboxes have all the host descriptors that they may have.
@@ -45,25 +59,24 @@ pub enum Remedy {
 }
 
 impl Remedy {
-    /// It in words, for the person who runs the sandbox.
+    /// The name that the library knows it by, which has the words.
     #[must_use]
-    pub fn wording(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
-            Self::ReadOnlyTree => "only /tmp is writable",
-            Self::HiddenTree => {
-                "only /usr, /bin, /sbin, /lib*, a part of /etc and the current directory are readable; \
-                 start it from the directory it needs"
-            }
-            Self::SpecialFile => "only regular files and directories can be opened",
-            Self::KernelFile => "files of the host's kernel cannot be shown",
-            Self::NoNetwork => "no network is allowed",
-            Self::CallersTerminal => "the terminal is the caller's",
-            Self::MoreDescriptors => {
-                "sandboxes have half of the descriptors that the process may open: raise its limit (ulimit -n)"
-            }
-            Self::MoreMappings => {
-                "sandboxes have half of the mappings that a process may have: raise vm.max_map_count"
-            }
+            Self::ReadOnlyTree => "read-only",
+            Self::Protected => "protected",
+            Self::LeadsToProtected => "leads-to-protected",
+            Self::NestedRepository => "nested-repository",
+            Self::SetId => "set-id",
+            Self::HiddenTree => "hidden",
+            Self::SpecialFile => "special-file",
+            Self::KernelFile => "kernel-file",
+            Self::NoNetwork => "network",
+            Self::Address => "address",
+            Self::HostSocket => "host-socket",
+            Self::CallersTerminal => "terminal",
+            Self::MoreDescriptors => "descriptors",
+            Self::MoreMappings => "mappings",
         }
     }
 }
@@ -121,14 +134,24 @@ pub struct Report {
 }
 
 impl Report {
-    /// Records a denial once.
+    /// Records a denial, or counts it if it is known.
     pub fn deny(&mut self, what: String, errno: Errno, remedy: Remedy) {
+        self.deny_as(what, errno.name(), remedy);
+    }
+
+    /// As [`Report::deny`], of an error that is no errno.
+    pub fn deny_as(&mut self, what: String, error: &'static str, remedy: Remedy) {
         let denial = Denial {
             what: shortened(what),
-            errno: errno.name(),
+            errno: error,
             remedy,
+            count: 1,
         };
-        if self.denials.contains(&denial) {
+        let known = self.denials.iter_mut().find(|known| {
+            (&known.what, known.errno, known.remedy) == (&denial.what, denial.errno, denial.remedy)
+        });
+        if let Some(known) = known {
+            known.count = known.count.saturating_add(1);
             return;
         }
         if self.denials.len() < KEPT_MAX {
@@ -136,6 +159,12 @@ impl Report {
         } else {
             self.denials_not_kept = self.denials_not_kept.saturating_add(1);
         }
+    }
+
+    /// Takes the denials, and (name, detail) of the unsupported things.
+    pub fn take(&mut self) -> (Vec<Denial>, Vec<(String, String)>) {
+        let events = std::mem::take(&mut self.events).into_keys().collect();
+        (std::mem::take(&mut self.denials), events)
     }
 
     /// Counts a call.
@@ -208,5 +237,6 @@ mod tests {
         let known = report.denials[5].what.clone();
         report.deny(known, Errno::EACCES, Remedy::HiddenTree);
         assert_eq!(report.denials_not_kept, 2000);
+        assert_eq!((report.denials[5].count, report.denials[6].count), (2, 1));
     }
 }

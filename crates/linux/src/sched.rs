@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use imbl::{OrdMap, OrdSet, Vector};
 
 use crate::host::HostId;
+use crate::id::ObjectId;
+use crate::ipc::Line;
 use crate::kernel::{Kernel, Tid};
 use crate::outcome::{CallState, FutexKey, Resume, Source, SysResult, Turn, Wait, WaitOn};
+use crate::vector;
 
 /// Time slice of a thread when others can run, in nanoseconds.
 pub const SLICE_NS: u64 = 10_000_000;
@@ -66,6 +69,8 @@ pub struct Sched {
     pub futexes: OrdMap<FutexKey, Vector<Tid>>,
     /// Threads that wait for a message, first come first woken.
     pub receivers: Vector<Tid>,
+    /// Threads that wait for objects of System V IPC, first come first served.
+    pub lines: OrdMap<Line, Vector<Tid>>,
 }
 
 impl Sched {
@@ -86,6 +91,9 @@ impl Sched {
         }
         if let WaitOn::Futex(key, _) = wait.on {
             self.futexes.entry(key).or_default().push_back(tid);
+        }
+        if let WaitOn::Line(line, _) = wait.on {
+            self.lines.entry(line).or_default().push_back(tid);
         }
         if wait.on == WaitOn::Message {
             self.receivers.push_back(tid);
@@ -113,8 +121,11 @@ impl Sched {
         if let WaitOn::Futex(key, _) = parked.wait.on {
             self.leave_futex(key, tid);
         }
+        if let WaitOn::Line(line, _) = parked.wait.on {
+            self.leave_line(line, tid);
+        }
         if parked.wait.on == WaitOn::Message {
-            self.receivers.retain(|waiter| *waiter != tid);
+            vector::retain(&mut self.receivers, |waiter| *waiter != tid);
         }
         if let WaitOn::Sources(sources) = &parked.wait.on {
             for source in sources {
@@ -126,7 +137,7 @@ impl Sched {
 
     fn leave_futex(&mut self, key: FutexKey, tid: Tid) {
         let empty = self.futexes.get_mut(&key).is_some_and(|queue| {
-            queue.retain(|waiter| *waiter != tid);
+            vector::retain(queue, |waiter| *waiter != tid);
             queue.is_empty()
         });
         if empty {
@@ -134,12 +145,27 @@ impl Sched {
         }
     }
 
+    fn leave_line(&mut self, line: Line, tid: Tid) {
+        let empty = self.lines.get_mut(&line).is_some_and(|queue| {
+            vector::retain(queue, |waiter| *waiter != tid);
+            queue.is_empty()
+        });
+        if empty {
+            self.lines.remove(&line);
+        }
+    }
+
+    /// The threads in a line, first come first.
+    pub fn in_line(&self, line: Line) -> impl Iterator<Item = Tid> {
+        self.lines.get(&line).into_iter().flatten().copied()
+    }
+
     /// Forgets a thread that has ended.
     pub fn forget(&mut self, tid: Tid) {
         self.unpark(tid);
         self.retries.remove(&tid);
-        self.run_queue.retain(|queued| *queued != tid);
-        self.stopped.retain(|queued| *queued != tid);
+        vector::retain(&mut self.run_queue, |queued| *queued != tid);
+        vector::retain(&mut self.stopped, |queued| *queued != tid);
     }
 
     fn waiters_of(&self, source: Source) -> impl Iterator<Item = Tid> {
@@ -152,6 +178,15 @@ impl Sched {
     #[must_use]
     pub fn is_awaited(&self, source: Source) -> bool {
         self.waiters_of(source).next().is_some()
+    }
+
+    /// The objects that threads are parked on.
+    pub fn awaited_objects(&self) -> impl Iterator<Item = ObjectId> {
+        let sources = self.waiters.keys().map(|(source, _)| *source);
+        sources.filter_map(|source| match source {
+            Source::Object(id) => Some(id),
+            _ => None,
+        })
     }
 
     /// Wakes every thread parked on `source`: their calls are made again.
@@ -292,9 +327,11 @@ impl Kernel {
         moved
     }
 
-    /// Makes the call of the first thread that waits for a message again.
+    /// Makes the call of the first thread that waits for a message again: one that can run, if there is any.
     pub fn wake_receiver(&mut self) {
-        if let Some(tid) = self.sched.receivers.front().copied() {
+        let receivers = &self.sched.receivers;
+        let running = receivers.iter().find(|tid| !self.is_stopped(**tid));
+        if let Some(tid) = running.or(receivers.front()).copied() {
             self.sched.retry(tid, false);
         }
     }

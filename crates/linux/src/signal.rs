@@ -1,5 +1,7 @@
 //! Signals: dispositions, masks, pending sets, and what delivery does (signal(7)).
 
+use std::collections::BTreeMap;
+
 use imbl::{OrdMap, Vector};
 pub use kvmlet_abi::linux::signal::{
     self as signo, _NSIG as NSIG, SI_KERNEL, SI_TIMER, SI_TKILL, SI_USER, SIG_DFL, SIG_IGN,
@@ -9,7 +11,7 @@ use kvmlet_abi::linux::{Sigaction, StackT};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
-use crate::kernel::{Doomed, End, Kernel, Pid, Thread, Tid};
+use crate::kernel::{Doomed, End, ExitStatus, Kernel, Pid, Thread, Tid};
 use crate::outcome::{CallState, Resume, Wait, WaitOn};
 use crate::rlimit::Resource;
 use crate::sched::{AfterHandler, Call, Parked};
@@ -23,6 +25,9 @@ use signo::{
 
 /// Signals that no mask, handler or SIG_IGN touches.
 pub const UNBLOCKABLE: u64 = bit(SIGKILL) | bit(SIGSTOP);
+
+/// Number of rt_sigtimedwait(2).
+const RT_SIGTIMEDWAIT: u64 = 128;
 
 /// Signals taken before any other: a machine fault's are about the instruction at `rip`
 /// (SYNCHRONOUS_MASK in kernel/signal.c).
@@ -313,20 +318,28 @@ impl Kernel {
     /// True if a thread blocks a signal, be it that rt_sigtimedwait(2) lets it through for now
     /// (real_blocked in kernel/signal.c).
     fn blocks(&self, thread: &Thread, signo: u8) -> bool {
-        let waits = self
-            .sched
-            .parked
-            .get(&thread.tid)
-            .map(|parked| &parked.wait);
-        let behind = match waits {
-            Some(Wait {
-                on: WaitOn::Signals(_),
-                resume: Resume::Retry(state),
-                ..
-            }) => state.saved_mask.unwrap_or(0),
-            _ => 0,
+        (thread.signals.mask | self.mask_behind_wait(thread.tid)) & bit(signo) != 0
+    }
+
+    /// The mask that a thread gets back from rt_sigtimedwait(2), be it that the call waits or that it is about to be
+    /// made again.
+    #[must_use]
+    pub fn mask_behind_wait(&self, tid: Tid) -> u64 {
+        let parked = self.sched.parked.get(&tid).map(|parked| &parked.wait);
+        let again = self.sched.retries.get(&tid);
+        let mask = match (parked, again) {
+            (
+                Some(Wait {
+                    on: WaitOn::Signals(_),
+                    resume: Resume::Retry(state),
+                    ..
+                }),
+                _,
+            ) => state.saved_mask,
+            (_, Some((call, state))) if call.nr == RT_SIGTIMEDWAIT => state.saved_mask,
+            _ => None,
         };
-        (thread.signals.mask | behind) & bit(signo) != 0
+        mask.unwrap_or(0)
     }
 
     /// The thread that takes a signal to its process. The first one is preferred, as Linux prefers the
@@ -338,15 +351,18 @@ impl Kernel {
             .map(|thread| thread.tid)
     }
 
-    /// Queued signals and POSIX timers of a process, which RLIMIT_SIGPENDING counts.
+    /// Queued signals and POSIX timers, which RLIMIT_SIGPENDING counts for all processes of a user together.
     #[must_use]
-    pub fn queued_signals(&self, pid: Pid) -> usize {
-        let shared = self.processes.get(&pid);
-        let shared = shared.map_or(0, |process| process.signals.pending.counted());
-        let threads = self.threads.values().filter(|thread| thread.pid == pid);
+    pub fn queued_signals(&self) -> usize {
+        let processes = self.processes.values();
+        let shared: usize = processes
+            .map(|process| process.signals.pending.counted())
+            .sum();
+        let threads = self.threads.values();
         let own: usize = threads.map(|thread| thread.signals.pending.counted()).sum();
-        let timers = self.timers.posix_of(pid).count();
-        shared.saturating_add(own).saturating_add(timers)
+        shared
+            .saturating_add(own)
+            .saturating_add(self.timers.posix_count())
     }
 
     /// True if RLIMIT_SIGPENDING of a process lets one more signal or timer be queued.
@@ -354,7 +370,7 @@ impl Kernel {
     pub fn may_queue_signal(&self, pid: Pid) -> bool {
         let limit = self.processes.get(&pid);
         let limit = limit.map_or(0, |process| process.rlimits.soft(Resource::Sigpending));
-        (self.queued_signals(pid) as u64) < limit
+        (self.queued_signals() as u64) < limit
     }
 
     /// Says if there is room for a signal beside those that are `pending` already (send_signal_locked
@@ -377,6 +393,9 @@ impl Kernel {
     /// `ESRCH` for no such thread; `EAGAIN` when the queue is full.
     pub fn send_to_thread(&mut self, tid: Tid, info: SigInfo) -> Result<(), Errno> {
         let pid = self.threads.get(&tid).ok_or(Errno::ESRCH)?.pid;
+        if self.is_holder(pid) {
+            return Ok(());
+        }
         self.prepare_job_signal(pid, info.signo);
         if self.drops_for_thread(tid, info.signo) || self.ends_at_once(&[tid], pid, info) {
             return Ok(());
@@ -400,6 +419,9 @@ impl Kernel {
     /// # Errors
     /// `ESRCH` for no such process; `EAGAIN` when the queue is full.
     pub fn send_to_process(&mut self, pid: Pid, info: SigInfo) -> Result<(), Errno> {
+        if self.is_holder(pid) {
+            return Ok(());
+        }
         self.prepare_job_signal(pid, info.signo);
         if self.drops_for_process(pid, info.signo) && self.processes.contains_key(&pid) {
             return Ok(());
@@ -441,7 +463,12 @@ impl Kernel {
         let Some(tid) = threads.iter().find(takes).copied() else {
             return false;
         };
-        self.doomed.push_back(Doomed { pid, tid, info });
+        self.doomed.push_back(Doomed {
+            pid,
+            tid,
+            status: ExitStatus::Signal(signo),
+            signal: Some(info),
+        });
         true
     }
 
@@ -553,17 +580,16 @@ impl Kernel {
         let pending = self.processes.get(&pid);
         let mut left = pending.map_or(0, |process| process.signals.pending.set());
         left &= !thread.signals.mask | UNBLOCKABLE;
-        let mut own = left;
-        while left != 0 {
-            let signo = u8::try_from(left.trailing_zeros())
-                .unwrap_or(0)
-                .saturating_add(1);
-            left &= !bit(signo);
-            if self.taker(pid, signo).is_some_and(|taker| taker != tid) {
-                own &= !bit(signo);
-            }
+        if left == 0 {
+            return 0;
         }
-        own
+        for other in self.threads.values().filter(|other| other.pid == pid) {
+            if other.tid == tid {
+                break;
+            }
+            left &= other.signals.mask;
+        }
+        left
     }
 
     /// Wakes threads for process-directed signals that became theirs, since the thread they were for has
@@ -573,13 +599,21 @@ impl Kernel {
             let set = process.signals.pending.set();
             (set != 0).then_some((process.pid, set))
         });
-        let waiting: Vec<(Pid, u64)> = waiting.collect();
-        for (pid, set) in waiting {
-            let signals = (1..=NSIG).filter(|signo| set & bit(*signo) != 0);
-            let takers: Vec<Tid> = signals.filter_map(|signo| self.taker(pid, signo)).collect();
-            for tid in takers {
-                self.interrupt(tid);
+        let mut waiting: BTreeMap<Pid, u64> = waiting.collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let mut takers: Vec<Tid> = Vec::new();
+        for thread in self.threads.values() {
+            if let Some(left) = waiting.get_mut(&thread.pid)
+                && *left & !thread.signals.mask != 0
+            {
+                *left &= thread.signals.mask;
+                takers.push(thread.tid);
             }
+        }
+        for tid in takers {
+            self.interrupt(tid);
         }
     }
 
@@ -708,89 +742,4 @@ pub fn reset_for_exec(cx: &mut Cx<'_>) -> Result<(), Errno> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn info(signo: u8, code: i32) -> SigInfo {
-        SigInfo {
-            signo,
-            code,
-            ..SigInfo::default()
-        }
-    }
-
-    #[test]
-    fn standard_signals_merge_and_realtime_signals_queue() {
-        let mut pending = Pending::default();
-        pending.add(info(10, 1));
-        pending.add(info(10, 2));
-        pending.add(info(40, 1));
-        pending.add(info(34, 1));
-        pending.add(info(40, 2));
-        let order: Vec<(u8, i32)> = std::iter::from_fn(|| pending.take(u64::MAX))
-            .map(|i| (i.signo, i.code))
-            .collect();
-        assert_eq!(order, [(10, 1), (34, 1), (40, 1), (40, 2)]);
-    }
-
-    #[test]
-    fn queues_are_bounded_together() {
-        use crate::testing::{PID, Sandbox, TID};
-        let mut s = Sandbox::new(std::path::Path::new("/usr"));
-        s.kernel.threads.get_mut(&TID).unwrap().signals.mask = u64::MAX;
-        let process = s.kernel.processes.get(&PID).unwrap();
-        let limit = process.rlimits.soft(Resource::Sigpending);
-        for number in 0..limit {
-            let sent = match number % 2 {
-                0 => s.kernel.send_to_process(PID, info(40, SI_TKILL)),
-                _ => s.kernel.send_to_thread(TID, info(41, SI_TKILL)),
-            };
-            assert_eq!(sent, Ok(()));
-        }
-        let full = Err(Errno::EAGAIN);
-        assert_eq!(s.kernel.send_to_process(PID, info(40, SI_TKILL)), full);
-        assert_eq!(s.kernel.send_to_thread(TID, info(42, SI_TKILL)), full);
-        // kill(2) and standard signals add one of each number at most.
-        for signo in [10, 40, 43] {
-            for _ in 0..2 {
-                assert_eq!(s.kernel.send_to_process(PID, info(signo, SI_USER)), Ok(()));
-            }
-        }
-        assert_eq!(s.kernel.queued_signals(PID) as u64, limit + 2);
-    }
-
-    #[test]
-    fn a_signal_to_the_process_is_for_one_thread() {
-        use crate::testing::{PID, Sandbox, TID};
-        let mut s = Sandbox::new(std::path::Path::new("/usr"));
-        let other = Tid(3);
-        let mut thread = s.kernel.threads.get(&TID).unwrap().clone();
-        thread.tid = other;
-        s.kernel.threads.insert(other, thread);
-        let wait = Wait {
-            on: WaitOn::Nothing,
-            deadline_ns: None,
-            resume: Resume::Retry(CallState::default()),
-        };
-        s.kernel.sched.park(other, Call::default(), wait);
-        let handled = Sigaction {
-            handler: 0x1000,
-            ..Sigaction::default()
-        };
-        let process = s.kernel.processes.get_mut(&PID).unwrap();
-        process.signals.actions.insert(10, handled);
-        s.kernel.send_to_process(PID, info(10, 0)).unwrap();
-        assert!(s.kernel.has_signal(TID) && !s.kernel.has_signal(other));
-        assert_eq!(s.kernel.take_signal(other, 0), None);
-        s.kernel.retarget_signals();
-        assert!(s.kernel.sched.parked.contains_key(&other));
-        // The first thread blocks it before it has taken it.
-        s.kernel.threads.get_mut(&TID).unwrap().signals.mask = bit(10);
-        s.kernel.retarget_signals();
-        assert!(s.kernel.sched.parked.is_empty());
-        assert_eq!(
-            s.kernel.take_signal(other, 0).map(|info| info.signo),
-            Some(10)
-        );
-    }
-}
+mod tests;

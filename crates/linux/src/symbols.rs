@@ -11,6 +11,7 @@ use kvmlet_elf::{Function, Image, Kind, ReadAt, Symbols};
 use kvmlet_mem::GuestMemory;
 
 use crate::host::{Host, HostId};
+use crate::kernel::Pid;
 use crate::mm::{Backing, Prot, Vma};
 use crate::personality::Personality;
 use crate::vfs::tmpfs::{InodeId, TmpFs};
@@ -121,9 +122,7 @@ impl ReadAt for Reader<'_, '_> {
 }
 
 impl Personality {
-    /// The address of one of the program's functions: its executable's, static ones included, else one
-    /// that a library exports. It stays valid until the program unmaps the library or executes another.
-    /// `goes_on` is asked before each read: the files may be large, and the program's own.
+    /// The address of a function of the program's first process: see [`Personality::symbol_in`].
     ///
     /// # Errors
     /// [`SymbolError`]
@@ -132,7 +131,22 @@ impl Personality {
         name: &str,
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<Gva, SymbolError> {
-        let process = self.kernel.processes.get(&self.kernel.main);
+        self.symbol_in(self.kernel.main, name, goes_on)
+    }
+
+    /// The address of one of a process's functions: its executable's, static ones included, else one
+    /// that a library exports. It stays valid until the program unmaps the library or executes another.
+    /// `goes_on` is asked before each read: the files may be large, and the program's own.
+    ///
+    /// # Errors
+    /// [`SymbolError`]
+    pub fn symbol_in(
+        &mut self,
+        pid: Pid,
+        name: &str,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Gva, SymbolError> {
+        let process = self.kernel.processes.get(&pid);
         let process = process.ok_or(SymbolError::NoProgram)?;
         if self.kernel.end.is_some() {
             return Err(SymbolError::NoProgram);

@@ -143,6 +143,7 @@ impl Sandbox {
             ids,
             tmpfs,
             processes_max: 256,
+            started_ns: 0,
         });
         // The thread makes calls: it is not in the queue.
         kernel.sched = Sched::default();
@@ -221,6 +222,8 @@ impl Sandbox {
             self.host.budget.begin();
             outcome = table::call(&mut self.cx(), &call, &state);
         }
+        // As before any thread runs.
+        while crate::net::drop_piece(&mut self.cx()) {}
         outcome
     }
 

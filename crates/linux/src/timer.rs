@@ -180,6 +180,12 @@ impl Timers {
             .map(|((_, id), timer)| (*id, timer))
     }
 
+    /// POSIX timers of all processes.
+    #[must_use]
+    pub fn posix_count(&self) -> usize {
+        self.posix.len()
+    }
+
     /// The id that the next timer of a process gets.
     #[must_use]
     pub fn next_id(&self, pid: Pid) -> i32 {

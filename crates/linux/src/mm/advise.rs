@@ -262,6 +262,11 @@ impl Space<'_> {
         };
         let now = FileTime::from_ns(clock::realtime_ns(self.host));
         let end = offset.saturating_add(part.len_bytes());
+        // Linux differs: it copies a file of an overlay when it is opened for writing. Here what lies behind the hole
+        // would be copied now.
+        if self.tmpfs.shows_behind(inode, end)? {
+            return Err(Errno::EOPNOTSUPP);
+        }
         let stale = self.tmpfs.punch_hole(self.mem, inode, offset, end, now)?;
         self.unmap_everywhere(inode, stale)
     }

@@ -278,7 +278,7 @@ impl Space<'_> {
         if access == Access::Write && !vma.is_shared() {
             let frame = match self.tmpfs.page_for_read(tmp.inode, index(page.0)) {
                 Some(frame) => self.mem.alloc_copy(frame)?,
-                None => self.mem.alloc_frame()?,
+                None => self.tmpfs.copy_absent(self.mem, tmp.inode, index(page.0))?,
             };
             return self.replace(page, frame, vma.prot.pte());
         }

@@ -15,7 +15,8 @@ use super::space::{Limits, release_leaf};
 use super::*;
 use crate::fd::OpenFlags;
 use crate::host::Host;
-use crate::kernel::Ids;
+use crate::ipc::shm::Segments;
+use crate::kernel::{Ids, Pid};
 use crate::rlimit::{INFINITY, Rlimit};
 use crate::vfs::tmpfs::{InodeId, NewAttr, Stale, TmpFs};
 
@@ -29,6 +30,7 @@ pub struct Fixture {
     pub spaces: Spaces,
     pub host: Host,
     pub tmpfs: TmpFs,
+    pub segments: Segments,
     pub limits: Limits,
     pub empty_bytes: u64,
     stale_files: Vec<(InodeId, Stale)>,
@@ -47,6 +49,7 @@ impl Fixture {
             spaces,
             host: Host::new(policy, 0).unwrap(),
             tmpfs: TmpFs::new(FileTime::from_ns(0)),
+            segments: Segments::default(),
             limits: Limits {
                 address_space: INFINITY,
                 data: Rlimit {
@@ -78,6 +81,8 @@ impl Fixture {
             tables: self.spaces.get_mut(MmId::FIRST).unwrap(),
             host: &mut self.host,
             tmpfs: &mut self.tmpfs,
+            segments: &mut self.segments,
+            pid: Pid::FIRST,
             limits: self.limits,
             ids: Ids { uid: 0, gid: 0 },
             stale_files: &mut self.stale_files,

@@ -288,6 +288,13 @@ impl Space<'_> {
                 if write && !file.flags.writable() {
                     return Err(Errno::EACCES);
                 }
+                // Linux differs: a host file cannot be changed by a mapping.
+                if matches!(file.source, Source::Host(_)) && file.flags.writable() {
+                    if write {
+                        return Err(Errno::ENODEV);
+                    }
+                    vma_flags.remove(VmaFlags::MAYWRITE);
+                }
                 vma_flags |= VmaFlags::SHARED;
                 let sealed = file.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0;
                 if sealed && write {

@@ -36,6 +36,8 @@ mod model_tests;
 #[cfg(test)]
 mod populate_tests;
 #[cfg(test)]
+mod remap_tests;
+#[cfg(test)]
 mod stale_tests;
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,8 @@ use super::{FaultError, MAX_MAP_COUNT, Mm, MmId, Region, Source};
 use crate::clock;
 use crate::cx::Cx;
 use crate::host::{Host, HostId};
-use crate::kernel::Ids;
+use crate::ipc::shm::{Change, ChangeKind, Segments};
+use crate::kernel::{Ids, Pid};
 use crate::rlimit::{INFINITY, Resource, Rlimit};
 use crate::vfs::tmpfs::{InodeId, NewAttr, SEAL_SEAL, Stale, TmpFs};
 
@@ -46,6 +47,10 @@ pub struct Space<'a> {
     pub host: &'a mut Host,
     /// Memory files.
     pub tmpfs: &'a mut TmpFs,
+    /// Those of them that are shared memory segments.
+    pub segments: &'a mut Segments,
+    /// The calling process.
+    pub pid: Pid,
     /// Resource limits.
     pub limits: Limits,
     /// Owner of new memory files.
@@ -102,6 +107,8 @@ impl<'a> Space<'a> {
             tables: cx.machine.spaces.get_mut(id).ok_or(Errno::ESRCH)?,
             host: cx.host,
             tmpfs: &mut cx.kernel.tmpfs,
+            segments: &mut cx.kernel.ipc.segments,
+            pid,
             limits,
             ids: cx.kernel.ids,
             stale_files: &mut cx.machine.stale_files,
@@ -113,7 +120,10 @@ impl<'a> Space<'a> {
     pub(super) fn retain(&mut self, vma: &Vma) {
         match vma.backing {
             Backing::File(file) => self.host.incref(file.host),
-            Backing::Tmp(tmp) => self.tmpfs.map_ref(tmp.inode, vma.map_kind()),
+            Backing::Tmp(tmp) => {
+                self.tmpfs.map_ref(tmp.inode, vma.map_kind());
+                self.tell_segment(tmp.inode, ChangeKind::Attached);
+            }
             Backing::Anon | Backing::Special(_) => {}
         }
     }
@@ -121,9 +131,25 @@ impl<'a> Space<'a> {
     pub(super) fn release(&mut self, vma: &Vma) {
         match vma.backing {
             Backing::File(file) => self.host.decref(file.host),
-            Backing::Tmp(tmp) => self.tmpfs.map_unref(self.mem, tmp.inode, vma.map_kind()),
+            Backing::Tmp(tmp) => {
+                self.tmpfs.map_unref(self.mem, tmp.inode, vma.map_kind());
+                self.tell_segment(tmp.inode, ChangeKind::Detached);
+            }
             Backing::Anon | Backing::Special(_) => {}
         }
+    }
+
+    /// Tells a shared memory segment, if a file is one's, of a mapping that has come or gone.
+    fn tell_segment(&mut self, inode: InodeId, kind: ChangeKind) {
+        if self.segments.of_inode(inode).is_none() {
+            return;
+        }
+        let change = Change {
+            kind,
+            pid: self.pid,
+            now: clock::realtime_s(self.host),
+        };
+        self.segments.mapped((self.tmpfs, self.mem), inode, change);
     }
 
     // ---- the map itself -------------------------------------------------------------------------

@@ -8,7 +8,6 @@ use kvmlet_mem::{CopyOutcome, CopyStop, MemError, PteFlags};
 use super::hot_pages::note_read;
 use super::{Access, Backing, FaultError, Space, fault};
 use crate::cx::Cx;
-use crate::kernel::End;
 use crate::outcome::{FutexKey, SharedObject};
 
 /// True if `len_bytes` at `addr` lie in the part of the address space that a program may map.
@@ -120,7 +119,7 @@ fn some(done: usize) -> Result<usize, Errno> {
 fn resolve(cx: &mut Cx<'_>, gva: Gva, access: Access) -> Result<(), Errno> {
     fault(cx, gva, access).map_err(|error| {
         if error == FaultError::OutOfMemory {
-            cx.kernel.end.get_or_insert(End::Memory);
+            cx.kernel.out_of_memory(cx.tid);
         }
         Errno::EFAULT
     })

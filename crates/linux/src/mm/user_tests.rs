@@ -43,6 +43,7 @@ impl Guest {
             ids: Ids { uid: 0, gid: 0 },
             tmpfs: vfs::new_tmpfs(&host, &mut memory).unwrap(),
             processes_max: 1,
+            started_ns: 0,
         });
         // The thread makes calls: it is not in the queue.
         kernel.sched = Sched::default();

@@ -7,10 +7,12 @@ use kvmlet_stub::trampoline::Stopped;
 use super::{Cpu, Personality};
 use crate::kernel::Tid;
 use crate::mm;
+use crate::net::outside;
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Turn};
 use crate::sched::{Call, rax_of};
 use crate::syscalls::table::{self, Needs};
 use crate::trace;
+use crate::vfs::notify;
 
 /// #DB (SDM vol. 3A, 6.15).
 const DEBUG_VECTOR: u8 = 1;
@@ -95,6 +97,9 @@ impl Personality {
         let outcome = self.attempt(tid, &call, &CallState::default(), true);
         let jump = back
             .filter(|&back| mm::trampoline::can_be_trampoline(&mut self.cx(tid), back, call.nr));
+        if matches!(outcome, Outcome::Done(_)) {
+            self.work_outside();
+        }
         match outcome {
             Outcome::Done(result) if jump.is_none() && stays(self) => Ok(rax_of(result)),
             outcome => Err(Made {
@@ -102,6 +107,13 @@ impl Personality {
                 outcome,
                 jump,
             }),
+        }
+    }
+
+    /// Moves what a call has sent to the host at once.
+    fn work_outside(&mut self) {
+        while self.kernel.objects.sockets.has_due() && !self.host.budget.is_spent() {
+            outside::work(&mut self.cx(Tid::FIRST));
         }
     }
 
@@ -153,13 +165,23 @@ impl Personality {
     fn attempt(&mut self, tid: Tid, call: &Call, state: &CallState, first: bool) -> Outcome {
         self.host.begin_call();
         if !self.host.report.trace {
-            return table::call(&mut self.cx(tid), call, state);
+            let outcome = table::call(&mut self.cx(tid), call, state);
+            self.settle_watches(tid);
+            return outcome;
         }
         let line = trace::entry(&mut self.cx(tid), table::row(call.nr), call);
         let outcome = table::call(&mut self.cx(tid), call, state);
+        self.settle_watches(tid);
         let line = trace::exit(&line, &outcome, first);
         self.host.report.trace_lines.push(line);
         outcome
+    }
+
+    /// A call may have ended what somebody watches, by its last mapping for example.
+    fn settle_watches(&mut self, tid: Tid) {
+        if self.kernel.tmpfs.has_gone() {
+            notify::settle(&mut self.cx(tid));
+        }
     }
 
     /// Puts a thread back to where its program is. It has left the guest by itself, perhaps in the middle of

@@ -9,7 +9,7 @@ use kvmlet_abi::trap::{PF_FETCH, PF_PK, PF_USER, PF_WRITE};
 
 use super::{Cpu, Personality};
 use crate::frame;
-use crate::kernel::{End, Tid, XState};
+use crate::kernel::{Tid, XState};
 use crate::mm::{self, Access, FaultError};
 use crate::signal::{SI_KERNEL, SigDetail, SigInfo, TrapInfo, signo};
 
@@ -152,7 +152,7 @@ impl Personality {
                     trap,
                 );
             }
-            Err(FaultError::OutOfMemory) => self.kernel.end = Some(End::Memory),
+            Err(FaultError::OutOfMemory) => self.kernel.out_of_memory(tid),
         }
     }
 }

@@ -210,6 +210,22 @@ mod tests {
     }
 
     #[test]
+    fn one_that_ends_leaves_its_message_to_the_next() {
+        let mut s = sandbox("ends");
+        let Outcome::Wait(wait) = s.outcome("kvmlet_receive", &[], &CallState::default()) else {
+            panic!("no wait")
+        };
+        for tid in [3, 4] {
+            s.kernel.sched.park(Tid(tid), Call::default(), wait.clone());
+        }
+        post(&mut s, "a");
+        assert_eq!(s.kernel.sched.receivers, Vector::unit(Tid(4)));
+        crate::task::exit::take_out(&mut s.cx(), Tid(3));
+        assert!(s.kernel.sched.receivers.is_empty());
+        assert_eq!(s.kernel.sched.run_queue, Vector::unit(Tid(4)));
+    }
+
+    #[test]
     fn messages_to_the_host_are_bounded() {
         let mut s = sandbox("send");
         let text = s.put(b"answer");

@@ -273,6 +273,7 @@ pub fn sys_setsid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     }
     let process = cx.process()?;
     (process.pgid, process.sid) = (own, own);
+    (process.ctty, process.former_foreground) = (None, None);
     Ok(u64::from(own.0.cast_unsigned()))
 }
 
@@ -351,7 +352,8 @@ pub fn sys_prlimit64(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         0 => cx.process()?.pid,
         tid => cx.kernel.kin_of(tid).ok_or(Errno::ESRCH)?.pid,
     };
-    if pid == Pid::INIT {
+    // Commands must not take from the holder what the next one needs.
+    if pid == Pid::INIT || new.is_some() && cx.kernel.is_holder(pid) {
         return Err(Errno::EPERM);
     }
     let old = prlimit(cx, pid, resource, new)?;

@@ -1,5 +1,6 @@
 //! Processes: execve(2), waiting for children.
 
+use kvmlet_abi::linux::fcntl::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW};
 use kvmlet_abi::linux::limits::{MAX_ARG_STRLEN, PATH_MAX};
 use kvmlet_abi::linux::wait::{
     __WALL, __WCLONE, __WNOTHREAD, P_ALL, P_PGID, P_PID, P_PIDFD, WCONTINUED, WEXITED, WNOHANG,
@@ -10,14 +11,15 @@ use kvmlet_abi::{Errno, Gva};
 
 use crate::clock::NSEC_PER_SEC;
 use crate::cx::Cx;
-use crate::exec::{self, ExecRequest};
+use crate::exec::{self, ExecRequest, Named, OpenProgram, PathAfter};
 use crate::fd::{self, OpenFlags};
 use crate::kernel::Pid;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::signal::signo::SIGCHLD;
-use crate::syscalls::args::{Args, Flags, Int, Ptr, Str};
+use crate::syscalls::args::{Args, Fd, Flags, Int, Ptr, Str};
 use crate::task::wait::{self, Found, Whose};
-use crate::vfs::pidfd;
+use crate::vfs::path::Last;
+use crate::vfs::{self, pidfd};
 
 fn read_strings(cx: &mut Cx<'_>, array: Gva, left: &mut usize) -> Result<Vec<Vec<u8>>, Errno> {
     let mut strings = Vec::new();
@@ -46,18 +48,78 @@ fn read_strings(cx: &mut Cx<'_>, array: Gva, left: &mut usize) -> Result<Vec<Vec
 /// execve(2)
 pub fn sys_execve(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     let (Str(path), Ptr(argv), Ptr(envp)) = args.decode();
-    let request = |cx: &mut Cx<'_>| -> Result<ExecRequest, Errno> {
-        let mut left = usize::try_from(exec::arguments_max(cx)?).unwrap_or(usize::MAX);
-        let path = cx.read_cstr(path, PATH_MAX)?;
-        let argv = read_strings(cx, argv, &mut left)?;
-        let envp = read_strings(cx, envp, &mut left)?;
-        Ok(ExecRequest { path, argv, envp })
-    };
-    let result = request(cx).and_then(|request| exec::replace(cx, request));
+    let request = read_request(cx, path, argv, envp);
+    let result = request.and_then(|request| exec::replace(cx, request, None));
     match result {
         Ok(()) => Outcome::Registers,
         Err(errno) => Outcome::Done(Err(errno)),
     }
+}
+
+fn read_request(cx: &mut Cx<'_>, path: Gva, argv: Gva, envp: Gva) -> Result<ExecRequest, Errno> {
+    let mut left = usize::try_from(exec::arguments_max(cx)?).unwrap_or(usize::MAX);
+    let path = cx.read_cstr(path, PATH_MAX)?;
+    let argv = read_strings(cx, argv, &mut left)?;
+    let envp = read_strings(cx, envp, &mut left)?;
+    Ok(ExecRequest { path, argv, envp })
+}
+
+/// execveat(2)
+pub fn sys_execveat(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    let (Fd(dirfd), Str(path), Ptr(argv), Ptr(envp), Flags(flags)) = args.decode();
+    match execute_at(cx, dirfd, (path, argv, envp), flags) {
+        Ok(()) => Outcome::Registers,
+        Err(errno) => Outcome::Done(Err(errno)),
+    }
+}
+
+fn execute_at(
+    cx: &mut Cx<'_>,
+    dirfd: i32,
+    (path, argv, envp): (Gva, Gva, Gva),
+    flags: u32,
+) -> Result<(), Errno> {
+    let mut request = read_request(cx, path, argv, envp)?;
+    if flags & !(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let last = match flags & AT_SYMLINK_NOFOLLOW {
+        0 => Last::Follow,
+        _ => Last::NoFollow,
+    };
+    let is_empty = request.path.is_empty();
+    if is_empty && flags & AT_EMPTY_PATH == 0 {
+        return Err(Errno::ENOENT);
+    }
+    let (file, named) = if is_empty {
+        // The working directory is no program.
+        let file = match dirfd {
+            AT_FDCWD => return Err(Errno::EACCES),
+            _ => vfs::open_exec_fd(cx, dirfd)?,
+        };
+        (file, Named::ByProgram)
+    } else {
+        let file = vfs::open_exec_at(cx, dirfd, &request.path, last)?;
+        (file, Named::ByPath)
+    };
+    let mut after = PathAfter::Kept;
+    if dirfd != AT_FDCWD && !request.path.starts_with(b"/") {
+        let descriptor = format!("/dev/fd/{dirfd}").into_bytes();
+        request.path = match is_empty {
+            true => descriptor,
+            false => [&descriptor, b"/".as_slice(), &request.path].concat(),
+        };
+        let entry = cx.process()?.fds.fds.get(&dirfd);
+        if entry.is_some_and(|entry| entry.cloexec) {
+            after = PathAfter::Lost;
+        }
+    }
+    let opened = OpenProgram {
+        file,
+        path: after,
+        named,
+    };
+    exec::replace(cx, request, Some(opened))
 }
 
 /// wait4(2)

@@ -4,9 +4,13 @@ use kvmlet_abi::Errno;
 
 use super::futex;
 use super::table::{Restart, Row};
-use super::{channel, fs, identity, io, mem, net, process, signal, thread, time, timer};
+use super::{
+    channel, fs, identity, io, ipc, mem, net, peer, placement, process, signal, thread, time, timer,
+};
 
 const NO_ATTRIBUTES: &str = "EOPNOTSUPP: no file can be given any; EROFS on host files";
+
+const SEMOP: &str = "ENOMEM beyond 16,384 waiting operations of a set, 2,500,000 times their threads, and 32,768 undo values of a process";
 
 /// All rows in order of number.
 pub(super) static ROWS: &[Row] = &[
@@ -39,9 +43,9 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(26, "msync", "xux", mem::sys_msync),
     Row::wait(27, "mincore", "xux", mem::sys_mincore),
     Row::wait(28, "madvise", "xui", mem::sys_madvise),
-    Row::missing(29, "shmget", "xxx"),
-    Row::missing(30, "shmat", "xxx"),
-    Row::missing(31, "shmctl", "xxx"),
+    Row::value(29, "shmget", "iux", ipc::sys_shmget).note("no huge pages are reserved"),
+    Row::value(30, "shmat", "ixx", ipc::sys_shmat),
+    Row::value(31, "shmctl", "iix", ipc::sys_shmctl),
     Row::value(32, "dup", "d", io::sys_dup),
     Row::value(33, "dup2", "dd", io::sys_dup2),
     Row::wait(34, "pause", "", signal::sys_pause),
@@ -52,31 +56,34 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(39, "getpid", "", identity::sys_getpid),
     Row::wait(40, "sendfile", "ddxu", io::sys_sendfile).restarts(Restart::Handler),
     Row::value(41, "socket", "iui", net::sys_socket)
-        .refuses("EACCES: no network, and no socket has a name"),
-    Row::value(42, "connect", "dxi", net::sys_connect)
-        .refuses("ECONNREFUSED: no socket has a name"),
-    Row::value(43, "accept", "dxx", net::sys_accept)
-        .refuses("EINVAL or EOPNOTSUPP: no socket has a name"),
-    Row::wait(44, "sendto", "dxuxxu", net::sys_sendto)
+        .partial("AF_UNIX, TCP and UDP on the loopback device, rtnetlink"),
+    Row::wait(42, "connect", "dxi", net::sys_connect)
         .restarts(Restart::WithoutDeadline)
-        .partial("on a socket pair"),
+        .partial(
+            "to sockets of the sandbox; ENETUNREACH for another machine, EACCES for the host's",
+        ),
+    Row::wait(43, "accept", "dxx", net::sys_accept).restarts(Restart::WithoutDeadline),
+    Row::wait(44, "sendto", "dxuxxi", net::sys_sendto)
+        .restarts(Restart::WithoutDeadline)
+        .partial("no out-of-band data"),
     Row::wait(45, "recvfrom", "dxuxxx", net::sys_recvfrom)
         .restarts(Restart::WithoutDeadline)
-        .partial("on a socket pair"),
+        .partial("no out-of-band data"),
     Row::wait(46, "sendmsg", "dxx", net::sys_sendmsg)
         .restarts(Restart::WithoutDeadline)
-        .partial("on a socket pair, without ancillary data"),
+        .partial("no out-of-band data"),
     Row::wait(47, "recvmsg", "dxx", net::sys_recvmsg)
         .restarts(Restart::WithoutDeadline)
-        .partial("on a socket pair, without ancillary data"),
+        .partial("no out-of-band data"),
     Row::value(48, "shutdown", "di", net::sys_shutdown),
-    Row::value(49, "bind", "dxi", net::sys_bind).refuses("EACCES: no socket has a name"),
-    Row::value(50, "listen", "di", net::sys_listen)
-        .refuses("EINVAL or EOPNOTSUPP: no socket has a name"),
+    Row::value(49, "bind", "dxi", net::sys_bind)
+        .partial("names in /tmp, abstract names, loopback addresses"),
+    Row::value(50, "listen", "di", net::sys_listen),
     Row::value(51, "getsockname", "dxx", net::sys_getsockname),
     Row::value(52, "getpeername", "dxx", net::sys_getpeername),
     Row::value(53, "socketpair", "iuix", net::sys_socketpair).partial("AF_UNIX"),
-    Row::value(54, "setsockopt", "diixi", net::sys_setsockopt),
+    Row::value(54, "setsockopt", "diixi", net::sys_setsockopt)
+        .partial("options of real devices are kept and change nothing"),
     Row::value(55, "getsockopt", "diixx", net::sys_getsockopt),
     Row::wait(56, "clone", "xxxxx", thread::sys_clone)
         .all_registers()
@@ -88,14 +95,14 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(61, "wait4", "ixxx", process::sys_wait4).restarts(Restart::Handler),
     Row::value(62, "kill", "ii", signal::sys_kill),
     Row::value(63, "uname", "x", identity::sys_uname),
-    Row::missing(64, "semget", "xxx"),
-    Row::missing(65, "semop", "xxx"),
-    Row::missing(66, "semctl", "xxx"),
-    Row::missing(67, "shmdt", "xxx"),
-    Row::missing(68, "msgget", "xxx"),
-    Row::missing(69, "msgsnd", "xxx"),
-    Row::missing(70, "msgrcv", "xxx"),
-    Row::missing(71, "msgctl", "xxx"),
+    Row::value(64, "semget", "iix", ipc::sys_semget),
+    Row::wait(65, "semop", "ixu", ipc::sys_semop).note(SEMOP),
+    Row::value(66, "semctl", "iiix", ipc::sys_semctl),
+    Row::wait(67, "shmdt", "x", ipc::sys_shmdt),
+    Row::value(68, "msgget", "ix", ipc::sys_msgget),
+    Row::wait(69, "msgsnd", "ixux", ipc::sys_msgsnd),
+    Row::wait(70, "msgrcv", "ixuxx", ipc::sys_msgrcv),
+    Row::value(71, "msgctl", "iix", ipc::sys_msgctl),
     Row::wait(72, "fcntl", "dux", io::sys_fcntl).restarts(Restart::Handler),
     Row::wait(73, "flock", "du", io::sys_flock).restarts(Restart::Handler),
     Row::value(74, "fsync", "d", io::sys_fsync),
@@ -306,7 +313,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(217, "getdents64", "dxu", fs::sys_getdents64),
     Row::value(218, "set_tid_address", "x", thread::sys_set_tid_address),
     Row::missing(219, "restart_syscall", "xxx"),
-    Row::missing(220, "semtimedop", "xxx"),
+    Row::wait(220, "semtimedop", "ixux", ipc::sys_semtimedop).note(SEMOP),
     Row::value(221, "fadvise64", "duui", io::sys_fadvise64),
     Row::value(222, "timer_create", "ixx", timer::sys_timer_create),
     Row::value(223, "timer_settime", "ixxx", timer::sys_timer_settime),
@@ -323,9 +330,10 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(234, "tgkill", "iii", signal::sys_tgkill),
     Row::value(235, "utimes", "sx", fs::sys_utimes),
     Row::missing(236, "vserver", "xxx"),
-    Row::missing(237, "mbind", "xxx"),
-    Row::missing(238, "set_mempolicy", "xxx"),
-    Row::missing(239, "get_mempolicy", "xxx"),
+    Row::value(237, "mbind", "xuxxux", placement::sys_mbind)
+        .partial("one node; the policy of a range is not kept"),
+    Row::value(238, "set_mempolicy", "xxu", placement::sys_set_mempolicy).note("one node"),
+    Row::value(239, "get_mempolicy", "xxuxu", placement::sys_get_mempolicy).note("one node"),
     Row::missing(240, "mq_open", "sxxx"),
     Row::missing(241, "mq_unlink", "xxx"),
     Row::missing(242, "mq_timedsend", "xxx"),
@@ -337,11 +345,12 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(248, "add_key", "xxx"),
     Row::missing(249, "request_key", "xxx"),
     Row::missing(250, "keyctl", "xxx"),
-    Row::missing(251, "ioprio_set", "xxx"),
-    Row::missing(252, "ioprio_get", "xxx"),
-    Row::missing(253, "inotify_init", ""),
-    Row::missing(254, "inotify_add_watch", "xxx"),
-    Row::missing(255, "inotify_rm_watch", "xxx"),
+    Row::value(251, "ioprio_set", "iiu", placement::sys_ioprio_set).note("kept, without effect"),
+    Row::value(252, "ioprio_get", "ii", placement::sys_ioprio_get),
+    Row::value(253, "inotify_init", "", io::sys_inotify_init),
+    Row::value(254, "inotify_add_watch", "dsx", io::sys_inotify_add_watch)
+        .partial("changes made inside, not by execve(2), mappings, or others on the host"),
+    Row::value(255, "inotify_rm_watch", "di", io::sys_inotify_rm_watch),
     Row::missing(256, "migrate_pages", "xxx"),
     Row::wait(257, "openat", "dsoo", fs::sys_openat).restarts(Restart::Handler),
     Row::value(258, "mkdirat", "dso", fs::sys_mkdirat),
@@ -368,12 +377,15 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(273, "set_robust_list", "xu", futex::sys_set_robust_list),
     Row::value(274, "get_robust_list", "ixx", futex::sys_get_robust_list),
     Row::wait(275, "splice", "dxdxux", io::sys_splice)
-        .refuses("EINVAL, as between files that do not support it"),
+        .restarts(Restart::Handler)
+        .partial("copies; not out of a socket (EINVAL)"),
     Row::wait(276, "tee", "ddux", io::sys_tee)
-        .refuses("EINVAL, as between files that do not support it"),
+        .restarts(Restart::Handler)
+        .note("copies"),
     Row::value(277, "sync_file_range", "duux", io::sys_sync_file_range),
     Row::wait(278, "vmsplice", "dxux", io::sys_vmsplice)
-        .refuses("EINVAL, as between files that do not support it"),
+        .restarts(Restart::Handler)
+        .note("copies: later changes of the memory are not seen"),
     Row::missing(279, "move_pages", "xxx"),
     Row::value(280, "utimensat", "dsxx", fs::sys_utimensat),
     Row::wait(281, "epoll_pwait", "dxiixu", io::sys_epoll_pwait),
@@ -383,14 +395,13 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(285, "fallocate", "dxuu", io::sys_fallocate),
     Row::value(286, "timerfd_settime", "dxxx", io::sys_timerfd_settime),
     Row::value(287, "timerfd_gettime", "dx", io::sys_timerfd_gettime),
-    Row::value(288, "accept4", "dxxx", net::sys_accept4)
-        .refuses("EINVAL or EOPNOTSUPP: no socket has a name"),
+    Row::wait(288, "accept4", "dxxx", net::sys_accept4).restarts(Restart::WithoutDeadline),
     Row::value(289, "signalfd4", "dxux", io::sys_signalfd4),
     Row::value(290, "eventfd2", "ux", io::sys_eventfd2),
     Row::value(291, "epoll_create1", "x", io::sys_epoll_create1),
     Row::value(292, "dup3", "ddo", io::sys_dup3),
     Row::value(293, "pipe2", "xo", io::sys_pipe2),
-    Row::missing(294, "inotify_init1", "xxx"),
+    Row::value(294, "inotify_init1", "x", io::sys_inotify_init1),
     Row::wait(295, "preadv", "dxuuu", io::sys_preadv).restarts(Restart::Handler),
     Row::wait(296, "pwritev", "dxuuu", io::sys_pwritev).restarts(Restart::Handler),
     Row::value(
@@ -408,7 +419,7 @@ pub(super) static ROWS: &[Row] = &[
     ),
     Row::wait(299, "recvmmsg", "dxuxx", net::sys_recvmmsg)
         .restarts(Restart::WithoutDeadline)
-        .partial("on a socket pair; waits for the first message only"),
+        .partial("waits for the first message only"),
     Row::refused(
         300,
         "fanotify_init",
@@ -442,30 +453,22 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(306, "syncfs", "d", io::sys_syncfs),
     Row::wait(307, "sendmmsg", "dxux", net::sys_sendmmsg)
         .restarts(Restart::WithoutDeadline)
-        .partial("on a socket pair; waits for the first message only"),
+        .partial("waits for the first message only"),
     Row::privileged(308, "setns", "xxx"),
     Row::value(309, "getcpu", "xxx", thread::sys_getcpu),
-    Row::refused(
+    Row::wait(
         310,
         "process_vm_readv",
-        "xxx",
-        Errno::EPERM,
-        "Linux allows it on the caller's own processes; it comes with processes",
+        "ixuxux",
+        peer::sys_process_vm_readv,
     ),
-    Row::refused(
+    Row::wait(
         311,
         "process_vm_writev",
-        "xxx",
-        Errno::EPERM,
-        "Linux allows it on the caller's own processes; it comes with processes",
+        "ixuxux",
+        peer::sys_process_vm_writev,
     ),
-    Row::refused(
-        312,
-        "kcmp",
-        "xxx",
-        Errno::EPERM,
-        "Linux allows it on the caller's own processes; it comes with processes",
-    ),
+    Row::value(312, "kcmp", "iiixx", peer::sys_kcmp).partial("no KCMP_EPOLL_TFD"),
     Row::privileged(313, "finit_module", "xxx"),
     Row::missing(314, "sched_setattr", "xxx"),
     Row::missing(315, "sched_getattr", "xxx"),
@@ -481,7 +484,7 @@ pub(super) static ROWS: &[Row] = &[
         Errno::EPERM,
         "Linux may need no privilege for some commands (unprivileged_bpf_disabled)",
     ),
-    Row::missing(322, "execveat", "xxx"),
+    Row::wait(322, "execveat", "dsxxx", process::sys_execveat).registers(),
     Row::refused(
         323,
         "userfaultfd",
@@ -530,7 +533,7 @@ pub(super) static ROWS: &[Row] = &[
         .partial("as clone; no chosen ids"),
     Row::value(436, "close_range", "uux", io::sys_close_range),
     Row::wait(437, "openat2", "dsxu", fs::sys_openat2).restarts(Restart::Handler),
-    Row::missing(438, "pidfd_getfd", "xxx"),
+    Row::value(438, "pidfd_getfd", "ddx", peer::sys_pidfd_getfd),
     Row::value(439, "faccessat2", "dsox", fs::sys_faccessat2),
     Row::missing(440, "process_madvise", "xxx"),
     Row::wait(441, "epoll_pwait2", "dxixxu", io::sys_epoll_pwait2),

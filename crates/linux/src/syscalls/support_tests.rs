@@ -24,6 +24,25 @@ struct Tried {
     descriptors: Vec<u64>,
     strings: Vec<u64>,
     pointers: Vec<u64>,
+    /// A socket without a name, one that connections come in on, and the address of the latter's name.
+    sockets: [u64; 3],
+    attached: u64,
+}
+
+/// A listener with a connection that nobody has accepted, beside a socket that nothing has been done with.
+fn set_up_sockets(sandbox: &mut Sandbox) -> [u64; 3] {
+    let name = sandbox.put(b"\x01\x00/tmp/socket\0").cast_unsigned();
+    let mut socket = || call!(sandbox, "socket", 1, 1, 0).unwrap();
+    let [unused, listener, client] = [socket(), socket(), socket()];
+    for (name, args) in [
+        ("bind", [listener, name, 14]),
+        ("listen", [listener, 1, 0]),
+        ("connect", [client, name, 14]),
+    ] {
+        let args = args.map(|word| word.cast_signed().into());
+        sandbox.call(name, &args).unwrap();
+    }
+    [unused, listener, name]
 }
 
 fn set_up() -> Tried {
@@ -52,14 +71,27 @@ fn set_up() -> Tried {
         ("epoll_create1", &[0]),
         ("timerfd_create", &[1, 0]),
         ("memfd_create", &[pair, 0]),
+        ("inotify_init1", &[0]),
         ("pidfd_open", &[i64::from(PID.0), 0]),
     ] {
         let args: Vec<_> = args.iter().map(|word| (*word).into()).collect();
         descriptors.push(sandbox.call(name, &args).unwrap());
     }
+    let inotify = descriptors[descriptors.len() - 2].cast_signed();
+    call!(sandbox, "inotify_add_watch", inotify, "/tmp", 0xfff).unwrap();
     sandbox
         .call("timer_create", &[1.into(), 0.into(), pair.into()])
         .unwrap();
+    // The first of each kind of System V IPC has the id 0.
+    for (name, args) in [
+        ("shmget", &[7, 4096, 0o1666][..]),
+        ("semget", &[7, 2, 0o1666]),
+        ("msgget", &[7, 0o1666]),
+    ] {
+        let args: Vec<_> = args.iter().map(|word| (*word).into()).collect();
+        sandbox.call(name, &args).unwrap();
+    }
+    let attached = call!(sandbox, "shmat", 0, 0, 0).unwrap();
     // A child that may lead a group. The caller leads none, so that it may lead a session.
     let mut child = sandbox.kernel.processes.get(&PID).unwrap().clone();
     (child.pid, child.ppid, child.pgid) = (CHILD, PID, Pid::INIT);
@@ -67,6 +99,7 @@ fn set_up() -> Tried {
     sandbox.kernel.processes.insert(CHILD, child);
     let caller = sandbox.kernel.processes.get_mut(&PID).unwrap();
     (caller.pgid, caller.sid) = (Pid::INIT, Pid::INIT);
+    let sockets = set_up_sockets(&mut sandbox);
     sandbox.kernel.channel.peer = crate::channel::Peer::Present;
     let strings = [
         "/tmp/f",
@@ -105,6 +138,8 @@ fn set_up() -> Tried {
         descriptors,
         strings: strings.map(i64::cast_unsigned).to_vec(),
         pointers: pointers.map(i64::cast_unsigned).to_vec(),
+        sockets,
+        attached,
     }
 }
 
@@ -132,13 +167,35 @@ impl Tried {
     /// Arguments that chance would hardly find, for calls that take just a few combinations.
     fn known(&self, name: &str) -> Option<[u64; 6]> {
         const NONE: u64 = u64::MAX;
+        const OWN: u64 = PID.0 as u64;
         const THREAD: u64 = 0x3d_0f00;
         let (zeros, buffer) = (self.pointers[0], self.pointers[0]);
         let [.., header, thread] = self.pointers[..] else {
             return None;
         };
         Some(match name {
+            "connect" => [self.sockets[0], self.sockets[2], 14, 0, 0, 0],
+            "bind" => [self.sockets[0], self.sockets[2], 11, 0, 0, 0],
+            "listen" | "accept" | "accept4" => [self.sockets[1], 0, 0, 0, 0, 0],
+            "copy_file_range" => [self.descriptors[7], 0, self.descriptors[5], 0, 9, 0],
             "mmap" => [0, 4096, 3, 0x22, NONE, 0],
+            "execveat" => [self.descriptors[3], self.strings[1], 0, 0, 0, 0],
+            "pidfd_getfd" => [*self.descriptors.last()?, 0, 0, 0, 0, 0],
+            "kcmp" => [OWN, OWN, 1, 0, 0, 0],
+            "process_vm_readv" | "process_vm_writev" => {
+                [OWN, self.pointers[1], 1, self.pointers[1], 1, 0]
+            }
+            "ioprio_set" | "ioprio_get" => [1, 0, 0, 0, 0, 0],
+            "set_mempolicy" | "get_mempolicy" => [0; 6],
+            "mbind" => [buffer & !4095, 4096, 0, 0, 0, 0],
+            "splice" => [self.descriptors[7], 0, self.descriptors[9], 0, 64, 0],
+            "tee" => [self.descriptors[8], self.descriptors[9], 0, 0, 0, 0],
+            "vmsplice" => [self.descriptors[9], self.pointers[1], 1, 0, 0, 0],
+            "shmdt" => [self.attached, 0, 0, 0, 0, 0],
+            "shmat" => [0; 6],
+            "semop" | "semtimedop" => [0, zeros, 1, 0, 0, 0],
+            "msgsnd" => [0, self.pointers[5], 8, 0, 0, 0],
+            "msgrcv" => [0, buffer, 64, 0, 0, 0],
             "pkey_mprotect" => [buffer & !4095, 4096, 3, NONE, 0, 0],
             "ioctl" => [self.descriptors[8], 0x541b, buffer, 0, 0, 0],
             "wait4" => [NONE, 0, 1, 0, 0, 0],

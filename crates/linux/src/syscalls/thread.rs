@@ -204,9 +204,7 @@ pub fn sys_exit(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
 /// exit_group(2)
 pub fn sys_exit_group(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     let Int(status) = args.decode();
-    if let Ok(pid) = cx.process().map(|process| process.pid) {
-        task::exit::end_process(cx, pid, exited(status));
-    }
+    task::exit::doom(cx, exited(status));
     Outcome::Gone
 }
 

@@ -3,14 +3,16 @@
 use kvmlet_abi::linux::signal::{SA_NOCLDWAIT, SIG_IGN};
 
 use super::robust;
+use crate::clock;
 use crate::cx::Cx;
 use crate::fd;
-use crate::kernel::{ExitStatus, Kernel, Pid, Process, Thread, Tid, Zombie};
+use crate::ipc::sem;
+use crate::kernel::{Doomed, ExitStatus, Kernel, Pid, Process, Thread, Tid, Zombie};
 use crate::mm;
 use crate::outcome::{Source, WaitOn};
 use crate::signal::signo::SIGCHLD;
 use crate::signal::{NSIG, SI_USER, SigDetail, SigInfo};
-use crate::vfs::{Dir, fifo};
+use crate::vfs::{Dir, fifo, locks, notify};
 
 /// Nanoseconds of a clock tick (sysconf(_SC_CLK_TCK) is 100).
 pub const TICK_NS: u64 = 10_000_000;
@@ -25,14 +27,25 @@ pub fn end_thread(cx: &mut Cx<'_>, status: ExitStatus) {
     if cx.kernel.threads_of(pid).nth(1).is_none() {
         return end_process(cx, pid, status);
     }
-    robust::thread_exit(cx);
+    robust::Walk::default().thread_exit(cx);
     take_out(cx, cx.tid);
 }
 
 /// A signal ends the calling thread's process.
 pub fn kill_self(cx: &mut Cx<'_>, signo: u8) {
+    doom(cx, ExitStatus::Signal(signo));
+}
+
+/// The calling thread's process ends before any thread runs again ([`Kernel::doomed`]).
+pub fn doom(cx: &mut Cx<'_>, status: ExitStatus) {
+    let tid = cx.tid;
     if let Ok(pid) = cx.process().map(|process| process.pid) {
-        end_process(cx, pid, ExitStatus::Signal(signo));
+        cx.kernel.doomed.push_back(Doomed {
+            pid,
+            tid,
+            status,
+            signal: None,
+        });
     }
 }
 
@@ -49,14 +62,19 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
     let caller = cx.tid;
     let threads: Vec<Tid> = cx.kernel.threads_of(pid).collect();
     let mut comm = [0; 16];
+    let mut walk = robust::Walk::default();
     for tid in &threads {
         cx.tid = *tid;
-        robust::thread_exit(cx);
+        walk.thread_exit(cx);
         comm = cx.thread().map_or(comm, |thread| thread.comm);
     }
+    locks::process_gone(cx, pid);
+    let now = clock::realtime_s(cx.host);
+    sem::process_gone(cx.kernel, &mut cx.machine.memory, pid, now);
     close_all(cx);
     // Every step of it is possible while the last thread is there.
     let _ = mm::leave(cx);
+    notify::settle(cx);
     for tid in threads {
         take_out(cx, tid);
     }
@@ -65,12 +83,18 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
     let Some(process) = cx.kernel.processes.remove(&pid) else {
         return;
     };
+    cx.machine.memory.uncharge_kernel(process.charged_bytes);
     cx.kernel.wake_vfork(pid, process.vfork);
+    if process.sid == pid {
+        cx.kernel
+            .session_leader_gone(pid, process.ctty, process.former_foreground);
+    }
     let children = cx.kernel.orphan(&process);
     cx.kernel.release_orphans(&process, &children);
     cx.kernel.report_end(Zombie {
         pid,
         birth: process.birth,
+        started_ns: process.started_ns,
         ppid: process.ppid,
         pgid: process.pgid,
         sid: process.sid,
@@ -94,6 +118,10 @@ pub fn take_out(cx: &mut Cx<'_>, tid: Tid) -> Option<Thread> {
     kernel.timers.thread_gone(tid);
     kernel.locks.wait(tid, None);
     kernel.sched.forget(tid);
+    // It may have been woken for a message that it does not take any more.
+    if !kernel.channel.inbox.is_empty() {
+        kernel.wake_receiver();
+    }
     let waited_for = |process: &&Process| process.vfork == Some(tid);
     let children = kernel.processes.values().filter(waited_for);
     let children: Vec<Pid> = children.map(|child| child.pid).collect();
@@ -110,12 +138,14 @@ fn close_all(cx: &mut Cx<'_>) {
     let Ok(process) = cx.process() else {
         return;
     };
-    let numbers: Vec<i32> = process.fds.fds.keys().copied().collect();
+    let table = core::mem::take(&mut process.fds);
     let cwd = process.cwd.clone();
-    for number in numbers {
-        // It is open.
-        let _ = fd::close(cx, number);
+    // Its locks have gone already. Who hears of several descriptors is woken once.
+    cx.kernel.hold_wakes();
+    for fd in table.fds.values() {
+        fd::unref(cx, fd.file);
     }
+    cx.kernel.release_wakes();
     if let Dir::Tmp(inode) = cwd {
         cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode);
     }

@@ -11,6 +11,7 @@ use kvmlet_abi::linux::sched::{
 use kvmlet_abi::linux::signal::SIG_IGN;
 use kvmlet_abi::{Errno, Gva};
 
+use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{self, OpenFlags};
 use crate::kernel::{Job, Kernel, Pid, Process, ProcessRef, Thread, Tid};
@@ -87,6 +88,10 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         return Err(Errno::EINVAL);
     }
     check_limits(cx)?;
+    let cost_bytes = cx.process()?.cost_bytes();
+    if !cx.machine.memory.has_room(cost_bytes) {
+        return Err(Errno::ENOMEM);
+    }
     let caller = cx.tid;
     let tid = allocate_tid(cx.kernel)?;
     let pid = Pid(tid.0);
@@ -111,6 +116,13 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         // Linux ignores a fault here.
         let _ = cx.write_struct(clone.parent_tid, &raw);
     }
+    let grandparent = cx.process()?.ppid;
+    let started_ns = clock::boottime_ns(cx.host);
+    // The holder waits for its commands only, init for whatever comes.
+    let sibling_of = match cx.kernel.is_holder(grandparent) {
+        true => Pid::INIT,
+        false => grandparent,
+    };
     let parent = cx.process()?;
     let mut signals = SigState {
         actions: parent.signals.actions.clone(),
@@ -124,11 +136,12 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
     }
     let (ppid, exit_signal) = match clone.flags & CLONE_PARENT {
         0 => (parent.pid, clone.exit_signal),
-        _ => (parent.ppid, parent.exit_signal),
+        _ => (sibling_of, parent.exit_signal),
     };
     let mut child = Process {
         pid,
         birth,
+        started_ns,
         ppid,
         mm: space,
         signals,
@@ -137,11 +150,14 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         has_execed: false,
         is_subreaper: false,
         death_signal: 0,
+        former_foreground: None,
         job: Job::Running,
         children_cpu_ns: 0,
         cpu_time_ns: 0,
+        charged_bytes: cost_bytes,
         ..parent.clone()
     };
+    cx.machine.memory.charge_kernel_anyway(cost_bytes);
     if let Some(number) = pidfd {
         child.fds.fds.remove(&number);
     }
@@ -173,7 +189,11 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
     }))
 }
 
-fn check_limits(cx: &mut Cx<'_>) -> Result<(), Errno> {
+/// Refuses a new process where a limit is reached.
+///
+/// # Errors
+/// `EAGAIN`.
+pub fn check_limits(cx: &mut Cx<'_>) -> Result<(), Errno> {
     let processes = cx
         .kernel
         .processes
@@ -243,6 +263,8 @@ impl Thread {
             },
             clear_child_tid: if clears { clone.child_tid.0 } else { 0 },
             comm: parent.comm,
+            memory_policy: parent.memory_policy,
+            io_priority: parent.io_priority,
             ..Self::new(pid, tid)
         }
     }
@@ -257,7 +279,12 @@ pub fn allocate_tid(kernel: &mut Kernel) -> Result<Tid, Errno> {
         .kin()
         .flat_map(|one| [one.pid.0, one.pgid.0, one.sid.0]);
     let threads = kernel.threads.keys().map(|tid| tid.0);
-    let used: BTreeSet<i32> = kin.chain(threads).collect();
+    // A terminal remembers groups that may have ended.
+    let processes = kernel.processes.values();
+    let former = processes.filter_map(|one| one.former_foreground);
+    let groups = kernel.ptys.foreground_groups().chain(former);
+    let groups = groups.map(|group| group.0);
+    let used: BTreeSet<i32> = kin.chain(threads).chain(groups).collect();
     for _ in 0..=used.len() {
         let tid = Tid(kernel.next_tid);
         kernel.next_tid = if tid.0 >= TID_MAX {

@@ -3,5 +3,6 @@
 pub mod exit;
 pub mod fork;
 pub mod robust;
+pub mod spawn;
 pub mod stop;
 pub mod wait;

@@ -27,42 +27,62 @@ pub fn key_of(cx: &mut Cx<'_>, uaddr: Gva, private: bool) -> Result<FutexKey, Er
     user::futex_key(cx, uaddr)
 }
 
-/// The kernel's work for a thread that ends.
-///
-/// Its robust mutexes are marked and one waiter of each woken (get_robust_list(2)). Then clear_child_tid is
-/// cleared and woken (set_tid_address(2)). Bad pointers in the guest's list end the walk.
-pub fn thread_exit(cx: &mut Cx<'_>) {
-    let Some(thread) = cx.kernel.threads.get(&cx.tid) else {
-        return;
-    };
-    let (robust, clear) = (thread.robust_list, thread.clear_child_tid);
-    if robust != 0 {
-        let _ = walk_robust_list(cx, robust);
-    }
-    if clear != 0 && cx.write_struct(Gva(clear), &0u32).is_ok() {
-        wake_word(cx, clear, 1);
+/// Entries of robust lists that are walked for the threads that end together. Linux differs: it walks
+/// [`ROBUST_LIST_LIMIT`] entries for each of them, however many they are.
+const WALK_MAX: usize = 8 * ROBUST_LIST_LIMIT;
+
+/// The futexes of threads that end together: of one thread, or of all of a process.
+#[derive(Debug)]
+pub struct Walk {
+    /// Entries that may still be walked.
+    left: usize,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self { left: WALK_MAX }
     }
 }
 
-fn walk_robust_list(cx: &mut Cx<'_>, head: u64) -> Result<(), Errno> {
-    let mut entry: u64 = cx.read_struct(Gva(head))?;
-    let offset: u64 = cx.read_struct(Gva(head.wrapping_add(8)))?;
-    let pending: u64 = cx.read_struct(Gva(head.wrapping_add(16)))?;
-    for _ in 0..ROBUST_LIST_LIMIT {
-        let node = entry & !1;
-        if node == head {
-            break;
+impl Walk {
+    /// The kernel's work for the calling thread, which ends.
+    ///
+    /// Its robust mutexes are marked and one waiter of each woken (get_robust_list(2)). Then clear_child_tid is
+    /// cleared and woken (set_tid_address(2)). Bad pointers in the guest's list end the walk.
+    pub fn thread_exit(&mut self, cx: &mut Cx<'_>) {
+        let Some(thread) = cx.kernel.threads.get(&cx.tid) else {
+            return;
+        };
+        let (robust, clear) = (thread.robust_list, thread.clear_child_tid);
+        if robust != 0 {
+            let _ = self.walk_robust_list(cx, robust);
         }
-        let next = cx.read_struct(Gva(node));
-        if node != pending & !1 {
-            robust_death(cx, node.wrapping_add(offset), false)?;
+        if clear != 0 && cx.write_struct(Gva(clear), &0u32).is_ok() {
+            wake_word(cx, clear, 1);
         }
-        entry = next?;
     }
-    if pending & !1 != 0 {
-        robust_death(cx, (pending & !1).wrapping_add(offset), true)?;
+
+    fn walk_robust_list(&mut self, cx: &mut Cx<'_>, head: u64) -> Result<(), Errno> {
+        let mut entry: u64 = cx.read_struct(Gva(head))?;
+        let offset: u64 = cx.read_struct(Gva(head.wrapping_add(8)))?;
+        let pending: u64 = cx.read_struct(Gva(head.wrapping_add(16)))?;
+        for _ in 0..ROBUST_LIST_LIMIT.min(self.left) {
+            self.left = self.left.saturating_sub(1);
+            let node = entry & !1;
+            if node == head {
+                break;
+            }
+            let next = cx.read_struct(Gva(node));
+            if node != pending & !1 {
+                robust_death(cx, node.wrapping_add(offset), false)?;
+            }
+            entry = next?;
+        }
+        if pending & !1 != 0 {
+            robust_death(cx, (pending & !1).wrapping_add(offset), true)?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn robust_death(cx: &mut Cx<'_>, uaddr: u64, pending: bool) -> Result<(), Errno> {

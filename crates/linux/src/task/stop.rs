@@ -5,7 +5,7 @@ use kvmlet_abi::linux::signal::{
 };
 
 use super::exit::TICK_NS;
-use crate::kernel::{Job, Kernel, Pid, Process, Tid};
+use crate::kernel::{Job, Kernel, Outside, Pid, Process, Tid};
 use crate::outcome::Source;
 use crate::signal::signo::{SIGCHLD, SIGCONT};
 use crate::signal::{SI_KERNEL, SigDetail, SigInfo, bit};
@@ -60,6 +60,10 @@ impl Kernel {
                 is_told: false,
             };
         }
+        // A thread of it may have been woken for a message.
+        if !self.channel.inbox.is_empty() {
+            self.wake_receiver();
+        }
         self.report_job(pid, CLD_STOPPED, signo);
         true
     }
@@ -110,11 +114,12 @@ impl Kernel {
     }
 
     /// True if no member of a process group has a parent of another group in its session: nobody would continue
-    /// it (setpgid(2)). Our init counts as the shell of the program's first process.
+    /// it (setpgid(2)). Our init counts as the shell of the program's first process, if there is one outside.
     #[must_use]
     pub fn is_orphaned(&self, group: Pid) -> bool {
         let mut members = self.processes.values().filter(|one| one.pgid == group);
-        !members.any(|one| one.pid == self.main || self.is_connected(one))
+        let is_led = |one: &Process| one.pid == self.main && self.outside == Outside::Shell;
+        !members.any(|one| is_led(one) || self.is_connected(one))
     }
 
     /// True if a member of a process group has a parent in the sandbox that could continue it.

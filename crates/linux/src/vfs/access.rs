@@ -58,10 +58,7 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
     }
     let unknown: Vec<&[u8]> = kvmlet_policy::ancestors(path)
         .skip(1)
-        .take_while(|dir| {
-            !host.searchable.contains(*dir)
-                && host.policy.classify(dir) == kvmlet_policy::Place::Readable
-        })
+        .take_while(|dir| !host.searchable.contains(*dir) && host.policy.classify(dir).is_on_host())
         .collect();
     // The outermost first: whether anything is in a directory is not to be told before it may be searched.
     for dir in unknown.into_iter().rev() {

@@ -1,14 +1,15 @@
-//! Objects without a name in any file system: event counters, timers, epoll instances, socket pairs.
-//! Each has exactly one open file description, and dies with it.
+//! Objects without a name in any file system: event counters, timers, epoll instances, sockets.
+//! Each has exactly one open file description, and dies with it; but see [`crate::net`].
 
 use imbl::OrdMap;
 use kvmlet_abi::Errno;
 
 use super::epoll::Epolls;
 use super::eventfd::EventFd;
+use super::inotify::Inotifies;
 use super::timerfd::TimerFds;
-use super::unix::Sockets;
 pub use crate::id::ObjectId;
+use crate::net::Sockets;
 
 /// All of them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -21,7 +22,9 @@ pub struct Objects {
     pub timers: TimerFds,
     /// epoll(7)
     pub epolls: Epolls,
-    /// socketpair(2)
+    /// inotify(7)
+    pub inotifies: Inotifies,
+    /// socket(2), socketpair(2)
     pub sockets: Sockets,
 }
 

@@ -321,6 +321,9 @@ impl Kernel {
     /// again, and what watches it is put on its ready list. This is where Linux wakes a wait queue with a
     /// key.
     pub fn wake(&mut self, source: Source, events: i16) {
+        if let Source::Object(id) = source {
+            self.objects.sockets.note_change(id);
+        }
         if self.held_wakes.holders > 0 {
             self.held_wakes.add(source, events);
         } else {
@@ -387,6 +390,28 @@ impl Kernel {
             self.sched.wake_source(source);
         }
     }
+}
+
+/// The objects of ours that threads wait for. Beside those that they name, these are the ones that an epoll instance
+/// would report.
+#[must_use]
+pub fn awaited_objects(kernel: &Kernel) -> BTreeSet<ObjectId> {
+    let mut found: BTreeSet<ObjectId> = kernel.sched.awaited_objects().collect();
+    let mut open: Vec<ObjectId> = found.iter().copied().collect();
+    while let Some(id) = open.pop() {
+        let Ok(epoll) = kernel.objects.epolls.get(id) else {
+            continue;
+        };
+        for item in epoll.items.values().filter(|item| item.is_enabled()) {
+            if let Some(Source::Object(watched)) = item.source
+                && item.events & u32::from(POLLIN.cast_unsigned()) != 0
+                && found.insert(watched)
+            {
+                open.push(watched);
+            }
+        }
+    }
+    found
 }
 
 /// A description is gone, and so are its registrations.

@@ -4,14 +4,16 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::fcntl::AT_FDCWD;
 use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC, S_IFREG};
 
 use super::file::Contents;
+use super::open::Opened;
 use super::path::{self, Intent, Last, Node, Request, Resolve};
 use super::{access, attr_of};
 use crate::cx::Cx;
-use crate::fd::FileId;
+use crate::fd::{FileId, OpenFlags};
 use crate::mm::{MapFile, Source};
 use crate::report::Remedy;
 
@@ -32,16 +34,70 @@ pub struct ExecFile {
 /// # Errors
 /// `EACCES` for what is not an executable regular file; as path resolution.
 pub fn open_exec(cx: &mut Cx<'_>, path: &[u8]) -> Result<ExecFile, Errno> {
-    let start = cx.process()?.cwd.clone();
+    open_exec_at(cx, AT_FDCWD, path, Last::Follow)
+}
+
+/// As [`open_exec`], relative to a directory that is open (execveat(2)). [`Last::NoFollow`] refuses a symbolic link at
+/// the end.
+///
+/// # Errors
+/// As [`open_exec`]; `EBADF`, `ENOTDIR`; `ELOOP` for a symbolic link.
+pub fn open_exec_at(
+    cx: &mut Cx<'_>,
+    dirfd: i32,
+    path: &[u8],
+    last: Last,
+) -> Result<ExecFile, Errno> {
+    let start = path::start(cx, dirfd, path)?;
     let request = Request {
         call: "execve",
-        start: start.into(),
+        start,
         path,
-        last: Last::Follow,
+        last,
         intent: Intent::Read,
         resolve: Resolve::empty(),
     };
     let found = path::find(cx, request)?;
+    if attr_of(cx, &found)?.is_symlink() {
+        return Err(Errno::ELOOP);
+    }
+    open_found(cx, found)
+}
+
+/// As [`open_exec`], of what is open already (execveat(2) with AT_EMPTY_PATH).
+///
+/// # Errors
+/// As [`open_exec`]; `EBADF`; `ELOOP` for a symbolic link.
+pub fn open_exec_fd(cx: &mut Cx<'_>, fd: i32) -> Result<ExecFile, Errno> {
+    let (id, file) = crate::fd::get(cx, fd)?;
+    let found = path::Found {
+        path: file.path.to_vec(),
+        node: Node::Open(id),
+    };
+    let attr = super::file::attr(cx, id)?;
+    if attr.is_symlink() {
+        return Err(Errno::ELOOP);
+    }
+    if file.flags.contains(OpenFlags::PATH)
+        && super::file::contents(cx, &file.kind) == Contents::None
+        && is_program(cx, &attr)
+    {
+        // It is a name so far.
+        let flags = OpenFlags::empty();
+        let Opened::New(opened) = super::file::reopen(cx, "execve", id, flags)? else {
+            return Err(Errno::EACCES);
+        };
+        let len_bytes = attr.size;
+        return match super::file::contents(cx, &opened.kind) {
+            // The reference is the new description's, of which nothing else is left.
+            Contents::Host(host) => Ok(ExecFile {
+                source: Source::Host(host),
+                len_bytes,
+                path: opened.path,
+            }),
+            _ => Err(Errno::EACCES),
+        };
+    }
     open_found(cx, found)
 }
 
@@ -98,6 +154,7 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
             Source::Host(id)
         }
         Node::Tmp(inode) => {
+            super::overlay::open_lower(cx, inode)?;
             cx.kernel.tmpfs.open_ref(inode);
             Source::Tmp(inode)
         }
@@ -109,6 +166,7 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
                     Source::Host(host)
                 }
                 Contents::Tmp(inode) => {
+                    super::overlay::open_lower(cx, inode)?;
                     cx.kernel.tmpfs.open_ref(inode);
                     Source::Tmp(inode)
                 }
@@ -170,7 +228,7 @@ pub fn close_exec(cx: &mut Cx<'_>, file: ExecFile) {
 /// `EBADF` for O_PATH; `ENODEV` for what cannot be mapped.
 pub fn map_file(cx: &mut Cx<'_>, id: FileId) -> Result<MapFile, Errno> {
     let file = cx.kernel.files.get(&id).ok_or(Errno::EBADF)?.clone();
-    if file.flags.contains(crate::fd::OpenFlags::PATH) {
+    if file.flags.contains(OpenFlags::PATH) {
         return Err(Errno::EBADF);
     }
     let mut seals = 0;

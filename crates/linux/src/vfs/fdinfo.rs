@@ -4,6 +4,8 @@ use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::eventfd::EventMode;
+use crate::vfs::inotify::Subject;
+use crate::vfs::synth;
 
 /// The lines of an event counter.
 #[must_use]
@@ -34,4 +36,20 @@ pub fn of_timer(cx: &Cx<'_>, id: ObjectId) -> String {
         pair(left),
         pair(interval)
     )
+}
+
+/// The lines of an inotify instance. Linux differs: they also have a file handle.
+#[must_use]
+pub fn of_inotify(cx: &Cx<'_>, id: ObjectId) -> String {
+    let line = |(wd, subject, mask): (i32, &Subject, u32)| {
+        let (ino, dev) = match subject {
+            Subject::Inode(inode) => {
+                let inode = cx.kernel.tmpfs.get(*inode);
+                inode.map_or((0, 0), |inode| (inode.ino, inode.dev))
+            }
+            Subject::Path(path) => (synth::inode_number(path), 0),
+        };
+        format!("inotify wd:{wd:x} ino:{ino:x} sdev:{dev:x} mask:{mask:x} ignored_mask:0 \n")
+    };
+    cx.kernel.objects.inotifies.watches(id).map(line).collect()
 }

@@ -124,16 +124,30 @@ impl Locks {
         if self.conflict(&wanted).is_some() {
             return Err(Errno::EAGAIN);
         }
-        if self.held.len() >= LOCKS_MAX {
+        let mut kept = self.without(&wanted);
+        if kept.len() >= LOCKS_MAX {
             return Err(Errno::ENOLCK);
         }
-        self.release(&wanted);
-        self.held.push_back(wanted);
+        kept.push_back(wanted);
+        self.held = kept;
         Ok(())
     }
 
     /// Gives up what `range.owner` holds of `range`.
-    pub fn release(&mut self, range: &Lock) {
+    ///
+    /// # Errors
+    /// `ENOLCK` if what is left is in too many pieces: nothing has changed.
+    pub fn release(&mut self, range: &Lock) -> Result<(), Errno> {
+        let kept = self.without(range);
+        if kept.len() > LOCKS_MAX {
+            return Err(Errno::ENOLCK);
+        }
+        self.held = kept;
+        Ok(())
+    }
+
+    /// The locks that are left without what `range.owner` holds of `range`.
+    fn without(&self, range: &Lock) -> Vector<Lock> {
         let mut kept = Vector::new();
         for held in &self.held {
             let overlaps = held.file == range.file
@@ -157,13 +171,13 @@ impl Locks {
                 });
             }
         }
-        self.held = kept;
+        kept
     }
 
     /// Gives up every lock for which `gone` holds; whether there was one.
     fn drop_where(&mut self, gone: impl Fn(&Lock) -> bool) -> bool {
         let before = self.held.len();
-        self.held.retain(|held| !gone(held));
+        crate::vector::retain(&mut self.held, |held| !gone(held));
         self.held.len() != before
     }
 }
@@ -192,7 +206,8 @@ pub fn wake(cx: &mut Cx<'_>) {
 
 /// A process closed a descriptor of `file`: it loses its process locks on that file (fcntl(2)).
 pub fn closed(cx: &mut Cx<'_>, pid: Pid, file: FileId) {
-    if cx.kernel.locks.held.is_empty() {
+    let owner = Owner::Process(pid);
+    if !cx.kernel.locks.held.iter().any(|held| held.owner == owner) {
         return;
     }
     let Ok(attr) = super::file::attr(cx, file) else {
@@ -202,8 +217,16 @@ pub fn closed(cx: &mut Cx<'_>, pid: Pid, file: FileId) {
     if cx
         .kernel
         .locks
-        .drop_where(|held| held.file == key && held.owner == Owner::Process(pid))
+        .drop_where(|held| held.file == key && held.owner == owner)
     {
+        wake(cx);
+    }
+}
+
+/// A process has ended, and its locks with it.
+pub fn process_gone(cx: &mut Cx<'_>, pid: Pid) {
+    let owner = Owner::Process(pid);
+    if cx.kernel.locks.drop_where(|held| held.owner == owner) {
         wake(cx);
     }
 }
@@ -256,6 +279,22 @@ mod tests {
     }
 
     #[test]
+    fn the_pieces_of_a_lock_are_counted() {
+        let owner = Owner::Process(Pid(2));
+        let part = |at: u64| lock(owner, Mode::Exclusive, 2 * at + 1, 2 * at + 2);
+        let mut locks = Locks::default();
+        locks.hold(lock(owner, Mode::Exclusive, 0, TO_END)).unwrap();
+        let split = (0..).find(|at| locks.release(&part(*at)).is_err());
+        assert_eq!(split, Some(LOCKS_MAX as u64 - 1));
+        assert_eq!(locks.held.len(), LOCKS_MAX);
+        assert_eq!(locks.hold(part(0)), Err(Errno::ENOLCK));
+        // What takes no more pieces is let through, and so is a lock in place of others.
+        locks.release(&lock(owner, Mode::Exclusive, 0, 1)).unwrap();
+        locks.hold(lock(owner, Mode::Shared, 0, TO_END)).unwrap();
+        assert_eq!(locks.held.len(), 1);
+    }
+
+    #[test]
     fn exclusion_and_splitting() {
         let (a, b) = (Owner::Description(FileId(1)), Owner::Description(FileId(2)));
         let mut locks = Locks::default();
@@ -264,7 +303,7 @@ mod tests {
             locks.hold(lock(b, Mode::Shared, 50, 60)),
             Err(Errno::EAGAIN)
         );
-        locks.release(&lock(a, Mode::Shared, 40, 70));
+        locks.release(&lock(a, Mode::Shared, 40, 70)).unwrap();
         locks.hold(lock(b, Mode::Shared, 50, 60)).unwrap();
         assert_eq!(
             locks.hold(lock(b, Mode::Shared, 39, 60)),

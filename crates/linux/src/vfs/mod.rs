@@ -3,6 +3,8 @@
 
 pub mod access;
 pub mod anon;
+pub mod change_set;
+pub mod changes;
 pub mod deferred;
 pub mod epoll;
 pub mod eventfd;
@@ -10,8 +12,13 @@ pub mod exec;
 pub mod fdinfo;
 pub mod fifo;
 pub mod file;
+pub mod guard;
+pub mod hosttree;
+pub mod inotify;
 pub mod locks;
+pub mod notify;
 pub mod open;
+pub mod overlay;
 pub mod path;
 pub mod pidfd;
 pub mod pipe;
@@ -24,9 +31,11 @@ pub mod stdio;
 pub mod synth;
 pub mod timerfd;
 pub mod tmpfs;
-pub mod unix;
+pub mod verdict;
 
-pub use exec::{ExecFile, close_exec, is_directory, map_file, open_exec, read_exec};
+pub use exec::{
+    ExecFile, close_exec, is_directory, map_file, open_exec, open_exec_at, open_exec_fd, read_exec,
+};
 #[cfg(test)]
 pub use ready::poll_ready;
 #[cfg(test)]
@@ -36,7 +45,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, FileTime};
-use kvmlet_policy::TMP;
+use kvmlet_policy::{Place, TMP, WORK};
 
 use crate::clock;
 use crate::cx::Cx;
@@ -125,6 +134,35 @@ pub fn set_cwd(cx: &mut Cx<'_>, dir: Dir) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Has the calling process, which starts at a path in memory or in an overlay, be in the directory itself. The
+/// path may become another's.
+///
+/// # Errors
+/// The host's; `ENOSPC` at the memory limit.
+pub fn enter_cwd(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    let Dir::Path(path) = cx.process()?.cwd.clone() else {
+        return Ok(());
+    };
+    let found = match cx.host.policy.classify(&path) {
+        Place::Overlay => overlay::directory(cx, &path),
+        Place::Tmp => cx.kernel.tmpfs.at(&path),
+        Place::Readable
+        | Place::Writable
+        | Place::Leading
+        | Place::Proc
+        | Place::Dev
+        | Place::Sys
+        | Place::Made
+        | Place::Outside => return Ok(()),
+    };
+    match found {
+        Ok(inode) => set_cwd(cx, Dir::Tmp(inode)),
+        // It has been removed on the host.
+        Err(Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Truncates or extends a file of the memory file system and drops stale mappings.
 ///
 /// # Errors
@@ -150,7 +188,8 @@ pub fn drop_mappings(cx: &mut Cx<'_>, inode: InodeId, stale: &tmpfs::Stale) -> R
     Ok(())
 }
 
-/// The memory file system of a new sandbox, with the mount points of host trees that lie under /tmp.
+/// The memory file system of a new sandbox, with the overlays, and the mount points of host trees that lie
+/// under /tmp.
 ///
 /// # Errors
 /// `ENOSPC` at the memory limit.
@@ -163,7 +202,8 @@ pub fn new_tmpfs(host: &Host, memory: &mut kvmlet_mem::GuestMemory) -> Result<Tm
         gid: 0,
         now,
     };
-    for tree in host.policy.readable_trees() {
+    let mounts = host.policy.mounts().map(|(tree, _)| tree);
+    for tree in mounts.chain(host.policy.memory()) {
         let Some(below) = tree
             .strip_prefix(TMP)
             .and_then(|below| below.strip_prefix(b"/"))
@@ -177,6 +217,21 @@ pub fn new_tmpfs(host: &Host, memory: &mut kvmlet_mem::GuestMemory) -> Result<Tm
                 Err(_) => tmpfs.create(memory, dir, name, &tmpfs::NewBody::Dir, attr)?,
             };
             tmpfs.pin(dir)?;
+        }
+    }
+    for path in host.policy.memory().filter(|path| *path != WORK) {
+        let attr = tmpfs::NewAttr {
+            mode: 0o1777,
+            ..attr
+        };
+        tmpfs.mount_empty(memory, path, attr)?;
+    }
+    for path in host.policy.overlays() {
+        // One that is not there, or no directory, shows nothing.
+        if let Ok((_, attr)) = host.roots.locate(path)
+            && attr.is_dir()
+        {
+            tmpfs.mount(memory, path, &attr)?;
         }
     }
     Ok(tmpfs)

@@ -1,12 +1,15 @@
 //! open(2): from a path and flags to an open file description.
 
 use kvmlet_abi::linux::fcntl::F_SEAL_SEAL;
+use kvmlet_abi::linux::inotify::IN_MODIFY;
 pub use kvmlet_abi::linux::stat::S_ISGID;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFREG};
+use kvmlet_hostfs::attr::{
+    Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK,
+};
 use kvmlet_hostfs::{Handle, HostKind};
 use kvmlet_policy::join;
 
@@ -14,10 +17,11 @@ use super::file;
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody};
-use super::{Dir, access, attr_of, fifo, now, set_tmp_size};
+use super::{Dir, access, attr_of, fifo, hosttree, notify, now, overlay, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::report::Remedy;
+use crate::tty::{Ctty, Lock};
 
 /// The result of opening.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -89,8 +93,34 @@ pub fn open(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Result<Opened, Errno> 
     match path::walk(cx, walk)? {
         Walked::Found(_) if exclusive => Err(Errno::EEXIST),
         Walked::Found(found) => open_found(cx, request.call, found, flags),
-        Walked::Missing(missing) => create(cx, &request, missing, flags),
+        Walked::Missing(missing) => match create(cx, &request, missing, flags) {
+            // Another process of the host was faster.
+            Err(Errno::EEXIST) if !exclusive => open_present(cx, request, flags),
+            created => created,
+        },
     }
+}
+
+/// Opens what has been made a moment ago by somebody else.
+fn open_present(
+    cx: &mut Cx<'_>,
+    request: OpenRequest<'_>,
+    flags: OpenFlags,
+) -> Result<Opened, Errno> {
+    let last = match flags.contains(OpenFlags::NOFOLLOW) {
+        true => Last::NoFollow,
+        false => Last::Follow,
+    };
+    let walk = Request {
+        call: request.call,
+        start: request.start,
+        path: request.path,
+        last,
+        intent: Intent::Write,
+        resolve: request.resolve,
+    };
+    let found = path::find(cx, walk)?;
+    open_found(cx, request.call, found, flags)
 }
 
 /// The object that the request leads to, if the last look was at that.
@@ -179,7 +209,16 @@ pub(super) fn open_found(
     if flags.contains(OpenFlags::NOATIME) && attr.uid != cx.host.credentials.uid {
         return Err(Errno::EPERM);
     }
+    let fifo = matches!(found.node, Node::Host(..)) && attr.kind() == S_IFIFO;
+    if (changes || fifo)
+        && let Some(inode) = overlay::own(cx, &found)?
+    {
+        return open_tmp(cx, inode, flags, &found.path);
+    }
     let kind = match found.node {
+        Node::Host(handle, _) if changes && hosttree::is_writable(cx.host, &found.path) => {
+            hosttree::open(cx, call, (&found.path, &attr), handle.directory(), flags)?
+        }
         Node::Host(..) if changes => return Err(deny_write(cx, call, &found.path)),
         Node::Host(handle, _) => open_host(cx, call, (&found.path, &attr), handle.directory())?,
         Node::Tmp(inode) => {
@@ -193,11 +232,39 @@ pub(super) fn open_found(
             FileKind::Text(text)
         }
         Node::Synth(Synth::Device(device)) => FileKind::Device(device),
-        Node::Synth(Synth::Tty) => return Err(Errno::ENXIO),
-        Node::Synth(Synth::Link(_) | Synth::FdLink(_)) => return Err(Errno::ELOOP),
+        Node::Synth(Synth::Ptmx) => FileKind::Pty(cx.kernel.open_pty(&mut cx.machine.memory)?),
+        Node::Synth(Synth::Pty(index)) => return open_slave(cx, index, flags, &found.path),
+        Node::Synth(Synth::Tty) => {
+            let Some(Ctty::Pty(index)) = cx.process()?.ctty else {
+                return Err(Errno::ENXIO);
+            };
+            FileKind::Pty(cx.kernel.open_slave(index, Lock::Passed)?)
+        }
+        Node::Synth(Synth::Closed) => return Err(Errno::EACCES),
+        Node::Synth(Synth::Link(_) | Synth::FdLink(_) | Synth::Sealed(_)) => {
+            return Err(Errno::ELOOP);
+        }
         Node::Open(file) => return file::reopen(cx, call, file, flags),
     };
     Ok(Opened::New(description(kind, flags, &found.path)))
+}
+
+/// Opens the slave of a pseudo-terminal, which may become the caller's controlling terminal.
+///
+/// # Errors
+/// As [`Kernel::open_slave`](crate::kernel::Kernel::open_slave).
+pub fn open_slave(
+    cx: &mut Cx<'_>,
+    index: u32,
+    flags: OpenFlags,
+    path: &[u8],
+) -> Result<Opened, Errno> {
+    let end = cx.kernel.open_slave(index, Lock::Heeded)?;
+    if flags.readable() && !flags.contains(OpenFlags::NOCTTY) {
+        let pid = cx.process()?.pid;
+        cx.kernel.take_ctty_on_open(pid, index);
+    }
+    Ok(Opened::New(description(FileKind::Pty(end), flags, path)))
 }
 
 pub(super) fn open_host(
@@ -253,9 +320,17 @@ pub(super) fn open_tmp(
     if attr.kind() == S_IFIFO {
         return fifo::open(cx, inode, flags, path);
     }
+    match attr.kind() {
+        S_IFREG | S_IFDIR => {}
+        S_IFSOCK => return Err(Errno::ENXIO),
+        S_IFLNK => return Err(Errno::ELOOP),
+        _ => return Err(Errno::EACCES),
+    }
     if flags.contains(OpenFlags::TRUNC) && !attr.is_dir() {
         set_tmp_size(cx, inode, 0)?;
+        notify::at(cx, path, inode, IN_MODIFY);
     }
+    overlay::open_lower(cx, inode)?;
     cx.kernel.tmpfs.open_ref(inode);
     let file = description(FileKind::Tmp(inode), flags, path);
     Ok(Opened::New(file))
@@ -279,6 +354,10 @@ fn locate(cx: &mut Cx<'_>, found: Found, flags: OpenFlags) -> Result<Opened, Err
             if let Some(inode) = fifo::inode_of(cx, &open.kind) {
                 // The pipe goes with its ends, of which this is none.
                 open.kind = FileKind::Tmp(inode);
+            }
+            if matches!(open.kind, FileKind::Pty(_)) {
+                // Neither does it keep an end open.
+                open.kind = FileKind::SynthLocation;
             }
             file::hold(cx, &open)?;
             return Ok(Opened::New(OpenFile {
@@ -367,6 +446,11 @@ fn create(
     missing: Missing,
     flags: OpenFlags,
 ) -> Result<Opened, Errno> {
+    if hosttree::holds(cx.host, &missing.dir) {
+        let kind = hosttree::create(cx, request.call, &missing, (flags, request.mode))?;
+        let path = kvmlet_policy::join(&missing.dir.path, &missing.name);
+        return Ok(Opened::New(description(kind, flags, &path)));
+    }
     let dir = writable_directory(cx, request.call, &missing.dir, &missing.name)?;
     let attr = new_attr(cx, dir, request.mode, IsDir::No)?;
     let body = NewBody::File(F_SEAL_SEAL);
@@ -376,6 +460,7 @@ fn create(
         .tmpfs
         .create(memory, dir, &missing.name, &body, attr)?;
     cx.kernel.tmpfs.open_ref(inode);
+    notify::created(cx, dir, &missing.name, inode);
     let path = kvmlet_policy::join(&missing.dir.path, &missing.name);
     Ok(Opened::New(description(FileKind::Tmp(inode), flags, &path)))
 }
@@ -407,12 +492,17 @@ fn open_unnamed(
         path: Arc::from(found.path.as_slice()),
         tmp,
     };
+    if hosttree::holds(cx.host, &at) {
+        // Linux differs: as on file systems without them, programs then make a file with a name.
+        return Err(Errno::EOPNOTSUPP);
+    }
     let dir = writable_directory(cx, request.call, &at, b"")?;
     let attr = new_attr(cx, dir, request.mode, IsDir::No)?;
     let inode = cx
         .kernel
         .tmpfs
         .create_unnamed(&mut cx.machine.memory, F_SEAL_SEAL, attr)?;
+    cx.kernel.tmpfs.place(inode, dir)?;
     let path = kvmlet_policy::join(&found.path, format!("#{}", inode.0).as_bytes());
     let kept = flags.difference(OpenFlags::DIRECTORY);
     Ok(Opened::New(description(FileKind::Tmp(inode), kept, &path)))

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC};
 use kvmlet_hostfs::{Handle, HostFd};
-use kvmlet_policy::{Place, SHM, TMP, is_canonical, is_name, join, parent};
+use kvmlet_policy::{Place, is_canonical, is_name, join, parent};
 
 use super::Dir;
 use super::access;
+use super::overlay::{self, Look};
 pub use super::request::{Intent, Last, Request, Resolve, Start};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
@@ -23,7 +24,7 @@ use crate::report::Remedy;
 const LINKS_MAX: u32 = 40;
 /// Longest canonical path that is composed, in bytes. Open descriptions keep theirs, so it is bounded.
 /// Linux differs: a directory may lie deeper.
-const CANONICAL_MAX: usize = 64 << 10;
+pub const CANONICAL_MAX: usize = 64 << 10;
 /// Most bytes of components still to walk, in one resolution. Each costs work of ours.
 /// Linux differs: forty symbolic links may lead through more.
 const PENDING_MAX: usize = 4 * kvmlet_hostfs::PATH_MAX;
@@ -60,10 +61,12 @@ pub struct Found {
 }
 
 /// A name that does not exist or was not looked up.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Missing {
     /// The directory.
     pub dir: At,
+    /// Its descriptor, if it is a host directory that the walk has started from ([`Start`]).
+    pub open: Option<Arc<HostFd>>,
     /// The name; with [`Last::Parent`] also `.`, `..`, or nothing for `/`.
     pub name: Vec<u8>,
     /// True if the path ended in a slash.
@@ -192,10 +195,10 @@ impl Walker<'_, '_> {
             && path.len() < kvmlet_hostfs::PATH_MAX;
         let policy = &self.cx.host.policy;
         let readable = if self.open.is_some() && is_name(given) {
-            // Only a directory of a readable tree can be open.
-            !policy.is_secret(&path)
+            // Only a directory of the host's own can be open; another tree may begin in it.
+            !policy.is_secret(&path) && !policy.is_mount_point(&path)
         } else {
-            is_canonical(&path) && policy.classify(&path) == Place::Readable
+            is_canonical(&path) && policy.classify(&path).is_on_host()
         };
         if !(plain && readable) {
             return self.push(given).map(|()| None);
@@ -277,8 +280,7 @@ impl Walker<'_, '_> {
         let mut node = None;
         while let Some(name) = self.pending.pop() {
             if self.pending.is_empty() && self.request.last == Last::Parent {
-                let (dir, slash) = (self.at.clone(), self.slash);
-                return Ok(Walked::Missing(Missing { dir, name, slash }));
+                return Ok(Walked::Missing(self.missing(name)));
             }
             node = None;
             match name.as_slice() {
@@ -315,7 +317,9 @@ impl Walker<'_, '_> {
                     let node = Node::Synth(Synth::FdLink(file));
                     return Ok(Walked::Found(Found { path, node }));
                 }
-                Step::Object(node) if last && !self.slash => {
+                Step::Object(Node::Synth(Synth::Sealed(errno))) if follow => return Err(errno),
+                Step::Object(Node::Synth(Synth::Closed)) if !last => return Err(Errno::EACCES),
+                Step::Object(node) if last && (!self.slash || is_closed(&node)) => {
                     return Ok(Walked::Found(Found { path, node }));
                 }
                 Step::Object(_) => return Err(Errno::ENOTDIR),
@@ -323,12 +327,7 @@ impl Walker<'_, '_> {
             }
         }
         if self.request.last == Last::Parent {
-            let dir = self.at.clone();
-            return Ok(Walked::Missing(Missing {
-                dir,
-                name: Vec::new(),
-                slash: self.slash,
-            }));
+            return Ok(Walked::Missing(self.missing(Vec::new())));
         }
         let node = match node {
             Some(node) => node,
@@ -352,20 +351,26 @@ impl Walker<'_, '_> {
                 tmp: None,
             });
         }
-        Ok(Walked::Missing(Missing {
+        Ok(Walked::Missing(self.missing(name)))
+    }
+
+    /// A name in the directory that the walk is at.
+    fn missing(&self, name: Vec<u8>) -> Missing {
+        Missing {
             dir: self.at.clone(),
+            open: self.open.clone(),
             name,
             slash: self.slash,
-        }))
+        }
     }
 
     /// The directory that the walk is at, as an object.
-    fn directory_node(&self) -> Result<Node, Errno> {
+    fn directory_node(&mut self) -> Result<Node, Errno> {
         if let Some(inode) = self.at.tmp {
             return Ok(Node::Tmp(inode));
         }
         match self.cx.host.policy.classify(&self.at.path) {
-            Place::Readable => {
+            Place::Readable | Place::Writable => {
                 let (fd, attr) = self.cx.host.roots.locate(&self.at.path)?;
                 if attr.is_dir() {
                     Ok(Node::Host(Handle::Location(fd), attr))
@@ -373,7 +378,8 @@ impl Walker<'_, '_> {
                     Err(Errno::ENOTDIR)
                 }
             }
-            Place::Tmp => Ok(Node::Tmp(tmp_inode(&self.cx.kernel.tmpfs, &self.at.path)?)),
+            Place::Tmp => Ok(Node::Tmp(self.cx.kernel.tmpfs.at(&self.at.path)?)),
+            Place::Overlay => Ok(Node::Tmp(overlay::directory(self.cx, &self.at.path)?)),
             _ => Ok(Node::Synth(Synth::Dir)),
         }
     }
@@ -404,15 +410,14 @@ impl Walker<'_, '_> {
         let path = parent(&self.at.path).to_vec();
         let tmpfs = &self.cx.kernel.tmpfs;
         let tmp = match self.at.tmp {
-            Some(TmpFs::ROOT | TmpFs::SHM) => None,
-            Some(inode) => {
+            Some(inode) if !tmpfs.is_root(inode) => {
                 let above = tmpfs.get(inode)?.dir()?.parent;
                 if above == inode {
                     return Err(Errno::ENOENT);
                 }
                 Some(above)
             }
-            None => tmp_directory(tmpfs, &path, self.cx.host.policy.classify(&path))?,
+            _ => self.inode_at(&path)?,
         };
         self.enter(At {
             path: path.into(),
@@ -434,34 +439,26 @@ impl Walker<'_, '_> {
             return Err(Errno::ENAMETOOLONG);
         }
         let step = match self.cx.host.policy.classify(&path) {
-            Place::Readable => self.host_step(&path)?,
+            Place::Readable | Place::Writable => self.host_step(&path)?,
+            Place::Overlay => self.overlay_step(name, &path)?,
             Place::Leading => match self.cx.host.roots.locate(&path) {
+                Err(Errno::ENOENT) if self.cx.host.policy.makes(&path) => ours(&path),
                 Err(Errno::ENOENT) => Step::Absent,
                 Err(error) => return Err(error),
                 Ok((fd, attr)) if attr.is_symlink() => host_link(fd, attr)?,
-                Ok((_, attr)) if attr.is_dir() => Step::Directory(
-                    At {
-                        path: Arc::from(path.as_slice()),
-                        tmp: None,
-                    },
-                    None,
-                ),
+                Ok((_, attr)) if attr.is_dir() => ours(&path),
                 Ok(_) => return Err(Errno::ENOTDIR),
             },
             Place::Tmp => self.tmp_step(name, &path)?,
-            Place::Proc | Place::Dev | Place::Sys => match synth::lookup(self.cx, &path) {
-                None => Step::Absent,
-                Some(Synth::Dir) => Step::Directory(
-                    At {
-                        path: Arc::from(path.as_slice()),
-                        tmp: None,
-                    },
-                    None,
-                ),
-                Some(Synth::Link(target)) => Step::Link(target, None),
-                Some(Synth::FdLink(file)) => Step::Magic(file),
-                Some(other) => Step::Object(Node::Synth(other)),
-            },
+            Place::Proc | Place::Dev | Place::Sys | Place::Made => {
+                match synth::lookup(self.cx, &path) {
+                    None => Step::Absent,
+                    Some(Synth::Dir) => ours(&path),
+                    Some(Synth::Link(target)) => Step::Link(target, None),
+                    Some(Synth::FdLink(file)) => Step::Magic(file),
+                    Some(other) => Step::Object(Node::Synth(other)),
+                }
+            }
             Place::Outside => self.outside(&path)?,
         };
         Ok((path, step))
@@ -493,7 +490,7 @@ impl Walker<'_, '_> {
             return Ok(None);
         }
         path.splice(..0, join(&self.at.path, first));
-        if self.cx.host.policy.classify(&path) != Place::Readable {
+        if !self.cx.host.policy.classify(&path).is_on_host() {
             return Ok(None);
         }
         // A missing directory on the way and a missing last component must be told apart when the
@@ -515,7 +512,12 @@ impl Walker<'_, '_> {
 
     fn host_step(&mut self, path: &[u8]) -> Result<Step, Errno> {
         let dir = parent(path);
-        let open = self.open.clone().filter(|_| *dir == *self.at.path);
+        // Where a tree begins, the directory may have something else.
+        let is_root = self.cx.host.policy.is_mount_point(path);
+        let open = self
+            .open
+            .clone()
+            .filter(|_| *dir == *self.at.path && !is_root);
         let searched = match &open {
             Some(fd) => access::check_search_in(self.cx.host, fd.as_fd()),
             None => access::check_search(self.cx.host, path),
@@ -534,7 +536,7 @@ impl Walker<'_, '_> {
             }
             return Ok(step);
         }
-        if let Some(dir) = self.cx.host.roots.base(dir) {
+        if let Some(dir) = self.cx.host.roots.base(dir).filter(|_| !is_root) {
             return entry_step(dir, path);
         }
         match self.cx.host.roots.locate(path) {
@@ -555,15 +557,41 @@ impl Walker<'_, '_> {
     fn tmp_step(&mut self, name: &[u8], path: &[u8]) -> Result<Step, Errno> {
         let tmpfs = &self.cx.kernel.tmpfs;
         let found = match self.at.tmp {
+            _ if tmpfs.root_at(path).is_some() => tmpfs.root_at(path).ok_or(Errno::ENOENT),
             Some(dir) => tmpfs.lookup(dir, name),
             // From outside: /tmp itself from `/`, or a start given by path.
-            None => tmp_inode(tmpfs, path),
+            None => tmpfs.at(path),
         };
         let inode = match found {
             Err(Errno::ENOENT) => return Ok(Step::Absent),
             found => found?,
         };
-        Ok(match &tmpfs.get(inode)?.body {
+        self.inode_step(inode, path)
+    }
+
+    /// Looks `name` up in a tree of the host that is changed in memory.
+    fn overlay_step(&mut self, name: &[u8], path: &[u8]) -> Result<Step, Errno> {
+        if let Some(root) = self.cx.kernel.tmpfs.root_at(path) {
+            return self.inode_step(root, path);
+        }
+        let dir = match self.at.tmp {
+            Some(dir) => dir,
+            None => overlay::directory(self.cx, parent(path))?,
+        };
+        match overlay::look(self.cx, dir, name)? {
+            Look::Inode(inode) => self.inode_step(inode, path),
+            Look::Host(handle, attr) if attr.is_symlink() => match handle.read_link(name) {
+                Ok(target) => Ok(Step::Link(target, Some(Node::Host(handle, attr)))),
+                Err(Errno::ENOENT | Errno::EINVAL) => Ok(Step::Absent),
+                Err(error) => Err(error),
+            },
+            Look::Host(handle, attr) => Ok(Step::Object(Node::Host(handle, attr))),
+            Look::Absent => Ok(Step::Absent),
+        }
+    }
+
+    fn inode_step(&self, inode: InodeId, path: &[u8]) -> Result<Step, Errno> {
+        Ok(match &self.cx.kernel.tmpfs.get(inode)?.body {
             super::tmpfs::Body::Dir(_) => {
                 let at = At {
                     path: Arc::from(path),
@@ -572,9 +600,10 @@ impl Walker<'_, '_> {
                 Step::Directory(at, Some(Node::Tmp(inode)))
             }
             super::tmpfs::Body::Symlink(target) => Step::Link(target.to_vec(), None),
-            super::tmpfs::Body::File(_) | super::tmpfs::Body::Fifo => {
-                Step::Object(Node::Tmp(inode))
-            }
+            super::tmpfs::Body::File(_)
+            | super::tmpfs::Body::Fifo
+            | super::tmpfs::Body::Socket
+            | super::tmpfs::Body::Special(_) => Step::Object(Node::Tmp(inode)),
         })
     }
 
@@ -617,11 +646,7 @@ impl Walker<'_, '_> {
         }
         let dir = parent(path);
         if *dir != *self.at.path {
-            let tmp = tmp_directory(
-                &self.cx.kernel.tmpfs,
-                dir,
-                self.cx.host.policy.classify(dir),
-            )?;
+            let tmp = self.inode_at(dir)?;
             self.go(At {
                 path: Arc::from(dir),
                 tmp,
@@ -666,10 +691,26 @@ impl Walker<'_, '_> {
         }))
     }
 
+    /// The inode of the directory at canonical `path`, where directories are inodes.
+    fn inode_at(&mut self, path: &[u8]) -> Result<Option<InodeId>, Errno> {
+        match self.cx.host.policy.classify(path) {
+            Place::Tmp => self.cx.kernel.tmpfs.at(path).map(Some),
+            Place::Overlay => overlay::directory(self.cx, path).map(Some),
+            Place::Readable
+            | Place::Writable
+            | Place::Leading
+            | Place::Proc
+            | Place::Dev
+            | Place::Sys
+            | Place::Made
+            | Place::Outside => Ok(None),
+        }
+    }
+
     /// A symbolic link of ours that is itself the answer.
     fn unfollowed(&mut self, path: &[u8], target: Vec<u8>) -> Result<Node, Errno> {
         match self.cx.host.policy.classify(path) {
-            Place::Tmp => {
+            Place::Tmp | Place::Overlay => {
                 let dir = self.at.tmp.ok_or(Errno::ENOENT)?;
                 let name = kvmlet_policy::file_name(path);
                 Ok(Node::Tmp(self.cx.kernel.tmpfs.lookup(dir, name)?))
@@ -677,6 +718,20 @@ impl Walker<'_, '_> {
             _ => Ok(Node::Synth(Synth::Link(target))),
         }
     }
+}
+
+/// A directory of our own.
+fn ours(path: &[u8]) -> Step {
+    let at = At {
+        path: Arc::from(path),
+        tmp: None,
+    };
+    Step::Directory(at, None)
+}
+
+/// True for a directory that nobody goes into.
+fn is_closed(node: &Node) -> bool {
+    matches!(node, Node::Synth(Synth::Closed))
 }
 
 fn host_link(fd: OwnedFd, attr: Attr) -> Result<Step, Errno> {
@@ -723,27 +778,6 @@ fn entry_step(dir: &Arc<HostFd>, path: &[u8]) -> Result<Step, Errno> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// The inode of a directory of the memory file system by its canonical path.
-fn tmp_directory(tmpfs: &TmpFs, path: &[u8], place: Place) -> Result<Option<InodeId>, Errno> {
-    if place == Place::Tmp {
-        tmp_inode(tmpfs, path).map(Some)
-    } else {
-        Ok(None)
-    }
-}
-
-/// The inode at a canonical path beneath /tmp or /dev/shm.
-fn tmp_inode(tmpfs: &TmpFs, path: &[u8]) -> Result<InodeId, Errno> {
-    let (root, rest) = match path.strip_prefix(SHM) {
-        Some(rest) => (TmpFs::SHM, rest),
-        None => (TmpFs::ROOT, path.strip_prefix(TMP).unwrap_or_default()),
-    };
-    let mut names = rest
-        .split(|byte| *byte == b'/')
-        .filter(|name| !name.is_empty());
-    names.try_fold(root, |dir, name| tmpfs.lookup(dir, name))
 }
 
 /// The directory that `dirfd` names, for relative paths (openat(2)).

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::stdio::{Inherited, Stream};
 use kvmlet_mem::GuestMemory;
 
 use super::synth::{self, DEVICES};
+use crate::console;
 use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
 use crate::host::Host;
 use crate::kernel::{Kernel, Pid};
+use crate::tty::Ctty;
 
 /// The kind of a standard stream.
 #[derive(Clone, Debug)]
@@ -34,12 +37,20 @@ pub fn set_up(
     pid: Pid,
     streams: &[StdStream<'_>; 3],
 ) -> Result<(), Errno> {
+    if let [StdStream::Inherit(inherited), ..] = streams {
+        console::set_up(kernel, memory, host, pid, inherited)?;
+    }
     for (number, stream) in (0u8..).zip(streams) {
         let Some(file) = open(host, number, stream)? else {
             continue;
         };
+        let is_terminal = super::file::host(&file.kind)
+            .is_some_and(|id| host.get(id).is_ok_and(|one| one.kind == HostKind::Terminal));
         let file = fd::add_file(kernel, memory, OpenFile { refs: 1, ..file });
         let process = kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
+        if is_terminal {
+            process.ctty = Some(Ctty::Inherited);
+        }
         process.fds.fds.insert(
             i32::from(number),
             Fd {

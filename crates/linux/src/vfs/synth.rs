@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, FileTime, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, d_type, makedev};
-use kvmlet_policy::{DEV, PROC, Place, SYS, beneath, file_name, join};
+use kvmlet_policy::{DEV, HOSTS, PROC, Place, RESOLV_CONF, SYS, beneath, file_name, join, parent};
 
 use super::procfs;
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, Text};
+use crate::tty::{PtyEnd, SLAVE_GID, SLAVE_MAJOR, SLAVE_MODE, Side};
 
 /// A synthetic object.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,12 +21,20 @@ pub enum Synth {
     Text,
     /// A symbolic link.
     Link(Vec<u8>),
+    /// A symbolic link that is followed by nobody, and why.
+    Sealed(Errno),
+    /// A directory that nobody opens.
+    Closed,
     /// A link to an open description (/proc/self/fd).
     FdLink(FileId),
     /// A character device.
     Device(Device),
-    /// /dev/tty: no sandbox has a controlling terminal.
+    /// /dev/tty: the controlling terminal.
     Tty,
+    /// /dev/ptmx: a new pseudo-terminal.
+    Ptmx,
+    /// /dev/pts/N
+    Pty(u32),
 }
 
 /// Names in /dev.
@@ -49,6 +59,32 @@ const SYS_FILES: [(&[u8], &[u8]); 3] = [
     (b"/sys/devices/system/cpu/possible", b"0\n"),
     (b"/sys/devices/system/cpu/present", b"0\n"),
 ];
+
+/// The controlling terminal of who opens it.
+const TTY: &[u8] = b"/dev/tty";
+/// Where slaves are.
+const PTS: &[u8] = b"/dev/pts";
+
+/// The path of a slave.
+#[must_use]
+pub fn slave_path(index: u32) -> Vec<u8> {
+    join(PTS, index.to_string().as_bytes())
+}
+/// The machines that there are: this one.
+const HOSTS_TEXT: &[u8] =
+    b"127.0.0.1\tlocalhost\n127.0.1.1\tkvmlet\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// No more than one server, which is ours, and no domains to be tried behind a name.
+const RESOLV_CONF_TEXT: &[u8] = b"nameserver 127.0.0.53\noptions edns0\n";
+
+/// Files of the host's settings that are ours.
+fn made(path: &[u8]) -> Option<&'static [u8]> {
+    match path {
+        HOSTS => Some(HOSTS_TEXT),
+        RESOLV_CONF => Some(RESOLV_CONF_TEXT),
+        _ => None,
+    }
+}
 
 /// Device numbers (Documentation/admin-guide/devices.txt).
 #[must_use]
@@ -76,7 +112,12 @@ pub fn device_path(device: Device) -> Vec<u8> {
 #[must_use]
 pub fn mount_number(place: Place) -> u64 {
     match place {
-        Place::Readable | Place::Leading | Place::Outside => 1,
+        Place::Readable
+        | Place::Overlay
+        | Place::Writable
+        | Place::Leading
+        | Place::Outside
+        | Place::Made => 1,
         Place::Tmp => 2,
         Place::Proc => 3,
         Place::Dev => 4,
@@ -98,7 +139,18 @@ pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
         if let Some((_, target)) = DEV_LINKS.iter().find(|(known, _)| *known == name) {
             return Some(Synth::Link(target.to_vec()));
         }
-        return (name == b"tty").then_some(Synth::Tty);
+        return match name {
+            b"tty" => Some(Synth::Tty),
+            b"ptmx" => Some(Synth::Ptmx),
+            b"pts" => Some(Synth::Dir),
+            // The node that devpts has for itself is in the way of nobody (mode 0000), and not shown.
+            _ => {
+                let index = std::str::from_utf8(name.strip_prefix(b"pts/")?).ok()?;
+                let number: u32 = index.parse().ok()?;
+                let is_one = cx.kernel.ptys.is_shown(number) && number.to_string() == index;
+                is_one.then_some(Synth::Pty(number))
+            }
+        };
     }
     if beneath(SYS, path) && path != SYS {
         if SYS_FILES.iter().any(|(file, _)| *file == path) {
@@ -106,6 +158,9 @@ pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
         }
         let is_dir = SYS_FILES.iter().any(|(file, _)| beneath(path, file)) || path == CPU0;
         return is_dir.then_some(Synth::Dir);
+    }
+    if made(path).is_some() {
+        return Some(Synth::Text);
     }
     (cx.host.policy.classify(path) == Place::Leading || path == DEV || path == SYS)
         .then_some(Synth::Dir)
@@ -118,6 +173,9 @@ const CPU0: &[u8] = b"/sys/devices/system/cpu/cpu0";
 pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
     if beneath(PROC, path) {
         return procfs::text(cx, path);
+    }
+    if let Some(text) = made(path) {
+        return Some(Text::whole(text.to_vec()));
     }
     SYS_FILES
         .iter()
@@ -163,13 +221,29 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
         }
         return names.into_iter().collect();
     }
+    if path == PTS {
+        let shown = cx.kernel.ptys.shown();
+        return shown
+            .map(|index| (index.to_string().into_bytes(), d_type(S_IFCHR)))
+            .collect();
+    }
     let children = cx.host.policy.children(path);
+    let made = children.iter().filter(|name| {
+        let path = join(path, name);
+        cx.host.policy.makes(&path)
+    });
+    names.extend(made.map(|name| (name.clone(), dir)));
     for (name, attr) in cx.host.roots.located(path, children.into_iter()) {
         names.insert(name, d_type(attr.mode));
     }
     if path == b"/" {
         for own in [kvmlet_policy::TMP, PROC, DEV, SYS] {
             names.insert(file_name(own).to_vec(), dir);
+        }
+    }
+    if path == parent(HOSTS) {
+        for own in [HOSTS, RESOLV_CONF] {
+            names.insert(file_name(own).to_vec(), d_type(S_IFREG));
         }
     }
     if path == DEV {
@@ -179,7 +253,10 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
                 .map(|(name, _)| (name.to_vec(), d_type(S_IFCHR))),
         );
         names.extend(DEV_LINKS.iter().map(|(name, _)| (name.to_vec(), link)));
-        names.insert(b"tty".to_vec(), d_type(S_IFCHR));
+        for name in [b"tty".as_slice(), b"ptmx"] {
+            names.insert(name.to_vec(), d_type(S_IFCHR));
+        }
+        names.insert(b"pts".to_vec(), dir);
         names.insert(b"shm".to_vec(), dir);
     }
     names.into_iter().collect()
@@ -199,22 +276,35 @@ pub fn attr(cx: &Cx<'_>, path: &[u8], node: &Synth) -> Attr {
     let now = FileTime::from_ns(clock::realtime_ns(cx.host));
     let (mode, rdev, size) = match node {
         Synth::Dir => (S_IFDIR | 0o555, 0, 0),
-        Synth::Text => (S_IFREG | 0o444, 0, 0),
+        Synth::Text => match made(path) {
+            Some(text) => (S_IFREG | 0o644, 0, text.len() as u64),
+            None => (S_IFREG | 0o444, 0, 0),
+        },
         // Linux gives no size for the links of /proc.
         Synth::Link(_) if place == Place::Proc => (S_IFLNK | 0o777, 0, 0),
         Synth::Link(target) => (S_IFLNK | 0o777, 0, target.len() as u64),
+        Synth::Sealed(_) => (S_IFLNK | 0o777, 0, 0),
+        Synth::Closed => (S_IFDIR | 0o500, 0, 0),
         Synth::FdLink(_) => (S_IFLNK | 0o700, 0, 64),
         Synth::Device(device) => (S_IFCHR | 0o666, rdev(*device), 0),
         Synth::Tty => (S_IFCHR | 0o666, makedev(5, 0), 0),
+        Synth::Ptmx => (S_IFCHR | 0o666, makedev(5, 2), 0),
+        Synth::Pty(index) => (S_IFCHR | SLAVE_MODE, makedev(SLAVE_MAJOR, *index), 0),
     };
-    let own = beneath(PROC, path) && procfs::is_per_process(path);
+    let is_slave = matches!(node, Synth::Pty(_));
+    let is_sealed = matches!(node, Synth::Sealed(_) | Synth::Closed);
+    let own = is_slave || !is_sealed && beneath(PROC, path) && procfs::is_per_process(path);
     Attr {
         dev: makedev(0, 0x70 | u32::try_from(mount_number(place)).unwrap_or(0)),
         ino: inode_number(path),
         mode,
         nlink: if mode & S_IFDIR == S_IFDIR { 2 } else { 1 },
         uid: if own { cx.kernel.ids.uid } else { 0 },
-        gid: if own { cx.kernel.ids.gid } else { 0 },
+        gid: match own {
+            _ if is_slave => SLAVE_GID,
+            true => cx.kernel.ids.gid,
+            false => 0,
+        },
         rdev,
         size,
         blksize: if place == Place::Proc { 1024 } else { 4096 },
@@ -224,6 +314,17 @@ pub fn attr(cx: &Cx<'_>, path: &[u8], node: &Synth) -> Attr {
         ctime: now,
         btime: None,
     }
+}
+
+/// The attributes of a description of an end of a pseudo-terminal, whose name may have gone.
+#[must_use]
+pub fn pty_attr(cx: &Cx<'_>, path: &[u8], end: PtyEnd) -> Attr {
+    let node = match end.side {
+        Side::Master => Synth::Ptmx,
+        Side::Slave if path == TTY => Synth::Tty,
+        Side::Slave => Synth::Pty(end.index),
+    };
+    attr(cx, path, &node)
 }
 
 /// A stable number for a path (FNV-1a), never 0.

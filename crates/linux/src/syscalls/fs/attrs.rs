@@ -1,10 +1,12 @@
 //! Changes of attributes: mode, owner, times, size.
 
 use kvmlet_abi::linux::fcntl::F_SEAL_EXEC;
+use kvmlet_abi::linux::inotify::{IN_ACCESS, IN_ATTRIB, IN_MODIFY};
 use kvmlet_abi::linux::stat::{UTIME_NOW, UTIME_OMIT};
 use kvmlet_abi::linux::{Timespec, Timeval};
 use kvmlet_abi::{Errno, Gva};
-use kvmlet_hostfs::attr::{FileTime, MAY_WRITE, S_IFMT};
+use kvmlet_hostfs::attr::{Attr, FileTime, MAY_WRITE, S_IFMT};
+use kvmlet_hostfs::change::{self, NewTime};
 
 use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target, only};
 use crate::cx::Cx;
@@ -12,22 +14,53 @@ use crate::fd::{self, FileKind};
 use crate::outcome::SysResult;
 use crate::syscalls::args::{Args, Fd, Flags, Id, Len, Mode, Ptr, Str};
 use crate::vfs;
-use crate::vfs::file;
+use crate::vfs::anon::ObjectId;
+use crate::vfs::file::{self, Message, Transfer};
+use crate::vfs::guard;
+use crate::vfs::hosttree;
+use crate::vfs::notify;
 use crate::vfs::open::{S_ISGID, deny_write};
+use crate::vfs::overlay;
 use crate::vfs::path::{Found, Node};
 use crate::vfs::tmpfs::InodeId;
 
-/// The inode behind something that is to be changed.
-fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<InodeId, Errno> {
+/// Something whose attributes are to be changed.
+enum Changeable {
+    /// In memory.
+    Inode(InodeId),
+    /// On the host.
+    Host(hosttree::Object),
+}
+
+fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<Changeable, Errno> {
     match &found.node {
-        Node::Tmp(inode) => return Ok(*inode),
+        Node::Tmp(inode) => return Ok(Changeable::Inode(*inode)),
         Node::Open(file) => {
             let kind = cx.kernel.files.get(file).ok_or(Errno::EBADF)?.kind.clone();
-            return file::changeable(cx, call, (&kind, &found.path));
+            if file::is_of_host_tree(&kind) && hosttree::is_writable(cx.host, &found.path) {
+                return hosttree::object(cx, call, found).map(Changeable::Host);
+            }
+            let inode = file::changeable(cx, call, (&kind, &found.path));
+            return inode.map(Changeable::Inode);
         }
-        Node::Host(..) | Node::Synth(_) => {}
+        Node::Host(..) if hosttree::is_writable(cx.host, &found.path) => {
+            return hosttree::object(cx, call, found).map(Changeable::Host);
+        }
+        Node::Host(..) => {
+            if let Some(inode) = overlay::own(cx, found)? {
+                return Ok(Changeable::Inode(inode));
+            }
+        }
+        Node::Synth(_) => {}
     }
     Err(deny_write(cx, call, &found.path))
+}
+
+fn attr_of(cx: &Cx<'_>, changed: &Changeable) -> Result<Attr, Errno> {
+    match changed {
+        Changeable::Inode(inode) => cx.kernel.tmpfs.attr(*inode),
+        Changeable::Host(object) => Ok(object.attr),
+    }
 }
 
 fn open_file(cx: &mut Cx<'_>, fd: i32) -> Result<Found, Errno> {
@@ -38,10 +71,24 @@ fn open_file(cx: &mut Cx<'_>, fd: i32) -> Result<Found, Errno> {
     })
 }
 
+/// The socket that something found is an open description of.
+fn socket_of(cx: &Cx<'_>, found: &Found) -> Option<ObjectId> {
+    let Node::Open(file) = found.node else {
+        return None;
+    };
+    match file::transfer(&cx.kernel.files.get(&file)?.kind) {
+        Transfer::Message(Message::Socket(socket)) => Some(socket),
+        _ => None,
+    }
+}
+
 fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> SysResult {
-    let inode = changeable(cx, call, found)?;
-    let now = vfs::now(cx.host);
-    let attr = cx.kernel.tmpfs.attr(inode)?;
+    if let Some(socket) = socket_of(cx, found) {
+        cx.kernel.objects.sockets.get_mut(socket)?.mode = mode & 0o7777;
+        return Ok(0);
+    }
+    let changed = changeable(cx, call, found)?;
+    let attr = attr_of(cx, &changed)?;
     if attr.is_symlink() {
         return Err(Errno::EOPNOTSUPP);
     }
@@ -52,7 +99,17 @@ fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> Sy
     if !cx.host.credentials.is_member(attr.gid) {
         mode &= !S_ISGID;
     }
-    let inode = cx.kernel.tmpfs.get_mut(inode)?;
+    let now = vfs::now(cx.host);
+    let id = match changed {
+        Changeable::Inode(inode) => inode,
+        Changeable::Host(object) => {
+            guard::check_set_id(cx, call, (&found.path, &attr), mode)?;
+            change::set_mode(object.named(), &attr, mode)?;
+            hosttree::forget_permissions(cx.host);
+            return Ok(0);
+        }
+    };
+    let inode = cx.kernel.tmpfs.get_mut(id)?;
     if inode.file().is_ok_and(|data| data.seals & F_SEAL_EXEC != 0)
         && (mode ^ inode.mode) & 0o111 != 0
     {
@@ -60,6 +117,7 @@ fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> Sy
     }
     inode.mode = inode.mode & S_IFMT | mode;
     inode.ctime = now;
+    notify::changed(cx, found, id, IN_ATTRIB);
     Ok(0)
 }
 
@@ -111,8 +169,14 @@ pub fn sys_fchmod(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// Changes owner and group as far as a program without CAP_CHOWN may: the owner stays, the group
 /// becomes one of the caller's.
 fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u32, gid: u32) -> SysResult {
-    let inode = changeable(cx, call, found)?;
-    let attr = cx.kernel.tmpfs.attr(inode)?;
+    if socket_of(cx, found).is_some() {
+        // Linux differs: the group can become any of the caller's.
+        let ids = cx.kernel.ids;
+        let stays = (uid == u32::MAX || uid == ids.uid) && (gid == u32::MAX || gid == ids.gid);
+        return if stays { Ok(0) } else { Err(Errno::EPERM) };
+    }
+    let changed = changeable(cx, call, found)?;
+    let attr = attr_of(cx, &changed)?;
     let credentials = &cx.host.credentials;
     let wanted = |id: u32| Some(id).filter(|id| *id != u32::MAX);
     let is_owner = attr.uid == credentials.uid;
@@ -125,7 +189,15 @@ fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u32, gid: 
         return Err(Errno::EPERM);
     }
     let now = vfs::now(cx.host);
-    let inode = cx.kernel.tmpfs.get_mut(inode)?;
+    let id = match changed {
+        Changeable::Inode(inode) => inode,
+        Changeable::Host(object) => {
+            change::set_owner(object.named(), wanted(uid), wanted(gid))?;
+            hosttree::forget_permissions(cx.host);
+            return Ok(0);
+        }
+    };
+    let inode = cx.kernel.tmpfs.get_mut(id)?;
     if let Some(gid) = wanted(gid) {
         inode.gid = gid;
     }
@@ -137,6 +209,9 @@ fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u32, gid: 
         }
     }
     inode.ctime = now;
+    if wanted(uid).or(wanted(gid)).is_some() {
+        notify::changed(cx, found, id, IN_ATTRIB);
+    }
     Ok(0)
 }
 
@@ -195,21 +270,31 @@ enum Stamp {
     At(FileTime),
 }
 
+impl Stamp {
+    fn on_host(self) -> NewTime {
+        match self {
+            Self::Keep => NewTime::Kept,
+            Self::Now => NewTime::Now,
+            Self::At(time) => NewTime::At(time),
+        }
+    }
+}
+
 fn set_times(
     cx: &mut Cx<'_>,
     call: &'static str,
     found: &Found,
     access: Stamp,
-    change: Stamp,
+    modification: Stamp,
 ) -> SysResult {
-    if (access, change) == (Stamp::Keep, Stamp::Keep) {
+    if (access, modification) == (Stamp::Keep, Stamp::Keep) {
         return Ok(0);
     }
-    let inode = changeable(cx, call, found)?;
-    let attr = cx.kernel.tmpfs.attr(inode)?;
+    let changed = changeable(cx, call, found)?;
+    let attr = attr_of(cx, &changed)?;
     let credentials = &cx.host.credentials;
     if attr.uid != credentials.uid {
-        if (access, change) != (Stamp::Now, Stamp::Now) {
+        if (access, modification) != (Stamp::Now, Stamp::Now) {
             return Err(Errno::EPERM);
         }
         if !attr.grants(credentials, MAY_WRITE) {
@@ -217,8 +302,15 @@ fn set_times(
         }
     }
     let now = vfs::now(cx.host);
-    let inode = cx.kernel.tmpfs.get_mut(inode)?;
-    for (time, stamp) in [(&mut inode.atime, access), (&mut inode.mtime, change)] {
+    let id = match changed {
+        Changeable::Inode(inode) => inode,
+        Changeable::Host(object) => {
+            change::set_times(object.named(), access.on_host(), modification.on_host())?;
+            return Ok(0);
+        }
+    };
+    let inode = cx.kernel.tmpfs.get_mut(id)?;
+    for (time, stamp) in [(&mut inode.atime, access), (&mut inode.mtime, modification)] {
         match stamp {
             Stamp::Keep => {}
             Stamp::Now => *time = now,
@@ -226,6 +318,13 @@ fn set_times(
         }
     }
     inode.ctime = now;
+    // As fsnotify_change in linux/fsnotify.h says it.
+    let mask = match (access, modification) {
+        (_, Stamp::Keep) => IN_ACCESS,
+        (Stamp::Keep, _) => IN_MODIFY,
+        _ => IN_ATTRIB,
+    };
+    notify::changed(cx, found, id, mask);
     Ok(0)
 }
 
@@ -339,7 +438,10 @@ pub fn sys_truncate(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     if vfs::attr_of(cx, &found)?.is_dir() {
         return Err(Errno::EISDIR);
     }
-    let inode = changeable(cx, "truncate", &found)?;
+    let inode = match changeable(cx, "truncate", &found)? {
+        Changeable::Inode(inode) => inode,
+        Changeable::Host(object) => return truncate_on_host(cx, &object, size),
+    };
     if !cx
         .kernel
         .tmpfs
@@ -349,8 +451,26 @@ pub fn sys_truncate(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         return Err(Errno::EACCES);
     }
     vfs::size_limit::check_size(cx, &FileKind::Tmp(inode), size)?;
-    vfs::set_tmp_size(cx, inode, size)?;
-    Ok(0)
+    if size > 0 {
+        overlay::open_lower(cx, inode)?;
+    }
+    // As if it were open meanwhile: the host's file is closed again with the last reference.
+    cx.kernel.tmpfs.open_ref(inode);
+    let done = vfs::set_tmp_size(cx, inode, size);
+    if done.is_ok() {
+        notify::changed(cx, &found, inode, IN_MODIFY);
+    }
+    cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode);
+    done.map(|()| 0)
+}
+
+fn truncate_on_host(cx: &mut Cx<'_>, object: &hosttree::Object, size: u64) -> SysResult {
+    let host = hosttree::open_to_truncate(cx, "truncate", object)?;
+    let kind = FileKind::HostFile(host);
+    let done =
+        vfs::size_limit::check_size(cx, &kind, size).and_then(|()| file::set_size(cx, &kind, size));
+    cx.host.decref(host);
+    done.map(|()| 0)
 }
 
 /// umask(2)

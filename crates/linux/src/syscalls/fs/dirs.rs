@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::inotify::IN_ACCESS;
 use kvmlet_hostfs::attr::{MAY_EXEC, S_IFDIR, d_type};
 use kvmlet_hostfs::{Listing, PATH_MAX};
 use kvmlet_policy::parent;
@@ -18,7 +19,7 @@ use crate::vfs::file::{self, Names};
 use crate::vfs::path::{At, Node};
 use crate::vfs::synth::{entry_number, inode_number};
 use crate::vfs::tmpfs::InodeId;
-use crate::vfs::{self, Dir, synth};
+use crate::vfs::{self, Dir, notify, overlay, synth};
 
 /// getcwd(2): the length with the NUL.
 ///
@@ -166,6 +167,7 @@ fn getdents(cx: &mut Cx<'_>, args: &Args, layout: Layout) -> SysResult {
     let full = list(cx, (id, &file), &mut cursor, |entry| {
         layout.put(&mut out, room, entry)
     })?;
+    notify::of_file(cx, id, IN_ACCESS);
     if out.is_empty() {
         return if full { Err(Errno::EINVAL) } else { Ok(0) };
     }
@@ -253,20 +255,21 @@ fn list_from<'a>(
 }
 
 fn list_tmp(
-    cx: &Cx<'_>,
+    cx: &mut Cx<'_>,
     inode: InodeId,
     cursor: &mut u64,
     mut put: impl FnMut(&Entry<'_>) -> bool,
 ) -> Result<bool, Errno> {
-    let tmpfs = &cx.kernel.tmpfs;
-    for (at, name, inode) in tmpfs.get(inode)?.dir()?.entries_from(*cursor) {
-        let kind = d_type(tmpfs.get(inode)?.mode);
-        let next = at.saturating_add(1);
+    if *cursor <= 2 {
+        overlay::list(cx, inode)?;
+    }
+    for listed in cx.kernel.tmpfs.list_from(inode, *cursor)? {
+        let next = listed.cursor.saturating_add(1);
         if !put(&Entry {
-            ino: inode.0,
+            ino: listed.ino,
             next,
-            kind,
-            name,
+            kind: listed.kind,
+            name: listed.name,
         }) {
             return Ok(true);
         }
@@ -314,8 +317,9 @@ fn host_listing(cx: &mut Cx<'_>, host: HostId, cursor: u64) -> Result<Arc<Listin
 /// Inode numbers of `.` and `..`.
 fn dot_numbers(cx: &mut Cx<'_>, file: &OpenFile, dir: &Dir) -> Result<(u64, u64), Errno> {
     if let Dir::Tmp(inode) = dir {
-        let above = cx.kernel.tmpfs.get(*inode)?.dir()?.parent;
-        return Ok((inode.0, above.0));
+        let tmpfs = &cx.kernel.tmpfs;
+        let above = tmpfs.get(*inode)?.dir()?.parent;
+        return Ok((tmpfs.get(*inode)?.ino, tmpfs.get(above)?.ino));
     }
     let number = |cx: &Cx<'_>, path: &[u8]| {
         cx.host

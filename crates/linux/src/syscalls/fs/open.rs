@@ -6,11 +6,12 @@ use zerocopy::FromBytes;
 
 use super::{AT_FDCWD, number, read_path};
 use crate::cx::Cx;
-use crate::fd::{self, OnExec, OpenFlags};
+use crate::fd::{self, OnExec, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome};
 use crate::syscalls::args::{Args, Fd, FileFlags, Len, Mode, Ptr, Str};
 use crate::syscalls::io::transfer::wait_for;
 use crate::vfs::fifo::{self, Met};
+use crate::vfs::notify;
 use crate::vfs::open::{OpenRequest, Opened, open};
 use crate::vfs::path::{self, Resolve};
 use crate::vfs::pipe::HalfOpen;
@@ -21,9 +22,7 @@ type Opening = Result<Outcome, Errno>;
 /// Goes on with an open that waits for the other end of a named pipe, or makes it.
 fn go_on(cx: &mut Cx<'_>, make: impl FnOnce(&mut Cx<'_>) -> Opening) -> Outcome {
     match fifo::take_waiting(cx) {
-        Some((half, Met::Yes)) => fd::install_new(cx, half.file, half.on_exec)
-            .map(number)
-            .into(),
+        Some((half, Met::Yes)) => install_new(cx, half.file, half.on_exec).map(number).into(),
         Some((half, Met::No)) => wait(cx, half),
         None => make(cx).unwrap_or_else(|errno| Outcome::Done(Err(errno))),
     }
@@ -93,7 +92,7 @@ fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Opening {
         ..request
     };
     let fd = match open(cx, request)? {
-        Opened::New(file) => fd::install_new(cx, file, on_exec)?,
+        Opened::New(file) => install_new(cx, file, on_exec)?,
         Opened::Existing(id) => fd::install(cx, id, 0, on_exec)?,
         Opened::Waiting(file, other_opens) => {
             let half = HalfOpen {
@@ -105,6 +104,13 @@ fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Opening {
         }
     };
     Ok(Outcome::Done(Ok(number(fd))))
+}
+
+fn install_new(cx: &mut Cx<'_>, file: OpenFile, on_exec: OnExec) -> Result<i32, Errno> {
+    let number = fd::install_new(cx, file, on_exec)?;
+    let id = fd::id(cx, number)?;
+    notify::opened(cx, id);
+    Ok(number)
 }
 
 /// openat2(2)

@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 
 use kvmlet_abi::linux::Statfs;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
+use kvmlet_hostfs::Shown;
 use kvmlet_hostfs::attr::{Attr, FileTime, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
 use kvmlet_policy::Place;
 
@@ -20,6 +21,8 @@ use crate::outcome::SysResult;
 use crate::syscalls::args::{Args, Fd, Flags, Int, Mode, Ptr, Str};
 use crate::vfs;
 use crate::vfs::file::{self, FileSystem};
+use crate::vfs::guard;
+use crate::vfs::hosttree;
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth::{Synth, mount_number};
 use crate::vfs::tmpfs::{Body, MAX_NAME};
@@ -175,7 +178,7 @@ fn access(cx: &mut Cx<'_>, dirfd: i32, path: Gva, mode: u32, flags: u32) -> SysR
     let found = Target::new("access", dirfd, path).find(cx, flags)?;
     let attr = vfs::attr_of(cx, &found)?;
     let is_content = matches!(attr.kind(), S_IFREG | S_IFDIR | S_IFLNK);
-    if mode & MAY_WRITE != 0 && is_content && !is_writable(cx, &found.node) {
+    if mode & MAY_WRITE != 0 && is_content && !is_writable(cx, &found) {
         return Err(Errno::EROFS);
     }
     let no_exec = matches!(found.node, Node::Synth(_)) && !attr.is_dir() && mode & MAY_EXEC != 0;
@@ -185,16 +188,26 @@ fn access(cx: &mut Cx<'_>, dirfd: i32, path: Gva, mode: u32, flags: u32) -> SysR
     Ok(0)
 }
 
+fn is_in_overlay(cx: &Cx<'_>, path: &[u8]) -> bool {
+    cx.host.policy.classify(path) == Place::Overlay
+}
+
+/// True if what is the host's at `path` can be changed, there or in memory.
+fn may_change(cx: &Cx<'_>, path: &[u8]) -> bool {
+    let is_free = || guard::guard_of(cx.host, path, None).is_ok_and(|guard| !guard.is_protected());
+    is_in_overlay(cx, path) || hosttree::is_writable(cx.host, path) && is_free()
+}
+
 /// True if an object is on a file system that can be written.
-fn is_writable(cx: &Cx<'_>, node: &Node) -> bool {
-    match node {
+fn is_writable(cx: &Cx<'_>, found: &Found) -> bool {
+    match &found.node {
         Node::Tmp(_) => true,
-        Node::Open(file) => cx
-            .kernel
-            .files
-            .get(file)
-            .is_some_and(|file| file::is_on_writable_system(&file.kind)),
-        Node::Host(..) | Node::Synth(_) => false,
+        Node::Open(file) => cx.kernel.files.get(file).is_some_and(|file| {
+            file::is_on_writable_system(&file.kind)
+                || file::is_of_host_tree(&file.kind) && may_change(cx, &file.path)
+        }),
+        Node::Host(..) => may_change(cx, &found.path),
+        Node::Synth(_) => false,
     }
 }
 
@@ -237,12 +250,15 @@ fn readlink(cx: &mut Cx<'_>, dirfd: i32, path: Gva, (buf, size): (Gva, i32)) -> 
 fn link_target(cx: &mut Cx<'_>, found: &Found) -> Result<Vec<u8>, Errno> {
     let tmp_target = |cx: &Cx<'_>, inode| match &cx.kernel.tmpfs.get(inode)?.body {
         Body::Symlink(target) => Ok(target.to_vec()),
-        Body::File(_) | Body::Dir(_) | Body::Fifo => Err(Errno::EINVAL),
+        Body::File(_) | Body::Dir(_) | Body::Fifo | Body::Socket | Body::Special(_) => {
+            Err(Errno::EINVAL)
+        }
     };
     match &found.node {
         Node::Host(handle, attr) if attr.is_symlink() => handle.read_link(&found.path),
         Node::Tmp(inode) => tmp_target(cx, *inode),
         Node::Synth(Synth::Link(target)) => Ok(target.clone()),
+        Node::Synth(Synth::Sealed(errno)) => Err(*errno),
         Node::Synth(Synth::FdLink(file)) => {
             let file = cx.kernel.files.get(file).ok_or(Errno::ENOENT)?;
             Ok(file::link_text(cx, file))
@@ -305,24 +321,29 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
         f_flags: ST_RDONLY | ST_NOSUID | ST_NODEV | ST_VALID,
         ..Statfs::default()
     };
-    let mut is_tmp = matches!(found.node, Node::Tmp(_));
+    // A file of an overlay that is not changed yet lies on the file system that its change will be on.
+    let mut is_tmp = matches!(found.node, Node::Tmp(_)) || is_in_overlay(cx, &found.path);
     match found.node {
-        Node::Host(handle, attr) => {
+        Node::Host(handle, attr) if !is_tmp => {
             let fd = handle.into_location(&found.path, &attr)?;
-            return kvmlet_hostfs::file_system(fd.as_fd());
+            return kvmlet_hostfs::file_system(fd.as_fd(), shown(cx, &found.path));
         }
         Node::Open(file) => {
             let kind = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind.clone();
             match file::file_system(cx, &kind)? {
-                FileSystem::Host(host) => {
-                    return kvmlet_hostfs::file_system(cx.host.fd(host)?.as_fd());
+                FileSystem::Host(host) if !is_tmp || !file::is_of_host_tree(&kind) => {
+                    let shown = match file::is_of_host_tree(&kind) {
+                        true => shown(cx, &found.path),
+                        false => Shown::ReadOnly,
+                    };
+                    return kvmlet_hostfs::file_system(cx.host.fd(host)?.as_fd(), shown);
                 }
                 FileSystem::Pipes => return Ok(own(PIPEFS_MAGIC)),
                 FileSystem::Tmp => is_tmp = true,
-                FileSystem::OfPath => {}
+                FileSystem::Host(_) | FileSystem::OfPath => {}
             }
         }
-        Node::Tmp(_) | Node::Synth(_) => {}
+        Node::Host(..) | Node::Tmp(_) | Node::Synth(_) => {}
     }
     if is_tmp {
         let memory = &cx.machine.memory;
@@ -340,10 +361,19 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
     match cx.host.policy.classify(&found.path) {
         Place::Proc => Ok(own(PROC_SUPER_MAGIC)),
         Place::Sys => Ok(own(SYSFS_MAGIC)),
-        Place::Dev => Ok(own(TMPFS_MAGIC)),
+        Place::Dev | Place::Made => Ok(own(TMPFS_MAGIC)),
         _ => {
             let (fd, _) = cx.host.roots.locate(&found.path)?;
-            kvmlet_hostfs::file_system(fd.as_fd())
+            kvmlet_hostfs::file_system(fd.as_fd(), shown(cx, &found.path))
         }
+    }
+}
+
+/// The way that a program sees the host's file system at `path`.
+fn shown(cx: &Cx<'_>, path: &[u8]) -> Shown {
+    if hosttree::is_writable(cx.host, path) {
+        Shown::AsMounted
+    } else {
+        Shown::ReadOnly
     }
 }

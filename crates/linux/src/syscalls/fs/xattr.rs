@@ -49,7 +49,7 @@ fn read_name(cx: &mut Cx<'_>, gva: Gva) -> Result<Vec<u8>, Errno> {
 
 /// True if a file is on the host, whose file systems know attributes.
 fn on_host(cx: &Cx<'_>, found: &Found) -> bool {
-    cx.host.policy.classify(&found.path) == kvmlet_policy::Place::Readable
+    cx.host.policy.classify(&found.path).is_of_host()
 }
 
 fn get(cx: &mut Cx<'_>, found: Result<Found, Errno>, name: Gva) -> SysResult {
@@ -70,7 +70,7 @@ fn change(
 ) -> SysResult {
     read_name(cx, name)?;
     let found = found?;
-    if on_host(cx, &found) {
+    if cx.host.policy.classify(&found.path) == kvmlet_policy::Place::Readable {
         return Err(deny_write(cx, call, &found.path));
     }
     cx.host.report.unsupported(call, String::new());

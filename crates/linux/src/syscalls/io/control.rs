@@ -3,11 +3,12 @@
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::ioctls::{FIOASYNC, FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, TIOCOUTQ};
 
-use super::terminal;
+use super::{pty, terminal};
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::{CallState, Outcome};
 use crate::syscalls::args::{Args, Fd, Flags, Ptr};
+use crate::syscalls::net::interfaces;
 use crate::vfs::file;
 
 /// ioctl(2): `ENOTTY` for what the file does not know.
@@ -51,7 +52,18 @@ fn control(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, E
             let count = cx.kernel.objects.sockets.get(id)?.unsent_bytes();
             cx.write_struct(arg, &i32::try_from(count).unwrap_or(i32::MAX))?;
         }
-        _ => return terminal::control(cx, &file, (request, arg), state),
+        _ if let FileKind::Socket(socket) = file.kind => {
+            let family = cx.kernel.objects.sockets.get(socket)?.family;
+            if interfaces::control(cx, family, (request, arg))?.is_none() {
+                return terminal::control(cx, &file, (request, arg), state);
+            }
+        }
+        _ => {
+            if let FileKind::Pty(end) = file.kind {
+                return pty::control(cx, (end, &file), (request, arg), state);
+            }
+            return terminal::control(cx, &file, (request, arg), state);
+        }
     }
     Ok(Outcome::Done(Ok(0)))
 }

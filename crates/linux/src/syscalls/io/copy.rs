@@ -1,27 +1,33 @@
-//! Copies between descriptors: sendfile(2), copy_file_range(2); splice(2) and its relatives.
+//! Copies between descriptors: sendfile(2), copy_file_range(2).
 
+use kvmlet_abi::linux::inotify::{IN_ACCESS, IN_MODIFY};
 use kvmlet_abi::{Errno, Gva};
 use kvmlet_hostfs::stream;
+use std::os::fd::AsFd;
 
 use super::rw::is_open_for_reading;
 use super::transfer::{self, CHUNK, RW_MAX, Step, Until, wait_until, write_as};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
-use crate::outcome::{CallState, Outcome, Source};
+use crate::net::queue::Unsent;
+use crate::outcome::{CallState, Outcome};
 use crate::syscalls::args::{Args, Fd, Flags, Len, Ptr};
+use crate::syscalls::net::transfer as sockets;
 use crate::vfs::file::{self, Contents, Message, Positions, Transfer};
+use crate::vfs::notify;
 use crate::vfs::size_limit::{self, WriteAt};
-use crate::vfs::unix;
 
 /// The place that a copy reads or writes: at the description's offset or at one in user memory.
 #[derive(Clone, Copy)]
-struct End {
-    id: FileId,
-    offset_gva: Gva,
+pub(super) struct End {
+    /// The description.
+    pub id: FileId,
+    /// The place of the offset in user memory; 0 for the description's own.
+    pub offset_gva: Gva,
 }
 
 impl End {
-    fn offset(self, cx: &mut Cx<'_>) -> Result<u64, Errno> {
+    pub fn offset(self, cx: &mut Cx<'_>) -> Result<u64, Errno> {
         if self.offset_gva.0 == 0 {
             return Ok(fd::file_mut(cx, self.id)?.offset);
         }
@@ -33,7 +39,7 @@ impl End {
         }
     }
 
-    fn advance(self, cx: &mut Cx<'_>, offset: u64) -> Result<(), Errno> {
+    pub fn advance(self, cx: &mut Cx<'_>, offset: u64) -> Result<(), Errno> {
         if self.offset_gva.0 == 0 {
             fd::file_mut(cx, self.id)?.offset = offset;
             return Ok(());
@@ -48,6 +54,20 @@ fn is_source(cx: &Cx<'_>, file: &OpenFile) -> bool {
         Contents::Host(_) | Contents::Inherited(_) | Contents::Text => true,
         Contents::Tmp(inode) => cx.kernel.tmpfs.size(inode).is_ok(),
         Contents::Zeros | Contents::Directory | Contents::None => false,
+    }
+}
+
+/// True if both are of one regular file.
+fn is_one_file(cx: &Cx<'_>, one: &FileKind, other: &FileKind) -> bool {
+    match (file::contents(cx, one), file::contents(cx, other)) {
+        (Contents::Tmp(one), Contents::Tmp(other)) => one == other,
+        (Contents::Host(one), Contents::Host(other)) => {
+            let attr = |id| kvmlet_hostfs::attr_of(cx.host.get(id).ok()?.fd.as_fd()).ok();
+            let (one, other) = (attr(one), attr(other));
+            one.zip(other)
+                .is_some_and(|(one, other)| kvmlet_hostfs::is_same(&one, &other))
+        }
+        _ => false,
     }
 }
 
@@ -120,7 +140,16 @@ fn send(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Errn
             }
         }
     }
+    moved(cx, (in_id, out_id), done);
     Ok(Outcome::Done(Ok(done)))
+}
+
+/// Tells who watches the files that bytes have moved from one of them to the other.
+fn moved(cx: &mut Cx<'_>, (from, to): (FileId, FileId), count: u64) {
+    if count > 0 {
+        notify::of_file(cx, from, IN_ACCESS);
+        notify::of_file(cx, to, IN_MODIFY);
+    }
 }
 
 /// The position of a source; that of an inherited file is the host's.
@@ -142,14 +171,22 @@ fn set_position(cx: &mut Cx<'_>, end: End, file: &OpenFile, offset: u64) -> Resu
     }
 }
 
-enum Put {
+/// The effect of a write of bytes that are not in user memory.
+pub(super) enum Put {
+    /// This many are written.
     Moved(usize),
+    /// None is until then.
     Blocked(Until),
+    /// The limit on captured output is reached.
     Over,
 }
 
 /// Writes bytes that are not in user memory to any description, at its own offset.
-fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result<Put, Errno> {
+pub(super) fn put(
+    cx: &mut Cx<'_>,
+    (id, file): (FileId, &OpenFile),
+    bytes: &[u8],
+) -> Result<Put, Errno> {
     let offset = fd::file_mut(cx, id)?.offset;
     let way = file::transfer(&file.kind);
     let at = match way {
@@ -172,14 +209,23 @@ fn put(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile), bytes: &[u8]) -> Result
             Step::Over => Put::Over,
         },
         Transfer::Message(Message::Socket(socket)) => {
-            match unix::send(cx.kernel, &mut cx.machine.memory, socket, bytes) {
-                Err(Errno::EAGAIN) => Put::Blocked(Until::Ready(Source::Object(socket))),
-                sent => Put::Moved(sent?),
+            match sockets::send_bytes(cx, socket, bytes) {
+                Err(Unsent::NoRoom(source)) => Put::Blocked(Until::Ready(source)),
+                Err(Unsent::Failed(error)) => return Err(error),
+                Ok(count) => Put::Moved(count),
             }
         }
         Transfer::Message(
-            Message::Event(_) | Message::Timer(_) | Message::None | Message::Signals(_),
+            Message::Event(_)
+            | Message::Timer(_)
+            | Message::None
+            | Message::Signals(_)
+            | Message::Inotify(_),
         ) => return Err(Errno::EINVAL),
+        Transfer::Message(Message::Pty(end)) => match super::pty::write_step(cx, end, bytes)? {
+            Ok(count) => Put::Moved(count),
+            Err(until) => Put::Blocked(until),
+        },
         Transfer::Capture(number) => match transfer::capture(cx, number, bytes) {
             transfer::Captured::Kept => Put::Moved(bytes.len()),
             transfer::Captured::Over => Put::Over,
@@ -238,8 +284,7 @@ fn copy_range(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome
     let left = count.min(RW_MAX).saturating_sub(done);
     let at = WriteAt::Offset(write_at);
     let mut left = size_limit::writable_bytes(cx, &output, at, (done, left))?;
-    if let (FileKind::Tmp(a), FileKind::Tmp(b)) = (&input.kind, &output.kind)
-        && a == b
+    if is_one_file(cx, &input.kind, &output.kind)
         && read_at < write_at.saturating_add(left)
         && write_at < read_at.saturating_add(left)
     {
@@ -268,7 +313,7 @@ fn copy_range(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome
         left = left.saturating_sub(moved);
         read_at = read_at.saturating_add(moved);
         write_at = write_at.saturating_add(moved);
-        if left > 0 && cx.host.budget.is_spent() {
+        if left > 0 && (cx.host.budget.is_spent() || cx.host.captured.is_due()) {
             from.advance(cx, read_at)?;
             to.advance(cx, write_at)?;
             return Ok(Outcome::Again(state.kept(done)));
@@ -276,34 +321,6 @@ fn copy_range(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome
     }
     from.advance(cx, read_at)?;
     to.advance(cx, write_at)?;
+    moved(cx, (in_id, out_id), done);
     Ok(Outcome::Done(Ok(done)))
-}
-
-fn no_splice(cx: &mut Cx<'_>, name: &'static str, fds: &[i32]) -> Outcome {
-    for number in fds {
-        if let Err(error) = fd::get_io(cx, *number) {
-            return Outcome::Done(Err(error));
-        }
-    }
-    // EINVAL is what a file system without support gives; callers fall back to read and write.
-    cx.host.report.unsupported(name, String::new());
-    Outcome::Done(Err(Errno::EINVAL))
-}
-
-/// splice(2): as between files that do not support it.
-pub fn sys_splice(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
-    let (Fd(from), Ptr(_), Fd(to), Ptr(_), Len(_), Flags(_)) = args.decode();
-    no_splice(cx, "splice", &[from, to])
-}
-
-/// tee(2): as [`sys_splice`].
-pub fn sys_tee(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
-    let (Fd(from), Fd(to), Len(_), Flags(_)) = args.decode();
-    no_splice(cx, "tee", &[from, to])
-}
-
-/// vmsplice(2): as [`sys_splice`].
-pub fn sys_vmsplice(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
-    let (Fd(fd), Ptr(_), Len(_), Flags(_)) = args.decode();
-    no_splice(cx, "vmsplice", &[fd])
 }

@@ -136,7 +136,7 @@ fn record_lock(
         F_RDLCK if !file.flags.readable() => return Err(Errno::EBADF),
         F_WRLCK if !file.flags.writable() => return Err(Errno::EBADF),
         F_UNLCK => {
-            cx.kernel.locks.release(&lock);
+            cx.kernel.locks.release(&lock)?;
             locks::wake(cx);
             return Ok(0);
         }
@@ -210,7 +210,7 @@ fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> SysResult {
         end: TO_END,
     };
     if operation == LOCK_UN {
-        cx.kernel.locks.release(&lock);
+        cx.kernel.locks.release(&lock)?;
     } else {
         cx.kernel.locks.hold(lock)?;
     }

@@ -1,10 +1,11 @@
 //! read(2) and write(2) on what is no stream of bytes with a position: event counters, timers, signals,
-//! sockets.
+//! sockets, pseudo-terminals.
 
 use std::mem::size_of;
 
 use kvmlet_abi::Errno;
 
+use super::pty;
 use super::transfer::{Buffers, Waiting, pause, wait_for};
 use zerocopy::IntoBytes;
 
@@ -41,9 +42,11 @@ pub(super) fn read(
         Message::Event(id) => read_event(cx, id, buffers, waiting, state),
         Message::Timer(id) => read_timer(cx, (id, file), buffers, waiting, state),
         Message::Signals(mask) => read_signals(cx, mask, buffers, waiting, state),
+        Message::Inotify(id) => read_watched(cx, id, buffers, waiting, state),
         // recv(2) of nothing looks for a message; read(2) of nothing does not (sock_read_iter).
         Message::Socket(_) if buffers.left() == 0 => Ok(Outcome::Done(Ok(0))),
         Message::Socket(id) => return sockets::read(cx, id, buffers, waiting, state),
+        Message::Pty(end) => return pty::read(cx, end, buffers, waiting, state),
         Message::None => Err(Errno::EINVAL),
     };
     outcome.unwrap_or_else(|error| Outcome::Done(Err(error)))
@@ -60,7 +63,10 @@ pub(super) fn write(
     let outcome = match message {
         Message::Event(id) => write_event(cx, id, buffers, waiting, state),
         Message::Socket(id) => return sockets::write(cx, id, buffers, waiting, state),
-        Message::Timer(_) | Message::Signals(_) | Message::None => Err(Errno::EINVAL),
+        Message::Pty(end) => return pty::write(cx, end, buffers, waiting, state),
+        Message::Timer(_) | Message::Signals(_) | Message::Inotify(_) | Message::None => {
+            Err(Errno::EINVAL)
+        }
     };
     outcome.unwrap_or_else(|error| Outcome::Done(Err(error)))
 }
@@ -178,6 +184,39 @@ fn read_signals(
     }
     if done == 0 {
         return Ok(wait_unless_refused(waiting, Source::Signals, state));
+    }
+    Ok(Outcome::Done(Ok(done)))
+}
+
+/// Whole events, as many as fit (inotify_read in fs/notify/inotify/inotify_user.c).
+fn read_watched(
+    cx: &mut Cx<'_>,
+    id: ObjectId,
+    mut buffers: Buffers,
+    waiting: Waiting,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    let mut done = 0u64;
+    while let Some(event) = cx.kernel.objects.inotifies.first(id) {
+        if buffers.left() < event.len() as u64 {
+            if done == 0 {
+                return Err(Errno::EINVAL);
+            }
+            break;
+        }
+        // One that cannot be written is lost, as it is on Linux.
+        let memory = &mut cx.machine.memory;
+        cx.kernel.objects.inotifies.take_first(memory, id);
+        if buffers.scatter(cx, &event)? < event.len() {
+            return Err(Errno::EFAULT);
+        }
+        done = done.saturating_add(event.len() as u64);
+        if cx.host.budget.is_spent() {
+            break;
+        }
+    }
+    if done == 0 {
+        return Ok(wait_unless_refused(waiting, Source::Object(id), state));
     }
     Ok(Outcome::Done(Ok(done)))
 }

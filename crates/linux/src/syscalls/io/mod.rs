@@ -5,19 +5,22 @@ mod copy;
 mod descriptor;
 mod epoll;
 mod eventfd;
+mod inotify;
 mod locking;
 pub(super) mod message;
 mod pidfd;
 mod poll;
+mod pty;
 mod rw;
 mod signalfd;
 mod size;
+mod splice;
 mod terminal;
 mod timerfd;
 pub(super) mod transfer;
 
 pub use control::sys_ioctl;
-pub use copy::{sys_copy_file_range, sys_sendfile, sys_splice, sys_tee, sys_vmsplice};
+pub use copy::{sys_copy_file_range, sys_sendfile};
 pub use descriptor::{
     sys_close, sys_close_range, sys_dup, sys_dup2, sys_dup3, sys_fcntl, sys_memfd_create, sys_pipe,
     sys_pipe2,
@@ -27,6 +30,9 @@ pub use epoll::{
     sys_epoll_wait,
 };
 pub use eventfd::{sys_eventfd, sys_eventfd2};
+pub use inotify::{
+    sys_inotify_add_watch, sys_inotify_init, sys_inotify_init1, sys_inotify_rm_watch,
+};
 pub use locking::sys_flock;
 pub use pidfd::sys_pidfd_open;
 pub use poll::{sys_poll, sys_ppoll, sys_pselect6, sys_select};
@@ -39,6 +45,7 @@ pub use size::{
     sys_fadvise64, sys_fallocate, sys_fdatasync, sys_fsync, sys_ftruncate, sys_readahead, sys_sync,
     sys_sync_file_range, sys_syncfs,
 };
+pub use splice::{sys_splice, sys_tee, sys_vmsplice};
 pub use timerfd::{sys_timerfd_create, sys_timerfd_gettime, sys_timerfd_settime};
 
 /// An `int` argument: the low 32 bits, as Linux takes it.

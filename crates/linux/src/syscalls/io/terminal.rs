@@ -20,8 +20,8 @@ use crate::host::HostId;
 use crate::kernel::Pid;
 use crate::outcome::{CallState, Outcome, Source};
 use crate::report::Remedy;
-use crate::signal::SIG_IGN;
-use crate::signal::signo::{SIGTTIN, SIGTTOU};
+use crate::tty::Ctty;
+use crate::tty::job::{self, Background, Owner};
 use crate::vfs::file;
 use crate::vfs::ready::POLLIN;
 
@@ -30,63 +30,36 @@ const INPUT_MAX: usize = PAGE_SIZE as usize;
 /// The unit of VTIME, in nanoseconds.
 const TENTH_NS: u64 = 100_000_000;
 
-/// Whose job has the terminal in the foreground.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Owner {
-    /// The caller's, or nobody asks.
-    Ours,
-    /// Another one: a program would be stopped until it is continued in the foreground.
-    Theirs,
-}
-
 pub(super) fn is_terminal(cx: &Cx<'_>, host: HostId) -> bool {
     cx.host
         .get(host)
         .is_ok_and(|file| file.kind == HostKind::Terminal)
 }
 
-/// As __tty_check_change in drivers/tty/tty_jobctrl.c decides, for the job in the sandbox and then for the caller's.
+/// Says if the caller may use an inherited terminal now: the job in the sandbox is asked for, and then the caller's.
 /// Linux differs: where the caller's job would be stopped, the call alone waits, so that a limit ends it.
 fn turn(cx: &mut Cx<'_>, host: HostId, signal: JobSignal) -> Result<Owner, Errno> {
     let fd = cx.host.fd(host)?;
     let is_theirs = terminal::is_background(fd.as_fd());
     let process = cx.process()?;
-    let (group, sid) = (process.pgid, process.sid);
-    let is_background = sid == terminal_session(cx) && group != cx.kernel.foreground;
-    if !is_theirs && !is_background {
-        return Ok(Owner::Ours);
-    }
-    let signo = match signal {
-        JobSignal::Input => SIGTTIN,
-        JobSignal::Output => SIGTTOU,
+    let (group, ctty) = (process.pgid, process.ctty);
+    let is_background = ctty == Some(Ctty::Inherited) && group != cx.kernel.foreground;
+    let background = match (is_background, is_theirs) {
+        (false, false) => return Ok(Owner::Ours),
+        (true, _) if !cx.kernel.is_led(group) => Background::Orphaned,
+        (true, _) => Background::Group,
+        (false, true) if terminal::is_orphaned() => Background::Orphaned,
+        (false, true) => Background::Sandbox,
     };
-    let is_blocked = cx.thread()?.signals.mask & crate::signal::bit(signo) != 0;
-    let is_ignored = cx.process()?.signals.action(signo).handler == SIG_IGN;
-    match signal {
-        JobSignal::Input if is_blocked || is_ignored => Err(Errno::EIO),
-        JobSignal::Output if is_blocked || is_ignored => Ok(Owner::Ours),
-        _ if is_background && !cx.kernel.is_led(group) => Err(Errno::EIO),
-        _ if is_background => {
-            cx.kernel.send_to_group(group, signo);
-            Ok(Owner::Theirs)
-        }
-        _ if terminal::is_orphaned() => Err(Errno::EIO),
-        _ => Ok(Owner::Theirs),
-    }
-}
-
-/// The session that has the inherited terminal.
-fn terminal_session(cx: &Cx<'_>) -> Pid {
-    let first = cx.kernel.processes.get(&cx.kernel.main);
-    first.map_or(cx.kernel.main, |process| process.sid)
+    job::use_from_background(cx, signal, background)
 }
 
 /// TIOCGPGRP, TIOCGSID and TIOCSPGRP are for the session of the terminal.
 fn in_session(cx: &mut Cx<'_>) -> Result<Pid, Errno> {
-    let own = cx.process()?.sid;
-    match own == terminal_session(cx) {
-        true => Ok(own),
-        false => Err(Errno::ENOTTY),
+    let process = cx.process()?;
+    match process.ctty {
+        Some(Ctty::Inherited) => Ok(process.sid),
+        _ => Err(Errno::ENOTTY),
     }
 }
 
@@ -96,16 +69,8 @@ fn set_foreground(cx: &mut Cx<'_>, group: i32) -> Result<(), Errno> {
     if group < 0 {
         return Err(Errno::EINVAL);
     }
-    let group = Pid(group);
-    let members = cx.kernel.kin().filter(|one| one.pgid == group);
-    let sessions: Vec<Pid> = members.map(|one| one.sid).collect();
-    match sessions.first() {
-        Some(sid) if *sid == session => cx.kernel.foreground = group,
-        Some(_) => return Err(Errno::EPERM),
-        // A number of a process that is no group is one all the same.
-        None if cx.kernel.kin().any(|one| one.pid == group) => return Err(Errno::EPERM),
-        None => return Err(Errno::ESRCH),
-    }
+    job::check_group(cx.kernel, Pid(group), session)?;
+    cx.kernel.foreground = Pid(group);
     Ok(())
 }
 
@@ -177,15 +142,12 @@ fn read_on(
         }
     }
     let now_ns = clock::monotonic_ns(cx.host);
-    let time_ns = counted.map_or(0, |(_, time)| TENTH_NS.saturating_mul(u64::from(time)));
-    let deadline_ns = match counted {
-        // From the beginning of the call.
-        Some((0, _)) => state.deadline_ns.or(Some(now_ns.saturating_add(time_ns))),
-        // From the byte before; the first one has no deadline.
-        Some((_, 1..)) if matches!(moved, Moved::Bytes(_)) => Some(now_ns.saturating_add(time_ns)),
-        Some((_, 1..)) if done > 0 => state.deadline_ns,
-        _ => None,
+    let counted_read = Counted {
+        counted,
+        has_moved: matches!(moved, Moved::Bytes(_)),
+        done,
     };
+    let deadline_ns = deadline_ns(counted_read, state, now_ns);
     if deadline_ns.is_some_and(|deadline_ns| now_ns >= deadline_ns) {
         return Ok(Outcome::Done(Ok(done)));
     }
@@ -203,6 +165,31 @@ fn read_on(
         ..state.clone()
     };
     Ok(transfer::wait_until(cx, until, &state, done))
+}
+
+/// The state of a read that VMIN and VTIME may end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Counted {
+    /// VMIN and VTIME; `None` where lines are read.
+    pub counted: Option<(u8, u8)>,
+    /// True if bytes have come just now.
+    pub has_moved: bool,
+    /// Bytes read by the call.
+    pub done: u64,
+}
+
+/// The time at which a read ends with what it has (termios(3)), in guest monotonic nanoseconds.
+pub(super) fn deadline_ns(read: Counted, state: &CallState, now_ns: u64) -> Option<u64> {
+    let (min, time) = read.counted?;
+    let time_ns = TENTH_NS.saturating_mul(u64::from(time));
+    match (min, time) {
+        // From the beginning of the call.
+        (0, _) => state.deadline_ns.or(Some(now_ns.saturating_add(time_ns))),
+        // From the byte before; the first one has no deadline.
+        (_, 1..) if read.has_moved => Some(now_ns.saturating_add(time_ns)),
+        (_, 1..) if read.done > 0 => state.deadline_ns,
+        _ => None,
+    }
 }
 
 /// ioctl(2) for terminals.

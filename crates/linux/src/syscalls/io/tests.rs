@@ -7,7 +7,7 @@ use kvmlet_abi::linux::{Pollfd, Sigaction};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::kernel::End;
-use crate::outcome::{CallState, Outcome, Resume, Source, Turn, WaitOn};
+use crate::outcome::{CallState, Outcome, Resume, Source, Turn, Wait, WaitOn};
 use crate::personality::{Cpu, Personality, Step};
 use crate::sched::Call;
 use crate::signal::SigInfo;
@@ -181,7 +181,10 @@ fn a_full_pipe_makes_the_writer_wait_with_its_progress() {
     assert_eq!(s.read(read, 65_536).unwrap().len(), 34_464);
     call!(s, "close", read).unwrap();
     assert_eq!(s.write(write, b"x"), Err(Errno::EPIPE));
-    let doomed = s.kernel.doomed.front().map(|doomed| doomed.info.signo);
+    let doomed = s.kernel.doomed.front();
+    let doomed = doomed
+        .and_then(|doomed| doomed.signal)
+        .map(|info| info.signo);
     assert_eq!(doomed, Some(crate::signal::signo::SIGPIPE));
 }
 
@@ -312,7 +315,34 @@ fn copies_between_files() {
     );
     assert_eq!(call!(s, "sendfile", write, from, 0, 10), Ok(10));
     assert_eq!(s.read(read, 100).unwrap(), &bytes[50..60]);
-    assert_eq!(call!(s, "splice", read, 0, to, 0, 1, 0), Err(Errno::EINVAL));
+    assert_eq!(call!(s, "splice", read, 0, to, 0, 1, 2), Err(Errno::EAGAIN));
+    assert_eq!(call!(s, "splice", from, 0, write, 0, 10, 0), Ok(10));
+    assert_eq!(s.read(read, 100).unwrap(), &bytes[60..70]);
+    let again = s.outcome(
+        "splice",
+        &[
+            read.into(),
+            0.into(),
+            to.into(),
+            0.into(),
+            1.into(),
+            0.into(),
+        ],
+        &CallState::default(),
+    );
+    // Others may run while it waits.
+    let Outcome::Wait(Wait {
+        resume: Resume::Retry(state),
+        ..
+    }) = again
+    else {
+        panic!("{again:?}");
+    };
+    let waited = CallState {
+        has_waited: true,
+        ..CallState::default()
+    };
+    assert_eq!(state, waited);
 }
 
 #[test]
@@ -361,8 +391,9 @@ fn sealed_memory_files() {
 #[test]
 fn sockets_are_denied() {
     let mut s = sandbox();
-    assert_eq!(call!(s, "socket", 2, 1, 0), Err(Errno::EACCES));
-    assert!(s.denied("socket AF_INET"));
+    assert_eq!(call!(s, "socket", 17, 3, 0), Err(Errno::EACCES));
+    assert!(s.denied("socket AF_PACKET"));
+    assert_eq!(call!(s, "socket", 2, 3, 1), Err(Errno::EPERM));
     assert_eq!(call!(s, "socket", 99, 1, 0), Err(Errno::EAFNOSUPPORT));
     assert_eq!(call!(s, "connect", 1, 0, 0), Err(Errno::ENOTSOCK));
     assert_eq!(call!(s, "connect", 9, 0, 0), Err(Errno::EBADF));

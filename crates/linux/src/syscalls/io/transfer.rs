@@ -3,13 +3,14 @@
 use imbl::Vector;
 use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::linux::Iovec;
+use kvmlet_abi::linux::inotify::{IN_ACCESS, IN_MODIFY};
 use kvmlet_abi::linux::uio::UIO_MAXIOV;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::stream::{self, Moved};
 use zerocopy::FromBytes;
 
 use super::message;
-use super::terminal::{self, Owner};
+use super::terminal;
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{self, Device, FileKind, OpenFile, OpenFlags};
@@ -17,7 +18,9 @@ use crate::host::HostId;
 use crate::kernel::End;
 use crate::mm::user;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
+use crate::tty::job::Owner;
 use crate::vfs::file::{self, Transfer};
+use crate::vfs::notify;
 use crate::vfs::pipe::{PIPE_BUF, Pipe, PipeId, WriteAs};
 use crate::vfs::ready::{POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
 use crate::vfs::size_limit::{self, WriteAt};
@@ -278,6 +281,7 @@ pub fn wait_for(source: Source, state: &CallState, progress: u64) -> Outcome {
         deadline_ns: state.deadline_ns,
         resume: Resume::Retry(CallState {
             progress,
+            has_waited: true,
             ..state.clone()
         }),
     })
@@ -291,7 +295,8 @@ pub(in crate::syscalls) fn pause(
     state: &CallState,
     (progress, left): (u64, u64),
 ) -> Option<CallState> {
-    (left > 0 && cx.host.budget.is_spent()).then(|| CallState {
+    let is_over = cx.host.budget.is_spent() || cx.host.captured.is_due();
+    (left > 0 && is_over).then(|| CallState {
         progress,
         turn: file::turn(cx, kind),
         ..state.clone()
@@ -430,6 +435,9 @@ pub fn read(
     if let Some(state) = again {
         return Outcome::Again(state);
     }
+    if done > 0 {
+        notify::of_file(cx, id, IN_ACCESS);
+    }
     Outcome::Done(if done > 0 {
         Ok(done)
     } else {
@@ -502,7 +510,12 @@ fn read_packet(cx: &mut Cx<'_>, id: PipeId, mut buffers: Buffers) -> Result<u64,
 }
 
 /// Takes bytes that were read out of a pipe and tells who waits for room.
-fn taken(cx: &mut Cx<'_>, id: PipeId, count: usize, was_full: bool) -> Result<(), Errno> {
+pub(super) fn taken(
+    cx: &mut Cx<'_>,
+    id: PipeId,
+    count: usize,
+    was_full: bool,
+) -> Result<(), Errno> {
     cx.kernel.pipes.consume(&mut cx.machine.memory, id, count)?;
     if was_full {
         cx.kernel.wake(Source::Pipe(id), POLLOUT | POLLWRNORM);
@@ -567,8 +580,8 @@ pub fn write(
     }
     let mut done = state.progress;
     buffers.advance(done);
-    let mut offset = match start(cx, &file, (position, done), append) {
-        Ok(offset) => offset,
+    let (mut offset, place) = match start(cx, &file, (position, done), append) {
+        Ok(found) => found,
         Err(error) => return Outcome::Done(Err(error)),
     };
     if let Err(error) = check_range(&file.kind, position, offset, buffers.left()) {
@@ -599,7 +612,7 @@ pub fn write(
             result = Err(error);
             break;
         }
-        match write_step(cx, &file, (offset, position), &bytes) {
+        match write_step(cx, &file, (offset, position, place), &bytes) {
             Ok(Step::Moved(count)) => {
                 let moved = count as u64;
                 done = done.saturating_add(moved);
@@ -639,11 +652,23 @@ pub fn write(
     if let Some(state) = again {
         return Outcome::Again(state);
     }
+    if done > 0 {
+        notify::of_file(cx, id, IN_MODIFY);
+    }
     Outcome::Done(if done > 0 {
         Ok(done)
     } else {
         result.map(|()| 0)
     })
+}
+
+/// The place in a file that bytes are written to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// An offset.
+    Offset,
+    /// Its end.
+    End,
 }
 
 /// The place in the file at which a write that has moved `done` bytes goes on.
@@ -652,18 +677,20 @@ fn start(
     file: &OpenFile,
     (position, done): (Position, u64),
     append: Append,
-) -> Result<u64, Errno> {
+) -> Result<(u64, Place), Errno> {
     let appends = match append {
         Append::AsOpened => file.flags.contains(OpenFlags::APPEND),
         Append::Always => true,
         Append::Never => false,
     };
     // pwrite(2) appends too on Linux when O_APPEND is set.
-    match (&file.kind, position) {
-        (FileKind::Tmp(inode), _) if appends => cx.kernel.tmpfs.size(*inode),
-        (_, Position::Current) => Ok(file.offset),
-        (_, Position::At(offset)) => Ok(offset.saturating_add(done)),
+    if appends && let Some(end) = file::end(cx, &file.kind)? {
+        return Ok((end, Place::End));
     }
+    Ok(match position {
+        Position::Current => (file.offset, Place::Offset),
+        Position::At(offset) => (offset.saturating_add(done), Place::Offset),
+    })
 }
 
 /// The event to wait for, for a transfer with an inherited stream that could not move anything.
@@ -694,7 +721,7 @@ pub(super) fn write_stream(
 fn write_step(
     cx: &mut Cx<'_>,
     file: &OpenFile,
-    (offset, position): (u64, Position),
+    (offset, position, place): (u64, Position, Place),
     bytes: &[u8],
 ) -> Result<Step, Errno> {
     match file::transfer(&file.kind) {
@@ -710,9 +737,11 @@ fn write_step(
             Captured::Kept => Step::Moved(bytes.len()),
             Captured::Over => Step::Over,
         }),
-        Transfer::Data | Transfer::Message(_) => {
-            file::write_at(cx, &file.kind, offset, bytes).map(Step::Moved)
+        Transfer::Data | Transfer::Message(_) => match place {
+            Place::Offset => file::write_at(cx, &file.kind, offset, bytes),
+            Place::End => file::append(cx, &file.kind, offset, bytes),
         }
+        .map(Step::Moved),
     }
 }
 
@@ -753,15 +782,8 @@ pub enum Captured {
 
 /// Keeps captured output; over the limit the program ends.
 pub fn capture(cx: &mut Cx<'_>, number: u8, bytes: &[u8]) -> Captured {
-    let captured = &mut cx.host.captured;
-    let held = captured.stdout.len().saturating_add(captured.stderr.len()) as u64;
-    let room = usize::try_from(captured.limit_bytes.saturating_sub(held)).unwrap_or(usize::MAX);
+    let (into, room) = cx.host.captured.stream(number);
     let kept = bytes.get(..room).unwrap_or(bytes);
-    let into = if number == 2 {
-        &mut captured.stderr
-    } else {
-        &mut captured.stdout
-    };
     into.extend_from_slice(kept);
     if kept.len() < bytes.len() {
         cx.kernel.end.get_or_insert(End::Output);

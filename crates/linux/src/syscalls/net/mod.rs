@@ -1,15 +1,25 @@
-//! Sockets: there is no network, and no socket has a name. There are pairs of connected ones.
+//! Sockets (socket(7)).
 
+mod address;
+#[cfg(test)]
+mod client_tests;
+mod connect;
+mod control;
+pub(super) mod interfaces;
+mod ip_options;
 mod options;
 #[cfg(test)]
 mod tests;
 pub(super) mod transfer;
 
+pub use connect::{sys_accept, sys_accept4, sys_bind, sys_connect, sys_listen};
+use imbl::Vector;
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::netlink::NETLINK_ROUTE;
 use kvmlet_abi::linux::socket::{
-    AF_INET, AF_INET6, AF_MAX, AF_NETLINK, AF_PACKET, AF_UNIX, SHUT_RD, SHUT_RDWR, SHUT_WR,
-    SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_PACKET, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM,
-    SOCK_TYPE_MASK,
+    AF_INET, AF_INET6, AF_MAX, AF_NETLINK, AF_PACKET, AF_UNIX, IPPROTO_ICMP, IPPROTO_MAX,
+    IPPROTO_TCP, IPPROTO_UDP, SHUT_RD, SHUT_RDWR, SHUT_WR, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK,
+    SOCK_PACKET, SOCK_RAW, SOCK_SEQPACKET, SOCK_STREAM, SOCK_TYPE_MASK,
 };
 use kvmlet_hostfs::attr::S_IFSOCK;
 pub use options::{sys_getpeername, sys_getsockname, sys_getsockopt, sys_setsockopt};
@@ -17,14 +27,17 @@ pub use transfer::{
     sys_recvfrom, sys_recvmmsg, sys_recvmsg, sys_sendmmsg, sys_sendmsg, sys_sendto,
 };
 
+use crate::clock;
 use crate::cx::Cx;
-use crate::fd::{self, FileKind, OnExec, OpenFile, OpenFlags};
-use crate::outcome::SysResult;
+use crate::fd::{self, FileKind, OpenFile, OpenFlags};
+use crate::id::ObjectId;
+use crate::net::inet;
+use crate::net::{self, Credentials, Family, Shut, SocketKind};
+use crate::outcome::{CallState, Resume, Source, SysResult, Wait, WaitOn};
 use crate::report::Remedy;
-use crate::syscalls::args::{Args, Fd, Flags, Int, Ptr, Uint};
-use crate::vfs::anon::ObjectId;
-use crate::vfs::open::description;
-use crate::vfs::unix::{self, Shut, SocketKind};
+use crate::syscalls::args::{Args, Fd, Int, Ptr, Uint};
+use crate::syscalls::io::number;
+use crate::syscalls::io::transfer::Waiting;
 
 /// Name of an address family (socket(2)).
 fn family(domain: i32) -> String {
@@ -38,67 +51,142 @@ fn family(domain: i32) -> String {
     }
 }
 
-fn deny(cx: &mut Cx<'_>, call: &str, domain: i32, kind: u32) -> SysResult {
+/// The error for a socket of another family, which is recorded if Linux has it.
+fn refused(cx: &mut Cx<'_>, call: &str, domain: i32, kind: u32) -> Errno {
     const SOCK_FLAGS: u32 = SOCK_CLOEXEC | SOCK_NONBLOCK;
     if !(0..i32::from(AF_MAX)).contains(&domain) {
-        return Err(Errno::EAFNOSUPPORT);
+        return Errno::EAFNOSUPPORT;
     }
     if kind & !(SOCK_TYPE_MASK | SOCK_FLAGS) != 0 || kind & SOCK_TYPE_MASK > SOCK_PACKET {
-        return Err(Errno::EINVAL);
+        return Errno::EINVAL;
     }
     cx.host.report.deny(
         format!("{call} {}", family(domain)),
         Errno::EACCES,
         Remedy::NoNetwork,
     );
-    Err(Errno::EACCES)
+    Errno::EACCES
+}
+
+/// A socket that is asked for.
+struct Wanted {
+    family: Family,
+    kind: SocketKind,
+    flags: OpenFlags,
+}
+
+/// Decides which socket is meant.
+///
+/// # Errors
+/// `EACCES` or `EPERM`, recorded, for what a sandbox has not; `EAFNOSUPPORT`, `EINVAL`, `ESOCKTNOSUPPORT` and
+/// `EPROTONOSUPPORT` for what Linux has not.
+fn wanted(
+    cx: &mut Cx<'_>,
+    call: &str,
+    (domain, kind, protocol): (i32, u32, i32),
+) -> Result<Wanted, Errno> {
+    let allowed = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK;
+    let family = match u16::try_from(domain) {
+        Ok(AF_UNIX) => Family::Unix,
+        Ok(AF_INET) => Family::Inet,
+        Ok(AF_INET6) => Family::Inet6,
+        Ok(AF_NETLINK) => Family::Netlink,
+        _ => return Err(refused(cx, call, domain, kind)),
+    };
+    if kind & !(SOCK_TYPE_MASK | allowed.bits()) != 0 || kind & SOCK_TYPE_MASK > SOCK_PACKET {
+        return Err(Errno::EINVAL);
+    }
+    let (flags, of_kind) = (kind, kind & SOCK_TYPE_MASK);
+    let kind = match family {
+        Family::Unix => unix_kind(of_kind, protocol)?,
+        Family::Inet | Family::Inet6 => inet_kind(cx, call, (domain, of_kind, protocol))?,
+        Family::Netlink if of_kind != SOCK_RAW && of_kind != SOCK_DGRAM => {
+            return Err(Errno::ESOCKTNOSUPPORT);
+        }
+        Family::Netlink if protocol != NETLINK_ROUTE => return Err(Errno::EPROTONOSUPPORT),
+        Family::Netlink => SocketKind::Datagram,
+    };
+    let flags = OpenFlags::from_bits_truncate(flags) & allowed;
+    Ok(Wanted {
+        family,
+        kind,
+        flags,
+    })
+}
+
+fn unix_kind(kind: u32, protocol: i32) -> Result<SocketKind, Errno> {
+    if protocol != 0 && protocol != i32::from(AF_UNIX) {
+        return Err(Errno::EPROTONOSUPPORT);
+    }
+    match kind {
+        SOCK_STREAM => Ok(SocketKind::Stream),
+        // SOCK_RAW is taken for SOCK_DGRAM (unix_create in net/unix/af_unix.c).
+        SOCK_DGRAM | SOCK_RAW => Ok(SocketKind::Datagram),
+        SOCK_SEQPACKET => Ok(SocketKind::SeqPacket),
+        _ => Err(Errno::ESOCKTNOSUPPORT),
+    }
+}
+
+/// TCP or UDP (inet_create). Others would need a capability.
+fn inet_kind(
+    cx: &mut Cx<'_>,
+    call: &str,
+    (domain, kind, protocol): (i32, u32, i32),
+) -> Result<SocketKind, Errno> {
+    if !(0..IPPROTO_MAX).contains(&protocol) {
+        return Err(Errno::EINVAL);
+    }
+    let errno = match (kind, protocol) {
+        (SOCK_STREAM, 0 | IPPROTO_TCP) => return Ok(SocketKind::Stream),
+        (SOCK_DGRAM, 0 | IPPROTO_UDP) => return Ok(SocketKind::Datagram),
+        (SOCK_DGRAM, IPPROTO_ICMP) => Errno::EACCES,
+        (SOCK_RAW, _) => Errno::EPERM,
+        (SOCK_STREAM | SOCK_DGRAM, _) => return Err(Errno::EPROTONOSUPPORT),
+        _ => return Err(Errno::ESOCKTNOSUPPORT),
+    };
+    let what = format!("{call} {} of ICMP or raw packets", family(domain));
+    cx.host.report.deny(what, errno, Remedy::NoNetwork);
+    Err(errno)
 }
 
 /// socket(2)
 ///
 /// # Errors
-/// `EACCES`, recorded as a denial; `EAFNOSUPPORT`, `EINVAL` for what Linux has not.
+/// As its man page; `EACCES` or `EPERM`, recorded, for what a sandbox has not.
 pub fn sys_socket(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Int(domain), Uint(kind), Int(_)) = args.decode();
-    deny(cx, "socket", domain, kind)
+    let (Int(domain), Uint(kind), Int(protocol)) = args.decode();
+    let wanted = wanted(cx, "socket", (domain, kind, protocol))?;
+    let memory = &mut cx.machine.memory;
+    let id = net::create(cx.kernel, memory, wanted.family, wanted.kind)?;
+    connect::install(cx, id, wanted.flags).map(number)
 }
 
 /// socketpair(2)
 ///
 /// # Errors
-/// As its man page for AF_UNIX; other families as [`sys_socket`].
+/// As its man page; `EACCES` or `EPERM`, recorded, for what a sandbox has not.
 pub fn sys_socketpair(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(domain), Uint(kind), Int(protocol), Ptr(fds)) = args.decode();
-    let flags = OpenFlags::CLOEXEC | OpenFlags::NONBLOCK;
-    if domain != i32::from(AF_UNIX) || kind & !(SOCK_TYPE_MASK | flags.bits()) != 0 {
-        return deny(cx, "socketpair", domain, kind);
+    let wanted = wanted(cx, "socketpair", (domain, kind, protocol))?;
+    if wanted.family != Family::Unix {
+        return Err(Errno::EOPNOTSUPP);
     }
-    let of_kind = match kind & SOCK_TYPE_MASK {
-        SOCK_STREAM => Some(SocketKind::Stream),
-        // SOCK_RAW is taken for SOCK_DGRAM (unix_create in net/unix/af_unix.c).
-        SOCK_DGRAM | SOCK_RAW => Some(SocketKind::Datagram),
-        SOCK_SEQPACKET => Some(SocketKind::SeqPacket),
-        kind if kind > SOCK_PACKET => return Err(Errno::EINVAL),
-        _ => None,
+    let creator = Credentials::of_caller(cx)?;
+    let memory = &mut cx.machine.memory;
+    let a = net::create(cx.kernel, memory, wanted.family, wanted.kind)?;
+    let b = match net::create(cx.kernel, memory, wanted.family, wanted.kind) {
+        Ok(b) => b,
+        Err(error) => {
+            net::released(cx, a);
+            return Err(error);
+        }
     };
-    if protocol != 0 && protocol != i32::from(AF_UNIX) {
-        return Err(Errno::EPROTONOSUPPORT);
-    }
-    let of_kind = of_kind.ok_or(Errno::ESOCKTNOSUPPORT)?;
-    let flags = OpenFlags::from_bits_truncate(kind) & flags;
-    let ids = [cx.kernel.objects.next_id(), cx.kernel.objects.next_id()];
-    let pid = cx.process()?.pid.0.cast_unsigned();
-    let creator = [pid, cx.kernel.ids.uid, cx.kernel.ids.gid];
-    cx.kernel.objects.sockets.pair(ids, of_kind, creator);
-    let kept = OpenFlags::RDWR | (flags & OpenFlags::NONBLOCK);
-    // Both descriptions exist before either is installed: a failure releases what it holds.
-    let pair = ids.map(|id| {
-        let file = description(FileKind::Socket(id), kept, b"socket:");
-        fd::install_new(cx, file, OnExec::of(flags))
-    });
+    net::pair(cx.kernel, [a, b], creator)?;
+    // Both descriptions exist before either number is written: a failure releases what it holds.
+    let pair = [a, b].map(|id| connect::install(cx, id, wanted.flags));
     let written = match pair {
         [Ok(a), Ok(b)] => cx.write_struct(fds, &[a, b]),
-        _ => Err(Errno::EMFILE),
+        [Err(error), _] | [_, Err(error)] => Err(error),
     };
     if written.is_err() {
         for number in pair.into_iter().flatten() {
@@ -140,72 +228,38 @@ pub fn sys_shutdown(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         SHUT_RDWR => Shut::all(),
         _ => return Err(Errno::EINVAL),
     };
-    unix::shut_down(cx.kernel, id, how)?;
+    match cx.kernel.objects.sockets.get(id)?.family {
+        Family::Unix => net::shut_down(cx.kernel, id, how)?,
+        Family::Inet | Family::Inet6 => inet::shut_down(cx, id, how)?,
+        Family::Netlink => return Err(Errno::EOPNOTSUPP),
+    }
     Ok(0)
 }
 
-fn kind_of(cx: &mut Cx<'_>, call: &'static str, number: i32) -> Result<SocketKind, Errno> {
-    let (id, _) = socket_of(cx, call, number)?;
-    Ok(cx.kernel.objects.sockets.get(id)?.kind)
-}
-
-/// connect(2): there is nobody to connect to.
-///
-/// # Errors
-/// `ECONNREFUSED`, `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
-pub fn sys_connect(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Fd(fd), Ptr(_), Int(_)) = args.decode();
-    kind_of(cx, "connect", fd)?;
-    cx.host.report.unsupported("connect", String::new());
-    Err(Errno::ECONNREFUSED)
-}
-
-/// bind(2): no socket has a name.
-///
-/// # Errors
-/// `EACCES`, recorded as a denial; `ENOTSOCK`, `EBADF`; `EOPNOTSUPP` for an inherited socket.
-pub fn sys_bind(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Fd(fd), Ptr(_), Int(_)) = args.decode();
-    kind_of(cx, "bind", fd)?;
-    cx.host
-        .report
-        .deny("bind AF_UNIX".to_owned(), Errno::EACCES, Remedy::NoNetwork);
-    Err(Errno::EACCES)
-}
-
-/// The answer of listen(2) and accept(2) for a socket that has no name.
-fn not_listening(cx: &mut Cx<'_>, call: &'static str, number: i32) -> SysResult {
-    let kind = kind_of(cx, call, number)?;
-    cx.host.report.unsupported(call, String::new());
-    match kind {
-        SocketKind::Datagram => Err(Errno::EOPNOTSUPP),
-        SocketKind::Stream | SocketKind::SeqPacket => Err(Errno::EINVAL),
+/// The wait of a call that has moved `progress` bytes; `None` when it may not wait or has waited long enough
+/// (SO_RCVTIMEO, SO_SNDTIMEO).
+fn timed_wait(
+    cx: &Cx<'_>,
+    on: Vector<Source>,
+    waiting: Waiting,
+    (timeout_ns, progress): (Option<u64>, u64),
+    state: &CallState,
+) -> Option<Wait> {
+    let now_ns = clock::monotonic_ns(cx.host);
+    let deadline_ns = state
+        .deadline_ns
+        .or_else(|| timeout_ns.map(|timeout_ns| now_ns.saturating_add(timeout_ns)));
+    if waiting == Waiting::Refused || deadline_ns.is_some_and(|at| at <= now_ns) {
+        return None;
     }
-}
-
-/// listen(2)
-///
-/// # Errors
-/// `EINVAL` or `EOPNOTSUPP`, `ENOTSOCK`, `EBADF`.
-pub fn sys_listen(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Fd(fd), Int(_)) = args.decode();
-    not_listening(cx, "listen", fd)
-}
-
-/// accept(2)
-///
-/// # Errors
-/// As [`sys_listen`].
-pub fn sys_accept(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Fd(fd), Ptr(_), Ptr(_)) = args.decode();
-    not_listening(cx, "accept", fd)
-}
-
-/// accept4(2)
-///
-/// # Errors
-/// As [`sys_listen`].
-pub fn sys_accept4(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Fd(fd), Ptr(_), Ptr(_), Flags(_)) = args.decode();
-    not_listening(cx, "accept4", fd)
+    Some(Wait {
+        on: WaitOn::Sources(on),
+        deadline_ns,
+        resume: Resume::Retry(CallState {
+            deadline_ns,
+            progress,
+            expired: false,
+            ..state.clone()
+        }),
+    })
 }

@@ -1,21 +1,22 @@
-//! Names and options of a pair of sockets.
+//! Names and options of sockets.
 
 use kvmlet_abi::linux::Timeval;
 use kvmlet_abi::linux::socket::{
-    AF_UNIX, SO_ACCEPTCONN, SO_BROADCAST, SO_DEBUG, SO_DOMAIN, SO_DONTROUTE, SO_ERROR,
-    SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PASSCRED, SO_PASSSEC, SO_PEERCRED, SO_PRIORITY,
-    SO_PROTOCOL, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_REUSEPORT, SO_SNDBUF,
-    SO_SNDLOWAT, SO_SNDTIMEO, SO_TIMESTAMP, SO_TYPE, SOL_SOCKET,
+    IPPROTO_TCP, IPPROTO_UDP, SO_ACCEPTCONN, SO_BROADCAST, SO_DEBUG, SO_DOMAIN, SO_DONTROUTE,
+    SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PASSCRED, SO_PASSSEC, SO_PEERCRED,
+    SO_PRIORITY, SO_PROTOCOL, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_REUSEPORT,
+    SO_SNDBUF, SO_SNDLOWAT, SO_SNDTIMEO, SO_TIMESTAMP, SO_TYPE, SOL_SOCKET,
 };
 use kvmlet_abi::{Errno, Gva};
 use zerocopy::IntoBytes;
 
-use super::socket_of;
+use super::{address, ip_options, socket_of};
 use crate::clock::NSEC_PER_SEC;
 use crate::cx::Cx;
-use crate::outcome::SysResult;
+use crate::net::inet::Transport;
+use crate::net::{Credentials, SPACE, Socket};
+use crate::outcome::{Source, SysResult};
 use crate::syscalls::args::{Args, Fd, Int, Ptr};
-use crate::vfs::unix::Socket;
 
 /// 1, which cannot be changed on such sockets to any effect.
 const LOW_WATER: [i32; 2] = [SO_RCVLOWAT, SO_SNDLOWAT];
@@ -29,53 +30,43 @@ const SWITCHES: [i32; 7] = [
     SO_REUSEPORT,
     SO_TIMESTAMP,
 ];
-/// They would add ancillary data.
+/// Switches of ancillary data.
 const ANCILLARY: [i32; 2] = [SO_PASSCRED, SO_PASSSEC];
 
-/// Gives a name or an option to the guest, cut to the length at `len_gva`, and its length there.
-fn put(cx: &mut Cx<'_>, to_gva: Gva, len_gva: Gva, bytes: &[u8], shown: Shown) -> SysResult {
+/// Gives an option to the guest, cut to the length at `len_gva`, and the length of the copied part there.
+fn put(cx: &mut Cx<'_>, to_gva: Gva, len_gva: Gva, bytes: &[u8]) -> SysResult {
     let room: i32 = cx.read_struct(len_gva)?;
     let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
     let kept = bytes.get(..room).unwrap_or(bytes);
     cx.write(to_gva, kept)?;
-    let len = match shown {
-        Shown::Whole => bytes.len(),
-        Shown::Kept => kept.len(),
-    };
-    cx.write_struct(len_gva, &u32::try_from(len).unwrap_or(u32::MAX))?;
+    cx.write_struct(len_gva, &u32::try_from(kept.len()).unwrap_or(u32::MAX))?;
     Ok(0)
 }
 
-/// Which length is told of a value that was cut.
-#[derive(Clone, Copy)]
-enum Shown {
-    /// Its own: names.
-    Whole,
-    /// The length of the copied part: options.
-    Kept,
-}
-
-/// getsockname(2): the family only.
+/// getsockname(2)
 ///
 /// # Errors
 /// `EBADF`, `ENOTSOCK`, `EFAULT`, `EINVAL`; `EOPNOTSUPP` for an inherited socket.
 pub fn sys_getsockname(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Fd(fd), Ptr(name), Ptr(len)) = args.decode();
-    socket_of(cx, "getsockname", fd)?;
-    put(cx, name, len, AF_UNIX.as_bytes(), Shown::Whole)
+    let (id, _) = socket_of(cx, "getsockname", fd)?;
+    let socket = cx.kernel.objects.sockets.get(id)?;
+    let bytes = address::bytes_of(socket.name.as_ref(), socket.family);
+    address::write(cx, name, len, &bytes)?;
+    Ok(0)
 }
 
-/// getpeername(2): the family only.
+/// getpeername(2)
 ///
 /// # Errors
-/// As [`sys_getsockname`]; `ENOTCONN` for a datagram socket that has lost its peer.
+/// As [`sys_getsockname`]; `ENOTCONN` without a peer.
 pub fn sys_getpeername(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Fd(fd), Ptr(name), Ptr(len)) = args.decode();
     let (id, _) = socket_of(cx, "getpeername", fd)?;
-    if !cx.kernel.objects.sockets.get(id)?.is_connected() {
-        return Err(Errno::ENOTCONN);
-    }
-    put(cx, name, len, AF_UNIX.as_bytes(), Shown::Whole)
+    let sockets = &cx.kernel.objects.sockets;
+    let bytes = address::bytes_of(sockets.peer_name(id)?.as_ref(), sockets.get(id)?.family);
+    address::write(cx, name, len, &bytes)?;
+    Ok(0)
 }
 
 fn timeval(ns: Option<u64>) -> [u64; 2] {
@@ -87,7 +78,7 @@ fn timeval(ns: Option<u64>) -> [u64; 2] {
 ///
 /// # Errors
 /// `EBADF`, `ENOTSOCK`, `EFAULT`, `EINVAL`; `ENOPROTOOPT` for an unknown option; `EOPNOTSUPP` for
-/// another level than SOL_SOCKET and for an inherited socket.
+/// another level than SOL_SOCKET with AF_UNIX, and for an inherited socket.
 pub fn sys_getsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Fd(fd), Int(level), Int(option), Ptr(value), Ptr(len)) = args.decode();
     let (id, _) = socket_of(cx, "getsockopt", fd)?;
@@ -96,14 +87,13 @@ pub fn sys_getsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         return Err(Errno::EINVAL);
     }
     if level != SOL_SOCKET {
-        return Err(Errno::EOPNOTSUPP);
+        let socket = cx.kernel.objects.sockets.get(id)?;
+        let bytes = ip_options::get(socket, level, option, room.cast_unsigned())?;
+        return put(cx, value, len, &bytes);
     }
     let socket = cx.kernel.objects.sockets.get_mut(id)?;
     let number = |number: u32| number.as_bytes().to_vec();
-    let flag = |socket: &Socket| {
-        let value = socket.options.flags.get(&option).copied();
-        value.unwrap_or(0).as_bytes().to_vec()
-    };
+    let flag = |socket: &Socket| socket.options.flag(level, option).as_bytes().to_vec();
     let bytes = match option {
         SO_TYPE => number(socket.kind.number()),
         SO_ERROR => {
@@ -113,19 +103,27 @@ pub fn sys_getsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         SO_SNDBUF => number(socket.options.sndbuf),
         SO_RCVBUF => number(socket.options.rcvbuf),
         SO_LINGER => socket.options.linger.as_bytes().to_vec(),
-        SO_PEERCRED => socket.creator.as_bytes().to_vec(),
+        SO_PEERCRED => {
+            let Credentials { pid, uid, gid } = socket.peer_credentials;
+            [pid, uid, gid].as_bytes().to_vec()
+        }
         SO_RCVTIMEO => timeval(socket.options.receive_timeout_ns)
             .as_bytes()
             .to_vec(),
         SO_SNDTIMEO => timeval(socket.options.send_timeout_ns).as_bytes().to_vec(),
-        SO_ACCEPTCONN | SO_PROTOCOL => number(0),
-        SO_DOMAIN => number(AF_UNIX.into()),
+        SO_ACCEPTCONN => number(u32::from(socket.is_listening())),
+        SO_PROTOCOL => number(match socket.transport() {
+            Some(Transport::Tcp) => IPPROTO_TCP.cast_unsigned(),
+            Some(Transport::Udp) => IPPROTO_UDP.cast_unsigned(),
+            None => 0,
+        }),
+        SO_DOMAIN => number(socket.family.number().into()),
         option if LOW_WATER.contains(&option) => number(1),
         SO_DEBUG | SO_PRIORITY => flag(socket),
         option if SWITCHES.contains(&option) || ANCILLARY.contains(&option) => flag(socket),
         _ => return Err(Errno::ENOPROTOOPT),
     };
-    put(cx, value, len, &bytes, Shown::Kept)
+    put(cx, value, len, &bytes)
 }
 
 /// SO_RCVTIMEO and SO_SNDTIMEO: 0 waits for ever (sock_set_timeout in net/core/sock.c).
@@ -153,7 +151,7 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (id, _) = socket_of(cx, "setsockopt", fd)?;
     let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
     if level != SOL_SOCKET {
-        return Err(Errno::EOPNOTSUPP);
+        return ip_options::set(cx, id, (level, option), (value, len));
     }
     if len < size_of::<i32>() {
         return Err(Errno::EINVAL);
@@ -183,25 +181,26 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
             return Ok(0);
         }
         SO_DEBUG if number != 0 => return Err(Errno::EACCES),
-        option if ANCILLARY.contains(&option) && number != 0 => {
-            cx.host
-                .report
-                .unsupported("setsockopt", "ancillary data".to_owned());
-            return Err(Errno::EINVAL);
-        }
         _ => {}
     }
     let socket = cx.kernel.objects.sockets.get_mut(id)?;
     match option {
-        SO_SNDBUF => socket.set_sndbuf(number.cast_unsigned()),
+        SO_SNDBUF => {
+            socket.set_sndbuf(number.cast_unsigned());
+            // Who waits for room may have it now (sk_write_space).
+            if socket.is_writable() {
+                cx.kernel.wake(Source::Object(id), SPACE);
+            }
+        }
         SO_RCVBUF => socket.set_rcvbuf(number.cast_unsigned()),
         SO_DEBUG => {}
         SO_PRIORITY if (0..=6).contains(&number) => {
-            socket.options.flags.insert(option, number);
+            socket.options.set_flag(level, option, number);
         }
         SO_PRIORITY => return Err(Errno::EPERM),
         option if SWITCHES.contains(&option) || ANCILLARY.contains(&option) => {
-            socket.options.flags.insert(option, i32::from(number != 0));
+            let value = i32::from(number != 0);
+            socket.options.set_flag(level, option, value);
         }
         option if LOW_WATER.contains(&option) => {}
         _ => return Err(Errno::ENOPROTOOPT),

@@ -1,31 +1,37 @@
-//! Sending and receiving on a pair of sockets.
+//! Sending and receiving.
 
 use core::mem::offset_of;
+use std::net::{IpAddr, SocketAddr};
 
 use imbl::Vector;
 use kvmlet_abi::linux::socket::{
-    MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL,
+    AF_INET, AF_UNSPEC, MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_OOB,
+    MSG_PEEK, MSG_TRUNC, MSG_WAITALL, SCM_CREDENTIALS, SOL_SOCKET,
 };
 use kvmlet_abi::linux::uio::UIO_MAXIOV;
 use kvmlet_abi::linux::{Mmsghdr, Msghdr};
 use kvmlet_abi::{Errno, Gva};
+use zerocopy::IntoBytes;
 
-use super::socket_of;
+use super::control::{self, Room};
+use super::{address, ip_options, socket_of, timed_wait};
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::FileKind;
-use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
-use crate::syscalls::args::{Args, Fd, Flags, Len, Ptr, Uint};
+use crate::id::{FileId, ObjectId};
+use crate::net::inet::{self, Transport};
+use crate::net::queue::{self, Ancillary, Arrived, STREAM_MESSAGE_MAX, Unsent};
+use crate::net::{Credentials, Family, Name, SocketKind, netlink, rights, unix};
+use crate::outcome::{CallState, Outcome, Source, Wait};
+use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr, Uint};
 use crate::syscalls::io::transfer::{Buffers, Waiting, pause};
-use crate::vfs::anon::ObjectId;
-use crate::vfs::unix::{self, SocketKind};
 
 /// Longest message or part of a stream that is copied at once, in bytes: more than a queue holds.
 const COPY_MAX: usize = 512 << 10;
 /// Most messages of one call (UIO_MAXIOV).
 const MESSAGES_MAX: u32 = UIO_MAXIOV as u32;
 
-/// The part of struct msghdr that is read: name, its length, buffers, their number, control data, its
+/// The part of struct msghdr that is read: name, its length, buffers, their number, ancillary data, its
 /// length.
 struct Header {
     gva: Gva,
@@ -33,6 +39,7 @@ struct Header {
     name_len: u32,
     iov: Gva,
     iov_count: u64,
+    control: Gva,
     control_len: u64,
 }
 
@@ -53,6 +60,7 @@ impl Header {
             name_len: header.msg_namelen,
             iov: Gva(header.msg_iov),
             iov_count: header.msg_iovlen,
+            control: Gva(header.msg_control),
             control_len: header.msg_controllen,
         })
     }
@@ -68,44 +76,43 @@ impl Header {
 
 /// The outcome of a transfer.
 enum Done {
-    /// The call's result, and whether the message was longer than the buffers.
-    Moved(u64, Truncated),
+    /// The call has moved something.
+    Moved(Moved),
     Again(CallState),
     Wait(Wait),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Truncated {
-    No,
-    Yes,
+/// The things that a call has moved.
+#[derive(Debug, Default)]
+struct Moved {
+    /// The call's result.
+    count: u64,
+    /// MSG_TRUNC if the message was longer than the buffers.
+    flags: u32,
+    /// Where it came from.
+    from: Option<Name>,
+    /// Descriptions that came with it. Each has a reference for the caller, unless it was only looked at.
+    files: Vec<FileId>,
+    credentials: Option<Credentials>,
+    /// The address that it was sent to.
+    at: Option<IpAddr>,
 }
 
-/// The wait of a call that has moved `progress` bytes; `None` when it may not wait or has waited long
-/// enough (SO_RCVTIMEO, SO_SNDTIMEO).
-fn wait(
-    cx: &Cx<'_>,
-    id: ObjectId,
-    waiting: Waiting,
-    (timeout_ns, progress): (Option<u64>, u64),
-    state: &CallState,
-) -> Option<Done> {
-    let now_ns = clock::monotonic_ns(cx.host);
-    let deadline_ns = state
-        .deadline_ns
-        .or_else(|| timeout_ns.map(|timeout_ns| now_ns.saturating_add(timeout_ns)));
-    if waiting == Waiting::Refused || deadline_ns.is_some_and(|at| at <= now_ns) {
-        return None;
+impl Moved {
+    fn bytes(count: u64) -> Self {
+        Self {
+            count,
+            ..Self::default()
+        }
     }
-    Some(Done::Wait(Wait {
-        on: WaitOn::Sources(Vector::unit(Source::Object(id))),
-        deadline_ns,
-        resume: Resume::Retry(CallState {
-            deadline_ns,
-            progress,
-            expired: false,
-            ..state.clone()
-        }),
-    }))
+
+    /// Adds what has arrived, without its bytes.
+    fn came_with(&mut self, arrived: &mut Arrived) {
+        self.from = arrived.from.take().or(self.from.take());
+        self.files.append(&mut arrived.files);
+        self.credentials = arrived.credentials.or(self.credentials);
+        self.at = arrived.at;
+    }
 }
 
 fn waiting_of(file: &crate::fd::OpenFile, flags: u32) -> Waiting {
@@ -113,6 +120,30 @@ fn waiting_of(file: &crate::fd::OpenFile, flags: u32) -> Waiting {
         Waiting::Refused
     } else {
         Waiting::Allowed.of(file)
+    }
+}
+
+/// Takes `count` bytes that have been received off the queue, unless they are only looked at. The descriptions that come
+/// with them stay in `arrived`; if they have been taken, their references are the caller's.
+fn consume(
+    cx: &mut Cx<'_>,
+    id: ObjectId,
+    flags: u32,
+    (arrived, count): (&mut Arrived, usize),
+) -> Result<(), Errno> {
+    if flags & MSG_PEEK == 0 {
+        arrived.files = queue::consume(cx.kernel, &mut cx.machine.memory, id, count)?;
+    } else if count < arrived.bytes.len() && count <= arrived.files_at {
+        // They come with what has not been copied.
+        arrived.files.clear();
+    }
+    Ok(())
+}
+
+/// Drops the references to descriptions that the guest does not get.
+fn give_up(cx: &mut Cx<'_>, flags: u32, files: Vec<FileId>) {
+    if flags & MSG_PEEK == 0 {
+        rights::give_up(cx, files);
     }
 }
 
@@ -135,14 +166,14 @@ fn receive(
     if flags & MSG_ERRQUEUE != 0 {
         return Err(Errno::EAGAIN);
     }
-    let mut done = state.progress;
-    buffers.advance(done);
+    let mut moved = Moved::bytes(state.progress);
+    buffers.advance(moved.count);
     loop {
         let wanted = usize::try_from(buffers.left())
             .unwrap_or(COPY_MAX)
             .min(COPY_MAX);
         let arrived = match cx.kernel.objects.sockets.get_mut(id)?.arrived(wanted) {
-            Err(_) if done > 0 => return Ok(Done::Moved(done, Truncated::No)),
+            Err(_) if moved.count > 0 => return Ok(Done::Moved(moved)),
             Err(error) => return Err(error),
             // A datagram socket that receives no more ends a wait only (__skb_wait_for_more_packets).
             Ok(Some(nothing))
@@ -154,57 +185,112 @@ fn receive(
             }
             Ok(arrived) => arrived,
         };
-        let Some(arrived) = arrived else {
+        let Some(mut arrived) = arrived else {
             let all = kind == SocketKind::Stream && flags & MSG_WAITALL != 0;
-            if done > 0 && !all {
-                return Ok(Done::Moved(done, Truncated::No));
+            if moved.count > 0 && !all {
+                return Ok(Done::Moved(moved));
             }
-            return match wait(cx, id, waiting, (timeout_ns, done), state) {
-                Some(wait) => Ok(wait),
-                None if done > 0 => Ok(Done::Moved(done, Truncated::No)),
+            let on = Vector::unit(Source::Object(id));
+            return match timed_wait(cx, on, waiting, (timeout_ns, moved.count), state) {
+                Some(wait) => Ok(Done::Wait(wait)),
+                None if moved.count > 0 => Ok(Done::Moved(moved)),
                 None => Err(Errno::EAGAIN),
             };
         };
         let copied = buffers.scatter(cx, &arrived.bytes);
         if kind != SocketKind::Stream {
             // A message that could not be copied is gone, as it is on Linux.
-            if flags & MSG_PEEK == 0 && !arrived.is_end {
-                unix::consume(cx.kernel, &mut cx.machine.memory, id, wanted)?;
-            }
-            let copied = copied? as u64;
-            if copied < arrived.bytes.len() as u64 {
-                return Err(Errno::EFAULT);
+            if !arrived.is_end {
+                let whole = arrived.bytes.len();
+                consume(cx, id, flags, (&mut arrived, whole))?;
             }
             let whole = arrived.len_bytes as u64;
-            let result = if flags & MSG_TRUNC == 0 {
-                copied
-            } else {
-                whole
-            };
-            let cut = if copied < whole {
-                Truncated::Yes
-            } else {
-                Truncated::No
-            };
-            return Ok(Done::Moved(result, cut));
+            match copied {
+                Ok(copied) if copied == arrived.bytes.len() => moved.count = copied as u64,
+                copied => {
+                    give_up(cx, flags, core::mem::take(&mut arrived.files));
+                    copied?;
+                    return Err(Errno::EFAULT);
+                }
+            }
+            if moved.count < whole {
+                moved.flags = MSG_TRUNC;
+            }
+            if flags & MSG_TRUNC != 0 {
+                moved.count = whole;
+            }
+            moved.came_with(&mut arrived);
+            return Ok(Done::Moved(moved));
         }
         let copied = match copied {
             Ok(copied) => copied,
-            Err(_) if done > 0 => return Ok(Done::Moved(done, Truncated::No)),
+            Err(_) if moved.count > 0 => return Ok(Done::Moved(moved)),
             Err(error) => return Err(error),
         };
-        done = done.saturating_add(copied as u64);
-        if flags & MSG_PEEK == 0 {
-            unix::consume(cx.kernel, &mut cx.machine.memory, id, copied)?;
-        }
+        moved.count = moved.count.saturating_add(copied as u64);
+        let is_short = copied < arrived.bytes.len();
+        consume(cx, id, flags, (&mut arrived, copied))?;
+        moved.came_with(&mut arrived);
         // All that is queued has been looked at: only MSG_WAITALL goes on.
-        let over = copied < arrived.bytes.len() || copied == 0 || buffers.left() == 0;
+        let over = is_short || copied == 0 || buffers.left() == 0 || !moved.files.is_empty();
         if over || flags & MSG_PEEK != 0 || flags & MSG_WAITALL == 0 {
-            return Ok(Done::Moved(done, Truncated::No));
+            return Ok(Done::Moved(moved));
         }
-        if let Some(state) = pause(cx, &FileKind::Socket(id), state, (done, buffers.left())) {
+        let progress = (moved.count, buffers.left());
+        if let Some(state) = pause(cx, &FileKind::Socket(id), state, progress) {
             return Ok(Done::Again(state));
         }
+    }
+}
+
+/// The receiver of a message.
+#[derive(Clone, Copy)]
+enum Receiver {
+    /// Whom the socket is connected to.
+    Peer,
+    /// This socket.
+    Socket(ObjectId),
+    /// Whoever has this address.
+    Inet(SocketAddr),
+    /// A port of netlink.
+    Netlink(u32),
+}
+
+/// Sends what has been copied.
+fn send_once(
+    cx: &mut Cx<'_>,
+    (id, to): (ObjectId, Receiver),
+    bytes: &[u8],
+    ancillary: &Ancillary,
+) -> Result<usize, Unsent> {
+    let socket = cx.kernel.objects.sockets.get(id)?;
+    let to = match (to, socket.transport(), socket.family) {
+        (Receiver::Inet(to), _, _) => {
+            return Ok(inet::send_datagram(cx, (id, Some(to)), bytes)?);
+        }
+        (_, Some(Transport::Udp), _) => return Ok(inet::send_datagram(cx, (id, None), bytes)?),
+        (Receiver::Netlink(port), _, _) => return Ok(netlink::send(cx, (id, port), bytes)?),
+        (_, _, Family::Netlink) => return Ok(netlink::send(cx, (id, 0), bytes)?),
+        (Receiver::Socket(to), _, _) => Some(to),
+        (Receiver::Peer, _, _) => None,
+    };
+    let memory = &mut cx.machine.memory;
+    queue::send(cx.kernel, memory, (id, to), bytes, ancillary)
+}
+
+/// The receiver of a message that a call names, and what comes with it.
+struct Outgoing {
+    to: Receiver,
+    ancillary: Ancillary,
+}
+
+impl Outgoing {
+    /// Bytes for whom the socket is connected to.
+    fn plain(cx: &mut Cx<'_>) -> Result<Self, Errno> {
+        Ok(Self {
+            to: Receiver::Peer,
+            ancillary: control::read(cx, Gva(0), 0)?,
+        })
     }
 }
 
@@ -212,12 +298,14 @@ fn send(
     cx: &mut Cx<'_>,
     id: ObjectId,
     mut buffers: Buffers,
+    outgoing: Outgoing,
     (flags, waiting): (u32, Waiting),
     state: &CallState,
 ) -> Result<Done, Errno> {
+    let Outgoing { to, mut ancillary } = outgoing;
     let socket = cx.kernel.objects.sockets.get(id)?;
     let (kind, timeout_ns) = (socket.kind, socket.options.send_timeout_ns);
-    if flags & MSG_OOB != 0 {
+    if flags & MSG_OOB != 0 && socket.transport() != Some(Transport::Udp) {
         if kind == SocketKind::Stream {
             cx.host
                 .report
@@ -227,16 +315,23 @@ fn send(
     }
     let mut done = state.progress;
     buffers.advance(done);
+    if done > 0 {
+        // They went with the first bytes.
+        ancillary.files.clear();
+    }
     let mut bytes = Vec::new();
     loop {
         let left = usize::try_from(buffers.left()).unwrap_or(usize::MAX);
         if kind == SocketKind::Stream && left == 0 {
+            if done == 0 && cx.kernel.objects.sockets.get(id)?.family == Family::Unix {
+                check_open(cx, id)?;
+            }
             break;
         }
         if kind != SocketKind::Stream && left > COPY_MAX {
             return Err(Errno::EMSGSIZE);
         }
-        let part = left.min(unix::STREAM_MESSAGE_MAX);
+        let part = left.min(STREAM_MESSAGE_MAX);
         let part = if kind == SocketKind::Stream {
             part
         } else {
@@ -249,14 +344,15 @@ fn send(
         )?;
         // What cannot be read whole is not sent at all.
         let sent = if bytes.len() == part {
-            unix::send(cx.kernel, &mut cx.machine.memory, id, &bytes)
+            send_once(cx, (id, to), &bytes, &ancillary)
         } else {
-            Err(Errno::EFAULT)
+            Err(Unsent::Failed(Errno::EFAULT))
         };
         match sent {
             Ok(count) => {
                 done = done.saturating_add(count as u64);
                 buffers.advance(count as u64);
+                ancillary.files.clear();
                 if kind != SocketKind::Stream {
                     break;
                 }
@@ -265,17 +361,18 @@ fn send(
                     return Ok(Done::Again(state));
                 }
             }
-            Err(Errno::EAGAIN) => {
-                if let Some(wait) = wait(cx, id, waiting, (timeout_ns, done), state) {
-                    return Ok(wait);
+            Err(Unsent::NoRoom(source)) => {
+                let on = Vector::unit(source);
+                if let Some(wait) = timed_wait(cx, on, waiting, (timeout_ns, done), state) {
+                    return Ok(Done::Wait(wait));
                 }
                 if done == 0 {
                     return Err(Errno::EAGAIN);
                 }
                 break;
             }
-            Err(_) if done > 0 => break,
-            Err(error) => {
+            Err(Unsent::Failed(_)) if done > 0 => break,
+            Err(Unsent::Failed(error)) => {
                 let signals = kind == SocketKind::Stream && flags & MSG_NOSIGNAL == 0;
                 if error == Errno::EPIPE && signals {
                     crate::signal::send_to_self(cx, crate::signal::signo::SIGPIPE);
@@ -284,16 +381,50 @@ fn send(
             }
         }
     }
-    Ok(Done::Moved(done, Truncated::No))
+    Ok(Done::Moved(Moved::bytes(done)))
+}
+
+/// Refuses nothing at all to be sent by a stream that is not connected.
+fn check_open(cx: &Cx<'_>, id: ObjectId) -> Result<(), Errno> {
+    if cx.kernel.objects.sockets.get(id)?.is_connected() {
+        Ok(())
+    } else {
+        Err(Errno::ENOTCONN)
+    }
+}
+
+/// Sends bytes that are not in user memory to whom the socket is connected to.
+///
+/// # Errors
+/// As [`queue::send`].
+pub fn send_bytes(cx: &mut Cx<'_>, id: ObjectId, bytes: &[u8]) -> Result<usize, Unsent> {
+    let ancillary = control::read(cx, Gva(0), 0)?;
+    send_once(cx, (id, Receiver::Peer), bytes, &ancillary)
 }
 
 fn outcome(done: Result<Done, Errno>) -> Outcome {
     match done {
-        Ok(Done::Moved(count, _)) => Outcome::Done(Ok(count)),
+        Ok(Done::Moved(moved)) => Outcome::Done(Ok(moved.count)),
         Ok(Done::Again(state)) => Outcome::Again(state),
         Ok(Done::Wait(wait)) => Outcome::Wait(wait),
         Err(error) => Outcome::Done(Err(error)),
     }
+}
+
+/// Receives bytes alone, and where they came from: descriptions are closed.
+fn receive_bytes(
+    cx: &mut Cx<'_>,
+    id: ObjectId,
+    buffers: Buffers,
+    (flags, waiting): (u32, Waiting),
+    state: &CallState,
+) -> Result<Done, Errno> {
+    let mut done = receive(cx, id, buffers, (flags, waiting), state)?;
+    if let Done::Moved(moved) = &mut done {
+        let files = core::mem::take(&mut moved.files);
+        give_up(cx, flags, files);
+    }
+    Ok(done)
 }
 
 /// read(2) of a socket.
@@ -304,7 +435,7 @@ pub fn read(
     waiting: Waiting,
     state: &CallState,
 ) -> Outcome {
-    outcome(receive(cx, id, buffers, (0, waiting), state))
+    outcome(receive_bytes(cx, id, buffers, (0, waiting), state))
 }
 
 /// write(2) to a socket.
@@ -315,49 +446,90 @@ pub fn write(
     waiting: Waiting,
     state: &CallState,
 ) -> Outcome {
-    outcome(send(cx, id, buffers, (0, waiting), state))
+    let sent = Outgoing::plain(cx)
+        .and_then(|outgoing| send(cx, id, buffers, outgoing, (0, waiting), state));
+    outcome(sent)
 }
 
-/// Refuses a destination: a connection has one, and nothing has a name here.
-fn check_name(cx: &Cx<'_>, id: ObjectId, name: Gva, len: u32) -> Result<(), Errno> {
-    const NAME_MAX: u32 = 128;
+/// The receiver that a call names. A connection has one, and takes no other.
+fn receiver(
+    cx: &mut Cx<'_>,
+    call: &'static str,
+    id: ObjectId,
+    (name, len): (Gva, i32),
+) -> Result<Receiver, Errno> {
     if name.0 == 0 || len == 0 {
-        return Ok(());
+        let socket = cx.kernel.objects.sockets.get(id)?;
+        if socket.kind == SocketKind::Datagram {
+            unix::autobind_if_asked(cx, id)?;
+        }
+        return Ok(Receiver::Peer);
     }
-    if len > NAME_MAX {
-        return Err(Errno::EINVAL);
-    }
-    match cx.kernel.objects.sockets.get(id)?.kind {
-        SocketKind::Stream => Err(Errno::EISCONN),
-        SocketKind::Datagram if len <= 2 => Err(Errno::EINVAL),
-        SocketKind::Datagram => Err(Errno::ECONNREFUSED),
-        SocketKind::SeqPacket => Ok(()),
+    let bytes = address::read(cx, name, len)?;
+    let socket = cx.kernel.objects.sockets.get(id)?;
+    match socket.kind {
+        // TCP does not look at it.
+        SocketKind::Stream if socket.family != Family::Unix => Ok(Receiver::Peer),
+        SocketKind::Datagram if socket.family == Family::Netlink => {
+            address::netlink(&bytes).map(Receiver::Netlink)
+        }
+        SocketKind::Datagram if socket.transport() == Some(Transport::Udp) => {
+            // Without an address it goes to whom the socket is connected to (udpv6_sendmsg).
+            if socket.family == Family::Inet6 && address::family(&bytes) == Some(AF_UNSPEC) {
+                return Ok(Receiver::Peer);
+            }
+            let family = match address::family(&bytes) {
+                Some(AF_INET) => Family::Inet,
+                _ => socket.family,
+            };
+            address::inet(&bytes, family).map(Receiver::Inet)
+        }
+        SocketKind::Stream if socket.is_connected() => Err(Errno::EISCONN),
+        SocketKind::Stream => Err(Errno::EOPNOTSUPP),
+        SocketKind::Datagram => {
+            let to = address::unix(&bytes)?;
+            unix::autobind_if_asked(cx, id)?;
+            unix::find(cx, call, SocketKind::Datagram, &to).map(Receiver::Socket)
+        }
+        SocketKind::SeqPacket => Ok(Receiver::Peer),
     }
 }
 
 /// sendto(2)
 pub fn sys_sendto(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
-    let (Fd(fd), Ptr(buf), Len(len), Flags(flags), Ptr(name), Uint(name_len)) = args.decode();
+    let (Fd(fd), Ptr(buf), Len(len), Flags(flags), Ptr(name), Int(name_len)) = args.decode();
     let mut sent = || -> Result<Done, Errno> {
         let buffers = Buffers::one(buf, len)?;
         let (id, file) = socket_of(cx, "sendto", fd)?;
-        check_name(cx, id, name, name_len)?;
-        send(cx, id, buffers, (flags, waiting_of(&file, flags)), state)
+        let outgoing = Outgoing {
+            to: receiver(cx, "sendto", id, (name, name_len))?,
+            ..Outgoing::plain(cx)?
+        };
+        let how = (flags, waiting_of(&file, flags));
+        send(cx, id, buffers, outgoing, how, state)
     };
     outcome(sent())
 }
 
-/// recvfrom(2). Nobody's name is known: its length is 0.
+/// The name of a sender as recvmsg(2) gives it: nothing of one without.
+fn sender_name(moved: &Moved) -> Vec<u8> {
+    let from = moved.from.as_ref();
+    from.map(|from| address::bytes_of(Some(from), Family::Unix))
+        .unwrap_or_default()
+}
+
+/// recvfrom(2)
 pub fn sys_recvfrom(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     let (Fd(fd), Ptr(buf), Len(len), Flags(flags), Ptr(name), Ptr(name_len)) = args.decode();
     let mut received = || -> Result<Done, Errno> {
         let buffers = Buffers::one(buf, len)?;
         let (id, file) = socket_of(cx, "recvfrom", fd)?;
-        let done = receive(cx, id, buffers, (flags, waiting_of(&file, flags)), state)?;
-        if let Done::Moved(..) = done
+        let how = (flags, waiting_of(&file, flags));
+        let done = receive_bytes(cx, id, buffers, how, state)?;
+        if let Done::Moved(moved) = &done
             && name.0 != 0
         {
-            cx.write_struct(name_len, &0u32)?;
+            address::write(cx, name, name_len, &sender_name(moved))?;
         }
         Ok(done)
     };
@@ -371,18 +543,27 @@ fn send_message(
     flags: u32,
     state: &CallState,
 ) -> Result<Done, Errno> {
+    /// Size of struct sockaddr_storage: no name is longer.
+    const NAME_MAX: i32 = 128;
     let (id, file) = socket_of(cx, call, fd)?;
     let header = Header::read(cx, gva)?;
     let buffers = header.buffers(cx)?;
-    if header.control_len > 0 {
-        // Descriptors and credentials are not passed.
-        cx.host
-            .report
-            .unsupported(call, "ancillary data".to_owned());
+    if state.progress > 0 {
+        // Who receives, and what comes along, went with the first bytes of the stream; they may be gone by now.
+        let how = (flags, waiting_of(&file, flags));
+        let outgoing = Outgoing::plain(cx)?;
+        return send(cx, id, buffers, outgoing, how, state);
+    }
+    let name_len = header.name_len.cast_signed().min(NAME_MAX);
+    if header.name.0 != 0 && name_len < 0 {
         return Err(Errno::EINVAL);
     }
-    check_name(cx, id, header.name, header.name_len)?;
-    send(cx, id, buffers, (flags, waiting_of(&file, flags)), state)
+    let outgoing = Outgoing {
+        ancillary: control::read(cx, header.control, header.control_len)?,
+        to: receiver(cx, call, id, (header.name, name_len))?,
+    };
+    let how = (flags, waiting_of(&file, flags));
+    send(cx, id, buffers, outgoing, how, state)
 }
 
 fn receive_message(
@@ -396,26 +577,54 @@ fn receive_message(
     let header = Header::read(cx, gva)?;
     let buffers = header.buffers(cx)?;
     let done = receive(cx, id, buffers, (flags, waiting_of(&file, flags)), state)?;
-    if let Done::Moved(_, truncated) = done {
-        let shown = if truncated == Truncated::Yes {
-            MSG_TRUNC
-        } else {
-            0
-        };
-        let at = |offset: u64| Gva(header.gva.0.saturating_add(offset));
-        cx.write_struct(at(FLAGS_AT), &shown)?;
-        cx.write_struct(at(CONTROL_LEN_AT), &0u64)?;
-        if header.name.0 != 0 {
-            cx.write_struct(at(NAME_LEN_AT), &0u32)?;
-        }
+    let Done::Moved(mut moved) = done else {
+        return Ok(done);
+    };
+    let files = core::mem::take(&mut moved.files);
+    let told = tell(cx, (id, &header), &moved, (flags, &files));
+    give_up(cx, flags, files);
+    told?;
+    Ok(Done::Moved(moved))
+}
+
+/// Gives the guest what came with a message: descriptions, credentials, the name of its sender.
+fn tell(
+    cx: &mut Cx<'_>,
+    (id, header): (ObjectId, &Header),
+    moved: &Moved,
+    (flags, files): (u32, &[FileId]),
+) -> Result<(), Errno> {
+    let mut room = Room::new(header.control, header.control_len);
+    let socket = cx.kernel.objects.sockets.get(id)?;
+    let (family, options) = (socket.family, &socket.options);
+    if options.passes_credentials() && family == Family::Unix {
+        let Credentials { pid, uid, gid } = moved.credentials.unwrap_or(Credentials::UNKNOWN);
+        let data = [pid, uid, gid];
+        room.put(cx, SOL_SOCKET, SCM_CREDENTIALS, data.as_bytes())?;
     }
-    Ok(done)
+    if let Some(at) = moved.at {
+        ip_options::put_destination(cx, id, &mut room, at)?;
+    }
+    room.put_files(cx, files, flags)?;
+    let at = |offset: u64| Gva(header.gva.0.saturating_add(offset));
+    let shown = moved.flags | room.flags | (flags & MSG_CMSG_CLOEXEC);
+    cx.write_struct(at(FLAGS_AT), &shown)?;
+    cx.write_struct(at(CONTROL_LEN_AT), &room.used_bytes())?;
+    if header.name.0 != 0 {
+        address::write(cx, header.name, at(NAME_LEN_AT), &sender_name(moved))?;
+    }
+    Ok(())
 }
 
 /// sendmsg(2)
 pub fn sys_sendmsg(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     let (Fd(fd), Ptr(header), Flags(flags)) = args.decode();
-    outcome(send_message(cx, "sendmsg", (fd, header), flags, state))
+    let sent = send_message(cx, "sendmsg", (fd, header), flags, state);
+    outcome(sent.or_else(|error| match state.progress {
+        // What has been sent counts, even if the rest cannot be found any more.
+        0 => Err(error),
+        count => Ok(Done::Moved(Moved::bytes(count))),
+    }))
 }
 
 /// recvmsg(2)
@@ -444,9 +653,14 @@ fn several(
         let header = Gva(headers.0.saturating_add(index.saturating_mul(MMSG_BYTES)));
         let flags = flags | if index == 0 { 0 } else { MSG_DONTWAIT };
         let state = if index == first { state } else { &default };
-        match one(cx, call, (fd, header), flags, state) {
-            Ok(Done::Moved(len, _)) => {
-                let len = u32::try_from(len).unwrap_or(u32::MAX);
+        let done = match one(cx, call, (fd, header), flags, state) {
+            // What has been moved counts, even if the rest cannot be found any more.
+            Err(_) if state.progress > 0 => Ok(Done::Moved(Moved::bytes(state.progress))),
+            done => done,
+        };
+        match done {
+            Ok(Done::Moved(one)) => {
+                let len = u32::try_from(one.count).unwrap_or(u32::MAX);
                 let at = Gva(header.0.saturating_add(LEN_AT));
                 match cx.write_struct(at, &len) {
                     Err(error) if moved == 0 => return Outcome::Done(Err(error)),

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::S_IFREG;
-use kvmlet_hostfs::{stream, terminal};
+use kvmlet_hostfs::{change, stream, terminal};
 
 use super::{attr, is_regular};
 use crate::clock;
@@ -12,13 +12,13 @@ use crate::cx::Cx;
 use crate::fd::{self, Device, FileId, FileKind, OpenFile};
 use crate::host::HostId;
 use crate::outcome::{Source, Turn};
+use crate::tty::PtyEnd;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::epoll::{self, Asked};
 use crate::vfs::eventfd::EventFd;
 use crate::vfs::pipe::PipeId;
 use crate::vfs::ready::{POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLRDNORM, POLLWRNORM};
 use crate::vfs::timerfd::TimerFd;
-use crate::vfs::unix::Socket;
 use crate::vfs::{self, synth};
 
 // ---- readiness ----
@@ -53,13 +53,19 @@ pub fn poll(cx: &Cx<'_>, file: &OpenFile, events: i16, asked: &mut Asked) -> i16
         FileKind::Capture(_) => writable,
         FileKind::Event(id) => objects.events.get(id).map_or(POLLERR, EventFd::poll),
         FileKind::Timer(id) => objects.timers.get(*id).map_or(POLLERR, TimerFd::poll),
-        FileKind::Socket(id) => objects.sockets.get(*id).map_or(POLLERR, Socket::poll),
+        FileKind::Socket(id) => objects.sockets.poll(*id),
         FileKind::Epoll(id) if epoll::is_readable(cx, *id, asked) => readable,
         FileKind::Epoll(_) => 0,
+        FileKind::Inotify(id) if objects.inotifies.readable_bytes(*id) > 0 => readable,
+        FileKind::Inotify(_) => 0,
         FileKind::Signals(mask) if cx.kernel.pending_set(cx.tid) & mask != 0 => POLLIN,
         FileKind::Signals(_) => 0,
         FileKind::Process(process) if cx.kernel.is_running(*process) => 0,
         FileKind::Process(_) => readable,
+        FileKind::Pty(end) => match cx.kernel.ptys.get(end.index) {
+            Ok(pty) => pty.poll(end.side),
+            Err(_) => POLLERR,
+        },
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -80,9 +86,11 @@ pub fn wait_source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> 
             (!is_regular(cx, *host)).then_some(Source::Host(*host, events))
         }
         FileKind::Pipe(pipe) => Some(Source::Pipe(*pipe)),
-        FileKind::Event(id) | FileKind::Timer(id) | FileKind::Socket(id) => {
-            Some(Source::Object(*id))
-        }
+        FileKind::Event(id)
+        | FileKind::Timer(id)
+        | FileKind::Socket(id)
+        | FileKind::Inotify(id) => Some(Source::Object(*id)),
+        FileKind::Pty(end) => Some(Source::Object(end.source)),
         FileKind::Signals(_) => Some(Source::Signals),
         FileKind::Process(process) => Some(Source::End(process.pid)),
         FileKind::HostFile(_)
@@ -115,9 +123,12 @@ pub fn watched(file: &OpenFile) -> (Option<Source>, i16) {
             }
             (Some(Source::Pipe(*pipe)), listens)
         }
-        FileKind::Event(id) | FileKind::Timer(id) | FileKind::Epoll(id) | FileKind::Socket(id) => {
-            (Some(Source::Object(*id)), ANY)
-        }
+        FileKind::Event(id)
+        | FileKind::Timer(id)
+        | FileKind::Epoll(id)
+        | FileKind::Socket(id)
+        | FileKind::Inotify(id) => (Some(Source::Object(*id)), ANY),
+        FileKind::Pty(end) => (Some(Source::Object(end.source)), ANY),
         FileKind::Signals(_) => (Some(Source::Signals), ANY),
         FileKind::Process(process) => (Some(Source::End(process.pid)), ANY),
         FileKind::HostFile(_)
@@ -144,8 +155,10 @@ pub fn can_be_watched(cx: &Cx<'_>, kind: &FileKind) -> bool {
         | FileKind::Event(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
         | FileKind::Socket(_)
         | FileKind::Device(Device::Random) => true,
         FileKind::HostFile(_)
@@ -189,6 +202,10 @@ pub enum Message {
     Socket(ObjectId),
     /// Signals of this set.
     Signals(u64),
+    /// An inotify instance.
+    Inotify(ObjectId),
+    /// An end of a pseudo-terminal.
+    Pty(PtyEnd),
 }
 
 /// The way in which a description's bytes are moved.
@@ -203,6 +220,8 @@ pub fn transfer(kind: &FileKind) -> Transfer {
         FileKind::Epoll(_) | FileKind::Process(_) => Transfer::Message(Message::None),
         FileKind::Socket(id) => Transfer::Message(Message::Socket(*id)),
         FileKind::Signals(mask) => Transfer::Message(Message::Signals(*mask)),
+        FileKind::Inotify(id) => Transfer::Message(Message::Inotify(*id)),
+        FileKind::Pty(end) => Transfer::Message(Message::Pty(*end)),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -226,6 +245,7 @@ pub fn turn(cx: &Cx<'_>, kind: &FileKind) -> Turn {
         | FileKind::Capture(_)
         | FileKind::Device(_)
         | FileKind::Event(_)
+        | FileKind::Pty(_)
         | FileKind::Socket(_) => Turn::Shared,
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
@@ -238,6 +258,7 @@ pub fn turn(cx: &Cx<'_>, kind: &FileKind) -> Turn {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Turn::Kept,
     }
 }
@@ -250,6 +271,7 @@ pub fn moves_offset(kind: &FileKind) -> bool {
         FileKind::Pipe(_)
         | FileKind::HostStream(_)
         | FileKind::Capture(_)
+        | FileKind::Pty(_)
         | FileKind::Device(_) => false,
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
@@ -264,6 +286,7 @@ pub fn moves_offset(kind: &FileKind) -> bool {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => true,
     }
 }
@@ -320,6 +343,8 @@ pub fn read_at(
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Err(Errno::EINVAL),
     }
 }
@@ -342,13 +367,13 @@ pub fn write_at(
             vfs::drop_mappings(cx, *inode, &stale)?;
             Ok(count)
         }
+        FileKind::HostFile(host) => stream::write_at(cx.host.get(*host)?, bytes, offset),
         FileKind::Device(Device::Full) => Err(Errno::ENOSPC),
         FileKind::Device(Device::Null | Device::Zero | Device::Random | Device::Urandom) => {
             Ok(bytes.len())
         }
         FileKind::HostDir(_) | FileKind::SynthDir(_) => Err(Errno::EISDIR),
-        FileKind::HostFile(_)
-        | FileKind::HostLocation(_)
+        FileKind::HostLocation(_)
         | FileKind::HostStream(_)
         | FileKind::Capture(_)
         | FileKind::Input(_)
@@ -360,8 +385,49 @@ pub fn write_at(
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Err(Errno::EBADF),
     }
+}
+
+/// The size of a file that writes can be appended to; `None` for what has no end of its own.
+///
+/// # Errors
+/// `EISDIR`, the host's.
+pub fn end(cx: &Cx<'_>, kind: &FileKind) -> Result<Option<u64>, Errno> {
+    match kind {
+        FileKind::Tmp(_) | FileKind::HostFile(_) => super::limited_size(cx, kind),
+        FileKind::HostDir(_)
+        | FileKind::HostLocation(_)
+        | FileKind::HostStream(_)
+        | FileKind::Capture(_)
+        | FileKind::Input(_)
+        | FileKind::Device(_)
+        | FileKind::Text(_)
+        | FileKind::SynthDir(_)
+        | FileKind::SynthLocation
+        | FileKind::Pipe(_)
+        | FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Socket(_)
+        | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
+        | FileKind::Signals(_) => Ok(None),
+    }
+}
+
+/// Writes at the end of a file, which was at `end` a moment ago. On the host somebody else may have moved it.
+///
+/// # Errors
+/// As [`write_at`].
+pub fn append(cx: &mut Cx<'_>, kind: &FileKind, end: u64, bytes: &[u8]) -> Result<usize, Errno> {
+    if let FileKind::HostFile(host) = kind {
+        return change::append(cx.host.get(*host)?, bytes);
+    }
+    write_at(cx, kind, end, bytes)
 }
 
 /// Makes what is read of a synthetic file at `offset`, as Linux generates it then.
@@ -397,8 +463,10 @@ pub fn prepare(
 pub fn readable_bytes(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile)) -> Result<u64, Errno> {
     match &file.kind {
         FileKind::Pipe(pipe) => Ok(cx.kernel.pipes.get(*pipe)?.len() as u64),
-        FileKind::Socket(id) => Ok(cx.kernel.objects.sockets.get(*id)?.readable_bytes() as u64),
+        FileKind::Socket(id) => Ok(cx.kernel.objects.sockets.get(*id)?.readable_bytes()? as u64),
         FileKind::Epoll(_) => Err(Errno::EINVAL),
+        FileKind::Inotify(id) => Ok(cx.kernel.objects.inotifies.readable_bytes(*id) as u64),
+        FileKind::Pty(end) => Ok(cx.kernel.ptys.get(end.index)?.readable_bytes(end.side) as u64),
         FileKind::Input(bytes) => Ok((bytes.len() as u64).saturating_sub(file.offset)),
         FileKind::HostStream(host) => terminal::readable_bytes(cx.host.get(*host)?.fd.as_fd()),
         FileKind::HostFile(_) | FileKind::Tmp(_) => {
@@ -451,11 +519,13 @@ pub fn positions(cx: &Cx<'_>, file: &OpenFile) -> Positions {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Positions::Ignored,
         FileKind::HostStream(_)
         | FileKind::Pipe(_)
         | FileKind::Input(_)
         | FileKind::Capture(_)
+        | FileKind::Pty(_)
         | FileKind::Socket(_) => Positions::None,
         FileKind::HostFile(_)
         | FileKind::HostDir(_)

@@ -9,18 +9,24 @@ use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{self, Attr, S_IFIFO, S_IFSOCK};
-use kvmlet_hostfs::{HostKind, stream};
+use kvmlet_hostfs::{HostKind, change, stream};
 
+use super::inotify::Subject;
 use super::synth::{self, Synth};
 use super::tmpfs::InodeId;
-use super::{Dir, epoll, fdinfo, fifo, locks, open, pidfd, set_tmp_size, unix};
+use super::{
+    Dir, epoll, fdinfo, fifo, hosttree, locks, notify, open, overlay, pidfd, set_tmp_size,
+};
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, FileKind, OpenFile};
 use crate::host::HostId;
+use crate::net;
 
+mod follow;
 mod io;
 mod reopen;
 
+pub use follow::follow;
 pub use io::*;
 pub use reopen::reopen;
 
@@ -47,6 +53,8 @@ pub fn host(kind: &FileKind) -> Option<HostId> {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => None,
     }
 }
@@ -93,6 +101,8 @@ pub fn contents(cx: &Cx<'_>, kind: &FileKind) -> Contents {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Contents::None,
     }
 }
@@ -134,6 +144,8 @@ pub fn directory(cx: &Cx<'_>, file: &OpenFile) -> Option<Dir> {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => None,
     }
 }
@@ -172,6 +184,8 @@ pub fn names(kind: &FileKind) -> Names {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Names::None,
     }
 }
@@ -204,6 +218,7 @@ pub fn attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
         FileKind::Device(device) => Ok(synth::attr(cx, &file.path, &Synth::Device(*device))),
         FileKind::Text(_) => Ok(synth::attr(cx, &file.path, &Synth::Text)),
         FileKind::SynthDir(_) => Ok(synth::attr(cx, &file.path, &Synth::Dir)),
+        FileKind::Pty(end) => Ok(synth::pty_attr(cx, &file.path, *end)),
         FileKind::SynthLocation => {
             let node = synth::lookup(cx, &file.path).ok_or(Errno::ENOENT)?;
             Ok(synth::attr(cx, &file.path, &node))
@@ -226,13 +241,17 @@ pub fn attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
         }
         FileKind::Socket(socket) => Ok(Attr {
             dev: attr::makedev(0, 8),
-            ..own(S_IFSOCK | 0o777, socket.0.saturating_add(16))
+            ..own(
+                S_IFSOCK | cx.kernel.objects.sockets.get(*socket)?.mode,
+                socket.0.saturating_add(16),
+            )
         }),
         // They share one inode without a type, which is root's (fs/anon_inodes.c).
         FileKind::Event(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Ok(Attr {
             dev: attr::makedev(0, 0xf),
             uid: 0,
@@ -277,15 +296,69 @@ pub fn file_system(cx: &mut Cx<'_>, kind: &FileKind) -> Result<FileSystem, Errno
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => FileSystem::OfPath,
     })
+}
+
+/// True if a description is on something in a visible tree of the host, by its name there.
+#[must_use]
+pub fn is_of_host_tree(kind: &FileKind) -> bool {
+    match kind {
+        FileKind::HostFile(_) | FileKind::HostDir(_) | FileKind::HostLocation(_) => true,
+        FileKind::HostStream(_)
+        | FileKind::Tmp(_)
+        | FileKind::Capture(_)
+        | FileKind::Input(_)
+        | FileKind::Device(_)
+        | FileKind::Text(_)
+        | FileKind::SynthDir(_)
+        | FileKind::SynthLocation
+        | FileKind::Pipe(_)
+        | FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Socket(_)
+        | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
+        | FileKind::Signals(_) => false,
+    }
+}
+
+/// The thing that a watch on a description's object is on (inotify(7)), if it can be watched.
+#[must_use]
+pub fn watchable(cx: &Cx<'_>, file: &OpenFile) -> Option<Subject> {
+    match &file.kind {
+        FileKind::Tmp(inode) => Some(Subject::Inode(*inode)),
+        FileKind::Pipe(_) => fifo::inode_of(cx, &file.kind).map(Subject::Inode),
+        FileKind::HostFile(_)
+        | FileKind::HostDir(_)
+        | FileKind::HostLocation(_)
+        | FileKind::Device(_)
+        | FileKind::Text(_)
+        | FileKind::SynthDir(_)
+        | FileKind::SynthLocation
+        | FileKind::Pty(_) => Some(Subject::Path(Arc::clone(&file.path))),
+        FileKind::HostStream(_)
+        | FileKind::Capture(_)
+        | FileKind::Input(_)
+        | FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Socket(_)
+        | FileKind::Process(_)
+        | FileKind::Inotify(_)
+        | FileKind::Signals(_) => None,
+    }
 }
 
 /// True if a description is on a file system that can be written.
 #[must_use]
 pub fn is_on_writable_system(kind: &FileKind) -> bool {
     match kind {
-        FileKind::Tmp(_) | FileKind::HostStream(_) => true,
+        FileKind::Tmp(_) | FileKind::HostStream(_) | FileKind::Pty(_) => true,
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -301,6 +374,7 @@ pub fn is_on_writable_system(kind: &FileKind) -> bool {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => false,
     }
 }
@@ -317,6 +391,10 @@ pub fn link_text(cx: &Cx<'_>, file: &OpenFile) -> Vec<u8> {
         FileKind::Capture(number) => format!("pipe:[{number}]").into_bytes(),
         FileKind::Socket(id) => format!("socket:[{}]", id.0.saturating_add(16)).into_bytes(),
         FileKind::Tmp(inode) => tmp_text(cx, *inode, &file.path),
+        FileKind::Pty(end) if !cx.kernel.ptys.is_shown(end.index) => {
+            [&file.path, b" (deleted)".as_slice()].concat()
+        }
+        FileKind::Pty(_) => file.path.to_vec(),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -329,6 +407,7 @@ pub fn link_text(cx: &Cx<'_>, file: &OpenFile) -> Vec<u8> {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => file.path.to_vec(),
     }
 }
@@ -351,7 +430,9 @@ pub fn info(cx: &Cx<'_>, file: &OpenFile) -> (u64, String) {
         FileKind::Process(process) => (file.offset, pidfd::info(cx, *process)),
         FileKind::Epoll(id) => (file.offset, cx.kernel.objects.epolls.info(*id)),
         FileKind::Signals(mask) => (file.offset, format!("sigmask:\t{mask:016x}\n")),
+        FileKind::Inotify(id) => (file.offset, fdinfo::of_inotify(cx, *id)),
         FileKind::Pipe(_) => (0, String::new()),
+        FileKind::Pty(_) => (0, String::new()),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
@@ -393,6 +474,8 @@ pub fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => {}
     }
     Ok(())
@@ -400,6 +483,7 @@ pub fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
 
 /// Releases what a description holds and removes it: nothing refers to it any more.
 pub fn release(cx: &mut Cx<'_>, id: FileId) {
+    notify::closed(cx, id);
     locks::released(cx, id);
     epoll::file_released(cx.kernel, &mut cx.machine.memory, id);
     let Some(file) = cx.kernel.files.remove(&id) else {
@@ -416,8 +500,10 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
         FileKind::Event(object) => drop(cx.kernel.objects.events.remove(&object)),
         FileKind::Timer(object) => cx.kernel.objects.timers.remove(object),
         FileKind::Epoll(object) => epoll::released(cx.kernel, &mut cx.machine.memory, object),
-        FileKind::Socket(object) => unix::released(cx.kernel, &mut cx.machine.memory, object),
+        FileKind::Socket(object) => net::released(cx, object),
         FileKind::Text(text) => cx.machine.memory.uncharge(text.bytes.len() as u64),
+        FileKind::Pty(end) => cx.kernel.close_pty(&mut cx.machine.memory, end),
+        FileKind::Inotify(object) => notify::released(cx, object),
         FileKind::Capture(_)
         | FileKind::Input(_)
         | FileKind::Device(_)
@@ -426,6 +512,7 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
         | FileKind::Process(_)
         | FileKind::Signals(_) => {}
     }
+    notify::settle(cx);
 }
 
 // ---- changing ----
@@ -433,7 +520,7 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
 /// The inode that a change of attributes concerns (chmod(2), chown(2), utimensat(2)).
 ///
 /// # Errors
-/// `EROFS`, recorded, for what cannot be changed; `EPERM`, `EOPNOTSUPP`.
+/// `EROFS`, recorded, for what cannot be changed; `EPERM`, `EOPNOTSUPP`; `ENOSPC` in an overlay.
 pub fn changeable(
     cx: &mut Cx<'_>,
     call: &'static str,
@@ -455,13 +542,18 @@ pub fn changeable(
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_)
         | FileKind::Socket(_) => Err(Errno::EOPNOTSUPP),
-        FileKind::HostFile(_)
-        | FileKind::HostDir(_)
-        | FileKind::HostLocation(_)
-        | FileKind::Device(_)
+        FileKind::HostFile(_) | FileKind::HostDir(_) | FileKind::HostLocation(_) => {
+            match overlay::own_path(cx, path)? {
+                Some(inode) => Ok(inode),
+                None => Err(open::deny_write(cx, call, path)),
+            }
+        }
+        FileKind::Device(_)
         | FileKind::Text(_)
+        | FileKind::Pty(_)
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation => Err(open::deny_write(cx, call, path)),
     }
@@ -475,8 +567,11 @@ pub fn limited_size(cx: &Cx<'_>, kind: &FileKind) -> Result<Option<u64>, Errno> 
     match kind {
         FileKind::Tmp(inode) => cx.kernel.tmpfs.size(*inode).map(Some),
         FileKind::HostStream(host) => stream::file_size(cx.host.get(*host)?),
-        FileKind::HostFile(_)
-        | FileKind::HostDir(_)
+        FileKind::HostFile(host) => {
+            let attr = kvmlet_hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?;
+            Ok(Some(attr.size))
+        }
+        FileKind::HostDir(_)
         | FileKind::HostLocation(_)
         | FileKind::Capture(_)
         | FileKind::Input(_)
@@ -490,6 +585,8 @@ pub fn limited_size(cx: &Cx<'_>, kind: &FileKind) -> Result<Option<u64>, Errno> 
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Ok(None),
     }
 }
@@ -502,8 +599,8 @@ pub fn set_size(cx: &mut Cx<'_>, kind: &FileKind, size: u64) -> Result<(), Errno
     match kind {
         FileKind::Tmp(inode) => set_tmp_size(cx, *inode, size),
         FileKind::HostStream(host) => stream::set_size(cx.host.get(*host)?, size),
-        FileKind::HostFile(_)
-        | FileKind::HostDir(_)
+        FileKind::HostFile(host) => change::set_size(cx.host.get(*host)?.fd.as_fd(), size),
+        FileKind::HostDir(_)
         | FileKind::HostLocation(_)
         | FileKind::Capture(_)
         | FileKind::Input(_)
@@ -517,17 +614,37 @@ pub fn set_size(cx: &mut Cx<'_>, kind: &FileKind, size: u64) -> Result<(), Errno
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Err(Errno::EINVAL),
     }
+}
+
+/// The changes of a file that are written through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Synced {
+    /// All (fsync(2)).
+    All,
+    /// Those that reading its bytes again takes (fdatasync(2)).
+    Data,
 }
 
 /// Writes a description's changes through (fsync(2)). What is in memory always is.
 ///
 /// # Errors
 /// `EINVAL` for what cannot be synchronised, the host's.
-pub fn sync(cx: &mut Cx<'_>, kind: &FileKind) -> Result<(), Errno> {
-    match kind {
+pub fn sync(cx: &mut Cx<'_>, file: &OpenFile, synced: Synced) -> Result<(), Errno> {
+    match &file.kind {
         FileKind::HostStream(host) if is_regular(cx, *host) => stream::sync(cx.host.get(*host)?),
+        FileKind::HostFile(host) | FileKind::HostDir(host)
+            if hosttree::is_writable(cx.host, &file.path) =>
+        {
+            let host = cx.host.get(*host)?;
+            match synced {
+                Synced::All => stream::sync(host),
+                Synced::Data => change::sync_data(host),
+            }
+        }
         FileKind::HostStream(_)
         | FileKind::Pipe(_)
         | FileKind::Input(_)
@@ -539,6 +656,8 @@ pub fn sync(cx: &mut Cx<'_>, kind: &FileKind) -> Result<(), Errno> {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Err(Errno::EINVAL),
         FileKind::HostFile(_)
         | FileKind::HostDir(_)
@@ -554,8 +673,8 @@ pub fn sync(cx: &mut Cx<'_>, kind: &FileKind) -> Result<(), Errno> {
 pub enum Ranges {
     /// Of a file in memory.
     Tmp(InodeId),
-    /// Of a file that cannot be changed.
-    ReadOnly,
+    /// Of a file of the host's.
+    Host(HostId),
     /// Of a directory.
     Directory,
     /// It is a pipe.
@@ -569,7 +688,7 @@ pub enum Ranges {
 pub fn ranges(kind: &FileKind) -> Ranges {
     match kind {
         FileKind::Tmp(inode) => Ranges::Tmp(*inode),
-        FileKind::HostFile(_) => Ranges::ReadOnly,
+        FileKind::HostFile(host) => Ranges::Host(*host),
         FileKind::HostDir(_) => Ranges::Directory,
         FileKind::Pipe(_) | FileKind::Input(_) | FileKind::Capture(_) => Ranges::Pipe,
         FileKind::HostLocation(_)
@@ -583,6 +702,8 @@ pub fn ranges(kind: &FileKind) -> Ranges {
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
         | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_) => Ranges::None,
     }
 }

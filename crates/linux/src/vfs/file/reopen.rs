@@ -8,9 +8,18 @@ use kvmlet_hostfs::{HostKind, stream};
 use super::hold;
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
+use crate::host::HostId;
+use crate::vfs::hosttree;
 use crate::vfs::open::{self, Opened};
+use crate::vfs::overlay;
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth;
+
+/// True if a description's descriptor on the host cannot be read by.
+fn is_write_only(cx: &Cx<'_>, host: HostId, file: &OpenFile) -> bool {
+    let kind = cx.host.get(host).map(|host| host.kind);
+    kind == Ok(HostKind::WritableFile) && !file.flags.readable()
+}
 
 /// Opens what /proc/self/fd/N refers to once more.
 pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<Opened, Errno> {
@@ -18,6 +27,25 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
     let changes = flags.writable() || flags.contains(OpenFlags::TRUNC);
     match &file.kind {
         FileKind::Tmp(inode) => return open::open_tmp(cx, *inode, flags, &file.path),
+        FileKind::HostFile(_) | FileKind::HostLocation(_)
+            if changes && overlay::is_overlay(cx.host, &file.path) =>
+        {
+            let inode = overlay::own_path(cx, &file.path)?.ok_or(Errno::ENOENT)?;
+            return open::open_tmp(cx, inode, flags, &file.path);
+        }
+        FileKind::HostFile(host) | FileKind::HostLocation(host)
+            if (changes || is_write_only(cx, *host, &file))
+                && hosttree::is_writable(cx.host, &file.path) =>
+        {
+            let attr = kvmlet_hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?;
+            if attr.is_dir() {
+                return Err(Errno::EISDIR);
+            }
+            // Linux differs: one that has lost its name cannot be opened again.
+            let found = (&*file.path, &attr);
+            let kind = hosttree::open_same(cx, call, found, flags)?;
+            return Ok(Opened::New(open::description(kind, flags, &file.path)));
+        }
         FileKind::HostFile(_) | FileKind::HostDir(_) if changes => {
             return Err(open::deny_write(cx, call, &file.path));
         }
@@ -80,6 +108,7 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_)
             if cx.kernel.ids.uid != 0 =>
         {
@@ -89,9 +118,10 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
+        | FileKind::Inotify(_)
         | FileKind::Signals(_)
         | FileKind::Socket(_) => return Err(Errno::ENXIO),
-        FileKind::SynthLocation => {
+        FileKind::Pty(_) | FileKind::SynthLocation => {
             let node = synth::lookup(cx, &file.path).ok_or(Errno::ENOENT)?;
             let found = Found {
                 path: file.path.to_vec(),

@@ -67,8 +67,38 @@ pub struct OwnPage {
     pub left: Option<Gpa>,
 }
 
+/// What becomes of a page's old bytes when it gets a frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Old {
+    /// They are in the frame.
+    Kept,
+    /// All of them are about to be written over.
+    Replaced,
+}
+
 impl FileData {
-    fn own(&mut self, memory: &mut GuestMemory, page: u64) -> Result<OwnPage, OutOfMemory> {
+    /// The first page that no byte of the host's file shows in.
+    fn lower_end(&self) -> u64 {
+        let shown = self.lower.as_ref().map_or(0, |lower| lower.shown);
+        shown.div_ceil(PAGE_SIZE)
+    }
+
+    /// Pages that take room here or on the host.
+    #[must_use]
+    pub fn pages_in_use(&self) -> u64 {
+        let end = self.lower_end();
+        if end == 0 {
+            return self.pages.len() as u64;
+        }
+        end.saturating_add(self.pages.range(end..).count() as u64)
+    }
+
+    fn own(
+        &mut self,
+        memory: &mut GuestMemory,
+        page: u64,
+        bytes: Old,
+    ) -> Result<OwnPage, OutOfMemory> {
         let old = self.pages.get(&page).copied();
         let (frame, left) = match old {
             Some(frame) if !memory.is_frozen(frame) => return Ok(OwnPage { frame, left: None }),
@@ -76,10 +106,35 @@ impl FileData {
                 let copy = memory.alloc_copy(frozen).map_err(|_| OutOfMemory::Limit)?;
                 (copy, Some(frozen))
             }
-            None => (memory.alloc_frame()?, None),
+            None => {
+                let frame = memory.alloc_frame()?;
+                if bytes == Old::Kept && self.fill(memory, page, frame).is_err() {
+                    memory.free_frame(frame);
+                    return Err(OutOfMemory::Exhausted);
+                }
+                (frame, None)
+            }
         };
         self.pages.insert(page, frame);
         Ok(OwnPage { frame, left })
+    }
+
+    /// From this offset on the host's file no longer shows.
+    fn hide_lower(&mut self, from: u64) {
+        if let Some(lower) = &mut self.lower {
+            lower.shown = lower.shown.min(from);
+        }
+    }
+
+    /// Puts the host's bytes of a page into a zeroed frame.
+    fn fill(&self, memory: &mut GuestMemory, page: u64, frame: Gpa) -> Result<(), Errno> {
+        let Some(lower) = self.lower.as_ref().filter(|_| page < self.lower_end()) else {
+            return Ok(());
+        };
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let count = lower.read(page.saturating_mul(PAGE_SIZE), &mut bytes)?;
+        let bytes = bytes.get(..count).unwrap_or_default();
+        memory.write(frame, bytes).map_err(|_| Errno::EIO)
     }
 }
 
@@ -118,8 +173,29 @@ impl TmpFs {
             .copied()
     }
 
-    /// The frame of a page, to be written: allocated (zeroed) if it was a hole, copied if it is frozen
-    /// memory that forks share. The file keeps one reference; a mapping takes its own with
+    /// A frame with what an absent page shows, for a private mapping.
+    ///
+    /// # Errors
+    /// At the memory limit; when the host's file cannot be read.
+    pub fn copy_absent(
+        &self,
+        memory: &mut GuestMemory,
+        id: InodeId,
+        page_index: u64,
+    ) -> Result<Gpa, OutOfMemory> {
+        let frame = memory.alloc_frame()?;
+        let data = self.get(id).and_then(|inode| inode.file());
+        match data.and_then(|data| data.fill(memory, page_index, frame)) {
+            Ok(()) => Ok(frame),
+            Err(_) => {
+                memory.free_frame(frame);
+                Err(OutOfMemory::Exhausted)
+            }
+        }
+    }
+
+    /// The frame of a page, to be written. A page that had none gets one, with the host's bytes or zeros; one in
+    /// frozen memory, which forks share, is copied. The file keeps one reference; a mapping takes its own with
     /// [`GuestMemory::get_frame`].
     ///
     /// # Errors
@@ -134,7 +210,7 @@ impl TmpFs {
             .get_mut(id)
             .and_then(|inode| inode.file_mut())
             .map_err(|_| OutOfMemory::Exhausted)?;
-        data.own(memory, page_index)
+        data.own(memory, page_index, Old::Kept)
     }
 
     /// Reads at `offset`; the count is short only at the end of the file.
@@ -151,6 +227,12 @@ impl TmpFs {
         let data = self.get(id)?.file()?;
         let left = usize::try_from(data.size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = buf.len().min(left);
+        if let Some(lower) = &data.lower {
+            // The host's bytes first, in one call; those in memory over them.
+            let buf = buf.get_mut(..len).unwrap_or_default();
+            let count = lower.read(offset, buf)?;
+            buf.iter_mut().skip(count).for_each(|byte| *byte = 0);
+        }
         for (page, in_page, at, count) in by_page(offset, len) {
             let Some(into) = buf.get_mut(at..at.saturating_add(count)) else {
                 break;
@@ -161,6 +243,7 @@ impl TmpFs {
                         .read(frame.wrapping_add(in_page), into)
                         .map_err(|_| Errno::EIO)?;
                 }
+                None if data.lower.is_some() => {}
                 None => into.fill(0),
             }
         }
@@ -215,7 +298,13 @@ impl TmpFs {
         let mut done = 0usize;
         let mut stale = Stale::default();
         for (page, in_page, at, count) in by_page(offset, len) {
-            let Ok(OwnPage { frame, left }) = self.page_for_write(memory, id, page) else {
+            let old = if count as u64 == PAGE_SIZE {
+                Old::Replaced
+            } else {
+                Old::Kept
+            };
+            let data = self.get_mut(id)?.file_mut()?;
+            let Ok(OwnPage { frame, left }) = data.own(memory, page, old) else {
                 break;
             };
             stale.left.extend(left.map(|frozen| (page, frozen)));
@@ -284,6 +373,15 @@ impl TmpFs {
         let data = self.get_mut(id)?.file_mut()?;
         let first = start.div_ceil(PAGE_SIZE);
         let last = end / PAGE_SIZE;
+        let lower_end = data.lower_end();
+        // The host's file shows up to one place: what it has behind the hole is copied.
+        let behind = if first < last { last..lower_end } else { 0..0 };
+        for page in behind {
+            if !data.pages.contains_key(&page) {
+                data.own(memory, page, Old::Kept)
+                    .map_err(|_| Errno::ENOSPC)?;
+            }
+        }
         let mut edges: Vec<(u64, u64, u64)> = Vec::new();
         if first > last {
             // Both ends lie in one page.
@@ -294,10 +392,12 @@ impl TmpFs {
             }
             edges.push((last, 0, end % PAGE_SIZE));
         }
-        edges.retain(|(page, from, to)| from < to && data.pages.contains_key(page));
+        edges.retain(|(page, from, to)| {
+            from < to && (*page < lower_end || data.pages.contains_key(page))
+        });
         let mut owned: Vec<(u64, OwnPage)> = Vec::new();
         for &(page, ..) in &edges {
-            let Ok(own) = data.own(memory, page) else {
+            let Ok(own) = data.own(memory, page, Old::Kept) else {
                 for (page, own) in owned {
                     if let Some(frozen) = own.left {
                         data.pages.insert(page, frozen);
@@ -318,6 +418,7 @@ impl TmpFs {
         if first >= last {
             return Ok(stale);
         }
+        data.hide_lower(first.saturating_mul(PAGE_SIZE));
         let gone: Vec<(u64, Gpa)> = data
             .pages
             .range(first..last)
@@ -332,7 +433,40 @@ impl TmpFs {
         Ok(stale)
     }
 
-    /// fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE). The answer says what has become stale.
+    /// Copies pages of the host's file that lie behind `end`, from page number `from` on, at most `max` of them. The
+    /// host's file shows up to one place: a hole before them needs it. The answer is the page to go on with.
+    ///
+    /// # Errors
+    /// `ENOSPC`; `EISDIR`.
+    pub fn copy_behind(
+        &mut self,
+        memory: &mut GuestMemory,
+        id: InodeId,
+        (end, from, max): (u64, u64, u64),
+    ) -> Result<Option<u64>, Errno> {
+        let data = self.get_mut(id)?.file_mut()?;
+        let first = from.max(end / PAGE_SIZE);
+        let stop = first.saturating_add(max).min(data.lower_end());
+        for page in first..stop {
+            if !data.pages.contains_key(&page) {
+                data.own(memory, page, Old::Kept)
+                    .map_err(|_| Errno::ENOSPC)?;
+            }
+        }
+        Ok((stop < data.lower_end() && first < stop).then_some(stop))
+    }
+
+    /// True if the host's file shows behind `end`: a hole up to there is much work.
+    ///
+    /// # Errors
+    /// `EISDIR`.
+    pub fn shows_behind(&self, id: InodeId, end: u64) -> Result<bool, Errno> {
+        let data = self.get(id)?.file()?;
+        Ok(end / PAGE_SIZE < data.lower_end())
+    }
+
+    /// fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE). The answer says what has become stale. Pages of the
+    /// host's file behind it are copied: [`TmpFs::copy_behind`] does so in pieces before.
     ///
     /// # Errors
     /// `EPERM` for a sealed file; `EISDIR`.
@@ -427,8 +561,11 @@ impl TmpFs {
         if offset >= data.size {
             return Err(Errno::ENXIO);
         }
+        // The host's file counts as data, as far as it shows.
         let page = offset / PAGE_SIZE;
+        let lower_end = data.lower_end();
         match seek {
+            Seek::Data if page < lower_end => Ok(offset),
             Seek::Data => {
                 let found = data
                     .pages
@@ -444,8 +581,8 @@ impl TmpFs {
                 }
             }
             Seek::Hole => {
-                let mut hole = page;
-                for (found, _) in data.pages.range(page..) {
+                let mut hole = page.max(lower_end);
+                for (found, _) in data.pages.range(hole..) {
                     if *found != hole {
                         break;
                     }

@@ -5,18 +5,21 @@
 //! consistent and gives tmpfs's errors.
 
 pub mod data;
+pub mod lower;
 mod tree;
 
 pub use kvmlet_abi::linux::fcntl::{
     F_SEAL_FUTURE_WRITE as SEAL_FUTURE_WRITE, F_SEAL_SEAL as SEAL_SEAL, F_SEAL_WRITE as SEAL_WRITE,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 pub use data::{KeepSize, Seek, Stale};
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet, Vector};
 use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
-use kvmlet_hostfs::attr::{Attr, FileTime, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, makedev};
+use kvmlet_hostfs::attr::{Attr, FileTime, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK, makedev};
 use kvmlet_mem::GuestMemory;
+use kvmlet_policy::{SHM, TMP, WORK};
 pub use tree::{Exchange, MAX_NAME};
 
 pub use crate::id::InodeId;
@@ -28,11 +31,20 @@ pub(super) const INODE_COST_BYTES: u64 = 1024;
 /// Host memory charged for a directory entry with the longest name.
 pub(super) const ENTRY_COST_BYTES: u64 = 512;
 
-/// The trees mounted at /tmp and /dev/shm, and unnamed files (O_TMPFILE, memfd_create).
+/// The trees mounted at /tmp, /dev/shm and, in a box, /work, the changed parts of host trees ([`lower`]), and unnamed
+/// files (O_TMPFILE, memfd_create).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TmpFs {
     inodes: OrdMap<InodeId, Inode>,
     next: u64,
+    /// The path that each tree is mounted at, by its root.
+    roots: OrdMap<InodeId, Arc<[u8]>>,
+    /// Inodes of host files that have several names there, by the host's device and inode number.
+    linked: OrdMap<(u64, u64), InodeId>,
+    /// Inodes of which somebody is to know when they go.
+    watched: OrdSet<InodeId>,
+    /// Those of them that have gone, until they are taken.
+    gone: Vector<InodeId>,
 }
 
 /// A file, directory or symbolic link.
@@ -40,6 +52,10 @@ pub struct TmpFs {
 pub struct Inode {
     /// The content that it holds.
     pub body: Body,
+    /// Device number that it shows.
+    pub dev: u64,
+    /// Inode number that it shows: the host's for what was there first.
+    pub ino: u64,
     /// Type and permission bits.
     pub mode: u32,
     /// Owner.
@@ -86,6 +102,10 @@ pub enum Body {
     Symlink(Arc<[u8]>),
     /// A named pipe; what is in it while it is open is a [`super::pipe::Pipe`].
     Fifo,
+    /// The name of a socket, which knows its inode.
+    Socket,
+    /// A device or socket of a host tree, which cannot be opened, with its device number.
+    Special(u64),
 }
 
 /// A regular file's contents.
@@ -95,6 +115,8 @@ pub struct FileData {
     pub size: u64,
     /// Frames by page index; an absent one is a hole.
     pub pages: OrdMap<u64, Gpa>,
+    /// The host's file that pages are read from which are absent.
+    pub lower: Option<lower::LowerFile>,
     /// F_SEAL_* in force (fcntl(2)); a file that was not made by memfd_create(MFD_ALLOW_SEALING)
     /// has F_SEAL_SEAL from the start.
     pub seals: u32,
@@ -112,6 +134,8 @@ pub struct DirData {
     pub parent: InodeId,
     /// Its name there.
     pub name: Arc<[u8]>,
+    /// The host's directory whose names show where it has no entry.
+    pub lower: Option<lower::LowerDir>,
 }
 
 /// The kind of a new inode.
@@ -125,6 +149,8 @@ pub enum NewBody {
     Symlink(Arc<[u8]>),
     /// A named pipe.
     Fifo,
+    /// The name of a socket.
+    Socket,
 }
 
 /// Owner, permissions and time of a new inode.
@@ -146,6 +172,8 @@ impl TmpFs {
     /// The directory at /dev/shm.
     /// Linux differs: the two are file systems of their own, and names do not move between them.
     pub const SHM: InodeId = InodeId(2);
+    /// The directory at /work.
+    pub const WORK: InodeId = InodeId(3);
 
     /// An empty tree, its root owned by root with mode 1777.
     #[must_use]
@@ -163,9 +191,40 @@ impl TmpFs {
             (id, root)
         };
         Self {
-            inodes: [root(Self::ROOT), root(Self::SHM)].into_iter().collect(),
-            next: 3,
+            inodes: [Self::ROOT, Self::SHM, Self::WORK]
+                .into_iter()
+                .map(root)
+                .collect(),
+            next: 4,
+            roots: [(Self::ROOT, TMP), (Self::SHM, SHM), (Self::WORK, WORK)]
+                .map(|(id, path)| (id, Arc::<[u8]>::from(path)))
+                .into_iter()
+                .collect(),
+            linked: OrdMap::new(),
+            watched: OrdSet::new(),
+            gone: Vector::new(),
         }
+    }
+
+    /// From now on [`TmpFs::take_gone`] tells of an inode's end.
+    pub fn watch_end(&mut self, id: InodeId) {
+        self.watched.insert(id);
+    }
+
+    /// Takes a [`TmpFs::watch_end`] back.
+    pub fn unwatch_end(&mut self, id: InodeId) {
+        self.watched.remove(&id);
+    }
+
+    /// True if [`TmpFs::take_gone`] has something to tell.
+    #[must_use]
+    pub fn has_gone(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
+    /// A watched inode that has gone. Each is told once.
+    pub fn take_gone(&mut self) -> Option<InodeId> {
+        self.gone.pop_front()
     }
 
     /// An inode.
@@ -205,8 +264,13 @@ impl TmpFs {
         body: &NewBody,
         attr: NewAttr,
     ) -> Result<InodeId, Errno> {
+        let inode = Inode::new(body, attr, InodeId(self.next));
+        self.put(memory, inode)
+    }
+
+    /// Charges and keeps a new inode.
+    fn put(&mut self, memory: &mut GuestMemory, inode: Inode) -> Result<InodeId, Errno> {
         let id = InodeId(self.next);
-        let inode = Inode::new(body, attr, id);
         memory
             .charge(inode.cost_bytes())
             .map_err(|_| Errno::ENOSPC)?;
@@ -222,7 +286,8 @@ impl TmpFs {
     pub fn attr(&self, id: InodeId) -> Result<Attr, Errno> {
         let inode = self.get(id)?;
         let (size, pages) = match &inode.body {
-            Body::File(data) => (data.size, data.pages.len() as u64),
+            Body::File(data) => (data.size, data.pages_in_use()),
+            Body::Dir(DirData { lower: Some(_), .. }) => (PAGE_SIZE, 1),
             // As Linux's tmpfs counts: BOGO_DIRENT_SIZE for each entry, `.` and `..` included.
             Body::Dir(dir) => (
                 (dir.entries.len() as u64)
@@ -231,16 +296,20 @@ impl TmpFs {
                 0,
             ),
             Body::Symlink(target) => (target.len() as u64, 0),
-            Body::Fifo => (0, 0),
+            Body::Fifo | Body::Socket | Body::Special(_) => (0, 0),
+        };
+        let rdev = match &inode.body {
+            Body::Special(rdev) => *rdev,
+            Body::File(_) | Body::Dir(_) | Body::Symlink(_) | Body::Fifo | Body::Socket => 0,
         };
         Ok(Attr {
-            dev: TMP_DEV,
-            ino: id.0,
+            dev: inode.dev,
+            ino: inode.ino,
             mode: inode.mode,
             nlink: u64::from(inode.nlink),
             uid: inode.uid,
             gid: inode.gid,
-            rdev: 0,
+            rdev,
             size,
             blksize: PAGE_SIZE as u32,
             blocks: pages.saturating_mul(PAGE_SIZE / 512),
@@ -263,6 +332,7 @@ impl TmpFs {
         if let Ok(inode) = self.get_mut(id) {
             inode.opens = inode.opens.saturating_sub(1);
         }
+        self.forget_listing(memory, id);
         self.drop_if_unused(memory, id);
     }
 
@@ -293,9 +363,14 @@ impl TmpFs {
             .get(id)
             .is_ok_and(|inode| inode.nlink == 0 && inode.opens == 0 && inode.maps == 0);
         if !unused {
+            self.close_lower(id);
             return;
         }
         if let Some(inode) = self.inodes.remove(&id) {
+            self.linked.remove(&(inode.dev, inode.ino));
+            if self.watched.remove(&id).is_some() {
+                self.gone.push_back(id);
+            }
             memory.uncharge(inode.cost_bytes());
             if let Body::File(data) = inode.body {
                 data.pages
@@ -303,6 +378,15 @@ impl TmpFs {
                     .for_each(|frame| memory.free_frame(*frame));
             }
         }
+    }
+
+    /// The frames of all files.
+    #[must_use]
+    pub fn frames(&self) -> BTreeSet<Gpa> {
+        let files = self.inodes.values().filter_map(|inode| inode.file().ok());
+        files
+            .flat_map(|data| data.pages.values().copied())
+            .collect()
     }
 
     /// Frees every frame of the file system: when its sandbox ends or it is replaced.
@@ -339,9 +423,12 @@ impl Inode {
             NewBody::Dir => (S_IFDIR, Body::Dir(DirData::new(id))),
             NewBody::Symlink(target) => (S_IFLNK, Body::Symlink(Arc::clone(target))),
             NewBody::Fifo => (S_IFIFO, Body::Fifo),
+            NewBody::Socket => (S_IFSOCK, Body::Socket),
         };
         Self {
             body,
+            dev: TMP_DEV,
+            ino: id.0,
             mode: kind | (attr.mode & 0o7777),
             uid: attr.uid,
             gid: attr.gid,
@@ -360,7 +447,15 @@ impl Inode {
     fn cost_bytes(&self) -> u64 {
         match &self.body {
             Body::Symlink(target) => INODE_COST_BYTES.saturating_add(target.len() as u64),
-            Body::File(_) | Body::Dir(_) | Body::Fifo => INODE_COST_BYTES,
+            Body::File(FileData {
+                lower: Some(lower), ..
+            }) => INODE_COST_BYTES.saturating_add(lower.path.len() as u64),
+            Body::Dir(DirData {
+                lower: Some(lower), ..
+            }) => INODE_COST_BYTES.saturating_add(lower.cost_bytes()),
+            Body::File(_) | Body::Dir(_) | Body::Fifo | Body::Socket | Body::Special(_) => {
+                INODE_COST_BYTES
+            }
         }
     }
 
@@ -372,7 +467,7 @@ impl Inode {
         match &self.body {
             Body::File(data) => Ok(data),
             Body::Dir(_) => Err(Errno::EISDIR),
-            Body::Symlink(_) | Body::Fifo => Err(Errno::EINVAL),
+            Body::Symlink(_) | Body::Fifo | Body::Socket | Body::Special(_) => Err(Errno::EINVAL),
         }
     }
 
@@ -384,7 +479,7 @@ impl Inode {
         match &mut self.body {
             Body::File(data) => Ok(data),
             Body::Dir(_) => Err(Errno::EISDIR),
-            Body::Symlink(_) | Body::Fifo => Err(Errno::EINVAL),
+            Body::Symlink(_) | Body::Fifo | Body::Socket | Body::Special(_) => Err(Errno::EINVAL),
         }
     }
 
@@ -395,14 +490,18 @@ impl Inode {
     pub fn dir(&self) -> Result<&DirData, Errno> {
         match &self.body {
             Body::Dir(dir) => Ok(dir),
-            Body::File(_) | Body::Symlink(_) | Body::Fifo => Err(Errno::ENOTDIR),
+            Body::File(_) | Body::Symlink(_) | Body::Fifo | Body::Socket | Body::Special(_) => {
+                Err(Errno::ENOTDIR)
+            }
         }
     }
 
     pub(super) fn dir_mut(&mut self) -> Result<&mut DirData, Errno> {
         match &mut self.body {
             Body::Dir(dir) => Ok(dir),
-            Body::File(_) | Body::Symlink(_) | Body::Fifo => Err(Errno::ENOTDIR),
+            Body::File(_) | Body::Symlink(_) | Body::Fifo | Body::Socket | Body::Special(_) => {
+                Err(Errno::ENOTDIR)
+            }
         }
     }
 }

@@ -6,8 +6,9 @@ use imbl::OrdMap;
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::GuestMemory;
-use kvmlet_policy::{SHM, TMP};
+use kvmlet_policy::beneath;
 
+use super::lower::LowerDir;
 use super::{DirData, ENTRY_COST_BYTES, InodeId, NewAttr, NewBody, Pinned, TmpFs};
 
 pub use kvmlet_abi::linux::limits::NAME_MAX as MAX_NAME;
@@ -34,6 +35,7 @@ impl DirData {
             next_cursor: 3,
             parent,
             name: Arc::from([]),
+            lower: None,
         }
     }
 
@@ -43,10 +45,10 @@ impl DirData {
         self.entries.get(name).map(|(inode, _)| *inode)
     }
 
-    /// True if it has no entries.
+    /// True if it has no entries, and shows no name of the host's as last listed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.lower.as_ref().is_none_or(LowerDir::lists_nothing)
     }
 
     /// The entries whose cursor is at least `cursor`: (cursor, name, inode), in order. Cursors 1 and
@@ -57,12 +59,19 @@ impl DirData {
             .filter_map(|(at, name)| Some((*at, name, self.lookup(name)?)))
     }
 
-    fn insert(&mut self, name: &[u8], inode: InodeId) {
+    pub(super) fn insert(&mut self, name: &[u8], inode: InodeId) {
         let name: Arc<[u8]> = Arc::from(name);
-        let cursor = self.next_cursor;
-        self.next_cursor = self.next_cursor.saturating_add(1);
+        // What the host's name had becomes the entry's: a reader meets it once.
+        let listed = self.lower.as_mut().and_then(|lower| lower.unlist(&name));
+        let cursor = listed.unwrap_or_else(|| self.new_cursor());
         self.order.insert(cursor, Arc::clone(&name));
         self.entries.insert(name, (inode, cursor));
+    }
+
+    pub(super) fn new_cursor(&mut self) -> u64 {
+        let cursor = self.next_cursor;
+        self.next_cursor = self.next_cursor.saturating_add(1);
+        cursor
     }
 
     fn remove(&mut self, name: &[u8]) {
@@ -90,6 +99,22 @@ impl TmpFs {
         self.get(dir)?.dir()?.lookup(name).ok_or(Errno::ENOENT)
     }
 
+    /// The inode at a canonical path beneath /tmp, /dev/shm or /work.
+    ///
+    /// # Errors
+    /// As [`TmpFs::lookup`].
+    pub fn at(&self, path: &[u8]) -> Result<InodeId, Errno> {
+        let holding = self.roots.iter().filter(|(_, at)| beneath(at, path));
+        let innermost = holding.max_by_key(|(_, at)| at.len());
+        let (root, rest) = innermost.map_or((Self::ROOT, b"".as_slice()), |(root, at)| {
+            (*root, path.get(at.len()..).unwrap_or_default())
+        });
+        let mut names = rest
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty());
+        names.try_fold(root, |dir, name| self.lookup(dir, name))
+    }
+
     /// The canonical path of a directory.
     ///
     /// # Errors
@@ -99,10 +124,8 @@ impl TmpFs {
         let mut len = 0usize;
         let mut at = dir;
         let mount = loop {
-            match at {
-                Self::ROOT => break TMP,
-                Self::SHM => break SHM,
-                _ => {}
+            if let Some(mount) = self.roots.get(&at) {
+                break mount;
             }
             let data = self.get(at)?.dir()?;
             if data.parent == at {
@@ -145,6 +168,7 @@ impl TmpFs {
                 return Err(error);
             }
         };
+        self.place(id, dir)?;
         self.attach(dir, name, id, attr.now)?;
         Ok(id)
     }
@@ -212,7 +236,8 @@ impl TmpFs {
             inode.nlink = 0;
             inode.dir_mut()?.parent = id;
             let parent = self.get_mut(dir)?;
-            parent.nlink = parent.nlink.saturating_sub(1);
+            // Not every file system of the host counts directories in directories.
+            parent.nlink = parent.nlink.saturating_sub(1).max(2);
         } else {
             inode.nlink = inode.nlink.saturating_sub(1);
         }
@@ -351,14 +376,26 @@ impl TmpFs {
         if inode.dir().is_err() {
             return Ok(());
         }
-        let mut at = into;
+        if self.is_within(moved, into)? {
+            Err(Errno::EINVAL)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// True if directory `dir` is `tree` or lies beneath it.
+    ///
+    /// # Errors
+    /// `ENOTDIR` if `dir` is none.
+    pub fn is_within(&self, tree: InodeId, dir: InodeId) -> Result<bool, Errno> {
+        let mut at = dir;
         loop {
-            if at == moved {
-                return Err(Errno::EINVAL);
+            if at == tree {
+                return Ok(true);
             }
             let parent = self.get(at)?.dir()?.parent;
             if parent == at {
-                return Ok(());
+                return Ok(false);
             }
             at = parent;
         }
@@ -400,7 +437,7 @@ impl TmpFs {
             if comes_dir && !leaves_dir {
                 parent.nlink = parent.nlink.saturating_add(1);
             } else if leaves_dir && !comes_dir {
-                parent.nlink = parent.nlink.saturating_sub(1);
+                parent.nlink = parent.nlink.saturating_sub(1).max(2);
             }
         }
         Ok(())

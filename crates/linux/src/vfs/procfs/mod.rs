@@ -1,0 +1,314 @@
+//! The process file system: generated from the kernel value when asked.
+
+mod bare;
+mod net;
+mod process;
+mod system;
+mod sysvipc;
+
+use kvmlet_hostfs::attr::{S_IFDIR, S_IFLNK, S_IFREG, d_type};
+
+use self::bare::{BARE_FILES, Bare};
+use self::net::{NET_FILES, net_text};
+use self::process::{PROCESS_FILES, children_of, process_text};
+use self::system::{SYS_FILES, TOP_FILES, sys_entry, sys_text, top_text};
+use self::sysvipc::{SYSVIPC_FILES, sysvipc_text};
+use super::synth::Synth;
+use crate::cx::Cx;
+use crate::fd::Text;
+use crate::kernel::{Pid, Tid};
+use crate::mm::{self, Mm};
+
+const PROCESS_LINKS: [&[u8]; 3] = [b"cwd", b"exe", b"root"];
+
+const PROCESS_DIRS: [&[u8]; 4] = [b"fd", b"fdinfo", b"net", b"task"];
+
+/// A path below /proc, taken apart.
+enum Entry<'a> {
+    Root,
+    Top(&'a [u8]),
+    Sys(Vec<u8>),
+    /// Lists of System V IPC.
+    SysvIpc(Option<&'a [u8]>),
+    Process(Pid, Option<Tid>, Vec<&'a [u8]>),
+    /// A process without threads and memory.
+    Bare(Bare, Vec<&'a [u8]>),
+}
+
+fn number(name: &[u8]) -> Option<i32> {
+    if name.first().is_none_or(|digit| !digit.is_ascii_digit()) || name.first() == Some(&b'0') {
+        return None;
+    }
+    std::str::from_utf8(name).ok()?.parse().ok()
+}
+
+fn entry<'a>(cx: &Cx<'_>, path: &'a [u8]) -> Option<Entry<'a>> {
+    let mut parts = path.split(|byte| *byte == b'/').skip(2);
+    let Some(first) = parts.next().filter(|name| !name.is_empty()) else {
+        return Some(Entry::Root);
+    };
+    if first == b"sys" {
+        let rest: Vec<&[u8]> = parts.collect();
+        return Some(Entry::Sys(rest.join(&b'/')));
+    }
+    if first == b"sysvipc" {
+        let name = parts.next();
+        return parts.next().is_none().then_some(Entry::SysvIpc(name));
+    }
+    let Some(pid) = number(first) else {
+        return parts.next().is_none().then_some(Entry::Top(first));
+    };
+    let pid = Pid(pid);
+    let mut rest: Vec<&[u8]> = parts.collect();
+    if !cx.kernel.processes.contains_key(&pid) {
+        let bare = Bare::find(cx, pid)?;
+        if rest.first() == Some(&b"task".as_slice()) && rest.len() > 1 {
+            // Its only thread has its id.
+            number(rest.get(1)?).filter(|tid| *tid == pid.0)?;
+            rest.drain(..2);
+            if rest.first() == Some(&b"task".as_slice()) {
+                return None;
+            }
+        } else if rest == [b"children".as_slice()] {
+            return None;
+        }
+        return Some(Entry::Bare(bare, rest));
+    }
+    if rest.first() == Some(&b"task".as_slice()) && rest.len() > 1 {
+        let tid = Tid(number(rest.get(1)?)?);
+        cx.kernel
+            .threads
+            .get(&tid)
+            .filter(|thread| thread.pid == pid)?;
+        rest.drain(..2);
+        return Some(Entry::Process(pid, Some(tid), rest));
+    }
+    Some(Entry::Process(pid, None, rest))
+}
+
+/// True if a path belongs to a process's directory, and so to its user.
+#[must_use]
+pub fn is_per_process(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/')
+        .nth(2)
+        .and_then(number)
+        .is_some()
+}
+
+/// The object at a canonical path below /proc.
+#[must_use]
+pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
+    match entry(cx, path)? {
+        Entry::Root => Some(Synth::Dir),
+        Entry::Top(b"self") => {
+            let pid = cx.kernel.threads.get(&cx.tid)?.pid;
+            Some(Synth::Link(pid.0.to_string().into_bytes()))
+        }
+        Entry::Top(b"thread-self") => {
+            let pid = cx.kernel.threads.get(&cx.tid)?.pid;
+            Some(Synth::Link(
+                format!("{}/task/{}", pid.0, cx.tid.0).into_bytes(),
+            ))
+        }
+        Entry::Top(b"mounts") => Some(Synth::Link(b"self/mounts".to_vec())),
+        Entry::Top(b"net") => Some(Synth::Link(b"self/net".to_vec())),
+        Entry::Top(name) => TOP_FILES.contains(&name).then_some(Synth::Text),
+        Entry::Sys(rest) => sys_entry(&rest),
+        Entry::SysvIpc(None) => Some(Synth::Dir),
+        Entry::SysvIpc(Some(name)) => SYSVIPC_FILES.contains(&name).then_some(Synth::Text),
+        Entry::Process(_, Some(_), rest) if rest == [b"children"] => Some(Synth::Text),
+        Entry::Process(pid, _, rest) => process_entry(cx, pid, &rest),
+        Entry::Bare(bare, rest) => match rest.as_slice() {
+            [] | [b"task"] => Some(Synth::Dir),
+            [b"cwd" | b"exe" | b"root"] => Some(Synth::Sealed(bare.link_error())),
+            [b"fd" | b"fdinfo"] => Some(Synth::Closed),
+            _ => bare.text(cx, &rest).map(|_| Synth::Text),
+        },
+    }
+}
+
+fn process_entry(cx: &Cx<'_>, pid: Pid, rest: &[&[u8]]) -> Option<Synth> {
+    let process = cx.kernel.processes.get(&pid)?;
+    match rest {
+        [] => Some(Synth::Dir),
+        [b"cwd"] => Some(Synth::Link(super::path_text(cx, &process.cwd))),
+        [b"root"] => Some(Synth::Link(b"/".to_vec())),
+        [b"exe"] => Some(Synth::Link(process.exe.to_vec())),
+        [name] if PROCESS_FILES.contains(name) => Some(Synth::Text),
+        [name] if PROCESS_DIRS.contains(name) => Some(Synth::Dir),
+        [b"net", name] => NET_FILES.contains(name).then_some(Synth::Text),
+        [b"fd", fd] => process
+            .fds
+            .fds
+            .get(&fd_number(fd)?)
+            .map(|fd| Synth::FdLink(fd.file)),
+        [b"fdinfo", fd] => process.fds.fds.get(&fd_number(fd)?).map(|_| Synth::Text),
+        _ => None,
+    }
+}
+
+pub(super) fn fd_number(name: &[u8]) -> Option<i32> {
+    if name == b"0" { Some(0) } else { number(name) }
+}
+
+/// Names and types in a directory below /proc.
+#[must_use]
+pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
+    let (dir, link, file) = (d_type(S_IFDIR), d_type(S_IFLNK), d_type(S_IFREG));
+    let mut out: Vec<(Vec<u8>, u8)> = Vec::new();
+    let mut add = |names: &mut dyn Iterator<Item = Vec<u8>>, kind: u8| {
+        out.extend(names.map(|name| (name, kind)))
+    };
+    match entry(cx, path) {
+        Some(Entry::Root) => {
+            add(
+                &mut std::iter::once(Pid::INIT)
+                    .chain(cx.kernel.kin().map(|one| one.pid))
+                    .map(|pid| pid.0.to_string().into_bytes()),
+                dir,
+            );
+            add(
+                &mut TOP_FILES
+                    .iter()
+                    .filter(|name| **name != b"sys")
+                    .map(|name| name.to_vec()),
+                file,
+            );
+            add(&mut [b"sys".to_vec(), b"sysvipc".to_vec()].into_iter(), dir);
+            add(
+                &mut [
+                    b"self".to_vec(),
+                    b"thread-self".to_vec(),
+                    b"mounts".to_vec(),
+                    b"net".to_vec(),
+                ]
+                .into_iter(),
+                link,
+            );
+        }
+        Some(Entry::Sys(rest)) => {
+            let prefix = if rest.is_empty() {
+                Vec::new()
+            } else {
+                [rest.as_slice(), b"/"].concat()
+            };
+            let mut names = std::collections::BTreeMap::new();
+            for (name, _) in SYS_FILES {
+                let Some(below) = name.strip_prefix(prefix.as_slice()) else {
+                    continue;
+                };
+                let mut parts = below.split(|byte| *byte == b'/');
+                if let Some(first) = parts.next() {
+                    names.insert(
+                        first.to_vec(),
+                        if parts.next().is_some() { dir } else { file },
+                    );
+                }
+            }
+            out.extend(names);
+        }
+        Some(Entry::SysvIpc(None)) => {
+            add(&mut SYSVIPC_FILES.iter().map(|name| name.to_vec()), file);
+        }
+        Some(Entry::Process(pid, tid, rest)) => match rest.as_slice() {
+            [] => {
+                add(&mut PROCESS_FILES.iter().map(|name| name.to_vec()), file);
+                add(&mut tid.map(|_| b"children".to_vec()).into_iter(), file);
+                add(&mut PROCESS_LINKS.iter().map(|name| name.to_vec()), link);
+                let dirs = PROCESS_DIRS
+                    .iter()
+                    .filter(|name| tid.is_none() || **name != b"task");
+                add(&mut dirs.map(|name| name.to_vec()), dir);
+            }
+            [b"fd" | b"fdinfo"] => {
+                let fds = cx
+                    .kernel
+                    .processes
+                    .get(&pid)
+                    .map(|process| process.fds.fds.clone())
+                    .unwrap_or_default();
+                let kind = if rest == [b"fd".as_slice()] {
+                    link
+                } else {
+                    file
+                };
+                add(&mut fds.keys().map(|fd| fd.to_string().into_bytes()), kind);
+            }
+            [b"net"] => add(&mut NET_FILES.iter().map(|name| name.to_vec()), file),
+            [b"task"] => {
+                let threads = cx
+                    .kernel
+                    .threads
+                    .values()
+                    .filter(|thread| thread.pid == pid);
+                add(
+                    &mut threads.map(|thread| thread.tid.0.to_string().into_bytes()),
+                    dir,
+                );
+            }
+            _ => {}
+        },
+        Some(Entry::Bare(bare, rest)) => match rest.as_slice() {
+            [] => {
+                add(&mut BARE_FILES.iter().map(|name| name.to_vec()), file);
+                add(&mut PROCESS_LINKS.iter().map(|name| name.to_vec()), link);
+                let dirs = [b"fd".to_vec(), b"fdinfo".to_vec(), b"task".to_vec()];
+                add(&mut dirs.into_iter(), dir);
+            }
+            [b"task"] => {
+                let tid = bare.kin.pid.0.to_string().into_bytes();
+                add(&mut [tid].into_iter(), dir);
+            }
+            _ => {}
+        },
+        Some(Entry::Top(_) | Entry::SysvIpc(Some(_))) | None => {}
+    }
+    out
+}
+
+/// The contents of a file below /proc as of now: their start, if they are long.
+#[must_use]
+pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
+    if let Some(mm) = mapped(cx, path) {
+        return Some(mm::maps_text(mm, (0, 0), 0));
+    }
+    whole_text(cx, path).map(Text::whole)
+}
+
+/// The part after `kept` that has `offset`, or the last one.
+#[must_use]
+pub fn more_text(cx: &Cx<'_>, path: &[u8], kept: &Text, offset: u64) -> Option<Text> {
+    let mm = mapped(cx, path)?;
+    Some(mm::maps_text(mm, (kept.next?, kept.end()), offset))
+}
+
+/// The address space that a path shows the mappings of.
+fn mapped<'a>(cx: &'a Cx<'_>, path: &[u8]) -> Option<&'a Mm> {
+    match entry(cx, path)? {
+        Entry::Process(pid, _, rest) if rest == [b"maps"] => cx.kernel.mm(pid),
+        _ => None,
+    }
+}
+
+fn whole_text(cx: &Cx<'_>, path: &[u8]) -> Option<Vec<u8>> {
+    match entry(cx, path)? {
+        Entry::Root => None,
+        Entry::Top(name) => top_text(cx, name).map(String::into_bytes),
+        Entry::Sys(rest) => sys_text(&rest).map(String::into_bytes),
+        Entry::SysvIpc(name) => sysvipc_text(cx, name?).map(String::into_bytes),
+        Entry::Process(pid, tid, rest) => {
+            let process = cx.kernel.processes.get(&pid)?;
+            let thread = cx.kernel.threads.get(&tid.unwrap_or(Tid(pid.0)));
+            let thread =
+                thread.or_else(|| cx.kernel.threads.values().find(|thread| thread.pid == pid))?;
+            if tid.is_some() && rest == [b"children"] {
+                return Some(children_of(cx, pid, thread.tid).into_bytes());
+            }
+            if let [b"net", name] = rest.as_slice() {
+                return net_text(cx, name).map(String::into_bytes);
+            }
+            process_text(cx, process, (thread, tid), &rest)
+        }
+        Entry::Bare(bare, rest) => bare.text(cx, &rest),
+    }
+}
