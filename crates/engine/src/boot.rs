@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvmlet_abi::Errno;
 use kvmlet_linux::{
     CpuInfo, Cx, Dir, ExecRequest, Host, Ids, Kernel, NewKernel, Personality, Pid, StdStream, Tid,
 };
@@ -29,7 +30,35 @@ pub(crate) fn build(program: &Program) -> Result<Sandbox, EngineError> {
     }
 }
 
+/// Builds a box: everything but a program. Its commands have the directory and the limits of `program`.
+pub(crate) fn build_box(program: &Program) -> Result<Sandbox, EngineError> {
+    match build_box_once(program) {
+        Err(EngineError::Descriptors) if raise_descriptor_limit() => build_box_once(program),
+        other => other,
+    }
+}
+
+fn build_box_once(program: &Program) -> Result<Sandbox, EngineError> {
+    let mut sandbox = build_empty(program)?;
+    sandbox
+        .personality
+        .become_holder(&program.cwd)
+        .map_err(|errno| match errno {
+            Errno::ENOMEM => EngineError::BadArgument("the memory limit is too small".to_owned()),
+            errno => EngineError::Host(format!("the box cannot be set up: {errno}")),
+        })?;
+    Ok(sandbox)
+}
+
 fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
+    let mut sandbox = build_empty(program)?;
+    load(program, &mut sandbox.personality)?;
+    sandbox.times.setup_ns = now_ns().saturating_sub(sandbox.started_ns);
+    Ok(sandbox)
+}
+
+/// Everything but the program.
+fn build_empty(program: &Program) -> Result<Sandbox, EngineError> {
     let started_ns = now_ns();
     if !(MEMORY_MIN_BYTES..=MEMORY_MAX_BYTES).contains(&program.memory_bytes) {
         return Err(EngineError::BadArgument(format!(
@@ -58,9 +87,7 @@ fn build_once(program: &Program) -> Result<Sandbox, EngineError> {
     let mut sandbox = Sandbox::new(bound, host, &setup, started_ns, |host, memory| {
         first_kernel(cwd, program, host, memory)
     })?;
-    load(program, &mut sandbox.personality)?;
     sandbox.write_constants()?;
-    sandbox.times.setup_ns = now_ns().saturating_sub(started_ns);
     Ok(sandbox)
 }
 
@@ -75,6 +102,7 @@ fn make_host(program: &Program) -> Result<Host, EngineError> {
         errno if is_too_few(errno) => EngineError::Descriptors,
         errno => EngineError::Host(format!("the file system cannot be opened: {errno}")),
     })?;
+    host.set_access(Arc::clone(&program.access));
     host.report.trace = program.trace == Trace::On;
     Ok(host)
 }
@@ -97,6 +125,7 @@ fn first_kernel(
         ids,
         tmpfs,
         processes_max: program.processes_max,
+        started_ns: kvmlet_linux::boottime_ns(host),
     }))
 }
 
@@ -128,6 +157,8 @@ fn load(program: &Program, personality: &mut Personality) -> Result<(), EngineEr
         host,
         tid: Tid::FIRST,
     };
+    kvmlet_linux::enter_cwd(&mut cx)
+        .map_err(|errno| EngineError::Host(format!("the current directory: {errno}")))?;
     let path = find_program(&mut cx, program)?;
     let envp = program
         .env

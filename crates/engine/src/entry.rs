@@ -110,8 +110,8 @@ impl Sandbox {
     /// Sets the kick for the earliest thing that must interrupt the guest. The timer is left alone
     /// while it fires early enough: an early kick costs little, a host call at every entry much.
     fn arm(&mut self, drive: &mut Drive<'_>, now_ns: u64) -> Result<(), EngineError> {
-        let deadline_ns = drive.limit.deadline_ns().unwrap_or(u64::MAX);
-        let mut wanted_ns = drive.tick_ns.min(deadline_ns);
+        let due_ns = drive.limit.due_ns().unwrap_or(u64::MAX);
+        let mut wanted_ns = drive.tick_ns.min(due_ns);
         if let Some(kick_ns) = self.personality.kick_ns() {
             wanted_ns = wanted_ns.min(host_time_ns(&self.personality, kick_ns, now_ns));
         }
@@ -237,20 +237,22 @@ mod tests {
     use kvmlet_linux::Call;
 
     use super::*;
-    use crate::{Calls, Program, Streams, Trace, policy_for};
+    use crate::{Calls, Program, Streams, Trace, Trees, policy_for};
 
     fn sandbox() -> Sandbox {
-        let (policy, cwd) = policy_for(b"/", &[]).unwrap();
+        let (policy, cwd) = policy_for(b"/", Trees::default()).unwrap();
         let program = Program {
             argv: vec![b"/bin/true".to_vec()],
             env: Vec::new(),
             policy,
+            access: Default::default(),
             cwd,
             streams: Streams::Capture {
                 input: Vec::new(),
                 output_limit_bytes: 1 << 20,
             },
             timeout: None,
+            cpu_time: None,
             memory_bytes: 64 << 20,
             processes_max: 256,
             trace: Trace::Off,

@@ -5,7 +5,7 @@ use std::any::Any;
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Resource};
 use kvmlet_hv::HvError;
-use kvmlet_linux::{ExecError, PostError};
+use kvmlet_linux::{ExecError, PostError, SpawnError};
 use kvmlet_mem::MemError;
 
 use crate::outcome::Ending;
@@ -59,6 +59,21 @@ pub enum EngineError {
     /// The program has ended.
     #[error("the program has ended: {}", .0.describe())]
     Ended(Ending),
+    /// The program does not wait for connections, or not on one port.
+    #[error("{0}")]
+    NotListening(String),
+    /// The program's time to come to its listener is over.
+    #[error("{0}")]
+    NotQuiet(String),
+    /// Connections of the host's are open.
+    #[error("connections to the program are open: {0}")]
+    Connected(usize),
+    /// A connection cannot be used, with the name of the error.
+    #[error("{0}")]
+    Connection(&'static str),
+    /// Every thread waits, and only the host can wake one.
+    #[error("every thread of the program waits: nothing will come before it is sent something")]
+    NoAnswer,
     /// The step's time is over. The program can go on.
     #[error("the program did not get there in time")]
     TimedOut,
@@ -74,6 +89,9 @@ pub enum EngineError {
     /// Too many messages wait to be received.
     #[error("{0}")]
     InboxFull(PostError),
+    /// A function that seeds random generators does not do its work: why.
+    #[error("the program cannot be told to seed its random generators in each fork: {0}")]
+    Unseeded(String),
     /// A called function never will return.
     #[error("{0} did not return: the program ended or replaced the thread that it ran on")]
     CallLost(String),
@@ -83,6 +101,21 @@ pub enum EngineError {
     /// A fork cannot be frozen.
     #[error("a fork cannot be frozen")]
     IsFork,
+    /// A connection that leads out cannot be frozen.
+    #[error("a connection is open: {0}")]
+    LeadsOut(String),
+    /// The box is closed.
+    #[error("the box is closed")]
+    Closed,
+    /// A process or descriptor of a box that has been reset since.
+    #[error("it is gone: the box has been reset since")]
+    Reset,
+    /// A limit of a box leaves no room for another command.
+    #[error("the box has no room for another process: {0}")]
+    BoxFull(String),
+    /// A call for a file of a box, with the name of its error.
+    #[error("{0}")]
+    File(&'static str),
     /// A file that the snapshot shows has changed.
     #[error("{0} has changed since the program was frozen")]
     Stale(String),
@@ -128,17 +161,27 @@ impl EngineError {
             Self::Descriptors => "descriptors",
             Self::Mappings => "mappings",
             Self::NotReady | Self::Silent => "not_ready",
+            Self::NotListening(_) => "not_listening",
+            Self::NotQuiet(_) => "not_quiet",
+            Self::Connected(_) => "connected",
+            Self::Connection(_) => "connection",
+            Self::NoAnswer => "no_answer",
             Self::Ended(_) => "ended",
             Self::TimedOut => "timeout",
             Self::Interrupted => "interrupted",
             Self::UnknownSymbol(_) => "unknown_symbol",
             Self::MessageTooLong(_) => "message_too_long",
             Self::InboxFull(_) => "inbox_full",
+            Self::Unseeded(_) => "unseeded",
             Self::CallLost(_) => "call_lost",
             Self::NotFork => "not_a_fork",
             Self::IsFork => "is_a_fork",
+            Self::LeadsOut(_) => "leads_out",
+            Self::Reset => "box_reset",
+            Self::BoxFull(_) => "box_full",
+            Self::File(_) => "file",
             Self::Stale(_) => "stale",
-            Self::OtherProcess => "closed",
+            Self::Closed | Self::OtherProcess => "closed",
             Self::Internal(_) => "internal",
         }
     }
@@ -181,6 +224,39 @@ impl From<kvmlet_mem::OutOfMemory> for EngineError {
         Self::BadArgument(format!(
             "the memory limit is too small to start a program: {error}"
         ))
+    }
+}
+
+impl EngineError {
+    /// The error of a command `name` that cannot be started.
+    #[must_use]
+    pub fn of_spawn(error: SpawnError, name: &[u8]) -> Self {
+        match error {
+            SpawnError::Directory(errno) => Self::BadArgument(format!("cwd: {}", describe(errno))),
+            SpawnError::NotFound => Self::NotFound(show(name)),
+            SpawnError::Exec(ExecError::Build(errno)) => Self::of_limit(errno),
+            SpawnError::Exec(error) => error.into(),
+            SpawnError::Limit(errno) => Self::of_limit(errno),
+        }
+    }
+
+    /// The error of a pipe of a box.
+    pub(crate) fn of_exchange(errno: Errno) -> Self {
+        match errno {
+            // The holder's own memory is a part of the box's.
+            Errno::ENOMEM | Errno::EFAULT => Self::of_limit(Errno::ENOMEM),
+            errno => Self::File(errno.name()),
+        }
+    }
+
+    fn of_limit(errno: Errno) -> Self {
+        Self::BoxFull(match errno {
+            Errno::EAGAIN => "it has as many processes as it may have".to_owned(),
+            Errno::EMFILE => "it has as many pipes open as it may have".to_owned(),
+            Errno::ENOMEM => "its memory limit is reached".to_owned(),
+            Errno::E2BIG => "the arguments are too long".to_owned(),
+            errno => errno.name().to_owned(),
+        })
     }
 }
 

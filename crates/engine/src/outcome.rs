@@ -1,6 +1,6 @@
 //! The outcome of a run.
 
-use kvmlet_linux::Denial;
+use kvmlet_linux::{Changes, Denial};
 
 use crate::stats::Stat;
 
@@ -13,6 +13,8 @@ pub enum Ending {
     Signal(u8),
     /// The wall-clock limit.
     Timeout,
+    /// The limit on CPU time.
+    CpuTime,
     /// The memory limit.
     Memory,
     /// The limit on captured output.
@@ -31,6 +33,7 @@ impl Ending {
             Self::Exited(_) => "exited",
             Self::Signal(_) => "signal",
             Self::Timeout => "timeout",
+            Self::CpuTime => "cpu-time",
             Self::Memory => "memory",
             Self::Output => "output",
             Self::Interrupted => "interrupted",
@@ -44,6 +47,7 @@ impl Ending {
             Self::Exited(status) => format!("it exited with status {status}"),
             Self::Signal(signo) => format!("signal {signo} killed it"),
             Self::Timeout => "its time was over".to_owned(),
+            Self::CpuTime => "it used its CPU time".to_owned(),
             Self::Memory => "it reached its memory limit".to_owned(),
             Self::Output => "it reached the limit on its output".to_owned(),
             Self::Interrupted => "it was interrupted".to_owned(),
@@ -65,6 +69,8 @@ pub struct RunOutcome {
     pub denials: Vec<Denial>,
     /// Things that are not supported and were met: name and detail.
     pub events: Vec<(String, String)>,
+    /// Changes in trees that are changed in memory.
+    pub changes: Changes,
     /// Counters and times.
     pub stats: Vec<(String, Stat)>,
 }

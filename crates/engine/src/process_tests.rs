@@ -6,6 +6,7 @@ use std::time::Duration;
 use kvmlet_hv::KvmKind;
 
 use crate::flush::SKIPS_DEAD_STORES;
+use crate::run::Limits;
 use crate::testing::{Nobody, program};
 use crate::{Calls, Ending, Program, Sandbox, Stat, boot};
 
@@ -28,9 +29,8 @@ fn forks(children: u32) -> Program {
 /// The sandbox after its program's end, the way that it ended and its output.
 fn run(program: &Program) -> (Sandbox, Ending, String) {
     let mut sandbox = boot::build(program).unwrap();
-    let timeout_ns = program.timeout.unwrap().as_nanos() as u64;
-    let deadline_ns = sandbox.started_ns + timeout_ns;
-    let outcome = sandbox.run(Some(deadline_ns), &mut Nobody).unwrap();
+    let limits = Limits::of(program, sandbox.started_ns);
+    let outcome = sandbox.run(limits, &mut Nobody).unwrap();
     let output = String::from_utf8_lossy(&outcome.stdout).into_owned();
     (sandbox, outcome.ending, output)
 }

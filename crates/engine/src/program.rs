@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvmlet_linux::Inherited;
-use kvmlet_policy::Policy;
+use kvmlet_linux::{Access, Inherited};
+use kvmlet_policy::{MountMode, Policy, PolicyError, WORK};
 
 use crate::{Calls, EngineError};
 
@@ -40,12 +40,16 @@ pub struct Program {
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// The rules on the host's files that it may see. Whatever else confines it is made from the same value.
     pub policy: Policy,
+    /// Things that have been opened for its network.
+    pub access: Arc<Access>,
     /// The directory that it starts in: one that the policy shows.
     pub cwd: Vec<u8>,
     /// Standard streams.
     pub streams: Streams,
     /// Wall-clock limit.
     pub timeout: Option<Duration>,
+    /// Limit on CPU time, its own and that of the work for it.
+    pub cpu_time: Option<Duration>,
     /// Memory limit in bytes.
     pub memory_bytes: u64,
     /// Processes at most, with those that have not been waited for.
@@ -56,18 +60,75 @@ pub struct Program {
     pub calls: Calls,
 }
 
-/// The rules for a program that is started in `cwd`, and the directory where it starts.
-///
-/// The program may read the trees `readable` besides. All are absolute and canonical.
+/// The host trees that a program sees besides those of every program, absolute and canonical.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trees<'a> {
+    /// It may read these.
+    pub readable: &'a [Vec<u8>],
+    /// It may change this one in memory.
+    pub overlay: Option<&'a [u8]>,
+    /// It may change these themselves.
+    pub writable: &'a [Vec<u8>],
+    /// It sees these at other paths, or in other ways: host path, path, changes that it may make.
+    pub bound: &'a [(Vec<u8>, Vec<u8>, MountMode)],
+    /// There it has empty trees in memory. They need not be on the host.
+    pub memory: &'a [Vec<u8>],
+}
+
+/// The rules for a box, whose commands may use these trees besides the system's, and the directory where
+/// they start: an empty one.
 ///
 /// # Errors
-/// [`EngineError::BadArgument`] for a tree that cannot be made readable.
-pub fn policy_for(cwd: &[u8], readable: &[Vec<u8>]) -> Result<(Policy, Vec<u8>), EngineError> {
-    let (mut policy, start) = Policy::started_from(cwd);
-    for tree in readable {
-        policy.allow_tree(tree).map_err(|error| {
-            EngineError::BadArgument(format!("{}: {error}", String::from_utf8_lossy(tree)))
-        })?;
+/// As [`policy_for`].
+pub fn policy_for_box(trees: Trees<'_>) -> Result<(Policy, Vec<u8>), EngineError> {
+    let mut policy = Policy::default();
+    policy.show_work();
+    allow(&mut policy, trees)?;
+    Ok((policy, WORK.to_vec()))
+}
+
+fn refused(tree: &[u8], error: &PolicyError) -> EngineError {
+    EngineError::BadArgument(format!("{}: {error}", String::from_utf8_lossy(tree)))
+}
+
+fn allow(policy: &mut Policy, trees: Trees<'_>) -> Result<(), EngineError> {
+    for tree in trees.readable {
+        policy
+            .allow_tree(tree)
+            .map_err(|error| refused(tree, &error))?;
     }
-    Ok((policy, start.to_vec()))
+    if let Some(tree) = trees.overlay {
+        policy
+            .overlay_tree(tree)
+            .map_err(|error| refused(tree, &error))?;
+    }
+    // The last, since it takes what lies in it.
+    for tree in trees.writable {
+        policy
+            .write_tree(tree)
+            .map_err(|error| refused(tree, &error))?;
+    }
+    for (host, path, mode) in trees.bound {
+        policy
+            .bind_tree(host, path, *mode)
+            .map_err(|error| refused(path, &error))?;
+    }
+    for path in trees.memory {
+        policy
+            .show_memory(path)
+            .map_err(|error| refused(path, &error))?;
+    }
+    Ok(())
+}
+
+/// The rules for a program that is started in `cwd`, which may use these trees besides, and the directory where it
+/// starts.
+///
+/// # Errors
+/// [`EngineError::BadArgument`] for a tree that cannot be made visible so.
+pub fn policy_for(cwd: &[u8], trees: Trees<'_>) -> Result<(Policy, Vec<u8>), EngineError> {
+    let (mut policy, start) = Policy::started_from(cwd);
+    let start = start.to_vec();
+    allow(&mut policy, trees)?;
+    Ok((policy, start))
 }

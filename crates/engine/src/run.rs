@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use kvmlet_abi::Trap;
-use kvmlet_linux::{CallStatus, End, Pid, Step, Tid, Work, table};
+use kvmlet_linux::{CallStatus, End, Pid, STREAMED_BATCH_BYTES, Step, Tid, Work, table};
 
-use crate::EngineError;
 use crate::entry::Left;
 use crate::limit::Limit;
 use crate::outcome::{Ending, RunOutcome};
 use crate::sandbox::Sandbox;
 use crate::time::{TICK_NS, host_time_ns, now_ns, ran_ns};
+use crate::{EngineError, Program};
 
 /// Who runs the sandbox: asked whether to stop, told what is traced.
 pub trait Owner {
@@ -21,9 +21,51 @@ pub trait Owner {
     fn was_continued(&mut self) -> bool {
         false
     }
+    /// Whether the process has been told to stop (SIGTSTP) since this was asked last. It is asked only while a
+    /// program is on the caller's terminal, and [`Owner::stop`] follows.
+    fn was_told_to_stop(&mut self) -> bool {
+        false
+    }
+    /// Stops the process until it is continued.
+    fn stop(&mut self) {}
+    /// The captured streams that are given to [`Owner::output`] as they are written: standard output and
+    /// standard error.
+    fn streamed(&self) -> [bool; 2] {
+        [false; 2]
+    }
+    /// Waits in the engine's place while no thread can run and nothing of the host is waited for: for this time, or
+    /// until [`Owner::stop_requested`] would say so. `false` if it cannot: the engine then waits itself.
+    fn wait(&mut self, _time: Duration) -> bool {
+        false
+    }
+    /// Output of a streamed stream since it was told last. It is not kept. The program waits meanwhile.
+    fn output(&mut self, _stream: Streamed, _bytes: Vec<u8>) {}
     /// One traced call. To write it may take no longer than the time that is `left`, if there is a limit.
     fn trace(&mut self, line: &str, left: Option<Duration>);
 }
+
+/// An owner that wants nothing: a deadline is what ends the run.
+pub(crate) struct Nobody;
+
+impl Owner for Nobody {
+    fn stop_requested(&mut self) -> bool {
+        false
+    }
+
+    fn trace(&mut self, _line: &str, _left: Option<Duration>) {}
+}
+
+/// A captured stream that the owner is told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Streamed {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// The owner is told of output that is this old, in nanoseconds: a line of it need not be told at once.
+const OUTPUT_DELAY_NS: u64 = 5_000_000;
 
 /// What a step runs until.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,6 +80,10 @@ pub(crate) enum Until {
     Return,
     /// A thread waits that can be given a function to call.
     Callable,
+    /// Something has happened that the host waits for, as the holder of a box or as a client.
+    News,
+    /// No thread can run, and one waits for a connection.
+    Listening,
 }
 
 /// Why a step stopped.
@@ -49,6 +95,8 @@ pub(crate) enum Stop {
     Ended(Ending),
     /// The step's time is over.
     TimedOut,
+    /// The program has used its CPU time.
+    OutOfCpuTime,
     /// The owner asked for it.
     Interrupted,
     /// Every thread waits, and nothing but another message can wake one.
@@ -58,7 +106,7 @@ pub(crate) enum Stop {
 /// What the loop keeps from one turn to the next. Times are on the host's CLOCK_MONOTONIC.
 pub(crate) struct Drive<'a> {
     until: Until,
-    owner: &'a mut dyn Owner,
+    pub owner: &'a mut dyn Owner,
     pub limit: Limit,
     /// When the owner is asked next, whatever happens.
     pub tick_ns: u64,
@@ -70,39 +118,78 @@ pub(crate) struct Drive<'a> {
     mark_ns: u64,
     /// What it works for since then.
     work: Option<Work>,
+    /// The streams that the owner is told of.
+    streamed: [bool; 2],
+    /// When it is told again, if there is not much.
+    output_ns: u64,
+    /// When the caller's terminal is looked after next.
+    pub console_ns: u64,
+    /// The host has been asked for events of its sockets since the guest ran.
+    has_looked: bool,
+}
+
+/// The limits on the time of a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// The end, on the host's CLOCK_MONOTONIC.
+    pub deadline_ns: Option<u64>,
+    /// CPU time from now on.
+    pub cpu_time: Option<Duration>,
+}
+
+impl Limits {
+    /// Those of a program whose sandbox began to be made at a time.
+    pub fn of(program: &Program, started_ns: u64) -> Self {
+        let end_ns = |timeout| started_ns.saturating_add(duration_ns(timeout));
+        Self {
+            deadline_ns: program.timeout.map(end_ns),
+            cpu_time: program.cpu_time,
+        }
+    }
+}
+
+fn duration_ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl<'a> Drive<'a> {
-    fn new(until: Until, deadline_ns: Option<u64>, owner: &'a mut dyn Owner) -> Self {
+    fn new(until: Until, limits: Limits, owner: &'a mut dyn Owner) -> Self {
         let now_ns = now_ns();
+        let streamed = owner.streamed();
+        let cpu_ns = limits.cpu_time.map(duration_ns);
         Self {
             until,
             owner,
-            limit: Limit::new(deadline_ns, now_ns),
+            limit: Limit::new(limits.deadline_ns, now_ns).with_cpu(cpu_ns, now_ns),
             tick_ns: now_ns.saturating_add(TICK_NS),
             armed_ns: None,
             running: None,
             mark_ns: now_ns,
             work: None,
+            streamed,
+            output_ns: now_ns,
+            console_ns: now_ns,
+            has_looked: false,
         }
     }
 
     /// Asks the owner.
-    fn check(&mut self, now_ns: u64) -> Option<Stop> {
+    pub fn check(&mut self, now_ns: u64) -> Option<Stop> {
         self.limit.check(self.owner, now_ns)
     }
 }
 
 impl Sandbox {
-    /// Runs until the program ends or the time is over (on the host's CLOCK_MONOTONIC).
+    /// Runs until the program ends or its time is over.
     pub(crate) fn run(
         &mut self,
-        deadline_ns: Option<u64>,
+        limits: Limits,
         owner: &mut dyn Owner,
     ) -> Result<RunOutcome, EngineError> {
-        let ending = match self.drive(Until::End, deadline_ns, owner)? {
+        let ending = match self.drive_within(Until::End, limits, owner)? {
             Stop::Ended(ending) => ending,
             Stop::TimedOut => Ending::Timeout,
+            Stop::OutOfCpuTime => Ending::CpuTime,
             Stop::Interrupted => Ending::Interrupted,
             Stop::Reached | Stop::Stuck => {
                 return Err(EngineError::Internal("a run stopped half-way".to_owned()));
@@ -118,9 +205,36 @@ impl Sandbox {
         deadline_ns: Option<u64>,
         owner: &mut dyn Owner,
     ) -> Result<Stop, EngineError> {
-        let stop = self.drive_armed(&mut Drive::new(until, deadline_ns, owner));
-        if matches!(stop, Ok(Stop::Ended(_))) {
+        let limits = Limits {
+            deadline_ns,
+            cpu_time: None,
+        };
+        self.drive_within(until, limits, owner)
+    }
+
+    fn drive_within(
+        &mut self,
+        until: Until,
+        limits: Limits,
+        owner: &mut dyn Owner,
+    ) -> Result<Stop, EngineError> {
+        let mut drive = Drive::new(until, limits, owner);
+        self.personality.host.captured.streamed = drive.streamed;
+        let mut stop = match self.tend_console(&mut drive) {
+            Ok(None) => self.drive_armed(&mut drive),
+            Ok(Some(stop)) => Ok(stop),
+            Err(error) => Err(error),
+        };
+        let has_ended = matches!(stop, Ok(Stop::Ended(_)));
+        if self.personality.has_console() {
+            if let Some(cut) = self.drain_console(has_ended, &mut drive)? {
+                stop = Ok(cut);
+            }
+        } else if has_ended {
             self.personality.host.settings.restore();
+        }
+        if has_ended && let Some(cut) = self.drain_network(&mut drive)? {
+            stop = Ok(cut);
         }
         // The thread is the caller's again: a late kick would interrupt a host call of its own.
         self.guest.vcpu.arm(None)?;
@@ -131,13 +245,23 @@ impl Sandbox {
         loop {
             let step = self.personality.next(&mut self.guest.vcpu);
             self.emit_trace(drive);
+            if drive.streamed != [false; 2] {
+                self.emit_output(drive);
+            }
             self.guest.vcpu.check()?;
             if self.has_reached(drive.until) {
                 return Ok(Stop::Reached);
             }
             let stop = match step {
                 Step::Run(tid) => {
+                    let is_quiet = self.personality.host.outside.begin_computing();
+                    if !is_quiet && !core::mem::replace(&mut drive.has_looked, true) {
+                        self.personality.network_ready();
+                        continue;
+                    }
+                    drive.has_looked = false;
                     let left = self.enter(tid, drive)?;
+                    self.personality.host.outside.end_computing();
                     self.account_for(&left, drive);
                     self.settle(left, drive)?
                 }
@@ -152,12 +276,20 @@ impl Sandbox {
     }
 
     fn has_reached(&self, until: Until) -> bool {
+        // Of what a process has done that is about to end, some may still be taken back.
+        if !self.personality.kernel.doomed.is_empty() {
+            return false;
+        }
         match until {
             Until::End => false,
             Until::Ready => self.personality.is_ready(),
             Until::Message => !self.personality.kernel.channel.outbox.is_empty(),
             Until::Return => self.personality.call_status() != CallStatus::Running,
             Until::Callable => self.personality.is_callable(),
+            Until::News => self.personality.has_news(),
+            Until::Listening => {
+                self.personality.is_parked() && !self.personality.awaited_ports().is_empty()
+            }
         }
     }
 
@@ -173,7 +305,10 @@ impl Sandbox {
         }
         drive.tick_ns = now_ns.saturating_add(TICK_NS);
         self.poll_hosts(Duration::ZERO)?;
-        Ok(drive.check(now_ns))
+        match self.tend_console(drive)? {
+            None => Ok(drive.check(now_ns)),
+            stop => Ok(stop),
+        }
     }
 
     /// No thread can run: waits for a host descriptor or a deadline, at most a tick.
@@ -182,7 +317,7 @@ impl Sandbox {
         wake_ns: Option<u64>,
         drive: &mut Drive<'_>,
     ) -> Result<Option<Stop>, EngineError> {
-        let for_ever = wake_ns.is_none() && !self.personality.kernel.sched.waits_for_host();
+        let for_ever = wake_ns.is_none() && !self.personality.waits_for_host();
         if for_ever && drive.until != Until::End {
             return Ok(Some(Stop::Stuck));
         }
@@ -190,15 +325,23 @@ impl Sandbox {
         self.account(drive.work.take(), before_ns.saturating_sub(drive.mark_ns));
         let mut until_ns = before_ns
             .saturating_add(TICK_NS)
-            .min(drive.limit.deadline_ns().unwrap_or(u64::MAX));
+            .min(drive.limit.due_ns().unwrap_or(u64::MAX));
         if let Some(wake_ns) = wake_ns {
             until_ns = until_ns.min(host_time_ns(&self.personality, wake_ns, before_ns));
         }
-        self.poll_hosts(Duration::from_nanos(until_ns.saturating_sub(before_ns)))?;
+        let time = Duration::from_nanos(until_ns.saturating_sub(before_ns));
+        let has_hosts = !self.personality.host_waits().is_empty()
+            || self.personality.host.outside.as_fd().is_some();
+        if has_hosts || !drive.owner.wait(time) {
+            self.poll_hosts(time)?;
+        }
         let after_ns = now_ns();
         drive.mark_ns = after_ns;
         self.times.idle_ns += after_ns.saturating_sub(before_ns);
-        Ok(drive.check(after_ns))
+        match self.tend_console(drive)? {
+            None => Ok(drive.check(after_ns)),
+            stop => Ok(stop),
+        }
     }
 
     /// Counts the time before the entry as the host's, the time since as the guest's.
@@ -270,7 +413,26 @@ impl Sandbox {
             drive.tick_ns = now_ns.saturating_add(TICK_NS);
         }
         self.poll_hosts(Duration::ZERO)?;
-        Ok(None)
+        self.tend_console(drive)
+    }
+
+    fn emit_output(&mut self, drive: &mut Drive<'_>) {
+        let captured = &mut self.personality.host.captured;
+        let streams = [
+            (Streamed::Stdout, &mut captured.stdout),
+            (Streamed::Stderr, &mut captured.stderr),
+        ];
+        if streams.iter().all(|(_, held)| held.is_empty()) {
+            return;
+        }
+        let now_ns = now_ns();
+        let is_due = now_ns >= drive.output_ns;
+        for ((stream, held), wanted) in streams.into_iter().zip(drive.streamed) {
+            if wanted && !held.is_empty() && (is_due || held.len() > STREAMED_BATCH_BYTES) {
+                drive.owner.output(stream, std::mem::take(held));
+                drive.output_ns = now_ns.saturating_add(OUTPUT_DELAY_NS);
+            }
+        }
     }
 
     fn emit_trace(&mut self, drive: &mut Drive<'_>) {
@@ -280,7 +442,7 @@ impl Sandbox {
     }
 }
 
-fn ending(end: End) -> Ending {
+pub(crate) fn ending(end: End) -> Ending {
     match end {
         End::Exited(status) => Ending::Exited(status),
         End::Signal(signo) => Ending::Signal(signo),

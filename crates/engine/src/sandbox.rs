@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use kvmlet_abi::layout::StubConstant;
-use kvmlet_linux::{CpuInfo, Host, Kernel, Machine, Personality, Vdso};
+use kvmlet_linux::{ChangeSet, CpuInfo, Host, Kernel, Machine, Personality, Vdso};
 use kvmlet_mem::{GuestMemory, ResetReport};
 
 use crate::EngineError;
+use crate::clones::Reseeding;
 use crate::outcome::{Ending, RunOutcome};
 use crate::snapshot::Frozen;
 use crate::stats::{self, Times};
@@ -35,6 +36,14 @@ pub struct Sandbox {
     pub(crate) is_suspect: bool,
     /// The report of the last reset.
     pub(crate) last_reset: ResetReport,
+    /// The port that the program was last found to wait for connections on.
+    pub(crate) listening_port: Option<u16>,
+    /// The functions that each fork of it is to call first.
+    pub(crate) reseeding: Vec<Reseeding>,
+    /// The generation in which they were called last.
+    pub(crate) reseeded: Option<u64>,
+    /// Memory that a fork of it may use beyond what is frozen, if that is not as much as the program may.
+    pub(crate) fork_memory_bytes: Option<u64>,
 }
 
 /// Things that a sandbox is set up with, and every fork of it again.
@@ -69,7 +78,7 @@ impl Sandbox {
         host.clock = clock;
         let kernel = kernel(&host, &mut memory)?;
         let machine = Machine::new(memory, spaces, Some(setup.vdso), setup.cpu);
-        Ok(Self {
+        let mut sandbox = Self {
             guest,
             personality: Lendable::new(Personality::new(kernel, machine, host)),
             transport: Transport::new(setup.calls),
@@ -81,7 +90,19 @@ impl Sandbox {
             origin: None,
             is_suspect: false,
             last_reset: ResetReport::default(),
-        })
+            listening_port: None,
+            reseeding: Vec::new(),
+            reseeded: None,
+            fork_memory_bytes: None,
+        };
+        sandbox.watch_network();
+        Ok(sandbox)
+    }
+
+    /// Has each fork of this program, once it is frozen, use `len_bytes` of memory at most beyond what the frozen
+    /// program uses. Pages of that which a fork writes do not count.
+    pub fn limit_forks(&mut self, len_bytes: u64) {
+        self.fork_memory_bytes = Some(len_bytes);
     }
 
     /// Writes the constants that the stub answers from.
@@ -116,7 +137,13 @@ impl Sandbox {
     /// Takes the things that the program left, with its counters.
     pub(crate) fn take_outcome(&mut self, ending: Ending) -> RunOutcome {
         self.times.wall_ns = now_ns().saturating_sub(self.started_ns);
-        let Personality { host, machine, .. } = &mut *self.personality;
+        let Personality {
+            kernel,
+            host,
+            machine,
+            ..
+        } = &mut *self.personality;
+        let changes = kvmlet_linux::changes(&kernel.tmpfs, &machine.memory, host);
         let stats = stats::collect(
             self.guest.vcpu.counters(),
             self.guest.vm.ioctls(),
@@ -126,15 +153,28 @@ impl Sandbox {
             machine.memory.peak_bytes(),
             &host.report,
         );
+        let (denials, events) = host.report.take();
         RunOutcome {
             ending,
             stdout: std::mem::take(&mut host.captured.stdout),
             stderr: std::mem::take(&mut host.captured.stderr),
-            denials: std::mem::take(&mut host.report.denials),
-            events: std::mem::take(&mut host.report.events)
-                .into_keys()
-                .collect(),
+            denials,
+            events,
+            changes,
             stats,
         }
+    }
+
+    /// The changes that the program has made, with their contents. The VM ends.
+    pub(crate) fn into_changes(self) -> Result<ChangeSet, EngineError> {
+        let Personality {
+            kernel,
+            machine,
+            host,
+            ..
+        } = self.personality.into_inner()?;
+        // Nothing runs any more, and nobody looks.
+        drop(self.guest);
+        Ok(ChangeSet::take(kernel.tmpfs, machine.memory, host))
     }
 }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::Kicker;
-use kvmlet_linux::{CallArg, CallError, Peer, PostError, Returns, SymbolError};
+use kvmlet_linux::{
+    CallArg, CallError, Denial, News, Peer, Personality, PostError, Returns, SymbolError,
+};
 
 use crate::outcome::Ending;
 use crate::run::{Stop, Until};
@@ -50,6 +52,15 @@ pub struct CallResult {
     pub buffers: Vec<Vec<u8>>,
 }
 
+/// The fate of connections that lead out when a program is frozen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Connections {
+    /// The freeze is refused.
+    Refuse,
+    /// They end, as if each other side had reset them.
+    Drop,
+}
+
 impl Sandbox {
     /// Builds a VM and loads a program into it; nothing has run yet. `program.timeout` is not looked
     /// at: each step has its own.
@@ -86,6 +97,42 @@ impl Sandbox {
             Err(EngineError::TimedOut) => Ok(()),
             other => other,
         }
+    }
+
+    /// Runs a box until one of these has happened. [`EngineError::NotReady`] says that nothing can happen before
+    /// the host does something for it.
+    pub(crate) fn until_news(
+        &mut self,
+        news: &[News],
+        owner: &mut dyn Owner,
+    ) -> Result<(), EngineError> {
+        self.until_news_within(news, None, owner)
+    }
+
+    /// As [`Sandbox::until_news`], for a time.
+    pub(crate) fn until_news_within(
+        &mut self,
+        news: &[News],
+        timeout: Option<Duration>,
+        owner: &mut dyn Owner,
+    ) -> Result<(), EngineError> {
+        self.check_alive()?;
+        self.personality.await_news(news);
+        let reached = self.step(Until::News, timeout, owner);
+        self.personality.await_news(&[]);
+        reached
+    }
+
+    /// Acts for the holder of a box. Nothing of it runs meanwhile.
+    ///
+    /// # Errors
+    /// [`EngineError::Ended`].
+    pub(crate) fn act<T>(
+        &mut self,
+        work: impl FnOnce(&mut Personality) -> T,
+    ) -> Result<T, EngineError> {
+        self.check_alive()?;
+        self.guarded(|sandbox| Ok(work(&mut sandbox.personality)))
     }
 
     /// Puts a message where the program receives it. Nothing runs.
@@ -210,14 +257,39 @@ impl Sandbox {
         })
     }
 
-    /// Freezes the program where it is. It does not run any more; its forks do.
+    /// Says if a freeze has to be refused for connections: of the host's, or that lead out. Ends the latter if it is
+    /// told to.
     ///
     /// # Errors
-    /// [`EngineError::Ended`], [`EngineError::IsFork`], and what the host refuses.
-    pub fn freeze(self) -> Result<Snapshot, EngineError> {
+    /// [`EngineError::Connected`], [`EngineError::LeadsOut`]
+    pub fn settle_connections(&mut self, connections: Connections) -> Result<(), EngineError> {
+        self.check_unconnected()?;
+        let open = self.personality.host.outside.connections();
+        match (connections, open.first()) {
+            (Connections::Refuse, Some(first)) => Err(EngineError::LeadsOut(first.clone())),
+            (Connections::Drop, Some(_)) => {
+                self.personality.drop_connections();
+                Ok(())
+            }
+            (_, None) => Ok(()),
+        }
+    }
+
+    /// Freezes the program where it is. It does not run any more; its forks do. Connections have been settled before
+    /// ([`Sandbox::settle_connections`]).
+    ///
+    /// # Errors
+    /// [`EngineError::Ended`], [`EngineError::IsFork`], [`EngineError::Connected`], [`EngineError::LeadsOut`], and what
+    /// the host refuses.
+    pub fn freeze(mut self) -> Result<Snapshot, EngineError> {
         self.check_alive()?;
-        if self.origin.is_some() {
+        // A fork of a box goes on as a box of its own.
+        if self.origin.is_some() && self.personality.kernel.holder.is_none() {
             return Err(EngineError::IsFork);
+        }
+        self.settle_connections(Connections::Refuse)?;
+        if self.listening_port.is_some() {
+            self.make_clones_differ()?;
         }
         let caught = std::panic::catch_unwind(AssertUnwindSafe(|| Snapshot::freeze(self)));
         caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())))
@@ -280,6 +352,17 @@ impl Sandbox {
         memory.limit_bytes().saturating_sub(memory.used_bytes())
     }
 
+    /// Pages that the last reset has put back or dropped.
+    #[must_use]
+    pub fn pages_reset(&self) -> u64 {
+        self.last_reset.copied_pages + self.last_reset.dropped_pages
+    }
+
+    /// Takes what was refused, and what is unsupported, since the last time or the last reset.
+    pub fn take_report(&mut self) -> (Vec<Denial>, Vec<(String, String)>) {
+        self.personality.host.report.take()
+    }
+
     /// Counters so far, and what the last reset did.
     #[must_use]
     pub fn stats(&self) -> Vec<(String, Stat)> {
@@ -310,7 +393,18 @@ impl Sandbox {
         Ok(all.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    fn check_alive(&self) -> Result<(), EngineError> {
+    /// Succeeds if no connection of the host's is open.
+    ///
+    /// # Errors
+    /// [`EngineError::Connected`]
+    fn check_unconnected(&self) -> Result<(), EngineError> {
+        match self.personality.connections() {
+            0 => Ok(()),
+            open => Err(EngineError::Connected(open)),
+        }
+    }
+
+    pub(crate) fn check_alive(&self) -> Result<(), EngineError> {
         match self.ended {
             None => Ok(()),
             Some(ending) => Err(EngineError::Ended(ending)),
@@ -319,7 +413,7 @@ impl Sandbox {
 
     /// Does something of ours that a guest's state goes into. A panic is a fault of ours: the sandbox is
     /// not to be trusted any more.
-    fn guarded<T>(
+    pub(crate) fn guarded<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
@@ -330,7 +424,7 @@ impl Sandbox {
         })
     }
 
-    fn step(
+    pub(crate) fn step(
         &mut self,
         until: Until,
         timeout: Option<Duration>,
@@ -344,11 +438,13 @@ impl Sandbox {
         let stop = driven.inspect_err(|_| self.ended = Some(Ending::Broken))?;
         match stop {
             Stop::Reached => Ok(()),
-            Stop::TimedOut => Err(EngineError::TimedOut),
+            Stop::TimedOut | Stop::OutOfCpuTime => Err(EngineError::TimedOut),
             Stop::Interrupted => Err(EngineError::Interrupted),
             Stop::Stuck => Err(match until {
                 Until::Message | Until::Return => EngineError::Silent,
-                Until::Ready | Until::End | Until::Callable => EngineError::NotReady,
+                Until::Ready | Until::End | Until::Callable | Until::News | Until::Listening => {
+                    EngineError::NotReady
+                }
             }),
             Stop::Ended(ending) => {
                 self.ended = Some(ending);

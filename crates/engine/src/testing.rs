@@ -2,20 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
-use crate::{Calls, Owner, Program, Streams, Trace, policy_for};
-
-/// An owner that wants nothing.
-pub(crate) struct Nobody;
-
-impl Owner for Nobody {
-    fn stop_requested(&mut self) -> bool {
-        false
-    }
-
-    fn trace(&mut self, _line: &str, _left: Option<Duration>) {}
-}
+pub(crate) use crate::run::Nobody;
+use crate::{Calls, Program, Streams, Trace, Trees, policy_for};
 
 /// A guest program, built if need be.
 pub(crate) fn program(directory: &str, name: &str, args: &[&str]) -> Program {
@@ -35,17 +24,19 @@ pub(crate) fn program(directory: &str, name: &str, args: &[&str]) -> Program {
     let words =
         std::iter::once(format!("./{name}")).chain(args.iter().map(|arg| (*arg).to_owned()));
     let build = build.into_os_string().into_encoded_bytes();
-    let (policy, cwd) = policy_for(&build, &[]).unwrap();
+    let (policy, cwd) = policy_for(&build, Trees::default()).unwrap();
     Program {
         argv: words.map(String::into_bytes).collect(),
         env: Vec::new(),
         policy,
+        access: Default::default(),
         cwd,
         streams: Streams::Capture {
             input: Vec::new(),
             output_limit_bytes: 1 << 20,
         },
         timeout: None,
+        cpu_time: None,
         memory_bytes: 256 << 20,
         processes_max: 256,
         trace: Trace::Off,

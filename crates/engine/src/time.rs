@@ -16,6 +16,15 @@ pub(crate) fn now_ns() -> u64 {
         .saturating_add(time.tv_nsec.unsigned_abs())
 }
 
+/// CPU time of the calling thread, in nanoseconds.
+pub(crate) fn thread_cpu_ns() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec
+        .unsigned_abs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec.unsigned_abs())
+}
+
 /// The CPU time of a thread that has been inside the guest between two times. It is kicked once a tick at
 /// least: beyond that the process was stopped, or had no CPU.
 pub(crate) fn ran_ns(since_ns: u64, now_ns: u64) -> u64 {

@@ -147,6 +147,7 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_sched_getaffinity [] Allow "which CPUs may be used";
     SYS_sched_setaffinity [] Allow "keeps a poller off its guest's CPU";
     SYS_tgkill [OwnProcess(0)] Allow "stops a vCPU of ours; a fatal error of ours";
+    SYS_kill [Is(0, 0), Is(1, SIGTSTP)] Allow "stops the caller's job with the program";
     SYS_rt_sigaction [] Allow "handlers of Python's and of ours";
     SYS_rt_sigprocmask [] Allow "which thread takes a signal";
     SYS_rt_sigreturn [] Allow "ends a handler";
@@ -166,12 +167,89 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_exit_group [] Allow "the end";
 };
 
+/// What a run takes besides if its policy lets a program change a tree of the host's. Landlock says which names may
+/// be made, removed and opened for writing; of modes, owners and times it knows nothing. A mode is therefore set by a
+/// descriptor only, which Landlock has let be opened.
+pub(crate) const CHANGES: &[Call] = calls! {
+    SYS_openat [Masked(2, O_TMPFILE, 0)] Allow "opens a file for writing, makes one";
+    SYS_mkdirat [] Allow "makes a directory";
+    SYS_unlinkat [] Allow "removes a name";
+    SYS_renameat2 [] Allow "renames";
+    SYS_symlinkat [] Allow "makes a symbolic link";
+    SYS_linkat [Is(4, 0)] Allow "makes another name; a link is not followed";
+    SYS_fchmod [] Allow "sets a mode";
+    SYS_fchown [] Allow "sets the group of what is open";
+    SYS_fchownat [Is(4, AT_SYMLINK_NOFOLLOW)] Allow "sets the group by a name, of a link too";
+    SYS_utimensat [Null(1), Is(3, 0)] Allow "sets the times of what is open";
+    SYS_utimensat [Is(3, AT_SYMLINK_NOFOLLOW)] Allow "sets times by a name, of a link too";
+    SYS_fallocate [] Allow "gives a file room";
+    SYS_fdatasync [] Allow "has written bytes reach the disk";
+};
+
+const AT_SYMLINK_NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.cast_unsigned();
+
+/// What serving clients takes besides, all of it with sockets that were made before or come from those.
+pub(crate) const OF_SERVER: &[Call] = calls! {
+    SYS_accept4 [] Allow "a client";
+    SYS_epoll_create1 [] Allow "the threads that serve clients";
+    SYS_epoll_ctl [] Allow "which sockets they wait for";
+    SYS_epoll_wait [] Allow "waits for clients";
+    SYS_eventfd2 [] Allow "wakes such a thread";
+    SYS_ioctl [Is(1, KVM_GET_STATS_FD)] Allow "a program is frozen";
+    SYS_memfd_create [] Allow "the page tables that forks share; never executed";
+    SYS_fcntl [Is(1, F_ADD_SEALS)] Allow "nobody changes those any more";
+    SYS_ioctl [Is(1, FIONBIO)] Allow "a listener is not waited for";
+    SYS_setsockopt [Is(1, IPPROTO_TCP), Is(2, TCP_NODELAY)] Allow "an answer goes out at once";
+    SYS_writev [] Allow "an answer's head and body";
+    SYS_shutdown [] Allow "the end of an answer";
+    SYS_sched_yield [] Allow "a queue whose other end is in the middle of an entry";
+};
+
+/// What a run takes besides whose program may reach a host. Every socket has been allowed by a rule before: of TCP and UDP
+/// only, and each has one peer.
+pub(crate) const NETWORK: &[Call] = calls! {
+    SYS_socket [Masked(0, !AF_INET_BITS, AF_INET), Is(1, SOCK_STREAM)] Allow "a connection";
+    SYS_socket [Masked(0, !AF_INET_BITS, AF_INET), Is(1, SOCK_DGRAM)] Allow "datagrams to one host";
+    SYS_connect [] Allow "the host that a rule allows";
+    SYS_getsockname [] Allow "whether a host is this machine";
+    SYS_getpeername [] Allow "whether a connection is there yet";
+    SYS_getsockopt [Is(1, SOL_SOCKET), Is(2, SO_ERROR)] Allow "why it is not";
+};
+
+/// What a run takes whose program may reach a host or be reached.
+pub(crate) const CONNECTIONS: &[Call] = calls! {
+    SYS_setsockopt [Is(1, IPPROTO_TCP)] Allow "sends small pieces at once, asks if the other side is there";
+    SYS_setsockopt [Is(1, SOL_SOCKET), Is(2, SO_LINGER)] Allow "resets a connection";
+    SYS_setsockopt [Is(1, SOL_SOCKET), Is(2, SO_KEEPALIVE)] Allow "asks if the other side is there";
+    SYS_shutdown [Is(1, SHUT_WR)] Allow "sends no more";
+    SYS_epoll_create1 [] Allow "events of sockets";
+    SYS_epoll_ctl [Is(1, EPOLL_CTL_ADD)] Allow "looks out for a socket";
+    SYS_epoll_pwait [] Allow "events of sockets";
+};
+
+/// What a run takes whose program can be reached by ports of the host.
+pub(crate) const PUBLISHED: &[Call] = calls! {
+    SYS_accept4 [] Allow "takes a connection from a port that was opened before";
+};
+
+const AF_INET: u32 = libc::AF_INET.cast_unsigned();
+/// The bits that tell AF_INET and AF_INET6 apart.
+const AF_INET_BITS: u32 = (libc::AF_INET ^ libc::AF_INET6).cast_unsigned();
+const SOCKET_FLAGS: u32 = (libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK).cast_unsigned();
+const SOCK_STREAM: u32 = libc::SOCK_STREAM.cast_unsigned() | SOCKET_FLAGS;
+const SOCK_DGRAM: u32 = libc::SOCK_DGRAM.cast_unsigned() | SOCKET_FLAGS;
+const SOL_SOCKET: u32 = libc::SOL_SOCKET.cast_unsigned();
+const SO_ERROR: u32 = libc::SO_ERROR.cast_unsigned();
+const SO_LINGER: u32 = libc::SO_LINGER.cast_unsigned();
+const SO_KEEPALIVE: u32 = libc::SO_KEEPALIVE.cast_unsigned();
+const SHUT_WR: u32 = libc::SHUT_WR.cast_unsigned();
+const EPOLL_CTL_ADD: u32 = libc::EPOLL_CTL_ADD.cast_unsigned();
 const PROT_EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
 /// Flags of open(2) that write, create or shorten a file.
 const OPEN_CHANGES: u32 =
-    (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | O_TMPFILE).cast_unsigned();
+    (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC).cast_unsigned() | O_TMPFILE;
 /// O_TMPFILE without O_DIRECTORY, which it has in it.
-const O_TMPFILE: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
+const O_TMPFILE: u32 = (libc::O_TMPFILE & !libc::O_DIRECTORY).cast_unsigned();
 /// A thread of this process and nothing else.
 const THREAD: u32 = (libc::CLONE_VM
     | libc::CLONE_FS
@@ -185,9 +263,13 @@ const THREAD_OPTIONS: u32 = (libc::CLONE_SYSVSEM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID)
     .cast_unsigned();
+const SIGTSTP: u32 = libc::SIGTSTP.cast_unsigned();
 const PR_SET_NAME: u32 = libc::PR_SET_NAME.cast_unsigned();
 const F_GETFL: u32 = libc::F_GETFL.cast_unsigned();
 const F_DUPFD_CLOEXEC: u32 = libc::F_DUPFD_CLOEXEC.cast_unsigned();
+const F_ADD_SEALS: u32 = libc::F_ADD_SEALS.cast_unsigned();
+const IPPROTO_TCP: u32 = libc::IPPROTO_TCP.cast_unsigned();
+const TCP_NODELAY: u32 = libc::TCP_NODELAY.cast_unsigned();
 
 // linux/kvm.h
 const KVM_CREATE_VM: u32 = 0xae01;
@@ -209,6 +291,7 @@ const KVM_SET_XSAVE: u32 = 0x5000_aea5;
 const KVM_SET_XCRS: u32 = 0x4188_aea7;
 const KVM_X86_SET_MSR_FILTER: u32 = 0x4188_aec6;
 const KVM_GET_XSAVE2: u32 = 0x9000_aecf;
+const KVM_GET_STATS_FD: u32 = 0xaece;
 const KVM_GET_DEVICE_ATTR: u32 = 0x4018_aee2;
 
 // asm-generic/ioctls.h; the second kind of settings has a speed of any number.
@@ -217,6 +300,7 @@ const TCFLSH: u32 = 0x540b;
 const TIOCGPGRP: u32 = 0x540f;
 const TIOCGWINSZ: u32 = 0x5413;
 const FIONREAD: u32 = 0x541b;
+const FIONBIO: u32 = 0x5421;
 const TIOCGSID: u32 = 0x5429;
 const TCGETS2: u32 = 0x802c_542a;
 const TCSETS2: u32 = 0x402c_542b;

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use kvmlet_policy::Policy;
+use kvmlet_policy::{MountMode, Policy};
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
 };
 
 /// The newest version whose rights are named here: the kernel's own version bounds what is applied.
@@ -18,6 +18,8 @@ const NEWEST: ABI = ABI::V10;
 pub enum FileRight {
     /// Open it, or anything beneath it, for reading; list it.
     Read,
+    /// That, and change it and what is beneath it: files, directories and symbolic links.
+    Change,
 }
 
 /// A host file, or a tree of them, and what may be done with it.
@@ -29,19 +31,35 @@ pub struct FileRule {
     pub right: FileRight,
 }
 
-/// A rule for each readable tree. /dev/kvm has none: it is opened before the wall.
+/// A rule for each visible tree. /dev/kvm has none: it is opened before the wall.
 pub(crate) fn rules(policy: &Policy) -> Vec<FileRule> {
-    let readable = policy.readable_trees().map(|tree| FileRule {
-        path: tree.to_vec(),
-        right: FileRight::Read,
+    let rules = policy.mounts().map(|(_, mount)| FileRule {
+        path: mount.host.clone(),
+        right: match mount.mode {
+            // An overlay too is only read: its changes are the program's memory.
+            MountMode::ReadOnly | MountMode::Overlay => FileRight::Read,
+            MountMode::ReadWrite => FileRight::Change,
+        },
     });
-    readable.collect()
+    rules.collect()
 }
 
 impl FileRight {
     fn of_directory(self) -> BitFlags<AccessFs> {
         match self {
             Self::Read => AccessFs::ReadFile | AccessFs::ReadDir,
+            // Neither devices nor named pipes nor sockets.
+            Self::Change => {
+                Self::Read.of_directory()
+                    | AccessFs::WriteFile
+                    | AccessFs::Truncate
+                    | AccessFs::MakeReg
+                    | AccessFs::MakeDir
+                    | AccessFs::MakeSym
+                    | AccessFs::RemoveFile
+                    | AccessFs::RemoveDir
+                    | AccessFs::Refer
+            }
         }
     }
 
@@ -51,8 +69,8 @@ impl FileRight {
 }
 
 /// Confines the calling thread to `rules`; in words, what that covers. `Err` says why it does not.
-pub(crate) fn restrict(rules: &[FileRule]) -> Result<String, String> {
-    let applied = apply(rules).map_err(|error| format!("Landlock: {error}"))?;
+pub(crate) fn restrict(rules: &[FileRule], ports: Option<&[u16]>) -> Result<String, String> {
+    let applied = apply(rules, ports).map_err(|error| format!("Landlock: {error}"))?;
     match applied {
         LandlockStatus::Available { effective_abi, .. } => Ok(format!(
             "Landlock ABI {effective_abi} ({})",
@@ -63,15 +81,27 @@ pub(crate) fn restrict(rules: &[FileRule]) -> Result<String, String> {
     }
 }
 
-fn apply(rules: &[FileRule]) -> Result<LandlockStatus, RulesetError> {
-    // No rule names a port, so TCP is refused as a whole.
+fn apply(rules: &[FileRule], ports: Option<&[u16]>) -> Result<LandlockStatus, RulesetError> {
+    // Ports of our own are opened before. Of hosts Landlock knows nothing but their ports: where a rule allows all of
+    // them, it has no say.
+    let net = match ports {
+        Some(_) => AccessNet::from_all(NEWEST),
+        None => AccessNet::from_all(NEWEST) & !AccessNet::ConnectTcp,
+    };
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST))?
-        .handle_access(AccessNet::from_all(NEWEST))?
+        .handle_access(net)?
         .scope(Scope::from_all(NEWEST))?
         .create()?;
+    for port in ports.unwrap_or_default() {
+        ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+    }
     for rule in rules {
         let path = Path::new(OsStr::from_bytes(&rule.path));
+        // A visible link shows itself; what it leads to has a rule of its own, or none.
+        if path.is_symlink() {
+            continue;
+        }
         // What is not there cannot be opened either.
         let Ok(fd) = PathFd::new(path) else { continue };
         let access = if path.is_dir() {
@@ -112,6 +142,20 @@ mod tests {
         assert_eq!(landlock_rights(2), "files");
         assert_eq!(landlock_rights(4), "files, truncation, TCP");
         assert_eq!(landlock_rights(99), landlock_rights(ABI::V10 as i32));
+    }
+
+    #[test]
+    fn changing_makes_nothing_that_acts() {
+        let granted = FileRight::Change.of_directory();
+        let acting = AccessFs::MakeChar
+            | AccessFs::MakeBlock
+            | AccessFs::MakeFifo
+            | AccessFs::MakeSock
+            | AccessFs::IoctlDev
+            | AccessFs::Execute;
+        assert!(!granted.intersects(acting));
+        let of_file = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
+        assert_eq!(FileRight::Change.of_file(), of_file);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Wall {
     /// refused. Among them are changes of any kind, ioctls of devices, TCP ports, abstract UNIX sockets
     /// and signals of other processes.
     pub files: Vec<FileRule>,
+    /// The ports of TCP that may be connected to (Landlock); `None` for any.
+    pub ports: Option<Vec<u16>>,
     /// System calls that may be made (seccomp). Any other one kills the process.
     pub calls: Vec<Call>,
 }
@@ -42,10 +44,35 @@ pub struct Report {
 /// calls that a guest with nothing but these takes. An option that allows more adds its rules here.
 #[must_use]
 pub fn wall(policy: &Policy) -> Wall {
+    let mut calls = calls::ALWAYS.to_vec();
+    if policy.changes_host() {
+        calls.extend_from_slice(calls::CHANGES);
+    }
+    let reaches = !policy.net().is_empty();
+    let is_reached = !policy.published().is_empty();
+    if reaches {
+        calls.extend_from_slice(calls::NETWORK);
+    }
+    if reaches || is_reached {
+        calls.extend_from_slice(calls::CONNECTIONS);
+    }
+    if is_reached {
+        calls.extend_from_slice(calls::PUBLISHED);
+    }
     Wall {
         files: files::rules(policy),
-        calls: calls::ALWAYS.to_vec(),
+        ports: policy.net().ports(),
+        calls,
     }
+}
+
+/// The same around a process that serves clients: sockets that listen were made before, and those of clients
+/// come from them. It connects to nobody.
+#[must_use]
+pub fn wall_of_server(policy: &Policy) -> Wall {
+    let mut wall = wall(policy);
+    wall.calls.extend_from_slice(calls::OF_SERVER);
+    wall
 }
 
 impl Wall {
@@ -56,7 +83,7 @@ impl Wall {
         let mut report = Report::default();
         report.note("no new privileges", process::refuse_new_privileges());
         report.note("no core dumps", process::refuse_core_dumps());
-        match files::restrict(&self.files) {
+        match files::restrict(&self.files, self.ports.as_deref()) {
             Ok(rights) => report.on.push(rights),
             Err(reason) => report.missing.push(reason),
         }
@@ -100,7 +127,43 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_of_today_allows_no_change() {
+    fn a_tree_to_change_adds_its_rule_and_the_calls() {
+        let plain = wall(&Policy::default());
+        let mut policy = Policy::default();
+        policy.write_tree(b"/var/lib").unwrap();
+        let mut with_tree = wall(&policy);
+        with_tree.files.retain(|rule| !plain.files.contains(rule));
+        let added = FileRule {
+            path: b"/var/lib".to_vec(),
+            right: FileRight::Change,
+        };
+        assert_eq!(with_tree.files, [added]);
+        with_tree.calls.retain(|call| !plain.calls.contains(call));
+        assert_eq!(with_tree.calls, calls::CHANGES);
+    }
+
+    #[test]
+    fn a_server_accepts_and_does_not_connect() {
+        let policy = Policy::default();
+        let names = |wall: Wall| wall.calls.iter().map(Call::name).collect::<Vec<_>>();
+        let (plain, server) = (names(wall(&policy)), names(wall_of_server(&policy)));
+        assert!(!plain.contains(&"accept4") && server.contains(&"accept4"));
+        for never in [
+            "socket",
+            "connect",
+            "bind",
+            "listen",
+            "socketpair",
+            "execve",
+            "ptrace",
+        ] {
+            assert!(!server.contains(&never), "{never}");
+        }
+        assert_eq!(wall_of_server(&policy).files, wall(&policy).files);
+    }
+
+    #[test]
+    fn without_a_tree_to_change_nothing_is_changed() {
         let wall = wall(&Policy::default());
         assert!(wall.files.iter().all(|rule| rule.right == FileRight::Read));
         assert!(!wall.files.is_empty());

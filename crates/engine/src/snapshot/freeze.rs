@@ -8,19 +8,28 @@ use kvmlet_linux::{Cx, Machine, Personality, Tid, Vdso, settle};
 
 use super::vm_pool::{self, ReadyVms};
 use super::{Frozen, Snapshot};
+use crate::run::ending;
 use crate::sandbox::{Sandbox, Setup};
 use crate::{EngineError, vm};
 
 impl Snapshot {
     /// Freezes `sandbox`, whose guest is not running.
     pub(crate) fn freeze(mut sandbox: Sandbox) -> Result<Self, EngineError> {
+        // What is left is between the program and us.
+        sandbox.personality.drop_connections();
         sandbox.personality.park(&mut sandbox.guest.vcpu);
         sandbox.guest.vcpu.check()?;
+        if let Some(end) = sandbox.personality.kernel.end {
+            return Err(EngineError::Ended(ending(end)));
+        }
         let Sandbox {
             personality,
             mut guest,
             transport,
             setup,
+            listening_port,
+            reseeding,
+            fork_memory_bytes,
             ..
         } = sandbox;
         let Personality {
@@ -57,6 +66,9 @@ impl Snapshot {
         vm_pool::give_back(guest);
         // A fork may take back anything that is charged now.
         let used_bytes = memory.used_bytes();
+        if let Some(len_bytes) = fork_memory_bytes {
+            memory.limit_forks(len_bytes);
+        }
         let memory = memory.freeze(spaces, used_bytes)?;
         let host = host.fork();
         Ok(Self(Arc::new(Frozen {
@@ -73,6 +85,8 @@ impl Snapshot {
             learned: Mutex::default(),
             generation: AtomicU64::new(0),
             forks: AtomicU64::new(0),
+            listening_port,
+            reseeding,
         })))
     }
 }

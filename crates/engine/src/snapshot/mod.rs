@@ -1,5 +1,7 @@
 //! Frozen programs and their forks.
 
+#[cfg(test)]
+pub(crate) mod compare;
 mod freeze;
 mod learned;
 mod reset;
@@ -18,6 +20,7 @@ use kvmlet_linux::{Host, Kernel, MappedFile};
 use kvmlet_mem::{FrozenMemory, GuestMemory, MmId, SlotMemory, Spaces};
 use kvmlet_stub::vdso::HostClock;
 
+use crate::clones::Reseeding;
 use crate::prepare::raise_descriptor_limit;
 use crate::sandbox::{Sandbox, Setup};
 use crate::time::now_ns;
@@ -50,6 +53,10 @@ pub(crate) struct Frozen {
     learned: Mutex<Learned>,
     generation: AtomicU64,
     forks: AtomicU64,
+    /// The port that the program waited for connections on.
+    listening_port: Option<u16>,
+    /// The functions that a fork calls before its first connection.
+    pub reseeding: Vec<Reseeding>,
 }
 
 /// A fork's memory, and what its VM is bound to.
@@ -102,6 +109,13 @@ impl Snapshot {
     /// Gives up bound VMs beyond `count`, and keeps no more from now on.
     pub fn trim(&self, count: usize) {
         self.0.ready.trim(count);
+    }
+
+    /// The port that the program was last found to wait for connections on, before it was frozen
+    /// ([`Sandbox::until_listening`]).
+    #[must_use]
+    pub fn listening_port(&self) -> Option<u16> {
+        self.0.listening_port
     }
 
     /// Counts, for people and benches.
@@ -218,6 +232,7 @@ impl Frozen {
             Ok(self.next_kernel())
         })?;
         sandbox.origin = Some(Arc::clone(self));
+        sandbox.listening_port = self.listening_port;
         Ok(sandbox)
     }
 }

@@ -86,6 +86,7 @@ impl Sandbox {
         self.personality.host.clock = clock;
         self.personality.assign(frozen.next_kernel());
         self.personality.host.reset(&frozen.host);
+        self.watch_network();
         self.last_reset = ResetReport::default();
         self.ended = None;
         Ok(())

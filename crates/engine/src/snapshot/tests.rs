@@ -1,146 +1,15 @@
 //! After a reset everything is as in a new fork. The kernel value is compared field by field, the host
 //! side by what it holds, and memory page by page. Needs /dev/kvm, gcc and make.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kvmlet_abi::layout::{USER_END, USER_START};
-use kvmlet_abi::{Gva, PAGE_SIZE};
-use kvmlet_mem::PteFlags;
-
+use super::compare::{State, check_equal, differing_pages, first_difference, state};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
 use crate::testing::{Nobody, program};
 use crate::{EngineError, Program};
 
 const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
-
-/// A page as the program sees it: its rights but for writing, and a hash of its content. The right
-/// to write is left out because copies have it and frozen pages have not.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Page {
-    rights: PteFlags,
-    contents: u64,
-}
-
-/// All that a request could change.
-#[derive(Debug)]
-struct State {
-    kernel: String,
-    host: String,
-    pages: BTreeMap<u64, Page>,
-    writable: BTreeMap<u64, bool>,
-    used_bytes: (u64, u64),
-}
-
-fn hash(bytes: &[u8]) -> u64 {
-    bytes
-        .chunks_exact(8)
-        .fold(0xcbf2_9ce4_8422_2325, |hash, word| {
-            let word = u64::from_le_bytes(word.try_into().unwrap());
-            (hash ^ word)
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                .rotate_left(23)
-        })
-}
-
-fn state(sandbox: &Sandbox) -> State {
-    let personality = &sandbox.personality;
-    let machine = &personality.machine;
-    let mut kernel = personality.kernel.clone();
-    // Meant to differ.
-    kernel.channel.generation = 0;
-    let mut pages = BTreeMap::new();
-    let mut writable = BTreeMap::new();
-    let mut bytes = vec![0; PAGE_SIZE as usize];
-    let (_, tables) = machine.spaces.iter().next().unwrap();
-    tables
-        .for_each_leaf(
-            &machine.memory,
-            USER_START,
-            USER_END.0 - USER_START.0,
-            |start, leaf| {
-                for at in (start.0..start.0 + leaf.size.bytes()).step_by(PAGE_SIZE as usize) {
-                    let gpa = leaf.gpa_of(Gva(at));
-                    // The time is in there.
-                    if gpa == sandbox.setup.vdso.data {
-                        continue;
-                    }
-                    machine.memory.read(gpa, &mut bytes).unwrap();
-                    let page = Page {
-                        rights: leaf.flags & !PteFlags::WRITE,
-                        contents: hash(&bytes),
-                    };
-                    pages.insert(at, page);
-                    writable.insert(at, leaf.flags.contains(PteFlags::WRITE));
-                }
-            },
-        )
-        .unwrap();
-    let host = &personality.host;
-    State {
-        kernel: format!("{kernel:#?}"),
-        host: format!(
-            "{:#?} {} {:?} {:?}",
-            host.files, host.next_id, host.captured, host.report
-        ),
-        pages,
-        writable,
-        used_bytes: (
-            machine.memory.resident_bytes(),
-            machine.memory.limit_bytes(),
-        ),
-    }
-}
-
-/// The first lines that differ.
-fn first_difference(one: &str, two: &str) -> Option<String> {
-    let differs = |(_, (one, two)): &(usize, (&str, &str))| one != two;
-    let pairs = one.lines().zip(two.lines()).enumerate();
-    let lines = pairs.filter(differs).take(5);
-    let lines: Vec<String> = lines
-        .map(|(number, (one, two))| format!("line {number}: {one} -> {two}"))
-        .collect();
-    let same = lines.is_empty() && one.lines().count() == two.lines().count();
-    (!same).then(|| lines.join("\n"))
-}
-
-fn differing_pages(one: &State, two: &State) -> Vec<String> {
-    let keys: std::collections::BTreeSet<_> = one.pages.keys().chain(two.pages.keys()).collect();
-    keys.into_iter()
-        .filter(|at| one.pages.get(at) != two.pages.get(at))
-        .map(|at| {
-            format!(
-                "{at:#x}: {:?} -> {:?}",
-                one.pages.get(at),
-                two.pages.get(at)
-            )
-        })
-        .take(20)
-        .collect()
-}
-
-fn check_equal(clean: &State, found: &State, after: &str) {
-    assert_eq!(
-        first_difference(&clean.kernel, &found.kernel),
-        None,
-        "kernel, after {after}"
-    );
-    assert_eq!(
-        first_difference(&clean.host, &found.host),
-        None,
-        "host, after {after}"
-    );
-    assert_eq!(
-        differing_pages(clean, found),
-        Vec::<String>::new(),
-        "pages, after {after}"
-    );
-    assert_eq!(
-        clean.used_bytes, found.used_bytes,
-        "memory used, after {after}"
-    );
-}
 
 fn ask(sandbox: &mut Sandbox, request: &str) -> Result<Vec<u8>, EngineError> {
     sandbox.send(request.as_bytes())?;
