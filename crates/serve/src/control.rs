@@ -1,0 +1,109 @@
+//! The control address: health, readiness and metrics, for operators and not for clients.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Semaphore;
+
+use crate::listener::Listener;
+use crate::server::Front;
+
+/// Connections to it at one time; it is for few.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Answers there until it is aborted.
+pub(crate) async fn serve(front: Arc<Front>, listener: Listener) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
+            return;
+        };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(_) => {
+                tokio::time::sleep(crate::server::ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let front = Arc::clone(&front);
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let response = answer(&front, &request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            // What went wrong is the client's to know.
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(front.settings.header_timeout)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(permit);
+        });
+    }
+}
+
+fn answer(front: &Front, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let (status, kind, body) = match request.uri().path() {
+        _ if !matches!(*request.method(), Method::GET | Method::HEAD) => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "text/plain; charset=utf-8",
+            "only GET and HEAD\n".to_owned(),
+        ),
+        "/-/healthy" => (
+            StatusCode::OK,
+            "text/plain; charset=utf-8",
+            "ok\n".to_owned(),
+        ),
+        "/-/ready" => match front.readiness() {
+            Ok(()) => (
+                StatusCode::OK,
+                "text/plain; charset=utf-8",
+                "ready\n".to_owned(),
+            ),
+            Err(why) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "text/plain; charset=utf-8",
+                format!("{why}\n"),
+            ),
+        },
+        "/metrics" => (
+            StatusCode::OK,
+            "text/plain; version=0.0.4; charset=utf-8",
+            front.metrics.text(),
+        ),
+        "/-/status" => (StatusCode::OK, "application/json", status(front)),
+        _ => (
+            StatusCode::NOT_FOUND,
+            "text/plain; charset=utf-8",
+            "there are /-/healthy, /-/ready, /-/status and /metrics\n".to_owned(),
+        ),
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+fn status(front: &Front) -> String {
+    let level = |number: &std::sync::atomic::AtomicI64| number.load(Ordering::Relaxed).max(0);
+    let metrics = &front.metrics;
+    format!(
+        "{{\"ready\":{},\"forks\":{},\"forks_busy\":{},\"waiting\":{},\"connections\":{},\"upgrades\":{}}}\n",
+        front.readiness().is_ok(),
+        level(&metrics.forks),
+        level(&metrics.forks_busy),
+        level(&metrics.waiting),
+        level(&metrics.connections),
+        level(&metrics.upgrades),
+    )
+}

@@ -1,0 +1,518 @@
+//! Forks, each on a thread of its own, and the requests that wait for one.
+
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::fork::{Ending, Fork, Master};
+use crate::log::{Lines, Log};
+use crate::metrics::{Counted, Metrics};
+use crate::wire::Wire;
+
+/// A fork that fails so often without a success between is made anew.
+const FAILURES_MAX: u32 = 3;
+/// Failures of all forks without a success between, after which they take their time.
+const CALM_AFTER: u32 = 8;
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Host memory for a fork's thread.
+const STACK_BYTES: usize = 2 << 20;
+
+/// The state that a fork begins a unit of work in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Begin {
+    /// As it was frozen.
+    Clean,
+    /// As the last one has left it, unless that failed.
+    AsLeft,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolSettings {
+    pub(crate) forks: usize,
+    pub(crate) queue_max: usize,
+    pub(crate) begin: Begin,
+}
+
+/// A fork has taken a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Started {
+    pub(crate) fork: usize,
+    pub(crate) queued: Duration,
+}
+
+/// A fork has ended a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Ended {
+    pub(crate) ending: Ending,
+    pub(crate) ran: Duration,
+}
+
+/// The course of a request that waits for a fork or has one. If a sender is gone, the pool is.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) started: oneshot::Receiver<Started>,
+    pub(crate) ended: oneshot::Receiver<Ended>,
+    /// The time of the reset and its pages; no value if there was none.
+    pub(crate) reset: oneshot::Receiver<(Duration, u64)>,
+}
+
+/// The reason that a request was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum NotTaken {
+    /// As many wait as may.
+    Full,
+    /// Another pool has taken the place of this one.
+    Closed,
+}
+
+struct Job {
+    wire: Wire,
+    id: String,
+    queued: Instant,
+    started: oneshot::Sender<Started>,
+    ended: oneshot::Sender<Ended>,
+    reset: oneshot::Sender<(Duration, u64)>,
+}
+
+impl Job {
+    fn is_late(&self) -> bool {
+        let deadline = self.wire.deadline();
+        deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    idle: usize,
+    is_closed: bool,
+}
+
+struct Shared {
+    master: Box<dyn Master>,
+    settings: PoolSettings,
+    queue: Mutex<Queue>,
+    /// For forks that are free: there is a request, or there will be no more.
+    changed: Condvar,
+    /// For forks that pause: there will be no more.
+    closing: Condvar,
+    /// Failures since the last success of any fork.
+    failures: AtomicU32,
+    metrics: Arc<Metrics>,
+    log: Log,
+}
+
+/// Forks of one frozen program.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Pool {
+    /// Makes the forks, each in its thread, and returns once the first is there.
+    pub(crate) fn start(
+        master: Box<dyn Master>,
+        settings: PoolSettings,
+        metrics: &Arc<Metrics>,
+        log: &Log,
+    ) -> Result<Self, String> {
+        // This one shows that it can be done.
+        let first = master.fork()?;
+        let shared = Arc::new(Shared {
+            master,
+            settings,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+            closing: Condvar::new(),
+            failures: AtomicU32::new(0),
+            metrics: Arc::clone(metrics),
+            log: log.clone(),
+        });
+        let pool = Self {
+            shared: Arc::clone(&shared),
+            threads: Mutex::default(),
+        };
+        let mut first = Some(first);
+        for number in 0..settings.forks.max(1) {
+            let worker = Worker {
+                shared: Arc::clone(&shared),
+                number,
+                fork: first.take(),
+                failures: 0,
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("kvmlet-fork-{number}"))
+                .stack_size(STACK_BYTES)
+                .spawn(move || worker.run());
+            match thread {
+                Ok(thread) => lock(&pool.threads).push(thread),
+                Err(error) => {
+                    pool.close();
+                    return Err(format!("a thread for a fork: {error}"));
+                }
+            }
+        }
+        Ok(pool)
+    }
+
+    /// Has a connection served by the next fork that is free.
+    pub(crate) fn submit(&self, wire: Wire, id: &str) -> Result<Lease, (NotTaken, Wire)> {
+        let mut queue = self.shared.lock();
+        if queue.is_closed {
+            return Err((NotTaken::Closed, wire));
+        }
+        let most = queue.idle + self.shared.settings.queue_max;
+        if queue.jobs.len() >= most {
+            // Those whose clients are gone take no place.
+            queue.jobs.retain(|job| !job.wire.is_over());
+            if queue.jobs.len() >= most {
+                return Err((NotTaken::Full, wire));
+            }
+        }
+        let (started, has_started) = oneshot::channel();
+        let (ended, has_ended) = oneshot::channel();
+        let (reset, was_reset) = oneshot::channel();
+        queue.jobs.push_back(Job {
+            wire,
+            id: id.to_owned(),
+            queued: Instant::now(),
+            started,
+            ended,
+            reset,
+        });
+        self.shared.note_waiting(&queue);
+        drop(queue);
+        self.shared.changed.notify_one();
+        Ok(Lease {
+            started: has_started,
+            ended: has_ended,
+            reset: was_reset,
+        })
+    }
+
+    /// Takes no more requests. The forks go once they have served those that wait.
+    pub(crate) fn close(&self) {
+        self.shared.lock().is_closed = true;
+        self.shared.changed.notify_all();
+        self.shared.closing.notify_all();
+    }
+
+    /// Waits for the forks to be gone; false if some are not.
+    pub(crate) fn join(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut threads = lock(&self.threads);
+        while !threads.iter().all(JoinHandle::is_finished) {
+            if Instant::now() >= until {
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+        for thread in threads.drain(..) {
+            // A panic in it has been said.
+            let _ = thread.join();
+        }
+        true
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.queue)
+    }
+
+    fn note_waiting(&self, queue: &Queue) {
+        let waiting = i64::try_from(queue.jobs.len()).unwrap_or(i64::MAX);
+        self.metrics.waiting.store(waiting, Ordering::Relaxed);
+    }
+
+    /// The next request whose client is still there; `None` once there will be no more.
+    fn next(&self) -> Option<Job> {
+        let mut queue = self.lock();
+        queue.idle += 1;
+        let job = loop {
+            let job = queue.jobs.pop_front();
+            self.note_waiting(&queue);
+            match job {
+                Some(job) if job.wire.is_over() || job.is_late() => {}
+                Some(job) => break Some(job),
+                None if queue.is_closed => break None,
+                None => {
+                    queue = self
+                        .changed
+                        .wait(queue)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
+        queue.idle -= 1;
+        job
+    }
+
+    /// Waits, unless the pool is closed.
+    fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        let mut queue = self.lock();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if queue.is_closed || left.is_zero() {
+                return;
+            }
+            let waited = self.closing.wait_timeout(queue, left);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    number: usize,
+    fork: Option<Box<dyn Fork>>,
+    /// Without a success between.
+    failures: u32,
+}
+
+/// The pause after that many failures of all forks together.
+fn pause_after(failures: u32) -> Option<Duration> {
+    let over = failures.checked_sub(CALM_AFTER)?;
+    Some(PAUSE_MIN.saturating_mul(1 << over.min(8)).min(PAUSE_MAX))
+}
+
+impl Worker {
+    fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let mut attempts = 0;
+        loop {
+            let Some(mut fork) = self.fork.take().or_else(|| self.make()) else {
+                attempts += 1;
+                if shared.lock().is_closed {
+                    return;
+                }
+                shared.pause(
+                    PAUSE_MIN
+                        .saturating_mul(1 << attempts.min(8))
+                        .min(PAUSE_MAX),
+                );
+                continue;
+            };
+            attempts = 0;
+            let there = Counted::new(&shared.metrics.forks);
+            while let Some(job) = shared.next() {
+                let busy = Counted::new(&shared.metrics.forks_busy);
+                let is_usable = self.serve(fork.as_mut(), job);
+                drop(busy);
+                if !is_usable {
+                    break;
+                }
+                if self.failures > 0
+                    && let Some(pause) = pause_after(shared.failures.load(Ordering::Relaxed))
+                {
+                    shared.pause(pause);
+                }
+            }
+            drop(there);
+            drop(fork);
+            let queue = shared.lock();
+            if queue.is_closed && queue.jobs.is_empty() {
+                return;
+            }
+            drop(queue);
+            let rebuilt = &shared.metrics.forks_rebuilt;
+            rebuilt.fetch_add(1, Ordering::Relaxed);
+            self.failures = 0;
+        }
+    }
+
+    fn make(&self) -> Option<Box<dyn Fork>> {
+        let made = std::panic::catch_unwind(AssertUnwindSafe(|| self.shared.master.fork()));
+        let made = made.unwrap_or_else(|_| Err("a fault in kvmlet".to_owned()));
+        made.inspect_err(|error| {
+            let log = &self.shared.log;
+            log.say(&format!("fork {}: {error}", self.number));
+        })
+        .ok()
+    }
+
+    /// Serves one; false if the fork is of no use any more.
+    fn serve(&mut self, fork: &mut dyn Fork, job: Job) -> bool {
+        let Job {
+            wire,
+            id,
+            queued,
+            started,
+            ended,
+            reset,
+        } = job;
+        let shared = Arc::clone(&self.shared);
+        let metrics = &shared.metrics;
+        let queued = queued.elapsed();
+        metrics.queued.add(queued);
+        // Nobody may wait for it any more.
+        let _ = started.send(Started {
+            fork: self.number,
+            queued,
+        });
+        let begun = Instant::now();
+        let served = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            wire.set_waker(Some(fork.waker()));
+            let mut lines = Lines::new(&shared.log, self.number, &id);
+            fork.serve(&wire, &mut lines)
+        }));
+        let panicked = served.is_err();
+        let ending = served.unwrap_or_else(|_| Ending::Failed("a fault in kvmlet".to_owned()));
+        wire.set_waker(None);
+        let ran = begun.elapsed();
+        metrics.ran.add(ran);
+        let is_failure = ending.is_failure();
+        if let Ending::Failed(error) = &ending {
+            shared
+                .log
+                .say(&format!("fork {}, request {id}: {error}", self.number));
+        }
+        let keeps_state = shared.settings.begin == Begin::AsLeft && !is_failure;
+        // Before the end of its output, which is the end of its answer only if this says so.
+        let _ = ended.send(Ended { ending, ran });
+        wire.end_output();
+        drop(wire);
+        if is_failure {
+            self.failures += 1;
+            shared.failures.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.failures = 0;
+            shared.failures.store(0, Ordering::Relaxed);
+        }
+        if panicked || self.failures >= FAILURES_MAX {
+            return false;
+        }
+        if keeps_state {
+            return true;
+        }
+        let begun = Instant::now();
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| fork.reset()));
+        let done = done.unwrap_or_else(|_| Err("a fault in kvmlet".to_owned()));
+        let time = begun.elapsed();
+        match done {
+            Ok(work) => {
+                metrics.reset.add(time);
+                metrics.pages_reset.fetch_add(work.pages, Ordering::Relaxed);
+                let _ = reset.send((time, work.pages));
+                true
+            }
+            Err(error) => {
+                shared
+                    .log
+                    .say(&format!("fork {}: reset: {error}", self.number));
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Act, FakeMaster};
+    use crate::wire::wire;
+
+    fn pool(act: Act, forks: usize, queue_max: usize, begin: Begin) -> (Pool, Arc<Metrics>) {
+        let metrics = Arc::new(Metrics::default());
+        let (log, _) = crate::log::tests::kept();
+        let settings = PoolSettings {
+            forks,
+            queue_max,
+            begin,
+        };
+        let pool = Pool::start(Box::new(FakeMaster::new(act)), settings, &metrics, &log);
+        (pool.unwrap(), metrics)
+    }
+
+    fn until(mut holds: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !holds() {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[tokio::test]
+    async fn one_more_than_may_wait_is_not_taken() {
+        let (pool, metrics) = pool(Act::Hang, 1, 1, Begin::Clean);
+        until(|| metrics.forks.load(Ordering::Relaxed) == 1);
+        let (first, _, one) = wire(None, None);
+        let lease = pool.submit(one, "1").unwrap();
+        lease.started.await.unwrap();
+        let (second, _, two) = wire(None, None);
+        let waits = pool.submit(two, "2").unwrap();
+        let (_third, _, three) = wire(None, None);
+        let (reason, three) = pool.submit(three, "3").unwrap_err();
+        assert_eq!(reason, NotTaken::Full);
+        // The client of the second has gone: its place is free.
+        drop(second);
+        let third = pool.submit(three, "3").unwrap();
+        assert!(waits.started.await.is_err());
+        drop(first);
+        assert_eq!(lease.ended.await.unwrap().ending, Ending::Done);
+        lease.reset.await.unwrap();
+        third.started.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_fork_that_fails_again_and_again_is_made_anew_and_takes_its_time() {
+        let (pool, metrics) = pool(Act::Crash, 1, 99, Begin::Clean);
+        for number in 1..=CALM_AFTER + 2 {
+            let (_front, _, one) = wire(None, None);
+            let lease = pool.submit(one, "id").unwrap();
+            let ended = lease.ended.await.unwrap();
+            assert!(matches!(ended.ending, Ending::Crashed(_)));
+            let rebuilt = u64::from(number / FAILURES_MAX);
+            until(|| metrics.forks_rebuilt.load(Ordering::Relaxed) == rebuilt);
+        }
+        assert_eq!(pause_after(CALM_AFTER - 1), None);
+        assert_eq!(pause_after(CALM_AFTER), Some(PAUSE_MIN));
+        assert_eq!(pause_after(u32::MAX), Some(PAUSE_MAX));
+    }
+
+    #[tokio::test]
+    async fn a_closed_pool_serves_those_who_wait_and_ends() {
+        let (pool, _) = pool(Act::Close, 2, 99, Begin::Clean);
+        let mut leases = Vec::new();
+        let mut fronts = Vec::new();
+        for _ in 0..10 {
+            let (front, _, one) = wire(None, None);
+            fronts.push(front);
+            leases.push(pool.submit(one, "id").unwrap());
+        }
+        pool.close();
+        let (_front, _, late) = wire(None, None);
+        let (reason, _) = pool.submit(late, "late").unwrap_err();
+        assert_eq!(reason, NotTaken::Closed);
+        for lease in leases {
+            assert_eq!(lease.ended.await.unwrap().ending, Ending::Done);
+        }
+        assert!(pool.join(Duration::from_secs(10)));
+    }
+
+    #[tokio::test]
+    async fn without_isolation_only_a_failure_is_reset() {
+        let (pool, metrics) = pool(Act::Close, 1, 9, Begin::AsLeft);
+        let (_front, _, one) = wire(None, None);
+        let lease = pool.submit(one, "id").unwrap();
+        assert!(lease.reset.await.is_err());
+        assert!(metrics.text().contains("kvmlet_reset_seconds_count 0"));
+    }
+}
