@@ -10,12 +10,25 @@ almost none of it.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmlet._isolated import Isolated, isolated, register_result
+    from kvmlet import aio
+    from kvmlet._changes.result import Changes, Kept
+    from kvmlet._connection import Connection
+    from kvmlet._isolated import Call, Isolated, isolated, register_result
     from kvmlet._result import Denial, Event, Result
-    from kvmlet._run import run
+    from kvmlet._run import INHERIT, run
+    from kvmlet.box import Box, BoxSnapshot, Process
     from kvmlet.errors import (
+        BoxFileError,
+        BoxFileNotFound,
+        BoxFull,
+        BoxWasReset,
         CallLost,
         CannotSend,
+        ConnectionBroken,
+        ConnectionFailed,
+        ConnectionRefused,
+        ConnectionReset,
+        ConnectionsOpen,
         DeadlineExceeded,
         ExitError,
         ForkedProcess,
@@ -30,6 +43,7 @@ if TYPE_CHECKING:
         LaunchError,
         MessageTooLong,
         NotAFork,
+        NotListening,
         NotReady,
         PoolClosed,
         PoolError,
@@ -41,20 +55,40 @@ if TYPE_CHECKING:
         SandboxClosed,
         SandboxEnded,
         SandboxError,
+        ServerNotStarted,
         StaleSnapshot,
         TooFewDescriptors,
         TooFewMappings,
         UnknownSymbol,
         UsageError,
     )
+    from kvmlet.interpreter import Cell, CellError, Interpreter, InterpreterSnapshot
+    from kvmlet.policy import Limits, Mount, Policy
     from kvmlet.pool import Pool, PoolStats
     from kvmlet.sandbox import Output, Sandbox, Snapshot
 
     __version__: str
 
 __all__ = [
+    "INHERIT",
+    "Box",
+    "BoxFileError",
+    "BoxFileNotFound",
+    "BoxFull",
+    "BoxSnapshot",
+    "BoxWasReset",
+    "Call",
     "CallLost",
     "CannotSend",
+    "Cell",
+    "CellError",
+    "Changes",
+    "Connection",
+    "ConnectionBroken",
+    "ConnectionFailed",
+    "ConnectionRefused",
+    "ConnectionReset",
+    "ConnectionsOpen",
     "DeadlineExceeded",
     "Denial",
     "Event",
@@ -64,20 +98,28 @@ __all__ = [
     "HostError",
     "InboxFull",
     "InternalError",
+    "Interpreter",
+    "InterpreterSnapshot",
     "Interrupted",
     "IsAFork",
     "Isolated",
+    "Kept",
     "KvmUnavailable",
     "KvmletError",
     "LaunchError",
+    "Limits",
     "MessageTooLong",
+    "Mount",
     "NotAFork",
+    "NotListening",
     "NotReady",
     "Output",
+    "Policy",
     "Pool",
     "PoolClosed",
     "PoolError",
     "PoolStats",
+    "Process",
     "ProgramNotExecutable",
     "ProgramNotFound",
     "QueueFull",
@@ -88,6 +130,7 @@ __all__ = [
     "SandboxClosed",
     "SandboxEnded",
     "SandboxError",
+    "ServerNotStarted",
     "Snapshot",
     "StaleSnapshot",
     "TooFewDescriptors",
@@ -95,6 +138,7 @@ __all__ = [
     "UnknownSymbol",
     "UsageError",
     "__version__",
+    "aio",
     "get_include",
     "isolated",
     "register_result",
@@ -103,12 +147,27 @@ __all__ = [
 
 # The modules of names that are not in kvmlet.errors.
 _MODULES = {
+    "INHERIT": "_run",
+    "Box": "box",
+    "BoxSnapshot": "box",
+    "Call": "_isolated",
+    "Cell": "interpreter",
+    "CellError": "interpreter",
+    "Connection": "_connection",
+    "Changes": "_changes.result",
     "Denial": "_result",
     "Event": "_result",
+    "Interpreter": "interpreter",
+    "InterpreterSnapshot": "interpreter",
     "Isolated": "_isolated",
+    "Limits": "policy",
+    "Mount": "policy",
+    "Kept": "_changes.result",
     "Output": "sandbox",
+    "Policy": "policy",
     "Pool": "pool",
     "PoolStats": "pool",
+    "Process": "box",
     "Result": "_result",
     "Sandbox": "sandbox",
     "Snapshot": "sandbox",
@@ -141,6 +200,8 @@ def __getattr__(name: str) -> object:
     value: object
     if name == "__version__":
         value = _version()
+    elif name == "aio":
+        value = __import__("kvmlet.aio", None, None, ["run"])
     elif name in __all__:
         module = "kvmlet." + _MODULES.get(name, "errors")
         # `__import__` with a from-list: what the `from` statement does, without `importlib`.

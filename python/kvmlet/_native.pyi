@@ -1,6 +1,7 @@
 """The extension module, built from crates/py."""
 
-from typing import final
+from collections.abc import Callable
+from typing import TypedDict, Unpack, final
 
 @final
 class Outcome:
@@ -16,7 +17,7 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """One of "exited", "signal", "timeout", "memory", "output", "interrupted",
+        """One of "exited", "signal", "timeout", "cpu-time", "memory", "output", "interrupted",
         "broken"."""
 
     @property
@@ -28,7 +29,18 @@ class Outcome:
         """Captured standard error, empty when passed through."""
 
     @property
-    def denials(self) -> list[tuple[str, str, str]]:
+    def changes_are_cut(self) -> bool:
+        """True if there are more changes than `changes` has: of a great many, it has the first."""
+
+    @property
+    def changes(self) -> list[tuple[str, bytes]]:
+        """Names changed in the overlay, sorted: ("A" added, "M" modified or "D" deleted, path).
+
+        A new directory stands for what is in it; its path ends in "/".
+        """
+
+    @property
+    def denials(self) -> list[tuple[str, str, str, int]]:
         """(what, errno name, remedy or "") for each thing the policy refused."""
 
     @property
@@ -40,6 +52,54 @@ class Outcome:
         """Flat counters; times have names ending in _us and are in microseconds."""
 
 @final
+class Changes:
+    """The changes of a run with their contents, held from its end on; empty before."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def is_held(self) -> bool:
+        """True once a run has ended and before `release`. All else raises NativeError else."""
+
+    @property
+    def is_cut(self) -> bool:
+        """True if there are more changes, or a part of the host's tree could not be read."""
+
+    def entry(
+        self, place: int
+    ) -> tuple[
+        str,
+        bytes,
+        int,
+        int,
+        int,
+        int,
+        bytes,
+        tuple[int, int, int, int, int, int, int] | None,
+        bool,
+        int | None,
+    ]:
+        """(kind, path, mode, mtime_ns, ctime_ns, size, target, seen, whether it is late, same as).
+
+        kind: "removed", "file", "symlink", "directory", "special" or "mode". seen: the host's
+        object of that name when it was first changed: (dev, ino, mode, links, size, mtime_ns,
+        ctime_ns). It is late if it was looked at when the program had ended only. same as: the
+        place of another name of the same file.
+        """
+
+    def next_data(self, place: int, offset: int) -> int:
+        """The first offset from there on with other bytes than zeros; past the end if none."""
+
+    def read(self, place: int, offset: int, size: int) -> bytes | None:
+        """Bytes of a file, 1 MiB at most; short at its end.
+
+        None if they are the host's and that file has changed meanwhile.
+        """
+
+    def release(self) -> None:
+        """Give all of it up."""
+
+@final
 class Inherited:
     """The caller's standard streams, opened as they are now: for one run, after `harden` too."""
 
@@ -49,9 +109,84 @@ class Inherited:
 
 @final
 class Policy:
-    """The host files that a program started in `cwd` may see, and where it starts."""
+    """The host files that a program started in `cwd` may see, and where it starts.
 
-    def __init__(self, cwd: bytes) -> None: ...
+    `readable` are files and directories that it may read beside those; a symbolic link among them
+    is visible as that. Paths are absolute and have no "..". Raises NativeError for one that must
+    not be visible. Changes in the tree `overlay` are kept in memory, for the program alone. Those
+    in the files and trees `writable` are made on the host, but for protected names. `bound` has
+    more: the path on the host, the path that the program sees it at, and "ro", "rw" or "overlay".
+    `memory` are paths of empty trees in memory.
+    """
+
+    def __init__(
+        self,
+        cwd: bytes,
+        readable: list[bytes],
+        overlay: bytes | None = None,
+        writable: list[bytes] = ...,
+        bound: list[tuple[bytes, bytes, str]] = ...,
+        memory: list[bytes] = ...,
+        net: list[str] = ...,
+        publish: list[str] = ...,
+    ) -> None:
+        """The program may reach the hosts of `net`. The ports `publish` are open from now on."""
+
+    @staticmethod
+    def of_box(
+        readable: list[bytes],
+        writable: list[bytes] = ...,
+        net: list[str] = ...,
+        publish: list[str] = ...,
+    ) -> Policy:
+        """The rules of a box: an empty directory /work, the system's trees, and these."""
+
+    def why(
+        self, path: bytes
+    ) -> tuple[
+        bytes,
+        str | None,
+        bytes | None,
+        str,
+        tuple[str, str, str] | None,
+        tuple[str, str, str] | None,
+    ]:
+        """(path, place, tree, thing, read, write): what the program would meet at absolute `path`.
+
+        `path` is the one that it leads to, `place` the kind of that, None if it leads nowhere.
+        `tree` is the root of the tree that it lies in, None in kvmlet's own. `thing` is "absent",
+        "directory" or "file". `read` and `write` are refusals, None if there is none. Each has
+        the error's name, and a denial's what and kind, both empty if the policy does not refuse
+        it. To write a directory is to make files in it.
+        """
+
+    def reach(self, host: str, port: int) -> str | None:
+        """The way to reach an address or a name: "refused", "named", or "public" addresses only.
+
+        None if it is neither.
+        """
+
+    def shows_host(self, path: bytes) -> bool:
+        """True if `path`, without symbolic links, lies in a file or tree of the host's."""
+
+    def names_end(self) -> int | None:
+        """The descriptor of a process that is to call `serve_names`; None if no rule has names."""
+
+    def published(self) -> list[str]:
+        """The addresses and ports of the host that have been opened, in order."""
+
+    def shows(self, path: bytes) -> bool:
+        """True if `path`, without symbolic links, is visible, or leads to something visible."""
+
+@final
+class Stop:
+    """A word from one thread to another, which waits in one of these functions."""
+
+    def __init__(self) -> None: ...
+    def set(self) -> None:
+        """End what waits, or will wait, within 50 ms. There is no way back."""
+
+    def is_set(self) -> bool: ...
 
 class NativeError(Exception):
     """args: (kind, message).
@@ -67,14 +202,88 @@ def run(
     input: bytes | None,
     streams: Inherited | None,
     timeout_s: float | None,
+    cpu_time_s: float | None,
     memory_bytes: int,
     processes_max: int,
     output_limit_bytes: int,
     trace: bool,
     calls: str,
-) -> Outcome: ...
-def harden(policy: Policy) -> tuple[list[str], list[str]]:
+    on_stdout: Callable[[bytes], object] | None = None,
+    on_stderr: Callable[[bytes], object] | None = None,
+    stop: Stop | None = None,
+    changes: Changes | None = None,
+) -> Outcome:
+    """Runs a program to its end, or until `stop` is set: its reason is "interrupted" then.
+
+    `on_stdout` and `on_stderr` are called with captured output as it comes, within some 50 ms. It
+    is not kept then, but for what comes last, which is in the outcome. An exception that they raise
+    ends the run and is raised. `changes` holds the program's changes from its end on, also then.
+    """
+
+class ServeSettings(TypedDict):
+    """Settings of a server as the options of `kvmlet serve` name them."""
+
+    guest_port: int | None
+    isolate: str
+    forks: int
+    queue_max: int
+    timeout_s: float
+    connection_timeout_s: float | None
+    idle_timeout_s: float
+    header_timeout_s: float
+    keepalive_s: float
+    boot_timeout_s: float
+    grace_s: float
+    body_bytes_max: int
+    buffer_bytes: int
+    connections_max: int
+    upgrades_max: int
+    warmup: list[tuple[str, list[str], bytes, int | None]]
+    access_log: str
+    trusted_proxies: list[str]
+    threads: int
+
+@final
+class Server:
+    """A program that is started, frozen, and forked for what clients ask.
+
+    It listens once it is made. `signals` has SIGTERM, SIGINT and SIGHUP be commands to it. Raises
+    NativeError.
+    """
+
+    def __init__(
+        self,
+        argv: list[bytes],
+        *,
+        env: list[tuple[bytes, bytes]],
+        policy: Policy,
+        memory_bytes: int,
+        request_memory_bytes: int | None,
+        processes_max: int,
+        output_limit_bytes: int,
+        calls: str,
+        listen: list[str],
+        control: str | None,
+        quiet: bool,
+        signals: bool,
+        **settings: Unpack[ServeSettings],
+    ) -> None: ...
+    def names(self) -> list[str]:
+        """The addresses that it listens at."""
+
+    def run(self) -> None:
+        """Serve until it is told to stop. Raises NativeError if the program does not start."""
+
+    def stop(self) -> None:
+        """End it once its requests are answered, the second time at once. For any thread."""
+
+    def reload(self) -> None:
+        """Start the program anew beside the old one, and have it take over. For any thread."""
+
+def harden(policy: Policy, purpose: str = "run") -> tuple[list[str], list[str]]:
     """Give up for good what a run under `policy` does not need: (what is on, what is missing).
+
+    The purpose "serve" leaves what serving clients takes, too.
 
     Afterwards this process opens only files that the program may read, and makes only the system
     calls of `calls_after_harden`: any other kills it. Raises NativeError if KVM cannot be used.
@@ -82,11 +291,34 @@ def harden(policy: Policy) -> tuple[list[str], list[str]]:
 
 def calls_after_harden(
     policy: Policy,
+    purpose: str = "run",
 ) -> list[tuple[str, list[tuple[int, int, int | None]], bool, str]]:
     """Rules for system calls: (name, conditions, whether it is made or fails with ENOSYS, reason).
 
     A condition is (place of the argument, bits looked at, their value or None for the own pid).
     """
+
+def serve_names() -> None:
+    """Look names up for the process at the other end of standard input, until that is closed."""
+
+def guard_of(path: bytes, exists: Callable[[bytes], bool]) -> str:
+    """The protection of an absolute path: "none", or one of these.
+
+    "whole": it is a protected name, or lies in one. "settings": settings of git, protected unless
+    they name no program. "leading": a directory that leads to protected names, which is nothing
+    else. "nested": where git has submodules, and no links. `exists` is asked for a few other paths.
+    """
+
+def makes_repository(
+    path: bytes, exists: Callable[[bytes], bool], acts: Callable[[bytes], bool]
+) -> bool:
+    """True if something new at `path` would have git obey what is in the directory already.
+
+    `exists` is asked for other parts of a repository, `acts` for settings and hooks.
+    """
+
+def is_saved_set(path: bytes) -> bool:
+    """True if a path lies in a saved set of changes."""
 
 def forget_vms() -> None:
     """In a child of `os.fork()`: closes what it has of the parent's unused VMs."""
@@ -109,9 +341,8 @@ class Sandbox:
         argv: list[bytes],
         *,
         env: list[tuple[bytes, bytes]],
-        cwd: bytes,
+        policy: Policy,
         input: bytes,
-        readable: list[bytes],
         memory_bytes: int,
         processes_max: int,
         output_limit_bytes: int,
@@ -144,7 +375,28 @@ class Sandbox:
         too. `returns`: "int" (rax, signed), "float" (xmm0), "bytes" (the string at rax) or "none".
         """
 
-    def freeze(self) -> Snapshot:
+    def until_listening(self, port: int | None, timeout_s: float | None) -> int:
+        """Runs until the program waits for connections, on `port` if there is one: the port."""
+
+    def connect(self, port: int, peer: tuple[str, int] | None) -> Connection:
+        """Connects to a listener inside; nothing runs. `peer` is an IP address and a port.
+
+        This and the calls below fail with kind "connection" and the error's name.
+        """
+
+    def send_to(self, to: Connection, data: bytes, timeout_s: float | None) -> int:
+        """Sends as soon as there is room: how many bytes."""
+
+    def receive_from(self, source: Connection, max_bytes: int, timeout_s: float | None) -> bytes:
+        """Receives as soon as there is something, b"" at the end."""
+
+    def shut_down(self, connection: Connection, how: int) -> None:
+        """SHUT_RD, SHUT_WR or SHUT_RDWR, by number."""
+
+    def hang_up(self, connection: Connection) -> None:
+        """Ends a connection. May be repeated."""
+
+    def freeze(self, connections: str) -> Snapshot:
         """Ends this sandbox and keeps its state."""
 
     def reset(self) -> None:
@@ -162,6 +414,9 @@ class Sandbox:
     def take_output(self) -> tuple[bytes, bytes]:
         """Standard output and error, captured since the last call."""
 
+    def take_report(self) -> tuple[list[tuple[str, str, str, int]], list[tuple[str, str]]]:
+        """Denials and events since the last call or reset, as in `Outcome`."""
+
     def memory_left(self) -> int:
         """The rest of the program's memory limit, in bytes."""
 
@@ -173,6 +428,125 @@ class Sandbox:
 
     def generation(self) -> int:
         """0 in what was started; differs in every fork and after every reset."""
+
+@final
+class Connection:
+    """The host's end of a connection: its sandbox or box uses it."""
+
+@final
+class Box:
+    """A sandbox that commands are started in, which a thread of its own runs.
+
+    Any thread may use it. A call releases the interpreter's lock. `epoch` is the number of resets
+    before a process was spawned: later, calls for it fail with kind "box_reset".
+    """
+
+    @staticmethod
+    def start(*, policy: Policy, memory_bytes: int, processes_max: int, calls: str) -> Box: ...
+    def spawn(
+        self,
+        argv: list[bytes],
+        *,
+        env: list[tuple[bytes, bytes]],
+        cwd: bytes,
+        stdio: list[str],
+    ) -> tuple[int, int, int, list[int | None]]:
+        """Starts a command: (epoch, process id, command, our ends of its pipes).
+
+        `stdio`, for descriptors 0 to 3: "null", "pipe", "absent" for none, or "stdout" for standard
+        error that goes there too. A pipe at 3 is one that the command writes to.
+        """
+
+    def exchange(
+        self,
+        epoch: int,
+        *,
+        read: list[int],
+        max_bytes: int,
+        write: tuple[int, bytes] | None,
+        child: int | None,
+        timeout_s: float | None,
+        stop: Stop | None = None,
+    ) -> tuple[list[tuple[int, bytes]], int | None, tuple[int | None, int | None] | None] | None:
+        """Waits until a pipe can be read or written, or a child has ended. None: out of time.
+
+        Answers (bytes by pipe, b"" at its end; number of bytes written; exit status and signal).
+        The number is -1 if nobody reads them any more. `timeout_s` 0 only looks. Fails with kind
+        "interrupted" once `stop` is set.
+        """
+
+    def signal(self, epoch: int, pid: int, signo: int) -> None:
+        """Sends a signal to a child."""
+
+    def end_command(self, epoch: int, command: int) -> None:
+        """Kills a command and all that descends from it."""
+
+    def was_out_of_memory(self, epoch: int, command: int) -> bool:
+        """True once if the memory limit has ended a process of the command."""
+
+    def close_stream(self, epoch: int, number: int) -> None:
+        """Closes our end of a pipe, or a file."""
+
+    def take_report(self) -> tuple[list[tuple[str, str, str, int]], list[tuple[str, str]]]:
+        """Denials and events since the last call, as in `Outcome`."""
+
+    def open(self, path: bytes, flags: int, mode: int) -> tuple[int, int]:
+        """Opens a file: (epoch, number).
+
+        This and the calls below fail with kind "file" and the error's name.
+        """
+
+    def read(self, epoch: int, number: int, max_bytes: int) -> bytes:
+        """Reads at most 1 MiB."""
+
+    def write(self, epoch: int, number: int, data: bytes) -> int: ...
+    def stat(self, path: bytes, follow: bool) -> tuple[int, int, int]:
+        """Mode, size in bytes, time of modification in nanoseconds."""
+
+    def stat_file(self, epoch: int, number: int) -> tuple[int, int, int]: ...
+    def names(self, path: bytes) -> list[bytes]:
+        """The names in a directory, without "." and ".."."""
+
+    def mkdir(self, path: bytes) -> None: ...
+    def remove(self, path: bytes) -> None: ...
+    def rename(self, source: bytes, target: bytes) -> None: ...
+    def chmod(self, path: bytes, mode: int) -> None: ...
+    def connect(self, port: int, peer: tuple[str, int] | None) -> Connection:
+        """Connects to a listener inside; nothing runs. `peer` is an IP address and a port.
+
+        This and the calls below fail with kind "connection" and the error's name.
+        """
+
+    def send_to(self, to: Connection, data: bytes, timeout_s: float | None) -> int | None:
+        """Sends as soon as there is room: how many bytes; None: out of time."""
+
+    def receive_from(
+        self, source: Connection, max_bytes: int, timeout_s: float | None
+    ) -> bytes | None:
+        """Receives as soon as there is something, b"" at the end; None: out of time."""
+
+    def shut_down(self, connection: Connection, how: int) -> None:
+        """SHUT_RD, SHUT_WR or SHUT_RDWR, by number."""
+
+    def hang_up(self, connection: Connection) -> None:
+        """Ends a connection. May be repeated."""
+
+    def wait_listening(self, port: int, timeout_s: float | None) -> bool:
+        """Waits until somebody listens on a TCP port. False: out of time."""
+
+    def snapshot(self, connections: str) -> Snapshot:
+        """Keeps the state of now, which `reset` goes back to. The box goes on."""
+
+    def fork(self, snapshot: Snapshot) -> Box:
+        """Another box that goes on from a snapshot of this one or of a fork."""
+
+    def reset(self) -> None:
+        """Back to the last snapshot, or to the start."""
+
+    def epoch(self) -> int: ...
+    def stats(self) -> dict[str, int | float]: ...
+    def close(self) -> None:
+        """Ends everything in it. May be repeated."""
 
 @final
 class Snapshot:

@@ -56,6 +56,11 @@ def parse_count(value: int | str, name: str) -> int:
 
 
 def parse_size(value: int | str, name: str) -> int:
+    """A size of memory, as `parse_bytes` reads it: 4 MiB to 1 TiB. Raises UsageError."""
+    return parse_bytes(value, name, least=MIN_MEMORY_BYTES)
+
+
+def parse_bytes(value: int | str, name: str, *, least: int = 0) -> int:
     """Bytes from 65536, "64m", "512M", "1.5g", "64MiB"; all units are powers of 1024.
 
     `name` is the argument as its user wrote it. Raises UsageError.
@@ -75,9 +80,9 @@ def parse_size(value: int | str, name: str) -> int:
         scale = 1 << _SIZE_SHIFTS[unit]
         # int for whole numbers: a float would round sizes beyond 2**53.
         size_bytes = int(float(number) * scale) if "." in number else int(number) * scale
-    if size_bytes < MIN_MEMORY_BYTES:
-        least = format_size(MIN_MEMORY_BYTES)
-        raise UsageError(f"{name}: {_quote(value)} is too small", remedy=f"the least is {least}")
+    if size_bytes < least:
+        remedy = f"the least is {format_size(least)}"
+        raise UsageError(f"{name}: {_quote(value)} is too small", remedy=remedy)
     if size_bytes > MAX_MEMORY_BYTES:
         most = format_size(MAX_MEMORY_BYTES)
         raise UsageError(f"{name}: {_quote(value)} is too large", remedy=f"the most is {most}")

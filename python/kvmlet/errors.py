@@ -8,12 +8,19 @@
     ├── KvmUnavailable         /dev/kvm is missing, closed to us or unusable
     ├── LaunchError            the program could not be started
     │   ├── ProgramNotFound
-    │   └── ProgramNotExecutable
+    │   ├── ProgramNotExecutable
+    │   └── ServerNotStarted   a program that is to serve does not
     ├── HostError              the host refused something kvmlet needs
     │   ├── TooFewDescriptors
     │   └── TooFewMappings
     ├── SandboxError           the sandbox is in no state to do this
     │   ├── NotReady           the program waits for nothing, or for a message that nobody sent
+    │   ├── NotListening       the program waits for no connection, or on several ports
+    │   ├── ConnectionsOpen    a program cannot be frozen while it has connections out
+    │   ├── ConnectionFailed   a connection into a sandbox (also a ConnectionError)
+    │   │   ├── ConnectionRefused  nobody listens there (also a ConnectionRefusedError)
+    │   │   ├── ConnectionReset    the program reset it (also a ConnectionResetError)
+    │   │   └── ConnectionBroken   the program takes no more (also a BrokenPipeError)
     │   ├── NotAFork           only forks of a snapshot can be reset
     │   ├── IsAFork            a fork cannot be frozen again
     │   ├── StaleSnapshot      a file that the frozen program maps has changed
@@ -22,7 +29,11 @@
     │   ├── SandboxBusy        another thread is using it
     │   ├── SandboxClosed      it was closed or frozen
     │   │   └── ForkedProcess  it belongs to the parent of this process
-    │   └── SandboxEnded       its program has ended; `result` says how
+    │   ├── SandboxEnded       its program has ended; `result` says how
+    │   ├── BoxFull            a box has no room for another process
+    │   ├── BoxWasReset        the process of a box that has been reset since
+    │   └── BoxFileError       a file of a box cannot be used (also an OSError)
+    │       └── BoxFileNotFound    it is not there (also a FileNotFoundError)
     ├── DeadlineExceeded       a time limit passed (also a TimeoutError)
     ├── Interrupted            interrupt() or a cancelled future stopped it
     ├── PoolError
@@ -38,6 +49,8 @@ Each is one line of text: what happened and, after a semicolon, what to do about
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from kvmlet._result import Result
 
 
@@ -98,6 +111,10 @@ class ProgramNotExecutable(LaunchError):
     """The program exists but cannot be executed: no permission, a directory, a malformed ELF."""
 
 
+class ServerNotStarted(LaunchError):
+    """A program that is to serve does not come to wait for connections, or fails its warm-up."""
+
+
 class HostError(KvmletError):
     """The host refused a resource: descriptors, memory, a directory."""
 
@@ -116,6 +133,34 @@ class SandboxError(KvmletError):
 
 class NotReady(SandboxError):
     """The program never asked for a message, or waits for one while a message of its is awaited."""
+
+
+class NotListening(SandboxError):
+    """The program waits, but not for a connection, or for connections on several ports."""
+
+
+class ConnectionsOpen(SandboxError):
+    """The program has connections to this process or another machine: they cannot be frozen."""
+
+
+class ConnectionFailed(SandboxError, ConnectionError):
+    """A connection to a server in a sandbox has failed; `errno` says as with an OSError."""
+
+    def __init__(self, message: str, *, errno: int = 0, remedy: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.errno = errno
+
+
+class ConnectionRefused(ConnectionFailed, ConnectionRefusedError):
+    """Nobody listens on that port."""
+
+
+class ConnectionReset(ConnectionFailed, ConnectionResetError):
+    """The program has reset the connection, or ended with bytes that it had not read."""
+
+
+class ConnectionBroken(ConnectionFailed, BrokenPipeError):
+    """The program takes no more bytes."""
 
 
 class NotAFork(SandboxError):
@@ -153,9 +198,34 @@ class ForkedProcess(SandboxClosed):
 class SandboxEnded(SandboxError):
     """The program has ended, by itself or at a limit; `result` says how and what it wrote last."""
 
-    def __init__(self, message: str, *, result: "Result | None" = None, remedy: str = "") -> None:
+    def __init__(
+        self, message: str, *, result: "Result[Any] | None" = None, remedy: str = ""
+    ) -> None:
         super().__init__(message, remedy=remedy)
         self.result = result
+
+
+class BoxFull(SandboxError):
+    """A box has as many processes or pipes, or uses as much memory, as it may."""
+
+
+class BoxWasReset(SandboxError):
+    """A process belongs to a time before the last reset of its box."""
+
+
+class BoxFileError(SandboxError, OSError):
+    """A call for a file of a box has failed; `errno` and `filename` say as with an OSError."""
+
+    def __init__(
+        self, message: str, *, errno: int = 0, filename: str = "", remedy: str = ""
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.errno = errno
+        self.filename = filename
+
+
+class BoxFileNotFound(BoxFileError, FileNotFoundError):
+    """No file of a box has this name."""
 
 
 class DeadlineExceeded(KvmletError, TimeoutError):
@@ -206,7 +276,7 @@ class InternalError(KvmletError):
 class ExitError(KvmletError):
     """Raised by `Result.check()`; `result` is that result."""
 
-    def __init__(self, message: str, *, result: "Result", remedy: str = "") -> None:
+    def __init__(self, message: str, *, result: "Result[Any]", remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
         self.result = result
 
@@ -218,7 +288,7 @@ _FORK_AGAIN = "make another one with Snapshot.fork() or Sandbox(...)"
 _KINDS: dict[str, tuple[type[KvmletError], str]] = {
     "not_found": (
         ProgramNotFound,
-        "programs are found in /usr/local/bin, /usr/bin and /bin, or by path",
+        "it is in none of the directories of PATH; name it by its path",
     ),
     "not_executable": (
         ProgramNotExecutable,
@@ -236,12 +306,39 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
     ),
     "kvm_unusable": (KvmUnavailable, _DOCTOR),
     "bad_argument": (UsageError, ""),
+    "serve_ended": (ServerNotStarted, "what it wrote says why; try it with 'kvmlet run'"),
+    "serve_not_listening": (
+        ServerNotStarted,
+        "have it listen on one TCP port, or name the port that is meant by --guest-port",
+    ),
+    "serve_not_quiet": (
+        ServerNotStarted,
+        "allow more time (--boot-timeout), or have it do its work before it listens",
+    ),
+    "serve_unseeded": (
+        ServerNotStarted,
+        "its Python, or OpenSSL's RAND_poll, must return where it waits for connections",
+    ),
+    "warmup": (ServerNotStarted, "mend it, or say which status is expected"),
     "not_ready": (
         NotReady,
         "call until_ready() first, and recv() only for what the program sends",
     ),
+    "not_listening": (
+        NotListening,
+        "name the port with port=, or let the program start a TCP server",
+    ),
+    "not_quiet": (
+        DeadlineExceeded,
+        "allow more time, or freeze it where it is with run_for() and freeze()",
+    ),
+    "unseeded": (CallLost, "reset() the fork, or start the program again"),
+    "no_answer": (NotReady, "send the rest of the request, or shutdown() the sending side"),
+    "connected": (ConnectionsOpen, "close() them, and run the program once more"),
+    "connection": (ConnectionFailed, ""),
     "not_a_fork": (NotAFork, "freeze() it, and reset what Snapshot.fork() gives"),
     "is_a_fork": (IsAFork, "freeze what Sandbox(...) started"),
+    "leads_out": (ConnectionsOpen, 'close it first, or end it by connections="drop"'),
     "stale": (StaleSnapshot, "start and freeze the program again"),
     "inbox_full": (InboxFull, "recv() its answers before sending more"),
     "call_lost": (CallLost, "reset() the fork, or make another sandbox"),
@@ -256,6 +353,12 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
         "list the functions there are with 'nm PROGRAM' or 'nm -D LIBRARY'",
     ),
     "message_too_long": (MessageTooLong, ""),
+    "box_full": (
+        BoxFull,
+        "end some of its processes, or make it with more memory or a larger max_procs",
+    ),
+    "box_reset": (BoxWasReset, "spawn() it again"),
+    "file": (BoxFileError, "list() the directory, and see the modes with stat()"),
     "descriptors": (
         TooFewDescriptors,
         "raise the limit (ulimit -n), or keep fewer sandboxes open at once",
@@ -271,5 +374,7 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
 
 def from_native(kind: str, message: str) -> KvmletError:
     """The exception for a NativeError's (kind, message)."""
-    cls, remedy = _KINDS.get(kind, (InternalError, _REPORT))
+    cls, remedy = _KINDS.get(kind) or _KINDS.get(
+        kind.removeprefix("serve_"), (InternalError, _REPORT)
+    )
     return cls(message, remedy=remedy)

@@ -13,30 +13,36 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, overload
+import warnings
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, overload
 
 from kvmlet import _native, _process
 from kvmlet._call_values import argument_value, return_kind
 from kvmlet._calls import calls_mode
+from kvmlet._connection import connected, port_number
 from kvmlet._extension import result_of, translated
-from kvmlet._launch import guest_argv, guest_cwd, guest_env, guest_modules, input_bytes
+from kvmlet._launch import Start, guest_argv, guest_modules, input_bytes, named_of
 from kvmlet._result import Denial, Event, Result, ending_text
 from kvmlet._run import run
-from kvmlet._values import (
-    DEFAULT_MAX_PROCS,
-    DEFAULT_MEMORY_BYTES,
-    OUTPUT_LIMIT_BYTES,
-    parse_count,
-    parse_duration,
-    parse_size,
+from kvmlet._values import parse_duration
+from kvmlet.errors import (
+    KvmletError,
+    SandboxBusy,
+    SandboxClosed,
+    SandboxEnded,
+    UsageError,
+    from_native,
 )
-from kvmlet.errors import KvmletError, SandboxBusy, SandboxEnded, UsageError, from_native
+from kvmlet.policy import policy_of
 
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import ParamSpec, Self, TypeAlias
+
+    from kvmlet._connection import Connection
+    from kvmlet.policy import Policy
 
     P = ParamSpec("P")
 
@@ -71,9 +77,10 @@ class Sandbox:
     _vm: _native.Sandbox
     _name: str
     _closed: bool
-    _result: Result | None
+    _result: Result[bytes] | None
     _deadline_s: float | None
     _interrupted: bool
+    _port: int | None
 
     def __init__(
         self,
@@ -81,9 +88,13 @@ class Sandbox:
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
-        memory: int | str = DEFAULT_MEMORY_BYTES,
-        max_procs: int = DEFAULT_MAX_PROCS,
+        memory: int | str | None = None,
+        max_procs: int | None = None,
+        read: Sequence[str | os.PathLike[str]] = (),
+        policy: Policy | None = None,
         input: bytes | str | None = None,
+        net: Sequence[str] = (),
+        publish: Sequence[str] = (),
         calls: str | None = None,
     ) -> None:
         """Load `argv`; nothing of it has run when this returns. The arguments are those of `run`.
@@ -96,49 +107,54 @@ class Sandbox:
         Raises UsageError, ProgramNotFound, ProgramNotExecutable, KvmUnavailable, HostError,
         InternalError.
         """
-        self._start(
-            argv,
+        given = policy_of(
+            policy,
+            read=read,
+            net=net,
+            publish=publish,
             env=env,
-            cwd=cwd,
             memory=memory,
             max_procs=max_procs,
-            input=input,
-            readable=[],
-            calls=calls,
         )
+        self._start(argv, given, cwd=cwd, input=input, readable=[], calls=calls)
 
     def _start(
         self,
         argv: Sequence[str | bytes | os.PathLike[str]],
+        policy: Policy,
         *,
-        env: Mapping[str, str] | None,
         cwd: str | os.PathLike[str] | None,
-        memory: int | str,
-        max_procs: int = DEFAULT_MAX_PROCS,
         input: bytes | str | None,
         readable: list[bytes],
         calls: str | None,
     ) -> None:
         words = guest_argv(argv)
         data = input_bytes(input)
-        memory_bytes = parse_size(memory, "memory")
-        processes_max = parse_count(max_procs, "max_procs")
+        limits = policy.limits.in_full()
+        if limits.timeout_s is not None or limits.cpu_time_s is not None:
+            raise UsageError(
+                "timeout, cpu_time: a sandbox has no such limit of its own",
+                remedy="give its requests a timeout",
+            )
         mode = calls_mode(calls, stacklevel=4)
-        guest_environment = dict(guest_env(env))
-        module = os.fsencode(guest_modules())
-        search = guest_environment.get(b"PYTHONPATH")
-        guest_environment[b"PYTHONPATH"] = search + b":" + module if search else module
-        directory = guest_cwd(cwd)
+        modules = os.fsencode(guest_modules())
+        if policy.paths("write"):
+            raise UsageError(
+                "write: a program that is frozen and forked changes nothing on the host",
+                remedy="use kvmlet.run or kvmlet.Box",
+            )
+        start = translated(Start, words, policy.env, cwd, named_of(policy, readable), modules)
+        if start.note:
+            warnings.warn(start.note, stacklevel=3)
         vm = translated(
             _native.Sandbox.start,
-            words,
-            env=list(guest_environment.items()),
-            cwd=directory,
+            start.argv,
+            env=start.env,
+            policy=start.policy,
             input=data or b"",
-            readable=[module, *readable],
-            memory_bytes=memory_bytes,
-            processes_max=processes_max,
-            output_limit_bytes=OUTPUT_LIMIT_BYTES,
+            memory_bytes=limits.memory_bytes,
+            processes_max=limits.processes_max,
+            output_limit_bytes=limits.output_bytes,
             calls=mode,
         )
         self._adopt(vm, words[0].decode("utf-8", "backslashreplace"))
@@ -150,30 +166,29 @@ class Sandbox:
         self._result = None
         self._deadline_s = None
         self._interrupted = False
+        self._port = None
         _process.track(self)
 
     @classmethod
     def _with_readable(
         cls,
         argv: Sequence[str | bytes | os.PathLike[str]],
+        policy: Policy,
         *,
-        env: Mapping[str, str],
         cwd: str,
-        memory: int | str,
         readable: list[bytes],
         calls: str | None,
     ) -> Self:
         """A sandbox whose program may also read the directories `readable` (canonical paths)."""
         sandbox = cls.__new__(cls)
-        sandbox._start(
-            argv, env=env, cwd=cwd, memory=memory, input=None, readable=readable, calls=calls
-        )
+        sandbox._start(argv, policy, cwd=cwd, input=None, readable=readable, calls=calls)
         return sandbox
 
     @classmethod
-    def _forked(cls, vm: _native.Sandbox, name: str) -> Self:
+    def _forked(cls, vm: _native.Sandbox, name: str, port: int | None) -> Self:
         sandbox = cls.__new__(cls)
         sandbox._adopt(vm, name)
+        sandbox._port = port
         return sandbox
 
     def __enter__(self) -> Self:
@@ -200,6 +215,54 @@ class Sandbox:
         """
         self._ask(self._vm.until_ready, self._limit_s(timeout))
         return self
+
+    def until_listening(self, port: int | None = None, timeout: float | str | None = None) -> Self:
+        """Let an unmodified server run until it waits for connections; this sandbox.
+
+        One of its threads then waits for a connection over TCP, in accept, poll, select or
+        epoll_wait. Every other thread of every process waits too. Threads may wake by timers, if
+        they go back to waiting. `port` says where it listens.
+
+        port: the one that is meant, for a program that waits on several.
+
+        Raises UsageError, NotListening, DeadlineExceeded (which names the thread that kept it
+        busy), SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
+        """
+        wanted = None if port is None else port_number(port, "port")
+        try:
+            self._port = self._ask(self._vm.until_listening, wanted, self._limit_s(timeout))
+        except SandboxEnded as error:
+            denials = [] if error.result is None else error.result.denials
+            error.message += ", before it waited for connections"
+            if denials:
+                error.message += f"; denied: {denials[0].what}"
+            raise
+        return self
+
+    @property
+    def port(self) -> int | None:
+        """The port that the server was found to wait on, in its snapshot too; None before."""
+        return self._port
+
+    def connect(
+        self, port: int | None = None, *, peer: tuple[str, int] | None = None
+    ) -> Connection:
+        """Connect to a server inside, on `port` or the one of `until_listening`.
+
+        The connection waits in the server's backlog; the program runs when something waits for it.
+
+        peer: address and port that the server is shown as the client's, ("192.0.2.1", 40000). One
+            of IPv6 is shown to a server of IPv4 with 127.0.0.1.
+
+        Raises UsageError, ConnectionRefused, ConnectionFailed, SandboxEnded, SandboxClosed,
+        SandboxBusy.
+        """
+        number = self._port if port is None else port
+        if number is None:
+            raise UsageError("no port is known", remedy="pass one, or call until_listening() first")
+        return connected(
+            _Ends(self), lambda *args: self._ask(self._vm.connect, *args), number, peer
+        )
 
     def run_for(self, duration: float | str) -> Self:
         """Let the program run for a time: to warm up one that never asks; this sandbox.
@@ -326,14 +389,18 @@ class Sandbox:
 
     # ---- freezing, resetting, closing ----
 
-    def freeze(self) -> Snapshot:
+    def freeze(self, *, connections: Literal["refuse", "drop"] = "refuse") -> Snapshot:
         """Keep the program as it is now, to be forked any number of times; closes this sandbox.
 
-        Raises IsAFork, SandboxEnded, SandboxClosed, SandboxBusy, HostError.
+        connections: open ones to other machines cannot be kept. "refuse" raises ConnectionsOpen,
+            which names one; "drop" ends them, as if each other side had reset them. Those that
+            this process has to servers inside are always refused.
+
+        Raises IsAFork, ConnectionsOpen, SandboxEnded, SandboxClosed, SandboxBusy, HostError.
         """
-        vm = self._ask(self._vm.freeze)
+        vm = self._ask(self._vm.freeze, connections)
         self._closed = True
-        return Snapshot._frozen(vm, self._name)
+        return Snapshot._frozen(vm, self._name, self._port)
 
     def reset(self) -> None:
         """Put a fork back to the state in which it was frozen; also one whose program has ended.
@@ -360,7 +427,7 @@ class Sandbox:
         return self._closed
 
     @property
-    def result(self) -> Result | None:
+    def result(self) -> Result[bytes] | None:
         """The end of the program and its output since `output` was last called, None before.
 
         Raises SandboxBusy.
@@ -386,6 +453,14 @@ class Sandbox:
         """
         return Output(*self._ask(self._vm.take_output))
 
+    def denials(self) -> list[Denial]:
+        """The policy's refusals since this was last called, or the last reset, each once.
+
+        Raises SandboxClosed, SandboxBusy.
+        """
+        refused, _events = self._ask(self._vm.take_report)
+        return [Denial(*each) for each in refused]
+
     def stats(self) -> dict[str, int | float]:
         """Counters by name; times have names ending in _us and are in microseconds.
 
@@ -408,7 +483,7 @@ class Sandbox:
                 raised.message = ending_text(raised.result)
         raise raised
 
-    def _result_or_none(self) -> Result | None:
+    def _result_or_none(self) -> Result[bytes] | None:
         try:
             return self.result
         except KvmletError:  # closed by another thread meanwhile
@@ -453,6 +528,35 @@ class Sandbox:
                 time.sleep(0.001)
 
 
+class _Ends:
+    """The sandbox that a connection leads into."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def send_to(self, connection: _native.Connection, data: bytes, timeout_s: float | None) -> int:
+        sandbox = self._sandbox
+        return sandbox._ask(sandbox._vm.send_to, connection, data, self._limit_s(timeout_s))
+
+    def receive_from(
+        self, connection: _native.Connection, max_bytes: int, timeout_s: float | None
+    ) -> bytes:
+        sandbox = self._sandbox
+        limit_s = self._limit_s(timeout_s)
+        return sandbox._ask(sandbox._vm.receive_from, connection, max_bytes, limit_s)
+
+    def _limit_s(self, timeout_s: float | None) -> float | None:
+        # No time at all is a look.
+        return 0.0 if timeout_s == 0 else self._sandbox._limit_s(timeout_s)
+
+    def shut_down(self, connection: _native.Connection, how: int) -> None:
+        self._sandbox._ask(self._sandbox._vm.shut_down, connection, how)
+
+    def hang_up(self, connection: _native.Connection) -> None:
+        with contextlib.suppress(SandboxClosed):
+            self._sandbox._ask(self._sandbox._vm.hang_up, connection)
+
+
 class Snapshot:
     """A frozen program, forked any number of times, from any thread. Made by `Sandbox.freeze`.
 
@@ -462,16 +566,18 @@ class Snapshot:
     _vm: _native.Snapshot
     _name: str
     _closed: bool
+    _port: int | None
 
     def __init__(self) -> None:
         raise UsageError("a snapshot cannot be made directly", remedy="call Sandbox.freeze()")
 
     @classmethod
-    def _frozen(cls, vm: _native.Snapshot, name: str) -> Self:
+    def _frozen(cls, vm: _native.Snapshot, name: str, port: int | None) -> Self:
         snapshot = cls.__new__(cls)
         snapshot._vm = vm
         snapshot._name = name
         snapshot._closed = False
+        snapshot._port = port
         _process.track(snapshot)
         return snapshot
 
@@ -494,7 +600,7 @@ class Snapshot:
 
         Raises StaleSnapshot, SandboxClosed, TooFewDescriptors, HostError.
         """
-        return Sandbox._forked(translated(self._vm.fork), self._name)
+        return Sandbox._forked(translated(self._vm.fork), self._name, self._port)
 
     def prepare(
         self,

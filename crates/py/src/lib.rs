@@ -1,22 +1,28 @@
 //! The extension module `kvmlet._native`: conversions, the GIL, errors. No logic.
 #![allow(unsafe_code)] // what PyO3's macros expand to
 
+use std::os::fd::{AsFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvmlet_engine::{
-    Calls, Ending, EngineError, Owner, Program, RunOutcome, Stat, Streams, Support, Trace,
+    Calls, Change, ChangeKind, Connections, Denial, Ending, EngineError, Owner, Program,
+    RunOutcome, Stat, Streamed, Streams, Support, Trace, resolver,
 };
 use kvmlet_jail::{Answer, Call, When};
 use pyo3::create_exception;
-use pyo3::exceptions::PyException;
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use signal_hook::consts::SIGCONT;
+use signal_hook::consts::{SIGCONT, SIGTSTP};
 
+mod boxes;
+mod changes;
 mod doctor;
+mod protected;
 mod sandbox;
+mod serve;
 
 create_exception!(
     _native,
@@ -41,6 +47,33 @@ fn duration(timeout_s: Option<f64>) -> PyResult<Option<Duration>> {
 fn calls_named(name: &str) -> PyResult<Calls> {
     Calls::named(name)
         .ok_or_else(|| NativeError::new_err(("bad_argument", "no such way for calls to travel")))
+}
+
+/// What becomes of connections at a freeze, by name.
+fn connections_named(name: &str) -> PyResult<Connections> {
+    match name {
+        "refuse" => Ok(Connections::Refuse),
+        "drop" => Ok(Connections::Drop),
+        _ => Err(NativeError::new_err((
+            "bad_argument",
+            format!("connections: {name:?} is neither \"refuse\" nor \"drop\""),
+        ))),
+    }
+}
+
+/// (what, errno name, remedy or "", count) of each.
+type Denials = Vec<(String, &'static str, &'static str, u64)>;
+/// (name, detail) of each.
+type Events = Vec<(String, String)>;
+
+fn denials_to_py(denials: &[Denial]) -> Denials {
+    let denials = denials.iter();
+    denials
+        .map(|denial| {
+            let kind = denial.remedy.name();
+            (denial.what.clone(), denial.errno, kind, denial.count)
+        })
+        .collect()
 }
 
 fn stats_to_py<'py>(py: Python<'py>, stats: &[(String, Stat)]) -> PyResult<Bound<'py, PyDict>> {
@@ -92,16 +125,31 @@ impl Outcome {
     }
 
     #[getter]
-    fn denials(&self) -> Vec<(String, &'static str, &'static str)> {
-        let denials = self.0.denials.iter();
-        denials
-            .map(|denial| (denial.what.clone(), denial.errno, denial.remedy.wording()))
-            .collect()
+    fn denials(&self) -> Denials {
+        denials_to_py(&self.0.denials)
     }
 
     #[getter]
-    fn events(&self) -> Vec<(String, String)> {
+    fn events(&self) -> Events {
         self.0.events.clone()
+    }
+
+    #[getter]
+    fn changes_are_cut(&self) -> bool {
+        self.0.changes.is_cut
+    }
+
+    #[getter]
+    fn changes<'py>(&self, py: Python<'py>) -> Vec<(&'static str, Bound<'py, PyBytes>)> {
+        let kind = |change: &Change| match change.kind {
+            ChangeKind::Added => "A",
+            ChangeKind::Modified => "M",
+            ChangeKind::Removed => "D",
+        };
+        let changes = self.0.changes.found.iter();
+        changes
+            .map(|change| (kind(change), PyBytes::new(py, &change.path)))
+            .collect()
     }
 
     #[getter]
@@ -137,15 +185,196 @@ struct Policy {
     policy: kvmlet_engine::Policy,
     /// The directory that the program starts in.
     cwd: Vec<u8>,
+    /// What has been opened for its network.
+    access: Arc<kvmlet_engine::Access>,
+}
+
+/// A refusal: the error's name; the thing and the kind of the denial, both empty if it is none of the policy's.
+type Refused = (&'static str, String, &'static str);
+
+fn refused(refusal: kvmlet_engine::Refusal) -> Refused {
+    let errno = refusal.errno.name();
+    match refusal.denial {
+        Some(denial) => (errno, denial.what, denial.remedy.name()),
+        None => (errno, String::new(), ""),
+    }
+}
+
+impl Policy {
+    fn new_with(
+        (mut policy, cwd): (kvmlet_engine::Policy, Vec<u8>),
+        net: &[String],
+        publish: &[String],
+    ) -> PyResult<Self> {
+        let wrong = |word: &'static str| {
+            move |error: kvmlet_engine::NetError| {
+                NativeError::new_err(("bad_argument", format!("{word}: {error}")))
+            }
+        };
+        for rule in net {
+            policy.allow_net(rule).map_err(wrong("net"))?;
+        }
+        let mut access = kvmlet_engine::Access::default();
+        for text in publish {
+            let published = policy.publish(text).map_err(wrong("publish"))?;
+            let at = published.host;
+            access.publish(at, published.port).map_err(|errno| {
+                let message = format!("publish: {text}: the host refuses {at}: {errno}");
+                NativeError::new_err(("host", message))
+            })?;
+        }
+        let access = Arc::new(access);
+        Ok(Self {
+            policy,
+            cwd,
+            access,
+        })
+    }
 }
 
 #[pymethods]
 impl Policy {
     #[new]
-    fn new(cwd: Vec<u8>) -> PyResult<Self> {
-        let made = kvmlet_engine::policy_for(&cwd, &[]);
-        let (policy, cwd) = made.map_err(|error| to_py(&error))?;
-        Ok(Self { policy, cwd })
+    #[pyo3(signature = (cwd, readable, overlay=None, writable=Vec::new(), bound=Vec::new(), memory=Vec::new(), net=Vec::new(), publish=Vec::new()))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        cwd: Vec<u8>,
+        readable: Vec<Vec<u8>>,
+        overlay: Option<Vec<u8>>,
+        writable: Vec<Vec<u8>>,
+        bound: Vec<(Vec<u8>, Vec<u8>, String)>,
+        memory: Vec<Vec<u8>>,
+        net: Vec<String>,
+        publish: Vec<String>,
+    ) -> PyResult<Self> {
+        let bound = bound.into_iter().map(|(host, path, mode)| {
+            let mode = match mode.as_str() {
+                "ro" => kvmlet_engine::MountMode::ReadOnly,
+                "rw" => kvmlet_engine::MountMode::ReadWrite,
+                "overlay" => kvmlet_engine::MountMode::Overlay,
+                _ => return Err(PyValueError::new_err("unknown mode of a mount")),
+            };
+            Ok((host, path, mode))
+        });
+        let bound: Vec<_> = bound.collect::<PyResult<_>>()?;
+        let trees = kvmlet_engine::Trees {
+            readable: &readable,
+            overlay: overlay.as_deref(),
+            writable: &writable,
+            bound: &bound,
+            memory: &memory,
+        };
+        let made = kvmlet_engine::policy_for(&cwd, trees);
+        Self::new_with(made.map_err(|error| to_py(&error))?, &net, &publish)
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (readable, writable=Vec::new(), net=Vec::new(), publish=Vec::new()))]
+    fn of_box(
+        readable: Vec<Vec<u8>>,
+        writable: Vec<Vec<u8>>,
+        net: Vec<String>,
+        publish: Vec<String>,
+    ) -> PyResult<Self> {
+        let trees = kvmlet_engine::Trees {
+            readable: &readable,
+            writable: &writable,
+            ..kvmlet_engine::Trees::default()
+        };
+        let made = kvmlet_engine::policy_for_box(trees);
+        Self::new_with(made.map_err(|error| to_py(&error))?, &net, &publish)
+    }
+
+    /// The end of a process that is to look names up; `None` if no rule is about names.
+    fn names_end(&self) -> PyResult<Option<i32>> {
+        if !self.policy.net().has_names() {
+            return Ok(None);
+        }
+        let end = self.access.helper().map_err(|errno| {
+            NativeError::new_err(("host", format!("a process for names: {errno}")))
+        })?;
+        Ok(Some(end.into_raw_fd()))
+    }
+
+    /// The ports of the host that have been opened, in order.
+    fn published(&self) -> Vec<String> {
+        let listeners = self.access.listeners().iter();
+        listeners
+            .map(|(listener, _)| listener.at().to_string())
+            .collect()
+    }
+
+    #[allow(clippy::type_complexity)] // a tuple of Python's
+    fn why<'py>(
+        &self,
+        py: Python<'py>,
+        path: &[u8],
+    ) -> PyResult<(
+        Bound<'py, PyBytes>,
+        Option<&'static str>,
+        Option<Bound<'py, PyBytes>>,
+        &'static str,
+        Option<Refused>,
+        Option<Refused>,
+    )> {
+        let found = kvmlet_engine::why(&self.policy, path).map_err(|error| to_py(&error))?;
+        let thing = match found.thing {
+            kvmlet_engine::Thing::Absent => "absent",
+            kvmlet_engine::Thing::Directory => "directory",
+            kvmlet_engine::Thing::File => "file",
+        };
+        Ok((
+            PyBytes::new(py, &found.path),
+            found.place.map(kvmlet_engine::Place::name),
+            found.tree.map(|tree| PyBytes::new(py, &tree)),
+            thing,
+            found.read.err().map(refused),
+            found.write.err().map(refused),
+        ))
+    }
+
+    fn reach(&self, host: &str, port: u16) -> Option<&'static str> {
+        let reach = self.policy.net().reach(host, port)?;
+        Some(match reach {
+            kvmlet_engine::Reach::Refused => "refused",
+            kvmlet_engine::Reach::Named => "named",
+            kvmlet_engine::Reach::Public => "public",
+        })
+    }
+
+    fn shows_host(&self, path: &[u8]) -> bool {
+        self.policy.classify(path).is_of_host()
+    }
+
+    fn shows(&self, path: &[u8]) -> bool {
+        self.policy.classify(path) != kvmlet_engine::Place::Outside
+    }
+}
+
+/// A thread's word to another that waits; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// The flag of `stop`, or one that nobody sets.
+    fn flag(stop: Option<&Self>) -> Arc<AtomicBool> {
+        stop.map_or_else(Arc::default, |stop| Arc::clone(&stop.0))
+    }
+}
+
+#[pymethods]
+impl Stop {
+    #[new]
+    fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    fn set(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
     }
 }
 
@@ -159,6 +388,10 @@ struct PythonOwner {
     errors: Option<Arc<kvmlet_engine::Inherited>>,
     /// Set when the process is continued after a stop.
     continued: Arc<AtomicBool>,
+    /// Set when the process is told to stop (SIGTSTP), while the program is on its terminal.
+    told_to_stop: Arc<AtomicBool>,
+    /// Called with what the program writes to standard output and standard error.
+    told: [Option<Py<PyAny>>; 2],
 }
 
 impl PythonOwner {
@@ -168,6 +401,8 @@ impl PythonOwner {
             stop,
             errors: None,
             continued: Arc::default(),
+            told_to_stop: Arc::default(),
+            told: [None, None],
         }
     }
 }
@@ -185,6 +420,32 @@ impl Owner for PythonOwner {
 
     fn was_continued(&mut self) -> bool {
         self.continued.swap(false, Ordering::SeqCst)
+    }
+
+    fn was_told_to_stop(&mut self) -> bool {
+        self.told_to_stop.swap(false, Ordering::SeqCst)
+    }
+
+    fn stop(&mut self) {
+        // It stops by SIGSTOP, as the default action of SIGTSTP does.
+        let _ = signal_hook::low_level::emulate_default_handler(SIGTSTP);
+    }
+
+    fn streamed(&self) -> [bool; 2] {
+        self.told.each_ref().map(Option::is_some)
+    }
+
+    fn output(&mut self, stream: Streamed, bytes: Vec<u8>) {
+        let [stdout, stderr] = &self.told;
+        let told = match stream {
+            Streamed::Stdout => stdout,
+            Streamed::Stderr => stderr,
+        };
+        let (Some(told), None) = (told, &self.raised) else {
+            return;
+        };
+        self.raised =
+            Python::attach(|py| told.call1(py, (PyBytes::new(py, &bytes),)).map(drop)).err();
     }
 
     fn trace(&mut self, line: &str, left: Option<Duration>) {
@@ -209,7 +470,7 @@ impl Owner for PythonOwner {
 
 /// Runs a program in its own VM; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, memory_bytes, processes_max, output_limit_bytes, trace, calls))]
+#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, cpu_time_s, memory_bytes, processes_max, output_limit_bytes, trace, calls, on_stdout=None, on_stderr=None, stop=None, changes=None))]
 #[allow(clippy::too_many_arguments)] // the keywords of one Python call
 fn run(
     py: Python<'_>,
@@ -219,11 +480,16 @@ fn run(
     input: Option<Vec<u8>>,
     streams: Option<&Inherited>,
     timeout_s: Option<f64>,
+    cpu_time_s: Option<f64>,
     memory_bytes: u64,
     processes_max: usize,
     output_limit_bytes: u64,
     trace: bool,
     calls: &str,
+    on_stdout: Option<Py<PyAny>>,
+    on_stderr: Option<Py<PyAny>>,
+    stop: Option<&Stop>,
+    changes: Option<&changes::Changes>,
 ) -> PyResult<Outcome> {
     let timeout = duration(timeout_s)?;
     let calls = calls_named(calls)?;
@@ -239,23 +505,42 @@ fn run(
         argv,
         env,
         policy: policy.policy.clone(),
+        access: Arc::clone(&policy.access),
         cwd: policy.cwd.clone(),
         streams,
         timeout,
+        cpu_time: duration(cpu_time_s)?,
         memory_bytes,
         processes_max,
         trace,
         calls,
     };
-    let mut owner = PythonOwner::stopped_by(Arc::default());
-    let mut watch = None;
+    let mut owner = PythonOwner::stopped_by(Stop::flag(stop));
+    owner.told = [on_stdout, on_stderr];
+    let mut watches = Vec::new();
     if let Streams::Inherit(inherited) = &program.streams {
         owner.errors = Some(Arc::clone(inherited));
         // A process of ours alone. An application's signals are its own.
-        watch = signal_hook::flag::register(SIGCONT, Arc::clone(&owner.continued)).ok();
+        watches.push(signal_hook::flag::register(
+            SIGCONT,
+            Arc::clone(&owner.continued),
+        ));
+        if inherited.has_console() {
+            let told = Arc::clone(&owner.told_to_stop);
+            watches.push(signal_hook::flag::register(SIGTSTP, told));
+        }
     }
-    let result = py.detach(|| kvmlet_engine::run(&program, &mut owner));
-    if let Some(watch) = watch {
+    let result = py.detach(|| match changes {
+        None => kvmlet_engine::run(&program, &mut owner),
+        Some(held) => {
+            let ended = kvmlet_engine::run_for_changes(&program, &mut owner);
+            ended.map(|(outcome, set)| {
+                held.put(set);
+                outcome
+            })
+        }
+    });
+    for watch in watches.into_iter().flatten() {
         signal_hook::low_level::unregister(watch);
     }
     if let Some(raised) = owner.raised {
@@ -266,10 +551,30 @@ fn run(
 
 /// Gives up what a run does not need; see `_native.pyi`.
 #[pyfunction]
-fn harden(policy: &Policy) -> PyResult<(Vec<String>, Vec<String>)> {
+#[pyo3(signature = (policy, purpose="run"))]
+fn harden(policy: &Policy, purpose: &str) -> PyResult<(Vec<String>, Vec<String>)> {
+    let wall = wall_for(policy, purpose)?;
     kvmlet_engine::prepare().map_err(|error| to_py(&error))?;
-    let report = kvmlet_jail::wall(&policy.policy).raise();
+    let report = wall.raise();
     Ok((report.on, report.missing))
+}
+
+/// The wall of a process that does this.
+fn wall_for(policy: &Policy, purpose: &str) -> PyResult<kvmlet_jail::Wall> {
+    match purpose {
+        "run" => Ok(kvmlet_jail::wall(&policy.policy)),
+        "serve" => Ok(kvmlet_jail::wall_of_server(&policy.policy)),
+        _ => Err(NativeError::new_err(("bad_argument", "no such purpose"))),
+    }
+}
+
+/// Looks up names for another process, for as long as that lives; see `_native.pyi`.
+#[pyfunction]
+fn serve_names(py: Python<'_>) {
+    // The end is standard input: the process has nothing else.
+    if let Ok(end) = std::io::stdin().as_fd().try_clone_to_owned() {
+        py.detach(|| resolver::serve(&Arc::new(end), resolver::look_up));
+    }
 }
 
 /// A condition on an argument: its place, the bits looked at, their value (None: this process's id).
@@ -279,14 +584,15 @@ type CallRule = (&'static str, Vec<Condition>, bool, &'static str);
 
 /// The system calls that are left after `harden`; see `_native.pyi`.
 #[pyfunction]
-fn calls_after_harden(policy: &Policy) -> Vec<CallRule> {
+#[pyo3(signature = (policy, purpose="run"))]
+fn calls_after_harden(policy: &Policy, purpose: &str) -> PyResult<Vec<CallRule>> {
     let condition = |when: &When| match *when {
         When::Is(argument, value) => (argument, u32::MAX, Some(value)),
         When::Masked(argument, mask, value) => (argument, mask, Some(value)),
         When::OwnProcess(argument) => (argument, u32::MAX, None),
         When::Null(argument) => (argument, u32::MAX, Some(0)),
     };
-    let calls = kvmlet_jail::wall(&policy.policy).calls;
+    let calls = wall_for(policy, purpose)?.calls;
     let row = |call: &Call| {
         let conditions = call.when.iter().map(condition).collect();
         (
@@ -296,7 +602,7 @@ fn calls_after_harden(policy: &Policy) -> Vec<CallRule> {
             call.why,
         )
     };
-    calls.iter().map(row).collect()
+    Ok(calls.iter().map(row).collect())
 }
 
 /// In a child of `os.fork()`: closes what it has of the parent's unused VMs.
@@ -325,14 +631,23 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Outcome>()?;
     module.add_class::<Inherited>()?;
     module.add_class::<Policy>()?;
+    module.add_class::<Stop>()?;
+    module.add_class::<boxes::Box>()?;
+    module.add_class::<changes::Changes>()?;
     module.add_class::<sandbox::Sandbox>()?;
+    module.add_class::<sandbox::Connection>()?;
     module.add_class::<sandbox::Snapshot>()?;
+    module.add_class::<serve::Server>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_function(wrap_pyfunction!(run, module)?)?;
     module.add_function(wrap_pyfunction!(harden, module)?)?;
     module.add_function(wrap_pyfunction!(calls_after_harden, module)?)?;
     module.add_function(wrap_pyfunction!(forget_vms, module)?)?;
+    module.add_function(wrap_pyfunction!(serve_names, module)?)?;
     module.add_function(wrap_pyfunction!(syscalls, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::probe, module)?)?;
+    module.add_function(wrap_pyfunction!(protected::guard_of, module)?)?;
+    module.add_function(wrap_pyfunction!(protected::is_saved_set, module)?)?;
+    module.add_function(wrap_pyfunction!(protected::makes_repository, module)?)?;
     Ok(())
 }

@@ -1,24 +1,29 @@
 //! `Sandbox` and `Snapshot` as Python sees them; see `_native.pyi`.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use kvmlet_engine::{
-    CallArg, CallReturns, CallValue, EngineError, Kicker, Program, Streams, Trace,
+    CallArg, CallReturns, CallValue, ConnectionId, EngineError, Kicker, Program, Shut, Streams,
+    Trace,
 };
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt};
 
-use crate::{NativeError, Outcome, PythonOwner, calls_named, duration, stats_to_py, to_py};
+use crate::{
+    Denials, Events, NativeError, Outcome, Policy, PythonOwner, calls_named, connections_named,
+    denials_to_py, duration, stats_to_py, to_py,
+};
 
-fn native(kind: &'static str, message: &'static str) -> PyErr {
+pub(crate) fn native(kind: &'static str, message: &'static str) -> PyErr {
     NativeError::new_err((kind, message))
 }
 
-fn forked() -> PyErr {
+pub(crate) fn forked() -> PyErr {
     native(
         "forked",
         "it was made before this process was forked: its VM stays with the parent",
@@ -117,6 +122,30 @@ impl Sandbox {
     }
 }
 
+/// A connection to a server in a sandbox; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct Connection(pub(crate) ConnectionId);
+
+/// The address of a client that the caller gives.
+pub(crate) fn address(peer: Option<(String, u16)>) -> PyResult<Option<SocketAddr>> {
+    let Some((host, port)) = peer else {
+        return Ok(None);
+    };
+    match host.parse() {
+        Ok(ip) => Ok(Some(SocketAddr::new(ip, port))),
+        Err(_) => Err(native("bad_argument", "peer: it is no IP address")),
+    }
+}
+
+/// The directions that shutdown(2) means: SHUT_RD, SHUT_WR, SHUT_RDWR.
+pub(crate) fn directions(how: i32) -> Shut {
+    match how {
+        0 => Shut::RECEIVE,
+        1 => Shut::SEND,
+        _ => Shut::all(),
+    }
+}
+
 /// An argument of `call`. Raises TypeError, OverflowError.
 fn argument(value: &Bound<'_, PyAny>) -> PyResult<CallArg> {
     if value.is_instance_of::<PyInt>() {
@@ -161,33 +190,32 @@ type Written<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 #[pymethods]
 impl Sandbox {
     #[staticmethod]
-    #[pyo3(signature = (argv, *, env, cwd, input, readable, memory_bytes, processes_max, output_limit_bytes, calls))]
+    #[pyo3(signature = (argv, *, env, policy, input, memory_bytes, processes_max, output_limit_bytes, calls))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn start(
         py: Python<'_>,
         argv: Vec<Vec<u8>>,
         env: Vec<(Vec<u8>, Vec<u8>)>,
-        cwd: Vec<u8>,
+        policy: PyRef<'_, Policy>,
         input: Vec<u8>,
-        readable: Vec<Vec<u8>>,
         memory_bytes: u64,
         processes_max: usize,
         output_limit_bytes: u64,
         calls: &str,
     ) -> PyResult<Self> {
         let calls = calls_named(calls)?;
-        let made = kvmlet_engine::policy_for(&cwd, &readable);
-        let (policy, cwd) = made.map_err(|error| to_py(&error))?;
         let program = Program {
             argv,
             env,
-            policy,
-            cwd,
+            policy: policy.policy.clone(),
+            access: Arc::clone(&policy.access),
+            cwd: policy.cwd.clone(),
             streams: Streams::Capture {
                 input,
                 output_limit_bytes,
             },
             timeout: None,
+            cpu_time: None,
             memory_bytes,
             processes_max,
             trace: Trace::Off,
@@ -239,10 +267,70 @@ impl Sandbox {
         Ok((value_to_py(py, result.value)?, buffers.collect()))
     }
 
-    fn freeze(&self, py: Python<'_>) -> PyResult<Snapshot> {
+    #[pyo3(signature = (port, timeout_s))]
+    fn until_listening(
+        &self,
+        py: Python<'_>,
+        port: Option<u16>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<u16> {
+        let timeout = duration(timeout_s)?;
+        self.step(py, |engine, owner| {
+            engine.until_listening(port, timeout, owner)
+        })
+    }
+
+    fn connect(&self, port: u16, peer: Option<(String, u16)>) -> PyResult<Connection> {
+        let peer = address(peer)?;
+        self.with(|engine| engine.connect(port, peer))
+            .map(Connection)
+    }
+
+    #[pyo3(signature = (to, data, timeout_s))]
+    fn send_to(
+        &self,
+        py: Python<'_>,
+        to: &Connection,
+        data: &[u8],
+        timeout_s: Option<f64>,
+    ) -> PyResult<usize> {
+        let timeout = duration(timeout_s)?;
+        self.step(py, |engine, owner| {
+            engine.send_to(to.0, data, timeout, owner)
+        })
+    }
+
+    #[pyo3(signature = (source, max_bytes, timeout_s))]
+    fn receive_from<'py>(
+        &self,
+        py: Python<'py>,
+        source: &Connection,
+        max_bytes: usize,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let timeout = duration(timeout_s)?;
+        let bytes = self.step(py, |engine, owner| {
+            engine.receive_from(source.0, max_bytes, timeout, owner)
+        })?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn shut_down(&self, connection: &Connection, how: i32) -> PyResult<()> {
+        self.with(|engine| engine.shut_down(connection.0, directions(how)))
+    }
+
+    fn hang_up(&self, connection: &Connection) -> PyResult<()> {
+        self.with(|engine| {
+            engine.hang_up(connection.0);
+            Ok(())
+        })
+    }
+
+    fn freeze(&self, py: Python<'_>, connections: &str) -> PyResult<Snapshot> {
+        let connections = connections_named(connections)?;
         py.detach(|| {
             let mut slot = self.slot()?;
-            let engine = slot.take().ok_or(Refusal::Closed)?;
+            let mut engine = slot.take().ok_or(Refusal::Closed)?;
             // What cannot be frozen stays what it was.
             if let Some(ending) = engine.ending() {
                 *slot = Some(engine);
@@ -251,6 +339,10 @@ impl Sandbox {
             if self.origin == Origin::Forked {
                 *slot = Some(engine);
                 return Err(to_py(&EngineError::IsFork));
+            }
+            if let Err(error) = engine.settle_connections(connections) {
+                *slot = Some(engine);
+                return Err(to_py(&error));
             }
             let frozen = engine.freeze().map_err(|error| to_py(&error))?;
             Ok(Snapshot::new(frozen))
@@ -298,6 +390,11 @@ impl Sandbox {
         Ok((PyBytes::new(py, &stdout), PyBytes::new(py, &stderr)))
     }
 
+    fn take_report(&self) -> PyResult<(Denials, Events)> {
+        let (denials, events) = self.with(|engine| Ok(engine.take_report()))?;
+        Ok((denials_to_py(&denials), events))
+    }
+
     fn outcome(&self) -> PyResult<Option<Outcome>> {
         self.with(|engine| Ok(engine.outcome().map(Outcome)))
     }
@@ -329,14 +426,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    fn new(engine: kvmlet_engine::Snapshot) -> Self {
+    pub(crate) fn new(engine: kvmlet_engine::Snapshot) -> Self {
         Self {
             engine: Mutex::new(Some(engine)),
             process: std::process::id(),
         }
     }
 
-    fn get(&self) -> PyResult<kvmlet_engine::Snapshot> {
+    pub(crate) fn get(&self) -> PyResult<kvmlet_engine::Snapshot> {
         if self.process != std::process::id() {
             return Err(forked());
         }

@@ -17,15 +17,20 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
+from kvmlet._isolated.call import Call
 from kvmlet._isolated.function import Isolated
 from kvmlet._isolated.registry import register_result
-from kvmlet._values import DEFAULT_MEMORY_BYTES, parse_calls, parse_duration, parse_size
+from kvmlet._values import parse_calls
 from kvmlet.errors import UsageError
+from kvmlet.policy import policy_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import os
+    from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["Isolated", "isolated", "register_result"]
+    from kvmlet.policy import Policy
+
+__all__ = ["Call", "Isolated", "isolated", "register_result"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,7 +43,9 @@ def isolated(
     *,
     preload: Iterable[str] = (),
     timeout: float | str | None = None,
-    memory: int | str = DEFAULT_MEMORY_BYTES,
+    memory: int | str | None = None,
+    read: Sequence[str | os.PathLike[str]] = (),
+    policy: Policy | None = None,
     size: int | None = None,
     calls: str | None = None,
 ) -> Callable[[Callable[P, R]], Isolated[P, R]]: ...
@@ -48,26 +55,31 @@ def isolated(
     *,
     preload: Iterable[str] = (),
     timeout: float | str | None = None,
-    memory: int | str = DEFAULT_MEMORY_BYTES,
+    memory: int | str | None = None,
+    read: Sequence[str | os.PathLike[str]] = (),
+    policy: Policy | None = None,
     size: int | None = None,
     calls: str | None = None,
 ) -> Isolated[P, R] | Callable[[Callable[P, R]], Isolated[P, R]]:
     """Decorate a function so that each call runs in a VM of its own, with nothing left afterwards.
 
-    The VM runs this interpreter. It may read the interpreter's files and the directories of
-    `sys.path`, and has no network. Of this process it sees the arguments alone: no globals that
-    were set since import, no open files. What it prints is printed here.
+    The VM runs this interpreter. It may read the interpreter's libraries, and in other directories
+    of `sys.path` the files of modules, and has no network. Of this process it sees the arguments
+    alone: no globals that were set since import, no open files. What it prints is printed here.
 
     preload: modules to import before the first call; the function's own module is, too.
     timeout: how long each call may run, in seconds or as "500ms", "2m"; None for no limit.
-    memory: most memory it may use, in bytes or as "64m", "1g".
+    memory: most memory it may use, in bytes or as "64m", "1g"; 512 MiB if not given.
+    read: files and directories that it may read, beside libraries and modules.
+    policy: these as one value; what is given beside it wins, or adds to it.
     size: most calls at once; by default as many as there are processors to use.
     calls: how its system calls reach kvmlet, as `run` has it.
 
     Arguments and, unless it can be imported by name, the function are pickled (with cloudpickle
     where pickle cannot). Results must be plain data: None, bool, int, float, complex, Decimal, str,
-    bytes, bytearray, date, time, datetime, timedelta. So are list, tuple, dict, set and frozenset
-    of these, and dataclasses that `register_result` knows.
+    bytes, bytearray, date, time, datetime, timedelta, range, UUID, Path. So are list, tuple, dict,
+    set, frozenset, OrderedDict and Counter of these, and arrays and scalars of numpy. So are
+    dataclasses, enumerations and named tuples that `register_result` knows.
 
     Decorating raises UsageError. A call raises GuestError if the function raised; of a builtin
     type, the exception is also of that type. What steers a program is a GuestError alone:
@@ -76,9 +88,8 @@ def isolated(
     A call also raises DeadlineExceeded, SandboxEnded (it crashed, exited or ran out of memory),
     ResultError, CannotSend, MessageTooLong, and what `Sandbox` raises.
     """
-    names = _module_names(preload)
-    timeout_s = None if timeout is None else parse_duration(timeout, "timeout")
-    memory_bytes = parse_size(memory, "memory")
+    names = module_names(preload)
+    given = policy_of(policy, read=read, timeout=timeout, memory=memory)
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UsageError(f"size: {size!r} is not a number of calls", remedy="pass 1 or more")
 
@@ -93,12 +104,13 @@ def isolated(
                 f"{function.__qualname__} gives its results bit by bit",
                 remedy="isolate a plain function that calls it: asyncio.run(f()), list(f())",
             )
-        return Isolated(function, names, timeout_s, memory_bytes, size, calls)
+        return Isolated(function, names, given, size, calls)
 
     return decorate if function is None else decorate(function)
 
 
-def _module_names(preload: Iterable[str]) -> tuple[str, ...]:
+def module_names(preload: Iterable[str]) -> tuple[str, ...]:
+    """The names in `preload`. Raises UsageError."""
     if isinstance(preload, (str, bytes)):
         raise UsageError("preload is a single name, not a list", remedy=f"pass [{preload!r}]")
     names = tuple(preload)

@@ -15,6 +15,7 @@ A value is a tag byte and its content; all numbers are little-endian:
     D               Decimal: u32 length, its text
     y h x e         date, time, datetime, timedelta
     R               dataclass: its name and its fields, as two values: str and dict
+    E               one of the kinds below: its word and its content, as two values
 """
 
 from __future__ import annotations
@@ -32,6 +33,20 @@ COMPLEX = struct.Struct("<dd")
 DATE = struct.Struct("<I")  # proleptic ordinal
 TIME = struct.Struct("<BBBIB")  # hour, minute, second, microsecond, fold
 DELTA = struct.Struct("<iII")  # days, seconds, microseconds
+
+
+# Kinds of the tag E, with their content.
+RANGE = "range"  # (start, stop, step)
+UUID = "uuid"  # its 16 bytes
+PATH = "path"  # str
+ORDERED = "OrderedDict"  # dict
+COUNTER = "Counter"  # dict
+MEMBER = "enum"  # (name of the registered class, name of the member)
+NAMED = "namedtuple"  # (name of the registered class, values)
+ARRAY = "array"  # numpy: (dtype, shape, bytes); a scalar has None for its shape
+
+# Kinds of numpy's types that are plain numbers, times and texts.
+ARRAY_KINDS = "biufcSUmM"
 
 
 class NotData(TypeError):

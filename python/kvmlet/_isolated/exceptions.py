@@ -23,10 +23,10 @@ def guest_error(name: str, text: str, trace: str, arguments: object) -> GuestErr
         message = text
         make = cast("Callable[..., GuestError]", cls)
         error = make(*_arguments(cls, arguments, text))
-    error.message = _printable(message)
+    error.message = printable(message)
     error.remedy = ""
     error.type_name = name
-    error.guest_traceback = _printable(trace)
+    error.guest_traceback = printable(trace)
     if trace:
         error.add_note("In the guest:\n" + error.guest_traceback.rstrip())
     return error
@@ -89,7 +89,7 @@ def _arguments(cls: type[GuestError], arguments: object, text: str) -> tuple[obj
     return arguments
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` with lines and tabs, but no other control characters: it comes from the guest."""
     if text.isprintable():
         return text

@@ -7,17 +7,18 @@ import pickle
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from kvmlet._isolated.call import data_of
 from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
+    from kvmlet.policy import Policy
     from kvmlet.pool import Pool
     from kvmlet.sandbox import Snapshot
 
-Key = tuple[tuple[str, ...], int, int | None, str | None]
-"""One warmed interpreter differs from another by these: modules, bytes, calls at once, `calls`."""
+Key: TypeAlias = "tuple[tuple[str, ...], Policy, int | None, str | None]"
+"""One warmed interpreter differs from another by these: modules, policy, calls at once, `calls`."""
 
 _RUNNER = "kvmlet_runner"
 """The program of the guest, a module beside `kvmlet_guest`."""
@@ -30,14 +31,20 @@ class Warm:
     """The pool of one warmed interpreter, made when first asked for."""
 
     def __init__(
-        self, preload: tuple[str, ...], memory_bytes: int, size: int | None, calls: str | None
+        self, preload: tuple[str, ...], policy: Policy, size: int | None, calls: str | None
     ) -> None:
         self._preload = preload
-        self._memory_bytes = memory_bytes
+        self._policy = policy
         self._size = size
         self._calls = calls
         self._lock = threading.Lock()
         self._pool: Pool | None = None
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def is_started(self) -> bool:
+        """True from the first call on, until `close`."""
+        return self._pool is not None
 
     def pool(self) -> Pool:
         """Its pool. Raises what keeps the interpreter from starting or a module from importing."""
@@ -45,9 +52,18 @@ class Warm:
             if self._pool is None:
                 from kvmlet.pool import Pool
 
-                snapshot = _warm_snapshot(self._preload, self._memory_bytes, self._calls)
-                self._pool = Pool(snapshot, self._size)
+                self._snapshot = _warm_snapshot(self._preload, self._policy, self._calls)
+                self._pool = Pool(self._snapshot, self._size)
             return self._pool
+
+    def close(self) -> None:
+        """Give it up, once all calls have ended; a later one starts it anew. May be repeated."""
+        with self._lock:
+            pool, snapshot = self._pool, self._snapshot
+            self._pool = self._snapshot = None
+        if pool is not None and snapshot is not None:
+            pool.shutdown()
+            snapshot.close()
 
 
 _lock = threading.Lock()
@@ -78,42 +94,24 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _warm_snapshot(preload: tuple[str, ...], memory_bytes: int, calls: str | None) -> Snapshot:
+def _warm_snapshot(preload: tuple[str, ...], policy: Policy, calls: str | None) -> Snapshot:
     from kvmlet._launch import guest_modules
+    from kvmlet._python_view import everything_importable
     from kvmlet.sandbox import Sandbox
 
     if not sys.executable:
         raise UsageError("this program's interpreter is unknown (sys.executable is empty)")
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = _search_path(os.path.dirname(package))
+    view = everything_importable(preload)
     boot = f"import sys; sys.path[:] = sys.argv[1:]; from {_RUNNER} import main; main()"
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sandbox = Sandbox._with_readable(
-        [sys.executable, "-I", "-B", "-c", boot, guest_modules(), *path],
-        env={},
+        [sys.executable, "-I", "-B", "-c", boot, guest_modules(), *view.path],
+        policy,
         cwd=package,
-        memory=memory_bytes,
-        readable=_readable(path),
+        readable=view.readable,
         calls=calls,
     )
     with sandbox:
         sandbox._set_deadline(time.monotonic() + _WARM_UP_S)
-        data_of(sandbox, pickle.dumps((path, preload), 5))
+        data_of(sandbox, pickle.dumps((view.path, preload), 5))
         return sandbox.until_ready(_WARM_UP_S).freeze()
-
-
-def _search_path(package_parent: str) -> list[str]:
-    """sys.path for the guest: what is there, in full, and where kvmlet itself is."""
-    entries = [os.path.realpath(entry or os.curdir) for entry in sys.path if isinstance(entry, str)]
-    return list(dict.fromkeys([*filter(os.path.exists, entries), os.path.realpath(package_parent)]))
-
-
-def _readable(path: list[str]) -> list[bytes]:
-    """The directories that the interpreter needs, without those inside of others."""
-    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
-    wanted = {os.path.realpath(entry) for entry in (*prefixes, *path)}
-    kept: list[str] = []
-    for entry in sorted(wanted):
-        inside = kept and (entry + os.sep).startswith(kept[-1].rstrip(os.sep) + os.sep)
-        if os.path.isdir(entry) and not inside:
-            kept.append(entry)
-    return [os.fsencode(entry) for entry in kept]

@@ -6,26 +6,39 @@ counted.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import decimal
+import enum
+import importlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from kvmlet._isolated.codec import (
+    ARRAY,
+    ARRAY_KINDS,
     COMPLEX,
+    COUNTER,
     DATE,
     DELTA,
     DOUBLE,
     MAX_DECIMAL_CHARS,
     MAX_DEPTH,
     MAX_INT_BYTES,
+    MEMBER,
+    NAMED,
+    ORDERED,
+    PATH,
+    RANGE,
     TIME,
     U32,
+    UUID,
     DataError,
     TooLarge,
     UnknownDataclass,
 )
-from kvmlet._isolated.registry import registered
+from kvmlet._isolated.registry import is_namedtuple, registered
 
 if TYPE_CHECKING:
     import struct
@@ -46,6 +59,11 @@ _MAX_KEY_INT_BYTES = 1 << 10
 _MAX_SAME_HASH = 64
 # Keys of one hash are compared, an int with a Decimal slowly: so many bytes of them in one message.
 _MAX_COMPARED_BYTES = 1 << 20
+_UUID_BYTES = 16
+# As numpy has them: dimensions, and a length that no product of two overflows 64 bits with.
+_MAX_DIMENSIONS = 32
+_MAX_LENGTH = 1 << 31
+_DTYPE = re.compile(rf"[<>|][{ARRAY_KINDS}][0-9]{{1,9}}(\[[0-9]{{0,9}}[A-Za-z]{{1,2}}\])?")
 
 
 def decode(
@@ -251,6 +269,8 @@ class _Reader:
         cls: Any = registered.get(name)
         if cls is None:
             raise UnknownDataclass(name)
+        if issubclass(cls, (enum.Enum, tuple)):
+            raise DataError("not a dataclass")
         self.charge(_FIELDS_BYTES * len(fields))
         wanted = {field.name for field in dataclasses.fields(cls) if field.init}
         if fields.keys() != wanted:
@@ -260,6 +280,121 @@ class _Reader:
         except Exception as error:
             raise DataError(f"{name} cannot be made: {error}") from error
 
+    def extended(self, depth: int, in_key: bool) -> Any:
+        word = self.value(depth, False)
+        make = _EXTENDED.get(word) if isinstance(word, str) else None
+        content = self.value(depth, in_key)
+        if make is None:
+            raise DataError("an unknown kind of value")
+        return make(self, content)
+
+    def array(self, content: Any) -> Any:
+        """An array or a scalar of numpy."""
+        match content:
+            case (str(dtype), None | tuple(), bytes(data)) if _DTYPE.fullmatch(dtype):
+                shape = content[1]
+            case _:
+                raise DataError("not an array")
+        try:
+            np: Any = importlib.import_module("numpy")
+        except ImportError:
+            raise UnknownDataclass("an array of numpy") from None
+        lengths = () if shape is None else shape
+        if len(lengths) > _MAX_DIMENSIONS or not all(
+            type(length) is int and 0 <= length <= _MAX_LENGTH for length in lengths
+        ):
+            raise DataError("not a shape")
+        # The array has a copy, which can be changed.
+        self.charge(len(data) + _FIELDS_BYTES)
+        try:
+            made = np.ndarray(lengths, np.dtype(dtype), bytearray(data))
+        except (TypeError, ValueError, OverflowError, MemoryError):
+            raise DataError("not an array") from None
+        if made.nbytes != len(data):
+            raise DataError("an array of another size")
+        if made.dtype.kind == "b":  # other bytes than 0 and 1 are no bool
+            made = made.view("u1") != 0
+        elif made.dtype.kind == "U" and data:
+            _check_characters(dtype, data)
+        return made[()] if shape is None else made
+
+
+def _check_characters(dtype: str, data: bytes) -> None:
+    try:
+        data.decode("utf-32-be" if dtype[0] == ">" else "utf-32-le")
+    except UnicodeDecodeError:
+        raise DataError("an array of no characters") from None
+
+
+def _range(_reader: _Reader, content: Any) -> range:
+    match content:
+        case (int(start), int(stop), int(step)) if step:
+            return range(start, stop, step)
+    raise DataError("not a range")
+
+
+def _uuid(_reader: _Reader, content: Any) -> Any:
+    import uuid
+
+    if not isinstance(content, bytes) or len(content) != _UUID_BYTES:
+        raise DataError("not a UUID")
+    return uuid.UUID(bytes=content)
+
+
+def _path(_reader: _Reader, content: Any) -> Any:
+    import pathlib
+
+    if not isinstance(content, str):
+        raise DataError("not a path")
+    return pathlib.Path(content)
+
+
+def _ordered(reader: _Reader, content: Any) -> Any:
+    if not isinstance(content, dict):
+        raise DataError("not an OrderedDict")
+    reader.charge(_HASHED_BYTES * len(content))
+    return collections.OrderedDict(content)
+
+
+def _counter(reader: _Reader, content: Any) -> Any:
+    if not isinstance(content, dict):
+        raise DataError("not a Counter")
+    reader.charge(_HASHED_BYTES * len(content))
+    return collections.Counter(content)
+
+
+def _member(_reader: _Reader, content: Any) -> Any:
+    match content:
+        case (str(name), str(member)):
+            cls = registered.get(name)
+            if cls is None:
+                raise UnknownDataclass(name)
+            if issubclass(cls, enum.Enum) and member in cls.__members__:
+                return cls.__members__[member]
+    raise DataError("not a member of an enumeration")
+
+
+def _named(_reader: _Reader, content: Any) -> Any:
+    match content:
+        case (str(name), tuple(values)):
+            cls: Any = registered.get(name)
+            if cls is None:
+                raise UnknownDataclass(name)
+            if is_namedtuple(cls) and len(cls._fields) == len(values):
+                return tuple.__new__(cls, values)
+    raise DataError("not a named tuple")
+
+
+_EXTENDED: dict[object, Callable[[_Reader, Any], Any]] = {
+    RANGE: _range,
+    UUID: _uuid,
+    PATH: _path,
+    ORDERED: _ordered,
+    COUNTER: _counter,
+    MEMBER: _member,
+    NAMED: _named,
+    ARRAY: _Reader.array,
+}
 
 # A tag's reader, and the bytes that its value takes: beside its content, with a place in a list.
 _READERS: dict[int, tuple[Any, int]] = {
@@ -283,4 +418,5 @@ _READERS: dict[int, tuple[Any, int]] = {
     ord("x"): (_Reader.moment, 80),
     ord("e"): (_Reader.delta, 64),
     ord("R"): (_Reader.dataclass, 96),
+    ord("E"): (_Reader.extended, 256),
 }

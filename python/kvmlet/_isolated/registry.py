@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import inspect
 from typing import TypeVar
 
@@ -15,17 +16,30 @@ registered: dict[str, type] = {}
 """Each class by its `type_name`."""
 
 
+def is_namedtuple(cls: type) -> bool:
+    """True for a class that collections.namedtuple or typing.NamedTuple has made."""
+    return issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple)
+
+
 def register_result(cls: type[T]) -> type[T]:
-    """Let isolated functions return instances of the dataclass `cls`. May decorate it.
+    """Let isolated functions return instances of `cls`. May decorate it.
+
+    It is a dataclass, an enumeration or a named tuple.
 
     The host makes the instance by calling `cls` with the fields that the guest sent, of whatever
     types those are: what matters, `__post_init__` must check. A class that is not registered is
     never made.
 
-    Raises UsageError for what is no dataclass, or one not made by its fields alone.
+    Raises UsageError for what is none of these, or a dataclass not made by its fields alone.
     """
+    if isinstance(cls, type) and (issubclass(cls, enum.Enum) or is_namedtuple(cls)):
+        registered[type_name(cls)] = cls
+        return cls
     if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
-        raise UsageError(f"{cls!r} is not a dataclass", remedy="decorate it with @dataclass first")
+        raise UsageError(
+            f"{cls!r} is no dataclass, enumeration or named tuple",
+            remedy="decorate it with @dataclass first",
+        )
     fields = {field.name for field in dataclasses.fields(cls) if field.init}
     if set(inspect.signature(cls).parameters) != fields:
         raise UsageError(

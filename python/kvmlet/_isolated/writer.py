@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 import decimal
+import enum
 import struct
+import sys
 from typing import Any
 
 from kvmlet._isolated.codec import (
+    ARRAY,
+    ARRAY_KINDS,
     COMPLEX,
+    COUNTER,
     DATE,
     DELTA,
     DOUBLE,
     MAX_DECIMAL_CHARS,
     MAX_DEPTH,
     MAX_INT_BYTES,
+    MEMBER,
+    NAMED,
+    ORDERED,
+    PATH,
+    RANGE,
     TIME,
     U32,
+    UUID,
     NotData,
     type_name,
 )
+from kvmlet._isolated.registry import registered
 
 
 def encode(value: object) -> bytes:
@@ -73,6 +86,10 @@ def _write(value: Any, out: bytearray, depth: int) -> None:
         _write(_zone_data(value), out, depth + 1)
     elif kind is datetime.timedelta:
         out += b"e" + _delta_bytes(value)
+    elif (extended := _extended(kind, value)) is not None:
+        out += b"E"
+        _write(extended[0], out, depth + 1)
+        _write(extended[1], out, depth + 1)
     elif dataclasses.is_dataclass(kind):
         fields = [field.name for field in dataclasses.fields(kind) if field.init]
         out += b"R"
@@ -80,6 +97,39 @@ def _write(value: Any, out: bytearray, depth: int) -> None:
         _write({name: getattr(value, name) for name in fields}, out, depth + 1)
     else:
         raise NotData(f"it contains {type_name(kind)}")
+
+
+def _extended(kind: type, value: Any) -> tuple[str, object] | None:
+    """(word, content) of a value that has the tag E."""
+    if kind is range:
+        return RANGE, (value.start, value.stop, value.step)
+    if kind is collections.OrderedDict:
+        return ORDERED, dict(value)
+    if kind is collections.Counter:
+        return COUNTER, dict(value)
+    if registered.get(type_name(kind)) is kind:
+        if issubclass(kind, tuple):
+            return NAMED, (type_name(kind), tuple(value))
+        if issubclass(kind, enum.Enum):
+            return MEMBER, (type_name(kind), value.name)
+    # Whoever has one of these has the module.
+    if (uuid := sys.modules.get("uuid")) and kind is uuid.UUID:
+        return UUID, value.bytes
+    if (pathlib := sys.modules.get("pathlib")) and kind is pathlib.PosixPath:
+        return PATH, str(value)
+    if numpy := sys.modules.get("numpy"):
+        return _numpy(numpy, kind, value)
+    return None
+
+
+def _numpy(numpy: Any, kind: type, value: Any) -> tuple[str, object] | None:
+    if kind is numpy.ndarray or isinstance(value, numpy.generic):
+        dtype = value.dtype.str
+        if dtype[1] not in ARRAY_KINDS:
+            raise NotData(f"it contains numpy values of dtype {value.dtype}")
+        shape = value.shape if kind is numpy.ndarray else None
+        return ARRAY, (dtype, shape, value.tobytes())
+    return None
 
 
 _SIZED: dict[type, bytes] = {bytes: b"b", bytearray: b"a"}

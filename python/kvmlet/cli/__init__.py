@@ -5,17 +5,22 @@ import sys
 
 from kvmlet.cli import _ends
 from kvmlet.cli._text import printable, warn
-from kvmlet.errors import KvmletError, LaunchError, ProgramNotFound, UsageError
+from kvmlet.errors import KvmletError, LaunchError, ProgramNotFound, ServerNotStarted, UsageError
 
-COMMANDS = ("run", "doctor", "syscalls")
+COMMANDS = ("run", "why", "serve", "apply", "doctor", "syscalls", "completion", "man")
 
-_DESCRIPTION = """\
+DESCRIPTION = """\
 Run an unmodified Linux program in its own KVM virtual machine, with no guest operating system.
 
 commands:
   run CMD ARG...   run a program
+  why PATH         say if a program may read and change PATH, and which option would allow it
+  serve CMD ARG... serve requests of HTTP by forks of a server
+  apply [DIR]      make changes that a run has saved and not made
   doctor           show whether this machine can run programs in KVM, and what to do if not
   syscalls         list the Linux system calls and how far each is supported
+  completion       print a script that completes kvmlet's words in bash, zsh or fish
+  man              print the manual page
 
 'kvmlet COMMAND --help' says more.
 """
@@ -57,6 +62,8 @@ def _debugging() -> bool:
 def _status_of(error: KvmletError) -> int:
     if isinstance(error, ProgramNotFound):
         return _ends.STATUS_NOT_FOUND
+    if isinstance(error, ServerNotStarted):
+        return _ends.STATUS_OWN_ERROR
     if isinstance(error, LaunchError):
         return _ends.STATUS_NOT_EXECUTABLE
     return _ends.STATUS_OWN_ERROR
@@ -68,6 +75,18 @@ def _dispatch(words: list[str]) -> int:
         from kvmlet.cli import run
 
         return run.main(words[1:])
+    if command == "why":
+        from kvmlet.cli import why
+
+        return why.main(words[1:])
+    if command == "serve":
+        from kvmlet.cli import serve
+
+        return serve.main(words[1:])
+    if command == "apply":
+        from kvmlet.cli import apply
+
+        return apply.main(words[1:])
     if command == "doctor":
         from kvmlet.cli import doctor
 
@@ -76,6 +95,14 @@ def _dispatch(words: list[str]) -> int:
         from kvmlet.cli import syscalls
 
         return syscalls.main(words[1:])
+    if command == "completion":
+        from kvmlet.cli import completion
+
+        return completion.main(words[1:])
+    if command == "man":
+        from kvmlet.cli import man
+
+        return man.main(words[1:])
     return _top_level(words)
 
 
@@ -88,11 +115,15 @@ def _top_level(words: list[str]) -> int:
             "no command given", remedy="try 'kvmlet run -- CMD ARG...' or 'kvmlet --help'"
         )
     if not words[0].startswith("-"):
+        from kvmlet.cli._parser import nearest
+
+        near = nearest(words[0], list(COMMANDS))
+        program = f"to run a program: kvmlet run {printable(words[0])} ..."
         raise UsageError(
             f"unknown command '{printable(words[0])}'",
-            remedy=f"to run a program: kvmlet run {printable(words[0])} ...",
+            remedy=f"did you mean 'kvmlet {near}'?" if near else program,
         )
-    parser = Parser(prog="kvmlet", usage="kvmlet [--version] COMMAND ...", description=_DESCRIPTION)
+    parser = Parser(prog="kvmlet", usage="kvmlet [--version] COMMAND ...", description=DESCRIPTION)
     parser.add_argument("--version", action="store_true", help="show kvmlet's version and exit")
     # Only the options before the command: the rest is the command's own.
     own: list[str] = []

@@ -19,6 +19,8 @@ STATUS_OUTPUT = STATUS_OWN_ERROR
 STATUS_NOT_EXECUTABLE = 126
 STATUS_NOT_FOUND = 127
 STATUS_MEMORY = 137
+# As a shell shows SIGXCPU, which ends a process at its RLIMIT_CPU.
+STATUS_CPU_TIME = 152
 
 
 def status_of_signal(signum: int) -> int:

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from kvmlet.cli._text import show
+from kvmlet.cli._text import printable, show
 from kvmlet.errors import UsageError
 
 TYPE_CHECKING = False
@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 # argparse sends its own words through gettext, which imports `locale` and looks for catalogues
 # on every start. There are none to find.
 setattr(argparse, "_", str)  # noqa: B010 - no type checker knows the private name
+
+
+# argparse's words for options that no parser knows.
+_UNKNOWN = "unrecognized arguments: "
+
+
+def nearest(word: str, known: list[str]) -> str | None:
+    """The one of `known` that `word` was probably meant to be."""
+    # Only a mistake needs it.
+    from difflib import get_close_matches
+
+    found = get_close_matches(word, known, 1, 0.7)
+    return found[0] if found else None
 
 
 class Formatter(argparse.HelpFormatter):
@@ -42,6 +55,14 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> "NoReturn":
+        unknown = message.partition(_UNKNOWN)[2].split(" ")[0]
+        if unknown.startswith("-"):
+            name = unknown.partition("=")[0]
+            near = nearest(name, list(self._option_string_actions))
+            raise UsageError(
+                f"unknown option {printable(name)}",
+                remedy=f"did you mean {near}?" if near else f"see '{self.prog} --help'",
+            )
         raise UsageError(message, remedy=f"see '{self.prog} --help'")
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:  # noqa: ARG002

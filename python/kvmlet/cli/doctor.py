@@ -1,18 +1,37 @@
 """`kvmlet doctor`: what this machine offers, what that means, and what to do about it."""
 
+import grp
 import json
+import os
+import pwd
 
 from kvmlet import _native
 from kvmlet.cli._ends import STATUS_NO_VM, STATUS_OK
 from kvmlet.cli._parser import Parser
 from kvmlet.cli._text import printable, show
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _WIDTH = 12
 
+_CONTAINER_REMEDIES = {
+    "docker": "give the container the device: docker run --device /dev/kvm ...",
+    "podman": "give the container the device and your groups: "
+    "podman run --device /dev/kvm --group-add keep-groups ...",
+    "lxc": "give the container the device, on its host: "
+    "lxc config device add CONTAINER kvm unix-char source=/dev/kvm mode=0666",
+}
 _CONTAINER_REMEDY = (
     "give the container the device: docker run --device /dev/kvm ..., or "
     "podman run --device /dev/kvm --group-add keep-groups ..."
 )
+_WSL_REMEDY = (
+    "on Windows 11 write nestedVirtualization=true below [wsl2] in %UserProfile%\\.wslconfig, "
+    "then run wsl --shutdown"
+)
+_READ_WRITE = 0o6
 _VIRTUAL_REMEDY = (
     "load the module (sudo modprobe kvm_intel, or kvm_amd); if that fails, turn on virtualisation "
     "in the firmware or, in a virtual machine, nested virtualisation at its provider"
@@ -21,6 +40,14 @@ _VIRTUAL_REMEDY = (
 
 def main(words: list[str]) -> int:
     """Probe and print; 0 only if a probe VM really ran."""
+    options = parser().parse_args(words)
+    probe = {**_native.probe(), **surroundings()}
+    text = json.dumps(probe, indent=2) + "\n" if options.json else render(probe)
+    return show(text) or (STATUS_OK if probe.get("vm_ran") is True else STATUS_NO_VM)
+
+
+def parser() -> Parser:
+    """The options of the command."""
     parser = Parser(
         prog="kvmlet doctor",
         usage="kvmlet doctor [--json]",
@@ -28,10 +55,37 @@ def main(words: list[str]) -> int:
         "The exit status is 0 only if a VM really ran.",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    options = parser.parse_args(words)
-    probe = _native.probe()
-    text = json.dumps(probe, indent=2) + "\n" if options.json else render(probe)
-    return show(text) or (STATUS_OK if probe.get("vm_ran") is True else STATUS_NO_VM)
+    return parser
+
+
+def surroundings() -> dict[str, object]:
+    """Facts about /dev/kvm and its user that decide which advice helps.
+
+    mode: its permission bits in octal, None if it is not there. owner: its user. in_group: the user
+    is listed in its group. has_group: this process has that group. wsl: this is Windows' Linux.
+    """
+    try:
+        status = os.stat("/dev/kvm")
+    except OSError:
+        status = None
+    facts: dict[str, object] = {"mode": None, "owner": None, "in_group": None, "has_group": None}
+    if status is not None:
+        facts["mode"] = f"{status.st_mode & 0o777:o}"
+        facts["owner"] = _name(lambda: pwd.getpwuid(status.st_uid).pw_name, status.st_uid)
+        user = _name(lambda: pwd.getpwuid(os.getuid()).pw_name, os.getuid())
+        try:
+            facts["in_group"] = user in grp.getgrgid(status.st_gid).gr_mem
+        except KeyError:
+            facts["in_group"] = False
+        facts["has_group"] = status.st_gid in (os.getgid(), os.getegid(), *os.getgroups())
+    return {**facts, "wsl": "microsoft" in os.uname().release.lower()}
+
+
+def _name(look_up: "Callable[[], str]", number: int) -> str:
+    try:
+        return look_up()
+    except KeyError:
+        return str(number)
 
 
 def render(probe: dict[str, object]) -> str:
@@ -98,16 +152,16 @@ def _capability(name: object, value: object) -> str:
 def problems(probe: dict[str, object]) -> list[tuple[str, str]]:
     """(what keeps programs from running, what to do about it)."""
     kvm = probe.get("kvm")
+    container = probe.get("container")
     if kvm == "missing":
-        if probe.get("container"):
-            return [("the container has no /dev/kvm", _CONTAINER_REMEDY)]
+        if container:
+            remedy = _CONTAINER_REMEDIES.get(str(container), _CONTAINER_REMEDY)
+            return [("the container has no /dev/kvm", remedy)]
+        if probe.get("wsl"):
+            return [("WSL has no /dev/kvm", _WSL_REMEDY)]
         return [("there is no /dev/kvm", _VIRTUAL_REMEDY)]
     if kvm == "permission":
-        group = probe.get("group") or "kvm"
-        join = f"sudo usermod -aG {group} $USER, then log in again"
-        if probe.get("container"):
-            return [(f"/dev/kvm belongs to group {group}", f"{_CONTAINER_REMEDY}; or {join}")]
-        return [(f"/dev/kvm belongs to group {group}, and you are not in it", join)]
+        return [_permission(probe)]
     if kvm != "ok":
         return [("KVM opens but does not work", _VIRTUAL_REMEDY)]
     if probe.get("vm_ran") is not True:
@@ -119,6 +173,37 @@ def problems(probe: dict[str, object]) -> list[tuple[str, str]]:
             )
         ]
     return []
+
+
+def _permission(probe: dict[str, object]) -> tuple[str, str]:
+    """The reason why /dev/kvm may not be opened, and what would help here."""
+    group = probe.get("group") or "kvm"
+    container = probe.get("container")
+    mode = int(str(probe.get("mode") or "660"), 8)
+    if (mode >> 3) & _READ_WRITE != _READ_WRITE:
+        return (
+            f"/dev/kvm has mode {mode:o}: its group {group} may not use it",
+            f"sudo chmod g+rw /dev/kvm; for good, in /etc/udev/rules.d/65-kvm.rules: "
+            f'KERNEL=="kvm", GROUP="{group}", MODE="0660"',
+        )
+    if probe.get("has_group"):
+        return (
+            f"you are in group {group}, and /dev/kvm may still not be opened",
+            _CONTAINER_REMEDIES.get(str(container), _CONTAINER_REMEDY)
+            if container
+            else "a security module or a container's device rules refuse it: "
+            "see sudo dmesg, or ausearch -m avc",
+        )
+    if probe.get("in_group"):
+        return (
+            f"you are in group {group}, but were not yet when you logged in",
+            f"log in again, or run: newgrp {group}",
+        )
+    join = f"sudo usermod -aG {group} $USER, then log in again"
+    if container:
+        remedy = _CONTAINER_REMEDIES.get(str(container), _CONTAINER_REMEDY)
+        return (f"/dev/kvm belongs to group {group}", f"{remedy}; or {join}")
+    return (f"/dev/kvm belongs to group {group}, and you are not in it", join)
 
 
 def notes(probe: dict[str, object]) -> list[tuple[str, str]]:

@@ -5,8 +5,11 @@ Everything imported here is paid for on every run: tests/unit/test_imports.py ho
 view of the file system.
 """
 
+from os import environ
+
 from kvmlet import _native
-from kvmlet._launch import guest_argv, guest_cwd, guest_env
+from kvmlet._launch import Named, Start, guest_argv
+from kvmlet._refusals import lines as refusal_lines
 from kvmlet._values import (
     DEFAULT_MAX_PROCS,
     DEFAULT_MEMORY_BYTES,
@@ -18,9 +21,11 @@ from kvmlet._values import (
     parse_duration,
     parse_size,
 )
+from kvmlet.cli import _changes, _ends
 from kvmlet.cli._ends import (
     SIGINT,
     SIGPIPE,
+    STATUS_CPU_TIME,
     STATUS_INTERRUPTED,
     STATUS_MEMORY,
     STATUS_NOT_EXECUTABLE,
@@ -32,49 +37,100 @@ from kvmlet.cli._ends import (
     status_of_signal,
 )
 from kvmlet.cli._parser import Parser
-from kvmlet.cli._text import say_by, warn, write_stderr
+from kvmlet.cli._text import say_by, show, warn, write_stderr
 from kvmlet.errors import InternalError, UsageError, from_native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace, _ArgumentGroup
     from collections.abc import Callable
+
+    from kvmlet.cli._keeper import Keeper
+    from kvmlet.policy import Policy
 
 # More would bury the program's own output.
 _MAX_LINES = 5
 
-_OPTIONS_WITH_VALUE = ("--timeout", "--memory", "--max-procs", "--calls")
+_OPTIONS_WITH_VALUE = (
+    "--timeout",
+    "--cpu-time",
+    "--memory",
+    "-m",
+    "--max-procs",
+    "--calls",
+    "--read",
+    "--allow-read",
+    "--write",
+    "--allow-write",
+    "-v",
+    "--volume",
+    "--tmpfs",
+    "-e",
+    "--env",
+    "--env-file",
+    "-w",
+    "--workdir",
+    "--changes",
+    "--policy",
+    "--keep-protected",
+    "--net",
+    "-p",
+    "--publish",
+)
 
 _DESCRIPTION = """\
 Run CMD in a virtual machine of its own. It may read /usr, /bin, /sbin, /lib*, the current
-directory and a few files of /etc; it may write /tmp, which is in memory and empty at the start;
-it has no network. Everything after CMD belongs to CMD.
+directory (or its git work tree) and a few files of /etc. It may change the current directory and
+/tmp, in memory: the host's files stay as they are, unless --changes keeps what it did. It reaches
+no other machine unless --net says so. Everything after CMD belongs to CMD.
 """
 
 _EPILOG = f"""\
 exit status: CMD's own; {STATUS_TIMEOUT} time limit, \
 {STATUS_OWN_ERROR} an error of kvmlet's or in its options, {STATUS_NOT_EXECUTABLE} CMD cannot
 be executed, {STATUS_NOT_FOUND} CMD not found, 128+n ended by signal n, \
-{STATUS_MEMORY} memory limit.
+{STATUS_MEMORY} memory limit,
+{STATUS_CPU_TIME} CPU time limit; \
+{STATUS_OWN_ERROR} also if CMD's own is 0 and not all of its changes could be kept.
 """
 
 
 def main(words: list[str]) -> int:
     """Run the program in `words`; the exit status."""
     own, program = split_command(words)
-    options = _parser().parse_args(own)
+    options = parser().parse_args(own)
     timeout_s = None if options.timeout is None else parse_duration(options.timeout, "--timeout")
-    memory_bytes = (
-        DEFAULT_MEMORY_BYTES if options.memory is None else parse_size(options.memory, "--memory")
+    cpu_time_s = (
+        None if options.cpu_time is None else parse_duration(options.cpu_time, "--cpu-time")
     )
-    processes_max = parse_count(options.max_procs, "--max-procs")
+    memory_bytes = None if options.memory is None else parse_size(options.memory, "--memory")
+    processes_max = (
+        None if options.max_procs is None else parse_count(options.max_procs, "--max-procs")
+    )
     calls = parse_calls(options.calls, "--calls")
-    if not program:
+    changes, target = _changes.parse_mode(options.changes)
+    if not program and not options.print_policy:
         raise UsageError(
             "no program given", remedy="name it after the options: kvmlet run -- CMD ARG..."
         )
+    env = environment(options.env_file, options.env)
+    if options.policy or options.print_policy:
+        policy = by_policies(
+            options,
+            env,
+            timeout=timeout_s,
+            cpu_time=cpu_time_s,
+            memory=memory_bytes,
+            max_procs=processes_max,
+        )
+        if options.print_policy:
+            return show(policy.to_toml())
+        env = dict(policy.env)
+        timeout_s, cpu_time_s, memory_bytes, processes_max, _ = policy.limits.in_full()
+    memory_bytes = memory_bytes or DEFAULT_MEMORY_BYTES
+    processes_max = processes_max or DEFAULT_MAX_PROCS
     argv = guest_argv(program)
-    env = guest_env()
-    cwd = guest_cwd()
+    named = named_by(options)
     report = _reporter(options.stats)
     if calls == "poll":
         from kvmlet._calls import polling_is_slow
@@ -84,40 +140,140 @@ def main(words: list[str]) -> int:
             warn(slow)
     streams = _native.Inherited()
     say_by(streams.say)
+    keeper: Keeper | None = None
+    held: _native.Changes | None = None
     try:
-        policy = _native.Policy(cwd)
-        walls, missing = _native.harden(policy)
+        start = Start(argv, env, options.workdir, named, view="overlay")
+        if named.net:
+            from kvmlet.cli._names import start_process
+
+            start_process(start.policy)
+        if start.note and not options.quiet:
+            warn(start.note)
+        if not options.quiet:
+            _changes.note_unfinished(start.overlay)
+        keeper = _keeper(changes, start.overlay, target, options.keep_protected)
+        held = _native.Changes() if keeper else None
+        walls, missing = _native.harden(start.policy)
         if missing:
             warn(f"running with a part of the second wall only: {'; '.join(missing)}")
         if options.trace:
             warn(f"second wall: {', '.join(walls)}")
         outcome = _native.run(
-            argv,
-            env=env,
-            policy=policy,
+            start.argv,
+            env=start.env,
+            policy=start.policy,
             input=None,
             streams=streams,
             timeout_s=timeout_s,
+            cpu_time_s=cpu_time_s,
             memory_bytes=memory_bytes,
             processes_max=processes_max,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
             trace=options.trace,
             calls=calls,
+            changes=held,
         )
+    except _ends.SignalReceived:
+        # The program's work until then is not lost.
+        if keeper and held is not None and held.is_held:
+            keeper.finish(held, cut_short=True, quiet=options.quiet)
+        raise
     except _native.NativeError as error:
         raise from_native(*error.args) from None
     status = status_of(outcome)
-    _explain(outcome, timeout_s, memory_bytes)
+    if not options.quiet:
+        _explain(outcome, timeout_s, memory_bytes)
     # A limit that ended the run is the whole story; a failure may be due to what was refused.
-    if status and outcome.reason in ("exited", "signal"):
+    failed = status and outcome.reason in ("exited", "signal")
+    if options.verbose or (failed and not options.quiet):
         _show_refusals(outcome)
+    if keeper and held is not None:
+        limits = ("timeout", "cpu-time", "memory", "output", "interrupted")
+        cut_short = outcome.reason in limits
+        kept = keeper.finish(held, cut_short=cut_short, quiet=options.quiet)
+        status = status or kept
+    elif changes == "list" or not options.quiet:
+        _changes.report(outcome.changes, changes, start.overlay, cut=outcome.changes_are_cut)
     if report:
         report(outcome)
     return status
 
 
+def _keeper(
+    changes: str, tree: bytes | None, target: bytes | None, named: list[str]
+) -> "Keeper | None":
+    """The process that keeps the changes of `tree`, if the mode `changes` keeps any."""
+    if changes not in ("keep", "ask", "dir"):
+        if named:
+            raise UsageError(
+                "--keep-protected: no changes are kept", remedy="add --changes keep or ask"
+            )
+        return None
+    if tree is None:
+        raise UsageError(
+            f"--changes {changes}: the program starts in /tmp, where nothing is kept",
+            remedy="change to a project's directory, or name one by -w",
+        )
+    from kvmlet.cli import _keeper as keeper
+
+    return keeper.start(changes, tree, target, named)
+
+
+def by_policies(options: "Namespace", env: dict[str, str], **limits: "float | None") -> "Policy":
+    """All that the files of --policy and the options say; the options say all of it afterwards.
+
+    Raises UsageError.
+    """
+    from kvmlet.cli._policy import combined
+
+    policy = combined(
+        options.policy,
+        read=_paths(options.read, options.allow_read),
+        write=_paths(options.write, options.allow_write),
+        net=options.net,
+        publish=options.publish,
+        env=env,
+        **limits,
+    )
+    options.read, options.allow_read = policy.paths("read"), []
+    options.write, options.allow_write = policy.paths("write"), []
+    options.net, options.publish = list(policy.net), list(policy.publish)
+    return policy
+
+
+def _paths(paths: list[str], lists: list[str]) -> list[str]:
+    return paths + [path for each in lists for path in each.split(",")]
+
+
+def named_by(options: "Namespace") -> Named:
+    """The files and trees that the options name. Raises UsageError."""
+    named = Named()
+    for path in options.read:
+        named.add_read(path, "--read")
+    for paths in options.allow_read:
+        for path in paths.split(","):
+            named.add_read(path, "--allow-read")
+    for path in options.write:
+        named.add_write(path, "--write")
+    for paths in options.allow_write:
+        for path in paths.split(","):
+            named.add_write(path, "--allow-write")
+    for words in options.volume:
+        named.add_volume(words, "-v")
+    for path in options.tmpfs:
+        named.add_memory(path, "--tmpfs")
+    named.add_network(options.net, options.publish)
+    return named
+
+
 def split_command(words: list[str]) -> tuple[list[str], list[str]]:
-    """(our options, the program and its arguments); "--" between them may be left out.
+    """(our options, the program and its arguments); "--" between them may be left out."""
+    return split_words(words, _OPTIONS_WITH_VALUE)
+
+
+def split_words(words: list[str], with_value: "tuple[str, ...]") -> tuple[list[str], list[str]]:
+    """The same for another command, whose options `with_value` take the next word.
 
     argparse cannot do this: it looks for options after positional arguments too.
     """
@@ -128,43 +284,110 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
             return words[:position], words[position + 1 :]
         if not word.startswith("-") or word == "-":
             break
-        position += 2 if word in _OPTIONS_WITH_VALUE else 1
+        position += 2 if word in with_value else 1
     return words[:position], words[position:]
 
 
-def _parser() -> Parser:
+def environment(files: list[str], words: list[str]) -> dict[str, str]:
+    """The variables that --env-file and -e set; those of -e win. Raises UsageError."""
+    lines = [(line, f"--env-file {file}") for file in files for line in _lines(file)]
+    lines += [(word, "-e") for word in words]
+    env: dict[str, str] = {}
+    for line, name in lines:
+        key, equals, value = line.partition("=")
+        if not key:
+            raise UsageError(f"{name}: '{line}' names no variable", remedy="write K=V or K")
+        if equals:
+            env[key] = value
+        elif key in environ:
+            env[key] = environ[key]
+        elif name == "-e":
+            raise UsageError(f"-e {key}: no such variable here", remedy=f"set it: -e {key}=VALUE")
+    return env
+
+
+def _lines(file: str) -> list[str]:
+    """The lines of an --env-file that are neither empty nor comments."""
+    try:
+        with open(file, encoding="utf-8", errors="surrogateescape") as opened:
+            lines = [line.strip() for line in opened]
+    except OSError as error:
+        raise UsageError(
+            f"--env-file {file}: {error.strerror}", remedy="name a file with lines K=V"
+        ) from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def parser() -> Parser:
+    """The options of the command."""
     parser = Parser(
         prog="kvmlet run",
-        usage="kvmlet run [--timeout 30s] [--memory 512m] [--max-procs 256] [--calls auto] "
-        "[--trace] [--stats[=json]] [--] CMD ARG...",
+        usage="kvmlet run [options] [--] CMD ARG...",
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    parser.add_argument(
+    files, network = add_policy_options(parser)
+    files.add_argument(
+        "--print-policy",
+        action="store_true",
+        help="write what the options and policies say as TOML, and run nothing",
+    )
+    files.add_argument(
+        "--changes",
+        metavar="MODE",
+        default="discard",
+        help="what becomes of changes in the current directory, which are made in memory: discard "
+        "(the default), keep (make them here at the end), ask (show and ask first), list (names on "
+        "standard error: A added, M modified, D deleted) or dir:PATH (write the changed files to "
+        "the empty directory PATH)",
+    )
+    files.add_argument(
+        "--keep-protected",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="keep changes of PATH too though programs of yours obey it (.git/hooks, .envrc, "
+        "shell start-up files, credentials and the like); may be given again",
+    )
+    network.add_argument(
+        "-p",
+        "--publish",
+        metavar="[ADDR:]HOSTPORT:PORT",
+        action="append",
+        default=[],
+        help="what connects to HOSTPORT of this machine (at 127.0.0.1, or ADDR) comes to CMD's "
+        "PORT; may be given again",
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
         "--timeout", metavar="TIME", help="end the run after TIME: 30s, 500ms, 2m, 1h or seconds"
     )
-    parser.add_argument(
+    limits.add_argument(
+        "--cpu-time",
+        metavar="TIME",
+        help="end the run once it has used TIME of a CPU, sleeping not counted",
+    )
+    limits.add_argument(
+        "-m",
         "--memory",
         metavar="SIZE",
         help=f"most memory CMD may use: 64m, 1g or bytes (default {DEFAULT_MEMORY_BYTES >> 20}m)",
     )
-    parser.add_argument(
+    limits.add_argument(
         "--max-procs",
         metavar="N",
-        default=DEFAULT_MAX_PROCS,
         help=f"most processes CMD may have (default {DEFAULT_MAX_PROCS})",
     )
-    parser.add_argument(
-        "--calls",
-        metavar="MODE",
-        help="how CMD's system calls reach kvmlet: exit (each leaves the VM), poll (a thread on "
-        "another CPU looks out for them) or auto, whichever is faster (default $KVMLET_CALLS or "
-        "auto)",
+    messages = parser.add_argument_group("messages")
+    notes = messages.add_mutually_exclusive_group()
+    notes.add_argument("-q", "--quiet", action="store_true", help="say nothing about how CMD ended")
+    notes.add_argument(
+        "--verbose", action="store_true", help="say what was refused also when CMD succeeds"
     )
-    parser.add_argument(
+    messages.add_argument(
         "--trace", action="store_true", help="write CMD's system calls to standard error"
     )
-    parser.add_argument(
+    messages.add_argument(
         "--stats",
         nargs="?",
         const="table",
@@ -172,7 +395,105 @@ def _parser() -> Parser:
         metavar="json",
         help="write counters and times to standard error at the end",
     )
+    speed = parser.add_argument_group("speed")
+    speed.add_argument(
+        "--calls",
+        metavar="MODE",
+        help="how CMD's system calls reach kvmlet: exit (each leaves the VM), poll (a thread on "
+        "another CPU looks out for them) or auto, whichever is faster (default $KVMLET_CALLS or "
+        "auto)",
+    )
     return parser
+
+
+def add_policy_options(parser: Parser) -> "tuple[_ArgumentGroup, _ArgumentGroup]":
+    """Adds the options that say what CMD may see and use; the groups of files and of networks."""
+    files = parser.add_argument_group("files and environment")
+    files.add_argument(
+        "--read",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="CMD may read PATH too, and all beneath it; may be given again",
+    )
+    files.add_argument(
+        "--allow-read",
+        metavar="PATH,...",
+        action="append",
+        default=[],
+        help="the same for several paths",
+    )
+    files.add_argument(
+        "--write",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="CMD may change PATH and all beneath it, on the host and at once; names that others "
+        "act on, as .git/hooks, stay read-only unless PATH is one; may be given again",
+    )
+    files.add_argument(
+        "--allow-write",
+        metavar="PATH,...",
+        action="append",
+        default=[],
+        help="the same for several paths",
+    )
+    files.add_argument(
+        "-v",
+        "--volume",
+        metavar="HOST:GUEST",
+        action="append",
+        default=[],
+        help="show HOST at GUEST; with :ro after it CMD may read it, with :overlay change it in "
+        "memory, with :rw, which is the default, on the host; may be given again",
+    )
+    files.add_argument(
+        "--tmpfs",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="have an empty directory in memory at PATH; may be given again",
+    )
+    files.add_argument(
+        "--policy",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="limits, paths, hosts, ports and variables from FILE, as TOML; options win; may be "
+        "given again",
+    )
+    files.add_argument(
+        "-e",
+        "--env",
+        metavar="K[=V]",
+        action="append",
+        default=[],
+        help="set variable K to V, or to the caller's value; may be given again",
+    )
+    files.add_argument(
+        "--env-file",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="set the variables of FILE: a line K=V or K each",
+    )
+    files.add_argument(
+        "-w",
+        "--workdir",
+        metavar="DIR",
+        help="start in DIR, and show its tree (default: the current directory)",
+    )
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--net",
+        metavar="RULE",
+        action="append",
+        default=[],
+        help="CMD may connect to RULE: HOST, *.NAME, an address, a network as 10.0.0.0/8, or "
+        "public (the internet), each perhaps with :PORT or :PORT-PORT; the caller's own loopback "
+        "address is host.kvmlet.internal:PORT; may be given again",
+    )
+    return files, network
 
 
 def status_of(outcome: "_native.Outcome") -> int:
@@ -184,6 +505,7 @@ def status_of(outcome: "_native.Outcome") -> int:
         return status_of_signal(outcome.signal)
     statuses = {
         "timeout": STATUS_TIMEOUT,
+        "cpu-time": STATUS_CPU_TIME,
         "memory": STATUS_MEMORY,
         "output": STATUS_OUTPUT,
         "interrupted": STATUS_INTERRUPTED,
@@ -199,6 +521,8 @@ def _explain(outcome: "_native.Outcome", timeout_s: float | None, memory_bytes: 
     if reason == "timeout":
         limit = "" if timeout_s is None else f" of {format_duration(timeout_s)}"
         warn(f"ended by the time limit{limit}; --timeout raises it")
+    elif reason == "cpu-time":
+        warn("ended by the limit on CPU time; --cpu-time raises it")
     elif reason == "memory":
         warn(f"ended by the memory limit of {format_size(memory_bytes)}; --memory raises it")
     elif reason == "output":
@@ -210,25 +534,9 @@ def _explain(outcome: "_native.Outcome", timeout_s: float | None, memory_bytes: 
 
 def _show_refusals(outcome: "_native.Outcome") -> None:
     """A few lines on what the program was refused: the likely causes of its failure."""
-    denied = [
-        f"denied: {what} ({errno})" + (f"; {remedy}" if remedy else "")
-        for what, errno, remedy in outcome.denials
-    ]
-    unsupported = [
-        f"not supported: {name}" + (f" ({detail})" if detail else "")
-        for name, detail in outcome.events
-    ]
     not_kept = int(outcome.stats.get("denials_not_kept", 0))
-    for lines, kind, uncounted in (
-        (denied, "denied", not_kept),
-        (unsupported, "not supported", 0),
-    ):
-        distinct = list(dict.fromkeys(lines))
-        for line in distinct[:_MAX_LINES]:
-            warn(line)
-        more = max(0, len(distinct) - _MAX_LINES) + uncounted
-        if more:
-            warn(f"{kind}: and {more} more")
+    for line in refusal_lines(outcome.denials, not_kept, outcome.events, _MAX_LINES):
+        warn(line)
 
 
 def _reporter(form: str | None) -> "Callable[[_native.Outcome], None] | None":

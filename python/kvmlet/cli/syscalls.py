@@ -13,6 +13,15 @@ _LEVELS = ("full", "partial", "refused", "none")
 
 def main(words: list[str]) -> int:
     """Print the table; the exit status."""
+    options = parser().parse_args(words)
+    rows = sorted(_native.syscalls())
+    if options.json:
+        return show(as_json(rows))
+    return show(as_markdown(rows) if options.markdown else as_text(rows))
+
+
+def parser() -> Parser:
+    """The options of the command."""
     parser = Parser(
         prog="kvmlet syscalls",
         usage="kvmlet syscalls [--json | --markdown]",
@@ -21,11 +30,7 @@ def main(words: list[str]) -> int:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print the table as JSON")
     form.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    options = parser.parse_args(words)
-    rows = sorted(_native.syscalls())
-    if options.json:
-        return show(as_json(rows))
-    return show(as_markdown(rows) if options.markdown else as_text(rows))
+    return parser
 
 
 def as_json(rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Messages for Python programs that run in kvmlet. Python 3.9 or later, nothing but itself.
+"""Messages for Python programs that run in kvmlet. Python 3.9 or later, nothing but its folder.
 
     import kvmlet_guest
 
@@ -18,13 +18,23 @@ import _thread
 import ctypes
 import errno
 import os
-import sys
+
+from kvmlet_reseed import reseed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MESSAGE_MAX", "check_fork", "generation", "on_fork", "receive", "send", "serve"]
+__all__ = [
+    "MESSAGE_MAX",
+    "check_fork",
+    "generation",
+    "on_fork",
+    "receive",
+    "reseed",
+    "send",
+    "serve",
+]
 
 MESSAGE_MAX = 16 << 20
 """Bytes of a message at most."""
@@ -70,8 +80,8 @@ _generation = 0
 def receive() -> bytes:
     """Wait for the next message and return it.
 
-    The first time in a new copy of the program, `random` is seeded anew and the functions given to
-    `on_fork` are called before it returns.
+    The first time in a new copy of the program, random generators are seeded anew (`reseed`). Then
+    the functions given to `on_fork` are called.
 
     Raises EOFError at the end of the input (only without kvmlet), OSError for input that is no
     message.
@@ -135,8 +145,8 @@ def generation() -> int:
 def on_fork(hook: Callable[[], object]) -> None:
     """Have `hook()` called once in every new copy, before it gets its first message.
 
-    Copies start with the same state of random generators, the same unique ids, the same temporary
-    names. The `random` module is taken care of.
+    Copies start with the same state of the program's own random generators, the same unique ids,
+    the same temporary names. What `reseed` knows is taken care of.
     """
     _hooks.append(hook)
 
@@ -161,9 +171,7 @@ def _now(number: int, seed: bytes) -> None:
     if number == _generation:
         return
     _generation = number
-    module = sys.modules.get("random")
-    if module is not None:
-        module.seed(int.from_bytes(seed, "little"))
+    reseed(seed)
     for hook in _hooks:
         hook()
 

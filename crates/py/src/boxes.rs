@@ -1,0 +1,415 @@
+//! `Box` as Python sees it; see `_native.pyi`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvmlet_engine::{
+    Command, EngineError, Exchange, ExitStatus, Links, OpenFlags, Personality, Pid, Program,
+    Resident, STREAMS, Stdio, Streams, Trace, Waited,
+};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::sandbox::{Connection, Snapshot, address, directions, forked, native};
+use crate::{
+    Denials, Events, Policy, PythonOwner, Stop, calls_named, connections_named, denials_to_py,
+    duration, stats_to_py, to_py,
+};
+
+/// A sandbox that keeps files and processes over many commands; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct Box {
+    /// In a child of the process that made it, its locks may be held for ever: nothing is done with it then.
+    engine: Resident,
+}
+
+/// Type and permissions, size in bytes, time of the last modification in nanoseconds.
+type Info = (u32, u64, u64);
+/// Bytes by descriptor; bytes written, -1 if nobody reads them; exit status, signal.
+type Exchanged<'py> = (
+    Vec<(i32, Bound<'py, PyBytes>)>,
+    Option<i64>,
+    Option<(Option<u8>, Option<u8>)>,
+);
+
+impl Box {
+    fn new(engine: Resident) -> Self {
+        Self { engine }
+    }
+
+    fn engine(&self) -> PyResult<&Resident> {
+        if self.engine.is_ours() {
+            Ok(&self.engine)
+        } else {
+            Err(forked())
+        }
+    }
+
+    /// Uses the engine without the interpreter's lock.
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&Resident) -> Result<T, EngineError> + Send,
+    ) -> PyResult<T> {
+        let engine = self.engine()?;
+        py.detach(|| work(engine)).map_err(|error| to_py(&error))
+    }
+
+    /// Waits in the engine, until a signal handler raises: `None` if the time is over. No time at all is a look.
+    fn wait<T: Send>(
+        &self,
+        py: Python<'_>,
+        timeout_s: Option<f64>,
+        stop: Option<&Stop>,
+        wait: impl FnOnce(
+            &Resident,
+            Option<Duration>,
+            &mut PythonOwner,
+        ) -> Result<Waited<T>, EngineError>
+        + Send,
+    ) -> PyResult<Option<T>> {
+        let timeout = match timeout_s {
+            Some(seconds) if seconds <= 0.0 => Some(Duration::ZERO),
+            other => duration(other)?,
+        };
+        let mut owner = PythonOwner::stopped_by(Stop::flag(stop));
+        let waited = self.with(py, |engine| wait(engine, timeout, &mut owner));
+        if let Some(raised) = owner.raised {
+            return Err(raised);
+        }
+        match waited? {
+            Waited::Done(done) => Ok(Some(done)),
+            Waited::TimedOut => Ok(None),
+            Waited::Interrupted => Err(native("interrupted", "the wait was interrupted")),
+        }
+    }
+
+    /// Makes a call for a file.
+    fn file<T: Send, E: Into<Refused>>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut Personality) -> Result<T, E> + Send,
+    ) -> PyResult<T> {
+        self.with(py, |engine| {
+            let done = engine.act(|personality| work(personality).map_err(Into::into))?;
+            done.map_err(|Refused(name)| EngineError::File(name))
+        })
+    }
+
+    /// Makes a call for a file that was opened in `epoch`.
+    fn open_file<T: Send, E: Into<Refused>>(
+        &self,
+        py: Python<'_>,
+        epoch: u64,
+        work: impl FnOnce(&mut Personality) -> Result<T, E> + Send,
+    ) -> PyResult<T> {
+        self.with(py, |engine| {
+            let done = engine.act_in(epoch, |personality| work(personality).map_err(Into::into))?;
+            done.map_err(|Refused(name)| EngineError::File(name))
+        })
+    }
+}
+
+/// The name of an error.
+struct Refused(&'static str);
+
+impl From<kvmlet_engine::Errno> for Refused {
+    fn from(errno: kvmlet_engine::Errno) -> Self {
+        Self(errno.name())
+    }
+}
+
+fn info(info: kvmlet_engine::FileInfo) -> Info {
+    let (seconds, nanoseconds) = info.mtime;
+    let mtime_ns = seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(nanoseconds);
+    (info.mode, info.size_bytes, mtime_ns)
+}
+
+#[pymethods]
+impl Box {
+    #[staticmethod]
+    #[pyo3(signature = (*, policy, memory_bytes, processes_max, calls))]
+    fn start(
+        py: Python<'_>,
+        policy: PyRef<'_, Policy>,
+        memory_bytes: u64,
+        processes_max: usize,
+        calls: &str,
+    ) -> PyResult<Self> {
+        let program = Program {
+            argv: Vec::new(),
+            env: Vec::new(),
+            policy: policy.policy.clone(),
+            access: Arc::clone(&policy.access),
+            cwd: policy.cwd.clone(),
+            streams: Streams::Capture {
+                input: Vec::new(),
+                output_limit_bytes: 0,
+            },
+            timeout: None,
+            cpu_time: None,
+            memory_bytes,
+            processes_max,
+            trace: Trace::Off,
+            calls: calls_named(calls)?,
+        };
+        let started = py.detach(|| Resident::start(program));
+        Ok(Self::new(started.map_err(|error| to_py(&error))?))
+    }
+
+    #[pyo3(signature = (argv, *, env, cwd, stdio))]
+    #[allow(clippy::type_complexity)] // a tuple for Python
+    fn spawn(
+        &self,
+        py: Python<'_>,
+        argv: Vec<Vec<u8>>,
+        env: Vec<(Vec<u8>, Vec<u8>)>,
+        cwd: Vec<u8>,
+        stdio: [String; STREAMS],
+    ) -> PyResult<(u64, i32, u64, [Option<i32>; STREAMS])> {
+        let stdio = stdio.map(|name| match name.as_str() {
+            "pipe" => Stdio::Pipe,
+            "stdout" => Stdio::Stdout,
+            "absent" => Stdio::Absent,
+            _ => Stdio::Null,
+        });
+        let name = argv.first().cloned().unwrap_or_default();
+        let command = Command {
+            argv,
+            env,
+            cwd,
+            stdio,
+        };
+        self.with(py, |engine| {
+            let epoch = engine.epoch();
+            let spawned = engine.act_in(epoch, |personality| personality.spawn(&command))?;
+            let spawned = spawned.map_err(|error| EngineError::of_spawn(error, &name))?;
+            Ok((epoch, spawned.pid.0, spawned.command, spawned.streams))
+        })
+    }
+
+    #[pyo3(signature = (epoch, *, read, max_bytes, write, child, timeout_s, stop=None))]
+    #[allow(clippy::too_many_arguments)] // the keywords of one Python call
+    fn exchange<'py>(
+        &self,
+        py: Python<'py>,
+        epoch: u64,
+        read: Vec<i32>,
+        max_bytes: usize,
+        write: Option<(i32, Vec<u8>)>,
+        child: Option<i32>,
+        timeout_s: Option<f64>,
+        stop: Option<&Stop>,
+    ) -> PyResult<Option<Exchanged<'py>>> {
+        let exchange = Exchange {
+            read: &read,
+            max_bytes,
+            write: write
+                .as_ref()
+                .map(|(number, bytes)| (*number, bytes.as_slice())),
+            child: child.map(Pid),
+            epoch,
+        };
+        let done = self.wait(py, timeout_s, stop, |engine, timeout, owner| {
+            engine.exchange(&exchange, timeout, owner)
+        })?;
+        let Some(done) = done else {
+            return Ok(None);
+        };
+        let read = done.read.iter();
+        let read = read.map(|(number, bytes)| (*number, PyBytes::new(py, bytes)));
+        let written = done
+            .written
+            .map(|count| count.map_or(-1, |count| count.cast_signed() as i64));
+        let ended = done.ended.map(|status| match status {
+            ExitStatus::Exited(status) => (Some(status), None),
+            ExitStatus::Signal(signo) => (None, Some(signo)),
+        });
+        Ok(Some((read.collect(), written, ended)))
+    }
+
+    fn signal(&self, py: Python<'_>, epoch: u64, pid: i32, signo: u8) -> PyResult<()> {
+        self.with(py, |engine| {
+            let sent = engine.act_in(epoch, |personality| personality.signal(Pid(pid), signo))?;
+            sent.map_err(|errno| EngineError::File(errno.name()))
+        })
+    }
+
+    fn end_command(&self, py: Python<'_>, epoch: u64, command: u64) -> PyResult<()> {
+        self.with(py, |engine| {
+            engine.act_in(epoch, |personality| personality.end_command(command))
+        })
+    }
+
+    fn was_out_of_memory(&self, py: Python<'_>, epoch: u64, command: u64) -> PyResult<bool> {
+        self.with(py, |engine| {
+            engine.act_in(epoch, |personality| personality.was_out_of_memory(command))
+        })
+    }
+
+    fn close_stream(&self, py: Python<'_>, epoch: u64, number: i32) -> PyResult<()> {
+        self.with(py, |engine| {
+            engine.act_in(epoch, |personality| personality.close(number))
+        })
+    }
+
+    fn take_report(&self, py: Python<'_>) -> PyResult<(Denials, Events)> {
+        let (denials, events) = self.with(py, |engine| {
+            engine.act(|personality| personality.host.report.take())
+        })?;
+        Ok((denials_to_py(&denials), events))
+    }
+
+    fn open(&self, py: Python<'_>, path: Vec<u8>, flags: u32, mode: u32) -> PyResult<(u64, i32)> {
+        let flags = OpenFlags::from_bits_truncate(flags);
+        let epoch = self.epoch(py)?;
+        let opened = self.open_file(py, epoch, |personality| {
+            personality.open(&path, flags, mode)
+        });
+        Ok((epoch, opened?))
+    }
+
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        epoch: u64,
+        number: i32,
+        max_bytes: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.open_file(py, epoch, |personality| personality.read(number, max_bytes))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn write(&self, py: Python<'_>, epoch: u64, number: i32, data: &[u8]) -> PyResult<usize> {
+        self.open_file(py, epoch, |personality| personality.write(number, data))
+    }
+
+    fn stat(&self, py: Python<'_>, path: Vec<u8>, follow: bool) -> PyResult<Info> {
+        let links = if follow {
+            Links::Followed
+        } else {
+            Links::Shown
+        };
+        Ok(info(
+            self.file(py, |personality| personality.stat(&path, links))?,
+        ))
+    }
+
+    fn stat_file(&self, py: Python<'_>, epoch: u64, number: i32) -> PyResult<Info> {
+        Ok(info(self.open_file(py, epoch, |personality| {
+            personality.stat_open(number)
+        })?))
+    }
+
+    fn names<'py>(&self, py: Python<'py>, path: Vec<u8>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
+        let names = self.file(py, |personality| personality.list(&path))?;
+        Ok(names.iter().map(|name| PyBytes::new(py, name)).collect())
+    }
+
+    fn mkdir(&self, py: Python<'_>, path: Vec<u8>) -> PyResult<()> {
+        self.file(py, |personality| personality.make_directory(&path))
+    }
+
+    fn remove(&self, py: Python<'_>, path: Vec<u8>) -> PyResult<()> {
+        self.file(py, |personality| personality.remove(&path))
+    }
+
+    fn rename(&self, py: Python<'_>, source: Vec<u8>, target: Vec<u8>) -> PyResult<()> {
+        self.file(py, |personality| personality.rename(&source, &target))
+    }
+
+    fn chmod(&self, py: Python<'_>, path: Vec<u8>, mode: u32) -> PyResult<()> {
+        self.file(py, |personality| personality.change_mode(&path, mode))
+    }
+
+    fn connect(
+        &self,
+        py: Python<'_>,
+        port: u16,
+        peer: Option<(String, u16)>,
+    ) -> PyResult<Connection> {
+        let peer = address(peer)?;
+        self.with(py, |engine| engine.connect(port, peer))
+            .map(Connection)
+    }
+
+    #[pyo3(signature = (to, data, timeout_s))]
+    fn send_to(
+        &self,
+        py: Python<'_>,
+        to: &Connection,
+        data: &[u8],
+        timeout_s: Option<f64>,
+    ) -> PyResult<Option<usize>> {
+        self.wait(py, timeout_s, None, |engine, timeout, owner| {
+            engine.send_to(to.0, data, timeout, owner)
+        })
+    }
+
+    #[pyo3(signature = (source, max_bytes, timeout_s))]
+    fn receive_from<'py>(
+        &self,
+        py: Python<'py>,
+        source: &Connection,
+        max_bytes: usize,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let bytes = self.wait(py, timeout_s, None, |engine, timeout, owner| {
+            engine.receive_from(source.0, max_bytes, timeout, owner)
+        })?;
+        Ok(bytes.map(|bytes| PyBytes::new(py, &bytes)))
+    }
+
+    fn shut_down(&self, py: Python<'_>, connection: &Connection, how: i32) -> PyResult<()> {
+        self.with(py, |engine| engine.shut_down(connection.0, directions(how)))
+    }
+
+    fn hang_up(&self, py: Python<'_>, connection: &Connection) -> PyResult<()> {
+        self.with(py, |engine| {
+            engine.hang_up(connection.0);
+            Ok(())
+        })
+    }
+
+    #[pyo3(signature = (port, timeout_s))]
+    fn wait_listening(&self, py: Python<'_>, port: u16, timeout_s: Option<f64>) -> PyResult<bool> {
+        let listens = self.wait(py, timeout_s, None, |engine, timeout, owner| {
+            engine.wait_listening(port, timeout, owner)
+        })?;
+        Ok(listens.is_some())
+    }
+
+    fn snapshot(&self, py: Python<'_>, connections: &str) -> PyResult<Snapshot> {
+        let connections = connections_named(connections)?;
+        Ok(Snapshot::new(
+            self.with(py, |engine| engine.snapshot(connections))?,
+        ))
+    }
+
+    fn fork(&self, py: Python<'_>, snapshot: &Snapshot) -> PyResult<Self> {
+        let snapshot = snapshot.get()?;
+        Ok(Self::new(self.with(py, |engine| engine.fork(&snapshot))?))
+    }
+
+    fn reset(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, Resident::reset)
+    }
+
+    fn epoch(&self, py: Python<'_>) -> PyResult<u64> {
+        self.with(py, |engine| Ok(engine.epoch()))
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.with(py, Resident::stats)?;
+        stats_to_py(py, &stats)
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(py, |engine| {
+            engine.close();
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,321 @@
+//! `Server` as Python sees it; see `_native.pyi`.
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kvmlet_engine::{Program, Streams, Trace};
+use kvmlet_serve::{
+    AccessLog, BootError, Bound, Commands, Isolate, ListenError, Notice, Output, Place, Settings,
+    TrustedProxies, WarmupRequest, raise_descriptor_limit,
+};
+use pyo3::prelude::*;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::sandbox::native;
+use crate::{NativeError, Policy, calls_named, duration};
+
+fn bad(message: impl Into<String>) -> PyErr {
+    NativeError::new_err(("bad_argument", message.into()))
+}
+
+fn not_bound(error: &ListenError) -> PyErr {
+    let ListenError { message, remedy } = error;
+    bad(format!("{message}; {remedy}"))
+}
+
+fn bind(text: &str) -> PyResult<Bound> {
+    let place: Place = text.parse().map_err(|error| not_bound(&error))?;
+    place.bind().map_err(|error| not_bound(&error))
+}
+
+/// What was said, where words of Python's name it.
+fn named<T: Copy>(name: &str, all: &[(&str, T)]) -> PyResult<T> {
+    let found = all.iter().find(|(known, _)| *known == name);
+    found
+        .map(|(_, value)| *value)
+        .ok_or_else(|| bad(format!("'{name}' is none of the words that stand here")))
+}
+
+fn time(seconds: f64) -> PyResult<Duration> {
+    Ok(duration(Some(seconds))?.unwrap_or(Duration::ZERO))
+}
+
+/// Signals that stop a server or have it reload.
+#[derive(Debug)]
+struct Signals {
+    stops: Vec<Arc<AtomicBool>>,
+    reload: Arc<AtomicBool>,
+    come: UnixStream,
+}
+
+impl Signals {
+    /// From here on they do what a server does with them.
+    fn take() -> std::io::Result<Self> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a pipe of this process, for its signals"
+        )]
+        let (come, tell) = UnixStream::pair()?;
+        let watch = |signal| {
+            let flag = Arc::new(AtomicBool::new(false));
+            signal_hook::flag::register(signal, Arc::clone(&flag))?;
+            signal_hook::low_level::pipe::register(signal, tell.try_clone()?)?;
+            Ok::<_, std::io::Error>(flag)
+        };
+        let stops = vec![watch(SIGTERM)?, watch(SIGINT)?];
+        let reload = watch(SIGHUP)?;
+        Ok(Self {
+            stops,
+            reload,
+            come,
+        })
+    }
+
+    /// Hands them on for as long as the process lives.
+    fn hand_on(mut self, commands: &Commands) {
+        let mut byte = [0];
+        while matches!(self.come.read(&mut byte), Ok(1)) {
+            for stop in &self.stops {
+                if stop.swap(false, Ordering::SeqCst) {
+                    commands.stop();
+                }
+            }
+            if self.reload.swap(false, Ordering::SeqCst) {
+                commands.reload();
+            }
+        }
+    }
+}
+
+/// A warm-up request: its line, fields, body and status.
+type Warmup = (String, Vec<String>, Vec<u8>, Option<u16>);
+
+/// Everything that a run of a server takes.
+struct Parts {
+    settings: Settings,
+    listeners: Vec<Bound>,
+    control: Option<Bound>,
+    program: Arc<Program>,
+    guest_port: Option<u16>,
+    request_memory_bytes: Option<u64>,
+    boot_timeout: Duration,
+    notice: Notice,
+    signals: Option<Signals>,
+}
+
+/// A server that stands before a program; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct Server {
+    /// `None` once it has run.
+    parts: Mutex<Option<Parts>>,
+    commands: Commands,
+    names: Vec<String>,
+}
+
+#[pymethods]
+impl Server {
+    #[new]
+    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, listen, control, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, header_timeout_s, keepalive_s, boot_timeout_s, grace_s, body_bytes_max, buffer_bytes, connections_max, upgrades_max, warmup, access_log, trusted_proxies, threads, quiet, signals))]
+    #[allow(clippy::too_many_arguments)] // the keywords of one Python call
+    fn new(
+        argv: Vec<Vec<u8>>,
+        env: Vec<(Vec<u8>, Vec<u8>)>,
+        policy: PyRef<'_, Policy>,
+        memory_bytes: u64,
+        request_memory_bytes: Option<u64>,
+        processes_max: usize,
+        output_limit_bytes: u64,
+        calls: &str,
+        listen: Vec<String>,
+        control: Option<String>,
+        guest_port: Option<u16>,
+        isolate: &str,
+        forks: usize,
+        queue_max: usize,
+        timeout_s: f64,
+        connection_timeout_s: Option<f64>,
+        idle_timeout_s: f64,
+        header_timeout_s: f64,
+        keepalive_s: f64,
+        boot_timeout_s: f64,
+        grace_s: f64,
+        body_bytes_max: u64,
+        buffer_bytes: usize,
+        connections_max: usize,
+        upgrades_max: usize,
+        warmup: Vec<Warmup>,
+        access_log: &str,
+        trusted_proxies: Vec<String>,
+        threads: usize,
+        quiet: bool,
+        signals: bool,
+    ) -> PyResult<Self> {
+        let boot_timeout = time(boot_timeout_s)?;
+        let warmup = warmup
+            .into_iter()
+            .map(|(line, fields, body, status)| WarmupRequest::new(&line, &fields, body, status))
+            .collect::<Result<Vec<_>, String>>()
+            .map_err(bad)?;
+        let settings = Settings {
+            isolate: named(
+                isolate,
+                &[
+                    ("request", Isolate::Request),
+                    ("connection", Isolate::Connection),
+                    ("none", Isolate::None),
+                ],
+            )?,
+            forks,
+            queue_max,
+            timeout: time(timeout_s)?,
+            connection_timeout: duration(connection_timeout_s)?,
+            idle_timeout: time(idle_timeout_s)?,
+            header_timeout: time(header_timeout_s)?,
+            keepalive: time(keepalive_s)?,
+            body_bytes_max,
+            buffer_bytes,
+            connections_max,
+            upgrades_max,
+            grace: time(grace_s)?,
+            warmup_timeout: boot_timeout,
+            warmup,
+            access_log: named(
+                access_log,
+                &[
+                    ("off", AccessLog::Off),
+                    ("common", AccessLog::Common),
+                    ("json", AccessLog::Json),
+                ],
+            )?,
+            trusted_proxies: proxies(&trusted_proxies)?,
+            threads,
+        };
+        let program = Arc::new(Program {
+            argv,
+            env,
+            policy: policy.policy.clone(),
+            access: Arc::clone(&policy.access),
+            cwd: policy.cwd.clone(),
+            streams: Streams::Capture {
+                input: Vec::new(),
+                output_limit_bytes,
+            },
+            timeout: None,
+            cpu_time: None,
+            memory_bytes,
+            processes_max,
+            trace: Trace::Off,
+            calls: calls_named(calls)?,
+        });
+        raise_descriptor_limit();
+        let listeners = listen
+            .iter()
+            .map(|place| bind(place))
+            .collect::<PyResult<Vec<_>>>()?;
+        let control = control.as_deref().map(bind).transpose()?;
+        let signals = signals
+            .then(Signals::take)
+            .transpose()
+            .map_err(|error| NativeError::new_err(("host", format!("signals: {error}"))))?;
+        let names = listeners.iter().map(|one| one.name().to_owned()).collect();
+        Ok(Self {
+            parts: Mutex::new(Some(Parts {
+                settings,
+                listeners,
+                control,
+                program,
+                guest_port,
+                request_memory_bytes,
+                boot_timeout,
+                notice: if quiet { Notice::Quiet } else { Notice::Say },
+                signals,
+            })),
+            commands: Commands::default(),
+            names,
+        })
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.names.clone()
+    }
+
+    fn run(&self, py: Python<'_>) -> PyResult<()> {
+        let parts = self
+            .parts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let parts = parts.ok_or_else(|| native("closed", "the server has run"))?;
+        let commands = self.commands.clone();
+        py.detach(|| run(parts, &commands))
+            .map_err(|BootError { kind, message }| NativeError::new_err((kind, message)))
+    }
+
+    fn stop(&self) {
+        self.commands.stop();
+    }
+
+    fn reload(&self) {
+        self.commands.reload();
+    }
+}
+
+fn run(parts: Parts, commands: &Commands) -> Result<(), BootError> {
+    let Parts {
+        settings,
+        listeners,
+        control,
+        program,
+        guest_port,
+        request_memory_bytes,
+        boot_timeout,
+        notice,
+        signals,
+    } = parts;
+    let host = |error: std::io::Error| BootError::new("host", error.to_string());
+    if let Some(signals) = signals {
+        let commands = commands.clone();
+        std::thread::Builder::new()
+            .name("kvmlet-signals".to_owned())
+            .stack_size(128 << 10)
+            .spawn(move || signals.hand_on(&commands))
+            .map_err(host)?;
+    }
+    let start = move |output: &mut dyn Output, stop: &(dyn Fn() -> bool + Sync)| {
+        let started = kvmlet_serve::engine::start(
+            &program,
+            guest_port,
+            request_memory_bytes,
+            boot_timeout,
+            output,
+            stop,
+        );
+        started.map_err(|error| BootError {
+            kind: format!("serve_{}", error.kind),
+            ..error
+        })
+    };
+    kvmlet_serve::Server::new(settings, listeners, control, Arc::new(start), notice)
+        .map_err(host)?
+        .run(commands)
+}
+
+fn proxies(words: &[String]) -> PyResult<TrustedProxies> {
+    let mut trusted = TrustedProxies::default();
+    for word in words {
+        if word == "unix" {
+            trusted.unix = true;
+            continue;
+        }
+        let range = word.parse().map_err(|()| {
+            bad(format!(
+                "--trusted-proxy: '{word}' is no range of addresses; write 10.0.0.0/8, ::1 or unix"
+            ))
+        })?;
+        trusted.ranges.push(range);
+    }
+    Ok(trusted)
+}

@@ -1,0 +1,28 @@
+"""kvmlet for coroutines: the same names and words, on asyncio, and on trio with anyio installed.
+
+    async with kvmlet.aio.Box() as box:
+        result = await box.run(["echo", "hello"], timeout=5)
+
+Each guest runs in a thread of its own, so that nothing holds the event loop up. Cancelling a
+coroutine stops the guest that it waits for, and returns when that has stopped.
+"""
+
+from kvmlet.aio._box import Box, BoxSnapshot, Files, Process, Reader, Writer
+from kvmlet.aio._interpreter import Interpreter, InterpreterSnapshot
+from kvmlet.aio._run import run
+from kvmlet.aio._sandbox import Pool, Sandbox, Snapshot
+
+__all__ = [
+    "Box",
+    "BoxSnapshot",
+    "Files",
+    "Interpreter",
+    "InterpreterSnapshot",
+    "Pool",
+    "Process",
+    "Reader",
+    "Sandbox",
+    "Snapshot",
+    "Writer",
+    "run",
+]

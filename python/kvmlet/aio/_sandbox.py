@@ -1,0 +1,249 @@
+"""Warmed programs, their forks and pools for coroutines."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypedDict, TypeVar
+
+from kvmlet import pool as sync_pool
+from kvmlet import sandbox as sync
+from kvmlet._offload import halted_by, offload, result_of
+from kvmlet.aio._twin import Twin, short
+from kvmlet.errors import UsageError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self, Unpack
+
+    from kvmlet._result import Result
+    from kvmlet.policy import Policy
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _running(
+    method: Callable[Concatenate[sync.Sandbox, P], T],
+) -> Callable[Concatenate[Sandbox, P], Coroutine[Any, Any, T]]:
+    """The twin of a method that runs the program; a cancellation interrupts that."""
+
+    async def call(self: Sandbox, /, *args: P.args, **keywords: P.kwargs) -> T:
+        it = self._sync
+        return await halted_by(lambda: method(it, *args, **keywords), it.interrupt)
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+class SandboxOptions(TypedDict, total=False):
+    """Keywords of `kvmlet.Sandbox`."""
+
+    env: Mapping[str, str] | None
+    cwd: str | os.PathLike[str] | None
+    memory: int | str | None
+    max_procs: int | None
+    read: Sequence[str | os.PathLike[str]]
+    net: Sequence[str]
+    publish: Sequence[str]
+    policy: Policy | None
+    input: bytes | str | None
+    calls: str | None
+
+
+class Sandbox(Twin[sync.Sandbox]):
+    """A program in a VM of its own, as `kvmlet.Sandbox` has it.
+
+    `async with kvmlet.aio.Sandbox(argv) as sandbox:`, or `await kvmlet.aio.Sandbox(argv)`.
+    One coroutine at a time: another one gets SandboxBusy. Cancelling interrupts the program, which
+    `reset` alone takes back.
+    """
+
+    def __init__(
+        self, argv: Sequence[str | bytes | os.PathLike[str]], **options: Unpack[SandboxOptions]
+    ) -> None:
+        """Prepare a sandbox, which is made when it is entered or awaited."""
+        self._given: tuple[Any, SandboxOptions] | None = (argv, options)
+
+    @classmethod
+    def _of(cls, sandbox: sync.Sandbox) -> Self:
+        made = cls.__new__(cls)
+        made._given = None
+        made._sync = sandbox
+        return made
+
+    async def _start(self) -> Self:
+        given, self._given = self._given, None
+        if given is not None:
+            argv, options = given
+            self._sync = await offload(lambda: sync.Sandbox(argv, **options))
+        return self
+
+    def __await__(self) -> Generator[Any, Any, Self]:
+        return self._start().__await__()
+
+    async def __aenter__(self) -> Self:
+        return await self._start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def until_ready(self, timeout: float | str | None = None) -> Self:
+        """Let the program run until it asks for a message; this sandbox."""
+        await _until_ready(self, timeout)
+        return self
+
+    async def run_for(self, duration: float | str) -> Self:
+        """Let the program run for a time; this sandbox."""
+        await _run_for(self, duration)
+        return self
+
+    send = short(sync.Sandbox.send)
+    recv = _running(sync.Sandbox.recv)
+    request = _running(sync.Sandbox.request)
+
+    async def call(
+        self,
+        name: str,
+        *args: float | bytes | bytearray | memoryview | None,
+        returns: Any = int,
+        timeout: float | str | None = None,
+    ) -> Any:
+        """Call the program's function `name`, as `kvmlet.Sandbox.call` does."""
+        it = self._sync
+        work = functools.partial(it.call, name, *args, returns=returns, timeout=timeout)
+        return await halted_by(work, it.interrupt)
+
+    def interrupt(self) -> None:
+        """Stop the program: what waits for it raises Interrupted. Only `reset` takes it back."""
+        self._sync.interrupt()
+
+    async def freeze(self, *, connections: Literal["refuse", "drop"] = "refuse") -> Snapshot:
+        """Keep the program as it is now, to be forked any number of times; closes this sandbox."""
+        it = self._sync
+        return Snapshot._of(await offload(lambda: it.freeze(connections=connections)))
+
+    reset = short(sync.Sandbox.reset)
+    output = short(sync.Sandbox.output)
+    stats = short(sync.Sandbox.stats)
+
+    async def close(self) -> None:
+        """Give up the VM and all it holds. May be repeated."""
+        if self._given is None:
+            await offload(self._sync.close)
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` or `freeze` was called."""
+        return self._given is None and self._sync.closed
+
+    @property
+    def result(self) -> Result[bytes] | None:
+        """The end of the program and its output since `output` was last called, None before."""
+        return self._sync.result
+
+    @property
+    def generation(self) -> int:
+        """0 in a program that was started; differs in every fork and after every reset."""
+        return self._sync.generation
+
+
+_until_ready = _running(sync.Sandbox.until_ready)
+_run_for = _running(sync.Sandbox.run_for)
+
+
+class Snapshot(Twin[sync.Snapshot]):
+    """A frozen program. Made by `Sandbox.freeze`."""
+
+    def __init__(self) -> None:
+        raise UsageError("a snapshot cannot be made directly", remedy="call Sandbox.freeze()")
+
+    @classmethod
+    def _of(cls, snapshot: sync.Snapshot) -> Self:
+        made = cls.__new__(cls)
+        made._sync = snapshot
+        return made
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def fork(self) -> Sandbox:
+        """A sandbox in the frozen state."""
+        return Sandbox._of(await offload(self._sync.fork))
+
+    prepare = short(sync.Snapshot.prepare)
+    stats = short(sync.Snapshot.stats)
+    close = short(sync.Snapshot.close)
+
+
+class Pool(Twin[sync_pool.Pool]):
+    """Forks of a snapshot for many requests at once, as `kvmlet.Pool` has them.
+
+    Cancelling a request stops its guest.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot | sync.Snapshot,
+        size: int | None = None,
+        *,
+        timeout: float | str | None = None,
+        queue: int | None = None,
+    ) -> None:
+        """Make a pool of at most `size` forks; the arguments are those of `kvmlet.Pool`."""
+        frozen = snapshot._sync if isinstance(snapshot, Snapshot) else snapshot
+        self._sync = sync_pool.Pool(frozen, size, timeout=timeout, queue=queue)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.shutdown()
+
+    async def request(
+        self, data: bytes | bytearray | memoryview, timeout: float | str | None = None
+    ) -> bytes:
+        """Send `data` to a clean fork; its answer. Raises what `kvmlet.Pool.request` raises."""
+        return await result_of(self._sync.request(data, timeout))
+
+    async def run(
+        self,
+        fn: Callable[Concatenate[sync.Sandbox, P], T],
+        /,
+        *args: P.args,
+        **keywords: P.kwargs,
+    ) -> T:
+        """Have `fn(sandbox, ...)` called with a clean fork, in a thread; what it returns.
+
+        It gets the blocking `kvmlet.Sandbox`.
+        """
+        return await result_of(self._sync.submit(fn, *args, **keywords))
+
+    warm_up = short(sync_pool.Pool.warm_up)
+
+    def stats(self) -> sync_pool.PoolStats:
+        """Counts at this moment."""
+        return self._sync.stats()
+
+    async def shutdown(self, *, cancel_futures: bool = False) -> None:
+        """Take no more requests, and return when all have ended."""
+        await offload(lambda: self._sync.shutdown(cancel_futures=cancel_futures))

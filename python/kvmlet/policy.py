@@ -1,0 +1,360 @@
+"""The things that a program may see and use, as values: kept, combined, written to files.
+
+policy = kvmlet.Policy.of(read=["/data"], memory="1g", timeout="30s")
+kvmlet.run(["wc", "/data/a.csv"], policy=policy | kvmlet.Policy.of(timeout="5s"))
+policy.save("policy.toml")  # for `kvmlet run --policy policy.toml`
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from kvmlet._values import (
+    DEFAULT_MAX_PROCS,
+    DEFAULT_MEMORY_BYTES,
+    OUTPUT_LIMIT_BYTES,
+    format_size,
+    parse_bytes,
+    parse_count,
+    parse_duration,
+    parse_size,
+)
+from kvmlet.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Self, TypeAlias
+
+    Path: TypeAlias = str | os.PathLike[str]
+
+__all__ = ["Limits", "Mount", "Policy"]
+
+Access = Literal["read", "write"]
+# Each is an option of `kvmlet run`, an argument of `run`, and a list in a file.
+_ACCESSES: tuple[Access, ...] = ("read", "write")
+_NETWORK = ("net", "publish")
+
+
+def _exact_duration(seconds: float) -> str:
+    return f"{seconds:.12g}s"
+
+
+# For each limit: from and to the form that people write.
+_LIMITS: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any], object]]] = {
+    "timeout": (parse_duration, _exact_duration),
+    "cpu_time": (parse_duration, _exact_duration),
+    "memory": (parse_size, format_size),
+    "max_procs": (parse_count, int),
+    "max_output": (parse_bytes, format_size),
+}
+_FILE_MAX_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The most that a program may use. None leaves a limit to whoever runs it."""
+
+    timeout: float | str | None = None
+    """Wall time, in seconds once made; given also as "500ms", "2m"."""
+    cpu_time: float | str | None = None
+    """CPU time, in the same way; sleeping does not count."""
+    memory: int | str | None = None
+    """Memory, in bytes once made; given also as "64m", "1g"."""
+    max_procs: int | None = None
+    """Processes, with those that have not been waited for: 1 to 1,024."""
+    max_output: int | str | None = None
+    """Output that is captured, of both streams together, in bytes as `memory`."""
+
+    def __post_init__(self) -> None:
+        for name, (parse, _) in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, parse(value, name))
+
+    def __or__(self, other: Limits) -> Limits:
+        """Both, where `other` decides what it names."""
+        if not isinstance(other, Limits):
+            return NotImplemented
+        return replace(self, **other._named())
+
+    def in_full(self) -> Numbers:
+        """Numbers for each limit: where it names none, the library's own."""
+        return Numbers(
+            timeout_s=_number(self.timeout, None),
+            cpu_time_s=_number(self.cpu_time, None),
+            memory_bytes=_number(self.memory, DEFAULT_MEMORY_BYTES),
+            processes_max=_number(self.max_procs, DEFAULT_MAX_PROCS),
+            output_bytes=_number(self.max_output, OUTPUT_LIMIT_BYTES),
+        )
+
+    def _named(self) -> dict[str, Any]:
+        pairs = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: value for name, value in pairs if value is not None}
+
+
+class Numbers(NamedTuple):
+    """Limits as the extension takes them."""
+
+    timeout_s: float | None
+    cpu_time_s: float | None
+    memory_bytes: int
+    processes_max: int
+    output_bytes: int
+
+
+def _number(limit: Any, default: Any) -> Any:
+    return default if limit is None else limit
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or directory of the host that a program may use, with all beneath it."""
+
+    path: str
+    """Its path, absolute once made."""
+    access: Access = "read"
+    """The use that the program may make of it: "read", or "write", which changes it on the host."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, (str, os.PathLike)) or "\0" in os.fspath(self.path):
+            raise UsageError(f"{self.path!r} is not a path", remedy="pass a str or a path")
+        if self.access not in _ACCESSES:
+            raise UsageError(
+                f"access: {self.access!r} is none", remedy=f"pass {' or '.join(_ACCESSES)}"
+            )
+        object.__setattr__(self, "path", os.path.abspath(os.fspath(self.path)))
+
+
+def _words(given: object, name: str) -> tuple[str, ...]:
+    """A sequence of str, each once. Raises UsageError, which names the argument `name`."""
+    if isinstance(given, (list, tuple)) and all(isinstance(word, str) for word in given):
+        return tuple(dict.fromkeys(given))
+    raise UsageError(f"{name}: {given!r} is not a list of str", remedy=f'write {name}=["..."]')
+
+
+class _Env(Mapping[str, str]):
+    """Variables that do not change."""
+
+    def __init__(self, pairs: Mapping[str, str]) -> None:
+        self._pairs = dict(pairs)
+
+    def __getitem__(self, name: str) -> str:
+        return self._pairs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._pairs.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The things that a program may see and use, beside those that every program may.
+
+    A value: it is compared, hashed, pickled, and never changes. `policy | other` has the mounts,
+    hosts, ports and variables of both; where both name a limit or a variable, `other` decides.
+    """
+
+    mounts: tuple[Mount, ...] = ()
+    """Files and directories of the host."""
+    net: tuple[str, ...] = ()
+    """Rules on the hosts that it may connect to, as `--net` has them."""
+    publish: tuple[str, ...] = ()
+    """Ports of this machine that lead to its own, as `--publish` has them."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables beside those that every program has."""
+    limits: Limits = Limits()
+    """The most that it may use."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError."""
+        mounts = tuple(dict.fromkeys(self.mounts))
+        if not all(isinstance(mount, Mount) for mount in mounts):
+            raise UsageError("mounts: they are no mounts", remedy='pass [Mount("/data")]')
+        if not isinstance(self.limits, Limits):
+            raise UsageError("limits: they are no limits", remedy="pass Limits(...)")
+        for name, value in self.env.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise UsageError(f"env: {name!r}={value!r} is not a pair of strings")
+            if not name or "=" in name or "\0" in name + value:
+                raise UsageError(f"env: {name!r} cannot be an environment variable")
+        for name in _NETWORK:
+            object.__setattr__(self, name, _words(getattr(self, name), name))
+        object.__setattr__(self, "mounts", mounts)
+        object.__setattr__(self, "env", _Env(self.env))
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        read: Iterable[Path] = (),
+        write: Iterable[Path] = (),
+        net: Iterable[str] = (),
+        publish: Iterable[str] = (),
+        env: Mapping[str, str] | None = None,
+        timeout: float | str | None = None,
+        cpu_time: float | str | None = None,
+        memory: int | str | None = None,
+        max_procs: int | None = None,
+        max_output: int | str | None = None,
+    ) -> Self:
+        """A policy by the words of `run` and `kvmlet run`. Raises UsageError."""
+        for name, paths in (("read", read), ("write", write)):
+            if isinstance(paths, (str, bytes)):
+                raise UsageError(f"{name} is a single path, not a list", remedy=f"pass [{paths!r}]")
+        limits = Limits(
+            timeout=timeout,
+            cpu_time=cpu_time,
+            memory=memory,
+            max_procs=max_procs,
+            max_output=max_output,
+        )
+        mounts = tuple(Mount(os.fspath(path)) for path in read)
+        mounts += tuple(Mount(os.fspath(path), "write") for path in write)
+        return cls(
+            mounts=mounts,
+            net=_words(net, "net"),
+            publish=_words(publish, "publish"),
+            env=env or {},
+            limits=limits,
+        )
+
+    def __or__(self, other: Policy) -> Policy:
+        """Both, where `other` decides what both name."""
+        if not isinstance(other, Policy):
+            return NotImplemented
+        return Policy(
+            mounts=self.mounts + other.mounts,
+            net=self.net + other.net,
+            publish=self.publish + other.publish,
+            env={**self.env, **other.env},
+            limits=self.limits | other.limits,
+        )
+
+    def replace(self, **changes: Any) -> Policy:
+        """The same with other fields, or other limits by their names: `replace(memory="1g")`.
+
+        Raises UsageError.
+        """
+        limits = {name: changes.pop(name) for name in list(changes) if name in _LIMITS}
+        unknown = sorted(set(changes) - {each.name for each in fields(self)})
+        if unknown:
+            raise UsageError(f"a policy has no {unknown[0]!r}")
+        if limits:
+            changes["limits"] = replace(changes.get("limits", self.limits), **limits)
+        return replace(self, **changes)
+
+    def paths(self, access: Access) -> list[str]:
+        """The paths of its mounts with this access."""
+        return [mount.path for mount in self.mounts if mount.access == access]
+
+    # ---- files ----
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """The policy in a TOML file. Relative paths in it start at its folder.
+
+        Raises UsageError, with file, line and column.
+        """
+        name = os.fspath(path)
+        try:
+            with open(name, "rb") as file:
+                data = file.read(_FILE_MAX_BYTES + 1)
+        except OSError as error:
+            raise UsageError(
+                f"{name}: {error.strerror}", remedy="name a file that can be read"
+            ) from None
+        if len(data) > _FILE_MAX_BYTES:
+            raise UsageError(f"{name}: more than 1 MiB", remedy="name a policy's file")
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            raise UsageError(f"{name}: it is not UTF-8", remedy="name a policy's file") from None
+        return cls.from_toml(text, name=name, folder=os.path.dirname(os.path.abspath(name)))
+
+    @classmethod
+    def from_toml(cls, text: str, *, name: str = "<policy>", folder: Path = ".") -> Self:
+        """The policy in `text`; `name` is told in errors, relative paths start at `folder`.
+
+        Raises UsageError, with name, line and column.
+        """
+        from kvmlet._toml import Document
+
+        document = Document(text, name)
+        words: dict[str, Any] = {}
+        for key, value in document.items():
+            if key in _ACCESSES:
+                words[key] = [
+                    os.path.join(folder, path) for path in document.strings((key,), value)
+                ]
+            elif key in _NETWORK:
+                words[key] = document.strings((key,), value)
+            elif key == "env":
+                pairs = document.table((key,), value).items()
+                words[key] = {each: document.string((key, each), text) for each, text in pairs}
+            elif key == "limits":
+                for word, limit in document.table((key,), value).items():
+                    field_name = word.replace("-", "_")
+                    if field_name not in _LIMITS or "_" in word:
+                        known = ", ".join(each.replace("_", "-") for each in _LIMITS)
+                        document.fail((key, word), f"no limit {word!r}", f"there are {known}")
+                    with document.at((key, word)):
+                        words[field_name] = _LIMITS[field_name][0](limit, word)
+            else:
+                known = ", ".join((*_ACCESSES, *_NETWORK, "env", "limits"))
+                document.fail((key,), f"a policy has no {key!r}", f"there are {known}")
+        with document.at(()):
+            return cls.of(**words)
+
+    def to_toml(self) -> str:
+        """The policy as TOML, which `from_toml` reads back."""
+        from kvmlet._toml import toml
+
+        limits = {
+            name.replace("_", "-"): _LIMITS[name][1](value)
+            for name, value in self.limits._named().items()
+        }
+        lists: dict[str, list[str]] = {access: self.paths(access) for access in _ACCESSES}
+        lists |= {name: list(getattr(self, name)) for name in _NETWORK}
+        return toml(lists, {"env": dict(self.env), "limits": limits})
+
+    def save(self, path: Path) -> None:
+        """Write it to a file. Raises OSError."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(self.to_toml())
+
+
+NO_POLICY = Policy()
+"""For whoever is given none."""
+
+
+def policy_of(
+    policy: object,
+    *,
+    read: Iterable[Path] = (),
+    write: Iterable[Path] = (),
+    net: Iterable[str] = (),
+    publish: Iterable[str] = (),
+    env: Mapping[str, str] | None = None,
+    **limits: float | str | None,
+) -> Policy:
+    """`policy`, None for none, with the arguments of a call that name more. Raises UsageError."""
+    if policy is None:
+        policy = NO_POLICY
+    if not isinstance(policy, Policy):
+        raise UsageError(
+            f"policy: {type(policy).__name__} is none",
+            remedy="pass kvmlet.Policy.of(...) or kvmlet.Policy.load(FILE)",
+        )
+    named: dict[str, Any] = limits
+    return policy | Policy.of(read=read, write=write, net=net, publish=publish, env=env, **named)
