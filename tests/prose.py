@@ -31,6 +31,7 @@ CHECKED = (
     "crates/mem",
     "crates/policy",
     "crates/py",
+    "crates/serve",
     "crates/stub",
     "python",
     "benches",

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import KVMLET, Oracle
+import kvmlet
+from e2e.oracle import GUESTS, HW, KVMLET, NO_RUNTIMES, Oracle
+from e2e.warmed import PYTHON, Warmed, freeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,3 +107,25 @@ def pattern_file(tmp_path: pathlib.Path) -> pathlib.Path:
     path = tmp_path / "pattern"
     path.write_bytes(bytes(i * 7 % 251 for i in range(20000)))
     return path
+
+
+@pytest.fixture(scope="module")
+def c_program(guests: pathlib.Path) -> Iterator[Warmed]:
+    warmed = freeze(["./warm"], guests, memory="96m")
+    yield warmed
+    warmed.snapshot.close()
+
+
+@pytest.fixture(scope="module")
+def python_warmed() -> Iterator[Warmed]:
+    if HW:
+        pytest.skip(NO_RUNTIMES)
+    warmed = freeze(PYTHON, GUESTS)
+    yield warmed
+    warmed.snapshot.close()
+
+
+@pytest.fixture
+def fork(c_program: Warmed) -> Iterator[kvmlet.Sandbox]:
+    with c_program.snapshot.fork() as sandbox:
+        yield sandbox

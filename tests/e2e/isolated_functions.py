@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import decimal
@@ -10,6 +11,7 @@ import importlib
 import os
 import random
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -18,6 +20,9 @@ from typing import Any
 import kvmlet
 
 counted: list[int] = []
+
+# OpenSSL's generator is there before any fork.
+ssl.RAND_bytes(1)
 
 
 @kvmlet.register_result
@@ -56,6 +61,20 @@ def draw() -> float:
     return random.random()
 
 
+@kvmlet.isolated(preload=["ssl"])
+def random_bytes() -> bytes:
+    return ssl.RAND_bytes(16)
+
+
+@kvmlet.isolated
+def say_and_read(text: str, path: str) -> int:
+    print(text)
+    print(text, file=sys.stderr)
+    with contextlib.suppress(OSError), open(path, "rb"):
+        pass
+    return len(text)
+
+
 @kvmlet.isolated
 def read(path: str) -> bytes:
     with open(path, "rb") as file:
@@ -74,7 +93,7 @@ def leave_traces() -> list[str]:
 
 @kvmlet.isolated
 def connect() -> None:
-    socket.create_connection(("127.0.0.1", 80), timeout=1)
+    socket.create_connection(("192.0.2.1", 80), timeout=1)
 
 
 @kvmlet.isolated
@@ -96,6 +115,17 @@ def fail(kind: str) -> None:
     if kind == "abort":
         os.abort()
     raise {"value": ValueError("bad"), "key": KeyError("k"), "memory": MemoryError()}[kind]
+
+
+@kvmlet.isolated
+def sleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+@kvmlet.isolated(memory="200m")
+def alone() -> int:
+    """In an interpreter that no other function has."""
+    return count()
 
 
 @kvmlet.isolated(timeout=2)

@@ -149,7 +149,8 @@ def in_vm(
 def _by_library(argv: Sequence[Word], *, cwd: Word, input: bytes) -> Ended:
     import kvmlet
 
-    result = kvmlet.run(_words(argv), cwd=os.fspath(cwd), input=input, timeout=HANG_S)
+    env = {"PATH": ENV["PATH"]}
+    result = kvmlet.run(_words(argv), cwd=os.fspath(cwd), input=input, timeout=HANG_S, env=env)
     code = 128 + (result.signal or 0) if result.exit_code is None else result.exit_code
     return Ended(result.stdout, result.stderr, code)
 

@@ -32,6 +32,7 @@ class Terminal:
         *,
         background: bool = False,
         tostop: bool = False,
+        stdout: int | None = None,
     ) -> None:
         self.master, slave = pty.openpty()
         self.path = os.ttyname(slave)
@@ -47,6 +48,8 @@ class Terminal:
                 os.close(self.master)
                 os.login_tty(slave)
                 os.chdir(cwd)
+                if stdout is not None:
+                    os.dup2(stdout, 1)
                 if background:
                     os._exit(_lead(argv))
                 os.execve(argv[0], list(argv), ENV)

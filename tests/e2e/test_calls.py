@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kvmlet
-from e2e.oracle import ENV, HANG_S, HW, KVMLET, ROOT, repeated, sized
+from e2e.oracle import ENV, HANG_S, HW, KVMLET, LONG, ROOT, repeated, sized
 
 if TYPE_CHECKING:
     import pathlib
@@ -32,11 +32,11 @@ CPUS = len(os.sched_getaffinity(0))
 needs_two = pytest.mark.skipif(CPUS < 2, reason="a poller takes a second CPU")
 
 
-def once(calls: str, cwd: pathlib.Path) -> kvmlet.Result:
+def once(calls: str, cwd: pathlib.Path) -> kvmlet.Result[bytes]:
     return kvmlet.run(ONCE, cwd=cwd, calls=calls, timeout=HANG_S).check()
 
 
-def until_polled(calls: str, cwd: pathlib.Path) -> kvmlet.Result:
+def until_polled(calls: str, cwd: pathlib.Path) -> kvmlet.Result[bytes]:
     """The first of a few runs that was polled: on a busy machine a run can end sooner than its
     poller gets a CPU.
     """
@@ -62,6 +62,7 @@ def test_polled_calls_take_no_exit(guests: pathlib.Path, calls: str) -> None:
 
 @pytest.mark.slow
 @needs_two
+@pytest.mark.skipif(not (LONG or HW), reason="a poller needs a CPU of its own: in make test-long")
 @pytest.mark.parametrize("guest", ["./trampoline", "./once-dynamic"])
 def test_hot_calls_jump_where_syscall_is_slow(guests: pathlib.Path, guest: str) -> None:
     """On software KVM only, and only where calls are polled."""

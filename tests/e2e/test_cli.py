@@ -74,13 +74,17 @@ def test_not_executable(tmp_path: pathlib.Path) -> None:
 
 
 def test_outside_what_may_be_read(tmp_path: pathlib.Path) -> None:
+    """A program that is named may be run, wherever it lies; one below /etc may not."""
     room = tmp_path / "room"
     room.mkdir()
     shutil.copy("/bin/true", tmp_path / "program")
-    one_line(in_vm(["../program"], cwd=room), (126, 127), "program")
-    one_line(in_vm([tmp_path / "program"], cwd=room), (126, 127), "program")
+    assert in_vm(["../program"], cwd=room).status == 0
+    assert in_vm([tmp_path / "program"], cwd=room).status == 0
     (room / "link").symlink_to("../program")
-    one_line(in_vm(["./link"], cwd=room), (126, 127), "link")
+    assert in_vm(["./link"], cwd=room).status == 0
+    (room / "away").symlink_to("/etc/init.d/none")
+    one_line(in_vm(["./away"], cwd=room), (126, 127), "away")
+    one_line(in_vm(["/etc/shadow"], cwd=room), (126, 127), "shadow")
 
 
 ELF = pathlib.Path("/bin/true").read_bytes()
@@ -288,7 +292,9 @@ def test_without_permission_for_kvm(tmp_path: pathlib.Path) -> None:
     started = subprocess.run([*nobody, KVMLET, "--version"], cwd="/", env=ENV, capture_output=True)
     if os.geteuid() != 0 or started.returncode != 0:
         pytest.skip("another user cannot start kvmlet from where it is installed")
-    set_up = "mknod kvm c 10 232 && chmod 600 kvm && mount --bind kvm /dev/kvm && cd /"
+    # A directory that is nobody's home, and that they may be in.
+    set_up = "mknod kvm c 10 232 && chmod 600 kvm && mount --bind kvm /dev/kvm"
+    set_up += " && mount -t tmpfs none /mnt && mkdir -m 755 /mnt/work && cd /mnt/work"
     run = _without_kvm(tmp_path, set_up, [*nobody, *kvmlet_argv(["true"])])
     one_line(run, 125, "/dev/kvm")
 
@@ -346,3 +352,38 @@ def test_trace(guests: pathlib.Path) -> None:
     assert (run.stdout, run.status) == (b"hello, world (1)\n", 0)
     assert b"write(1, " in run.stderr
     assert b"exit_group(0" in run.stderr
+
+
+def test_cpu_time(tmp_path: pathlib.Path) -> None:
+    run = in_vm(["sh", "-c", "while :; do :; done"], cwd=tmp_path, options=["--cpu-time", "300ms"])
+    assert run.status == 152
+    assert run.own_lines == ["kvmlet: ended by the limit on CPU time; --cpu-time raises it"]
+
+
+def run_kvmlet(*words: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([KVMLET, *words], cwd=cwd, capture_output=True, text=True, env=ENV)
+
+
+def test_a_policy_from_a_file(tmp_path: pathlib.Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a").write_text("content\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    file = tmp_path / "policy.toml"
+    file.write_text('read = ["data"]\n[env]\nA = "b"\n[limits]\nmemory = "64m"\ntimeout = "1m"\n')
+    command = f"cat {data}/a; echo $A $B"
+    done = run_kvmlet(
+        "run", "--policy", str(file), "-e", "B=c", "--", "sh", "-c", command, cwd=work
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "content\nb c\n", "")
+    shown = run_kvmlet("run", "--policy", str(file), "--memory", "1g", "--print-policy", cwd=work)
+    assert shown.returncode == 0
+    assert shown.stdout == (
+        f'read = ["{data}"]\n\n[env]\nA = "b"\n\n[limits]\ntimeout = "60s"\nmemory = "1g"\n'
+    )
+    file.write_text("[limits]\nspeed = 1\n")
+    wrong = run_kvmlet("run", "--policy", str(file), "--", "true", cwd=work)
+    assert wrong.returncode == 125
+    assert wrong.stderr.startswith(f"kvmlet: {file}:2:1: no limit 'speed'")
+    assert wrong.stderr.count("\n") == 1

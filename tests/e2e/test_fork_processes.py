@@ -72,3 +72,31 @@ def test_many_requests(snapshot: kvmlet.Snapshot, guests: pathlib.Path) -> None:
         after = HostState.now()
     assert before is not None
     after.check_growth(before, most_bytes=8 << 20)
+
+
+SHARED_REQUESTS = [b"look", b"post", b"send", b"undo", b"new", b"remove"]
+
+
+@pytest.fixture
+def sharing(guests: pathlib.Path) -> Iterator[kvmlet.Snapshot]:
+    sandbox = kvmlet.Sandbox(["./sysvserver"], cwd=guests)
+    with sandbox.until_ready(timeout=LIMIT_S).freeze() as frozen:
+        yield frozen
+
+
+def test_shared_segments_semaphores_and_queues(
+    sharing: kvmlet.Snapshot, guests: pathlib.Path
+) -> None:
+    """Each request from the frozen state, then all in turn: nothing of one fork is another's."""
+    argv = ["./sysvserver"]
+    with sharing.fork() as one, sharing.fork() as other:
+        for request in SHARED_REQUESTS:
+            native = native_answers(argv, cwd=guests, messages=[request])
+            for fork in (one, other):
+                assert [fork.request(request, timeout=LIMIT_S)] == native, request
+            one.reset()
+            other.reset()
+        native = native_answers(argv, cwd=guests, messages=SHARED_REQUESTS)
+        for _ in range(2):
+            assert [one.request(request, timeout=LIMIT_S) for request in SHARED_REQUESTS] == native
+            one.reset()

@@ -70,6 +70,18 @@ def test_parents_that_wait_in_vfork(oracle: Oracle, guests: pathlib.Path) -> Non
     oracle.compare(["./vfork"], cwd=guests)
 
 
+def test_programs_by_descriptor(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./execat"], cwd=guests)
+
+
+def test_calls_on_other_processes(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./peer"], cwd=guests)
+
+
+def test_splices(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./splices"], cwd=guests)
+
+
 def test_relations_of_processes(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./kin"], cwd=guests)
 
@@ -182,8 +194,29 @@ def test_threads(oracle: Oracle, guests: pathlib.Path, library: str) -> None:
     oracle.compare(argv, cwd=guests)
 
 
+@pytest.mark.parametrize("part", ["shm", "sem", "msg"])
+def test_system_v_ipc(oracle: Oracle, guests: pathlib.Path, part: str) -> None:
+    oracle.compare(["./sysvipc", part], cwd=guests)
+
+
 @pytest.mark.hw_modes
-@pytest.mark.parametrize("program", ["epoll", "eventfd", "timerfd", "socketpair"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "epoll",
+        "eventfd",
+        pytest.param(
+            "inotify",
+            marks=pytest.mark.skipif(HW, reason="what sendfile(2) tells depends on the kernel"),
+        ),
+        "timerfd",
+        "socketpair",
+        "unixnames",
+        "rights",
+        "loopback",
+        "procnet",
+    ],
+)
 def test_descriptors_that_are_waited_for(
     oracle: Oracle, guests: pathlib.Path, program: str
 ) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import decimal
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -49,6 +51,8 @@ def test_every_call_is_the_first() -> None:
     assert functions.counted == []
     draws = [functions.draw() for _ in range(sized(20, 3))]
     assert len(set(draws)) == len(draws)
+    keys = [functions.random_bytes() for _ in range(sized(20, 3))]
+    assert len(set(keys)) == len(keys)
     for _ in range(3):
         assert functions.leave_traces() == []
 
@@ -67,7 +71,7 @@ def test_what_it_cannot_do(tmp_path: pathlib.Path) -> None:
     # The guest has a /tmp of its own.
     with pytest.raises((PermissionError, FileNotFoundError)):
         functions.read(os.fspath(tmp_path / "secret"))
-    with pytest.raises(OSError, match=r"Address family|Permission|denied|not permitted"):
+    with pytest.raises(OSError, match=r"refused|unreachable"):
         functions.connect()
 
 
@@ -134,6 +138,41 @@ def test_what_is_read_of_an_answer() -> None:
 def test_printing(capsys: pytest.CaptureFixture[str]) -> None:
     functions.say("grüße")
     assert capsys.readouterr() == ("grüße\n", "grüße\n")
+
+
+def test_a_call_in_full(capsys: pytest.CaptureFixture[str]) -> None:
+    call = functions.say_and_read.call("grüße", "/etc/shadow")
+    assert (call.value, call.stdout, call.stderr) == (5, "grüße\n", "grüße\n")
+    assert [(each.path, each.count) for each in call.denials] == [("/etc/shadow", 1)]
+    assert call.stats["wall_us"] > 0
+    assert capsys.readouterr() == ("", "")
+    call = functions.say_and_read.call("", "/etc/hosts")
+    assert (call.value, call.stdout, call.denials) == (0, "\n", [])
+    with pytest.raises(ValueError, match=r"^bad"):
+        functions.fail.call("value")
+
+
+def test_from_a_coroutine() -> None:
+    async def all_of_it() -> list[object]:
+        results = await asyncio.gather(*(functions.echo.aio(number) for number in range(5)))
+        with pytest.raises(KeyError):
+            await functions.fail.aio("key")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await functions.sleep.aio(HANG_S)
+        return list(results)
+
+    assert asyncio.run(all_of_it()) == list(range(5))
+
+
+def test_close() -> None:
+    assert functions.alone() == 1
+    threads = threading.active_count()
+    functions.alone.close()
+    assert threading.active_count() < threads
+    functions.alone.close()
+    assert functions.alone() == 1
+    functions.alone.close()
 
 
 def test_methods_and_nesting() -> None:

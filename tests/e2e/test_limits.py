@@ -196,9 +196,8 @@ def test_the_bounds_are_those_of_the_engine(guests: pathlib.Path) -> None:
         _native.Sandbox.start(
             [b"./hello-static"],
             env=[],
-            cwd=os.fsencode(guests),
+            policy=_native.Policy(os.fsencode(guests), []),
             input=b"",
-            readable=[],
             memory_bytes=memory_bytes,
             processes_max=processes_max,
             output_limit_bytes=1 << 20,

@@ -184,20 +184,6 @@ def test_what_may_not_be_written(room: pathlib.Path) -> None:
     check(
         room,
         {
-            "write file": "EROFS",
-            "rdwr file": "EROFS",
-            "create new": "EROFS",
-            "truncate file": "EROFS",
-            "mkdir directory": "EROFS",
-            "rmdir inner": "EROFS",
-            "unlink file": "EROFS",
-            "rename file": "EROFS",
-            "symlink pointer": "EROFS",
-            "link file": "EROFS|EXDEV",
-            "chmod file": "EROFS",
-            "chown file": "EROFS",
-            "utimes file": "EROFS",
-            "access-w file": "EROFS",
             "create /usr/new": "EROFS",
             "mkdir /usr/new": "EROFS",
             "unlink /usr/bin/true": "EROFS",
@@ -217,9 +203,9 @@ def test_what_may_not_be_written(room: pathlib.Path) -> None:
 
 
 def test_a_refused_write_is_named(room: pathlib.Path) -> None:
-    run = in_vm(["/bin/sh", "-c", "echo x > file"], cwd=room)
+    run = in_vm(["/bin/sh", "-c", "echo x > /usr/file"], cwd=room)
     assert run.status == 2
-    assert any("file" in line and "EROFS" in line for line in run.own_lines), run
+    assert any("/usr/file" in line and "EROFS" in line for line in run.own_lines), run
 
 
 def test_tmp_is_empty_and_belongs_to_the_run(room: pathlib.Path) -> None:
@@ -253,19 +239,16 @@ def test_the_current_directory_under_tmp(room: pathlib.Path) -> None:
         "print(os.getcwd(), open('file').read().strip())\n"
         "print(os.path.realpath('.') == os.getcwd())\n"
         "open('/tmp/beside', 'w').close(); print(os.path.exists('/tmp/beside'))\n"
-        "try:\n"
-        "    open('new', 'w')\n"
-        "except OSError as error:\n"
-        "    print(error.strerror)\n"
+        "open('new', 'w').close(); print(os.path.exists('new'))\n"
     )
     run = in_vm(["/usr/bin/python3", "-c", code], cwd=room)
-    expected = f"{room} contents\nTrue\nTrue\nRead-only file system\n"
+    expected = f"{room} contents\nTrue\nTrue\nTrue\n"
     assert (run.stdout.decode(), run.status) == (expected, 0), run
 
 
-@pytest.mark.parametrize("family", ["inet", "inet6", "netlink"])
-def test_no_network(room: pathlib.Path, family: str) -> None:
-    check(room, {f"socket {family}": "EACCES|EPERM|EAFNOSUPPORT"})
+@pytest.mark.parametrize("address", ["192.0.2.1", "10.0.0.1", "2001:db8::1", "169.254.169.254"])
+def test_no_network(room: pathlib.Path, address: str) -> None:
+    check(room, {f"connect {address}": "ENETUNREACH"})
 
 
 def test_no_connection_reaches_the_host(room: pathlib.Path) -> None:
@@ -291,40 +274,48 @@ def _environment(caller: dict[str, str], cwd: pathlib.Path) -> tuple[Ended, dict
     return run, {key: value for key, value in pairs}  # noqa: C416
 
 
-def test_the_environment_is_five_names(room: pathlib.Path) -> None:
+def test_the_environment_is_a_few_names(room: pathlib.Path) -> None:
     caller = {
         **os.environ,
         "SECRET_TOKEN": "hunter2",
         "LD_PRELOAD": "/nowhere.so",
-        "PATH": os.environ["PATH"],
+        "PATH": f"/nowhere:{room}:/etc:.:{ENV['PATH']}",
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "TERM": "xterm",
         "LC_ALL": "C",
+        "TZ": "UTC",
     }
-    del caller["LD_PRELOAD"]
+    for name in ("LD_PRELOAD", "COLORTERM", "LANGUAGE", "NO_COLOR"):
+        caller.pop(name, None)
     run, found = _environment(caller, room)
     assert run.status == 0, run
-    assert found == {**ENV, "TERM": "xterm"}
+    path = f"{room}:/etc:{ENV['PATH']}"
+    assert found == {**ENV, "TERM": "xterm", "LC_ALL": "C", "TZ": "UTC", "PATH": path}
 
 
 def test_unset_names_stay_unset(room: pathlib.Path) -> None:
     _, found = _environment({"PATH": "/usr/bin"}, room)
+    assert found == {"PATH": "/usr/bin", "HOME": "/tmp", "TMPDIR": "/tmp"}
+    _, found = _environment({}, room)
     assert found == {key: ENV[key] for key in ("PATH", "HOME", "TMPDIR")}
 
 
-def test_the_program_is_looked_up_in_the_guest_path(
+def test_the_program_is_looked_up_in_the_callers_path(
     room: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    trap = tmp_path / "bin"
-    trap.mkdir()
-    (trap / "true").write_text("#!/bin/sh\nexit 55\n")
-    (trap / "true").chmod(0o755)
-    (trap / "only-here").write_bytes((trap / "true").read_bytes())
-    (trap / "only-here").chmod(0o755)
-    caller = {**ENV, "PATH": f"{trap}:{os.environ['PATH']}"}
-    assert command(kvmlet_argv(["true"]), cwd=room, env=caller).status == 0
-    assert command(kvmlet_argv(["only-here"]), cwd=room, env=caller).status == 127
+    first = tmp_path / "bin"
+    first.mkdir()
+    for name in ("true", "other"):
+        (first / name).write_text("#!/bin/sh\nother; exit 55\n" if name == "true" else "")
+        (first / name).chmod(0o755)
+    caller = {**ENV, "PATH": f"{first}:{ENV['PATH']}"}
+    run = command(kvmlet_argv(["true"]), cwd=room, env=caller)
+    assert run.status == 55
+    # It alone is visible there.
+    assert b"other: not found" in run.guest_stderr
+    given = command(kvmlet_argv(["true"], ["-e", f"PATH={ENV['PATH']}"]), cwd=room, env=caller)
+    assert given.status == 0
 
 
 def test_no_capabilities_and_no_inherited_descriptors(room: pathlib.Path) -> None:

@@ -86,9 +86,10 @@ def bounded(
     memory_mib: int = MEMORY_MIB,
     timeout_s: int = TIMEOUT_S,
     calls: str | None = None,
+    options: Sequence[str] = (),
 ) -> Run:
     """Run `argv` in a VM under limits, and check what holds for every guest."""
-    options = ["--memory", f"{memory_mib}m"]
+    options = ["--memory", f"{memory_mib}m", *options]
     if calls is not None:
         options += ["--calls", calls]
     run = _run(argv, cwd=cwd, options=options, timeout_s=timeout_s)

@@ -172,7 +172,7 @@ ALLOWED: dict[str, Callable[[], object]] = {
 def harden() -> None:
     # A dump would show, did the wall not lower this again.
     resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
-    _, missing = _native.harden(_native.Policy(HERE))
+    _, missing = _native.harden(_native.Policy(HERE, []))
     assert not missing, missing
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("vm")
 BATCHES = {
     "transfers": (["pairs", "1"], ["pairs", "8"], ["pairs", "100"], ["read", "/dev/urandom"]),
     "watched": (["pairs", "8", "epolls"], ["pairs", "8", "polls"], ["counters"], ["datagrams"]),
-    "kernel": (["frames"], ["closing"], ["timers"], ["memory", "resident"]),
+    "kernel": (["frames"], ["closing"], ["timers"], ["memory", "resident"], ["ending"]),
     "files": (["file", "write"], ["file", "copy"], ["file", "fallocate"], ["file", "send"]),
     "memory": (
         ["memory", "populate"],
@@ -29,6 +29,7 @@ BATCHES = {
         ["memory", "advise"],
         ["memory", "sparse"],
     ),
+    "sockets": (["./sockets", "chains"], ["./sockets", "storm"], ["./sockets", "headers"]),
 }
 """What runs side by side."""
 
@@ -41,8 +42,9 @@ LATE_LIMIT_S = 3
 
 
 def started(program: list[str], *options: str) -> subprocess.Popen[bytes]:
+    words = program if program[0].startswith("./") else ["./endless", *program]
     return subprocess.Popen(
-        kvmlet_argv(["./endless", *program], ["--memory", "1g", *options]),
+        kvmlet_argv(words, ["--memory", "1g", *options]),
         env=ENV,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -92,7 +92,8 @@ time.sleep(1.5)
 """
 
 HARDEN = (
-    f"import os; from kvmlet import _native; _native.harden(_native.Policy({os.fsencode(HERE)!r}))"
+    "import os; from kvmlet import _native; "
+    f"_native.harden(_native.Policy({os.fsencode(HERE)!r}, []))"
 )
 
 
@@ -128,15 +129,112 @@ def calls_of_a_stopped_run(log: pathlib.Path) -> set[HostCall]:
     return set(calls_after_wall(log))
 
 
+def calls_of_a_console(log: pathlib.Path, terminal: int) -> set[HostCall]:
+    """As `calls_of`, of a program on a terminal that stops itself, and the job with it."""
+    argv = [os.fspath(KVMLET), "run", "--", "/bin/sh", "-c", "kill -STOP $$; exit 3"]
+    words = strace_argv(log, argv)
+    # A job of its own, or the test would be stopped too.
+    traced = subprocess.Popen(words, env=ENV, stdin=terminal, stdout=terminal, process_group=0)
+    until = time.monotonic() + HANG_S
+    while traced.poll() is None and time.monotonic() < until:
+        time.sleep(0.3)
+        os.killpg(traced.pid, signal.SIGCONT)
+    assert traced.wait(1) == 3
+    return set(calls_after_wall(log))
+
+
+CHANGES = """
+import ctypes, os, signal, sys
+from kvmlet import _native
+inside, outside, readable = (os.fsencode(word) for word in sys.argv[1:])
+_native.harden(_native.Policy(inside, [readable], None, [inside]))
+libc = ctypes.CDLL(None, use_errno=True)
+
+def refused(name, call, *words, **names):
+    try:
+        call(*words, **names)
+    except OSError as error:
+        if error.errno in (1, 13, 18):
+            return
+        name += f": {error}"
+    print("FAIL", name)
+
+def linked(old_dir, old, new_dir, new):
+    if libc.linkat(old_dir, old, new_dir, new, 0):
+        raise OSError(ctypes.get_errno(), "linkat")
+
+def renamed(old_dir, old, new_dir, new):
+    if libc.syscall(316, old_dir, old, new_dir, new, 0):
+        raise OSError(ctypes.get_errno(), "renameat2")
+
+for place in (outside, readable):
+    old, new = place + b"/file", place + b"/new"
+    refused("write", os.open, old, os.O_WRONLY)
+    refused("append", os.open, old, os.O_RDWR | os.O_APPEND)
+    refused("truncate at open", os.open, old, os.O_RDONLY | os.O_TRUNC)
+    refused("create", os.open, new, os.O_CREAT | os.O_WRONLY, 0o600)
+    at = os.open(place, os.O_PATH)
+    refused("mkdir", os.mkdir, b"new", dir_fd=at)
+    refused("unlink", os.unlink, b"file", dir_fd=at)
+    refused("rmdir", os.rmdir, b"directory", dir_fd=at)
+    refused("symlink", os.symlink, b"x", b"new", dir_fd=at)
+    here = os.open(inside, os.O_PATH)
+    refused("link in", linked, at, b"file", here, b"new")
+    refused("link out", linked, here, b"mine", at, b"new")
+    refused("rename in", renamed, at, b"file", here, b"new")
+    refused("rename out", renamed, here, b"mine", at, b"new")
+    refused("rename there", renamed, at, b"file", at, b"new")
+print("done")
+"""
+
+# Each kills the process.
+KILLING = [
+    "os.chmod(here + '/mine', 0o777)",
+    "os.mkfifo(here + '/fifo')",
+    "os.mknod(here + '/node')",
+    "os.utime(here + '/mine')",
+    "os.link(here + '/mine', here + '/other', follow_symlinks=True)",
+    "os.open(here, os.O_TMPFILE | os.O_RDWR)",
+    "os.setxattr(here + '/mine', 'user.x', b'x')",
+]
+
+
+@pytest.mark.default_mode
+def test_a_tree_to_change_is_the_only_one(tmp_path: pathlib.Path) -> None:
+    places = [tmp_path / name for name in ("inside", "outside", "readable")]
+    for place in places:
+        (place / "directory").mkdir(parents=True)
+        (place / "file").write_text("x")
+        (place / "mine").write_text("x")
+    words = [sys.executable, "-c", CHANGES, *map(os.fspath, places)]
+    run = subprocess.run(words, env=IN_PYTHON, capture_output=True, timeout=HANG_S)
+    assert run.stdout == b"done\n", run
+    for place in places:
+        assert sorted(os.listdir(place)) == ["directory", "file", "mine"]
+        assert (place / "file").read_text() == "x"
+    here = os.fspath(places[0])
+    for attempt in KILLING:
+        code = (
+            f"import os; from kvmlet import _native; here = {here!r}\n"
+            "_native.harden(_native.Policy(os.fsencode(here), [], None, [os.fsencode(here)]))\n"
+            f"{attempt}"
+        )
+        run = subprocess.run([sys.executable, "-c", code], env=IN_PYTHON, capture_output=True)
+        assert run.returncode == -signal.SIGSYS, (attempt, run)
+
+
 @pytest.mark.default_mode
 def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    rules = _native.calls_after_harden(_native.Policy(os.fsencode(HERE)))
+    writable = [os.fsencode(tmp_path)]
+    rules = _native.calls_after_harden(_native.Policy(os.fsencode(HERE), [], None, writable))
     many = tmp_path / "many"
     many.mkdir()
     (many / "0").touch()
     # A listing that the heap grows its largest blocks for.
     for number in range(9000):
         (many / f"a-name-of-some-length-{number}").hardlink_to(many / "0")
+    changed = tmp_path / "changed"
+    changed.mkdir()
     log = tmp_path / "log"
 
     def run(*argv: str | os.PathLike[str], calls: str = "exit", **options: object) -> set[HostCall]:
@@ -147,7 +245,11 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
     master, terminal = pty.openpty()
     ours, theirs = socket.socketpair()
     ours.sendall(b"x\n")
-    with (tmp_path / "out").open("wb") as out, pathlib.Path("/etc/passwd").open("rb") as passwd:
+    with (
+        (tmp_path / "out").open("wb") as out,
+        pathlib.Path("/etc/passwd").open("rb") as passwd,
+        pathlib.Path(os.devnull).open("wb") as nowhere,
+    ):
         seen = set.union(
             run(GUESTS / "build" / "hello-static", **captured),
             run(GUESTS / "build" / "breakpoints", "100", "20", "2000", **captured),
@@ -156,12 +258,14 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
             run("--stats", "--", "/usr/bin/python3", "-c", POLLED, calls="poll", **captured),
             run("--timeout", "200ms", "--", "/bin/sleep", "9", status=124, **captured),
             run("--", "/bin/stat", "/usr", **captured),
+            run("--write", ".", "--", GUESTS / "build" / "writes", cwd=changed, **captured),
             # A traceback, with lines of our own source.
             run("nosuch", status=127, cwd=ROOT, env={**ENV, "KVMLET_DEBUG": "1"}, **captured),
             run("--", "/bin/sh", "-c", "read a; echo $a", stdin=theirs, stdout=theirs),
-            run("--", "/usr/bin/python3", "-c", TERMINAL, stdin=terminal, stdout=terminal),
+            run("--", "/usr/bin/python3", "-c", TERMINAL, stdin=terminal, stdout=nowhere),
             calls_of(log, [sys.executable, "-c", f"{HARDEN}; os.abort()"], status=-signal.SIGABRT),
             calls_of_a_stopped_run(log),
+            calls_of_a_console(log, terminal),
         )
     os.close(terminal)
     os.close(master)
@@ -173,6 +277,68 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
         if not any(call.fits(name, conditions) for call in seen)
     }
     assert set(unused) <= set(ELSEWHERE), f"rules that nothing uses: {unused}"
+
+
+NETWORK = """
+import socket, struct, sys
+host, port, udp = 'host.kvmlet.internal', int(sys.argv[1]), int(sys.argv[2])
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+s.connect((host, port))
+s.sendall(b'x'); s.shutdown(socket.SHUT_WR); s.recv(1); s.close()
+s = socket.create_connection((host, port))
+s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.close()
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.sendto(b'x', (host, udp)); s.recv(1)
+try: socket.getaddrinfo('no-such-name.invalid', 80)
+except OSError: pass
+# This machine's own, as far as it is one of the internet.
+try: socket.create_connection(('198.41.0.4', 9), 0.2)
+except OSError: pass
+with socket.create_server(('', 8000)) as server:
+    print('ready', flush=True)
+    server.accept()
+"""
+
+
+@pytest.mark.default_mode
+def test_each_rule_of_the_network_is_used(tmp_path: pathlib.Path) -> None:
+    plain = _native.calls_after_harden(_native.Policy(os.fsencode(HERE), []))
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        socket.create_server(("127.0.0.1", 0)) as free,
+    ):
+        datagrams.bind(("127.0.0.1", 0))
+        port, udp, published = (it.getsockname()[1] for it in (server, datagrams, free))
+        free.close()
+        net = [f"host.kvmlet.internal:{port}", f"host.kvmlet.internal:{udp}", "public"]
+        net.append("no-such-name.invalid")
+        policy = _native.Policy(os.fsencode(HERE), [], net=net, publish=[f"{published}:8000"])
+        rules = [rule for rule in _native.calls_after_harden(policy) if rule not in plain]
+        del policy
+        log = tmp_path / "log"
+        options = [word for rule in net for word in ("--net", rule)]
+        argv = [os.fspath(KVMLET), "run", *options, "-p", f"{published}:8000", "--"]
+        argv += ["/usr/bin/python3", "-c", NETWORK, str(port), str(udp)]
+        traced = subprocess.Popen(strace_argv(log, argv), env=ENV, stdout=subprocess.PIPE)
+        with server.accept()[0] as first:
+            first.recv(1)
+        with server.accept()[0]:
+            data, peer = datagrams.recvfrom(9)
+            datagrams.sendto(data, peer)
+            assert traced.stdout is not None
+            assert traced.stdout.readline() == b"ready\n"
+        with socket.create_connection(("127.0.0.1", published)):
+            assert traced.wait(HANG_S) == 0
+    seen = set(calls_after_wall(log))
+    unused = {
+        (name, *(condition[2] for condition in conditions)): why
+        for name, conditions, _, why in rules
+        if not any(call.fits(name, conditions) for call in seen)
+    }
+    assert rules
+    assert not unused, f"rules that nothing uses: {unused}"
 
 
 @pytest.mark.default_mode

@@ -79,6 +79,7 @@ BROODS = {
     "left": (0,),
     "breed": (0, 124, 137),
     "threads": (0,),
+    "arguments": (0, 137),
 }
 """Families of processes, and the statuses that their runs may end with."""
 BROODS_ON_HW = {"zombies", "parked-chain", "heavy", "threads"}
@@ -95,6 +96,54 @@ def test_broods(hostile: pathlib.Path, name: str) -> None:
     assert run.status in BROODS[name], run.said
     if run.status == 0:
         assert run.stdout.endswith(b"done\n") or name == "war", run.said
+
+
+TERMINALS = {
+    "garbage": (0,),
+    "loop": (0,),
+    "lines": (0,),
+    "again": (0,),
+    "stopped": (0,),
+    "signals": (0,),
+    "sessions": (0,),
+}
+"""Terminals put to no good use, and the statuses that their runs may end with."""
+
+
+@pytest.mark.usefixtures("vm")
+@pytest.mark.skipif(HW, reason="the CPU has no part in it")
+@pytest.mark.parametrize("name", TERMINALS)
+def test_terminals(hostile: pathlib.Path, name: str) -> None:
+    run = bounded(["./terminals", name], cwd=hostile, timeout_s=30)
+    assert run.status in TERMINALS[name], run.said
+    assert run.stdout.endswith(b"done\n"), run.said
+
+
+IPC = {
+    "numbers": (0,),
+    "segments": (0,),
+    "full-segments": (0, 137),
+    "attachments": (0, 124, 137),
+    "semaphores": (0,),
+    "undo": (0,),
+    "crowd": (0,),
+    "queues": (0,),
+    "killed": (0,),
+    "copies": (0, 124),
+    "splices": (0, 124),
+}
+"""What is done with System V IPC, and the statuses that its runs may end with."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("vm")
+@pytest.mark.parametrize("name", [] if HW else IPC)
+def test_system_v_ipc(hostile: pathlib.Path, name: str) -> None:
+    limit_s = 3 if 124 in IPC[name] else 30
+    run = bounded(["./ipc", name], cwd=hostile, timeout_s=limit_s)
+    assert run.status in IPC[name], run.said
+    if run.status == 0:
+        assert run.stdout.endswith(b"done\n"), run.said
 
 
 @pytest.mark.usefixtures("vm")
@@ -118,7 +167,9 @@ HOARDS = {
     "host-listings": ["host-listings", "/usr/lib/x86_64-linux-gnu"],
     "denials": ["denials"],
     "pipes": ["pipes"],
+    "terminals": ["terminals"],
     "sockets": ["sockets"],
+    "connections": ["connections"],
     "objects": ["objects"],
     "areas": ["areas"],
     "pollers": ["pollers"],
@@ -149,6 +200,15 @@ def test_hoards(hostile: pathlib.Path, half: int) -> None:
         run = future.result()
         ends = (0, 124, 137) if name in MAY_END else (124, 137)
         assert run.status in ends, f"{name}: {run.said}"
+
+
+@pytest.mark.usefixtures("vm")
+@pytest.mark.skipif(HW, reason="the CPU has no part in it")
+@pytest.mark.parametrize("what", ["backlog", "streams", "datagrams", "rights"])
+def test_sockets(hostile: pathlib.Path, what: str) -> None:
+    """As [HOARDS]: connections that nobody accepts, queues, descriptors in messages."""
+    run = bounded(["./sockets", what], cwd=hostile, memory_mib=64, timeout_s=10)
+    assert run.status in (0, 124, 137), run.said
 
 
 @pytest.mark.usefixtures("vm")

@@ -21,12 +21,14 @@ NO_POINTERS = """
 alarm brk clone close close_range dup dup2 dup3 epoll_create epoll_create1
 eventfd eventfd2 exit exit_group fadvise64 fallocate
 fanotify_init fchdir fchmod fchown fdatasync flock fork fsmount fsync getegid geteuid getgid
-getpgid getpgrp getpid getppid getpriority getsid gettid getuid ioperm iopl kill kvmlet_generation
-listen lseek pidfd_open
-membarrier mlockall munlockall pause personality pkey_alloc pkey_free readahead reboot
-rt_sigreturn sched_get_priority_max sched_get_priority_min sched_getscheduler sched_yield
+getpgid getpgrp getpid getppid getpriority getsid gettid getuid inotify_init inotify_init1
+inotify_rm_watch ioperm iopl
+ioprio_get ioprio_set kcmp kill kvmlet_generation
+listen lseek pidfd_getfd pidfd_open
+membarrier mlockall msgget munlockall pause personality pkey_alloc pkey_free readahead reboot
+rt_sigreturn sched_get_priority_max sched_get_priority_min sched_getscheduler sched_yield semget
 setfsgid setfsuid setgid setns setpgid setpriority setregid setresgid setresuid setreuid setsid
-setuid shutdown sync sync_file_range syncfs tee tgkill timer_delete
+setuid shmget shutdown sync sync_file_range syncfs tee tgkill timer_delete
 timer_getoverrun timerfd_create tkill umask unshare userfaultfd vfork
 vhangup
 """

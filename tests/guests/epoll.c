@@ -334,8 +334,6 @@ static void *wait_for_one(void *arg) {
     return NULL;
 }
 
-static void pause_ms(int ms) { nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000L}, NULL); }
-
 // Waits until as many have been woken as should be, then gives the others time to be woken wrongly.
 static int woken(struct waiter *w, int count, int wanted) {
     for (int tries = 0;; tries++) {

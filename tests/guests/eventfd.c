@@ -26,8 +26,6 @@ static long get(int fd) {
 
 static long put(int fd, uint64_t v) { return write(fd, &v, 8); }
 
-static void pause_ms(int ms) { nanosleep(&(struct timespec){0, ms * 1000000L}, NULL); }
-
 static void *write_later(void *arg) {
     pause_ms(30);
     put(*(int *)arg, 5);

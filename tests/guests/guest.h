@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static inline const char *errno_name(int e) {
@@ -42,6 +43,16 @@ static inline const char *errno_name(int e) {
         fflush(stdout); \
     } while (0)
 
+// As CHECK, and says nothing if all is well: parents and children would say it in any order.
+#define NEED(cond) \
+    do { \
+        errno = 0; \
+        if (!(cond)) { \
+            printf("FAIL %s:%d: %s (%s)\n", __FILE__, __LINE__, #cond, errno_name(errno)); \
+            fflush(stdout); \
+        } \
+    } while (0)
+
 // The result of a call, and its errno when it failed.
 #define SHOW(call) \
     do { \
@@ -71,6 +82,11 @@ static inline void section(const char *name) {
 }
 
 // A call without which nothing after it makes sense.
+static inline void pause_ms(int ms) {
+    struct timespec time = {ms / 1000, ms % 1000 * 1000000L};
+    nanosleep(&time, NULL);
+}
+
 static inline void need(int ok, const char *what) {
     if (!ok) {
         printf("FAIL %s: %s\n", what, errno_name(errno));

@@ -11,20 +11,6 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define NEED(cond) \
-    do { \
-        errno = 0; \
-        if (!(cond)) { \
-            printf("FAIL %s:%d: %s (%s)\n", __FILE__, __LINE__, #cond, errno_name(errno)); \
-            fflush(stdout); \
-        } \
-    } while (0)
-
-static void pause_ms(int ms) {
-    struct timespec time = {.tv_nsec = ms * 1000000L};
-    nanosleep(&time, 0);
-}
-
 // A child that has ended and has not been waited for.
 static pid_t zombie(int leads) {
     siginfo_t info;

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <dirent.h>
 
@@ -59,6 +60,14 @@ static int attempt(const char *what, const char *arg) {
     if (!strcmp(what, "socket"))
         return socket(!strcmp(arg, "inet") ? AF_INET : !strcmp(arg, "inet6") ? AF_INET6 : !strcmp(arg, "unix") ? AF_UNIX : AF_NETLINK,
                       !strcmp(arg, "netlink") ? SOCK_RAW : SOCK_STREAM, 0);
+    if (!strcmp(what, "connect")) {
+        struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons(80)};
+        struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons(80)};
+        int is_six = inet_pton(AF_INET, arg, &four.sin_addr) != 1;
+        if (is_six && inet_pton(AF_INET6, arg, &six.sin6_addr) != 1) return -1;
+        int fd = socket(is_six ? AF_INET6 : AF_INET, SOCK_STREAM, 0);
+        return is_six ? connect(fd, (void *)&six, sizeof six) : connect(fd, (void *)&four, sizeof four);
+    }
     errno = ENOSYS;
     return -1;
 }

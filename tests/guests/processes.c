@@ -19,16 +19,6 @@
 
 extern char **environ;
 
-/* As CHECK, and says nothing if all is well: parents and children would say it in any order. */
-#define NEED(cond) \
-    do { \
-        errno = 0; \
-        if (!(cond)) { \
-            printf("FAIL %s:%d: %s (%s)\n", __FILE__, __LINE__, #cond, errno_name(errno)); \
-            fflush(stdout); \
-        } \
-    } while (0)
-
 static volatile sig_atomic_t caught;
 
 static void count(int signo) { caught += signo == SIGCHLD ? 1 : 100; }

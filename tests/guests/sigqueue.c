@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 
 static volatile sig_atomic_t taken, order[16], takers[16];
@@ -217,5 +218,31 @@ int main(void) {
     SHOW(sigismember(&pending, SIGUSR2));
     SHOW(sigtimedwait(&all, &info, &none) == SIGUSR2);
     sigprocmask(SIG_SETMASK, &old, NULL);
+
+    section("what comes while a wait for signals has one already stays pending");
+    pid_t waiter = fork();
+    if (!waiter) {
+        signal(SIGUSR1, SIG_DFL);
+        sigset_t both;
+        sigemptyset(&both);
+        sigaddset(&both, SIGUSR1);
+        sigaddset(&both, SIGTERM);
+        sigaddset(&both, SIGCHLD);
+        sigprocmask(SIG_BLOCK, &both, NULL);
+        int sum = 0;
+        for (int i = 0; i < 3; i++) {
+            int sig = 0;
+            sigwait(&both, &sig);
+            sum = sum * 32 + sig;
+        }
+        _exit(sum == (SIGUSR1 * 32 + SIGTERM) * 32 + SIGCHLD ? 5 : 6);
+    }
+    sleep_ms(30);
+    kill(waiter, SIGUSR1);
+    kill(waiter, SIGTERM);
+    kill(waiter, SIGCHLD);
+    int status = 0;
+    CHECK(waitpid(waiter, &status, 0) == waiter);
+    SHOW(status);
     return 0;
 }

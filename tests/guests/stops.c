@@ -8,15 +8,6 @@
 
 #include "guest.h"
 
-#define NEED(cond) \
-    do { \
-        errno = 0; \
-        if (!(cond)) { \
-            printf("FAIL %s:%d: %s (%s)\n", __FILE__, __LINE__, #cond, errno_name(errno)); \
-            fflush(stdout); \
-        } \
-    } while (0)
-
 static void say(const char *what, pid_t child, int options) {
     int status = 0;
     pid_t got;
@@ -28,11 +19,6 @@ static void say(const char *what, pid_t child, int options) {
     else if (WIFSIGNALED(status)) printf("%s: killed by %d\n", what, WTERMSIG(status));
     else printf("%s: exited %d\n", what, WEXITSTATUS(status));
     fflush(stdout);
-}
-
-static void pause_ms(int ms) {
-    struct timespec time = {.tv_nsec = ms * 1000000L};
-    nanosleep(&time, 0);
 }
 
 static void once(void) {

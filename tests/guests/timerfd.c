@@ -39,8 +39,6 @@ static int readable(int fd, int timeout_ms) {
     return n > 0 ? p.revents : n;
 }
 
-static void pause_ms(int ms) { nanosleep(&(struct timespec){0, ms * MS}, NULL); }
-
 static void errors(void) {
     section("errors");
     FAILS(timerfd_create(2, 0), EINVAL);

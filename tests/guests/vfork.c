@@ -9,21 +9,7 @@
 
 #include "guest.h"
 
-#define NEED(cond) \
-    do { \
-        errno = 0; \
-        if (!(cond)) { \
-            printf("FAIL %s:%d: %s (%s)\n", __FILE__, __LINE__, #cond, errno_name(errno)); \
-            fflush(stdout); \
-        } \
-    } while (0)
-
 static const char *self;
-
-static void pause_ms(int ms) {
-    struct timespec time = {.tv_nsec = ms * 1000000L};
-    nanosleep(&time, 0);
-}
 
 static void say(const char *what, pid_t child) {
     int status = 0;

@@ -27,6 +27,7 @@ settings.load_profile("untimed")
 
 USERS = (
     "kvmlet._extension",
+    "kvmlet._launch",
     "kvmlet._run",
     "kvmlet.sandbox",
     "kvmlet.cli.doctor",

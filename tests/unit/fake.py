@@ -41,7 +41,9 @@ class Outcome:
     reason: str = "exited"
     stdout: bytes = b""
     stderr: bytes = b""
-    denials: list[tuple[str, str, str]] = field(default_factory=list)
+    changes: list[tuple[str, bytes]] = field(default_factory=list)
+    changes_are_cut: bool = False
+    denials: list[tuple[str, str, str, int]] = field(default_factory=list)
     events: list[tuple[str, str]] = field(default_factory=list)
     stats: dict[str, int | float] = field(default_factory=dict)
 
@@ -51,6 +53,46 @@ class FakeInherited:
 
     def say(self, data: bytes) -> None:
         os.write(2, data)
+
+
+class FakeChanges:
+    """No changes."""
+
+    is_held = False
+    is_cut = False
+
+    def __len__(self) -> int:
+        return 0
+
+
+class FakePolicy(bytes):
+    """Its directory stands for a policy, which shows everything."""
+
+    readable: list[bytes]
+    overlay: bytes | None
+    writable: list[bytes]
+    rest: tuple[object, ...]
+
+    def __new__(
+        cls,
+        cwd: bytes,
+        readable: list[bytes],
+        overlay: bytes | None = None,
+        writable: list[bytes] | None = None,
+        *rest: object,
+    ) -> FakePolicy:
+        policy = super().__new__(cls, cwd)
+        policy.readable = readable
+        policy.overlay = overlay
+        policy.writable = writable or []
+        policy.rest = rest
+        return policy
+
+    def shows_host(self, path: bytes) -> bool:
+        return path == self or path.startswith(self + b"/")
+
+    def shows(self, path: bytes) -> bool:
+        return path.startswith(b"/")
 
 
 class FakeNative(types.ModuleType):
@@ -68,8 +110,8 @@ class FakeNative(types.ModuleType):
         self.rows: list[tuple[int, str, str, str]] = []
         self.started: list[FakeSandbox] = []
         self.Inherited = FakeInherited
-        # Its directory stands for a policy.
-        self.Policy = lambda cwd: cwd
+        self.Policy = FakePolicy
+        self.Changes = FakeChanges
         self.Sandbox = types.SimpleNamespace(start=self.start)
 
     def start(self, argv: list[bytes], **arguments: Any) -> FakeSandbox:
@@ -119,6 +161,7 @@ class FakeSandbox:
         self.resets = 0
         self.fail: NativeError | None = None
         self.written = (b"", b"")
+        self.refused: list[tuple[str, str, str, int]] = []
 
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:
@@ -177,7 +220,7 @@ class FakeSandbox:
             self.asked.append(asked)
             return self.answer
 
-    def freeze(self) -> FakeSnapshot:
+    def freeze(self, connections: str = "refuse") -> FakeSnapshot:
         with self.use():
             self.closed = True
             return FakeSnapshot()
@@ -204,6 +247,11 @@ class FakeSandbox:
 
     def abandon(self) -> None:
         self.closed = True
+
+    def take_report(self) -> tuple[list[tuple[str, str, str, int]], list[tuple[str, str]]]:
+        with self.use():
+            refused, self.refused = self.refused, []
+            return refused, []
 
     def take_output(self) -> tuple[bytes, bytes]:
         with self.use():

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmlet._refusals import remedy_of
 from kvmlet.cli import main
 from kvmlet.cli._ends import signal_name
 from kvmlet.cli._text import printable
@@ -65,15 +68,20 @@ def test_everything_after_the_program_is_the_programs(words: list[str]) -> None:
 
 
 def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("LANG", raising=False)
+    monkeypatch.setenv("LC_TIME", "C")
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("PATH", "/usr/bin:here::/usr/games/:/usr/bin")
     assert main(["run", "--timeout", "1.5", "--memory=64m", "sh", "-c", "\udcff", "--trace"]) == 0
     (call,) = native.calls
     assert dict(call.pop("env")) == {
-        b"PATH": b"/usr/local/bin:/usr/bin:/bin",
+        b"PATH": b"/usr/bin:/usr/games",
         b"HOME": b"/tmp",
         b"TMPDIR": b"/tmp",
         b"TERM": b"xterm",
+        b"LC_TIME": b"C",
     }
     assert isinstance(call.pop("streams"), FakeInherited)
     assert call == {
@@ -81,11 +89,13 @@ def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch
         "policy": os.getcwdb(),
         "input": None,
         "timeout_s": 1.5,
+        "cpu_time_s": None,
         "memory_bytes": 64 << 20,
         "processes_max": 256,
         "output_limit_bytes": 16 << 20,
         "trace": False,
         "calls": "auto",
+        "changes": None,
     }
     assert native.hardened == [os.getcwdb()]
     assert capfd.readouterr() == ("", "")
@@ -263,11 +273,11 @@ def test_an_ending_without_a_status_is_our_fault(native: FakeNative, capfd: Capt
     [
         ([], "no command given; try 'kvmlet run -- CMD ARG...' or 'kvmlet --help'"),
         (["python3", "x"], "unknown command 'python3'; to run a program: kvmlet run python3 ..."),
-        (["--bogus"], "unrecognized arguments: --bogus; see 'kvmlet --help'"),
+        (["--bogus"], "unknown option --bogus; see 'kvmlet --help'"),
         (["run"], "no program given; name it after the options: kvmlet run -- CMD ARG..."),
         (["run", "--"], "no program given; name it after the options: kvmlet run -- CMD ARG..."),
-        (["run", "--bogus", "x"], "unrecognized arguments: --bogus; see 'kvmlet run --help'"),
-        (["run", "--time", "1s", "x"], "unrecognized arguments: --time; see 'kvmlet run --help'"),
+        (["run", "--bogus", "x"], "unknown option --bogus; see 'kvmlet run --help'"),
+        (["run", "--time", "1s", "x"], "unknown option --time; did you mean --timeout?"),
         (
             ["run", "--timeout"],
             "argument --timeout: expected one argument; see 'kvmlet run --help'",
@@ -318,28 +328,72 @@ def test_denials_after_a_failure(native: FakeNative, capfd: Capture) -> None:
     native.outcome = Outcome(
         exit_code=1,
         denials=[
-            ("open /etc/shadow", "EACCES", ""),
-            ("open /etc/shadow", "EACCES", ""),
-            ("mkdir /usr/x", "EROFS", "write below /tmp"),
-            *((f"open /root/{n}\x1b[1m", "EACCES", "") for n in range(7)),
+            ("stat /root/e", "ENOENT", "hidden", 7),
+            ("open /root/e", "ENOENT", "hidden", 1),
+            *((f"open /root/d/{n}", "ENOENT", "hidden", 1) for n in range(7)),
+            ("mkdir /usr/x", "EROFS", "read-only", 1),
+            ("open /root/my file\x1b[1m", "ENOENT", "hidden", 1),
+            ("socket AF_INET", "EACCES", "network", 1),
+            *((f"open /dev/{n}", "EACCES", "special-file", 1) for n in range(2)),
         ],
-        events=[("io_uring_setup", "")],
+        events=[("io_uring_setup", ""), ("io_uring_setup", ""), ("ioctl", "request 1")],
         stats={"denials_not_kept": 100},
     )
     assert main(["run", "x"]) == 1
+    special = "only regular files and directories of the host can be opened and made"
     assert capfd.readouterr().err.splitlines() == [
-        "kvmlet: denied: open /etc/shadow (EACCES)",
-        "kvmlet: denied: mkdir /usr/x (EROFS); write below /tmp",
-        "kvmlet: denied: open /root/0\\x1b[1m (EACCES)",
-        "kvmlet: denied: open /root/1\\x1b[1m (EACCES)",
-        "kvmlet: denied: open /root/2\\x1b[1m (EACCES)",
-        "kvmlet: denied: and 104 more",
+        f"kvmlet: denied: open /dev/1 (EACCES); {special}",
+        f"kvmlet: denied: open /dev/0 (EACCES); {special}",
+        "kvmlet: denied: socket AF_INET (EACCES); a sandbox has no such sockets",
+        "kvmlet: denied: open /root/my file\\x1b[1m (ENOENT); it is not visible; "
+        "allow it with --read '/root/my file\\x1b[1m'",
+        "kvmlet: denied: mkdir /usr/x (EROFS); only the current directory and /tmp can be changed",
+        "kvmlet: denied: and 102 more",
         "kvmlet: not supported: io_uring_setup",
+        "kvmlet: not supported: ioctl (request 1)",
     ]
 
 
+def test_hidden_names_of_one_folder_are_told_together(native: FakeNative, capfd: Capture) -> None:
+    native.outcome = Outcome(
+        exit_code=1,
+        denials=[
+            ("stat /a/x", "ENOENT", "hidden", 1),
+            *((f"open /a b/{n}", "ENOENT", "hidden", 1) for n in range(3)),
+            ("access /a/x", "ENOENT", "hidden", 1),
+        ],
+    )
+    assert main(["run", "x"]) == 1
+    assert capfd.readouterr().err.splitlines() == [
+        "kvmlet: denied: access /a/x (ENOENT); it is not visible; allow it with --read /a/x",
+        "kvmlet: denied: 3 names below /a b, such as 2; allow them with --read '/a b'",
+    ]
+
+
+def test_nobody_is_talked_into_showing_a_home(native: FakeNative, capfd: Capture) -> None:
+    native.outcome = Outcome(
+        exit_code=1,
+        denials=[
+            ("open /home/u", "ENOENT", "hidden", 1),
+            *((f"open /home/u/{n}", "ENOENT", "hidden", 1) for n in range(3)),
+        ],
+    )
+    assert main(["run", "x"]) == 1
+    said = capfd.readouterr().err
+    assert "--read /home/u/2" in said
+    assert "--read /home/u\n" not in said
+
+
+def test_each_kind_of_refusal_has_words() -> None:
+    source = Path(__file__).parents[2] / "crates" / "linux" / "src" / "report.rs"
+    names = re.search(r"pub fn name\(self\).*?\n    }", source.read_text(), re.DOTALL)
+    assert names
+    for kind in re.findall(r'=> "([a-z-]+)"', names[0]):
+        assert remedy_of("open /x", kind)
+
+
 def test_no_denials_after_success(native: FakeNative, capfd: Capture) -> None:
-    native.outcome = Outcome(denials=[("open /etc/shadow", "EACCES", "")])
+    native.outcome = Outcome(denials=[("open /etc/shadow", "EACCES", "hidden", 1)])
     assert main(["run", "x"]) == 0
     assert capfd.readouterr() == ("", "")
 
@@ -462,3 +516,64 @@ def test_reader_that_goes_away(native: FakeNative, capfd: Capture) -> None:
         os.close(saved)
         os.close(writer)
     assert capfd.readouterr().err == ""
+
+
+# ---- the environment and the view ----
+
+
+def test_environment(native: FakeNative, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINE", "caller's")
+    monkeypatch.delenv("ABSENT", raising=False)
+    file = tmp_path / "vars"
+    file.write_text("# not a variable\n\nA=1\n B = x=y \nMINE\nABSENT\n")
+    assert main(["run", "--env-file", str(file), "-e", "A=2", "--env", "E=", "true"]) == 0
+    env = dict(native.calls[0]["env"])
+    assert env[b"A"] == b"2"
+    assert env[b"B "] == b" x=y"
+    assert env[b"MINE"] == b"caller's"
+    assert env[b"E"] == b""
+    assert b"ABSENT" not in env
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-e", "ABSENT_HERE"], "-e ABSENT_HERE: no such variable here; set it"),
+        (["-e", "=1"], "-e: '=1' names no variable; write K=V or K"),
+        (["--env-file", "/nowhere"], "--env-file /nowhere: No such file or directory; name a file"),
+        (["--read", "/nowhere"], "--read: /nowhere is not there; name an existing"),
+        (
+            ["--allow-read", "/usr,/nowhere"],
+            "--allow-read: /nowhere is not there; name an existing",
+        ),
+        (["-w", "/nowhere"], "cwd: '/nowhere' is not a directory"),
+        (["-q", "--verbose"], "argument --verbose: not allowed with argument -q/--quiet"),
+    ],
+)
+def test_mistakes_in_options(
+    native: FakeNative, capfd: Capture, words: list[str], said: str
+) -> None:
+    assert main(["run", *words, "true"]) == 125
+    assert said in ours(capfd)
+    assert native.calls == []
+
+
+def test_what_may_be_read(native: FakeNative, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("c")
+    words = ["--read", str(tmp_path / "a"), f"--allow-read={tmp_path / 'b'},{link}"]
+    assert main(["run", *words, "-w", str(link), "true"]) == 0
+    policy = native.calls[0]["policy"]
+    assert policy == os.fsencode(tmp_path / "c")
+    assert policy.readable == [os.fsencode(tmp_path / name) for name in ("a", "b", "link", "c")]
+
+
+def test_quiet_and_verbose(native: FakeNative, capfd: Capture) -> None:
+    native.outcome = Outcome(denials=[("open /root/x", "ENOENT", "hidden", 1)])
+    assert main(["run", "--verbose", "true"]) == 0
+    assert "open /root/x" in ours(capfd)
+    native.outcome = Outcome(exit_code=1, denials=[("open /root/x", "ENOENT", "hidden", 1)])
+    assert main(["run", "-q", "true"]) == 1
+    assert capfd.readouterr() == ("", "")

@@ -1,14 +1,28 @@
 """The report of `kvmlet doctor` on what the probe found."""
 
 import json
+import os
 
 import pytest
 
 from kvmlet.cli import main
-from kvmlet.cli.doctor import render
+from kvmlet.cli.doctor import render, surroundings
 from unit.fake import HEALTHY, FakeNative
 
 Capture = pytest.CaptureFixture[str]
+
+
+SURROUNDINGS = {"mode": None, "owner": None, "in_group": None, "has_group": None, "wsl": False}
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch, native: FakeNative) -> None:
+    """Those of this machine would change the advice."""
+
+    def told() -> dict[str, object]:
+        return {name: native.findings.get(name, value) for name, value in SURROUNDINGS.items()}
+
+    monkeypatch.setattr("kvmlet.cli.doctor.surroundings", told)
 
 
 def broken(kvm: str, **more: object) -> dict[str, object]:
@@ -43,9 +57,16 @@ def test_healthy(native: FakeNative, capfd: Capture) -> None:
     ]
 
 
+def test_surroundings_of_this_machine() -> None:
+    found = surroundings()
+    assert set(found) == set(SURROUNDINGS)
+    assert (found["mode"] is None) == (not os.path.exists("/dev/kvm"))
+
+
 def test_json_is_the_probe(native: FakeNative, capfd: Capture) -> None:
     assert main(["doctor", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out) == HEALTHY
+    found = json.loads(capfd.readouterr().out)
+    assert found == {**HEALTHY, **SURROUNDINGS}
     native.findings = broken("missing")
     assert main(["doctor", "--json"]) == 1
     assert json.loads(capfd.readouterr().out)["vm_ran"] is False
@@ -55,14 +76,18 @@ def test_json_is_the_probe(native: FakeNative, capfd: Capture) -> None:
     ("probe", "remedies"),
     [
         (broken("missing"), ["modprobe kvm_intel", "nested virtualisation"]),
+        (broken("missing", container="docker"), ["docker run --device /dev/kvm"]),
+        (broken("missing", container="podman"), ["--group-add keep-groups"]),
+        (broken("missing", container="lxc"), ["lxc config device add"]),
         (
-            broken("missing", container="docker"),
-            [
-                "docker run --device /dev/kvm",
-                "podman run --device /dev/kvm --group-add keep-groups",
-            ],
+            broken("missing", container="other"),
+            ["docker run --device", "podman run --device /dev/kvm --group-add keep-groups"],
         ),
+        (broken("missing", wsl=True), ["nestedVirtualization=true", "wsl --shutdown"]),
         (broken("permission"), ["usermod -aG kvm $USER"]),
+        (broken("permission", mode="600"), ["chmod g+rw /dev/kvm", "65-kvm.rules"]),
+        (broken("permission", mode="660", in_group=True, has_group=False), ["newgrp kvm"]),
+        (broken("permission", mode="660", has_group=True), ["security module"]),
         (broken("permission", group="virt"), ["usermod -aG virt $USER"]),
         (broken("permission", container="podman"), ["--group-add keep-groups", "usermod"]),
         (broken("unusable"), ["modprobe"]),

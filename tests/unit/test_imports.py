@@ -16,8 +16,12 @@ OWN = {
     "kvmlet",
     "kvmlet._launch",
     "kvmlet._native",
+    "kvmlet._program",
+    "kvmlet._refusals",
+    "kvmlet._tree",
     "kvmlet._values",
     "kvmlet.cli",
+    "kvmlet.cli._changes",
     "kvmlet.cli._ends",
     "kvmlet.cli._parser",
     "kvmlet.cli._text",
@@ -30,10 +34,14 @@ RUN = """
 import sys
 sys.modules["kvmlet._native"] = native = type(sys)("kvmlet._native")
 native.NativeError = type("NativeError", (Exception,), {})
-native.Policy = lambda cwd: cwd
+class Policy:
+    __init__ = lambda self, cwd, readable, overlay, writable: None
+    shows = lambda self, path: True
+native.Policy = Policy
 native.harden = lambda policy: ([], [])
 class Outcome:
-    exit_code, signal, reason, denials, events, stats = 0, None, "exited", [], [], {"exits": 1}
+    exit_code, signal, reason, stats = 0, None, "exited", {"exits": 1}
+    denials, events, changes, changes_are_cut = [], [], [], False
 native.Inherited = type("Inherited", (), {"say": lambda self, data: None})
 native.run = lambda argv, **rest: Outcome
 import kvmlet
@@ -65,7 +73,9 @@ def test_run_imports_argparse_and_itself_only() -> None:
 
 def test_nothing_is_imported_once_hardened() -> None:
     # Python's files may lie outside what a hardened process can still read.
-    ending = 'Outcome.exit_code = 1; Outcome.denials = [("open /\\x1b\\ud800", "EACCES", "")]\n'
+    ending = (
+        'Outcome.exit_code = 1; Outcome.denials = [("open /\\x1b\\ud800", "EACCES", "hidden", 1)]\n'
+    )
     ending += 'Outcome.events = [("x", "y")]\n'
     watch = RUN.replace("import kvmlet\n", ending + "import kvmlet\n", 1).replace("== 0", "== 1")
     watch = watch.replace(
@@ -75,6 +85,40 @@ def test_nothing_is_imported_once_hardened() -> None:
     watch += "\nlate = set(sys.modules) - set(seen)\nassert not late, late"
     for stats in ("--stats", "--stats=json"):
         modules_after(watch, "run", stats, "true")
+
+
+def test_the_keeper_imports_nothing_once_the_program_runs(tmp_path: pathlib.Path) -> None:
+    # By then there may be modules of the program's in the current directory.
+    code = """
+import io, os, sys
+sys.modules["kvmlet._native"] = native = type(sys)("kvmlet._native")
+native.guard_of = lambda path, exists: "none"
+native.makes_repository = lambda path, exists, acts: False
+native.is_saved_set = lambda path: False
+import kvmlet
+kvmlet._native = native
+from kvmlet._changes.entry import Entry
+from kvmlet._changes.host_tree import HostTree
+from kvmlet.cli import _keeper
+mode, terminal = sys.argv[2], None
+_keeper.load(mode)
+if mode == "ask":
+    ours, terminal = os.openpty()
+    os.tcgetpgrp = lambda fd: os.getpgrp()
+    os.write(ours, b"d\\ny\\n")
+entries = [Entry("file", b"%d" % n, 0o644, 0, 0, number=n).line() + b".\\n" for n in range(99)]
+orders = io.BytesIO(b"apply\\n" + b"".join(entries) + b"end\\n")
+seen = set(sys.modules)
+tree = HostTree(os.fsencode(sys.argv[1]))
+_keeper._Job(mode, tree, 0, [], terminal).work(orders, os.open("/dev/null", os.O_WRONLY))
+late = set(sys.modules) - seen
+assert not late, late
+assert len(os.listdir(sys.argv[1])) == 99
+"""
+    for mode in ("keep", "ask"):
+        tree = tmp_path / mode
+        tree.mkdir()
+        modules_after(code, os.fspath(tree), mode)
 
 
 def test_importing_the_package_imports_nothing() -> None:
@@ -98,7 +142,9 @@ def test_the_guest_of_isolated_functions_has_its_own_side_only() -> None:
         "kvmlet._isolated.writer",
         "kvmlet._values",
         "kvmlet.errors",
+        "kvmlet.policy",
         "kvmlet_guest",
+        "kvmlet_reseed",
         "kvmlet_runner",
     }
 
@@ -122,11 +168,25 @@ def native_users() -> set[str]:
 def test_who_may_use_the_extension() -> None:
     # import-linter sees Python files only, and the extension is none.
     assert native_users() == {
+        "kvmlet._box_files",
+        "kvmlet._box_process",
+        "kvmlet._connection",
+        "kvmlet._changes.protected",
+        "kvmlet._changes.result",
+        "kvmlet.box",
         "kvmlet._extension",
+        "kvmlet._launch",
         "kvmlet._process",
         "kvmlet._run",
+        "kvmlet._session",
+        "kvmlet._stopping",
+        "kvmlet.cli._keeper",
+        "kvmlet.cli._names",
         "kvmlet.cli.doctor",
         "kvmlet.cli.run",
+        "kvmlet.cli.serve",
         "kvmlet.cli.syscalls",
+        "kvmlet._offload",
+        "kvmlet.cli.why",
         "kvmlet.sandbox",
     }

@@ -16,6 +16,7 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LANG", "C.UTF-8")
     monkeypatch.delenv("TERM", raising=False)
     monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
     kvmlet.run(["true"])
     (call,) = native.calls
     assert dict(call.pop("env")) == {**ENV, b"LANG": b"C.UTF-8"}
@@ -25,11 +26,16 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
         "input": None,
         "streams": None,
         "timeout_s": None,
+        "cpu_time_s": None,
         "memory_bytes": 512 << 20,
         "processes_max": 256,
         "output_limit_bytes": 16 << 20,
         "trace": False,
         "calls": "auto",
+        "on_stdout": None,
+        "on_stderr": None,
+        "stop": None,
+        "changes": None,
     }
     # Hardening binds a whole process for good: never that of a library's caller.
     assert native.hardened == []
@@ -79,14 +85,25 @@ def test_result(native: FakeNative) -> None:
         exit_code=3,
         stdout=b"out",
         stderr=b"err",
-        denials=[("open /etc/shadow", "EACCES", "")],
+        denials=[("open /root/x", "ENOENT", "hidden", 2)],
         events=[("io_uring_setup", "ENOSYS")],
         stats={"exits": 5},
     )
     result = kvmlet.run(("false",))
     assert (result.stdout, result.stderr, result.exit_code) == (b"out", b"err", 3)
     assert (result.signal, result.reason, result.ok) == (None, "exited", False)
-    assert result.denials == [kvmlet.Denial("open /etc/shadow", "EACCES", "")]
+    (denial,) = result.denials
+    assert denial == kvmlet.Denial("open /root/x", "ENOENT", "hidden", 2)
+    assert (denial.operation, denial.path, denial.flag) == (
+        "open",
+        "/root/x",
+        "--read /root/x",
+    )
+    assert denial.remedy == "it is not visible; allow it with --read /root/x"
+    shadow = kvmlet.Denial("open /etc/shadow", "ENOENT", "hidden")
+    assert (shadow.flag, shadow.remedy) == ("", "it is not visible, and no option shows it")
+    network = kvmlet.Denial("socket AF_INET", "EACCES", "network")
+    assert (network.path, network.flag) == ("", "")
     assert result.events == [kvmlet.Event("io_uring_setup", "ENOSYS")]
     assert result.stats == {"exits": 5}
     with pytest.raises(AttributeError):
@@ -118,7 +135,7 @@ def test_check(native: FakeNative) -> None:
 )
 def test_bad_argv(native: FakeNative, argv: object) -> None:
     with pytest.raises(kvmlet.UsageError) as caught:
-        kvmlet.run(argv)  # type: ignore[arg-type]
+        kvmlet.run(argv)  # type: ignore[call-overload]
     assert isinstance(caught.value, ValueError)
     assert native.calls == []
 
@@ -153,7 +170,7 @@ def test_bare_string_gets_a_hint(native: FakeNative) -> None:
 )
 def test_bad_arguments(native: FakeNative, arguments: dict[str, object]) -> None:
     with pytest.raises(kvmlet.UsageError):
-        kvmlet.run(["true"], **arguments)  # type: ignore[arg-type]
+        kvmlet.run(["true"], **arguments)  # type: ignore[call-overload]
     assert native.calls == []
 
 

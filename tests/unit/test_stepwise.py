@@ -33,11 +33,11 @@ def test_start(native: FakeNative, tmp_path: pathlib.Path) -> None:
     environment = dict(arguments.pop("env"))
     assert environment[b"A"] == b"1"
     assert environment[b"PYTHONPATH"] == os.fsencode(os.path.realpath(module))
+    assert arguments["policy"].readable == [environment[b"PYTHONPATH"]]
     assert arguments == {
         "argv": [b"a", b"b"],
-        "cwd": os.fsencode(tmp_path.resolve()),
+        "policy": os.fsencode(tmp_path.resolve()),
         "input": "ü".encode(),
-        "readable": [environment[b"PYTHONPATH"]],
         "memory_bytes": 64 << 20,
         "processes_max": 256,
         "output_limit_bytes": 16 << 20,

@@ -4,6 +4,7 @@
 #include "hostile.h"
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/timerfd.h>
 #include <time.h>
 #include <fcntl.h>
@@ -35,7 +36,7 @@ struct row {
 
 static char path_file[200], path_new[200], path_link[200], path_dir[200];
 static int fd_file = -1, fd_read = -1, fd_other = -1, fd_dir = -1, fd_zero = -1, pipe_read = -1, pipe_write = -1;
-static int fd_event = -1, fd_timer = -1, fd_epoll = -1;
+static int fd_event = -1, fd_timer = -1, fd_epoll = -1, fd_inotify = -1;
 static unsigned char *out, *in, *arena, *readonly_page, *none_page, *last_byte;
 
 static void set_up_files(void) {
@@ -95,6 +96,7 @@ static void prepare_memory(void) {
 #define EVENT ((uint64_t)fd_event)
 #define TIMER ((uint64_t)fd_timer)
 #define EPOLL ((uint64_t)fd_epoll)
+#define INOTIFY ((uint64_t)fd_inotify)
 #define CWD ((uint64_t)AT_FDCWD)
 #define SELF ((uint64_t)getpid())
 #define U(p) ((uint64_t)(uintptr_t)(p))
@@ -290,6 +292,7 @@ int main(int argc, char **argv) {
         need((fd_timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK)) >= 0, "timerfd_create");
         need((fd_epoll = epoll_create1(0)) >= 0, "epoll_create1");
         need(epoll_ctl(fd_epoll, EPOLL_CTL_ADD, fd_event, &always) == 0, "epoll_ctl");
+        need((fd_inotify = inotify_init1(IN_NONBLOCK)) >= 0, "inotify_init1");
         prepare_memory();
         set_up_files();
     }

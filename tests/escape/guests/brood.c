@@ -148,6 +148,34 @@ static void breed(const char *self) {
     while (wait(NULL) > 0) {}
 }
 
+// Each starts itself again with all arguments that there may be, and gives up the memory that it had them in.
+static void arguments(const char *self, int started) {
+    enum { WORDS = 40, LEN = 120 << 10 };
+    if (started) {
+        char here = 0;
+        uintptr_t top = (uintptr_t)&here & ~(uintptr_t)(PAGE - 1);
+        madvise((void *)(top + PAGE), (size_t)WORDS * LEN, MADV_DONTNEED);
+        for (;;) pause();
+    }
+    static char word[LEN], *argv[WORDS + 3];
+    memset(word, 'w', LEN - 1);
+    struct rlimit limit = {64 << 20, 64 << 20};
+    setrlimit(RLIMIT_STACK, &limit);
+    argv[0] = (char *)self;
+    argv[1] = "arguments-started";
+    for (int at = 0; at < WORDS; at++) argv[at + 2] = word;
+    for (int number = 0; number < 100; number++) {
+        pid_t child = fork();
+        if (child < 0) break;
+        if (!child) {
+            execv(self, argv);
+            _exit(1);
+        }
+        struct timespec time = {.tv_nsec = 5000000};
+        nanosleep(&time, NULL);
+    }
+}
+
 // Threads that fork, while others execute, unmap and end.
 static int meddle(void *number) {
     for (;;) {
@@ -190,7 +218,7 @@ static void threads(void) {
 }
 
 int main(int argc, char **argv) {
-    need(argc == 2, "arguments");
+    need(argc >= 2, "arguments");
     const char *what = argv[1];
     if (!strcmp(what, "bomb")) bomb();
     else if (!strcmp(what, "zombies")) zombies();
@@ -205,6 +233,8 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "writing")) heavy(1), wait(NULL);
     else if (!strcmp(what, "left")) left();
     else if (!strcmp(what, "breed")) breed(argv[0]);
+    else if (!strcmp(what, "arguments")) arguments(argv[0], 0);
+    else if (!strcmp(what, "arguments-started")) arguments(argv[0], 1);
     else if (!strcmp(what, "threads")) threads();
     else need(0, "what?");
     printf("done\n");

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/sendfile.h>
 #include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -259,6 +260,26 @@ static void memory(const char *how) {
     }
 }
 
+// Processes with all descriptors that there are end at once, while somebody holds all locks that there are.
+static void ending(const char *self) {
+    int locked = memfd_create("locked", 0), file = open(self, O_RDONLY);
+    need(locked >= 0 && file >= 0, "open");
+    for (long at = 0; at < 4000; at++) {
+        struct flock lock = {.l_type = F_WRLCK, .l_start = 2 * at, .l_len = 1};
+        need(fcntl(locked, F_SETLK, &lock) == 0, "lock");
+    }
+    for (int number = file + 1; number < 1024; number++) need(dup2(file, number) == number, "dup2");
+    int said = 0;
+    for (;;) {
+        for (int number = 0; number < 254; number++)
+            if (fork() == 0)
+                for (;;) pause();
+        if (!said++) ready();
+        kill(-1, SIGKILL);
+        while (waitpid(-1, NULL, 0) > 0) {}
+    }
+}
+
 int main(int argc, char **argv) {
     need(argc >= 2, "endless WHAT");
     const char *what = argv[1], *how = argc > 2 ? argv[2] : "";
@@ -271,5 +292,6 @@ int main(int argc, char **argv) {
     if (strcmp(what, "closing") == 0) closing();
     if (strcmp(what, "file") == 0) files(how);
     if (strcmp(what, "memory") == 0) memory(how);
+    if (strcmp(what, "ending") == 0) ending(argv[0]);
     return 98;
 }

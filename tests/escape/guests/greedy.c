@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 
@@ -109,6 +110,7 @@ int main(int argc, char **argv) {
     TAKE("shared memory", 40, open("/dev/shm/all", O_RDWR | O_CREAT, 0600));
     TAKE("epolls", 40, epoll_create1(0));
     TAKE("counters", 40, eventfd(0, 0));
+    TAKE("watchers", 40, inotify_init1(0));
     TAKE("timers", 40, timerfd_create(CLOCK_MONOTONIC, 0));
     TAKE("threads", 40, thread());
     TAKE("files", 2000, open(argv[0], O_RDONLY));

@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 
 #define LONG_NAME 250
 
@@ -210,6 +211,22 @@ static void pipes(void) {
     fprintf(stderr, "%lu bytes\n", bytes);
 }
 
+// As many as there may be, with all that they hold: lines without an end, and echoes that nobody reads.
+static void terminals(void) {
+    many_descriptors();
+    memset(block, 'x', sizeof block);
+    unsigned long n = 0, refused = 0;
+    for (; n < 100000 && refused < 1000; n++) {
+        int master = open("/dev/ptmx", O_RDWR | O_NONBLOCK | O_NOCTTY), zero = 0;
+        if (master < 0) { refused++; continue; }
+        ioctl(master, TIOCSPTLCK, &zero);
+        int slave = ioctl(master, TIOCGPTPEER, O_RDWR | O_NONBLOCK | O_NOCTTY);
+        while (write(master, block, sizeof block) > 0) {}
+        while (write(slave, block, sizeof block) > 0) {}
+    }
+    reached("terminals", n - refused);
+}
+
 static void sockets(void) {
     many_descriptors();
     unsigned long n = 0, messages = 0;
@@ -223,6 +240,28 @@ static void sockets(void) {
     }
     reached("socket pairs", n);
     fprintf(stderr, "%lu messages\n", messages);
+}
+
+// Connections that nobody accepts, each with a single message in it.
+static void connections(void) {
+    many_descriptors();
+    unsigned long n = 0;
+    for (unsigned long l = 0; l < 200; l++) {
+        struct sockaddr_un at = {.sun_family = AF_UNIX};
+        socklen_t len = (socklen_t)(sizeof at.sun_family + 1) + (socklen_t)snprintf(at.sun_path + 1, 32, "l%lu", l);
+        int listener = socket(AF_UNIX, SOCK_STREAM, 0), one = 1;
+        if (listener < 0 || bind(listener, (struct sockaddr *)&at, len) != 0 || listen(listener, 4096) != 0) break;
+        setsockopt(listener, SOL_SOCKET, SO_PASSCRED, &one, sizeof one);
+        for (int i = 0; i < 4096; i++, n++) {
+            int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+            if (fd < 0 || connect(fd, (struct sockaddr *)&at, len) != 0 || send(fd, "y", 1, MSG_DONTWAIT) != 1) {
+                reached("connections", n);
+                return;
+            }
+            close(fd);
+        }
+    }
+    reached("connections", n);
 }
 
 static void objects(void) {
@@ -413,7 +452,9 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "host-listings")) host_listings(arg);
     else if (!strcmp(what, "denials")) denials();
     else if (!strcmp(what, "pipes")) pipes();
+    else if (!strcmp(what, "terminals")) terminals();
     else if (!strcmp(what, "sockets")) sockets();
+    else if (!strcmp(what, "connections")) connections();
     else if (!strcmp(what, "objects")) objects();
     else if (!strcmp(what, "areas")) areas();
     else if (!strcmp(what, "pollers")) pollers();

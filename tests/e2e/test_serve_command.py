@@ -1,0 +1,424 @@
+"""`kvmlet serve` before real servers: each request meets the program as it was frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e.oracle import ENV, HANG_S, KVMLET
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.usefixtures("vm"), pytest.mark.default_mode]
+
+# Remembers all that a request could leave behind, and does badly what it is asked to.
+APP = """
+import http.server, os, signal, sys, tempfile, time
+SEEN, COUNT = [], 0
+class App(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def answer(self, body, kind="text/plain"):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        global COUNT
+        COUNT += 1
+        path = self.path.partition("?")[0]
+        if path == "/state":
+            there = os.path.exists("/tmp/left")
+            open("/tmp/left", "w").write("x")
+            SEEN.append(self.headers["X-Request-ID"])
+            return self.answer(f"{COUNT} {len(SEEN)} {there}".encode())
+        if path == "/spin":
+            while True: pass
+        if path == "/sleep":
+            time.sleep(float(self.path.partition("?")[2]))
+            return self.answer(b"slept")
+        if path == "/crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if path == "/exit":
+            os._exit(3)
+        if path == "/eat":
+            hoard = []
+            while True: hoard.append(bytearray(1 << 20))
+        if path == "/take":
+            # Piece by piece: one that is larger than all there is would be refused, as by Linux.
+            taken = [bytearray(1 << 20) for _ in range(int(self.path.partition("?")[2]))]
+            return self.answer(b"%d" % len(taken))
+        if path == "/fork":
+            while True:
+                try:
+                    if os.fork() == 0: time.sleep(60)
+                except OSError:
+                    time.sleep(60)
+        if path == "/garbage":
+            self.wfile.write(b"SSH-2.0-garbage\\r\\n")
+            self.close_connection = True
+            return
+        if path == "/forever":
+            self.send_response(200)
+            self.end_headers()
+            while True: self.wfile.write(b"x" * 65536)
+        if path == "/say":
+            print("said on stdout", flush=True)
+            print("said on stderr", file=sys.stderr, flush=True)
+        self.answer(f"{self.client_address[0]} {self.headers['X-Forwarded-For']}".encode())
+    def do_POST(self):
+        length = int(self.headers.get("Content-Length", "0"))
+        body = self.rfile.read(length)
+        self.answer(f"{len(body)} {sum(body) % 251}".encode())
+    def log_message(self, *args): pass
+http.server.HTTPServer(("127.0.0.1", 8000), App).serve_forever()
+"""
+
+
+class Served:
+    """A running `kvmlet serve`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, control: pathlib.Path) -> None:
+        self.process = process
+        self.port = port
+        self.control_path = control
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
+
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
+        connection = self.connect()
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def control(self, path: str) -> str:
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.settimeout(HANG_S)
+            stream.connect(os.fspath(self.control_path))
+            stream.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: stream.recv(65536), b""))
+        return answer.decode()
+
+    def metric(self, name: str) -> float:
+        lines = self.control("/metrics").splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
+
+    def until(self, name: str, value: float) -> None:
+        end = time.monotonic() + HANG_S
+        while self.metric(name) != value:
+            assert time.monotonic() < end, (name, self.control("/metrics"))
+            time.sleep(0.01)
+
+    def end(self) -> tuple[int, bytes, bytes]:
+        self.process.send_signal(signal.SIGTERM)
+        out, err = self.process.communicate(timeout=HANG_S)
+        return self.process.returncode, out, err
+
+
+@contextlib.contextmanager
+def serving(directory: pathlib.Path, *words: str, program: list[str]) -> Iterator[Served]:
+    """Serves `program` in `directory` at a free port, and stops it afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    control = directory / "control"
+    argv = [
+        os.fspath(KVMLET),
+        "serve",
+        "--listen",
+        str(port),
+        "--control",
+        f"unix:{control}",
+        "--forks",
+        "2",
+        *words,
+        "--",
+        *program,
+    ]
+    process = subprocess.Popen(
+        argv, cwd=directory, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    served = Served(process, port, control)
+    try:
+        end = time.monotonic() + HANG_S
+        while True:
+            with contextlib.suppress(OSError):
+                if "\r\n\r\nready" in served.control("/-/ready"):
+                    break
+            if process.poll() is not None or time.monotonic() > end:
+                process.kill()
+                raise AssertionError(process.communicate())
+            time.sleep(0.02)
+        yield served
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def app(tmp_path: pathlib.Path) -> list[str]:
+    (tmp_path / "app.py").write_text(APP)
+    return ["/usr/bin/python3", "app.py"]
+
+
+def test_each_of_300_requests_meets_the_frozen_program(
+    tmp_path: pathlib.Path, app: list[str]
+) -> None:
+    with serving(tmp_path, program=app) as served:
+        connection = served.connect()
+        # One connection, whose requests each have a fork.
+        for _ in range(300):
+            connection.request("GET", "/state")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, b"1 1 False")
+        connection.close()
+        served.until('kvmlet_requests_total{outcome="ok"}', 300)
+        assert served.metric("kvmlet_forks_rebuilt_total") == 0
+        assert served.metric("kvmlet_reset_seconds_count") == 300
+        assert not (tmp_path / "left").exists()
+        status, _, err = served.end()
+        assert (status, b"Traceback" in err) == (0, False), err
+
+
+def test_the_server_of_the_standard_library_shows_a_directory(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file.bin").write_bytes(bytes(range(256)) * 4096)
+    program = ["/usr/bin/python3", "-m", "http.server", "8000"]
+    with serving(tmp_path, program=program) as served:
+        assert served.get("/file.bin") == (200, bytes(range(256)) * 4096)
+        status, listing = served.get("/")
+        assert status == 200
+        assert b"file.bin" in listing
+        assert served.get("/absent")[0] == 404
+
+
+def test_without_isolation_a_fork_remembers(tmp_path: pathlib.Path, app: list[str]) -> None:
+    with serving(tmp_path, "--isolate", "none", "--forks", "1", program=app) as served:
+        assert [served.get("/state")[1] for _ in range(3)] == [
+            b"1 1 False",
+            b"2 2 True",
+            b"3 3 True",
+        ]
+
+
+def test_hostile_requests_among_good_ones(tmp_path: pathlib.Path, app: list[str]) -> None:
+    options = ["--timeout", "1s", "--memory", "64m", "--max-procs", "8"]
+    expected = {
+        "/spin": {504},
+        "/sleep?60": {504},
+        "/crash": {502},
+        "/exit": {502},
+        "/eat": {502, 504},
+        "/fork": {504},
+        "/garbage": {502},
+    }
+    with serving(tmp_path, *options, program=app) as served:
+        for path, statuses in expected.items():
+            status, body = served.get(path, Accept="application/json")
+            assert status in statuses, (path, body)
+            assert json.loads(body)["request_id"]
+            assert served.get("/state") == (200, b"1 1 False"), path
+        # Its head has come: it can only be broken off.
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            served.get("/forever")
+        assert served.get("/state") == (200, b"1 1 False")
+        assert served.metric('kvmlet_requests_total{outcome="deadline"}') >= 4
+
+
+def test_a_request_has_memory_of_its_own(tmp_path: pathlib.Path, app: list[str]) -> None:
+    for options, taken in (
+        (("--memory", "256m", "--request-memory", "24m"), {"8": 200, "48": 502}),
+        # More than the program itself may have before it is frozen.
+        (("--memory", "64m", "--request-memory", "128m"), {"96": 200, "160": 502}),
+    ):
+        with serving(tmp_path, *options, program=app) as served:
+            for size, wanted in (taken | {"1": 200}).items():
+                status, body = served.get(f"/take?{size}", Accept="application/json")
+                assert status == wanted, (options, size, body)
+                if wanted == 502:
+                    assert json.loads(body)["outcome"] == "memory"
+                    assert b"memory limit" in body
+                assert served.get("/state") == (200, b"1 1 False")
+            served.until('kvmlet_requests_total{outcome="memory"}', 1)
+
+
+def test_status_is_for_a_person(tmp_path: pathlib.Path, app: list[str]) -> None:
+    def asked(*words: str) -> tuple[int, str, str]:
+        argv = [os.fspath(KVMLET), "serve", "--status", *words]
+        run = subprocess.run(argv, env=ENV, capture_output=True, timeout=HANG_S, text=True)
+        return run.returncode, run.stdout, run.stderr
+
+    control = f"unix:{tmp_path / 'control'}"
+    status, _, err = asked("--control", control)
+    assert (status, err.count("\n")) == (125, 1), err
+    assert "no server at" in err
+    assert "; start the server with the same --control" in err
+    with serving(tmp_path, program=app) as served:
+        served.until("kvmlet_forks", 2)
+        status, out, err = asked("--control", control)
+        assert (status, err) == (0, "")
+        assert out.splitlines()[:3] == [
+            "state        ready",
+            "forks        2, 0 of them busy",
+            "waiting      0 requests for a fork",
+        ]
+        # A server, but not one of ours.
+        status, _, err = asked("--control", str(served.port))
+        assert (status, "no server of kvmlet's answers" in err) == (125, True), err
+    for words, part in (((), "none is given"), (("--control", "x"), "no place to ask")):
+        status, _, err = asked(*words)
+        assert (status, err.count("\n")) == (125, 1), err
+        assert part in err
+
+
+def test_slow_clients_and_bodies(tmp_path: pathlib.Path, app: list[str]) -> None:
+    with serving(tmp_path, "--forks", "1", "--max-body", "2m", program=app) as served:
+        slow = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(100)]
+        for stream in slow:
+            stream.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na")
+        assert served.get("/state") == (200, b"1 1 False")
+        # None of them has it.
+        served.until("kvmlet_forks_busy", 0)
+        slow[7].sendall(b"bc")
+        slow[7].settimeout(HANG_S)
+        assert slow[7].recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+        for stream in slow:
+            stream.close()
+        connection = served.connect()
+        body = bytes(range(256)) * 4096
+        connection.request("POST", "/", body=body)
+        assert connection.getresponse().read() == f"{len(body)} {sum(body) % 251}".encode()
+        connection.request("POST", "/", body=iter([body, b"x"]), encode_chunked=True)
+        assert connection.getresponse().read().startswith(f"{len(body) + 1} ".encode())
+        # It is told before it has sent any of it.
+        connection.putrequest("POST", "/")
+        connection.putheader("Content-Length", str(3 << 20))
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+
+
+def test_lines_say_whose_they_are(tmp_path: pathlib.Path, app: list[str]) -> None:
+    with serving(tmp_path, "--access-log", "json", program=app) as served:
+        assert served.get("/say", **{"X-Forwarded-For": "9.9.9.9"}) == (200, b"127.0.0.1 127.0.0.1")
+        served.until("kvmlet_forks_busy", 0)
+        status, out, err = served.end()
+    assert status == 0
+    record = json.loads(out)
+    assert (record["target"], record["status"], record["outcome"]) == ("/say", 200, "ok")
+    assert record["pages_reset"] > 0
+    prefix = f"[fork {record['fork']} {record['request_id']}] "
+    lines = err.decode().splitlines()
+    assert f"{prefix}said on stdout" in lines, lines
+    assert f"{prefix}said on stderr" in lines, lines
+
+
+def test_full_drain_and_reload(tmp_path: pathlib.Path, app: list[str]) -> None:
+    with serving(tmp_path, "--forks", "1", "--queue", "0", program=app) as served:
+        busy = served.connect()
+        busy.request("GET", "/sleep?1.5")
+        served.until("kvmlet_forks_busy", 1)
+        assert served.get("/state")[0] == 503
+        assert busy.getresponse().read() == b"slept"
+        served.until("kvmlet_forks_busy", 0)
+        served.process.send_signal(signal.SIGHUP)
+        served.until("kvmlet_reloads_total", 1)
+        assert served.get("/state") == (200, b"1 1 False")
+        served.until("kvmlet_forks_busy", 0)
+        # It is counted as free a moment before it is.
+        time.sleep(0.2)
+        busy.request("GET", "/sleep?1")
+        served.until("kvmlet_forks_busy", 1)
+        served.process.send_signal(signal.SIGTERM)
+        assert busy.getresponse().read() == b"slept"
+        assert served.process.wait(HANG_S) == 0
+
+
+def test_a_connection_of_any_protocol(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "echo.py").write_text(
+        "import socket\n"
+        "server = socket.create_server(('127.0.0.1', 7))\n"
+        "count = 0\n"
+        "while True:\n"
+        "    stream, _ = server.accept()\n"
+        "    count += 1\n"
+        "    while data := stream.recv(4096): stream.sendall(b'%d ' % count + data)\n"
+        "    stream.close()\n"
+    )
+    program = ["/usr/bin/python3", "echo.py"]
+    with serving(tmp_path, "--isolate", "connection", program=program) as served:
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", served.port), HANG_S) as stream:
+                for word in (b"\0one", b"two"):
+                    stream.sendall(word)
+                    assert stream.recv(4096) == b"1 " + word
+                stream.shutdown(socket.SHUT_WR)
+                assert stream.recv(4096) == b""
+
+
+def test_requests_warm_the_program_up(tmp_path: pathlib.Path, app: list[str]) -> None:
+    warmup = ["--warmup", "3", "--warmup-request", "GET /state"]
+    with serving(tmp_path, *warmup, program=app) as served:
+        assert served.get("/state") == (200, b"4 4 True")
+
+
+def refused(directory: pathlib.Path, *words: str) -> tuple[int, str]:
+    run = subprocess.run(
+        [KVMLET, "serve", *words], cwd=directory, env=ENV, capture_output=True, timeout=HANG_S
+    )
+    assert run.stdout == b""
+    return run.returncode, run.stderr.decode()
+
+
+def test_bad_input_is_one_line_with_a_remedy(tmp_path: pathlib.Path, app: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        status, text = refused(tmp_path, "--listen", port, "--", *app)
+    assert (status, text.count("\n")) == (125, 1)
+    assert "address already in use" in text
+    assert "--listen" in text
+    for words, part in (
+        (["--forks", "0", *app], "--forks: 0 is out of range; give a number from 1"),
+        (["--max-body", "x", *app], "--max-body"),
+        (["--request-memory", "1k", *app], "--request-memory"),
+        (["--isolate", "thread", *app], "--isolate"),
+        (["--trusted-proxy", "10.0.0.0/99", *app], "--trusted-proxy"),
+        (["--warmup-request", "GET", *app], "is not a method and a path"),
+        (["--isolate", "connection", "--warmup", "1", *app], "contradict"),
+        ([], "no program given"),
+    ):
+        status, text = refused(tmp_path, "--listen", "unix:place", *words)
+        assert (status, text.count("\n")) == (125, 1), text
+        assert part in text
+    assert refused(tmp_path, *app)[1].startswith("kvmlet: no place to listen at; ")
+    assert refused(tmp_path, "--listen", "unix:place", "absent-program")[0] == 127
+
+
+def test_a_program_that_does_not_serve(tmp_path: pathlib.Path, app: list[str]) -> None:
+    two = "import socket as s\na, b = [s.create_server(('', p)) for p in (8001, 8002)]\n"
+    two += "import select; select.select([a, b], [], [])"
+    for limit, words, part in (
+        ("20s", ["/bin/false"], "has ended before it listened: it exited with status 1"),
+        ("1s", ["/bin/sleep", "60"], "listens on no TCP port"),
+        ("20s", ["/usr/bin/python3", "-c", two], "8001, 8002"),
+        ("1s", ["/usr/bin/python3", "-c", "while True: pass"], "the time limit passed"),
+    ):
+        options = ["--listen", "unix:place", "-q", "--boot-timeout", limit]
+        status, text = refused(tmp_path, *options, "--", *words)
+        assert (status, text.count("\n")) == (125, 1), text
+        assert part in text, text
+    options = ["--listen", "unix:place", "-q", "--warmup-request", "GET /exit"]
+    status, text = refused(tmp_path, *options, "--", *app)
+    assert status == 125
+    assert "the warm-up request 'GET /exit' ended the program: it exited with status 3" in text
