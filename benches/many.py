@@ -17,7 +17,7 @@ import kvmlet
 def main() -> None:
     """Run the VMs at once and print what they did."""
     mode, vms, milliseconds = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    results: list[kvmlet.Result] = []
+    results: list[kvmlet.Result[bytes]] = []
 
     def work() -> None:
         results.append(kvmlet.run(["./busy", milliseconds], calls=mode).check())

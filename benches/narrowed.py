@@ -23,7 +23,7 @@ def main() -> None:
     """Run the guest, take its CPUs away meanwhile, and print what it measured."""
     mode, milliseconds = sys.argv[1], sys.argv[2]
     skipped_ms = str(int((BEFORE_S + SETTLED_S) * 1000))
-    results: list[kvmlet.Result] = []
+    results: list[kvmlet.Result[bytes]] = []
 
     def work() -> None:
         results.append(kvmlet.run(["./latency", skipped_ms, milliseconds], calls=mode).check())
