@@ -76,14 +76,30 @@ timed = @start=$$SECONDS; status=0; $(MAKE) $(1) || status=$$?; \
 test: deps-test
 	$(call timed,test-steps)
 test-steps:
-	@$(MAKE) lint
-	@$(MAKE) test-rust
+	@$(MAKE) $(VENV)/.group-dev
+	@$(MAKE) --jobs 2 --output-sync=target lint-rust lint-python lint-prose test-unit test-rust
+	@$(MAKE) --jobs 2 --output-sync=target test-auto-first test-auto-second
+	@$(MAKE) --jobs 2 --output-sync=target test-exit test-poll
+
+# Two compilers go side by side, each in a directory of its own: the largest crate keeps one processor busy.
+.PHONY: test-unit
+test-unit:
 	@$(MAKE) develop
 	@$(MAKE) guests
 	$(PYTEST) $(UNIT)
-	KVMLET_CALLS=auto $(PYTEST) $(END_TO_END)
-	KVMLET_CALLS=exit $(PYTEST) -m '$(EACH_WAY)' $(END_TO_END)
-	KVMLET_CALLS=poll $(PYTEST) -m '$(EACH_WAY)' $(END_TO_END)
+
+# Tests wait more than they compute: two runs go side by side.
+SIDE_BY_SIDE := $(PYTEST) -p no:cacheprovider
+.PHONY: test-auto-first test-auto-second test-exit test-poll
+test-auto-first:
+	KVMLET_CALLS=auto $(SIDE_BY_SIDE) --share 1/2 $(END_TO_END)
+test-auto-second:
+	KVMLET_CALLS=auto $(SIDE_BY_SIDE) --share 2/2 $(END_TO_END)
+# Each test by one of both ways: `make test-long` has each by both.
+test-exit: SHARE := 1/2
+test-poll: SHARE := 2/2
+test-exit test-poll: test-%:
+	KVMLET_CALLS=$* $(SIDE_BY_SIDE) -m '$(EACH_WAY)' --share $(SHARE) $(END_TO_END)
 
 # What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
 LONG_PARTS := auto exit poll rust user
@@ -129,8 +145,10 @@ hw-tests = $(BIN)/python tests/hwkvm/run.py --smp $(1) --timeout-s 1800 -- \
 	env KVMLET_HW=1 PYTHONDONTWRITEBYTECODE=1 /bin/bash -c 'status=0; \
 	$(foreach run,$(2),KVMLET_CALLS=$(firstword $(subst :, ,$(run))) $(PYTEST) -p no:cacheprovider \
 		--timeout 600 $(HW_$(lastword $(subst :, ,$(run)))) $(END_TO_END) || status=$$?;) exit $$status'
-HW_first := -m "hw and not default_mode" --share 1/2
-HW_second := -m "hw and not default_mode" --share 2/2
+HW_first := -m "hw and not default_mode" --share 1/4
+HW_second := -m "hw and not default_mode" --share 2/4
+HW_third := -m "hw and not default_mode" --share 3/4
+HW_fourth := -m "hw and not default_mode" --share 4/4
 HW_modes := -m "hw_modes and not default_mode"
 HW_calls := -m "hw and default_mode"
 
@@ -150,9 +168,9 @@ test-hw-steps: $(VENV)/.group-dev
 	$(BIN)/python tests/hwkvm/run.py --smp 1 --timeout-s 300 -- $(hv-state-test)
 	@$(MAKE) --jobs 2 --output-sync=target $(HW_RUNS)
 test-hw-one:
-	$(call hw-tests,1,auto:first)
+	$(call hw-tests,1,auto:first auto:second auto:third)
 test-hw-two:
-	$(call hw-tests,2,exit:second poll:modes auto:calls)
+	$(call hw-tests,2,exit:fourth poll:modes auto:calls)
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev
