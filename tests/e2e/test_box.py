@@ -148,7 +148,7 @@ def test_a_process_streams(box: kvmlet.Box) -> None:
 
 
 def test_a_process_runs_while_nobody_waits(box: kvmlet.Box) -> None:
-    process = box.spawn("sleep 0.2; echo done > flag; sleep 1000", shell=True)
+    process = box.spawn("sleep 0.2; echo done > part; mv part flag; sleep 1000", shell=True)
     end = time.monotonic() + 20
     while not box.files.exists("flag") and time.monotonic() < end:
         time.sleep(0.05)
