@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::ops::Bound;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostnet::{HostSocket, Moved};
@@ -21,6 +22,8 @@ use crate::vfs::ready::POLLERR;
 const PEERS_MAX: usize = 32;
 /// Datagrams that are taken at a stretch of one peer.
 const ARRIVALS_MAX: usize = 32;
+/// Peers that are looked at in a stretch. Others wait for the next one.
+const ARRIVING_MAX: usize = 64;
 /// Longest datagram, in bytes.
 const DATAGRAM_MAX: usize = 65_535;
 
@@ -42,6 +45,8 @@ pub struct Peers {
     next: u64,
     /// Those that have sent what has not been taken.
     arriving: BTreeSet<u64>,
+    /// The one that was looked at last: all have their turn.
+    last: u64,
 }
 
 impl Peers {
@@ -51,6 +56,18 @@ impl Peers {
 
     pub(super) fn has_arrivals(&self) -> bool {
         !self.arriving.is_empty()
+    }
+
+    /// Those that are looked at next, in a ring.
+    fn turn(&mut self) -> Vec<u64> {
+        let after = (Bound::Excluded(self.last), Bound::Unbounded);
+        let (later, earlier) = (
+            self.arriving.range(after),
+            self.arriving.range(..=self.last),
+        );
+        let turn: Vec<u64> = later.chain(earlier).copied().take(ARRIVING_MAX).collect();
+        self.last = turn.last().copied().unwrap_or(self.last);
+        turn
     }
 
     /// The host has told of an event.
@@ -152,7 +169,7 @@ pub fn send_datagram(
 
 /// Takes datagrams that have come.
 pub(super) fn arrivals(cx: &mut Cx<'_>) {
-    let arriving: Vec<u64> = cx.host.outside.peers.arriving.iter().copied().collect();
+    let arriving = cx.host.outside.peers.turn();
     let mut bytes = Vec::new();
     for token in arriving {
         bytes.resize(DATAGRAM_MAX, 0);
@@ -216,5 +233,25 @@ fn note_error(cx: &mut Cx<'_>, owner: ObjectId, at: SocketAddr, errno: Errno) {
     {
         socket.error = Some(errno);
         cx.kernel.wake(Source::Object(owner), POLLERR);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_that_send_at_once_have_their_turns() {
+        let mut peers = Peers::default();
+        peers.arriving = (0..160).map(|number| UDP_TOKEN | number).collect();
+        let mut seen = BTreeSet::new();
+        for _ in 0..3 {
+            let turn = peers.turn();
+            assert_eq!(turn.len(), ARRIVING_MAX);
+            seen.extend(turn);
+        }
+        assert_eq!(seen, peers.arriving);
+        peers.arriving.clear();
+        assert!(peers.turn().is_empty());
     }
 }
