@@ -220,7 +220,7 @@ class Interpreter:
         stderr: Callable[[str], object] | _Inherit | None = None,
         check: bool = False,
     ) -> Cell:
-        """Run a cell of code in the session.
+        """Run a cell of code in the session. It may await; tasks go on while later cells await.
 
         variables: names that it has beside its own; the values are pickled.
         timeout: in seconds, or "500ms", "2m"; at the end the cell is interrupted, as by Ctrl-C, and

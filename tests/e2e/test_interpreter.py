@@ -110,6 +110,25 @@ def test_a_runaway_cell_is_interrupted_and_the_session_goes_on(py: kvmlet.Interp
     assert py.run("x").value == 1
 
 
+def test_cells_await(py: kvmlet.Interpreter) -> None:
+    code = "import asyncio\nasync def f(x):\n    await asyncio.sleep(0.01)\n    return 10 / x\n"
+    assert py.run(code + "y = await f(2)\nawait f(5)").value == 2
+    assert py.run("y").value == 5
+    # A task goes on while later cells await, and asyncio.run works beside them.
+    py.run("task = asyncio.get_event_loop().create_task(f(10))\nawait asyncio.sleep(0)")
+    assert py.run("asyncio.run(f(4))").value == 2.5
+    assert py.run("await task").value == 1
+    cell = py.run("1\nawait f(0)")
+    assert cell.error is not None
+    assert cell.error.type == "ZeroDivisionError"
+    assert cell.error.traceback.splitlines()[1].strip() == 'File "<cell 6>", line 2, in <module>'
+    assert "asyncio" not in cell.error.traceback
+    code = "try:\n    await asyncio.sleep(1000)\nfinally:\n    print('in order')"
+    cell = py.run(code, timeout=0.3, grace=HANG_S)
+    assert (cell.reason, cell.stdout) == ("timeout", "in order\n")
+    assert py.run("await f(1)").value == 10
+
+
 def test_what_does_not_give_up_ends_with_its_session(py: kvmlet.Interpreter) -> None:
     py.run("x = 1")
     py.snapshot().close()
@@ -284,13 +303,17 @@ def test_wrong_uses(py: kvmlet.Interpreter) -> None:
     with pytest.raises(kvmlet.GuestError) as raised:
         kvmlet.Interpreter(preload=["no_such_module"])
     assert isinstance(raised.value, ModuleNotFoundError)
-    thread = threading.Thread(target=py.run, args=("import time; time.sleep(0.5)",))
+    runs = threading.Event()
+    thread = threading.Thread(
+        target=lambda: py.run("print(1)\nwhile True: pass", stdout=lambda _: runs.set())
+    )
     thread.start()
-    time.sleep(0.2)
+    assert runs.wait(HANG_S)
     with pytest.raises(kvmlet.SandboxBusy):
         py.run("1")
     with pytest.raises(kvmlet.SandboxBusy):
         py.snapshot()
+    py.interrupt()
     thread.join()
     pid = os.fork()
     if not pid:

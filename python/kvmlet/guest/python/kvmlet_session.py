@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import inspect
 import io
 import linecache
 import os
@@ -29,8 +30,11 @@ from kvmlet._isolated.codec import NotData, type_name
 from kvmlet._isolated.writer import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import asyncio
+    from collections.abc import Callable, Coroutine
 
+# Cells may await, as in notebooks.
+_AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 # Longer texts are cut to their end, which says what happened.
 _MAX_TEXT_CHARS = 64 << 10
 _MAX_HTML_BYTES = 8 << 20
@@ -146,6 +150,7 @@ class _Session:
         self.main.__dict__["__builtins__"] = sys.modules["builtins"]
         sys.modules["__main__"] = self.main
         self.count = 0
+        self.loop: asyncio.AbstractEventLoop | None = None
 
     def answer(
         self, number: int, source: str, variables: dict[str, Any], limit_bytes: int
@@ -185,19 +190,41 @@ class _Session:
         lines = source.splitlines(keepends=True)
         linecache.cache[file] = (len(source), None, lines, file)
         linecache.cache.pop(f"<cell {self.count - _MAX_SOURCES}>", None)
-        tree = compile(source, file, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+        tree = compile(source, file, "exec", ast.PyCF_ONLY_AST | _AWAIT, dont_inherit=True)
         assert isinstance(tree, ast.Module)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
         if tree.body:
-            exec(compile(tree, file, "exec", dont_inherit=True), names)
+            self._evaluate(compile(tree, file, "exec", _AWAIT, dont_inherit=True))
         if last is None:
             return None
         assert isinstance(last, ast.Expr)
         expression = ast.Expression(last.value)
-        value = eval(compile(expression, file, "eval", dont_inherit=True), names)
+        value = self._evaluate(compile(expression, file, "eval", _AWAIT, dont_inherit=True))
         if value is not None:
             names["_"] = value
         return value
+
+    def _evaluate(self, code: types.CodeType) -> object:
+        value = eval(code, self.main.__dict__)
+        return self._finished(value) if code.co_flags & inspect.CO_COROUTINE else value
+
+    def _finished(self, coroutine: Coroutine[Any, Any, object]) -> object:
+        """The value of code that awaits. Tasks that it leaves go on in the next such cell."""
+        import asyncio  # only few cells need it
+
+        if self.loop is None or self.loop.is_closed():
+            self.loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self.loop)
+        task = self.loop.create_task(coroutine)
+        try:
+            return self.loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            if not task.done():
+                # Its `finally` blocks run, as with asyncio.run.
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    self.loop.run_until_complete(task)
+            raise
 
 
 def _data(value: object, limit_bytes: int) -> tuple[bytes | None, str]:
@@ -247,6 +274,11 @@ def _rich(value: object, name: str) -> object:
         return None
 
 
+def _is_around(file: str) -> bool:
+    """True for code around the cell's: our own, and that of the event loop that runs it."""
+    return file == __file__ or f"{os.sep}asyncio{os.sep}" in file
+
+
 def _described(error: BaseException) -> tuple[str, str, str]:
     """(type's name, text, traceback) of an exception."""
     try:
@@ -255,8 +287,8 @@ def _described(error: BaseException) -> tuple[str, str, str]:
         text = ""
     try:
         frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
-            frames = frames.tb_next  # our own
+        while frames is not None and _is_around(frames.tb_frame.f_code.co_filename):
+            frames = frames.tb_next
         at = frames
         while at is not None and at.tb_next is not None:
             if at.tb_next.tb_frame.f_code is _on_interrupt.__code__:
