@@ -42,6 +42,8 @@ _INSTALLATIONS = (
     (b"lib/node_modules", (b"bin", b"lib", b"include", b"share")),
 )
 _PYTHON_PARTS = (b"bin", b"lib", b"include", b"share")
+# Virtual environments of a project, by their usual names.
+_ENVIRONMENTS = (b".venv", b"venv", b"env")
 
 # Interpreters whose first argument that is no option names a script, and the options that take
 # the script's place.
@@ -102,11 +104,11 @@ def needs(
     """
     wanted = _Wanted(cwd, cwd if shown is None else shown)
     for directory in path:
-        # An activated environment is meant by whatever is run in it.
-        if directory.endswith(b"/bin"):
-            prefix = directory[: -len(b"/bin")]
-            if _exists(prefix, b"pyvenv.cfg") or _exists(prefix, b"conda-meta"):
-                wanted.add(prefix)
+        # Whatever is run may start tools by their names, as make and shells do.
+        wanted.installation(directory + b"/program")
+    for directory in dict.fromkeys((cwd, wanted.shown)):
+        for name in _ENVIRONMENTS:
+            wanted.environment(directory + b"/" + name)
     program = find(argv[0], path)
     if program is not None:
         wanted.program(program, path)
@@ -136,7 +138,7 @@ class _Wanted:
         self.readable: list[bytes] = []
         self.variables: dict[bytes, bytes] = {}
         self._cwd = cwd
-        self._shown = shown
+        self.shown = shown
         self._home = _tree.home()
 
     def add(self, path: bytes) -> bytes:
@@ -151,6 +153,18 @@ class _Wanted:
                 self.readable.append(each)
         return real
 
+    def environment(self, prefix: bytes) -> None:
+        """Adds the Python that a virtual environment is of, and nothing else that it leads to."""
+        if not _exists(prefix, b"pyvenv.cfg"):
+            return
+        links, real = resolve(prefix + b"/bin/python")
+        base = os.path.dirname(os.path.dirname(real))
+        if real.startswith(_SYSTEM) or not _has_python(base):
+            return
+        for link in links:
+            self.add(link)
+        self._parts(base, _PYTHON_PARTS)
+
     def program(self, path: bytes, search: list[bytes], depth: int = 0) -> None:
         """Adds a program, its installation, and its interpreter, if it is a script."""
         if depth == _MAX_INTERPRETERS or not os.path.isfile(os.path.join(self._cwd, path)):
@@ -158,14 +172,15 @@ class _Wanted:
         path = os.path.join(self._cwd, path)
         real = self.add(path)
         for each in dict.fromkeys((path, real)):
-            if not each.startswith(_SYSTEM):
-                self._installation(each)
+            self.installation(each)
         interpreter = _interpreter(real, search)
         if interpreter is not None:
             self.program(interpreter, search, depth + 1)
 
-    def _installation(self, program: bytes) -> None:
-        """Adds the tree that a program is part of."""
+    def installation(self, program: bytes) -> None:
+        """Adds the tree that a program is part of, outside of the system's trees."""
+        if program.startswith(_SYSTEM):
+            return
         directory = os.path.dirname(os.path.normpath(program))
         for shared in _SHARED_INSTALLATIONS:
             if program.startswith(shared + b"/"):
@@ -186,7 +201,7 @@ class _Wanted:
             if _exists(prefix, mark):
                 self._parts(prefix, parts)
                 return
-        if any(_is_python(prefix, name) for name in _names(prefix + b"/lib")):
+        if _has_python(prefix):
             self._parts(prefix, _PYTHON_PARTS)
 
     def _parts(self, prefix: bytes, parts: tuple[bytes, ...]) -> None:
@@ -198,7 +213,7 @@ class _Wanted:
     def _is_hidden(self, path: bytes) -> bool:
         if (path + b"/").startswith(_SYSTEM) or path in self.readable:
             return False
-        return not (self._shown != b"/" and (path + b"/").startswith(self._shown + b"/"))
+        return not (self.shown != b"/" and (path + b"/").startswith(self.shown + b"/"))
 
 
 def _exists(prefix: bytes, name: bytes) -> bool:
@@ -210,6 +225,12 @@ def _names(directory: bytes) -> list[bytes]:
         return os.listdir(directory)
     except OSError:
         return []
+
+
+def _has_python(prefix: bytes) -> bool:
+    if _tree.is_private(prefix):
+        return False
+    return any(_is_python(prefix, name) for name in _names(prefix + b"/lib"))
 
 
 def _is_python(prefix: bytes, name: bytes) -> bool:

@@ -35,6 +35,9 @@ _NEVER = "it is not visible, and no option shows it"
 # Calls that only ask. One that failed to use the same thing says more.
 _ASKING = ("stat", "access", "readlink", "statfs", "getxattr", "listxattr")
 
+# Runtimes ask for these whenever they start, and go on without.
+_OPTIONAL = frozenset({"pkey_alloc"})
+
 # Hidden things are named together by their folder from this many on.
 _TOGETHER = 3
 
@@ -105,7 +108,9 @@ def lines(
     denied = _grouped(denials)
     unsupported = list(
         dict.fromkeys(
-            f"not supported: {name}" + (f" ({detail})" if detail else "") for name, detail in events
+            f"not supported: {name}" + (f" ({detail})" if detail else "")
+            for name, detail in events
+            if name not in _OPTIONAL
         )
     )
     said = [*denied[:most]]
@@ -121,7 +126,8 @@ def lines(
 def _grouped(denials: list[tuple[str, str, str, int]]) -> list[str]:
     """A line for each thing that was refused, or for those of one folder; the last one first.
 
-    A program gives up soon after what it could not do without.
+    A program gives up soon after what it could not do without. Questions that no option would
+    answer otherwise come after the rest.
     """
     used = {path_of(what) for what, *_ in denials if what.partition(" ")[0] not in _ASKING}
     found: dict[str, tuple[str, str]] = {}
@@ -137,19 +143,21 @@ def _grouped(denials: list[tuple[str, str, str, int]]) -> list[str]:
         if flag_of(what, kind):
             folders.setdefault(os.path.dirname(path), []).append(path)
     told: list[str] = []
+    asked: list[str] = []
     done: set[str] = set()
     for key, (line, remedy) in found.items():
         folder = os.path.dirname(key)
         together = folders.get(folder, []) if key.startswith("/") else []
         if len(together) < _TOGETHER or _is_private(folder):
-            told.append(f"{line}; {remedy}")
+            is_question = line.split()[1] in _ASKING and remedy == _NEVER
+            (asked if is_question else told).append(f"{line}; {remedy}")
         elif folder not in done:
             done.add(folder)
             told.append(
                 f"denied: {len(together)} names below {folder}, such as "
                 f"{os.path.basename(together[0])}; allow them with --read {_quoted(folder)}"
             )
-    return told
+    return told + asked
 
 
 def _is_private(path: str) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import tempfile
 import venv
 
 import pytest
@@ -61,6 +63,34 @@ def test_an_activated_environment(home: pathlib.Path) -> None:
     assert hidden.status == 1
     assert hidden.stdout == b""
     assert hidden.guest_stderr.count(b"No such file") == len(secrets)
+
+
+def test_tools_of_a_project_are_found_by_what_starts_them(home: pathlib.Path) -> None:
+    project = home / "project"
+    (project / "Makefile").write_text(f"all:\n\t@.venv/bin/python -c '{PREFIXES}'\n")
+    native = subprocess.run(["make"], cwd=project, capture_output=True, check=True)
+    run = in_vm(["make"], cwd=project)
+    assert (run.status, run.stdout, run.stderr) == (0, native.stdout, b"")
+
+
+def test_only_what_is_there_is_told_as_refused(home: pathlib.Path) -> None:
+    """Programs look for settings, sockets and modules that are nowhere."""
+    cwd = home / "elsewhere"
+    # The host's /tmp is another one.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as hidden:
+        there = pathlib.Path(hidden, "there")
+        there.touch()
+        script = f"id -un >/dev/null; cat {hidden}/nowhere {there}; exit 3"
+        run = in_vm(["bash", "-c", script], cwd=cwd)
+        told = f"kvmlet: denied: open {there} (ENOENT); it is not visible; "
+        assert (run.status, run.own_lines) == (3, [f"{told}allow it with --read {there}"])
+        bound = f"{hidden}/socket"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(bound)
+            connect = f"import socket; socket.socket(socket.AF_UNIX).connect({bound!r})"
+            run = in_vm(["/usr/bin/python3", "-c", connect], cwd=cwd)
+        told = f"kvmlet: denied: connect {bound} (ENOENT); sockets of the host cannot be reached"
+        assert (run.status, run.own_lines) == (1, [told])
 
 
 def test_a_script_wherever_it_lies(home: pathlib.Path) -> None:

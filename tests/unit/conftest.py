@@ -40,6 +40,8 @@ USERS = (
 def native(monkeypatch: pytest.MonkeyPatch) -> FakeNative:
     fake = FakeNative()
     monkeypatch.delenv("KVMLET_CALLS", raising=False)
+    # The caller's tools would be shown too.
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
     for user in USERS:
         monkeypatch.setattr(importlib.import_module(user), "_native", fake)
     return fake

@@ -354,6 +354,22 @@ def test_denials_after_a_failure(native: FakeNative, capfd: Capture) -> None:
     ]
 
 
+def test_what_no_option_answers_comes_last(native: FakeNative, capfd: Capture) -> None:
+    native.outcome = Outcome(
+        exit_code=4,
+        denials=[
+            ("resolve a.example", "NXDOMAIN", "address", 1),
+            ("stat /etc/wgetrc", "ENOENT", "hidden", 1),
+        ],
+        events=[("pkey_alloc", "")],
+    )
+    assert main(["run", "x"]) == 4
+    assert capfd.readouterr().err.splitlines() == [
+        "kvmlet: denied: resolve a.example (NXDOMAIN); allow it with --net a.example",
+        "kvmlet: denied: stat /etc/wgetrc (ENOENT); it is not visible, and no option shows it",
+    ]
+
+
 def test_hidden_names_of_one_folder_are_told_together(native: FakeNative, capfd: Capture) -> None:
     native.outcome = Outcome(
         exit_code=1,

@@ -79,6 +79,38 @@ def test_a_virtual_environment_and_its_interpreter(home: Path) -> None:
     assert str(venv) in shown("true", path=str(venv / "bin"))
 
 
+def test_tools_that_are_started_by_others(home: Path, tmp_path: Path) -> None:
+    """Make and shells start tools in the caller's PATH and of the project's environment."""
+    (home / ".rustup").mkdir()
+    cargo = program(home / ".cargo" / "bin" / "cargo")
+    version = home / ".nvm" / "versions" / "node" / "v20"
+    program(version / "bin" / "node")
+    (version / "lib" / "node_modules").mkdir(parents=True)
+    path = f"{cargo.parent}:{version}/bin:{home}/bin:/usr/bin"
+    parts = {str(cargo.parent), str(home / ".rustup"), str(version / "bin"), str(version / "lib")}
+    assert set(shown("make", path=path)) == parts
+    base = home / ".pyenv" / "versions" / "3.11"
+    python = program(base / "bin" / "python3.11")
+    program(base / "lib" / "python3.11" / "os.py")
+    project = tmp_path / "project"
+    (project / "sub").mkdir(parents=True)
+    environment = project / ".venv" / "bin"
+    environment.mkdir(parents=True)
+    (project / ".venv" / "pyvenv.cfg").write_text("")
+    (environment / "python").symlink_to("python3")
+    (environment / "python3").symlink_to(python)
+    own = {str(python), str(base / "bin"), str(base / "lib")}
+    assert set(shown("make", cwd=str(project))) == own
+    argv, cwd = [b"make"], os.fsencode(project / "sub")
+    assert set(needs(argv, cwd, [], os.fsencode(project))[0]) == {os.fsencode(each) for each in own}
+    # A link that a program has left there shows nothing that is no Python.
+    program(home / "other" / "pyvenv.cfg")
+    for target in (home / "secret", home / "other" / "bin" / "python"):
+        (environment / "python3").unlink()
+        (environment / "python3").symlink_to(program(target))
+        assert shown("make", cwd=str(project)) == []
+
+
 def test_a_home_directory_is_never_shown_as_a_whole(home: Path, tmp_path: Path) -> None:
     (home / "bin").mkdir()
     (home / "pyvenv.cfg").write_text("")

@@ -153,7 +153,7 @@ impl Sandbox {
             machine.memory.peak_bytes(),
             &host.report,
         );
-        let (denials, events) = host.report.take();
+        let (denials, events) = host.take_report();
         RunOutcome {
             ending,
             stdout: std::mem::take(&mut host.captured.stdout),

@@ -19,6 +19,7 @@
     )
 )]
 
+mod absent;
 pub mod attr;
 pub mod change;
 mod credentials;

@@ -73,12 +73,23 @@ pub fn is_same(one: &Attr, other: &Attr) -> bool {
 /// act on the machine or tell of other processes, this one included.
 #[must_use]
 pub fn is_kernel_file(fd: BorrowedFd<'_>, attr: &Attr) -> bool {
+    is_on(fd, attr, &KERNEL_FILE_SYSTEMS)
+}
+
+/// True for a directory in which names are mounted once they are looked up (autofs).
+pub(crate) fn is_mounting(fd: BorrowedFd<'_>, attr: &Attr) -> bool {
+    const AUTOFS: i64 = 0x187;
+    is_on(fd, attr, &[AUTOFS])
+}
+
+/// True for what lies on one of these file systems of the kernel's.
+fn is_on(fd: BorrowedFd<'_>, attr: &Attr, kinds: &[i64]) -> bool {
     // They are on no device, which spares most files the question.
     if rustix::fs::major(attr.dev) != 0 {
         return false;
     }
     // Those answer; 9p, say, does not of every symbolic link.
-    rustix::fs::fstatfs(fd).is_ok_and(|found| KERNEL_FILE_SYSTEMS.contains(&found.f_type))
+    rustix::fs::fstatfs(fd).is_ok_and(|found| kinds.contains(&found.f_type))
 }
 
 /// The target of a symbolic link opened as a location.

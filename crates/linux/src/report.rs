@@ -58,7 +58,21 @@ pub enum Remedy {
     MoreMappings,
 }
 
+impl Denial {
+    /// The path that was refused, if it is one and is told as it is.
+    pub(crate) fn path(&self) -> Option<&[u8]> {
+        let (_, path) = self.what.split_once(' ')?;
+        let is_whole = path.len() < TEXT_MAX - TEXT_END && !path.contains(['\\', '\u{fffd}']);
+        (path.starts_with('/') && is_whole).then_some(path.as_bytes())
+    }
+}
+
 impl Remedy {
+    /// True if the program was told that nothing is there.
+    pub(crate) fn is_hidden(self) -> bool {
+        matches!(self, Self::HiddenTree | Self::HostSocket)
+    }
+
     /// The name that the library knows it by, which has the words.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -619,6 +619,7 @@ impl Walker<'_, '_> {
         }
         let (errno, remedy) = match self.request.intent {
             // As if it were not there: a program goes on without a setting that it cannot see.
+            Intent::Read if self.request.is_for_socket() => (Errno::ENOENT, Remedy::HostSocket),
             Intent::Read => (Errno::ENOENT, Remedy::HiddenTree),
             Intent::Write => (Errno::EROFS, Remedy::ReadOnlyTree),
         };

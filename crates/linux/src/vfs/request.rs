@@ -81,3 +81,10 @@ pub struct Request<'a> {
     /// Limits.
     pub resolve: Resolve,
 }
+
+impl Request<'_> {
+    /// True if it looks for a socket to send to: no option shows one of the host's.
+    pub(super) fn is_for_socket(&self) -> bool {
+        matches!(self.call, "connect" | "sendto" | "sendmsg" | "sendmmsg")
+    }
+}

@@ -242,8 +242,10 @@ mod tests {
 
     #[test]
     fn many_that_send_at_once_have_their_turns() {
-        let mut peers = Peers::default();
-        peers.arriving = (0..160).map(|number| UDP_TOKEN | number).collect();
+        let mut peers = Peers {
+            arriving: (0..160).map(|number| UDP_TOKEN | number).collect(),
+            ..Peers::default()
+        };
         let mut seen = BTreeSet::new();
         for _ in 0..3 {
             let turn = peers.turn();
