@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import HW, NO_RUNTIMES, repeated, sized
+from e2e.oracle import HW, NO_RUNTIMES, in_vm, repeated, sized
 
 if TYPE_CHECKING:
     import pathlib
@@ -72,6 +73,13 @@ def test_parents_that_wait_in_vfork(oracle: Oracle, guests: pathlib.Path) -> Non
 
 def test_programs_by_descriptor(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./execat"], cwd=guests)
+
+
+def test_files_of_others(guests: pathlib.Path) -> None:
+    """As root with its capabilities, which other comparisons are made without."""
+    native = subprocess.run(["./rootfiles"], cwd=guests, stdout=subprocess.PIPE, check=True)
+    run = in_vm(["./rootfiles"], cwd=guests)
+    assert (run.status, run.stdout.decode().splitlines()) == (0, native.stdout.decode().splitlines())
 
 
 def test_calls_on_other_processes(oracle: Oracle, guests: pathlib.Path) -> None:

@@ -320,3 +320,29 @@ os.rename("x", "/tmp/a")
 """
     run = in_vm(["/usr/bin/python3", "-c", code], cwd=room, options=["-m", "48m"])
     assert run.stdout.decode().split() == ["ENOMEM", "True", "1", "True"], run
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_over_files_of_others(tmp_path: pathlib.Path, vm: None) -> None:
+    """It changes the tree as natively, and reads no more of the host than the mode bits allow."""
+    room = tmp_path / "room"
+    (room / "closed").mkdir(parents=True)
+    for name in ("f", "secret", "closed/inside"):
+        (room / name).write_text("old\n")
+    (room / "secret").chmod(0o600)
+    (room / "closed").chmod(0o700)
+    for name in ("", "f", "secret", "closed", "closed/inside"):
+        os.chown(room / name, 1000, 1000)
+    script = """
+        echo new > new; echo more >> f; chown 2000:3000 f; chmod 600 f; cat f; stat -c %a,%u,%g f new
+        for path in secret closed/inside; do cat $path; chmod 666 $path; chown 0 $path; done 2>&1
+        cat secret closed/inside 2>&1; ls closed 2>&1; chmod 777 closed 2>&1; echo own > secret
+    """
+    run = in_vm(["bash", "-c", script], cwd=room)
+    lines = run.stdout.decode().splitlines()
+    assert lines[:4] == ["old", "more", "600,2000,3000", "644,0,0"]
+    assert len(lines) == 14
+    for line in lines[4:]:
+        assert "Permission denied" in line or "Operation not permitted" in line, line
+    assert b"secret: Permission denied" in run.stderr
+    assert (room / "f").read_text() == "old\n"

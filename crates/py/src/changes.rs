@@ -90,6 +90,7 @@ impl Changes {
                     size,
                     mtime,
                     ctime,
+                    ..
                 } = *seen;
                 (dev, ino, mode, nlink, size, ns(mtime), ns(ctime))
             };

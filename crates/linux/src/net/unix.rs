@@ -197,7 +197,7 @@ pub fn find(
         cx.host.report.deny(what, Errno::EACCES, Remedy::HostSocket);
         return Err(Errno::EACCES);
     }
-    if !attr.grants(&cx.host.credentials, MAY_WRITE) {
+    if !vfs::privilege::permits_found(cx, &found, &attr, MAY_WRITE)? {
         return Err(Errno::EACCES);
     }
     let inode = match found.node {

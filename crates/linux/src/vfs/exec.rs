@@ -11,6 +11,7 @@ use kvmlet_hostfs::attr::{Attr, MAY_EXEC, S_IFREG};
 use super::file::Contents;
 use super::open::Opened;
 use super::path::{self, Intent, Last, Node, Request, Resolve};
+use super::privilege;
 use super::{access, attr_of};
 use crate::cx::Cx;
 use crate::fd::{FileId, OpenFlags};
@@ -80,7 +81,7 @@ pub fn open_exec_fd(cx: &mut Cx<'_>, fd: i32) -> Result<ExecFile, Errno> {
     }
     if file.flags.contains(OpenFlags::PATH)
         && super::file::contents(cx, &file.kind) == Contents::None
-        && is_program(cx, &attr)
+        && is_program(cx, &found, &attr)?
     {
         // It is a name so far.
         let flags = OpenFlags::empty();
@@ -120,13 +121,13 @@ pub fn is_directory(cx: &mut Cx<'_>, path: &[u8]) -> bool {
 }
 
 /// True if it may be executed. Linux answers EACCES for a directory too.
-fn is_program(cx: &Cx<'_>, attr: &Attr) -> bool {
-    attr.kind() == S_IFREG && attr.grants(&cx.host.credentials, MAY_EXEC)
+fn is_program(cx: &Cx<'_>, found: &path::Found, attr: &Attr) -> Result<bool, Errno> {
+    Ok(attr.kind() == S_IFREG && privilege::permits_found(cx, found, attr, MAY_EXEC)?)
 }
 
 fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
     let mut attr = attr_of(cx, &found)?;
-    if !is_program(cx, &attr) {
+    if !is_program(cx, &found, &attr)? {
         return Err(Errno::EACCES);
     }
     let path: Arc<[u8]> = Arc::from(found.path.as_slice());
@@ -146,7 +147,7 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
                 }
             };
             attr = access::check_opened(cx.host, fd.as_fd(), &attr)?;
-            if !is_program(cx, &attr) {
+            if attr.kind() != S_IFREG || !attr.grants(&cx.host.credentials, MAY_EXEC) {
                 return Err(Errno::EACCES);
             }
             let id = cx.host.insert_opened(fd, HostKind::File)?;

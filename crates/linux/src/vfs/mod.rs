@@ -22,6 +22,7 @@ pub mod overlay;
 pub mod path;
 pub mod pidfd;
 pub mod pipe;
+pub mod privilege;
 pub mod procfs;
 pub mod ready;
 pub mod request;

@@ -15,6 +15,7 @@ use kvmlet_policy::join;
 
 use super::file;
 use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve, Start, Walked};
+use super::privilege;
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody};
 use super::{Dir, access, attr_of, fifo, hosttree, notify, now, overlay, set_tmp_size};
@@ -206,7 +207,11 @@ pub(super) fn open_found(
     if attr.is_dir() && (flags.writable() || flags.contains(OpenFlags::CREAT)) {
         return Err(Errno::EISDIR);
     }
-    if flags.contains(OpenFlags::NOATIME) && attr.uid != cx.host.credentials.uid {
+    let is_others = match found.node {
+        Node::Tmp(inode) => !privilege::owns(cx, inode)?,
+        _ => attr.uid != cx.host.credentials.uid,
+    };
+    if flags.contains(OpenFlags::NOATIME) && is_others {
         return Err(Errno::EPERM);
     }
     let fifo = matches!(found.node, Node::Host(..)) && attr.kind() == S_IFIFO;
@@ -314,7 +319,7 @@ pub(super) fn open_tmp(
     if flags.writable() || flags.contains(OpenFlags::TRUNC) {
         wanted |= MAY_WRITE;
     }
-    if !attr.grants(&cx.host.credentials, wanted) {
+    if !privilege::permits(cx, inode, wanted)? {
         return Err(Errno::EACCES);
     }
     if attr.kind() == S_IFIFO {
@@ -399,10 +404,9 @@ pub fn writable_directory(
     if attr.nlink == 0 {
         return Err(Errno::ENOENT);
     }
-    if attr.grants(&cx.host.credentials, MAY_WRITE | MAY_EXEC) {
-        Ok(inode)
-    } else {
-        Err(Errno::EACCES)
+    match privilege::permits(cx, inode, MAY_WRITE | MAY_EXEC)? {
+        true => Ok(inode),
+        false => Err(Errno::EACCES),
     }
 }
 

@@ -13,6 +13,7 @@ use kvmlet_policy::{Place, is_canonical, is_name, join, parent};
 use super::Dir;
 use super::access;
 use super::overlay::{self, Look};
+use super::privilege;
 pub use super::request::{Intent, Last, Request, Resolve, Start};
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, MAX_NAME, TmpFs};
@@ -389,11 +390,9 @@ impl Walker<'_, '_> {
         let Some(inode) = self.at.tmp else {
             return Ok(());
         };
-        let attr = self.cx.kernel.tmpfs.attr(inode)?;
-        if attr.grants(&self.cx.host.credentials, MAY_EXEC) {
-            Ok(())
-        } else {
-            Err(Errno::EACCES)
+        match privilege::permits(self.cx, inode, MAY_EXEC)? {
+            true => Ok(()),
+            false => Err(Errno::EACCES),
         }
     }
 

@@ -22,6 +22,7 @@ use crate::vfs::notify;
 use crate::vfs::open::{S_ISGID, deny_write};
 use crate::vfs::overlay;
 use crate::vfs::path::{Found, Node};
+use crate::vfs::privilege;
 use crate::vfs::tmpfs::InodeId;
 
 /// Something whose attributes are to be changed.
@@ -30,6 +31,16 @@ enum Changeable {
     Inode(InodeId),
     /// On the host.
     Host(hosttree::Object),
+}
+
+impl Changeable {
+    /// True if the program is root over it.
+    fn is_root(&self, cx: &Cx<'_>) -> Result<bool, Errno> {
+        match self {
+            Self::Inode(inode) => privilege::is_root_over(cx, *inode),
+            Self::Host(_) => Ok(false),
+        }
+    }
 }
 
 fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<Changeable, Errno> {
@@ -92,11 +103,12 @@ fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> Sy
     if attr.is_symlink() {
         return Err(Errno::EOPNOTSUPP);
     }
-    if attr.uid != cx.host.credentials.uid {
+    let is_root = changed.is_root(cx)?;
+    if attr.uid != cx.host.credentials.uid && !is_root {
         return Err(Errno::EPERM);
     }
     let mut mode = mode & 0o7777;
-    if !cx.host.credentials.is_member(attr.gid) {
+    if !cx.host.credentials.is_member(attr.gid) && !is_root {
         mode &= !S_ISGID;
     }
     let now = vfs::now(cx.host);
@@ -166,7 +178,7 @@ pub fn sys_fchmod(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     set_mode(cx, "fchmod", &found, mode)
 }
 
-/// Changes owner and group as far as a program without CAP_CHOWN may: the owner stays, the group
+/// Changes owner and group. Root may change those of values; else, as without CAP_CHOWN, the owner stays and the group
 /// becomes one of the caller's.
 fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u32, gid: u32) -> SysResult {
     if socket_of(cx, found).is_some() {
@@ -180,10 +192,12 @@ fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u32, gid: 
     let credentials = &cx.host.credentials;
     let wanted = |id: u32| Some(id).filter(|id| *id != u32::MAX);
     let is_owner = attr.uid == credentials.uid;
-    if wanted(uid).is_some_and(|uid| uid != attr.uid || !is_owner) {
+    let is_root = changed.is_root(cx)?;
+    if wanted(uid).is_some_and(|uid| uid != attr.uid || !is_owner) && !is_root {
         return Err(Errno::EPERM);
     }
     if let Some(gid) = wanted(gid)
+        && !is_root
         && !(is_owner && (gid == attr.gid || credentials.is_member(gid)))
     {
         return Err(Errno::EPERM);
@@ -198,9 +212,8 @@ fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u32, gid: 
         }
     };
     let inode = cx.kernel.tmpfs.get_mut(id)?;
-    if let Some(gid) = wanted(gid) {
-        inode.gid = gid;
-    }
+    inode.uid = wanted(uid).unwrap_or(inode.uid);
+    inode.gid = wanted(gid).unwrap_or(inode.gid);
     if !attr.is_dir() {
         // The set-id bits do not survive a change of owner (chown(2)).
         inode.mode &= !0o4000;
@@ -293,7 +306,7 @@ fn set_times(
     let changed = changeable(cx, call, found)?;
     let attr = attr_of(cx, &changed)?;
     let credentials = &cx.host.credentials;
-    if attr.uid != credentials.uid {
+    if attr.uid != credentials.uid && !changed.is_root(cx)? {
         if (access, modification) != (Stamp::Now, Stamp::Now) {
             return Err(Errno::EPERM);
         }
@@ -442,12 +455,7 @@ pub fn sys_truncate(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         Changeable::Inode(inode) => inode,
         Changeable::Host(object) => return truncate_on_host(cx, &object, size),
     };
-    if !cx
-        .kernel
-        .tmpfs
-        .attr(inode)?
-        .grants(&cx.host.credentials, MAY_WRITE)
-    {
+    if !privilege::permits(cx, inode, MAY_WRITE)? {
         return Err(Errno::EACCES);
     }
     vfs::size_limit::check_size(cx, &FileKind::Tmp(inode), size)?;

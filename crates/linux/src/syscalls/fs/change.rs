@@ -5,14 +5,11 @@ use kvmlet_abi::linux::fcntl::F_SEAL_SEAL;
 use kvmlet_abi::linux::{
     fcntl::AT_REMOVEDIR,
     fs::{RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT},
-    stat::S_ISVTX,
 };
 use std::sync::Arc;
 
 use kvmlet_abi::{Errno, Gva};
-use kvmlet_hostfs::attr::{
-    MAY_EXEC, MAY_WRITE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK,
-};
+use kvmlet_hostfs::attr::{MAY_WRITE, S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFREG, S_IFSOCK};
 use kvmlet_hostfs::change::Present;
 use kvmlet_policy::join;
 
@@ -30,6 +27,7 @@ use crate::vfs::open::{IsDir, deny_write, new_attr, writable_directory};
 use crate::vfs::overlay;
 use crate::vfs::path::CANONICAL_MAX;
 use crate::vfs::path::{At, Found, Missing, Node};
+use crate::vfs::privilege;
 use crate::vfs::tmpfs::{DirData, Exchange, InodeId, NewBody};
 use crate::vfs::{self, Dir};
 
@@ -357,7 +355,7 @@ fn removable(cx: &mut Cx<'_>, target: Target, missing: &Missing) -> Result<Inode
     };
     stays(cx, &missing.dir, &missing.name)?;
     let inode = overlay::entry(cx, dir, &missing.name)?;
-    check_delete(cx, dir, inode)?;
+    privilege::check_delete(cx, dir, inode)?;
     Ok(dir)
 }
 
@@ -386,19 +384,6 @@ fn list_to_replace(cx: &mut Cx<'_>, inode: InodeId) -> Result<(), Errno> {
         .is_ok_and(DirData::is_empty)
     {
         overlay::list(cx, inode)?;
-    }
-    Ok(())
-}
-
-fn check_delete(cx: &Cx<'_>, dir: InodeId, inode: InodeId) -> Result<(), Errno> {
-    let uid = cx.host.credentials.uid;
-    let parent = cx.kernel.tmpfs.attr(dir)?;
-    if !parent.grants(&cx.host.credentials, MAY_WRITE | MAY_EXEC) {
-        return Err(Errno::EACCES);
-    }
-    let owner = cx.kernel.tmpfs.get(inode)?.uid;
-    if parent.mode & S_ISVTX != 0 && uid != owner && uid != parent.uid {
-        return Err(Errno::EPERM);
     }
     Ok(())
 }
@@ -522,22 +507,15 @@ fn rename(cx: &mut Cx<'_>, old: Target, new: Target, flags: u32) -> SysResult {
             Errno::ENOTEMPTY
         });
     }
-    check_delete(cx, source_dir, source)?;
+    privilege::check_delete(cx, source_dir, source)?;
     match target {
-        Some(target) => check_delete(cx, target_dir, target)?,
+        Some(target) => privilege::check_delete(cx, target_dir, target)?,
         None => {
             writable_directory(cx, new.call, &to.dir, &to.name)?;
         }
     }
     // A directory that changes its parent is itself changed: its `..`.
-    if source_is_dir
-        && source_dir != target_dir
-        && !cx
-            .kernel
-            .tmpfs
-            .attr(source)?
-            .grants(&cx.host.credentials, MAY_WRITE)
-    {
+    if source_is_dir && source_dir != target_dir && !privilege::permits(cx, source, MAY_WRITE)? {
         return Err(Errno::EACCES);
     }
     if let Some(target) = target.filter(|target| !exchange && *target != source) {

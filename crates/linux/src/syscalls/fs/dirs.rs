@@ -17,6 +17,7 @@ use crate::outcome::SysResult;
 use crate::syscalls::args::{Args, Fd, Len, Ptr, Str, Uint};
 use crate::vfs::file::{self, Names};
 use crate::vfs::path::{At, Node};
+use crate::vfs::privilege;
 use crate::vfs::synth::{entry_number, inode_number};
 use crate::vfs::tmpfs::InodeId;
 use crate::vfs::{self, Dir, notify, overlay, synth};
@@ -53,7 +54,7 @@ pub fn sys_chdir(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     if !attr.is_dir() {
         return Err(Errno::ENOTDIR);
     }
-    if !attr.grants(&cx.host.credentials, MAY_EXEC) {
+    if !privilege::permits_found(cx, &found, &attr, MAY_EXEC)? {
         return Err(Errno::EACCES);
     }
     let tmp = match found.node {

@@ -182,7 +182,7 @@ fn access(cx: &mut Cx<'_>, dirfd: i32, path: Gva, mode: u32, flags: u32) -> SysR
         return Err(Errno::EROFS);
     }
     let no_exec = matches!(found.node, Node::Synth(_)) && !attr.is_dir() && mode & MAY_EXEC != 0;
-    if no_exec || !attr.grants(&cx.host.credentials, mode) {
+    if no_exec || !vfs::privilege::permits_found(cx, &found, &attr, mode)? {
         return Err(Errno::EACCES);
     }
     Ok(0)

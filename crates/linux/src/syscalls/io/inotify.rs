@@ -19,6 +19,7 @@ use crate::vfs::attr_of;
 use crate::vfs::inotify::Subject;
 use crate::vfs::open::description;
 use crate::vfs::path::{self, Intent, Last, Node, Request, Resolve};
+use crate::vfs::privilege;
 use crate::vfs::{notify, overlay};
 
 /// All bits that inotify_add_watch(2) knows (ALL_INOTIFY_BITS).
@@ -110,7 +111,7 @@ fn find(cx: &mut Cx<'_>, path: &[u8], mask: u32) -> Result<Subject, Errno> {
     if mask & IN_ONLYDIR != 0 && !attr.is_dir() {
         return Err(Errno::ENOTDIR);
     }
-    if !attr.is_symlink() && !attr.grants(&cx.host.credentials, MAY_READ) {
+    if !attr.is_symlink() && !privilege::permits_found(cx, &found, &attr, MAY_READ)? {
         return Err(Errno::EACCES);
     }
     // Of an overlay, an inode that keeps its watch when it is moved.

@@ -71,6 +71,8 @@ impl LowerFile {
 pub struct LowerDir {
     /// The place where it is found ([`kvmlet_hostfs::Roots`]).
     pub path: Arc<[u8]>,
+    /// The directory as it was found.
+    pub seen: Seen,
     /// Names of it that do not show: removed, or now an entry's. With the host's object that was found there.
     hidden: OrdMap<Arc<[u8]>, Seen>,
     /// Names of it that show, while the directory is open and has been listed.
@@ -87,6 +89,10 @@ pub struct Seen {
     pub ino: u64,
     /// Type and permission bits.
     pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
     /// Names that it had.
     pub nlink: u64,
     /// Size in bytes.
@@ -105,6 +111,8 @@ impl Seen {
             dev: attr.dev,
             ino: attr.ino,
             mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
             nlink: attr.nlink,
             size: attr.size,
             mtime: attr.mtime,
@@ -207,7 +215,8 @@ impl TmpFs {
         path: &[u8],
         attr: &Attr,
     ) -> Result<InodeId, Errno> {
-        let mut root = Inode::from_host(self.next_id(), lower_dir(self.next_id(), path), attr);
+        let mut root =
+            Inode::from_host(self.next_id(), lower_dir(self.next_id(), path, attr), attr);
         root.pinned = Pinned::Yes;
         let id = self.put(memory, root)?;
         self.roots.insert(id, Arc::from(path));
@@ -300,7 +309,7 @@ impl TmpFs {
                 let id = self.next_id();
                 let body = match attr.kind() {
                     S_IFREG => lower_file(&place, attr),
-                    S_IFDIR => lower_dir(dir, &place),
+                    S_IFDIR => lower_dir(dir, &place, attr),
                     S_IFLNK => Body::Symlink(Arc::from(target)),
                     S_IFIFO => Body::Fifo,
                     _ => Body::Special(attr.rdev),
@@ -484,10 +493,11 @@ fn lower_file(path: &[u8], attr: &Attr) -> Body {
     })
 }
 
-fn lower_dir(parent: InodeId, path: &[u8]) -> Body {
+fn lower_dir(parent: InodeId, path: &[u8], attr: &Attr) -> Body {
     let mut data = DirData::new(parent);
     data.lower = Some(LowerDir {
         path: Arc::from(path),
+        seen: Seen::of(attr),
         hidden: OrdMap::new(),
         listed: OrdMap::new(),
     });
