@@ -334,7 +334,8 @@ def test_root_over_files_of_others(tmp_path: pathlib.Path, vm: None) -> None:
     for name in ("", "f", "secret", "closed", "closed/inside"):
         os.chown(room / name, 1000, 1000)
     script = """
-        echo new > new; echo more >> f; chown 2000:3000 f; chmod 600 f; cat f; stat -c %a,%u,%g f new
+        echo new > new; echo more >> f; chown 2000:3000 f; chmod 600 f
+        cat f; stat -c %a,%u,%g f new
         for path in secret closed/inside; do cat $path; chmod 666 $path; chown 0 $path; done 2>&1
         cat secret closed/inside 2>&1; ls closed 2>&1; chmod 777 closed 2>&1; echo own > secret
     """
