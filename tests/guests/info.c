@@ -91,6 +91,13 @@ int main(void) {
     SHOW(prctl(PR_GET_NAME, name, 0, 0, 0));
     printf("<%s>\n", name);
     FAILS(prctl(99999, 0, 0, 0, 0), EINVAL);
+    SHOW(prctl(PR_GET_SECUREBITS, 0, 0, 0, 0));
+    SHOW(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, 1, 0, 0));
+    SHOW(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, 1, 0, 0));
+    SHOW(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_LOWER, 1, 0, 0));
+    SHOW(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
+    FAILS(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_IS_SET, 99, 0, 0), EINVAL);
+    FAILS(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 1, 0), EINVAL);
     SHOW(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
     SHOW(prctl(PR_GET_DUMPABLE, 0, 0, 0, 0));
 

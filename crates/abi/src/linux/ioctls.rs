@@ -20,6 +20,9 @@ pub const TIOCSWINSZ: u32 = 0x5414;
 pub const FIONREAD: u32 = 0x541b;
 pub const TIOCPKT: u32 = 0x5420;
 pub const FIONBIO: u32 = 0x5421;
+/// From linux/fs.h, as the next one.
+pub const FICLONE: u32 = 0x4004_9409;
+pub const FICLONERANGE: u32 = 0x4020_940d;
 pub const TIOCNOTTY: u32 = 0x5422;
 pub const TIOCSETD: u32 = 0x5423;
 pub const TIOCGETD: u32 = 0x5424;

@@ -8,10 +8,12 @@ use kvmlet_abi::linux::{
         LINUX_CAPABILITY_VERSION_1, LINUX_CAPABILITY_VERSION_2, LINUX_CAPABILITY_VERSION_3,
     },
     prctl::{
-        ARCH_GET_FS, ARCH_GET_GS, ARCH_SET_FS, ARCH_SET_GS, PR_CAPBSET_READ,
-        PR_GET_CHILD_SUBREAPER, PR_GET_DUMPABLE, PR_GET_NAME, PR_GET_NO_NEW_PRIVS,
-        PR_GET_PDEATHSIG, PR_GET_TIMERSLACK, PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NAME,
-        PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, PR_SET_VMA,
+        ARCH_GET_FS, ARCH_GET_GS, ARCH_SET_FS, ARCH_SET_GS, PR_CAP_AMBIENT,
+        PR_CAP_AMBIENT_CLEAR_ALL, PR_CAP_AMBIENT_IS_SET, PR_CAP_AMBIENT_LOWER,
+        PR_CAP_AMBIENT_RAISE, PR_CAPBSET_READ, PR_GET_CHILD_SUBREAPER, PR_GET_DUMPABLE,
+        PR_GET_NAME, PR_GET_NO_NEW_PRIVS, PR_GET_PDEATHSIG, PR_GET_SECUREBITS, PR_GET_TIMERSLACK,
+        PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS,
+        PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, PR_SET_VMA,
     },
 };
 use kvmlet_abi::regs::is_canonical;
@@ -461,6 +463,9 @@ pub fn sys_arch_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(0)
 }
 
+/// CAP_CHECKPOINT_RESTORE, the highest of them (capabilities(7)).
+const LAST_CAPABILITY: u64 = 40;
+
 /// prctl(2): names, dumpability, no-new-privs, parent-death signal, capabilities as held (none).
 ///
 /// # Errors
@@ -518,12 +523,21 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
             Ok(0)
         }
         PR_CAPBSET_READ => {
-            if arg2 <= 40 {
+            if arg2 <= LAST_CAPABILITY {
                 Ok(0)
             } else {
                 Err(Errno::EINVAL)
             }
         }
+        // As without any capability (capabilities(7), "Ambient").
+        PR_GET_SECUREBITS => Ok(0),
+        PR_CAP_AMBIENT if arg4 != 0 || arg5 != 0 => Err(Errno::EINVAL),
+        PR_CAP_AMBIENT => match (arg2, arg3) {
+            (PR_CAP_AMBIENT_CLEAR_ALL, 0) => Ok(0),
+            (PR_CAP_AMBIENT_IS_SET | PR_CAP_AMBIENT_LOWER, 0..=LAST_CAPABILITY) => Ok(0),
+            (PR_CAP_AMBIENT_RAISE, 0..=LAST_CAPABILITY) => Err(Errno::EPERM),
+            _ => Err(Errno::EINVAL),
+        },
         PR_SET_TIMERSLACK => Ok(0),
         PR_GET_TIMERSLACK => Ok(50_000),
         PR_SET_NO_NEW_PRIVS => {

@@ -2,8 +2,8 @@
 //! among themselves. All of them together are a part of the caller's job, and are never stopped with it.
 
 use kvmlet_abi::linux::ioctls::{
-    TCFLSH, TCGETS, TCSETS, TCSETSF, TCSETSW, TIOCGPGRP, TIOCGSID, TIOCGWINSZ, TIOCSPGRP, TIOCSTI,
-    TIOCSWINSZ,
+    FICLONE, FICLONERANGE, TCFLSH, TCGETS, TCSETS, TCSETSF, TCSETSW, TIOCGPGRP, TIOCGSID,
+    TIOCGWINSZ, TIOCSPGRP, TIOCSTI, TIOCSWINSZ,
 };
 use std::os::fd::AsFd;
 
@@ -204,8 +204,12 @@ pub(super) fn control(
 ) -> Result<Outcome, Errno> {
     let terminal = file::host(&file.kind).filter(|host| is_terminal(cx, *host));
     let Some(host) = terminal else {
-        // What isatty(3) and stdio ask of every file is no event.
-        if !matches!(request, TCGETS | TIOCGWINSZ | TIOCGPGRP) {
+        // Programs ask if a file shares its blocks, and go on by copying (ioctl_ficlone(2)).
+        if matches!(request, FICLONE | FICLONERANGE) {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        // Questions to a terminal have their true answer: it is none.
+        if request >> 8 != u32::from(b'T') {
             cx.host
                 .report
                 .unsupported("ioctl", format!("request {request:#x}"));
