@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvmlet_abi::Errno;
 use kvmlet_policy::{Policy, beneath};
@@ -13,7 +14,7 @@ use crate::attr::{Attr, MAY_READ, S_IFDIR, S_IFLNK, S_IFREG, S_IFSOCK};
 use crate::change::{self, WriteMode};
 use crate::credentials::{Credentials, check_mode};
 use crate::error::errno;
-use crate::handle::open_in;
+use crate::handle::{locate_in, open_in};
 use crate::hostfd::HostFd;
 use crate::object::{attr_of, read_at};
 
@@ -40,6 +41,8 @@ pub struct Roots {
     /// What is visible at another path than the host's and may be a file: that path, and the host's.
     elsewhere: Vec<(Vec<u8>, Vec<u8>)>,
     lookup: Lookup,
+    /// Names that the host has looked up for it.
+    steps: AtomicU64,
 }
 
 pub(crate) const LOCATION: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -71,6 +74,7 @@ impl Roots {
             bases: vec![(b"/".to_vec(), Arc::new(base(root)?))],
             elsewhere: Vec::new(),
             lookup,
+            steps: AtomicU64::new(0),
         };
         let outside_etc = policy
             .mounts()
@@ -127,6 +131,8 @@ impl Roots {
             rest
         };
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let names = rest.split(|byte| *byte == b'/').count();
+        self.steps.fetch_add(names as u64, Ordering::Relaxed);
         match self.lookup {
             Lookup::OpenAt2 => open_beneath(fd.as_fd(), rest, flags),
             Lookup::Stepwise => open_stepwise(fd.as_fd(), rest, flags),
@@ -148,6 +154,21 @@ impl Roots {
         let fd = self.open_at(path, LOCATION)?;
         let attr = attr_of(fd.as_fd())?;
         Ok((fd, attr))
+    }
+
+    /// As [`Roots::locate`], of what the open directory `dir` has by the name that `path` ends in.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn locate_in(&self, dir: BorrowedFd<'_>, path: &[u8]) -> Result<(OwnedFd, Attr), Errno> {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        locate_in(dir, path)
+    }
+
+    /// The names that the host has looked up for it so far: the work of finding things.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
     }
 
     /// Opens for reading what was found at `path` with `attr`, in directory `dir` if that is open. It must

@@ -1,6 +1,6 @@
 //! The part of a sandbox that is not a value: host descriptors, the policy in force, limits, reports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -105,7 +105,7 @@ pub struct Host {
     pub credentials: Credentials,
     /// Host directories known to be searchable by the caller; only used under
     /// [`kvmlet_hostfs::Enforcement::ModeBits`].
-    pub searchable: BTreeSet<Vec<u8>>,
+    pub searchable: HashSet<Vec<u8>>,
     /// Things that a call has looked at, for the open that may follow.
     pub lookup_cache: LookupCache,
     /// Directories of overlays that were looked at last.
@@ -160,7 +160,7 @@ impl Host {
             policy,
             roots,
             credentials: kvmlet_hostfs::caller(),
-            searchable: BTreeSet::new(),
+            searchable: HashSet::new(),
             lookup_cache: LookupCache::default(),
             lower_dirs: Directories::default(),
             deferred: Deferred::default(),

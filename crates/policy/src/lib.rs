@@ -13,6 +13,7 @@ pub use path::{ancestors, beneath, file_name, is_canonical, is_name, join, paren
 pub use protected::{Guard, guard_of, is_saved_set, makes_repository};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// The tree a canonical path belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -202,6 +203,31 @@ fn is_changeable(path: &[u8]) -> bool {
     path != TMP && !SYSTEM_TREES.iter().any(|tree| beneath(tree, path))
 }
 
+/// The longest of sorted roots that `path` lies in. `last` gives the last root within bounds, with what belongs to it.
+/// The work depends on the number of roots, not on the length of a path, which is a program's to choose.
+fn innermost<'a, 'b, T>(
+    path: &'a [u8],
+    last: impl Fn((Bound<&[u8]>, Bound<&[u8]>)) -> Option<(&'b [u8], T)>,
+) -> Option<(&'a [u8], T)> {
+    let mut most = Bound::Included(path);
+    loop {
+        let (root, value) = last((Bound::Unbounded, most))?;
+        if beneath(root, path) {
+            return Some((path.get(..root.len())?, value));
+        }
+        // A root of `path` before this one is the start of both.
+        let same = root
+            .iter()
+            .zip(path)
+            .take_while(|(one, other)| one == other);
+        let start = path.get(..same.count())?;
+        most = match start.len() == root.len() {
+            true => Bound::Excluded(start),
+            false => Bound::Included(start),
+        };
+    }
+}
+
 impl Place {
     /// The name that the library knows it by.
     #[must_use]
@@ -369,7 +395,11 @@ impl Policy {
     /// The root of the tree that canonical `path` lies in; `None` in the trees of our own.
     #[must_use]
     pub fn tree_of<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
-        ancestors(path).find(|part| self.mounts.contains_key(*part) || self.memory.contains(*part))
+        let mount = self.mount_of(path).map(|(root, _)| root);
+        [mount, self.memory_of(path)]
+            .into_iter()
+            .flatten()
+            .max_by_key(|root| root.len())
     }
 
     /// The trees of the memory file system, besides [`TMP`] and [`SHM`].
@@ -491,7 +521,7 @@ impl Policy {
         if path == HOSTS || path == RESOLV_CONF {
             return Place::Made;
         }
-        let memory = ancestors(path).find(|part| self.memory.contains(*part));
+        let memory = self.memory_of(path);
         let mount = self.mount_of(path);
         // Of two trees, what is in both is the inner one's.
         let is_memory =
@@ -529,7 +559,19 @@ impl Policy {
     /// The mount that a canonical path lies in, and where that is.
     #[must_use]
     pub fn mount_of<'a>(&self, path: &'a [u8]) -> Option<(&'a [u8], &Mount)> {
-        ancestors(path).find_map(|prefix| Some((prefix, self.mounts.get(prefix)?)))
+        innermost(path, |most| {
+            let (root, mount) = self.mounts.range::<[u8], _>(most).next_back()?;
+            Some((root.as_slice(), mount))
+        })
+    }
+
+    /// The root of the tree of the memory file system that a canonical path lies in, besides [`TMP`] and [`SHM`].
+    fn memory_of<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        let found = innermost(path, |most| {
+            let root = self.memory.range::<[u8], _>(most).next_back()?;
+            Some((root.as_slice(), ()))
+        });
+        found.map(|(root, ())| root)
     }
 
     /// True if one of the visible trees begins at this canonical path.
@@ -799,6 +841,24 @@ mod tests {
                 let deeper = format!("{path}{more}");
                 prop_assert_eq!(policy.classify(deeper.as_bytes()), Place::Outside);
             }
+        }
+
+        #[test]
+        fn a_path_lies_in_the_innermost_tree_around_it(
+            roots in prop::collection::btree_set("(/(a|b|ab|a-)){1,4}", 0..12),
+            path in "(/(a|b|ab|a-|c)){1,6}",
+        ) {
+            let mut policy = Policy::default();
+            for root in &roots {
+                let mount = Mount::own(root.as_bytes(), MountMode::ReadOnly);
+                policy.mounts.insert(root.as_bytes().to_vec(), mount);
+                policy.memory.insert(root.as_bytes().to_vec());
+            }
+            let path = path.as_bytes();
+            let wanted = ancestors(path).find(|part| policy.mounts.contains_key(*part));
+            prop_assert_eq!(policy.mount_of(path).map(|(root, _)| root), wanted);
+            prop_assert_eq!(policy.memory_of(path), wanted);
+            prop_assert_eq!(policy.tree_of(path), wanted);
         }
 
         #[test]

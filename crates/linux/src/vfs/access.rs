@@ -1,10 +1,11 @@
 //! Checks of host objects before a program has them: search permission on the way, and what was opened.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_READ};
 use kvmlet_hostfs::{Enforcement, attr_of, check_mode, is_kernel_file, is_same};
+use kvmlet_policy::parent;
 
 use crate::host::Host;
 use crate::report::Remedy;
@@ -56,13 +57,18 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
     if host.credentials.enforcement == Enforcement::Host {
         return Ok(());
     }
-    let unknown: Vec<&[u8]> = kvmlet_policy::ancestors(path)
-        .skip(1)
-        .take_while(|dir| !host.searchable.contains(*dir) && host.policy.classify(dir).is_on_host())
-        .collect();
+    let unknown = unknown_directories(host, path);
     // The outermost first: whether anything is in a directory is not to be told before it may be searched.
+    let mut above: Option<(&[u8], OwnedFd)> = None;
     for dir in unknown.into_iter().rev() {
-        let (_, attr) = host.roots.locate(dir)?;
+        // A program chooses how deep it goes: each directory is looked up in the last one. Where a tree begins, the
+        // one above may have something else.
+        let (fd, attr) = match &above {
+            Some((at, fd)) if *at == parent(dir) && !host.policy.is_mount_point(dir) => {
+                host.roots.locate_in(fd.as_fd(), dir)?
+            }
+            _ => host.roots.locate(dir)?,
+        };
         if attr.is_symlink() {
             return Err(Errno::ELOOP);
         }
@@ -73,8 +79,32 @@ pub fn check_search(host: &mut Host, path: &[u8]) -> Result<(), Errno> {
             return Err(Errno::EACCES);
         }
         host.remember_searchable(dir);
+        above = Some((dir, fd));
     }
     Ok(())
+}
+
+/// The visible directories that lead to `path` and are not known to be searchable, the innermost first.
+fn unknown_directories<'a>(host: &Host, path: &'a [u8]) -> Vec<&'a [u8]> {
+    let mut unknown = Vec::new();
+    // All that lies between a path and the root of its tree lies in that tree.
+    let mut root = None;
+    for dir in kvmlet_policy::ancestors(path).skip(1) {
+        if root.is_none() {
+            if !host.policy.classify(dir).is_on_host() {
+                break;
+            }
+            root = host.policy.tree_of(dir);
+        }
+        if host.searchable.contains(dir) {
+            break;
+        }
+        unknown.push(dir);
+        if root == Some(dir) {
+            root = None;
+        }
+    }
+    unknown
 }
 
 /// As [`check_search`], of a directory that is open. It is asked each time: what is known of its path may

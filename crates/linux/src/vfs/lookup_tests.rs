@@ -235,6 +235,55 @@ fn a_directory_that_may_not_be_searched_tells_no_names() {
     }
 }
 
+/// The names that the host looks up for one call, by the depth of its path.
+fn steps_of(depth: usize, ask: impl Fn(&mut Sandbox, &str)) -> u64 {
+    let tree = TempTree::new(&format!("deep-{depth}"));
+    let mut deep = "a/".repeat(depth);
+    tree.file(&format!("{deep}file"), b"x");
+    tree.link(&format!("{deep}link"), "file");
+    let mut sandbox = Sandbox::new(&tree.0);
+    sandbox
+        .host
+        .policy
+        .write_tree(tree.path().as_bytes())
+        .unwrap();
+    sandbox.host.credentials.enforcement = Enforcement::ModeBits;
+    let before = sandbox.host.roots.steps();
+    deep.insert_str(0, "./");
+    ask(&mut sandbox, &deep);
+    sandbox.host.roots.steps() - before
+}
+
+/// A program chooses how deep its paths go: the work for one is not to grow with the square of that.
+#[test]
+fn the_work_of_a_look_up_grows_with_the_depth() {
+    let asks: [(&str, fn(&mut Sandbox, &str)); 5] = [
+        ("read", |sandbox, deep| {
+            sandbox.open(&format!("{deep}file"), 0).unwrap();
+        }),
+        ("create", |sandbox, deep| {
+            sandbox.open(&format!("{deep}new"), O_CREAT_WRONLY).unwrap();
+        }),
+        ("create in nothing", |sandbox, deep| {
+            let path = format!("{deep}missing/b/c/new");
+            assert_eq!(sandbox.open(&path, O_CREAT_WRONLY), Err(Errno::ENOENT));
+        }),
+        ("mkdir", |sandbox, deep| {
+            assert!(call!(sandbox, "mkdir", &*format!("{deep}dir"), 0o777).is_ok());
+        }),
+        ("through a link", |sandbox, deep| {
+            sandbox.open(&format!("{deep}link"), 0).unwrap();
+        }),
+    ];
+    for (name, ask) in asks {
+        let (some, more) = (steps_of(100, ask), steps_of(800, ask));
+        assert!(
+            more < 12 * some && more < 12 * 800,
+            "{name}: {some}, {more}"
+        );
+    }
+}
+
 #[test]
 fn links_make_no_path_without_end() {
     let tree = TempTree::new("long-chain");

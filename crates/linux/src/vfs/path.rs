@@ -8,7 +8,7 @@ use std::sync::Arc;
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC};
 use kvmlet_hostfs::{Handle, HostFd};
-use kvmlet_policy::{Place, is_canonical, is_name, join, parent};
+use kvmlet_policy::{Place, file_name, is_canonical, is_name, join, parent};
 
 use super::Dir;
 use super::access;
@@ -146,6 +146,7 @@ pub fn walk(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Walked, Errno> {
         pending: Vec::new(),
         links: 0,
         slash: false,
+        stepwise: false,
         request,
         cx,
     };
@@ -177,6 +178,8 @@ struct Walker<'a, 'b> {
     pending: Vec<Vec<u8>>,
     links: u32,
     slash: bool,
+    /// True once a link lies ahead that is to be met step by step.
+    stepwise: bool,
 }
 
 impl Walker<'_, '_> {
@@ -324,7 +327,7 @@ impl Walker<'_, '_> {
                     return Ok(Walked::Found(Found { path, node }));
                 }
                 Step::Object(_) => return Err(Errno::ENOTDIR),
-                Step::Absent => return self.absent(path, name),
+                Step::Absent => return self.absent(path),
             }
         }
         if self.request.last == Last::Parent {
@@ -340,7 +343,7 @@ impl Walker<'_, '_> {
         }))
     }
 
-    fn absent(&mut self, path: Vec<u8>, name: Vec<u8>) -> Result<Walked, Errno> {
+    fn absent(&mut self, path: Vec<u8>) -> Result<Walked, Errno> {
         if !self.pending.is_empty() || !self.may_be_missing() {
             return Err(Errno::ENOENT);
         }
@@ -352,7 +355,7 @@ impl Walker<'_, '_> {
                 tmp: None,
             });
         }
-        Ok(Walked::Missing(self.missing(name)))
+        Ok(Walked::Missing(self.missing(file_name(&path).to_vec())))
     }
 
     /// A name in the directory that the walk is at.
@@ -466,7 +469,7 @@ impl Walker<'_, '_> {
     /// Tries the whole run of plain components ahead in one host call. `None` if it is not all in a
     /// readable tree, or a symbolic link lies on the way: then one component at a time.
     fn host_run(&mut self, first: &[u8]) -> Result<Option<(Vec<u8>, Step)>, Errno> {
-        if self.request.resolve.contains(Resolve::NO_XDEV) {
+        if self.stepwise || self.request.resolve.contains(Resolve::NO_XDEV) {
             return Ok(None);
         }
         // The last component of a path whose parent is wanted is not looked up.
@@ -488,17 +491,25 @@ impl Walker<'_, '_> {
         if more == 0 {
             return Ok(None);
         }
+        let ahead_is_all = more == ahead.len() && kept == 0;
         path.splice(..0, join(&self.at.path, first));
         if !self.cx.host.policy.classify(&path).is_on_host() {
             return Ok(None);
         }
         // A missing directory on the way and a missing last component must be told apart when the
         // last one may be missing.
-        match self.host_step(&path) {
-            Ok(Step::Absent) if self.may_be_missing() => Ok(None),
+        let step = match self.host_step(&path) {
+            Ok(Step::Absent) if self.may_be_missing() => self.absent_run(&path, ahead_is_all),
+            step => step.map(Some),
+        };
+        match step {
+            Ok(None) => Ok(None),
             // A link on the way: so its parent's path is not canonical either.
-            Err(Errno::ELOOP) => Ok(None),
-            Ok(step) => {
+            Err(Errno::ELOOP) => {
+                self.stepwise = true;
+                Ok(None)
+            }
+            Ok(Some(step)) => {
                 self.pending
                     .truncate(self.pending.len().saturating_sub(more));
                 self.at.tmp = None;
@@ -506,6 +517,20 @@ impl Walker<'_, '_> {
                 Ok(Some((path, step)))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Nothing is at `path`, the end of a run of components: its directory decides. `None` if more follows.
+    fn absent_run(&mut self, path: &[u8], is_all: bool) -> Result<Option<Step>, Errno> {
+        let dir = parent(path);
+        if !is_all || !self.cx.host.policy.classify(dir).is_on_host() {
+            return Ok(None);
+        }
+        match self.host_step(dir)? {
+            Step::Directory(..) => Ok(Some(Step::Absent)),
+            Step::Link(..) => Err(Errno::ELOOP),
+            Step::Absent => Err(Errno::ENOENT),
+            Step::Object(_) | Step::Magic(_) => Err(Errno::ENOTDIR),
         }
     }
 
@@ -638,6 +663,7 @@ impl Walker<'_, '_> {
     /// Follows a symbolic link at `path`.
     fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), Errno> {
         self.links = self.links.saturating_add(1);
+        self.stepwise = false;
         if self.links > LINKS_MAX || self.request.resolve.contains(Resolve::NO_SYMLINKS) {
             return Err(Errno::ELOOP);
         }
@@ -659,6 +685,7 @@ impl Walker<'_, '_> {
     /// end of it.
     fn magic(&mut self, file: FileId) -> Result<Option<Found>, Errno> {
         self.links = self.links.saturating_add(1);
+        self.stepwise = false;
         let refused = Resolve::NO_MAGICLINKS | Resolve::NO_SYMLINKS;
         if self.links > LINKS_MAX || self.request.resolve.intersects(refused) {
             return Err(Errno::ELOOP);
@@ -712,7 +739,7 @@ impl Walker<'_, '_> {
         match self.cx.host.policy.classify(path) {
             Place::Tmp | Place::Overlay => {
                 let dir = self.at.tmp.ok_or(Errno::ENOENT)?;
-                let name = kvmlet_policy::file_name(path);
+                let name = file_name(path);
                 Ok(Node::Tmp(self.cx.kernel.tmpfs.lookup(dir, name)?))
             }
             _ => Ok(Node::Synth(Synth::Link(target))),
