@@ -262,7 +262,9 @@ class Policy:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The policy in a TOML file. Relative paths in it start at its folder.
+        """The policy in a TOML file.
+
+        Relative paths in it start at its folder, those that begin with "~/" at the caller's home.
 
         Raises UsageError, with file, line and column.
         """
@@ -295,7 +297,8 @@ class Policy:
         for key, value in document.items():
             if key in _ACCESSES:
                 words[key] = [
-                    os.path.join(folder, path) for path in document.strings((key,), value)
+                    os.path.join(folder, os.path.expanduser(path))
+                    for path in document.strings((key,), value)
                 ]
             elif key in _NETWORK:
                 words[key] = document.strings((key,), value)
@@ -315,6 +318,24 @@ class Policy:
                 document.fail((key,), f"a policy has no {key!r}", f"there are {known}")
         with document.at(()):
             return cls.of(**words)
+
+    @classmethod
+    def profile(cls, name: str) -> Policy:
+        """The profile `name`, as `--profile` has it: "git", "python" and so on.
+
+        Files that are not there are left out, and variables that are paths in the caller's home
+        with them. Raises UsageError.
+        """
+        from kvmlet._profiles import profile_text
+
+        policy = cls.from_toml(profile_text(name), name=f"<profile {name}>")
+        mounts = tuple(mount for mount in policy.mounts if os.path.exists(mount.path))
+        env = {
+            key: os.path.expanduser(value)
+            for key, value in policy.env.items()
+            if mounts or not value.startswith("~")
+        }
+        return replace(policy, mounts=mounts, env=env)
 
     def to_toml(self) -> str:
         """The policy as TOML, which `from_toml` reads back."""

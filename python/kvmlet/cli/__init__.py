@@ -7,7 +7,7 @@ from kvmlet.cli import _ends
 from kvmlet.cli._text import printable, warn
 from kvmlet.errors import KvmletError, LaunchError, ProgramNotFound, ServerNotStarted, UsageError
 
-COMMANDS = ("run", "why", "serve", "apply", "doctor", "syscalls", "completion", "man")
+COMMANDS = ("run", "why", "profile", "serve", "apply", "doctor", "syscalls", "completion", "man")
 
 DESCRIPTION = """\
 Run an unmodified Linux program in its own KVM virtual machine, with no guest operating system.
@@ -15,6 +15,7 @@ Run an unmodified Linux program in its own KVM virtual machine, with no guest op
 commands:
   run CMD ARG...   run a program
   why PATH         say if a program may read and change PATH, and which option would allow it
+  profile [NAME]   print a profile for --profile, or a line about each
   serve CMD ARG... serve requests of HTTP by forks of a server
   apply [DIR]      make changes that a run has saved and not made
   doctor           show whether this machine can run programs in KVM, and what to do if not
@@ -79,6 +80,10 @@ def _dispatch(words: list[str]) -> int:
         from kvmlet.cli import why
 
         return why.main(words[1:])
+    if command == "profile":
+        from kvmlet.cli import profile
+
+        return profile.main(words[1:])
     if command == "serve":
         from kvmlet.cli import serve
 

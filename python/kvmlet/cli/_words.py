@@ -3,8 +3,20 @@
 import argparse
 from collections.abc import Callable, Iterator
 
+from kvmlet._profiles import profile_names
 from kvmlet._values import CALLS
-from kvmlet.cli import DESCRIPTION, apply, completion, doctor, man, run, serve, syscalls, why
+from kvmlet.cli import (
+    DESCRIPTION,
+    apply,
+    completion,
+    doctor,
+    man,
+    profile,
+    run,
+    serve,
+    syscalls,
+    why,
+)
 from kvmlet.cli._changes import MODES
 from kvmlet.cli._parser import Parser
 
@@ -14,6 +26,7 @@ WITH_PROGRAM = ("run", "serve")
 PARSERS: dict[str, Callable[[], Parser]] = {
     "run": run.parser,
     "why": why.parser,
+    "profile": profile.parser,
     "serve": serve.parser,
     "apply": apply.parser,
     "doctor": doctor.parser,
@@ -23,7 +36,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
 }
 
 # Their arguments, as the command's own help has them.
-_ARGUMENTS = {"run": "CMD ARG...", "why": "PATH", "serve": "CMD ARG...", "apply": "[DIR]"}
+_ARGUMENTS = {"run": "CMD ARG...", "why": "PATH", "profile": "[NAME]", "serve": "CMD ARG...", "apply": "[DIR]"}
 
 # A line about each, of the command's own help.
 DESCRIPTIONS: dict[str, str] = {
@@ -36,7 +49,11 @@ DESCRIPTIONS: dict[str, str] = {
 # Values by what stands for them in the help; else any text.
 _FILES = ("PATH", "PATH,...", "FILE", "FILE.toml", "HOST:GUEST[:MODE]")
 _DIRECTORIES = ("DIR",)
-_MODES = {"--calls": CALLS, "--changes": tuple(mode.removesuffix("PATH") for mode in MODES)}
+_MODES = {
+    "--calls": CALLS,
+    "--changes": tuple(mode.removesuffix("PATH") for mode in MODES),
+    "--profile": tuple(profile_names()),
+}
 
 
 class Option:

@@ -72,6 +72,7 @@ _OPTIONS_WITH_VALUE = (
     "--workdir",
     "--changes",
     "--policy",
+    "--profile",
     "--keep-protected",
     "--net",
     "-p",
@@ -114,7 +115,8 @@ def main(words: list[str]) -> int:
             "no program given", remedy="name it after the options: kvmlet run -- CMD ARG..."
         )
     env = environment(options.env_file, options.env)
-    if options.policy or options.print_policy:
+    imply_profiles(options, program)
+    if options.policy or options.profile or options.print_policy:
         policy = by_policies(
             options,
             env,
@@ -220,14 +222,22 @@ def _keeper(
     return keeper.start(changes, tree, target, named)
 
 
+def imply_profiles(options: "Namespace", program: "list[str]") -> None:
+    """Adds the profile that a program has without being told: git, that of git's own settings."""
+    # A file that a project calls so is not meant.
+    if program and program[0] in ("git", "/usr/bin/git"):
+        options.profile.append("git")
+
+
 def by_policies(options: "Namespace", env: dict[str, str], **limits: "float | None") -> "Policy":
-    """All that the files of --policy and the options say; the options say all of it afterwards.
+    """All that profiles, policies and options say; the options say all of it afterwards.
 
     Raises UsageError.
     """
     from kvmlet.cli._policy import combined
 
     policy = combined(
+        options.profile,
         options.policy,
         read=_paths(options.read, options.allow_read),
         write=_paths(options.write, options.allow_write),
@@ -453,6 +463,14 @@ def add_policy_options(parser: Parser) -> "tuple[_ArgumentGroup, _ArgumentGroup]
         action="append",
         default=[],
         help="have an empty directory in memory at PATH; may be given again",
+    )
+    files.add_argument(
+        "--profile",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="what programs of a kind need: python, node, git, build or judge ('kvmlet profile "
+        "NAME' prints one); policies and options win; may be given again",
     )
     files.add_argument(
         "--policy",

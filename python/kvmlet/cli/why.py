@@ -32,6 +32,7 @@ _OPTIONS_WITH_VALUE = (
     "--volume",
     "--tmpfs",
     "--policy",
+    "--profile",
     "-e",
     "--env",
     "--env-file",
@@ -103,7 +104,8 @@ def main(words: list[str]) -> int:
         raise UsageError("an empty path", remedy="name a file or a directory")
     env = run.environment(options.env_file, options.env)
     options.publish = []
-    if options.policy:
+    run.imply_profiles(options, program)
+    if options.policy or options.profile:
         env = dict(run.by_policies(options, env).env)
         # Nobody connects to what runs nothing.
         options.publish = []
