@@ -26,13 +26,16 @@ class Start:
         cwd: "str | bytes | os.PathLike[str] | None" = None,
         named: "Named | None" = None,
         modules: bytes | None = None,
-        view: 'Literal["read-only", "overlay"]' = "read-only",
+        view: 'Literal["read-only", "overlay", "learning"]' = "read-only",
     ) -> None:
         """`argv` in `cwd` (None: the current directory), which it may read.
 
         In the view "overlay" it may change the tree of that directory, or of the git work tree
         around it (`overlay`), for itself alone. Home directories, what lies above them and the
         system's directories are never shown so: it starts in /tmp then, and `note` says so.
+
+        The view "learning" is that, and all of the host to be read and changed in memory, but for
+        what is protected; it reaches nothing. `base` is its policy without that.
 
         It may also read what it needs to start (`_program`), and use the files, trees and hosts
         that are `named`. The ports that are named to be published are open from now on. `env` is
@@ -51,7 +54,7 @@ class Start:
         self.overlay: bytes | None = None
         self.note: str | None = None
         shown = start = directory
-        if view == "overlay":
+        if view != "read-only":
             self.overlay = _tree.overlay_of(directory)
             shown = self.overlay or directory
         start = self._start(directory, cwd is not None)
@@ -71,6 +74,9 @@ class Start:
         rest = (named.bound, named.memory, named.net, named.publish)
         if any(rest):
             self.policy = _native.Policy(start, trees, self.overlay, write, *rest)
+        self.base, self.writable = self.policy, write
+        if view == "learning":
+            self.policy = self.base.learning(_tree.home())
         own = {b"PATH": self._visible_path(path), b"HOME": b"/tmp", b"TMPDIR": b"/tmp"}
         self.env = list({**own, **_inherited(), **variables, **added}.items())
 

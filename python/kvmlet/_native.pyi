@@ -48,6 +48,19 @@ class Outcome:
         """(name, detail) for each unsupported thing the guest met."""
 
     @property
+    def uses(self) -> list[tuple[bytes, bytes, int]]:
+        """Paths that were used beyond the rules while these were learned, sorted.
+
+        (canonical path, path as given if that led through a link else empty, ways). Ways: 1 a file
+        was found, 2 a directory, 4 its names were listed, 8 it was changed, 16 the name came, went
+        or became another's.
+        """
+
+    @property
+    def uses_not_kept(self) -> int:
+        """Uses of further paths."""
+
+    @property
     def stats(self) -> dict[str, int | float]:
         """Flat counters; times have names ending in _us and are in microseconds."""
 
@@ -165,6 +178,18 @@ class Policy:
 
         None if it is neither.
         """
+
+    def learning(self, home: bytes) -> Policy:
+        """The same, but that all of the host may be read, and changed in memory.
+
+        What is protected stays closed; no host may be reached. `home` is the caller's home.
+        """
+
+    def is_closed(self, path: bytes) -> bool:
+        """True if what the host has at `path` is closed to a program that is learned."""
+
+    def place(self, path: bytes) -> str:
+        """The tree that an absolute path without links lies in: "readable", "outside", ..."""
 
     def shows_host(self, path: bytes) -> bool:
         """True if `path`, without symbolic links, lies in a file or tree of the host's."""

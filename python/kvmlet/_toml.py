@@ -104,7 +104,7 @@ def _bare(key: str) -> str:
 def toml(lists: Mapping[str, list[str]], tables: Mapping[str, Mapping[str, object]]) -> str:
     """Lists of strings, then tables of strings and whole numbers; none that is empty."""
     lines = [
-        f"{key} = [{', '.join(_string(value) for value in values)}]"
+        f"{key} = [{', '.join(string(value) for value in values)}]"
         for key, values in lists.items()
         if values
     ]
@@ -116,17 +116,18 @@ def toml(lists: Mapping[str, list[str]], tables: Mapping[str, Mapping[str, objec
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _string(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else string(key)
 
 
 def _value(value: object) -> str:
-    return str(value) if isinstance(value, int) else _string(str(value))
+    return str(value) if isinstance(value, int) else string(str(value))
 
 
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
-def _string(text: str) -> str:
+def string(text: str) -> str:
+    """`text` as TOML has it."""
     shown = []
     for char in text:
         escape = _ESCAPES.get(char)

@@ -46,6 +46,11 @@ def is_private(directory: bytes) -> bool:
     return directory == b"/" or (bool(own) and beneath(directory, own))
 
 
+def is_shared(directory: bytes) -> bool:
+    """True for a directory of the machine that has different people's work."""
+    return directory in _SHARED
+
+
 def unsuitable(directory: bytes) -> str | None:
     """Why programs do not get the tree of `directory` to change, in words; None if they do."""
     own = home()

@@ -121,6 +121,44 @@ assert len(os.listdir(sys.argv[1])) == 99
         modules_after(code, os.fspath(tree), mode)
 
 
+def test_the_writer_imports_nothing_once_the_program_runs(tmp_path: pathlib.Path) -> None:
+    code = """
+import os, sys
+sys.modules["kvmlet._native"] = native = type(sys)("kvmlet._native")
+native.guard_of = lambda path, exists: "none"
+import kvmlet
+kvmlet._native = native
+from kvmlet.cli import _learn, _writer
+from kvmlet.policy import Policy
+class Start:
+    class policy:
+        is_closed = staticmethod(lambda path: False)
+    class base:
+        shows = shows_host = staticmethod(lambda path: False)
+        reach = staticmethod(lambda host, port: None)
+    writable = []
+os.chdir(sys.argv[1])
+for name in ("link", "new"):
+    os.symlink("data", name)
+os.makedirs("data/deep")
+open("data/a", "w").close()
+here = os.getcwd()
+uses = [(here + "/data/a", here + "/link/a", 1), (here + "/data/deep", "", 6)]
+uses += [(here + "/data/deep/x", "", 16), (here + "/data/a", "", 9)]
+denials = [("connect 192.0.2.1:80", "EX", "address", 1), ("open /x", "ENOENT", "hidden", 1)]
+orders = {"report": {"a": "\\udcff"}, "learn": {"uses": uses, "denials": denials, "not_kept": 1}}
+seen = set(sys.modules)
+for attempt in range(2):
+    learner = _learn.Learner(_writer.File("p.toml", "--learn"), Policy(), Start, [b"a"])
+    null = os.open("/dev/null", os.O_WRONLY)
+    assert _writer._work(orders, _writer.File("r.json", "--report"), learner, null) == 0
+late = set(sys.modules) - seen
+assert not late, late
+assert {"p.toml", "r.json"} < set(os.listdir("."))
+"""
+    modules_after(code, os.fspath(tmp_path))
+
+
 def test_importing_the_package_imports_nothing() -> None:
     extra = modules_after("import kvmlet") - modules_after("")
     assert extra == {"kvmlet"}
@@ -181,6 +219,7 @@ def test_who_may_use_the_extension() -> None:
         "kvmlet._session",
         "kvmlet._stopping",
         "kvmlet.cli._keeper",
+        "kvmlet.cli._learn",
         "kvmlet.cli._names",
         "kvmlet.cli.doctor",
         "kvmlet.cli.run",

@@ -52,7 +52,7 @@ pub use kvmlet_policy::{
 };
 pub use outcome::{Ending, RunOutcome};
 pub use prepare::prepare;
-pub use program::{Program, Streams, Trace, Trees, policy_for, policy_for_box};
+pub use program::{Program, Streams, Trace, Trees, learning, policy_for, policy_for_box};
 pub use resident::{Exchange, Exchanged, Resident, Waited};
 pub use run::{Owner, Streamed};
 pub use sandbox::Sandbox;

@@ -1,6 +1,6 @@
 //! The outcome of a run.
 
-use kvmlet_linux::{Changes, Denial};
+use kvmlet_linux::{Changes, Denial, Uses};
 
 use crate::stats::Stat;
 
@@ -71,6 +71,8 @@ pub struct RunOutcome {
     pub events: Vec<(String, String)>,
     /// Changes in trees that are changed in memory.
     pub changes: Changes,
+    /// Paths that were used beyond the rules, while these were learned.
+    pub uses: Uses,
     /// Counters and times.
     pub stats: Vec<(String, Stat)>,
 }

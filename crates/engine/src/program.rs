@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvmlet_linux::{Access, Inherited};
+use kvmlet_linux::{Access, Host, Inherited};
 use kvmlet_policy::{MountMode, Policy, PolicyError, WORK};
 
 use crate::{Calls, EngineError};
@@ -131,4 +131,18 @@ pub fn policy_for(cwd: &[u8], trees: Trees<'_>) -> Result<(Policy, Vec<u8>), Eng
     let start = start.to_vec();
     allow(&mut policy, trees)?;
     Ok((policy, start))
+}
+
+/// `policy`, by which the needs of a program are learned ([`Policy::learn`]). `home` is the caller's home directory.
+///
+/// # Errors
+/// [`EngineError::Host`]
+pub fn learning(policy: &Policy, home: &[u8]) -> Result<Policy, EngineError> {
+    let host =
+        Host::new(policy.clone(), 0).map_err(|error| EngineError::Host(error.to_string()))?;
+    let is_directory =
+        |path: &[u8]| matches!(host.roots.locate(path), Ok((_, attr)) if attr.is_dir());
+    let mut policy = policy.clone();
+    policy.learn(home, is_directory);
+    Ok(policy)
 }

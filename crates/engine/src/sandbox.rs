@@ -153,6 +153,7 @@ impl Sandbox {
             machine.memory.peak_bytes(),
             &host.report,
         );
+        let uses = std::mem::take(&mut host.report.uses);
         let (denials, events) = host.take_report();
         RunOutcome {
             ending,
@@ -161,6 +162,7 @@ impl Sandbox {
             denials,
             events,
             changes,
+            uses,
             stats,
         }
     }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use kvmlet_policy::{MountMode, Policy};
+use kvmlet_policy::{MountMode, Opening, Policy, join};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
@@ -13,9 +13,14 @@ use landlock::{
 /// The newest version whose rights are named here: the kernel's own version bounds what is applied.
 const NEWEST: ABI = ABI::V10;
 
+/// Rules at most: a home directory may have any number of entries. What has none cannot be opened.
+const OPENED_MAX: usize = 4096;
+
 /// A right to a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileRight {
+    /// List it, or anything beneath it.
+    List,
     /// Open it, or anything beneath it, for reading; list it.
     Read,
     /// That, and change it and what is beneath it: files, directories and symbolic links.
@@ -33,7 +38,10 @@ pub struct FileRule {
 
 /// A rule for each visible tree. /dev/kvm has none: it is opened before the wall.
 pub(crate) fn rules(policy: &Policy) -> Vec<FileRule> {
-    let rules = policy.mounts().map(|(_, mount)| FileRule {
+    let trees = policy
+        .mounts()
+        .filter(|(path, _)| !policy.is_learning() || *path != b"/");
+    let rules = trees.map(|(_, mount)| FileRule {
         path: mount.host.clone(),
         right: match mount.mode {
             // An overlay too is only read: its changes are the program's memory.
@@ -41,12 +49,49 @@ pub(crate) fn rules(policy: &Policy) -> Vec<FileRule> {
             MountMode::ReadWrite => FileRight::Change,
         },
     });
-    rules.collect()
+    let mut rules: Vec<_> = rules.collect();
+    if policy.is_learning() {
+        add_opened(policy, &mut rules);
+    }
+    rules
+}
+
+/// Rules for what is open while a program's needs are learned: in directories of which a part is closed, each entry
+/// that is not. Names can be listed everywhere. Protected names deeper down are the first wall's alone.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the wall is made of what the host has"
+)]
+fn add_opened(policy: &Policy, rules: &mut Vec<FileRule>) {
+    rules.push(FileRule {
+        path: b"/".to_vec(),
+        right: FileRight::List,
+    });
+    let mut ahead = vec![b"/".to_vec()];
+    while let Some(dir) = ahead.pop() {
+        let Ok(entries) = std::fs::read_dir(OsStr::from_bytes(&dir)) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let path = join(&dir, entry.file_name().as_bytes());
+            let opening = policy.opening(&path);
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if opening == Opening::Part && is_dir {
+                ahead.push(path);
+            } else if opening != Opening::None && rules.len() < OPENED_MAX {
+                rules.push(FileRule {
+                    path,
+                    right: FileRight::Read,
+                });
+            }
+        }
+    }
 }
 
 impl FileRight {
     fn of_directory(self) -> BitFlags<AccessFs> {
         match self {
+            Self::List => AccessFs::ReadDir.into(),
             Self::Read => AccessFs::ReadFile | AccessFs::ReadDir,
             // Neither devices nor named pipes nor sockets.
             Self::Change => {
@@ -156,6 +201,32 @@ mod tests {
         assert!(!granted.intersects(acting));
         let of_file = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
         assert_eq!(FileRight::Change.of_file(), of_file);
+    }
+
+    #[test]
+    fn what_is_closed_to_a_program_that_is_learned_has_no_rule() {
+        let mut policy = Policy::with_working_directory(b"/var/lib").unwrap();
+        policy.learn(b"/root", |_| true);
+        let rules = rules(&policy);
+        let lists = |rule: &&FileRule| rule.right == FileRight::List;
+        assert_eq!(rules.iter().filter(lists).count(), 1);
+        let opened = rules.iter().filter(|rule| rule.right == FileRight::Read);
+        for rule in opened {
+            for closed in [
+                "/proc",
+                "/run",
+                "/tmp",
+                "/var/log",
+                "/root/.ssh",
+                "/etc/shadow",
+            ] {
+                let covers = kvmlet_policy::beneath(&rule.path, closed.as_bytes());
+                assert!(!covers, "{rule:?} covers {closed}");
+            }
+        }
+        let has = |path: &[u8]| rules.iter().any(|rule| rule.path == path);
+        assert!(has(b"/var/lib") && has(b"/var/tmp") && has(b"/usr"));
+        assert!(rules.iter().all(|rule| rule.right != FileRight::Change));
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub use syscalls::table;
 pub use task::fork::THREADS_MAX;
 pub use vfs::change_set::{Become, ChangeSet, SetEntry};
 pub use vfs::changes::{Change, ChangeKind, Changes, changes};
+pub use vfs::learn::{Use, Uses};
 pub use vfs::stdio::{StdStream, set_up as set_up_streams};
 pub use vfs::tmpfs::lower::Seen;
 pub use vfs::verdict::{Refusal, Thing, Verdict, verdict};

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Resource};
 
+use crate::vfs::learn::Uses;
+
 /// Denials and events kept at most; further ones are only counted.
 const KEPT_MAX: usize = 1000;
 /// Longest text kept of one, in bytes: of a longer one its start and its end.
@@ -145,6 +147,8 @@ pub struct Report {
     pub trampolines: u64,
     /// Time spent outside of guest code by what for, in nanoseconds.
     pub spent_ns: BTreeMap<Work, u64>,
+    /// Paths used beyond the rules, while these are learned.
+    pub uses: Uses,
 }
 
 impl Report {

@@ -5,10 +5,12 @@
 //! program's path to such a form is the caller's work. No rule here touches the host.
 #![forbid(unsafe_code)]
 
+mod learn;
 pub mod net;
 mod path;
 mod protected;
 
+pub use learn::Opening;
 pub use path::{ancestors, beneath, file_name, is_canonical, is_name, join, parent};
 pub use protected::{Guard, guard_of, is_saved_set, makes_repository};
 
@@ -181,6 +183,8 @@ pub struct Policy {
     net: net::Net,
     /// Ports of the host that lead to the program's.
     published: Vec<net::Published>,
+    /// Set while a program's needs are learned: the caller's home directory.
+    learning: Option<Vec<u8>>,
 }
 
 impl Default for Policy {
@@ -194,6 +198,7 @@ impl Default for Policy {
             memory: BTreeSet::new(),
             net: net::Net::default(),
             published: Vec::new(),
+            learning: None,
         }
     }
 }
@@ -392,6 +397,57 @@ impl Policy {
             .any(|root| beneath(path, root))
     }
 
+    /// Has the program's needs be learned: it may read all of the host, but for what [`Policy::opening`] leaves closed,
+    /// and change it in memory. Nothing is changed on the host, and nothing can be reached, whatever the rules say: what
+    /// the program reads is to stay here. `home` is the caller's home directory; `is_directory` is asked about trees.
+    pub fn learn(&mut self, home: &[u8], is_directory: impl Fn(&[u8]) -> bool) {
+        self.mounts.retain(|path, mount| {
+            let is_file = mount.mode == MountMode::ReadWrite && !is_directory(path);
+            // A file is changed in memory as a part of the whole tree.
+            !is_file
+        });
+        for mount in self.mounts.values_mut() {
+            if mount.mode == MountMode::ReadWrite {
+                mount.mode = MountMode::Overlay;
+            }
+        }
+        let whole = Mount::own(b"/", MountMode::Overlay);
+        self.mounts.insert(b"/".to_vec(), whole);
+        self.net = net::Net::default();
+        self.learning = Some(home.to_vec());
+    }
+
+    /// True if the program's needs are learned.
+    #[must_use]
+    pub fn is_learning(&self) -> bool {
+        self.learning.is_some()
+    }
+
+    /// The part of canonical `path` that is open because the program's needs are learned.
+    #[must_use]
+    pub fn opening(&self, path: &[u8]) -> Opening {
+        let home = self.learning.as_deref();
+        home.map_or(Opening::None, |home| learn::opening(path, home))
+    }
+
+    /// True if canonical `path` is visible only because the program's needs are learned.
+    #[must_use]
+    pub fn is_learned(&self, path: &[u8]) -> bool {
+        self.is_learning() && self.is_whole(path) && self.classify(path) == Place::Overlay
+    }
+
+    /// True if what the host has at canonical `path` is closed while the program's needs are learned. A program may
+    /// have given another name to a directory on the way to it.
+    #[must_use]
+    pub fn is_closed(&self, path: &[u8]) -> bool {
+        self.is_learning() && self.classify(path) == Place::Outside
+    }
+
+    /// True if a path lies in no tree but that of the whole host.
+    fn is_whole(&self, path: &[u8]) -> bool {
+        self.mount_of(path).is_some_and(|(root, _)| root == b"/")
+    }
+
     /// The root of the tree that canonical `path` lies in; `None` in the trees of our own.
     #[must_use]
     pub fn tree_of<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
@@ -529,7 +585,9 @@ impl Policy {
         if is_memory {
             return Place::Tmp;
         }
-        if let Some((_, mount)) = mount {
+        // Everything lies in the whole host while needs are learned: then the rules beneath decide.
+        let inner = mount.filter(|(root, _)| *root != b"/");
+        if let Some((_, mount)) = inner {
             return match mount.mode {
                 MountMode::ReadOnly => Place::Readable,
                 MountMode::Overlay => Place::Overlay,
@@ -541,6 +599,9 @@ impl Policy {
             if beneath(tree, path) {
                 return place;
             }
+        }
+        if mount.is_some() && self.opening(path) != Opening::None {
+            return Place::Overlay;
         }
         if self.leads(path) {
             return Place::Leading;
@@ -831,6 +892,78 @@ mod tests {
             let refused = policy.bind_tree(host.as_bytes(), path.as_bytes(), rw);
             assert!(refused.is_err(), "{host} {path}");
         }
+    }
+
+    #[test]
+    fn all_but_what_is_closed_is_open_while_needs_are_learned() {
+        let mut policy = Policy::with_working_directory(b"/home/u/work").unwrap();
+        policy.overlay_tree(b"/home/u/work").unwrap();
+        policy.write_tree(b"/srv/out").unwrap();
+        policy.write_tree(b"/srv/file").unwrap();
+        policy.allow_tree(b"/home/u/.ssh/known_hosts").unwrap();
+        policy.allow_net("public").unwrap();
+        policy.learn(b"/data/homes/me", |path| path != b"/srv/file");
+        assert!(policy.net().is_empty() && !policy.changes_host());
+        for path in [
+            "/",
+            "/home",
+            "/home/u",
+            "/home/u/work",
+            "/home/u/work/.envrc",
+            "/srv/out/x",
+            "/srv/file",
+            "/data/homes/me/a",
+            "/opt/x",
+            "/var/lib/dpkg/status",
+            "/home/u/.config",
+            "/home/u/.config/app/settings",
+            "/x/.git/HEAD",
+        ] {
+            assert_eq!(policy.classify(path.as_bytes()), Place::Overlay, "{path}");
+        }
+        for path in ["/usr/bin/env", "/home/u/.ssh/known_hosts", "/etc/passwd"] {
+            assert_eq!(policy.classify(path.as_bytes()), Place::Readable, "{path}");
+            assert!(!policy.is_learned(path.as_bytes()));
+        }
+        let deep = "/a".repeat(101);
+        for path in [
+            "/etc/shadow",
+            "/etc/ssl/private/key",
+            "/home/u/.ssh/id_rsa",
+            "/root/.bash_history",
+            "/home/u/.config/gh/hosts.yml",
+            "/data/homes/me/.aws",
+            "/run/secrets",
+            "/x/.git/hooks/a",
+            "/home/u/.BASHRC",
+            "/var/log/auth.log",
+            "/home/u/.mozilla/x",
+            deep.as_str(),
+        ] {
+            assert_eq!(policy.classify(path.as_bytes()), Place::Outside, "{path}");
+            assert!(policy.is_closed(path.as_bytes()));
+        }
+        assert_eq!(policy.classify(b"/etc"), Place::Leading);
+        assert_eq!(policy.classify(b"/tmp/x"), Place::Tmp);
+        assert_eq!(policy.classify(b"/proc/1"), Place::Proc);
+        assert_eq!(policy.classify(b"/dev/null"), Place::Dev);
+        assert!(policy.is_learned(b"/srv/file") && !policy.is_learned(b"/srv/out/x"));
+        assert!(!policy.is_learned(b"/home/u/work/x") && policy.is_learned(b"/home/u/x"));
+        for (path, opening) in [
+            ("/", Opening::Part),
+            ("/data", Opening::Part),
+            ("/data/homes/me", Opening::Part),
+            ("/data/homes/me/work", Opening::All),
+            ("/data/x", Opening::All),
+            ("/home/v", Opening::Part),
+            ("/home/v/.config", Opening::Part),
+            ("/home/v/.ssh", Opening::None),
+            ("/var/lib", Opening::Part),
+            ("/opt", Opening::All),
+        ] {
+            assert_eq!(policy.opening(path.as_bytes()), opening, "{path}");
+        }
+        assert_eq!(Policy::default().opening(b"/opt"), Opening::None);
     }
 
     proptest! {

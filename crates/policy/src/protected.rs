@@ -80,6 +80,40 @@ const NAMES: &[&str] = &[
     ".vault-token",
 ];
 
+/// Names in homes that tell of their user, besides those: no program may even read them unless they are named to it.
+const PRIVATE: &[&str] = &[
+    ".bash_history",
+    ".bitcoin",
+    ".config/1password",
+    ".config/bravesoftware",
+    ".config/chromium",
+    ".config/google-chrome",
+    ".config/microsoft-edge",
+    ".config/op",
+    ".config/pulse",
+    ".config/signal",
+    ".config/slack",
+    ".config/sops",
+    ".docker",
+    ".electrum",
+    ".iceauthority",
+    ".lesshst",
+    ".local/share/fish",
+    ".local/share/keyrings",
+    ".local/share/kwalletd",
+    ".mozilla",
+    ".mysql_history",
+    ".node_repl_history",
+    ".password-store",
+    ".psql_history",
+    ".python_history",
+    ".sqlite_history",
+    ".thunderbird",
+    ".viminfo",
+    ".xauthority",
+    ".zsh_history",
+];
+
 /// Sets of changes that are saved, for kvmlet itself to make, begin so.
 const SAVED_SET: &str = ".kvmlet-changes-";
 
@@ -174,6 +208,19 @@ pub(crate) fn by_name(path: &[u8], is_free: impl Fn(&[u8]) -> bool) -> Guard {
         }
     }
     parts.strongest(fits, is_free)
+}
+
+/// The protection from being read that a canonical path has by its own components, as one of [`PRIVATE`].
+pub(crate) fn private_by_name(path: &[u8]) -> Guard {
+    let parts = Components::of(path);
+    let mut fits = Fits::new();
+    for at in 0..parts.names.len() {
+        let rest = parts.names.get(at..).unwrap_or_default();
+        for wanted in PRIVATE {
+            fits.extend(fit(rest, wanted).map(|(guard, len)| (guard, at + len)));
+        }
+    }
+    parts.strongest(fits, |_| false)
 }
 
 /// The protection that a canonical path has in a repository of any name ([`REPOSITORY`]).

@@ -153,6 +153,21 @@ impl Outcome {
     }
 
     #[getter]
+    fn uses<'py>(&self, py: Python<'py>) -> Vec<(Bound<'py, PyBytes>, Bound<'py, PyBytes>, u8)> {
+        let uses = self.0.uses.found();
+        uses.map(|(path, given, ways)| {
+            let (path, given) = (PyBytes::new(py, path), PyBytes::new(py, given));
+            (path, given, ways.bits())
+        })
+        .collect()
+    }
+
+    #[getter]
+    fn uses_not_kept(&self) -> u64 {
+        self.0.uses.not_kept
+    }
+
+    #[getter]
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         stats_to_py(py, &self.0.stats)
     }
@@ -340,6 +355,23 @@ impl Policy {
             kvmlet_engine::Reach::Named => "named",
             kvmlet_engine::Reach::Public => "public",
         })
+    }
+
+    fn learning(&self, home: &[u8]) -> PyResult<Self> {
+        let policy = kvmlet_engine::learning(&self.policy, home).map_err(|error| to_py(&error))?;
+        Ok(Self {
+            policy,
+            cwd: self.cwd.clone(),
+            access: Arc::clone(&self.access),
+        })
+    }
+
+    fn is_closed(&self, path: &[u8]) -> bool {
+        self.policy.is_closed(path)
+    }
+
+    fn place(&self, path: &[u8]) -> &'static str {
+        self.policy.classify(path).name()
     }
 
     fn shows_host(&self, path: &[u8]) -> bool {

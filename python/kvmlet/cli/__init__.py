@@ -7,13 +7,25 @@ from kvmlet.cli import _ends
 from kvmlet.cli._text import printable, warn
 from kvmlet.errors import KvmletError, LaunchError, ProgramNotFound, ServerNotStarted, UsageError
 
-COMMANDS = ("run", "why", "profile", "serve", "apply", "doctor", "syscalls", "completion", "man")
+COMMANDS = (
+    "run",
+    "shell",
+    "why",
+    "profile",
+    "serve",
+    "apply",
+    "doctor",
+    "syscalls",
+    "completion",
+    "man",
+)
 
 DESCRIPTION = """\
 Run an unmodified Linux program in its own KVM virtual machine, with no guest operating system.
 
 commands:
   run CMD ARG...   run a program
+  shell [SHELL]    run an interactive shell
   why PATH         say if a program may read and change PATH, and which option would allow it
   profile [NAME]   print a profile for --profile, or a line about each
   serve CMD ARG... serve requests of HTTP by forks of a server
@@ -76,6 +88,10 @@ def _dispatch(words: list[str]) -> int:
         from kvmlet.cli import run
 
         return run.main(words[1:])
+    if command == "shell":
+        from kvmlet.cli import shell
+
+        return shell.main(words[1:])
     if command == "why":
         from kvmlet.cli import why
 

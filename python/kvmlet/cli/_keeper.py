@@ -18,21 +18,18 @@ from kvmlet._changes.entry import (
     parse,
 )
 from kvmlet.cli._ends import STATUS_OK, STATUS_OWN_ERROR
+from kvmlet.cli._helper import answer, answers_of, let_go, write_all
 from kvmlet.cli._text import warn
 from kvmlet.errors import HostError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
     from collections.abc import Iterator
     from typing import BinaryIO
 
     from kvmlet._changes.host_tree import HostTree
-else:
-    import _signal
 
 _WORD_MAX = 64
-_IGNORED = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE)
 
 
 class Keeper:
@@ -56,12 +53,11 @@ class Keeper:
         os.close(self._sink)
         status = STATUS_OWN_ERROR
         said = False
-        for line in _lines_of(self._answers):
-            word, _, rest = line.partition(b" ")
-            if word == b"status":
+        for word, rest in answers_of(self._answers):
+            if word == "status":
                 status, said = int(rest), True
-            elif word == b"warn" or not quiet:
-                warn(bytes.fromhex(rest.decode()).decode("utf-8", "surrogateescape"))
+            elif word == "warn" or not quiet:
+                warn(rest)
         if not said:
             warn(
                 "keeping the changes was interrupted; "
@@ -71,25 +67,25 @@ class Keeper:
 
     def _send(self, held: "_native.Changes", order: bytes) -> None:
         if held.is_cut:
-            _write(self._sink, b"cut\n")
+            write_all(self._sink, b"cut\n")
             return
-        _write(self._sink, order + b"\n")
+        write_all(self._sink, order + b"\n")
         try:
             for entry, pieces in of_run(held, self._tree):
-                _write(self._sink, entry.line())
+                write_all(self._sink, entry.line())
                 end = b".\n"
                 try:
                     for offset, piece in pieces:
-                        _write(self._sink, b"+ %d %d\n" % (offset, len(piece)))
-                        _write(self._sink, piece)
+                        write_all(self._sink, b"+ %d %d\n" % (offset, len(piece)))
+                        write_all(self._sink, piece)
                 except HostChanged:
                     end = b"!\n"
                 if _sends_bytes(entry):
-                    _write(self._sink, end)
+                    write_all(self._sink, end)
         except _native.NativeError as error:
-            _write(self._sink, b"failed %s\n" % str(error.args[-1]).encode().hex().encode())
+            write_all(self._sink, b"failed %s\n" % str(error.args[-1]).encode().hex().encode())
             return
-        _write(self._sink, b"end\n")
+        write_all(self._sink, b"end\n")
 
 
 def start(mode: str, tree: bytes, target: bytes | None, named: list[str]) -> Keeper:
@@ -130,7 +126,7 @@ def start(mode: str, tree: bytes, target: bytes | None, named: list[str]) -> Kee
     if os.fork() == 0:
         try:
             kept = [from_runner, to_runner, host_tree.fd]
-            _become_keeper(kept if terminal is None else [*kept, terminal])
+            let_go(kept if terminal is None else [*kept, terminal])
             with os.fdopen(from_runner, "rb", buffering=PIECE_BYTES) as orders:
                 job = _Job(mode, host_tree, since_ns, protected.named_in(tree, named), terminal)
                 job.work(orders, to_runner)
@@ -164,21 +160,6 @@ def _terminal() -> int:
         ) from None
 
 
-def _become_keeper(kept: list[int]) -> None:
-    """Let go of everything of the parent's but the descriptors `kept`."""
-    for signum in _IGNORED:
-        _signal.signal(signum, _signal.SIG_IGN)
-    null = os.open("/dev/null", os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue
-
-
 class _Job:
     """The keeper's work, in its own process."""
 
@@ -197,8 +178,8 @@ class _Job:
         self._terminal = terminal
         self._answer = -1
 
-    def work(self, orders: "BinaryIO", answer: int) -> None:
-        self._answer = answer
+    def work(self, orders: "BinaryIO", to: int) -> None:
+        self._answer = to
         order = orders.readline(_WORD_MAX)
         if not order:
             # The run has ended without an end.
@@ -218,11 +199,10 @@ class _Job:
             self._say(b"warn", f"changes are not kept: {why}")
         except Exception as error:  # noqa: BLE001 - the last resort: a line instead of silence
             self._say(b"warn", f"internal error: changes are not kept: {error!r}")
-        _write(answer, b"status %d\n" % status)
+        write_all(to, b"status %d\n" % status)
 
     def _say(self, word: bytes, text: str) -> None:
-        data = text.encode("utf-8", "surrogateescape").hex().encode()
-        _write(self._answer, b"%s %s\n" % (word, data))
+        answer(self._answer, word, text)
 
     def _save(self, orders: "BinaryIO") -> int:
         from kvmlet._changes import keep
@@ -318,16 +298,3 @@ def _received_pieces(orders: "BinaryIO", entry: Entry) -> "Iterator[tuple[int, b
 
 def _sends_bytes(entry: Entry) -> bool:
     return entry.kind == "file" and entry.same_as is None
-
-
-def _lines_of(fd: int) -> "Iterator[bytes]":
-    rest = b""
-    while part := os.read(fd, 1 << 16):
-        *lines, rest = (rest + part).split(b"\n")
-        yield from lines
-
-
-def _write(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]

@@ -14,6 +14,7 @@ from kvmlet.cli import (
     profile,
     run,
     serve,
+    shell,
     syscalls,
     why,
 )
@@ -21,10 +22,11 @@ from kvmlet.cli._changes import MODES
 from kvmlet.cli._parser import Parser
 
 # Those that take a program, which ends their own options.
-WITH_PROGRAM = ("run", "serve")
+WITH_PROGRAM = ("run", "shell", "serve")
 
 PARSERS: dict[str, Callable[[], Parser]] = {
     "run": run.parser,
+    "shell": shell.parser,
     "why": why.parser,
     "profile": profile.parser,
     "serve": serve.parser,
@@ -36,7 +38,14 @@ PARSERS: dict[str, Callable[[], Parser]] = {
 }
 
 # Their arguments, as the command's own help has them.
-_ARGUMENTS = {"run": "CMD ARG...", "why": "PATH", "profile": "[NAME]", "serve": "CMD ARG...", "apply": "[DIR]"}
+_ARGUMENTS = {
+    "run": "CMD ARG...",
+    "shell": "[SHELL]",
+    "why": "PATH",
+    "profile": "[NAME]",
+    "serve": "CMD ARG...",
+    "apply": "[DIR]",
+}
 
 # A line about each, of the command's own help.
 DESCRIPTIONS: dict[str, str] = {
@@ -47,7 +56,7 @@ DESCRIPTIONS: dict[str, str] = {
 }
 
 # Values by what stands for them in the help; else any text.
-_FILES = ("PATH", "PATH,...", "FILE", "FILE.toml", "HOST:GUEST[:MODE]")
+_FILES = ("PATH", "PATH,...", "FILE", "FILE.json", "FILE.toml", "HOST:GUEST[:MODE]")
 _DIRECTORIES = ("DIR",)
 _MODES = {
     "--calls": CALLS,

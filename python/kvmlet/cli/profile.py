@@ -23,8 +23,6 @@ def main(words: list[str]) -> int:
 
 def parser() -> Parser:
     """The options of the command."""
-    parser = Parser(
-        prog="kvmlet profile", usage="kvmlet profile [NAME]", description=_DESCRIPTION
-    )
+    parser = Parser(prog="kvmlet profile", usage="kvmlet profile [NAME]", description=_DESCRIPTION)
     parser.add_argument("name", metavar="NAME", nargs="?", help="the profile to print")
     return parser

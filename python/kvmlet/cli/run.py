@@ -5,7 +5,7 @@ Everything imported here is paid for on every run: tests/unit/test_imports.py ho
 view of the file system.
 """
 
-from os import environ
+from os import environ, fsdecode
 
 from kvmlet import _native
 from kvmlet._launch import Named, Start, guest_argv
@@ -21,7 +21,7 @@ from kvmlet._values import (
     parse_duration,
     parse_size,
 )
-from kvmlet.cli import _changes, _ends
+from kvmlet.cli import _changes, _ends, _status_of
 from kvmlet.cli._ends import (
     SIGINT,
     SIGPIPE,
@@ -30,6 +30,7 @@ from kvmlet.cli._ends import (
     STATUS_MEMORY,
     STATUS_NOT_EXECUTABLE,
     STATUS_NOT_FOUND,
+    STATUS_OK,
     STATUS_OUTPUT,
     STATUS_OWN_ERROR,
     STATUS_TIMEOUT,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kvmlet.cli._keeper import Keeper
+    from kvmlet.cli._writer import File, Writer
     from kvmlet.policy import Policy
 
 # More would bury the program's own output.
@@ -74,6 +76,8 @@ _OPTIONS_WITH_VALUE = (
     "--policy",
     "--profile",
     "--keep-protected",
+    "--learn",
+    "--report",
     "--net",
     "-p",
     "--publish",
@@ -99,7 +103,11 @@ be executed, {STATUS_NOT_FOUND} CMD not found, 128+n ended by signal n, \
 def main(words: list[str]) -> int:
     """Run the program in `words`; the exit status."""
     own, program = split_command(words)
-    options = parser().parse_args(own)
+    return run(parser().parse_args(own), program)
+
+
+def run(options: "Namespace", program: list[str]) -> int:
+    """Run `program` with these options; the exit status."""
     timeout_s = None if options.timeout is None else parse_duration(options.timeout, "--timeout")
     cpu_time_s = (
         None if options.cpu_time is None else parse_duration(options.cpu_time, "--cpu-time")
@@ -116,7 +124,9 @@ def main(words: list[str]) -> int:
         )
     env = environment(options.env_file, options.env)
     imply_profiles(options, program)
-    if options.policy or options.profile or options.print_policy:
+    learned = _learned_file(options)
+    policy: Policy | None = None
+    if options.policy or options.profile or options.print_policy or learned:
         policy = by_policies(
             options,
             env,
@@ -144,9 +154,10 @@ def main(words: list[str]) -> int:
     say_by(streams.say)
     keeper: Keeper | None = None
     held: _native.Changes | None = None
+    told = _Told(options, program)
     try:
-        start = Start(argv, env, options.workdir, named, view="overlay")
-        if named.net:
+        start = Start(argv, env, options.workdir, named, view="learning" if learned else "overlay")
+        if named.net and not learned:
             from kvmlet.cli._names import start_process
 
             start_process(start.policy)
@@ -156,6 +167,13 @@ def main(words: list[str]) -> int:
             _changes.note_unfinished(start.overlay)
         keeper = _keeper(changes, start.overlay, target, options.keep_protected)
         held = _native.Changes() if keeper else None
+        told.limits = {
+            "timeout_s": timeout_s,
+            "cpu_time_s": cpu_time_s,
+            "memory_bytes": memory_bytes,
+            "max_procs": processes_max,
+        }
+        told.begin(learned, policy, start)
         walls, missing = _native.harden(start.policy)
         if missing:
             warn(f"running with a part of the second wall only: {'; '.join(missing)}")
@@ -176,13 +194,16 @@ def main(words: list[str]) -> int:
             calls=calls,
             changes=held,
         )
-    except _ends.SignalReceived:
+    except _ends.SignalReceived as received:
         # The program's work until then is not lost.
         if keeper and held is not None and held.is_held:
             keeper.finish(held, cut_short=True, quiet=options.quiet)
+        told.fail(status_of_signal(received.signum), "interrupted")
         raise
-    except _native.NativeError as error:
-        raise from_native(*error.args) from None
+    except _native.NativeError as failure:
+        error = from_native(*failure.args)
+        told.fail(_status_of(error), "not-started", str(error))
+        raise error from None
     status = status_of(outcome)
     if not options.quiet:
         _explain(outcome, timeout_s, memory_bytes)
@@ -195,11 +216,96 @@ def main(words: list[str]) -> int:
         cut_short = outcome.reason in limits
         kept = keeper.finish(held, cut_short=cut_short, quiet=options.quiet)
         status = status or kept
-    elif changes == "list" or not options.quiet:
+    elif not learned and (changes == "list" or not options.quiet):
         _changes.report(outcome.changes, changes, start.overlay, cut=outcome.changes_are_cut)
+    written = told.end(outcome, status, changes)
+    status = status or written
     if report:
         report(outcome)
     return status
+
+
+def _learned_file(options: "Namespace") -> "File | None":
+    """The file of --learn, whose rules hold for the run if it is there. Raises UsageError."""
+    if options.learn is None:
+        return None
+    if options.changes != "discard":
+        raise UsageError(
+            f"--learn and --changes {options.changes}: changes of a run that is learned are "
+            "thrown away",
+            remedy="leave --changes out",
+        )
+    from kvmlet.cli._writer import File
+
+    file = File(options.learn, "--learn")
+    try:
+        if file.read() is not None:
+            options.policy.append(options.learn)
+    except (OSError, UnicodeDecodeError):
+        # Reading it as a policy says what is wrong.
+        options.policy.append(options.learn)
+    return file
+
+
+class _Told:
+    """The files that tell of a run: those of --report and --learn."""
+
+    def __init__(self, options: "Namespace", program: list[str]) -> None:
+        """Raises UsageError."""
+        self._quiet = options.quiet
+        self._program = program
+        self._writer: Writer | None = None
+        self._report: File | None = None
+        self._learns = False
+        self.limits: dict[str, object] = {}
+        if options.report is not None:
+            from kvmlet.cli import _writer
+
+            self._report = _writer.File(options.report, "--report")
+
+    def begin(self, learned: "File | None", policy: "Policy | None", start: Start) -> None:
+        """Starts what writes them."""
+        if learned is None and self._report is None:
+            return
+        # All of it is to be imported before the second wall.
+        from kvmlet.cli import _report, _writer
+
+        self._of = _report
+        learner = None
+        if learned is not None and policy is not None:
+            from kvmlet.cli._learn import FIRST_LINE, Learner
+
+            learner = Learner(learned, policy, start, start.argv)
+            self._learns = True
+            warn(FIRST_LINE + learned.shown)
+        self._writer = _writer.start(self._report, learner)
+
+    def end(self, outcome: "_native.Outcome", status: int, changes: str) -> int:
+        """Has them written; STATUS_OK, or another."""
+        if self._writer is None:
+            return STATUS_OK
+        orders: dict[str, object] = {}
+        if self._report is not None:
+            orders["report"] = self._whole(self._of.of_outcome(outcome, status, changes))
+        if self._learns:
+            uses = [(fsdecode(path), fsdecode(given), ways) for path, given, ways in outcome.uses]
+            not_kept = outcome.uses_not_kept + outcome.stats.get("denials_not_kept", 0)
+            orders["learn"] = {"uses": uses, "denials": outcome.denials, "not_kept": not_kept}
+        return self._writer.finish(orders, quiet=self._quiet and not self._learns)
+
+    def fail(self, status: int, reason: str, error: str = "") -> None:
+        """The same where there is no outcome."""
+        if self._writer is not None and self._report is not None:
+            report = self._whole(self._of.of_failure(status, reason, error))
+            self._writer.finish({"report": report}, quiet=self._quiet)
+
+    def _whole(self, report: "dict[str, object]") -> "dict[str, object]":
+        return {
+            "schema": self._of.SCHEMA,
+            "command": self._program,
+            **report,
+            "limits": self.limits,
+        }
 
 
 def _keeper(
@@ -328,19 +434,25 @@ def _lines(file: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def parser() -> Parser:
-    """The options of the command."""
-    parser = Parser(
-        prog="kvmlet run",
-        usage="kvmlet run [options] [--] CMD ARG...",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+def parser(
+    prog: str = "kvmlet run",
+    usage: str = "kvmlet run [options] [--] CMD ARG...",
+    description: str = _DESCRIPTION,
+) -> Parser:
+    """The options of the command, or of another that takes the same."""
+    parser = Parser(prog=prog, usage=usage, description=description, epilog=_EPILOG)
     files, network = add_policy_options(parser)
     files.add_argument(
         "--print-policy",
         action="store_true",
         help="write what the options and policies say as TOML, and run nothing",
+    )
+    files.add_argument(
+        "--learn",
+        metavar="FILE.toml",
+        help="let CMD read what you may, but for protected names, throw its changes away, refuse "
+        "addresses, and write to FILE the narrowest policy that would have been enough; rules of "
+        "a FILE that is there stay",
     )
     files.add_argument(
         "--changes",
@@ -393,6 +505,11 @@ def parser() -> Parser:
     notes.add_argument("-q", "--quiet", action="store_true", help="say nothing about how CMD ended")
     notes.add_argument(
         "--verbose", action="store_true", help="say what was refused also when CMD succeeds"
+    )
+    messages.add_argument(
+        "--report",
+        metavar="FILE.json",
+        help="write status, reason, limits, peaks, refusals and changes to FILE, as JSON",
     )
     messages.add_argument(
         "--trace", action="store_true", help="write CMD's system calls to standard error"

@@ -257,7 +257,8 @@ fn steps_of(depth: usize, ask: impl Fn(&mut Sandbox, &str)) -> u64 {
 /// A program chooses how deep its paths go: the work for one is not to grow with the square of that.
 #[test]
 fn the_work_of_a_look_up_grows_with_the_depth() {
-    let asks: [(&str, fn(&mut Sandbox, &str)); 5] = [
+    type Ask = fn(&mut Sandbox, &str);
+    let asks: [(&str, Ask); 5] = [
         ("read", |sandbox, deep| {
             sandbox.open(&format!("{deep}file"), 0).unwrap();
         }),

@@ -15,6 +15,7 @@ pub mod file;
 pub mod guard;
 pub mod hosttree;
 pub mod inotify;
+pub mod learn;
 pub mod locks;
 pub mod notify;
 pub mod open;

@@ -1,11 +1,12 @@
-//! Tells inotify instances what happens to files. Nothing is looked up while nothing is watched.
+//! Tells inotify instances what happens to files, and the record of what is learned. Nothing is looked up while nothing
+//! is watched and nothing learned.
 
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::inotify::{
-    IN_ATTRIB, IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_ISDIR,
-    IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO, IN_OPEN,
+    IN_ACCESS, IN_ATTRIB, IN_CLOSE_NOWRITE, IN_CLOSE_WRITE, IN_CREATE, IN_DELETE, IN_DELETE_SELF,
+    IN_ISDIR, IN_MODIFY, IN_MOVE_SELF, IN_MOVED_FROM, IN_MOVED_TO, IN_OPEN,
 };
 use kvmlet_hostfs::PATH_MAX;
 use kvmlet_policy::{Place, file_name, parent};
@@ -13,12 +14,13 @@ use kvmlet_policy::{Place, file_name, parent};
 use super::anon::ObjectId;
 use super::file;
 use super::inotify::{Happened, Subject};
+use super::learn::{self, Use};
 use super::overlay;
 use super::path::{Found, Node};
 use super::ready::{POLLIN, POLLRDNORM};
 use super::tmpfs::InodeId;
 use crate::cx::Cx;
-use crate::fd::{FileId, OpenFile, OpenFlags};
+use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::outcome::Source;
 
 /// An object that something happens to.
@@ -47,6 +49,9 @@ fn is_dir(cx: &Cx<'_>, inode: InodeId) -> bool {
 
 /// An open description has been made.
 pub fn opened(cx: &mut Cx<'_>, id: FileId) {
+    if let Some(path) = learning(cx, id, OpenFlags::writable) {
+        learn::used(cx, &path, Use::CHANGED);
+    }
     of_file(cx, id, IN_OPEN);
 }
 
@@ -70,6 +75,11 @@ pub fn closed(cx: &mut Cx<'_>, id: FileId) {
 
 /// Something has been done by an open description.
 pub fn of_file(cx: &mut Cx<'_>, id: FileId, mask: u32) {
+    if mask & (IN_MODIFY | IN_ATTRIB) != 0
+        && let Some(path) = learning(cx, id, |_| true)
+    {
+        learn::used(cx, &path, Use::CHANGED);
+    }
     if is_idle(cx) {
         return;
     }
@@ -89,6 +99,23 @@ pub fn of_file(cx: &mut Cx<'_>, id: FileId, mask: u32) {
         };
         tell_object(cx, &object, mask, named);
     }
+}
+
+/// The path of an open description with such flags, while the program's needs are learned.
+fn learning(cx: &Cx<'_>, id: FileId, fits: impl Fn(OpenFlags) -> bool) -> Option<Arc<[u8]>> {
+    if !cx.host.policy.is_learning() {
+        return None;
+    }
+    let file = cx.kernel.files.get(&id)?;
+    (matches!(file.kind, FileKind::Tmp(_)) && fits(file.flags)).then(|| Arc::clone(&file.path))
+}
+
+/// A directory's names have been read.
+pub fn listed(cx: &mut Cx<'_>, id: FileId) {
+    if let Some(path) = learning(cx, id, |_| true) {
+        learn::used(cx, &path, Use::LISTED);
+    }
+    of_file(cx, id, IN_ACCESS);
 }
 
 fn object_of<'a>(cx: &Cx<'_>, file: &'a OpenFile) -> Option<Object<'a>> {
@@ -124,6 +151,7 @@ pub fn changed(cx: &mut Cx<'_>, found: &Found, inode: InodeId, mask: u32) {
 
 /// The inode at canonical `path` has changed.
 pub fn at(cx: &mut Cx<'_>, path: &[u8], inode: InodeId, mask: u32) {
+    learn::used(cx, path, Use::CHANGED);
     if is_idle(cx) {
         return;
     }
@@ -191,6 +219,7 @@ pub fn linked(cx: &mut Cx<'_>, dir: InodeId, name: &[u8], inode: InodeId) {
 }
 
 fn in_directory(cx: &mut Cx<'_>, (dir, name): (InodeId, &[u8]), mask: u32, inode: InodeId) {
+    learn::named(cx, dir, name);
     if is_idle(cx) {
         return;
     }
@@ -248,6 +277,7 @@ impl Was {
 
 /// A name has been removed. The inode may be gone with it.
 pub fn removed(cx: &mut Cx<'_>, (dir, name): (InodeId, &[u8]), inode: InodeId, was: Was) {
+    learn::named(cx, dir, name);
     if is_idle(cx) {
         return;
     }
@@ -272,6 +302,8 @@ pub fn renamed(
     inode: InodeId,
     replaced: Option<InodeId>,
 ) {
+    learn::named(cx, from, old);
+    learn::named(cx, to, new);
     if is_idle(cx) {
         return;
     }

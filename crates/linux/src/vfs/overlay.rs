@@ -48,6 +48,9 @@ pub fn look(cx: &mut Cx<'_>, dir: InodeId, name: &[u8]) -> Result<Look, Errno> {
     let Some(lower) = cx.kernel.tmpfs.lower_of(dir, name)? else {
         return Ok(Look::Absent);
     };
+    if cx.host.policy.is_learning() && cx.host.policy.is_closed(&join(&lower, name)) {
+        return Ok(Look::Absent);
+    }
     let found = lower_directory(cx.host, &lower).and_then(|fd| {
         let attr = kvmlet_hostfs::attr_in(fd.as_fd(), name)?;
         Ok((fd, attr))
@@ -227,6 +230,10 @@ pub fn list(cx: &mut Cx<'_>, dir: InodeId) -> Result<(), Errno> {
                 part = next;
             }
         }
+    }
+    let policy = &cx.host.policy;
+    if policy.is_learning() {
+        names.retain(|(_, _, name)| !policy.is_closed(&join(&lower, name)));
     }
     let memory = &mut cx.machine.memory;
     cx.kernel.tmpfs.take_listing(memory, dir, &names)

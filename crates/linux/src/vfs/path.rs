@@ -12,6 +12,7 @@ use kvmlet_policy::{Place, file_name, is_canonical, is_name, join, parent};
 
 use super::Dir;
 use super::access;
+use super::learn;
 use super::overlay::{self, Look};
 use super::privilege;
 pub use super::request::{Intent, Last, Request, Resolve, Start};
@@ -150,10 +151,21 @@ pub fn walk(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Walked, Errno> {
         request,
         cx,
     };
-    match walker.begin()? {
-        Some(walked) => Ok(walked),
-        None => walker.run(),
+    let walked = match walker.begin()? {
+        Some(walked) => walked,
+        None => walker.run()?,
+    };
+    if let Walked::Found(found) = &walked
+        && walker.cx.host.policy.is_learning()
+    {
+        let given = join(&walker.base.path, walker.request.path);
+        let given = match walker.request.path.first() {
+            Some(b'/') => walker.request.path,
+            _ => &given,
+        };
+        learn::found(walker.cx, found, (walker.links > 0).then_some(given));
     }
+    Ok(walked)
 }
 
 /// The thing that a component led to.

@@ -4,7 +4,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_abi::linux::inotify::IN_ACCESS;
 use kvmlet_hostfs::attr::{MAY_EXEC, S_IFDIR, d_type};
 use kvmlet_hostfs::{Listing, PATH_MAX};
 use kvmlet_policy::parent;
@@ -168,7 +167,7 @@ fn getdents(cx: &mut Cx<'_>, args: &Args, layout: Layout) -> SysResult {
     let full = list(cx, (id, &file), &mut cursor, |entry| {
         layout.put(&mut out, room, entry)
     })?;
-    notify::of_file(cx, id, IN_ACCESS);
+    notify::listed(cx, id);
     if out.is_empty() {
         return if full { Err(Errno::EINVAL) } else { Ok(0) };
     }

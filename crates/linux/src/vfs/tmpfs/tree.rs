@@ -139,7 +139,9 @@ impl TmpFs {
             at = data.parent;
         };
         let mut path = Vec::with_capacity(len.saturating_add(mount.len()));
-        path.extend_from_slice(mount);
+        if names.is_empty() || **mount != *b"/" {
+            path.extend_from_slice(mount);
+        }
         for name in names.iter().rev() {
             path.push(b'/');
             path.extend_from_slice(name);
