@@ -188,8 +188,8 @@ class Policy:
     def is_closed(self, path: bytes) -> bool:
         """True if what the host has at `path` is closed to a program that is learned."""
 
-    def place(self, path: bytes) -> str:
-        """The tree that an absolute path without links lies in: "readable", "outside", ..."""
+    def opens_all(self, path: bytes) -> bool:
+        """True if no name directly in `path` is one that is closed to a program that is learned."""
 
     def shows_host(self, path: bytes) -> bool:
         """True if `path`, without symbolic links, lies in a file or tree of the host's."""

@@ -155,6 +155,28 @@ def test_nothing_protected_is_read_or_learned(place: pathlib.Path) -> None:
     assert "# Not in it: changes in" in text
 
 
+def test_no_folder_is_named_with_what_is_closed_in_it(place: pathlib.Path) -> None:
+    for name in (
+        "data/backup/.ssh/id",
+        "data/a",
+        "data/.config/gh/x",
+        "repo/.git/config",
+        "repo/a",
+    ):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("x\n")
+    learn(
+        place,
+        f"cd {place}; ls data data/backup data/.config repo; cat data/a repo/a; echo > data/new",
+    )
+    policy = learned(place)
+    # Settings of git are closed to be changed, and no secret.
+    assert policy.paths("read") == [str(place / "repo"), str(place / "data" / "a")]
+    assert policy.paths("write") == []
+    text = (place / "policy.toml").read_text()
+    assert f"changes in directories with protected names, as {place}/data/" in text
+
+
 def test_names_that_would_forge_rules(place: pathlib.Path) -> None:
     names = ['a\nread = ["/"]\n#', 'b", "/', "c\x1b[2J", "d\\"]
     for name in names:
@@ -207,7 +229,11 @@ def test_directories_that_programs_do_not_get_are_not_learned(place: pathlib.Pat
     policy = learned(place)
     assert (policy.paths("read"), policy.paths("write")) == ([], [])
     text = (place / "policy.toml").read_text()
-    for said in (f"changes in {home}", "changes in /var/tmp", f"the names in {home}"):
+    for said in (
+        f"# Not in it: changes in your home directory: {home}\n",
+        "# Not in it: changes in a directory above your home directory: /var/tmp\n",
+        f"# Not in it: the names in directories that lead to too much: {home}\n",
+    ):
         assert said in text, said
     assert not os.path.lexists("/var/tmp/kvmlet-new")
 

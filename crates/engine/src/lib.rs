@@ -48,7 +48,7 @@ pub use kvmlet_linux::{
 };
 pub use kvmlet_policy::net::{NetError, Reach};
 pub use kvmlet_policy::{
-    Guard, MountMode, Place, Policy, guard_of, is_saved_set, makes_repository,
+    Guard, MountMode, Opening, Place, Policy, guard_of, is_saved_set, makes_repository,
 };
 pub use outcome::{Ending, RunOutcome};
 pub use prepare::prepare;

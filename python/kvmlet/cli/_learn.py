@@ -8,7 +8,7 @@ import os
 import stat
 
 from kvmlet import _native, _program, _tree
-from kvmlet._refusals import address_of, flag_of
+from kvmlet._refusals import address_of, flag_of, path_of
 from kvmlet._toml import string
 from kvmlet.cli._text import printable
 from kvmlet.policy import Policy
@@ -35,8 +35,10 @@ _SCANS_MAX = 200_000
 # Closed to be changed, but no secrets: a folder with these may be read.
 _NOT_SECRET = frozenset((b".git", b".gitmodules", b".vscode", b".idea", b".mcp.json"))
 
-# Lines of each sort of comment at most.
+# Reasons that are told at most.
 _SAID_MAX = 20
+# New rules of a sort at most: each takes a descriptor and a rule of the second wall.
+_RULES_MAX = 1000
 
 FIRST_LINE = (
     "learning: it may read all that you may but protected names, in homes too; its changes are "
@@ -74,8 +76,13 @@ class Learner:
         reads = self._reads(uses, writes)
         hosts = self._hosts(records["denials"])
         if records["not_kept"]:
-            self._note("More was used than is recorded: learn again with this policy", "")
+            self._note("more than is recorded: learn again, by this policy")
         new = {"read": reads, "write": writes, "net": hosts}
+        for found in new.values():
+            if len(found) > _RULES_MAX:
+                self._note(f"more than {_RULES_MAX:,} rules of a sort: name folders yourself")
+                for each in list(found)[_RULES_MAX:]:
+                    del found[each]
         # Of two that learn at once, both come in.
         self.file.lock()
         try:
@@ -96,10 +103,7 @@ class Learner:
             for name in found
         }
         count = sum(map(len, new.values()))
-        lines = [
-            f"not in {shown}: {why} ({len(names)})" if names else why
-            for why, names in list(self._said.items())[:_SAID_MAX]
-        ]
+        lines = [f"not in {shown}: {line}" for line in self._notes()]
         if old is not None and not count:
             return [*lines, f"nothing to add to {shown}"]
         if old is not None:
@@ -128,9 +132,9 @@ class Learner:
         wanted: dict[str, str] = {}
         kept: set[bytes] = set()
         for folder, paths in sorted(folders.items()):
-            why_not = _tree.unsuitable(folder) or self._protected(folder)
+            why_not = _tree.unsuitable(folder) or self._protected(folder) or self._closed_in(folder)
             if why_not:
-                self._note(f"changes in {os.fsdecode(folder)}, which is {why_not}", paths[0])
+                self._note(f"changes in {why_not}", folder)
             elif not _lies_in(folder, kept):
                 kept.add(folder)
                 names = ", ".join(os.fsdecode(os.path.relpath(each, folder)) for each in paths[:3])
@@ -141,7 +145,7 @@ class Learner:
                 continue
             why_not = self._protected(path)
             if why_not:
-                self._note(f"changes of {os.fsdecode(path)}, which is {why_not}", path)
+                self._note(f"changes of {why_not}", path)
             else:
                 self._want(wanted, path, "changed")
         return wanted
@@ -152,9 +156,9 @@ class Learner:
 
     def _protected(self, path: bytes) -> str:
         if self._start.policy.is_closed(path):
-            return "protected"
+            return "what is protected"
         guard = _native.guard_of(path, os.path.lexists)
-        return "protected" if guard in ("settings", "whole") else ""
+        return "what is protected" if guard in ("settings", "whole") else ""
 
     # ---- what was read ----
 
@@ -175,7 +179,7 @@ class Learner:
                     folders[path] = given or folders.get(path, b"")
             elif ways & _FILE and self._is_readable(path, mode):
                 if self._protected(path):
-                    self._note("reading what is protected", path)
+                    self._note("the contents of what is protected", path)
                 else:
                     files[path] = given or files.get(path, b"")
         for path, given, _ in uses:
@@ -188,7 +192,7 @@ class Learner:
                 continue
             why_not = self._unreadable(folder)
             if why_not:
-                self._note(f"the names in {os.fsdecode(folder)}, {why_not}", folder)
+                self._note(f"the names in {why_not}", folder)
                 continue
             kept.add(folder)
             self._want(wanted, self._name(folder, given), "its names were listed")
@@ -216,13 +220,22 @@ class Learner:
 
     def _unreadable(self, folder: bytes) -> str:
         """Why the tree of `folder` is not named as a whole, in words; "" if it is."""
+        if self._is_wide(folder):
+            return "directories that lead to too much"
+        return self._closed_in(folder)
+
+    def _is_wide(self, folder: bytes) -> bool:
         if _tree.is_private(folder) or _tree.is_shared(folder):
-            return "which is too much to show as a whole"
+            return True
+        # Names that are closed may be made there later.
+        return not self._start.policy.opens_all(folder)
+
+    def _closed_in(self, folder: bytes) -> str:
+        """Why nothing may have the tree of `folder` for what is in it, in words; "" if it may."""
         found = self._scan(folder)
         if found is None:
-            return "in which there is too much to look through"
-        closed, _ = found
-        return f"in which {os.fsdecode(closed)} is protected" if closed else ""
+            return "directories with too many entries to look through"
+        return f"directories with protected names, as {os.fsdecode(found[0])}" if found[0] else ""
 
     def _scan(self, folder: bytes, files_max: int = _SCAN_MAX) -> "tuple[bytes, int] | None":
         """(a closed name in the tree of `folder`, or b""; its files). None if there are many."""
@@ -260,7 +273,7 @@ class Learner:
         for folder, paths in sorted(beneath.items()):
             if len(paths) < _TOGETHER or _lies_in(folder, groups):
                 continue
-            if _tree.is_shared(folder) or self._is_shown(folder):
+            if self._is_wide(folder) or self._is_shown(folder):
                 continue
             found = self._scan(folder, len(paths) * _PART)
             if found is not None and not found[0] and found[1] <= len(paths) * _PART:
@@ -282,16 +295,13 @@ class Learner:
 
     def _hosts(self, denials: "Iterable[tuple[str, str, str, int]]") -> dict[str, str]:
         hosts: dict[str, str] = {}
-        hidden = 0
         for what, _, kind, _ in denials:
             if kind == "address" and flag_of(what, kind):
                 rule = address_of(what)
                 if not self._is_reached(rule):
                     hosts[rule] = "" if what.startswith("connect ") else "at any port"
-            elif kind in ("hidden", "protected"):
-                hidden += 1
-        if hidden:
-            self._note("what stays closed was asked for, which --verbose names", "", hidden)
+            elif kind == "hidden":
+                self._note("what stays closed", os.fsencode(path_of(what)))
         return hosts
 
     def _is_reached(self, rule: str) -> bool:
@@ -307,22 +317,26 @@ class Learner:
     def _want(self, wanted: dict[str, str], path: bytes, why: str) -> None:
         name = os.fsdecode(path)
         if any("\ud800" <= char <= "\udfff" for char in name):
-            self._note("a name that is no UTF-8, which a policy cannot have", path)
+            self._note("names that are no UTF-8, which a policy cannot have", path)
         else:
             wanted[name] = why
 
-    def _note(self, why: str, path: "bytes | str", count: int = 1) -> None:
-        self._said.setdefault(why, []).extend(
-            [os.fsdecode(path)] * count if path or count > 1 else []
-        )
+    def _note(self, why: str, path: bytes = b"") -> None:
+        paths = self._said.setdefault(why, [])
+        if path:
+            paths.append(os.fsdecode(path))
+
+    def _notes(self) -> "Iterator[str]":
+        """A line for each reason why something is not in the file."""
+        for why, paths in list(self._said.items())[:_SAID_MAX]:
+            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+            yield printable(why + (f": {', '.join(paths[:3])}{more}" if paths else ""))
 
     def _text(self, policy: Policy, new: "dict[str, dict[str, str]]") -> str:
         """The text of the file: what `policy` has, and what is new."""
         program = printable(" ".join(os.fsdecode(word) for word in self._argv))
         lines = [_HEADER.format(program=program[:200])]
-        for why, names in list(self._said.items())[:_SAID_MAX]:
-            shown = f", such as {names[0]}" if names and names[0] else ""
-            lines.append(f"# Not in it: {printable(why + shown)}\n")
+        lines += [f"# Not in it: {line}\n" for line in self._notes()]
         old = {"read": policy.paths("read"), "write": policy.paths("write"), "net": policy.net}
         for name, values in old.items():
             if values or new[name]:
