@@ -62,6 +62,18 @@ LEFT_OUT = [
     ".pypirc",
     ".terraform.d/credentials.tfrc.json",
     ".vault-token",
+    "deep/.gdbinit",
+    ".config/gdb/gdbinit",
+    "src/.exrc",
+    ".vimrc",
+    ".vim/plugin/x.vim",
+    ".config/nvim/init.lua",
+    ".emacs",
+    ".emacs.d/init.el",
+    "src/.dir-locals.el",
+    ".pdbrc",
+    ".Rprofile",
+    ".tmux.conf",
 ]
 KEPT = [
     ".git/hooks/pre-commit.sample",
