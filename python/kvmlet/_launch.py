@@ -80,6 +80,11 @@ class Start:
         own = {b"PATH": self._visible_path(path), b"HOME": b"/tmp", b"TMPDIR": b"/tmp"}
         self.env = list({**own, **_inherited(), **variables, **added}.items())
 
+    @property
+    def volumes(self) -> list[tuple[str, str]]:
+        """Trees of the host that -v shows: (path on the host, path that the program sees)."""
+        return [(os.fsdecode(host), os.fsdecode(path)) for host, path, _ in self._named.bound]
+
     def shown_by(self, tree: bytes) -> str:
         """The option that shows the tree that begins at `tree`, or what else does, in words."""
         places = dict(self._named.places)

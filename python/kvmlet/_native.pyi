@@ -52,7 +52,7 @@ class Outcome:
         """Paths that were used beyond the rules while these were learned, sorted.
 
         (canonical path, path as given if that led through a link else empty, ways). Ways: 1 a file
-        was found, 2 a directory, 4 its names were listed, 8 it was changed, 16 the name came, went
+        was found, 2 a directory, 4 its names were listed, 8 it was changed. 16: the name came, went
         or became another's.
         """
 

@@ -7,6 +7,13 @@ import os
 
 from kvmlet import _tree
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    # Trees of the host that -v shows elsewhere: (path on the host, path that programs see).
+    Volumes = Sequence[tuple[str, str]]
+
 # Kinds of refusals, as the extension names them, and the reason or remedy of each.
 # {path} is what was refused; a refusal that no option allows says why.
 _REMEDIES = {
@@ -53,13 +60,18 @@ def address_of(what: str) -> str:
     return what.partition(" ")[2].rpartition(" to ")[2]
 
 
-def flag_of(what: str, kind: str) -> str:
+def flag_of(what: str, kind: str, volumes: "Volumes" = ()) -> str:
     """The option of `kvmlet run` that would allow `what`, or ""."""
     if kind == "address":
         address = address_of(what)
         own = address.startswith(("127.", "0.", "[::1]", "[::]")) or address in ("::1", "::")
         return "" if own else f"--net {_quoted(address)}"
     path = path_of(what)
+    volume = _volume_of(path, volumes)
+    if volume and kind == "read-only":
+        return f"-v {_quoted(':'.join((*volume, 'rw')))}"
+    if volume and kind == "protected":
+        return f"--write {_quoted(_on_host(path, *volume))}"
     if kind == "read-only":
         tree = _tree_of(path)
         return f"--write {_quoted(tree)}" if tree else ""
@@ -80,8 +92,25 @@ def _tree_of(path: str) -> str:
     return tree
 
 
-def remedy_of(what: str, kind: str) -> str:
+def _volume_of(path: str, volumes: "Volumes") -> tuple[str, str] | None:
+    """The innermost tree of -v that `path` lies in."""
+    within = [each for each in volumes if (path + "/").startswith(each[1] + "/")]
+    return max(within, key=lambda each: len(each[1]), default=None)
+
+
+def _on_host(path: str, host: str, guest: str) -> str:
+    """The host's path of what a program sees at `path`, in a tree that -v shows at `guest`."""
+    return host + path[len(guest) :]
+
+
+def remedy_of(what: str, kind: str, volumes: "Volumes" = ()) -> str:
     """The change that would allow `what`, or the reason why nothing does."""
+    volume = _volume_of(path_of(what), volumes)
+    if volume and kind == "read-only":
+        return f"-v shows it to be read; allow it with {flag_of(what, kind, volumes)}"
+    if volume and kind == "protected":
+        path = _on_host(path_of(what), *volume)
+        return _REMEDIES[kind].format(path=_quoted(path))
     if kind == "hidden" and not flag_of(what, kind):
         return _NEVER
     if kind == "read-only":
@@ -99,13 +128,15 @@ def lines(
     not_kept: int,
     events: list[tuple[str, str]],
     most: int,
+    volumes: "Volumes" = (),
 ) -> list[str]:
     """Lines about what mattered, the likeliest cause of a failure first: `most` of each sort.
 
     denials: (what, errno, kind, count) as the extension tells them; not_kept: further ones.
-    events: (name, detail) of what is not supported.
+    events: (name, detail) of what is not supported. volumes: trees of the host that -v shows at
+    other paths, as (host, path).
     """
-    denied = _grouped(denials)
+    denied = _grouped(denials, volumes)
     unsupported = list(
         dict.fromkeys(
             f"not supported: {name}" + (f" ({detail})" if detail else "")
@@ -123,7 +154,7 @@ def lines(
     return said
 
 
-def _grouped(denials: list[tuple[str, str, str, int]]) -> list[str]:
+def _grouped(denials: list[tuple[str, str, str, int]], volumes: "Volumes") -> list[str]:
     """A line for each thing that was refused, or for those of one folder; the last one first.
 
     A program gives up soon after what it could not do without. Questions that no option would
@@ -139,8 +170,8 @@ def _grouped(denials: list[tuple[str, str, str, int]]) -> list[str]:
         key = path if kind == "hidden" and path else what
         if key in found:
             continue
-        found[key] = (f"denied: {what} ({errno})", remedy_of(what, kind))
-        if flag_of(what, kind):
+        found[key] = (f"denied: {what} ({errno})", remedy_of(what, kind, volumes))
+        if flag_of(what, kind, volumes):
             folders.setdefault(os.path.dirname(path), []).append(path)
     told: list[str] = []
     asked: list[str] = []

@@ -164,6 +164,27 @@ def test_no_link_of_the_program_leads_the_report_elsewhere(place: pathlib.Path) 
     assert os.listdir(victim / "sub") == []
 
 
+def test_refusals_in_what_is_shown_elsewhere_name_the_hosts_path(place: pathlib.Path) -> None:
+    (place / "ro").mkdir()
+    (place / "rw").mkdir()
+    (place / "rw" / ".envrc").write_text("mine")
+    volumes = ["-v", f"{place}/ro:/data:ro", "-v", f"{place}/rw:/data/rw"]
+    script = "echo x > /data/a; echo x > /data/rw/.envrc"
+    status, report, said = run(place, *volumes, "sh", "-c", script)
+    assert status != 0
+    flags = {each["path"]: each["flag"] for each in report["denials"]}
+    wanted = {
+        "/data/a": f"-v {place}/ro:/data:rw",
+        "/data/rw/.envrc": f"--write {place}/rw/.envrc",
+    }
+    assert flags == wanted
+    for flag in wanted.values():
+        assert flag in said
+        allowed = run(place, *volumes[2:], *flag.split(), "sh", "-c", script)
+        assert [each["flag"] for each in allowed[1]["denials"]].count(flag) == 0
+    assert (place / "ro" / "a").read_text() == (place / "rw" / ".envrc").read_text() == "x\n"
+
+
 @pytest.mark.parametrize(
     ("path", "said"),
     [

@@ -218,7 +218,7 @@ def test_words(
         "/shown/rw/file: may be read and changed, on the host (/shown/rw: -v)\n"
     )
     assert said("/shown/ro/file").endswith(
-        "  write: -v shows it to be read; write HOST:GUEST:rw or :overlay\n"
+        "  write: -v shows it to be read; allow it with -v ROOM/ro:/shown/ro:rw\n"
     )
     assert (
         said("/scratch/x") == "/scratch/x: not there, may be made, in memory (/scratch: --tmpfs)\n"

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def of_outcome(outcome: "Any", status: int, mode: str) -> "dict[str, Any]":
+def of_outcome(
+    outcome: "Any", status: int, mode: str, volumes: "list[tuple[str, str]]"
+) -> "dict[str, Any]":
     """The part of a report that tells of a run that has ended, with a `_native.Outcome`.
 
-    `mode` is that of --changes.
+    `mode` is that of --changes, `volumes` are trees that -v shows (kvmlet._refusals.lines).
     """
     stats = outcome.stats
     return {
@@ -31,7 +33,7 @@ def of_outcome(outcome: "Any", status: int, mode: str) -> "dict[str, Any]":
                 "path": path_of(what),
                 "what": what,
                 "error": errno,
-                "flag": flag_of(what, kind),
+                "flag": flag_of(what, kind, volumes),
                 "count": count,
             }
             for what, errno, kind, count in outcome.denials

@@ -167,6 +167,7 @@ def run(options: "Namespace", program: list[str]) -> int:
             _changes.note_unfinished(start.overlay)
         keeper = _keeper(changes, start.overlay, target, options.keep_protected)
         held = _native.Changes() if keeper else None
+        told.volumes = start.volumes
         told.limits = {
             "timeout_s": timeout_s,
             "cpu_time_s": cpu_time_s,
@@ -210,7 +211,7 @@ def run(options: "Namespace", program: list[str]) -> int:
     # A limit that ended the run is the whole story; a failure may be due to what was refused.
     failed = status and outcome.reason in ("exited", "signal")
     if options.verbose or (failed and not options.quiet):
-        _show_refusals(outcome)
+        _show_refusals(outcome, told.volumes)
     if keeper and held is not None:
         limits = ("timeout", "cpu-time", "memory", "output", "interrupted")
         cut_short = outcome.reason in limits
@@ -258,6 +259,8 @@ class _Told:
         self._report: File | None = None
         self._learns = False
         self.limits: dict[str, object] = {}
+        # Trees that -v shows, for what was refused in them.
+        self.volumes: list[tuple[str, str]] = []
         if options.report is not None:
             from kvmlet.cli import _writer
 
@@ -286,7 +289,8 @@ class _Told:
             return STATUS_OK
         orders: dict[str, object] = {}
         if self._report is not None:
-            orders["report"] = self._whole(self._of.of_outcome(outcome, status, changes))
+            report = self._of.of_outcome(outcome, status, changes, self.volumes)
+            orders["report"] = self._whole(report)
         if self._learns:
             uses = [(fsdecode(path), fsdecode(given), ways) for path, given, ways in outcome.uses]
             not_kept = outcome.uses_not_kept + outcome.stats.get("denials_not_kept", 0)
@@ -667,10 +671,10 @@ def _explain(outcome: "_native.Outcome", timeout_s: float | None, memory_bytes: 
         warn(f"ended by {signal_name(outcome.signal)}")
 
 
-def _show_refusals(outcome: "_native.Outcome") -> None:
+def _show_refusals(outcome: "_native.Outcome", volumes: list[tuple[str, str]]) -> None:
     """A few lines on what the program was refused: the likely causes of its failure."""
     not_kept = int(outcome.stats.get("denials_not_kept", 0))
-    for line in refusal_lines(outcome.denials, not_kept, outcome.events, _MAX_LINES):
+    for line in refusal_lines(outcome.denials, not_kept, outcome.events, _MAX_LINES, volumes):
         warn(line)
 
 

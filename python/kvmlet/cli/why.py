@@ -79,12 +79,6 @@ _ERRORS = {
     "EROFS": "the host's file system is read-only",
 }
 
-# Refusals in what -v shows, whose path is not the host's.
-_BY_VOLUME = {
-    "read-only": "-v shows it to be read; write HOST:GUEST:rw or :overlay",
-    "protected": "what others act on or log in with stays as it is",
-}
-
 
 def main(words: list[str]) -> int:
     """Answer for the path or address in `words`; the exit status."""
@@ -177,7 +171,7 @@ def _of_path(start: Start, asked: str, path: bytes) -> "dict[str, Any]":
             # Denials name the link. What is behind it has to be shown, or changed.
             if place is None or place == "outside":
                 what = _behind_links(what)
-            reason, option = _reason((errno, what, kind), tree, shown_by)
+            reason, option = _reason((errno, what, kind), tree, shown_by, start.volumes)
         answer[word] = {
             "allowed": refusal is None,
             "reason": reason or None,
@@ -205,16 +199,19 @@ def _may(thing: str, read: "Refusal", write: "Refusal", where: str) -> str:
     return f"may be changed{where}, not read" if write is None else "may not be read or changed"
 
 
-def _reason(refusal: tuple[str, str, str], tree: bytes | None, shown_by: str) -> tuple[str, str]:
+def _reason(
+    refusal: tuple[str, str, str],
+    tree: bytes | None,
+    shown_by: str,
+    volumes: list[tuple[str, str]],
+) -> tuple[str, str]:
     """Why something is refused, and the option that would allow it, in words."""
     errno, what, kind = refusal
     if not kind:
         return _ERRORS.get(errno, errno), ""
-    if shown_by == "-v" and kind in _BY_VOLUME:
-        return _BY_VOLUME[kind], ""
     if kind == "hidden" and not os.path.exists(path_of(what)):
         return "it is not visible, and you see no such file on the host", ""
-    option, reason = flag_of(what, kind), remedy_of(what, kind)
+    option, reason = flag_of(what, kind, volumes), remedy_of(what, kind, volumes)
     named = shown_by in ("--read", "--allow-read")
     if named and tree is not None and option == f"--write {os.fsdecode(tree)}":
         # Both of one path are refused.
