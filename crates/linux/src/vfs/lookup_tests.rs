@@ -241,6 +241,7 @@ fn steps_of(depth: usize, ask: impl Fn(&mut Sandbox, &str)) -> u64 {
     let mut deep = "a/".repeat(depth);
     tree.file(&format!("{deep}file"), b"x");
     tree.link(&format!("{deep}link"), "file");
+    tree.link(&format!("{deep}here"), ".");
     let mut sandbox = Sandbox::new(&tree.0);
     sandbox
         .host
@@ -258,7 +259,7 @@ fn steps_of(depth: usize, ask: impl Fn(&mut Sandbox, &str)) -> u64 {
 #[test]
 fn the_work_of_a_look_up_grows_with_the_depth() {
     type Ask = fn(&mut Sandbox, &str);
-    let asks: [(&str, Ask); 5] = [
+    let asks: [(&str, Ask); 6] = [
         ("read", |sandbox, deep| {
             sandbox.open(&format!("{deep}file"), 0).unwrap();
         }),
@@ -271,6 +272,9 @@ fn the_work_of_a_look_up_grows_with_the_depth() {
         }),
         ("mkdir", |sandbox, deep| {
             assert!(call!(sandbox, "mkdir", &*format!("{deep}dir"), 0o777).is_ok());
+        }),
+        ("through a link on the way", |sandbox, deep| {
+            sandbox.open(&format!("{deep}here/file"), 0).unwrap();
         }),
         ("through a link", |sandbox, deep| {
             sandbox.open(&format!("{deep}link"), 0).unwrap();

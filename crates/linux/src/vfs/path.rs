@@ -148,6 +148,7 @@ pub fn walk(cx: &mut Cx<'_>, request: Request<'_>) -> Result<Walked, Errno> {
         links: 0,
         slash: false,
         stepwise: false,
+        above: None,
         request,
         cx,
     };
@@ -192,6 +193,8 @@ struct Walker<'a, 'b> {
     slash: bool,
     /// True once a link lies ahead that is to be met step by step.
     stepwise: bool,
+    /// The directory `at`, if the last step has found it.
+    above: Option<Node>,
 }
 
 impl Walker<'_, '_> {
@@ -298,7 +301,7 @@ impl Walker<'_, '_> {
             if self.pending.is_empty() && self.request.last == Last::Parent {
                 return Ok(Walked::Missing(self.missing(name)));
             }
-            node = None;
+            self.above = node.take();
             match name.as_slice() {
                 b"." => continue,
                 b".." => {
@@ -575,7 +578,14 @@ impl Walker<'_, '_> {
         if let Some(dir) = self.cx.host.roots.base(dir).filter(|_| !is_root) {
             return entry_step(dir, path);
         }
-        match self.cx.host.roots.locate(path) {
+        let located = match &self.above {
+            // One step, however deep it is.
+            Some(Node::Host(Handle::Location(fd), _)) if !is_root && *dir == *self.at.path => {
+                self.cx.host.roots.locate_in(fd.as_fd(), path)
+            }
+            _ => self.cx.host.roots.locate(path),
+        };
+        match located {
             Err(Errno::ENOENT) => Ok(Step::Absent),
             Err(error) => Err(error),
             Ok((fd, attr)) => {
