@@ -235,14 +235,16 @@ def run(
     calls: str,
     on_stdout: Callable[[bytes], object] | None = None,
     on_stderr: Callable[[bytes], object] | None = None,
+    on_denial: Callable[[str, str, str, int], object] | None = None,
     stop: Stop | None = None,
     changes: Changes | None = None,
 ) -> Outcome:
     """Runs a program to its end, or until `stop` is set: its reason is "interrupted" then.
 
     `on_stdout` and `on_stderr` are called with captured output as it comes, within some 50 ms. It
-    is not kept then, but for what comes last, which is in the outcome. An exception that they raise
-    ends the run and is raised. `changes` holds the program's changes from its end on, also then.
+    is not kept then, but for what comes last, which is in the outcome. `on_denial` is called with
+    the fields of each new refusal. An exception that they raise ends the run and is raised.
+    `changes` holds the program's changes from its end on, also then.
     """
 
 class ServeSettings(TypedDict):

@@ -10,12 +10,12 @@ from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, overload
 
-from kvmlet import _native
+from kvmlet import _log, _native
 from kvmlet._calls import calls_mode
 from kvmlet._changes.result import now_ns
 from kvmlet._extension import result_of, translated
 from kvmlet._launch import Start, guest_argv, input_bytes, named_of
-from kvmlet._result import Result
+from kvmlet._result import Denial, Result
 from kvmlet._stopping import stop_of_this_thread
 from kvmlet.errors import UsageError
 from kvmlet.policy import policy_of
@@ -67,6 +67,7 @@ def run(
     calls: str | None = None,
     changes: str = "discard",
     keep_protected: Sequence[str | os.PathLike[str]] = (),
+    on_denial: Callable[[Denial], object] | None = None,
 ) -> Result[bytes]: ...
 @overload
 def run(
@@ -95,6 +96,7 @@ def run(
     calls: str | None = None,
     changes: str = "discard",
     keep_protected: Sequence[str | os.PathLike[str]] = (),
+    on_denial: Callable[[Denial], object] | None = None,
 ) -> Result[str]: ...
 def run(
     argv: Sequence[Word] | str,
@@ -122,6 +124,7 @@ def run(
     calls: str | None = None,
     changes: str = "discard",
     keep_protected: Sequence[str | os.PathLike[str]] = (),
+    on_denial: Callable[[Denial], object] | None = None,
 ) -> Result[bytes] | Result[str]:
     """Run `argv` in a VM of its own until it ends.
 
@@ -163,6 +166,8 @@ def run(
         the host, unless a limit ended the run; `result.changes.kept` says what came of it.
         "dir:PATH": the changed files are written to PATH, an empty directory.
     keep_protected: files whose changes are kept although programs of yours obey them.
+    on_denial: called with each thing that the policy refuses, once, within a twentieth of a second
+        or so. The program waits while it runs; an exception that it raises ends the run.
 
     The program ending badly, or at a limit, is a result (see `Result.check`), not an exception.
     A signal handler that raises, as Ctrl-C's does, ends the
@@ -191,6 +196,7 @@ def run(
     check_codec(encoding, errors)
     codec = (encoding, errors) if text else None
     sinks = (sink_of(stdout, 1, codec), sink_of(stderr, 2, codec))
+    teller = teller_of(on_denial)
     kind, target = changes_mode(changes)
     start = translated(Start, words, given.env, cwd, named_of(given), view="overlay")
     if start.note:
@@ -200,6 +206,8 @@ def run(
             f"changes: {changes!r}: the program starts in /tmp, where nothing is kept",
             remedy="name a project's directory by cwd",
         )
+    who = named(words)
+    _log.say(_log.DEBUG, "start", "%s starts", who, memory_bytes=limits.memory_bytes)
     held = None if kind == "discard" or start.overlay is None else _native.Changes()
     since_ns = now_ns()
     outcome = translated(
@@ -218,10 +226,15 @@ def run(
         calls=mode,
         on_stdout=None if sinks[0] is None else sinks[0].take,
         on_stderr=None if sinks[1] is None else sinks[1].take,
+        on_denial=None if teller is None else teller.take_new,
         stop=stop_of_this_thread(),
         changes=held,
     )
     result = result_of(outcome, [argv] if isinstance(argv, str) else argv)
+    if teller is not None:
+        teller.finish(result.denials)
+    _log.say_end(who, result.reason, result.exit_code, result.signal)
+    _log.say_denials(who, result.denials, int(result.stats.get("denials_not_kept", 0)))
     captured = []
     for sink, data in zip(sinks, (outcome.stdout, outcome.stderr), strict=True):
         captured.append(b"" if sink else data)
@@ -238,6 +251,11 @@ def run(
         return result.check() if check else result
     said = as_text(result, encoding, errors)
     return said.check() if check else said
+
+
+def named(words: list[bytes]) -> str:
+    """The program of a command, for records: its arguments may be secrets."""
+    return repr(os.fsdecode(words[0]))
 
 
 def as_text(result: Result[bytes], encoding: str, errors: str) -> Result[str]:
@@ -321,6 +339,39 @@ class TextSink(Sink):
         self._add(self._decoder.decode(data, final=True))
         if self._line:
             self._tell(self._line)
+
+
+class DenialTeller:
+    """Tells a caller of each thing that the policy has refused."""
+
+    def __init__(self, tell: Callable[[Denial], object]) -> None:
+        self._tell = tell
+        self._count = 0
+
+    def take(self, denial: Denial) -> None:
+        """Tells of one."""
+        self._count += 1
+        self._tell(denial)
+
+    def take_new(self, what: str, errno: str, kind: str, count: int) -> None:
+        """The same, of its fields."""
+        self.take(Denial(what, errno, kind, count))
+
+    def finish(self, denials: list[Denial]) -> None:
+        """Tells of those that have not been told. `denials` are all of them, in order."""
+        for denial in denials[self._count :]:
+            self.take(denial)
+
+
+def teller_of(on_denial: object) -> DenialTeller | None:
+    """The teller for what a caller gave as `on_denial`."""
+    if on_denial is None:
+        return None
+    if callable(on_denial):
+        return DenialTeller(on_denial)
+    raise UsageError(
+        f"on_denial: {on_denial!r} is not a callable", remedy="pass a function that takes a Denial"
+    )
 
 
 def sink_of(stream: object, number: int, codec: tuple[str, str] | None) -> Sink | None:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kvmlet import _log
 from kvmlet.errors import (
     DeadlineExceeded,
     HostError,
@@ -294,14 +295,20 @@ def _run(
 
 def _put_back(core: Core, fork: Sandbox, *, keep: bool) -> Sandbox | None:
     fork._set_deadline(None)
+    who = f"pool of {fork._name!r}"
     if keep:
         try:
+            if _log.listens(_log.INFO):
+                _log.say_denials(who, fork.denials())
             fork.reset()
-        except KvmletError:
-            pass  # the next job gets another one
+        except KvmletError as error:
+            # Nobody else is told of it: the next job gets another one.
+            _log.say(_log.WARNING, "fork-replaced", "%s: a fork cannot be reset: %s", who, error)
         else:
             with core.lock:
                 core.counts.resets += 1
             return fork
+    else:
+        _log.say(_log.INFO, "fork-replaced", "%s: a fork is given up after a failed job", who)
     core.give_up(fork, replaced=True)
     return None

@@ -9,6 +9,7 @@ with kvmlet.Box() as box:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 import weakref
@@ -16,7 +17,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
-from kvmlet import _native, _process
+from kvmlet import _log, _native, _process
 from kvmlet._box_files import Files, FileStat
 from kvmlet._box_process import Kept, Process
 from kvmlet._calls import calls_mode
@@ -24,9 +25,9 @@ from kvmlet._connection import connected, port_number
 from kvmlet._extension import translated
 from kvmlet._launch import Start, guest_argv, input_bytes, named_of, pairs
 from kvmlet._result import Denial, Event, Result
-from kvmlet._run import as_text, check_codec, shell_words, sink_of
+from kvmlet._run import as_text, check_codec, named, shell_words, sink_of, teller_of
 from kvmlet._stopping import stop_of_this_thread
-from kvmlet._values import parse_duration
+from kvmlet._values import parse_bytes, parse_duration
 from kvmlet.errors import (
     BoxFileError,
     BoxWasReset,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from typing import Self, TypeAlias
 
     from kvmlet._connection import Connection
-    from kvmlet._run import Sink, _Inherit
+    from kvmlet._run import DenialTeller, Sink, _Inherit
     from kvmlet.policy import Numbers, Policy
 
     Word: TypeAlias = str | bytes | os.PathLike[str]
@@ -58,6 +59,12 @@ _PIECE_BYTES = 64 << 10
 _PIPE_MAX_BYTES = 1 << 20
 # The constants of subprocess, which is not imported for them.
 _PIPE, _STDOUT, _DEVNULL = -1, -2, -3
+# Refusals are looked for so often, if somebody wants to be told of them.
+_LOOK_S = 0.05
+# As many as the engine lists at once.
+_DENIALS_MAX = 1000
+# Boxes are numbered in records.
+_numbers = itertools.count(1)
 
 
 class Box:
@@ -133,8 +140,10 @@ class Box:
             calls=mode,
         )
         self._adopt(vm, dict(start.env), limits)
+        self._say("box", "made", memory_bytes=memory_bytes, processes_max=processes_max)
 
     def _adopt(self, vm: _native.Box, env: dict[bytes, bytes], limits: Numbers) -> None:
+        self._number = next(_numbers)
         self._limits = limits
         self._native: _native.Box | None = vm
         self._env = env
@@ -163,6 +172,7 @@ class Box:
         box._adopt(vm, snapshot._origin._env, snapshot._origin._limits)
         box._kept, box._kept_dropped = snapshot._kept, snapshot._kept_dropped
         box._inherit()
+        box._say("fork", f"forked from box {snapshot._origin._number}")
         return box
 
     def _inherit(self) -> None:
@@ -203,8 +213,10 @@ class Box:
         timeout: float | str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        max_output: int | str | None = None,
         stdout: Callable[[bytes], object] | _Inherit | None = None,
-        stderr: Callable[[bytes], object] | _Inherit | None = None,
+        stderr: Callable[[bytes], object] | _Inherit | int | None = None,
+        on_denial: Callable[[Denial], object] | None = None,
     ) -> Result[bytes]: ...
     @overload
     def run(
@@ -220,8 +232,10 @@ class Box:
         timeout: float | str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        max_output: int | str | None = None,
         stdout: Callable[[str], object] | _Inherit | None = None,
-        stderr: Callable[[str], object] | _Inherit | None = None,
+        stderr: Callable[[str], object] | _Inherit | int | None = None,
+        on_denial: Callable[[Denial], object] | None = None,
     ) -> Result[str]: ...
     def run(
         self,
@@ -236,14 +250,18 @@ class Box:
         timeout: float | str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        max_output: int | str | None = None,
         stdout: Callable[[bytes], object] | Callable[[str], object] | _Inherit | None = None,
-        stderr: Callable[[bytes], object] | Callable[[str], object] | _Inherit | None = None,
+        stderr: Callable[[bytes], object] | Callable[[str], object] | _Inherit | int | None = None,
+        on_denial: Callable[[Denial], object] | None = None,
     ) -> Result[bytes] | Result[str]:
         """Run `argv` in the box until it ends. The arguments are those of `kvmlet.run`.
 
-        `cwd` is a directory of the box, /work if None; `env` is added to that of the box. At the
-        time limit, or beyond 16 MiB of output, the command is killed with everything that it has
-        started; the box lives on. What a command leaves running goes on after its end, but nothing
+        `cwd` is a directory of the box, /work if None; `env` is added to that of the box. `stderr`
+        may also be subprocess.STDOUT: it goes where standard output goes. The command
+        is killed, with everything that it has started, at the time limit or beyond `max_output`,
+        which is the policy's if None. The box lives on. Refusals of other commands that run at the same time
+        are told too. What a command leaves running goes on after its end, but nothing
         reads its output any more. It gets SIGPIPE or EPIPE if it writes there; `spawn` keeps it.
 
         Raises UsageError, ExitError, ProgramNotFound, ProgramNotExecutable, BoxFull, SandboxClosed,
@@ -256,15 +274,23 @@ class Box:
             timeout_s = parse_duration(timeout, "timeout")
         check_codec(encoding, errors)
         codec = (encoding, errors) if text else None
-        sinks = (sink_of(stdout, 1, codec), sink_of(stderr, 2, codec))
-        stdio = ["pipe" if data else "null", "pipe", "pipe", "absent"]
+        is_joined = stderr == _STDOUT and not isinstance(stderr, bool)
+        sinks = (sink_of(stdout, 1, codec), None if is_joined else sink_of(stderr, 2, codec))
+        limit_bytes = self._limits.output_bytes
+        if max_output is not None:
+            limit_bytes = parse_bytes(max_output, "max_output")
+        teller = teller_of(on_denial)
+        stdio = ["pipe" if data else "null", "pipe", "stdout" if is_joined else "pipe", "absent"]
         spawned = self._start(words, env, cwd, stdio)
-        command = _Command(self._vm, spawned, data or b"", sinks, self._limits.output_bytes)
+        command = _Command(self._vm, spawned, data or b"", sinks, limit_bytes, teller)
         try:
             result = command.finish(timeout_s)
         except BaseException:
             command.give_up()
             raise
+        who = f"box {self._number}: {named(words)}"
+        _log.say_end(who, result.reason, result.exit_code, result.signal)
+        _log.say_denials(who, result.denials)
         result = replace(result, args=[argv] if isinstance(argv, str) else list(argv))
         if not text:
             return result.check() if check else result
@@ -303,6 +329,7 @@ class Box:
         ]
         spawned = self._start(words, env, cwd, stdio)
         args: Sequence[Word] = [argv] if isinstance(argv, str) else argv
+        self._say("spawn", f"{named(words)} starts")
         codec = (encoding, errors) if text else None
         process = Process._spawned(self._vm, args, spawned, codec, self._dropped)
         self._processes.add(process)
@@ -394,8 +421,10 @@ class Box:
         kept = [process._kept() for process in processes]
         epoch = translated(self._vm().epoch)
         dropped = [pid for then, pid in list(self._dropped) if then == epoch]
+        self._say_denials()
         snapshot = translated(self._vm().snapshot, connections)
         self._kept, self._kept_dropped = kept, dropped
+        self._say("snapshot", "kept as it is")
         return BoxSnapshot._taken(snapshot, self)
 
     def fork(
@@ -417,8 +446,10 @@ class Box:
 
         Raises SandboxClosed, HostError.
         """
+        self._say_denials()
         translated(self._vm().reset)
         self._inherit()
+        self._say("reset", "put back")
 
     def stats(self) -> dict[str, int | float]:
         """Counters by name, among them `processes`, `memory_bytes` and `memory_limit_bytes`.
@@ -429,9 +460,12 @@ class Box:
 
     def close(self) -> None:
         """End everything in it and give the VM up. May be repeated."""
+        if self._native is not None:
+            self._say_denials()
         vm, self._native, self._closed = self._native, None, True
         if vm is not None:
             translated(vm.close)
+            self._say("close", "closed")
 
     @property
     def closed(self) -> bool:
@@ -444,6 +478,18 @@ class Box:
         if self._native is None:
             raise from_native("closed", "the box is closed")
         return self._native
+
+    def _say(self, event: str, message: str, **facts: object) -> None:
+        """Makes a record about this box."""
+        _log.say(_log.DEBUG, event, "box %d: %s", self._number, message, box=self._number, **facts)
+
+    def _say_denials(self) -> None:
+        """Makes records of refusals that no result has told of."""
+        if _log.listens(_log.INFO):
+            # It may have ended, or belong to another process.
+            with contextlib.suppress(_native.NativeError):
+                denials, _events = self._vm().take_report()
+                _log.say_denials(f"box {self._number}", (Denial(*each) for each in denials))
 
     def _abandon(self) -> None:
         # The native object stays: it says that it belongs to another process.
@@ -555,7 +601,11 @@ class _Command:
         data: bytes,
         sinks: tuple[Sink | None, Sink | None],
         output_max_bytes: int,
+        teller: DenialTeller | None,
     ) -> None:
+        self._teller = teller
+        self._denials: dict[tuple[str, str, str], Denial] = {}
+        self._events: dict[Event, None] = {}
         self._output_max_bytes = output_max_bytes
         self._vm = vm
         self._epoch, self._pid, self._command, streams = spawned
@@ -574,10 +624,8 @@ class _Command:
         start_s = time.monotonic()
         reason = ""
         while self._status is None:
-            left_s = None
-            if timeout_s is not None and not reason:
-                left_s = max(start_s + timeout_s - time.monotonic(), 0.0)
-            is_over = not self._exchange(left_s)
+            end_s = None if timeout_s is None or reason else start_s + timeout_s
+            is_over = self._wait(end_s)
             if not reason and (is_over or self._captured_bytes > self._output_max_bytes):
                 reason = "timeout" if is_over else "output"
                 translated(self._vm().end_command, self._epoch, self._command)
@@ -597,7 +645,7 @@ class _Command:
         for sink in self._sinks:
             if sink:
                 sink.end(b"")
-        denials, events = translated(vm.take_report)
+        self._look_at_report()
         limited = self._limited(captured)
         return Result(
             stdout=limited[0],
@@ -605,10 +653,34 @@ class _Command:
             exit_code=status,
             signal=signo,
             reason=reason,
-            denials=[Denial(*denial) for denial in denials],
-            events=[Event(*event) for event in events],
+            denials=list(self._denials.values()),
+            events=list(self._events),
             stats={"wall_us": (time.monotonic() - start_s) * 1e6},
         )
+
+    def _wait(self, end_s: float | None) -> bool:
+        """Moves what can be moved; True at the end of the time."""
+        left_s = None if end_s is None else max(end_s - time.monotonic(), 0.0)
+        if self._teller is None:
+            return not self._exchange(left_s)
+        wait_s = _LOOK_S if left_s is None else min(left_s, _LOOK_S)
+        has_moved = self._exchange(wait_s)
+        self._look_at_report()
+        return not has_moved and left_s is not None and left_s <= wait_s
+
+    def _look_at_report(self) -> None:
+        """Takes what the policy has refused since the last time, and tells of it."""
+        denials, events = translated(self._vm().take_report)
+        self._events.update(dict.fromkeys(Event(*event) for event in events))
+        for denial in (Denial(*each) for each in denials):
+            key = (denial.what, denial.errno, denial.kind)
+            known = self._denials.get(key)
+            if known is not None:
+                self._denials[key] = replace(known, count=known.count + denial.count)
+            elif len(self._denials) < _DENIALS_MAX:
+                self._denials[key] = denial
+                if self._teller is not None:
+                    self._teller.take(denial)
 
     def _limited(self, captured: list[bytes]) -> list[bytes]:
         stdout = captured[0][: self._output_max_bytes]

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvmlet import _log
 from kvmlet._box_files import Files
 from kvmlet._extension import translated
 from kvmlet._isolated import module_names
@@ -249,6 +250,10 @@ class Interpreter:
             request = _pickled(self._number, source, dict(variables or {}), self._seed)
             told = self._session.ask(request, timeout_s, grace_s, sinks)
             self._seed = b""
+            if told.reason != "ok":
+                who = f"box {self._box._number}: a cell"
+                _log.say_end(who, told.reason, told.status, told.status)
+            self._box._say_denials()
             cell = self._cell(told, _Reading(timeout_s, grace_s).look)
         return cell.check() if check else cell
 
@@ -279,6 +284,15 @@ class Interpreter:
         """
         if not self._session.ended:
             self._session.interrupt()
+
+    @property
+    def box(self) -> Box:
+        """The box that it runs in, for commands beside it: `py.box.run(["ls"])`.
+
+        They share its files, memory and processes. Reset, fork and close the session itself: a
+        reset of the box alone leaves it without its process, until its own `reset`.
+        """
+        return self._box
 
     # ---- its state ----
 
@@ -557,4 +571,5 @@ def _warmed(key: _Key) -> tuple[BoxSnapshot, Facts]:
             raise session.nonsense(str(nonsense)) from None
         if error is not None:
             raise guest_error(error.type, error.message, error.traceback, None)
+        box._say("warmed", "an interpreter is warmed", modules=list(key.preload))
         return box.snapshot(), facts

@@ -16,7 +16,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, overload
 
-from kvmlet import _native, _process
+from kvmlet import _log, _native, _process
 from kvmlet._call_values import argument_value, return_kind
 from kvmlet._calls import calls_mode
 from kvmlet._connection import connected, port_number
@@ -158,6 +158,7 @@ class Sandbox:
             calls=mode,
         )
         self._adopt(vm, words[0].decode("utf-8", "backslashreplace"))
+        _log.say(_log.DEBUG, "start", "sandbox of %r: loaded", self._name)
 
     def _adopt(self, vm: _native.Sandbox, name: str) -> None:
         self._vm = vm
@@ -400,6 +401,7 @@ class Sandbox:
         """
         vm = self._ask(self._vm.freeze, connections)
         self._closed = True
+        _log.say(_log.DEBUG, "snapshot", "sandbox of %r: frozen", self._name)
         return Snapshot._frozen(vm, self._name, self._port)
 
     def reset(self) -> None:
@@ -435,7 +437,10 @@ class Sandbox:
         if self._result is None and not self._closed:
             outcome = translated(self._vm.outcome)
             if outcome is not None:
-                self._result = result_of(outcome)
+                self._result = result = result_of(outcome)
+                who = f"sandbox of {self._name!r}"
+                _log.say_end(who, result.reason, result.exit_code, result.signal)
+                _log.say_denials(who, result.denials)
         return self._result
 
     @property

@@ -34,6 +34,7 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
         "calls": "auto",
         "on_stdout": None,
         "on_stderr": None,
+        "on_denial": None,
         "stop": None,
         "changes": None,
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kvmlet_abi::Trap;
-use kvmlet_linux::{CallStatus, End, Pid, STREAMED_BATCH_BYTES, Step, Tid, Work, table};
+use kvmlet_linux::{CallStatus, Denial, End, Pid, STREAMED_BATCH_BYTES, Step, Tid, Work, table};
 
 use crate::entry::Left;
 use crate::limit::Limit;
@@ -40,6 +40,12 @@ pub trait Owner {
     }
     /// Output of a streamed stream since it was told last. It is not kept. The program waits meanwhile.
     fn output(&mut self, _stream: Streamed, _bytes: Vec<u8>) {}
+    /// Says if [`Owner::denied`] is to be called.
+    fn wants_denials(&self) -> bool {
+        false
+    }
+    /// The policy has refused something for the first time. The program waits meanwhile.
+    fn denied(&mut self, _denial: &Denial) {}
     /// One traced call. To write it may take no longer than the time that is `left`, if there is a limit.
     fn trace(&mut self, line: &str, left: Option<Duration>);
 }
@@ -120,6 +126,8 @@ pub(crate) struct Drive<'a> {
     work: Option<Work>,
     /// The streams that the owner is told of.
     streamed: [bool; 2],
+    /// The refusals that the owner has been told of; `None` if it does not want to be.
+    denials_told: Option<usize>,
     /// When it is told again, if there is not much.
     output_ns: u64,
     /// When the caller's terminal is looked after next.
@@ -156,6 +164,7 @@ impl<'a> Drive<'a> {
     fn new(until: Until, limits: Limits, owner: &'a mut dyn Owner) -> Self {
         let now_ns = now_ns();
         let streamed = owner.streamed();
+        let denials_told = owner.wants_denials().then_some(0);
         let cpu_ns = limits.cpu_time.map(duration_ns);
         Self {
             until,
@@ -167,6 +176,7 @@ impl<'a> Drive<'a> {
             mark_ns: now_ns,
             work: None,
             streamed,
+            denials_told,
             output_ns: now_ns,
             console_ns: now_ns,
             has_looked: false,
@@ -248,6 +258,7 @@ impl Sandbox {
             if drive.streamed != [false; 2] {
                 self.emit_output(drive);
             }
+            self.emit_denials(drive);
             self.guest.vcpu.check()?;
             if self.has_reached(drive.until) {
                 return Ok(Stop::Reached);
@@ -433,6 +444,17 @@ impl Sandbox {
                 drive.output_ns = now_ns.saturating_add(OUTPUT_DELAY_NS);
             }
         }
+    }
+
+    fn emit_denials(&mut self, drive: &mut Drive<'_>) {
+        let Some(told) = drive.denials_told else {
+            return;
+        };
+        let denials = &self.personality.host.report.denials;
+        for denial in denials.iter().skip(told) {
+            drive.owner.denied(denial);
+        }
+        drive.denials_told = Some(denials.len());
     }
 
     fn emit_trace(&mut self, drive: &mut Drive<'_>) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::Errno;
 use kvmlet_hv::Kicker;
-use kvmlet_linux::{Connection, News, Shut};
+use kvmlet_linux::{Connection, Denial, News, Shut};
 
 use crate::connection::ConnectionId;
 use crate::outcome::Ending;
@@ -207,6 +207,14 @@ impl Owner for Listener<'_> {
 
     fn output(&mut self, stream: Streamed, bytes: Vec<u8>) {
         self.owner.output(stream, bytes);
+    }
+
+    fn wants_denials(&self) -> bool {
+        self.owner.wants_denials()
+    }
+
+    fn denied(&mut self, denial: &Denial) {
+        self.owner.denied(denial);
     }
 
     fn wait(&mut self, time: Duration) -> bool {

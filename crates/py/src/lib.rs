@@ -424,6 +424,8 @@ struct PythonOwner {
     told_to_stop: Arc<AtomicBool>,
     /// Called with what the program writes to standard output and standard error.
     told: [Option<Py<PyAny>>; 2],
+    /// Called with the fields of each thing that the policy refuses.
+    told_denials: Option<Py<PyAny>>,
 }
 
 impl PythonOwner {
@@ -435,6 +437,7 @@ impl PythonOwner {
             continued: Arc::default(),
             told_to_stop: Arc::default(),
             told: [None, None],
+            told_denials: None,
         }
     }
 }
@@ -480,6 +483,19 @@ impl Owner for PythonOwner {
             Python::attach(|py| told.call1(py, (PyBytes::new(py, &bytes),)).map(drop)).err();
     }
 
+    fn wants_denials(&self) -> bool {
+        self.told_denials.is_some()
+    }
+
+    fn denied(&mut self, denial: &Denial) {
+        let (Some(told), None) = (&self.told_denials, &self.raised) else {
+            return;
+        };
+        let kind = denial.remedy.name();
+        let fields = (denial.what.as_str(), denial.errno, kind, denial.count);
+        self.raised = Python::attach(|py| told.call1(py, fields).map(drop)).err();
+    }
+
     fn trace(&mut self, line: &str, left: Option<Duration>) {
         let until = left.and_then(|left| Instant::now().checked_add(left));
         let Some(errors) = self.errors.clone() else {
@@ -502,7 +518,7 @@ impl Owner for PythonOwner {
 
 /// Runs a program in its own VM; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, cpu_time_s, memory_bytes, processes_max, output_limit_bytes, trace, calls, on_stdout=None, on_stderr=None, stop=None, changes=None))]
+#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, cpu_time_s, memory_bytes, processes_max, output_limit_bytes, trace, calls, on_stdout=None, on_stderr=None, on_denial=None, stop=None, changes=None))]
 #[allow(clippy::too_many_arguments)] // the keywords of one Python call
 fn run(
     py: Python<'_>,
@@ -520,6 +536,7 @@ fn run(
     calls: &str,
     on_stdout: Option<Py<PyAny>>,
     on_stderr: Option<Py<PyAny>>,
+    on_denial: Option<Py<PyAny>>,
     stop: Option<&Stop>,
     changes: Option<&changes::Changes>,
 ) -> PyResult<Outcome> {
@@ -549,6 +566,7 @@ fn run(
     };
     let mut owner = PythonOwner::stopped_by(Stop::flag(stop));
     owner.told = [on_stdout, on_stderr];
+    owner.told_denials = on_denial;
     let mut watches = Vec::new();
     if let Streams::Inherit(inherited) = &program.streams {
         owner.errors = Some(Arc::clone(inherited));

@@ -95,6 +95,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _warm_snapshot(preload: tuple[str, ...], policy: Policy, calls: str | None) -> Snapshot:
+    from kvmlet import _log
     from kvmlet._launch import guest_modules
     from kvmlet._python_view import everything_importable
     from kvmlet.sandbox import Sandbox
@@ -114,4 +115,6 @@ def _warm_snapshot(preload: tuple[str, ...], policy: Policy, calls: str | None) 
     with sandbox:
         sandbox._set_deadline(time.monotonic() + _WARM_UP_S)
         data_of(sandbox, pickle.dumps((view.path, preload), 5))
-        return sandbox.until_ready(_WARM_UP_S).freeze()
+        snapshot = sandbox.until_ready(_WARM_UP_S).freeze()
+    _log.say(_log.DEBUG, "warmed", "an interpreter is warmed", modules=list(preload))
+    return snapshot

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, TypeAlias, Unpack
 
-    from kvmlet._result import Result
+    from kvmlet._result import Denial, Result
     from kvmlet._run import _Inherit
     from kvmlet.policy import Policy
 
@@ -206,6 +206,7 @@ class CommandOptions(TypedDict, total=False):
     errors: str
     check: bool
     timeout: float | str | None
+    max_output: int | str | None
     env: Mapping[str, str] | None
     cwd: str | os.PathLike[str] | None
 
@@ -229,6 +230,7 @@ class BoxOptions(TypedDict, total=False):
     policy: Policy | None
     env: Mapping[str, str] | None
     read: Sequence[str | os.PathLike[str]]
+    write: Sequence[str | os.PathLike[str]]
     net: Sequence[str]
     publish: Sequence[str]
     calls: str | None
@@ -291,7 +293,8 @@ class Box(Twin[sync.Box]):
         *,
         text: Literal[False] = False,
         stdout: Callable[[bytes], object] | _Inherit | None = None,
-        stderr: Callable[[bytes], object] | _Inherit | None = None,
+        stderr: Callable[[bytes], object] | _Inherit | int | None = None,
+        on_denial: Callable[[Denial], object] | None = None,
         **options: Unpack[CommandOptions],
     ) -> Result[bytes]: ...
     @overload
@@ -301,7 +304,8 @@ class Box(Twin[sync.Box]):
         *,
         text: Literal[True],
         stdout: Callable[[str], object] | _Inherit | None = None,
-        stderr: Callable[[str], object] | _Inherit | None = None,
+        stderr: Callable[[str], object] | _Inherit | int | None = None,
+        on_denial: Callable[[Denial], object] | None = None,
         **options: Unpack[CommandOptions],
     ) -> Result[str]: ...
     async def run(
@@ -311,14 +315,17 @@ class Box(Twin[sync.Box]):
         text: bool = False,
         stdout: Any = None,
         stderr: Any = None,
+        on_denial: Any = None,
         **options: Any,
     ) -> Result[bytes] | Result[str]:
         """Run `argv` in the box until it ends, as `kvmlet.Box.run` does.
 
-        Callables for `stdout` and `stderr` are called in the event loop, and may be coroutines.
+        Callables for `stdout`, `stderr` and `on_denial` are called in the event loop, and may be
+        coroutines.
         Cancelling kills the command with everything that it has started.
         """
-        told = {"stdout": in_loop(stdout), "stderr": in_loop(stderr)}
+        told = {"stdout": stdout, "stderr": stderr, "on_denial": on_denial}
+        told = {name: in_loop(tell) for name, tell in told.items()}
         run: Callable[..., Any] = self._sync.run
         return await until_stopped(lambda: run(argv, text=text, **told, **options))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from kvmlet import interpreter as sync
 from kvmlet._offload import in_loop, offload, until_stopped
-from kvmlet.aio._box import Files
+from kvmlet.aio._box import Box, Files
 from kvmlet.aio._twin import Twin, short
 from kvmlet.errors import UsageError
 
@@ -41,6 +41,8 @@ class Interpreter(Twin[sync.Interpreter]):
 
     files: Files
     """Reads and writes its files."""
+    box: Box
+    """The box that it runs in, for commands beside it, as `kvmlet.Interpreter.box`."""
 
     def __init__(self, **options: Unpack[InterpreterOptions]) -> None:
         """Prepare a session, which starts when it is entered or awaited."""
@@ -55,7 +57,8 @@ class Interpreter(Twin[sync.Interpreter]):
 
     def _adopt(self, interpreter: sync.Interpreter) -> None:
         self._sync = interpreter
-        self.files = Files(interpreter.files)
+        self.box = Box._of(interpreter.box)
+        self.files = self.box.files
 
     async def _start(self) -> Self:
         options, self._options = self._options, None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TypeAlias, Unpack
 
-    from kvmlet._result import Result
+    from kvmlet._result import Denial, Result
     from kvmlet._run import _Inherit
     from kvmlet.policy import Policy
 
@@ -34,11 +34,14 @@ class RunOptions(TypedDict, total=False):
     max_output: int | str | None
     policy: Policy | None
     read: Sequence[str | os.PathLike[str]]
+    write: Sequence[str | os.PathLike[str]]
     net: Sequence[str]
     publish: Sequence[str]
     env: Mapping[str, str] | None
     cwd: str | os.PathLike[str] | None
     calls: str | None
+    changes: str
+    keep_protected: Sequence[str | os.PathLike[str]]
 
 
 @overload
@@ -48,6 +51,7 @@ async def run(
     text: Literal[False] = False,
     stdout: Callable[[bytes], object] | _Inherit | None = None,
     stderr: Callable[[bytes], object] | _Inherit | None = None,
+    on_denial: Callable[[Denial], object] | None = None,
     **options: Unpack[RunOptions],
 ) -> Result[bytes]: ...
 @overload
@@ -57,6 +61,7 @@ async def run(
     text: Literal[True],
     stdout: Callable[[str], object] | _Inherit | None = None,
     stderr: Callable[[str], object] | _Inherit | None = None,
+    on_denial: Callable[[Denial], object] | None = None,
     **options: Unpack[RunOptions],
 ) -> Result[str]: ...
 async def run(
@@ -65,15 +70,18 @@ async def run(
     text: bool = False,
     stdout: Any = None,
     stderr: Any = None,
+    on_denial: Any = None,
     **options: Any,
 ) -> Result[bytes] | Result[str]:
     """Run `argv` in a VM of its own until it ends. The arguments are those of `kvmlet.run`.
 
-    Callables for `stdout` and `stderr` are called in the event loop, and may be coroutines.
+    Callables for `stdout`, `stderr` and `on_denial` are called in the event loop, and may be
+    coroutines.
     Cancelling ends the VM, within a tenth of a second or so.
 
     Raises what `kvmlet.run` raises.
     """
-    told = {"stdout": in_loop(stdout), "stderr": in_loop(stderr)}
+    told = {"stdout": stdout, "stderr": stderr, "on_denial": on_denial}
+    told = {name: in_loop(tell) for name, tell in told.items()}
     run: Callable[..., Any] = sync.run
     return await until_stopped(lambda: run(argv, text=text, **told, **options))
