@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # cargo and maturin are given the same interpreter, or each would rebuild what the other built.
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-PYTHON_SOURCES := python tests/unit $(wildcard tests/e2e tests/escape tests/conftest.py tests/prose.py tests/hwkvm benches examples)
+PYTHON_SOURCES := python tests/unit $(wildcard tests/adapters tests/e2e tests/escape tests/conftest.py tests/prose.py tests/hwkvm benches examples)
 PYTEST := $(BIN)/python -m pytest
 UNIT := tests/unit
 END_TO_END := $(wildcard tests/e2e tests/escape)

@@ -9,7 +9,16 @@ import stat as modes
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from kvmlet import _native
-from kvmlet.errors import BoxFileError, BoxFileNotFound, UsageError, from_native
+from kvmlet.errors import (
+    BoxFileError,
+    BoxFileExists,
+    BoxFileNotFound,
+    BoxIsADirectory,
+    BoxNotADirectory,
+    BoxPermissionDenied,
+    UsageError,
+    from_native,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +64,9 @@ class Files:
     """The files of a box, as its commands see them. Relative paths start in /work.
 
     Each method raises BoxFileError, an OSError that names the path, where the call in the box
-    fails; BoxFileNotFound if nothing is there. SandboxClosed and SandboxEnded as all of a box.
+    fails. It is also the exception that Python has for its errno: BoxFileNotFound is a
+    FileNotFoundError, BoxPermissionDenied a PermissionError. SandboxClosed and SandboxEnded as all
+    of a box.
     """
 
     def __init__(self, vm: Callable[[], _native.Box]) -> None:
@@ -82,12 +93,20 @@ class Files:
         """The same as text."""
         return self.read(path, limit_bytes=limit_bytes).decode(encoding, errors)
 
-    def write(self, path: Path, data: bytes | str, *, encoding: str = "utf-8") -> None:
-        """Make `data` the content of the file, which is made if it is not there."""
+    def write(
+        self, path: Path, data: bytes | str, *, encoding: str = "utf-8", parents: bool = False
+    ) -> None:
+        """Make `data` the content of the file, which is made if it is not there.
+
+        parents: make the directories that it lies in as well.
+        """
         if isinstance(data, str):
             data = data.encode(encoding)
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise UsageError(f"data is {type(data).__name__}, not bytes or str")
+        above = os.path.dirname(_bytes(path)) if parents else b""
+        if above:
+            self.mkdir(above, parents=True, exist_ok=True)
         rest = memoryview(data)
         self._write(path, lambda size: bytes(rest[size : size + _PIECE_BYTES]), 0o666)
 
@@ -112,17 +131,14 @@ class Files:
     def mkdir(self, path: Path, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a directory, with `parents` also those that it lies in."""
         data = _bytes(path)
+        missing: list[bytes] = []
         above = os.path.dirname(data.rstrip(b"/"))
-        if parents and above and not self.exists(above):
-            self.mkdir(above, parents=True, exist_ok=True)
-        try:
-            self._ask(path, self._vm().mkdir, data)
-        except BoxFileError as error:
-            # A mount point cannot be made either.
-            if not (exist_ok and error.errno in (errnos.EEXIST, errnos.EROFS)):
-                raise
-            if not self.stat(path).is_dir:
-                raise
+        while parents and above and not self.exists(above):
+            missing.append(above)
+            above = os.path.dirname(above.rstrip(b"/"))
+        for each in reversed(missing):
+            self._mkdir(each, exist_ok=True)
+        self._mkdir(path, exist_ok=exist_ok)
 
     def remove(self, path: Path, *, recursive: bool = False) -> None:
         """Remove a file or an empty directory; with `recursive` one with all that is in it."""
@@ -171,6 +187,16 @@ class Files:
         self._download(_bytes(source), os.fsencode(target), _limit(limit_bytes))
 
     # ---- for the package's own use ----
+
+    def _mkdir(self, path: Path, *, exist_ok: bool) -> None:
+        try:
+            self._ask(path, self._vm().mkdir, _bytes(path))
+        except BoxFileError as error:
+            # A mount point cannot be made either.
+            if not (exist_ok and error.errno in (errnos.EEXIST, errnos.EROFS)):
+                raise
+            if not self.stat(path).is_dir:
+                raise
 
     def _download(self, source: bytes, target: bytes, left: int) -> None:
         """Copies what is at `source`, not more than is `left` of the limit."""
@@ -261,6 +287,14 @@ def _close(vm: _native.Box, file: tuple[int, int]) -> None:
         vm.close_stream(*file)
 
 
+_ERRORS: dict[int, type[BoxFileError]] = {
+    errnos.EACCES: BoxPermissionDenied,
+    errnos.EEXIST: BoxFileExists,
+    errnos.EISDIR: BoxIsADirectory,
+    errnos.ENOENT: BoxFileNotFound,
+    errnos.ENOTDIR: BoxNotADirectory,
+    errnos.EPERM: BoxPermissionDenied,
+}
 _REMEDIES = {
     "EFBIG": "allow more with limit_bytes=",
     "ENOENT": "list() the directory",
@@ -275,7 +309,7 @@ _REMEDIES = {
 def _error(path: Path, name: str) -> BoxFileError:
     number = getattr(errnos, name, errnos.EIO)
     shown = os.fsdecode(path)
-    kind = BoxFileNotFound if number == errnos.ENOENT else BoxFileError
+    kind = _ERRORS.get(number, BoxFileError)
     said = os.strerror(number)
     return kind(f"{shown!r}: {said}", errno=number, filename=shown, remedy=_REMEDIES.get(name, ""))
 

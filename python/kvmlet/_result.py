@@ -98,6 +98,14 @@ class Result(Generic[AnyStr]):
         return -(self.signal or _SIGKILL)
 
     @property
+    def shell_status(self) -> int:
+        """As a shell has it: the exit status, or 128 and the number of the signal.
+
+        137 after a limit, which ends a program as SIGKILL does.
+        """
+        return self.returncode if self.returncode >= 0 else 128 - self.returncode
+
+    @property
     def truncated(self) -> bool:
         """True if the program wrote more than is captured, which ended it."""
         return self.reason == "output"

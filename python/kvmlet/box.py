@@ -258,11 +258,11 @@ class Box:
         """Run `argv` in the box until it ends. The arguments are those of `kvmlet.run`.
 
         `cwd` is a directory of the box, /work if None; `env` is added to that of the box. `stderr`
-        may also be subprocess.STDOUT: it goes where standard output goes. The command
-        is killed, with everything that it has started, at the time limit or beyond `max_output`,
-        which is the policy's if None. The box lives on. Refusals of other commands that run at the same time
-        are told too. What a command leaves running goes on after its end, but nothing
-        reads its output any more. It gets SIGPIPE or EPIPE if it writes there; `spawn` keeps it.
+        may also be subprocess.STDOUT: it goes where standard output goes. `max_output` is the
+        policy's limit if None. At a limit the command is killed with everything that it has
+        started; the box lives on. `on_denial` is told of refusals of other commands too that run at
+        the same time. What a command leaves running goes on after its end, but nothing reads its
+        output any more. It gets SIGPIPE or EPIPE if it writes there; `spawn` keeps it.
 
         Raises UsageError, ExitError, ProgramNotFound, ProgramNotExecutable, BoxFull, SandboxClosed,
         SandboxEnded.

@@ -33,7 +33,11 @@
     │   ├── BoxFull            a box has no room for another process
     │   ├── BoxWasReset        the process of a box that has been reset since
     │   └── BoxFileError       a file of a box cannot be used (also an OSError)
-    │       └── BoxFileNotFound    it is not there (also a FileNotFoundError)
+    │       ├── BoxFileExists      it is there already (also a FileExistsError)
+    │       ├── BoxFileNotFound    it is not there (also a FileNotFoundError)
+    │       ├── BoxIsADirectory    it is a directory (also an IsADirectoryError)
+    │       ├── BoxNotADirectory   it is none (also a NotADirectoryError)
+    │       └── BoxPermissionDenied    its mode forbids it (also a PermissionError)
     ├── DeadlineExceeded       a time limit passed (also a TimeoutError)
     ├── Interrupted            interrupt() or a cancelled future stopped it
     ├── PoolError
@@ -226,6 +230,22 @@ class BoxFileError(SandboxError, OSError):
 
 class BoxFileNotFound(BoxFileError, FileNotFoundError):
     """No file of a box has this name."""
+
+
+class BoxFileExists(BoxFileError, FileExistsError):
+    """A file of a box has this name already."""
+
+
+class BoxIsADirectory(BoxFileError, IsADirectoryError):
+    """A file of a box is a directory."""
+
+
+class BoxNotADirectory(BoxFileError, NotADirectoryError):
+    """A file of a box is no directory, or a name on the way to it is none."""
+
+
+class BoxPermissionDenied(BoxFileError, PermissionError):
+    """The mode of a file of a box, or of a directory on the way to it, forbids the call."""
 
 
 class DeadlineExceeded(KvmletError, TimeoutError):

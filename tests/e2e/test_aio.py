@@ -346,3 +346,30 @@ def test_a_hundred_runs_at_once() -> None:
         assert [int(result.stdout) for result in results] == list(range(100))
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [aio.Box, aio.Interpreter])
+def test_many_coroutines_may_await_its_start(
+    kind: type[kvmlet.aio.Box] | type[kvmlet.aio.Interpreter],
+) -> None:
+    async def main() -> None:
+        one = kind()
+        made = await asyncio.gather(*(one for _ in range(8)))
+        assert all(each is one for each in made)
+        await one.files.write("x", "y")
+        await one.close()
+        assert one.closed
+
+    asyncio.run(main())
+
+
+def test_a_start_that_fails_may_be_tried_again() -> None:
+    async def main() -> None:
+        box = kvmlet.aio.Box(read=["/nowhere/at/all"])
+        for _ in range(2):
+            with pytest.raises(kvmlet.KvmletError):
+                await box
+        assert not box.closed
+        await box.close()
+
+    asyncio.run(main())

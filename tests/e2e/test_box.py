@@ -12,7 +12,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -649,3 +649,43 @@ def test_a_dropped_process_is_no_zombie_of_forks(box: kvmlet.Box) -> None:
             fork.run(["sleep", "0.05"])
         assert fork.stats()["processes"] == 0
         assert fork.processes == []
+
+
+def test_errors_of_files_are_those_that_python_has() -> None:
+    with kvmlet.Box() as box:
+        box.files.mkdir("folder")
+        box.files.write("file", "x")
+        box.files.write("locked", "x")
+        box.run(["chmod", "0", "locked"], check=True)
+        tries: list[tuple[type[OSError], str, Callable[[], object]]] = [
+            (FileExistsError, "BoxFileExists", lambda: box.files.mkdir("folder")),
+            (FileNotFoundError, "BoxFileNotFound", lambda: box.files.read("nothing")),
+            (IsADirectoryError, "BoxIsADirectory", lambda: box.files.read("folder")),
+            (IsADirectoryError, "BoxIsADirectory", lambda: box.files.write("folder", "x")),
+            (NotADirectoryError, "BoxNotADirectory", lambda: box.files.list("file/x")),
+            (PermissionError, "BoxPermissionDenied", lambda: box.files.read("locked")),
+        ]
+        for kind, name, call in tries:
+            with pytest.raises(kind) as caught:
+                call()
+            assert isinstance(caught.value, kvmlet.BoxFileError)
+            assert type(caught.value).__name__ == name
+
+
+def test_directories_on_the_way_are_made() -> None:
+    with kvmlet.Box() as box:
+        box.files.write("a/b/c", "x", parents=True)
+        box.files.write("/work/a/b/d", "y", parents=True)
+        box.files.write("e", "z", parents=True)
+        assert box.run("cat a/b/c a/b/d e", shell=True, text=True).stdout == "xyz"
+        with pytest.raises(kvmlet.BoxFileNotFound):
+            box.files.write("f/g", "x")
+        with pytest.raises(kvmlet.BoxFileExists):
+            box.files.write("e/f", "x", parents=True)
+
+
+def test_a_status_as_a_shell_has_it() -> None:
+    with kvmlet.Box() as box:
+        ends = [box.run(words, shell=True) for words in ("exit 3", "kill -TERM $$")]
+        ends.append(box.run(["sleep", "60"], timeout=0.1))
+    assert [end.shell_status for end in ends] == [3, 143, 137]

@@ -10,12 +10,12 @@ from kvmlet import box as sync
 from kvmlet._box_files import Files as SyncFiles
 from kvmlet._offload import in_loop, offload, until_stopped
 from kvmlet._run import check_codec
-from kvmlet.aio._twin import Twin, short, stoppable
+from kvmlet.aio._twin import Starting, Twin, short, stoppable
 from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self, TypeAlias, Unpack
 
@@ -236,7 +236,7 @@ class BoxOptions(TypedDict, total=False):
     calls: str | None
 
 
-class Box(Twin[sync.Box]):
+class Box(Starting[sync.Box]):
     """A sandbox that keeps its files and processes from one command to the next.
 
     `async with kvmlet.aio.Box() as box:`, or `box = await kvmlet.aio.Box()` and
@@ -249,12 +249,12 @@ class Box(Twin[sync.Box]):
 
     def __init__(self, **options: Unpack[BoxOptions]) -> None:
         """Prepare a box, which starts when it is entered or awaited."""
-        self._options: BoxOptions | None = options
+        self._prepare(options)
 
     @classmethod
     def _of(cls, box: sync.Box) -> Self:
         made = cls.__new__(cls)
-        made._options = None
+        made._prepare(None)
         made._adopt(box)
         return made
 
@@ -262,17 +262,8 @@ class Box(Twin[sync.Box]):
         self._sync = box
         self.files = Files(box.files)
 
-    async def _start(self) -> Self:
-        options, self._options = self._options, None
-        if options is not None:
-            self._adopt(await offload(lambda: sync.Box(**options)))
-        return self
-
-    def __await__(self) -> Generator[Any, Any, Self]:
-        return self._start().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._start()
+    def _make(self, options: Mapping[str, Any]) -> None:
+        self._adopt(sync.Box(**options))
 
     async def __aexit__(
         self,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from kvmlet import interpreter as sync
 from kvmlet._offload import in_loop, offload, until_stopped
 from kvmlet.aio._box import Box, Files
-from kvmlet.aio._twin import Twin, short
+from kvmlet.aio._twin import Starting, Twin, short
 from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -32,7 +32,7 @@ class InterpreterOptions(TypedDict, total=False):
     calls: str | None
 
 
-class Interpreter(Twin[sync.Interpreter]):
+class Interpreter(Starting[sync.Interpreter]):
     """This very interpreter in a box, as a session: names last from one cell to the next.
 
     `async with kvmlet.aio.Interpreter() as py:`, or `py = await kvmlet.aio.Interpreter()` and
@@ -46,12 +46,12 @@ class Interpreter(Twin[sync.Interpreter]):
 
     def __init__(self, **options: Unpack[InterpreterOptions]) -> None:
         """Prepare a session, which starts when it is entered or awaited."""
-        self._options: InterpreterOptions | None = options
+        self._prepare(options)
 
     @classmethod
     def _of(cls, interpreter: sync.Interpreter) -> Self:
         made = cls.__new__(cls)
-        made._options = None
+        made._prepare(None)
         made._adopt(interpreter)
         return made
 
@@ -60,17 +60,8 @@ class Interpreter(Twin[sync.Interpreter]):
         self.box = Box._of(interpreter.box)
         self.files = self.box.files
 
-    async def _start(self) -> Self:
-        options, self._options = self._options, None
-        if options is not None:
-            self._adopt(await offload(lambda: sync.Interpreter(**options)))
-        return self
-
-    def __await__(self) -> Generator[Any, Any, Self]:
-        return self._start().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._start()
+    def _make(self, options: Mapping[str, Any]) -> None:
+        self._adopt(sync.Interpreter(**options))
 
     async def __aexit__(
         self,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypedDic
 from kvmlet import pool as sync_pool
 from kvmlet import sandbox as sync
 from kvmlet._offload import halted_by, offload, result_of
-from kvmlet.aio._twin import Twin, short
+from kvmlet.aio._twin import Starting, Twin, short
 from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -52,7 +52,7 @@ class SandboxOptions(TypedDict, total=False):
     calls: str | None
 
 
-class Sandbox(Twin[sync.Sandbox]):
+class Sandbox(Starting[sync.Sandbox]):
     """A program in a VM of its own, as `kvmlet.Sandbox` has it.
 
     `async with kvmlet.aio.Sandbox(argv) as sandbox:`, or `await kvmlet.aio.Sandbox(argv)`.
@@ -64,27 +64,17 @@ class Sandbox(Twin[sync.Sandbox]):
         self, argv: Sequence[str | bytes | os.PathLike[str]], **options: Unpack[SandboxOptions]
     ) -> None:
         """Prepare a sandbox, which is made when it is entered or awaited."""
-        self._given: tuple[Any, SandboxOptions] | None = (argv, options)
+        self._prepare({"argv": argv, **options})
 
     @classmethod
     def _of(cls, sandbox: sync.Sandbox) -> Self:
         made = cls.__new__(cls)
-        made._given = None
+        made._prepare(None)
         made._sync = sandbox
         return made
 
-    async def _start(self) -> Self:
-        given, self._given = self._given, None
-        if given is not None:
-            argv, options = given
-            self._sync = await offload(lambda: sync.Sandbox(argv, **options))
-        return self
-
-    def __await__(self) -> Generator[Any, Any, Self]:
-        return self._start().__await__()
-
-    async def __aenter__(self) -> Self:
-        return await self._start()
+    def _make(self, options: Mapping[str, Any]) -> None:
+        self._sync = sync.Sandbox(**options)
 
     async def __aexit__(
         self,
@@ -135,13 +125,13 @@ class Sandbox(Twin[sync.Sandbox]):
 
     async def close(self) -> None:
         """Give up the VM and all it holds. May be repeated."""
-        if self._given is None:
+        if self._options is None:
             await offload(self._sync.close)
 
     @property
     def closed(self) -> bool:
         """True once `close` or `freeze` was called."""
-        return self._given is None and self._sync.closed
+        return self._options is None and self._sync.closed
 
     @property
     def result(self) -> Result[bytes] | None:
