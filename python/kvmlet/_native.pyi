@@ -1,7 +1,31 @@
 """The extension module, built from crates/py."""
 
 from collections.abc import Callable
-from typing import TypedDict, Unpack, final
+from typing import Self, TypedDict, Unpack, final, type_check_only
+
+__all__ = [
+    "Box",
+    "Changes",
+    "Connection",
+    "Inherited",
+    "NativeError",
+    "Outcome",
+    "Policy",
+    "Sandbox",
+    "Server",
+    "Snapshot",
+    "Stop",
+    "calls_after_harden",
+    "forget_vms",
+    "guard_of",
+    "harden",
+    "is_saved_set",
+    "makes_repository",
+    "probe",
+    "run",
+    "serve_names",
+    "syscalls",
+]
 
 @final
 class Outcome:
@@ -132,8 +156,8 @@ class Policy:
     `memory` are paths of empty trees in memory.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         cwd: bytes,
         readable: list[bytes],
         overlay: bytes | None = None,
@@ -142,7 +166,7 @@ class Policy:
         memory: list[bytes] = ...,
         net: list[str] = ...,
         publish: list[str] = ...,
-    ) -> None:
+    ) -> Self:
         """The program may reach the hosts of `net`. The ports `publish` are open from now on."""
 
     @staticmethod
@@ -247,6 +271,7 @@ def run(
     `changes` holds the program's changes from its end on, also then.
     """
 
+@type_check_only
 class ServeSettings(TypedDict):
     """Settings of a server as the options of `kvmlet serve` name them."""
 
@@ -278,8 +303,8 @@ class Server:
     NativeError.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         argv: list[bytes],
         *,
         env: list[tuple[bytes, bytes]],
@@ -294,7 +319,7 @@ class Server:
         quiet: bool,
         signals: bool,
         **settings: Unpack[ServeSettings],
-    ) -> None: ...
+    ) -> Self: ...
     def names(self) -> list[str]:
         """The addresses that it listens at."""
 

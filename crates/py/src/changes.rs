@@ -122,11 +122,11 @@ impl Changes {
         py: Python<'py>,
         place: usize,
         offset: u64,
-        len: usize,
+        size: usize,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let read = py.detach(|| {
             self.with(|set| {
-                let mut bytes = vec![0; len.min(READ_MAX)];
+                let mut bytes = vec![0; size.min(READ_MAX)];
                 match set.read(place, offset, &mut bytes) {
                     Ok(count) => {
                         bytes.truncate(count);
