@@ -31,6 +31,7 @@ help:
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make bench-faults  page faults that leave the VM, of real programs"
 	@echo "make bench-limits  how soon a limit or a signal ends hostile guests"
+	@echo "make wheel     a wheel for glibc 2.28 and CPython 3.11 and later, and the source, in dist"
 	@echo "make lint      formatters, linters, types, import contracts and plain English only"
 	@echo "make clean     remove what was built"
 
@@ -58,6 +59,17 @@ develop develop-release: develop%: $(VENV)/.group-build
 .PHONY: guests
 guests: deps-test
 	@for d in $(GUEST_PROGRAMS); do $(MAKE) -C $$d; done
+
+# The versions of glibc are those from 2.28 on, of CPython those from 3.11 on. zig links; what runs in guests
+# takes the linker script of the ordinary compiler's.
+WHEEL_ENV := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" \
+	CC_x86_64_unknown_linux_gnu=gcc AR_x86_64_unknown_linux_gnu=ar
+.PHONY: wheel
+wheel: deps-build $(VENV)/.group-wheel
+	rm -f dist/kvmlet-*
+	$(WHEEL_ENV) $(BIN)/maturin build --release --zig --compatibility manylinux_2_28 --strip --quiet --out dist
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/maturin sdist --out dist
+	@ls -l dist
 
 # ---- use ----
 
