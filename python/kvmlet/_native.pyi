@@ -140,7 +140,17 @@ class Changes:
 class Inherited:
     """The caller's standard streams, opened as they are now: for one run, after `harden` too."""
 
-    def __init__(self) -> None: ...
+    def __init__(
+        self,
+        left_open: list[tuple[int, int]] = ...,
+        named: list[tuple[int, int]] = ...,
+    ) -> None:
+        """And descriptors above 2 that the program gets: (its number there, a duplicate to take).
+
+        Those of `left_open` are passed if they are pipes or regular files, and closed otherwise.
+        Raises NativeError for one of `named` that cannot be passed.
+        """
+
     def say(self, data: bytes) -> None:
         """Write to standard error what it takes within a tenth of a second."""
 

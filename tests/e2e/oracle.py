@@ -10,6 +10,7 @@ import difflib
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 Word = str | os.PathLike[str]
 
@@ -169,6 +170,29 @@ def command(
             timeout=HANG_S,
         )
     )
+
+
+def both_ways(
+    argv: list[str],
+    line: Callable[[str], str],
+    cwd: pathlib.Path,
+    native_only: bool,
+    options: Sequence[str] = (),
+) -> bytes:
+    """The output of a shell line around a command: natively and with the command in a VM.
+
+    Both must agree. `options` are kvmlet's.
+    """
+    runs = []
+    for words in (native_argv(argv), kvmlet_argv(argv, options)):
+        script = line(shlex.join(words))
+        runs.append(command(["/bin/bash", "-c", script], cwd=cwd))
+        if native_only:
+            pytest.skip("native side only")
+    assert runs[0].stdout == runs[1].stdout
+    assert runs[0].stderr == runs[1].guest_stderr
+    assert runs[0].status == runs[1].status
+    return runs[1].stdout
 
 
 def _differences(name: str, expected: bytes, found: bytes) -> str:

@@ -8,33 +8,15 @@ import pathlib
 import shlex
 import signal
 import subprocess
-from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import ENV, HANG_S, command, kvmlet_argv, native_argv, sized
+from e2e.oracle import ENV, HANG_S, both_ways, kvmlet_argv, native_argv, sized
 from e2e.terminal import Terminal
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 pytestmark = pytest.mark.poll
 
 Run = list[str]
-
-
-def both_ways(argv: Run, line: Callable[[str], str], cwd: pathlib.Path, native_only: bool) -> bytes:
-    """The output of a shell line around a command: natively and with the command in a VM."""
-    runs = []
-    for words in (native_argv(argv), kvmlet_argv(argv)):
-        script = line(shlex.join(words))
-        runs.append(command(["/bin/bash", "-c", script], cwd=cwd))
-        if native_only:
-            pytest.skip("native side only")
-    assert runs[0].stdout == runs[1].stdout
-    assert runs[0].stderr == runs[1].guest_stderr
-    assert runs[0].status == runs[1].status
-    return runs[1].stdout
 
 
 def test_output_to_a_file_in_order(tmp_path: pathlib.Path, native_only: bool) -> None:

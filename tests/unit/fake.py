@@ -51,6 +51,9 @@ class Outcome:
 class FakeInherited:
     """The standard streams: what kvmlet itself says goes to standard error."""
 
+    def __init__(self, left_open: object, named: object) -> None:
+        pass
+
     def say(self, data: bytes) -> None:
         os.write(2, data)
 

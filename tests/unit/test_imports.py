@@ -22,6 +22,7 @@ OWN = {
     "kvmlet._values",
     "kvmlet.cli",
     "kvmlet.cli._changes",
+    "kvmlet.cli._descriptors",
     "kvmlet.cli._ends",
     "kvmlet.cli._parser",
     "kvmlet.cli._text",
@@ -42,7 +43,10 @@ native.harden = lambda policy: ([], [])
 class Outcome:
     exit_code, signal, reason, stats = 0, None, "exited", {"exits": 1}
     denials, events, changes, changes_are_cut = [], [], [], False
-native.Inherited = type("Inherited", (), {"say": lambda self, data: None})
+class Inherited:
+    __init__ = lambda self, left_open, named: None
+    say = lambda self, data: None
+native.Inherited = Inherited
 native.run = lambda argv, **rest: Outcome
 import kvmlet
 kvmlet._native = native

@@ -31,6 +31,7 @@ mod hostfd;
 mod listing;
 mod lookup_cache;
 mod object;
+pub mod passed;
 mod roots;
 pub mod stdio;
 pub mod stream;

@@ -1,5 +1,6 @@
-//! The caller's standard streams.
+//! The caller's standard streams, and what else it passes.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,12 +14,15 @@ use crate::attr::{Attr, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFREG, S_IFSOCK, m
 use crate::error::errno;
 use crate::file::HostKind;
 use crate::object::attr_of;
+use crate::passed::{Offer, Unfit, pass};
 use crate::terminal::{self, JobSignal};
 
 /// The caller's standard streams, duplicated and, where that can be, opened again.
 #[derive(Debug)]
 pub struct Inherited {
     streams: Mutex<[Result<Stream, Errno>; 3]>,
+    /// Descriptors above 2 that a program gets, by their numbers.
+    passed: Mutex<BTreeMap<i32, Stream>>,
     /// Standard error once more, for lines of our own: a description of ours where there is one.
     errors: Option<Errors>,
 }
@@ -50,6 +54,8 @@ pub enum Stream {
         kind: HostKind,
         /// Status flags of the caller's descriptor.
         flags: OFlags,
+        /// The text of its link in /proc/self/fd, if it is an anonymous pipe or a socket.
+        link: Option<Vec<u8>>,
     },
 }
 
@@ -73,8 +79,27 @@ impl Inherited {
                 inherit(rustix::stdio::stdout()),
                 stderr,
             ]),
+            passed: Mutex::default(),
             errors,
         }
+    }
+
+    /// Adds a descriptor of ours that a program gets as `number`, which is above 2.
+    ///
+    /// # Errors
+    /// [`Unfit`]; it is closed.
+    pub fn add(&self, number: i32, fd: OwnedFd, offer: Offer) -> Result<(), Unfit> {
+        let stream = pass(fd, offer)?;
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        passed.insert(number, stream);
+        Ok(())
+    }
+
+    /// The descriptors above 2, once: they belong to the program then, which may close them.
+    #[must_use]
+    pub fn take_passed(&self) -> BTreeMap<i32, Stream> {
+        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *passed)
     }
 
     /// True if a program that gets them is on the caller's terminal: both standard input and standard output are.
@@ -175,7 +200,11 @@ fn inherit(fd: BorrowedFd<'_>) -> Result<Stream, Errno> {
     if descriptor.contains(rustix::io::FdFlags::CLOEXEC) {
         return Err(Errno::EBADF);
     }
-    let fd = rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(errno)?;
+    stream_of(rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(errno)?)
+}
+
+/// The stream of a descriptor of ours; its status flags are the caller's.
+pub(crate) fn stream_of(fd: OwnedFd) -> Result<Stream, Errno> {
     let status = rustix::fs::fcntl_getfl(&fd).map_err(errno)?;
     let attr = attr_of(fd.as_fd())?;
     let kind = match attr.kind() {
@@ -195,12 +224,25 @@ fn inherit(fd: BorrowedFd<'_>) -> Result<Stream, Errno> {
         HostKind::Stream | HostKind::Terminal => open_again(fd.as_fd(), status, &attr),
         _ => None,
     };
+    let link = match kind {
+        HostKind::Stream | HostKind::Socket => link_of(fd.as_fd()),
+        _ => None,
+    };
     Ok(Stream::Host {
         fd,
         own,
         kind,
         flags: status,
+        link,
     })
+}
+
+/// The text of a descriptor's link in /proc/self/fd, if it is no path of the host's.
+fn link_of(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let text = rustix::fs::readlink(path, Vec::new()).ok()?.into_bytes();
+    let is_name = text.starts_with(b"pipe:[") || text.starts_with(b"socket:[");
+    is_name.then_some(text)
 }
 
 /// A description of our own of an inherited pipe or terminal, non-blocking. There is none

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
 use rustix::io::ReadWriteFlags;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::PIPE_BUF;
@@ -297,6 +298,12 @@ pub fn file_size(file: &HostFile) -> Result<Option<u64>, Errno> {
     }
     let attr = attr_of(file.fd.as_fd())?;
     Ok((attr.kind() == S_IFREG).then_some(attr.size))
+}
+
+/// True if every write to it is at its end, whatever its offset: the caller has opened it so.
+#[must_use]
+pub fn appends(file: &HostFile) -> bool {
+    rustix::fs::fcntl_getfl(&file.fd).is_ok_and(|status| status.contains(OFlags::APPEND))
 }
 
 /// fsync(2) of a stream.

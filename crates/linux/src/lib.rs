@@ -65,6 +65,7 @@ pub use guest_call::{CallArg, CallError, CallStatus, Returns};
 pub use host::{Host, STREAMED_BATCH_BYTES};
 pub use kernel::{End, ExitStatus, Ids, Kernel, NewKernel, Pid, Tid};
 pub use kvmlet_hostfs::attr::FileTime;
+pub use kvmlet_hostfs::passed::{Offer, Unfit};
 pub use kvmlet_hostfs::stdio::Inherited;
 pub use kvmlet_hostnet::{Access, Watch, resolver};
 pub use mm::freeze::{MappedFile, settle};

@@ -1,13 +1,13 @@
 //! The extension module `kvmlet._native`: conversions, the GIL, errors. No logic.
-#![allow(unsafe_code)] // what PyO3's macros expand to
+#![allow(unsafe_code)] // what PyO3's macros expand to, and descriptors that Python gives away
 
-use std::os::fd::{AsFd, IntoRawFd};
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kvmlet_engine::{
-    Calls, Change, ChangeKind, Connections, Denial, Ending, EngineError, Owner, Program,
+    Calls, Change, ChangeKind, Connections, Denial, Ending, EngineError, Offer, Owner, Program,
     RunOutcome, Stat, Streamed, Streams, Support, Trace, resolver,
 };
 use kvmlet_jail::{Answer, Call, When};
@@ -183,8 +183,20 @@ struct Inherited(Arc<kvmlet_engine::Inherited>);
 #[pymethods]
 impl Inherited {
     #[new]
-    fn new() -> Self {
-        Self(Arc::new(kvmlet_engine::Inherited::open()))
+    #[pyo3(signature = (left_open=Vec::new(), named=Vec::new()))]
+    fn new(left_open: Vec<(i32, i32)>, named: Vec<(i32, i32)>) -> PyResult<Self> {
+        let inherited = kvmlet_engine::Inherited::open();
+        for (number, own) in left_open {
+            // One that is unfit is closed, as if the caller had kept it.
+            let _ = inherited.add(number, owned(own)?, Offer::LeftOpen);
+        }
+        for (number, own) in named {
+            let added = inherited.add(number, owned(own)?, Offer::Named);
+            added.map_err(|unfit| {
+                NativeError::new_err(("bad_argument", format!("--fd {number}: {unfit}")))
+            })?;
+        }
+        Ok(Self(Arc::new(inherited)))
     }
 
     /// Writes to standard error what it takes within a moment.
@@ -192,6 +204,16 @@ impl Inherited {
         // What cannot be said is lost: there is nowhere else.
         let _ = py.detach(|| self.0.say(&data, SAY));
     }
+}
+
+/// A descriptor that Python has duplicated and gives away.
+fn owned(number: i32) -> PyResult<OwnedFd> {
+    if number < 3 {
+        let message = format!("{number} is no descriptor to give away");
+        return Err(NativeError::new_err(("bad_argument", message)));
+    }
+    // SAFETY: `kvmlet.cli._descriptors`, the one caller, has just made it by dup(2) and uses it no more.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// The rules on the host's files that a program may see; see `_native.pyi`.

@@ -21,7 +21,7 @@ from kvmlet._values import (
     parse_duration,
     parse_size,
 )
-from kvmlet.cli import _changes, _ends, _status_of
+from kvmlet.cli import _changes, _descriptors, _ends, _status_of
 from kvmlet.cli._ends import (
     SIGINT,
     SIGPIPE,
@@ -81,6 +81,7 @@ _OPTIONS_WITH_VALUE = (
     "--net",
     "-p",
     "--publish",
+    "--fd",
 )
 
 _DESCRIPTION = """\
@@ -150,7 +151,10 @@ def run(options: "Namespace", program: list[str]) -> int:
         slow = polling_is_slow()
         if slow:
             warn(slow)
-    streams = _native.Inherited()
+    try:
+        streams = _native.Inherited(*_descriptors.take(options.fd))
+    except _native.NativeError as error:
+        raise from_native(*error.args) from None
     say_by(streams.say)
     keeper: Keeper | None = None
     held: _native.Changes | None = None
@@ -474,6 +478,14 @@ def parser(
         default=[],
         help="keep changes of PATH too though programs of yours obey it (.git/hooks, .envrc, "
         "shell start-up files, credentials and the like); may be given again",
+    )
+    files.add_argument(
+        "--fd",
+        metavar="N",
+        action="append",
+        default=[],
+        help="CMD has the open descriptor N too, a connected socket; pipes and regular files that "
+        "are left open it has anyway; may be given again",
     )
     network.add_argument(
         "-p",

@@ -1,4 +1,4 @@
-//! The first three descriptors, and the working directory, of a new sandbox.
+//! The first descriptors, and the working directory, of a new sandbox.
 
 use std::sync::Arc;
 
@@ -7,9 +7,10 @@ use kvmlet_hostfs::HostKind;
 use kvmlet_hostfs::stdio::{Inherited, Stream};
 use kvmlet_mem::GuestMemory;
 
+use super::open::description;
 use super::synth::{self, DEVICES};
 use crate::console;
-use crate::fd::{self, Device, Fd, FileKind, OpenFile, OpenFlags};
+use crate::fd::{self, Device, Fd, FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::Host;
 use crate::kernel::{Kernel, Pid};
 use crate::tty::Ctty;
@@ -25,8 +26,8 @@ pub enum StdStream<'a> {
     Bytes(Arc<[u8]>),
 }
 
-/// Sets up descriptors 0, 1 and 2 of a new process. A descriptor that the caller itself does not
-/// have stays closed.
+/// Sets up descriptors 0, 1 and 2 of a new process, and those above 2 that the caller passes. A descriptor
+/// that the caller itself does not have stays closed.
 ///
 /// # Errors
 /// The host's; `ESRCH` for no such process.
@@ -51,15 +52,27 @@ pub fn set_up(
         if is_terminal {
             process.ctty = Some(Ctty::Inherited);
         }
-        process.fds.fds.insert(
-            i32::from(number),
-            Fd {
-                file,
-                cloexec: false,
-            },
-        );
+        process.fds.fds.insert(i32::from(number), kept_open(file));
+    }
+    let [StdStream::Inherit(inherited), ..] = streams else {
+        return Ok(());
+    };
+    for (number, stream) in inherited.take_passed() {
+        let Some(file) = inherit(host, number, stream) else {
+            continue;
+        };
+        let file = fd::add_file(kernel, memory, OpenFile { refs: 1, ..file });
+        let process = kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
+        process.fds.fds.insert(number, kept_open(file));
     }
     Ok(())
+}
+
+fn kept_open(file: FileId) -> Fd {
+    Fd {
+        file,
+        cloexec: false,
+    }
 }
 
 fn open(host: &mut Host, number: u8, stream: &StdStream<'_>) -> Result<Option<OpenFile>, Errno> {
@@ -68,39 +81,43 @@ fn open(host: &mut Host, number: u8, stream: &StdStream<'_>) -> Result<Option<Op
     } else {
         OpenFlags::WRONLY
     };
-    let file = |kind, flags, path: &[u8]| OpenFile {
-        kind,
-        offset: 0,
-        flags,
-        refs: 0,
-        path: Arc::from(path),
-    };
     Ok(Some(match stream {
-        StdStream::Capture => file(FileKind::Capture(number), flags, b"pipe:"),
-        StdStream::Bytes(bytes) => file(FileKind::Input(Arc::clone(bytes)), flags, b"pipe:[0]"),
+        StdStream::Capture => description(FileKind::Capture(number), flags, b"pipe:"),
+        StdStream::Bytes(bytes) => {
+            description(FileKind::Input(Arc::clone(bytes)), flags, b"pipe:[0]")
+        }
         StdStream::Inherit(inherited) => match inherited.take(number) {
-            Ok(Stream::Device { rdev, flags }) => {
-                // Memory devices are ours; no other device is a stream.
-                let Some(device) = device(rdev) else {
-                    return Ok(None);
-                };
-                let path = synth::device_path(device);
-                file(FileKind::Device(device), kept(flags.bits()), &path)
-            }
-            Ok(Stream::Host {
-                fd,
-                own,
-                kind,
-                flags,
-            }) => {
-                let id = host.insert_stream(fd, own, kind);
-                let path = format!("/dev/fd/{number}").into_bytes();
-                file(FileKind::HostStream(id), kept(flags.bits()), &path)
-            }
+            Ok(stream) => return Ok(inherit(host, i32::from(number), stream)),
             Err(Errno::EBADF) => return Ok(None),
             Err(error) => return Err(error),
         },
     }))
+}
+
+/// A description of what the caller has as descriptor `number`, if a program may have it.
+fn inherit(host: &mut Host, number: i32, stream: Stream) -> Option<OpenFile> {
+    match stream {
+        Stream::Device { rdev, flags } => {
+            // Memory devices are ours; no other device is a stream.
+            let device = device(rdev)?;
+            let path = synth::device_path(device);
+            let kind = FileKind::Device(device);
+            Some(description(kind, kept(flags.bits()), &path))
+        }
+        Stream::Host {
+            fd,
+            own,
+            kind,
+            flags,
+            link,
+        } => {
+            let id = host.insert_stream(fd, own, kind);
+            // The host's path of a file tells a program nothing that it could use.
+            let path = link.unwrap_or_else(|| format!("/dev/fd/{number}").into_bytes());
+            let kind = FileKind::HostStream(id);
+            Some(description(kind, kept(flags.bits()), &path))
+        }
+    }
 }
 
 /// The device of ours that has a device number.

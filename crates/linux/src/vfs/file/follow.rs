@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvmlet_hostfs::attr::Attr;
 use kvmlet_hostfs::{HostFd, HostKind};
 
-use super::{host, is_of_host_tree};
+use super::{host, is_of_host_tree, is_regular};
 use crate::cx::Cx;
 use crate::fd::FileKind;
 use crate::vfs::tmpfs::InodeId;
@@ -29,6 +29,10 @@ pub fn follow(
     let mut readable = None;
     for (id, host) in opened {
         let Ok(fd) = cx.host.fd(host) else { continue };
+        // One of the caller's is of no tree, whatever its file.
+        if is_regular(cx, host) {
+            continue;
+        }
         let same = kvmlet_hostfs::attr_of(fd.as_fd())
             .is_ok_and(|opened| kvmlet_hostfs::is_same(&opened, attr));
         if !same {

@@ -635,7 +635,9 @@ pub enum Synced {
 /// `EINVAL` for what cannot be synchronised, the host's.
 pub fn sync(cx: &mut Cx<'_>, file: &OpenFile, synced: Synced) -> Result<(), Errno> {
     match &file.kind {
-        FileKind::HostStream(host) if is_regular(cx, *host) => stream::sync(cx.host.get(*host)?),
+        FileKind::HostStream(host) | FileKind::HostFile(host) if is_regular(cx, *host) => {
+            stream::sync(cx.host.get(*host)?)
+        }
         FileKind::HostFile(host) | FileKind::HostDir(host)
             if hosttree::is_writable(cx.host, &file.path) =>
         {

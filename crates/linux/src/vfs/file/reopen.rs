@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::{HostKind, stream};
 
-use super::hold;
+use super::{hold, is_regular};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostId;
@@ -81,6 +81,12 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
                 && cx.host.get(*host)?.kind == HostKind::FileStream
             {
                 stream::set_size(cx.host.get(*host)?, 0)?;
+            }
+            // Linux differs: one that the caller opened to append to is not opened anew, and appends.
+            if is_regular(cx, *host) && !stream::appends(cx.host.get(*host)?) {
+                hold(cx, &file)?;
+                let kind = FileKind::HostFile(*host);
+                return Ok(Opened::New(open::description(kind, flags, &file.path)));
             }
         }
         FileKind::Capture(_) | FileKind::Input(_) => {
