@@ -79,6 +79,8 @@ BROODS = {
     "left": (0,),
     "breed": (0, 124, 137),
     "threads": (0,),
+    "tables": (0,),
+    "sharers": (0,),
     "arguments": (0, 137),
 }
 """Families of processes, and the statuses that their runs may end with."""

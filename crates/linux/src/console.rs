@@ -101,13 +101,13 @@ pub fn set_up(
         path: synth::slave_path(index).into(),
     };
     let file = fd::add_file(kernel, memory, file);
-    let process = kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
+    let table = kernel.fds_of_mut(pid).ok_or(Errno::ESRCH)?;
     for (number, _) in ids {
         let fd = Fd {
             file,
             cloexec: false,
         };
-        process.fds.fds.insert(i32::from(number), fd);
+        table.fds.insert(i32::from(number), fd);
     }
     kernel.take_ctty_on_open(pid, index);
     if terminal::is_orphaned() {

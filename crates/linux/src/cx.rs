@@ -3,8 +3,9 @@
 use kvmlet_abi::{Errno, Gpa, Gva};
 use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 
+use crate::fd::FdTable;
 use crate::host::Host;
-use crate::kernel::{Kernel, Process, Thread, Tid};
+use crate::kernel::{Fs, Kernel, Process, Thread, Tid};
 use crate::mm::{self, Mm};
 use crate::vfs::tmpfs::{InodeId, Stale};
 
@@ -89,6 +90,24 @@ impl Cx<'_> {
     pub fn process(&mut self) -> Result<&mut Process, Errno> {
         let pid = self.kernel.threads.get(&self.tid).ok_or(Errno::ESRCH)?.pid;
         self.kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)
+    }
+
+    /// The calling thread's descriptors.
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone (never for a running thread).
+    pub fn fds(&mut self) -> Result<&mut FdTable, Errno> {
+        let files = self.thread()?.share.files;
+        self.kernel.fd_tables.get_mut(files).ok_or(Errno::ESRCH)
+    }
+
+    /// The calling thread's working directory and mask.
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone (never for a running thread).
+    pub fn fs(&mut self) -> Result<&mut Fs, Errno> {
+        let fs = self.thread()?.share.fs;
+        self.kernel.fs.get_mut(fs).ok_or(Errno::ESRCH)
     }
 
     /// The calling thread's address space.

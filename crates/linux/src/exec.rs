@@ -531,6 +531,7 @@ fn become_leader(cx: &mut Cx<'_>) -> Result<(), Errno> {
     for tid in others {
         cx.tid = tid;
         walk.thread_exit(cx);
+        task::share::leave(cx);
         cx.tid = caller;
         task::exit::take_out(cx, tid);
     }
@@ -683,7 +684,7 @@ fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errn
         },
         comm: program.comm,
         cpu_time_ns: thread.cpu_time_ns,
-        ..Thread::new(thread.pid, tid)
+        ..Thread::new(thread.pid, tid, thread.share)
     };
     let mut cmdline = Vec::new();
     for arg in &program.argv {
@@ -698,8 +699,10 @@ fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errn
     let process = cx.process()?;
     process.exe = Arc::clone(&program.exe);
     process.cmdline = cmdline.into();
-    let closing: Vec<i32> = process
-        .fds
+    // What others share stays open for them.
+    task::share::unshare_files(cx, task::share::Payer::Process)?;
+    let closing: Vec<i32> = cx
+        .fds()?
         .fds
         .iter()
         .filter(|(_, fd)| fd.cloexec)

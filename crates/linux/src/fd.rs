@@ -111,7 +111,7 @@ pub struct Fd {
     pub cloexec: bool,
 }
 
-/// A process's descriptors.
+/// Descriptors of a thread, and of all that share them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FdTable {
     /// Descriptor number to descriptor.
@@ -291,7 +291,7 @@ pub fn limit(cx: &mut Cx<'_>) -> Result<i32, Errno> {
 /// # Errors
 /// `EBADF`.
 pub fn id(cx: &mut Cx<'_>, fd: i32) -> Result<FileId, Errno> {
-    let fd = cx.process()?.fds.fds.get(&fd).ok_or(Errno::EBADF)?;
+    let fd = cx.fds()?.fds.get(&fd).ok_or(Errno::EBADF)?;
     Ok(fd.file)
 }
 
@@ -364,7 +364,7 @@ impl OnExec {
 /// `EMFILE`.
 pub fn install(cx: &mut Cx<'_>, file: FileId, min: i32, on_exec: OnExec) -> Result<i32, Errno> {
     let limit = limit(cx)?;
-    let fds = &mut cx.process()?.fds;
+    let fds = cx.fds()?;
     let number = fds.lowest_free(min);
     if number >= limit {
         return Err(Errno::EMFILE);
@@ -420,7 +420,7 @@ pub fn install_at(
         file,
         cloexec: on_exec == OnExec::Close,
     };
-    if let Some(old) = cx.process()?.fds.fds.insert(number, new) {
+    if let Some(old) = cx.fds()?.fds.insert(number, new) {
         closed(cx, old.file);
     }
     Ok(())
@@ -431,15 +431,15 @@ pub fn install_at(
 /// # Errors
 /// `EBADF`.
 pub fn close(cx: &mut Cx<'_>, number: i32) -> Result<(), Errno> {
-    let old = cx.process()?.fds.fds.remove(&number).ok_or(Errno::EBADF)?;
+    let old = cx.fds()?.fds.remove(&number).ok_or(Errno::EBADF)?;
     closed(cx, old.file);
     Ok(())
 }
 
-/// A descriptor of the calling process that referred to `file` is gone.
+/// A descriptor of the calling thread that referred to `file` is gone.
 fn closed(cx: &mut Cx<'_>, file: FileId) {
-    if let Ok(pid) = cx.process().map(|process| process.pid) {
-        vfs::locks::closed(cx, pid, file);
+    if let Ok(files) = cx.thread().map(|thread| thread.share.files) {
+        vfs::locks::closed(cx, files, file);
     }
     unref(cx, file);
 }

@@ -34,6 +34,26 @@ pub struct HostId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct InodeId(pub u64);
 
+/// Name of a descriptor table.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FilesId(pub u64);
+
+impl From<u64> for FilesId {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+/// Name of a working directory with its mask.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FsId(pub u64);
+
+impl From<u64> for FsId {
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
 /// Name of a pipe, also as a `Source`.
 pub type PipeId = u64;
 

@@ -12,11 +12,13 @@ use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 use crate::channel::Channel;
 use crate::fd::{FdTable, FileId, OpenFile};
 use crate::guest_call_state::HostCall;
+use crate::id::{FilesId, FsId};
 pub use crate::id::{MmId, Pid, Tid};
 use crate::ipc::Ipc;
 use crate::mm::Mm;
 use crate::rlimit::Rlimits;
 use crate::sched::Sched;
+use crate::shared::Shared;
 use crate::signal::signo::SIGCHLD;
 use crate::signal::{Interrupted, SigInfo, SigState, ThreadSignals};
 use crate::timer::Timers;
@@ -50,6 +52,10 @@ pub struct Kernel {
     pub heeded: u64,
     /// Live threads of all processes.
     pub threads: OrdMap<Tid, Thread>,
+    /// Descriptor tables.
+    pub fd_tables: Shared<FilesId, FdTable>,
+    /// Working directories with their masks.
+    pub fs: Shared<FsId, Fs>,
     /// Open file descriptions.
     pub files: OrdMap<FileId, OpenFile>,
     /// Next unused [`MmId`].
@@ -145,7 +151,12 @@ impl Kernel {
         sched.make_ready(Tid::FIRST);
         let first = Process {
             started_ns: new.started_ns,
-            ..Process::new(Pid::FIRST, MmId::FIRST, new.cwd)
+            ..Process::new(Pid::FIRST, MmId::FIRST)
+        };
+        let (mut fd_tables, mut fs) = (Shared::default(), Shared::default());
+        let share = Share {
+            files: fd_tables.add(FdTable::default(), 0),
+            fs: fs.add(Fs::new(new.cwd), 0),
         };
         Self {
             processes: OrdMap::unit(Pid::FIRST, first),
@@ -156,7 +167,9 @@ impl Kernel {
             ptys: Ptys::default(),
             heeded: 0,
             mms: OrdMap::unit(MmId::FIRST, Mm::default()),
-            threads: OrdMap::unit(Tid::FIRST, Thread::new(Pid::FIRST, Tid::FIRST)),
+            threads: OrdMap::unit(Tid::FIRST, Thread::new(Pid::FIRST, Tid::FIRST, share)),
+            fd_tables,
+            fs,
             files: OrdMap::new(),
             next_mm: MmId::FIRST.0.saturating_add(1),
             next_file: 1,
@@ -211,6 +224,33 @@ impl Kernel {
         self.kin().find(|one| one.pid == pid)
     }
 
+    /// The tables of a process's first thread, or of the next one if that has ended.
+    #[must_use]
+    pub fn share_of(&self, pid: Pid) -> Option<Share> {
+        let first = self.threads.get(&Tid(pid.0));
+        let of_process = |thread: &&Thread| thread.pid == pid;
+        let thread = first.or_else(|| self.threads.values().find(of_process));
+        thread.map(|thread| thread.share)
+    }
+
+    /// The descriptors of a process, as [`Kernel::share_of`].
+    #[must_use]
+    pub fn fds_of(&self, pid: Pid) -> Option<&FdTable> {
+        self.fd_tables.get(self.share_of(pid)?.files)
+    }
+
+    /// The same, to be changed.
+    pub fn fds_of_mut(&mut self, pid: Pid) -> Option<&mut FdTable> {
+        let files = self.share_of(pid)?.files;
+        self.fd_tables.get_mut(files)
+    }
+
+    /// The working directory of a process, as [`Kernel::share_of`].
+    #[must_use]
+    pub fn fs_of(&self, pid: Pid) -> Option<&Fs> {
+        self.fs.get(self.share_of(pid)?.fs)
+    }
+
     /// The address space of a process.
     #[must_use]
     pub fn mm(&self, pid: Pid) -> Option<&Mm> {
@@ -221,6 +261,32 @@ impl Kernel {
     pub fn mm_mut(&mut self, pid: Pid) -> Option<&mut Mm> {
         self.mms.get_mut(&self.processes.get(&pid)?.mm)
     }
+}
+
+/// A working directory and a mask (struct fs_struct).
+#[derive(Clone, Debug)]
+pub struct Fs {
+    /// Working directory.
+    pub cwd: Cwd,
+    /// File mode creation mask.
+    pub umask: u32,
+}
+
+impl Fs {
+    /// A directory with the usual mask.
+    #[must_use]
+    pub fn new(cwd: Cwd) -> Self {
+        Self { cwd, umask: 0o022 }
+    }
+}
+
+/// The things that a thread has together with others, mostly with those of its process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Share {
+    /// Descriptor table (CLONE_FILES).
+    pub files: FilesId,
+    /// Working directory and mask (CLONE_FS).
+    pub fs: FsId,
 }
 
 /// User and group ids: the caller's.
@@ -286,12 +352,6 @@ pub struct Process {
     pub children_cpu_ns: u64,
     /// Its address space.
     pub mm: MmId,
-    /// Descriptor table.
-    pub fds: FdTable,
-    /// Working directory.
-    pub cwd: Cwd,
-    /// File mode creation mask.
-    pub umask: u32,
     /// Signal dispositions and process-directed pending signals.
     pub signals: SigState,
     /// Absolute guest path of the executable (/proc/self/exe).
@@ -313,9 +373,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// A process without a parent, a program, or an open file.
+    /// A process without a parent or a program.
     #[must_use]
-    pub fn new(pid: Pid, mm: MmId, cwd: Cwd) -> Self {
+    pub fn new(pid: Pid, mm: MmId) -> Self {
         let none: Arc<[u8]> = Arc::default();
         Self {
             pid,
@@ -335,9 +395,6 @@ impl Process {
             job: Job::Running,
             children_cpu_ns: 0,
             mm,
-            fds: FdTable::default(),
-            cwd,
-            umask: 0o022,
             signals: SigState::default(),
             exe: Arc::clone(&none),
             cmdline: Arc::clone(&none),
@@ -485,6 +542,8 @@ pub struct Thread {
     pub tid: Tid,
     /// The process it belongs to.
     pub pid: Pid,
+    /// Its descriptors and its directory.
+    pub share: Share,
     /// User-mode registers, valid whenever the thread is not on a vCPU.
     pub regs: UserRegs,
     /// x87, SSE, AVX... state.
@@ -519,10 +578,11 @@ pub struct MemoryPolicy {
 impl Thread {
     /// A thread that has not run: no registers, no name, nothing blocked or pending.
     #[must_use]
-    pub fn new(pid: Pid, tid: Tid) -> Self {
+    pub fn new(pid: Pid, tid: Tid, share: Share) -> Self {
         Self {
             tid,
             pid,
+            share,
             regs: UserRegs::default(),
             xstate: XState::Initial,
             signals: ThreadSignals::default(),

@@ -41,6 +41,7 @@ mod personality;
 mod report;
 mod rlimit;
 mod sched;
+mod shared;
 mod signal;
 mod symbols;
 mod syscalls;
@@ -91,7 +92,7 @@ pub use vfs::{Dir, enter_cwd, new_tmpfs};
 mod rooms {
     /// Modules by height: one may use those of its own height and below.
     const HEIGHTS: [&[&str]; 5] = [
-        &["budget", "channel", "id", "report", "uts", "vector"],
+        &["budget", "channel", "id", "report", "shared", "uts", "vector"],
         // The value, its rooms, and the host that they are given: each holds or is handed parts of the others.
         &[
             "clock",

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -217,6 +218,61 @@ static void threads(void) {
     need(waitpid(child, &status, 0) == child && status == 0, "another program in the end");
 }
 
+static volatile int kept;
+
+static int keep_a_table(void *unused) {
+    (void)unused;
+    if (unshare(CLONE_FILES | CLONE_FS)) {
+        __atomic_store_n(&kept, -1, __ATOMIC_SEQ_CST);
+        return 0;
+    }
+    while (dup(0) >= 0) {}
+    chdir("/usr/share");
+    __atomic_add_fetch(&kept, 1, __ATOMIC_SEQ_CST);
+    for (;;) pause();
+}
+
+// Threads, each with a descriptor table of its own that is full.
+static void tables(void) {
+    const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    int count = 0;
+    while (count < 16) {
+        char *stack = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (stack == MAP_FAILED || clone(keep_a_table, stack + 4 * PAGE, flags, NULL) < 0) break;
+        count++;
+        while (__atomic_load_n(&kept, __ATOMIC_SEQ_CST) >= 0 && __atomic_load_n(&kept, __ATOMIC_SEQ_CST) < count) sched_yield();
+        if (__atomic_load_n(&kept, __ATOMIC_SEQ_CST) < 0) break;
+    }
+    reached("tables", count);
+}
+
+static pid_t branch(unsigned long flags) { return (pid_t)syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0); }
+
+// Processes share tables, copy, execute, close and are killed, hundreds of times, and leave nothing open.
+static void sharers(void) {
+    static const unsigned long ways[] = {CLONE_FILES | CLONE_FS, CLONE_FILES, CLONE_FS, 0};
+    int first = dup(0);
+    close(first);
+    for (int turn = 0; turn < 400; turn++) {
+        pid_t child = branch(ways[turn % 4]);
+        need(child >= 0, "a child");
+        if (!child) {
+            // More of them, with what is this one's by then.
+            if (turn % 3 == 0 && unshare(CLONE_FILES | CLONE_FS)) _exit(1);
+            pid_t inner = turn % 5 == 0 ? branch(ways[turn / 5 % 4]) : 0;
+            int made = open("/dev/null", O_RDONLY | (turn % 2 ? O_CLOEXEC : 0));
+            close(made);
+            if (turn % 7 == 0) close_range(500, 600, CLOSE_RANGE_UNSHARE);
+            if (inner > 0) waitpid(inner, NULL, 0);
+            if (turn % 100 == 1) execl("/bin/true", "true", NULL);
+            if (turn % 11 == 0) raise(SIGKILL);
+            _exit(0);
+        }
+        need(waitpid(child, NULL, 0) == child, "its end");
+    }
+    need(dup(0) == first, "nothing is left open");
+}
+
 int main(int argc, char **argv) {
     need(argc >= 2, "arguments");
     const char *what = argv[1];
@@ -236,6 +292,8 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "arguments")) arguments(argv[0], 0);
     else if (!strcmp(what, "arguments-started")) arguments(argv[0], 1);
     else if (!strcmp(what, "threads")) threads();
+    else if (!strcmp(what, "tables")) tables();
+    else if (!strcmp(what, "sharers")) sharers();
     else need(0, "what?");
     printf("done\n");
     fflush(stdout);

@@ -275,7 +275,8 @@ impl World {
             ..kernel.processes[&Pid(parent.0)].clone()
         };
         kernel.processes.insert(pid, process);
-        kernel.threads.insert(tid, Thread::new(pid, tid));
+        let share = kernel.threads[&parent].share;
+        kernel.threads.insert(tid, Thread::new(pid, tid, share));
     }
 
     fn is_full(&self) -> bool {

@@ -88,8 +88,8 @@ impl Guest {
                 path,
             },
         );
-        let process = self.kernel.processes.get_mut(&PID).unwrap();
-        process.fds.fds.insert(
+        let table = self.kernel.fds_of_mut(PID).unwrap();
+        table.fds.insert(
             number,
             Fd {
                 file: id,

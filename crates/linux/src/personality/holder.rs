@@ -262,8 +262,8 @@ impl Personality {
     /// # Errors
     /// [`SpawnError`]; nothing is left of it then.
     pub fn spawn(&mut self, command: &Command) -> Result<Spawned, SpawnError> {
-        let home = self.kernel.processes.get(&self.kernel.main);
-        let home = home.map(|process| process.cwd.clone());
+        let home = self.kernel.fs_of(self.kernel.main);
+        let home = home.map(|fs| fs.cwd.clone());
         self.change_directory(&command.cwd)
             .map_err(SpawnError::Directory)?;
         let (tid, holder) = (self.holder_tid(), self.holder_tid());
@@ -441,8 +441,8 @@ impl Personality {
     #[must_use]
     pub fn is_news(&self, news: News) -> bool {
         let pipe = |number| {
-            let holder = self.kernel.processes.get(&self.kernel.main)?;
-            let file = self.kernel.files.get(&holder.fds.fds.get(&number)?.file)?;
+            let table = self.kernel.fds_of(self.kernel.main)?;
+            let file = self.kernel.files.get(&table.fds.get(&number)?.file)?;
             match transfer(&file.kind) {
                 Transfer::Pipe(pipe) => self.kernel.pipes.get(pipe).ok(),
                 _ => None,

@@ -212,8 +212,8 @@ pub fn sys_pidfd_getfd(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 
 /// The description that a descriptor of a process refers to.
 fn file_of(cx: &Cx<'_>, pid: Pid, number: i32) -> Result<FileId, Errno> {
-    let process = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
-    let entry = process.fds.fds.get(&number).ok_or(Errno::EBADF)?;
+    let table = cx.kernel.fds_of(pid).ok_or(Errno::ESRCH)?;
+    let entry = table.fds.get(&number).ok_or(Errno::EBADF)?;
     Ok(entry.file)
 }
 
@@ -234,8 +234,12 @@ const KCMP_EPOLL_TFD: i32 = 7;
 /// `EINVAL`, `ESRCH`, `EPERM`, `EBADF`; `EOPNOTSUPP` for KCMP_EPOLL_TFD.
 pub fn sys_kcmp(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(first), Int(second), Int(kind), Word(one), Word(other)) = args.decode();
-    let (first, _) = accessible(cx, first)?;
-    let (second, _) = accessible(cx, second)?;
+    let (first, one_tid) = accessible(cx, first)?;
+    let (second, other_tid) = accessible(cx, second)?;
+    let share = |cx: &Cx<'_>, tid: Tid| {
+        let thread = cx.kernel.threads.get(&tid).ok_or(Errno::ESRCH)?;
+        Ok::<_, Errno>(thread.share)
+    };
     let number = |word: u64| {
         let Int(number) = crate::syscalls::args::Argument::of(word);
         number
@@ -248,8 +252,10 @@ pub fn sys_kcmp(cx: &mut Cx<'_>, args: &Args) -> SysResult {
             one.cmp(&file_of(cx, second, number(other))?)
         }
         KCMP_VM => spaces(cx, first).cmp(&spaces(cx, second)),
+        KCMP_FILES => share(cx, one_tid)?.files.cmp(&share(cx, other_tid)?.files),
+        KCMP_FS => share(cx, one_tid)?.fs.cmp(&share(cx, other_tid)?.fs),
         // Threads of a process share them, and no others do.
-        KCMP_FILES | KCMP_FS | KCMP_SIGHAND => first.cmp(&second),
+        KCMP_SIGHAND => first.cmp(&second),
         KCMP_SYSVSEM => {
             let semaphores = &cx.kernel.ipc.semaphores;
             let owner = |pid: Pid| semaphores.has_undo(pid).then_some(pid);

@@ -109,7 +109,7 @@ fn execute_at(
             true => descriptor,
             false => [&descriptor, b"/".as_slice(), &request.path].concat(),
         };
-        let entry = cx.process()?.fds.fds.get(&dirfd);
+        let entry = cx.fds()?.fds.get(&dirfd);
         if entry.is_some_and(|entry| entry.cloexec) {
             after = PathAfter::Lost;
         }

@@ -87,7 +87,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(55, "getsockopt", "diixx", net::sys_getsockopt),
     Row::wait(56, "clone", "xxxxx", thread::sys_clone)
         .all_registers()
-        .partial("no namespaces; a process does not share descriptors or directories with another"),
+        .partial("no namespaces; a process does not share signal handlers with another"),
     Row::wait(57, "fork", "", thread::sys_fork).all_registers(),
     Row::wait(58, "vfork", "", thread::sys_vfork).all_registers(),
     Row::wait(59, "execve", "sxx", process::sys_execve).registers(),
@@ -367,13 +367,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(269, "faccessat", "dso", fs::sys_faccessat),
     Row::wait(270, "pselect6", "ixxxxx", io::sys_pselect6),
     Row::wait(271, "ppoll", "xuxxu", io::sys_ppoll),
-    Row::refused(
-        272,
-        "unshare",
-        "xxx",
-        Errno::EPERM,
-        "Linux needs no privilege for CLONE_FS, CLONE_FILES and CLONE_NEWUSER",
-    ),
+    Row::value(272, "unshare", "x", thread::sys_unshare).partial("no namespaces (EPERM)"),
     Row::value(273, "set_robust_list", "xu", futex::sys_set_robust_list),
     Row::value(274, "get_robust_list", "ixx", futex::sys_get_robust_list),
     Row::wait(275, "splice", "dxdxux", io::sys_splice)

@@ -4,7 +4,6 @@
 use super::args::log;
 use super::rows::ROWS;
 use super::table::{self, Handler, Row, Support};
-use crate::fd::FdTable;
 use crate::kernel::Pid;
 use crate::outcome::{CallState, Outcome};
 use crate::sched::Call;
@@ -95,7 +94,7 @@ fn set_up() -> Tried {
     // A child that may lead a group. The caller leads none, so that it may lead a session.
     let mut child = sandbox.kernel.processes.get(&PID).unwrap().clone();
     (child.pid, child.ppid, child.pgid) = (CHILD, PID, Pid::INIT);
-    (child.sid, child.fds) = (Pid::INIT, FdTable::default());
+    child.sid = Pid::INIT;
     sandbox.kernel.processes.insert(CHILD, child);
     let caller = sandbox.kernel.processes.get_mut(&PID).unwrap();
     (caller.pgid, caller.sid) = (Pid::INIT, Pid::INIT);

@@ -9,22 +9,25 @@ use kvmlet_abi::linux::{
     },
     sched::{
         CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_DETACHED, CLONE_FILES, CLONE_FS,
-        CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PIDFD, CLONE_SETTLS, CLONE_SIGHAND, CLONE_SYSVSEM,
-        CLONE_THREAD, CLONE_VFORK, CLONE_VM, SCHED_BATCH, SCHED_DEADLINE, SCHED_FIFO, SCHED_IDLE,
-        SCHED_NORMAL, SCHED_RESET_ON_FORK, SCHED_RR,
+        CLONE_NEWUSER, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PIDFD, CLONE_SETTLS, CLONE_SIGHAND,
+        CLONE_SYSVSEM, CLONE_THREAD, CLONE_VFORK, CLONE_VM, SCHED_BATCH, SCHED_DEADLINE,
+        SCHED_FIFO, SCHED_IDLE, SCHED_NORMAL, SCHED_RESET_ON_FORK, SCHED_RR,
     },
 };
 use kvmlet_abi::{Errno, Gva};
 
+use crate::clock;
 use crate::cx::Cx;
-use crate::kernel::{ExitStatus, Thread};
+use crate::ipc::sem;
+use crate::kernel::{ExitStatus, Process, Thread};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::rlimit::{self, Resource};
 use crate::signal::NSIG;
 use crate::signal::signo::SIGCHLD;
 use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint, Word};
 use crate::task;
-use crate::task::fork::{Clone, THREADS_MAX, allocate_tid};
+use crate::task::fork::{Clone, NAMESPACES, THREADS_MAX, allocate_tid};
+use crate::task::share::{self, Payer};
 
 /// Flags of a thread that shares everything, plus those that only say where to write ids.
 const THREAD_NEEDS: u64 = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD;
@@ -160,7 +163,7 @@ fn spawn(cx: &mut Cx<'_>, new: &Clone) -> Outcome {
 
 fn spawn_thread(cx: &mut Cx<'_>, new: &Clone) -> SysResult {
     let flags = new.flags;
-    if flags & (CLONE_FS | CLONE_FILES) != CLONE_FS | CLONE_FILES || flags & !THREAD_KNOWN != 0 {
+    if flags & !THREAD_KNOWN != 0 {
         cx.host
             .report
             .unsupported("clone", format!("flags {flags:#x}"));
@@ -172,6 +175,7 @@ fn spawn_thread(cx: &mut Cx<'_>, new: &Clone) -> SysResult {
         return Err(Errno::EAGAIN);
     }
     let tid = allocate_tid(cx.kernel)?;
+    let share = share::inherit(cx, flags, Payer::Apart)?;
     let raw = tid.0.cast_unsigned();
     if flags & CLONE_PARENT_SETTID != 0 {
         // Linux ignores a fault here.
@@ -182,10 +186,54 @@ fn spawn_thread(cx: &mut Cx<'_>, new: &Clone) -> SysResult {
         let _ = cx.write_struct(new.child_tid, &raw);
     }
     let parent = cx.thread()?;
-    let thread = Thread::child_of(parent, new, parent.pid, tid);
+    let thread = Thread::child_of(parent, new, (parent.pid, tid), share);
     cx.kernel.threads.insert(tid, thread);
     cx.kernel.sched.make_ready(tid);
     Ok(u64::from(raw))
+}
+
+/// unshare(2)
+///
+/// # Errors
+/// `EINVAL` for unknown flags, and for what other threads have too. `EPERM` for namespaces; `ENOMEM` at the memory
+/// limit.
+pub fn sys_unshare(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+    const ALONE: u64 = CLONE_THREAD | CLONE_SIGHAND | CLONE_VM;
+    const KNOWN: u64 = ALONE | CLONE_FS | CLONE_FILES | CLONE_SYSVSEM | NAMESPACES;
+    let Word(flags) = args.decode();
+    let process = cx.process()?;
+    let (pid, mm) = (process.pid, process.mm);
+    let has_threads = cx.kernel.threads_of(pid).nth(1).is_some();
+    let needs_alone = flags & (ALONE | CLONE_NEWUSER) != 0;
+    let shares_memory = |one: &Process| one.mm == mm && one.pid != pid;
+    if flags & !KNOWN != 0
+        || needs_alone && has_threads
+        || flags & CLONE_VM != 0 && cx.kernel.processes.values().any(shares_memory)
+    {
+        return Err(Errno::EINVAL);
+    }
+    if flags & NAMESPACES != 0 {
+        let flags = format!("namespaces {:#x}", flags & NAMESPACES);
+        cx.host.report.unsupported("unshare", flags);
+        return Err(Errno::EPERM);
+    }
+    let has_undo = cx.kernel.ipc.semaphores.has_undo(pid);
+    if flags & CLONE_SYSVSEM != 0 && has_undo && has_threads {
+        let what = "SEM_UNDO of one of several threads".to_owned();
+        cx.host.report.unsupported("unshare", what);
+        return Err(Errno::EINVAL);
+    }
+    if flags & CLONE_FS != 0 {
+        share::unshare_fs(cx)?;
+    }
+    if flags & CLONE_FILES != 0 {
+        share::unshare_files(cx, Payer::Apart)?;
+    }
+    if flags & CLONE_SYSVSEM != 0 {
+        let now = clock::realtime_s(cx.host);
+        sem::process_gone(cx.kernel, &mut cx.machine.memory, pid, now);
+    }
+    Ok(0)
 }
 
 /// The low byte of a status is what a parent is told (wait(2)).

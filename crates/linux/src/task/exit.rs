@@ -2,17 +2,16 @@
 
 use kvmlet_abi::linux::signal::{SA_NOCLDWAIT, SIG_IGN};
 
-use super::robust;
+use super::{robust, share};
 use crate::clock;
 use crate::cx::Cx;
-use crate::fd;
 use crate::ipc::sem;
 use crate::kernel::{Doomed, ExitStatus, Kernel, Pid, Process, Thread, Tid, Zombie};
 use crate::mm;
 use crate::outcome::{Source, WaitOn};
 use crate::signal::signo::SIGCHLD;
 use crate::signal::{NSIG, SI_USER, SigDetail, SigInfo};
-use crate::vfs::{Dir, fifo, locks, notify};
+use crate::vfs::{fifo, notify};
 
 /// Nanoseconds of a clock tick (sysconf(_SC_CLK_TCK) is 100).
 pub const TICK_NS: u64 = 10_000_000;
@@ -28,6 +27,8 @@ pub fn end_thread(cx: &mut Cx<'_>, status: ExitStatus) {
         return end_process(cx, pid, status);
     }
     robust::Walk::default().thread_exit(cx);
+    share::leave(cx);
+    notify::settle(cx);
     take_out(cx, cx.tid);
 }
 
@@ -68,10 +69,12 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
         walk.thread_exit(cx);
         comm = cx.thread().map_or(comm, |thread| thread.comm);
     }
-    locks::process_gone(cx, pid);
     let now = clock::realtime_s(cx.host);
     sem::process_gone(cx.kernel, &mut cx.machine.memory, pid, now);
-    close_all(cx);
+    for tid in &threads {
+        cx.tid = *tid;
+        share::leave(cx);
+    }
     // Every step of it is possible while the last thread is there.
     let _ = mm::leave(cx);
     notify::settle(cx);
@@ -131,24 +134,6 @@ pub fn take_out(cx: &mut Cx<'_>, tid: Tid) -> Option<Thread> {
         }
     }
     kernel.threads.remove(&tid)
-}
-
-/// Closes the descriptors and the working directory of the calling thread's process.
-fn close_all(cx: &mut Cx<'_>) {
-    let Ok(process) = cx.process() else {
-        return;
-    };
-    let table = core::mem::take(&mut process.fds);
-    let cwd = process.cwd.clone();
-    // Its locks have gone already. Who hears of several descriptors is woken once.
-    cx.kernel.hold_wakes();
-    for fd in table.fds.values() {
-        fd::unref(cx, fd.file);
-    }
-    cx.kernel.release_wakes();
-    if let Dir::Tmp(inode) = cwd {
-        cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode);
-    }
 }
 
 impl Kernel {

@@ -3,23 +3,25 @@
 use std::collections::BTreeSet;
 
 use kvmlet_abi::linux::sched::{
-    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_DETACHED, CLONE_IO,
-    CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWTIME,
-    CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PIDFD, CLONE_SETTLS,
-    CLONE_SYSVSEM, CLONE_UNTRACED, CLONE_VFORK, CLONE_VM,
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_DETACHED, CLONE_FILES,
+    CLONE_FS, CLONE_IO, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID,
+    CLONE_NEWTIME, CLONE_NEWUSER, CLONE_NEWUTS, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PIDFD,
+    CLONE_SETTLS, CLONE_SYSVSEM, CLONE_UNTRACED, CLONE_VFORK, CLONE_VM,
 };
 use kvmlet_abi::linux::signal::SIG_IGN;
 use kvmlet_abi::{Errno, Gva};
 
+use super::share::{self, Payer};
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{self, OpenFlags};
-use crate::kernel::{Job, Kernel, Pid, Process, ProcessRef, Thread, Tid};
+use crate::id::FilesId;
+use crate::kernel::{Job, Kernel, Pid, Process, ProcessRef, Share, Thread, Tid};
 use crate::mm;
 use crate::outcome::{Outcome, Resume, Wait, WaitOn};
 use crate::rlimit::{self, Resource};
 use crate::signal::{SigState, ThreadSignals};
-use crate::vfs::{Dir, pidfd};
+use crate::vfs::pidfd;
 
 /// Threads of a sandbox at most.
 pub const THREADS_MAX: usize = 1024;
@@ -27,7 +29,7 @@ pub const THREADS_MAX: usize = 1024;
 const TID_MAX: i32 = 32768;
 
 /// Flags that ask for a namespace of their own.
-const NAMESPACES: u64 = CLONE_NEWTIME
+pub const NAMESPACES: u64 = CLONE_NEWTIME
     | CLONE_NEWNS
     | CLONE_NEWCGROUP
     | CLONE_NEWUTS
@@ -48,6 +50,8 @@ const KNOWN: u64 = CLONE_VM
     | CLONE_CHILD_SETTID
     | CLONE_CLEAR_SIGHAND
     | CLONE_PIDFD
+    | CLONE_FILES
+    | CLONE_FS
     // Nothing is traced, and no disk has a queue of ours.
     | CLONE_UNTRACED
     | CLONE_IO;
@@ -138,7 +142,7 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         0 => (parent.pid, clone.exit_signal),
         _ => (sibling_of, parent.exit_signal),
     };
-    let mut child = Process {
+    let child = Process {
         pid,
         birth,
         started_ns,
@@ -158,11 +162,13 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         ..parent.clone()
     };
     cx.machine.memory.charge_kernel_anyway(cost_bytes);
-    if let Some(number) = pidfd {
-        child.fds.fds.remove(&number);
+    let share = share::inherit(cx, clone.flags, Payer::Process)?;
+    if let Some(number) = pidfd
+        && clone.flags & CLONE_FILES == 0
+    {
+        drop_pidfd(cx, share.files, number);
     }
-    share_files(cx, &child)?;
-    let thread = Thread::child_of(cx.thread()?, clone, pid, tid);
+    let thread = Thread::child_of(cx.thread()?, clone, (pid, tid), share);
     cx.kernel.processes.insert(pid, child);
     cx.kernel.threads.insert(tid, thread);
     cx.kernel.next_birth = birth.saturating_add(1);
@@ -223,22 +229,18 @@ fn open_child(cx: &mut Cx<'_>, child: ProcessRef, place: Gva) -> Result<i32, Err
     Ok(number)
 }
 
-/// Counts the references of a child's descriptors and of its working directory.
-fn share_files(cx: &mut Cx<'_>, child: &Process) -> Result<(), Errno> {
-    for fd in child.fds.fds.values() {
-        let file = cx.kernel.files.get_mut(&fd.file).ok_or(Errno::EBADF)?;
-        file.refs = file.refs.saturating_add(1);
+/// Takes the descriptor of a child out of its own table, into which it was copied.
+fn drop_pidfd(cx: &mut Cx<'_>, files: FilesId, number: i32) {
+    let table = cx.kernel.fd_tables.get_mut(files);
+    if let Some(entry) = table.and_then(|table| table.fds.remove(&number)) {
+        fd::unref(cx, entry.file);
     }
-    if let Dir::Tmp(inode) = child.cwd {
-        cx.kernel.tmpfs.open_ref(inode);
-    }
-    Ok(())
 }
 
 impl Thread {
     /// The thread that returns from clone(2) as the new one, in its parent's process or as the first of another.
     #[must_use]
-    pub fn child_of(parent: &Self, clone: &Clone, pid: Pid, tid: Tid) -> Self {
+    pub fn child_of(parent: &Self, clone: &Clone, (pid, tid): (Pid, Tid), share: Share) -> Self {
         let mut regs = parent.regs;
         regs.rax = 0;
         if clone.stack != 0 {
@@ -265,7 +267,7 @@ impl Thread {
             comm: parent.comm,
             memory_policy: parent.memory_policy,
             io_priority: parent.io_priority,
-            ..Self::new(pid, tid)
+            ..Self::new(pid, tid, share)
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod exit;
 pub mod fork;
 pub mod robust;
+pub mod share;
 pub mod spawn;
 pub mod stop;
 pub mod wait;

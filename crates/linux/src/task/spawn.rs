@@ -7,7 +7,7 @@ use super::fork::{allocate_tid, check_limits};
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::FdTable;
-use crate::kernel::{Doomed, End, ExitStatus, Kernel, MmId, Pid, Process, Thread, Tid};
+use crate::kernel::{Doomed, End, ExitStatus, Fs, Kernel, MmId, Pid, Process, Share, Thread, Tid};
 use crate::mm::Mm;
 use crate::signal::SigState;
 use crate::signal::signo::SIGKILL;
@@ -38,22 +38,27 @@ pub fn spawn(cx: &mut Cx<'_>) -> Result<Tid, Errno> {
     cx.kernel.mms.insert(mm, Mm::default());
     let birth = cx.kernel.next_birth;
     cx.kernel.next_birth = birth.saturating_add(1);
-    if let Dir::Tmp(inode) = parent.cwd {
+    let fs = cx.fs()?.clone();
+    if let Dir::Tmp(inode) = fs.cwd {
         cx.kernel.tmpfs.open_ref(inode);
     }
+    // The process's cost has both.
+    let share = Share {
+        files: cx.kernel.fd_tables.add(FdTable::default(), 0),
+        fs: cx.kernel.fs.add(Fs::new(fs.cwd), 0),
+    };
     let child = Process {
         birth,
         started_ns: clock::boottime_ns(cx.host),
         ppid: parent.pid,
         command: birth,
-        fds: FdTable::default(),
         signals: SigState::default(),
         rlimits: parent.rlimits,
         charged_bytes: cost_bytes,
-        ..Process::new(pid, mm, parent.cwd)
+        ..Process::new(pid, mm)
     };
     cx.kernel.processes.insert(pid, child);
-    cx.kernel.threads.insert(tid, Thread::new(pid, tid));
+    cx.kernel.threads.insert(tid, Thread::new(pid, tid, share));
     cx.kernel.arm_cpu_limit(pid);
     Ok(tid)
 }

@@ -104,7 +104,7 @@ pub fn open_exec_fd(cx: &mut Cx<'_>, fd: i32) -> Result<ExecFile, Errno> {
 
 /// True if a path leads to a directory that the program may see.
 pub fn is_directory(cx: &mut Cx<'_>, path: &[u8]) -> bool {
-    let Ok(start) = cx.process().map(|process| process.cwd.clone()) else {
+    let Ok(start) = cx.fs().map(|fs| fs.cwd.clone()) else {
         return false;
     };
     let request = Request {

@@ -176,7 +176,7 @@ fn forget_names(host: &mut Host) {
 pub fn mkdir(cx: &mut Cx<'_>, call: &str, missing: &Missing, mode: u32) -> Result<(), Errno> {
     let spot = spot(cx, call, missing)?;
     spot.check_made(cx, call, S_IFDIR)?;
-    let umask = cx.process()?.umask;
+    let umask = cx.fs()?.umask;
     let (dir, path) = spot.name();
     change::make_directory(dir, path, mode & 0o1777 & !umask)?;
     forget_names(cx.host);
@@ -514,7 +514,7 @@ fn make_file(
 ) -> Result<OwnedFd, Errno> {
     let spot = spot_of_file(cx, call, missing)?;
     guard::check_set_id(cx, call, (&spot.path, &Attr::default()), mode)?;
-    let umask = cx.process()?.umask;
+    let umask = cx.fs()?.umask;
     let (dir, path) = spot.name();
     let (fd, _) = change::create(dir, path, how, mode & 0o7777 & !umask)?;
     forget_names(cx.host);

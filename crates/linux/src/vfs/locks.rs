@@ -6,6 +6,7 @@ use kvmlet_abi::Errno;
 use super::pipe::LOCKS_SOURCE;
 use crate::cx::Cx;
 use crate::fd::FileId;
+use crate::id::FilesId;
 use crate::kernel::{Pid, Tid};
 use crate::outcome::{Source, WaitOn};
 
@@ -20,8 +21,8 @@ pub type FileKey = (u64, u64);
 /// Who holds a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// A process (F_SETLK).
-    Process(Pid),
+    /// A descriptor table: the process that it is of, or all that share it (F_SETLK).
+    Files(FilesId),
     /// An open file description (F_OFD_SETLK).
     Description(FileId),
     /// An open file description (flock(2)): a kind of its own, which meets only its like.
@@ -50,6 +51,8 @@ pub struct Lock {
     pub file: FileKey,
     /// Its holder.
     pub owner: Owner,
+    /// The process that made it.
+    pub pid: Pid,
     /// The other holders that it excludes.
     pub mode: Mode,
     /// First byte.
@@ -84,7 +87,7 @@ impl Locks {
             let Some(blocker) = self.conflict(&at) else {
                 return false;
             };
-            if !matches!(blocker.owner, Owner::Process(_)) {
+            if !matches!(blocker.owner, Owner::Files(_)) {
                 return false;
             }
             if blocker.owner == wanted.owner {
@@ -116,7 +119,8 @@ impl Locks {
             .copied()
     }
 
-    /// Holds `wanted`, replacing what its owner held in that range.
+    /// Holds `wanted`, replacing what its owner held in that range. Beside or in a lock of its owner's that excludes
+    /// the same, it becomes a part of that (posix_lock_inode in fs/locks.c).
     ///
     /// # Errors
     /// `EAGAIN` if another owner's lock is in the way, `ENOLCK` when too many are held.
@@ -124,11 +128,26 @@ impl Locks {
         if self.conflict(&wanted).is_some() {
             return Err(Errno::EAGAIN);
         }
-        let mut kept = self.without(&wanted);
+        let joins = |held: &&Lock| {
+            held.file == wanted.file
+                && held.owner == wanted.owner
+                && held.mode == wanted.mode
+                && held.start <= wanted.end
+                && wanted.start <= held.end
+        };
+        // Each is apart from the next: what they join is no wider than they are.
+        let joined = self.held.iter().filter(joins);
+        let whole = joined.fold(wanted, |whole, held| Lock {
+            start: whole.start.min(held.start),
+            end: whole.end.max(held.end),
+            pid: held.pid,
+            ..whole
+        });
+        let mut kept = self.without(&whole);
         if kept.len() >= LOCKS_MAX {
             return Err(Errno::ENOLCK);
         }
-        kept.push_back(wanted);
+        kept.push_back(whole);
         self.held = kept;
         Ok(())
     }
@@ -204,9 +223,9 @@ pub fn wake(cx: &mut Cx<'_>) {
     cx.kernel.sched.wake_source(Source::Pipe(LOCKS_SOURCE));
 }
 
-/// A process closed a descriptor of `file`: it loses its process locks on that file (fcntl(2)).
-pub fn closed(cx: &mut Cx<'_>, pid: Pid, file: FileId) {
-    let owner = Owner::Process(pid);
+/// A descriptor of `file` has been closed: its table loses its locks on that file (fcntl(2)).
+pub fn closed(cx: &mut Cx<'_>, files: FilesId, file: FileId) {
+    let owner = Owner::Files(files);
     if !cx.kernel.locks.held.iter().any(|held| held.owner == owner) {
         return;
     }
@@ -223,9 +242,9 @@ pub fn closed(cx: &mut Cx<'_>, pid: Pid, file: FileId) {
     }
 }
 
-/// A process has ended, and its locks with it.
-pub fn process_gone(cx: &mut Cx<'_>, pid: Pid) {
-    let owner = Owner::Process(pid);
+/// A descriptor table is gone, and its locks with it.
+pub fn table_gone(cx: &mut Cx<'_>, files: FilesId) {
+    let owner = Owner::Files(files);
     if cx.kernel.locks.drop_where(|held| held.owner == owner) {
         wake(cx);
     }
@@ -251,6 +270,7 @@ mod tests {
         Lock {
             file: (1, 2),
             owner,
+            pid: Pid(2),
             mode,
             start,
             end,
@@ -259,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_circle_of_waits_is_a_deadlock() {
-        let process = |pid| Owner::Process(Pid(pid));
+        let process = |number: i32| Owner::Files(FilesId(number.unsigned_abs().into()));
         let byte = |pid: i32, at: u64| lock(process(pid), Mode::Exclusive, at, at + 1);
         let mut locks = Locks::default();
         for pid in 2..5 {
@@ -280,18 +300,47 @@ mod tests {
 
     #[test]
     fn the_pieces_of_a_lock_are_counted() {
-        let owner = Owner::Process(Pid(2));
+        let owner = Owner::Files(FilesId(2));
         let part = |at: u64| lock(owner, Mode::Exclusive, 2 * at + 1, 2 * at + 2);
         let mut locks = Locks::default();
         locks.hold(lock(owner, Mode::Exclusive, 0, TO_END)).unwrap();
         let split = (0..).find(|at| locks.release(&part(*at)).is_err());
         assert_eq!(split, Some(LOCKS_MAX as u64 - 1));
         assert_eq!(locks.held.len(), LOCKS_MAX);
-        assert_eq!(locks.hold(part(0)), Err(Errno::ENOLCK));
+        let elsewhere = Lock {
+            file: (3, 4),
+            ..part(0)
+        };
+        assert_eq!(locks.hold(elsewhere), Err(Errno::ENOLCK));
         // What takes no more pieces is let through, and so is a lock in place of others.
         locks.release(&lock(owner, Mode::Exclusive, 0, 1)).unwrap();
         locks.hold(lock(owner, Mode::Shared, 0, TO_END)).unwrap();
         assert_eq!(locks.held.len(), 1);
+    }
+
+    #[test]
+    fn what_lies_beside_a_lock_becomes_a_part_of_it() {
+        let owner = Owner::Files(FilesId(2));
+        let other = |start, end| lock(Owner::Flock(FileId(1)), Mode::Shared, start, end);
+        let part = |start, end| lock(owner, Mode::Exclusive, start, end);
+        let mut locks = Locks::default();
+        let first = Lock {
+            pid: Pid(9),
+            ..part(10, 20)
+        };
+        locks.hold(first).unwrap();
+        locks.hold(part(30, TO_END)).unwrap();
+        assert_eq!(locks.held.len(), 2);
+        locks.hold(part(12, 13)).unwrap();
+        locks.hold(other(0, TO_END)).unwrap();
+        assert_eq!(locks.held.len(), 3);
+        locks.hold(part(20, 30)).unwrap();
+        assert_eq!(locks.held.len(), 2);
+        let found = locks.held.iter().find(|held| held.owner == owner).unwrap();
+        assert_eq!((found.start, found.end), (10, TO_END));
+        // A weaker one in its middle is apart.
+        locks.hold(lock(owner, Mode::Shared, 15, 16)).unwrap();
+        assert_eq!(locks.held.len(), 4);
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub fn set_cwd(cx: &mut Cx<'_>, dir: Dir) -> Result<(), Errno> {
     if let Dir::Tmp(inode) = dir {
         cx.kernel.tmpfs.open_ref(inode);
     }
-    let old = std::mem::replace(&mut cx.process()?.cwd, dir);
+    let old = std::mem::replace(&mut cx.fs()?.cwd, dir);
     if let Dir::Tmp(inode) = old {
         cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode);
     }
@@ -142,7 +142,7 @@ pub fn set_cwd(cx: &mut Cx<'_>, dir: Dir) -> Result<(), Errno> {
 /// # Errors
 /// The host's; `ENOSPC` at the memory limit.
 pub fn enter_cwd(cx: &mut Cx<'_>) -> Result<(), Errno> {
-    let Dir::Path(path) = cx.process()?.cwd.clone() else {
+    let Dir::Path(path) = cx.fs()?.cwd.clone() else {
         return Ok(());
     };
     let found = match cx.host.policy.classify(&path) {

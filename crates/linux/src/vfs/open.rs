@@ -415,7 +415,7 @@ pub fn writable_directory(
 /// # Errors
 /// `ESRCH`, `ENOENT` if process or directory are gone.
 pub fn new_attr(cx: &mut Cx<'_>, dir: InodeId, mode: u32, is_dir: IsDir) -> Result<NewAttr, Errno> {
-    let umask = cx.process()?.umask;
+    let umask = cx.fs()?.umask;
     let parent = cx.kernel.tmpfs.attr(dir)?;
     let mut mode = mode & 0o7777 & !umask;
     let mut gid = cx.kernel.ids.gid;

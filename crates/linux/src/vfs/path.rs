@@ -838,7 +838,7 @@ pub fn start(cx: &mut Cx<'_>, dirfd: i32, path: &[u8]) -> Result<Start, Errno> {
         return Err(Errno::ENOENT);
     }
     if dirfd == AT_FDCWD || path.first() == Some(&b'/') {
-        return Ok(cx.process()?.cwd.clone().into());
+        return Ok(cx.fs()?.cwd.clone().into());
     }
     let (_, file) = crate::fd::get(cx, dirfd)?;
     let dir = super::file::directory(cx, &file).ok_or(Errno::ENOTDIR)?;

@@ -52,7 +52,8 @@ pub fn set_up(
         if is_terminal {
             process.ctty = Some(Ctty::Inherited);
         }
-        process.fds.fds.insert(i32::from(number), kept_open(file));
+        let table = kernel.fds_of_mut(pid).ok_or(Errno::ESRCH)?;
+        table.fds.insert(i32::from(number), kept_open(file));
     }
     let [StdStream::Inherit(inherited), ..] = streams else {
         return Ok(());
@@ -62,8 +63,8 @@ pub fn set_up(
             continue;
         };
         let file = fd::add_file(kernel, memory, OpenFile { refs: 1, ..file });
-        let process = kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)?;
-        process.fds.fds.insert(number, kept_open(file));
+        let table = kernel.fds_of_mut(pid).ok_or(Errno::ESRCH)?;
+        table.fds.insert(number, kept_open(file));
     }
     Ok(())
 }

@@ -487,8 +487,8 @@ fn truncate_on_host(cx: &mut Cx<'_>, object: &hosttree::Object, size: u64) -> Sy
 /// None for a running thread.
 pub fn sys_umask(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let Mode(mask) = args.decode();
-    let process = cx.process()?;
-    let old = process.umask;
-    process.umask = mask & 0o777;
+    let fs = cx.fs()?;
+    let old = fs.umask;
+    fs.umask = mask & 0o777;
     Ok(u64::from(old))
 }

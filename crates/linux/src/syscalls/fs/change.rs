@@ -659,18 +659,18 @@ impl Renamed<'_> {
             }
         }
         let directories: Vec<_> = kernel
-            .processes
+            .fs
             .iter()
-            .filter_map(|(pid, process)| match &process.cwd {
-                Dir::Path(path) => Some((*pid, self.moved(path)?.concat())),
+            .filter_map(|(id, fs)| match &fs.cwd {
+                Dir::Path(path) => Some((id, self.moved(path)?.concat())),
                 Dir::Tmp(_) => None,
             })
             // Nobody is charged for them.
             .filter(|(_, path)| path.len() <= CANONICAL_MAX)
             .collect();
-        for (pid, path) in directories {
-            if let Some(process) = kernel.processes.get_mut(&pid) {
-                process.cwd = Dir::Path(path.into());
+        for (id, path) in directories {
+            if let Some(fs) = kernel.fs.get_mut(id) {
+                fs.cwd = Dir::Path(path.into());
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::vfs::{self, Dir, notify, overlay, synth};
 /// `ERANGE`, `ENOENT` for a removed directory, `ENAMETOOLONG`, `EFAULT`.
 pub fn sys_getcwd(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Ptr(buf), Len(size)) = args.decode();
-    let mut path = match cx.process()?.cwd.clone() {
+    let mut path = match cx.fs()?.cwd.clone() {
         Dir::Path(path) => path.to_vec(),
         Dir::Tmp(inode) => cx.kernel.tmpfs.path_of(inode)?,
     };

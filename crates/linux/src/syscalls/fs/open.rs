@@ -77,7 +77,7 @@ fn open_at(
 fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Opening {
     // A descriptor is reserved first: without one, nothing is created or truncated.
     let limit = fd::limit(cx)?;
-    if cx.process()?.fds.lowest_free(0) >= limit {
+    if cx.fds()?.lowest_free(0) >= limit {
         return Err(Errno::EMFILE);
     }
     let on_exec = OnExec::of(request.flags);

@@ -21,12 +21,7 @@ fn control(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, E
     let (id, file) = fd::get_io(cx, fd)?;
     match request {
         FIOCLEX | FIONCLEX => {
-            cx.process()?
-                .fds
-                .fds
-                .get_mut(&fd)
-                .ok_or(Errno::EBADF)?
-                .cloexec = request == FIOCLEX;
+            cx.fds()?.fds.get_mut(&fd).ok_or(Errno::EBADF)?.cloexec = request == FIOCLEX;
         }
         FIONBIO | FIOASYNC => {
             let on: i32 = cx.read_struct(arg)?;

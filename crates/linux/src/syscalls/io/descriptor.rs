@@ -21,6 +21,7 @@ use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OnExec, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::syscalls::args::{Args, Fd, FileFlags, Flags, Ptr, Str, Uint, Word};
+use crate::task::share::{self, Payer};
 use crate::vfs;
 use crate::vfs::open::description;
 use crate::vfs::tmpfs::NewAttr;
@@ -38,16 +39,18 @@ pub fn sys_close(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// close_range(2)
 ///
 /// # Errors
-/// `EINVAL` for unknown flags or an empty range.
+/// `EINVAL` for unknown flags or an empty range; `ENOMEM` for a table of the caller's own.
 pub fn sys_close_range(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Uint(first), Uint(last), Flags(flags)) = args.decode();
     if flags & !(CLOSE_RANGE_UNSHARE | CLOSE_RANGE_CLOEXEC) != 0 || first > last {
         return Err(Errno::EINVAL);
     }
+    if flags & CLOSE_RANGE_UNSHARE != 0 {
+        share::unshare_files(cx, Payer::Apart)?;
+    }
     let within = |fd: &i32| (first..=last).contains(&fd.cast_unsigned());
     let fds: Vec<i32> = cx
-        .process()?
-        .fds
+        .fds()?
         .fds
         .keys()
         .filter(|fd| within(fd))
@@ -58,8 +61,8 @@ pub fn sys_close_range(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         if flags & CLOSE_RANGE_CLOEXEC == 0 {
             // Each is open: there is nothing to fail.
             let _ = fd::close(cx, number);
-        } else if let Ok(process) = cx.process()
-            && let Some(entry) = process.fds.fds.get_mut(&number)
+        } else if let Ok(table) = cx.fds()
+            && let Some(entry) = table.fds.get_mut(&number)
         {
             entry.cloexec = true;
         }
@@ -147,15 +150,10 @@ fn control(
             Ok(number(fd::install(cx, id, min, on_exec)?))
         }
         F_GETFD => Ok(u64::from(
-            cx.process()?.fds.fds.get(&fd).is_some_and(|fd| fd.cloexec),
+            cx.fds()?.fds.get(&fd).is_some_and(|fd| fd.cloexec),
         )),
         F_SETFD => {
-            cx.process()?
-                .fds
-                .fds
-                .get_mut(&fd)
-                .ok_or(Errno::EBADF)?
-                .cloexec = uint(arg) & FD_CLOEXEC != 0;
+            cx.fds()?.fds.get_mut(&fd).ok_or(Errno::EBADF)?.cloexec = uint(arg) & FD_CLOEXEC != 0;
             Ok(0)
         }
         F_GETFL => Ok(u64::from(file.flags.bits())),

@@ -83,8 +83,9 @@ fn record_lock(
 ) -> SysResult {
     let mut wanted: Flock = cx.read_struct(Gva(gva))?;
     let pid = cx.process()?.pid;
+    let files = cx.thread()?.share.files;
     let owner = match request.holder {
-        Holder::Process => Owner::Process(pid),
+        Holder::Process => Owner::Files(files),
         Holder::Description if wanted.l_pid != 0 => return Err(Errno::EINVAL),
         Holder::Description => Owner::Description(id),
     };
@@ -98,6 +99,7 @@ fn record_lock(
     let lock = Lock {
         file: (attr.dev, attr.ino),
         owner,
+        pid,
         mode,
         start,
         end,
@@ -122,8 +124,8 @@ fn record_lock(
                     held.end.saturating_sub(held.start)
                 };
                 wanted.l_len = i64::try_from(len).unwrap_or(0);
-                wanted.l_pid = if let Owner::Process(pid) = held.owner {
-                    pid.0
+                wanted.l_pid = if let Owner::Files(_) = held.owner {
+                    held.pid.0
                 } else {
                     -1
                 };
@@ -205,6 +207,7 @@ fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> SysResult {
     let lock = Lock {
         file: (attr.dev, attr.ino),
         owner: Owner::Flock(id),
+        pid: cx.process()?.pid,
         mode,
         start: 0,
         end: TO_END,

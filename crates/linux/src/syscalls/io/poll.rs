@@ -263,14 +263,7 @@ fn selecting(
     let count = usize::try_from(count)
         .map_err(|_| Errno::EINVAL)?
         .min(SELECT_MAX);
-    let highest = cx
-        .process()?
-        .fds
-        .fds
-        .keys()
-        .next_back()
-        .copied()
-        .unwrap_or(-1);
+    let highest = cx.fds()?.fds.keys().next_back().copied().unwrap_or(-1);
     // Linux looks at no descriptor beyond the table, whose size is a multiple of 64.
     let table = usize::try_from(highest)
         .map_or(64, |highest| highest.saturating_add(1).next_multiple_of(64));

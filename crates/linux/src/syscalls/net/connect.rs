@@ -210,7 +210,7 @@ fn accept(
     }
     let (id, file) = socket_of(cx, call, fd)?;
     let limit = fd::limit(cx)?;
-    if cx.process()?.fds.lowest_free(0) >= limit {
+    if cx.fds()?.lowest_free(0) >= limit {
         return Err(Errno::EMFILE);
     }
     let accepted = match listen::accept(cx, id)? {

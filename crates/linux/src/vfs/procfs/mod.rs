@@ -16,7 +16,7 @@ use self::sysvipc::{SYSVIPC_FILES, sysvipc_text};
 use super::synth::Synth;
 use crate::cx::Cx;
 use crate::fd::Text;
-use crate::kernel::{Pid, Tid};
+use crate::kernel::{Pid, Share, Tid};
 use crate::mm::{self, Mm};
 
 const PROCESS_LINKS: [&[u8]; 3] = [b"cwd", b"exe", b"root"];
@@ -117,7 +117,7 @@ pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
         Entry::SysvIpc(None) => Some(Synth::Dir),
         Entry::SysvIpc(Some(name)) => SYSVIPC_FILES.contains(&name).then_some(Synth::Text),
         Entry::Process(_, Some(_), rest) if rest == [b"children"] => Some(Synth::Text),
-        Entry::Process(pid, _, rest) => process_entry(cx, pid, &rest),
+        Entry::Process(pid, tid, rest) => process_entry(cx, pid, tid, &rest),
         Entry::Bare(bare, rest) => match rest.as_slice() {
             [] | [b"task"] => Some(Synth::Dir),
             [b"cwd" | b"exe" | b"root"] => Some(Synth::Sealed(bare.link_error())),
@@ -127,22 +127,37 @@ pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
     }
 }
 
-fn process_entry(cx: &Cx<'_>, pid: Pid, rest: &[&[u8]]) -> Option<Synth> {
+/// The tables of a process, or of one of its threads.
+fn share_of(cx: &Cx<'_>, pid: Pid, tid: Option<Tid>) -> Option<Share> {
+    match tid {
+        Some(tid) => Some(cx.kernel.threads.get(&tid)?.share),
+        None => cx.kernel.share_of(pid),
+    }
+}
+
+fn process_entry(cx: &Cx<'_>, pid: Pid, tid: Option<Tid>, rest: &[&[u8]]) -> Option<Synth> {
     let process = cx.kernel.processes.get(&pid)?;
+    let share = share_of(cx, pid, tid)?;
     match rest {
         [] => Some(Synth::Dir),
-        [b"cwd"] => Some(Synth::Link(super::path_text(cx, &process.cwd))),
+        [b"cwd"] => Some(Synth::Link(super::path_text(
+            cx,
+            &cx.kernel.fs.get(share.fs)?.cwd,
+        ))),
         [b"root"] => Some(Synth::Link(b"/".to_vec())),
         [b"exe"] => Some(Synth::Link(process.exe.to_vec())),
         [name] if PROCESS_FILES.contains(name) => Some(Synth::Text),
         [name] if PROCESS_DIRS.contains(name) => Some(Synth::Dir),
         [b"net", name] => NET_FILES.contains(name).then_some(Synth::Text),
-        [b"fd", fd] => process
-            .fds
-            .fds
-            .get(&fd_number(fd)?)
-            .map(|fd| Synth::FdLink(fd.file)),
-        [b"fdinfo", fd] => process.fds.fds.get(&fd_number(fd)?).map(|_| Synth::Text),
+        [b"fd", fd] => {
+            let table = cx.kernel.fd_tables.get(share.files)?;
+            let found = table.fds.get(&fd_number(fd)?);
+            found.map(|fd| Synth::FdLink(fd.file))
+        }
+        [b"fdinfo", fd] => {
+            let table = cx.kernel.fd_tables.get(share.files)?;
+            table.fds.get(&fd_number(fd)?).map(|_| Synth::Text)
+        }
         _ => None,
     }
 }
@@ -221,12 +236,9 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
                 add(&mut dirs.map(|name| name.to_vec()), dir);
             }
             [b"fd" | b"fdinfo"] => {
-                let fds = cx
-                    .kernel
-                    .processes
-                    .get(&pid)
-                    .map(|process| process.fds.fds.clone())
-                    .unwrap_or_default();
+                let share = share_of(cx, pid, tid);
+                let table = share.and_then(|share| cx.kernel.fd_tables.get(share.files));
+                let fds = table.map(|table| table.fds.clone()).unwrap_or_default();
                 let kind = if rest == [b"fd".as_slice()] {
                     link
                 } else {

@@ -97,7 +97,8 @@ pub(super) fn process_text(
         }
         [b"status"] => status(cx, process, thread)?,
         [b"fdinfo", fd] => {
-            let fd = process.fds.fds.get(&fd_number(fd)?)?;
+            let table = cx.kernel.fd_tables.get(thread.share.files)?;
+            let fd = table.fds.get(&fd_number(fd)?)?;
             let file = cx.kernel.files.get(&fd.file)?;
             let flags = file.flags.bits() | if fd.cloexec { 0o2_000_000 } else { 0 };
             let (position, more) = file::info(cx, file);
@@ -243,7 +244,10 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
     let mut out = Rows::default();
     let size = |bytes: u64| format!("{bytes:>8} kB");
     out.add("Name", comm(thread));
-    out.add("Umask", format!("{:04o}", process.umask));
+    out.add(
+        "Umask",
+        format!("{:04o}", cx.kernel.fs.get(thread.share.fs)?.umask),
+    );
     out.add("State", format!("{letter} ({word})"));
     out.add("Tgid", process.pid.0.to_string());
     out.add("Ngid", "0".to_owned());
@@ -252,7 +256,15 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
     out.add("TracerPid", "0".to_owned());
     out.add("Uid", format!("{0}\t{0}\t{0}\t{0}", ids.uid));
     out.add("Gid", format!("{0}\t{0}\t{0}\t{0}", ids.gid));
-    out.add("FDSize", process.fds.lowest_free(0).max(64).to_string());
+    out.add(
+        "FDSize",
+        cx.kernel
+            .fd_tables
+            .get(thread.share.files)?
+            .lowest_free(0)
+            .max(64)
+            .to_string(),
+    );
     out.add("Groups", " ".to_owned());
     out.add_kin(thread.tid.0, cx.kernel.kin_of(process.pid.0)?);
     out.add("VmPeak", size(kib(mm.total_bytes())));
