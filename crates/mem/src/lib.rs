@@ -41,6 +41,8 @@ mod memory;
 #[deny(unsafe_code)]
 mod pending;
 #[deny(unsafe_code)]
+mod present;
+#[deny(unsafe_code)]
 mod reset;
 #[deny(unsafe_code)]
 mod set;

@@ -24,7 +24,7 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 pub(crate) const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
-const FRAME: u64 = 0x000f_ffff_ffff_f000;
+pub(crate) const FRAME: u64 = 0x000f_ffff_ffff_f000;
 /// Entries above the leaves grant everything; the leaf decides.
 const LINK: u64 = PRESENT | WRITE | USER | ACCESSED;
 
@@ -32,7 +32,7 @@ const LINK: u64 = PRESENT | WRITE | USER | ACCESSED;
 const USER_HALF_END: u64 = 1 << 47;
 const ENTRIES: u64 = 512;
 /// Level of the root; tables whose entries map base pages are level 1.
-const ROOT_LEVEL: u32 = 4;
+pub(crate) const ROOT_LEVEL: u32 = 4;
 
 bitflags! {
     /// Rights that a leaf entry grants; the values are those of the entry.
@@ -795,7 +795,7 @@ pub(crate) const fn entry_at(table: Gpa, gva: u64, level: u32) -> Gpa {
 }
 
 /// The end of a range that must be non-empty, aligned and in the user half.
-fn check_range(gva: Gva, len_bytes: u64, size: PageSize) -> Result<u64, MemError> {
+pub(crate) fn check_range(gva: Gva, len_bytes: u64, size: PageSize) -> Result<u64, MemError> {
     let aligned = gva.0.is_multiple_of(size.bytes()) && len_bytes.is_multiple_of(size.bytes());
     if !aligned || len_bytes == 0 {
         return Err(MemError::Misaligned(gva.0));

@@ -17,6 +17,7 @@ mod map;
 mod pieces;
 mod populate;
 mod remap;
+pub mod smaps;
 mod space;
 mod text;
 pub(crate) mod trampoline;

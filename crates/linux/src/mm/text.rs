@@ -15,7 +15,7 @@ use crate::vfs::tmpfs::TMP_DEV;
 const NAME_COLUMN: usize = 73;
 
 /// A part of the text has at least so many bytes, unless it is the last.
-const PART_BYTES: usize = 16 << 10;
+pub(super) const PART_BYTES: usize = 16 << 10;
 
 /// The part of /proc/self/maps (proc_pid_maps(5)) that has `offset`. `from` is an address, and the offset
 /// in the text of the first mapping that lies there or above.
@@ -49,6 +49,14 @@ pub fn maps_text(mm: &Mm, from: (u64, u64), offset: u64) -> Text {
         at,
         next,
     }
+}
+
+/// The line of a mapping.
+pub(super) fn put_line(text: &mut Vec<u8>, mm: &Mm, vma: &Vma) {
+    let from = text.len();
+    line_start(text, vma);
+    let len = text.len().saturating_sub(from);
+    put_label(text, len, label(mm, vma));
 }
 
 /// The length of what [`line_start`] and [`put_label`] make, in bytes.

@@ -246,6 +246,8 @@ pub(super) fn open_found(
             FileKind::Pty(cx.kernel.open_slave(index, Lock::Passed)?)
         }
         Node::Synth(Synth::Closed) => return Err(Errno::EACCES),
+        // Linux differs: it can be opened, and not read.
+        Node::Synth(Synth::Withheld) => return Err(Errno::EPERM),
         Node::Synth(Synth::Link(_) | Synth::FdLink(_) | Synth::Sealed(_)) => {
             return Err(Errno::ELOOP);
         }

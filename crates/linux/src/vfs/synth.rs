@@ -25,6 +25,8 @@ pub enum Synth {
     Sealed(Errno),
     /// A directory that nobody opens.
     Closed,
+    /// A file that only a privileged caller may read.
+    Withheld,
     /// A link to an open description (/proc/self/fd).
     FdLink(FileId),
     /// A character device.
@@ -285,6 +287,7 @@ pub fn attr(cx: &Cx<'_>, path: &[u8], node: &Synth) -> Attr {
         Synth::Link(target) => (S_IFLNK | 0o777, 0, target.len() as u64),
         Synth::Sealed(_) => (S_IFLNK | 0o777, 0, 0),
         Synth::Closed => (S_IFDIR | 0o500, 0, 0),
+        Synth::Withheld => (S_IFREG | 0o400, 0, 0),
         Synth::FdLink(_) => (S_IFLNK | 0o700, 0, 64),
         Synth::Device(device) => (S_IFCHR | 0o666, rdev(*device), 0),
         Synth::Tty => (S_IFCHR | 0o666, makedev(5, 0), 0),

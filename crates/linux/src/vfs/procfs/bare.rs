@@ -8,7 +8,7 @@ use crate::kernel::{Kin, Pid};
 use crate::signal::signo::SIGCHLD;
 
 /// Files of a process without threads and memory. Those that say nothing then are empty.
-pub(super) const BARE_FILES: [&[u8]; 17] = [
+pub(super) const BARE_FILES: [&[u8]; 18] = [
     b"auxv",
     b"cgroup",
     b"cmdline",
@@ -22,6 +22,7 @@ pub(super) const BARE_FILES: [&[u8]; 17] = [
     b"personality",
     b"schedstat",
     b"sessionid",
+    b"smaps",
     b"stat",
     b"statm",
     b"status",

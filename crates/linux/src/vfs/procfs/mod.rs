@@ -17,7 +17,8 @@ use super::synth::Synth;
 use crate::cx::Cx;
 use crate::fd::Text;
 use crate::kernel::{Pid, Share, Tid};
-use crate::mm::{self, Mm};
+use crate::mm;
+use crate::mm::smaps::View;
 
 const PROCESS_LINKS: [&[u8]; 3] = [b"cwd", b"exe", b"root"];
 
@@ -146,6 +147,7 @@ fn process_entry(cx: &Cx<'_>, pid: Pid, tid: Option<Tid>, rest: &[&[u8]]) -> Opt
         ))),
         [b"root"] => Some(Synth::Link(b"/".to_vec())),
         [b"exe"] => Some(Synth::Link(process.exe.to_vec())),
+        [b"stack"] => Some(Synth::Withheld),
         [name] if PROCESS_FILES.contains(name) => Some(Synth::Text),
         [name] if PROCESS_DIRS.contains(name) => Some(Synth::Dir),
         [b"net", name] => NET_FILES.contains(name).then_some(Synth::Text),
@@ -281,8 +283,8 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
 /// The contents of a file below /proc as of now: their start, if they are long.
 #[must_use]
 pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
-    if let Some(mm) = mapped(cx, path) {
-        return Some(mm::maps_text(mm, (0, 0), 0));
+    if let Some((view, listing)) = mapped(cx, path) {
+        return Some(listing.text(view, (0, 0), 0));
     }
     whole_text(cx, path).map(Text::whole)
 }
@@ -290,16 +292,47 @@ pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
 /// The part after `kept` that has `offset`, or the last one.
 #[must_use]
 pub fn more_text(cx: &Cx<'_>, path: &[u8], kept: &Text, offset: u64) -> Option<Text> {
-    let mm = mapped(cx, path)?;
-    Some(mm::maps_text(mm, (kept.next?, kept.end()), offset))
+    let (view, listing) = mapped(cx, path)?;
+    Some(listing.text(view, (kept.next?, kept.end()), offset))
 }
 
-/// The address space that a path shows the mappings of.
-fn mapped<'a>(cx: &'a Cx<'_>, path: &[u8]) -> Option<&'a Mm> {
-    match entry(cx, path)? {
-        Entry::Process(pid, _, rest) if rest == [b"maps"] => cx.kernel.mm(pid),
-        _ => None,
+/// A list of mappings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Listing {
+    Maps,
+    Smaps,
+}
+
+impl Listing {
+    fn text(self, view: View<'_>, from: (u64, u64), offset: u64) -> Text {
+        match self {
+            Self::Maps => mm::maps_text(view.mm, from, offset),
+            Self::Smaps => view.smaps_text(from, offset),
+        }
     }
+}
+
+/// The address space of a process.
+pub(super) fn view<'a>(cx: &'a Cx<'_>, pid: Pid) -> Option<View<'a>> {
+    let process = cx.kernel.processes.get(&pid)?;
+    Some(View {
+        mm: cx.kernel.mms.get(&process.mm)?,
+        tables: cx.machine.spaces.get(process.mm)?,
+        memory: &cx.machine.memory,
+    })
+}
+
+/// The address space that a path shows the mappings of, and the way in which it does.
+fn mapped<'a>(cx: &'a Cx<'_>, path: &[u8]) -> Option<(View<'a>, Listing)> {
+    let Entry::Process(pid, _, rest) = entry(cx, path)? else {
+        return None;
+    };
+    let listing = match rest.as_slice() {
+        [b"maps"] => Listing::Maps,
+        [b"smaps"] => Listing::Smaps,
+        _ => return None,
+    };
+    Some((view(cx, pid)?, listing))
 }
 
 fn whole_text(cx: &Cx<'_>, path: &[u8]) -> Option<Vec<u8>> {

@@ -3,16 +3,17 @@
 use kvmlet_abi::PAGE_SIZE;
 use kvmlet_hostfs::attr::makedev;
 
-use super::fd_number;
 use super::system::{mountinfo, mounts, ticks};
+use super::{fd_number, view};
 use crate::cx::Cx;
 use crate::kernel::{Kin, Pid, Process, Thread, Tid};
+use crate::mm::smaps::Resident;
 use crate::rlimit::{INFINITY, Resource, Rlimit};
 use crate::timer::Notify;
 use crate::tty::{Ctty, SLAVE_MAJOR};
 use crate::vfs::{file, synth};
 
-pub(super) const PROCESS_FILES: [&[u8]; 25] = [
+pub(super) const PROCESS_FILES: [&[u8]; 28] = [
     b"auxv",
     b"cgroup",
     b"cmdline",
@@ -32,6 +33,9 @@ pub(super) const PROCESS_FILES: [&[u8]; 25] = [
     b"schedstat",
     b"sessionid",
     b"setgroups",
+    b"smaps",
+    b"smaps_rollup",
+    b"stack",
     b"stat",
     b"statm",
     b"status",
@@ -88,12 +92,16 @@ pub(super) fn process_text(
         [b"oom_score" | b"oom_score_adj"] => "0\n".to_owned(),
         [b"personality"] => "00000000\n".to_owned(),
         [b"wchan"] => "0".to_owned(),
+        [b"smaps_rollup"] => view(cx, process.pid)?.rollup_text(),
         [b"stat"] => stat(cx, process, (thread, tid))?,
         [b"statm"] => {
             let mm = cx.kernel.mm(process.pid)?;
-            let (size, resident) = (mm.total_bytes() / PAGE_SIZE, resident_pages(cx));
+            let pages = |bytes: u64| bytes / PAGE_SIZE;
+            let resident = resident(cx, process)?;
+            let (all, files) = (pages(resident.total()), pages(resident.of_files()));
+            let size = pages(mm.total_bytes());
             let data = mm.data_bytes().saturating_add(mm.stack_bytes()) / PAGE_SIZE;
-            format!("{size} {resident} 0 0 0 {data} 0\n")
+            format!("{size} {all} {files} 0 0 {data} 0\n")
         }
         [b"status"] => status(cx, process, thread)?,
         [b"fdinfo", fd] => {
@@ -118,8 +126,9 @@ pub(super) fn name(comm: &[u8]) -> String {
     String::from_utf8_lossy(name).into_owned()
 }
 
-fn resident_pages(cx: &Cx<'_>) -> u64 {
-    cx.machine.memory.resident_bytes() / PAGE_SIZE
+/// The memory that a process has.
+fn resident(cx: &Cx<'_>, process: &Process) -> Option<Resident> {
+    view(cx, process.pid).map(|view| view.resident())
 }
 
 fn state(cx: &Cx<'_>, thread: &Thread) -> (char, &'static str) {
@@ -207,7 +216,7 @@ fn stat(cx: &Cx<'_>, process: &Process, (thread, tid): (&Thread, Option<Tid>)) -
         terminal: terminal(cx, process.pid),
         ticks: [cpu_time_ns(process, thread, tid), process.children_cpu_ns],
         threads: cx.kernel.threads_of(process.pid).count(),
-        memory: [mm.total_bytes(), resident_pages(cx)],
+        memory: [mm.total_bytes(), resident(cx, process)?.total() / PAGE_SIZE],
         exit_signal: process.exit_signal,
         started_ns: process.started_ns,
     }))
@@ -240,7 +249,7 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
                     _ => (ignored, caught | bit),
                 }
             });
-    let resident = kib(resident_pages(cx).saturating_mul(PAGE_SIZE));
+    let resident = resident(cx, process)?;
     let mut out = Rows::default();
     let size = |bytes: u64| format!("{bytes:>8} kB");
     out.add("Name", comm(thread));
@@ -272,10 +281,10 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
     out.add("VmLck", size(kib(mm.locked_bytes())));
     out.add("VmPin", size(0));
     out.add("VmHWM", size(kib(cx.machine.memory.peak_resident_bytes())));
-    out.add("VmRSS", size(resident));
-    out.add("RssAnon", size(resident));
-    out.add("RssFile", size(0));
-    out.add("RssShmem", size(0));
+    out.add("VmRSS", size(kib(resident.total())));
+    out.add("RssAnon", size(kib(resident.anon)));
+    out.add("RssFile", size(kib(resident.file)));
+    out.add("RssShmem", size(kib(resident.shmem)));
     out.add("VmData", size(kib(mm.data_bytes())));
     out.add("VmStk", size(kib(mm.stack_bytes())));
     out.add("VmSwap", size(0));
