@@ -18,8 +18,6 @@ from e2e.oracle import ENV, HANG_S, both_ways, command, kvmlet_argv, native_argv
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-pytestmark = pytest.mark.poll
-
 
 @pytest.fixture
 def passed(tmp_path: pathlib.Path, guests: pathlib.Path) -> pathlib.Path:
@@ -39,10 +37,12 @@ def test_process_substitution_is_read(tmp_path: pathlib.Path, native_only: bool)
 
 
 def test_process_substitution_is_written(tmp_path: pathlib.Path, native_only: bool) -> None:
-    # The substitution ends before its file is read: its end of the pipe must have been closed.
     out = both_ways(
         ["tee"],
-        lambda run: f"seq 2000 | {{ {run} >(tr 0-9 a-j > out); wait $!; }} | tail -n 1; cat out",
+        lambda run: (
+            f"rm -f out; seq 2000 | {run} >(tr 0-9 a-j > new; mv new out) | tail -n 1;"
+            "until test -f out; do sleep 0.02; done; cat out"
+        ),
         tmp_path,
         native_only,
     )
@@ -70,14 +70,25 @@ def test_here_strings_by_descriptor(tmp_path: pathlib.Path, native_only: bool) -
 
 @pytest.mark.parametrize(
     "redirection",
-    ["3<in", "3<>in", "3>out", "3>>out", "3<&-", "3< <(echo pipe)", "3> >(cat >out)", "7<in 9>>in"],
+    [
+        "3<in",
+        "3<>in",
+        "3>out",
+        "3>>out",
+        "3<&-",
+        "3< <(echo pipe)",
+        "3> >(cat >new; mv new out)",
+        "7<in 9>>in",
+    ],
 )
 def test_they_are_as_opened(passed: pathlib.Path, native_only: bool, redirection: str) -> None:
+    # A substitution ends when it likes.
+    end = "until test -f out; do sleep 0.02; done" if ">(" in redirection else "true"
     both_ways(
         ["./passed", "3", "7", "9"],
         lambda run: (
             f"echo line one > in; rm -f out; {run} {redirection}; echo $?;"
-            "wait $!; cat in; test ! -f out || cat out"
+            f"{end}; cat in; test ! -f out || cat out"
         ),
         passed,
         native_only,
@@ -201,6 +212,11 @@ def test_what_cannot_be_passed_is_an_error(
     assert err.count("\n") == 1
 
 
+def test_verbose_says_which_are_passed(passed: pathlib.Path) -> None:
+    status, out, err = ended(["--verbose", "--fd=9"], ["true"], "4<in 9>>in 5</", passed)
+    assert (status, out, err) == (0, "", "kvmlet: passing descriptors 4, 9\n")
+
+
 def test_a_connected_socket_is_passed_by_name() -> None:
     ours, theirs = socket.socketpair()
     number = theirs.fileno()
@@ -227,16 +243,14 @@ def test_a_connected_socket_is_passed_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "module"),
     [
-        [],
-        ["--changes", "keep"],
-        ["--changes", "dir:new"],
-        ["--net", "example.com:443", "-p", "0:80"],
-        ["--env-file", "env", "--policy", "policy", "--trace", "--stats"],
+        ([], True),
+        (["--changes", "keep"], False),
+        (["--changes", "dir:new", "--net", "example.com:443", "-p", "0:80"], False),
+        (["--env-file", "env", "--policy", "policy", "--trace", "--stats"], False),
     ],
 )
-@pytest.mark.parametrize("module", [False, True])
 def test_none_of_kvmlets_own_is_passed(
     passed: pathlib.Path, options: list[str], module: bool
 ) -> None:

@@ -13,10 +13,7 @@ from e2e.oracle import HW, NO_RUNTIMES, in_vm, native
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-pytestmark = [
-    pytest.mark.poll,
-    pytest.mark.skipif(HW, reason=NO_RUNTIMES),
-]
+pytestmark = pytest.mark.skipif(HW, reason=NO_RUNTIMES)
 
 PYTHON = "/usr/bin/python3"
 

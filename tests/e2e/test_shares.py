@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
     from e2e.oracle import Oracle
 
-pytestmark = [pytest.mark.hw, pytest.mark.poll]
+pytestmark = pytest.mark.poll
 
 
+@pytest.mark.hw
 def test_shared_tables(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./shares"], cwd=guests)
 

@@ -69,6 +69,13 @@ impl<K: Copy + Ord + From<u64>, T: Clone> Shared<K, T> {
         })
     }
 
+    /// The number of values that the program is charged for.
+    #[must_use]
+    pub fn charged(&self) -> usize {
+        let counted = self.values.values();
+        counted.filter(|counted| counted.charged_bytes > 0).count()
+    }
+
     /// The number of threads that have it.
     #[must_use]
     pub fn threads(&self, name: K) -> u32 {

@@ -8,28 +8,42 @@ use crate::tables::{
 };
 
 impl PageTables {
-    /// Bytes of a page-aligned range that have a leaf. Each entry is looked at once.
-    #[must_use]
-    pub fn present_bytes(&self, mem: &GuestMemory, gva: Gva, len_bytes: u64) -> u64 {
+    /// Bytes of a page-aligned range that have a leaf. Each entry is looked at once, and `entries_left` in all at
+    /// most: what follows then does not count.
+    pub fn present_bytes(
+        &self,
+        mem: &GuestMemory,
+        (gva, len_bytes): (Gva, u64),
+        entries_left: &mut u64,
+    ) -> u64 {
         match check_range(gva, len_bytes, PageSize::Base) {
-            Ok(end) => present_in(mem, (self.root(), ROOT_LEVEL), gva.0, end),
+            Ok(end) => present_in(mem, (self.root(), ROOT_LEVEL), (gva.0, end), entries_left),
             Err(_) => 0,
         }
     }
 }
 
-/// Bytes of `from..end`, which lies in what a table at this level maps, that have a leaf.
-fn present_in(mem: &GuestMemory, (table, level): (Gpa, u32), from: u64, end: u64) -> u64 {
+/// Bytes of a range, which lies in what a table at this level maps, that have a leaf.
+fn present_in(
+    mem: &GuestMemory,
+    (table, level): (Gpa, u32),
+    (from, end): (u64, u64),
+    entries_left: &mut u64,
+) -> u64 {
     let mut sum = 0u64;
     let mut at = from;
-    while at < end {
+    while at < end && *entries_left > 0 {
+        *entries_left -= 1;
         let next = ((at | (span(level) - 1)) + 1).min(end);
         let entry = mem.load_entry(entry_at(table, at, level));
         if entry & PRESENT != 0 {
             sum += match level {
                 1 => next - at,
                 2 if entry & LARGE != 0 => next - at,
-                _ => present_in(mem, (Gpa(entry & FRAME), level - 1), at, next),
+                _ => {
+                    let below = (Gpa(entry & FRAME), level - 1);
+                    present_in(mem, below, (at, next), entries_left)
+                }
             };
         }
         at = next;

@@ -152,10 +152,14 @@ def run(options: "Namespace", program: list[str]) -> int:
         if slow:
             warn(slow)
     try:
-        streams = _native.Inherited(*_descriptors.take(options.fd))
+        left_open, by_name = _descriptors.take(options.fd)
+        streams = _native.Inherited(left_open, by_name)
     except _native.NativeError as error:
         raise from_native(*error.args) from None
     say_by(streams.say)
+    if options.verbose and (left_open or by_name):
+        numbers = sorted(number for number, _ in left_open + by_name)
+        warn(f"passing descriptors {', '.join(map(str, numbers))}")
     keeper: Keeper | None = None
     held: _native.Changes | None = None
     told = _Told(options, program)
@@ -520,7 +524,9 @@ def parser(
     notes = messages.add_mutually_exclusive_group()
     notes.add_argument("-q", "--quiet", action="store_true", help="say nothing about how CMD ended")
     notes.add_argument(
-        "--verbose", action="store_true", help="say what was refused also when CMD succeeds"
+        "--verbose",
+        action="store_true",
+        help="say what was refused also when CMD succeeds, and which descriptors it is given",
     )
     messages.add_argument(
         "--report",

@@ -226,17 +226,17 @@ static int keep_a_table(void *unused) {
         __atomic_store_n(&kept, -1, __ATOMIC_SEQ_CST);
         return 0;
     }
-    while (dup(0) >= 0) {}
+    for (int i = 0; i < 60; i++) dup(0);
     chdir("/usr/share");
     __atomic_add_fetch(&kept, 1, __ATOMIC_SEQ_CST);
     for (;;) pause();
 }
 
-// Threads, each with a descriptor table of its own that is full.
+// Threads, each with a descriptor table of its own, until there are no more.
 static void tables(void) {
     const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
     int count = 0;
-    while (count < 16) {
+    while (count < 100) {
         char *stack = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (stack == MAP_FAILED || clone(keep_a_table, stack + 4 * PAGE, flags, NULL) < 0) break;
         count++;

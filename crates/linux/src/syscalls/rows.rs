@@ -367,7 +367,8 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(269, "faccessat", "dso", fs::sys_faccessat),
     Row::wait(270, "pselect6", "ixxxxx", io::sys_pselect6),
     Row::wait(271, "ppoll", "xuxxu", io::sys_ppoll),
-    Row::value(272, "unshare", "x", thread::sys_unshare).partial("no namespaces (EPERM)"),
+    Row::value(272, "unshare", "x", thread::sys_unshare)
+        .partial("no namespaces (EPERM); 64 descriptor tables beside those of processes"),
     Row::value(273, "set_robust_list", "xu", futex::sys_set_robust_list),
     Row::value(274, "get_robust_list", "ixx", futex::sys_get_robust_list),
     Row::wait(275, "splice", "dxdxux", io::sys_splice)
