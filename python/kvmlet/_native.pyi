@@ -306,6 +306,20 @@ class ServeSettings(TypedDict):
     threads: int
 
 @final
+class CertificateFiles:
+    """The absolute paths of a certificate and its key, in PEM. A server reads them again."""
+
+    def __init__(self, certificate: bytes, key: bytes) -> None: ...
+    def helper_end(self) -> int:
+        """Have another process read them from here on: the descriptor that it gets."""
+
+    def serve(self) -> None:
+        """Read them for the process at the other end of standard input, until that is closed."""
+
+    def warning(self) -> str | None:
+        """A warning, if every user of the machine can read the key."""
+
+@final
 class Server:
     """A program that is started, frozen, and forked for what clients ask.
 
@@ -326,6 +340,7 @@ class Server:
         calls: str,
         listen: list[str],
         control: str | None,
+        tls: CertificateFiles | None,
         quiet: bool,
         signals: bool,
         **settings: Unpack[ServeSettings],

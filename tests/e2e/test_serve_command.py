@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import os
@@ -11,14 +10,11 @@ import signal
 import socket
 import subprocess
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
 from e2e.oracle import ENV, HANG_S, KVMLET
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from e2e.serving import serving
 
 pytestmark = [pytest.mark.usefixtures("vm"), pytest.mark.default_mode]
 
@@ -84,88 +80,6 @@ class App(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args): pass
 http.server.HTTPServer(("127.0.0.1", 8000), App).serve_forever()
 """
-
-
-class Served:
-    """A running `kvmlet serve`."""
-
-    def __init__(self, process: subprocess.Popen[bytes], port: int, control: pathlib.Path) -> None:
-        self.process = process
-        self.port = port
-        self.control_path = control
-
-    def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
-
-    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
-        connection = self.connect()
-        with contextlib.closing(connection):
-            connection.request("GET", path, headers=headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-
-    def control(self, path: str) -> str:
-        with socket.socket(socket.AF_UNIX) as stream:
-            stream.settimeout(HANG_S)
-            stream.connect(os.fspath(self.control_path))
-            stream.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: stream.recv(65536), b""))
-        return answer.decode()
-
-    def metric(self, name: str) -> float:
-        lines = self.control("/metrics").splitlines()
-        return next(float(line.split()[-1]) for line in lines if line.startswith(name + " "))
-
-    def until(self, name: str, value: float) -> None:
-        end = time.monotonic() + HANG_S
-        while self.metric(name) != value:
-            assert time.monotonic() < end, (name, self.control("/metrics"))
-            time.sleep(0.01)
-
-    def end(self) -> tuple[int, bytes, bytes]:
-        self.process.send_signal(signal.SIGTERM)
-        out, err = self.process.communicate(timeout=HANG_S)
-        return self.process.returncode, out, err
-
-
-@contextlib.contextmanager
-def serving(directory: pathlib.Path, *words: str, program: list[str]) -> Iterator[Served]:
-    """Serves `program` in `directory` at a free port, and stops it afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    control = directory / "control"
-    argv = [
-        os.fspath(KVMLET),
-        "serve",
-        "--listen",
-        str(port),
-        "--control",
-        f"unix:{control}",
-        "--forks",
-        "2",
-        *words,
-        "--",
-        *program,
-    ]
-    process = subprocess.Popen(
-        argv, cwd=directory, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    served = Served(process, port, control)
-    try:
-        end = time.monotonic() + HANG_S
-        while True:
-            with contextlib.suppress(OSError):
-                if "\r\n\r\nready" in served.control("/-/ready"):
-                    break
-            if process.poll() is not None or time.monotonic() > end:
-                process.kill()
-                raise AssertionError(process.communicate())
-            time.sleep(0.02)
-        yield served
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture

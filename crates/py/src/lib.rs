@@ -709,6 +709,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sandbox::Sandbox>()?;
     module.add_class::<sandbox::Connection>()?;
     module.add_class::<sandbox::Snapshot>()?;
+    module.add_class::<serve::CertificateFiles>()?;
     module.add_class::<serve::Server>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_function(wrap_pyfunction!(run, module)?)?;

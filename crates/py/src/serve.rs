@@ -1,15 +1,19 @@
 //! `Server` as Python sees it; see `_native.pyi`.
 
+use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kvmlet_engine::{Program, Streams, Trace};
 use kvmlet_serve::{
-    AccessLog, BootError, Bound, Commands, Isolate, ListenError, Notice, Output, Place, Settings,
-    TrustedProxies, WarmupRequest, raise_descriptor_limit,
+    AccessLog, BootError, Bound, Commands, Isolate, Notice, Output, Place, Settings, SetupError,
+    Tls, TrustedProxies, WarmupRequest, raise_descriptor_limit,
 };
 use pyo3::prelude::*;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -21,14 +25,14 @@ fn bad(message: impl Into<String>) -> PyErr {
     NativeError::new_err(("bad_argument", message.into()))
 }
 
-fn not_bound(error: &ListenError) -> PyErr {
-    let ListenError { message, remedy } = error;
+fn unusable(error: &SetupError) -> PyErr {
+    let SetupError { message, remedy } = error;
     bad(format!("{message}; {remedy}"))
 }
 
 fn bind(text: &str) -> PyResult<Bound> {
-    let place: Place = text.parse().map_err(|error| not_bound(&error))?;
-    place.bind().map_err(|error| not_bound(&error))
+    let place: Place = text.parse().map_err(|error| unusable(&error))?;
+    place.bind().map_err(|error| unusable(&error))
 }
 
 /// What was said, where words of Python's name it.
@@ -90,6 +94,42 @@ impl Signals {
     }
 }
 
+/// The certificate of a server and its key, as files; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct CertificateFiles {
+    files: Arc<kvmlet_serve::CertificateFiles>,
+}
+
+#[pymethods]
+impl CertificateFiles {
+    #[new]
+    fn new(certificate: &[u8], key: &[u8]) -> Self {
+        let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+        let files = kvmlet_serve::CertificateFiles::new(path(certificate), path(key));
+        Self {
+            files: Arc::new(files),
+        }
+    }
+
+    fn helper_end(&self) -> PyResult<i32> {
+        let end = self.files.helper().map_err(|error| {
+            NativeError::new_err(("host", format!("a process for certificates: {error}")))
+        })?;
+        Ok(OwnedFd::from(end).into_raw_fd())
+    }
+
+    fn serve(&self, py: Python<'_>) {
+        // The end is standard input: the process has nothing else.
+        if let Ok(end) = std::io::stdin().as_fd().try_clone_to_owned() {
+            py.detach(|| self.files.serve(UnixStream::from(end)));
+        }
+    }
+
+    fn warning(&self) -> Option<String> {
+        self.files.warning()
+    }
+}
+
 /// A warm-up request: its line, fields, body and status.
 type Warmup = (String, Vec<String>, Vec<u8>, Option<u16>);
 
@@ -118,7 +158,7 @@ pub struct Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, listen, control, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, header_timeout_s, keepalive_s, boot_timeout_s, grace_s, body_bytes_max, buffer_bytes, connections_max, upgrades_max, warmup, access_log, trusted_proxies, threads, quiet, signals))]
+    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, listen, control, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, header_timeout_s, keepalive_s, boot_timeout_s, grace_s, body_bytes_max, buffer_bytes, connections_max, upgrades_max, warmup, access_log, trusted_proxies, tls, threads, quiet, signals))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn new(
         argv: Vec<Vec<u8>>,
@@ -149,6 +189,7 @@ impl Server {
         warmup: Vec<Warmup>,
         access_log: &str,
         trusted_proxies: Vec<String>,
+        tls: Option<PyRef<'_, CertificateFiles>>,
         threads: usize,
         quiet: bool,
         signals: bool,
@@ -159,15 +200,20 @@ impl Server {
             .map(|(line, fields, body, status)| WarmupRequest::new(&line, &fields, body, status))
             .collect::<Result<Vec<_>, String>>()
             .map_err(bad)?;
+        let isolate = named(
+            isolate,
+            &[
+                ("request", Isolate::Request),
+                ("connection", Isolate::Connection),
+                ("none", Isolate::None),
+            ],
+        )?;
+        let tls = tls
+            .map(|tls| Tls::new(Arc::clone(&tls.files), isolate).map(Arc::new))
+            .transpose()
+            .map_err(|error| unusable(&error))?;
         let settings = Settings {
-            isolate: named(
-                isolate,
-                &[
-                    ("request", Isolate::Request),
-                    ("connection", Isolate::Connection),
-                    ("none", Isolate::None),
-                ],
-            )?,
+            isolate,
             forks,
             queue_max,
             timeout: time(timeout_s)?,
@@ -191,6 +237,7 @@ impl Server {
                 ],
             )?,
             trusted_proxies: proxies(&trusted_proxies)?,
+            tls,
             threads,
         };
         let program = Arc::new(Program {

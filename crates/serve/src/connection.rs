@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
+use crate::arrival::Arrived;
 use crate::exchange::exchange;
 use crate::guard::{Course, Guard, Patience};
 use crate::head::Origin;
@@ -32,6 +32,7 @@ const BUFFER_BYTES: usize = syntax::HEAD_BYTES_MAX + (8 << 10);
 pub(crate) struct Client {
     pub(crate) peer: Peer,
     pub(crate) is_trusted: bool,
+    scheme: &'static str,
     pub(crate) course: Arc<Course>,
     /// Room for answers that it has not taken.
     pub(crate) answers: Arc<Semaphore>,
@@ -48,29 +49,23 @@ impl Client {
         Origin {
             peer: self.peer,
             is_trusted: self.is_trusted,
-            scheme: "http",
+            scheme: self.scheme,
         }
     }
 }
 
 /// Serves a client by HTTP until it goes, or the server ends.
-pub(crate) async fn serve<S>(
-    front: Arc<Front>,
-    stream: S,
-    peer: Peer,
-    mut phase: watch::Receiver<Phase>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch::Receiver<Phase>) {
     let _counted = Counted::new(&front.metrics.connections);
     let patience = Patience {
         head: front.settings.header_timeout,
         idle: front.settings.keepalive,
     };
-    let (guard, course) = Guard::new(stream, patience);
+    let (guard, course) = Guard::new(arrived.stream, patience);
     let client = Arc::new(Client {
-        peer,
-        is_trusted: front.settings.trusted_proxies.contains(peer),
+        peer: arrived.peer,
+        is_trusted: arrived.is_trusted,
+        scheme: arrived.scheme,
         course,
         answers: Arc::new(Semaphore::new(CLIENT_BYTES)),
         requests: AtomicU64::new(0),

@@ -8,8 +8,10 @@
 
 mod access_log;
 mod answer;
+mod arrival;
 mod body;
 mod budget;
+mod certificate;
 mod connection;
 mod control;
 pub mod engine;
@@ -27,18 +29,22 @@ mod peer;
 mod pool;
 mod response;
 mod server;
+mod socket;
 mod stream;
 mod syntax;
 #[cfg(test)]
 mod testing;
+mod tls;
 mod upgrade;
 mod warm;
 mod wire;
 
 pub use access_log::AccessLog;
+pub use certificate::CertificateFiles;
 pub use fork::{BootError, Ending, Fork, Master, Output, Program, Reset};
-pub use listener::{Bound, ListenError, Place, raise_descriptor_limit};
+pub use listener::{Bound, Place, SetupError, raise_descriptor_limit};
 pub use peer::{Cidr, TrustedProxies};
 pub use server::{Commands, Isolate, Notice, Server, Settings, Start};
+pub use tls::Tls;
 pub use warm::WarmupRequest;
 pub use wire::{Input, Wire};

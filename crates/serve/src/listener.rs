@@ -5,13 +5,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::peer::Peer;
+use crate::socket::Stream;
 
 /// A place to listen at.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,10 +22,10 @@ pub enum Place {
     Inherited(i32),
 }
 
-/// A place where nobody can listen, and what to do about it.
+/// A setting that cannot be used, and what to do about it.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct ListenError {
+pub struct SetupError {
     /// In words.
     pub message: String,
     /// In words.
@@ -37,10 +35,10 @@ pub struct ListenError {
 const FORMS: &str = "write [ADDR:]PORT, as 8080 or 0.0.0.0:8080, or unix:PATH, or fd:N";
 
 impl std::str::FromStr for Place {
-    type Err = ListenError;
+    type Err = SetupError;
 
-    fn from_str(text: &str) -> Result<Self, ListenError> {
-        let wrong = || ListenError {
+    fn from_str(text: &str) -> Result<Self, SetupError> {
+        let wrong = || SetupError {
             message: format!("'{text}' is no place to listen at"),
             remedy: FORMS,
         };
@@ -107,8 +105,8 @@ impl Place {
     /// Listens there.
     ///
     /// # Errors
-    /// [`ListenError`].
-    pub fn bind(&self) -> Result<Bound, ListenError> {
+    /// [`SetupError`].
+    pub fn bind(&self) -> Result<Bound, SetupError> {
         let listening = match self {
             Self::Inet(address) => self.bind_inet(*address)?,
             Self::Unix(path) => self.bind_unix(path)?,
@@ -120,7 +118,7 @@ impl Place {
         })
     }
 
-    fn error(&self, error: &io::Error) -> ListenError {
+    fn error(&self, error: &io::Error) -> SetupError {
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => "end what listens there, or choose another with --listen",
             io::ErrorKind::PermissionDenied => {
@@ -129,7 +127,7 @@ impl Place {
             io::ErrorKind::AddrNotAvailable => "choose an address that this machine has",
             _ => FORMS,
         };
-        ListenError {
+        SetupError {
             message: format!("cannot listen at {self}: {}", reason(error)),
             remedy,
         }
@@ -139,7 +137,7 @@ impl Place {
         clippy::disallowed_methods,
         reason = "the listeners of serve are made here"
     )]
-    fn bind_inet(&self, address: SocketAddr) -> Result<Listening, ListenError> {
+    fn bind_inet(&self, address: SocketAddr) -> Result<Listening, SetupError> {
         std::net::TcpListener::bind(address)
             .map(Listening::Inet)
             .map_err(|error| self.error(&error))
@@ -149,7 +147,7 @@ impl Place {
         clippy::disallowed_methods,
         reason = "the listeners of serve are made here"
     )]
-    fn bind_unix(&self, path: &std::path::Path) -> Result<Listening, ListenError> {
+    fn bind_unix(&self, path: &std::path::Path) -> Result<Listening, SetupError> {
         use std::os::unix::fs::FileTypeExt;
         use std::os::unix::net::{UnixListener, UnixStream};
         let error = match UnixListener::bind(path) {
@@ -170,9 +168,9 @@ impl Place {
             .map_err(|error| self.error(&error))
     }
 
-    fn inherit(&self, number: i32) -> Result<Listening, ListenError> {
+    fn inherit(&self, number: i32) -> Result<Listening, SetupError> {
         use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-        let wrong = |what: &str| ListenError {
+        let wrong = |what: &str| SetupError {
             message: format!("cannot listen at {self}: {what}"),
             remedy: "hand on a stream socket that listens, as systemd does",
         };
@@ -202,7 +200,7 @@ pub fn raise_descriptor_limit() {
 }
 
 /// An error's text without the number that Rust adds.
-fn reason(error: &io::Error) -> String {
+pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     match text.split_once(" (os error") {
         Some((text, _)) => text.to_lowercase(),
@@ -275,69 +273,13 @@ impl Listener {
                 let (stream, address) = listener.accept().await?;
                 // Answers are written as a whole; one that waits for an acknowledgement is late.
                 let _ = stream.set_nodelay(true);
-                Ok((Stream::Inet(stream), Peer::Inet(address)))
+                Ok((Stream::Left(stream), Peer::Inet(address)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), Peer::Unix))
+                Ok((Stream::Right(stream), Peer::Unix))
             }
         }
-    }
-}
-
-/// A client's socket.
-#[derive(Debug)]
-pub(crate) enum Stream {
-    Inet(tokio::net::TcpStream),
-    Unix(tokio::net::UnixStream),
-}
-
-macro_rules! either {
-    ($self:ident, $stream:ident => $call:expr) => {
-        match $self.get_mut() {
-            Stream::Inet($stream) => $call,
-            Stream::Unix($stream) => $call,
-        }
-    };
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_read(context, into))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write(context, bytes))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write_vectored(context, bytes))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_flush(context))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_shutdown(context))
     }
 }
 

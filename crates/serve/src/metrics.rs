@@ -55,6 +55,30 @@ impl Outcome {
     }
 }
 
+/// The way that a client's handshake of TLS ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Handshake {
+    Ok,
+    /// The client went away, or what it said could not be agreed to.
+    Failed,
+    /// It did not begin with TLS.
+    NotTls,
+    TimedOut,
+}
+
+impl Handshake {
+    const ALL: [Self; 4] = [Self::Ok, Self::Failed, Self::NotTls, Self::TimedOut];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::NotTls => "not_tls",
+            Self::TimedOut => "timeout",
+        }
+    }
+}
+
 /// Upper ends of a histogram's buckets, in microseconds.
 const BUCKETS_US: [u64; 16] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
@@ -107,6 +131,10 @@ pub(crate) fn seconds(us: u64) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     requests: [AtomicU64; Outcome::ALL.len()],
+    handshakes: [AtomicU64; Handshake::ALL.len()],
+    /// Handshakes that have begun and not ended.
+    pub(crate) handshakes_open: AtomicI64,
+    pub(crate) certificates: AtomicU64,
     /// From the moment that a request was read to that when a fork took it.
     pub(crate) queued: Histogram,
     /// From then to the last byte of its answer.
@@ -141,6 +169,19 @@ impl Drop for Counted<'_> {
     }
 }
 
+fn by_outcome<'a>(
+    text: &mut String,
+    name: &str,
+    help: &str,
+    counts: impl Iterator<Item = (&'static str, &'a AtomicU64)>,
+) {
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n");
+    for (outcome, count) in counts {
+        let count = count.load(Ordering::Relaxed);
+        let _ = writeln!(text, "{name}{{outcome=\"{outcome}\"}} {count}");
+    }
+}
+
 impl Metrics {
     pub(crate) fn count(&self, outcome: Outcome) {
         if let Some(index) = Outcome::ALL.iter().position(|other| *other == outcome) {
@@ -148,16 +189,30 @@ impl Metrics {
         }
     }
 
+    pub(crate) fn count_handshake(&self, outcome: Handshake) {
+        if let Some(index) = Handshake::ALL.iter().position(|other| *other == outcome) {
+            self.handshakes[index].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// All of them as a page.
     pub(crate) fn text(&self) -> String {
         let mut text = String::with_capacity(8192);
-        text.push_str("# HELP kvmlet_requests_total Requests by the way they ended.\n");
-        text.push_str("# TYPE kvmlet_requests_total counter\n");
-        for (outcome, count) in Outcome::ALL.iter().zip(&self.requests) {
-            let count = count.load(Ordering::Relaxed);
-            let name = outcome.name();
-            let _ = writeln!(text, "kvmlet_requests_total{{outcome=\"{name}\"}} {count}");
-        }
+        by_outcome(
+            &mut text,
+            "kvmlet_requests_total",
+            "Requests by the way they ended.",
+            Outcome::ALL
+                .map(Outcome::name)
+                .into_iter()
+                .zip(&self.requests),
+        );
+        by_outcome(
+            &mut text,
+            "kvmlet_tls_handshakes_total",
+            "Handshakes of TLS by the way they ended.",
+            (Handshake::ALL.map(Handshake::name).into_iter()).zip(&self.handshakes),
+        );
         for (histogram, name, help) in [
             (
                 &self.queued,
@@ -195,6 +250,11 @@ impl Metrics {
                 count(&self.reloads),
             ),
             (
+                "kvmlet_tls_certificates_read_total",
+                "Certificates that took the place of another.",
+                count(&self.certificates),
+            ),
+            (
                 "kvmlet_log_lines_dropped_total",
                 "Lines that nobody read in time.",
                 count(&self.log_lines_dropped),
@@ -222,6 +282,11 @@ impl Metrics {
                 "kvmlet_connections",
                 "Connections of clients.",
                 level(&self.connections),
+            ),
+            (
+                "kvmlet_tls_handshakes",
+                "Handshakes of TLS that have begun and not ended.",
+                level(&self.handshakes_open),
             ),
             (
                 "kvmlet_upgrades",

@@ -12,13 +12,14 @@ use crate::access_log::AccessLog;
 use crate::budget::Budget;
 use crate::fork::{BootError, Output, Program};
 use crate::id::Ids;
-use crate::listener::{Bound, Listener};
+use crate::listener::{Bound, Listener, SetupError};
 use crate::log::{Lines, Log};
 use crate::metrics::Metrics;
 use crate::peer::TrustedProxies;
 use crate::pool::{Begin, Pool, PoolSettings};
+use crate::tls::Tls;
 use crate::warm::{WarmupRequest, warm};
-use crate::{connection, control, stream};
+use crate::{arrival, connection, control, stream};
 
 /// After an accept that failed, as it does when there are too many descriptors.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -51,7 +52,7 @@ pub struct Settings {
     pub connection_timeout: Option<Duration>,
     /// Without a byte, of an upgrade or a connection that has a fork.
     pub idle_timeout: Duration,
-    /// For a request's head; for a client that takes nothing; for a body at its slowest.
+    /// For a handshake; for a request's head; for a client that takes nothing; for a body at its slowest.
     pub header_timeout: Duration,
     /// Between two requests of a client.
     pub keepalive: Duration,
@@ -73,6 +74,8 @@ pub struct Settings {
     pub access_log: AccessLog,
     /// Who may say for whom it asks.
     pub trusted_proxies: TrustedProxies,
+    /// For all clients, if there is one.
+    pub tls: Option<Arc<Tls>>,
     /// Threads that serve clients.
     pub threads: usize,
 }
@@ -315,8 +318,13 @@ impl Course {
         }
         drop(alive);
         self.note(&format!(
-            "serving at {} with {} forks",
+            "serving at {}{} with {} forks",
             names.join(", "),
+            if self.front.settings.tls.is_some() {
+                " by TLS"
+            } else {
+                ""
+            },
             self.front.settings.forks
         ));
         self.obey().await;
@@ -359,6 +367,7 @@ impl Course {
             }
             if self.commands.0.reload.swap(false, Ordering::SeqCst) {
                 again = true;
+                self.read_certificate();
             }
             if again && reloading.is_none() {
                 again = false;
@@ -385,6 +394,24 @@ impl Course {
                 }
             }
         }
+    }
+
+    /// Has later handshakes show the certificate that is in its files now.
+    fn read_certificate(&self) {
+        let Some(tls) = self.front.settings.tls.clone() else {
+            return;
+        };
+        let front = Arc::clone(&self.front);
+        tokio::task::spawn_blocking(move || {
+            match tls.read_again() {
+            Ok(()) => {
+                front.metrics.certificates.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(SetupError { message, remedy }) => front.log.say(&format!(
+                "the certificate was not read again, and the one before it is shown: {message}; {remedy}"
+            )),
+        }
+        });
     }
 
     fn replace(&self, pool: Arc<Pool>) {
@@ -454,12 +481,19 @@ async fn accept(
         };
         let front = Arc::clone(&front);
         let alive = alive.clone();
-        let phase = front.phase.subscribe();
+        let mut phase = front.phase.subscribe();
         tokio::spawn(async move {
-            match front.settings.isolate {
-                Isolate::Connection => stream::serve(front, stream, peer, phase).await,
-                Isolate::Request | Isolate::None => {
-                    connection::serve(front, stream, peer, phase).await;
+            let arrived = tokio::select! {
+                arrived = arrival::arrive(&front, stream, peer) => arrived,
+                _ = phase.wait_for(|phase| *phase != Phase::Open) => None,
+            };
+            match (arrived, front.settings.isolate) {
+                (None, _) => {}
+                (Some(arrived), Isolate::Connection) => {
+                    stream::serve(front, arrived, phase).await;
+                }
+                (Some(arrived), Isolate::Request | Isolate::None) => {
+                    connection::serve(front, arrived, phase).await;
                 }
             }
             drop((permit, alive));

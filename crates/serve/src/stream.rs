@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 
 use crate::access_log::{Record, Work};
 use crate::answer::Failure;
+use crate::arrival::Arrived;
 use crate::fork::Ending;
 use crate::log::To;
 use crate::metrics::{Counted, Outcome};
@@ -22,14 +23,10 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves a client with a fork of its own. One for whom there is none is let go without a word: no answer
 /// fits all protocols.
-pub(crate) async fn serve<S>(
-    front: Arc<Front>,
-    mut stream: S,
-    peer: Peer,
-    mut phase: watch::Receiver<Phase>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch::Receiver<Phase>) {
+    let Arrived {
+        mut stream, peer, ..
+    } = arrived;
     let _counted = Counted::new(&front.metrics.connections);
     let id = front.ids.make();
     let begun = SystemTime::now();

@@ -1,6 +1,6 @@
-"""Processes of ours beside a run: forked before it gives up its rights, they do what it cannot.
+"""Processes of ours beside a run or a server: forked before the second wall, they do what it may not.
 
-They wait for orders in a pipe, and answer with lines to be said and a status.
+Those of a run wait for orders in a pipe, and answer with lines to be said and a status.
 """
 
 import os
@@ -8,11 +8,30 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 else:
     import _signal
 
 _IGNORED = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGPIPE)
+
+
+def start(end: int, work: "Callable[[], object]") -> None:
+    """Start a process that does `work` with `end`, this process's, as its standard input.
+
+    It has no other descriptor, and ends with its work. That is over when this process is gone.
+    """
+    if os.fork():
+        os.close(end)
+        return
+    try:
+        # Keys typed at the terminal are the program's.
+        os.setsid()
+        os.chdir("/")
+        os.dup2(end, 0)
+        os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+        work()
+    finally:
+        os._exit(0)
 
 
 def let_go(kept: list[int]) -> None:

@@ -18,7 +18,7 @@ from kvmlet._values import (
     parse_duration,
     parse_size,
 )
-from kvmlet.cli import _ends
+from kvmlet.cli import _ends, _helper
 from kvmlet.cli._parser import Parser
 from kvmlet.cli._text import warn
 from kvmlet.cli.run import environment, split_words
@@ -67,6 +67,8 @@ _OPTIONS_WITH_VALUE = (
     "--access-log",
     "--control",
     "--trusted-proxy",
+    "--tls-cert",
+    "--tls-key",
     "--memory",
     "-m",
     "--request-memory",
@@ -84,11 +86,11 @@ _OPTIONS_WITH_VALUE = (
 _DESCRIPTION = """\
 Start CMD, a server, in a virtual machine until it waits for connections, freeze it there, and
 answer each request by a fork of it. A fork is reset after its request: every request meets the
-program as it was frozen. Clients speak HTTP/1.1, or HTTP/2 without TLS, with kvmlet. CMD may read
-and change what it may under 'kvmlet run'. Everything after CMD belongs to CMD.
+program as it was frozen. Clients speak HTTP/1.1 or HTTP/2 with kvmlet. CMD may read and change
+what it may under 'kvmlet run'. Everything after CMD belongs to CMD.
 
 SIGTERM stops it when its requests are answered, a second one at once; SIGHUP starts CMD anew
-beside the old one and then has it take over.
+beside the old one, and then has it take over.
 """
 
 _EPILOG = f"""\
@@ -142,6 +144,7 @@ def main(words: list[str]) -> int:
         start = Start(argv, env, options.workdir, named, view="overlay")
         if start.note and not options.quiet:
             warn(start.note)
+        tls = _certificate(options)
         # From here on signals are the server's.
         for signum in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
             _signal.signal(signum, _signal.SIG_IGN)
@@ -156,10 +159,14 @@ def main(words: list[str]) -> int:
             calls=calls,
             listen=listen,
             control=options.control,
+            tls=tls,
             quiet=options.quiet,
             signals=True,
             **settings,
         )
+        warning = tls and tls.warning()
+        if warning:
+            warn(warning)
         _, missing = _native.harden(start.policy, "serve")
         if missing:
             warn(f"serving with a part of the second wall only: {'; '.join(missing)}")
@@ -167,6 +174,24 @@ def main(words: list[str]) -> int:
     except _native.NativeError as error:
         raise from_native(*error.args) from None
     return _ends.STATUS_OK
+
+
+def _certificate(options: "argparse.Namespace") -> "_native.CertificateFiles | None":
+    """The files of --tls-cert and --tls-key, and a process that may read them for ever."""
+    names = {"--tls-cert": options.tls_cert, "--tls-key": options.tls_key}
+    absent = [name for name, path in names.items() if path is None]
+    if len(absent) == 2:
+        return None
+    if absent:
+        raise UsageError(
+            f"a certificate and its key belong together, and there is no {absent[0]}",
+            remedy="name both: --tls-cert FILE --tls-key FILE",
+        )
+    files = _native.CertificateFiles(
+        *(os.path.abspath(os.fsencode(path)) for path in names.values())
+    )
+    _helper.start(files.helper_end(), files.serve)
+    return files
 
 
 def _inherited() -> list[str]:
@@ -288,7 +313,8 @@ def parser() -> Parser:
         "--header-timeout",
         metavar="TIME",
         default="30s",
-        help="a request's head must be there by then, and a client take its answer (default 30s)",
+        help="a handshake and a request's head must be over by then, and an answer be taken "
+        "(default 30s)",
     )
     clients.add_argument(
         "--keepalive",
@@ -316,6 +342,13 @@ def parser() -> Parser:
         help="keep X-Forwarded-*, Forwarded and X-Request-ID of clients from here, or from 'unix'; "
         "may be given again",
     )
+    clients.add_argument(
+        "--tls-cert",
+        metavar="FILE",
+        help="speak TLS with all clients: the certificate and those above it, in PEM; SIGHUP reads "
+        "it and its key again",
+    )
+    clients.add_argument("--tls-key", metavar="FILE", help="the key of the certificate, in PEM")
     forks = parser.add_argument_group("forks")
     forks.add_argument(
         "--isolate",

@@ -36,6 +36,7 @@ fn settings() -> Settings {
         warmup: Vec::new(),
         access_log: AccessLog::Off,
         trusted_proxies: TrustedProxies::default(),
+        tls: None,
         threads: 1,
     }
 }
