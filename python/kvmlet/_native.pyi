@@ -303,6 +303,7 @@ class ServeSettings(TypedDict):
     warmup: list[tuple[str, list[str], bytes, int | None]]
     access_log: str
     trusted_proxies: list[str]
+    proxy_protocol: bool
     threads: int
 
 @final

@@ -308,6 +308,7 @@ def test_bad_input_is_one_line_with_a_remedy(tmp_path: pathlib.Path, app: list[s
         (["--request-memory", "1k", *app], "--request-memory"),
         (["--isolate", "thread", *app], "--isolate"),
         (["--trusted-proxy", "10.0.0.0/99", *app], "--trusted-proxy"),
+        (["--proxy-protocol", *app], "name them: --trusted-proxy"),
         (["--warmup-request", "GET", *app], "is not a method and a path"),
         (["--isolate", "connection", "--warmup", "1", *app], "contradict"),
         ([], "no program given"),

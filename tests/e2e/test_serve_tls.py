@@ -126,7 +126,8 @@ def get_by_http2(stream: ssl.SSLSocket, path: str) -> bytes:
 
 def test_requests_by_tls(tmp_path: pathlib.Path, app: list[str]) -> None:
     made = certificate(tmp_path, "first")
-    with serving(tmp_path, *words_for(made), "--header-timeout", "1s", program=app) as served:
+    words = ["--header-timeout", "1s", "--proxy-protocol", "--trusted-proxy", "127.0.0.2"]
+    with serving(tmp_path, *words_for(made), *words, program=app) as served:
         https = http.client.HTTPSConnection("localhost", served.port, context=client(made))
         for _ in range(3):
             https.request("GET", "/", headers={"X-Forwarded-Proto": "gopher"})
@@ -161,6 +162,12 @@ def test_requests_by_tls(tmp_path: pathlib.Path, app: list[str]) -> None:
             assert again.session_reused
             get(again, "/")
         served.until(handshakes(served, "ok"), 6)
+        # A proxy of streams, which knows nothing of TLS.
+        proxy = ("127.0.0.2", 0)
+        with socket.create_connection(("127.0.0.1", served.port), HANG_S, proxy) as plain:
+            plain.sendall(b"PROXY TCP4 192.0.2.1 10.0.0.1 40000 443\r\n")
+            with client(made).wrap_socket(plain, server_hostname="localhost") as stream:
+                assert get(stream, "/").startswith(b"https\n192.0.2.1\n")
 
         # What follows needs no fork, and leaves none busy.
         with pytest.raises(ssl.SSLError), connected(served, client(made, protocols=("gopher",))):

@@ -158,7 +158,7 @@ pub struct Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, listen, control, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, header_timeout_s, keepalive_s, boot_timeout_s, grace_s, body_bytes_max, buffer_bytes, connections_max, upgrades_max, warmup, access_log, trusted_proxies, tls, threads, quiet, signals))]
+    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, listen, control, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, header_timeout_s, keepalive_s, boot_timeout_s, grace_s, body_bytes_max, buffer_bytes, connections_max, upgrades_max, warmup, access_log, trusted_proxies, proxy_protocol, tls, threads, quiet, signals))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn new(
         argv: Vec<Vec<u8>>,
@@ -189,6 +189,7 @@ impl Server {
         warmup: Vec<Warmup>,
         access_log: &str,
         trusted_proxies: Vec<String>,
+        proxy_protocol: bool,
         tls: Option<PyRef<'_, CertificateFiles>>,
         threads: usize,
         quiet: bool,
@@ -237,6 +238,7 @@ impl Server {
                 ],
             )?,
             trusted_proxies: proxies(&trusted_proxies)?,
+            proxy_protocol,
             tls,
             threads,
         };

@@ -27,6 +27,7 @@ mod log;
 mod metrics;
 mod peer;
 mod pool;
+mod proxy_header;
 mod response;
 mod server;
 mod socket;

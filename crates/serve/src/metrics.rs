@@ -135,6 +135,7 @@ pub(crate) struct Metrics {
     /// Handshakes that have begun and not ended.
     pub(crate) handshakes_open: AtomicI64,
     pub(crate) certificates: AtomicU64,
+    pub(crate) proxy_headers_refused: AtomicU64,
     /// From the moment that a request was read to that when a fork took it.
     pub(crate) queued: Histogram,
     /// From then to the last byte of its answer.
@@ -253,6 +254,11 @@ impl Metrics {
                 "kvmlet_tls_certificates_read_total",
                 "Certificates that took the place of another.",
                 count(&self.certificates),
+            ),
+            (
+                "kvmlet_proxy_headers_refused_total",
+                "Connections of trusted proxies that did not begin with a PROXY header.",
+                count(&self.proxy_headers_refused),
             ),
             (
                 "kvmlet_log_lines_dropped_total",

@@ -52,7 +52,7 @@ pub struct Settings {
     pub connection_timeout: Option<Duration>,
     /// Without a byte, of an upgrade or a connection that has a fork.
     pub idle_timeout: Duration,
-    /// For a handshake; for a request's head; for a client that takes nothing; for a body at its slowest.
+    /// For a proxy's header and a handshake; for a request's head; for a client that takes nothing; for a body at its slowest.
     pub header_timeout: Duration,
     /// Between two requests of a client.
     pub keepalive: Duration,
@@ -74,6 +74,8 @@ pub struct Settings {
     pub access_log: AccessLog,
     /// Who may say for whom it asks.
     pub trusted_proxies: TrustedProxies,
+    /// Those of them who hand streams on begin each with a header that names the client.
+    pub proxy_protocol: bool,
     /// For all clients, if there is one.
     pub tls: Option<Arc<Tls>>,
     /// Threads that serve clients.

@@ -232,6 +232,11 @@ def _settings(options: "argparse.Namespace") -> "_native.ServeSettings":
             "--warmup and --isolate connection contradict each other",
             remedy="requests are of HTTP: leave one of the two out",
         )
+    if options.proxy_protocol and not options.trusted_proxy:
+        raise UsageError(
+            "--proxy-protocol believes trusted proxies, and there are none",
+            remedy="name them: --trusted-proxy 10.0.0.0/8",
+        )
     return {
         "guest_port": None
         if options.guest_port is None
@@ -257,6 +262,7 @@ def _settings(options: "argparse.Namespace") -> "_native.ServeSettings":
         "warmup": _warmup(options),
         "access_log": options.access_log,
         "trusted_proxies": options.trusted_proxy,
+        "proxy_protocol": options.proxy_protocol,
         "threads": min(cpus, _MOST_THREADS),
     }
 
@@ -341,6 +347,11 @@ def parser() -> Parser:
         default=[],
         help="keep X-Forwarded-*, Forwarded and X-Request-ID of clients from here, or from 'unix'; "
         "may be given again",
+    )
+    clients.add_argument(
+        "--proxy-protocol",
+        action="store_true",
+        help="those proxies begin each connection with a PROXY header, which names its client",
     )
     clients.add_argument(
         "--tls-cert",

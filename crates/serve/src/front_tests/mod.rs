@@ -16,6 +16,7 @@ use crate::{AccessLog, Commands, Isolate, Notice, Place, Server, Settings, Trust
 
 mod hostile;
 mod operation;
+mod proxied;
 
 fn settings() -> Settings {
     Settings {
@@ -36,6 +37,7 @@ fn settings() -> Settings {
         warmup: Vec::new(),
         access_log: AccessLog::Off,
         trusted_proxies: TrustedProxies::default(),
+        proxy_protocol: false,
         tls: None,
         threads: 1,
     }
