@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from kvmlet.policy import Limits, Mount, Policy
     from kvmlet.pool import Pool, PoolStats
     from kvmlet.sandbox import Output, Sandbox, Snapshot
+    from kvmlet.server import Server, ServerStats, serve
 
     __version__: str
 
@@ -138,7 +139,9 @@ __all__ = [
     "SandboxClosed",
     "SandboxEnded",
     "SandboxError",
+    "Server",
     "ServerNotStarted",
+    "ServerStats",
     "Snapshot",
     "StaleSnapshot",
     "TooFewDescriptors",
@@ -151,6 +154,7 @@ __all__ = [
     "isolated",
     "register_result",
     "run",
+    "serve",
 ]
 
 # The modules of names that are not in kvmlet.errors.
@@ -178,10 +182,13 @@ _MODULES = {
     "Process": "box",
     "Result": "_result",
     "Sandbox": "sandbox",
+    "Server": "server",
+    "ServerStats": "server",
     "Snapshot": "sandbox",
     "isolated": "_isolated",
     "register_result": "_isolated",
     "run": "_run",
+    "serve": "server",
 }
 
 

@@ -355,8 +355,29 @@ class Server:
     def stop(self) -> None:
         """End it once its requests are answered, the second time at once. For any thread."""
 
-    def reload(self) -> None:
-        """Start the program anew beside the old one, and have it take over. For any thread."""
+    def discard(self) -> None:
+        """Listen no more, if it has not run: it never will."""
+
+    def reload(self) -> int:
+        """Start the program anew beside the old one, and have it take over. For any thread.
+
+        The certificate is read again. Returns the number of this reload.
+        """
+
+    def reloaded(self, number: int) -> bool:
+        """True once the reload with this number has ended. Raises NativeError if it failed."""
+
+    def is_ready(self) -> bool:
+        """True while it takes requests."""
+
+    def requests(self) -> list[tuple[str, int]]:
+        """Requests by the way they ended; none before it runs."""
+
+    def counts(self) -> list[tuple[str, int]]:
+        """Numbers of things that there are and have been; none before it runs."""
+
+def check_places(places: list[str]) -> None:
+    """Raise NativeError for what is no place to listen at. Nobody listens afterwards."""
 
 def harden(policy: Policy, purpose: str = "run") -> tuple[list[str], list[str]]:
     """Give up for good what a run under `policy` does not need: (what is on, what is missing).

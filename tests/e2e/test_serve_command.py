@@ -308,7 +308,7 @@ def test_bad_input_is_one_line_with_a_remedy(tmp_path: pathlib.Path, app: list[s
         (["--request-memory", "1k", *app], "--request-memory"),
         (["--isolate", "thread", *app], "--isolate"),
         (["--trusted-proxy", "10.0.0.0/99", *app], "--trusted-proxy"),
-        (["--proxy-protocol", *app], "name them: --trusted-proxy"),
+        (["--proxy-protocol", *app], "name them by --trusted-proxy"),
         (["--warmup-request", "GET", *app], "is not a method and a path"),
         (["--isolate", "connection", "--warmup", "1", *app], "contradict"),
         ([], "no program given"),
@@ -318,6 +318,28 @@ def test_bad_input_is_one_line_with_a_remedy(tmp_path: pathlib.Path, app: list[s
         assert part in text
     assert refused(tmp_path, *app)[1].startswith("kvmlet: no place to listen at; ")
     assert refused(tmp_path, "--listen", "unix:place", "absent-program")[0] == 127
+
+
+def test_check_serves_nothing(tmp_path: pathlib.Path, app: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        # A server that is checked may run already.
+        assert refused(tmp_path, "--check", "--listen", port, "--", *app) == (0, "")
+    assert refused(tmp_path, "--check", "--listen", "unix:place", "--", *app) == (0, "")
+    assert not (tmp_path / "place").exists()
+    for words, wanted, part in (
+        (["--forks", "0", *app], 125, "--forks: 0 is out of range"),
+        (["--control", "x", *app], 125, "'x' is no place to listen at"),
+        (["--warmup-request", "GET", *app], 125, "is not a method and a path"),
+        (["--trusted-proxy", "10.0.0.0/99", *app], 125, "--trusted-proxy"),
+        (["--tls-cert", "absent", "--tls-key", "absent", *app], 125, "no such file or directory"),
+        (["absent-program"], 127, "absent-program"),
+        (["./absent-program"], 127, "absent-program"),
+        (["./app.py"], 126, "it cannot be executed"),
+    ):
+        status, text = refused(tmp_path, "--check", "--listen", "unix:place", *words)
+        assert (status, text.count("\n")) == (wanted, 1), text
+        assert part in text
 
 
 def test_a_program_that_does_not_serve(tmp_path: pathlib.Path, app: list[str]) -> None:

@@ -220,6 +220,7 @@ def test_who_may_use_the_extension() -> None:
         "kvmlet._launch",
         "kvmlet._process",
         "kvmlet._run",
+        "kvmlet._serving",
         "kvmlet._session",
         "kvmlet._stopping",
         "kvmlet.cli._keeper",
@@ -232,4 +233,5 @@ def test_who_may_use_the_extension() -> None:
         "kvmlet._offload",
         "kvmlet.cli.why",
         "kvmlet.sandbox",
+        "kvmlet.server",
     }

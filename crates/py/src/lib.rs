@@ -717,6 +717,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(calls_after_harden, module)?)?;
     module.add_function(wrap_pyfunction!(forget_vms, module)?)?;
     module.add_function(wrap_pyfunction!(serve_names, module)?)?;
+    module.add_function(wrap_pyfunction!(serve::check_places, module)?)?;
     module.add_function(wrap_pyfunction!(syscalls, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::probe, module)?)?;
     module.add_function(wrap_pyfunction!(protected::guard_of, module)?)?;

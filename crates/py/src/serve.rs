@@ -7,13 +7,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use kvmlet_engine::{Program, Streams, Trace};
 use kvmlet_serve::{
     AccessLog, BootError, Bound, Commands, Isolate, Notice, Output, Place, Settings, SetupError,
-    Tls, TrustedProxies, WarmupRequest, raise_descriptor_limit,
+    Tls, TrustedProxies, WarmupRequest, Watch, raise_descriptor_limit,
 };
 use pyo3::prelude::*;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -153,6 +153,8 @@ pub struct Server {
     parts: Mutex<Option<Parts>>,
     commands: Commands,
     names: Vec<String>,
+    /// There is one once it runs.
+    watch: Arc<OnceLock<Watch>>,
 }
 
 #[pymethods]
@@ -259,7 +261,10 @@ impl Server {
             trace: Trace::Off,
             calls: calls_named(calls)?,
         });
-        raise_descriptor_limit();
+        // The limit of a caller's process is the caller's.
+        if signals {
+            raise_descriptor_limit();
+        }
         let listeners = listen
             .iter()
             .map(|place| bind(place))
@@ -284,6 +289,7 @@ impl Server {
             })),
             commands: Commands::default(),
             names,
+            watch: Arc::default(),
         })
     }
 
@@ -299,7 +305,7 @@ impl Server {
             .take();
         let parts = parts.ok_or_else(|| native("closed", "the server has run"))?;
         let commands = self.commands.clone();
-        py.detach(|| run(parts, &commands))
+        py.detach(|| run(parts, &commands, &self.watch))
             .map_err(|BootError { kind, message }| NativeError::new_err((kind, message)))
     }
 
@@ -307,12 +313,39 @@ impl Server {
         self.commands.stop();
     }
 
-    fn reload(&self) {
-        self.commands.reload();
+    fn discard(&self) {
+        let parts = (self.parts.lock())
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(parts);
+    }
+
+    fn reload(&self) -> u64 {
+        self.commands.reload()
+    }
+
+    fn reloaded(&self, number: u64) -> PyResult<bool> {
+        match self.commands.reloaded(number) {
+            None => Ok(false),
+            Some(Ok(())) => Ok(true),
+            Some(Err(BootError { kind, message })) => Err(NativeError::new_err((kind, message))),
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.watch.get().is_some_and(Watch::is_ready)
+    }
+
+    fn requests(&self) -> Vec<(&'static str, u64)> {
+        self.watch.get().map(Watch::requests).unwrap_or_default()
+    }
+
+    fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.watch.get().map(Watch::counts).unwrap_or_default()
     }
 }
 
-fn run(parts: Parts, commands: &Commands) -> Result<(), BootError> {
+fn run(parts: Parts, commands: &Commands, watch: &OnceLock<Watch>) -> Result<(), BootError> {
     let Parts {
         settings,
         listeners,
@@ -347,9 +380,20 @@ fn run(parts: Parts, commands: &Commands) -> Result<(), BootError> {
             ..error
         })
     };
-    kvmlet_serve::Server::new(settings, listeners, control, Arc::new(start), notice)
-        .map_err(host)?
-        .run(commands)
+    let server = kvmlet_serve::Server::new(settings, listeners, control, Arc::new(start), notice)
+        .map_err(host)?;
+    // It runs once.
+    let _ = watch.set(server.watch());
+    server.run(commands)
+}
+
+/// Refuses what is no place to listen at; see `_native.pyi`.
+#[pyfunction]
+pub fn check_places(places: Vec<String>) -> PyResult<()> {
+    for place in places {
+        place.parse::<Place>().map_err(|error| unusable(&error))?;
+    }
+    Ok(())
 }
 
 fn proxies(words: &[String]) -> PyResult<TrustedProxies> {

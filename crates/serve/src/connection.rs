@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -26,6 +27,9 @@ const STREAMS_MAX: u32 = 100;
 const STREAM_BYTES: usize = 64 << 10;
 /// hyper's buffer for a head: a little more than the guard lets pass.
 const BUFFER_BYTES: usize = syntax::HEAD_BYTES_MAX + (8 << 10);
+
+/// Time for the first request of a client when the server is being stopped.
+const FIRST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A client and the state of its connection.
 #[derive(Debug)]
@@ -103,6 +107,17 @@ pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch:
         _ = phase.wait_for(|phase| *phase != Phase::Open) => false,
         () = client.course.http2_is_idle(front.settings.keepalive) => true,
     };
+    // It came before the end was asked for, and its first request may be on its way: hyper would drop it.
+    let begun = Instant::now();
+    while !is_idle
+        && client.requests.load(Ordering::SeqCst) == 0
+        && begun.elapsed() < FIRST_PATIENCE
+    {
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = tokio::time::sleep(FIRST_PATIENCE / 50) => {}
+        }
+    }
     connection.as_mut().graceful_shutdown();
     let patience = front.settings.header_timeout;
     tokio::select! {

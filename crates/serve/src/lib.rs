@@ -45,7 +45,7 @@ pub use certificate::CertificateFiles;
 pub use fork::{BootError, Ending, Fork, Master, Output, Program, Reset};
 pub use listener::{Bound, Place, SetupError, raise_descriptor_limit};
 pub use peer::{Cidr, TrustedProxies};
-pub use server::{Commands, Isolate, Notice, Server, Settings, Start};
+pub use server::{Commands, Isolate, Notice, Server, Settings, Start, Watch};
 pub use tls::Tls;
 pub use warm::WarmupRequest;
 pub use wire::{Input, Wire};

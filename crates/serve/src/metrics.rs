@@ -196,6 +196,30 @@ impl Metrics {
         }
     }
 
+    /// Requests by the way they ended.
+    pub(crate) fn requests(&self) -> Vec<(&'static str, u64)> {
+        let counts = Outcome::ALL.iter().zip(&self.requests);
+        counts
+            .map(|(outcome, count)| (outcome.name(), count.load(Ordering::Relaxed)))
+            .collect()
+    }
+
+    /// The numbers that a caller looks at.
+    pub(crate) fn counts(&self) -> Vec<(&'static str, u64)> {
+        let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let level = |number: &AtomicI64| number.load(Ordering::Relaxed).max(0).unsigned_abs();
+        vec![
+            ("forks", level(&self.forks)),
+            ("forks_busy", level(&self.forks_busy)),
+            ("forks_rebuilt", count(&self.forks_rebuilt)),
+            ("waiting", level(&self.waiting)),
+            ("connections", level(&self.connections)),
+            ("upgrades", level(&self.upgrades)),
+            ("reloads", count(&self.reloads)),
+            ("pages_reset", count(&self.pages_reset)),
+        ]
+    }
+
     /// All of them as a page.
     pub(crate) fn text(&self) -> String {
         let mut text = String::with_capacity(8192);

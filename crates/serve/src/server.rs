@@ -1,8 +1,8 @@
 //! The server: a program is started, warmed, frozen and forked; clients are accepted until it is told to stop.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -116,11 +116,25 @@ pub(crate) enum Phase {
 #[derive(Clone, Debug, Default)]
 pub struct Commands(Arc<Told>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Told {
     stops: AtomicU32,
-    reload: AtomicBool,
+    /// The reloads that have been asked for.
+    reloads: AtomicU64,
+    /// The number of the last one that has ended, and how.
+    reloaded: Mutex<(u64, Result<(), BootError>)>,
     changed: Notify,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            stops: AtomicU32::new(0),
+            reloads: AtomicU64::new(0),
+            reloaded: Mutex::new((0, Ok(()))),
+            changed: Notify::new(),
+        }
+    }
 }
 
 impl Commands {
@@ -130,10 +144,19 @@ impl Commands {
         self.0.changed.notify_one();
     }
 
-    /// Starts the program anew beside the one there is, and then has it take its place.
-    pub fn reload(&self) {
-        self.0.reload.store(true, Ordering::SeqCst);
+    /// Starts the program anew beside the one there is, and then has it take its place; reads the certificate again.
+    /// The number of this reload: one that waits for another to end may be done with the next.
+    pub fn reload(&self) -> u64 {
+        let number = self.0.reloads.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.changed.notify_one();
+        number
+    }
+
+    /// The end of the reload with this number, once it has come.
+    #[must_use]
+    pub fn reloaded(&self, number: u64) -> Option<Result<(), BootError>> {
+        let (last, how) = &*lock(&self.0.reloaded);
+        (*last >= number).then(|| how.clone())
     }
 
     fn stops(&self) -> u32 {
@@ -202,6 +225,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Looks at a server from any thread, also when it has ended.
+#[derive(Clone)]
+pub struct Watch {
+    front: Weak<Front>,
+    metrics: Arc<Metrics>,
+}
+
+impl Watch {
+    /// True while it takes requests.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        (self.front.upgrade()).is_some_and(|front| front.readiness().is_ok())
+    }
+
+    /// Requests by the way they ended.
+    #[must_use]
+    pub fn requests(&self) -> Vec<(&'static str, u64)> {
+        self.metrics.requests()
+    }
+
+    /// Numbers of things that there are now, and that there have been.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.metrics.counts()
+    }
+}
+
 /// A server that has its listeners and its threads.
 pub struct Server {
     runtime: tokio::runtime::Runtime,
@@ -242,6 +292,15 @@ impl Server {
         })
     }
 
+    /// For looking at it while it runs.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        Watch {
+            front: Arc::downgrade(&self.front),
+            metrics: Arc::clone(&self.front.metrics),
+        }
+    }
+
     /// Serves until it is told to stop.
     ///
     /// # Errors
@@ -277,6 +336,9 @@ impl Server {
         result
     }
 }
+
+/// A certificate that was read and a program that was started, or why not.
+type Reloaded = (Result<(), BootError>, Result<Arc<Pool>, BootError>);
 
 struct Course {
     front: Arc<Front>,
@@ -360,60 +422,81 @@ impl Course {
 
     /// Does as it is told until it is told to stop.
     async fn obey(&self) {
-        let mut reloading: Option<JoinHandle<Result<Arc<Pool>, BootError>>> = None;
-        let mut again = false;
+        let mut reloading: Option<(u64, JoinHandle<Reloaded>)> = None;
         loop {
             if self.commands.stops() > 0 {
                 // Whatever it starts ends with the runtime.
                 return;
             }
-            if self.commands.0.reload.swap(false, Ordering::SeqCst) {
-                again = true;
-                self.read_certificate();
-            }
-            if again && reloading.is_none() {
-                again = false;
-                reloading = Some(tokio::spawn(self.boot()));
+            let asked = self.commands.0.reloads.load(Ordering::SeqCst);
+            let ended = lock(&self.commands.0.reloaded).0;
+            if asked > ended && reloading.is_none() {
+                let certificate = self.read_certificate();
+                let boot = self.boot();
+                let both = async move { (certificate.await, boot.await) };
+                reloading = Some((asked, tokio::spawn(both)));
             }
             let reloaded = async {
                 match &mut reloading {
-                    Some(task) => task.await,
+                    Some((number, task)) => (*number, task.await),
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 () = self.commands.0.changed.notified() => {}
-                pool = reloaded => {
+                (number, done) = reloaded => {
                     reloading = None;
-                    match pool {
-                        Ok(Ok(pool)) => self.replace(pool),
-                        Ok(Err(error)) => {
-                            let text = format!("the program was not reloaded, and the one before it serves on: {error}");
-                            self.front.log.say(&text);
+                    let how = match done {
+                        Ok(reloaded) => self.reloaded(reloaded),
+                        Err(_) => {
+                            self.front.log.say("it was not reloaded: a fault in kvmlet");
+                            Err(BootError::new("internal", "a fault in kvmlet while it was reloaded"))
                         }
-                        Err(_) => self.front.log.say("the program was not reloaded: a fault in kvmlet"),
-                    }
+                    };
+                    *lock(&self.commands.0.reloaded) = (number, how);
                 }
             }
         }
     }
 
-    /// Has later handshakes show the certificate that is in its files now.
-    fn read_certificate(&self) {
-        let Some(tls) = self.front.settings.tls.clone() else {
-            return;
-        };
-        let front = Arc::clone(&self.front);
-        tokio::task::spawn_blocking(move || {
-            match tls.read_again() {
-            Ok(()) => {
-                front.metrics.certificates.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(SetupError { message, remedy }) => front.log.say(&format!(
-                "the certificate was not read again, and the one before it is shown: {message}; {remedy}"
-            )),
+    /// Takes what a reload has made, and says what it has not.
+    fn reloaded(&self, (certificate, pool): Reloaded) -> Result<(), BootError> {
+        if let Err(error) = &certificate {
+            self.front.log.say(&format!(
+                "the certificate was not read again, and the one before it is shown: {error}"
+            ));
         }
+        match pool {
+            Ok(pool) => {
+                self.replace(pool);
+                certificate
+            }
+            Err(error) => {
+                self.front.log.say(&format!(
+                    "the program was not reloaded, and the one before it serves on: {error}"
+                ));
+                Err(error)
+            }
+        }
+    }
+
+    /// Has later handshakes show the certificate that is in its files now, if there is one.
+    fn read_certificate(&self) -> impl Future<Output = Result<(), BootError>> + Send + use<> {
+        let front = Arc::clone(&self.front);
+        let reading = tokio::task::spawn_blocking(move || {
+            let Some(tls) = &front.settings.tls else {
+                return Ok(());
+            };
+            tls.read_again().map_err(|SetupError { message, remedy }| {
+                BootError::new("bad_argument", format!("{message}; {remedy}"))
+            })?;
+            front.metrics.certificates.fetch_add(1, Ordering::Relaxed);
+            Ok(())
         });
+        async {
+            let fault = |_| BootError::new("internal", "a fault in kvmlet");
+            reading.await.map_err(fault)?
+        }
     }
 
     fn replace(&self, pool: Arc<Pool>) {
@@ -485,9 +568,11 @@ async fn accept(
         let alive = alive.clone();
         let mut phase = front.phase.subscribe();
         tokio::spawn(async move {
+            // One that came before the end was asked for is served.
             let arrived = tokio::select! {
+                biased;
                 arrived = arrival::arrive(&front, stream, peer) => arrived,
-                _ = phase.wait_for(|phase| *phase != Phase::Open) => None,
+                _ = phase.wait_for(|phase| *phase == Phase::Ended) => None,
             };
             match (arrived, front.settings.isolate) {
                 (None, _) => {}

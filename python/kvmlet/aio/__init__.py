@@ -11,6 +11,7 @@ from kvmlet.aio._box import Box, BoxSnapshot, Files, Process, Reader, Writer
 from kvmlet.aio._interpreter import Interpreter, InterpreterSnapshot
 from kvmlet.aio._run import run
 from kvmlet.aio._sandbox import Pool, Sandbox, Snapshot
+from kvmlet.aio._server import Server, serve
 
 __all__ = [
     "Box",
@@ -22,7 +23,9 @@ __all__ = [
     "Process",
     "Reader",
     "Sandbox",
+    "Server",
     "Snapshot",
     "Writer",
     "run",
+    "serve",
 ]

@@ -5,17 +5,25 @@ After `harden` nothing more is imported, as in `kvmlet.cli.run`.
 
 import os
 
-from kvmlet import _native
-from kvmlet._launch import Named, Start, guest_argv
+from kvmlet import _native, _program
+from kvmlet._launch import Named, Start, guest_argv, guest_cwd
+from kvmlet._serving import (
+    ACCESS_LOG,
+    DEFAULTS,
+    FORKS_PER_CPU,
+    ISOLATE,
+    MAX_BODY_BYTES,
+    MAX_CONNECTIONS_DEFAULT,
+    Words,
+    given,
+    inherited,
+)
 from kvmlet._values import (
     DEFAULT_MAX_PROCS,
     DEFAULT_MEMORY_BYTES,
-    OUTPUT_LIMIT_BYTES,
     format_size,
-    parse_bytes,
     parse_calls,
     parse_count,
-    parse_duration,
     parse_size,
 )
 from kvmlet.cli import _ends, _helper
@@ -26,26 +34,12 @@ from kvmlet.errors import UsageError, from_native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
     import signal as _signal
 else:
     import _signal
 
-_MAX_FORKS = 4096
-_MAX_QUEUE = 1_000_000
-_MAX_CONNECTIONS = 1_000_000
-_FORKS_PER_CPU = 4
-# Beyond this, clients of an ordinary server are not what limits it.
-_MOST_THREADS = 4
-_BUFFER_BYTES = 64 << 20
-_MAX_BODY_BYTES = 16 << 20
-# A connection and a page of each thread's stack have room in it.
-_MIN_REQUEST_MEMORY_BYTES = 1 << 20
-_MAX_CONNECTIONS_DEFAULT = 16_384
 # Of --status: there is a server, and it takes no requests now.
 _STATUS_NOT_READY = 1
-# The first descriptor that systemd hands on.
-_LISTEN_FDS_START = 3
 
 _OPTIONS_WITH_VALUE = (
     "--listen",
@@ -109,16 +103,9 @@ def main(words: list[str]) -> int:
         from kvmlet.cli import _serve_status
 
         return _ends.STATUS_OK if _serve_status.show(options.control) else _STATUS_NOT_READY
-    settings = _settings(options)
+    words_given = Words(given(vars(options)), _option)
     memory_bytes = (
         DEFAULT_MEMORY_BYTES if options.memory is None else parse_size(options.memory, "--memory")
-    )
-    request_memory_bytes = (
-        None
-        if options.request_memory is None
-        else parse_bytes(
-            options.request_memory, "--request-memory", least=_MIN_REQUEST_MEMORY_BYTES
-        )
     )
     processes_max = parse_count(options.max_procs, "--max-procs")
     calls = parse_calls(options.calls, "--calls")
@@ -127,7 +114,7 @@ def main(words: list[str]) -> int:
             "no program given",
             remedy="name it after the options: kvmlet serve --listen 8080 -- CMD ARG...",
         )
-    listen = options.listen or _inherited()
+    listen = options.listen or inherited()
     if not listen:
         raise UsageError(
             "no place to listen at", remedy="give one: --listen 8080, or --listen unix:PATH"
@@ -144,25 +131,36 @@ def main(words: list[str]) -> int:
         start = Start(argv, env, options.workdir, named, view="overlay")
         if start.note and not options.quiet:
             warn(start.note)
-        tls = _certificate(options)
+        tls = words_given.tls
+        if options.check:
+            _native.check_places([*listen, *([options.control] if options.control else [])])
+            words_given.server(
+                start,
+                listen=[],
+                control=None,
+                memory_bytes=memory_bytes,
+                processes_max=processes_max,
+                calls=calls,
+                quiet=True,
+                signals=False,
+            )
+            _check_program(start, guest_cwd(options.workdir))
+            return _ends.STATUS_OK
+        if tls is not None:
+            # Behind the wall nobody may open its files again.
+            _helper.start(tls.helper_end(), tls.serve)
         # From here on signals are the server's.
         for signum in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
             _signal.signal(signum, _signal.SIG_IGN)
-        server = _native.Server(
-            start.argv,
-            env=start.env,
-            policy=start.policy,
-            memory_bytes=memory_bytes,
-            request_memory_bytes=request_memory_bytes,
-            processes_max=processes_max,
-            output_limit_bytes=OUTPUT_LIMIT_BYTES,
-            calls=calls,
+        server = words_given.server(
+            start,
             listen=listen,
             control=options.control,
-            tls=tls,
+            memory_bytes=memory_bytes,
+            processes_max=processes_max,
+            calls=calls,
             quiet=options.quiet,
             signals=True,
-            **settings,
         )
         warning = tls and tls.warning()
         if warning:
@@ -176,125 +174,20 @@ def main(words: list[str]) -> int:
     return _ends.STATUS_OK
 
 
-def _certificate(options: "argparse.Namespace") -> "_native.CertificateFiles | None":
-    """The files of --tls-cert and --tls-key, and a process that may read them for ever."""
-    names = {"--tls-cert": options.tls_cert, "--tls-key": options.tls_key}
-    absent = [name for name, path in names.items() if path is None]
-    if len(absent) == 2:
-        return None
-    if absent:
-        raise UsageError(
-            f"a certificate and its key belong together, and there is no {absent[0]}",
-            remedy="name both: --tls-cert FILE --tls-key FILE",
-        )
-    files = _native.CertificateFiles(
-        *(os.path.abspath(os.fsencode(path)) for path in names.values())
-    )
-    _helper.start(files.helper_end(), files.serve)
-    return files
+def _check_program(start: Start, directory: bytes) -> None:
+    """Raises ProgramNotFound or ProgramNotExecutable, as the start of it would."""
+    path = dict(start.env)[b"PATH"].split(b":")
+    found = _program.find(start.argv[0], path)
+    file = None if found is None else os.path.join(directory, found)
+    name = start.argv[0].decode("utf-8", "backslashreplace")
+    if file is None or not os.path.exists(file):
+        raise from_native("not_found", f"{name}: no such program")
+    if not (os.path.isfile(file) and os.access(file, os.X_OK)):
+        raise from_native("not_executable", f"{name}: it cannot be executed")
 
 
-def _inherited() -> list[str]:
-    """The sockets that systemd hands on (sd_listen_fds(3))."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    count = os.environ.get("LISTEN_FDS", "")
-    if not (count.isascii() and count.isdigit() and int(count) <= _MAX_FORKS):
-        return []
-    return [f"fd:{_LISTEN_FDS_START + position}" for position in range(int(count))]
-
-
-def _number(word: str, name: str, least: int, most: int) -> int:
-    remedy = f"give a number from {least} to {most}"
-    if not (word.isascii() and word.isdigit() and len(word) <= len(str(most))):
-        raise UsageError(f"{name}: '{word[:64]}' is not a number", remedy=remedy)
-    value = int(word)
-    if not least <= value <= most:
-        raise UsageError(f"{name}: {value} is out of range", remedy=remedy)
-    return value
-
-
-def _settings(options: "argparse.Namespace") -> "_native.ServeSettings":
-    cpus = len(os.sched_getaffinity(0))
-    forks = (
-        cpus * _FORKS_PER_CPU
-        if options.forks is None
-        else _number(options.forks, "--forks", 1, _MAX_FORKS)
-    )
-    is_stream = options.isolate == "connection"
-    timeout_s = parse_duration(options.timeout or "30s", "--timeout")
-    times = {
-        name: parse_duration(getattr(options, name), "--" + name.replace("_", "-"))
-        for name in ("idle_timeout", "header_timeout", "keepalive", "boot_timeout", "grace")
-    }
-    if is_stream and (options.warmup != "0" or options.warmup_request):
-        raise UsageError(
-            "--warmup and --isolate connection contradict each other",
-            remedy="requests are of HTTP: leave one of the two out",
-        )
-    if options.proxy_protocol and not options.trusted_proxy:
-        raise UsageError(
-            "--proxy-protocol believes trusted proxies, and there are none",
-            remedy="name them: --trusted-proxy 10.0.0.0/8",
-        )
-    return {
-        "guest_port": None
-        if options.guest_port is None
-        else _number(options.guest_port, "--guest-port", 1, 65_535),
-        "isolate": options.isolate,
-        "forks": forks,
-        "queue_max": _number(options.queue, "--queue", 0, _MAX_QUEUE),
-        "timeout_s": timeout_s,
-        "connection_timeout_s": timeout_s if is_stream and options.timeout else None,
-        "idle_timeout_s": times["idle_timeout"],
-        "header_timeout_s": times["header_timeout"],
-        "keepalive_s": times["keepalive"],
-        "boot_timeout_s": times["boot_timeout"],
-        "grace_s": times["grace"],
-        "body_bytes_max": parse_bytes(options.max_body, "--max-body"),
-        "buffer_bytes": _BUFFER_BYTES,
-        "connections_max": _number(
-            options.max_connections, "--max-connections", 1, _MAX_CONNECTIONS
-        ),
-        "upgrades_max": max(1, forks // 2)
-        if options.max_upgrades is None
-        else _number(options.max_upgrades, "--max-upgrades", 0, _MAX_FORKS),
-        "warmup": _warmup(options),
-        "access_log": options.access_log,
-        "trusted_proxies": options.trusted_proxy,
-        "proxy_protocol": options.proxy_protocol,
-        "threads": min(cpus, _MOST_THREADS),
-    }
-
-
-def _warmup(options: "argparse.Namespace") -> list[tuple[str, list[str], bytes, int | None]]:
-    count = _number(options.warmup, "--warmup", 0, _MAX_QUEUE)
-    if options.warmup_request:
-        requests = [_warmup_request(word) for word in options.warmup_request]
-        return requests * max(1, count)
-    return [("GET /", [], b"", None)] * count
-
-
-def _warmup_request(word: str) -> tuple[str, list[str], bytes, int | None]:
-    """A request from 'METHOD PATH [Name: value]... [@FILE] [=STATUS]', a line each or one line."""
-    line, *rest = [part.strip() for part in word.split("\n") if part.strip()] or [""]
-    fields: list[str] = []
-    body = b""
-    status: int | None = None
-    for part in rest:
-        if part.startswith("@"):
-            try:
-                with open(part[1:], "rb") as file:
-                    body = file.read(_MAX_BODY_BYTES)
-            except OSError as error:
-                raise UsageError(
-                    f"--warmup-request: {part[1:]}: {error.strerror}", remedy="name a file"
-                ) from None
-        elif part.startswith("="):
-            status = _number(part[1:], "--warmup-request", 100, 599)
-        else:
-            fields.append(part)
-    return line, fields, body, status
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def parser() -> Parser:
@@ -302,6 +195,7 @@ def parser() -> Parser:
     parser = Parser(
         prog="kvmlet serve",
         usage="kvmlet serve --listen [ADDR:]PORT [options] [--] CMD ARG...\n"
+        "       kvmlet serve --check [options] [--] CMD ARG...\n"
         "       kvmlet serve --status --control PLACE",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -318,27 +212,27 @@ def parser() -> Parser:
     clients.add_argument(
         "--header-timeout",
         metavar="TIME",
-        default="30s",
+        default=DEFAULTS["header_timeout"],
         help="a handshake and a request's head must be over by then, and an answer be taken "
         "(default 30s)",
     )
     clients.add_argument(
         "--keepalive",
         metavar="TIME",
-        default="75s",
+        default=DEFAULTS["keepalive"],
         help="a client may be idle for that long between two requests (default 75s)",
     )
     clients.add_argument(
         "--max-body",
         metavar="SIZE",
-        default="16m",
-        help=f"most bytes of a request's body (default {format_size(_MAX_BODY_BYTES)})",
+        default=DEFAULTS["max_body"],
+        help=f"most bytes of a request's body (default {format_size(MAX_BODY_BYTES)})",
     )
     clients.add_argument(
         "--max-connections",
         metavar="N",
-        default=str(_MAX_CONNECTIONS_DEFAULT),
-        help=f"most clients at one time (default {_MAX_CONNECTIONS_DEFAULT})",
+        default=DEFAULTS["max_connections"],
+        help=f"most clients at one time (default {MAX_CONNECTIONS_DEFAULT})",
     )
     clients.add_argument(
         "--trusted-proxy",
@@ -350,7 +244,9 @@ def parser() -> Parser:
     )
     clients.add_argument(
         "--proxy-protocol",
-        action="store_true",
+        action="store_const",
+        const="required",
+        default=DEFAULTS["proxy_protocol"],
         help="those proxies begin each connection with a PROXY header, which names its client",
     )
     clients.add_argument(
@@ -363,18 +259,18 @@ def parser() -> Parser:
     forks = parser.add_argument_group("forks")
     forks.add_argument(
         "--isolate",
-        choices=("request", "connection", "none"),
-        default="request",
+        choices=ISOLATE,
+        default=DEFAULTS["isolate"],
         help="what meets the program as it was frozen: each request of HTTP (the default), each "
         "connection of any protocol, or nothing",
     )
     forks.add_argument(
-        "--forks", metavar="N", help=f"forks (default: {_FORKS_PER_CPU} for each CPU)"
+        "--forks", metavar="N", help=f"forks (default: {FORKS_PER_CPU} for each CPU)"
     )
     forks.add_argument(
         "--queue",
         metavar="N",
-        default="1024",
+        default=DEFAULTS["queue"],
         help="requests that may wait for a fork; more are answered with 503 (default 1024)",
     )
     forks.add_argument(
@@ -386,7 +282,7 @@ def parser() -> Parser:
     forks.add_argument(
         "--idle-timeout",
         metavar="TIME",
-        default="60s",
+        default=DEFAULTS["idle_timeout"],
         help="end a connection that has a fork, such as a WebSocket, after TIME without a byte "
         "(default 60s)",
     )
@@ -402,13 +298,13 @@ def parser() -> Parser:
     start.add_argument(
         "--boot-timeout",
         metavar="TIME",
-        default="20s",
+        default=DEFAULTS["boot_timeout"],
         help="CMD waits for connections by then (default 20s)",
     )
     start.add_argument(
         "--warmup",
         metavar="N",
-        default="0",
+        default=DEFAULTS["warmup"],
         help="have CMD answer N requests before it is frozen: GET /, or --warmup-request",
     )
     start.add_argument(
@@ -422,7 +318,7 @@ def parser() -> Parser:
     start.add_argument(
         "--grace",
         metavar="TIME",
-        default="30s",
+        default=DEFAULTS["grace"],
         help="time for requests that are under way when it is stopped (default 30s)",
     )
     program = parser.add_argument_group("CMD's files, environment and limits, as of 'kvmlet run'")
@@ -459,6 +355,12 @@ def parser() -> Parser:
         help="serve /-/healthy, /-/ready, /-/status and /metrics there: [ADDR:]PORT or unix:PATH",
     )
     operation.add_argument(
+        "--check",
+        action="store_true",
+        help="say what is wrong with the options, the certificate and CMD, and serve nothing; exit "
+        "status 0 if nothing is",
+    )
+    operation.add_argument(
         "--status",
         action="store_true",
         help="say how the server with this --control is, and serve nothing; exit status 1 if it is "
@@ -466,8 +368,8 @@ def parser() -> Parser:
     )
     operation.add_argument(
         "--access-log",
-        choices=("common", "json", "off"),
-        default="off",
+        choices=ACCESS_LOG,
+        default=DEFAULTS["access_log"],
         help="a line for each request on standard output (default off)",
     )
     operation.add_argument("-q", "--quiet", action="store_true", help="say only what goes wrong")

@@ -84,6 +84,27 @@ fn the_client_is_whom_the_proxy_names() {
 }
 
 #[test]
+fn one_that_has_not_said_who_it_is_when_the_end_is_asked_for_is_served() {
+    let settings = Settings {
+        header_timeout: Duration::from_secs(20),
+        ..proxied(&["127.0.0.1"])
+    };
+    let mut served = Served::start(Act::Mirror, settings);
+    let mut stream = served.connect();
+    stream.write_all(b"PROXY UNK").unwrap();
+    // It is accepted by now.
+    assert_eq!(asked(&served, b"PROXY UNKNOWN\r\n").0, 200);
+    served.commands.stop();
+    std::thread::sleep(Duration::from_millis(50));
+    let rest = format!("NOWN\r\n{REQUEST}");
+    stream.write_all(rest.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(status_of(&answer), 200);
+    served.end().unwrap();
+}
+
+#[test]
 fn a_stranger_cannot_name_another() {
     let served = Served::start(Act::Mirror, proxied(&["192.0.2.0/24"]));
     assert_eq!(asked(&served, b""), (200, "127.0.0.1".to_owned()));

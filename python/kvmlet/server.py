@@ -1,0 +1,395 @@
+"""An unmodified server whose every request meets it as it was frozen, in this process.
+
+    with kvmlet.serve(["python3", "-m", "http.server", "8000"], forks=8) as server:
+        urllib.request.urlopen(server.url)
+
+It is `kvmlet serve` without its second wall, as every sandbox of the library: threads of this
+process speak with clients and run the forks. Where clients are not to be trusted, run the command.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from kvmlet import _native, _process
+from kvmlet._calls import calls_mode
+from kvmlet._extension import translated
+from kvmlet._launch import Start, guest_argv, named_of
+from kvmlet._serving import DEFAULTS, Words, given
+from kvmlet._values import parse_duration
+from kvmlet.errors import (
+    DeadlineExceeded,
+    ForkedProcess,
+    SandboxClosed,
+    UsageError,
+)
+from kvmlet.policy import policy_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self, TypeAlias, Unpack
+
+    from kvmlet.policy import Policy
+
+    Word: TypeAlias = str | bytes | os.PathLike[str]
+    Path: TypeAlias = str | os.PathLike[str]
+
+__all__ = ["Server", "ServerStats", "serve"]
+
+# A port of the system's choice, for this machine only.
+_ANY_PORT = "127.0.0.1:0"
+# Between two looks at what the threads have done.
+_LOOK_S = 0.005
+# At the end of the interpreter, the time that stopped forks have to return.
+_LAST_WAIT_S = 5.0
+
+
+class ServerOptions(TypedDict, total=False):
+    """Keywords of `Server`: the options of `kvmlet serve`, by their names and with its defaults.
+
+    Times are in seconds or as "500ms", "2m"; sizes in bytes or as "64m".
+    """
+
+    listen: str | Sequence[str]
+    """Places, "[ADDR:]PORT", "unix:PATH" or "fd:N"; by default a free port of 127.0.0.1."""
+    control: str | None
+    """A place for /-/healthy, /-/ready, /-/status and /metrics."""
+    policy: Policy | None
+    """Things that the program may see and use. It changes nothing on the host and reaches no host."""
+    read: Sequence[Path]
+    env: Mapping[str, str] | None
+    cwd: Path | None
+    memory: int | str | None
+    max_procs: int | None
+    calls: str | None
+    isolate: str
+    """The unit that meets the frozen program: "request", "connection", or "none"."""
+    forks: int | None
+    queue: int
+    timeout: float | str | None
+    """A request's deadline."""
+    idle_timeout: float | str
+    header_timeout: float | str
+    keepalive: float | str
+    boot_timeout: float | str
+    grace: float | str
+    """Time for requests that are under way when it is stopped."""
+    max_body: int | str
+    max_connections: int
+    max_upgrades: int | None
+    request_memory: int | str | None
+    guest_port: int | None
+    warmup: int
+    warmup_request: Sequence[str]
+    access_log: str
+    """Lines on standard output: "off", "common" or "json"."""
+    trusted_proxy: Sequence[str]
+    proxy_protocol: str
+    """"required" of trusted proxies, or "off"."""
+    tls_cert: Path | None
+    tls_key: Path | None
+
+
+_KNOWN = {
+    *("listen", "control", "policy", "read", "env", "cwd", "memory", "max_procs", "calls"),
+    *DEFAULTS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStats:
+    """Counts of a server at one moment."""
+
+    requests: Mapping[str, int]
+    """Requests by the way they ended: "ok", "refused", "full", "deadline", "crash", and more."""
+    forks: int
+    """Forks there are."""
+    forks_busy: int
+    """Forks that have a request or are being reset."""
+    forks_rebuilt: int
+    """Forks that were made anew after failures."""
+    waiting: int
+    """Requests that wait for a fork."""
+    connections: int
+    """Connections of clients."""
+    upgrades: int
+    """Connections that hold a fork."""
+    reloads: int
+    """Programs that took the place of another."""
+    pages_reset: int
+    """Pages that resets put back."""
+
+
+class _Course:
+    """A server and the thread that waits for its end; knows nothing of the object before it."""
+
+    def __init__(self, native: _native.Server) -> None:
+        self.native = native
+        self.ended = threading.Event()
+        self.error: Exception | None = None
+        self.thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        self.thread = threading.Thread(target=self._run, name="kvmlet-serve", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            translated(self.native.run)
+        except Exception as error:  # noqa: BLE001 - who started it raises it
+            self.error = error
+        finally:
+            self.ended.set()
+
+    def until_ready(self) -> None:
+        """Returns once it takes requests, or raises why it does not."""
+        while not self.native.is_ready():
+            if self.ended.wait(_LOOK_S):
+                if self.error is not None:
+                    raise self.error
+                raise SandboxClosed("the server has been stopped", remedy="make another one")
+
+    def end_now(self) -> None:
+        """Ends it without waiting for its requests."""
+        self.native.stop()
+        self.native.stop()
+        if self.thread is None:
+            self.native.discard()
+            self.ended.set()
+
+
+class Server:
+    """A server in VMs: started, frozen where it waits for connections, and forked for clients.
+
+    It listens once it is made, serves between `start` and `stop`, and serves once only. As a
+    context manager it is started on entry and stopped on exit. Any thread may use it.
+
+    Lines of the program go to standard error, each with its fork and request.
+    """
+
+    def __init__(self, argv: Sequence[Word], **options: Unpack[ServerOptions]) -> None:
+        """Prepare `argv`, and listen. The options are those of `kvmlet serve` (`ServerOptions`).
+
+        Raises UsageError, HostError.
+        """
+        unknown = sorted(set(options) - _KNOWN)
+        if unknown:
+            raise UsageError(f"a server has no option {unknown[0]!r}", remedy="see ServerOptions")
+        keywords: dict[str, Any] = dict(options)
+        words = Words(given({**DEFAULTS, **keywords}), str)
+        policy = policy_of(
+            keywords.get("policy"),
+            read=keywords.get("read", ()),
+            env=keywords.get("env"),
+            memory=keywords.get("memory"),
+            max_procs=keywords.get("max_procs"),
+        )
+        limits = policy.limits.in_full()
+        if limits.timeout_s is not None or limits.cpu_time_s is not None:
+            raise UsageError(
+                "policy: a server has neither timeout nor cpu_time of its own",
+                remedy="give its requests a deadline: timeout=",
+            )
+        if policy.paths("write") or policy.net or policy.publish:
+            raise UsageError(
+                "policy: a program that is frozen and forked changes nothing on the host, and "
+                "reaches no host",
+                remedy="leave write, net and publish out",
+            )
+        program = guest_argv(argv)
+        start = translated(
+            Start, program, policy.env, keywords.get("cwd"), named_of(policy), view="overlay"
+        )
+        if start.note:
+            warnings.warn(start.note, stacklevel=2)
+        warning = words.tls and words.tls.warning()
+        if warning:
+            warnings.warn(warning, stacklevel=2)
+        listen = keywords.get("listen", _ANY_PORT)
+        native = translated(
+            words.server,
+            start,
+            listen=[listen] if isinstance(listen, str) else list(listen),
+            control=keywords.get("control"),
+            memory_bytes=limits.memory_bytes,
+            processes_max=limits.processes_max,
+            calls=calls_mode(keywords.get("calls"), stacklevel=3),
+            quiet=True,
+            signals=False,
+        )
+        self._course = _Course(native)
+        self._name = program[0].decode("utf-8", "backslashreplace")
+        self._scheme = "https" if words.tls else "http"
+        self._lock = threading.Lock()
+        self._is_forked = False
+        self._addresses = tuple(native.names())
+        _process.track(self)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvmlet.Server {self._name} at {', '.join(self._addresses)} ({self.state})>"
+
+    def __del__(self) -> None:
+        course = getattr(self, "_course", None)
+        if course is not None and not self._is_forked:
+            course.end_now()
+
+    # ---- its place ----
+
+    @property
+    def state(self) -> str:
+        """ "new", "starting", "serving" or "ended"."""
+        course = self._course
+        if course.ended.is_set():
+            return "ended"
+        if course.thread is None:
+            return "new"
+        return "serving" if course.native.is_ready() else "starting"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The places that it listens at: "127.0.0.1:40000", "unix:/run/app"."""
+        return self._addresses
+
+    @property
+    def port(self) -> int:
+        """The first port that it listens on. Raises UsageError if it has UNIX sockets only."""
+        return int(self._inet().rpartition(":")[2])
+
+    @property
+    def url(self) -> str:
+        """The first of its addresses, as a URL without a path. Raises UsageError, as `port`."""
+        host, _, port = self._inet().rpartition(":")
+        if host in ("0.0.0.0", "[::]"):
+            host = "localhost"
+        return f"{self._scheme}://{host}:{port}"
+
+    def _inet(self) -> str:
+        for address in self._addresses:
+            if not address.startswith("unix"):
+                return address
+        raise UsageError("it listens at no port", remedy="see addresses")
+
+    # ---- its course ----
+
+    def start(self) -> Self:
+        """Start the program, warm it, freeze it, and take clients; this server.
+
+        Returns once it serves. Raises LaunchError (a ServerNotStarted if it does not come to
+        serve), KvmUnavailable, HostError, SandboxClosed if it has been stopped.
+        """
+        course = self._usable()
+        with self._lock:
+            if course.thread is None and not course.ended.is_set():
+                course.begin()
+        try:
+            course.until_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def stop(self, grace: float | str | None = None) -> None:
+        """Take no more clients, and return when all requests are answered.
+
+        grace: ends those that are left then, at once; by default the one that it was made with.
+
+        Raises UsageError.
+        """
+        limit_s = None if grace is None else parse_duration(grace, "grace")
+        course = self._course
+        if self._is_forked:
+            return
+        if course.thread is None:
+            course.end_now()
+            return
+        course.native.stop()
+        if not course.ended.wait(limit_s):
+            self.close()
+        course.thread.join()
+
+    def close(self) -> None:
+        """End it at once, with the requests that are under way."""
+        course = self._course
+        if self._is_forked:
+            return
+        course.end_now()
+        if course.thread is not None:
+            course.thread.join()
+
+    def reload(self, timeout: float | str | None = None) -> None:
+        """Start the program anew beside the one that serves, which it then takes the place of.
+
+        The certificate is read again, too. No request fails meanwhile. Returns when that is done.
+
+        timeout: for waiting; the reload goes on. By default the program's time to boot is enough.
+
+        Raises ServerNotStarted and UsageError, and what was before serves on; DeadlineExceeded,
+        SandboxClosed.
+        """
+        limit_s = None if timeout is None else parse_duration(timeout, "timeout")
+        end_s = None if limit_s is None else time.monotonic() + limit_s
+        course = self._usable()
+        if course.thread is None:
+            raise SandboxClosed("the server does not serve yet", remedy="start() it first")
+        number = course.native.reload()
+        while not translated(course.native.reloaded, number):
+            if course.ended.wait(_LOOK_S):
+                raise SandboxClosed("the server has been stopped", remedy="make another one")
+            if end_s is not None and time.monotonic() > end_s:
+                raise DeadlineExceeded("the server was not reloaded in time", remedy="wait longer")
+
+    def stats(self) -> ServerStats:
+        """Counts at this moment, or at its end."""
+        native = self._course.native
+        counts = dict(native.counts()) or dict.fromkeys(_COUNTS, 0)
+        return ServerStats(requests=dict(native.requests()), **counts)
+
+    def _usable(self) -> _Course:
+        if self._is_forked:
+            raise ForkedProcess(
+                "the server is one of the parent of this process",
+                remedy="make it again in this process",
+            )
+        return self._course
+
+    def _abandon(self) -> None:
+        # Its threads are not here.
+        self._is_forked = True
+
+    def _stop(self) -> None:
+        course = self._course
+        course.end_now()
+        if course.thread is not None:
+            course.thread.join(_LAST_WAIT_S)
+
+
+_COUNTS = tuple(name for name in ServerStats.__slots__ if name != "requests")
+
+
+def serve(argv: Sequence[Word], **options: Unpack[ServerOptions]) -> Server:
+    """A `Server` that has been started: `with kvmlet.serve(argv, forks=8) as server:`.
+
+    Raises what `Server` and `Server.start` raise.
+    """
+    return Server(argv, **options).start()
