@@ -62,7 +62,7 @@ class ServerOptions(TypedDict, total=False):
     control: str | None
     """A place for /-/healthy, /-/ready, /-/status and /metrics."""
     policy: Policy | None
-    """Things that the program may see and use. It changes nothing on the host and reaches no host."""
+    """Things that the program may see and use; nothing of the host is changed or reached."""
     read: Sequence[Path]
     env: Mapping[str, str] | None
     cwd: Path | None
@@ -212,12 +212,13 @@ class Server:
         warning = words.tls and words.tls.warning()
         if warning:
             warnings.warn(warning, stacklevel=2)
-        listen = keywords.get("listen", _ANY_PORT)
+        listen = _places(keywords.get("listen", _ANY_PORT), "listen")
+        control = keywords.get("control")
         native = translated(
             words.server,
             start,
-            listen=[listen] if isinstance(listen, str) else list(listen),
-            control=keywords.get("control"),
+            listen=listen,
+            control=None if control is None else _places(control, "control")[0],
             memory_bytes=limits.memory_bytes,
             processes_max=limits.processes_max,
             calls=calls_mode(keywords.get("calls"), stacklevel=3),
@@ -382,6 +383,14 @@ class Server:
         course.end_now()
         if course.thread is not None:
             course.thread.join(_LAST_WAIT_S)
+
+
+def _places(places: object, name: str) -> list[str]:
+    if isinstance(places, str):
+        return [places]
+    if isinstance(places, (list, tuple)) and places and all(isinstance(it, str) for it in places):
+        return list(places)
+    raise UsageError(f"{name}: {places!r} is no place", remedy='write "8080" or "unix:PATH"')
 
 
 _COUNTS = tuple(name for name in ServerStats.__slots__ if name != "requests")

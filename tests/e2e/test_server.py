@@ -184,6 +184,9 @@ def test_what_cannot_be_served(place: pathlib.Path) -> None:
     for options, said in (
         ({"forks": 0}, "forks: 0 is out of range"),
         ({"fork": 1}, "a server has no option 'fork'"),
+        ({"listen": 8080}, "listen: 8080 is no place"),
+        ({"listen": []}, "listen: [] is no place"),
+        ({"control": b"x"}, "control: b'x' is no place"),
         ({"listen": "nowhere"}, "'nowhere' is no place to listen at"),
         ({"policy": kvmlet.Policy.of(net=["example.org"])}, "reaches no host"),
         ({"policy": kvmlet.Policy.of(timeout=1)}, "neither timeout nor cpu_time"),

@@ -64,10 +64,18 @@ pub(crate) enum Handshake {
     /// It did not begin with TLS.
     NotTls,
     TimedOut,
+    /// There were too many, and it was the oldest.
+    Displaced,
 }
 
 impl Handshake {
-    const ALL: [Self; 4] = [Self::Ok, Self::Failed, Self::NotTls, Self::TimedOut];
+    const ALL: [Self; 5] = [
+        Self::Ok,
+        Self::Failed,
+        Self::NotTls,
+        Self::TimedOut,
+        Self::Displaced,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -75,6 +83,7 @@ impl Handshake {
             Self::Failed => "failed",
             Self::NotTls => "not_tls",
             Self::TimedOut => "timeout",
+            Self::Displaced => "displaced",
         }
     }
 }

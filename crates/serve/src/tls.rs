@@ -1,7 +1,9 @@
 //! TLS: handshakes of clients, and the certificate that they are shown.
 
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
@@ -11,7 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::oneshot;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -21,7 +23,7 @@ use crate::metrics::Handshake;
 use crate::server::Isolate;
 use crate::socket::{Socket, Stream};
 
-/// Handshakes at one time. Each may take some tens of kilobytes; more of them wait for their turn.
+/// Handshakes at one time. Each may take some tens of kilobytes.
 const HANDSHAKES_MAX: usize = 512;
 /// The first byte of a record of the handshake (RFC 8446, 5.1).
 const HANDSHAKE_RECORD: u8 = 22;
@@ -43,7 +45,7 @@ pub struct Tls {
     files: Arc<CertificateFiles>,
     isolate: Isolate,
     config: RwLock<Arc<ServerConfig>>,
-    handshakes: Semaphore,
+    places: Places,
 }
 
 impl Tls {
@@ -57,7 +59,7 @@ impl Tls {
             files,
             isolate,
             config: RwLock::new(config),
-            handshakes: Semaphore::new(HANDSHAKES_MAX),
+            places: Places::default(),
         })
     }
 
@@ -83,12 +85,60 @@ impl Tls {
             }
             _ => return Err(Handshake::NotTls),
         }
-        let Ok(_place) = self.handshakes.acquire().await else {
-            return Err(Handshake::Failed);
-        };
+        let mut place = self.places.take();
         let config = Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner));
-        let accepted = TlsAcceptor::from(config).accept(socket).await;
-        accepted.map_err(|_| Handshake::Failed)
+        tokio::select! {
+            biased;
+            accepted = TlsAcceptor::from(config).accept(socket) => {
+                accepted.map_err(|_| Handshake::Failed)
+            }
+            _ = &mut place.given_up => Err(Handshake::Displaced),
+        }
+    }
+}
+
+/// Handshakes that are under way. With one too many the oldest gives way: those who mean it are done long before they
+/// are that, and those who do not hold nobody else up.
+#[derive(Debug, Default)]
+struct Places {
+    next: AtomicU64,
+    taken: Mutex<VecDeque<(u64, oneshot::Sender<()>)>>,
+}
+
+#[derive(Debug)]
+struct Place<'a> {
+    places: &'a Places,
+    number: u64,
+    /// Comes when another has taken it.
+    given_up: oneshot::Receiver<()>,
+}
+
+impl Places {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, oneshot::Sender<()>)>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Place<'_> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (tell, given_up) = oneshot::channel();
+        let mut taken = self.lock();
+        if taken.len() >= HANDSHAKES_MAX {
+            taken.pop_front();
+        }
+        taken.push_back((number, tell));
+        Place {
+            places: self,
+            number,
+            given_up,
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.places
+            .lock()
+            .retain(|(number, _)| *number != self.number);
     }
 }
 
@@ -181,6 +231,24 @@ fn is_encrypted(pem: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_oldest_handshake_gives_way_to_one_too_many() {
+        let places = Places::default();
+        let mut taken: Vec<Place<'_>> = (0..HANDSHAKES_MAX).map(|_| places.take()).collect();
+        let is_given_up = |place: &mut Place<'_>| {
+            place.given_up.try_recv() == Err(oneshot::error::TryRecvError::Closed)
+        };
+        assert!(!taken.iter_mut().any(is_given_up));
+        drop(taken.remove(7));
+        taken.push(places.take());
+        assert!(!taken.iter_mut().any(is_given_up));
+        taken.push(places.take());
+        assert!(is_given_up(&mut taken[0]));
+        assert!(!taken[1..].iter_mut().any(is_given_up));
+        drop(taken);
+        assert!(places.lock().is_empty());
+    }
 
     #[test]
     fn the_answer_to_one_who_speaks_http_has_its_length() {
