@@ -23,6 +23,8 @@ use crate::{arrival, connection, control, stream};
 
 /// After an accept that failed, as it does when there are too many descriptors.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time for handshakes that are under way when the server is being stopped.
+const LAST_ARRIVAL_PATIENCE: Duration = Duration::from_secs(1);
 /// Time for forks that have been told to end.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -568,11 +570,15 @@ async fn accept(
         let alive = alive.clone();
         let mut phase = front.phase.subscribe();
         tokio::spawn(async move {
-            // One that came before the end was asked for is served.
+            // One that came before the end was asked for is served, unless it takes its time.
+            let is_late = async {
+                let _ = phase.wait_for(|phase| *phase != Phase::Open).await;
+                tokio::time::sleep(LAST_ARRIVAL_PATIENCE).await;
+            };
             let arrived = tokio::select! {
                 biased;
                 arrived = arrival::arrive(&front, stream, peer) => arrived,
-                _ = phase.wait_for(|phase| *phase == Phase::Ended) => None,
+                () = is_late => None,
             };
             match (arrived, front.settings.isolate) {
                 (None, _) => {}

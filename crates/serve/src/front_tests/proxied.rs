@@ -1,7 +1,7 @@
 //! Connections that a proxy of streams hands on, with a header that names the client.
 
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Served, settings, status_of};
 use crate::testing::Act;
@@ -102,6 +102,23 @@ fn one_that_has_not_said_who_it_is_when_the_end_is_asked_for_is_served() {
     stream.read_to_string(&mut answer).unwrap();
     assert_eq!(status_of(&answer), 200);
     served.end().unwrap();
+}
+
+#[test]
+fn one_that_takes_its_time_does_not_hold_the_end_up() {
+    let settings = Settings {
+        header_timeout: Duration::from_secs(20),
+        grace: Duration::from_secs(20),
+        ..proxied(&["127.0.0.1"])
+    };
+    let mut served = Served::start(Act::Mirror, settings);
+    let mut stream = served.connect();
+    stream.write_all(b"PROXY UNK").unwrap();
+    assert_eq!(asked(&served, b"PROXY UNKNOWN\r\n").0, 200);
+    let begun = Instant::now();
+    served.commands.stop();
+    served.end().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(15));
 }
 
 #[test]
