@@ -1,4 +1,4 @@
-"""Processes of ours beside a run or a server: forked before the second wall, they do what it may not.
+"""Processes of ours beside a run or a server, started before the second wall for what it forbids.
 
 Those of a run wait for orders in a pipe, and answer with lines to be said and a status.
 """
