@@ -292,6 +292,10 @@ def test_queued_signals(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./sigqueue"], cwd=guests)
 
 
+def test_signals_of_pipes_and_sockets(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./sigio"], cwd=guests)
+
+
 @pytest.mark.skipif(HW, reason=NO_RUNTIMES)
 def test_the_go_runtime(oracle: Oracle, guests: pathlib.Path) -> None:
     if not (guests / "goruntime-go").exists():

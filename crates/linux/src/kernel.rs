@@ -25,6 +25,7 @@ use crate::timer::Timers;
 use crate::tty::{Ctty, Ptys};
 use crate::vfs::Cwd;
 use crate::vfs::anon::Objects;
+use crate::vfs::async_io::AsyncIo;
 use crate::vfs::epoll::HeldWakes;
 use crate::vfs::locks::Locks;
 use crate::vfs::pipe::Pipes;
@@ -76,6 +77,8 @@ pub struct Kernel {
     pub objects: Objects,
     /// File locks.
     pub locks: Locks,
+    /// Who gets a signal when something happens to a file.
+    pub async_io: AsyncIo,
     /// Shared memory segments, semaphores, message queues.
     pub ipc: Ipc,
     /// Run queue and parked threads.
@@ -180,6 +183,7 @@ impl Kernel {
             pipes: Pipes::default(),
             objects: Objects::default(),
             locks: Locks::default(),
+            async_io: AsyncIo::default(),
             ipc: Ipc::default(),
             sched,
             held_wakes: HeldWakes::default(),

@@ -360,6 +360,7 @@ impl Kernel {
     }
 
     fn wake_now(&mut self, source: Source, events: i16, told: &mut BTreeSet<ObjectId>) {
+        self.signal_owners(source, events);
         let mut queue = vec![(source, events)];
         while let Some((source, events)) = queue.pop() {
             for (id, key) in self.objects.epolls.watchers_of(source) {

@@ -9,7 +9,7 @@ use crate::fd::{self, FileKind, OpenFlags};
 use crate::outcome::{CallState, Outcome};
 use crate::syscalls::args::{Args, Fd, Flags, Ptr};
 use crate::syscalls::net::interfaces;
-use crate::vfs::file;
+use crate::vfs::{async_io, file};
 
 /// ioctl(2): `ENOTTY` for what the file does not know.
 pub fn sys_ioctl(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
@@ -23,18 +23,14 @@ fn control(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, E
         FIOCLEX | FIONCLEX => {
             cx.fds()?.fds.get_mut(&fd).ok_or(Errno::EBADF)?.cloexec = request == FIOCLEX;
         }
-        FIONBIO | FIOASYNC => {
+        FIONBIO => {
             let on: i32 = cx.read_struct(arg)?;
-            let flag = if request == FIONBIO {
-                OpenFlags::NONBLOCK
-            } else {
-                OpenFlags::ASYNC
-            };
-            if flag == OpenFlags::ASYNC && on != 0 {
-                cx.host.report.unsupported("ioctl", "FIOASYNC".to_owned());
-                return Err(Errno::ENOTTY);
-            }
-            fd::file_mut(cx, id)?.flags.set(flag, on != 0);
+            let flags = &mut fd::file_mut(cx, id)?.flags;
+            flags.set(OpenFlags::NONBLOCK, on != 0);
+        }
+        FIOASYNC => {
+            let on: i32 = cx.read_struct(arg)?;
+            async_io::set(cx, id, &file, on != 0)?;
         }
         FIONREAD => {
             let count = file::readable_bytes(cx, (id, &file))?;

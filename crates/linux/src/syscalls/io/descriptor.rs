@@ -7,8 +7,9 @@ use kvmlet_abi::linux::{
     close_range::{CLOSE_RANGE_CLOEXEC, CLOSE_RANGE_UNSHARE},
     fcntl::{
         F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_DUPFD_QUERY, F_GET_SEALS, F_GETFD, F_GETFL,
-        F_GETLEASE, F_GETOWN, F_GETPIPE_SZ, F_GETSIG, F_SETFD, F_SETFL, F_SETLEASE, F_SETOWN,
-        F_SETPIPE_SZ, F_SETSIG, F_UNLCK, FD_CLOEXEC,
+        F_GETLEASE, F_GETOWN, F_GETOWN_EX, F_GETPIPE_SZ, F_GETSIG, F_OWNER_PGRP, F_OWNER_PID,
+        F_OWNER_TID, F_SETFD, F_SETFL, F_SETLEASE, F_SETOWN, F_SETOWN_EX, F_SETPIPE_SZ, F_SETSIG,
+        F_UNLCK, FD_CLOEXEC,
     },
     memfd::{MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_EXEC, MFD_HUGETLB, MFD_NOEXEC_SEAL},
 };
@@ -23,6 +24,7 @@ use crate::outcome::{CallState, Outcome, SysResult};
 use crate::syscalls::args::{Args, Fd, FileFlags, Flags, Ptr, Str, Uint, Word};
 use crate::task::share::{self, Payer};
 use crate::vfs;
+use crate::vfs::async_io::{self, Owner};
 use crate::vfs::open::description;
 use crate::vfs::tmpfs::NewAttr;
 
@@ -165,21 +167,27 @@ fn control(
                     return Err(Errno::EPERM);
                 }
             }
+            if file.flags.contains(OpenFlags::ASYNC) != wanted.contains(OpenFlags::ASYNC) {
+                // As on Linux it is no error here: the flag is not set.
+                let _ = async_io::set(cx, id, file, wanted.contains(OpenFlags::ASYNC));
+            }
+            let changed = OpenFlags::SETTABLE.difference(OpenFlags::ASYNC);
             let open = fd::file_mut(cx, id)?;
-            open.flags = open.flags.difference(OpenFlags::SETTABLE) | wanted;
+            open.flags = open.flags.difference(changed) | (wanted & changed);
             Ok(0)
         }
         F_DUPFD_QUERY => {
             let other = fd::get(cx, int(arg)).map(|(other, _)| other)?;
             Ok(u64::from(other == id))
         }
-        // No signal-driven I/O: nobody owns a descriptor, and nothing comes of owning one.
-        F_GETOWN | F_GETSIG => Ok(0),
-        F_SETOWN | F_SETSIG => {
-            cx.host
-                .report
-                .unsupported("fcntl", "signal-driven I/O".to_owned());
-            if arg == 0 { Ok(0) } else { Err(Errno::EINVAL) }
+        F_GETOWN | F_SETOWN | F_GETOWN_EX | F_SETOWN_EX => own(cx, id, command, arg),
+        // It is SIGIO, which 0 stands for.
+        F_GETSIG => Ok(0),
+        F_SETSIG if arg == 0 => Ok(0),
+        F_SETSIG => {
+            let what = "signal-driven I/O with another signal than SIGIO";
+            cx.host.report.unsupported("fcntl", what.to_owned());
+            Err(Errno::EINVAL)
         }
         F_GETLEASE => Ok(u64::from(F_UNLCK.cast_unsigned())),
         F_SETLEASE => {
@@ -195,6 +203,46 @@ fn control(
             Err(Errno::EINVAL)
         }
     }
+}
+
+/// F_GETOWN and its like: who gets signals of what happens to a file.
+fn own(cx: &mut Cx<'_>, id: FileId, command: u32, arg: u64) -> SysResult {
+    let owner = match command {
+        F_GETOWN | F_GETOWN_EX => {
+            let (kind, number) = match async_io::owner(cx.kernel, id) {
+                None => (F_OWNER_TID, 0),
+                Some(Owner::Process(pid, _)) => (F_OWNER_PID, pid.0),
+                Some(Owner::Group(group)) => (F_OWNER_PGRP, group.0),
+            };
+            if command == F_GETOWN_EX {
+                cx.write_struct(Gva(arg), &[kind, number])?;
+                return Ok(0);
+            }
+            let sign = if kind == F_OWNER_PGRP { -1 } else { 1 };
+            return Ok((i64::from(number) * sign).cast_unsigned());
+        }
+        F_SETOWN => match int(arg) {
+            0 => None,
+            number @ 1.. => Some(Owner::process(cx.kernel, number)?),
+            number => {
+                let group = number.checked_neg().ok_or(Errno::EINVAL)?;
+                Some(Owner::group(cx.kernel, group)?)
+            }
+        },
+        _ => match cx.read_struct::<[i32; 2]>(Gva(arg))? {
+            [F_OWNER_TID | F_OWNER_PID | F_OWNER_PGRP, 0] => None,
+            [F_OWNER_PID, number] => Some(Owner::process(cx.kernel, number)?),
+            [F_OWNER_PGRP, number] => Some(Owner::group(cx.kernel, number)?),
+            [F_OWNER_TID, _] => {
+                let what = "signal-driven I/O for a thread";
+                cx.host.report.unsupported("fcntl", what.to_owned());
+                return Err(Errno::EINVAL);
+            }
+            _ => return Err(Errno::EINVAL),
+        },
+    };
+    async_io::set_owner(cx.kernel, id, owner);
+    Ok(0)
 }
 
 fn pipe_size(cx: &mut Cx<'_>, file: &OpenFile, command: u32, arg: u64) -> SysResult {

@@ -485,6 +485,7 @@ pub fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
 pub fn release(cx: &mut Cx<'_>, id: FileId) {
     notify::closed(cx, id);
     locks::released(cx, id);
+    cx.kernel.async_io.file_released(id);
     epoll::file_released(cx.kernel, &mut cx.machine.memory, id);
     let Some(file) = cx.kernel.files.remove(&id) else {
         return;
