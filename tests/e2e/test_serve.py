@@ -280,6 +280,19 @@ def test_a_c_server(mode: str, guests: pathlib.Path) -> None:
 
 
 @pytest.mark.hw
+def test_generators_that_look_out_for_forks_differ(guests: pathlib.Path) -> None:
+    # As Rust's crate rand 0.8 does: it registers a function for forks (pthread_atfork).
+    sandbox = kvmlet.Sandbox(["./webserver-dynamic", "epoll"], cwd=guests, memory="64m")
+    sandbox.until_listening(timeout=LIMIT_S)
+    seen = {ask(sandbox, "/draw"), ask(sandbox, "/draw")}
+    with sandbox.until_listening(timeout=LIMIT_S).freeze() as snapshot, snapshot.fork() as fork:
+        for _ in range(3):
+            seen.add(ask(fork, "/draw"))
+            fork.reset()
+    assert len(seen) == 5
+
+
+@pytest.mark.hw
 def test_a_fork_that_cannot_be_seeded_is_not_used(guests: pathlib.Path) -> None:
     with warmed(c_server("unseeded")) as snapshot, snapshot.fork() as fork:
         for reset in (False, True):

@@ -5,7 +5,8 @@
 // quits (ends before it listens); denied (needs an address that is not there).
 //
 // GET /count adds to a counter in memory, to a file and to a list on the heap, and tells all three; and
-// the client's address. Other paths do harm: see serve().
+// the client's address. GET /draw answers with a value of a generator in memory that looks out for forks, as those
+// of libraries do. Other paths do harm: see serve().
 #include "guest.h"
 
 #include <arpa/inet.h>
@@ -15,6 +16,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/random.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -50,6 +52,17 @@ static void respond(int fd, const char *body) {
                        "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n", strlen(body));
     send_all(fd, head, (size_t)len);
     send_all(fd, body, strlen(body));
+}
+
+static int forks;
+static void on_fork(void) { forks++; }
+
+static uint64_t draw(void) {
+    static uint64_t state;
+    static int seeded_at = -1;
+    if (seeded_at != forks) NEED(getrandom(&state, sizeof state, 0) == sizeof state);
+    seeded_at = forks;
+    return state = state * 6364136223846793005u + 1442695040888963407u;
 }
 
 static void count(int fd, const struct sockaddr_in *peer) {
@@ -136,6 +149,11 @@ static void serve(int fd, const struct sockaddr_in *peer) {
         send_all(fd, bytes, (size_t)number);
         free(bytes);
     }
+    else if (strcmp(path, "draw") == 0) {
+        char text[32];
+        snprintf(text, sizeof text, "%llx", (unsigned long long)draw());
+        respond(fd, text);
+    }
     // Gives back what follows, until the client ends its side.
     else if (strcmp(path, "echo") == 0) {
         char *rest = strstr(request, "\r\n\r\n") + 4;
@@ -200,6 +218,7 @@ int main(int argc, char **argv) {
             return 1;
         }
     }
+    pthread_atfork(on_fork, on_fork, on_fork);
     int listener = listen_at(port);
     if (strcmp(mode, "two") == 0) {
         struct pollfd both[] = {{listener, POLLIN, 0}, {listen_at(port + 1), POLLIN, 0}};

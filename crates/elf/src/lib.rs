@@ -6,7 +6,7 @@
 //! * [`parse`]: is it an x86-64 executable, and what does it want in memory ([`Image`])?
 //! * [`Image::plan`]: which mappings make it so at a given load bias ([`LoadAction`])?
 //! * [`build_stack`]: what does the first stack hold ([`StackImage`])?
-//! * [`find_function`]: where is a function of this name?
+//! * [`find_function, is_imported`]: where is a function of this name?
 //!
 //! Every number read from a file is hostile: it is checked once, in [`parse`]. The numbers that an
 //! [`Image`] holds afterwards can be added and rounded without overflow. The rules are those of
@@ -44,7 +44,7 @@ pub use image::{
 };
 pub use script::{MAX_INTERPRETER_DEPTH, SHEBANG_LEN, Shebang, parse_shebang};
 pub use stack::{MAX_ARG_STRLEN, StackImage, build_stack};
-pub use symbols::{Function, ReadAt, Symbols, find_function};
+pub use symbols::{Function, ReadAt, Symbols, find_function, is_imported};
 
 /// Page size of x86-64, in bytes.
 pub const PAGE_SIZE: u64 = 4096;

@@ -97,16 +97,53 @@ pub fn find_function(
         Symbols::All => table(elf::SHT_SYMTAB).or_else(|| table(elf::SHT_DYNSYM)),
         Symbols::Exported => table(elf::SHT_DYNSYM),
     };
-    let Some(chosen) = chosen else {
-        return Ok(None);
+    let mut best: Option<(Rank, Function)> = None;
+    each_named(file, &sections, chosen, name, &mut |symbol| {
+        if let Some(found) = function(symbol)
+            && best.is_none_or(|(rank, _)| found.0 > rank)
+        {
+            best = Some(found);
+        }
+    })?;
+    Ok(best.map(|(_, function)| function))
+}
+
+/// True if a file uses something of this name that another file has.
+///
+/// # Errors
+/// As [`find_function`].
+pub fn is_imported(file: &mut dyn ReadAt, name: &[u8]) -> Result<bool, ElfError> {
+    if name.is_empty() || name.contains(&0) {
+        return Ok(false);
+    }
+    let sections = sections(file)?;
+    let kind = elf::SHT_DYNSYM.0;
+    let table = sections.iter().find(|section| section.kind == kind);
+    let mut found = false;
+    each_named(file, &sections, table, name, &mut |symbol| {
+        found = found || u16_at(symbol, 6) == elf::SHN_UNDEF.0;
+    })?;
+    Ok(found)
+}
+
+/// Calls `seen` for each symbol of that name in a table, if there is one.
+fn each_named(
+    file: &mut dyn ReadAt,
+    sections: &[Section],
+    table: Option<&Section>,
+    name: &[u8],
+    seen: &mut dyn FnMut(&[u8; SYMBOL_LEN as usize]),
+) -> Result<(), ElfError> {
+    let Some(table) = table else {
+        return Ok(());
     };
-    let strings = usize::try_from(chosen.link)
+    let strings = usize::try_from(table.link)
         .ok()
         .and_then(|link| sections.get(link))
         .filter(|section| section.kind == elf::SHT_STRTAB.0)
         .ok_or(ElfError::BadSymbols("without a string table"))?;
     let names = places_of(file, strings, name)?;
-    search(file, chosen, &names)
+    search(file, table, &names, seen)
 }
 
 fn sections(file: &mut dyn ReadAt) -> Result<Vec<Section>, ElfError> {
@@ -206,31 +243,25 @@ fn search(
     file: &mut dyn ReadAt,
     table: &Section,
     names: &Places,
-) -> Result<Option<Function>, ElfError> {
+    seen: &mut dyn FnMut(&[u8; SYMBOL_LEN as usize]),
+) -> Result<(), ElfError> {
     let total = table.len.checked_div(SYMBOL_LEN).unwrap_or(0);
     if total > SYMBOLS_MAX {
         return Err(ElfError::BadSymbols("with too many symbols"));
     }
-    let mut best: Option<(Rank, Function)> = None;
     let mut at = 0u64;
     while at < total {
         let count = total.saturating_sub(at).min(SYMBOLS_AT_ONCE);
         let offset = table.offset.saturating_add(at.saturating_mul(SYMBOL_LEN));
         let bytes = read(file, offset, count.saturating_mul(SYMBOL_LEN))?;
         let (symbols, _) = bytes.as_chunks::<{ SYMBOL_LEN as usize }>();
-        for symbol in symbols {
-            if !names.has(u32_at(symbol, 0)) {
-                continue;
-            }
-            if let Some(found) = function(symbol)
-                && best.is_none_or(|(rank, _)| found.0 > rank)
-            {
-                best = Some(found);
-            }
-        }
+        let named = symbols
+            .iter()
+            .filter(|symbol| names.has(u32_at(*symbol, 0)));
+        named.for_each(&mut *seen);
         at = at.saturating_add(count);
     }
-    Ok(best.map(|(_, function)| function))
+    Ok(())
 }
 
 /// The function that a symbol defines, if it does.
@@ -384,6 +415,26 @@ mod tests {
         );
         bytes[40..48].fill(0);
         assert_eq!(find(&bytes, Symbols::All, "run"), None);
+    }
+
+    #[test]
+    fn imports_are_undefined_symbols_for_the_loader() {
+        let bytes = file(
+            &[
+                ("run", GLOBAL | FUNC, 1, 0x1000),
+                ("fork", GLOBAL | FUNC, 0, 0),
+            ],
+            &[("puts", GLOBAL | FUNC, 0, 0)],
+        );
+        let imported = |name: &str| is_imported(&mut bytes.as_slice(), name.as_bytes());
+        assert_eq!(imported("fork"), Ok(true));
+        for other in ["run", "puts", "ork", "for", "", "a\0"] {
+            assert_eq!(imported(other), Ok(false), "{other:?}");
+        }
+        assert_eq!(
+            is_imported(&mut b"text".as_slice(), b"fork"),
+            Err(ElfError::NotElf)
+        );
     }
 
     #[test]

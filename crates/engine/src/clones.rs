@@ -4,6 +4,10 @@
 //! In each fork that is before it sees a connection. It is told by calls of its own functions, in all of the program's
 //! processes. In other programs that have OpenSSL each fork calls its RAND_poll before its first connection.
 //!
+//! Generators that look out for a fork have a function registered for it (pthread_atfork(3)), as those of Rust's crate
+//! rand 0.8 have. In programs that use such functions each fork calls the C library's fork() before its first
+//! connection. It makes no child, but runs what is registered for the parent.
+//!
 //! A program that has other names for them, or whose main thread is not in a system call, stays as it is.
 
 use std::time::{Duration, Instant};
@@ -30,11 +34,30 @@ const MODULE: &str = include_str!("../../../python/kvmlet/guest/python/kvmlet_re
 /// The text that each fork runs first. It says nothing and raises nothing.
 const AGAIN: &[u8] = b"__import__('sys').modules['kvmlet_reseed'].reseed_quietly()";
 
+/// Registers functions for a fork, in glibc and in others.
+const REGISTERS: [&str; 2] = ["__register_atfork", "pthread_atfork"];
+
 /// A function that seeds generators anew, and the process that has it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reseeding {
     pid: Pid,
     function: Gva,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// It returns 1.
+    Poll,
+    /// It is fork(), whose result does not matter.
+    Fork,
+}
+
+/// The way that a function is called.
+enum How<'a> {
+    With(&'a [CallArg]),
+    /// It gets no child.
+    Childless,
 }
 
 /// Addresses of functions of an interpreter.
@@ -77,10 +100,16 @@ impl Sandbox {
         for pid in processes {
             if let Some(interpreter) = self.interpreter(pid, deadline) {
                 told.extend(self.tell(&interpreter, deadline)?);
-            } else if let Some(function) = self.function(pid, "RAND_poll", deadline) {
-                // Once ahead: what is made at the first call is made once, for all forks.
-                if self.call_in(pid, function, &[], deadline)? == Some(1) {
-                    self.reseeding.push(Reseeding { pid, function });
+            } else {
+                for each in self.seeders(pid, deadline) {
+                    // Once ahead: what is made at the first call is made once, for all forks.
+                    let done = self.seed(each, deadline)?;
+                    if matches!(
+                        (each.kind, done),
+                        (Kind::Poll, Some(1)) | (Kind::Fork, Some(_))
+                    ) {
+                        self.reseeding.push(each);
+                    }
                 }
             }
         }
@@ -92,7 +121,8 @@ impl Sandbox {
             }
             let mut pending = Vec::new();
             for each in waiting {
-                let told = self.call_in(each.pid, each.add_pending, &each.args, deadline)?;
+                let told =
+                    self.call_in(each.pid, each.add_pending, How::With(&each.args), deadline)?;
                 pending.push((told.map(|_| self.cpu_time_ns(each.pid)), each));
             }
             waiting = pending
@@ -125,11 +155,44 @@ impl Sandbox {
         }
         let deadline = Instant::now() + FORK_MAX;
         for each in &frozen.reseeding {
-            self.call_in(each.pid, each.function, &[], deadline)?;
+            self.seed(*each, deadline)?;
         }
         // Only now: one that could not be seeded is not used by the next caller either.
         self.reseeded = generation;
         Ok(())
+    }
+
+    fn seed(&mut self, it: Reseeding, deadline: Instant) -> Result<Option<u64>, EngineError> {
+        let how = match it.kind {
+            Kind::Poll => How::With(&[]),
+            Kind::Fork => How::Childless,
+        };
+        self.call_in(it.pid, it.function, how, deadline)
+    }
+
+    /// The functions that seed the generators of a process that is no interpreter of Python.
+    fn seeders(&mut self, pid: Pid, deadline: Instant) -> Vec<Reseeding> {
+        let poll = self.function(pid, "RAND_poll", deadline);
+        let mut goes_on = || Instant::now() < deadline;
+        let registers = REGISTERS.iter().any(|name| {
+            let found = self.personality.is_imported_in(pid, name, &mut goes_on);
+            found.unwrap_or(false)
+        });
+        let fork = match registers {
+            true => self.function(pid, "fork", deadline),
+            false => None,
+        };
+        [(poll, Kind::Poll), (fork, Kind::Fork)]
+            .into_iter()
+            .filter_map(|(function, kind)| {
+                let function = function?;
+                Some(Reseeding {
+                    pid,
+                    function,
+                    kind,
+                })
+            })
+            .collect()
     }
 
     fn function(&mut self, pid: Pid, name: &str, deadline: Instant) -> Option<Gva> {
@@ -158,13 +221,20 @@ impl Sandbox {
         deadline: Instant,
     ) -> Result<Option<PendingCall>, EngineError> {
         let text = |bytes: &[u8]| CallArg::Bytes(bytes.into());
-        let gil = self.call_in(it.pid, it.ensure, &[], deadline)?;
+        let gil = self.call_in(it.pid, it.ensure, How::With(&[]), deadline)?;
         let Some(gil) = gil else {
             return Ok(None); // its main thread is not in a system call
         };
-        self.call_in(it.pid, it.run, &[text(&definition())], deadline)?;
-        self.call_in(it.pid, it.release, &[CallArg::Int(gil)], deadline)?;
-        let again = self.call_in(it.pid, it.duplicate, &[text(AGAIN)], deadline)?;
+        let definition = [text(&definition())];
+        self.call_in(it.pid, it.run, How::With(&definition), deadline)?;
+        self.call_in(
+            it.pid,
+            it.release,
+            How::With(&[CallArg::Int(gil)]),
+            deadline,
+        )?;
+        let again = How::With(&[text(AGAIN)]);
+        let again = self.call_in(it.pid, it.duplicate, again, deadline)?;
         let again = again.filter(|address| *address != 0);
         Ok(again.map(|again| PendingCall {
             pid: it.pid,
@@ -173,9 +243,9 @@ impl Sandbox {
         }))
     }
 
-    /// Lets the program run for a moment.
-    fn take_turn(&mut self) -> Result<(), EngineError> {
-        match self.step(Until::End, Some(TURN), &mut Nobody) {
+    /// Lets the program run until it can be given a function, or for a moment.
+    fn take_turn(&mut self, pid: Pid) -> Result<(), EngineError> {
+        match self.step(Until::Callable(pid), Some(TURN), &mut Nobody) {
             Ok(()) | Err(EngineError::TimedOut | EngineError::NotReady) => Ok(()),
             Err(error) => Err(error),
         }
@@ -186,21 +256,24 @@ impl Sandbox {
         &mut self,
         pid: Pid,
         function: Gva,
-        args: &[CallArg],
+        how: How<'_>,
         deadline: Instant,
     ) -> Result<Option<u64>, EngineError> {
         let mut turns = 0;
         loop {
             let begun = self.guarded(|sandbox| {
-                let cpu = &mut sandbox.guest.vcpu;
-                Ok(sandbox
-                    .personality
-                    .begin_call_in(pid, function, args, Returns::Integer, cpu))
+                let (personality, cpu) = (&mut sandbox.personality, &mut sandbox.guest.vcpu);
+                Ok(match how {
+                    How::With(args) => {
+                        personality.begin_call_in(pid, function, args, Returns::Integer, cpu)
+                    }
+                    How::Childless => personality.begin_fork_handlers_in(pid, function, cpu),
+                })
             })?;
             match begun {
                 Ok(()) => break,
                 // A timer has woken the thread: it goes back to waiting.
-                Err(CallError::NotReady) if turns < TURNS_MAX => self.take_turn()?,
+                Err(CallError::NotReady) if turns < TURNS_MAX => self.take_turn(pid)?,
                 Err(CallError::NotReady) => return Ok(None),
                 Err(error) => return Err(unwilling(&error.to_string())),
             }

@@ -84,8 +84,8 @@ pub(crate) enum Until {
     Message,
     /// The called function has returned.
     Return,
-    /// A thread waits that can be given a function to call.
-    Callable,
+    /// A thread of this process waits that can be given a function to call.
+    Callable(Pid),
     /// Something has happened that the host waits for, as the holder of a box or as a client.
     News,
     /// No thread can run, and one waits for a connection.
@@ -296,7 +296,7 @@ impl Sandbox {
             Until::Ready => self.personality.is_ready(),
             Until::Message => !self.personality.kernel.channel.outbox.is_empty(),
             Until::Return => self.personality.call_status() != CallStatus::Running,
-            Until::Callable => self.personality.is_callable(),
+            Until::Callable(pid) => self.personality.is_callable_in(pid),
             Until::News => self.personality.has_news(),
             Until::Listening => {
                 self.personality.is_parked() && !self.personality.awaited_ports().is_empty()

@@ -224,8 +224,9 @@ impl Sandbox {
         };
         // One that has just answered is on its way to its next message.
         let has_run = self.origin.is_some() || self.times.guest_ns > 0;
-        if has_run && !self.personality.is_callable() {
-            self.step(Until::Callable, left(), owner)?;
+        let main = self.personality.kernel.main;
+        if has_run && !self.personality.is_callable_in(main) {
+            self.step(Until::Callable(main), left(), owner)?;
         }
         self.personality
             .begin_call(function, args, register, &mut self.guest.vcpu)
@@ -442,7 +443,7 @@ impl Sandbox {
             Stop::Interrupted => Err(EngineError::Interrupted),
             Stop::Stuck => Err(match until {
                 Until::Message | Until::Return => EngineError::Silent,
-                Until::Ready | Until::End | Until::Callable | Until::News | Until::Listening => {
+                Until::Ready | Until::End | Until::Callable(_) | Until::News | Until::Listening => {
                     EngineError::NotReady
                 }
             }),

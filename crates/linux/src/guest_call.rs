@@ -249,10 +249,10 @@ impl Personality {
         Some(message)
     }
 
-    /// True if there is a thread that a call may be made on.
+    /// True if a process has a thread that a call may be made on.
     #[must_use]
-    pub fn is_callable(&self) -> bool {
-        self.kernel.borrowable(self.kernel.main).is_some()
+    pub fn is_callable_in(&self, pid: Pid) -> bool {
+        self.kernel.borrowable(pid).is_some()
     }
 
     /// Makes the program's first process call `function`: see [`Personality::begin_call_in`].
@@ -317,11 +317,33 @@ impl Personality {
             returned_rsp: layout.rsp.wrapping_add(RETURN_ADDRESS_LEN),
             returns,
             buffers: layout.buffers.clone(),
+            is_childless: false,
         };
         thread.regs = layout.regs(function, &frame.regs);
         // What the thread waits for is still blocked for the function.
         thread.signals.mask |= behind;
         self.kernel.call = HostCall::Running(Arc::new(frame));
+        Ok(())
+    }
+
+    /// Makes a process call `fork`, the C library's function, which gets no child: clone(2) fails with `EAGAIN`. What
+    /// runs are the functions that were registered to run before a fork and after it, in the parent
+    /// (pthread_atfork(3)). Otherwise it is as [`Personality::begin_call_in`].
+    ///
+    /// # Errors
+    /// [`CallError`]
+    pub fn begin_fork_handlers_in(
+        &mut self,
+        pid: Pid,
+        fork: Gva,
+        cpu: &mut dyn Cpu,
+    ) -> Result<(), CallError> {
+        self.begin_call_in(pid, fork, &[], Returns::Integer, cpu)?;
+        if let HostCall::Running(frame) = &mut self.kernel.call
+            && let Some(frame) = Arc::get_mut(frame)
+        {
+            frame.is_childless = true;
+        }
         Ok(())
     }
 

@@ -53,6 +53,15 @@ impl HostCall {
             Self::Idle | Self::Returned(_) | Self::Lost => None,
         }
     }
+
+    /// True if it runs on this thread and gets no child.
+    #[must_use]
+    pub fn is_childless(&self, tid: Tid) -> bool {
+        match self {
+            Self::Running(frame) => frame.tid == tid && frame.is_childless,
+            Self::Idle | Self::Returned(_) | Self::Lost => false,
+        }
+    }
 }
 
 impl Kernel {
@@ -78,6 +87,8 @@ pub struct CallFrame {
     pub(crate) returned_rsp: u64,
     pub(crate) returns: Returns,
     pub(crate) buffers: Vector<(Gva, usize)>,
+    /// It gets no child, as if there were too many processes.
+    pub(crate) is_childless: bool,
 }
 
 /// The system call that the thread was in.

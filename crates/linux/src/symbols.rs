@@ -146,18 +146,7 @@ impl Personality {
         name: &str,
         goes_on: &mut dyn FnMut() -> bool,
     ) -> Result<Gva, SymbolError> {
-        let process = self.kernel.processes.get(&pid);
-        let process = process.ok_or(SymbolError::NoProgram)?;
-        if self.kernel.end.is_some() {
-            return Err(SymbolError::NoProgram);
-        }
-        let mm = self.kernel.mm(process.pid).ok_or(SymbolError::NoProgram)?;
-        let mut modules = modules(mm.vmas.values());
-        // The program first, then the libraries in the order they were loaded: downwards.
-        modules.sort_by_key(|module| {
-            let start = module.vmas.first().map_or(0, |vma| vma.start);
-            (module.name != process.exe, Reverse(start))
-        });
+        let (modules, exe) = self.modules_of(pid)?;
         let mut budget = Budget {
             left_bytes: READ_MAX,
             goes_on,
@@ -172,7 +161,7 @@ impl Personality {
                 file: module.file,
                 budget: &mut budget,
             };
-            let symbols = if module.name == process.exe {
+            let symbols = if module.name == exe {
                 Symbols::All
             } else {
                 Symbols::Exported
@@ -200,6 +189,62 @@ impl Personality {
                 libraries: modules.len().saturating_sub(1),
             }
         })
+    }
+}
+
+impl Personality {
+    /// True if the executable of a process, or a library that it has loaded, uses something of this name that another
+    /// file has.
+    ///
+    /// # Errors
+    /// [`SymbolError`]
+    pub fn is_imported_in(
+        &mut self,
+        pid: Pid,
+        name: &str,
+        goes_on: &mut dyn FnMut() -> bool,
+    ) -> Result<bool, SymbolError> {
+        let (modules, _) = self.modules_of(pid)?;
+        let mut budget = Budget {
+            left_bytes: READ_MAX,
+            goes_on,
+            ended: None,
+        };
+        for module in &modules {
+            let mut reader = Reader {
+                host: &self.host,
+                tmpfs: &self.kernel.tmpfs,
+                memory: &self.machine.memory,
+                file: module.file,
+                budget: &mut budget,
+            };
+            let found = kvmlet_elf::is_imported(&mut reader, name.as_bytes());
+            if let Some(ended) = budget.ended {
+                return Err(ended);
+            }
+            // A damaged file, or none that is a library, uses nothing.
+            if found == Ok(true) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The files of which a process runs code, and the name of its executable. That one comes first, then the
+    /// libraries in the order they were loaded: downwards.
+    fn modules_of(&self, pid: Pid) -> Result<(Vec<Module>, Arc<[u8]>), SymbolError> {
+        let process = self.kernel.processes.get(&pid);
+        let process = process.ok_or(SymbolError::NoProgram)?;
+        if self.kernel.end.is_some() {
+            return Err(SymbolError::NoProgram);
+        }
+        let mm = self.kernel.mm(process.pid).ok_or(SymbolError::NoProgram)?;
+        let mut modules = modules(mm.vmas.values());
+        modules.sort_by_key(|module| {
+            let start = module.vmas.first().map_or(0, |vma| vma.start);
+            (module.name != process.exe, Reverse(start))
+        });
+        Ok((modules, Arc::clone(&process.exe)))
     }
 }
 

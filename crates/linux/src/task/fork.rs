@@ -91,6 +91,10 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         cx.host.report.unsupported("clone", flags);
         return Err(Errno::EINVAL);
     }
+    if cx.kernel.call.is_childless(cx.tid) {
+        // The host's own call: nobody is to be told of a limit.
+        return Err(Errno::EAGAIN);
+    }
     check_limits(cx)?;
     let cost_bytes = cx.process()?.cost_bytes();
     if !cx.machine.memory.has_room(cost_bytes) {
