@@ -36,7 +36,7 @@ _REMEDIES = {
 }
 
 # No option shows what lies below these (Policy::allow_tree).
-_NEVER_SHOWN = ("/etc/", "/proc/", "/sys/", "/dev/")
+_NEVER_SHOWN = ("/etc/shadow", "/etc/gshadow", "/proc/", "/sys/", "/dev/")
 _NEVER = "it is not visible, and no option shows it"
 
 # Calls that only ask. One that failed to use the same thing says more.
@@ -87,7 +87,7 @@ def _tree_of(path: str) -> str:
     """The directory that --write would have to name for a change of `path`, or ""."""
     tree = os.path.dirname(path)
     known = tree.encode("utf-8", "surrogatepass")
-    if not path or tree.startswith(_NEVER_SHOWN) or _tree.unsuitable(known):
+    if not path or f"{tree}/".startswith(("/etc/", *_NEVER_SHOWN)) or _tree.unsuitable(known):
         return ""
     return tree
 

@@ -94,7 +94,7 @@ fn refused(tree: &[u8], error: &PolicyError) -> EngineError {
 fn allow(policy: &mut Policy, trees: Trees<'_>) -> Result<(), EngineError> {
     for tree in trees.readable {
         policy
-            .allow_tree(tree)
+            .allow_named_tree(tree)
             .map_err(|error| refused(tree, &error))?;
     }
     if let Some(tree) = trees.overlay {

@@ -125,6 +125,9 @@ const ETC_NAMES: [&[u8]; 60] = [
     b"/etc/xml",
 ];
 
+/// Directory of the host's settings.
+const ETC: &[u8] = b"/etc";
+
 /// Names of machines (hosts(5)): a program's own machine has only itself.
 pub const HOSTS: &[u8] = b"/etc/hosts";
 
@@ -479,6 +482,21 @@ impl Policy {
         Ok(())
     }
 
+    /// Makes the host tree at `path` readable because somebody has named it. It may lie beneath /etc, as the settings of
+    /// a server do.
+    ///
+    /// # Errors
+    /// As [`Policy::allow_tree`]; for /etc as a whole, and for password hashes, however they are named.
+    pub fn allow_named_tree(&mut self, path: &[u8]) -> Result<(), PolicyError> {
+        let is_setting = beneath(ETC, path) && path != ETC && is_canonical(path);
+        if !is_setting || self.shows_host(path) || self.is_secret(path) {
+            return self.allow_tree(path);
+        }
+        let mount = Mount::own(path, MountMode::ReadOnly);
+        self.mounts.insert(path.to_vec(), mount);
+        Ok(())
+    }
+
     /// Makes the host tree at `path` visible at its own path, changes to it being kept in memory. What is
     /// visible of it already can be changed so too.
     ///
@@ -550,7 +568,7 @@ impl Policy {
             return Err(PolicyError::NotCanonical(text()));
         }
         let shared_memory = beneath(SHM, path) && path != SHM;
-        let forbidden = [PROC, SYS, DEV, b"/etc".as_slice()];
+        let forbidden = [PROC, SYS, DEV, ETC];
         if path == b"/" || !shared_memory && forbidden.iter().any(|tree| beneath(tree, path)) {
             return Err(PolicyError::Unsuitable(text()));
         }
@@ -790,6 +808,31 @@ mod tests {
             Policy::with_working_directory(b"/usr/share").unwrap(),
             Policy::default()
         );
+    }
+
+    #[test]
+    fn settings_are_shown_where_they_are_named() {
+        let mut policy = Policy::default();
+        policy.allow_named_tree(b"/etc/nginx").unwrap();
+        assert_eq!(policy.classify(b"/etc/nginx/nginx.conf"), Place::Readable);
+        assert_eq!(policy.classify(b"/etc/nginx2"), Place::Outside);
+        assert_eq!(policy.classify(b"/etc"), Place::Leading);
+        for path in [
+            "/etc",
+            "/etc/shadow",
+            "/etc/gshadow-",
+            "/etc/nginx/..",
+            "/proc/1",
+            "/",
+        ] {
+            assert!(policy.allow_named_tree(path.as_bytes()).is_err(), "{path}");
+        }
+        assert_eq!(policy.classify(b"/etc/shadow"), Place::Outside);
+        // Ours stay ours.
+        policy.allow_named_tree(b"/etc/hosts").unwrap();
+        assert_eq!(policy.classify(b"/etc/hosts"), Place::Made);
+        policy.allow_named_tree(b"/srv/x").unwrap();
+        assert_eq!(policy.classify(b"/srv/x/y"), Place::Readable);
     }
 
     #[test]
