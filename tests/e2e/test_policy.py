@@ -391,3 +391,19 @@ def test_the_process_itself_may_do_no_more(room: pathlib.Path) -> None:
 def lines_of(task: pathlib.Path) -> list[str]:
     """The kernel's account of a thread, a field in each line."""
     return [line for line in (task / "status").read_text().splitlines() if ":\t" in line]
+
+
+def test_settings_beneath_etc_are_shown_where_they_are_named(room: pathlib.Path) -> None:
+    listing = in_vm(["/bin/ls", "/etc/apt"], cwd=room)
+    assert listing.status == 2, listing
+    shown = in_vm(["/bin/ls", "/etc/apt"], cwd=room, options=["--read", "/etc/apt"])
+    assert shown.stdout.decode().split() == sorted(os.listdir("/etc/apt"))
+    for name in ("/etc", "/etc/shadow"):
+        refused = in_vm(["/bin/ls", "/"], cwd=room, options=["--read", name])
+        assert (refused.status, refused.stdout) == (125, b""), refused
+        assert refused.own_lines == [
+            f'kvmlet: {name}: "{name}" cannot be made visible to the program'
+        ]
+    # No way around: a named directory shows no other.
+    around = in_vm(["/bin/cat", "/etc/apt/../shadow"], cwd=room, options=["--read", "/etc/apt"])
+    assert around.status == 1, around
