@@ -570,3 +570,33 @@ def test_a_reset_ends_connections() -> None:
         connection.close()
         with pytest.raises(kvmlet.ConnectionRefused):
             box.connect(PORT)
+
+
+CLOCKS = """
+import http.server, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        data = f'{time.monotonic()} {time.time()}'.encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+http.server.HTTPServer(('127.0.0.1', 8080), Handler).serve_forever()
+"""
+
+
+def test_no_time_passes_while_a_server_is_frozen() -> None:
+    """Timers that fell due meanwhile would all run in each request."""
+    if HW:
+        pytest.skip(NO_RUNTIMES)
+    sandbox = kvmlet.Sandbox(["/usr/bin/python3", "-c", CLOCKS], memory="256m")
+    with sandbox.until_listening(timeout=LIMIT_S).freeze() as snapshot, snapshot.fork() as fork:
+        seen = []
+        for _ in range(2):
+            seen.append([float(word) for word in ask(fork, "/").split()])
+            fork.reset()
+            time.sleep(3)
+        (first, real_first), (second, real_second) = seen
+        # Both clocks go on while it answers, the wall clock in between too.
+        assert abs(second - first) < 2
+        assert real_second - real_first >= 3

@@ -29,9 +29,8 @@ pytestmark = [
 REQUESTS = int(os.environ.get("KVMLET_SERVER_REQUESTS", "10000"))
 # A connection to PostgreSQL is a process of it, which takes longer to start.
 SESSIONS = max(1, REQUESTS // 20)
-GROWTH_MAX_KIB = 16384
-"""Memory that comes and goes: what threads have at hand, pages that were learned, and those that
-timers write which fall due in each request from some time after the freeze on."""
+GROWTH_MAX_KIB = 8192
+"""Memory that comes and goes: what threads have at hand, pages that were learned."""
 
 OF_REQUEST = ("date", "x-request-id")
 """Fields of an answer that differ from one request to another."""
@@ -86,8 +85,7 @@ def module(name: str, *words: str) -> tuple[str, ...]:
     return (PYTHON, "-m", name, *words)
 
 
-# Its workers have not told it that they live since it was frozen: docs/servers.md.
-GUNICORN = ("--workers", "2", "--timeout", "0")
+GUNICORN = ("--workers", "2")
 HTTP = {
     "flask": Server(module("flask", "--app", "flask_app", "run", "--port", "8000"), needs="flask"),
     "django": Server((PYTHON, "django_app.py", "runserver", "--noreload"), needs="django"),

@@ -228,6 +228,7 @@ impl Sandbox {
         limits: Limits,
         owner: &mut dyn Owner,
     ) -> Result<Stop, EngineError> {
+        self.personality.host.clock.start();
         let mut drive = Drive::new(until, limits, owner);
         self.personality.host.captured.streamed = drive.streamed;
         let mut stop = match self.tend_console(&mut drive) {

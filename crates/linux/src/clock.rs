@@ -20,6 +20,11 @@ pub trait GuestClock: fmt::Debug + Send + Sync {
     fn read(&self, clock: VdsoClock) -> VdsoTimestamp;
     /// Rewrites the vDSO's data page if that is due: `write` stores bytes at an offset of the page.
     fn update(&mut self, write: &mut dyn FnMut(usize, &[u8]));
+    /// Has the monotonic clock stand at this time until [`GuestClock::start`], as while a machine sleeps: the program
+    /// does not run, and what it waits for does not fall due.
+    fn stop_at(&mut self, monotonic_ns: u64);
+    /// Has a clock that stands go on.
+    fn start(&mut self);
 }
 
 /// The host's clocks as they are, for a sandbox without a vDSO.
@@ -45,6 +50,10 @@ impl GuestClock for HostClocks {
     }
 
     fn update(&mut self, _write: &mut dyn FnMut(usize, &[u8])) {}
+
+    fn stop_at(&mut self, _monotonic_ns: u64) {}
+
+    fn start(&mut self) {}
 }
 
 fn clock_ns(host: &Host, clock: VdsoClock) -> u64 {

@@ -38,6 +38,7 @@ impl Snapshot {
             mut host,
             ..
         } = personality.into_inner()?;
+        let frozen_ns = kvmlet_linux::monotonic_ns(&host);
         let tid = kernel.threads.keys().next().copied().unwrap_or(Tid::FIRST);
         let mut cx = Cx {
             kernel: &mut kernel,
@@ -61,7 +62,8 @@ impl Snapshot {
             trampolines: None,
             ..setup.vdso
         };
-        let clock = vm::clock_of(&mut guest.vcpu);
+        let mut clock = vm::clock_of(&mut guest.vcpu);
+        clock.stop_at(i64::try_from(frozen_ns).unwrap_or(i64::MAX));
         // The guest's memory is about to become read-only.
         vm_pool::give_back(guest);
         // A fork may take back anything that is charged now.
@@ -80,6 +82,7 @@ impl Snapshot {
             files,
             setup: Setup { vdso, ..setup },
             clock,
+            frozen_ns,
             kvm_kind,
             ready: ReadyVms::default(),
             learned: Mutex::default(),

@@ -48,6 +48,8 @@ pub(crate) struct Frozen {
     setup: Setup,
     /// The value that the clocks of forks begin as.
     clock: HostClock,
+    /// The time that its monotonic clock shows.
+    frozen_ns: u64,
     kvm_kind: KvmKind,
     ready: ReadyVms,
     learned: Mutex<Learned>,

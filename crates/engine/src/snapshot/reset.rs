@@ -35,6 +35,7 @@ impl Sandbox {
         self.guest.forget_younger_space(&frozen.kernel);
         self.personality.assign(frozen.next_kernel());
         self.personality.host.reset(&frozen.host);
+        self.personality.host.clock.stop_at(frozen.frozen_ns);
         lock(&frozen.learned).note_pages(report.named(), report.dropped.iter().copied());
         self.last_reset = report;
         Ok(())

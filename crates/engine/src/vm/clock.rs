@@ -15,7 +15,17 @@ impl GuestClock for TscClock {
     }
 
     fn update(&mut self, write: &mut dyn FnMut(usize, &[u8])) {
+        self.0.start();
         self.0.update(write);
+    }
+
+    fn stop_at(&mut self, monotonic_ns: u64) {
+        self.0
+            .stop_at(i64::try_from(monotonic_ns).unwrap_or(i64::MAX));
+    }
+
+    fn start(&mut self) {
+        self.0.start();
     }
 }
 
@@ -28,7 +38,7 @@ pub(crate) fn clock_of(vcpu: &mut Vcpu) -> HostClock {
     })
 }
 
-/// The same clock for another VM.
+/// The same clock for another VM. It stands where it was frozen until the program runs.
 pub(crate) fn clock_for(clock: &HostClock, vcpu: &mut Vcpu) -> Box<dyn GuestClock> {
     let mut clock = clock.clone();
     clock.set_guest_tsc(guest_tsc(vcpu));

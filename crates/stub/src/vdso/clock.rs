@@ -211,6 +211,8 @@ pub struct HostClock {
     /// Host TSC at which `mono` and `raw` begin.
     published_tsc: u64,
     interval_ticks: u64,
+    /// The time that the monotonic clock stands at.
+    stopped_ns: Option<i64>,
 }
 
 impl HostClock {
@@ -239,6 +241,7 @@ impl HostClock {
             },
             published_tsc: host::tsc(),
             interval_ticks: 0,
+            stopped_ns: None,
         }
     }
 
@@ -252,6 +255,22 @@ impl HostClock {
     pub fn set_generation(&mut self, generation: u64) {
         self.data.generation = generation;
         self.interval_ticks = 0;
+    }
+
+    /// Has the monotonic clock stand at a guest time, until it is started.
+    pub fn stop_at(&mut self, monotonic_ns: i64) {
+        self.stopped_ns = Some(monotonic_ns);
+    }
+
+    /// Has a clock that stands go on from there; the page is due at once.
+    pub fn start(&mut self) {
+        if let Some(guest_ns) = self.stopped_ns.take() {
+            let host_ns = host::now_ns(HostClockId(VdsoClock::Monotonic.id()));
+            self.offsets.monotonic_ns = guest_ns.saturating_sub(host_ns);
+            // What was written last is of another time.
+            self.data.mode = VDSO_MODE_CALL;
+            self.interval_ticks = 0;
+        }
     }
 
     /// The page as last written.
@@ -425,6 +444,13 @@ impl HostClock {
     /// Guest time now, as the vDSO would answer. System calls that report or compare times use it, so that
     /// a call and the vDSO never contradict each other.
     pub fn read(&self, clock: VdsoClock) -> VdsoTimestamp {
+        if let (
+            Some(ns),
+            VdsoClock::Monotonic | VdsoClock::MonotonicCoarse | VdsoClock::MonotonicRaw,
+        ) = (self.stopped_ns, clock)
+        {
+            return VdsoTimestamp::from_ns(ns);
+        }
         let tsc = self.guest_tsc_of(host::tsc());
         tsc.and_then(|tsc| self.data.read(clock, tsc))
             .unwrap_or_else(|| VdsoTimestamp::from_ns(self.read_host(clock)))
