@@ -44,7 +44,7 @@ pub enum GuestTsc {
     Unrelated,
 }
 
-/// Guest time minus host time, fixed at freeze, as time_namespaces(7) has it.
+/// Guest time minus host time, as time_namespaces(7) has it. That of the monotonic clock is known when it starts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct GuestTimeOffsets {
     /// For CLOCK_MONOTONIC, its coarse and its raw variant.
