@@ -5,6 +5,7 @@ from typing import Self, TypedDict, Unpack, final, type_check_only
 
 __all__ = [
     "Box",
+    "CertificateFiles",
     "Changes",
     "Connection",
     "Inherited",
@@ -16,6 +17,7 @@ __all__ = [
     "Snapshot",
     "Stop",
     "calls_after_harden",
+    "check_places",
     "forget_vms",
     "guard_of",
     "harden",
@@ -140,11 +142,11 @@ class Changes:
 class Inherited:
     """The caller's standard streams, opened as they are now: for one run, after `harden` too."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         left_open: list[tuple[int, int]] = ...,
         named: list[tuple[int, int]] = ...,
-    ) -> None:
+    ) -> Inherited:
         """And descriptors above 2 that the program gets: (its number there, a duplicate to take).
 
         Those of `left_open` are passed if they are pipes or regular files, and closed otherwise.
@@ -310,7 +312,7 @@ class ServeSettings(TypedDict):
 class CertificateFiles:
     """The absolute paths of a certificate and its key, in PEM. A server reads them again."""
 
-    def __init__(self, certificate: bytes, key: bytes) -> None: ...
+    def __new__(cls, certificate: bytes, key: bytes) -> CertificateFiles: ...
     def helper_end(self) -> int:
         """Have another process read them from here on: the descriptor that it gets."""
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import pytest
 
 from e2e.oracle import GUESTS, LONG, ROOT
-from e2e.test_serve_command import Served, serving
+from e2e.serving import Served, serving
 
 pytestmark = [
     pytest.mark.usefixtures("vm"),

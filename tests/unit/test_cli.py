@@ -359,14 +359,14 @@ def test_what_no_option_answers_comes_last(native: FakeNative, capfd: Capture) -
         exit_code=4,
         denials=[
             ("resolve a.example", "NXDOMAIN", "address", 1),
-            ("stat /etc/wgetrc", "ENOENT", "hidden", 1),
+            ("stat /sys/fs", "ENOENT", "hidden", 1),
         ],
         events=[("pkey_alloc", "")],
     )
     assert main(["run", "x"]) == 4
     assert capfd.readouterr().err.splitlines() == [
         "kvmlet: denied: resolve a.example (NXDOMAIN); allow it with --net a.example",
-        "kvmlet: denied: stat /etc/wgetrc (ENOENT); it is not visible, and no option shows it",
+        "kvmlet: denied: stat /sys/fs (ENOENT); it is not visible, and no option shows it",
     ]
 
 

@@ -96,6 +96,22 @@ def sandboxes() -> None:
             assert_type(stats.running, int)
 
 
+def servers() -> None:
+    with kvmlet.serve(["server"], forks=2, timeout="5s") as server:
+        assert_type(server, kvmlet.Server)
+        assert_type(server.url + str(server.port), str)
+        stats: kvmlet.ServerStats = server.stats()
+        assert_type(stats.forks, int)
+        server.reload(timeout=5)
+        server.stop(grace=1)
+
+
+async def async_servers() -> None:
+    async with await aio.serve(["server"], isolate="connection") as server:
+        assert_type(server, aio.Server)
+        await server.reload()
+
+
 def length_of(sandbox: kvmlet.Sandbox, data: bytes) -> int:
     return len(sandbox.request(data))
 

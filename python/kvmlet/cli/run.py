@@ -210,9 +210,9 @@ def run(options: "Namespace", program: list[str]) -> int:
         told.fail(status_of_signal(received.signum), "interrupted")
         raise
     except _native.NativeError as failure:
-        error = from_native(*failure.args)
-        told.fail(_status_of(error), "not-started", str(error))
-        raise error from None
+        refusal = from_native(*failure.args)
+        told.fail(_status_of(refusal), "not-started", str(refusal))
+        raise refusal from None
     status = status_of(outcome)
     if not options.quiet:
         _explain(outcome, timeout_s, memory_bytes)
