@@ -6,7 +6,7 @@
 //! * [`parse`]: is it an x86-64 executable, and what does it want in memory ([`Image`])?
 //! * [`Image::plan`]: which mappings make it so at a given load bias ([`LoadAction`])?
 //! * [`build_stack`]: what does the first stack hold ([`StackImage`])?
-//! * [`find_function, is_imported`]: where is a function of this name?
+//! * [`find_function`]: where is a function of this name? [`is_imported`]: does a file use one of another's?
 //!
 //! Every number read from a file is hostile: it is checked once, in [`parse`]. The numbers that an
 //! [`Image`] holds afterwards can be added and rounded without overflow. The rules are those of

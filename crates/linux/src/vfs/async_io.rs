@@ -7,10 +7,11 @@ use imbl::{OrdMap, OrdSet};
 use kvmlet_abi::Errno;
 
 use crate::cx::Cx;
-use crate::fd::{self, FileId, FileKind, OpenFile, OpenFlags};
+use crate::fd::{self, FileId, OpenFile, OpenFlags};
 use crate::kernel::{Kernel, Pid, Process};
 use crate::outcome::Source;
 use crate::signal::{SI_KERNEL, SigInfo, signo::SIGIO};
+use crate::vfs;
 use crate::vfs::ready::{
     POLLIN, POLLOUT, POLLPRI, POLLRDBAND, POLLRDHUP, POLLRDNORM, POLLWRBAND, POLLWRNORM,
 };
@@ -48,17 +49,15 @@ pub struct AsyncIo {
 /// Sets or takes O_ASYNC.
 ///
 /// # Errors
-/// `ENOTTY` for a file that sends no signals. Linux differs: terminals do.
+/// `ENOTTY` for a file that sends no signals.
 pub fn set(cx: &mut Cx<'_>, id: FileId, file: &OpenFile, on: bool) -> Result<(), Errno> {
-    let source = match file.kind {
-        FileKind::Pipe(pipe) => Source::Pipe(pipe),
-        FileKind::Socket(socket) => Source::Object(socket),
-        _ if !on => return Ok(()),
-        _ => {
-            let what = "signal-driven I/O of another file than a pipe or socket";
-            cx.host.report.unsupported("ioctl", what.to_owned());
-            return Err(Errno::ENOTTY);
+    let Some(source) = vfs::file::signals(&file.kind) else {
+        if !on {
+            return Ok(());
         }
+        let what = "signal-driven I/O of another file than a pipe or socket";
+        cx.host.report.unsupported("ioctl", what.to_owned());
+        return Err(Errno::ENOTTY);
     };
     fd::file_mut(cx, id)?.flags.set(OpenFlags::ASYNC, on);
     cx.kernel.async_io.change(id, |registration| {

@@ -144,6 +144,34 @@ pub fn watched(file: &OpenFile) -> (Option<Source>, i16) {
     }
 }
 
+/// What sends the signals of signal-driven I/O (O_ASYNC in open(2)); `None` for a file that sends none.
+/// Linux differs: terminals do.
+#[must_use]
+pub fn signals(kind: &FileKind) -> Option<Source> {
+    match kind {
+        FileKind::Pipe(pipe) => Some(Source::Pipe(*pipe)),
+        FileKind::Socket(socket) => Some(Source::Object(*socket)),
+        FileKind::Tmp(_)
+        | FileKind::HostFile(_)
+        | FileKind::HostDir(_)
+        | FileKind::HostLocation(_)
+        | FileKind::HostStream(_)
+        | FileKind::Input(_)
+        | FileKind::Capture(_)
+        | FileKind::Device(_)
+        | FileKind::Text(_)
+        | FileKind::SynthDir(_)
+        | FileKind::SynthLocation
+        | FileKind::Event(_)
+        | FileKind::Timer(_)
+        | FileKind::Epoll(_)
+        | FileKind::Process(_)
+        | FileKind::Pty(_)
+        | FileKind::Inotify(_)
+        | FileKind::Signals(_) => None,
+    }
+}
+
 /// True if a description can be watched by epoll: Linux refuses what has no poll operation.
 #[must_use]
 pub fn can_be_watched(cx: &Cx<'_>, kind: &FileKind) -> bool {
