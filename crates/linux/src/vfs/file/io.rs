@@ -144,7 +144,7 @@ pub fn watched(file: &OpenFile) -> (Option<Source>, i16) {
     }
 }
 
-/// What sends the signals of signal-driven I/O (O_ASYNC in open(2)); `None` for a file that sends none.
+/// The source of the signals of signal-driven I/O (O_ASYNC in open(2)); `None` for a file that sends none.
 /// Linux differs: terminals do.
 #[must_use]
 pub fn signals(kind: &FileKind) -> Option<Source> {
