@@ -228,7 +228,13 @@ impl Frozen {
         kernel
     }
 
-    fn start(self: &Arc<Self>, bound: BoundVm, started_ns: u64) -> Result<Sandbox, EngineError> {
+    fn start(
+        self: &Arc<Self>,
+        mut bound: BoundVm,
+        started_ns: u64,
+    ) -> Result<Sandbox, EngineError> {
+        // It goes on in a VM that was a fork's before.
+        bound.clock.stop_at(self.frozen_ns);
         let host = self.host.fork();
         let mut sandbox = Sandbox::new(bound, host, &self.setup, started_ns, |_, _| {
             Ok(self.next_kernel())
