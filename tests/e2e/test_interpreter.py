@@ -180,6 +180,20 @@ def test_the_end_of_the_process(py: kvmlet.Interpreter, code: str, reason: str) 
     assert py.run("1").value == 1
 
 
+def test_sessions_that_ended_leave_later_ones_whole() -> None:
+    """Each took the vDSO out of its address space, which a reset puts back for the next one."""
+    for _ in range(4):
+        with kvmlet.Interpreter() as ended:
+            assert ended.run("import os; os._exit(3)").reason == "exited"
+    with kvmlet.Interpreter() as py:
+        py.run("x = 1")
+        with py.fork()[0] as fork:
+            assert fork.run("import time\n(x, time.time() > 0)").value == (1, True)
+        assert py.run("import time\n(x, time.time() > 0)").value == (1, True)
+        py.reset()
+        assert py.run("x").value == 1
+
+
 def test_a_cell_that_forks_answers_once(py: kvmlet.Interpreter) -> None:
     code = "import os\npid = os.fork()\nprint('child' if pid == 0 else 'parent')\nif pid: os.wait()"
     assert sorted(py.run(code).stdout.split()) == ["child", "parent"]

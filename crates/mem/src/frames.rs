@@ -428,7 +428,8 @@ impl FramePool {
     }
 
     /// The pool that forks start with: what is in use stays so, uncounted; everything else is free and
-    /// holds zeros.
+    /// holds zeros. A frame that leaves have in common with its owner is never freed: resets put such leaves
+    /// back, and references to them are not counted anew.
     pub(crate) fn frozen(&self) -> Self {
         let mut pool = Self::new(self.kept_blocks);
         for block in &self.blocks {
@@ -440,7 +441,12 @@ impl FramePool {
             pool.clean.retain(|&clean| clean != id);
             let free = used.complement();
             let refs = match &block.state {
-                State::Divided(divided) => divided.refs.clone(),
+                State::Divided(divided) => divided.refs.clone().map(|mut refs| {
+                    refs.iter_mut()
+                        .filter(|refs| **refs > 1)
+                        .for_each(|refs| *refs = u32::MAX);
+                    refs
+                }),
                 _ => None,
             };
             pool.blocks[id as usize].state = State::Divided(Box::new(Divided {
