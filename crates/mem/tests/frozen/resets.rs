@@ -402,6 +402,41 @@ fn an_address_space_that_has_ended_is_there_again_after_a_reset() {
 }
 
 #[test]
+fn pages_in_common_with_the_vmm_outlive_what_ends() {
+    let (mut mem, mut tables) = program(LIMIT);
+    // As the vDSO: a page of the VMM that a program maps too.
+    let (vdso, content) = (Gva(FREE.0 + 16 * MIB), 0x0076_6473_u64);
+    let frame = mem.alloc_table_frame().unwrap();
+    mem.write_value(frame, &content).unwrap();
+    mem.get_frame(frame);
+    tables
+        .map(&mut mem, vdso, frame, PageSize::Base, READ_ONLY)
+        .unwrap();
+    let mut fork = Fork::of(&mem.freeze(Spaces::new(tables), 0).unwrap());
+    let (first, second) = (MmId::FIRST, MmId(2));
+    for _ in 0..4 {
+        fork.spaces.create(&mut fork.mem, second).unwrap();
+        let mut removed = Vec::new();
+        fork.spaces.end(&mut fork.mem, first, |mem, gva, leaf| {
+            mem.free_frame(leaf.gpa);
+            removed.push(gva);
+        });
+        assert_eq!(removed, [vdso]);
+        fork.reset();
+        fork.spaces.all_flushed(&mut fork.mem);
+        fork.flush();
+        assert_eq!(fork.word(vdso), content);
+        let taken = fork.mem.alloc_table_frame().unwrap();
+        assert_ne!(taken, frame, "it is still in use");
+        fork.mem.free_frame(taken);
+        fork.reset();
+    }
+    let Fork { mem, spaces } = fork;
+    let again = Fork::of(&mem.freeze(spaces, 0).unwrap());
+    assert_eq!(again.word(vdso), content);
+}
+
+#[test]
 fn only_a_fork_is_reset() {
     let (mut mem, tables) = program(LIMIT);
     let mut spaces = Spaces::new(tables);
