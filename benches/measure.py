@@ -136,9 +136,9 @@ def runsc(argv: Sequence[str]) -> Run:
     return _run([*RUNSC, *argv])
 
 
-def kvmlet(argv: Sequence[str], *, calls: str = "auto") -> Run:
+def kvmlet(argv: Sequence[str], *, calls: str = "auto", command: Path = KVMLET) -> Run:
     """Run `argv` by `kvmlet run`, with its counters. Raises BenchError."""
-    run, stderr = _spawn([str(KVMLET), "run", "--calls", calls, "--stats=json", "--", *argv])
+    run, stderr = _spawn([str(command), "run", "--calls", calls, "--stats=json", "--", *argv])
     lines = stderr.strip().splitlines()
     try:
         stats: object = json.loads(lines[-1])
