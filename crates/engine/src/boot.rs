@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_linux::{
-    CpuInfo, Cx, Dir, ExecRequest, Host, Ids, Kernel, NewKernel, Personality, Pid, StdStream, Tid,
+    CpuInfo, Creds, Cx, Dir, ExecRequest, Host, Kernel, NewKernel, Personality, Pid, StdStream, Tid,
 };
 use kvmlet_mem::GuestMemory;
 
@@ -84,11 +84,9 @@ fn build_empty(program: &Program) -> Result<Sandbox, EngineError> {
     };
     let host = make_host(program)?;
     let cwd = Dir::Path(Arc::from(program.cwd.as_slice()));
-    let mut sandbox = Sandbox::new(bound, host, &setup, started_ns, |host, memory| {
+    Sandbox::new(bound, host, &setup, started_ns, |host, memory| {
         first_kernel(cwd, program, host, memory)
-    })?;
-    sandbox.write_constants()?;
-    Ok(sandbox)
+    })
 }
 
 fn make_host(program: &Program) -> Result<Host, EngineError> {
@@ -113,16 +111,12 @@ fn first_kernel(
     host: &Host,
     memory: &mut GuestMemory,
 ) -> Result<Kernel, EngineError> {
-    let ids = Ids {
-        uid: host.credentials.uid,
-        gid: host.credentials.gid,
-    };
     let tmpfs = kvmlet_linux::new_tmpfs(host, memory).map_err(|errno| {
         EngineError::BadArgument(format!("the memory limit is too small: {errno}"))
     })?;
     Ok(Kernel::new(NewKernel {
         cwd,
-        ids,
+        caller: Arc::new(Creds::of_caller(&host.credentials.ids)),
         tmpfs,
         processes_max: program.processes_max,
         started_ns: kvmlet_linux::boottime_ns(host),

@@ -1,13 +1,12 @@
 //! Entering the guest, and what a posted call has come to when it has left.
 
 use kvmlet_abi::call_page::Closed;
-use kvmlet_abi::layout::StubConstant;
 use kvmlet_abi::{Trap, UserRegs};
-use kvmlet_linux::{Made, Personality, Pid, SIGBUS, Tid};
+use kvmlet_linux::{Made, Personality, SIGBUS, Tid};
 use kvmlet_mem::MmId;
 
 use crate::run::Drive;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, StubConstants};
 use crate::time::{host_time_ns, now_ns};
 use crate::transport::{Busy, Link, Returned, Waited};
 use crate::{EngineError, flush};
@@ -66,9 +65,10 @@ impl Sandbox {
         } = &*self.personality;
         let thread = kernel.threads.get(&tid);
         let process = thread.and_then(|thread| kernel.processes.get(&thread.pid));
-        let space = process.and_then(|process| {
+        let space = process.zip(thread).and_then(|(process, thread)| {
             let tables = machine.spaces.get(process.mm)?;
-            Some((process.mm, tables.root(), (tid, process.pid, process.ppid)))
+            let constants = StubConstants::of(thread, process);
+            Some((process.mm, tables.root(), constants))
         });
         let Some((id, root, running)) = space else {
             return Err(EngineError::Internal(
@@ -77,14 +77,7 @@ impl Sandbox {
         };
         self.guest.vcpu.load_space(id.0, root);
         if drive.running != Some(running) {
-            let (Tid(tid), Pid(pid), Pid(ppid)) = running;
-            for (slot, id) in [
-                (StubConstant::Tid, tid),
-                (StubConstant::Pid, pid),
-                (StubConstant::Ppid, ppid),
-            ] {
-                self.write_constant(slot, u64::from(id.cast_unsigned()))?;
-            }
+            self.write_constants(running)?;
             drive.running = Some(running);
         }
         Ok(id)

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use kvmlet_abi::Trap;
-use kvmlet_linux::{CallStatus, Denial, End, Pid, STREAMED_BATCH_BYTES, Step, Tid, Work, table};
+use kvmlet_linux::{CallStatus, Denial, End, Pid, STREAMED_BATCH_BYTES, Step, Work, table};
 
 use crate::entry::Left;
 use crate::limit::Limit;
 use crate::outcome::{Ending, RunOutcome};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, StubConstants};
 use crate::time::{TICK_NS, host_time_ns, now_ns, ran_ns};
 use crate::{EngineError, Program};
 
@@ -118,8 +118,8 @@ pub(crate) struct Drive<'a> {
     pub tick_ns: u64,
     /// For when the vCPU's kick is set; `None` if it has fired.
     pub armed_ns: Option<u64>,
-    /// The thread that the stub takes for the running one, its process and that one's parent.
-    pub running: Option<(Tid, Pid, Pid)>,
+    /// What the stub answers for the running thread.
+    pub running: Option<StubConstants>,
     /// When the host began to work.
     mark_ns: u64,
     /// What it works for since then.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvmlet_abi::layout::StubConstant;
-use kvmlet_linux::{ChangeSet, CpuInfo, Host, Kernel, Machine, Personality, Vdso};
+use kvmlet_linux::{ChangeSet, CpuInfo, Host, Kernel, Machine, Personality, Process, Thread, Vdso};
 use kvmlet_mem::{GuestMemory, ResetReport};
 
 use crate::EngineError;
@@ -56,6 +56,31 @@ pub(crate) struct Setup {
     pub calls: Calls,
 }
 
+/// The answers that the stub gives for a thread, in the order of [`StubConstant`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct StubConstants([u32; Self::SLOTS]);
+
+impl StubConstants {
+    const SLOTS: usize = StubConstant::Tid as usize + 1;
+    const LEN_BYTES: usize = Self::SLOTS * 8;
+
+    /// Those of a thread of a process.
+    pub(crate) fn of(thread: &Thread, process: &Process) -> Self {
+        let (user, group) = (thread.creds.user, thread.creds.group);
+        let [pid, ppid, tid] =
+            [process.pid.0, process.ppid.0, thread.tid.0].map(i32::cast_unsigned);
+        Self([
+            pid,
+            user.real,
+            user.effective,
+            group.real,
+            group.effective,
+            ppid,
+            tid,
+        ])
+    }
+}
+
 impl Sandbox {
     /// A program, or what will be one, in a VM that has not run. The build began at `started_ns`. `kernel`
     /// makes the kernel value, when `host` has the VM's clock.
@@ -106,32 +131,13 @@ impl Sandbox {
     }
 
     /// Writes the constants that the stub answers from.
-    pub(crate) fn write_constants(&mut self) -> Result<(), EngineError> {
-        let kernel = &self.personality.kernel;
-        let (uid, gid) = (u64::from(kernel.ids.uid), u64::from(kernel.ids.gid));
-        let values = [
-            (StubConstant::Uid, uid),
-            (StubConstant::Euid, uid),
-            (StubConstant::Gid, gid),
-            (StubConstant::Egid, gid),
-        ];
-        for (slot, value) in values {
-            self.write_constant(slot, value)?;
+    pub(crate) fn write_constants(&mut self, constants: StubConstants) -> Result<(), EngineError> {
+        let mut bytes = [0; StubConstants::LEN_BYTES];
+        for (word, value) in bytes.chunks_exact_mut(8).zip(constants.0) {
+            word.copy_from_slice(&u64::from(value).to_le_bytes());
         }
-        Ok(())
-    }
-
-    pub(crate) fn write_constant(
-        &mut self,
-        slot: StubConstant,
-        value: u64,
-    ) -> Result<(), EngineError> {
-        let at = self.setup.pages.stub_data.wrapping_add(slot as u64 * 8);
-        Ok(self
-            .personality
-            .machine
-            .memory
-            .write(at, &value.to_le_bytes())?)
+        let at = self.setup.pages.stub_data;
+        Ok(self.personality.machine.memory.write(at, &bytes)?)
     }
 
     /// Takes the things that the program left, with its counters.

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kvmlet_linux::{
-    CpuInfo, Cx, Dir, Host, Ids, Kernel, Machine, NewKernel, Pid, StdStream, Tid, Verdict, verdict,
+    CpuInfo, Creds, Cx, Dir, Host, Kernel, Machine, NewKernel, Pid, StdStream, Tid, Verdict,
+    verdict,
 };
 use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 use kvmlet_policy::Policy;
@@ -37,10 +38,7 @@ fn parts(policy: &Policy) -> Result<(Kernel, Machine, Host), Box<dyn std::error:
     let spaces = Spaces::new(PageTables::new(&mut memory)?);
     let mut kernel = Kernel::new(NewKernel {
         cwd: Dir::Path(Arc::from(b"/".as_slice())),
-        ids: Ids {
-            uid: host.credentials.uid,
-            gid: host.credentials.gid,
-        },
+        caller: Arc::new(Creds::of_caller(&host.credentials.ids)),
         tmpfs: kvmlet_linux::new_tmpfs(&host, &mut memory)?,
         processes_max: 1,
         started_ns: kvmlet_linux::boottime_ns(&host),

@@ -5,7 +5,7 @@ pub use kvmlet_abi::linux::stat::{
 };
 use kvmlet_abi::linux::{Stat, Statx, StatxTimestamp};
 
-use crate::Credentials;
+use crate::Ids;
 
 /// Permission to read (access(2) R_OK).
 pub const MAY_READ: u32 = 4;
@@ -119,10 +119,10 @@ impl Attr {
 
     /// True if the mode bits grant all of `wanted` (path_resolution(7), without capabilities).
     #[must_use]
-    pub fn grants(&self, who: &Credentials, wanted: u32) -> bool {
+    pub fn grants(&self, who: &Ids, wanted: u32) -> bool {
         let class = if who.uid == self.uid {
             self.mode >> 6
-        } else if who.gid == self.gid || who.groups.contains(&self.gid) {
+        } else if who.is_member(self.gid) {
             self.mode >> 3
         } else {
             self.mode
@@ -191,7 +191,6 @@ pub fn d_type(mode: u32) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Enforcement;
 
     #[test]
     fn device_numbers_round_trip() {
@@ -203,11 +202,10 @@ mod tests {
 
     #[test]
     fn owner_bits_come_first_even_when_they_grant_less() {
-        let who = Credentials {
+        let who = Ids {
             uid: 5,
             gid: 6,
-            groups: vec![7],
-            enforcement: Enforcement::Host,
+            groups: [7].into(),
         };
         let mut attr = Attr {
             uid: 5,

@@ -39,7 +39,7 @@ pub mod terminal;
 #[cfg(test)]
 mod testing;
 
-pub use credentials::{Credentials, Enforcement, caller, check_mode};
+pub use credentials::{Credentials, Enforcement, Ids, caller, check_mode};
 pub use directories::Directories;
 pub use file::{HostFile, HostKind};
 pub use handle::{Handle, attr_in, locate_in};

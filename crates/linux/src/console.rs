@@ -2,6 +2,7 @@
 //! other. The host's is raw meanwhile, so that its keys are the program's own.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::poll::{POLLIN, POLLOUT};
@@ -82,7 +83,8 @@ pub fn set_up(
     let size = terminal::window_size(host.fd(input)?.as_fd())?;
     let master = kernel.open_pty(memory)?;
     let index = master.index;
-    let slave = kernel.open_slave(index, Lock::Passed)?;
+    let caller = Arc::clone(&kernel.caller);
+    let slave = kernel.open_slave(index, Lock::Passed, &caller)?;
     let pty = kernel.ptys.get_mut(index)?;
     let mut effects = Effects::default();
     let line = KernelTermios {

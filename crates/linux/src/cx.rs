@@ -1,8 +1,12 @@
 //! The things that a handler works on: the value, the guest's memory, the host.
 
+use std::sync::Arc;
+
 use kvmlet_abi::{Errno, Gpa, Gva};
+use kvmlet_hostfs::Credentials;
 use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 
+use crate::creds::Creds;
 use crate::fd::FdTable;
 use crate::host::Host;
 use crate::kernel::{Fs, Kernel, Process, Thread, Tid};
@@ -90,6 +94,26 @@ impl Cx<'_> {
     pub fn process(&mut self) -> Result<&mut Process, Errno> {
         let pid = self.kernel.threads.get(&self.tid).ok_or(Errno::ESRCH)?.pid;
         self.kernel.processes.get_mut(&pid).ok_or(Errno::ESRCH)
+    }
+
+    /// The calling thread's credentials.
+    #[must_use]
+    pub fn creds(&self) -> Arc<Creds> {
+        match self.kernel.threads.get(&self.tid) {
+            Some(thread) => Arc::clone(&thread.creds),
+            // Never so for a running thread.
+            None => Arc::new(Creds::nobody()),
+        }
+    }
+
+    /// Who asks the host for a file in the calling thread's name.
+    #[must_use]
+    pub fn asker(&self) -> Credentials {
+        let ids = self.creds().for_files();
+        Credentials {
+            inside: (ids != self.host.credentials.ids).then_some(ids),
+            ..self.host.credentials.clone()
+        }
     }
 
     /// The calling thread's descriptors.

@@ -378,6 +378,13 @@ fn open_interpreter(
 fn commit(cx: &mut Cx<'_>, program: &Program, envp: &[Vec<u8>]) -> Result<(), ExecError> {
     cx.kernel.lose_call(cx.tid);
     become_leader(cx)?;
+    let creds = Arc::new(cx.creds().after_exec());
+    let process = cx.process()?;
+    process.dumpable = creds.is_plain();
+    if !creds.is_plain() {
+        process.death_signal = 0;
+    }
+    cx.thread()?.creds = Arc::clone(&creds);
     if !cx.mm()?.vmas.is_empty() {
         mm::start_anew(cx)?;
     }
@@ -461,11 +468,11 @@ fn commit(cx: &mut Cx<'_>, program: &Program, envp: &[Vec<u8>]) -> Result<(), Ex
         (AT_BASE, interpreter_base),
         (AT_FLAGS, 0),
         (AT_ENTRY, entry),
-        (AT_UID, u64::from(cx.kernel.ids.uid)),
-        (AT_EUID, u64::from(cx.kernel.ids.uid)),
-        (AT_GID, u64::from(cx.kernel.ids.gid)),
-        (AT_EGID, u64::from(cx.kernel.ids.gid)),
-        (AT_SECURE, 0),
+        (AT_UID, u64::from(creds.user.real)),
+        (AT_EUID, u64::from(creds.user.effective)),
+        (AT_GID, u64::from(creds.group.real)),
+        (AT_EGID, u64::from(creds.group.effective)),
+        (AT_SECURE, u64::from(!creds.is_plain())),
         (AT_RANDOM, 0),
         (AT_HWCAP2, u64::from(cx.machine.cpu.hwcap2)),
         (AT_EXECFN, 0),
@@ -684,7 +691,7 @@ fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errn
         },
         comm: program.comm,
         cpu_time_ns: thread.cpu_time_ns,
-        ..Thread::new(thread.pid, tid, thread.share)
+        ..Thread::new((thread.pid, tid), thread.share, Arc::clone(&thread.creds))
     };
     let mut cmdline = Vec::new();
     for arg in &program.argv {

@@ -1,6 +1,6 @@
 //! The part of a sandbox that is not a value: host descriptors, the policy in force, limits, reports.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,10 +21,8 @@ use crate::console::Console;
 pub use crate::id::HostId;
 use crate::net::outside::Outside;
 use crate::report::{Denial, Report};
+use crate::vfs::access::Searchable;
 use crate::vfs::deferred::Deferred;
-
-/// Directories whose search permission is remembered at most.
-const SEARCHABLE_MAX: usize = 4096;
 
 /// Memory for the names of listed directories, in bytes.
 const LISTINGS_MAX_BYTES: usize = 4 << 20;
@@ -103,9 +101,8 @@ pub struct Host {
     pub roots: Arc<Roots>,
     /// Who the caller is.
     pub credentials: Credentials,
-    /// Host directories known to be searchable by the caller; only used under
-    /// [`kvmlet_hostfs::Enforcement::ModeBits`].
-    pub searchable: HashSet<Vec<u8>>,
+    /// Host directories known to be searchable, where the host would not refuse it.
+    pub searchable: Searchable,
     /// Things that a call has looked at, for the open that may follow.
     pub lookup_cache: LookupCache,
     /// Directories of overlays that were looked at last.
@@ -160,7 +157,7 @@ impl Host {
             policy,
             roots,
             credentials: kvmlet_hostfs::caller(),
-            searchable: HashSet::new(),
+            searchable: Searchable::default(),
             lookup_cache: LookupCache::default(),
             lower_dirs: Directories::default(),
             deferred: Deferred::default(),
@@ -379,14 +376,6 @@ impl Host {
         if let Some(Referenced { file, .. }) = self.files.get_mut(&id) {
             file.listing = Some(Arc::clone(listing));
         }
-    }
-
-    /// Remembers that a directory may be searched.
-    pub fn remember_searchable(&mut self, path: &[u8]) {
-        if self.searchable.len() >= SEARCHABLE_MAX {
-            self.searchable.clear();
-        }
-        self.searchable.insert(path.to_vec());
     }
 }
 

@@ -10,6 +10,7 @@ use kvmlet_abi::UserRegs;
 use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 
 use crate::channel::Channel;
+use crate::creds::Creds;
 use crate::fd::{FdTable, FileId, OpenFile};
 use crate::guest_call_state::HostCall;
 use crate::id::{FilesId, FsId};
@@ -87,8 +88,8 @@ pub struct Kernel {
     pub held_wakes: HeldWakes,
     /// Interval timers, POSIX timers, sleeps on CPU clocks.
     pub timers: Timers,
-    /// Identity shared by every process (no privileged calls exist yet).
-    pub ids: Ids,
+    /// The caller's credentials: those of our init, and of the first thread at its begin.
+    pub caller: Arc<Creds>,
     /// Messages to and from the host.
     pub channel: Channel,
     /// The host's call of one of the program's functions.
@@ -136,8 +137,8 @@ pub struct Doomed {
 pub struct NewKernel {
     /// Working directory of the first process.
     pub cwd: Cwd,
-    /// Whose processes these are.
-    pub ids: Ids,
+    /// The caller's credentials.
+    pub caller: Arc<Creds>,
     /// The in-memory tree.
     pub tmpfs: TmpFs,
     /// Processes at most.
@@ -170,7 +171,10 @@ impl Kernel {
             ptys: Ptys::default(),
             heeded: 0,
             mms: OrdMap::unit(MmId::FIRST, Mm::default()),
-            threads: OrdMap::unit(Tid::FIRST, Thread::new(Pid::FIRST, Tid::FIRST, share)),
+            threads: OrdMap::unit(
+                Tid::FIRST,
+                Thread::new((Pid::FIRST, Tid::FIRST), share, Arc::clone(&new.caller)),
+            ),
             fd_tables,
             fs,
             files: OrdMap::new(),
@@ -188,7 +192,7 @@ impl Kernel {
             sched,
             held_wakes: HeldWakes::default(),
             timers: Timers::default(),
-            ids: new.ids,
+            caller: new.caller,
             channel: Channel::default(),
             call: HostCall::default(),
             doomed: Vector::new(),
@@ -228,13 +232,28 @@ impl Kernel {
         self.kin().find(|one| one.pid == pid)
     }
 
+    /// A process's first thread, or the next one if that has ended.
+    fn first_thread(&self, pid: Pid) -> Option<&Thread> {
+        let first = self.threads.get(&Tid(pid.0));
+        let of_process = |thread: &&Thread| thread.pid == pid;
+        first.or_else(|| self.threads.values().find(of_process))
+    }
+
     /// The tables of a process's first thread, or of the next one if that has ended.
     #[must_use]
     pub fn share_of(&self, pid: Pid) -> Option<Share> {
-        let first = self.threads.get(&Tid(pid.0));
-        let of_process = |thread: &&Thread| thread.pid == pid;
-        let thread = first.or_else(|| self.threads.values().find(of_process));
-        thread.map(|thread| thread.share)
+        self.first_thread(pid).map(|thread| thread.share)
+    }
+
+    /// The credentials of a process, as [`Kernel::share_of`]; of one that has ended, those that it had. Our init has
+    /// the caller's.
+    #[must_use]
+    pub fn creds_of(&self, pid: Pid) -> &Arc<Creds> {
+        if let Some(thread) = self.first_thread(pid) {
+            return &thread.creds;
+        }
+        let zombie = self.zombies.get(&pid);
+        zombie.map_or(&self.caller, |zombie| &zombie.creds)
     }
 
     /// The descriptors of a process, as [`Kernel::share_of`].
@@ -291,15 +310,6 @@ pub struct Share {
     pub files: FilesId,
     /// Working directory and mask (CLONE_FS).
     pub fs: FsId,
-}
-
-/// User and group ids: the caller's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ids {
-    /// Real, effective and saved user id.
-    pub uid: u32,
-    /// Real, effective and saved group id.
-    pub gid: u32,
 }
 
 /// The way that the program ended.
@@ -511,6 +521,8 @@ pub struct Zombie {
     pub children_cpu_ns: u64,
     /// Name of its last thread.
     pub comm: [u8; 16],
+    /// Credentials of its last thread.
+    pub creds: Arc<Creds>,
 }
 
 /// The relations of a process, ended or not: a group and a session last as long as one of their members is known.
@@ -548,6 +560,9 @@ pub struct Thread {
     pub pid: Pid,
     /// Its descriptors and its directory.
     pub share: Share,
+    /// Its users, groups and capabilities. Threads of a process may have different ones (setuid(2), "C library/kernel
+    /// differences").
+    pub creds: Arc<Creds>,
     /// User-mode registers, valid whenever the thread is not on a vCPU.
     pub regs: UserRegs,
     /// x87, SSE, AVX... state.
@@ -582,11 +597,12 @@ pub struct MemoryPolicy {
 impl Thread {
     /// A thread that has not run: no registers, no name, nothing blocked or pending.
     #[must_use]
-    pub fn new(pid: Pid, tid: Tid, share: Share) -> Self {
+    pub fn new((pid, tid): (Pid, Tid), share: Share, creds: Arc<Creds>) -> Self {
         Self {
             tid,
             pid,
             share,
+            creds,
             regs: UserRegs::default(),
             xstate: XState::Initial,
             signals: ThreadSignals::default(),

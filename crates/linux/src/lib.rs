@@ -24,6 +24,7 @@ mod budget;
 mod channel;
 mod clock;
 mod console;
+mod creds;
 mod cx;
 mod exec;
 mod fd;
@@ -59,12 +60,13 @@ mod vfs;
 pub use channel::{Peer, PostError};
 pub use clock::{GuestClock, boottime_ns, monotonic_ns};
 pub use console::{Wish, stop_job};
+pub use creds::Creds;
 pub use cx::{CpuInfo, Cx, Machine, Vdso};
 pub use exec::{ExecError, ExecRequest, boot as load, search as search_path};
 pub use fd::OpenFlags;
 pub use guest_call::{CallArg, CallError, CallStatus, Returns};
 pub use host::{Host, STREAMED_BATCH_BYTES};
-pub use kernel::{End, ExitStatus, Ids, Kernel, NewKernel, Pid, Tid};
+pub use kernel::{End, ExitStatus, Kernel, NewKernel, Pid, Process, Thread, Tid};
 pub use kvmlet_hostfs::attr::FileTime;
 pub use kvmlet_hostfs::passed::{Offer, Unfit};
 pub use kvmlet_hostfs::stdio::Inherited;
@@ -92,7 +94,9 @@ pub use vfs::{Dir, enter_cwd, new_tmpfs};
 mod rooms {
     /// Modules by height: one may use those of its own height and below.
     const HEIGHTS: [&[&str]; 5] = [
-        &["budget", "channel", "id", "shared", "uts", "vector"],
+        &[
+            "budget", "channel", "creds", "id", "shared", "uts", "vector",
+        ],
         // The value, its rooms, and the host that they are given: each holds or is handed parts of the others.
         &[
             "clock",

@@ -671,7 +671,7 @@ pub fn send_to_self(cx: &mut Cx<'_>, signo: u8) {
     let tid = cx.tid;
     let detail = SigDetail::Sender {
         pid: cx.process().map_or(0, |p| p.pid.0),
-        uid: cx.kernel.ids.uid,
+        uid: cx.creds().user.real,
         value: 0,
     };
     let info = SigInfo {

@@ -11,9 +11,10 @@ use kvmlet_abi::{Errno, Gva};
 use kvmlet_mem::{GuestMemory, PageTables, Spaces};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::creds::Creds;
 use crate::cx::{CpuInfo, Cx, Machine};
 use crate::host::Host;
-use crate::kernel::{Ids, Kernel, NewKernel, Pid, Tid};
+use crate::kernel::{Kernel, NewKernel, Pid, Tid};
 use crate::mm::{self, AslrSeed, Mm, Prot, Region, Source, VmaFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
 use crate::rlimit::Resource;
@@ -133,14 +134,11 @@ impl Sandbox {
         let mut memory = GuestMemory::new(memory_bytes).unwrap();
         let spaces = Spaces::new(PageTables::new(&mut memory).unwrap());
         let tmpfs = vfs::new_tmpfs(&host, &mut memory).unwrap();
-        let ids = Ids {
-            uid: host.credentials.uid,
-            gid: host.credentials.gid,
-        };
+        let caller = Arc::new(Creds::of_caller(&host.credentials.ids));
         let cwd = dir;
         let mut kernel = Kernel::new(NewKernel {
             cwd,
-            ids,
+            caller,
             tmpfs,
             processes_max: 256,
             started_ns: 0,

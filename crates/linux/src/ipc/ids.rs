@@ -3,7 +3,8 @@
 use imbl::OrdMap;
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::ipc::{IPC_PRIVATE, Ipc64Perm};
-use kvmlet_hostfs::Credentials;
+
+use crate::creds::Creds;
 
 /// Bits of an id that hold the index; those above hold the sequence number (IPCMNI_SHIFT).
 const INDEX_BITS: u32 = 15;
@@ -36,25 +37,26 @@ pub struct Perm {
 impl Perm {
     /// Those of an object that `who` makes. Its id comes later.
     #[must_use]
-    pub fn new(who: &Credentials, key: i32, mode: u32) -> Self {
+    pub fn new(who: &Creds, key: i32, mode: u32) -> Self {
+        let (uid, gid) = (who.user.effective, who.group.effective);
         Self {
             key,
-            uid: who.uid,
-            gid: who.gid,
-            cuid: who.uid,
-            cgid: who.gid,
+            uid,
+            gid,
+            cuid: uid,
+            cgid: gid,
             mode: mode & MODE_BITS,
             seq: 0,
         }
     }
 
-    /// Checks the permission bits of any class in `wanted`, for a process without capabilities (ipcperms).
+    /// Checks the permission bits of any class in `wanted` (ipcperms). Linux differs: nobody has CAP_IPC_OWNER.
     ///
     /// # Errors
     /// `EACCES`
-    pub fn check(&self, who: &Credentials, wanted: u32) -> Result<(), Errno> {
+    pub fn check(&self, who: &Creds, wanted: u32) -> Result<(), Errno> {
         let wanted = wanted >> 6 | wanted >> 3 | wanted;
-        let granted = if who.uid == self.cuid || who.uid == self.uid {
+        let granted = if self.is_owned_by(who) {
             self.mode >> 6
         } else if who.is_member(self.cgid) || who.is_member(self.gid) {
             self.mode >> 3
@@ -68,12 +70,16 @@ impl Perm {
         }
     }
 
-    /// Checks that `who` may change or remove the object.
+    fn is_owned_by(&self, who: &Creds) -> bool {
+        [self.cuid, self.uid].contains(&who.user.effective)
+    }
+
+    /// Checks that `who` may change or remove the object. Linux differs: nobody has CAP_SYS_ADMIN.
     ///
     /// # Errors
     /// `EPERM`
-    pub fn check_owner(&self, who: &Credentials) -> Result<(), Errno> {
-        if who.uid == self.cuid || who.uid == self.uid {
+    pub fn check_owner(&self, who: &Creds) -> Result<(), Errno> {
+        if self.is_owned_by(who) {
             Ok(())
         } else {
             Err(Errno::EPERM)
@@ -319,11 +325,12 @@ mod tests {
 
     #[test]
     fn permissions_are_those_of_one_class() {
-        let who = |uid, gid| Credentials {
-            uid,
-            gid,
-            groups: vec![],
-            enforcement: kvmlet_hostfs::Enforcement::Host,
+        let who = |uid, gid| {
+            Creds::of_caller(&kvmlet_hostfs::Ids {
+                uid,
+                gid,
+                groups: std::sync::Arc::default(),
+            })
         };
         let perm = perm(1);
         assert_eq!(perm.check(&who(1, 9), 0o600), Ok(()));

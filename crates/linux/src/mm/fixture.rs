@@ -13,10 +13,11 @@ use kvmlet_policy::Policy;
 
 use super::space::{Limits, release_leaf};
 use super::*;
+use crate::creds::Creds;
 use crate::fd::OpenFlags;
 use crate::host::Host;
 use crate::ipc::shm::Segments;
-use crate::kernel::{Ids, Pid};
+use crate::kernel::Pid;
 use crate::rlimit::{INFINITY, Rlimit};
 use crate::vfs::tmpfs::{InodeId, NewAttr, Stale, TmpFs};
 
@@ -84,7 +85,7 @@ impl Fixture {
             segments: &mut self.segments,
             pid: Pid::FIRST,
             limits: self.limits,
-            ids: Ids { uid: 0, gid: 0 },
+            creds: Arc::new(Creds::of_user(0)),
             stale_files: &mut self.stale_files,
         }
     }

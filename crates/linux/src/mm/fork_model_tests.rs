@@ -275,8 +275,9 @@ impl World {
             ..kernel.processes[&Pid(parent.0)].clone()
         };
         kernel.processes.insert(pid, process);
-        let share = kernel.threads[&parent].share;
-        kernel.threads.insert(tid, Thread::new(pid, tid, share));
+        let Thread { share, creds, .. } = kernel.threads[&parent].clone();
+        let thread = Thread::new((pid, tid), share, creds);
+        kernel.threads.insert(tid, thread);
     }
 
     fn is_full(&self) -> bool {

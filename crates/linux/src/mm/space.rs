@@ -14,10 +14,11 @@ use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, Leaf, MemError, PageSize,
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, VMA_COST_BYTES, Vma, VmaFlags};
 use super::{FaultError, MAX_MAP_COUNT, Mm, MmId, Region, Source};
 use crate::clock;
+use crate::creds::Creds;
 use crate::cx::Cx;
 use crate::host::{Host, HostId};
 use crate::ipc::shm::{Change, ChangeKind, Segments};
-use crate::kernel::{Ids, Pid};
+use crate::kernel::Pid;
 use crate::rlimit::{INFINITY, Resource, Rlimit};
 use crate::vfs::tmpfs::{InodeId, NewAttr, SEAL_SEAL, Stale, TmpFs};
 
@@ -54,7 +55,7 @@ pub struct Space<'a> {
     /// Resource limits.
     pub limits: Limits,
     /// Owner of new memory files.
-    pub ids: Ids,
+    pub creds: Arc<Creds>,
     /// Changes of memory files that other address spaces have not followed yet.
     pub stale_files: &'a mut Vec<(InodeId, Stale)>,
 }
@@ -101,6 +102,7 @@ impl<'a> Space<'a> {
             locked: rlimits.soft(Resource::Memlock),
             address_space: rlimits.soft(Resource::AddressSpace),
         };
+        let creds = cx.creds();
         Ok(Self {
             mm: cx.kernel.mms.get_mut(&id).ok_or(Errno::ESRCH)?,
             mem: &mut cx.machine.memory,
@@ -110,7 +112,7 @@ impl<'a> Space<'a> {
             segments: &mut cx.kernel.ipc.segments,
             pid,
             limits,
-            ids: cx.kernel.ids,
+            creds,
             stale_files: &mut cx.machine.stale_files,
         })
     }
@@ -438,8 +440,8 @@ impl<'a> Space<'a> {
     fn back_shared(&mut self, vma: Vma) -> Result<Vma, Errno> {
         let attr = NewAttr {
             mode: 0o777,
-            uid: self.ids.uid,
-            gid: self.ids.gid,
+            uid: self.creds.user.fs,
+            gid: self.creds.group.fs,
             now: FileTime::from_ns(clock::realtime_ns(self.host)),
         };
         let inode = self

@@ -11,10 +11,11 @@ use kvmlet_policy::Policy;
 
 use super::fixture::MIB;
 use super::{AslrSeed, FaultError, Mm, Source, user};
+use crate::creds::Creds;
 use crate::cx::{CpuInfo, Cx, Machine};
 use crate::fd::{Fd, FileId, FileKind, OpenFile, OpenFlags, Text};
 use crate::host::Host;
-use crate::kernel::{End, Ids, Kernel, MmId, NewKernel, Pid, Tid};
+use crate::kernel::{End, Kernel, MmId, NewKernel, Pid, Tid};
 use crate::outcome::{CallState, FutexKey, Outcome, SysResult};
 use crate::sched::Sched;
 use crate::syscalls::args::Args;
@@ -40,7 +41,7 @@ impl Guest {
         let host = Host::new(Policy::with_working_directory(b"/usr").unwrap(), 0).unwrap();
         let mut kernel = Kernel::new(NewKernel {
             cwd: vfs::Dir::Path(Arc::from(&b"/usr"[..])),
-            ids: Ids { uid: 0, gid: 0 },
+            caller: Arc::new(Creds::of_user(0)),
             tmpfs: vfs::new_tmpfs(&host, &mut memory).unwrap(),
             processes_max: 1,
             started_ns: 0,

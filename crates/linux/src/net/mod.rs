@@ -20,9 +20,11 @@ use std::sync::Arc;
 use bitflags::bitflags;
 use imbl::{OrdMap, OrdSet, Vector};
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::capability::{CAP_SETGID, CAP_SETUID};
 use kvmlet_abi::linux::socket::{AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, SO_PASSCRED};
 use kvmlet_mem::GuestMemory;
 
+use crate::creds::Quad;
 use crate::cx::Cx;
 use crate::id::{InodeId, ObjectId};
 use crate::kernel::Kernel;
@@ -150,16 +152,45 @@ impl Credentials {
         gid: 65_534,
     };
 
-    /// The calling process's.
+    /// Those of a socket that the calling thread connects or listens with: the effective ids (cred_to_ucred in
+    /// net/core/sock.c).
     ///
     /// # Errors
     /// `ESRCH` if it is gone.
-    pub fn of_caller(cx: &mut Cx<'_>) -> Result<Self, Errno> {
+    pub fn of_peer(cx: &mut Cx<'_>) -> Result<Self, Errno> {
+        let creds = cx.creds();
         Ok(Self {
             pid: cx.process()?.pid.0.cast_unsigned(),
-            uid: cx.kernel.ids.uid,
-            gid: cx.kernel.ids.gid,
+            uid: creds.user.effective,
+            gid: creds.group.effective,
         })
+    }
+
+    /// Those of a message that the calling thread sends: the real ids (scm_send in include/net/scm.h).
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone.
+    pub fn of_sender(cx: &mut Cx<'_>) -> Result<Self, Errno> {
+        let creds = cx.creds();
+        Ok(Self {
+            uid: creds.user.real,
+            gid: creds.group.real,
+            ..Self::of_peer(cx)?
+        })
+    }
+
+    /// True if a thread may send a message in this one's name: its own process, any of its ids (scm_check_creds in
+    /// net/core/scm.c). Linux differs: another process takes CAP_SYS_ADMIN, which nobody has inside.
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone.
+    pub fn may_be_sent(self, cx: &mut Cx<'_>) -> Result<bool, Errno> {
+        let creds = cx.creds();
+        let is_one_of = |id: u32, ids: Quad| [ids.real, ids.effective, ids.saved].contains(&id);
+        let is_own = self.pid == cx.process()?.pid.0.cast_unsigned();
+        Ok(is_own
+            && (is_one_of(self.uid, creds.user) || creds.has(CAP_SETUID))
+            && (is_one_of(self.gid, creds.group) || creds.has(CAP_SETGID)))
     }
 }
 

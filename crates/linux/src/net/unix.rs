@@ -228,7 +228,7 @@ fn inode_of(cx: &Cx<'_>, file: FileId) -> Option<InodeId> {
 /// # Errors
 /// `EOPNOTSUPP` for datagrams; `EINVAL` without a name, or of one that is connected.
 pub fn listen(cx: &mut Cx<'_>, id: ObjectId, backlog: i32) -> Result<(), Errno> {
-    let credentials = Credentials::of_caller(cx)?;
+    let credentials = Credentials::of_peer(cx)?;
     let socket = cx.kernel.objects.sockets.get_mut(id)?;
     if !socket.kind.is_connection() {
         return Err(Errno::EOPNOTSUPP);
@@ -274,7 +274,7 @@ pub fn connect(cx: &mut Cx<'_>, id: ObjectId, address: &Address) -> Result<Conne
     autobind_if_asked(cx, id)?;
     let kind = cx.kernel.objects.sockets.get(id)?.kind;
     let to = find(cx, "connect", kind, address)?;
-    let credentials = Credentials::of_caller(cx)?;
+    let credentials = Credentials::of_peer(cx)?;
     let sockets = &mut cx.kernel.objects.sockets;
     let listening = sockets.get(to)?;
     let Link::Listening(listener) = &listening.link else {

@@ -397,7 +397,7 @@ impl Personality {
     pub fn signal(&mut self, child: Pid, signo: u8) -> Result<(), Errno> {
         let detail = SigDetail::Sender {
             pid: self.kernel.main.0,
-            uid: self.kernel.ids.uid,
+            uid: self.kernel.caller.user.real,
             value: 0,
         };
         let info = SigInfo {

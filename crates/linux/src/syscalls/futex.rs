@@ -194,7 +194,7 @@ pub fn sys_set_robust_list(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// get_robust_list(2)
 ///
 /// # Errors
-/// `ESRCH`, `EFAULT`.
+/// `ESRCH`, `EFAULT`; `EPERM` for a thread of another user.
 pub fn sys_get_robust_list(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(tid), Ptr(head_gva), Ptr(len_gva)) = args.decode();
     let tid = match tid {
@@ -202,6 +202,9 @@ pub fn sys_get_robust_list(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         tid => crate::kernel::Tid(tid),
     };
     let head = cx.kernel.threads.get(&tid).ok_or(Errno::ESRCH)?.robust_list;
+    if tid != cx.tid {
+        super::peer::accessible(cx, tid.0)?;
+    }
     cx.write_struct(len_gva, &24u64)?;
     cx.write_struct(head_gva, &head)?;
     Ok(0)

@@ -1,32 +1,29 @@
-//! Who and where: ids, groups, names, limits, capabilities, prctl.
+//! Who and where: processes and their groups, names, limits, prctl.
 
+use kvmlet_abi::linux::prctl::{
+    ARCH_GET_FS, ARCH_GET_GS, ARCH_SET_FS, ARCH_SET_GS, PR_CAP_AMBIENT, PR_CAPBSET_DROP,
+    PR_CAPBSET_READ, PR_GET_CHILD_SUBREAPER, PR_GET_DUMPABLE, PR_GET_KEEPCAPS, PR_GET_NAME,
+    PR_GET_NO_NEW_PRIVS, PR_GET_PDEATHSIG, PR_GET_SECUREBITS, PR_GET_TIMERSLACK,
+    PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NAME, PR_SET_NO_NEW_PRIVS,
+    PR_SET_PDEATHSIG, PR_SET_SECUREBITS, PR_SET_TIMERSLACK, PR_SET_VMA,
+};
 use kvmlet_abi::linux::random::{GRND_INSECURE, GRND_NONBLOCK, GRND_RANDOM};
 use kvmlet_abi::linux::resource::{PRIO_PGRP, PRIO_PROCESS, PRIO_USER};
 use kvmlet_abi::linux::{Rlimit, Sysinfo, Utsname};
-use kvmlet_abi::linux::{
-    capability::{
-        LINUX_CAPABILITY_VERSION_1, LINUX_CAPABILITY_VERSION_2, LINUX_CAPABILITY_VERSION_3,
-    },
-    prctl::{
-        ARCH_GET_FS, ARCH_GET_GS, ARCH_SET_FS, ARCH_SET_GS, PR_CAP_AMBIENT,
-        PR_CAP_AMBIENT_CLEAR_ALL, PR_CAP_AMBIENT_IS_SET, PR_CAP_AMBIENT_LOWER,
-        PR_CAP_AMBIENT_RAISE, PR_CAPBSET_READ, PR_GET_CHILD_SUBREAPER, PR_GET_DUMPABLE,
-        PR_GET_NAME, PR_GET_NO_NEW_PRIVS, PR_GET_PDEATHSIG, PR_GET_SECUREBITS, PR_GET_TIMERSLACK,
-        PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NAME, PR_SET_NO_NEW_PRIVS,
-        PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, PR_SET_VMA,
-    },
-};
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::{Errno, Gva};
-use zerocopy::{FromZeros as _, IntoBytes as _};
+use std::sync::Arc;
+use zerocopy::FromZeros as _;
 
 use crate::clock;
+use crate::creds::Creds;
 use crate::cx::Cx;
-use crate::kernel::{Kin, Pid};
+use crate::kernel::{Kin, Pid, Tid};
 use crate::outcome::SysResult;
 use crate::rlimit::{self, Resource};
 use crate::signal::NSIG;
-use crate::syscalls::args::{Args, Flags, Id, Int, Len, Ptr, Uint, Word};
+use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint, Word};
+use crate::syscalls::credentials;
 use crate::uts::{NODENAME, RELEASE};
 
 /// getpid(2)
@@ -43,147 +40,6 @@ pub fn sys_getpid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
 /// None for a running thread.
 pub fn sys_getppid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
     Ok(u64::from(cx.process()?.ppid.0.cast_unsigned()))
-}
-
-/// getuid(2) and geteuid(2)
-///
-/// # Errors
-/// None.
-pub fn sys_getuid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
-    Ok(u64::from(cx.kernel.ids.uid))
-}
-
-/// getgid(2) and getegid(2)
-///
-/// # Errors
-/// None.
-pub fn sys_getgid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
-    Ok(u64::from(cx.kernel.ids.gid))
-}
-
-fn write_three(cx: &mut Cx<'_>, args: &Args, id: u32) -> SysResult {
-    let (Ptr(real), Ptr(effective), Ptr(saved)) = args.decode();
-    for gva in [real, effective, saved] {
-        cx.write_struct(gva, &id)?;
-    }
-    Ok(0)
-}
-
-/// getresuid(2)
-///
-/// # Errors
-/// `EFAULT`.
-pub fn sys_getresuid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let uid = cx.kernel.ids.uid;
-    write_three(cx, args, uid)
-}
-
-/// getresgid(2)
-///
-/// # Errors
-/// `EFAULT`.
-pub fn sys_getresgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let gid = cx.kernel.ids.gid;
-    write_three(cx, args, gid)
-}
-
-/// Without capabilities an id may only be set to what it is; -1 keeps it where the call allows that.
-fn set_ids(wanted: &[u32], current: u32) -> SysResult {
-    let allowed = wanted.iter().all(|id| *id == current || *id == u32::MAX);
-    if allowed { Ok(0) } else { Err(Errno::EPERM) }
-}
-
-/// setuid(2)
-///
-/// # Errors
-/// `EPERM` for another id; `EINVAL` for -1.
-pub fn sys_setuid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let Id(uid) = args.decode();
-    if uid == u32::MAX {
-        return Err(Errno::EINVAL);
-    }
-    set_ids(&[uid], cx.kernel.ids.uid)
-}
-
-/// setgid(2)
-///
-/// # Errors
-/// `EPERM` for another id; `EINVAL` for -1.
-pub fn sys_setgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let Id(gid) = args.decode();
-    if gid == u32::MAX {
-        return Err(Errno::EINVAL);
-    }
-    set_ids(&[gid], cx.kernel.ids.gid)
-}
-
-/// setreuid(2)
-///
-/// # Errors
-/// `EPERM` for another id.
-pub fn sys_setreuid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Id(real), Id(effective)) = args.decode();
-    set_ids(&[real, effective], cx.kernel.ids.uid)
-}
-
-/// setregid(2)
-///
-/// # Errors
-/// `EPERM` for another id.
-pub fn sys_setregid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Id(real), Id(effective)) = args.decode();
-    set_ids(&[real, effective], cx.kernel.ids.gid)
-}
-
-/// setresuid(2)
-///
-/// # Errors
-/// `EPERM` for another id.
-pub fn sys_setresuid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Id(real), Id(effective), Id(saved)) = args.decode();
-    set_ids(&[real, effective, saved], cx.kernel.ids.uid)
-}
-
-/// setresgid(2)
-///
-/// # Errors
-/// `EPERM` for another id.
-pub fn sys_setresgid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Id(real), Id(effective), Id(saved)) = args.decode();
-    set_ids(&[real, effective, saved], cx.kernel.ids.gid)
-}
-
-/// setfsuid(2) returns the present id, changed or not.
-///
-/// # Errors
-/// None.
-pub fn sys_setfsuid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
-    Ok(u64::from(cx.kernel.ids.uid))
-}
-
-/// setfsgid(2) returns the present id, changed or not.
-///
-/// # Errors
-/// None.
-pub fn sys_setfsgid(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
-    Ok(u64::from(cx.kernel.ids.gid))
-}
-
-/// getgroups(2): the caller's.
-///
-/// # Errors
-/// `EINVAL` for a negative size or one that is too small; `EFAULT`.
-pub fn sys_getgroups(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Int(size), Ptr(list)) = args.decode();
-    let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
-    let groups = cx.host.credentials.groups.clone();
-    if size > 0 {
-        if size < groups.len() {
-            return Err(Errno::EINVAL);
-        }
-        cx.write(list, groups.as_bytes())?;
-    }
-    Ok(groups.len() as u64)
 }
 
 /// The process that an id names, or the caller's for 0: its group and session.
@@ -352,7 +208,13 @@ pub fn sys_prlimit64(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     };
     let pid = match tid {
         0 => cx.process()?.pid,
-        tid => cx.kernel.kin_of(tid).ok_or(Errno::ESRCH)?.pid,
+        tid => {
+            let named = cx.kernel.kin_of(tid).ok_or(Errno::ESRCH)?.pid;
+            if !cx.creds().may_limit(cx.kernel.creds_of(named)) && named != cx.process()?.pid {
+                return Err(Errno::EPERM);
+            }
+            named
+        }
     };
     // Commands must not take from the holder what the next one needs.
     if pid == Pid::INIT || new.is_some() && cx.kernel.is_holder(pid) {
@@ -389,15 +251,39 @@ pub fn sys_setrlimit(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(0)
 }
 
-/// Looks for what getpriority(2) and setpriority(2) are about; 0 is the caller's.
-fn prioritized(cx: &Cx<'_>, which: i32, who: i32) -> Result<(), Errno> {
-    let exists = match which {
-        PRIO_PROCESS => who == 0 || cx.kernel.kin_of(who).is_some(),
-        PRIO_PGRP => who == 0 || cx.kernel.kin().any(|one| one.pgid.0 == who),
-        PRIO_USER => who == 0 || who.cast_unsigned() == cx.kernel.ids.uid,
+/// The threads and processes that getpriority(2) and setpriority(2) are about, by their credentials; 0 is the
+/// caller's.
+///
+/// # Errors
+/// `EINVAL`; `ESRCH` for none.
+fn prioritized(cx: &Cx<'_>, which: i32, who: i32) -> Result<Vec<Arc<Creds>>, Errno> {
+    let of = |one: Kin| Arc::clone(cx.kernel.creds_of(one.pid));
+    let own = cx.creds();
+    let found: Vec<Arc<Creds>> = match which {
+        PRIO_PROCESS | PRIO_PGRP if who == 0 => vec![own],
+        PRIO_PROCESS => match cx.kernel.threads.get(&Tid(who)) {
+            Some(thread) => vec![Arc::clone(&thread.creds)],
+            None => cx.kernel.kin_of(who).map(of).into_iter().collect(),
+        },
+        PRIO_PGRP => {
+            let members = cx.kernel.kin().filter(|one| one.pgid.0 == who);
+            members.map(of).collect()
+        }
+        PRIO_USER => {
+            let uid = match who {
+                0 => own.user.real,
+                who => who.cast_unsigned(),
+            };
+            let threads = cx.kernel.threads.values();
+            let creds = threads.map(|thread| Arc::clone(&thread.creds));
+            creds.filter(|creds| creds.user.real == uid).collect()
+        }
         _ => return Err(Errno::EINVAL),
     };
-    if exists { Ok(()) } else { Err(Errno::ESRCH) }
+    if found.is_empty() {
+        return Err(Errno::ESRCH);
+    }
+    Ok(found)
 }
 
 /// getpriority(2): nice 0, which the raw call reports as 20.
@@ -413,10 +299,14 @@ pub fn sys_getpriority(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// setpriority(2): raising the nice value is allowed and has no effect on one vCPU; lowering it is not.
 ///
 /// # Errors
-/// `EINVAL`, `ESRCH`; `EACCES` for a negative nice value.
+/// `EINVAL`, `ESRCH`; `EPERM` for others' processes; `EACCES` for a negative nice value.
 pub fn sys_setpriority(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(which), Int(who), Int(priority)) = args.decode();
-    prioritized(cx, which, who)?;
+    let targets = prioritized(cx, which, who)?;
+    let own = cx.creds();
+    if !targets.iter().all(|target| own.may_schedule(target)) {
+        return Err(Errno::EPERM);
+    }
     if priority < 0 {
         return Err(Errno::EACCES);
     }
@@ -463,10 +353,7 @@ pub fn sys_arch_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(0)
 }
 
-/// CAP_CHECKPOINT_RESTORE, the highest of them (capabilities(7)).
-const LAST_CAPABILITY: u64 = 40;
-
-/// prctl(2): names, dumpability, no-new-privs, parent-death signal, capabilities as held (none).
+/// prctl(2): names, dumpability, no-new-privs, parent-death signal, capabilities.
 ///
 /// # Errors
 /// `EINVAL` for options that are not offered; `EFAULT`, `EPERM`.
@@ -522,22 +409,10 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
             cx.write_struct(Gva(arg2), &is_subreaper)?;
             Ok(0)
         }
-        PR_CAPBSET_READ => {
-            if arg2 <= LAST_CAPABILITY {
-                Ok(0)
-            } else {
-                Err(Errno::EINVAL)
-            }
+        PR_CAPBSET_READ | PR_CAPBSET_DROP | PR_GET_SECUREBITS | PR_SET_SECUREBITS
+        | PR_GET_KEEPCAPS | PR_SET_KEEPCAPS | PR_CAP_AMBIENT => {
+            credentials::prctl(cx, option, [arg2, arg3, arg4, arg5])
         }
-        // As without any capability (capabilities(7), "Ambient").
-        PR_GET_SECUREBITS => Ok(0),
-        PR_CAP_AMBIENT if arg4 != 0 || arg5 != 0 => Err(Errno::EINVAL),
-        PR_CAP_AMBIENT => match (arg2, arg3) {
-            (PR_CAP_AMBIENT_CLEAR_ALL, 0) => Ok(0),
-            (PR_CAP_AMBIENT_IS_SET | PR_CAP_AMBIENT_LOWER, 0..=LAST_CAPABILITY) => Ok(0),
-            (PR_CAP_AMBIENT_RAISE, 0..=LAST_CAPABILITY) => Err(Errno::EPERM),
-            _ => Err(Errno::EINVAL),
-        },
         PR_SET_TIMERSLACK => Ok(0),
         PR_GET_TIMERSLACK => Ok(50_000),
         PR_SET_NO_NEW_PRIVS => {
@@ -556,56 +431,6 @@ pub fn sys_prctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
                 .unsupported("prctl", format!("option {option}"));
             Err(Errno::EINVAL)
         }
-    }
-}
-
-/// capget(2): no capabilities.
-///
-/// # Errors
-/// `EINVAL` for an unknown version, with the preferred one written back; `EFAULT`, `ESRCH`.
-pub fn sys_capget(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Ptr(header_gva), Ptr(data_gva)) = args.decode();
-    let header: [u32; 2] = cx.read_struct(header_gva)?;
-    let sets = match header[0] {
-        LINUX_CAPABILITY_VERSION_1 => 1usize,
-        LINUX_CAPABILITY_VERSION_2 | LINUX_CAPABILITY_VERSION_3 => 2,
-        _ => {
-            cx.write_struct(header_gva, &LINUX_CAPABILITY_VERSION_3)?;
-            return if data_gva.0 == 0 {
-                Ok(0)
-            } else {
-                Err(Errno::EINVAL)
-            };
-        }
-    };
-    if data_gva.0 != 0 {
-        let zeros = [0u8; 24];
-        cx.write(
-            data_gva,
-            zeros.get(..sets.saturating_mul(12)).unwrap_or_default(),
-        )?;
-    }
-    Ok(0)
-}
-
-/// capset(2): capabilities may only be given up, and there are none.
-///
-/// # Errors
-/// `EPERM` for any capability; `EINVAL`, `EFAULT`.
-pub fn sys_capset(cx: &mut Cx<'_>, args: &Args) -> SysResult {
-    let (Ptr(header_gva), Ptr(data_gva)) = args.decode();
-    let header: [u32; 2] = cx.read_struct(header_gva)?;
-    let sets = match header[0] {
-        LINUX_CAPABILITY_VERSION_1 => 12usize,
-        LINUX_CAPABILITY_VERSION_2 | LINUX_CAPABILITY_VERSION_3 => 24,
-        _ => return Err(Errno::EINVAL),
-    };
-    let mut data = [0u8; 24];
-    cx.read(data_gva, data.get_mut(..sets).unwrap_or_default())?;
-    if data.iter().any(|byte| *byte != 0) {
-        Err(Errno::EPERM)
-    } else {
-        Ok(0)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod channel;
+pub mod credentials;
 pub mod fs;
 pub mod futex;
 pub mod identity;

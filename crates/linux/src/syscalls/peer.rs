@@ -6,6 +6,7 @@ use kvmlet_abi::{Errno, Gva};
 use zerocopy::FromZeros;
 use zerocopy::IntoBytes;
 
+use crate::creds::By;
 use crate::cx::Cx;
 use crate::fd::{self, FileId, OnExec};
 use crate::kernel::{Pid, Process, Tid};
@@ -22,8 +23,8 @@ const BYTES_MAX: u64 = 0x7fff_f000;
 /// The process of a thread, if the caller may look into it (ptrace_may_access in kernel/ptrace.c).
 ///
 /// # Errors
-/// `ESRCH`; `EPERM` for init, for the holder of a box, and for one that is not dumpable.
-fn accessible(cx: &mut Cx<'_>, id: i32) -> Result<(Pid, Tid), Errno> {
+/// `ESRCH`; `EPERM` for init, for the holder of a box, and for one of another user or that is not dumpable.
+pub(super) fn accessible(cx: &mut Cx<'_>, id: i32) -> Result<(Pid, Tid), Errno> {
     if id == Pid::INIT.0 {
         return Err(Errno::EPERM);
     }
@@ -42,7 +43,10 @@ fn accessible(cx: &mut Cx<'_>, id: i32) -> Result<(Pid, Tid), Errno> {
     }
     let process = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
     let is_open = process.dumpable;
-    if pid != cx.process()?.pid && !is_open {
+    let theirs = cx.kernel.threads.get(&tid).ok_or(Errno::ESRCH)?;
+    let target = (&*theirs.creds, is_open);
+    let may = cx.creds().may_look_into(target, By::Real);
+    if pid != cx.process()?.pid && !may {
         return Err(Errno::EPERM);
     }
     Ok((pid, tid))

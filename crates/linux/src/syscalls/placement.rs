@@ -5,7 +5,7 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use zerocopy::IntoBytes;
 
 use crate::cx::Cx;
-use crate::kernel::{MemoryPolicy, Tid};
+use crate::kernel::{MemoryPolicy, Thread, Tid};
 use crate::mm;
 use crate::outcome::SysResult;
 use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint};
@@ -223,7 +223,7 @@ const NORMAL: u32 = CLASS_BE << CLASS_SHIFT | 4;
 /// `EINVAL`, `ESRCH`.
 fn threads(cx: &mut Cx<'_>, which: i32, who: i32) -> Result<Vec<Tid>, Errno> {
     let own_group = cx.process()?.pgid.0;
-    let uid = cx.kernel.ids.uid;
+    let own = cx.creds();
     let kernel = &*cx.kernel;
     let found: Vec<Tid> = match which {
         IOPRIO_WHO_PROCESS if who == 0 => vec![cx.tid],
@@ -239,10 +239,15 @@ fn threads(cx: &mut Cx<'_>, which: i32, who: i32) -> Result<Vec<Tid>, Errno> {
             let members = members.filter(|process| process.pgid.0 == group);
             members.map(|process| Tid(process.pid.0)).collect()
         }
-        IOPRIO_WHO_USER if who == 0 || who.cast_unsigned() == uid => {
-            kernel.threads.keys().copied().collect()
+        IOPRIO_WHO_USER => {
+            let uid = match who {
+                0 => own.user.real,
+                who => who.cast_unsigned(),
+            };
+            let of_user = |thread: &&Thread| thread.creds.user.real == uid;
+            let threads = kernel.threads.values().filter(of_user);
+            threads.map(|thread| thread.tid).collect()
         }
-        IOPRIO_WHO_USER => Vec::new(),
         _ => return Err(Errno::EINVAL),
     };
     if found.is_empty() {
@@ -262,8 +267,12 @@ pub fn sys_ioprio_set(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         (CLASS_BE | CLASS_IDLE, _) | (CLASS_NONE, 0) => {}
         _ => return Err(Errno::EINVAL),
     }
+    let own = cx.creds();
     for tid in threads(cx, which, who)? {
         if let Some(thread) = cx.kernel.threads.get_mut(&tid) {
+            if !own.may_schedule(&thread.creds) {
+                return Err(Errno::EPERM);
+            }
             thread.io_priority = priority;
         }
     }

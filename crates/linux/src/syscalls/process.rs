@@ -174,6 +174,7 @@ pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
     };
     let found = whose.and_then(|whose| wait::look(cx, whose, options));
     let tell = |cx: &mut Cx<'_>, found: &Found| {
+        let uid = cx.kernel.creds_of(found.pid).user.real;
         if options & WNOWAIT == 0 {
             wait::told(cx.kernel, found);
         }
@@ -182,7 +183,7 @@ pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
         }
         if info.0 != 0 {
             let (code, status) = found.news.child_code();
-            let (pid, uid) = (found.pid.0.cast_unsigned(), cx.kernel.ids.uid);
+            let pid = found.pid.0.cast_unsigned();
             let code = code.cast_unsigned();
             let words = [u32::from(SIGCHLD), 0, code, 0, pid, uid, u32::from(status)];
             cx.write_struct(info, &words)?;

@@ -7,10 +7,12 @@ use kvmlet_abi::linux::{Sigaction, StackT};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::clock;
+use crate::creds::Creds;
 use crate::cx::Cx;
 use crate::frame;
 use crate::kernel::{Kin, Pid, Tid};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::signal::signo::SIGCONT;
 use crate::signal::{AltStack, NSIG, SI_TKILL, SI_USER, SigDetail, SigInfo, UNBLOCKABLE, bit};
 use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr};
 use crate::vfs::pidfd;
@@ -259,7 +261,7 @@ fn sender(cx: &mut Cx<'_>, signo: u8, code: i32) -> Result<SigInfo, Errno> {
     let pid = cx.process()?.pid.0;
     let detail = SigDetail::Sender {
         pid,
-        uid: cx.kernel.ids.uid,
+        uid: cx.creds().user.real,
         value: 0,
     };
     Ok(SigInfo {
@@ -270,10 +272,27 @@ fn sender(cx: &mut Cx<'_>, signo: u8, code: i32) -> Result<SigInfo, Errno> {
     })
 }
 
+/// Refuses a signal to a thread of another user (check_kill_permission in kernel/signal.c).
+///
+/// # Errors
+/// `EPERM`; SIGCONT may be sent within a session.
+fn check_signal(cx: &Cx<'_>, (pid, target): (Pid, &Creds), signo: Option<u8>) -> Result<(), Errno> {
+    let own = cx.kernel.threads.get(&cx.tid).map(|thread| thread.pid);
+    if own == Some(pid) || cx.creds().may_signal(target) {
+        return Ok(());
+    }
+    let session = |pid: Pid| cx.kernel.kin_of(pid.0).map(|one| one.sid);
+    let is_in_session = own.is_some_and(|own| session(own) == session(pid));
+    match signo == Some(SIGCONT) && is_in_session {
+        true => Ok(()),
+        false => Err(Errno::EPERM),
+    }
+}
+
 /// kill(2): to whom it goes is looked at before the signal's number.
 ///
 /// # Errors
-/// `ESRCH`, `EINVAL`.
+/// `ESRCH`, `EINVAL`; `EPERM` for none of several that may get it.
 pub fn sys_kill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(target), Int(signo)) = args.decode();
     let caller = cx.process()?;
@@ -302,25 +321,36 @@ pub fn sys_kill(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     if targets.is_empty() {
         return Err(Errno::ESRCH);
     }
+    let mut answer = Err(Errno::ESRCH);
     for pid in targets {
-        send_process(cx, pid, signo, SI_USER)?;
+        match send_process(cx, pid, signo, SI_USER) {
+            // One that gets it is enough.
+            Ok(_) => answer = Ok(0),
+            // Nobody is told of those whom a signal to all does not reach.
+            Err(Errno::EPERM) if group.is_none() => {
+                if answer == Err(Errno::ESRCH) {
+                    answer = Ok(0);
+                }
+            }
+            Err(errno) => answer = answer.or(Err(errno)),
+        }
     }
-    Ok(0)
+    answer
 }
 
 fn send_process(cx: &mut Cx<'_>, pid: Pid, signo: i32, code: i32) -> SysResult {
-    let Some(signo) = optional_signal(signo)? else {
-        return Ok(0);
-    };
-    let info = sender(cx, signo, code)?;
-    queue_process(cx, pid, info)
+    let info = sender(cx, 0, code)?;
+    queue_process(cx, pid, optional_signal(signo)?, info)
 }
 
-/// Sends a signal to a process. One that has ended already takes none, and neither does our init, which has no handler
-/// (SIGNAL_UNKILLABLE in kernel/signal.c).
-fn queue_process(cx: &mut Cx<'_>, pid: Pid, info: SigInfo) -> SysResult {
-    if cx.kernel.processes.contains_key(&pid) {
-        cx.kernel.send_to_process(pid, info)?;
+/// Sends a signal to a process, or none to see whether it could be. One that has ended already takes none, and neither
+/// does our init, which has no handler (SIGNAL_UNKILLABLE in kernel/signal.c).
+fn queue_process(cx: &mut Cx<'_>, pid: Pid, signo: Option<u8>, info: SigInfo) -> SysResult {
+    check_signal(cx, (pid, cx.kernel.creds_of(pid)), signo)?;
+    if let Some(signo) = signo
+        && cx.kernel.processes.contains_key(&pid)
+    {
+        cx.kernel.send_to_process(pid, SigInfo { signo, ..info })?;
     }
     Ok(0)
 }
@@ -340,20 +370,23 @@ fn named_thread(cx: &Cx<'_>, tgid: Option<i32>, tid: i32) -> Result<Tid, Errno> 
     }
 }
 
-/// Sends a signal to a thread; one that has ended takes none.
-fn queue_thread(cx: &mut Cx<'_>, tid: Tid, info: SigInfo) -> SysResult {
-    if cx.kernel.threads.contains_key(&tid) {
-        cx.kernel.send_to_thread(tid, info)?;
+/// Sends a signal to a thread, or none to see whether it could be; one that has ended takes none.
+fn queue_thread(cx: &mut Cx<'_>, tid: Tid, signo: Option<u8>, info: SigInfo) -> SysResult {
+    let Some(thread) = cx.kernel.threads.get(&tid) else {
+        let pid = Pid(tid.0);
+        check_signal(cx, (pid, cx.kernel.creds_of(pid)), signo)?;
+        return Ok(0);
+    };
+    check_signal(cx, (thread.pid, &thread.creds), signo)?;
+    if let Some(signo) = signo {
+        cx.kernel.send_to_thread(tid, SigInfo { signo, ..info })?;
     }
     Ok(0)
 }
 
 fn send_thread(cx: &mut Cx<'_>, tid: Tid, signo: i32) -> SysResult {
-    let Some(signo) = optional_signal(signo)? else {
-        return Ok(0);
-    };
-    let info = sender(cx, signo, SI_TKILL)?;
-    queue_thread(cx, tid, info)
+    let info = sender(cx, 0, SI_TKILL)?;
+    queue_thread(cx, tid, optional_signal(signo)?, info)
 }
 
 /// tkill(2)
@@ -384,10 +417,7 @@ pub fn sys_rt_sigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(pid), Int(signo), Ptr(info_gva)) = args.decode();
     let info = queued_info(cx, info_gva, pid)?;
     let named = cx.kernel.kin_of(pid).ok_or(Errno::ESRCH)?.pid;
-    match optional_signal(signo)? {
-        Some(signo) => queue_process(cx, named, SigInfo { signo, ..info }),
-        None => Ok(0),
-    }
+    queue_process(cx, named, optional_signal(signo)?, info)
 }
 
 /// pidfd_send_signal(2)
@@ -408,10 +438,7 @@ pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     if !cx.kernel.exists(process) {
         return Err(Errno::ESRCH);
     }
-    match optional_signal(signo)? {
-        Some(signo) => queue_process(cx, process.pid, SigInfo { signo, ..info }),
-        None => Ok(0),
-    }
+    queue_process(cx, process.pid, optional_signal(signo)?, info)
 }
 
 /// rt_tgsigqueueinfo(2)
@@ -427,10 +454,7 @@ pub fn sys_rt_tgsigqueueinfo(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         (Err(errno), _) => return Err(errno),
         (Ok(_), named) => named?,
     };
-    match (optional_signal(signo)?, info) {
-        (Some(signo), Ok(info)) => queue_thread(cx, named, SigInfo { signo, ..info }),
-        _ => Ok(0),
-    }
+    queue_thread(cx, named, optional_signal(signo)?, info?)
 }
 
 /// The siginfo to queue. Only to itself may a thread send what looks like the kernel's or kill(2)'s.

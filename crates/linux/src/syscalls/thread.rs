@@ -19,14 +19,13 @@ use kvmlet_abi::{Errno, Gva};
 use crate::clock;
 use crate::cx::Cx;
 use crate::ipc::sem;
-use crate::kernel::{ExitStatus, Process, Thread};
+use crate::kernel::{ExitStatus, Pid, Process, Thread, Tid};
 use crate::outcome::{CallState, Outcome, SysResult};
-use crate::rlimit::{self, Resource};
 use crate::signal::NSIG;
 use crate::signal::signo::SIGCHLD;
 use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint, Word};
 use crate::task;
-use crate::task::fork::{Clone, NAMESPACES, THREADS_MAX, allocate_tid};
+use crate::task::fork::{Clone, NAMESPACES, allocate_tid};
 use crate::task::share::{self, Payer};
 
 /// Flags of a thread that shares everything, plus those that only say where to write ids.
@@ -169,11 +168,7 @@ fn spawn_thread(cx: &mut Cx<'_>, new: &Clone) -> SysResult {
             .unsupported("clone", format!("flags {flags:#x}"));
         return Err(Errno::EINVAL);
     }
-    // Linux differs: root's threads count too.
-    let threads = cx.kernel.threads.len();
-    if threads >= THREADS_MAX || threads as u64 >= rlimit::soft(cx, Resource::Nproc)? {
-        return Err(Errno::EAGAIN);
-    }
+    task::fork::check_threads(cx)?;
     let tid = allocate_tid(cx.kernel)?;
     let share = share::inherit(cx, flags, Payer::Apart)?;
     let raw = tid.0.cast_unsigned();
@@ -281,6 +276,25 @@ fn target(cx: &Cx<'_>, tid: i32) -> Result<(), Errno> {
     }
 }
 
+/// As [`target`], of a call that changes something (check_same_owner in kernel/sched/syscalls.c).
+///
+/// # Errors
+/// As [`target`]; `EPERM` for a thread of another user.
+fn changed_target(cx: &Cx<'_>, tid: i32) -> Result<(), Errno> {
+    target(cx, tid)?;
+    if tid == 0 || tid == cx.tid.0 {
+        return Ok(());
+    }
+    let theirs = match cx.kernel.threads.get(&Tid(tid)) {
+        Some(thread) => &thread.creds,
+        None => cx.kernel.creds_of(Pid(tid)),
+    };
+    match cx.creds().may_schedule(theirs) {
+        true => Ok(()),
+        false => Err(Errno::EPERM),
+    }
+}
+
 /// sched_getaffinity(2): one CPU.
 ///
 /// # Errors
@@ -301,7 +315,7 @@ pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `EINVAL` for a mask without CPU 0; `ESRCH`, `EFAULT`.
 pub fn sys_sched_setaffinity(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(tid), Uint(len), Ptr(mask_gva)) = args.decode();
-    target(cx, tid)?;
+    changed_target(cx, tid)?;
     let mut mask = [0u8; 8];
     let len = usize::try_from(len).unwrap_or(8).min(8);
     cx.read(mask_gva, mask.get_mut(..len).unwrap_or_default())?;
@@ -353,7 +367,7 @@ pub fn sys_sched_setscheduler(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     target(cx, tid)?;
     let priority: u32 = cx.read_struct(param)?;
     match (policy & !SCHED_RESET_ON_FORK, priority) {
-        (SCHED_NORMAL | SCHED_BATCH | SCHED_IDLE, 0) => Ok(0),
+        (SCHED_NORMAL | SCHED_BATCH | SCHED_IDLE, 0) => changed_target(cx, tid).map(|()| 0),
         (SCHED_FIFO | SCHED_RR, 1..=99) => Err(Errno::EPERM),
         _ => Err(Errno::EINVAL),
     }
@@ -369,7 +383,7 @@ pub fn sys_sched_setparam(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     target(cx, tid)?;
     let priority: u32 = cx.read_struct(param)?;
     if priority == 0 {
-        Ok(0)
+        changed_target(cx, tid).map(|()| 0)
     } else {
         Err(Errno::EINVAL)
     }

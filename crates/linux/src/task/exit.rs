@@ -1,9 +1,12 @@
 //! The end of threads and processes (exit(2), exit_group(2), fatal signals).
 
+use std::sync::Arc;
+
 use kvmlet_abi::linux::signal::{SA_NOCLDWAIT, SIG_IGN};
 
 use super::{robust, share};
 use crate::clock;
+use crate::creds::Creds;
 use crate::cx::Cx;
 use crate::ipc::sem;
 use crate::kernel::{Doomed, ExitStatus, Kernel, Pid, Process, Thread, Tid, Zombie};
@@ -63,6 +66,7 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
     let caller = cx.tid;
     let threads: Vec<Tid> = cx.kernel.threads_of(pid).collect();
     let mut comm = [0; 16];
+    let creds = Arc::clone(cx.kernel.creds_of(pid));
     let mut walk = robust::Walk::default();
     for tid in &threads {
         cx.tid = *tid;
@@ -92,7 +96,7 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
         cx.kernel
             .session_leader_gone(pid, process.ctty, process.former_foreground);
     }
-    let children = cx.kernel.orphan(&process);
+    let children = cx.kernel.orphan(&process, &creds);
     cx.kernel.release_orphans(&process, &children);
     cx.kernel.report_end(Zombie {
         pid,
@@ -107,6 +111,7 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
         cpu_time_ns: process.cpu_time_ns,
         children_cpu_ns: process.children_cpu_ns,
         comm,
+        creds,
     });
     cx.kernel.process_ended(pid);
 }
@@ -158,7 +163,7 @@ impl Kernel {
 
     /// The children of a process that has ended get another parent: the nearest ancestor that asked for it, or ours,
     /// which waits at once. Returns the live ones.
-    fn orphan(&mut self, gone: &Process) -> Vec<Pid> {
+    fn orphan(&mut self, gone: &Process, creds: &Creds) -> Vec<Pid> {
         let parent = self.reaper_of(gone);
         let children: Vec<Pid> = self
             .processes
@@ -177,7 +182,7 @@ impl Kernel {
                 code: SI_USER,
                 detail: SigDetail::Sender {
                     pid: gone.pid.0,
-                    uid: self.ids.uid,
+                    uid: creds.user.real,
                     value: 0,
                 },
                 ..SigInfo::default()
@@ -229,7 +234,7 @@ impl Kernel {
             code,
             detail: SigDetail::Child {
                 pid: zombie.pid.0,
-                uid: self.ids.uid,
+                uid: zombie.creds.user.real,
                 status: i32::from(value),
                 utime: zombie.cpu_time_ns / TICK_NS,
             },

@@ -1,6 +1,7 @@
 //! New processes (fork(2), vfork(2), clone(2) without CLONE_THREAD).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use kvmlet_abi::linux::sched::{
     CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_DETACHED, CLONE_FILES,
@@ -209,18 +210,36 @@ pub fn check_limits(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .processes
         .len()
         .saturating_add(cx.kernel.zombies.len());
-    let threads = cx.kernel.threads.len();
     let most = cx.kernel.processes_max;
     if processes >= most {
         let what = format!("more than {most} processes; --max-procs allows more");
         cx.host.report.unsupported("clone", what);
         return Err(Errno::EAGAIN);
     }
-    // Linux differs: root's threads count too.
-    if threads >= THREADS_MAX || threads as u64 >= rlimit::soft(cx, Resource::Nproc)? {
+    check_threads(cx)
+}
+
+/// Refuses a new thread where a limit is reached.
+///
+/// # Errors
+/// `EAGAIN`.
+pub fn check_threads(cx: &mut Cx<'_>) -> Result<(), Errno> {
+    let threads = cx.kernel.threads.len();
+    if threads >= THREADS_MAX {
         return Err(Errno::EAGAIN);
     }
-    Ok(())
+    let most = rlimit::soft(cx, Resource::Nproc)?;
+    if (threads as u64) < most {
+        return Ok(());
+    }
+    // Linux differs: root's threads count too.
+    let user = cx.creds().user.real;
+    let threads = cx.kernel.threads.values();
+    let of_user = threads.filter(|thread| thread.creds.user.real == user);
+    match (of_user.count() as u64) < most {
+        true => Ok(()),
+        false => Err(Errno::EAGAIN),
+    }
 }
 
 /// Gives the parent a descriptor of its child. Linux differs: the number is written before the memory is copied.
@@ -271,7 +290,7 @@ impl Thread {
             comm: parent.comm,
             memory_policy: parent.memory_policy,
             io_priority: parent.io_priority,
-            ..Self::new(pid, tid, share)
+            ..Self::new((pid, tid), share, Arc::clone(&parent.creds))
         }
     }
 }

@@ -58,7 +58,8 @@ pub fn spawn(cx: &mut Cx<'_>) -> Result<Tid, Errno> {
         ..Process::new(pid, mm)
     };
     cx.kernel.processes.insert(pid, child);
-    cx.kernel.threads.insert(tid, Thread::new(pid, tid, share));
+    let thread = Thread::new((pid, tid), share, cx.creds());
+    cx.kernel.threads.insert(tid, thread);
     cx.kernel.arm_cpu_limit(pid);
     Ok(tid)
 }

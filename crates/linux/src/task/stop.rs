@@ -101,7 +101,7 @@ impl Kernel {
                 code,
                 detail: SigDetail::Child {
                     pid: pid.0,
-                    uid: self.ids.uid,
+                    uid: self.creds_of(pid).user.real,
                     status: i32::from(status),
                     utime,
                 },

@@ -149,7 +149,7 @@ impl Kernel {
             return Err(Errno::EPERM);
         }
         if let Some(other) = session {
-            if wish != Wish::Steal || self.ids.uid != 0 {
+            if wish != Wish::Steal || self.creds_of(pid).user.effective != 0 {
                 return Err(Errno::EPERM);
             }
             self.clear_ctty(other, index);

@@ -8,6 +8,7 @@ use kvmlet_abi::linux::Winsize;
 use kvmlet_abi::linux::poll::{POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDNORM, POLLWRNORM};
 use kvmlet_mem::GuestMemory;
 
+use crate::creds::Creds;
 use crate::id::{ObjectId, Pid};
 use crate::kernel::Kernel;
 use crate::outcome::Source;
@@ -148,8 +149,8 @@ impl Kernel {
     ///
     /// # Errors
     /// `EIO` if it is locked or the master is closed, `EBUSY` after TIOCEXCL.
-    pub fn open_slave(&mut self, index: u32, lock: Lock) -> Result<PtyEnd, Errno> {
-        let is_root = self.ids.uid == 0;
+    pub fn open_slave(&mut self, index: u32, lock: Lock, who: &Creds) -> Result<PtyEnd, Errno> {
+        let is_root = who.user.effective == 0;
         let pty = self.ptys.get_mut(index)?;
         if !pty.has_master() || pty.is_locked && lock == Lock::Heeded {
             return Err(Errno::EIO);

@@ -6,6 +6,7 @@ use kvmlet_abi::Errno;
 use kvmlet_abi::linux::ioctls::{FIONREAD, TIOCGPTPEER, TIOCSPTLCK};
 
 use super::Lock;
+use crate::creds::Creds;
 use crate::id::{Pid, Tid};
 use crate::task::fork::allocate_tid;
 use crate::testing::{Sandbox, call};
@@ -25,13 +26,14 @@ fn open(s: &mut Sandbox) -> (i64, i64) {
 fn what_is_charged_is_given_back() {
     let mut s = Sandbox::new(Path::new("/usr"));
     let (kernel, memory) = (&mut s.kernel, &mut s.machine.memory);
+    let root = Creds::of_user(0);
     let before = memory.used_bytes();
     let master = kernel.open_pty(memory).unwrap();
     assert_eq!(memory.used_bytes(), before + super::PTY_COST_BYTES);
-    assert_eq!(kernel.open_slave(0, Lock::Heeded), Err(Errno::EIO));
-    let slave = kernel.open_slave(0, Lock::Passed).unwrap();
+    assert_eq!(kernel.open_slave(0, Lock::Heeded, &root), Err(Errno::EIO));
+    let slave = kernel.open_slave(0, Lock::Passed, &root).unwrap();
     kernel.close_pty(memory, master);
-    assert_eq!(kernel.open_slave(0, Lock::Passed), Err(Errno::EIO));
+    assert_eq!(kernel.open_slave(0, Lock::Passed, &root), Err(Errno::EIO));
     // The number is not given again before the slave is closed too.
     let other = kernel.open_pty(memory).unwrap();
     assert_eq!(kernel.ptys.shown().collect::<Vec<_>>(), [1]);

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use imbl::{OrdMap, OrdSet};
 use kvmlet_abi::Errno;
 
+use crate::creds::Creds;
 use crate::cx::Cx;
 use crate::fd::{self, FileId, OpenFile, OpenFlags};
 use crate::kernel::{Kernel, Pid, Process};
@@ -34,6 +35,8 @@ pub enum Owner {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Registration {
     owner: Option<Owner>,
+    /// The effective and the real user who has named the owner: its process is signalled as by them.
+    sender: [u32; 2],
     /// Set while O_ASYNC is.
     source: Option<Source>,
 }
@@ -89,11 +92,21 @@ impl Owner {
     }
 }
 
-/// Gives a description an owner (F_SETOWN), or none.
-pub fn set_owner(kernel: &mut Kernel, id: FileId, owner: Option<Owner>) {
-    kernel
-        .async_io
-        .change(id, |registration| registration.owner = owner);
+/// Gives a description an owner (F_SETOWN), or none, in the name of `who`.
+pub fn set_owner(kernel: &mut Kernel, id: FileId, owner: Option<Owner>, who: &Creds) {
+    let sender = match owner {
+        Some(_) => [who.user.effective, who.user.real],
+        None => Default::default(),
+    };
+    kernel.async_io.change(id, |registration| {
+        (registration.owner, registration.sender) = (owner, sender);
+    });
+}
+
+/// True if a process may be signalled for a description (sigio_perm in fs/fcntl.c).
+fn may_signal([effective, real]: [u32; 2], target: &Creds) -> bool {
+    let theirs = [target.user.saved, target.user.real];
+    effective == 0 || theirs.contains(&effective) || theirs.contains(&real)
 }
 
 /// The owner of a description, if that process has not ended.
@@ -150,12 +163,18 @@ impl Kernel {
             let reads = flags.readable() && (events == 0 || events & !ROOM != 0);
             let writes = flags.writable() && (events == 0 || events & !ARRIVAL != 0);
             if reads || writes {
-                owners.extend(self.async_io.files.get(id).and_then(|one| one.owner));
+                let one = self.async_io.files.get(id);
+                owners.extend(one.and_then(|one| Some((one.owner?, one.sender))));
             }
         }
         let owns = |process: &&Process| {
-            owners.contains(&Owner::Process(process.pid, process.birth))
-                || owners.contains(&Owner::Group(process.pgid))
+            let as_one = Owner::Process(process.pid, process.birth);
+            let as_member = Owner::Group(process.pgid);
+            let mut owners = owners.iter();
+            owners.any(|(owner, sender)| {
+                let is_meant = *owner == as_one || *owner == as_member;
+                is_meant && may_signal(*sender, self.creds_of(process.pid))
+            })
         };
         let processes = self.processes.values().filter(owns);
         let processes: Vec<Pid> = processes.map(|process| process.pid).collect();

@@ -5,8 +5,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvmlet_hostfs::HostFd;
 use kvmlet_hostfs::attr::Attr;
+use kvmlet_hostfs::{Credentials, HostFd};
 
 use super::access;
 use crate::host::{Host, HostId};
@@ -31,6 +31,8 @@ pub struct Deferred {
 struct Opened {
     id: HostId,
     found: Attr,
+    /// Who asked for it.
+    who: Credentials,
     /// The call that opened it.
     call: u64,
 }
@@ -50,11 +52,12 @@ impl Deferred {
         self.closing.push(fd);
     }
 
-    /// `id` has been opened by the name of what had `found`.
-    pub fn check(&mut self, id: HostId, found: &Attr) {
+    /// `id` has been opened for `who`, by the name of what had `found`.
+    pub fn check(&mut self, id: HostId, found: &Attr, who: Credentials) {
         self.opened = Some(Opened {
             id,
             found: *found,
+            who,
             call: self.calls,
         });
     }
@@ -85,9 +88,14 @@ impl Host {
 
     /// Another file may have taken the name between the look and the open.
     fn check_opened(&mut self, opened: &Opened) {
-        let Opened { id, found, call } = opened;
+        let Opened {
+            id,
+            found,
+            who,
+            call,
+        } = opened;
         let Ok(fd) = self.fd(*id) else { return };
-        match access::check_opened(self, fd.as_fd(), found) {
+        match access::check_opened(self, who, fd.as_fd(), found) {
             Ok(attr) => {
                 self.share_file(*id, &attr);
                 self.deferred.told = Some(Told {
@@ -141,7 +149,8 @@ mod tests {
             mode: S_IFREG | 0o644,
             ..Attr::default()
         };
-        host.deferred.check(id, &found);
+        let who = host.credentials.clone();
+        host.deferred.check(id, &found, who);
         let mut personality = Personality::new(kernel, machine, host);
         act(&mut personality);
         assert!(personality.host.get(id).is_err());

@@ -133,12 +133,8 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
     let path: Arc<[u8]> = Arc::from(found.path.as_slice());
     let source = match found.node {
         Node::Host(handle, _) => {
-            let fd = match cx.host.roots.open_for_reading(
-                &cx.host.credentials,
-                &path,
-                &attr,
-                handle.directory(),
-            ) {
+            let (who, dir) = (cx.asker(), handle.directory());
+            let fd = match cx.host.roots.open_for_reading(&who, &path, &attr, dir) {
                 Ok(fd) => fd,
                 Err(errno) => {
                     let what = format!("execve {}", super::printable(&path));
@@ -146,8 +142,8 @@ fn open_found(cx: &mut Cx<'_>, found: path::Found) -> Result<ExecFile, Errno> {
                     return Err(errno);
                 }
             };
-            attr = access::check_opened(cx.host, fd.as_fd(), &attr)?;
-            if attr.kind() != S_IFREG || !attr.grants(&cx.host.credentials, MAY_EXEC) {
+            attr = access::check_opened(cx.host, &who, fd.as_fd(), &attr)?;
+            if attr.kind() != S_IFREG || !who.granted(&attr, MAY_EXEC) {
                 return Err(Errno::EACCES);
             }
             let id = cx.host.insert_opened(fd, HostKind::File)?;

@@ -12,7 +12,7 @@ use kvmlet_hostfs::attr::{
     Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG, S_IFSOCK,
 };
 use kvmlet_hostfs::change::{self, Access, Durability, Named, Present, WriteMode};
-use kvmlet_hostfs::{Handle, HostFd, HostKind, LookupCache, attr_in, check_mode};
+use kvmlet_hostfs::{Credentials, Handle, HostFd, HostKind, LookupCache, attr_in, check_mode};
 use kvmlet_policy::{Guard, Place, join, parent};
 
 use super::guard::{self, Change};
@@ -97,9 +97,8 @@ impl Spot {
     }
 
     /// Refuses to take away what only its owner may (may_delete in fs/namei.c).
-    fn check_sticky(&self, host: &Host) -> Result<(), Errno> {
-        let uid = host.credentials.uid;
-        if self.dir_attr.mode & S_ISVTX == 0 || uid == self.dir_attr.uid || uid == self.attr()?.uid
+    fn check_sticky(&self, who: &Credentials) -> Result<(), Errno> {
+        if self.dir_attr.mode & S_ISVTX == 0 || who.owns(&self.dir_attr) || who.owns(&self.attr()?)
         {
             Ok(())
         } else {
@@ -145,7 +144,7 @@ fn spot(cx: &mut Cx<'_>, call: &str, missing: &Missing) -> Result<Spot, Errno> {
         return Err(Errno::ENOTDIR);
     }
     access::refuse_kernel_files(cx.host, call, (&path, &dir_attr), dir.as_fd())?;
-    check_mode(&cx.host.credentials, &dir_attr, MAY_WRITE | MAY_EXEC)?;
+    check_mode(&cx.asker(), &dir_attr, MAY_WRITE | MAY_EXEC)?;
     Ok(Spot {
         dir,
         dir_attr,
@@ -234,8 +233,8 @@ pub fn link(cx: &mut Cx<'_>, call: &str, found: &Found, missing: &Missing) -> Re
         }
     }
     // As fs.protected_hardlinks has it, which a process with more rights would not meet.
-    let who = &cx.host.credentials;
-    if attr.uid != who.uid && !attr.grants(who, MAY_READ | MAY_WRITE) {
+    let who = cx.asker();
+    if !who.owns(&attr) && !who.granted(&attr, MAY_READ | MAY_WRITE) {
         return Err(Errno::EPERM);
     }
     let spot = spot(cx, call, missing)?;
@@ -261,7 +260,7 @@ pub fn unlink(cx: &mut Cx<'_>, call: &str, missing: &Missing) -> Result<(), Errn
         return Err(Errno::ENOTDIR);
     }
     spot.check_removed(cx, call)?;
-    spot.check_sticky(cx.host)?;
+    spot.check_sticky(&cx.asker())?;
     let (dir, path) = spot.name();
     change::unlink(dir, path)?;
     forget_names(cx.host);
@@ -275,7 +274,7 @@ pub fn unlink(cx: &mut Cx<'_>, call: &str, missing: &Missing) -> Result<(), Errn
 pub fn rmdir(cx: &mut Cx<'_>, call: &str, missing: &Missing) -> Result<(), Errno> {
     let spot = spot(cx, call, missing)?;
     guard::check_repository(cx, call, spot.name(), || true)?;
-    spot.check_sticky(cx.host)?;
+    spot.check_sticky(&cx.asker())?;
     let (dir, path) = spot.name();
     change::remove_directory(dir, path)?;
     forget_names(cx.host);
@@ -313,13 +312,13 @@ pub fn rename(
     if exchange && to.slash && target.is_some_and(|target| !target.is_dir()) {
         return Err(Errno::ENOTDIR);
     }
-    old.check_sticky(cx.host)?;
+    old.check_sticky(&cx.asker())?;
     if target.is_some() {
-        new.check_sticky(cx.host)?;
+        new.check_sticky(&cx.asker())?;
     }
     // A directory that changes its parent is itself changed: its `..`.
     if source.is_dir() && !kvmlet_hostfs::is_same(&old.dir_attr, &new.dir_attr) {
-        check_mode(&cx.host.credentials, &source, MAY_WRITE)?;
+        check_mode(&cx.asker(), &source, MAY_WRITE)?;
     }
     change::rename(old.name(), new.name(), present)?;
     forget_names(cx.host);
@@ -403,7 +402,7 @@ pub fn open(
 /// Takes the set-id bits of a file that is about to be written. The host does that, but not for root.
 /// Linux differs: they go with the first byte that is written.
 fn drop_set_id(host: &Host, fd: BorrowedFd<'_>, attr: &Attr) {
-    if host.credentials.uid == 0 && attr.mode & (S_ISUID | S_ISGID) != 0 {
+    if host.credentials.ids.uid == 0 && attr.mode & (S_ISUID | S_ISGID) != 0 {
         // Who may not change it is not its owner: then the host takes them.
         let _ = change::set_mode(Named::Open(fd), attr, attr.mode & 0o1777);
     }
@@ -426,7 +425,7 @@ fn check_found(
     }
     let guard = guard::guard_of(cx.host, path, dir)?;
     guard::check(cx, call, (path, guard), Change::Changed(S_IFREG))?;
-    check_mode(&cx.host.credentials, attr, wanted)
+    check_mode(&cx.asker(), attr, wanted)
 }
 
 /// Refuses what [`open`] for writing would refuse, and opens nothing.
@@ -465,7 +464,7 @@ fn check_opened(
     (fd, opened): (BorrowedFd<'_>, &Attr),
 ) -> Result<(), Errno> {
     if !kvmlet_hostfs::is_same(opened, found) {
-        check_mode(&cx.host.credentials, opened, MAY_READ | MAY_WRITE)?;
+        check_mode(&cx.asker(), opened, MAY_READ | MAY_WRITE)?;
     }
     access::refuse_kernel_files(cx.host, call, (path, opened), fd)
 }

@@ -1,5 +1,6 @@
 //! open(2): from a path and flags to an open file description.
 
+use kvmlet_abi::linux::capability::CAP_FSETID;
 use kvmlet_abi::linux::fcntl::F_SEAL_SEAL;
 use kvmlet_abi::linux::inotify::IN_MODIFY;
 pub use kvmlet_abi::linux::stat::S_ISGID;
@@ -134,7 +135,7 @@ fn looked_at(cx: &mut Cx<'_>, request: &Request<'_>) -> Option<Found> {
     }
     let path = join(at, request.path);
     let attr = cx.host.lookup_cache.take(dir, &path, (cx.host.now)())?;
-    access::check_search_in(cx.host, dir.as_fd()).ok()?;
+    access::check_search_in(&cx.asker(), dir.as_fd()).ok()?;
     let node = Node::Host(Handle::Entry(Arc::clone(dir)), attr);
     Some(Found { path, node })
 }
@@ -209,7 +210,7 @@ pub(super) fn open_found(
     }
     let is_others = match found.node {
         Node::Tmp(inode) => !privilege::owns(cx, inode)?,
-        _ => attr.uid != cx.host.credentials.uid,
+        _ => !cx.asker().owns(&attr),
     };
     if flags.contains(OpenFlags::NOATIME) && is_others {
         return Err(Errno::EPERM);
@@ -243,9 +244,10 @@ pub(super) fn open_found(
             let Some(Ctty::Pty(index)) = cx.process()?.ctty else {
                 return Err(Errno::ENXIO);
             };
-            FileKind::Pty(cx.kernel.open_slave(index, Lock::Passed)?)
+            let creds = cx.creds();
+            FileKind::Pty(cx.kernel.open_slave(index, Lock::Passed, &creds)?)
         }
-        Node::Synth(Synth::Closed) => return Err(Errno::EACCES),
+        Node::Synth(Synth::Closed | Synth::Private) => return Err(Errno::EACCES),
         // Linux differs: it can be opened, and not read.
         Node::Synth(Synth::Withheld) => return Err(Errno::EPERM),
         Node::Synth(Synth::Link(_) | Synth::FdLink(_) | Synth::Sealed(_)) => {
@@ -266,7 +268,8 @@ pub fn open_slave(
     flags: OpenFlags,
     path: &[u8],
 ) -> Result<Opened, Errno> {
-    let end = cx.kernel.open_slave(index, Lock::Heeded)?;
+    let creds = cx.creds();
+    let end = cx.kernel.open_slave(index, Lock::Heeded, &creds)?;
     if flags.readable() && !flags.contains(OpenFlags::NOCTTY) {
         let pid = cx.process()?.pid;
         cx.kernel.take_ctty_on_open(pid, index);
@@ -280,11 +283,8 @@ pub(super) fn open_host(
     (path, attr): (&[u8], &Attr),
     dir: Option<BorrowedFd<'_>>,
 ) -> Result<FileKind, Errno> {
-    let fd = match cx
-        .host
-        .roots
-        .open_for_reading(&cx.host.credentials, path, attr, dir)
-    {
+    let who = cx.asker();
+    let fd = match cx.host.roots.open_for_reading(&who, path, attr, dir) {
         Ok(fd) => fd,
         Err(errno) => {
             if !matches!(attr.kind(), S_IFREG | S_IFDIR) {
@@ -302,7 +302,7 @@ pub(super) fn open_host(
         let id = cx.host.insert_opened(fd, HostKind::File)?;
         (id, FileKind::HostFile(id))
     };
-    cx.host.deferred.check(id, attr);
+    cx.host.deferred.check(id, attr, who);
     Ok(kind)
 }
 
@@ -420,18 +420,19 @@ pub fn new_attr(cx: &mut Cx<'_>, dir: InodeId, mode: u32, is_dir: IsDir) -> Resu
     let umask = cx.fs()?.umask;
     let parent = cx.kernel.tmpfs.attr(dir)?;
     let mut mode = mode & 0o7777 & !umask;
-    let mut gid = cx.kernel.ids.gid;
+    let creds = cx.creds();
+    let mut gid = creds.group.fs;
     if parent.mode & S_ISGID != 0 {
         gid = parent.gid;
         if is_dir == IsDir::Yes {
             mode |= S_ISGID;
-        } else if mode & 0o010 != 0 && !cx.host.credentials.is_member(gid) {
+        } else if mode & 0o010 != 0 && !creds.is_member(gid) && !creds.has(CAP_FSETID) {
             mode &= !S_ISGID;
         }
     }
     Ok(NewAttr {
         mode,
-        uid: cx.kernel.ids.uid,
+        uid: creds.user.fs,
         gid,
         now: now(cx.host),
     })

@@ -27,6 +27,8 @@ pub enum Synth {
     Closed,
     /// A file that only a privileged caller may read.
     Withheld,
+    /// A file that tells of a process, and is not for the caller.
+    Private,
     /// A link to an open description (/proc/self/fd).
     FdLink(FileId),
     /// A character device.
@@ -287,7 +289,7 @@ pub fn attr(cx: &Cx<'_>, path: &[u8], node: &Synth) -> Attr {
         Synth::Link(target) => (S_IFLNK | 0o777, 0, target.len() as u64),
         Synth::Sealed(_) => (S_IFLNK | 0o777, 0, 0),
         Synth::Closed => (S_IFDIR | 0o500, 0, 0),
-        Synth::Withheld => (S_IFREG | 0o400, 0, 0),
+        Synth::Withheld | Synth::Private => (S_IFREG | 0o400, 0, 0),
         Synth::FdLink(_) => (S_IFLNK | 0o700, 0, 64),
         Synth::Device(device) => (S_IFCHR | 0o666, rdev(*device), 0),
         Synth::Tty => (S_IFCHR | 0o666, makedev(5, 0), 0),
@@ -296,18 +298,22 @@ pub fn attr(cx: &Cx<'_>, path: &[u8], node: &Synth) -> Attr {
     };
     let is_slave = matches!(node, Synth::Pty(_));
     let is_sealed = matches!(node, Synth::Sealed(_) | Synth::Closed);
-    let own = is_slave || !is_sealed && beneath(PROC, path) && procfs::is_per_process(path);
+    let (uid, gid) = match is_sealed || is_slave || !beneath(PROC, path) {
+        true => (0, 0),
+        false => procfs::owner(cx, path),
+    };
     Attr {
         dev: makedev(0, 0x70 | u32::try_from(mount_number(place)).unwrap_or(0)),
         ino: inode_number(path),
         mode,
         nlink: if mode & S_IFDIR == S_IFDIR { 2 } else { 1 },
-        uid: if own { cx.kernel.ids.uid } else { 0 },
-        gid: match own {
-            _ if is_slave => SLAVE_GID,
-            true => cx.kernel.ids.gid,
-            false => 0,
+        // Linux differs: a slave belongs to who has opened its master.
+        uid: if is_slave {
+            cx.kernel.caller.user.real
+        } else {
+            uid
         },
+        gid: if is_slave { SLAVE_GID } else { gid },
         rdev,
         size,
         blksize: if place == Place::Proc { 1024 } else { 4096 },

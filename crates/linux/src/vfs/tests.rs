@@ -2,11 +2,13 @@
 #![expect(clippy::disallowed_methods, reason = "tests make their own files")]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::{Enforcement, Lookup};
 use kvmlet_policy::Place;
 
+use crate::creds::Creds;
 use crate::testing::{CWD, Sandbox, TempTree, call};
 
 pub(super) const O_PATH: i64 = 0o10_000_000;
@@ -267,7 +269,7 @@ fn only_root_learns_that_a_counter_cannot_be_opened_again() {
     let fd = sandbox.call("eventfd2", &[0.into(), 0.into()]).unwrap();
     let path = format!("/proc/self/fd/{fd}");
     for (uid, refusal) in [(0, Errno::ENXIO), (1000, Errno::EACCES)] {
-        sandbox.kernel.ids.uid = uid;
+        sandbox.cx().thread().unwrap().creds = Arc::new(Creds::of_user(uid));
         assert_eq!(sandbox.open(&path, 2), Err(refusal), "{uid}");
     }
 }

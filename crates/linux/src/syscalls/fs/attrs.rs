@@ -1,5 +1,6 @@
 //! Changes of attributes: mode, owner, times, size.
 
+use kvmlet_abi::linux::capability::{CAP_CHOWN, CAP_FOWNER, CAP_FSETID};
 use kvmlet_abi::linux::fcntl::F_SEAL_EXEC;
 use kvmlet_abi::linux::inotify::{IN_ACCESS, IN_ATTRIB, IN_MODIFY};
 use kvmlet_abi::linux::stat::{UTIME_NOW, UTIME_OMIT};
@@ -34,11 +35,19 @@ enum Changeable {
 }
 
 impl Changeable {
-    /// True if the program is root over it.
-    fn is_root(&self, cx: &Cx<'_>) -> Result<bool, Errno> {
+    /// True if the program has a capability over it.
+    fn is_under(&self, cx: &Cx<'_>, cap: u8) -> Result<bool, Errno> {
         match self {
-            Self::Inode(inode) => privilege::is_root_over(cx, *inode),
+            Self::Inode(inode) => privilege::is_capable_over(cx, *inode, cap),
             Self::Host(_) => Ok(false),
+        }
+    }
+
+    /// True if its owner is the program's user.
+    fn is_own(&self, cx: &Cx<'_>, attr: &Attr) -> bool {
+        match self {
+            Self::Inode(_) => attr.uid == cx.creds().user.fs,
+            Self::Host(_) => cx.asker().owns(attr),
         }
     }
 }
@@ -103,12 +112,11 @@ fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> Sy
     if attr.is_symlink() {
         return Err(Errno::EOPNOTSUPP);
     }
-    let is_root = changed.is_root(cx)?;
-    if attr.uid != cx.host.credentials.uid && !is_root {
+    if !changed.is_own(cx, &attr) && !changed.is_under(cx, CAP_FOWNER)? {
         return Err(Errno::EPERM);
     }
     let mut mode = mode & 0o7777;
-    if !cx.host.credentials.is_member(attr.gid) && !is_root {
+    if !cx.creds().is_member(attr.gid) && !changed.is_under(cx, CAP_FSETID)? {
         mode &= !S_ISGID;
     }
     let now = vfs::now(cx.host);
@@ -178,27 +186,26 @@ pub fn sys_fchmod(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     set_mode(cx, "fchmod", &found, mode)
 }
 
-/// Changes owner and group. Root may change those of values; else, as without CAP_CHOWN, the owner stays and the group
-/// becomes one of the caller's.
+/// Changes owner and group. With CAP_CHOWN those of values may be any; else the owner stays and the group becomes one
+/// of the thread's.
 fn set_owner(cx: &mut Cx<'_>, call: &'static str, found: &Found, uid: u32, gid: u32) -> SysResult {
     if socket_of(cx, found).is_some() {
         // Linux differs: the group can become any of the caller's.
-        let ids = cx.kernel.ids;
+        let ids = cx.creds().for_files();
         let stays = (uid == u32::MAX || uid == ids.uid) && (gid == u32::MAX || gid == ids.gid);
         return if stays { Ok(0) } else { Err(Errno::EPERM) };
     }
     let changed = changeable(cx, call, found)?;
     let attr = attr_of(cx, &changed)?;
-    let credentials = &cx.host.credentials;
     let wanted = |id: u32| Some(id).filter(|id| *id != u32::MAX);
-    let is_owner = attr.uid == credentials.uid;
-    let is_root = changed.is_root(cx)?;
-    if wanted(uid).is_some_and(|uid| uid != attr.uid || !is_owner) && !is_root {
+    let is_owner = changed.is_own(cx, &attr);
+    let is_free = changed.is_under(cx, CAP_CHOWN)?;
+    if wanted(uid).is_some_and(|uid| uid != attr.uid || !is_owner) && !is_free {
         return Err(Errno::EPERM);
     }
     if let Some(gid) = wanted(gid)
-        && !is_root
-        && !(is_owner && (gid == attr.gid || credentials.is_member(gid)))
+        && !is_free
+        && !(is_owner && (gid == attr.gid || cx.creds().is_member(gid)))
     {
         return Err(Errno::EPERM);
     }
@@ -305,12 +312,15 @@ fn set_times(
     }
     let changed = changeable(cx, call, found)?;
     let attr = attr_of(cx, &changed)?;
-    let credentials = &cx.host.credentials;
-    if attr.uid != credentials.uid && !changed.is_root(cx)? {
+    if !changed.is_own(cx, &attr) && !changed.is_under(cx, CAP_FOWNER)? {
         if (access, modification) != (Stamp::Now, Stamp::Now) {
             return Err(Errno::EPERM);
         }
-        if !attr.grants(credentials, MAY_WRITE) {
+        let may_write = match &changed {
+            Changeable::Inode(inode) => privilege::permits(cx, *inode, MAY_WRITE)?,
+            Changeable::Host(_) => cx.asker().granted(&attr, MAY_WRITE),
+        };
+        if !may_write {
             return Err(Errno::EACCES);
         }
     }

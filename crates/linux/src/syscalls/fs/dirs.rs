@@ -86,7 +86,7 @@ pub fn sys_fchdir(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (id, file) = fd::get(cx, fd)?;
     let dir = vfs::file::directory(cx, &file).ok_or(Errno::ENOTDIR)?;
     let attr = vfs::file::attr(cx, id)?;
-    if !attr.grants(&cx.host.credentials, MAY_EXEC) {
+    if !privilege::permits_open(cx, id, &attr, MAY_EXEC)? {
         return Err(Errno::EACCES);
     }
     vfs::set_cwd(cx, dir)?;

@@ -7,6 +7,7 @@ use kvmlet_abi::linux::{
     statfs::{ST_NODEV, ST_NOSUID, ST_RDONLY, ST_VALID},
 };
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use kvmlet_abi::linux::Statfs;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
@@ -175,6 +176,18 @@ pub fn sys_faccessat2(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 fn access(cx: &mut Cx<'_>, dirfd: i32, path: Gva, mode: u32, flags: u32) -> SysResult {
     only(flags, AT_EACCESS | AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH)?;
     only(mode, 7)?;
+    if flags & AT_EACCESS != 0 {
+        return check_access(cx, dirfd, path, mode, flags);
+    }
+    // The real user is asked for.
+    let real = Arc::new(cx.creds().of_real());
+    let own = std::mem::replace(&mut cx.thread()?.creds, real);
+    let answer = check_access(cx, dirfd, path, mode, flags);
+    cx.thread()?.creds = own;
+    answer
+}
+
+fn check_access(cx: &mut Cx<'_>, dirfd: i32, path: Gva, mode: u32, flags: u32) -> SysResult {
     let found = Target::new("access", dirfd, path).find(cx, flags)?;
     let attr = vfs::attr_of(cx, &found)?;
     let is_content = matches!(attr.kind(), S_IFREG | S_IFDIR | S_IFLNK);

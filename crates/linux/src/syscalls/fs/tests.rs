@@ -1,10 +1,12 @@
 //! Calls that change the tree.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::{Stat, Statfs, Statx};
 
+use crate::creds::Creds;
 use crate::testing::{CWD, Sandbox, call};
 
 const O_CREAT_EXCL: i64 = 0o301;
@@ -159,11 +161,8 @@ fn another_owners_files() {
     call!(s, "mkdir", "/tmp/d", 0o700).unwrap();
     s.spill("/tmp/d/f", b"x").unwrap();
     // From now on someone else.
-    s.host.credentials.uid += 1000;
-    s.host.credentials.gid += 1000;
-    s.host.credentials.groups.clear();
-    s.kernel.ids.uid += 1000;
-    s.kernel.ids.gid += 1000;
+    let other = s.kernel.caller.user.real + 1000;
+    s.cx().thread().unwrap().creds = Arc::new(Creds::of_user(other));
     assert_eq!(s.open("/tmp/mine", 0), Err(Errno::EACCES));
     assert_eq!(s.open("/tmp/d/f", 0), Err(Errno::EACCES));
     assert_eq!(s.open("/tmp/d/new", 0o101), Err(Errno::EACCES));
@@ -180,7 +179,7 @@ fn another_owners_files() {
     );
     assert_eq!(call!(s, "chdir", "/tmp/d"), Err(Errno::EACCES));
     s.spill("/tmp/theirs", b"x").unwrap();
-    assert_eq!(s.stat("/tmp/theirs").unwrap().st_uid, s.kernel.ids.uid);
+    assert_eq!(s.stat("/tmp/theirs").unwrap().st_uid, other);
     assert_eq!(call!(s, "unlink", "/tmp/theirs"), Ok(0));
 }
 

@@ -1,5 +1,6 @@
 //! Descriptors: close, dup, fcntl, pipes, memfd.
 
+use kvmlet_abi::linux::capability::CAP_FOWNER;
 use kvmlet_abi::linux::fcntl::{
     F_SEAL_EXEC, F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE,
 };
@@ -163,7 +164,8 @@ fn control(
             let wanted = OpenFlags::from_bits_truncate(uint(arg)) & OpenFlags::SETTABLE;
             if wanted.contains(OpenFlags::NOATIME) && !file.flags.contains(OpenFlags::NOATIME) {
                 let owner = vfs::file::attr(cx, id)?.uid;
-                if owner != cx.kernel.ids.uid {
+                let creds = cx.creds();
+                if owner != creds.user.fs && !creds.has(CAP_FOWNER) {
                     return Err(Errno::EPERM);
                 }
             }
@@ -241,7 +243,8 @@ fn own(cx: &mut Cx<'_>, id: FileId, command: u32, arg: u64) -> SysResult {
             _ => return Err(Errno::EINVAL),
         },
     };
-    async_io::set_owner(cx.kernel, id, owner);
+    let creds = cx.creds();
+    async_io::set_owner(cx.kernel, id, owner, &creds);
     Ok(0)
 }
 
@@ -370,12 +373,12 @@ pub fn sys_memfd_create(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         (false, true) => 0,
         (false, false) => F_SEAL_SEAL,
     };
-    let ids = cx.kernel.ids;
+    let creds = cx.creds();
     let mode = if no_exec { 0o666 } else { 0o777 };
     let attr = NewAttr {
         mode,
-        uid: ids.uid,
-        gid: ids.gid,
+        uid: creds.user.fs,
+        gid: creds.group.fs,
         now: vfs::now(cx.host),
     };
     let inode = cx

@@ -461,7 +461,7 @@ fn session(
     let is_master = end.side == Side::Master;
     match request {
         TIOCSCTTY => {
-            let is_root = cx.kernel.ids.uid == 0;
+            let is_root = cx.creds().user.effective == 0;
             if session != Some(own) && !file.flags.readable() && !is_root {
                 return Err(Errno::EPERM);
             }

@@ -10,8 +10,8 @@ pub use shm::{sys_shmat, sys_shmctl, sys_shmdt, sys_shmget};
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::ipc::{IPC_CREAT, IPC_EXCL, IPC_PRIVATE};
-use kvmlet_hostfs::Credentials;
 
+use crate::creds::Creds;
 use crate::ipc::ids::Ids;
 
 /// The object that a key names, or `None` if one is to be made (ipcget in ipc/util.c).
@@ -20,7 +20,7 @@ use crate::ipc::ids::Ids;
 /// `ENOENT`, `EEXIST`, `EACCES`; `EINVAL` for one that does not suit.
 fn find<T: Clone>(
     ids: &Ids<T>,
-    who: &Credentials,
+    who: &Creds,
     (key, flags): (i32, u32),
     suits: impl Fn(&T) -> bool,
 ) -> Result<Option<i32>, Errno> {

@@ -29,7 +29,7 @@ const SEGMENTS: u16 = 0xffff;
 /// As the man page has them.
 pub fn sys_msgget(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(key), Flags(flags)) = args.decode();
-    let who = &cx.host.credentials;
+    let who = &*cx.creds();
     let queues = &mut cx.kernel.ipc.queues;
     if let Some(id) = find(&queues.ids, who, (key, flags), |_| true)? {
         return Ok(result(id));
@@ -63,7 +63,7 @@ fn send(
     let text_at = at.0.checked_add(KIND_BYTES).ok_or(Errno::EFAULT)?;
     cx.read(Gva(text_at), &mut text)?;
     let entry = cx.kernel.ipc.queues.ids.get(id)?;
-    entry.perm.check(&cx.host.credentials, WRITE)?;
+    entry.perm.check(&cx.creds(), WRITE)?;
     if !entry.object.has_room(len) {
         return match flags & IPC_NOWAIT {
             0 => Ok(wait(Line::Senders(id), Wish::Room)),
@@ -126,7 +126,7 @@ fn receive(
         _ => u64::MAX,
     };
     let entry = cx.kernel.ipc.queues.ids.get(id)?;
-    entry.perm.check(&cx.host.credentials, READ)?;
+    entry.perm.check(&cx.creds(), READ)?;
     let queue = &entry.object;
     let index = match copies {
         true => usize::try_from(kind)
@@ -185,8 +185,9 @@ pub fn sys_msgctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         IPC_SET => {
             let new: Msqid64Ds = cx.read_struct(buf)?;
             let now = clock::realtime_s(cx.host);
+            let creds = cx.creds();
             let entry = cx.kernel.ipc.queues.ids.get_mut(id)?;
-            entry.perm.check_owner(&cx.host.credentials)?;
+            entry.perm.check_owner(&creds)?;
             if new.msg_qbytes > QUEUE_BYTES {
                 return Err(Errno::EPERM);
             }
@@ -199,7 +200,7 @@ pub fn sys_msgctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         }
         IPC_RMID => {
             let entry = cx.kernel.ipc.queues.ids.get(id)?;
-            entry.perm.check_owner(&cx.host.credentials)?;
+            entry.perm.check_owner(&cx.creds())?;
             msg::remove(cx.kernel, &mut cx.machine.memory, id);
             Ok(0)
         }
@@ -238,7 +239,7 @@ fn status(cx: &mut Cx<'_>, id: i32, command: i32, buf: Gva) -> SysResult {
     };
     let entry = ids.get(id)?;
     if command != MSG_STAT_ANY {
-        entry.perm.check(&cx.host.credentials, READ)?;
+        entry.perm.check(&cx.creds(), READ)?;
     }
     let queue = &entry.object;
     let status = Msqid64Ds {

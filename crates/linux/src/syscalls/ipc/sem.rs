@@ -39,7 +39,7 @@ pub fn sys_semget(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         return Err(Errno::EINVAL);
     }
     let ids = &cx.kernel.ipc.semaphores.ids;
-    let who = &cx.host.credentials;
+    let who = &*cx.creds();
     if let Some(id) = find(ids, who, (key, flags), |set| set.semaphores.len() >= len)? {
         return Ok(result(id));
     }
@@ -92,7 +92,7 @@ fn operate(
         true => WRITE,
         false => READ,
     };
-    entry.perm.check(&cx.host.credentials, wanted)?;
+    entry.perm.check(&cx.creds(), wanted)?;
     let semaphores = &mut cx.kernel.ipc.semaphores;
     let memory = &mut cx.machine.memory;
     semaphores.check_undo(memory, pid, &ops)?;
@@ -159,15 +159,16 @@ pub fn sys_semctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         IPC_SET => {
             let new: Semid64Ds = cx.read_struct(Gva(arg))?;
             let now = clock::realtime_s(cx.host);
+            let creds = cx.creds();
             let entry = cx.kernel.ipc.semaphores.ids.get_mut(id)?;
-            entry.perm.check_owner(&cx.host.credentials)?;
+            entry.perm.check_owner(&creds)?;
             entry.perm.update(&new.sem_perm)?;
             entry.object.ctime = now;
             Ok(0)
         }
         IPC_RMID => {
             let entry = cx.kernel.ipc.semaphores.ids.get(id)?;
-            entry.perm.check_owner(&cx.host.credentials)?;
+            entry.perm.check_owner(&cx.creds())?;
             sem::remove(cx.kernel, &mut cx.machine.memory, id);
             Ok(0)
         }
@@ -207,7 +208,7 @@ fn status(cx: &mut Cx<'_>, id: i32, command: i32, buf: Gva) -> SysResult {
     };
     let entry = ids.get(id)?;
     if command != SEM_STAT_ANY {
-        entry.perm.check(&cx.host.credentials, READ)?;
+        entry.perm.check(&cx.creds(), READ)?;
     }
     let status = Semid64Ds {
         sem_perm: entry.perm.to_struct(),
@@ -222,7 +223,7 @@ fn status(cx: &mut Cx<'_>, id: i32, command: i32, buf: Gva) -> SysResult {
 
 fn look(cx: &mut Cx<'_>, id: i32, number: i32, (command, buf): (i32, Gva)) -> SysResult {
     let entry = cx.kernel.ipc.semaphores.ids.get(id)?;
-    entry.perm.check(&cx.host.credentials, READ)?;
+    entry.perm.check(&cx.creds(), READ)?;
     let semaphores = &entry.object.semaphores;
     if command == GETALL {
         let value = |semaphore: &Semaphore| u16::try_from(semaphore.value).unwrap_or(0);
@@ -250,7 +251,7 @@ fn set_value(cx: &mut Cx<'_>, id: i32, number: i32, value: i32) -> SysResult {
     if index >= entry.object.semaphores.len() {
         return Err(Errno::EINVAL);
     }
-    entry.perm.check(&cx.host.credentials, WRITE)?;
+    entry.perm.check(&cx.creds(), WRITE)?;
     let number = u16::try_from(index).map_err(|_| Errno::EINVAL)?;
     let pid = cx.process()?.pid.0;
     let set = &mut cx.kernel.ipc.semaphores.ids.get_mut(id)?.object;
@@ -260,7 +261,7 @@ fn set_value(cx: &mut Cx<'_>, id: i32, number: i32, value: i32) -> SysResult {
 
 fn set_all(cx: &mut Cx<'_>, id: i32, buf: Gva) -> SysResult {
     let entry = cx.kernel.ipc.semaphores.ids.get(id)?;
-    entry.perm.check(&cx.host.credentials, WRITE)?;
+    entry.perm.check(&cx.creds(), WRITE)?;
     let mut values = vec![0u16; entry.object.semaphores.len()];
     cx.read(buf, values.as_mut_bytes())?;
     if values.iter().any(|value| i32::from(*value) > VALUE_MAX) {

@@ -39,7 +39,7 @@ const NORESERVE: u32 = 0o10000;
 pub fn sys_shmget(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(key), Len(size), Flags(flags)) = args.decode();
     let ids = &cx.kernel.ipc.segments.ids;
-    let who = &cx.host.credentials;
+    let who = &*cx.creds();
     if let Some(id) = find(ids, who, (key, flags), |segment| segment.size >= size)? {
         return Ok(result(id));
     }
@@ -65,6 +65,7 @@ fn create(cx: &mut Cx<'_>, key: i32, size: u64, flags: u32) -> Result<i32, Errno
             .unsupported("shmget", "huge pages".to_owned());
         return Err(Errno::ENOMEM);
     }
+    let creds = cx.creds();
     let memory = &mut cx.machine.memory;
     let is_promised = flags & NORESERVE == 0;
     if is_promised && len > memory.limit_bytes() || !memory.has_room(SEGMENT_COST_BYTES) {
@@ -75,8 +76,8 @@ fn create(cx: &mut Cx<'_>, key: i32, size: u64, flags: u32) -> Result<i32, Errno
     }
     let attr = NewAttr {
         mode: 0o777,
-        uid: cx.kernel.ids.uid,
-        gid: cx.kernel.ids.gid,
+        uid: creds.user.effective,
+        gid: creds.group.effective,
         now: FileTime::from_ns(clock::realtime_ns(cx.host)),
     };
     let tmpfs = &mut cx.kernel.tmpfs;
@@ -93,7 +94,7 @@ fn create(cx: &mut Cx<'_>, key: i32, size: u64, flags: u32) -> Result<i32, Errno
         cpid: Pid(0),
         lpid: Pid(0),
     };
-    let perm = Perm::new(&cx.host.credentials, key, flags);
+    let perm = Perm::new(&creds, key, flags);
     let cpid = cx.process()?.pid;
     let added = sized.and_then(|_| {
         let segment = Segment { cpid, ..segment };
@@ -149,7 +150,7 @@ pub fn sys_shmat(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         _ => (prot | Prot::EXEC, wanted | EXECUTE),
     };
     let entry = cx.kernel.ipc.segments.ids.get(id)?;
-    entry.perm.check(&cx.host.credentials, wanted)?;
+    entry.perm.check(&cx.creds(), wanted)?;
     let (segment, key) = (entry.object, entry.perm.key);
     if addr != 0 && !is_replacing {
         let end = at.checked_add(segment.size).ok_or(Errno::EINVAL)?;
@@ -272,7 +273,7 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
             };
             let entry = ids.get(id)?;
             if command != SHM_STAT_ANY {
-                entry.perm.check(&cx.host.credentials, READ)?;
+                entry.perm.check(&cx.creds(), READ)?;
             }
             let segment = &entry.object;
             let status = Shmid64Ds {
@@ -292,16 +293,18 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         IPC_SET => {
             let new: Shmid64Ds = cx.read_struct(buf)?;
             let now = clock::realtime_s(cx.host);
+            let creds = cx.creds();
             let entry = cx.kernel.ipc.segments.ids.get_mut(id)?;
-            entry.perm.check_owner(&cx.host.credentials)?;
+            entry.perm.check_owner(&creds)?;
             entry.perm.update(&new.shm_perm)?;
             entry.object.ctime = now;
             Ok(0)
         }
         IPC_RMID => {
+            let creds = cx.creds();
             let kernel = &mut *cx.kernel;
             let entry = kernel.ipc.segments.ids.get(id)?;
-            entry.perm.check_owner(&cx.host.credentials)?;
+            entry.perm.check_owner(&creds)?;
             let memory = &mut cx.machine.memory;
             kernel.ipc.segments.remove(&mut kernel.tmpfs, memory, id);
             Ok(0)
@@ -314,13 +317,14 @@ pub fn sys_shmctl(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// SHM_LOCK and SHM_UNLOCK: nothing is ever swapped out, but what is locked is counted.
 fn lock(cx: &mut Cx<'_>, id: i32, command: i32) -> SysResult {
     let most = rlimit::soft(cx, Resource::Memlock)?;
+    let creds = cx.creds();
     let ids = &mut cx.kernel.ipc.segments.ids;
     let locked = ids.iter().fold(0u64, |sum, (_, entry)| {
         let counts = entry.perm.mode & SHM_LOCKED != 0;
         sum.saturating_add(if counts { entry.object.size } else { 0 })
     });
     let entry = ids.get_mut(id)?;
-    entry.perm.check_owner(&cx.host.credentials)?;
+    entry.perm.check_owner(&creds)?;
     if command == SHM_UNLOCK {
         entry.perm.mode &= !SHM_LOCKED;
         return Ok(0);

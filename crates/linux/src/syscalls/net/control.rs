@@ -33,7 +33,7 @@ fn space(len: usize) -> usize {
 /// caller's. `ETOOMANYREFS` with too many descriptions in messages. `EBADF`, `EFAULT`.
 pub fn read(cx: &mut Cx<'_>, gva: Gva, len: u64) -> Result<Ancillary, Errno> {
     let mut ancillary = Ancillary {
-        sender: Credentials::of_caller(cx)?,
+        sender: Credentials::of_sender(cx)?,
         ..Ancillary::default()
     };
     if len == 0 {
@@ -85,8 +85,11 @@ fn read_one(
         SCM_CREDENTIALS => {
             let [pid, uid, gid] = <[u32; 3]>::read_from_bytes(data).map_err(|_| Errno::EINVAL)?;
             let given = Credentials { pid, uid, gid };
-            if given != ancillary.sender {
+            if !given.may_be_sent(cx)? {
                 return Err(Errno::EPERM);
+            }
+            if given.uid == u32::MAX || given.gid == u32::MAX {
+                return Err(Errno::EINVAL);
             }
             ancillary.given = Some(given);
         }

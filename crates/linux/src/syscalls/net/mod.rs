@@ -171,7 +171,7 @@ pub fn sys_socketpair(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     if wanted.family != Family::Unix {
         return Err(Errno::EOPNOTSUPP);
     }
-    let creator = Credentials::of_caller(cx)?;
+    let creator = Credentials::of_peer(cx)?;
     let memory = &mut cx.machine.memory;
     let a = net::create(cx.kernel, memory, wanted.family, wanted.kind)?;
     let b = match net::create(cx.kernel, memory, wanted.family, wanted.kind) {

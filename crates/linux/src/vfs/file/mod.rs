@@ -201,8 +201,9 @@ pub fn attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
         ino,
         mode,
         nlink: 1,
-        uid: cx.kernel.ids.uid,
-        gid: cx.kernel.ids.gid,
+        // Linux differs: a pipe or a socket belongs to who has made it.
+        uid: cx.kernel.caller.user.real,
+        gid: cx.kernel.caller.group.real,
         blksize: 4096,
         ..Attr::default()
     };

@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::capability::CAP_DAC_OVERRIDE;
 use kvmlet_hostfs::{HostKind, stream};
 
 use super::{hold, is_regular};
@@ -116,7 +117,7 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
         | FileKind::Process(_)
         | FileKind::Inotify(_)
         | FileKind::Signals(_)
-            if cx.kernel.ids.uid != 0 =>
+            if cx.creds().user.fs != 0 && !cx.creds().has(CAP_DAC_OVERRIDE) =>
         {
             return Err(Errno::EACCES);
         }

@@ -88,9 +88,10 @@ impl Walker<'_, '_> {
             .open
             .clone()
             .filter(|_| *dir == *self.at.path && !is_root);
+        let who = self.cx.asker();
         let searched = match &open {
-            Some(fd) => access::check_search_in(self.cx.host, fd.as_fd()),
-            None => access::check_search(self.cx.host, path),
+            Some(fd) => access::check_search_in(&who, fd.as_fd()),
+            None => access::check_search(self.cx.host, &who, path),
         };
         match searched {
             Err(Errno::ENOENT) => return Ok(Step::Absent),

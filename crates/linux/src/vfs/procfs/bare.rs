@@ -107,7 +107,7 @@ impl Bare {
             }),
             [b"status"] => {
                 let (letter, word) = self.state;
-                let ids = cx.kernel.ids;
+                let creds = cx.kernel.creds_of(self.kin.pid);
                 let pid = self.kin.pid.0;
                 let mut out = Rows::default();
                 out.add("Name", &self.comm);
@@ -117,10 +117,9 @@ impl Bare {
                 out.add("Pid", pid);
                 out.add("PPid", self.kin.ppid.0);
                 out.add("TracerPid", 0);
-                out.add("Uid", format!("{0}\t{0}\t{0}\t{0}", ids.uid));
-                out.add("Gid", format!("{0}\t{0}\t{0}\t{0}", ids.gid));
+                out.add_ids(creds);
                 out.add("FDSize", 0);
-                out.add("Groups", " ");
+                out.add_groups(creds);
                 out.add_kin(pid, self.kin);
                 out.add("Threads", self.threads);
                 out.0

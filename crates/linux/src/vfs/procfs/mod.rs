@@ -6,6 +6,7 @@ mod process;
 mod system;
 mod sysvipc;
 
+use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{S_IFDIR, S_IFLNK, S_IFREG, d_type};
 
 use self::bare::{BARE_FILES, Bare};
@@ -14,6 +15,7 @@ use self::process::{PROCESS_FILES, children_of, process_text};
 use self::system::{SYS_FILES, TOP_FILES, sys_entry, sys_text, top_text};
 use self::sysvipc::{SYSVIPC_FILES, sysvipc_text};
 use super::synth::Synth;
+use crate::creds::By;
 use crate::cx::Cx;
 use crate::fd::Text;
 use crate::kernel::{Pid, Share, Tid};
@@ -21,6 +23,18 @@ use crate::mm;
 use crate::mm::smaps::View;
 
 const PROCESS_LINKS: [&[u8]; 3] = [b"cwd", b"exe", b"root"];
+
+/// Files of a process that are for those who may look into it.
+const PRIVATE_FILES: [&[u8]; 8] = [
+    b"auxv",
+    b"environ",
+    b"io",
+    b"maps",
+    b"personality",
+    b"smaps",
+    b"smaps_rollup",
+    b"timers",
+];
 
 const PROCESS_DIRS: [&[u8]; 4] = [b"fd", b"fdinfo", b"net", b"task"];
 
@@ -87,13 +101,40 @@ fn entry<'a>(cx: &Cx<'_>, path: &'a [u8]) -> Option<Entry<'a>> {
     Some(Entry::Process(pid, None, rest))
 }
 
-/// True if a path belongs to a process's directory, and so to its user.
+/// The process whose directory a path leads into.
+fn process_of(path: &[u8]) -> Option<Pid> {
+    let name = path.split(|byte| *byte == b'/').nth(2)?;
+    number(name).map(Pid)
+}
+
+/// User and group that something below /proc belongs to: in a process's directory its effective ones, if it is
+/// dumpable; else root (task_dump_owner in fs/proc/base.c).
 #[must_use]
-pub fn is_per_process(path: &[u8]) -> bool {
-    path.split(|byte| *byte == b'/')
-        .nth(2)
-        .and_then(number)
-        .is_some()
+pub fn owner(cx: &Cx<'_>, path: &[u8]) -> (u32, u32) {
+    let Some(pid) = process_of(path) else {
+        return (0, 0);
+    };
+    let is_dumpable = cx.kernel.processes.get(&pid).is_none_or(|one| one.dumpable);
+    // The directory itself can be entered by everybody, and is its user's all the same.
+    let is_dir = path.iter().filter(|byte| **byte == b'/').count() == 2;
+    let creds = cx.kernel.creds_of(pid);
+    match is_dumpable || is_dir {
+        true => (creds.user.effective, creds.group.effective),
+        false => (0, 0),
+    }
+}
+
+/// True if the caller may look into a process: at its memory, its environment, its descriptors and what its links
+/// lead to (ptrace(2), "Ptrace access mode checking").
+fn may_look_into(cx: &Cx<'_>, pid: Pid) -> bool {
+    let own = cx.kernel.threads.get(&cx.tid).map(|thread| thread.pid);
+    let is_dumpable = cx
+        .kernel
+        .processes
+        .get(&pid)
+        .is_some_and(|one| one.dumpable);
+    let target = (&**cx.kernel.creds_of(pid), is_dumpable);
+    own == Some(pid) || cx.creds().may_look_into(target, By::Files)
 }
 
 /// The object at a canonical path below /proc.
@@ -141,6 +182,11 @@ fn process_entry(cx: &Cx<'_>, pid: Pid, tid: Option<Tid>, rest: &[&[u8]]) -> Opt
     let share = share_of(cx, pid, tid)?;
     match rest {
         [] => Some(Synth::Dir),
+        [b"cwd" | b"exe" | b"root"] if !may_look_into(cx, pid) => {
+            Some(Synth::Sealed(Errno::EACCES))
+        }
+        [b"fd" | b"fdinfo", ..] if !may_look_into(cx, pid) => Some(Synth::Closed),
+        [name] if PRIVATE_FILES.contains(name) && !may_look_into(cx, pid) => Some(Synth::Private),
         [b"cwd"] => Some(Synth::Link(super::path_text(
             cx,
             &cx.kernel.fs.get(share.fs)?.cwd,

@@ -168,7 +168,7 @@ fn ip(cx: &Cx<'_>, (family, transport): (Family, Transport)) -> String {
         let (local, remote) = (shown(local), shown(socket.remote().unwrap_or(nobody)));
         let unsent = socket.unsent_bytes();
         let unread = socket.readable_bytes().unwrap_or(0);
-        let (uid, inode) = (cx.kernel.ids.uid, id.0.saturating_add(16));
+        let (uid, inode) = (cx.kernel.caller.user.real, id.0.saturating_add(16));
         let rest = match transport {
             Transport::Tcp => "1 0000000000000000 100 0 0 10 0",
             Transport::Udp => "2 0000000000000000 0",

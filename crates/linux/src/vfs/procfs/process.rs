@@ -5,6 +5,7 @@ use kvmlet_hostfs::attr::makedev;
 
 use super::system::{mountinfo, mounts, ticks};
 use super::{fd_number, view};
+use crate::creds::{Creds, Quad};
 use crate::cx::Cx;
 use crate::kernel::{Kin, Pid, Process, Thread, Tid};
 use crate::mm::smaps::Resident;
@@ -56,6 +57,23 @@ pub(super) struct Rows(pub(super) String);
 impl Rows {
     pub(super) fn add(&mut self, name: &str, value: impl std::fmt::Display) {
         self.0.push_str(&format!("{name}:\t{value}\n"));
+    }
+
+    pub(super) fn add_ids(&mut self, creds: &Creds) {
+        for (name, ids) in [("Uid", creds.user), ("Gid", creds.group)] {
+            let Quad {
+                real,
+                effective,
+                saved,
+                fs,
+            } = ids;
+            self.add(name, format!("{real}\t{effective}\t{saved}\t{fs}"));
+        }
+    }
+
+    pub(super) fn add_groups(&mut self, creds: &Creds) {
+        let groups: Vec<String> = creds.groups.iter().map(u32::to_string).collect();
+        self.add("Groups", format!("{} ", groups.join(" ")));
     }
 
     /// The ids in the only PID namespace.
@@ -226,7 +244,7 @@ fn stat(cx: &Cx<'_>, process: &Process, (thread, tid): (&Thread, Option<Tid>)) -
 fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
     let mm = cx.kernel.mm(process.pid)?;
     let (letter, word) = state(cx, thread);
-    let ids = cx.kernel.ids;
+    let creds = &thread.creds;
     let threads = cx
         .kernel
         .threads
@@ -263,8 +281,7 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
     out.add("Pid", thread.tid.0.to_string());
     out.add("PPid", process.ppid.0.to_string());
     out.add("TracerPid", "0".to_owned());
-    out.add("Uid", format!("{0}\t{0}\t{0}\t{0}", ids.uid));
-    out.add("Gid", format!("{0}\t{0}\t{0}\t{0}", ids.gid));
+    out.add_ids(creds);
     out.add(
         "FDSize",
         cx.kernel
@@ -274,7 +291,7 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
             .max(64)
             .to_string(),
     );
-    out.add("Groups", " ".to_owned());
+    out.add_groups(creds);
     out.add_kin(thread.tid.0, cx.kernel.kin_of(process.pid.0)?);
     out.add("VmPeak", size(kib(mm.total_bytes())));
     out.add("VmSize", size(kib(mm.total_bytes())));
@@ -295,8 +312,14 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
     out.add("SigBlk", format!("{:016x}", thread.signals.mask));
     out.add("SigIgn", format!("{ignored:016x}"));
     out.add("SigCgt", format!("{caught:016x}"));
-    for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        out.add(name, format!("{:016x}", 0));
+    for (name, caps) in [
+        ("CapInh", creds.inheritable),
+        ("CapPrm", creds.permitted),
+        ("CapEff", creds.effective),
+        ("CapBnd", creds.bounding),
+        ("CapAmb", creds.ambient),
+    ] {
+        out.add(name, format!("{:016x}", caps.bits()));
     }
     out.add("NoNewPrivs", "1".to_owned());
     out.add("Seccomp", "0".to_owned());

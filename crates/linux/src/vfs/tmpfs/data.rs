@@ -613,7 +613,7 @@ pub enum Seek {
 }
 
 impl super::Inode {
-    /// Contents changed: times, and the set-id bits go (the writer has no CAP_FSETID).
+    /// Contents changed: times, and the set-id bits go. Linux differs: they stay for CAP_FSETID.
     fn written(&mut self, now: FileTime) {
         self.touch(now);
         self.mode &= !S_ISUID;
