@@ -118,7 +118,7 @@ pub(crate) struct Drive<'a> {
     pub tick_ns: u64,
     /// For when the vCPU's kick is set; `None` if it has fired.
     pub armed_ns: Option<u64>,
-    /// What the stub answers for the running thread.
+    /// The answers that the stub gives for the running thread.
     pub running: Option<StubConstants>,
     /// When the host began to work.
     mark_ns: u64,

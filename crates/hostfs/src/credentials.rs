@@ -30,7 +30,7 @@ impl Ids {
 pub struct Credentials {
     /// The caller on the host.
     pub ids: Ids,
-    /// A user inside that is another one. What is granted must be granted to both: a program that has become another
+    /// A user inside that is another one. Both must be granted what is asked for. So a program that has become another
     /// user reaches no file of the host that it could not reach before.
     pub inside: Option<Ids>,
     /// Who enforces the caller's permissions when a host file is opened.

@@ -60,7 +60,7 @@ impl Caps {
         let mut bits = 0;
         let mut rest = caps;
         while let [first, others @ ..] = rest {
-            bits |= 1u64 << *first;
+            bits |= 1u64.wrapping_shl(*first as u32);
             rest = others;
         }
         Self(bits)

@@ -269,9 +269,8 @@ pub fn sys_capget(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         return Ok(0);
     }
     let sets = [creds.effective, creds.permitted, creds.inheritable].map(Caps::bits);
-    let low = sets.map(|bits| bits as u32);
-    let high = sets.map(|bits| (bits >> 32) as u32);
-    let data = [low, high];
+    let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
+    let data = [sets.map(half), sets.map(|bits| half(bits >> 32))];
     let bytes = data.get(..words).unwrap_or_default().as_bytes();
     cx.write(data_gva, bytes)?;
     Ok(0)

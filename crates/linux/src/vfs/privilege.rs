@@ -1,9 +1,9 @@
 //! Permissions over files that are values: by mode bits of a thread's ids for files, and by its capabilities
 //! (capabilities(7)).
 //!
-//! Capabilities are for memory files and for changes. They are none over what the host has: there the mode bits decide,
-//! for the caller and for the thread's user, whatever the caller might do itself. So there is no privilege over a file
-//! of an overlay that the caller could not read, and nothing to be read of it by becoming its owner inside.
+//! Capabilities are for memory files and for changes. They are none over what the host has. There the mode bits decide,
+//! for the caller and for the thread's user. So there is no privilege over a file of an overlay that the caller could
+//! not read. Neither is anything to be read of it by becoming its owner inside.
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::capability::{CAP_DAC_OVERRIDE, CAP_FOWNER};
