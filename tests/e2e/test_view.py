@@ -180,3 +180,47 @@ def test_an_overlay_within_what_may_be_read(home: pathlib.Path) -> None:
         "['kept', 'made', 'more']",
     ], run
     assert sorted(os.listdir(project)) == ["kept"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="/run is root's")
+def test_directories_for_what_runs(tmp_path: pathlib.Path) -> None:
+    """/run and /var/tmp are in memory, as Debian has them; the host's are not shown."""
+    script = """
+stat -c '%a %U %n' /run /run/lock /var/tmp
+readlink /var/run /var/lock
+echo 1 > /var/run/app.pid && cat /run/app.pid
+touch /var/lock/app && ls /run /run/lock
+mktemp -p /var/tmp XXXX | wc -c
+ls /var
+grep -E ' (/run|/var/tmp) ' /proc/mounts | cut -d ' ' -f 2,3
+touch /var/x || mkdir /var/tmp/deep
+cd /var/run && pwd -P
+"""
+    run = in_vm(["sh", "-c", script], cwd=tmp_path)
+    listed = ["/run:", "app.pid", "lock", "", "/run/lock:", "app"]
+    assert run.stdout.decode().splitlines() == [
+        "755 root /run",
+        "1777 root /run/lock",
+        "1777 root /var/tmp",
+        "/run",
+        "/run/lock",
+        "1",
+        *listed,
+        "14",
+        "lock",
+        "run",
+        "tmp",
+        "/run tmpfs",
+        "/var/tmp tmpfs",
+        "/run",
+    ]
+    assert not pathlib.Path("/run/app.pid").exists()
+
+
+def test_what_is_named_takes_the_place_of_run(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "here").write_text("host\n")
+    script = ["sh", "-c", "ls /run; cat /var/run/here"]
+    run = in_vm(script, cwd=tmp_path, options=["-v", f"{tmp_path}:/run:ro"])
+    assert (run.status, run.stdout.decode()) == (0, "here\nhost\n"), run.stderr
+    run = in_vm(["sh", "-c", "ls -A /run"], cwd=tmp_path, options=["--tmpfs", "/run"])
+    assert (run.status, run.stdout.decode()) == (0, "lock\n"), run.stderr
