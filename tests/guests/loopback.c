@@ -441,6 +441,79 @@ static void options(void) {
     CHECK(option(server, IPPROTO_TCP, TCP_NODELAY) == 1 && option(server, SOL_SOCKET, SO_KEEPALIVE) == 1);
 }
 
+// A datagram with one wish for its header.
+static long send_wish(int fd, int port, const char *ip, int level, int kind, const void *data, size_t len) {
+    char control[64] = {0};
+    struct iovec iov = {"x", 1};
+    at(ip, port);
+    struct msghdr msg = {.msg_name = &to, .msg_namelen = (socklen_t)LEN(ip), .msg_iov = &iov, .msg_iovlen = 1,
+                         .msg_control = control, .msg_controllen = CMSG_SPACE(len)};
+    struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg);
+    *cmsg = (struct cmsghdr){CMSG_LEN(len), level, kind};
+    memcpy(CMSG_DATA(cmsg), data, len);
+    return sendmsg(fd, &msg, 0);
+}
+
+// What comes with the next datagram.
+static void show_header(const char *what, int fd) {
+    char control[200], bytes[10];
+    struct iovec iov = {bytes, sizeof bytes};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+    ssize_t len = recvmsg(fd, &msg, 0);
+    printf("%s: %zd bytes, control %zu", what, len, msg.msg_controllen);
+    for (struct cmsghdr *cmsg = CMSG_FIRSTHDR(&msg); cmsg; cmsg = CMSG_NXTHDR(&msg, cmsg)) {
+        int value = 0;
+        size_t size = cmsg->cmsg_len - CMSG_LEN(0);
+        memcpy(&value, CMSG_DATA(cmsg), size < sizeof value ? size : sizeof value);
+        printf("; %d %d of %zu", cmsg->cmsg_level, cmsg->cmsg_type, size);
+        if (size <= sizeof value) printf(" is %d", value);
+    }
+    printf("\n");
+}
+
+// Hops and class of datagrams: as the socket has them, and as one message has them.
+static void headers(int a, int b, int four, int port_b) {
+    const char *loopback = four ? "127.0.0.1" : "::1";
+    int level = four ? IPPROTO_IP : IPPROTO_IPV6;
+    int hops = four ? IP_TTL : IPV6_HOPLIMIT, class = four ? IP_TOS : IPV6_TCLASS;
+    CHECK(set(b, level, four ? IP_RECVTTL : IPV6_RECVHOPLIMIT, 1) == 0);
+    CHECK(set(b, level, four ? IP_RECVTOS : IPV6_RECVTCLASS, 1) == 0);
+    CHECK(sendto(a, "x", 1, 0, AT(loopback, port_b)) == 1);
+    show_header("usual", b);
+    CHECK(set(a, level, four ? IP_TTL : IPV6_UNICAST_HOPS, 7) == 0 && set(a, level, class, 0x28) == 0);
+    CHECK(sendto(a, "x", 1, 0, AT(loopback, port_b)) == 1);
+    show_header("set", b);
+    int value = 9, most = 255, beyond = 256, none = -1, zero = 0;
+    CHECK(send_wish(a, port_b, loopback, level, hops, &value, sizeof value) == 1);
+    show_header("hops", b);
+    CHECK(send_wish(a, port_b, loopback, level, class, &most, sizeof most) == 1);
+    show_header("class", b);
+    FAILS(send_wish(a, port_b, loopback, level, hops, &beyond, sizeof beyond), EINVAL);
+    FAILS(send_wish(a, port_b, loopback, level, hops, &value, 1), EINVAL);
+    FAILS(send_wish(a, port_b, loopback, level, 200, &value, sizeof value), EINVAL);
+    FAILS(send_wish(a, port_b, loopback, SOL_SOCKET, 200, &value, sizeof value), EINVAL);
+    SHOW(send_wish(a, port_b, loopback, level, hops, &none, sizeof none));
+    SHOW(send_wish(a, port_b, loopback, level, hops, &zero, sizeof zero));
+    // Descriptors are for AF_UNIX alone.
+    SHOW(send_wish(a, port_b, loopback, SOL_SOCKET, SCM_RIGHTS, &a, sizeof a));
+    while (recv(b, buf, 10, 0) >= 0) {}
+    CHECK(set(a, level, four ? IP_TTL : IPV6_UNICAST_HOPS, -1) == 0 && set(a, level, class, 0) == 0);
+    // The address that it comes from.
+    struct in_pktinfo from_4 = {.ipi_spec_dst = {htonl(0x7f000005)}};
+    struct in6_pktinfo from_6 = {.ipi6_addr = in6addr_loopback};
+    int kind = four ? IP_PKTINFO : IPV6_PKTINFO;
+    const void *from = four ? (void *)&from_4 : (void *)&from_6;
+    size_t from_len = four ? sizeof from_4 : sizeof from_6;
+    CHECK(send_wish(a, port_b, loopback, level, kind, from, from_len) == 1);
+    union address name;
+    socklen_t len = sizeof name;
+    CHECK(recvfrom(b, buf, 10, 0, &name.any, &len) == 1);
+    show_name("from", &name, len, port_of(a));
+    inet_pton(AF_INET, "203.0.113.5", &from_4.ipi_spec_dst);
+    inet_pton(AF_INET6, "2001:db8::5", &from_6.ipi6_addr);
+    FAILS(send_wish(a, port_b, loopback, level, kind, from, from_len), four ? ENETUNREACH : EINVAL);
+}
+
 static void datagrams(int family) {
     printf("# datagrams of family %d\n", family);
     const char *loopback = family == AF_INET ? "127.0.0.1" : "::1", *any = family == AF_INET ? "0.0.0.0" : "::";
@@ -513,6 +586,7 @@ static void datagrams(int family) {
         memcpy(&info, CMSG_DATA(cmsg), sizeof info);
         printf("device %d, %s\n", info.ipi_ifindex, inet_ntoa(info.ipi_addr));
     }
+    headers(a, b, four, port_b);
     // What has no room is lost.
     n = 0;
     for (int i = 0; i < 1000; i++) n += sendto(a, buf, 4000, 0, AT(loopback, port_b)) == 4000;

@@ -14,6 +14,7 @@ use kvmlet_abi::linux::socket::{
     IPPROTO_IPV6, IPV6_V6ONLY, SO_BROADCAST, SO_REUSEADDR, SO_REUSEPORT, SOL_SOCKET,
 };
 
+use super::header::{IpHeader, IpWish, IpWishes};
 use super::outside::{self, OWN_V4, OWN_V6, Place};
 use super::queue::Message;
 use super::{
@@ -225,13 +226,17 @@ pub fn bind(cx: &mut Cx<'_>, id: ObjectId, address: SocketAddr) -> Result<(), Er
     if address.ip().is_ipv6() && ip.is_ipv4() && socket.is_v6_only() {
         return Err(Errno::EINVAL);
     }
-    let is_own = ip.is_loopback() || ip == IpAddr::V4(OWN_V4) || ip == IpAddr::V6(OWN_V6);
-    if !is_own && !ip.is_unspecified() {
+    if !is_own(ip) && !ip.is_unspecified() {
         return Err(Errno::EADDRNOTAVAIL);
     }
     take_port(sockets, id, address)?;
     sockets.get_mut(id)?.keeps_address = !ip.is_unspecified();
     Ok(())
+}
+
+/// True for an address of this machine's.
+fn is_own(ip: IpAddr) -> bool {
+    ip.is_loopback() || ip == IpAddr::V4(OWN_V4) || ip == IpAddr::V6(OWN_V6)
 }
 
 fn take_port(sockets: &mut Sockets, id: ObjectId, address: SocketAddr) -> Result<(), Errno> {
@@ -322,6 +327,24 @@ fn source(socket: &Socket, to: IpAddr) -> Result<IpAddr, Errno> {
         Some(own) if own.is_ipv4() == to.is_ipv4() => Ok(own),
         Some(_) => Err(Errno::EINVAL),
     }
+}
+
+/// The address that a datagram is sent from: the one that is wished for, if this machine has it and it may go there.
+///
+/// # Errors
+/// As [`source`]; `ENETUNREACH` (IPv4) or `EINVAL` (IPv6) for one that it does not have.
+fn wished_source(socket: &Socket, to: IpAddr, wish: IpWish) -> Result<IpAddr, Errno> {
+    let Some(wished) = wish.source.filter(|wished| !wished.is_unspecified()) else {
+        return source(socket, to);
+    };
+    if !is_own(wished) {
+        return Err(match wished {
+            IpAddr::V4(_) => Errno::ENETUNREACH,
+            IpAddr::V6(_) => Errno::EINVAL,
+        });
+    }
+    let goes = wished.is_ipv4() == to.is_ipv4() && (to.is_loopback() || !wished.is_loopback());
+    goes.then_some(wished).ok_or(Errno::EINVAL)
 }
 
 /// The socket among `found` that takes what comes to an address. Of several that are bound to the same (SO_REUSEPORT),
@@ -650,12 +673,13 @@ pub fn connect_datagrams(cx: &mut Cx<'_>, id: ObjectId, to: SocketAddr) -> Resul
 /// Sends a datagram, to `to` or to whom the socket is connected to. What nobody receives, or has no room for, is lost.
 ///
 /// # Errors
-/// As [`destination`]; `EDESTADDRREQ`, `EMSGSIZE`, `EPIPE`; `ECONNREFUSED` if nobody has received an earlier one;
-/// `ENOBUFS` at the memory limit.
+/// As [`destination`]; `EDESTADDRREQ`, `EMSGSIZE`, `EPIPE`; `EINVAL` or `ENETUNREACH` for a source that it cannot have.
+/// `ECONNREFUSED` if nobody has received an earlier one; `ENOBUFS` at the memory limit.
 pub fn send_datagram(
     cx: &mut Cx<'_>,
     (id, to): (ObjectId, Option<SocketAddr>),
     bytes: &[u8],
+    wishes: &IpWishes,
 ) -> Result<usize, Errno> {
     let socket = cx.kernel.objects.sockets.get_mut(id)?;
     if bytes.len() > DATAGRAM_MAX {
@@ -677,7 +701,9 @@ pub fn send_datagram(
     autobind(sockets, id)?;
     let socket = sockets.get(id)?;
     let local = socket.local().ok_or(Errno::EINVAL)?;
-    let from = SocketAddr::new(source(socket, at.ip())?, local.port());
+    let wish = wishes.towards(at.ip());
+    let from = SocketAddr::new(wished_source(socket, at.ip(), wish)?, local.port());
+    let header = IpHeader::of(socket, at.ip(), wish);
     match place {
         Place::Inside => {}
         Place::Names => {
@@ -699,7 +725,7 @@ pub fn send_datagram(
         return Ok(bytes.len());
     }
     let name = peer.shown(from.ip(), from.port());
-    let message = Message::datagram(bytes, name, Some(at.ip()));
+    let message = Message::datagram(bytes, name, Some(header));
     cx.machine
         .memory
         .charge(message.charged_bytes())

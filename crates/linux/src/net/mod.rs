@@ -5,6 +5,7 @@
 
 pub mod client;
 mod dead;
+pub mod header;
 pub mod inet;
 pub mod listen;
 pub mod netlink;

@@ -3,13 +3,13 @@
 //! Bytes that are sent lie in the receiver's queue and count against the sender's SO_SNDBUF, overhead
 //! included, until they are received, as in net/unix/af_unix.c.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::Vector;
 use kvmlet_abi::Errno;
 use kvmlet_mem::GuestMemory;
 
+use super::header::{IpHeader, IpWishes};
 use super::{Credentials, Link, Name, SPACE, Shut, Socket, SocketKind};
 use crate::id::{FileId, ObjectId};
 use crate::kernel::Kernel;
@@ -30,6 +30,8 @@ pub struct Ancillary {
     pub given: Option<Credentials>,
     /// The sender, for whom asks for it.
     pub sender: Credentials,
+    /// For the header of a datagram of IP.
+    pub ip: IpWishes,
 }
 
 /// Something sent and not yet received.
@@ -44,13 +46,13 @@ pub struct Message {
     from: Option<Name>,
     files: Arc<[FileId]>,
     credentials: Option<Credentials>,
-    /// The address that it was sent to (IP_PKTINFO).
-    at: Option<IpAddr>,
+    /// The header that it came with.
+    ip: Option<IpHeader>,
 }
 
 impl Message {
     /// A datagram that counts against its receiver.
-    pub(super) fn datagram(bytes: &[u8], from: Name, at: Option<IpAddr>) -> Self {
+    pub(super) fn datagram(bytes: &[u8], from: Name, ip: Option<IpHeader>) -> Self {
         Self {
             bytes: Arc::from(bytes),
             weight: weight(bytes.len()),
@@ -58,7 +60,7 @@ impl Message {
             from: Some(from),
             files: Arc::from([]),
             credentials: None,
-            at,
+            ip,
         }
     }
 
@@ -104,8 +106,8 @@ pub struct Arrived {
     pub files_at: usize,
     /// Who sent it, if that is known.
     pub credentials: Option<Credentials>,
-    /// The address that it was sent to.
-    pub at: Option<IpAddr>,
+    /// The header that it came with.
+    pub ip: Option<IpHeader>,
 }
 
 /// The bytes that a message counts as (skb->truesize): a header of 256 bytes, and its content. Up to a page,
@@ -284,7 +286,7 @@ impl Socket {
             files: first.files.to_vec(),
             files_at: 0,
             credentials: first.credentials,
-            at: first.at,
+            ip: first.ip,
         }))
     }
 
@@ -485,7 +487,7 @@ fn queue_bytes(
             from: from.clone(),
             files: Arc::from(files),
             credentials,
-            at: None,
+            ip: None,
         });
         done = done.saturating_add(part.len());
         kernel.wake(Source::Object(to), ARRIVAL);

@@ -14,6 +14,7 @@ use super::{ENDS_MAX, UDP_TOKEN, reach};
 use crate::cx::Cx;
 use crate::id::ObjectId;
 use crate::net::Shut;
+use crate::net::header::IpHeader;
 use crate::net::queue::{self, Message};
 use crate::outcome::Source;
 use crate::vfs::ready::POLLERR;
@@ -216,7 +217,7 @@ pub(super) fn deliver(cx: &mut Cx<'_>, owner: ObjectId, at: SocketAddr, bytes: &
     }
     let name = socket.shown(at.ip(), at.port());
     let own = socket.local().map(|local| local.ip().to_canonical());
-    let message = Message::datagram(bytes, name, own);
+    let message = Message::datagram(bytes, name, own.map(IpHeader::usual));
     if cx.machine.memory.charge(message.charged_bytes()).is_err() {
         return;
     }

@@ -1,23 +1,26 @@
 //! Ancillary data: descriptions and credentials that come with a message (cmsg(3), unix(7)).
 
 use kvmlet_abi::linux::socket::{
-    Cmsghdr, MSG_CMSG_CLOEXEC, MSG_CTRUNC, SCM_CREDENTIALS, SCM_RIGHTS, SOL_SOCKET,
+    Cmsghdr, IPPROTO_IP, MSG_CMSG_CLOEXEC, MSG_CTRUNC, SCM_CREDENTIALS, SCM_RIGHTS, SOL_SOCKET,
 };
 use kvmlet_abi::{Errno, Gva};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::ip_options;
 use crate::cx::Cx;
 use crate::fd::{self, OnExec};
-use crate::id::FileId;
-use crate::net::Credentials;
+use crate::id::{FileId, ObjectId};
+use crate::net::inet::Transport;
 use crate::net::queue::Ancillary;
 use crate::net::rights::{self, IN_FLIGHT_MAX, MESSAGE_FILES_MAX};
+use crate::net::{Credentials, Family};
 use crate::rlimit::{self, Resource};
 
 /// Most ancillary data of one message, in bytes (/proc/sys/net/core/optmem_max).
 const CONTROL_MAX: u64 = 128 << 10;
 const HEADER: usize = size_of::<Cmsghdr>();
 const FD_BYTES: usize = size_of::<i32>();
+const OF_UNIX: [i32; 2] = [SCM_RIGHTS, SCM_CREDENTIALS];
 
 /// The size of ancillary data with its header, filled up to where the next begins, in bytes (CMSG_SPACE).
 fn space(len: usize) -> usize {
@@ -26,16 +29,26 @@ fn space(len: usize) -> usize {
         .next_multiple_of(size_of::<u64>())
 }
 
-/// Reads what is sent along with a message. The descriptions gain no reference yet.
+/// Nothing but the sender.
+///
+/// # Errors
+/// `ESRCH` if the process is gone.
+pub fn plain(cx: &mut Cx<'_>) -> Result<Ancillary, Errno> {
+    Ok(Ancillary {
+        sender: Credentials::of_sender(cx)?,
+        ..Ancillary::default()
+    })
+}
+
+/// Reads what is sent along with a message of a socket. The descriptions gain no reference yet.
 ///
 /// # Errors
 /// `ENOBUFS` for too much. `EINVAL` for what is malformed or unknown. `EPERM` for credentials that are not the
 /// caller's. `ETOOMANYREFS` with too many descriptions in messages. `EBADF`, `EFAULT`.
-pub fn read(cx: &mut Cx<'_>, gva: Gva, len: u64) -> Result<Ancillary, Errno> {
-    let mut ancillary = Ancillary {
-        sender: Credentials::of_sender(cx)?,
-        ..Ancillary::default()
-    };
+pub fn read(cx: &mut Cx<'_>, id: ObjectId, gva: Gva, len: u64) -> Result<Ancillary, Errno> {
+    let mut ancillary = plain(cx)?;
+    let socket = cx.kernel.objects.sockets.get(id)?;
+    let (transport, family) = (socket.transport(), socket.family);
     if len == 0 {
         return Ok(ancillary);
     }
@@ -48,8 +61,15 @@ pub fn read(cx: &mut Cx<'_>, gva: Gva, len: u64) -> Result<Ancillary, Errno> {
     while let Ok((header, _)) = Cmsghdr::read_from_prefix(rest) {
         let len = usize::try_from(header.cmsg_len).map_err(|_| Errno::EINVAL)?;
         let data = rest.get(HEADER..len).ok_or(Errno::EINVAL)?;
-        if header.cmsg_level == SOL_SOCKET {
-            read_one(cx, header.cmsg_type, data, &mut ancillary)?;
+        match (header.cmsg_level, transport) {
+            (SOL_SOCKET, None) => read_one(cx, header.cmsg_type, data, &mut ancillary)?,
+            // Those are of AF_UNIX: they do no harm (__sock_cmsg_send).
+            (SOL_SOCKET, Some(_)) if OF_UNIX.contains(&header.cmsg_type) => {}
+            (SOL_SOCKET, Some(_)) => return Err(Errno::EINVAL),
+            (level, Some(Transport::Udp)) if level == IPPROTO_IP || family == Family::Inet6 => {
+                ip_options::read_wish((level, header.cmsg_type), data, &mut ancillary.ip)?;
+            }
+            _ => {}
         }
         let next = len.checked_next_multiple_of(size_of::<u64>());
         rest = next.and_then(|next| rest.get(next..)).unwrap_or_default();

@@ -1,24 +1,26 @@
 //! Options of IP, IPv6, TCP and netlink.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use kvmlet_abi::linux::netlink::SOL_NETLINK;
 use kvmlet_abi::linux::socket::{
     IP_BIND_ADDRESS_NO_PORT, IP_FREEBIND, IP_MTU, IP_MTU_DISCOVER, IP_MULTICAST_ALL,
     IP_MULTICAST_LOOP, IP_MULTICAST_TTL, IP_PKTINFO, IP_RECVERR, IP_RECVOPTS, IP_RECVTOS,
-    IP_RECVTTL, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPV6_MTU, IPV6_MTU_DISCOVER,
-    IPV6_MULTICAST_HOPS, IPV6_MULTICAST_LOOP, IPV6_PKTINFO, IPV6_RECVERR, IPV6_RECVHOPLIMIT,
-    IPV6_RECVPKTINFO, IPV6_RECVTCLASS, IPV6_TCLASS, IPV6_UNICAST_HOPS, IPV6_V6ONLY, In6Pktinfo,
-    InPktinfo, TCP_CONGESTION, TCP_CORK, TCP_DEFER_ACCEPT, TCP_FASTOPEN, TCP_INFO, TCP_KEEPCNT,
-    TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_LINGER2, TCP_MAXSEG, TCP_NODELAY, TCP_NOTSENT_LOWAT,
-    TCP_QUICKACK, TCP_SYNCNT, TCP_USER_TIMEOUT, TCP_WINDOW_CLAMP,
+    IP_RECVTTL, IP_TOS, IP_TTL, IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPV6_DONTFRAG,
+    IPV6_HOPLIMIT, IPV6_MTU, IPV6_MTU_DISCOVER, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_LOOP,
+    IPV6_PKTINFO, IPV6_RECVERR, IPV6_RECVHOPLIMIT, IPV6_RECVPKTINFO, IPV6_RECVTCLASS, IPV6_TCLASS,
+    IPV6_UNICAST_HOPS, IPV6_V6ONLY, In6Pktinfo, InPktinfo, TCP_CONGESTION, TCP_CORK,
+    TCP_DEFER_ACCEPT, TCP_FASTOPEN, TCP_INFO, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL,
+    TCP_LINGER2, TCP_MAXSEG, TCP_NODELAY, TCP_NOTSENT_LOWAT, TCP_QUICKACK, TCP_SYNCNT,
+    TCP_USER_TIMEOUT, TCP_WINDOW_CLAMP,
 };
 use kvmlet_abi::{Errno, Gva};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::Room;
 use crate::cx::Cx;
 use crate::id::ObjectId;
+use crate::net::header::{HOPS, IpHeader, IpWish, IpWishes};
 use crate::net::inet::{Transport, mapped};
 use crate::net::netlink::{LOOPBACK_INDEX, LOOPBACK_MTU};
 use crate::net::{Family, Socket};
@@ -64,7 +66,7 @@ const NUMBERS: [Number; 38] = [
     number(IPPROTO_TCP, TCP_FASTOPEN, 0, 0, i32::MAX),
     number(IPPROTO_TCP, TCP_NOTSENT_LOWAT, 0, i32::MIN, i32::MAX),
     number(IPPROTO_IP, IP_TOS, 0, 0, 255),
-    number(IPPROTO_IP, IP_TTL, 64, 1, 255),
+    number(IPPROTO_IP, IP_TTL, HOPS, 1, 255),
     switch(IPPROTO_IP, IP_RECVOPTS),
     switch(IPPROTO_IP, IP_PKTINFO),
     number(IPPROTO_IP, IP_MTU_DISCOVER, 1, 0, 5),
@@ -76,7 +78,7 @@ const NUMBERS: [Number; 38] = [
     number(IPPROTO_IP, IP_MULTICAST_TTL, 1, 0, 255),
     number(IPPROTO_IP, IP_MULTICAST_LOOP, 1, 0, 1),
     number(IPPROTO_IP, IP_MULTICAST_ALL, 1, 0, 1),
-    number(IPPROTO_IPV6, IPV6_UNICAST_HOPS, 64, 0, 255),
+    number(IPPROTO_IPV6, IPV6_UNICAST_HOPS, HOPS, 0, 255),
     number(IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 1, 0, 255),
     number(IPPROTO_IPV6, IPV6_MULTICAST_LOOP, 1, 0, 1),
     number(IPPROTO_IPV6, IPV6_MTU_DISCOVER, 1, 0, 5),
@@ -246,38 +248,109 @@ fn tcp_info(socket: &Socket) -> Vec<u8> {
     info
 }
 
-/// Adds the address that a datagram was sent to, if the receiver asks for it (IP_PKTINFO, IPV6_RECVPKTINFO).
+/// Adds what a receiver asks for of the header that a datagram came with: its destination, hops and class
+/// (ip_cmsg_recv_offset, ip6_datagram_recv_ctl).
 ///
 /// # Errors
 /// `EFAULT`
-pub fn put_destination(
+pub fn put_header(
     cx: &mut Cx<'_>,
     id: ObjectId,
     room: &mut Room,
-    at: IpAddr,
+    header: IpHeader,
 ) -> Result<(), Errno> {
-    let options = &cx.kernel.objects.sockets.get(id)?.options;
+    let options = cx.kernel.objects.sockets.get(id)?.options.clone();
     let asks = |level, option| options.flag(level, option) != 0;
-    let (four, six) = (
-        asks(IPPROTO_IP, IP_PKTINFO),
-        asks(IPPROTO_IPV6, IPV6_RECVPKTINFO),
-    );
-    if let IpAddr::V4(at) = at
-        && four
-    {
-        let info = InPktinfo {
-            ipi_ifindex: LOOPBACK_INDEX,
-            ipi_spec_dst: at.octets(),
-            ipi_addr: at.octets(),
-        };
-        room.put(cx, IPPROTO_IP, IP_PKTINFO, info.as_bytes())?;
-    }
-    if six {
+    let hops = i32::from(header.hops);
+    if asks(IPPROTO_IPV6, IPV6_RECVPKTINFO) {
         let info = In6Pktinfo {
-            ipi6_addr: mapped(at).octets(),
+            ipi6_addr: mapped(header.to).octets(),
             ipi6_ifindex: LOOPBACK_INDEX,
         };
         room.put(cx, IPPROTO_IPV6, IPV6_PKTINFO, info.as_bytes())?;
     }
+    let IpAddr::V4(to) = header.to else {
+        if asks(IPPROTO_IPV6, IPV6_RECVHOPLIMIT) {
+            room.put(cx, IPPROTO_IPV6, IPV6_HOPLIMIT, hops.as_bytes())?;
+        }
+        if asks(IPPROTO_IPV6, IPV6_RECVTCLASS) {
+            let class = i32::from(header.class);
+            room.put(cx, IPPROTO_IPV6, IPV6_TCLASS, class.as_bytes())?;
+        }
+        return Ok(());
+    };
+    if asks(IPPROTO_IP, IP_PKTINFO) {
+        let info = InPktinfo {
+            ipi_ifindex: LOOPBACK_INDEX,
+            ipi_spec_dst: to.octets(),
+            ipi_addr: to.octets(),
+        };
+        room.put(cx, IPPROTO_IP, IP_PKTINFO, info.as_bytes())?;
+    }
+    if asks(IPPROTO_IP, IP_RECVTTL) {
+        room.put(cx, IPPROTO_IP, IP_TTL, hops.as_bytes())?;
+    }
+    if asks(IPPROTO_IP, IP_RECVTOS) {
+        room.put(cx, IPPROTO_IP, IP_TOS, header.class.as_bytes())?;
+    }
     Ok(())
+}
+
+/// Reads a wish for the header of a datagram (ip_cmsg_send, ip6_datagram_send_ctl). Those of other levels are none.
+///
+/// # Errors
+/// `EINVAL` for what is malformed or unknown.
+pub fn read_wish(
+    (level, kind): (i32, i32),
+    data: &[u8],
+    wishes: &mut IpWishes,
+) -> Result<(), Errno> {
+    match level {
+        IPPROTO_IP => read_wish_4(kind, data, &mut wishes.four),
+        IPPROTO_IPV6 => read_wish_6(kind, data, &mut wishes.six),
+        _ => Ok(()),
+    }
+}
+
+fn read_wish_4(kind: i32, data: &[u8], wish: &mut IpWish) -> Result<(), Errno> {
+    match kind {
+        IP_PKTINFO => {
+            let info = InPktinfo::read_from_bytes(data).map_err(|_| Errno::EINVAL)?;
+            wish.source = Some(Ipv4Addr::from(info.ipi_spec_dst).into());
+        }
+        IP_TTL => {
+            let hops = byte(data)?.filter(|hops| *hops > 0);
+            wish.hops = Some(hops.ok_or(Errno::EINVAL)?);
+        }
+        IP_TOS => {
+            wish.class = match data {
+                [class] => Some(*class),
+                data => Some(byte(data)?.ok_or(Errno::EINVAL)?),
+            };
+        }
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(())
+}
+
+fn read_wish_6(kind: i32, data: &[u8], wish: &mut IpWish) -> Result<(), Errno> {
+    match kind {
+        IPV6_PKTINFO => {
+            let (info, _) = In6Pktinfo::read_from_prefix(data).map_err(|_| Errno::EINVAL)?;
+            wish.source = Some(Ipv6Addr::from(info.ipi6_addr).into());
+        }
+        IPV6_HOPLIMIT => wish.hops = byte(data)?,
+        IPV6_TCLASS => wish.class = byte(data)?,
+        IPV6_DONTFRAG if byte(data)?.is_some_and(|value| value <= 1) => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(())
+}
+
+/// An int from 0 to 255. `None` for -1, which leaves the choice to the kernel.
+fn byte(data: &[u8]) -> Result<Option<u8>, Errno> {
+    match i32::read_from_bytes(data).map_err(|_| Errno::EINVAL)? {
+        -1 => Ok(None),
+        value => u8::try_from(value).map(Some).map_err(|_| Errno::EINVAL),
+    }
 }

@@ -1,7 +1,7 @@
 //! Sending and receiving.
 
 use core::mem::offset_of;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use imbl::Vector;
 use kvmlet_abi::linux::socket::{
@@ -19,6 +19,7 @@ use crate::clock;
 use crate::cx::Cx;
 use crate::fd::FileKind;
 use crate::id::{FileId, ObjectId};
+use crate::net::header::IpHeader;
 use crate::net::inet::{self, Transport};
 use crate::net::queue::{self, Ancillary, Arrived, STREAM_MESSAGE_MAX, Unsent};
 use crate::net::{Credentials, Family, Name, SocketKind, netlink, rights, unix};
@@ -94,8 +95,8 @@ struct Moved {
     /// Descriptions that came with it. Each has a reference for the caller, unless it was only looked at.
     files: Vec<FileId>,
     credentials: Option<Credentials>,
-    /// The address that it was sent to.
-    at: Option<IpAddr>,
+    /// The header of IP that it came with.
+    ip: Option<IpHeader>,
 }
 
 impl Moved {
@@ -111,7 +112,7 @@ impl Moved {
         self.from = arrived.from.take().or(self.from.take());
         self.files.append(&mut arrived.files);
         self.credentials = arrived.credentials.or(self.credentials);
-        self.at = arrived.at;
+        self.ip = arrived.ip;
     }
 }
 
@@ -266,9 +267,16 @@ fn send_once(
     let socket = cx.kernel.objects.sockets.get(id)?;
     let to = match (to, socket.transport(), socket.family) {
         (Receiver::Inet(to), _, _) => {
-            return Ok(inet::send_datagram(cx, (id, Some(to)), bytes)?);
+            return Ok(inet::send_datagram(
+                cx,
+                (id, Some(to)),
+                bytes,
+                &ancillary.ip,
+            )?);
         }
-        (_, Some(Transport::Udp), _) => return Ok(inet::send_datagram(cx, (id, None), bytes)?),
+        (_, Some(Transport::Udp), _) => {
+            return Ok(inet::send_datagram(cx, (id, None), bytes, &ancillary.ip)?);
+        }
         (Receiver::Netlink(port), _, _) => return Ok(netlink::send(cx, (id, port), bytes)?),
         (_, _, Family::Netlink) => return Ok(netlink::send(cx, (id, 0), bytes)?),
         (Receiver::Socket(to), _, _) => Some(to),
@@ -289,7 +297,7 @@ impl Outgoing {
     fn plain(cx: &mut Cx<'_>) -> Result<Self, Errno> {
         Ok(Self {
             to: Receiver::Peer,
-            ancillary: control::read(cx, Gva(0), 0)?,
+            ancillary: control::plain(cx)?,
         })
     }
 }
@@ -398,7 +406,7 @@ fn check_open(cx: &Cx<'_>, id: ObjectId) -> Result<(), Errno> {
 /// # Errors
 /// As [`queue::send`].
 pub fn send_bytes(cx: &mut Cx<'_>, id: ObjectId, bytes: &[u8]) -> Result<usize, Unsent> {
-    let ancillary = control::read(cx, Gva(0), 0)?;
+    let ancillary = control::plain(cx)?;
     send_once(cx, (id, Receiver::Peer), bytes, &ancillary)
 }
 
@@ -559,7 +567,7 @@ fn send_message(
         return Err(Errno::EINVAL);
     }
     let outgoing = Outgoing {
-        ancillary: control::read(cx, header.control, header.control_len)?,
+        ancillary: control::read(cx, id, header.control, header.control_len)?,
         to: receiver(cx, call, id, (header.name, name_len))?,
     };
     let how = (flags, waiting_of(&file, flags));
@@ -602,8 +610,8 @@ fn tell(
         let data = [pid, uid, gid];
         room.put(cx, SOL_SOCKET, SCM_CREDENTIALS, data.as_bytes())?;
     }
-    if let Some(at) = moved.at {
-        ip_options::put_destination(cx, id, &mut room, at)?;
+    if let Some(ip) = moved.ip {
+        ip_options::put_header(cx, id, &mut room, ip)?;
     }
     room.put_files(cx, files, flags)?;
     let at = |offset: u64| Gva(header.gva.0.saturating_add(offset));
