@@ -78,6 +78,9 @@ int main(void) {
     SHOW(sched_getaffinity(0, sizeof set, &set));
     CHECK(CPU_COUNT(&set) >= 1);
     FAILS(sched_getaffinity(0, 1, &set), EINVAL);
+    FAILS(sched_getaffinity(-1, sizeof set, &set), ESRCH);
+    FAILS(sched_setaffinity(-1, sizeof set, &set), ESRCH);
+    FAILS(sched_getscheduler(-1), EINVAL);
     unsigned cpu = 9999, node = 9999;
     SHOW(syscall(SYS_getcpu, &cpu, &node, NULL));
     CHECK(CPU_ISSET(cpu, &set) && node < 1024);

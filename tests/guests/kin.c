@@ -1,6 +1,7 @@
 // Relations of processes: those that have ended, init, new parents, ids of others.
 #include "guest.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <linux/sched.h>
@@ -66,6 +67,31 @@ static void *stay(void *arg) {
     return arg;
 }
 
+// A nice value, and how /proc shows it.
+static void inherited_nice(void) {
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        SHOW(nice(7));
+        fflush(stdout);
+        pid_t grandchild = fork();
+        if (!grandchild) {
+            char line[1000] = "";
+            int fd = open("/proc/self/stat", O_RDONLY), priority = -1, value = -1;
+            read(fd, line, sizeof line - 1);
+            sscanf(strrchr(line, ')') + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %d %d", &priority, &value);
+            printf("priority %d, nice %d, %d\n", priority, value, getpriority(PRIO_PROCESS, 0));
+            SHOW(setpriority(PRIO_PROCESS, 0, -21));
+            fflush(stdout);
+            _exit(0);
+        }
+        reap(grandchild);
+        fflush(stdout);
+        _exit(0);
+    }
+    reap(child);
+}
+
 // What is asked of another process by its id.
 static void ids_of_others(void) {
     struct rlimit limit, own;
@@ -83,7 +109,15 @@ static void ids_of_others(void) {
     SHOW(limit.rlim_cur == 50 && own.rlim_cur != 50);
     SHOW(getpriority(PRIO_PROCESS, child));
     SHOW(setpriority(PRIO_PROCESS, child, 0));
+    SHOW(setpriority(PRIO_PROCESS, child, 5));
+    SHOW(getpriority(PRIO_PROCESS, child));
+    SHOW(getpriority(PRIO_PROCESS, 0));
+    SHOW(setpriority(PRIO_PROCESS, child, 4));
+    SHOW(setpriority(PRIO_PROCESS, child, 100));
+    SHOW(getpriority(PRIO_PROCESS, child));
     SHOW(getpriority(PRIO_PGRP, child));
+    SHOW(getpriority(PRIO_USER, 5000000));
+    inherited_nice();
     SHOW(getpriority(PRIO_PROCESS, 5000000));
     SHOW(sched_getscheduler(child));
     SHOW(sched_getaffinity(child, sizeof set, &set));

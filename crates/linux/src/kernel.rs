@@ -583,6 +583,8 @@ pub struct Thread {
     pub memory_policy: MemoryPolicy,
     /// ioprio_set(2); 0 for none.
     pub io_priority: u32,
+    /// setpriority(2): from -20 to 19. There is one CPU for one thread at a time, so it changes nothing.
+    pub nice: i8,
 }
 
 /// A thread's memory policy (set_mempolicy(2)). There is one node.
@@ -613,6 +615,7 @@ impl Thread {
             cpu_time_ns: 0,
             memory_policy: MemoryPolicy::default(),
             io_priority: 0,
+            nice: 0,
         }
     }
 }

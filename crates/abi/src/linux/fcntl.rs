@@ -19,6 +19,7 @@ pub const F_OFD_SETLK: u32 = 37;
 pub const F_OFD_SETLKW: u32 = 38;
 pub const F_SETLEASE: u32 = 1024;
 pub const F_GETLEASE: u32 = 1025;
+pub const F_NOTIFY: u32 = 1026;
 pub const F_DUPFD_QUERY: u32 = 1027;
 pub const F_DUPFD_CLOEXEC: u32 = 1030;
 pub const F_SETPIPE_SZ: u32 = 1031;
@@ -27,6 +28,8 @@ pub const F_ADD_SEALS: u32 = 1033;
 pub const F_GET_SEALS: u32 = 1034;
 
 pub const FD_CLOEXEC: u32 = 1;
+
+pub const DN_MULTISHOT: u32 = 0x8000_0000;
 
 pub const F_OWNER_TID: i32 = 0;
 pub const F_OWNER_PID: i32 = 1;

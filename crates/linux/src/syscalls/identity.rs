@@ -18,13 +18,17 @@ use zerocopy::FromZeros as _;
 use crate::clock;
 use crate::creds::Creds;
 use crate::cx::Cx;
-use crate::kernel::{Kin, Pid, Tid};
+use crate::kernel::{Kin, Pid, Thread, Tid};
 use crate::outcome::SysResult;
 use crate::rlimit::{self, Resource};
 use crate::signal::NSIG;
 use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint, Word};
 use crate::syscalls::credentials;
 use crate::uts::{NODENAME, RELEASE};
+
+/// The bounds of nice values.
+const NICE_MIN: i8 = -20;
+const NICE_MAX: i8 = 19;
 
 /// getpid(2)
 ///
@@ -251,66 +255,79 @@ pub fn sys_setrlimit(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(0)
 }
 
-/// The threads and processes that getpriority(2) and setpriority(2) are about, by their credentials; 0 is the
-/// caller's.
+/// The threads that getpriority(2) and setpriority(2) are about; 0 is the caller's. A process that has ended has none.
 ///
 /// # Errors
 /// `EINVAL`; `ESRCH` for none.
-fn prioritized(cx: &Cx<'_>, which: i32, who: i32) -> Result<Vec<Arc<Creds>>, Errno> {
-    let of = |one: Kin| Arc::clone(cx.kernel.creds_of(one.pid));
-    let own = cx.creds();
-    let found: Vec<Arc<Creds>> = match which {
-        PRIO_PROCESS | PRIO_PGRP if who == 0 => vec![own],
-        PRIO_PROCESS => match cx.kernel.threads.get(&Tid(who)) {
-            Some(thread) => vec![Arc::clone(&thread.creds)],
-            None => cx.kernel.kin_of(who).map(of).into_iter().collect(),
-        },
-        PRIO_PGRP => {
-            let members = cx.kernel.kin().filter(|one| one.pgid.0 == who);
-            members.map(of).collect()
-        }
-        PRIO_USER => {
-            let uid = match who {
-                0 => own.user.real,
-                who => who.cast_unsigned(),
-            };
-            let threads = cx.kernel.threads.values();
-            let creds = threads.map(|thread| Arc::clone(&thread.creds));
-            creds.filter(|creds| creds.user.real == uid).collect()
-        }
+fn prioritized(cx: &mut Cx<'_>, which: i32, who: i32) -> Result<Vec<Tid>, Errno> {
+    let own_group = cx.process()?.pgid.0;
+    let uid = match who {
+        0 => cx.creds().user.real,
+        who => who.cast_unsigned(),
+    };
+    let kernel = &*cx.kernel;
+    let tid = if who == 0 { cx.tid } else { Tid(who) };
+    let group = if who == 0 { own_group } else { who };
+    let is_users = |thread: &Thread| thread.creds.user.real == uid;
+    let exists = match which {
+        PRIO_PROCESS => who == 0 || kernel.kin_of(who).is_some(),
+        PRIO_PGRP => kernel.kin().any(|one| one.pgid.0 == group),
+        PRIO_USER => kernel.threads.values().any(is_users),
         _ => return Err(Errno::EINVAL),
     };
-    if found.is_empty() {
+    if !exists {
         return Err(Errno::ESRCH);
     }
-    Ok(found)
+    if which == PRIO_PROCESS {
+        return Ok(vec![tid]);
+    }
+    let is_meant = |thread: &&Thread| {
+        let process = kernel.processes.get(&thread.pid);
+        match which {
+            PRIO_USER => is_users(thread),
+            _ => process.is_some_and(|process| process.pgid.0 == group),
+        }
+    };
+    let found = kernel.threads.values().filter(is_meant);
+    Ok(found.map(|thread| thread.tid).collect())
 }
 
-/// getpriority(2): nice 0, which the raw call reports as 20.
+/// getpriority(2): 20 less the lowest nice value, as the raw call reports it.
 ///
 /// # Errors
 /// `EINVAL`, `ESRCH`.
 pub fn sys_getpriority(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(which), Int(who)) = args.decode();
-    prioritized(cx, which, who)?;
-    Ok(20)
+    let found = prioritized(cx, which, who)?;
+    let threads = found.iter().filter_map(|tid| cx.kernel.threads.get(tid));
+    let least = threads.map(|thread| thread.nice).min().unwrap_or(0);
+    Ok(u64::from(NICE_MAX.saturating_add(1).abs_diff(least)))
 }
 
-/// setpriority(2): raising the nice value is allowed and has no effect on one vCPU; lowering it is not.
+/// setpriority(2): the nice value is kept, and has no effect.
 ///
 /// # Errors
-/// `EINVAL`, `ESRCH`; `EPERM` for others' processes; `EACCES` for a negative nice value.
+/// `EINVAL`, `ESRCH`; `EPERM` for others' processes; `EACCES` for a lower one than RLIMIT_NICE allows.
 pub fn sys_setpriority(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(which), Int(who), Int(priority)) = args.decode();
-    let targets = prioritized(cx, which, who)?;
+    let found = prioritized(cx, which, who)?;
     let own = cx.creds();
-    if !targets.iter().all(|target| own.may_schedule(target)) {
-        return Err(Errno::EPERM);
+    let nice = i8::try_from(priority.clamp(NICE_MIN.into(), NICE_MAX.into())).unwrap_or(NICE_MAX);
+    let least = NICE_MAX.saturating_add(1).abs_diff(nice);
+    let may_lower = u64::from(least) <= rlimit::soft(cx, Resource::Nice)?;
+    let mut result = Ok(0);
+    for tid in found {
+        if let Some(thread) = cx.kernel.threads.get_mut(&tid) {
+            if !own.may_schedule(&thread.creds) {
+                result = Err(Errno::EPERM);
+            } else if nice < thread.nice && !may_lower {
+                result = Err(Errno::EACCES);
+            } else {
+                thread.nice = nice;
+            }
+        }
     }
-    if priority < 0 {
-        return Err(Errno::EACCES);
-    }
-    Ok(0)
+    result
 }
 
 /// personality(2): PER_LINUX, and ADDR_NO_RANDOMIZE is not granted.

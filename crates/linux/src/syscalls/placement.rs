@@ -214,8 +214,11 @@ const CLASS_RT: u32 = 1;
 const CLASS_BE: u32 = 2;
 const CLASS_IDLE: u32 = 3;
 const LEVEL_MASK: u32 = 7;
-/// The priority of a thread of nice 0 that has set none.
-const NORMAL: u32 = CLASS_BE << CLASS_SHIFT | 4;
+/// The priority of a thread that has set none (task_nice_ioprio).
+fn usual(thread: &Thread) -> u32 {
+    let level = thread.nice.abs_diff(-20) / 5;
+    CLASS_BE << CLASS_SHIFT | u32::from(level)
+}
 
 /// The threads that a call is about.
 ///
@@ -290,7 +293,7 @@ pub fn sys_ioprio_get(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let priorities = found.iter().filter_map(|tid| kernel.threads.get(tid));
     let priorities = priorities.map(|thread| match thread.io_priority {
         set if which == IOPRIO_WHO_PROCESS => set,
-        none if none >> CLASS_SHIFT == CLASS_NONE => NORMAL,
+        none if none >> CLASS_SHIFT == CLASS_NONE => usual(thread),
         set => set,
     });
     priorities.min().map(u64::from).ok_or(Errno::ESRCH)

@@ -295,6 +295,11 @@ fn changed_target(cx: &Cx<'_>, tid: i32) -> Result<(), Errno> {
     }
 }
 
+/// A thread whose CPUs a call is about. Unlike for the other calls, a negative number is that of no thread.
+fn affine(cx: &Cx<'_>, tid: i32) -> Result<(), Errno> {
+    target(cx, tid).map_err(|_| Errno::ESRCH)
+}
+
 /// sched_getaffinity(2): one CPU.
 ///
 /// # Errors
@@ -304,7 +309,7 @@ pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     if len < 8 || !len.is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
-    target(cx, tid)?;
+    affine(cx, tid)?;
     cx.write_struct(mask_gva, &1u64)?;
     Ok(8)
 }
@@ -315,6 +320,7 @@ pub fn sys_sched_getaffinity(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// `EINVAL` for a mask without CPU 0; `ESRCH`, `EFAULT`.
 pub fn sys_sched_setaffinity(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(tid), Uint(len), Ptr(mask_gva)) = args.decode();
+    affine(cx, tid)?;
     changed_target(cx, tid)?;
     let mut mask = [0u8; 8];
     let len = usize::try_from(len).unwrap_or(8).min(8);

@@ -290,6 +290,7 @@ impl Thread {
             comm: parent.comm,
             memory_policy: parent.memory_policy,
             io_priority: parent.io_priority,
+            nice: parent.nice,
             ..Self::new((pid, tid), share, Arc::clone(&parent.creds))
         }
     }

@@ -7,10 +7,10 @@ use kvmlet_abi::linux::fcntl::{
 use kvmlet_abi::linux::{
     close_range::{CLOSE_RANGE_CLOEXEC, CLOSE_RANGE_UNSHARE},
     fcntl::{
-        F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_DUPFD_QUERY, F_GET_SEALS, F_GETFD, F_GETFL,
-        F_GETLEASE, F_GETOWN, F_GETOWN_EX, F_GETPIPE_SZ, F_GETSIG, F_OWNER_PGRP, F_OWNER_PID,
-        F_OWNER_TID, F_SETFD, F_SETFL, F_SETLEASE, F_SETOWN, F_SETOWN_EX, F_SETPIPE_SZ, F_SETSIG,
-        F_UNLCK, FD_CLOEXEC,
+        DN_MULTISHOT, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_DUPFD_QUERY, F_GET_SEALS, F_GETFD,
+        F_GETFL, F_GETLEASE, F_GETOWN, F_GETOWN_EX, F_GETPIPE_SZ, F_GETSIG, F_NOTIFY, F_OWNER_PGRP,
+        F_OWNER_PID, F_OWNER_TID, F_SETFD, F_SETFL, F_SETLEASE, F_SETOWN, F_SETOWN_EX,
+        F_SETPIPE_SZ, F_SETSIG, F_UNLCK, FD_CLOEXEC,
     },
     memfd::{MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_EXEC, MFD_HUGETLB, MFD_NOEXEC_SEAL},
 };
@@ -194,6 +194,18 @@ fn control(
         F_GETLEASE => Ok(u64::from(F_UNLCK.cast_unsigned())),
         F_SETLEASE => {
             cx.host.report.unsupported("fcntl", "leases".to_owned());
+            Err(Errno::EINVAL)
+        }
+        F_NOTIFY => {
+            if !vfs::file::attr(cx, id)?.is_dir() {
+                return Err(Errno::ENOTDIR);
+            }
+            // No event at all takes back what was asked for before, which is never anything.
+            if uint(arg) & !DN_MULTISHOT == 0 {
+                return Ok(0);
+            }
+            let what = "signals about changes of a directory";
+            cx.host.report.unsupported("fcntl", what.to_owned());
             Err(Errno::EINVAL)
         }
         F_GETPIPE_SZ | F_SETPIPE_SZ => pipe_size(cx, file, command, arg),

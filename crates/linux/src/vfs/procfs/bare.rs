@@ -100,6 +100,7 @@ impl Bare {
                 kin: self.kin,
                 terminal: NO_TERMINAL,
                 ticks: [self.cpu_time_ns, self.children_cpu_ns],
+                nice: 0,
                 threads: self.threads,
                 memory: [0; 2],
                 exit_signal: self.exit_signal,

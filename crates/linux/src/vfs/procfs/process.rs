@@ -169,6 +169,7 @@ pub(super) struct Stat<'a> {
     pub(super) terminal: (u64, i32),
     /// CPU time of its own and of children that it waited for, in nanoseconds.
     pub(super) ticks: [u64; 2],
+    pub(super) nice: i8,
     pub(super) threads: usize,
     /// Bytes of its address space, and resident pages.
     pub(super) memory: [u64; 2],
@@ -189,7 +190,9 @@ pub(super) fn stat_line(stat: &Stat<'_>) -> String {
     out.push_str(&format!(" {device} {foreground} 0 0 0 0 0"));
     let started = ticks(stat.started_ns);
     out.push_str(&format!(
-        " {own} 0 {children} 0 20 0 {} 0 {started}",
+        " {own} 0 {children} 0 {} {} {} 0 {started}",
+        20i8.saturating_add(stat.nice),
+        stat.nice,
         stat.threads
     ));
     out.push_str(&format!(" {bytes} {pages} {}", u64::MAX));
@@ -233,6 +236,7 @@ fn stat(cx: &Cx<'_>, process: &Process, (thread, tid): (&Thread, Option<Tid>)) -
         kin: cx.kernel.kin_of(process.pid.0)?,
         terminal: terminal(cx, process.pid),
         ticks: [cpu_time_ns(process, thread, tid), process.children_cpu_ns],
+        nice: thread.nice,
         threads: cx.kernel.threads_of(process.pid).count(),
         memory: [mm.total_bytes(), resident(cx, process)?.total() / PAGE_SIZE],
         exit_signal: process.exit_signal,
