@@ -21,7 +21,7 @@ GUEST_PROGRAMS := tests/guests tests/escape/guests
 help:
 	@echo "make run       build, then run a Python script in a VM"
 	@echo "make test      every check on this machine's own KVM"
-	@echo "make test-long PART=auto|exit|poll|rust|user|servers  the same, with what is rare repeated in full"
+	@echo "make test-long PART=auto|exit|poll|rust|user|servers|suites  the same, with what is rare repeated in full"
 	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
@@ -114,9 +114,11 @@ test-exit test-poll: test-%:
 	KVMLET_CALLS=$* $(SIDE_BY_SIDE) -m '$(EACH_WAY)' --share $(SHARE) $(END_TO_END)
 
 # What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
-LONG_PARTS := auto exit poll rust user servers
+LONG_PARTS := auto exit poll rust user servers suites
 # Servers that only this part has installed.
 SERVERS := tests/e2e/test_servers.py
+# Suites of CPython and Go, likewise.
+SUITES := tests/e2e/test_suites.py
 .PHONY: test-long $(LONG_PARTS:%=test-long-%)
 test-long: deps-test
 	@$(if $(filter $(LONG_PARTS),$(PART)),,$(error PART is one of: $(LONG_PARTS)))
@@ -124,7 +126,7 @@ test-long: deps-test
 test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
-	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) --ignore $(SERVERS)
+	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) --ignore $(SERVERS) --ignore $(SUITES)
 # Servers as they are installed, each asked 10,000 times.
 test-long-servers: $(VENV)/.group-servers
 	@.ci/deps build test servers
@@ -132,6 +134,12 @@ test-long-servers: $(VENV)/.group-servers
 	@$(MAKE) guests
 	KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP $(SERVERS) -k 'not postgresql'
 	tests/as_user env KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP $(SERVERS) -k postgresql
+# Suites of CPython and Go and programs for Node and Java, each natively and in a VM. By a user without
+# privileges: as root many tests of theirs do nothing.
+test-long-suites: $(VENV)/.group-dev
+	@.ci/deps build test suites
+	@$(MAKE) develop
+	tests/as_user env KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP $(SUITES)
 # The end-to-end tests once more by a user without privileges who may use /dev/kvm.
 test-long-user: $(VENV)/.group-dev
 	@$(MAKE) develop
