@@ -287,6 +287,9 @@ impl Target {
             Some(name) => (name, true),
             None => (host, false),
         };
+        if !name.is_ascii() {
+            return Err("write a name of other letters in ASCII, as it is looked up: xn--...");
+        }
         let name = host_name(name).ok_or(UNKNOWN)?;
         if name == CALLER && !is_below {
             return Ok(Self::Caller);
@@ -410,12 +413,17 @@ impl Net {
         })
     }
 
-    /// True if a rule names the address itself, at some port: not only as one of the public internet.
+    /// True if a rule names the address itself, at some port: not only as one of the public internet. Whoever names a
+    /// network of the internet, as 0.0.0.0/1, does not mean the machine that it is named on. A private one is named with
+    /// all that is in it.
     #[must_use]
     pub fn names_address(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
+        let is_special = !is_public(address);
         self.rules.iter().any(|rule| match &rule.target {
-            Target::Network(network) => network.admits(address) && network.bits > 0,
+            Target::Network(network) => {
+                network.admits(address) && (is_special || *network == Network::one(address))
+            }
             _ => false,
         })
     }
@@ -513,7 +521,13 @@ mod tests {
     #[test]
     fn the_way_in_which_a_host_is_reached() {
         let mut net = Net::default();
-        for rule in ["10.0.0.0/8:5432", "*.example.com:443", "public:80"] {
+        for rule in [
+            "10.0.0.0/8:5432",
+            "*.example.com:443",
+            "public:80",
+            "192.0.0.0/3:443",
+            "199.7.83.42",
+        ] {
             net.allow(rule).unwrap();
         }
         net.allow("host.kvmlet.internal:9").unwrap();
@@ -527,6 +541,8 @@ mod tests {
             (CALLER, 9, Some(Reach::Named)),
             (CALLER, 80, Some(Reach::Refused)),
             ("a b", 80, None),
+            ("198.41.0.4", 443, Some(Reach::Public)),
+            ("199.7.83.42", 443, Some(Reach::Named)),
         ] {
             assert_eq!(net.reach(host, port), reach, "{host}:{port}");
         }
