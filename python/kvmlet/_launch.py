@@ -1,6 +1,7 @@
 """The start of a guest: its arguments, environment, directory, view and input, as bytes."""
 
 import os
+import stat
 
 from kvmlet import _native, _program, _tree
 from kvmlet.errors import HostError, UsageError
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 # The guest inherits these from the caller: how to speak to the person at the terminal.
 _INHERITED = (b"TERM", b"COLORTERM", b"LANG", b"LANGUAGE", b"TZ", b"NO_COLOR")
+
+# Most bytes of a path in an address (sun_path in unix(7)).
+_SOCKET_PATH_MAX_BYTES = 108
 
 
 class Start:
@@ -71,7 +75,7 @@ class Start:
         self.policy = _native.Policy(start, trees, self.overlay, write)
         for place, option in named.places:
             self._check_place(place, option)
-        rest = (named.bound, named.memory, named.net, named.publish)
+        rest = (named.bound, named.memory, named.net, named.publish, named.sockets)
         if any(rest):
             self.policy = _native.Policy(start, trees, self.overlay, write, *rest)
         self.base, self.writable = self.policy, write
@@ -134,7 +138,9 @@ class Start:
         start = cls.__new__(cls)
         start.argv = []
         start.overlay = start.note = None
-        start.policy = _native.Policy.of_box(named.read, named.write, named.net, named.publish)
+        start.policy = _native.Policy.of_box(
+            named.read, named.write, named.net, named.publish, named.sockets
+        )
         added = pairs(env or {})
         path = start._visible_path(_program.search_path(added))
         own = {b"PATH": path, b"HOME": b"/work", b"TMPDIR": b"/tmp"}
@@ -218,6 +224,8 @@ class Named:
         # Rules on the hosts that may be reached, and ports of this machine that lead inside.
         self.net: list[str] = []
         self.publish: list[str] = []
+        # Sockets of this machine that may be connected to: canonical paths.
+        self.sockets: list[bytes] = []
 
     def add_read(self, path: "str | bytes | os.PathLike[str]", name: str) -> None:
         """Adds `path`, which may be read, and links to it. Raises UsageError, which has `name`."""
@@ -280,6 +288,25 @@ class Named:
                     raise UsageError(f"{name}: {word!r} is no text", remedy="write it in UTF-8")
                 to.append(word)
 
+    def add_socket(self, path: "str | os.PathLike[str]", name: str) -> None:
+        """Adds `path`, a socket that may be connected to, and links to it. Raises UsageError."""
+        if len(os.path.abspath(os.fsencode(path))) > _SOCKET_PATH_MAX_BYTES:
+            raise UsageError(
+                f"{name}: {os.fspath(path)} is longer than {_SOCKET_PATH_MAX_BYTES} bytes, which "
+                "no program can connect to",
+                remedy="name a symbolic link to it with a shorter path",
+            )
+        *links, real = readable_path(path, name)
+        if not stat.S_ISSOCK(os.stat(real).st_mode):
+            raise UsageError(
+                f"{name}: {os.fspath(path)} is no socket",
+                remedy="name one that a server listens on; --read shows files",
+            )
+        self.read += links
+        self.options |= dict.fromkeys((*links, real), name)
+        if real not in self.sockets:
+            self.sockets.append(real)
+
     def _place(self, path: str, name: str) -> bytes:
         guest = os.fsencode(path)
         guest = guest.rstrip(b"/") or b"/"
@@ -310,6 +337,8 @@ def named_of(policy: "Policy", readable: "Iterable[bytes]" = ()) -> Named:
     for path in policy.paths("write"):
         named.add_write(path, "write")
     named.add_network(policy.net, policy.publish)
+    for path in policy.unix:
+        named.add_socket(path, "unix")
     return named
 
 

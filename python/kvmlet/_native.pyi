@@ -178,8 +178,12 @@ class Policy:
         memory: list[bytes] = ...,
         net: list[str] = ...,
         publish: list[str] = ...,
+        sockets: list[bytes] = ...,
     ) -> Self:
-        """The program may reach the hosts of `net`. The ports `publish` are open from now on."""
+        """The program may reach the hosts of `net`, and connect to the host's `sockets`.
+
+        The ports `publish` are open from now on. `sockets` are canonical paths.
+        """
 
     @staticmethod
     def of_box(
@@ -187,6 +191,7 @@ class Policy:
         writable: list[bytes] = ...,
         net: list[str] = ...,
         publish: list[str] = ...,
+        sockets: list[bytes] = ...,
     ) -> Policy:
         """The rules of a box: an empty directory /work, the system's trees, and these."""
 
@@ -232,6 +237,18 @@ class Policy:
 
     def names_end(self) -> int | None:
         """The descriptor of a process that is to call `serve_names`; None if no rule has names."""
+
+    def sockets_end(self) -> int | None:
+        """The descriptor of a process that is to call `serve_sockets`; None if there are none."""
+
+    def serve_sockets(self) -> None:
+        """Connect to the host's sockets for the process at the other end of standard input.
+
+        Only to those that these rules name, until that end is closed.
+        """
+
+    def reaches_socket(self, path: bytes) -> bool:
+        """True if the program may connect to the host's socket that it sees at `path`."""
 
     def published(self) -> list[str]:
         """The addresses and ports of the host that have been opened, in order."""

@@ -27,7 +27,7 @@ _REMEDIES = {
     "kernel-file": "files of the host's kernel cannot be shown",
     "address": "allow it with --net {path}",
     "network": "a sandbox has no such sockets",
-    "host-socket": "sockets of the host cannot be reached",
+    "host-socket": "allow it with --unix {path}",
     "terminal": "the terminal is the caller's",
     "descriptors": "sandboxes have half of the descriptors that the process may open: "
     "raise its limit (ulimit -n)",
@@ -38,6 +38,8 @@ _REMEDIES = {
 # No option shows what lies below these (Policy::allow_tree).
 _NEVER_SHOWN = ("/etc/shadow", "/etc/gshadow", "/proc/", "/sys/", "/dev/")
 _NEVER = "it is not visible, and no option shows it"
+
+_NO_SOCKET = "of the host's sockets, --unix allows streams outside of /dev, /proc and /sys"
 
 # Calls that only ask. One that failed to use the same thing says more.
 _ASKING = ("stat", "access", "readlink", "statfs", "getxattr", "listxattr")
@@ -67,6 +69,9 @@ def flag_of(what: str, kind: str, volumes: "Volumes" = ()) -> str:
         own = address.startswith(("127.", "0.", "[::1]", "[::]")) or address in ("::1", "::")
         return "" if own else f"--net {_quoted(address)}"
     path = path_of(what)
+    if kind == "host-socket":
+        never = path.startswith(_NEVER_SHOWN) or not what.startswith("connect ")
+        return "" if never else f"--unix {_quoted(_seen_on_host(path, volumes))}"
     volume = _volume_of(path, volumes)
     if volume and kind == "read-only":
         return f"-v {_quoted(':'.join((*volume, 'rw')))}"
@@ -98,6 +103,11 @@ def _volume_of(path: str, volumes: "Volumes") -> tuple[str, str] | None:
     return max(within, key=lambda each: len(each[1]), default=None)
 
 
+def _seen_on_host(path: str, volumes: "Volumes") -> str:
+    volume = _volume_of(path, volumes)
+    return _on_host(path, *volume) if volume else path
+
+
 def _on_host(path: str, host: str, guest: str) -> str:
     """The host's path of what a program sees at `path`, in a tree that -v shows at `guest`."""
     return host + path[len(guest) :]
@@ -105,6 +115,9 @@ def _on_host(path: str, host: str, guest: str) -> str:
 
 def remedy_of(what: str, kind: str, volumes: "Volumes" = ()) -> str:
     """The change that would allow `what`, or the reason why nothing does."""
+    if kind == "host-socket":
+        flag = flag_of(what, kind, volumes)
+        return f"allow it with {flag}" if flag else _NO_SOCKET
     volume = _volume_of(path_of(what), volumes)
     if volume and kind == "read-only":
         return f"-v shows it to be read; allow it with {flag_of(what, kind, volumes)}"

@@ -60,6 +60,7 @@ def run(
     write: Sequence[str | os.PathLike[str]] = (),
     net: Sequence[str] = (),
     publish: Sequence[str] = (),
+    unix: Sequence[str | os.PathLike[str]] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     stdout: Callable[[bytes], object] | _Inherit | None = None,
@@ -89,6 +90,7 @@ def run(
     write: Sequence[str | os.PathLike[str]] = (),
     net: Sequence[str] = (),
     publish: Sequence[str] = (),
+    unix: Sequence[str | os.PathLike[str]] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     stdout: Callable[[str], object] | _Inherit | None = None,
@@ -117,6 +119,7 @@ def run(
     write: Sequence[str | os.PathLike[str]] = (),
     net: Sequence[str] = (),
     publish: Sequence[str] = (),
+    unix: Sequence[str | os.PathLike[str]] = (),
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     stdout: Callable[[bytes], object] | Callable[[str], object] | _Inherit | None = None,
@@ -152,6 +155,8 @@ def run(
         address, "10.0.0.0/8:5432", "public", "host.kvmlet.internal:8000". None by default.
     publish: ports of this machine that lead to its own, as "8080:80": at 127.0.0.1 unless another
         address comes first. They are open as long as it runs.
+    unix: sockets of this machine (unix(7)) that it may connect to, by their paths: each gives it
+        all that the server behind it gives. Streams only, and no descriptors are passed.
     env: variables beside PATH, HOME, TMPDIR and those of language, time zone and terminal.
     cwd: the directory it runs in; the current one if None. It may change the tree of that
         directory, or of the git work tree around it. The host's files stay as they are.
@@ -184,6 +189,7 @@ def run(
         write=write,
         net=net,
         publish=publish,
+        unix=unix,
         env=env,
         timeout=timeout,
         cpu_time=cpu_time,

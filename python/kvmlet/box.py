@@ -91,6 +91,7 @@ class Box:
         write: Sequence[str | os.PathLike[str]] = (),
         net: Sequence[str] = (),
         publish: Sequence[str] = (),
+        unix: Sequence[str | os.PathLike[str]] = (),
         policy: Policy | None = None,
         calls: str | None = None,
     ) -> None:
@@ -106,7 +107,7 @@ class Box:
         write: the same to change, on the host itself (see `run`). A reset does not undo it.
         policy: these as one value; what is given beside it wins, or adds to it. Its timeout and
             limit on output are those of each `run` that names none.
-        net, publish, calls: as for `run`.
+        net, publish, unix, calls: as for `run`.
 
         Raises UsageError, KvmUnavailable, HostError, InternalError.
         """
@@ -116,6 +117,7 @@ class Box:
             write=write,
             net=net,
             publish=publish,
+            unix=unix,
             env=env,
             memory=memory,
             max_procs=max_procs,

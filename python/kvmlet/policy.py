@@ -36,6 +36,7 @@ Access = Literal["read", "write"]
 # Each is an option of `kvmlet run`, an argument of `run`, and a list in a file.
 _ACCESSES: tuple[Access, ...] = ("read", "write")
 _NETWORK = ("net", "publish")
+_SOCKETS = "unix"
 
 
 def _exact_duration(seconds: float) -> str:
@@ -135,6 +136,15 @@ def _words(given: object, name: str) -> tuple[str, ...]:
     raise UsageError(f"{name}: {given!r} is not a list of str", remedy=f'write {name}=["..."]')
 
 
+def _sockets(given: object) -> tuple[str, ...]:
+    """Paths of sockets, absolute, each once. Raises UsageError."""
+    if isinstance(given, (list, tuple)) and all(
+        isinstance(path, (str, os.PathLike)) and "\0" not in os.fspath(path) for path in given
+    ):
+        return tuple(dict.fromkeys(os.path.abspath(os.fspath(path)) for path in given))
+    raise UsageError(f"unix: {given!r} is not a list of paths", remedy='write unix=["..."]')
+
+
 class _Env(Mapping[str, str]):
     """Variables that do not change."""
 
@@ -162,7 +172,8 @@ class Policy:
     """The things that a program may see and use, beside those that every program may.
 
     A value: it is compared, hashed, pickled, and never changes. `policy | other` has the mounts,
-    hosts, ports and variables of both; where both name a limit or a variable, `other` decides.
+    hosts, ports, sockets and variables of both; where both name a limit or a variable, `other`
+    decides.
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -171,6 +182,8 @@ class Policy:
     """Rules on the hosts that it may connect to, as `--net` has them."""
     publish: tuple[str, ...] = ()
     """Ports of this machine that lead to its own, as `--publish` has them."""
+    unix: tuple[str, ...] = ()
+    """Sockets of this machine that it may connect to, by their paths, as `--unix` has them."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables beside those that every program has."""
     limits: Limits = Limits()
@@ -190,6 +203,7 @@ class Policy:
                 raise UsageError(f"env: {name!r} cannot be an environment variable")
         for name in _NETWORK:
             object.__setattr__(self, name, _words(getattr(self, name), name))
+        object.__setattr__(self, "unix", _sockets(self.unix))
         object.__setattr__(self, "mounts", mounts)
         object.__setattr__(self, "env", _Env(self.env))
 
@@ -201,6 +215,7 @@ class Policy:
         write: Iterable[Path] = (),
         net: Iterable[str] = (),
         publish: Iterable[str] = (),
+        unix: Iterable[Path] = (),
         env: Mapping[str, str] | None = None,
         timeout: float | str | None = None,
         cpu_time: float | str | None = None,
@@ -225,6 +240,7 @@ class Policy:
             mounts=mounts,
             net=_words(net, "net"),
             publish=_words(publish, "publish"),
+            unix=_sockets(unix),
             env=env or {},
             limits=limits,
         )
@@ -237,6 +253,7 @@ class Policy:
             mounts=self.mounts + other.mounts,
             net=self.net + other.net,
             publish=self.publish + other.publish,
+            unix=self.unix + other.unix,
             env={**self.env, **other.env},
             limits=self.limits | other.limits,
         )
@@ -295,7 +312,7 @@ class Policy:
         document = Document(text, name)
         words: dict[str, Any] = {}
         for key, value in document.items():
-            if key in _ACCESSES:
+            if key in _ACCESSES or key == _SOCKETS:
                 words[key] = [
                     os.path.join(folder, os.path.expanduser(path))
                     for path in document.strings((key,), value)
@@ -314,7 +331,7 @@ class Policy:
                     with document.at((key, word)):
                         words[field_name] = _LIMITS[field_name][0](limit, word)
             else:
-                known = ", ".join((*_ACCESSES, *_NETWORK, "env", "limits"))
+                known = ", ".join((*_ACCESSES, *_NETWORK, _SOCKETS, "env", "limits"))
                 document.fail((key,), f"a policy has no {key!r}", f"there are {known}")
         with document.at(()):
             return cls.of(**words)
@@ -346,7 +363,7 @@ class Policy:
             for name, value in self.limits._named().items()
         }
         lists: dict[str, list[str]] = {access: self.paths(access) for access in _ACCESSES}
-        lists |= {name: list(getattr(self, name)) for name in _NETWORK}
+        lists |= {name: list(getattr(self, name)) for name in (*_NETWORK, _SOCKETS)}
         return toml(lists, {"env": dict(self.env), "limits": limits})
 
     def save(self, path: Path) -> None:
@@ -366,6 +383,7 @@ def policy_of(
     write: Iterable[Path] = (),
     net: Iterable[str] = (),
     publish: Iterable[str] = (),
+    unix: Iterable[Path] = (),
     env: Mapping[str, str] | None = None,
     **limits: float | str | None,
 ) -> Policy:
@@ -378,4 +396,6 @@ def policy_of(
             remedy="pass kvmlet.Policy.of(...) or kvmlet.Policy.load(FILE)",
         )
     named: dict[str, Any] = limits
-    return policy | Policy.of(read=read, write=write, net=net, publish=publish, env=env, **named)
+    return policy | Policy.of(
+        read=read, write=write, net=net, publish=publish, unix=unix, env=env, **named
+    )

@@ -95,6 +95,7 @@ class Sandbox:
         input: bytes | str | None = None,
         net: Sequence[str] = (),
         publish: Sequence[str] = (),
+        unix: Sequence[str | os.PathLike[str]] = (),
         calls: str | None = None,
     ) -> None:
         """Load `argv`; nothing of it has run when this returns. The arguments are those of `run`.
@@ -112,6 +113,7 @@ class Sandbox:
             read=read,
             net=net,
             publish=publish,
+            unix=unix,
             env=env,
             memory=memory,
             max_procs=max_procs,

@@ -197,11 +197,11 @@ class Server:
                 "policy: a server has neither timeout nor cpu_time of its own",
                 remedy="give its requests a deadline: timeout=",
             )
-        if policy.paths("write") or policy.net or policy.publish:
+        if policy.paths("write") or policy.net or policy.publish or policy.unix:
             raise UsageError(
                 "policy: a program that is frozen and forked changes nothing on the host, and "
                 "reaches no host",
-                remedy="leave write, net and publish out",
+                remedy="leave write, net, publish and unix out",
             )
         program = guest_argv(argv)
         start = translated(

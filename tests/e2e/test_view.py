@@ -89,7 +89,7 @@ def test_only_what_is_there_is_told_as_refused(home: pathlib.Path) -> None:
             listener.bind(bound)
             connect = f"import socket; socket.socket(socket.AF_UNIX).connect({bound!r})"
             run = in_vm(["/usr/bin/python3", "-c", connect], cwd=cwd)
-        told = f"kvmlet: denied: connect {bound} (ENOENT); sockets of the host cannot be reached"
+        told = f"kvmlet: denied: connect {bound} (ENOENT); allow it with --unix {bound}"
         assert (run.status, run.own_lines) == (1, [told])
 
 

@@ -38,11 +38,15 @@ def strace_argv(log: pathlib.Path, argv: list[str]) -> list[str]:
 
 
 def calls_after_wall(log: pathlib.Path) -> list[HostCall]:
-    """The calls after the last seccomp(2); the last one is what a kill by SIGSYS was for."""
+    """The calls after the last seccomp(2); the last one is what a kill by SIGSYS was for.
+
+    Processes beside the confined one, which have sessions of their own, are left out.
+    """
     calls: list[HostCall] = []
-    for line in log.read_text().splitlines():
-        match = _LINE.match(line)
-        if match is None:
+    made = [_LINE.match(line) for line in log.read_text().splitlines()]
+    beside = {match[1] for match in made if match and match[2] == "setsid"}
+    for match in made:
+        if match is None or match[1] in beside:
             continue
         _, name, arguments = match.groups()
         if name == "seccomp":

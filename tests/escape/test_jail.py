@@ -342,6 +342,42 @@ def test_each_rule_of_the_network_is_used(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.default_mode
+def test_each_rule_of_sockets_of_the_host_is_used(tmp_path: pathlib.Path) -> None:
+    """The confined process receives connections, and makes none."""
+    path = tmp_path / "socket"
+    code = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+        "s.sendall(b'x'); s.recv(1)\n"
+        "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+        "s.sendall(b'x'); s.shutdown(socket.SHUT_WR); s.recv(1)\n"
+    )
+    log = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.fspath(path))
+        server.listen()
+        server.settimeout(HANG_S)
+        plain = _native.calls_after_harden(_native.Policy(os.fsencode(HERE), []))
+        policy = _native.Policy(os.fsencode(HERE), [], sockets=[os.fsencode(path)])
+        rules = [rule for rule in _native.calls_after_harden(policy) if rule not in plain]
+        argv = [os.fspath(KVMLET), "run", "--unix", os.fspath(path), "--"]
+        argv += ["/usr/bin/python3", "-c", code, os.fspath(path)]
+        traced = subprocess.Popen(strace_argv(log, argv), env=ENV)
+        for _ in range(2):
+            with server.accept()[0] as connection:
+                connection.recv(1)
+                connection.send(b"y")
+        assert traced.wait(HANG_S) == 0
+    seen = set(calls_after_wall(log))
+    made = {call.name for call in seen}
+    assert "recvmsg" in made
+    assert not made & {"connect", "socket", "sendmsg"}
+    of_sockets = [rule for rule in rules if rule[0] == "recvmsg"]
+    assert len(of_sockets) == 1
+    assert all(any(call.fits(rule[0], rule[1]) for call in seen) for rule in of_sockets)
+    assert not {rule[0] for rule in rules} & {"connect", "socket", "accept4"}
+
+
+@pytest.mark.default_mode
 def test_a_call_that_is_not_listed_shows_itself(tmp_path: pathlib.Path) -> None:
     code = f"{HARDEN}; os.umask(0)"
     log = tmp_path / "log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import pickle
 from typing import Any
@@ -53,6 +54,8 @@ def test_combinations() -> None:
     both = reaching | Policy.of(net=["a.example:443", "public"])
     assert (both.net, both.publish) == (("a.example:443", "public"), ("8080:80",))
     assert policy_of(policy, net=["public"]).net == ("public",)
+    sockets = Policy.of(unix=["/run/a"]) | Policy.of(unix=["b", "/run/a"])
+    assert sockets.unix == ("/run/a", os.path.abspath("b"))
     assert both != reaching
 
 
@@ -64,6 +67,9 @@ def test_combinations() -> None:
         {"net": "public"},
         {"net": [5]},
         {"publish": "80:80"},
+        {"unix": "/run/x.sock"},
+        {"unix": [5]},
+        {"unix": ["a\0b"]},
         {"memory": "1"},
         {"timeout": -1},
         {"max_procs": 0},
@@ -81,6 +87,7 @@ TEXT = """\
 read = ["/data", "models"]
 net = ["api.example.com:443", "10.0.0.0/8"]
 publish = ["8080:80"]
+unix = ["/run/x.sock"]
 
 [env]
 A = "b"
@@ -102,6 +109,7 @@ def test_toml(tmp_path: pathlib.Path) -> None:
         read=["/data", tmp_path / "models"],
         net=["api.example.com:443", "10.0.0.0/8"],
         publish=["8080:80"],
+        unix=["/run/x.sock"],
         env={"A": "b", "x.y": '\1"\\'},
         timeout=90,
         cpu_time=1.5,

@@ -23,3 +23,13 @@ def test_other_trees_are_named_by_their_own() -> None:
     assert flag_of("open /data/x", "hidden", VOLUMES) == "--read /data/x"
     assert flag_of("open /srv/inner/.envrc", "protected", VOLUMES) == "--write /srv/inner/.envrc"
     assert flag_of("connect 192.0.2.1:80", "address", VOLUMES) == "--net 192.0.2.1:80"
+
+
+def test_sockets_are_named_by_their_paths_on_the_host() -> None:
+    kind = "host-socket"
+    assert flag_of("connect /run/x.sock", kind) == "--unix /run/x.sock"
+    assert flag_of("connect /data/x.sock", kind, VOLUMES) == "--unix '/srv/it s/x.sock'"
+    assert remedy_of("connect /run/x.sock", kind) == "allow it with --unix /run/x.sock"
+    for what in ("sendto /run/systemd/notify", "connect /dev/log", "connect /proc/self/root/x"):
+        assert flag_of(what, kind) == ""
+        assert "--unix allows streams" in remedy_of(what, kind)

@@ -27,6 +27,7 @@ def programs() -> None:
     assert_type(text.stderr, str)
     refused: list[kvmlet.Denial] = []
     kvmlet.run(["true"], on_denial=refused.append, net=["public"], publish=["8080:80"])
+    kvmlet.run(["true"], unix=[Path("/run/x.sock"), "/run/y.sock"])
     assert_type([each.path + each.flag + each.remedy for each in refused], list[str])
     event: kvmlet.Event = result.events[0]
     assert_type(event.name, str)

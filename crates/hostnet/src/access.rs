@@ -2,19 +2,24 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvmlet_abi::Errno;
+use kvmlet_budget::Share;
 
 use crate::listener::Listener;
 use crate::resolver::{self, Resolver};
+use crate::socket::{HostSocket, OpenError};
+use crate::unix::{self, Connector};
 
-/// Ports of the host that lead to the program's, and who looks names up for it.
+/// Ports of the host that lead to the program's, who looks names up for it, and who connects it to sockets of the host.
 #[derive(Debug, Default)]
 pub struct Access {
     listeners: Vec<(Listener, u16)>,
     /// The end of a process that looks names up; `None` if threads do.
     helper: Mutex<Option<Resolver>>,
+    /// The end of a process that connects to sockets with a path; `None` if this one does.
+    connector: Mutex<Option<Connector>>,
 }
 
 impl Access {
@@ -56,5 +61,32 @@ impl Access {
             Some(resolver) => Ok(resolver),
             None => Resolver::with_threads(),
         }
+    }
+
+    /// Has connections to sockets with a path made by a process: this is its end, for [`unix::serve`].
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn connecting_helper(&self) -> Result<OwnedFd, Errno> {
+        let (connector, other) = unix::pair()?;
+        let mut own = self
+            .connector
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *own = Some(connector);
+        Ok(other)
+    }
+
+    /// Connects to the host's socket at a canonical path: the one of this number, among those that may be connected to.
+    ///
+    /// # Errors
+    /// [`OpenError`]: `ENOENT`, `EACCES`, `ECONNREFUSED`, `EPROTOTYPE` if it carries no stream, `EAGAIN` if its backlog
+    /// is full.
+    pub fn connect(&self, at: (usize, &[u8]), share: &Arc<Share>) -> Result<HostSocket, OpenError> {
+        let mut connector = self
+            .connector
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        unix::open(connector.as_mut(), at, share)
     }
 }

@@ -29,6 +29,7 @@ pub mod events;
 pub mod listener;
 pub mod resolver;
 pub mod socket;
+pub mod unix;
 
 pub use access::Access;
 pub use events::{Events, Ready, Watch};

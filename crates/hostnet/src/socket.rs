@@ -1,4 +1,4 @@
-//! Connections of TCP, and UDP sockets with one peer.
+//! Open sockets of the host: connections, and UDP sockets with one peer.
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Claim, Exhausted, Held, Resource, Share};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::sockopt;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType};
 
@@ -171,6 +172,20 @@ impl HostSocket {
     pub fn write(&self, bytes: &[u8]) -> Result<Moved, Errno> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         moved(rustix::net::send(&self.fd, bytes, flags))
+    }
+
+    /// True if the other side has closed it: it neither sends nor takes anything more. Of TCP it is known only once it
+    /// has answered by RST.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
+        let mut asked = [PollFd::new(&self.fd, PollFlags::empty())];
+        let now = Timespec::default();
+        let found = rustix::event::poll(&mut asked, Some(&now));
+        let hung_up = PollFlags::HUP | PollFlags::ERR;
+        found.is_ok()
+            && asked
+                .iter()
+                .any(|asked| asked.revents().intersects(hung_up))
     }
 
     /// Says that nothing more will be written.

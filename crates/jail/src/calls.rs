@@ -232,6 +232,13 @@ pub(crate) const PUBLISHED: &[Call] = calls! {
     SYS_accept4 [] Allow "takes a connection from a port that was opened before";
 };
 
+/// What a run takes whose program may connect to sockets of the host that have a path. This process makes none: a filter
+/// sees no paths.
+pub(crate) const UNIX: &[Call] = calls! {
+    SYS_recvmsg [Is(2, MSG_FLAGS)] Allow "a connection that a process beside this one has made";
+};
+
+const MSG_FLAGS: u32 = (libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC).cast_unsigned();
 const AF_INET: u32 = libc::AF_INET.cast_unsigned();
 /// The bits that tell AF_INET and AF_INET6 apart.
 const AF_INET_BITS: u32 = (libc::AF_INET ^ libc::AF_INET6).cast_unsigned();

@@ -53,7 +53,11 @@ pub fn wall(policy: &Policy) -> Wall {
     if reaches {
         calls.extend_from_slice(calls::NETWORK);
     }
-    if reaches || is_reached {
+    let has_sockets = policy.sockets().next().is_some();
+    if has_sockets {
+        calls.extend_from_slice(calls::UNIX);
+    }
+    if reaches || is_reached || has_sockets {
         calls.extend_from_slice(calls::CONNECTIONS);
     }
     if is_reached {
@@ -140,6 +144,19 @@ mod tests {
         assert_eq!(with_tree.files, [added]);
         with_tree.calls.retain(|call| !plain.calls.contains(call));
         assert_eq!(with_tree.calls, calls::CHANGES);
+    }
+
+    #[test]
+    fn a_socket_of_the_host_adds_no_way_to_connect() {
+        let mut policy = Policy::default();
+        policy.allow_socket(b"/run/x.sock").unwrap();
+        let wall = wall(&policy);
+        let names: Vec<_> = wall.calls.iter().map(Call::name).collect();
+        assert!(names.contains(&"recvmsg"));
+        for never in ["socket", "connect", "sendmsg", "accept4", "bind"] {
+            assert!(!names.contains(&never), "{never}");
+        }
+        assert_eq!(wall.ports, Some(Vec::new()));
     }
 
     #[test]

@@ -185,7 +185,8 @@ impl Host {
     /// True if the program may reach something outside, or be reached from there.
     #[must_use]
     pub fn has_network(&self) -> bool {
-        !self.policy.net().is_empty() || self.outside.is_published()
+        let has_sockets = self.policy.sockets().next().is_some();
+        !self.policy.net().is_empty() || has_sockets || self.outside.is_published()
     }
 
     /// The host side of a fork: the same descriptors, rules and limits, nothing captured or reported

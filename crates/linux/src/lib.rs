@@ -70,7 +70,7 @@ pub use kernel::{End, ExitStatus, Kernel, NewKernel, Pid, Process, Thread, Tid};
 pub use kvmlet_hostfs::attr::FileTime;
 pub use kvmlet_hostfs::passed::{Offer, Unfit};
 pub use kvmlet_hostfs::stdio::Inherited;
-pub use kvmlet_hostnet::{Access, Watch, resolver};
+pub use kvmlet_hostnet::{Access, Watch, resolver, unix};
 pub use mm::freeze::{MappedFile, settle};
 pub use personality::{
     Command, Connection, Cpu, CpuTimes, FileInfo, Links, Made, News, Personality, STREAMS, Shut,

@@ -158,6 +158,9 @@ pub enum PolicyError {
     /// Making it visible would show kernel interfaces, secrets or everything.
     #[error("{0:?} cannot be made visible to the program")]
     Unsuitable(String),
+    /// A socket that may be connected to lies where the program could put another one in its place.
+    #[error("{0:?} lies in a tree that the program may change: it could put another socket there")]
+    Replaceable(String),
 }
 
 /// The changes that a program may make in a host tree that it sees.
@@ -193,6 +196,8 @@ pub struct Policy {
     net: net::Net,
     /// Ports of the host that lead to the program's.
     published: Vec<net::Published>,
+    /// Sockets of the host that may be connected to, by canonical paths of the host.
+    sockets: BTreeSet<Vec<u8>>,
     /// Set while a program's needs are learned: the caller's home directory.
     learning: Option<Vec<u8>>,
 }
@@ -208,6 +213,7 @@ impl Default for Policy {
             memory: OWN_MEMORY.map(|(path, mode)| (path.to_vec(), mode)).into(),
             net: net::Net::default(),
             published: Vec::new(),
+            sockets: BTreeSet::new(),
             learning: None,
         }
     }
@@ -330,6 +336,38 @@ impl Policy {
         &self.published
     }
 
+    /// Lets the program connect to the host's socket at canonical `path`, and see that there is one. Trees that it may
+    /// change are named before.
+    ///
+    /// # Errors
+    /// As [`Policy::allow_tree`]; [`PolicyError::Replaceable`] in a tree that it may change.
+    pub fn allow_socket(&mut self, path: &[u8]) -> Result<(), PolicyError> {
+        let is_replaceable = self
+            .mounts()
+            .any(|(_, mount)| mount.mode == MountMode::ReadWrite && beneath(&mount.host, path));
+        if is_replaceable {
+            let text = String::from_utf8_lossy(path).into_owned();
+            return Err(PolicyError::Replaceable(text));
+        }
+        self.allow_tree(path)?;
+        self.sockets.insert(path.to_vec());
+        Ok(())
+    }
+
+    /// The sockets of the host that may be connected to, by canonical paths of the host, sorted.
+    pub fn sockets(&self) -> impl Iterator<Item = &[u8]> {
+        self.sockets.iter().map(Vec::as_slice)
+    }
+
+    /// The socket that canonical `path` leads to: its number among [`Policy::sockets`], and its path on the host. `None` if
+    /// it may not be connected to.
+    #[must_use]
+    pub fn socket_at(&self, path: &[u8]) -> Option<(usize, &[u8])> {
+        let host = self.on_host(path);
+        let mut sockets = self.sockets().enumerate();
+        sockets.find(|(_, socket)| *socket == host)
+    }
+
     /// The hosts that may be reached.
     #[must_use]
     pub fn net(&self) -> &net::Net {
@@ -433,6 +471,7 @@ impl Policy {
         let whole = Mount::own(b"/", MountMode::Overlay);
         self.mounts.insert(b"/".to_vec(), whole);
         self.net = net::Net::default();
+        self.sockets = BTreeSet::new();
         self.learning = Some(home.to_vec());
     }
 

@@ -362,3 +362,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_socket_is_reached_by_its_own_rule_only() {
+    let mut policy = Policy::default();
+    policy.allow_tree(b"/run/all").unwrap();
+    assert_eq!(policy.socket_at(b"/run/all/x.sock"), None);
+    policy.allow_socket(b"/run/y.sock").unwrap();
+    policy.allow_socket(b"/run/all/x.sock").unwrap();
+    assert_eq!(policy.classify(b"/run/y.sock"), Place::Readable);
+    let found = policy.socket_at(b"/run/y.sock");
+    assert_eq!(found, Some((1, b"/run/y.sock".as_slice())));
+    assert_eq!(policy.socket_at(b"/run/y.sock/z"), None);
+    assert_eq!(policy.socket_at(b"/run"), None);
+    // By whatever path the program sees it.
+    policy
+        .bind_tree(b"/run/all", b"/srv", MountMode::ReadOnly)
+        .unwrap();
+    let found = policy.socket_at(b"/srv/x.sock");
+    assert_eq!(found, Some((0, b"/run/all/x.sock".as_slice())));
+    policy.learn(b"", |_| true);
+    assert_eq!(policy.sockets().count(), 0);
+}
+
+#[test]
+fn a_socket_does_not_lie_where_the_program_may_put_another() {
+    let mut policy = Policy::default();
+    policy.write_tree(b"/srv/app").unwrap();
+    assert!(matches!(
+        policy.allow_socket(b"/srv/app/run/x.sock"),
+        Err(PolicyError::Replaceable(_))
+    ));
+    policy.allow_socket(b"/srv/x.sock").unwrap();
+    assert!(policy.allow_socket(b"/proc/x.sock").is_err());
+    assert!(policy.allow_socket(b"/run/../x.sock").is_err());
+}

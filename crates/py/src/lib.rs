@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvmlet_engine::{
     Calls, Change, ChangeKind, Connections, Denial, Ending, EngineError, Offer, Owner, Program,
-    RunOutcome, Stat, Streamed, Streams, Support, Trace, resolver,
+    RunOutcome, Stat, Streamed, Streams, Support, Trace, resolver, unix,
 };
 use kvmlet_jail::{Answer, Call, When};
 use pyo3::create_exception;
@@ -242,7 +242,14 @@ impl Policy {
         (mut policy, cwd): (kvmlet_engine::Policy, Vec<u8>),
         net: &[String],
         publish: &[String],
+        sockets: &[Vec<u8>],
     ) -> PyResult<Self> {
+        for path in sockets {
+            let allowed = policy.allow_socket(path);
+            allowed.map_err(|error| {
+                NativeError::new_err(("bad_argument", format!("unix: {error}")))
+            })?;
+        }
         let wrong = |word: &'static str| {
             move |error: kvmlet_engine::NetError| {
                 NativeError::new_err(("bad_argument", format!("{word}: {error}")))
@@ -272,7 +279,7 @@ impl Policy {
 #[pymethods]
 impl Policy {
     #[new]
-    #[pyo3(signature = (cwd, readable, overlay=None, writable=Vec::new(), bound=Vec::new(), memory=Vec::new(), net=Vec::new(), publish=Vec::new()))]
+    #[pyo3(signature = (cwd, readable, overlay=None, writable=Vec::new(), bound=Vec::new(), memory=Vec::new(), net=Vec::new(), publish=Vec::new(), sockets=Vec::new()))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         cwd: Vec<u8>,
@@ -283,6 +290,7 @@ impl Policy {
         memory: Vec<Vec<u8>>,
         net: Vec<String>,
         publish: Vec<String>,
+        sockets: Vec<Vec<u8>>,
     ) -> PyResult<Self> {
         let bound = bound.into_iter().map(|(host, path, mode)| {
             let mode = match mode.as_str() {
@@ -302,16 +310,18 @@ impl Policy {
             memory: &memory,
         };
         let made = kvmlet_engine::policy_for(&cwd, trees);
-        Self::new_with(made.map_err(|error| to_py(&error))?, &net, &publish)
+        let made = made.map_err(|error| to_py(&error))?;
+        Self::new_with(made, &net, &publish, &sockets)
     }
 
     #[staticmethod]
-    #[pyo3(signature = (readable, writable=Vec::new(), net=Vec::new(), publish=Vec::new()))]
+    #[pyo3(signature = (readable, writable=Vec::new(), net=Vec::new(), publish=Vec::new(), sockets=Vec::new()))]
     fn of_box(
         readable: Vec<Vec<u8>>,
         writable: Vec<Vec<u8>>,
         net: Vec<String>,
         publish: Vec<String>,
+        sockets: Vec<Vec<u8>>,
     ) -> PyResult<Self> {
         let trees = kvmlet_engine::Trees {
             readable: &readable,
@@ -319,7 +329,8 @@ impl Policy {
             ..kvmlet_engine::Trees::default()
         };
         let made = kvmlet_engine::policy_for_box(trees);
-        Self::new_with(made.map_err(|error| to_py(&error))?, &net, &publish)
+        let made = made.map_err(|error| to_py(&error))?;
+        Self::new_with(made, &net, &publish, &sockets)
     }
 
     /// The end of a process that is to look names up; `None` if no rule is about names.
@@ -331,6 +342,30 @@ impl Policy {
             NativeError::new_err(("host", format!("a process for names: {errno}")))
         })?;
         Ok(Some(end.into_raw_fd()))
+    }
+
+    /// The end of a process that is to connect to sockets of the host; `None` if no rule names one.
+    fn sockets_end(&self) -> PyResult<Option<i32>> {
+        if self.policy.sockets().next().is_none() {
+            return Ok(None);
+        }
+        let end = self.access.connecting_helper().map_err(|errno| {
+            NativeError::new_err(("host", format!("a process for sockets: {errno}")))
+        })?;
+        Ok(Some(end.into_raw_fd()))
+    }
+
+    /// Connects to these sockets for another process, for as long as that lives; see `_native.pyi`.
+    fn serve_sockets(&self, py: Python<'_>) {
+        // The end is standard input: the process has nothing else.
+        if let Ok(end) = std::io::stdin().as_fd().try_clone_to_owned() {
+            let paths: Vec<Vec<u8>> = self.policy.sockets().map(<[u8]>::to_vec).collect();
+            py.detach(|| unix::serve(&end, &paths));
+        }
+    }
+
+    fn reaches_socket(&self, path: &[u8]) -> bool {
+        self.policy.socket_at(path).is_some()
     }
 
     /// The ports of the host that have been opened, in order.

@@ -233,6 +233,7 @@ class BoxOptions(TypedDict, total=False):
     write: Sequence[str | os.PathLike[str]]
     net: Sequence[str]
     publish: Sequence[str]
+    unix: Sequence[str | os.PathLike[str]]
     calls: str | None
 
 

@@ -37,6 +37,7 @@ class RunOptions(TypedDict, total=False):
     write: Sequence[str | os.PathLike[str]]
     net: Sequence[str]
     publish: Sequence[str]
+    unix: Sequence[str | os.PathLike[str]]
     env: Mapping[str, str] | None
     cwd: str | os.PathLike[str] | None
     calls: str | None

@@ -47,6 +47,7 @@ class SandboxOptions(TypedDict, total=False):
     read: Sequence[str | os.PathLike[str]]
     net: Sequence[str]
     publish: Sequence[str]
+    unix: Sequence[str | os.PathLike[str]]
     policy: Policy | None
     input: bytes | str | None
     calls: str | None

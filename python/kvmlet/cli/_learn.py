@@ -15,7 +15,7 @@ from kvmlet.policy import Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator, Sequence
     from typing import Any
 
     from kvmlet._launch import Start
@@ -75,9 +75,10 @@ class Learner:
         writes = self._writes(uses)
         reads = self._reads(uses, writes)
         hosts = self._hosts(records["denials"])
+        sockets = self._sockets(records["denials"])
         if records["not_kept"]:
             self._note("more than is recorded: learn again, by this policy")
-        new = {"read": reads, "write": writes, "net": hosts}
+        new = {"read": reads, "write": writes, "net": hosts, "unix": sockets}
         for found in new.values():
             if len(found) > _RULES_MAX:
                 self._note(f"more than {_RULES_MAX:,} rules of a sort: name folders yourself")
@@ -97,7 +98,7 @@ class Learner:
         policy = self._policy
         if old is not None:
             policy = Policy.from_toml(old, name=shown, folder=self.file.folder) | policy
-        known = {"read": policy.paths("read"), "write": policy.paths("write"), "net": policy.net}
+        known = _lists(policy)
         new = {
             name: {each: why for each, why in found[name].items() if each not in set(known[name])}
             for name in found
@@ -304,6 +305,21 @@ class Learner:
                 self._note("what stays closed", os.fsencode(path_of(what)))
         return hosts
 
+    def _sockets(self, denials: "Iterable[tuple[str, str, str, int]]") -> dict[str, str]:
+        sockets: dict[str, str] = {}
+        for what, _, kind, _ in denials:
+            if kind != "host-socket":
+                continue
+            path = os.path.realpath(os.fsencode(path_of(what)))
+            if not stat.S_ISSOCK(_mode(path)) or not flag_of(what, kind):
+                continue
+            # A daemon may do for the program all that you may do.
+            if self._start.policy.is_closed(path) or self._protected(path):
+                self._note("sockets that you have to name yourself, by unix", path)
+            else:
+                self._want(sockets, path, "")
+        return sockets
+
     def _is_reached(self, rule: str) -> bool:
         if rule in self._policy.net:
             return True
@@ -337,7 +353,7 @@ class Learner:
         program = printable(" ".join(os.fsdecode(word) for word in self._argv))
         lines = [_HEADER.format(program=program[:200])]
         lines += [f"# Not in it: {line}\n" for line in self._notes()]
-        old = {"read": policy.paths("read"), "write": policy.paths("write"), "net": policy.net}
+        old = _lists(policy)
         for name, values in old.items():
             if values or new[name]:
                 lines.append(f"\n{name} = [\n")
@@ -349,6 +365,16 @@ class Learner:
             lines.append(f"\npublish = [{publish}]\n")
         rest = Policy(env=policy.env, limits=policy.limits).to_toml()
         return "".join(lines) + (f"\n{rest}" if rest else "")
+
+
+def _lists(policy: Policy) -> "dict[str, Sequence[str]]":
+    """The lists of a policy that are learned, by their names in a file."""
+    return {
+        "read": policy.paths("read"),
+        "write": policy.paths("write"),
+        "net": policy.net,
+        "unix": policy.unix,
+    }
 
 
 def _entries(found: dict[str, str]) -> "Iterator[str]":

@@ -81,6 +81,7 @@ _OPTIONS_WITH_VALUE = (
     "--net",
     "-p",
     "--publish",
+    "--unix",
     "--fd",
 )
 
@@ -88,7 +89,8 @@ _DESCRIPTION = """\
 Run CMD in a virtual machine of its own. It may read /usr, /bin, /sbin, /lib*, the current
 directory (or its git work tree) and a few files of /etc. It may change the current directory and
 /tmp, in memory: the host's files stay as they are, unless --changes keeps what it did. It reaches
-no other machine unless --net says so. Everything after CMD belongs to CMD.
+no other machine unless --net says so, and no server of this one unless --net or --unix does.
+Everything after CMD belongs to CMD.
 """
 
 _EPILOG = f"""\
@@ -165,10 +167,10 @@ def run(options: "Namespace", program: list[str]) -> int:
     told = _Told(options, program)
     try:
         start = Start(argv, env, options.workdir, named, view="learning" if learned else "overlay")
-        if named.net and not learned:
-            from kvmlet.cli._names import start_process
+        if (named.net or named.sockets) and not learned:
+            from kvmlet.cli._names import start_processes
 
-            start_process(start.policy)
+            start_processes(start.policy)
         if start.note and not options.quiet:
             warn(start.note)
         if not options.quiet:
@@ -361,12 +363,14 @@ def by_policies(options: "Namespace", env: dict[str, str], **limits: "float | No
         write=_paths(options.write, options.allow_write),
         net=options.net,
         publish=options.publish,
+        unix=options.unix,
         env=env,
         **limits,
     )
     options.read, options.allow_read = policy.paths("read"), []
     options.write, options.allow_write = policy.paths("write"), []
     options.net, options.publish = list(policy.net), list(policy.publish)
+    options.unix = list(policy.unix)
     return policy
 
 
@@ -392,6 +396,8 @@ def named_by(options: "Namespace") -> Named:
     for path in options.tmpfs:
         named.add_memory(path, "--tmpfs")
     named.add_network(options.net, options.publish)
+    for path in options.unix:
+        named.add_socket(path, "--unix")
     return named
 
 
@@ -616,8 +622,8 @@ def add_policy_options(parser: Parser) -> "tuple[_ArgumentGroup, _ArgumentGroup]
         metavar="FILE",
         action="append",
         default=[],
-        help="limits, paths, hosts, ports and variables from FILE, as TOML; options win; may be "
-        "given again",
+        help="limits, paths, hosts, ports, sockets and variables from FILE, as TOML; options win; "
+        "may be given again",
     )
     files.add_argument(
         "-e",
@@ -649,6 +655,14 @@ def add_policy_options(parser: Parser) -> "tuple[_ArgumentGroup, _ArgumentGroup]
         help="CMD may connect to RULE: HOST, *.NAME, an address, a network as 10.0.0.0/8, or "
         "public (the internet), each perhaps with :PORT or :PORT-PORT; the caller's own loopback "
         "address is host.kvmlet.internal:PORT; may be given again",
+    )
+    network.add_argument(
+        "--unix",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="CMD may connect to PATH, a socket of this machine, and use all that the server "
+        "behind it does for you; streams only, without passing descriptors; may be given again",
     )
     return files, network
 

@@ -5,6 +5,7 @@ without a VM.
 """
 
 import os
+import stat
 
 from kvmlet import _native
 from kvmlet._launch import Start, guest_argv, guest_cwd
@@ -39,6 +40,7 @@ _OPTIONS_WITH_VALUE = (
     "-w",
     "--workdir",
     "--net",
+    "--unix",
 )
 
 _DESCRIPTION = """\
@@ -49,8 +51,8 @@ program only. In the place of PATH, HOST:PORT asks about an address.
 """
 
 _EPILOG = f"""\
-exit status: {STATUS_OK} it may be read (or reached), {_STATUS_NOT_READABLE} it may not, 125 an
-error of kvmlet's or in its options.
+exit status: {STATUS_OK} it may be read (reached, or connected to if it is a socket),
+{_STATUS_NOT_READABLE} it may not, 125 an error of kvmlet's or in its options.
 """
 
 # Places without a tree of the host's.
@@ -114,7 +116,8 @@ def main(words: list[str]) -> int:
         if address:
             answer = _of_address(start, asked, *address)
         else:
-            answer = _of_path(start, asked, os.path.join(base, os.fsencode(asked)))
+            path = os.path.join(base, os.fsencode(asked))
+            answer = _of_socket(start, asked, path) or _of_path(start, asked, path)
     except _native.NativeError as error:
         raise from_native(*error.args) from None
     lines = answer.pop("lines")
@@ -124,8 +127,9 @@ def main(words: list[str]) -> int:
         text = json.dumps(answer, indent=2) + "\n"
     else:
         text = "".join(f"{printable(line)}\n" for line in lines)
-    readable = answer["reach" if address else "read"]["allowed"]
-    return show(text) or (STATUS_OK if readable else _STATUS_NOT_READABLE)
+    asked_for = next(word for word in ("reach", "connect", "read") if word in answer)
+    allowed = answer[asked_for]["allowed"]
+    return show(text) or (STATUS_OK if allowed else _STATUS_NOT_READABLE)
 
 
 def parser() -> Parser:
@@ -182,6 +186,24 @@ def _of_path(start: Start, asked: str, path: bytes) -> "dict[str, Any]":
         if reason and not (thing == "absent" and place and is_said):
             lines.append(f"  {word}: {reason}")
     return answer | {"lines": lines}
+
+
+def _of_socket(start: Start, asked: str, path: bytes) -> "dict[str, Any] | None":
+    """The answer for a socket of the host; None for what is none."""
+    real = os.path.realpath(path)
+    try:
+        if not stat.S_ISSOCK(os.stat(real).st_mode):
+            return None
+    except OSError:
+        return None
+    allowed = start.policy.reaches_socket(real)
+    what = f"connect {os.fsdecode(real)}"
+    reason = "" if allowed else remedy_of(what, "host-socket", start.volumes)
+    option = "" if allowed else flag_of(what, "host-socket", start.volumes)
+    may = "may be connected to (--unix)" if allowed else "may not be connected to"
+    lines = [f"{asked}: {may}"] + ([f"  {reason}"] if reason else [])
+    answer = {"allowed": allowed, "reason": reason or None, "option": option or None}
+    return {"path": asked, "leads_to": os.fsdecode(real), "connect": answer, "lines": lines}
 
 
 def _behind_links(what: str) -> str:

@@ -449,6 +449,10 @@ fn queue_bytes(
     let from = socket.name.clone();
     let tells_sender =
         socket.options.passes_credentials() || kernel.objects.sockets.get(to)?.asks_for_sender();
+    // Linux differs: descriptions stay in the sandbox.
+    if !ancillary.files.is_empty() && kernel.objects.sockets.ends.contains(&to) {
+        return Err(Errno::EOPNOTSUPP.into());
+    }
     let credentials = ancillary
         .given
         .or_else(|| tells_sender.then_some(ancillary.sender));

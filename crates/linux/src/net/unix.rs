@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{MAY_WRITE, S_IFSOCK};
 
+use super::outside;
 use super::{BACKLOG_MAX, Credentials, Family, Link, Listener, Name, Shut, Socket, SocketKind};
 use crate::cx::Cx;
 use crate::fd::FileKind;
@@ -14,7 +15,7 @@ use crate::report::Remedy;
 use crate::vfs::file::{self, Contents};
 use crate::vfs::notify;
 use crate::vfs::open::{IsDir, new_attr, writable_directory};
-use crate::vfs::path::{self, Intent, Last, Node, Request, Resolve, Walked};
+use crate::vfs::path::{self, Found, Intent, Last, Node, Request, Resolve, Walked};
 use crate::vfs::ready::{POLLIN, POLLRDNORM};
 use crate::vfs::tmpfs::{NewAttr, NewBody};
 use crate::vfs::{self, attr_of, hosttree};
@@ -166,7 +167,15 @@ pub(super) fn forget_name(cx: &mut Cx<'_>, id: ObjectId, socket: &Socket) {
     }
 }
 
-/// The socket that an address leads to.
+/// The thing that an address leads to.
+enum Target {
+    /// A socket of the program's.
+    Own(ObjectId),
+    /// One of the host's that a rule names: the number of the rule, and the host's path.
+    Host(usize, Vec<u8>),
+}
+
+/// The program's socket that an address leads to.
 ///
 /// # Errors
 /// `ECONNREFUSED` if there is none, `EPROTOTYPE` if it carries other traffic. For a path `EACCES` without permission
@@ -177,11 +186,28 @@ pub fn find(
     kind: SocketKind,
     address: &Address,
 ) -> Result<ObjectId, Errno> {
+    match seek(cx, call, kind, address)? {
+        Target::Own(id) => Ok(id),
+        Target::Host(..) => {
+            let what = "datagrams to a socket of the host".to_owned();
+            cx.host.report.unsupported(call, what);
+            Err(Errno::EPROTOTYPE)
+        }
+    }
+}
+
+/// As [`find`], of the host's too.
+fn seek(
+    cx: &mut Cx<'_>,
+    call: &'static str,
+    kind: SocketKind,
+    address: &Address,
+) -> Result<Target, Errno> {
     let path = match address {
         Address::Abstract(name) => {
             let names = &cx.kernel.objects.sockets.abstract_names;
             let found = names.get(&(kind, Arc::clone(name)));
-            return found.copied().ok_or(Errno::ECONNREFUSED);
+            return found.copied().map(Target::Own).ok_or(Errno::ECONNREFUSED);
         }
         Address::Path(path) => path,
     };
@@ -190,10 +216,13 @@ pub fn find(
         Walked::Missing(_) => return Err(Errno::ENOENT),
     };
     let attr = attr_of(cx, &found)?;
-    if let Node::Host(..) = found.node
-        && attr.kind() == S_IFSOCK
+    if attr.kind() == S_IFSOCK
+        && let Some(path) = path_on_host(cx, &found)
     {
-        let what = format!("{call} {}", vfs::printable(&found.path));
+        if let Some((index, host)) = cx.host.policy.socket_at(&path) {
+            return Ok(Target::Host(index, host.to_vec()));
+        }
+        let what = format!("{call} {}", vfs::printable(&path));
         cx.host.report.deny(what, Errno::EACCES, Remedy::HostSocket);
         return Err(Errno::EACCES);
     }
@@ -211,7 +240,19 @@ pub fn find(
     if sockets.get(id)?.kind != kind {
         return Err(Errno::EPROTOTYPE);
     }
-    Ok(id)
+    Ok(Target::Own(id))
+}
+
+/// The path of what was found if the host has it, also through a description opened with O_PATH.
+fn path_on_host(cx: &Cx<'_>, found: &Found) -> Option<Vec<u8>> {
+    match &found.node {
+        Node::Host(..) => Some(found.path.clone()),
+        Node::Open(file) => {
+            let file = cx.kernel.files.get(file)?;
+            matches!(file.kind, FileKind::HostLocation(_)).then(|| file.path.to_vec())
+        }
+        Node::Tmp(_) | Node::Synth(_) => None,
+    }
 }
 
 /// The inode of the memory file system that a description opened with O_PATH is on.
@@ -269,11 +310,17 @@ pub enum Connected {
 /// Connects a stream or sequenced packets to a listener (unix_stream_connect).
 ///
 /// # Errors
-/// As [`find`]; `ECONNREFUSED` if nobody listens, `EISCONN`, `EINVAL` for a listener, `ENOMEM`.
+/// As [`find`]; `ECONNREFUSED` if nobody listens, `EISCONN`, `EINVAL` for a listener, `ENOMEM`; of the host's, what the
+/// host says.
 pub fn connect(cx: &mut Cx<'_>, id: ObjectId, address: &Address) -> Result<Connected, Errno> {
     autobind_if_asked(cx, id)?;
     let kind = cx.kernel.objects.sockets.get(id)?.kind;
-    let to = find(cx, "connect", kind, address)?;
+    let to = match seek(cx, "connect", kind, address)? {
+        Target::Own(to) => to,
+        Target::Host(index, path) => {
+            return connect_to_host(cx, (id, address), (index, &path)).map(|()| Connected::Now);
+        }
+    };
     let credentials = Credentials::of_peer(cx)?;
     let sockets = &mut cx.kernel.objects.sockets;
     let listening = sockets.get(to)?;
@@ -314,6 +361,34 @@ pub fn connect(cx: &mut Cx<'_>, id: ObjectId, address: &Address) -> Result<Conne
     // It is no hang-up any more.
     cx.kernel.wake(Source::Object(id), super::SPACE);
     Ok(Connected::Now)
+}
+
+/// Connects to a socket of the host's that a rule names.
+///
+/// Linux differs: who finds its backlog full gets `EAGAIN`, and does not wait for room. SO_PEERCRED shows nobody.
+fn connect_to_host(
+    cx: &mut Cx<'_>,
+    (id, address): (ObjectId, &Address),
+    at: (usize, &[u8]),
+) -> Result<(), Errno> {
+    let socket = cx.kernel.objects.sockets.get(id)?;
+    match socket.link {
+        Link::None => {}
+        Link::Listening(_) => return Err(Errno::EINVAL),
+        Link::Connecting(_) | Link::Open(_) | Link::Closed => return Err(Errno::EISCONN),
+    }
+    if socket.kind != SocketKind::Stream {
+        let what = "packets to a socket of the host".to_owned();
+        cx.host.report.unsupported("connect", what);
+        return Err(Errno::EPROTOTYPE);
+    }
+    let end = outside::connect_unix(cx, id, at)?;
+    let sockets = &mut cx.kernel.objects.sockets;
+    if let Address::Path(path) = address {
+        sockets.get_mut(end)?.name = Some(Name::Unix(Arc::from([path, b"\0".as_slice()].concat())));
+    }
+    sockets.get_mut(id)?.peer_credentials = Credentials::UNKNOWN;
+    Ok(())
 }
 
 const PASS_CREDENTIALS: (i32, i32) = (

@@ -33,7 +33,7 @@ use names::Question;
 pub use names::ask;
 pub use reach::{OWN_V4, OWN_V6, Place, Reached, place_of, reach};
 use tcp::End;
-pub use tcp::{connect, connect_names};
+pub use tcp::{connect, connect_names, connect_unix};
 pub use udp::{connect_datagrams, send_datagram};
 
 /// Connections and questions of one sandbox at the same time, besides the limit on host descriptors.
@@ -284,4 +284,34 @@ pub fn drop_all(cx: &mut Cx<'_>) {
         super::remove_pending(cx, id);
     }
     cx.kernel.release_wakes();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::time::Instant;
+
+    use super::Outside;
+
+    #[test]
+    fn a_reset_forgets_the_names_that_a_request_has_looked_up() {
+        let now = Instant::now();
+        let (known, asked): (IpAddr, IpAddr) = ([8, 8, 8, 8].into(), [9, 9, 9, 9].into());
+        let mut frozen = Outside::default();
+        frozen.admitted.note(known, "known", now, false);
+        let mut fork = frozen.fork();
+        fork.admitted.note(asked, "secret", now, false);
+        fork.admitted.note(known, "secret", now, true);
+        let names = |of: &Outside, at| {
+            of.admitted
+                .names(at, now)
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(&fork, asked), ["secret"]);
+        fork.reset(&frozen);
+        assert_eq!(names(&fork, known), ["known"]);
+        assert!(names(&fork, asked).is_empty());
+        assert_eq!(fork.admitted.withheld(known, now), None);
+    }
 }

@@ -1,4 +1,4 @@
-//! Connections of TCP to and from the outside.
+//! Connections to and from the outside: of TCP, and to sockets of the host that have a path.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -15,7 +15,9 @@ use crate::cx::Cx;
 use crate::id::ObjectId;
 use crate::net::inet::{self, Attempt};
 use crate::net::queue::{self, Ancillary, STREAM_MESSAGE_MAX};
-use crate::net::{Family, Link, SPACE, Shut, SocketKind, create, remove, remove_pending};
+use crate::net::{
+    Credentials, Family, Link, SPACE, Shut, SocketKind, create, remove, remove_pending, shut_down,
+};
 use crate::outcome::Source;
 
 /// Bytes that are moved at a stretch.
@@ -172,6 +174,24 @@ pub fn connect_names(cx: &mut Cx<'_>, client: ObjectId) -> Result<Attempt, Errno
     Ok(Attempt::Connected)
 }
 
+/// Connects the program's socket `client`, a stream of AF_UNIX, to a socket of the host: the one of this number and path
+/// ([`kvmlet_policy::Policy::socket_at`]). Gives the end.
+///
+/// # Errors
+/// The host's; `ENOBUFS`, `ENOMEM`.
+pub fn connect_unix(
+    cx: &mut Cx<'_>,
+    client: ObjectId,
+    at: (usize, &[u8]),
+) -> Result<ObjectId, Errno> {
+    let label = String::from_utf8_lossy(at.1).into_owned();
+    let opened = cx.host.outside.access.connect(at, &cx.host.share);
+    let socket = opened.map_err(|error| cx.host.no_socket(error))?;
+    let id = add(cx, Family::Unix, End::new(Far::Host(socket, label)))?;
+    join(cx, id, client)?;
+    Ok(id)
+}
+
 /// The two are connected.
 fn join(cx: &mut Cx<'_>, id: ObjectId, client: ObjectId) -> Result<(), Errno> {
     let sockets = &mut cx.kernel.objects.sockets;
@@ -293,8 +313,15 @@ impl End {
         if matches!(socket.link, Link::Connecting(_)) {
             return Next::Waits;
         }
+        let is_unix = socket.family == Family::Unix;
         if let Far::Names(_) = self.far {
             return self.answer_names(cx, id);
+        }
+        if is_unix && self.has_ended && self.readable {
+            self.readable = false;
+            if self.is_closed() {
+                return Next::Done;
+            }
         }
         let mut moved = 0usize;
         if let Some(next) = self.send_out(cx, id, &mut moved) {
@@ -387,10 +414,25 @@ impl End {
                     queue::consume(cx.kernel, memory, id, count).ok()?;
                 }
                 Ok(Moved::NotYet) => self.writable = false,
+                Err(Errno::EPIPE) if socket.family == Family::Unix => {
+                    // It takes no more, and may have sent something before.
+                    let count = socket.queue.readable_bytes();
+                    queue::consume(cx.kernel, &mut cx.machine.memory, id, count).ok()?;
+                    shut_down(cx.kernel, id, Shut::RECEIVE).ok()?;
+                    self.has_finished = true;
+                }
                 Err(errno) => return Some(Next::Broken(errno)),
             }
         }
         None
+    }
+
+    /// True if the host's side has been closed, and not only sends no more.
+    fn is_closed(&self) -> bool {
+        match &self.far {
+            Far::Host(far, _) => far.is_hung_up(),
+            Far::Names(_) => false,
+        }
     }
 
     /// Gives the program what the host has.
@@ -401,9 +443,10 @@ impl End {
         let mut bytes = Vec::new();
         while *moved < STRETCH_BYTES && !self.has_ended {
             let socket = cx.kernel.objects.sockets.get(id).ok()?;
-            if !matches!(socket.link, Link::Open(_)) || !socket.has_tcp_room() {
+            if !matches!(socket.link, Link::Open(_)) || !socket.is_writable() {
                 break;
             }
+            let is_unix = socket.family == Family::Unix;
             if self.held.is_empty() {
                 if !self.readable {
                     break;
@@ -416,8 +459,14 @@ impl End {
                     }
                     Ok(Moved::Bytes(0)) => {
                         self.has_ended = true;
+                        if is_unix && far.is_hung_up() {
+                            return Some(Next::Done);
+                        }
                         // It is connected: nothing fails.
-                        let _ = inet::shut_down(cx, id, Shut::SEND);
+                        let _ = match is_unix {
+                            true => shut_down(cx.kernel, id, Shut::SEND),
+                            false => inet::shut_down(cx, id, Shut::SEND),
+                        };
                         break;
                     }
                     Ok(Moved::Bytes(count)) => {
@@ -469,8 +518,11 @@ impl End {
 /// Queues held bytes for the program, as many as there is room for.
 fn give(cx: &mut Cx<'_>, id: ObjectId, held: &mut Vec<u8>) -> usize {
     let memory = &mut cx.machine.memory;
-    let none = Ancillary::default();
-    let sent = queue::send(cx.kernel, memory, (id, None), held, &none);
+    let ancillary = Ancillary {
+        sender: Credentials::UNKNOWN,
+        ..Ancillary::default()
+    };
+    let sent = queue::send(cx.kernel, memory, (id, None), held, &ancillary);
     // Without memory for it, it stays where it is until there is.
     let count = sent.unwrap_or(0).min(held.len());
     held.drain(..count);
