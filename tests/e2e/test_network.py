@@ -538,6 +538,91 @@ def test_the_public_internet(vm: None) -> None:
     ], run
 
 
+LOOK_UPS = """
+import socket
+def look_up(name):
+    try: found = sorted({each[4][0] for each in socket.getaddrinfo(name, 80)})
+    except OSError as error: found = error.errno
+    print(name, found)
+def connect(address, port=80):
+    try:
+        with socket.create_connection((address, port), 20): print(address, port, 'connected')
+    except OSError as error: print(address, port, type(error).__name__)
+for name in ('alias', 'inner', 'chain', 'mixed', 'mapped', 'nat64', 'b\u00fccher', 'CHAIN', 'none'):
+    look_up(name + '.example')
+look_up('chain.example.')
+connect('93.184.216.34')
+for name, address in (('flips', '10.9.9.9'), ('turns', '127.0.0.54')):
+    # What the name leads to changes after the first look-up.
+    look_up(name + '.example')
+    connect('93.184.216.34')
+    look_up(name + '.example')
+    connect(address)
+    connect('93.184.216.34')
+    # The second one is made in the same moment as the connection.
+    connect(name + '.example')
+"""
+
+
+@can_unshare
+def test_names_that_change_their_mind(vm: None) -> None:
+    """Aliases, answers without time to live, and ones that change between look-up and connect."""
+    server = SCRIPTS / "name_server.py"
+    run = in_namespace(
+        f"$PYTHON {server} >/tmp/kvmlet-names & names=$!\n"
+        "until grep -q up /tmp/kvmlet-names; do sleep 0.05; done; rm /tmp/kvmlet-names\n"
+        "report=$(mktemp)\n"
+        "$KVMLET run --report $report --net '*.EXAMPLE.:80' --net XN--bcher-kva.example "
+        f'-- $PYTHON -c "{LOOK_UPS}"; kill $names; cat $report >&2; rm $report'
+    )
+    far = "['93.184.216.34']"
+    refused = ["10.9.9.9 80 PermissionError", "127.0.0.54 80 ConnectionRefusedError"]
+    expected = [
+        "alias.example -2",
+        "inner.example -2",
+        f"chain.example {far}",
+        f"mixed.example {far}",
+        "mapped.example -2",
+        "nat64.example -2",
+        f"b\u00fccher.example {far}",
+        f"CHAIN.example {far}",
+        "none.example -2",
+        f"chain.example. {far}",
+        "93.184.216.34 80 connected",
+    ]
+    for name, line in zip(("flips", "turns"), refused, strict=True):
+        expected += [
+            f"{name}.example {far}",
+            "93.184.216.34 80 connected",
+            f"{name}.example -2",
+            line,
+            # The address was admitted for a minute, and is the one that was looked at.
+            "93.184.216.34 80 connected",
+            f"{name}.example 80 gaierror",
+        ]
+    assert run.stdout.splitlines() == expected, run
+    for told in (
+        "resolve alias.example to 10.9.9.9",
+        "resolve mixed.example to 169.254.169.254",
+        "resolve mapped.example to 10.9.9.9",
+        "resolve nat64.example to 64:ff9b::a09:909",
+        "resolve flips.example to 10.9.9.9",
+        "resolve turns.example to 127.0.0.1",
+    ):
+        assert f'"{told}"' in run.stderr, run
+
+
+@can_unshare
+def test_a_wide_rule_is_not_about_this_machine(vm: None) -> None:
+    run = in_namespace(
+        f"$KVMLET run --net 0.0.0.0/1 -- $PYTHON -c {GET} "
+        "http://93.184.216.34/ http://93.184.216.35/ http://10.9.9.9/\n"
+        f"$KVMLET run --net 93.184.216.35 -- $PYTHON -c {GET} http://93.184.216.35/"
+    )
+    refused = "[Errno 13] Permission denied"
+    assert run.stdout.splitlines() == ["served", refused, refused, "served"], run
+
+
 # ---- freezes ----
 
 HOLDS = """

@@ -103,7 +103,12 @@ fn wanted(
         Family::Netlink if of_kind != SOCK_RAW && of_kind != SOCK_DGRAM => {
             return Err(Errno::ESOCKTNOSUPPORT);
         }
-        Family::Netlink if protocol != NETLINK_ROUTE => return Err(Errno::EPROTONOSUPPORT),
+        Family::Netlink if protocol != NETLINK_ROUTE => {
+            let what = format!("{call} AF_NETLINK of protocol {protocol}");
+            let errno = Errno::EPROTONOSUPPORT;
+            cx.host.report.deny(what, errno, Remedy::NoNetwork);
+            return Err(errno);
+        }
         Family::Netlink => SocketKind::Datagram,
     };
     let flags = OpenFlags::from_bits_truncate(flags) & allowed;

@@ -2,10 +2,11 @@
 
 use kvmlet_abi::linux::Timeval;
 use kvmlet_abi::linux::socket::{
-    IPPROTO_TCP, IPPROTO_UDP, SO_ACCEPTCONN, SO_BROADCAST, SO_DEBUG, SO_DOMAIN, SO_DONTROUTE,
-    SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PASSCRED, SO_PASSSEC, SO_PEERCRED,
-    SO_PRIORITY, SO_PROTOCOL, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_REUSEPORT,
-    SO_SNDBUF, SO_SNDLOWAT, SO_SNDTIMEO, SO_TIMESTAMP, SO_TYPE, SOL_SOCKET,
+    IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SO_ACCEPTCONN, SO_BROADCAST, SO_DEBUG,
+    SO_DOMAIN, SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PASSCRED,
+    SO_PASSSEC, SO_PEERCRED, SO_PRIORITY, SO_PROTOCOL, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO,
+    SO_REUSEADDR, SO_REUSEPORT, SO_SNDBUF, SO_SNDLOWAT, SO_SNDTIMEO, SO_TIMESTAMP, SO_TYPE,
+    SOL_SOCKET,
 };
 use kvmlet_abi::{Errno, Gva};
 use zerocopy::IntoBytes;
@@ -13,9 +14,11 @@ use zerocopy::IntoBytes;
 use super::{address, ip_options, socket_of};
 use crate::clock::NSEC_PER_SEC;
 use crate::cx::Cx;
+use crate::id::ObjectId;
 use crate::net::inet::Transport;
 use crate::net::{Credentials, SPACE, Socket};
 use crate::outcome::{Source, SysResult};
+use crate::report::Remedy;
 use crate::syscalls::args::{Args, Fd, Int, Ptr};
 
 /// 1, which cannot be changed on such sockets to any effect.
@@ -32,6 +35,19 @@ const SWITCHES: [i32; 7] = [
 ];
 /// Switches of ancillary data.
 const ANCILLARY: [i32; 2] = [SO_PASSCRED, SO_PASSSEC];
+
+/// Options that say which way packets take, or whose they seem to be, by level and number. A sandbox has none of them, and
+/// who asks for one is told of.
+const ROUTING: [((i32, i32), &str); 8] = [
+    ((SOL_SOCKET, 25), "SO_BINDTODEVICE"),
+    ((SOL_SOCKET, 36), "SO_MARK"),
+    ((SOL_SOCKET, 62), "SO_BINDTOIFINDEX"),
+    ((IPPROTO_IP, 4), "IP_OPTIONS"),
+    ((IPPROTO_IP, 19), "IP_TRANSPARENT"),
+    ((IPPROTO_IP, 50), "IP_UNICAST_IF"),
+    ((IPPROTO_IPV6, 57), "IPV6_RTHDR"),
+    ((IPPROTO_IPV6, 75), "IPV6_TRANSPARENT"),
+];
 
 /// Gives an option to the guest, cut to the length at `len_gva`, and the length of the copied part there.
 fn put(cx: &mut Cx<'_>, to_gva: Gva, len_gva: Gva, bytes: &[u8]) -> SysResult {
@@ -150,9 +166,21 @@ pub fn sys_setsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Fd(fd), Int(level), Int(option), Ptr(value), Int(len)) = args.decode();
     let (id, _) = socket_of(cx, "setsockopt", fd)?;
     let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
-    if level != SOL_SOCKET {
-        return ip_options::set(cx, id, (level, option), (value, len));
+    let result = match level {
+        SOL_SOCKET => set(cx, id, option, (value, len)),
+        _ => ip_options::set(cx, id, (level, option), (value, len)),
+    };
+    let routing = ROUTING.iter().find(|(of, _)| *of == (level, option));
+    if let (Err(error), Some((_, name))) = (result, routing) {
+        let what = format!("setsockopt {name}");
+        cx.host.report.deny(what, error, Remedy::NoNetwork);
     }
+    result
+}
+
+/// Options of SOL_SOCKET.
+fn set(cx: &mut Cx<'_>, id: ObjectId, option: i32, (value, len): (Gva, usize)) -> SysResult {
+    let level = SOL_SOCKET;
     if len < size_of::<i32>() {
         return Err(Errno::EINVAL);
     }
