@@ -99,7 +99,7 @@ def test_a_socket_of_the_host_is_not_reached(tmp_path: pathlib.Path) -> None:
 
 # ---- freeze, fork, reset ----
 
-REQUESTS = [b"look", b"receive", b"accept", b"ask", b"tcp", b"unlink", b"close"]
+REQUESTS = [b"look", b"udp", b"events", b"receive", b"accept", b"ask", b"tcp", b"unlink", b"close"]
 frozen_sockets = [pytest.mark.hw, pytest.mark.poll, pytest.mark.usefixtures("vm")]
 
 
@@ -140,7 +140,7 @@ class TestFrozen:
     @pytest.mark.timeout(1200)
     def test_many_requests(self, snapshot: kvmlet.Snapshot) -> None:
         """Nothing has grown, and the last one finds what the first one found."""
-        rounds = repeated(2_000, 8, short=100)
+        rounds = repeated(10_000, 9, short=100)
         with snapshot.fork() as fork:
             first: dict[bytes, bytes] = {}
             before = None

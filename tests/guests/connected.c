@@ -1,8 +1,10 @@
 // Sockets that exist at the freeze: a listener, a connection with bytes on the way, a descriptor in a message,
-// datagrams that wait, a child that waits in accept(2). Each answer says what a request finds of them.
+// datagrams that wait, an epoll instance that watches them and has told of a part, a child that waits in accept(2).
+// Each answer says what a request finds of them.
 #include "service.h"
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -12,6 +14,7 @@
 #define CHILD_PATH "/tmp/child"
 
 static int listener, client, server, passed[2], receiver, sender, tcp_listener, tcp_client, tcp_server;
+static int udp_receiver, udp_sender, epoll;
 static struct sockaddr_in tcp;
 
 static struct sockaddr *at(const char *path) {
@@ -76,6 +79,22 @@ static void say_state(const char *what, int fd) {
     struct pollfd p = {fd, POLLIN | POLLOUT, 0};
     poll(&p, 1, 0);
     say("%s: %#x\n", what, p.revents);
+}
+
+enum { EVENTS = 8 };
+static const char *const watched[] = {"TCP server", "TCP client", "UDP", "listener", "server", "receiver"};
+
+static void watch(uint32_t number, int fd, uint32_t events) {
+    struct epoll_event event = {.events = events, .data.u32 = number};
+    need(epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0, "epoll_ctl");
+}
+
+// Says what the instance tells of.
+static void say_events(const char *what) {
+    struct epoll_event ready[EVENTS];
+    int n = epoll_wait(epoll, ready, EVENTS, 0);
+    say("%s: %d events\n", what, n);
+    for (int i = 0; i < n; i++) say("  %s: %#x\n", watched[ready[i].data.u32], ready[i].events);
 }
 
 // Accepts connections and gives back what they send, for as long as they send.
@@ -144,6 +163,23 @@ static void answer(void) {
         close(other);
         close(tcp_server);
         say_received("the server has gone", tcp_client, 10);
+    } else if (is_verb("events", &rest)) {
+        say_events("at first");
+        say("%d\n", (int)send(tcp_client, "more", 4, 0));
+        say("%d\n", (int)send(udp_sender, "more", 4, 0));
+        say_events("after more");
+        say_received("of TCP", tcp_server, 60);
+        struct epoll_event event = {.events = EPOLLOUT | EPOLLONESHOT, .data.u32 = 1};
+        say("%d\n", epoll_ctl(epoll, EPOLL_CTL_MOD, tcp_client, &event));
+        close(udp_receiver);
+        say_events("after a close");
+        say_events("again");
+    } else if (is_verb("udp", &rest)) {
+        say_received("queued", udp_receiver, 10);
+        say_received("another", udp_receiver, 10);
+        say_received("no more", udp_receiver, 10);
+        say("%d\n", (int)send(udp_sender, "since", 5, 0));
+        say_received("sent since", udp_receiver, 3);
     } else if (is_verb("unlink", &rest)) {
         say("%d\n", unlink(PATH));
         say("%s\n", connected(PATH) < 0 ? errno_name(errno) : "connected");
@@ -183,6 +219,23 @@ int main(void) {
     need(send(tcp_client, "queued", 6, 0) == 6, "send");
     waiting = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     need(connect(waiting, (void *)&tcp, len) == 0 && send(waiting, "early", 5, 0) == 5, "connect");
+    udp_receiver = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    udp_sender = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in udp = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    len = sizeof udp;
+    need(bind(udp_receiver, (void *)&udp, len) == 0 && getsockname(udp_receiver, (void *)&udp, &len) == 0, "bind");
+    need(connect(udp_sender, (void *)&udp, len) == 0, "connect");
+    need(send(udp_sender, "one", 3, 0) == 3 && send(udp_sender, "two", 3, 0) == 3, "send");
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    watch(0, tcp_server, EPOLLIN | EPOLLRDHUP | EPOLLET);
+    watch(1, tcp_client, EPOLLOUT | EPOLLONESHOT);
+    watch(2, udp_receiver, EPOLLIN);
+    watch(3, listener, EPOLLIN | EPOLLEXCLUSIVE);
+    watch(4, server, EPOLLIN | EPOLLET);
+    watch(5, receiver, EPOLLIN | EPOLLONESHOT);
+    // Of an edge and of a oneshot it has told at the freeze; the others are told of again.
+    struct epoll_event told[2];
+    need(epoll_wait(epoll, told, 2, 0) == 2, "epoll_wait");
     int theirs = listening(CHILD_PATH);
     pid_t parent = getpid();
     if (fork() == 0) serve(theirs, parent);

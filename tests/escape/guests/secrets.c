@@ -12,7 +12,9 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -140,6 +142,46 @@ static void put(int fd) {
     write(fd, block, sizeof block);
 }
 
+// Queues, backlogs and names of sockets, a descriptor in a message, a question for a name.
+static void plant_in_sockets(void) {
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0) put(ends[0]);
+    if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) == 0) send(ends[0], secret.words, 16, 0);
+    for (int abstract = 0; abstract < 2; abstract++) {
+        struct sockaddr_un un = {.sun_family = AF_UNIX};
+        snprintf(un.sun_path + abstract, 80, "%ssocket", secret.text);
+        int listener = socket(AF_UNIX, SOCK_STREAM, 0), early = socket(AF_UNIX, SOCK_STREAM, 0);
+        if (bind(listener, (void *)&un, sizeof un) == 0 && listen(listener, 4) == 0 && connect(early, (void *)&un, sizeof un) == 0)
+            put(early);
+        close(early);
+    }
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    for (int kind = SOCK_STREAM; kind <= SOCK_DGRAM; kind++) {
+        socklen_t len = sizeof in;
+        in.sin_port = 0;
+        int receiver = socket(AF_INET, kind, 0), sender = socket(AF_INET, kind, 0);
+        if (bind(receiver, (void *)&in, len) == 0 && getsockname(receiver, (void *)&in, &len) == 0 &&
+            (kind == SOCK_DGRAM || listen(receiver, 4) == 0) && connect(sender, (void *)&in, len) == 0)
+            put(sender);
+    }
+    int stream[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, stream) == 0) {
+        _Alignas(struct cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {0};
+        struct iovec iov = {secret.words, 16};
+        struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+        struct cmsghdr *header = CMSG_FIRSTHDR(&msg);
+        *header = (struct cmsghdr){CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS};
+        memcpy(CMSG_DATA(header), &ends[1], sizeof(int));
+        sendmsg(stream[0], &msg, 0);
+    }
+    // A question for the address of SECRET.example (RFC 1035, 4.1).
+    unsigned char question[64] = {0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 16};
+    memcpy(question + 13, secret.text, 16);
+    memcpy(question + 29, "\7example\0\0\1\0\1", 13);
+    struct sockaddr_in names = {.sin_family = AF_INET, .sin_port = htons(53), .sin_addr.s_addr = htonl(0x7f000035)};
+    sendto(socket(AF_INET, SOCK_DGRAM, 0), question, 42, 0, (void *)&names, sizeof names);
+}
+
 struct kernel_action {
     uint64_t handler, flags, restorer, mask;
 };
@@ -221,8 +263,7 @@ static void plant(const char *seed_text) {
     // What the kernel holds for a program.
     int ends[2];
     if (pipe(ends) == 0) put(ends[1]);
-    if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0) put(ends[0]);
-    if (socketpair(AF_UNIX, SOCK_DGRAM, 0, ends) == 0) send(ends[0], secret.words, 16, 0);
+    plant_in_sockets();
     eventfd(0, 0);
     uint64_t counter = secret.words[0] >> 1;
     write(eventfd(0, 0), &counter, 8);
@@ -369,6 +410,14 @@ static void find(const char *masked) {
     memcpy(state, answer_text + before, len_of_state);
     answer_len = before;
     search("state", state, len_of_state);
+    static const char *const lists[] = {"/proc/net/unix", "/proc/net/tcp", "/proc/net/udp"};
+    for (int i = 0; i < 3; i++) {
+        int list = open(lists[i], O_RDONLY);
+        ssize_t size = read(list, state, sizeof state);
+        close(list);
+        if (size <= 0 && found++ < 20) say("no %s\n", lists[i]);
+        search(lists[i], state, size > 0 ? (size_t)size : 0);
+    }
     char names[THREADS_MAX][300];
     for (int i = 0; i < worker_count; i++) {
         memset(names[i], 0, sizeof names[i]);
