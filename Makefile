@@ -21,13 +21,14 @@ GUEST_PROGRAMS := tests/guests tests/escape/guests
 help:
 	@echo "make run       build, then run a Python script in a VM"
 	@echo "make test      every check on this machine's own KVM"
-	@echo "make test-long PART=auto|exit|poll|rust|user|servers|suites  the same, with what is rare repeated in full"
+	@echo "make test-long PART=auto|exit|poll|rust|user|servers|suites|network  the same, with what is rare repeated in full"
 	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
 	@echo "make bench-fork  the same for freezing, forking and resetting"
 	@echo "make bench-calls  what a system call costs, by exit and by polling"
 	@echo "make bench-processes  what fork, exec, pipes and switches between processes cost"
+	@echo "make bench-net  what sockets cost, inside and to the host"
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make bench-faults  page faults that leave the VM, of real programs"
 	@echo "make bench-limits  how soon a limit or a signal ends hostile guests"
@@ -114,9 +115,10 @@ test-exit test-poll: test-%:
 	KVMLET_CALLS=$* $(SIDE_BY_SIDE) -m '$(EACH_WAY)' --share $(SHARE) $(END_TO_END)
 
 # What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
-LONG_PARTS := auto exit poll rust user servers suites
-# Servers that only this part has installed.
+LONG_PARTS := auto exit poll rust user servers suites network
+# Servers and other programs that only a part of their own has installed.
 SERVERS := tests/e2e/test_servers.py
+NETWORK := tests/e2e/test_net_programs.py
 # Suites of CPython and Go, likewise.
 SUITES := tests/e2e/test_suites.py
 .PHONY: test-long $(LONG_PARTS:%=test-long-%)
@@ -126,7 +128,7 @@ test-long: deps-test
 test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
-	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) --ignore $(SERVERS) --ignore $(SUITES)
+	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) --ignore $(SERVERS) --ignore $(SUITES) --ignore $(NETWORK)
 # Servers as they are installed, each asked 10,000 times.
 test-long-servers: $(VENV)/.group-servers
 	@.ci/deps build test servers
@@ -140,6 +142,13 @@ test-long-suites: $(VENV)/.group-dev
 	@.ci/deps build test suites
 	@$(MAKE) develop
 	tests/as_user env KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP $(SUITES)
+# Programs that talk, each natively and in a VM. As root some do not run.
+test-long-network: $(VENV)/.group-dev
+	@.ci/deps build test network
+	@$(MAKE) develop
+	@$(MAKE) guests
+	KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rs $(NETWORK) -k 'not pgbench and not sshd'
+	tests/as_user env KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rs $(NETWORK) -k 'pgbench or sshd'
 # The end-to-end tests once more by a user without privileges who may use /dev/kvm.
 test-long-user: $(VENV)/.group-dev
 	@$(MAKE) develop
@@ -227,6 +236,12 @@ bench-processes: deps-bench
 	@.ci/deps build peers || echo "going on without gVisor"
 	@$(MAKE) develop-release
 	$(BIN)/python benches/processes.py
+
+.PHONY: bench-net
+bench-net: deps-bench
+	@.ci/deps build peers || echo "going on without gVisor"
+	@$(MAKE) develop-release
+	$(BIN)/python benches/net.py
 
 .PHONY: bench-profile
 bench-profile: deps-bench $(VENV)/.group-bench

@@ -68,6 +68,8 @@ class Run:
     """The "name value" lines of its standard output."""
     stats: dict[str, float]
     """Counters of `kvmlet run --stats=json`; for other runs, what the kernel counted."""
+    cpu_ns: float = 0
+    """CPU time of the process and those that it has waited for."""
 
     def value(self, name: str) -> float:
         """A value that the program printed. Raises BenchError."""
@@ -136,9 +138,16 @@ def runsc(argv: Sequence[str]) -> Run:
     return _run([*RUNSC, *argv])
 
 
-def kvmlet(argv: Sequence[str], *, calls: str = "auto", command: Path = KVMLET) -> Run:
+def kvmlet(
+    argv: Sequence[str],
+    *,
+    calls: str = "auto",
+    options: Sequence[str] = (),
+    command: Path = KVMLET,
+) -> Run:
     """Run `argv` by `kvmlet run`, with its counters. Raises BenchError."""
-    run, stderr = _spawn([str(command), "run", "--calls", calls, "--stats=json", "--", *argv])
+    words = ["run", "--calls", calls, *options, "--stats=json", "--", *argv]
+    run, stderr = _spawn([str(command), *words])
     lines = stderr.strip().splitlines()
     try:
         stats: object = json.loads(lines[-1])
@@ -151,7 +160,7 @@ def kvmlet(argv: Sequence[str], *, calls: str = "auto", command: Path = KVMLET) 
         for name, value in stats.items()
         if isinstance(value, (int, float)) and name not in ("exit_code", "signal")
     }
-    return Run(run.wall_ns, run.values, counters)
+    return Run(run.wall_ns, run.values, counters, run.cpu_ns)
 
 
 def kvmlet_plain(argv: Sequence[str]) -> Run:
@@ -226,7 +235,8 @@ def _spawn(argv: Sequence[str]) -> tuple[Run, str]:
         last = (stderr.strip().splitlines() or ["no message"])[-1]
         raise BenchError(f"{' '.join(argv)}: status {status}: {last}")
     stats = {"faults": float(usage.ru_minflt + usage.ru_majflt), "user_us": usage.ru_utime * 1e6}
-    return Run(wall_ns, _values(stdout), stats), stderr
+    cpu_ns = (usage.ru_utime + usage.ru_stime) * 1e9
+    return Run(wall_ns, _values(stdout), stats, cpu_ns), stderr
 
 
 def _wait(pid: int, argv: Sequence[str]) -> tuple[int, resource.struct_rusage]:

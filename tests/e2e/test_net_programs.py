@@ -1,0 +1,400 @@
+"""Programs that talk: each natively and in a VM, and those that cross its border.
+
+`make test-long PART=network` installs them. A few that are anywhere are in the default suite.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e.certificates import certificate
+from e2e.oracle import ENV, GUESTS, HW, KVMLET, LONG, ROOT, command, in_vm, kvmlet_argv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from e2e.oracle import Oracle
+
+pytestmark = [
+    pytest.mark.default_mode,
+    pytest.mark.skipif(HW, reason="the emulated machine runs our own guests only"),
+]
+
+PROGRAMS = ROOT / "tests" / "e2e" / "network"
+PYTHON = "/usr/bin/python3"
+CALLER = "host.kvmlet.internal"
+LIMIT_S = 100
+RUNTIME = ("--memory", "2g")
+
+# Waits until somebody listens on a port, which is the first word.
+UNTIL = (
+    "until_up() { for i in $(seq 300); do "
+    "(exec 3<>/dev/tcp/127.0.0.1/$1) 2>/dev/null && return; sleep 0.1; done; echo nobody; }\n"
+)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A script of bash in a copy of PROGRAMS, whose output is the same natively and in a VM."""
+
+    script: str
+    needs: tuple[str, ...] = ()
+    """Programs, files with a slash in them, and modules of the system's Python behind "python:"."""
+    options: tuple[str, ...] = ()
+    quick: bool = False
+    """In the default suite too."""
+    as_user: bool = False
+    """It does not run as root."""
+
+
+TALK = {
+    "busybox-http": Program(
+        "echo served >index.html; busybox httpd -f -p 127.0.0.1:18101 -h . & server=$!\n"
+        "until_up 18101; busybox wget -q -O - http://127.0.0.1:18101/index.html\n"
+        "busybox wget -q -O - http://localhost:18101/none; echo $?; kill $server",
+        needs=("busybox",),
+        quick=True,
+    ),
+    "busybox-nc": Program(
+        "(busybox nc -l -p 18102 -s 127.0.0.1 -e /bin/cat) & sleep 0.5\n"
+        "echo 'there and back' | busybox nc -w 5 127.0.0.1 18102\n"
+        "busybox nc -w 5 127.0.0.1 18102 </dev/null 2>/dev/null; echo $?",
+        needs=("busybox",),
+        quick=True,
+    ),
+    "openssl": Program(
+        "openssl s_server -quiet -accept 127.0.0.1:18103 -cert server.pem -key server.key -WWW "
+        ">/dev/null 2>&1 & server=$!\n"
+        "until_up 18103; printf 'GET /clients.py HTTP/1.0\\r\\n\\r\\n' | "
+        "openssl s_client -quiet -connect 127.0.0.1:18103 -CAfile server.pem 2>/dev/null | "
+        "sha256sum; kill $server; wait $server 2>/dev/null; echo over",
+        needs=("openssl",),
+        quick=True,
+    ),
+    "socat": Program(
+        "socat TCP-LISTEN:18001,bind=127.0.0.1,reuseaddr,fork EXEC:cat & tcp=$!\n"
+        "socat UNIX-LISTEN:/tmp/kvmlet-socat,fork SYSTEM:'rev' & unix=$!\n"
+        "socat UDP-RECVFROM:18001,bind=127.0.0.1,fork SYSTEM:'tr a-z A-Z' & udp=$!\n"
+        "until_up 18001; sleep 0.5\n"
+        "for i in 1 2 3; do echo stream $i | socat - TCP:127.0.0.1:18001; done\n"
+        "echo backwards | socat -t5 - UNIX-CONNECT:/tmp/kvmlet-socat\n"
+        "echo datagram | socat -T2 -t1 - UDP:127.0.0.1:18001\n"
+        "head -c 3000000 /dev/zero | socat -t5 - TCP:127.0.0.1:18001 | sha256sum\n"
+        "kill $tcp $unix $udp; rm -f /tmp/kvmlet-socat",
+        needs=("socat",),
+    ),
+    "nc": Program(
+        "nc -l -N 127.0.0.1 18002 <clients.py >/tmp/kvmlet-nc & sleep 0.5\n"
+        "echo to the server | nc -N 127.0.0.1 18002 | sha256sum; wait; cat /tmp/kvmlet-nc\n"
+        "nc -z 127.0.0.1 18002; echo $?; rm /tmp/kvmlet-nc",
+        needs=("nc.openbsd",),
+    ),
+    "curl-and-wget": Program(
+        "python3 -m http.server --bind 127.0.0.1 18003 2>/dev/null & plain=$!\n"
+        "openssl s_server -quiet -accept 127.0.0.1:18004 -cert server.pem -key server.key -WWW "
+        ">/dev/null 2>&1 & secret=$!\n"
+        "until_up 18003; until_up 18004\n"
+        "curl -sS http://127.0.0.1:18003/clients.py | sha256sum\n"
+        "wget -q -O - http://localhost:18003/clients.py | sha256sum\n"
+        "curl -sS --cacert server.pem https://127.0.0.1:18004/clients.py | sha256sum\n"
+        "wget -q --ca-certificate=server.pem -O - https://127.0.0.1:18004/clients.py | sha256sum\n"
+        "curl -sS https://127.0.0.1:18004/ 2>/dev/null; echo $?\n"
+        "kill $plain $secret; wait 2>/dev/null",
+        needs=("curl", "wget", "openssl"),
+    ),
+    "python-clients": Program("python3 clients.py urllib asyncio"),
+    "requests": Program("python3 clients.py requests", needs=("python:requests",)),
+    "aiohttp": Program("python3 clients.py aiohttp", needs=("python:aiohttp",)),
+    "forkserver": Program("python3 forkserver.py"),
+    "git-daemon": Program(
+        "git='git -c user.name=a -c user.email=a@example.com -c init.defaultBranch=main'\n"
+        "mkdir -p /tmp/kvmlet-git && cd /tmp/kvmlet-git && $git init -q repo && cd repo\n"
+        "echo tracked >file; $git add file; $git commit -qm first; cd ..\n"
+        "git daemon --base-path=. --export-all --listen=127.0.0.1 --port=18005 --reuseaddr "
+        ". 2>/dev/null & server=$!\n"
+        "until_up 18005; git clone -q git://127.0.0.1:18005/repo out; cat out/file\n"
+        "git ls-remote git://127.0.0.1:18005/none 2>/dev/null; echo $?\n"
+        "kill $server; wait 2>/dev/null; cd /; rm -r /tmp/kvmlet-git",
+        needs=("git",),
+    ),
+    "redis": Program(
+        "redis-server --port 18006 --bind 127.0.0.1 --save '' --daemonize no --dir /tmp "
+        "--unixsocket /tmp/kvmlet-redis >/dev/null & server=$!\n"
+        "until_up 18006; alias r='redis-cli -p 18006'; shopt -s expand_aliases\n"
+        "redis-cli -p 18006 set a 1; redis-cli -p 18006 incr a\n"
+        "redis-cli -s /tmp/kvmlet-redis get a\n"
+        "redis-benchmark -p 18006 -q -n 2000 -c 20 -t get,set >/dev/null 2>&1; echo $?\n"
+        "redis-benchmark -p 18006 -q -n 4000 -P 16 -t incr >/dev/null 2>&1; echo $?\n"
+        "redis-cli -p 18006 dbsize; redis-cli -p 18006 shutdown nosave; wait; echo $?",
+        needs=("redis-server", "redis-benchmark"),
+    ),
+    "pgbench": Program(
+        "export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin); rm -rf /tmp/kvmlet-pg\n"
+        "initdb -D /tmp/kvmlet-pg -U test -A trust -N >/dev/null\n"
+        "pg_ctl -s -w -D /tmp/kvmlet-pg -l /tmp/kvmlet-pg/log "
+        "-o '-p 18007 -c unix_socket_directories=/tmp -c fsync=off' start\n"
+        "export PGUSER=test PGPORT=18007 PGHOST=127.0.0.1; createdb bench\n"
+        "pgbench -q -i bench 2>/dev/null >/dev/null; echo $?\n"
+        "pgbench -c 4 -t 25 bench 2>/dev/null | grep processed\n"
+        "PGHOST=/tmp psql -Atc 'select count(*) from pgbench_accounts' bench\n"
+        "pg_ctl -s -w -m fast -D /tmp/kvmlet-pg stop; rm -rf /tmp/kvmlet-pg",
+        needs=("/usr/lib/postgresql", "pgbench"),
+        options=RUNTIME,
+        as_user=True,
+    ),
+    "node": Program("node cluster.js", needs=("node",), options=RUNTIME),
+    "go": Program("./nethttp", needs=("go",), options=RUNTIME),
+    "java": Program("java Http.java", needs=("java",), options=RUNTIME),
+    "pytest-xdist": Program(
+        'cd /tmp; printf \'import pytest\\n@pytest.mark.parametrize("n", range(20))\\n'
+        "def test_n(n):\\n    assert n != 7\\n' >test_kvmlet.py\n"
+        "python3 -m pytest -q -n 2 -p no:cacheprovider test_kvmlet.py | "
+        "grep -o '[0-9]* failed, [0-9]* passed'; rm -r test_kvmlet.py __pycache__",
+        needs=("python:xdist",),
+        options=RUNTIME,
+    ),
+    "language-server": Program(
+        "python3 language_client.py - python3 -m pylsp\n"
+        "python3 language_client.py 18008 python3 -m pylsp --tcp --host 127.0.0.1 --port 18008",
+        needs=("python:pylsp",),
+        options=RUNTIME,
+    ),
+    "tmux": Program(
+        "tmux='tmux -S /tmp/kvmlet-tmux -f /dev/null'\n"
+        "$tmux new-session -d -x 80 -y 24 'cat'; $tmux send-keys 'typed there' Enter\n"
+        "for i in $(seq 100); do "
+        "[ $($tmux capture-pane -p | grep -c 'typed there') = 2 ] && break; sleep 0.1; done\n"
+        "$tmux capture-pane -p | head -2; $tmux list-sessions -F '#{session_windows}'\n"
+        "$tmux kill-server; echo $?",
+        needs=("tmux",),
+    ),
+    "gpg": Program(
+        "export GNUPGHOME=/tmp/kvmlet-gpg; mkdir -m 700 $GNUPGHOME\n"
+        "gpg -q --batch --passphrase '' --quick-gen-key a@example.com ed25519 sign 2>/dev/null\n"
+        "gpg -q --batch -o /tmp/kvmlet-gpg/sig --detach-sign clients.py; echo $?\n"
+        "gpg -q --verify /tmp/kvmlet-gpg/sig clients.py 2>/dev/null; echo $?\n"
+        "gpg -q --verify /tmp/kvmlet-gpg/sig forkserver.py 2>/dev/null; echo $?\n"
+        "gpgconf --kill gpg-agent; rm -r $GNUPGHOME",
+        needs=("gpg", "gpg-agent"),
+    ),
+    "ssh-agent": Program(
+        "ssh-keygen -q -t ed25519 -N '' -C comment -f /tmp/kvmlet-key\n"
+        "eval $(ssh-agent -s -a /tmp/kvmlet-agent) >/dev/null; ssh-add -q /tmp/kvmlet-key\n"
+        "ssh-add -l | cut -d' ' -f1,3-; rm /tmp/kvmlet-key\n"
+        "echo text | ssh-keygen -Y sign -f /tmp/kvmlet-key.pub -n file 2>/dev/null | head -1\n"
+        "ssh-add -q -D; ssh-add -l; echo $?; ssh-agent -k >/dev/null; rm /tmp/kvmlet-key.pub",
+        needs=("ssh-agent",),
+    ),
+    "sshd": Program(
+        "d=/tmp/kvmlet-sshd; mkdir -m 700 $d; for k in host user; do "
+        "ssh-keygen -q -t ed25519 -N '' -f $d/$k; done; cp $d/user.pub $d/authorized\n"
+        "/usr/sbin/sshd -D -e -f /dev/null -p 18010 -h $d/host -o ListenAddress=127.0.0.1 "
+        "-o AuthorizedKeysFile=$d/authorized -o StrictModes=no -o UsePAM=no -o PidFile=none "
+        "2>/dev/null & server=$!\n"
+        "until_up 18010; ssh='ssh -q -F /dev/null -p 18010 -i '$d'/user -o BatchMode=yes "
+        "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null 127.0.0.1'\n"
+        "$ssh 'echo there; exit 3'; echo $?; head -c 300000 /dev/zero | $ssh sha256sum\n"
+        "kill $server; rm -r $d",
+        needs=("/usr/sbin/sshd", "ssh"),
+        as_user=True,
+    ),
+    "dbus": Program(
+        "dbus-run-session -- sh -c '"
+        "send() { dbus-send --session --print-reply=literal --dest=org.freedesktop.DBus / $@; }; "
+        "send org.freedesktop.DBus.NameHasOwner string:org.freedesktop.DBus; "
+        "send org.freedesktop.DBus.RequestName string:org.example.Name uint32:0; "
+        "send org.freedesktop.DBus.GetNameOwner string:org.example.None 2>&1 | cut -d: -f1'",
+        needs=("dbus-run-session", "dbus-send"),
+    ),
+}
+
+
+def missing(needs: Sequence[str]) -> str:
+    """Why a program cannot be run here, "" if it can."""
+    for need in needs:
+        kind, _, module = need.partition(":")
+        if kind == "python":
+            found = command([PYTHON, "-c", f"import {module}"], cwd="/").status == 0
+        else:
+            found = os.path.exists(need) if "/" in need else shutil.which(need) is not None
+        if not found:
+            return f"{need} is not installed: make test-long PART=network"
+    return ""
+
+
+def require(*needs: str) -> None:
+    reason = missing(needs)
+    if reason:
+        pytest.skip(reason)
+
+
+is_long = pytest.mark.skipif(not LONG, reason="it is long: make test-long PART=network")
+
+
+@pytest.fixture
+def programs(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of PROGRAMS, with a certificate."""
+    copy = tmp_path / "programs"
+    shutil.copytree(PROGRAMS, copy)
+    certificate(copy, "server")
+    return copy
+
+
+def rows() -> list[object]:
+    marks = {True: (), False: (is_long,)}
+    return [pytest.param(row, id=name, marks=marks[row.quick]) for name, row in TALK.items()]
+
+
+@pytest.mark.parametrize("row", rows())
+def test_as_natively(oracle: Oracle, programs: pathlib.Path, row: Program) -> None:
+    require(*row.needs)
+    if row.as_user and os.geteuid() == 0:
+        pytest.skip("it does not run as root: make test-long PART=network as another user")
+    if "go" in row.needs:
+        cache = os.fspath(GUESTS / "build" / ".go")
+        settings = {"CGO_ENABLED": "0", "GO111MODULE": "off", "GOFLAGS": "", "GOCACHE": cache}
+        env = {**os.environ, **settings}
+        subprocess.run(["go", "build", "nethttp.go"], cwd=programs, env=env, check=True)
+    script = f"{UNTIL}{row.script}\n"
+    run = oracle.compare(["/bin/bash", "-c", script], cwd=programs, options=list(row.options))
+    assert b"nobody" not in run.stdout
+    assert run.stdout
+
+
+# ---- across the border ----
+
+
+@is_long
+def test_dig(tmp_path: pathlib.Path, vm: None) -> None:
+    """Answers are ours: names that a rule allows, by UDP and by TCP, and no others."""
+    require("dig")
+    script = (
+        f"dig +short {CALLER}; dig +short +tcp {CALLER}; dig +short {CALLER} AAAA\n"
+        "dig nowhere.example | grep -o 'status: [A-Z]*'; dig +short localhost\n"
+        f"dig {CALLER} MX | grep -o 'ANSWER: [0-9]*'; dig @127.0.0.53 +short {CALLER}\n"
+    )
+    run = in_vm(["/bin/bash", "-c", script], cwd=tmp_path, options=["--net", f"{CALLER}:80"])
+    lines = run.stdout.decode().splitlines()
+    address = "127.0.0.54"
+    assert lines == [address, address, "status: NXDOMAIN", "127.0.0.1", "ANSWER: 0", address], run
+
+
+@is_long
+@pytest.mark.parametrize("name", ["nginx", "redis"])
+def test_reached_from_outside(tmp_path: pathlib.Path, name: str, vm: None) -> None:
+    """A server by `-p`, asked by a program of the host."""
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(
+        "daemon off; pid /tmp/pid; error_log stderr; events {}\n"
+        "http { access_log off; client_body_temp_path /tmp/b; proxy_temp_path /tmp/p;\n"
+        "fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;\n"
+        f"server {{ listen 8000; root {tmp_path}; }} }}\n"
+    )
+    (tmp_path / "file").write_text("served\n" * 10_000)
+    servers = {
+        "nginx": ["/usr/sbin/nginx", "-e", "stderr", "-c", os.fspath(conf)],
+        "redis": ["redis-server", "--port", "8000", "--save", "", "--dir", "/tmp"],
+    }
+    require(servers[name][0])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = kvmlet_argv(servers[name], ["-p", f"{port}:8000", *RUNTIME])
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as run:
+        try:
+            ask = {"nginx": ask_nginx, "redis": ask_redis}[name]
+            until = time.monotonic() + LIMIT_S
+            while not ask(port):
+                assert run.poll() is None, run.stderr and run.stderr.read()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+        finally:
+            run.send_signal(signal.SIGTERM)
+            run.communicate(timeout=LIMIT_S)
+
+
+def ask_nginx(port: int) -> bool:
+    try:
+        for _ in range(20):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/file", timeout=20) as answer:
+                assert answer.read() == b"served\n" * 10_000
+    except OSError:
+        return False
+    return True
+
+
+def ask_redis(port: int) -> bool:
+    words = ["redis-benchmark", "-p", str(port), "-q", "-n", "2000", "-c", "20", "-t", "get,set"]
+    run = subprocess.run(words, capture_output=True, timeout=LIMIT_S, text=True)
+    return run.returncode == 0 and len(re.findall("requests per second", run.stdout)) == 2
+
+
+@is_long
+def test_gdb_refuses(tmp_path: pathlib.Path, vm: None) -> None:
+    """A sandbox has no ptrace(2): gdb says so and ends."""
+    require("gdb")
+    words = ["gdb", "-nx", "-batch", "-ex", "run", "-ex", "info registers rip", "/bin/true"]
+    run = in_vm(words, cwd=tmp_path, options=list(RUNTIME))
+    said = (run.stdout + run.guest_stderr).decode()
+    assert "trace" in said, run
+    assert "The program has no registers now" in said, run
+    assert any("ptrace" in line for line in run.own_lines), run
+
+
+@is_long
+def test_pip_installs_from_its_index(tmp_path: pathlib.Path, vm: None) -> None:
+    """With the hosts of the index allowed, and nothing else."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("this Python has no pip")
+    pip = [sys.executable, "-m", "pip"]
+    shown = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout
+    found = re.search(r"index-url='([^']+)'", shown)
+    index = (found[1] if found else "https://pypi.org/simple").rstrip("/")
+    authority = re.search(r"cert='([^']+)'", shown)
+    request = urllib.request.Request(
+        f"{index}/six/", headers={"Accept": "application/vnd.pypi.simple.v1+json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            files = json.load(answer)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        pytest.skip(f"no index at {index}: {error}")
+    rules = set()
+    for url in (index, files[-1]["url"]):
+        parts = urllib.parse.urlsplit(urllib.parse.urljoin(f"{index}/six/", url))
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        rules.add(f"{parts.hostname}:{port}")
+        # A mirror beside this machine is reached by a rule for its address only.
+        for *_, address in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM):
+            rules.add(f"[{address[0]}]:{port}" if ":" in address[0] else f"{address[0]}:{port}")
+    options = [word for rule in sorted(rules) for word in ("--net", rule)]
+    if authority:
+        options += ["--read", authority[1], "-e", f"PIP_CERT={authority[1]}"]
+    options += ["-e", f"PIP_INDEX_URL={index}", *RUNTIME]
+    install = "install --quiet --no-deps --no-cache-dir --target /tmp/out six"
+    script = f'"$0" -m pip {install} && PYTHONPATH=/tmp/out "$0" -c "import six; print(six.name)"'
+    script = script.replace("six.name", "six.__name__")
+    words = [os.fspath(KVMLET), "run", *options, "--", "/bin/sh", "-c", script, sys.executable]
+    run = command(words, cwd=tmp_path)
+    assert (run.stdout, run.status) == (b"six\n", 0), run
+    # Without a rule it is told which one would do.
+    run = command(kvmlet_argv(["/bin/sh", "-c", script, sys.executable], RUNTIME), cwd=tmp_path)
+    host = urllib.parse.urlsplit(index).hostname
+    assert run.status != 0
+    assert any(f"--net {host}" in line for line in run.own_lines), run
