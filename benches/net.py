@@ -221,8 +221,14 @@ def main() -> int:
     if reason:
         print(f"not compared with runsc --platform=ptrace: {reason}")
     peer = None if reason else runsc
-    cases = {kind: partial(_streams, kind, peer) for kind in STREAMS}
-    cases |= {"hand-over": _hand_over, "host": _host, "redis": _redis, "idle": _idle}
+    cases: dict[str, Callable[[int], list[Row]]] = {
+        "hand-over": _hand_over,
+        "host": _host,
+        "redis": _redis,
+        "idle": _idle,
+    }
+    for kind in STREAMS:
+        cases[kind] = partial(_streams, kind, peer)
     wanted = options.only or names
     return run([Case(name, cases[name]) for name in wanted], options)
 

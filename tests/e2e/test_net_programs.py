@@ -394,7 +394,8 @@ def test_pip_installs_from_its_index(tmp_path: pathlib.Path, vm: None) -> None:
         rules.add(f"{parts.hostname}:{port}")
         # A mirror beside this machine is reached by a rule for its address only.
         for *_, address in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM):
-            rules.add(f"[{address[0]}]:{port}" if ":" in address[0] else f"{address[0]}:{port}")
+            ip = str(address[0])
+            rules.add(f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}")
     options = [word for rule in sorted(rules) for word in ("--net", rule)]
     if authority:
         options += ["--read", authority[1], "-e", f"PIP_CERT={authority[1]}"]
