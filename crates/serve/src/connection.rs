@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,8 +28,8 @@ const STREAM_BYTES: usize = 64 << 10;
 /// hyper's buffer for a head: a little more than the guard lets pass.
 const BUFFER_BYTES: usize = syntax::HEAD_BYTES_MAX + (8 << 10);
 
-/// Time for the first request of a client when the server is being stopped.
-const FIRST_PATIENCE: Duration = Duration::from_millis(500);
+/// Time for the last request of a client when the server is being stopped.
+const LAST_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A client and the state of its connection.
 #[derive(Debug)]
@@ -47,6 +47,19 @@ impl Client {
     /// The number of the request that begins now, from 1. HTTP/1 has one at a time.
     pub(crate) fn next_number(&self) -> u64 {
         self.requests.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// Waits until the client has had time for a request that it had begun to send, and has no more of them. A client
+    /// of HTTP/2 is told by hyper in time.
+    async fn until_quiet(&self) {
+        let course = &self.course;
+        while !(course.is_http2() && self.requests.load(Ordering::SeqCst) > 0) {
+            let before = course.idle_since_answer();
+            tokio::time::sleep(LAST_PATIENCE).await;
+            if before.is_some() && course.idle_since_answer() == before {
+                return;
+            }
+        }
     }
 
     pub(crate) fn origin(&self) -> Origin {
@@ -107,15 +120,12 @@ pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch:
         _ = phase.wait_for(|phase| *phase != Phase::Open) => false,
         () = client.course.http2_is_idle(front.settings.keepalive) => true,
     };
-    // It came before the end was asked for, and its first request may be on its way: hyper would drop it.
-    let begun = Instant::now();
-    while !is_idle
-        && client.requests.load(Ordering::SeqCst) == 0
-        && begun.elapsed() < FIRST_PATIENCE
-    {
+    if !is_idle {
+        // A request may be on its way, which hyper would drop. Its answer says that it is the last one.
         tokio::select! {
             _ = connection.as_mut() => return,
-            () = tokio::time::sleep(FIRST_PATIENCE / 50) => {}
+            _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
+            () = client.until_quiet() => {}
         }
     }
     connection.as_mut().graceful_shutdown();

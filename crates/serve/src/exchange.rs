@@ -137,6 +137,7 @@ pub(crate) async fn exchange(
         Some(refusal) => Err(refusal.into()),
         None => attempt(&front, &client, number, request, &id, &mut account).await,
     };
+    let is_last = front.is_ending();
     match attempt {
         Ok(answered) => {
             let patience = front.settings.header_timeout;
@@ -144,6 +145,8 @@ pub(crate) async fn exchange(
             // The guard sees that a client of HTTP/1 takes nothing.
             if !is_http1 {
                 response.body_mut().limit_stall(patience);
+            } else if is_last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                say_last(&mut response);
             }
             response
         }
@@ -154,13 +157,18 @@ pub(crate) async fn exchange(
             account.close(failure.outcome);
             let mut response = whole(response, answering);
             // What follows a request that was refused, nobody knows.
-            if is_http1 && failure.outcome == Outcome::Refused {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(header::CONNECTION, close);
+            if is_http1 && (is_last || failure.outcome == Outcome::Refused) {
+                say_last(&mut response);
             }
             response
         }
     }
+}
+
+/// Has the client know that its connection ends with this answer, and ends it.
+fn say_last(response: &mut Response<AnswerBody>) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
 }
 
 fn request_id(front: &Front, client: &Client, request: &Request<Incoming>) -> String {
@@ -481,6 +489,8 @@ fn hand_back(
     if answered.body.is_end_stream() {
         drop(feeder);
         let mut response = Response::from_parts(head, body);
+        // The fork is free before the client asks again.
+        answered.course.handle.finish();
         if is_bodiless(&response) {
             tokio::spawn(finish(answered, account));
             return response;
@@ -531,6 +541,10 @@ async fn pump(answered: Answered, feeder: Feeder, mut account: Account) {
         };
         match frame {
             Some(Ok(frame)) => {
+                if body.is_end_stream() && !ends_with_connection {
+                    // The fork is free before the client has this, and asks again.
+                    course.handle.finish();
+                }
                 account.add_bytes(frame.data_ref().map_or(0, |data| data.len() as u64));
                 if !feeder.give(frame).await {
                     break Err(Outcome::Aborted);

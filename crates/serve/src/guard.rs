@@ -105,6 +105,12 @@ impl Course {
         }
     }
 
+    /// The number of answers so far, if none is missing.
+    pub(crate) fn idle_since_answer(&self) -> Option<u64> {
+        let answered = self.answered.load(Ordering::SeqCst);
+        (self.heads.load(Ordering::SeqCst) == answered).then_some(answered)
+    }
+
     fn is_idle(&self) -> bool {
         self.heads.load(Ordering::SeqCst) == self.answered.load(Ordering::SeqCst)
     }

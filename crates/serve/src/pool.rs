@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::fork::{Ending, Fork, Master};
 use crate::log::{Lines, Log};
 use crate::metrics::{Counted, Metrics};
-use crate::wire::Wire;
+use crate::wire::{Handle, Wire};
 
 /// A fork that fails so often without a success between is made anew.
 const FAILURES_MAX: u32 = 3;
@@ -87,11 +87,39 @@ impl Job {
     }
 }
 
-#[derive(Default)]
+/// The state of a fork, for those who ask if there is room.
+enum Place {
+    /// It has no request: it waits for one, is being reset, or is being made.
+    Free,
+    /// It has a request. Once that is over the fork is as good as free, also before it knows.
+    Serving(Handle),
+    /// It could not be made.
+    Missing,
+}
+
 struct Queue {
     jobs: VecDeque<Job>,
-    idle: usize,
+    /// Of each fork, by its number.
+    places: Vec<Place>,
     is_closed: bool,
+}
+
+impl Queue {
+    /// Forks that take a request now, or as soon as they are reset or made.
+    fn free(&self) -> usize {
+        let is_free = |place: &&Place| match place {
+            Place::Free => true,
+            Place::Serving(handle) => handle.is_over(),
+            Place::Missing => false,
+        };
+        self.places.iter().filter(is_free).count()
+    }
+
+    fn set(&mut self, number: usize, place: Place) {
+        if let Some(there) = self.places.get_mut(number) {
+            *there = place;
+        }
+    }
 }
 
 struct Shared {
@@ -124,10 +152,15 @@ impl Pool {
     ) -> Result<Self, String> {
         // This one shows that it can be done.
         let first = master.fork()?;
+        let count = settings.forks.max(1);
         let shared = Arc::new(Shared {
             master,
             settings,
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue {
+                jobs: VecDeque::new(),
+                places: (0..count).map(|_| Place::Free).collect(),
+                is_closed: false,
+            }),
             changed: Condvar::new(),
             closing: Condvar::new(),
             failures: AtomicU32::new(0),
@@ -139,7 +172,7 @@ impl Pool {
             threads: Mutex::default(),
         };
         let mut first = Some(first);
-        for number in 0..settings.forks.max(1) {
+        for number in 0..count {
             let worker = Worker {
                 shared: Arc::clone(&shared),
                 number,
@@ -167,11 +200,11 @@ impl Pool {
         if queue.is_closed {
             return Err((NotTaken::Closed, wire));
         }
-        let most = queue.idle + self.shared.settings.queue_max;
-        if queue.jobs.len() >= most {
+        let queue_max = self.shared.settings.queue_max;
+        if queue.jobs.len() >= queue_max {
             // Those whose clients are gone take no place.
             queue.jobs.retain(|job| !job.wire.is_over());
-            if queue.jobs.len() >= most {
+            if queue.jobs.len() >= queue_max.saturating_add(queue.free()) {
                 return Err((NotTaken::Full, wire));
             }
         }
@@ -241,17 +274,19 @@ impl Shared {
         self.metrics.waiting.store(waiting, Ordering::Relaxed);
     }
 
-    /// The next request whose client is still there; `None` once there will be no more.
-    fn next(&self) -> Option<Job> {
+    /// The next request whose client is still there, for the fork with this number; `None` once there will be no more.
+    fn next(&self, number: usize) -> Option<Job> {
         let mut queue = self.lock();
-        queue.idle += 1;
-        let job = loop {
+        loop {
             let job = queue.jobs.pop_front();
             self.note_waiting(&queue);
             match job {
                 Some(job) if job.wire.is_over() || job.is_late() => {}
-                Some(job) => break Some(job),
-                None if queue.is_closed => break None,
+                Some(job) => {
+                    queue.set(number, Place::Serving(job.wire.handle()));
+                    return Some(job);
+                }
+                None if queue.is_closed => return None,
                 None => {
                     queue = self
                         .changed
@@ -259,9 +294,7 @@ impl Shared {
                         .unwrap_or_else(PoisonError::into_inner);
                 }
             }
-        };
-        queue.idle -= 1;
-        job
+        }
     }
 
     /// Waits, unless the pool is closed.
@@ -300,9 +333,12 @@ impl Worker {
         loop {
             let Some(mut fork) = self.fork.take().or_else(|| self.make()) else {
                 attempts += 1;
-                if shared.lock().is_closed {
+                let mut queue = shared.lock();
+                if queue.is_closed {
                     return;
                 }
+                queue.set(self.number, Place::Missing);
+                drop(queue);
                 shared.pause(
                     PAUSE_MIN
                         .saturating_mul(1 << attempts.min(8))
@@ -311,8 +347,9 @@ impl Worker {
                 continue;
             };
             attempts = 0;
+            shared.lock().set(self.number, Place::Free);
             let there = Counted::new(&shared.metrics.forks);
-            while let Some(job) = shared.next() {
+            while let Some(job) = shared.next(self.number) {
                 let busy = Counted::new(&shared.metrics.forks_busy);
                 let is_usable = self.serve(fork.as_mut(), job);
                 drop(busy);
@@ -385,6 +422,8 @@ impl Worker {
                 .say(&format!("fork {}, request {id}: {error}", self.number));
         }
         let keeps_state = shared.settings.begin == Begin::AsLeft && !is_failure;
+        // Its client, who sees the end of the answer, may ask again at once.
+        shared.lock().set(self.number, Place::Free);
         // Before the end of its output, which is the end of its answer only if this says so.
         let _ = ended.send(Ended { ending, ran });
         wire.end_output();
@@ -425,6 +464,8 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
     use crate::testing::{Act, FakeMaster};
     use crate::wire::wire;
@@ -451,8 +492,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_more_than_may_wait_is_not_taken() {
-        let (pool, metrics) = pool(Act::Hang, 1, 1, Begin::Clean);
-        until(|| metrics.forks.load(Ordering::Relaxed) == 1);
+        let (pool, _) = pool(Act::Hang, 1, 1, Begin::Clean);
         let (first, _, one) = wire(None, None);
         let lease = pool.submit(one, "1").unwrap();
         lease.started.await.unwrap();
@@ -469,6 +509,96 @@ mod tests {
         assert_eq!(lease.ended.await.unwrap().ending, Ending::Done);
         lease.reset.await.unwrap();
         third.started.await.unwrap();
+    }
+
+    /// Forks that are made, but for the first, and reset once the gate is open.
+    struct Gated {
+        forks: AtomicU32,
+        is_open: Arc<AtomicBool>,
+        can_fork: bool,
+    }
+
+    struct GatedFork(Arc<AtomicBool>);
+
+    impl Master for Gated {
+        fn fork(&self) -> Result<Box<dyn Fork>, String> {
+            if self.forks.fetch_add(1, Ordering::SeqCst) > 0 {
+                if !self.can_fork {
+                    return Err("no memory".to_owned());
+                }
+                until(|| self.is_open.load(Ordering::SeqCst));
+            }
+            Ok(Box::new(GatedFork(Arc::clone(&self.is_open))))
+        }
+    }
+
+    impl Fork for GatedFork {
+        fn serve(&mut self, wire: &Wire, _: &mut dyn crate::fork::Output) -> Ending {
+            while !wire.is_over() {
+                wire.wait(Duration::from_secs(1));
+                wire.take_news();
+            }
+            Ending::Done
+        }
+
+        fn reset(&mut self) -> Result<crate::fork::Reset, String> {
+            until(|| self.0.load(Ordering::SeqCst));
+            Ok(crate::fork::Reset::default())
+        }
+
+        fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
+            Arc::new(|| {})
+        }
+    }
+
+    fn gated(is_open: &Arc<AtomicBool>, forks: usize, can_fork: bool) -> Pool {
+        let master = Gated {
+            forks: AtomicU32::new(0),
+            is_open: Arc::clone(is_open),
+            can_fork,
+        };
+        let settings = PoolSettings {
+            forks,
+            queue_max: 0,
+            begin: Begin::Clean,
+        };
+        let (log, _) = crate::log::tests::kept();
+        Pool::start(Box::new(master), settings, &Arc::default(), &log).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_fork_that_is_being_made_or_reset_has_room() {
+        let is_open = Arc::default();
+        let pool = gated(&is_open, 2, true);
+        // At once: its threads may not run yet.
+        let (first, _, one) = wire(None, None);
+        let served = pool.submit(one, "1").unwrap();
+        served.started.await.unwrap();
+        let (_second, _, two) = wire(None, None);
+        let waits = pool.submit(two, "2").unwrap();
+        let (_third, _, three) = wire(None, None);
+        let (reason, three) = pool.submit(three, "3").unwrap_err();
+        assert_eq!(reason, NotTaken::Full);
+        // Its client needs nothing more: the fork is to be reset, whether it knows or not.
+        drop(first);
+        let third = pool.submit(three, "3").unwrap();
+        is_open.store(true, Ordering::SeqCst);
+        waits.started.await.unwrap();
+        third.started.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_fork_that_cannot_be_made_has_none() {
+        let pool = gated(&Arc::default(), 2, false);
+        until(|| {
+            let places = &pool.shared.lock().places;
+            matches!(places[1], Place::Missing)
+        });
+        let (_first, _, one) = wire(None, None);
+        let served = pool.submit(one, "1").unwrap();
+        served.started.await.unwrap();
+        let (_second, _, two) = wire(None, None);
+        assert_eq!(pool.submit(two, "2").unwrap_err().0, NotTaken::Full);
     }
 
     #[tokio::test]

@@ -139,6 +139,13 @@ impl Shared {
 }
 
 impl Wire {
+    /// The front's part of it, for looking at.
+    pub(crate) fn handle(&self) -> Handle {
+        Handle {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
     /// Says by what the fork is made to look at this wire; `None` when it does not run any more.
     pub(crate) fn set_waker(&self, wake: Option<Wake>) {
         self.shared.lock().wake = wake;
@@ -268,6 +275,11 @@ impl fmt::Debug for Wire {
 }
 
 impl Handle {
+    /// Nobody needs anything more of the program.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.lock().is_over
+    }
+
     /// Nothing more is needed of the program.
     pub(crate) fn finish(&self) {
         self.shared.end();
