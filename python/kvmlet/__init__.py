@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         UnknownSymbol,
         UsageError,
     )
+    from kvmlet.gateway import AsgiApp, WsgiApp, asgi, wsgi
     from kvmlet.interpreter import Cell, CellError, Interpreter, InterpreterSnapshot
     from kvmlet.policy import Limits, Mount, Policy
     from kvmlet.pool import Pool, PoolStats
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INHERIT",
+    "AsgiApp",
     "Box",
     "BoxFileError",
     "BoxFileExists",
@@ -148,18 +150,22 @@ __all__ = [
     "TooFewMappings",
     "UnknownSymbol",
     "UsageError",
+    "WsgiApp",
     "__version__",
     "aio",
+    "asgi",
     "get_include",
     "isolated",
     "register_result",
     "run",
     "serve",
+    "wsgi",
 ]
 
 # The modules of names that are not in kvmlet.errors.
 _MODULES = {
     "INHERIT": "_run",
+    "AsgiApp": "gateway",
     "Box": "box",
     "BoxSnapshot": "box",
     "Call": "_isolated",
@@ -185,10 +191,13 @@ _MODULES = {
     "Server": "server",
     "ServerStats": "server",
     "Snapshot": "sandbox",
+    "WsgiApp": "gateway",
+    "asgi": "gateway",
     "isolated": "_isolated",
     "register_result": "_isolated",
     "run": "_run",
     "serve": "server",
+    "wsgi": "gateway",
 }
 
 

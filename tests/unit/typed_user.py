@@ -97,6 +97,13 @@ def sandboxes() -> None:
             assert_type(stats.running, int)
 
 
+def applications(snapshot: kvmlet.Snapshot) -> None:
+    with kvmlet.wsgi(snapshot, size=2, queue=None, timeout="5s", max_body="1m") as app:
+        assert_type(app, kvmlet.WsgiApp)
+        assert_type(app.stats(), kvmlet.PoolStats)
+    assert_type(kvmlet.asgi(snapshot, timeout=0.5), kvmlet.AsgiApp)
+
+
 def servers() -> None:
     with kvmlet.serve(["server"], forks=2, timeout="5s") as server:
         assert_type(server, kvmlet.Server)
