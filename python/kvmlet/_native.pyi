@@ -13,6 +13,7 @@ __all__ = [
     "Outcome",
     "Policy",
     "Sandbox",
+    "ServedProgram",
     "Server",
     "Snapshot",
     "Stop",
@@ -22,6 +23,7 @@ __all__ = [
     "guard_of",
     "harden",
     "is_saved_set",
+    "listen",
     "makes_repository",
     "probe",
     "run",
@@ -301,8 +303,8 @@ def run(
     """
 
 @type_check_only
-class ServeSettings(TypedDict):
-    """Settings of a server as the options of `kvmlet serve` name them."""
+class ProgramSettings(TypedDict):
+    """Settings of one program behind a server, as the options of `kvmlet serve` name them."""
 
     guest_port: int | None
     isolate: str
@@ -311,19 +313,50 @@ class ServeSettings(TypedDict):
     timeout_s: float
     connection_timeout_s: float | None
     idle_timeout_s: float
-    header_timeout_s: float
-    keepalive_s: float
     boot_timeout_s: float
-    grace_s: float
     body_bytes_max: int
-    buffer_bytes: int
-    connections_max: int
     upgrades_max: int
     warmup: list[tuple[str, list[str], bytes, int | None]]
+
+@type_check_only
+class FrontSettings(TypedDict):
+    """Settings of a server, as the options of `kvmlet serve` name them."""
+
+    header_timeout_s: float
+    keepalive_s: float
+    grace_s: float
+    buffer_bytes: int
+    connections_max: int
     access_log: str
     trusted_proxies: list[str]
     proxy_protocol: bool
     threads: int
+
+@final
+class ServedProgram:
+    """A program that a server starts, freezes, and forks for what clients ask.
+
+    It gets the requests for `hosts` (names and "*.NAME", any host if there are none) whose path is
+    `path` or below it. `name` stands in metrics and lines; "" if it is the only one. Raises
+    NativeError.
+    """
+
+    def __new__(
+        cls,
+        argv: list[bytes],
+        *,
+        env: list[tuple[bytes, bytes]],
+        policy: Policy,
+        memory_bytes: int,
+        request_memory_bytes: int | None,
+        processes_max: int,
+        output_limit_bytes: int,
+        calls: str,
+        name: str,
+        hosts: list[str],
+        path: str,
+        **settings: Unpack[ProgramSettings],
+    ) -> Self: ...
 
 @final
 class CertificateFiles:
@@ -341,7 +374,7 @@ class CertificateFiles:
 
 @final
 class Server:
-    """A program that is started, frozen, and forked for what clients ask.
+    """A server before programs, of which at least one is given.
 
     It listens once it is made. `signals` has SIGTERM, SIGINT and SIGHUP be commands to it. Raises
     NativeError.
@@ -349,22 +382,22 @@ class Server:
 
     def __new__(
         cls,
-        argv: list[bytes],
+        programs: list[ServedProgram],
         *,
-        env: list[tuple[bytes, bytes]],
-        policy: Policy,
-        memory_bytes: int,
-        request_memory_bytes: int | None,
-        processes_max: int,
-        output_limit_bytes: int,
-        calls: str,
         listen: list[str],
         control: str | None,
         tls: CertificateFiles | None,
         quiet: bool,
         signals: bool,
-        **settings: Unpack[ServeSettings],
-    ) -> Self: ...
+        keeper: int | None = None,
+        takes_over: bool = False,
+        **settings: Unpack[FrontSettings],
+    ) -> Self:
+        """`keeper` is the end of a pipe to the parent, which is told by a byte that it serves.
+
+        It is told to stop when the parent ends. SIGHUP then says that another process, which
+        `takes_over`, has its clients.
+        """
     def names(self) -> list[str]:
         """The addresses that it listens at."""
 
@@ -398,10 +431,14 @@ class Server:
 def check_places(places: list[str]) -> None:
     """Raise NativeError for what is no place to listen at. Nobody listens afterwards."""
 
-def harden(policy: Policy, purpose: str = "run") -> tuple[list[str], list[str]]:
-    """Give up for good what a run under `policy` does not need: (what is on, what is missing).
+def listen(place: str) -> int:
+    """Listen at a place: the descriptor of the socket. Raises NativeError."""
 
-    The purpose "serve" leaves what serving clients takes, too.
+def harden(*policies: Policy, purpose: str = "run") -> tuple[list[str], list[str]]:
+    """Give up for good what runs under `policies` do not need: (what is on, what is missing).
+
+    The purpose "serve" leaves what serving clients takes, too. It takes any number of policies, and
+    "run" takes one.
 
     Afterwards this process opens only files that the program may read, and makes only the system
     calls of `calls_after_harden`: any other kills it. Raises NativeError if KVM cannot be used.

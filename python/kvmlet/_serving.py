@@ -28,79 +28,43 @@ _BUFFER_BYTES = 64 << 20
 # A connection and a page of each thread's stack have room in it.
 _MIN_REQUEST_MEMORY_BYTES = 1 << 20
 
-# A value that is None is made of the others.
-DEFAULTS: "Mapping[str, Any]" = {
+# Of one program. A value that is None is made of the others.
+PROGRAM_DEFAULTS: "Mapping[str, Any]" = {
     "isolate": "request",
     "forks": None,
     "queue": 1024,
     "timeout": None,
     "idle_timeout": "60s",
-    "header_timeout": "30s",
-    "keepalive": "75s",
     "boot_timeout": "20s",
-    "grace": "30s",
     "max_body": MAX_BODY_BYTES,
-    "max_connections": MAX_CONNECTIONS_DEFAULT,
     "max_upgrades": None,
     "request_memory": None,
     "guest_port": None,
     "warmup": 0,
     "warmup_request": (),
+}
+# Of what stands before all of them.
+FRONT_DEFAULTS: "Mapping[str, Any]" = {
+    "header_timeout": "30s",
+    "keepalive": "75s",
+    "grace": "30s",
+    "max_connections": MAX_CONNECTIONS_DEFAULT,
     "access_log": "off",
     "trusted_proxy": (),
     "proxy_protocol": "off",
     "tls_cert": None,
     "tls_key": None,
 }
-_TIMES = ("idle_timeout", "header_timeout", "keepalive", "boot_timeout", "grace")
+DEFAULTS: "Mapping[str, Any]" = {**PROGRAM_DEFAULTS, **FRONT_DEFAULTS}
 
 
-class Words:
-    """The words of a server, checked. Raises UsageError, which names them as `shown` does."""
+class _Words:
+    """Words of a server, read and checked. Raises UsageError, which names them as `shown` does."""
 
     def __init__(self, words: "Mapping[str, Any]", shown: "Callable[[str], str]") -> None:
-        """`words` has a value for each name of DEFAULTS, a number or time as text or not."""
+        """A number or time in `words` may be text or not."""
         self._words = words
         self._shown = shown
-        self.settings = self._settings()
-        self.tls = self._certificate()
-        self.request_memory_bytes = (
-            None
-            if words["request_memory"] is None
-            else parse_bytes(
-                words["request_memory"], shown("request_memory"), least=_MIN_REQUEST_MEMORY_BYTES
-            )
-        )
-
-    def server(
-        self,
-        start: "Start",
-        *,
-        listen: list[str],
-        control: str | None,
-        memory_bytes: int,
-        processes_max: int,
-        calls: str,
-        quiet: bool,
-        signals: bool,
-    ) -> _native.Server:
-        """A server of this program, which listens. Raises _native.NativeError."""
-        return _native.Server(
-            start.argv,
-            env=start.env,
-            policy=start.policy,
-            memory_bytes=memory_bytes,
-            request_memory_bytes=self.request_memory_bytes,
-            processes_max=processes_max,
-            output_limit_bytes=OUTPUT_LIMIT_BYTES,
-            calls=calls,
-            listen=listen,
-            control=control,
-            tls=self.tls,
-            quiet=quiet,
-            signals=signals,
-            **self.settings,
-        )
 
     def _number(self, name: str, least: int, most: int) -> int:
         return number(self._words[name], self._shown(name), least, most)
@@ -122,29 +86,67 @@ class Words:
             f"{self._shown(name)}: {given!r} is not a list of str", remedy=f'write {name}=["..."]'
         )
 
-    def _settings(self) -> "_native.ServeSettings":
+    def _time_s(self, name: str) -> float:
+        return parse_duration(self._words[name], self._shown(name))
+
+
+class ProgramWords(_Words):
+    """The words of one program, a value for each name of PROGRAM_DEFAULTS."""
+
+    def __init__(self, words: "Mapping[str, Any]", shown: "Callable[[str], str]") -> None:
+        """Raises UsageError."""
+        super().__init__(words, shown)
+        self.settings = self._settings()
+        self.request_memory_bytes = (
+            None
+            if words["request_memory"] is None
+            else parse_bytes(
+                words["request_memory"], shown("request_memory"), least=_MIN_REQUEST_MEMORY_BYTES
+            )
+        )
+
+    def served(
+        self,
+        start: "Start",
+        *,
+        memory_bytes: int,
+        processes_max: int,
+        calls: str,
+        name: str = "",
+        hosts: "Iterable[str]" = (),
+        path: str = "/",
+    ) -> _native.ServedProgram:
+        """This program, as a server takes it. Raises _native.NativeError."""
+        return _native.ServedProgram(
+            start.argv,
+            env=start.env,
+            policy=start.policy,
+            memory_bytes=memory_bytes,
+            request_memory_bytes=self.request_memory_bytes,
+            processes_max=processes_max,
+            output_limit_bytes=OUTPUT_LIMIT_BYTES,
+            calls=calls,
+            name=name,
+            hosts=list(hosts),
+            path=path,
+            **self.settings,
+        )
+
+    def _settings(self) -> "_native.ProgramSettings":
         words, shown = self._words, self._shown
-        cpus = len(os.sched_getaffinity(0))
         isolate = self._one_of("isolate", ISOLATE)
+        cpus = len(os.sched_getaffinity(0))
         forks = (
             cpus * FORKS_PER_CPU if words["forks"] is None else self._number("forks", 1, _MAX_FORKS)
         )
         is_stream = isolate == "connection"
         timeout = words["timeout"]
         timeout_s = parse_duration("30s" if timeout is None else timeout, shown("timeout"))
-        times = {name: parse_duration(words[name], shown(name)) for name in _TIMES}
         warmup = self._warmup()
         if is_stream and warmup:
             raise UsageError(
                 f"{shown('warmup')} and {shown('isolate')} connection contradict each other",
                 remedy="requests are of HTTP: leave one of the two out",
-            )
-        proxies = self._strings("trusted_proxy")
-        takes_headers = self._one_of("proxy_protocol", ("off", "required")) == "required"
-        if takes_headers and not proxies:
-            raise UsageError(
-                f"{shown('proxy_protocol')} believes trusted proxies, and there are none",
-                remedy=f"name them by {shown('trusted_proxy')}, as 10.0.0.0/8",
             )
         return {
             "guest_port": None
@@ -155,22 +157,13 @@ class Words:
             "queue_max": self._number("queue", 0, _MAX_QUEUE),
             "timeout_s": timeout_s,
             "connection_timeout_s": timeout_s if is_stream and timeout is not None else None,
-            "idle_timeout_s": times["idle_timeout"],
-            "header_timeout_s": times["header_timeout"],
-            "keepalive_s": times["keepalive"],
-            "boot_timeout_s": times["boot_timeout"],
-            "grace_s": times["grace"],
+            "idle_timeout_s": self._time_s("idle_timeout"),
+            "boot_timeout_s": self._time_s("boot_timeout"),
             "body_bytes_max": parse_bytes(words["max_body"], shown("max_body")),
-            "buffer_bytes": _BUFFER_BYTES,
-            "connections_max": self._number("max_connections", 1, _MAX_CONNECTIONS),
             "upgrades_max": max(1, forks // 2)
             if words["max_upgrades"] is None
             else self._number("max_upgrades", 0, _MAX_FORKS),
             "warmup": warmup,
-            "access_log": self._one_of("access_log", ACCESS_LOG),
-            "trusted_proxies": proxies,
-            "proxy_protocol": takes_headers,
-            "threads": min(cpus, _MOST_THREADS),
         }
 
     def _warmup(self) -> list[tuple[str, list[str], bytes, int | None]]:
@@ -180,6 +173,61 @@ class Words:
             name = self._shown("warmup_request")
             return [_warmup_request(word, name) for word in given] * max(1, count)
         return [("GET /", [], b"", None)] * count
+
+
+class FrontWords(_Words):
+    """The words of what stands before programs, a value for each name of FRONT_DEFAULTS."""
+
+    def __init__(self, words: "Mapping[str, Any]", shown: "Callable[[str], str]") -> None:
+        """Raises UsageError."""
+        super().__init__(words, shown)
+        self.settings = self._settings()
+        self.tls = self._certificate()
+
+    def server(
+        self,
+        programs: "list[_native.ServedProgram]",
+        *,
+        listen: list[str],
+        control: str | None,
+        quiet: bool,
+        signals: bool,
+        keeper: int | None = None,
+        takes_over: bool = False,
+    ) -> _native.Server:
+        """A server before these programs, which listens. Raises _native.NativeError."""
+        return _native.Server(
+            programs,
+            listen=listen,
+            control=control,
+            tls=self.tls,
+            quiet=quiet,
+            signals=signals,
+            keeper=keeper,
+            takes_over=takes_over,
+            **self.settings,
+        )
+
+    def _settings(self) -> "_native.FrontSettings":
+        shown = self._shown
+        proxies = self._strings("trusted_proxy")
+        takes_headers = self._one_of("proxy_protocol", ("off", "required")) == "required"
+        if takes_headers and not proxies:
+            raise UsageError(
+                f"{shown('proxy_protocol')} believes trusted proxies, and there are none",
+                remedy=f"name them by {shown('trusted_proxy')}, as 10.0.0.0/8",
+            )
+        return {
+            "header_timeout_s": self._time_s("header_timeout"),
+            "keepalive_s": self._time_s("keepalive"),
+            "grace_s": self._time_s("grace"),
+            "buffer_bytes": _BUFFER_BYTES,
+            "connections_max": self._number("max_connections", 1, _MAX_CONNECTIONS),
+            "access_log": self._one_of("access_log", ACCESS_LOG),
+            "trusted_proxies": proxies,
+            "proxy_protocol": takes_headers,
+            "threads": min(len(os.sched_getaffinity(0)), _MOST_THREADS),
+        }
 
     def _certificate(self) -> _native.CertificateFiles | None:
         """The files with the certificate and its key."""

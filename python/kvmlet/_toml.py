@@ -35,6 +35,11 @@ class Document:
         except RecursionError:
             raise self._error(1, 1, "nested too deep", "see toml.io") from None
 
+    @property
+    def name(self) -> str:
+        """Its name in errors."""
+        return self._name
+
     def items(self) -> ItemsView[str, Any]:
         """Its keys and their values."""
         return self._content.items()

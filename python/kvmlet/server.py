@@ -20,7 +20,14 @@ from kvmlet import _native, _process
 from kvmlet._calls import calls_mode
 from kvmlet._extension import translated
 from kvmlet._launch import Start, guest_argv, named_of
-from kvmlet._serving import DEFAULTS, Words, given
+from kvmlet._serving import (
+    DEFAULTS,
+    FRONT_DEFAULTS,
+    PROGRAM_DEFAULTS,
+    FrontWords,
+    ProgramWords,
+    given,
+)
 from kvmlet._values import parse_duration
 from kvmlet.errors import (
     DeadlineExceeded,
@@ -183,7 +190,9 @@ class Server:
         if unknown:
             raise UsageError(f"a server has no option {unknown[0]!r}", remedy="see ServerOptions")
         keywords: dict[str, Any] = dict(options)
-        words = Words(given({**DEFAULTS, **keywords}), str)
+        all_words = {**DEFAULTS, **keywords}
+        words = ProgramWords(given(all_words, PROGRAM_DEFAULTS), str)
+        front = FrontWords(given(all_words, FRONT_DEFAULTS), str)
         policy = policy_of(
             keywords.get("policy"),
             read=keywords.get("read", ()),
@@ -209,25 +218,29 @@ class Server:
         )
         if start.note:
             warnings.warn(start.note, stacklevel=2)
-        warning = words.tls and words.tls.warning()
+        warning = front.tls and front.tls.warning()
         if warning:
             warnings.warn(warning, stacklevel=2)
         listen = _places(keywords.get("listen", _ANY_PORT), "listen")
         control = keywords.get("control")
-        native = translated(
-            words.server,
+        served = translated(
+            words.served,
             start,
-            listen=listen,
-            control=None if control is None else _places(control, "control")[0],
             memory_bytes=limits.memory_bytes,
             processes_max=limits.processes_max,
             calls=calls_mode(keywords.get("calls"), stacklevel=3),
+        )
+        native = translated(
+            front.server,
+            [served],
+            listen=listen,
+            control=None if control is None else _places(control, "control")[0],
             quiet=True,
             signals=False,
         )
         self._course = _Course(native)
         self._name = program[0].decode("utf-8", "backslashreplace")
-        self._scheme = "https" if words.tls else "http"
+        self._scheme = "https" if front.tls else "http"
         self._lock = threading.Lock()
         self._is_forked = False
         self._addresses = tuple(native.names())

@@ -60,26 +60,29 @@ class Served:
         return self.process.returncode, out, err
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextlib.contextmanager
 def serving(directory: pathlib.Path, *words: str, program: list[str]) -> Iterator[Served]:
     """Serves `program` in `directory` at a free port, and stops it afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    control = directory / "control"
-    argv = [
-        os.fspath(KVMLET),
-        "serve",
-        "--listen",
-        str(port),
-        "--control",
-        f"unix:{control}",
-        "--forks",
-        "2",
-        *words,
-        "--",
-        *program,
-    ]
+    port, control = free_port(), directory / "control"
+    options = ["--listen", str(port), "--control", f"unix:{control}", "--forks", "2", *words]
+    with started([*options, "--", *program], directory, port, control) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def started(
+    words: list[str], directory: pathlib.Path, port: int, control: pathlib.Path
+) -> Iterator[Served]:
+    """`kvmlet serve` with these words, which listens at these places; stopped afterwards."""
+    argv = [os.fspath(KVMLET), "serve", *words]
     process = subprocess.Popen(
         argv, cwd=directory, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

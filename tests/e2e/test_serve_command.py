@@ -68,6 +68,25 @@ class App(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
             self.end_headers()
             while True: self.wfile.write(b"x" * 65536)
+        if path == "/write":
+            number = 0
+            while True:
+                number += 1
+                with open(f"/tmp/{number}", "wb") as file: file.write(bytes(1 << 20))
+        if path == "/sockets":
+            import socket
+            kept = []
+            while True:
+                try:
+                    kept.append(socket.socket())
+                    kept[-1].setblocking(False)
+                    kept[-1].connect_ex(("192.0.2.7", 80))
+                except OSError:
+                    time.sleep(60)
+        if path == "/kill":
+            os.kill(os.getppid(), signal.SIGKILL)
+            os.kill(-1, signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGKILL)
         if path == "/say":
             print("said on stdout", flush=True)
             print("said on stderr", file=sys.stderr, flush=True)
@@ -127,14 +146,18 @@ def test_without_isolation_a_fork_remembers(tmp_path: pathlib.Path, app: list[st
 
 
 def test_hostile_requests_among_good_ones(tmp_path: pathlib.Path, app: list[str]) -> None:
-    options = ["--timeout", "1s", "--memory", "64m", "--max-procs", "8"]
+    # All of them on the same fork.
+    options = ["--timeout", "700ms", "--memory", "64m", "--max-procs", "8", "--forks", "1"]
     expected = {
         "/spin": {504},
         "/sleep?60": {504},
         "/crash": {502},
         "/exit": {502},
+        "/kill": {502},
         "/eat": {502, 504},
+        "/write": {502, 504},
         "/fork": {504},
+        "/sockets": {504},
         "/garbage": {502},
     }
     with serving(tmp_path, *options, program=app) as served:

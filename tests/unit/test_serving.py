@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kvmlet._serving import DEFAULTS, Words, given, inherited
+from kvmlet._serving import (
+    DEFAULTS,
+    FRONT_DEFAULTS,
+    PROGRAM_DEFAULTS,
+    FrontWords,
+    ProgramWords,
+    given,
+    inherited,
+)
 from kvmlet.cli import serve as command
 from kvmlet.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Words:
+    """All words of a server of one program, as they were read."""
+
+    def __init__(self, words: dict[str, Any], shown: Callable[[str], str]) -> None:
+        program = ProgramWords(given(words, PROGRAM_DEFAULTS), shown)
+        front = FrontWords(given(words, FRONT_DEFAULTS), shown)
+        self.settings: dict[str, Any] = {**program.settings, **front.settings}
 
 
 def words(**changed: Any) -> Words:

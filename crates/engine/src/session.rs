@@ -359,6 +359,12 @@ impl Sandbox {
         self.last_reset.copied_pages + self.last_reset.dropped_pages
     }
 
+    /// Exits from its VM so far, over all resets.
+    #[must_use]
+    pub fn exits(&self) -> u64 {
+        self.guest.vcpu.counters().runs
+    }
+
     /// Takes what was refused, and what is unsupported, since the last time or the last reset.
     pub fn take_report(&mut self) -> (Vec<Denial>, Vec<(String, String)>) {
         self.personality.host.take_report()

@@ -70,13 +70,36 @@ pub fn wall(policy: &Policy) -> Wall {
     }
 }
 
-/// The same around a process that serves clients: sockets that listen were made before, and those of clients
-/// come from them. It connects to nobody.
+/// The same around a process that serves clients, by programs with these policies: it may what any of them takes.
+/// Sockets that listen were made before, and those of clients come from them. It connects to nobody.
 #[must_use]
-pub fn wall_of_server(policy: &Policy) -> Wall {
-    let mut wall = wall(policy);
-    wall.calls.extend_from_slice(calls::OF_SERVER);
-    wall
+pub fn wall_of_server<'a>(policies: impl IntoIterator<Item = &'a Policy>) -> Wall {
+    let mut all = Wall {
+        files: Vec::new(),
+        ports: Some(Vec::new()),
+        calls: Vec::new(),
+    };
+    for policy in policies {
+        let Wall {
+            files,
+            ports,
+            calls,
+        } = wall(policy);
+        let new = |rule: &FileRule| !all.files.contains(rule);
+        let files: Vec<_> = files.into_iter().filter(new).collect();
+        all.files.extend(files);
+        all.ports = all.ports.zip(ports).map(|(mut before, more)| {
+            before.extend(more);
+            before
+        });
+        for call in calls {
+            if !all.calls.contains(&call) {
+                all.calls.push(call);
+            }
+        }
+    }
+    all.calls.extend_from_slice(calls::OF_SERVER);
+    all
 }
 
 impl Wall {
@@ -163,7 +186,7 @@ mod tests {
     fn a_server_accepts_and_does_not_connect() {
         let policy = Policy::default();
         let names = |wall: Wall| wall.calls.iter().map(Call::name).collect::<Vec<_>>();
-        let (plain, server) = (names(wall(&policy)), names(wall_of_server(&policy)));
+        let (plain, server) = (names(wall(&policy)), names(wall_of_server([&policy])));
         assert!(!plain.contains(&"accept4") && server.contains(&"accept4"));
         for never in [
             "socket",
@@ -176,7 +199,22 @@ mod tests {
         ] {
             assert!(!server.contains(&never), "{never}");
         }
-        assert_eq!(wall_of_server(&policy).files, wall(&policy).files);
+        assert_eq!(wall_of_server([&policy]).files, wall(&policy).files);
+    }
+
+    #[test]
+    fn a_server_of_several_programs_may_what_each_may() {
+        let policies = [b"/var/lib".as_slice(), b"/srv"]
+            .map(|tree| Policy::with_working_directory(tree).unwrap());
+        let (first, both) = (
+            wall_of_server([&policies[0]]),
+            wall_of_server([&policies[0], &policies[1]]),
+        );
+        assert_eq!((&both.calls, &both.ports), (&first.calls, &first.ports));
+        let more: Vec<_> = both.files.iter().skip(first.files.len()).collect();
+        assert_eq!(both.files[..first.files.len()], first.files);
+        assert_eq!(more.len(), 1);
+        assert_eq!(more[0].path, b"/srv");
     }
 
     #[test]

@@ -658,19 +658,22 @@ fn run(
 
 /// Gives up what a run does not need; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (policy, purpose="run"))]
-fn harden(policy: &Policy, purpose: &str) -> PyResult<(Vec<String>, Vec<String>)> {
-    let wall = wall_for(policy, purpose)?;
+#[pyo3(signature = (*policies, purpose="run"))]
+fn harden(policies: Vec<PyRef<'_, Policy>>, purpose: &str) -> PyResult<(Vec<String>, Vec<String>)> {
+    let policies: Vec<&Policy> = policies.iter().map(|one| &**one).collect();
+    let wall = wall_for(&policies, purpose)?;
     kvmlet_engine::prepare().map_err(|error| to_py(&error))?;
     let report = wall.raise();
     Ok((report.on, report.missing))
 }
 
 /// The wall of a process that does this.
-fn wall_for(policy: &Policy, purpose: &str) -> PyResult<kvmlet_jail::Wall> {
-    match purpose {
-        "run" => Ok(kvmlet_jail::wall(&policy.policy)),
-        "serve" => Ok(kvmlet_jail::wall_of_server(&policy.policy)),
+fn wall_for(policies: &[&Policy], purpose: &str) -> PyResult<kvmlet_jail::Wall> {
+    match (purpose, policies) {
+        ("run", [policy]) => Ok(kvmlet_jail::wall(&policy.policy)),
+        ("serve", [_, ..]) => Ok(kvmlet_jail::wall_of_server(
+            policies.iter().map(|one| &one.policy),
+        )),
         _ => Err(NativeError::new_err(("bad_argument", "no such purpose"))),
     }
 }
@@ -699,7 +702,7 @@ fn calls_after_harden(policy: &Policy, purpose: &str) -> PyResult<Vec<CallRule>>
         When::OwnProcess(argument) => (argument, u32::MAX, None),
         When::Null(argument) => (argument, u32::MAX, Some(0)),
     };
-    let calls = wall_for(policy, purpose)?.calls;
+    let calls = wall_for(&[policy], purpose)?.calls;
     let row = |call: &Call| {
         let conditions = call.when.iter().map(condition).collect();
         (
@@ -745,6 +748,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sandbox::Connection>()?;
     module.add_class::<sandbox::Snapshot>()?;
     module.add_class::<serve::CertificateFiles>()?;
+    module.add_class::<serve::ServedProgram>()?;
     module.add_class::<serve::Server>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_function(wrap_pyfunction!(run, module)?)?;
@@ -753,6 +757,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(forget_vms, module)?)?;
     module.add_function(wrap_pyfunction!(serve_names, module)?)?;
     module.add_function(wrap_pyfunction!(serve::check_places, module)?)?;
+    module.add_function(wrap_pyfunction!(serve::listen, module)?)?;
     module.add_function(wrap_pyfunction!(syscalls, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::probe, module)?)?;
     module.add_function(wrap_pyfunction!(protected::guard_of, module)?)?;

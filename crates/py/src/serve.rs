@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use kvmlet_engine::{Program, Streams, Trace};
 use kvmlet_serve::{
-    AccessLog, BootError, Bound, Commands, Isolate, Notice, Output, Place, Settings, SetupError,
-    Tls, TrustedProxies, WarmupRequest, Watch, raise_descriptor_limit,
+    AccessLog, BootError, Bound, Commands, Isolate, Keeper, Notice, Output, Place, ProgramSettings,
+    Route, Settings, SetupError, Start, Tls, TrustedProxies, WarmupRequest, Watch,
+    raise_descriptor_limit,
 };
 use pyo3::prelude::*;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -79,7 +80,7 @@ impl Signals {
     }
 
     /// Hands them on for as long as the process lives.
-    fn hand_on(mut self, commands: &Commands) {
+    fn hand_on(mut self, commands: &Commands, is_kept: bool) {
         let mut byte = [0];
         while matches!(self.come.read(&mut byte), Ok(1)) {
             for stop in &self.stops {
@@ -87,8 +88,13 @@ impl Signals {
                     commands.stop();
                 }
             }
-            if self.reload.swap(false, Ordering::SeqCst) {
-                commands.reload();
+            match (self.reload.swap(false, Ordering::SeqCst), is_kept) {
+                (false, _) => {}
+                (true, false) => {
+                    commands.reload();
+                }
+                // Another process has been started in the place of this one.
+                (true, true) => commands.give_way(),
             }
         }
     }
@@ -133,34 +139,20 @@ impl CertificateFiles {
 /// A warm-up request: its line, fields, body and status.
 type Warmup = (String, Vec<String>, Vec<u8>, Option<u16>);
 
-/// Everything that a run of a server takes.
-struct Parts {
-    settings: Settings,
-    listeners: Vec<Bound>,
-    control: Option<Bound>,
+/// A program as a server gets it; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct ServedProgram {
+    settings: ProgramSettings,
     program: Arc<Program>,
     guest_port: Option<u16>,
     request_memory_bytes: Option<u64>,
     boot_timeout: Duration,
-    notice: Notice,
-    signals: Option<Signals>,
-}
-
-/// A server that stands before a program; see `_native.pyi`.
-#[pyclass(frozen, module = "kvmlet._native")]
-pub struct Server {
-    /// `None` once it has run.
-    parts: Mutex<Option<Parts>>,
-    commands: Commands,
-    names: Vec<String>,
-    /// There is one once it runs.
-    watch: Arc<OnceLock<Watch>>,
 }
 
 #[pymethods]
-impl Server {
+impl ServedProgram {
     #[new]
-    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, listen, control, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, header_timeout_s, keepalive_s, boot_timeout_s, grace_s, body_bytes_max, buffer_bytes, connections_max, upgrades_max, warmup, access_log, trusted_proxies, proxy_protocol, tls, threads, quiet, signals))]
+    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, name, hosts, path, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, boot_timeout_s, body_bytes_max, upgrades_max, warmup))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn new(
         argv: Vec<Vec<u8>>,
@@ -171,8 +163,9 @@ impl Server {
         processes_max: usize,
         output_limit_bytes: u64,
         calls: &str,
-        listen: Vec<String>,
-        control: Option<String>,
+        name: String,
+        hosts: Vec<String>,
+        path: &str,
         guest_port: Option<u16>,
         isolate: &str,
         forks: usize,
@@ -180,22 +173,10 @@ impl Server {
         timeout_s: f64,
         connection_timeout_s: Option<f64>,
         idle_timeout_s: f64,
-        header_timeout_s: f64,
-        keepalive_s: f64,
         boot_timeout_s: f64,
-        grace_s: f64,
         body_bytes_max: u64,
-        buffer_bytes: usize,
-        connections_max: usize,
         upgrades_max: usize,
         warmup: Vec<Warmup>,
-        access_log: &str,
-        trusted_proxies: Vec<String>,
-        proxy_protocol: bool,
-        tls: Option<PyRef<'_, CertificateFiles>>,
-        threads: usize,
-        quiet: bool,
-        signals: bool,
     ) -> PyResult<Self> {
         let boot_timeout = time(boot_timeout_s)?;
         let warmup = warmup
@@ -211,38 +192,19 @@ impl Server {
                 ("none", Isolate::None),
             ],
         )?;
-        let tls = tls
-            .map(|tls| Tls::new(Arc::clone(&tls.files), isolate).map(Arc::new))
-            .transpose()
-            .map_err(|error| unusable(&error))?;
-        let settings = Settings {
+        let settings = ProgramSettings {
+            name,
+            route: Route::new(hosts, path),
             isolate,
             forks,
             queue_max,
             timeout: time(timeout_s)?,
             connection_timeout: duration(connection_timeout_s)?,
             idle_timeout: time(idle_timeout_s)?,
-            header_timeout: time(header_timeout_s)?,
-            keepalive: time(keepalive_s)?,
             body_bytes_max,
-            buffer_bytes,
-            connections_max,
             upgrades_max,
-            grace: time(grace_s)?,
             warmup_timeout: boot_timeout,
             warmup,
-            access_log: named(
-                access_log,
-                &[
-                    ("off", AccessLog::Off),
-                    ("common", AccessLog::Common),
-                    ("json", AccessLog::Json),
-                ],
-            )?,
-            trusted_proxies: proxies(&trusted_proxies)?,
-            proxy_protocol,
-            tls,
-            threads,
         };
         let program = Arc::new(Program {
             argv,
@@ -261,6 +223,110 @@ impl Server {
             trace: Trace::Off,
             calls: calls_named(calls)?,
         });
+        Ok(Self {
+            settings,
+            program,
+            guest_port,
+            request_memory_bytes,
+            boot_timeout,
+        })
+    }
+}
+
+impl ServedProgram {
+    fn behind_a_front(&self) -> (ProgramSettings, Arc<Start>) {
+        let program = Arc::clone(&self.program);
+        let (guest_port, boot_timeout) = (self.guest_port, self.boot_timeout);
+        let request_memory_bytes = self.request_memory_bytes;
+        let start = move |output: &mut dyn Output, stop: &(dyn Fn() -> bool + Sync)| {
+            let started = kvmlet_serve::engine::start(
+                &program,
+                guest_port,
+                request_memory_bytes,
+                boot_timeout,
+                output,
+                stop,
+            );
+            started.map_err(|error| BootError {
+                kind: format!("serve_{}", error.kind),
+                ..error
+            })
+        };
+        (self.settings.clone(), Arc::new(start))
+    }
+}
+
+/// Everything that a run of a server takes.
+struct Parts {
+    settings: Settings,
+    listeners: Vec<Bound>,
+    control: Option<Bound>,
+    programs: Vec<(ProgramSettings, Arc<Start>)>,
+    notice: Notice,
+    signals: Option<Signals>,
+    keeper: Option<Keeper>,
+}
+
+/// A server that stands before programs; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct Server {
+    /// `None` once it has run.
+    parts: Mutex<Option<Parts>>,
+    commands: Commands,
+    names: Vec<String>,
+    /// There is one once it runs.
+    watch: Arc<OnceLock<Watch>>,
+}
+
+#[pymethods]
+impl Server {
+    #[new]
+    #[pyo3(signature = (programs, *, listen, control, header_timeout_s, keepalive_s, grace_s, buffer_bytes, connections_max, access_log, trusted_proxies, proxy_protocol, tls, threads, quiet, signals, keeper=None, takes_over=false))]
+    #[allow(clippy::too_many_arguments)] // the keywords of one Python call
+    fn new(
+        programs: Vec<PyRef<'_, ServedProgram>>,
+        listen: Vec<String>,
+        control: Option<String>,
+        header_timeout_s: f64,
+        keepalive_s: f64,
+        grace_s: f64,
+        buffer_bytes: usize,
+        connections_max: usize,
+        access_log: &str,
+        trusted_proxies: Vec<String>,
+        proxy_protocol: bool,
+        tls: Option<PyRef<'_, CertificateFiles>>,
+        threads: usize,
+        quiet: bool,
+        signals: bool,
+        keeper: Option<i32>,
+        takes_over: bool,
+    ) -> PyResult<Self> {
+        let first = programs.first().ok_or_else(|| bad("no program"))?;
+        let isolate = first.settings.isolate;
+        let tls = tls
+            .map(|tls| Tls::new(Arc::clone(&tls.files), isolate).map(Arc::new))
+            .transpose()
+            .map_err(|error| unusable(&error))?;
+        let settings = Settings {
+            header_timeout: time(header_timeout_s)?,
+            keepalive: time(keepalive_s)?,
+            buffer_bytes,
+            connections_max,
+            grace: time(grace_s)?,
+            access_log: named(
+                access_log,
+                &[
+                    ("off", AccessLog::Off),
+                    ("common", AccessLog::Common),
+                    ("json", AccessLog::Json),
+                ],
+            )?,
+            trusted_proxies: proxies(&trusted_proxies)?,
+            proxy_protocol,
+            tls,
+            threads,
+        };
         // The limit of a caller's process is the caller's.
         if signals {
             raise_descriptor_limit();
@@ -270,22 +336,27 @@ impl Server {
             .map(|place| bind(place))
             .collect::<PyResult<Vec<_>>>()?;
         let control = control.as_deref().map(bind).transpose()?;
+        let failed = |what: &str, error: std::io::Error| {
+            NativeError::new_err(("host", format!("{what}: {error}")))
+        };
+        let keeper = keeper
+            .map(|end| Keeper::of_parent(end, takes_over))
+            .transpose()
+            .map_err(|error| failed("the process that keeps it", error))?;
         let signals = signals
             .then(Signals::take)
             .transpose()
-            .map_err(|error| NativeError::new_err(("host", format!("signals: {error}"))))?;
+            .map_err(|error| failed("signals", error))?;
         let names = listeners.iter().map(|one| one.name().to_owned()).collect();
         Ok(Self {
             parts: Mutex::new(Some(Parts {
                 settings,
                 listeners,
                 control,
-                program,
-                guest_port,
-                request_memory_bytes,
-                boot_timeout,
+                programs: programs.iter().map(|one| one.behind_a_front()).collect(),
                 notice: if quiet { Notice::Quiet } else { Notice::Say },
                 signals,
+                keeper,
             })),
             commands: Commands::default(),
             names,
@@ -350,41 +421,35 @@ fn run(parts: Parts, commands: &Commands, watch: &OnceLock<Watch>) -> Result<(),
         settings,
         listeners,
         control,
-        program,
-        guest_port,
-        request_memory_bytes,
-        boot_timeout,
+        programs,
         notice,
         signals,
+        keeper,
     } = parts;
     let host = |error: std::io::Error| BootError::new("host", error.to_string());
+    let is_kept = keeper.is_some();
     if let Some(signals) = signals {
         let commands = commands.clone();
         std::thread::Builder::new()
             .name("kvmlet-signals".to_owned())
             .stack_size(128 << 10)
-            .spawn(move || signals.hand_on(&commands))
+            .spawn(move || signals.hand_on(&commands, is_kept))
             .map_err(host)?;
     }
-    let start = move |output: &mut dyn Output, stop: &(dyn Fn() -> bool + Sync)| {
-        let started = kvmlet_serve::engine::start(
-            &program,
-            guest_port,
-            request_memory_bytes,
-            boot_timeout,
-            output,
-            stop,
-        );
-        started.map_err(|error| BootError {
-            kind: format!("serve_{}", error.kind),
-            ..error
-        })
-    };
-    let server = kvmlet_serve::Server::new(settings, listeners, control, Arc::new(start), notice)
-        .map_err(host)?;
+    let mut server =
+        kvmlet_serve::Server::new(settings, programs, listeners, control, notice).map_err(host)?;
+    if let Some(keeper) = keeper {
+        server = server.kept_by(keeper);
+    }
     // It runs once.
     let _ = watch.set(server.watch());
     server.run(commands)
+}
+
+/// Listens at a place, for other processes: the descriptor; see `_native.pyi`.
+#[pyfunction]
+pub fn listen(place: &str) -> PyResult<i32> {
+    Ok(OwnedFd::from(bind(place)?).into_raw_fd())
 }
 
 /// Refuses what is no place to listen at; see `_native.pyi`.

@@ -11,7 +11,7 @@ pub enum AccessLog {
     /// No lines.
     Off,
     /// The common log format, then the request's id, its outcome and its fork, the pages that were reset, and
-    /// times in microseconds: in the queue, in the fork, and of the reset.
+    /// times in microseconds: in the queue, in the fork, and of the reset; last the program, if it has a name.
     Common,
     /// An object of JSON.
     Json,
@@ -20,6 +20,8 @@ pub enum AccessLog {
 /// Facts about a request that has ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
+    /// Empty if it is the only one, or is not known.
+    pub(crate) program: String,
     pub(crate) peer: String,
     pub(crate) method: String,
     pub(crate) target: String,
@@ -60,6 +62,15 @@ fn us(time: Duration) -> u128 {
 }
 
 fn common(record: &Record) -> String {
+    let mut line = common_format(record);
+    if !record.program.is_empty() {
+        line.push(' ');
+        line.push_str(&record.program);
+    }
+    line
+}
+
+fn common_format(record: &Record) -> String {
     let request = format!("{} {} {}", record.method, target(record), record.version);
     let request = request.replace('\\', "\\\\").replace('"', "\\\"");
     let start = format!(
@@ -106,6 +117,9 @@ fn json(record: &Record) -> String {
         json_string(&record.id),
         record.outcome.name(),
     );
+    if !record.program.is_empty() {
+        line.push_str(&format!(",\"program\":{}", json_string(&record.program)));
+    }
     if let Some(work) = record.work {
         line.push_str(&format!(
             ",\"fork\":{},\"queue_us\":{},\"run_us\":{}",
@@ -176,6 +190,7 @@ mod tests {
 
     fn record() -> Record {
         Record {
+            program: String::new(),
             peer: "1.2.3.4".to_owned(),
             method: "GET".to_owned(),
             target: "/a\"b\n".to_owned(),
@@ -206,6 +221,12 @@ mod tests {
         };
         assert!(common(&record).ends_with(" 200 12 id ok - - - - -"));
         assert_eq!(AccessLog::Off.line(&record), None);
+        let record = Record {
+            program: "shop".to_owned(),
+            ..record
+        };
+        assert!(common(&record).ends_with(" id ok - - - - - shop"));
+        assert!(json(&record).ends_with(",\"program\":\"shop\"}"));
     }
 
     #[test]

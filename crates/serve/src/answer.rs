@@ -39,6 +39,18 @@ impl Failure {
         }
     }
 
+    /// For a request that is for none of the programs.
+    pub(crate) fn no_route() -> Self {
+        let reason = "no program is served at this host and path";
+        Self::new(StatusCode::NOT_FOUND, Outcome::Refused, reason)
+    }
+
+    /// For a path that two programs could each take for theirs.
+    pub(crate) fn unclear_path() -> Self {
+        let reason = "the path goes up by '..', and several programs share it";
+        Self::new(StatusCode::BAD_REQUEST, Outcome::Refused, reason)
+    }
+
     /// A fork has ended before its answer was complete.
     pub(crate) fn of_ending(ending: &Ending) -> Self {
         let bad = StatusCode::BAD_GATEWAY;

@@ -8,7 +8,7 @@ use tokio_util::either::Either;
 use crate::metrics::{Counted, Handshake};
 use crate::peer::{Peer, TrustedProxies};
 use crate::proxy_header::{self, NoHeader};
-use crate::server::{Front, Isolate};
+use crate::server::Front;
 use crate::socket::{Socket, Stream};
 use crate::tls::Secured;
 
@@ -31,7 +31,7 @@ pub(crate) async fn arrive(front: &Front, stream: Stream, peer: Peer) -> Option<
     let settings = &front.settings;
     let until = Instant::now() + settings.header_timeout;
     // Streams of other protocols have a limit of their own.
-    let stall_max = (settings.isolate != Isolate::Connection).then_some(settings.header_timeout);
+    let stall_max = (front.of_streams().is_none()).then_some(settings.header_timeout);
     let mut socket = Socket::new(stream, stall_max);
     let mut caller = Caller {
         peer,

@@ -141,10 +141,13 @@ impl Pace {
     }
 }
 
-/// Reads a body as a whole, within its limits.
-pub(crate) async fn read_body(front: &Front, body: &mut Incoming) -> Result<RequestBody, Failure> {
+/// Reads a body as a whole, within its limits: `bytes_max` and those of the front.
+pub(crate) async fn read_body(
+    front: &Front,
+    bytes_max: u64,
+    body: &mut Incoming,
+) -> Result<RequestBody, Failure> {
     let refused = |status, reason: String| Failure::new(status, Outcome::Refused, reason);
-    let bytes_max = front.settings.body_bytes_max;
     let too_large = || {
         refused(
             StatusCode::PAYLOAD_TOO_LARGE,

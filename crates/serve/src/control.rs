@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -78,7 +77,7 @@ fn answer(front: &Front, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         "/metrics" => (
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
-            front.metrics.text(),
+            front.metrics.text(&front.program_metrics()),
         ),
         "/-/status" => (StatusCode::OK, "application/json", status(front)),
         _ => (
@@ -94,16 +93,33 @@ fn answer(front: &Front, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     response
 }
 
+/// The numbers of one program, or of all together, as members of an object.
+fn members(counts: &[(&'static str, u64)], names: &[&str]) -> String {
+    let shown = counts.iter().filter(|(name, _)| names.contains(name));
+    let shown: Vec<String> = shown
+        .map(|(name, value)| format!("\"{name}\":{value}"))
+        .collect();
+    shown.join(",")
+}
+
 fn status(front: &Front) -> String {
-    let level = |number: &std::sync::atomic::AtomicI64| number.load(Ordering::Relaxed).max(0);
-    let metrics = &front.metrics;
+    let all = front.metrics.counts(&front.program_metrics());
+    let of_all = ["forks", "forks_busy", "waiting", "connections", "upgrades"];
+    let named = front.services().iter().map(|one| &one.metrics);
+    let programs: Vec<String> = named
+        .filter(|one| !one.program().is_empty())
+        .map(|one| {
+            let of_one = members(
+                &one.counts(),
+                &["forks", "forks_busy", "waiting", "upgrades"],
+            );
+            format!("\"{}\":{{{of_one}}}", one.program())
+        })
+        .collect();
     format!(
-        "{{\"ready\":{},\"forks\":{},\"forks_busy\":{},\"waiting\":{},\"connections\":{},\"upgrades\":{}}}\n",
+        "{{\"ready\":{},{},\"programs\":{{{}}}}}\n",
         front.readiness().is_ok(),
-        level(&metrics.forks),
-        level(&metrics.forks_busy),
-        level(&metrics.waiting),
-        level(&metrics.connections),
-        level(&metrics.upgrades),
+        members(&all, &of_all),
+        programs.join(",")
     )
 }

@@ -344,6 +344,10 @@ impl Fork for Forked {
         Ok(Reset { pages })
     }
 
+    fn exits(&mut self) -> u64 {
+        self.fork.sandbox().exits()
+    }
+
     fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
         let waker = self.fork.waker();
         Arc::new(move || waker.wake())

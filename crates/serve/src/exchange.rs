@@ -27,6 +27,7 @@ use crate::metrics::Outcome;
 use crate::pool::{Ended, Lease, NotTaken};
 use crate::response::{AnswerBody, Answering, Feeder, pieces, whole};
 use crate::server::Front;
+use crate::service::Service;
 use crate::upgrade;
 use crate::wire::{Handle, wire};
 
@@ -42,6 +43,8 @@ const ANSWER_FIELDS_MAX: usize = 200;
 /// Facts for the log about a request that is being answered.
 pub(crate) struct Account {
     front: Arc<Front>,
+    /// The program, once it is known.
+    service: Option<Arc<Service>>,
     record: Record,
     is_closed: bool,
 }
@@ -73,7 +76,9 @@ impl Account {
         };
         Self {
             front: Arc::clone(front),
+            service: None,
             record: Record {
+                program: String::new(),
                 peer: client.peer.to_string(),
                 method: request.method().to_string(),
                 target,
@@ -109,7 +114,12 @@ impl Account {
     fn write(&mut self, outcome: Outcome) {
         self.is_closed = true;
         self.record.outcome = outcome;
-        self.front.metrics.count(outcome);
+        let metrics = match &self.service {
+            Some(service) => &service.metrics,
+            None => self.front.unrouted(),
+        };
+        metrics.count(outcome);
+        metrics.program().clone_into(&mut self.record.program);
         if let Some(line) = self.front.settings.access_log.line(&self.record) {
             self.front.log.line(To::Stdout, line);
         }
@@ -192,6 +202,7 @@ fn accept_of(request: &Request<Incoming>) -> HeaderMap {
 
 /// An answer whose head has come from a fork.
 pub(crate) struct Answered {
+    service: Arc<Service>,
     pub(crate) parts: response::Parts,
     pub(crate) body: Incoming,
     pub(crate) course: ForkCourse,
@@ -270,22 +281,26 @@ async fn attempt(
     let upgrade = head::upgrade(&parts).filter(|_| body.is_end_stream());
     let head = head::for_program(&parts, client.origin(), id, upgrade.as_ref())?;
     drop(parts);
+    let host = head.headers().get(header::HOST).map(HeaderValue::to_str);
+    let host = host.and_then(Result::ok).unwrap_or_default();
+    let service = front.service(host, head.uri().path())?;
+    account.service = Some(Arc::clone(&service));
     let permit = match upgrade {
         None => None,
-        Some(_) => Some(upgrade::permit(front)?),
+        Some(_) => Some(upgrade::permit(&service)?),
     };
-    let body = match read_body(front, &mut body).await {
+    let body = match read_body(front, service.settings.body_bytes_max, &mut body).await {
         Ok(body) => body,
         // The syntax of a chunk, more exactly.
         Err(failure) => return Err(client.course.refusal(number).map_or(failure, Into::into)),
     };
     let asked = ask(
-        front,
+        &service,
         Ask {
             request: with_length(head, body),
             id,
             peer: client.peer.address(),
-            deadline: Instant::now() + front.settings.timeout,
+            deadline: Instant::now() + service.settings.timeout,
         },
     )
     .await;
@@ -312,7 +327,7 @@ struct Ask<'a> {
 }
 
 /// Has a fork answer. With a failure comes what the fork did, if it did anything.
-async fn ask(front: &Front, ask: Ask<'_>) -> Result<Answered, (Failure, Option<Work>)> {
+async fn ask(service: &Arc<Service>, ask: Ask<'_>) -> Result<Answered, (Failure, Option<Work>)> {
     let is_head = *ask.request.method() == Method::HEAD;
     let (front_end, handle, program_end) = wire(Some(ask.deadline), ask.peer);
     let fault = |_| {
@@ -338,7 +353,7 @@ async fn ask(front: &Front, ask: Ask<'_>) -> Result<Answered, (Failure, Option<W
         Poll::Ready(())
     })
     .await;
-    let lease = submit(front, program_end, ask.id).map_err(|failure| (failure, None))?;
+    let lease = submit(service, program_end, ask.id).map_err(|failure| (failure, None))?;
     let driver = connection.map(|driven| {
         tokio::spawn(async move {
             // Its faults are those of the answer.
@@ -382,6 +397,7 @@ async fn ask(front: &Front, ask: Ask<'_>) -> Result<Answered, (Failure, Option<W
             }
             let ends_with_connection = !is_framed && !is_head && !body.is_end_stream();
             Ok(Answered {
+                service: Arc::clone(service),
                 parts,
                 body,
                 course,
@@ -431,11 +447,11 @@ async fn client_side(
     Ok((sender, connection.with_upgrades()))
 }
 
-fn submit(front: &Front, program_end: crate::wire::Wire, id: &str) -> Result<Lease, Failure> {
+fn submit(service: &Service, program_end: crate::wire::Wire, id: &str) -> Result<Lease, Failure> {
     let mut program_end = program_end;
     // Another pool takes the place of one that is closed, before that is.
     for _ in 0..3 {
-        let Some(pool) = front.pool() else { break };
+        let Some(pool) = service.pool() else { break };
         match pool.submit(program_end, id) {
             Ok(lease) => return Ok(lease),
             Err((NotTaken::Full, _)) => {
@@ -458,9 +474,11 @@ fn hand_back(
 ) -> Response<AnswerBody> {
     account.record.status = answered.parts.status.as_u16();
     account.record.work = Some(answered.course.work);
+    let service = Arc::clone(&answered.service);
     if answered.parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return upgrade::switch(
             &front,
+            &service,
             &client,
             answered,
             client_upgraded,
@@ -473,7 +491,7 @@ fn hand_back(
         .headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
-    if is_stream && let Ok(permit) = upgrade::permit(&front) {
+    if is_stream && let Ok(permit) = upgrade::permit(&service) {
         // It ends when either side wants it to, and takes a fork until then.
         answered.upgrade = Some(permit);
         answered.course.handle.set_deadline(None);
@@ -524,13 +542,12 @@ async fn pump(answered: Answered, feeder: Feeder, mut account: Account) {
         mut course,
         ends_with_connection,
         upgrade,
+        service,
         ..
     } = answered;
-    let counted = upgrade.as_ref().map(|_| Arc::clone(&account.front.metrics));
-    let counted = counted
-        .as_deref()
-        .map(|metrics| crate::metrics::Counted::new(&metrics.upgrades));
-    let idle = account.front.settings.idle_timeout;
+    let counted = upgrade.as_ref();
+    let counted = counted.map(|_| crate::metrics::Counted::new(&service.metrics.upgrades));
+    let idle = service.settings.idle_timeout;
     let outcome = loop {
         let frame = tokio::select! {
             biased;

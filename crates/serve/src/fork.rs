@@ -53,6 +53,9 @@ pub trait Fork: Send {
     /// In words; the fork is of no use then.
     fn reset(&mut self) -> Result<Reset, String>;
 
+    /// Exits from its VM so far.
+    fn exits(&mut self) -> u64;
+
     /// Makes [`Fork::serve`] look at its wire at once, from any thread. It holds until the next reset.
     fn waker(&self) -> Arc<dyn Fn() + Send + Sync>;
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use crate::keeper::own_descriptor;
 use crate::peer::Peer;
 use crate::socket::Stream;
 
@@ -101,6 +102,15 @@ enum Listening {
     Unix(std::os::unix::net::UnixListener),
 }
 
+impl From<Bound> for OwnedFd {
+    fn from(bound: Bound) -> Self {
+        match bound.listening {
+            Listening::Inet(listener) => listener.into(),
+            Listening::Unix(listener) => listener.into(),
+        }
+    }
+}
+
 impl Place {
     /// Listens there.
     ///
@@ -169,15 +179,11 @@ impl Place {
     }
 
     fn inherit(&self, number: i32) -> Result<Listening, SetupError> {
-        use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
         let wrong = |what: &str| SetupError {
             message: format!("cannot listen at {self}: {what}"),
             remedy: "hand on a stream socket that listens, as systemd does",
         };
-        // A descriptor of our own for the socket, without the belief that the number is one.
-        let own = pidfd_open(getpid(), PidfdFlags::empty())
-            .and_then(|process| pidfd_getfd(process, number, PidfdGetfdFlags::empty()));
-        let fd = own.map_err(|error| wrong(&reason(&error.into())))?;
+        let fd = own_descriptor(number).map_err(|error| wrong(&reason(&error)))?;
         let listens = sockopt::socket_acceptconn(&fd).unwrap_or(false);
         if !listens || sockopt::socket_type(&fd) != Ok(SocketType::STREAM) {
             return Err(wrong("it is no stream socket that listens"));

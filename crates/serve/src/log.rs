@@ -149,6 +149,15 @@ pub(crate) fn printable(text: &str) -> String {
     safe
 }
 
+/// The name of a program as lines begin with it.
+pub(crate) fn named(program: &str) -> String {
+    if program.is_empty() {
+        String::new()
+    } else {
+        format!("{program} ")
+    }
+}
+
 /// What the program writes while it answers a request, as lines that say which.
 #[derive(Debug)]
 pub(crate) struct Lines<'a> {
@@ -158,19 +167,20 @@ pub(crate) struct Lines<'a> {
 }
 
 impl<'a> Lines<'a> {
-    pub(crate) fn new(log: &'a Log, fork: usize, id: &str) -> Self {
+    /// Of the program with this name, empty if it is the only one.
+    pub(crate) fn new(log: &'a Log, program: &str, fork: usize, id: &str) -> Self {
         Self {
             log,
-            prefix: format!("[fork {fork} {id}] "),
+            prefix: format!("[{}fork {fork} {id}] ", named(program)),
             partial: [Vec::new(), Vec::new()],
         }
     }
 
     /// Of the program before it is frozen.
-    pub(crate) fn of_start(log: &'a Log) -> Self {
+    pub(crate) fn of_start(log: &'a Log, program: &str) -> Self {
         Self {
             log,
-            prefix: "[start] ".to_owned(),
+            prefix: format!("[{}start] ", named(program)),
             partial: [Vec::new(), Vec::new()],
         }
     }
@@ -229,7 +239,7 @@ pub(crate) mod tests {
     #[test]
     fn lines_are_whole_and_cannot_be_forged() {
         let (log, waiting) = kept();
-        let mut lines = Lines::new(&log, 3, "id");
+        let mut lines = Lines::new(&log, "", 3, "id");
         lines.wrote(1, b"ab");
         lines.wrote(2, b"error\x1b[1m\r\n");
         lines.wrote(1, b"c\n\nlast");
@@ -249,7 +259,7 @@ pub(crate) mod tests {
     #[test]
     fn a_line_without_an_end_is_cut() {
         let (log, waiting) = kept();
-        let mut lines = Lines::new(&log, 0, "id");
+        let mut lines = Lines::new(&log, "", 0, "id");
         lines.wrote(1, &[b'a'; 3 * LINE_BYTES_MAX + 7]);
         drop(lines);
         assert_eq!(waiting.try_iter().count(), 4);
@@ -258,7 +268,7 @@ pub(crate) mod tests {
     #[test]
     fn a_program_that_writes_without_end_leaves_room_for_our_lines() {
         let (log, waiting) = kept();
-        let mut lines = Lines::new(&log, 0, "id");
+        let mut lines = Lines::new(&log, "", 0, "id");
         for _ in 0..2 * LINES_MAX {
             lines.wrote(1, b"x\n");
         }

@@ -1,6 +1,7 @@
 //! Counters for operators, in the text format of Prometheus.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -112,21 +113,35 @@ impl Histogram {
         self.sum_us.fetch_add(us, Ordering::Relaxed);
     }
 
-    fn write(&self, text: &mut String, name: &str, help: &str) {
-        let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} histogram\n");
+    fn write(&self, text: &mut String, name: &str, program: &str) {
         let mut sum = 0;
         for (count, end_us) in self.counts.iter().zip(BUCKETS_US) {
             sum += count.load(Ordering::Relaxed);
-            let end = seconds(end_us);
-            let _ = writeln!(text, "{name}_bucket{{le=\"{end}\"}} {sum}");
+            let labels = labels(program, Some(("le", &seconds(end_us))));
+            let _ = writeln!(text, "{name}_bucket{labels} {sum}");
         }
         // Read after the buckets, and so at least their sum.
         let all = self.all.load(Ordering::Relaxed).max(sum);
         let total = seconds(self.sum_us.load(Ordering::Relaxed));
+        let every = labels(program, Some(("le", "+Inf")));
+        let labels = labels(program, None);
         let _ = write!(
             text,
-            "{name}_bucket{{le=\"+Inf\"}} {all}\n{name}_sum {total}\n{name}_count {all}\n"
+            "{name}_bucket{every} {all}\n{name}_sum{labels} {total}\n{name}_count{labels} {all}\n"
         );
+    }
+}
+
+/// The labels of a value: of the program with this name, if it has one, and one more.
+fn labels(program: &str, more: Option<(&str, &str)>) -> String {
+    let of_program = (!program.is_empty()).then_some(("program", program));
+    let all: Vec<String> = (of_program.into_iter().chain(more))
+        .map(|(name, value)| format!("{name}=\"{value}\""))
+        .collect();
+    if all.is_empty() {
+        String::new()
+    } else {
+        format!("{{{}}}", all.join(","))
     }
 }
 
@@ -136,15 +151,24 @@ pub(crate) fn seconds(us: u64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// All of them.
+/// Those of the front.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    requests: [AtomicU64; Outcome::ALL.len()],
     handshakes: [AtomicU64; Handshake::ALL.len()],
     /// Handshakes that have begun and not ended.
     pub(crate) handshakes_open: AtomicI64,
     pub(crate) certificates: AtomicU64,
     pub(crate) proxy_headers_refused: AtomicU64,
+    pub(crate) connections: AtomicI64,
+    pub(crate) reloads: AtomicU64,
+    pub(crate) log_lines_dropped: AtomicU64,
+}
+
+/// Those of one program.
+#[derive(Debug, Default)]
+pub(crate) struct ProgramMetrics {
+    program: String,
+    requests: [AtomicU64; Outcome::ALL.len()],
     /// From the moment that a request was read to that when a fork took it.
     pub(crate) queued: Histogram,
     /// From then to the last byte of its answer.
@@ -152,14 +176,12 @@ pub(crate) struct Metrics {
     /// Of the reset after that.
     pub(crate) reset: Histogram,
     pub(crate) pages_reset: AtomicU64,
+    pub(crate) exits: AtomicU64,
     pub(crate) forks: AtomicI64,
     pub(crate) forks_busy: AtomicI64,
     pub(crate) forks_rebuilt: AtomicU64,
     pub(crate) waiting: AtomicI64,
-    pub(crate) connections: AtomicI64,
     pub(crate) upgrades: AtomicI64,
-    pub(crate) reloads: AtomicU64,
-    pub(crate) log_lines_dropped: AtomicU64,
 }
 
 /// Counted up while this lives.
@@ -179,166 +201,234 @@ impl Drop for Counted<'_> {
     }
 }
 
-fn by_outcome<'a>(
-    text: &mut String,
-    name: &str,
-    help: &str,
-    counts: impl Iterator<Item = (&'static str, &'a AtomicU64)>,
-) {
-    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n");
-    for (outcome, count) in counts {
-        let count = count.load(Ordering::Relaxed);
-        let _ = writeln!(text, "{name}{{outcome=\"{outcome}\"}} {count}");
-    }
+fn level(number: &AtomicI64) -> u64 {
+    number.load(Ordering::Relaxed).max(0).unsigned_abs()
 }
 
-impl Metrics {
+fn count(number: &AtomicU64) -> u64 {
+    number.load(Ordering::Relaxed)
+}
+
+/// The lines that come before the values of a metric.
+fn begin(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+}
+
+impl ProgramMetrics {
+    /// Of the program with this name; empty if it is the only one.
+    pub(crate) fn new(program: &str) -> Self {
+        Self {
+            program: program.to_owned(),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn count(&self, outcome: Outcome) {
         if let Some(index) = Outcome::ALL.iter().position(|other| *other == outcome) {
             self.requests[index].fetch_add(1, Ordering::Relaxed);
         }
     }
 
+    /// The name of the program.
+    pub(crate) fn program(&self) -> &str {
+        &self.program
+    }
+
+    /// The numbers that a caller looks at.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 6] {
+        [
+            ("forks", level(&self.forks)),
+            ("forks_busy", level(&self.forks_busy)),
+            ("forks_rebuilt", count(&self.forks_rebuilt)),
+            ("waiting", level(&self.waiting)),
+            ("upgrades", level(&self.upgrades)),
+            ("pages_reset", count(&self.pages_reset)),
+        ]
+    }
+}
+
+/// Requests by the way they ended, of all of `programs` together.
+pub(crate) fn requests(programs: &[Arc<ProgramMetrics>]) -> Vec<(&'static str, u64)> {
+    let all = Outcome::ALL.iter().enumerate();
+    all.map(|(place, outcome)| {
+        let counts = programs.iter().map(|one| count(&one.requests[place]));
+        (outcome.name(), counts.sum())
+    })
+    .collect()
+}
+
+impl Metrics {
     pub(crate) fn count_handshake(&self, outcome: Handshake) {
         if let Some(index) = Handshake::ALL.iter().position(|other| *other == outcome) {
             self.handshakes[index].fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Requests by the way they ended.
-    pub(crate) fn requests(&self) -> Vec<(&'static str, u64)> {
-        let counts = Outcome::ALL.iter().zip(&self.requests);
-        counts
-            .map(|(outcome, count)| (outcome.name(), count.load(Ordering::Relaxed)))
-            .collect()
-    }
-
-    /// The numbers that a caller looks at.
-    pub(crate) fn counts(&self) -> Vec<(&'static str, u64)> {
-        let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
-        let level = |number: &AtomicI64| number.load(Ordering::Relaxed).max(0).unsigned_abs();
-        vec![
-            ("forks", level(&self.forks)),
-            ("forks_busy", level(&self.forks_busy)),
-            ("forks_rebuilt", count(&self.forks_rebuilt)),
-            ("waiting", level(&self.waiting)),
-            ("connections", level(&self.connections)),
-            ("upgrades", level(&self.upgrades)),
-            ("reloads", count(&self.reloads)),
-            ("pages_reset", count(&self.pages_reset)),
-        ]
-    }
-
-    /// All of them as a page.
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::with_capacity(8192);
-        by_outcome(
-            &mut text,
-            "kvmlet_requests_total",
-            "Requests by the way they ended.",
-            Outcome::ALL
-                .map(Outcome::name)
-                .into_iter()
-                .zip(&self.requests),
-        );
-        by_outcome(
-            &mut text,
-            "kvmlet_tls_handshakes_total",
-            "Handshakes of TLS by the way they ended.",
-            (Handshake::ALL.map(Handshake::name).into_iter()).zip(&self.handshakes),
-        );
-        for (histogram, name, help) in [
-            (
-                &self.queued,
-                "kvmlet_queue_seconds",
-                "Time that requests waited for a fork.",
-            ),
-            (
-                &self.ran,
-                "kvmlet_run_seconds",
-                "Time that a fork took for a request.",
-            ),
-            (
-                &self.reset,
-                "kvmlet_reset_seconds",
-                "Time that the reset after it took.",
-            ),
-        ] {
-            histogram.write(&mut text, name, help);
+    /// The numbers that a caller looks at, those of programs of all of them together.
+    pub(crate) fn counts(&self, programs: &[Arc<ProgramMetrics>]) -> Vec<(&'static str, u64)> {
+        let mut all = ProgramMetrics::default().counts();
+        for one in programs {
+            for (sum, (_, value)) in all.iter_mut().zip(one.counts()) {
+                sum.1 += value;
+            }
         }
-        let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
-        for (name, help, value) in [
-            (
-                "kvmlet_pages_reset_total",
-                "Pages that resets put back.",
-                count(&self.pages_reset),
-            ),
-            (
-                "kvmlet_forks_rebuilt_total",
-                "Forks that were made anew.",
-                count(&self.forks_rebuilt),
-            ),
+        let mut all = all.to_vec();
+        all.push(("connections", level(&self.connections)));
+        all.push(("reloads", count(&self.reloads)));
+        all
+    }
+
+    /// All of them as a page, with those of `programs`.
+    pub(crate) fn text(&self, programs: &[Arc<ProgramMetrics>]) -> String {
+        let mut text = String::with_capacity(8192);
+        let name = "kvmlet_requests_total";
+        begin(
+            &mut text,
+            name,
+            "counter",
+            "Requests by the way they ended.",
+        );
+        for one in programs {
+            for (outcome, number) in Outcome::ALL.iter().zip(&one.requests) {
+                let labels = labels(&one.program, Some(("outcome", outcome.name())));
+                let _ = writeln!(text, "{name}{labels} {}", count(number));
+            }
+        }
+        of_programs(&mut text, programs);
+        self.of_front(&mut text);
+        text
+    }
+
+    fn of_front(&self, text: &mut String) {
+        let name = "kvmlet_tls_handshakes_total";
+        begin(
+            text,
+            name,
+            "counter",
+            "Handshakes of TLS by the way they ended.",
+        );
+        for (outcome, number) in Handshake::ALL.iter().zip(&self.handshakes) {
+            let labels = labels("", Some(("outcome", outcome.name())));
+            let _ = writeln!(text, "{name}{labels} {}", count(number));
+        }
+        for (name, kind, help, value) in [
             (
                 "kvmlet_reloads_total",
-                "Programs that took the place of another.",
+                "counter",
+                "Programs that took the place of others.",
                 count(&self.reloads),
             ),
             (
                 "kvmlet_tls_certificates_read_total",
+                "counter",
                 "Certificates that took the place of another.",
                 count(&self.certificates),
             ),
             (
                 "kvmlet_proxy_headers_refused_total",
+                "counter",
                 "Connections of trusted proxies that did not begin with a PROXY header.",
                 count(&self.proxy_headers_refused),
             ),
             (
                 "kvmlet_log_lines_dropped_total",
+                "counter",
                 "Lines that nobody read in time.",
                 count(&self.log_lines_dropped),
             ),
-        ] {
-            let _ = write!(
-                text,
-                "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n"
-            );
-        }
-        let level = |number: &AtomicI64| number.load(Ordering::Relaxed).max(0);
-        for (name, help, value) in [
-            ("kvmlet_forks", "Forks there are.", level(&self.forks)),
-            (
-                "kvmlet_forks_busy",
-                "Forks that have a request or are being reset.",
-                level(&self.forks_busy),
-            ),
-            (
-                "kvmlet_queue_length",
-                "Requests that wait for a fork.",
-                level(&self.waiting),
-            ),
             (
                 "kvmlet_connections",
+                "gauge",
                 "Connections of clients.",
                 level(&self.connections),
             ),
             (
                 "kvmlet_tls_handshakes",
+                "gauge",
                 "Handshakes of TLS that have begun and not ended.",
                 level(&self.handshakes_open),
             ),
-            (
-                "kvmlet_upgrades",
-                "Connections that hold a fork: upgrades and streams of events.",
-                level(&self.upgrades),
-            ),
         ] {
-            let _ = write!(
-                text,
-                "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"
-            );
+            begin(text, name, kind, help);
+            let _ = writeln!(text, "{name} {value}");
         }
-        text
+    }
+}
+
+/// The metrics that each program has for itself.
+fn of_programs(text: &mut String, programs: &[Arc<ProgramMetrics>]) {
+    type Time = fn(&ProgramMetrics) -> &Histogram;
+    type Value = fn(&ProgramMetrics) -> u64;
+    let times: [(&str, &str, Time); 3] = [
+        (
+            "kvmlet_queue_seconds",
+            "Time that requests waited for a fork.",
+            |one| &one.queued,
+        ),
+        (
+            "kvmlet_run_seconds",
+            "Time that a fork took for a request.",
+            |one| &one.ran,
+        ),
+        (
+            "kvmlet_reset_seconds",
+            "Time that the reset after it took.",
+            |one| &one.reset,
+        ),
+    ];
+    for (name, help, time) in times {
+        begin(text, name, "histogram", help);
+        for one in programs {
+            time(one).write(text, name, &one.program);
+        }
+    }
+    let values: [(&str, &str, &str, Value); 7] = [
+        (
+            "kvmlet_pages_reset_total",
+            "counter",
+            "Pages that resets put back.",
+            |one| count(&one.pages_reset),
+        ),
+        (
+            "kvmlet_exits_total",
+            "counter",
+            "Exits from VMs for requests and the resets after them.",
+            |one| count(&one.exits),
+        ),
+        (
+            "kvmlet_forks_rebuilt_total",
+            "counter",
+            "Forks that were made anew.",
+            |one| count(&one.forks_rebuilt),
+        ),
+        ("kvmlet_forks", "gauge", "Forks there are.", |one| {
+            level(&one.forks)
+        }),
+        (
+            "kvmlet_forks_busy",
+            "gauge",
+            "Forks that have a request or are being reset.",
+            |one| level(&one.forks_busy),
+        ),
+        (
+            "kvmlet_queue_length",
+            "gauge",
+            "Requests that wait for a fork.",
+            |one| level(&one.waiting),
+        ),
+        (
+            "kvmlet_upgrades",
+            "gauge",
+            "Connections that hold a fork: upgrades and streams of events.",
+            |one| level(&one.upgrades),
+        ),
+    ];
+    for (name, kind, help, value) in values {
+        begin(text, name, kind, help);
+        for one in programs {
+            let labels = labels(&one.program, None);
+            let _ = writeln!(text, "{name}{labels} {}", value(one));
+        }
     }
 }
 
@@ -348,13 +438,13 @@ mod tests {
 
     #[test]
     fn buckets_add_up() {
-        let metrics = Metrics::default();
+        let metrics = Arc::new(ProgramMetrics::default());
         metrics.count(Outcome::Ok);
         metrics.count(Outcome::Deadline);
         for us in [10, 60, 60_000_000] {
             metrics.ran.add(Duration::from_micros(us));
         }
-        let text = metrics.text();
+        let text = Metrics::default().text(&[metrics]);
         for line in [
             "kvmlet_requests_total{outcome=\"ok\"} 1",
             "kvmlet_requests_total{outcome=\"deadline\"} 1",
@@ -367,6 +457,35 @@ mod tests {
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn each_program_has_its_label() {
+        let named = |name| Arc::new(ProgramMetrics::new(name));
+        let programs = [named("a"), named("b"), named("")];
+        programs[1].count(Outcome::Crash);
+        programs[1].forks.store(3, Ordering::Relaxed);
+        let text = Metrics::default().text(&programs);
+        for line in [
+            "kvmlet_requests_total{program=\"b\",outcome=\"crash\"} 1",
+            "kvmlet_requests_total{outcome=\"crash\"} 0",
+            "kvmlet_run_seconds_bucket{program=\"a\",le=\"+Inf\"} 0",
+            "kvmlet_run_seconds_count{program=\"a\"} 0",
+            "kvmlet_forks{program=\"b\"} 3",
+            "kvmlet_forks 0",
+            "kvmlet_connections 0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line}\n{text}");
+        }
+        for start in ["# TYPE ", "# HELP "] {
+            let mut heads: Vec<_> = text.lines().filter(|it| it.starts_with(start)).collect();
+            let count = heads.len();
+            heads.dedup();
+            assert_eq!(heads.len(), count);
+        }
+        assert!(requests(&programs).contains(&("crash", 1)));
+        let counts = Metrics::default().counts(&programs);
+        assert!(counts.contains(&("forks", 3)) && counts.contains(&("reloads", 0)));
     }
 
     #[test]

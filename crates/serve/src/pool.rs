@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::fork::{Ending, Fork, Master};
-use crate::log::{Lines, Log};
-use crate::metrics::{Counted, Metrics};
+use crate::log::{Lines, Log, named};
+use crate::metrics::{Counted, ProgramMetrics};
 use crate::wire::{Handle, Wire};
 
 /// A fork that fails so often without a success between is made anew.
@@ -32,8 +32,10 @@ pub(crate) enum Begin {
     AsLeft,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PoolSettings {
+    /// Of the program, empty if it is the only one.
+    pub(crate) name: String,
     pub(crate) forks: usize,
     pub(crate) queue_max: usize,
     pub(crate) begin: Begin,
@@ -132,7 +134,7 @@ struct Shared {
     closing: Condvar,
     /// Failures since the last success of any fork.
     failures: AtomicU32,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ProgramMetrics>,
     log: Log,
 }
 
@@ -147,7 +149,7 @@ impl Pool {
     pub(crate) fn start(
         master: Box<dyn Master>,
         settings: PoolSettings,
-        metrics: &Arc<Metrics>,
+        metrics: &Arc<ProgramMetrics>,
         log: &Log,
     ) -> Result<Self, String> {
         // This one shows that it can be done.
@@ -351,7 +353,10 @@ impl Worker {
             let there = Counted::new(&shared.metrics.forks);
             while let Some(job) = shared.next(self.number) {
                 let busy = Counted::new(&shared.metrics.forks_busy);
+                let before = fork.exits();
                 let is_usable = self.serve(fork.as_mut(), job);
+                let exits = fork.exits().saturating_sub(before);
+                shared.metrics.exits.fetch_add(exits, Ordering::Relaxed);
                 drop(busy);
                 if !is_usable {
                     break;
@@ -375,12 +380,18 @@ impl Worker {
         }
     }
 
+    /// A message about this fork.
+    fn say(&self, text: &str) {
+        let program = named(&self.shared.settings.name);
+        let log = &self.shared.log;
+        log.say(&format!("{program}fork {}{text}", self.number));
+    }
+
     fn make(&self) -> Option<Box<dyn Fork>> {
         let made = std::panic::catch_unwind(AssertUnwindSafe(|| self.shared.master.fork()));
         let made = made.unwrap_or_else(|_| Err("a fault in kvmlet".to_owned()));
         made.inspect_err(|error| {
-            let log = &self.shared.log;
-            log.say(&format!("fork {}: {error}", self.number));
+            self.say(&format!(": {error}"));
         })
         .ok()
     }
@@ -407,7 +418,7 @@ impl Worker {
         let begun = Instant::now();
         let served = std::panic::catch_unwind(AssertUnwindSafe(|| {
             wire.set_waker(Some(fork.waker()));
-            let mut lines = Lines::new(&shared.log, self.number, &id);
+            let mut lines = Lines::new(&shared.log, &shared.settings.name, self.number, &id);
             fork.serve(&wire, &mut lines)
         }));
         let panicked = served.is_err();
@@ -417,9 +428,7 @@ impl Worker {
         metrics.ran.add(ran);
         let is_failure = ending.is_failure();
         if let Ending::Failed(error) = &ending {
-            shared
-                .log
-                .say(&format!("fork {}, request {id}: {error}", self.number));
+            self.say(&format!(", request {id}: {error}"));
         }
         let keeps_state = shared.settings.begin == Begin::AsLeft && !is_failure;
         // Its client, who sees the end of the answer, may ask again at once.
@@ -453,9 +462,7 @@ impl Worker {
                 true
             }
             Err(error) => {
-                shared
-                    .log
-                    .say(&format!("fork {}: reset: {error}", self.number));
+                self.say(&format!(": reset: {error}"));
                 false
             }
         }
@@ -470,10 +477,11 @@ mod tests {
     use crate::testing::{Act, FakeMaster};
     use crate::wire::wire;
 
-    fn pool(act: Act, forks: usize, queue_max: usize, begin: Begin) -> (Pool, Arc<Metrics>) {
-        let metrics = Arc::new(Metrics::default());
+    fn pool(act: Act, forks: usize, queue_max: usize, begin: Begin) -> (Pool, Arc<ProgramMetrics>) {
+        let metrics = Arc::new(ProgramMetrics::default());
         let (log, _) = crate::log::tests::kept();
         let settings = PoolSettings {
+            name: String::new(),
             forks,
             queue_max,
             begin,
@@ -546,6 +554,10 @@ mod tests {
             Ok(crate::fork::Reset::default())
         }
 
+        fn exits(&mut self) -> u64 {
+            0
+        }
+
         fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
             Arc::new(|| {})
         }
@@ -558,6 +570,7 @@ mod tests {
             can_fork,
         };
         let settings = PoolSettings {
+            name: String::new(),
             forks,
             queue_max: 0,
             begin: Begin::Clean,
@@ -643,6 +656,7 @@ mod tests {
         let (_front, _, one) = wire(None, None);
         let lease = pool.submit(one, "id").unwrap();
         assert!(lease.reset.await.is_err());
-        assert!(metrics.text().contains("kvmlet_reset_seconds_count 0"));
+        let text = crate::metrics::Metrics::default().text(&[metrics]);
+        assert!(text.contains("kvmlet_reset_seconds_count 0"));
     }
 }

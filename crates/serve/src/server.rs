@@ -1,77 +1,54 @@
-//! The server: a program is started, warmed, frozen and forked; clients are accepted until it is told to stop.
+//! The server: programs are started, warmed, frozen and forked; clients are accepted until it is told to stop.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::access_log::AccessLog;
+use crate::answer::Failure;
 use crate::budget::Budget;
-use crate::fork::{BootError, Output, Program};
+use crate::fork::BootError;
 use crate::id::Ids;
+use crate::keeper::Keeper;
 use crate::listener::{Bound, Listener, SetupError};
-use crate::log::{Lines, Log};
-use crate::metrics::Metrics;
-use crate::peer::TrustedProxies;
-use crate::pool::{Begin, Pool, PoolSettings};
+use crate::log::Log;
+use crate::metrics::{self, Metrics, ProgramMetrics};
+use crate::peer::{Peer, TrustedProxies};
+use crate::pool::Pool;
+use crate::routes::{self, NoRoute};
+use crate::service::{Isolate, ProgramSettings, Service, Start};
+use crate::socket::Stream;
 use crate::tls::Tls;
-use crate::warm::{WarmupRequest, warm};
 use crate::{arrival, connection, control, stream};
 
 /// After an accept that failed, as it does when there are too many descriptors.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Clients of each socket that are still taken when the server is being stopped: what its backlog may hold.
+const LATE_MAX: u32 = 4096;
 /// Time for handshakes that are under way when the server is being stopped.
 const LAST_ARRIVAL_PATIENCE: Duration = Duration::from_secs(1);
+/// Time for clients to come who connected before the end was asked for.
+const LAST_ACCEPT_PATIENCE: Duration = Duration::from_millis(5);
 /// Time for forks that have been told to end.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The unit of work that begins in the frozen state.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Isolate {
-    /// A request of HTTP.
-    Request,
-    /// A connection, of any protocol.
-    Connection,
-    /// None: a fork is reset only after it failed.
-    None,
-}
-
-/// Everything that an operator may set.
+/// Everything that an operator may set, beside what is of one program.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The unit of isolation.
-    pub isolate: Isolate,
-    /// Forks at one time.
-    pub forks: usize,
-    /// Requests that may wait for a fork.
-    pub queue_max: usize,
-    /// From the moment that a request was read to the end of its answer.
-    pub timeout: Duration,
-    /// Of a connection, where that is the unit; `None` for no limit.
-    pub connection_timeout: Option<Duration>,
-    /// Without a byte, of an upgrade or a connection that has a fork.
-    pub idle_timeout: Duration,
     /// For a proxy's header and a handshake; for a request's head; for a client that takes nothing; for a body at its slowest.
     pub header_timeout: Duration,
     /// Between two requests of a client.
     pub keepalive: Duration,
-    /// Of a request's body.
-    pub body_bytes_max: u64,
     /// For bodies of requests that wait; as much again for answers that clients have not yet taken.
     pub buffer_bytes: usize,
     /// Connections of clients.
     pub connections_max: usize,
-    /// Of them, those that hold a fork: upgrades and streams of events.
-    pub upgrades_max: usize,
     /// For requests that are under way when the server is told to stop.
     pub grace: Duration,
-    /// For all warm-up requests of a start together, each.
-    pub warmup_timeout: Duration,
-    /// Requests that the program answers before it is frozen.
-    pub warmup: Vec<WarmupRequest>,
     /// Lines for requests.
     pub access_log: AccessLog,
     /// Who may say for whom it asks.
@@ -84,13 +61,6 @@ pub struct Settings {
     pub threads: usize,
 }
 
-impl Settings {
-    /// A request that has no fork by then is given up.
-    pub(crate) fn queue_timeout(&self) -> Duration {
-        self.timeout
-    }
-}
-
 /// Said to the operator as it happens.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notice {
@@ -99,12 +69,6 @@ pub enum Notice {
     /// Only failures.
     Quiet,
 }
-
-/// Starts the program, until it waits for connections. It is given the place of the program's output, and what to ask
-/// whether to stop.
-pub type Start = dyn Fn(&mut dyn Output, &(dyn Fn() -> bool + Sync)) -> Result<Box<dyn Program>, BootError>
-    + Send
-    + Sync;
 
 /// How far the server is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,6 +85,8 @@ pub struct Commands(Arc<Told>);
 #[derive(Debug)]
 struct Told {
     stops: AtomicU32,
+    /// Another process takes the clients from here on.
+    gives_way: AtomicBool,
     /// The reloads that have been asked for.
     reloads: AtomicU64,
     /// The number of the last one that has ended, and how.
@@ -132,6 +98,7 @@ impl Default for Told {
     fn default() -> Self {
         Self {
             stops: AtomicU32::new(0),
+            gives_way: AtomicBool::new(false),
             reloads: AtomicU64::new(0),
             reloaded: Mutex::new((0, Ok(()))),
             changed: Notify::new(),
@@ -144,6 +111,13 @@ impl Commands {
     pub fn stop(&self) {
         self.0.stops.fetch_add(1, Ordering::SeqCst);
         self.0.changed.notify_one();
+    }
+
+    /// As [`Commands::stop`]: another process has the same sockets and takes the clients, those of the control address
+    /// too.
+    pub fn give_way(&self) {
+        self.0.gives_way.store(true, Ordering::SeqCst);
+        self.stop();
     }
 
     /// Starts the program anew beside the one there is, and then has it take its place; reads the certificate again.
@@ -161,7 +135,7 @@ impl Commands {
         (*last >= number).then(|| how.clone())
     }
 
-    fn stops(&self) -> u32 {
+    pub(crate) fn stops(&self) -> u32 {
         self.0.stops.load(Ordering::SeqCst)
     }
 
@@ -180,34 +154,64 @@ pub(crate) struct Front {
     pub(crate) ids: Ids,
     pub(crate) bodies: Budget,
     pub(crate) answers: Budget,
-    pub(crate) upgrades: Arc<Semaphore>,
-    pool: Mutex<Option<Arc<Pool>>>,
+    services: Vec<Arc<Service>>,
+    /// Of requests that are for no program.
+    unrouted: Arc<ProgramMetrics>,
     phase: watch::Sender<Phase>,
 }
 
 impl Front {
-    pub(crate) fn new(settings: Settings, metrics: Arc<Metrics>, log: Log) -> Self {
-        Self {
+    /// A front before at least one program.
+    pub(crate) fn new(settings: Settings, services: Vec<Service>) -> io::Result<Self> {
+        let metrics = Arc::new(Metrics::default());
+        let services: Vec<_> = services.into_iter().map(Arc::new).collect();
+        let only = services.iter().find(|one| one.settings.name.is_empty());
+        Ok(Self {
+            log: Log::start(Arc::clone(&metrics))?,
             bodies: Budget::new(settings.buffer_bytes),
             answers: Budget::new(settings.buffer_bytes),
-            upgrades: Arc::new(Semaphore::new(settings.upgrades_max)),
+            unrouted: only.map_or_else(Arc::default, |only| Arc::clone(&only.metrics)),
+            services,
             settings,
             metrics,
-            log,
             ids: Ids::new(),
-            pool: Mutex::new(None),
             phase: watch::Sender::new(Phase::Open),
+        })
+    }
+
+    pub(crate) fn services(&self) -> &[Arc<Service>] {
+        &self.services
+    }
+
+    /// The program that a request is for.
+    pub(crate) fn service(&self, host: &str, path: &str) -> Result<Arc<Service>, Failure> {
+        let routes = self.services.iter().map(|one| &one.settings.route);
+        match routes::find(routes, host, path) {
+            Ok(place) => Ok(Arc::clone(&self.services[place])),
+            Err(NoRoute::Nobody) => Err(Failure::no_route()),
+            Err(NoRoute::GoesUp) => Err(Failure::unclear_path()),
         }
     }
 
-    /// The pool that takes requests now. Clients are accepted only once there is one.
-    pub(crate) fn pool(&self) -> Option<Arc<Pool>> {
-        lock(&self.pool).clone()
+    /// The program that gets connections of any protocol, if it is one of those.
+    pub(crate) fn of_streams(&self) -> Option<&Arc<Service>> {
+        let first = self.services.first();
+        first.filter(|first| first.settings.isolate == Isolate::Connection)
     }
 
-    /// Has this one take all requests from here on; the one before it, if any.
-    pub(crate) fn set_pool(&self, pool: Option<Arc<Pool>>) -> Option<Arc<Pool>> {
-        std::mem::replace(&mut *lock(&self.pool), pool)
+    /// Of each program, and of what is for none.
+    pub(crate) fn program_metrics(&self) -> Vec<Arc<ProgramMetrics>> {
+        let of_services = self.services.iter().map(|one| Arc::clone(&one.metrics));
+        let mut all: Vec<_> = of_services.collect();
+        if !all.iter().any(|one| Arc::ptr_eq(one, &self.unrouted)) {
+            all.push(Arc::clone(&self.unrouted));
+        }
+        all
+    }
+
+    /// Where requests are counted whose program is not known.
+    pub(crate) fn unrouted(&self) -> &Arc<ProgramMetrics> {
+        &self.unrouted
     }
 
     pub(crate) fn is_ending(&self) -> bool {
@@ -215,10 +219,11 @@ impl Front {
     }
 
     pub(crate) fn readiness(&self) -> Result<(), &'static str> {
-        match (self.is_ending(), self.pool()) {
+        let has_pool = |one: &Arc<Service>| one.pool().is_some();
+        match (self.is_ending(), self.services.iter().all(has_pool)) {
             (true, _) => Err("it is being stopped"),
-            (false, None) => Err("the program is being started"),
-            (false, Some(_)) => Ok(()),
+            (false, false) => Err("the program is being started"),
+            (false, true) => Ok(()),
         }
     }
 }
@@ -232,6 +237,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Watch {
     front: Weak<Front>,
     metrics: Arc<Metrics>,
+    programs: Vec<Arc<ProgramMetrics>>,
 }
 
 impl Watch {
@@ -244,13 +250,13 @@ impl Watch {
     /// Requests by the way they ended.
     #[must_use]
     pub fn requests(&self) -> Vec<(&'static str, u64)> {
-        self.metrics.requests()
+        metrics::requests(&self.programs)
     }
 
     /// Numbers of things that there are now, and that there have been.
     #[must_use]
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
-        self.metrics.counts()
+        self.metrics.counts(&self.programs)
     }
 }
 
@@ -260,8 +266,8 @@ pub struct Server {
     listeners: Vec<Bound>,
     control: Option<Bound>,
     front: Arc<Front>,
-    start: Arc<Start>,
     notice: Notice,
+    keeper: Option<Keeper>,
 }
 
 impl Server {
@@ -271,9 +277,9 @@ impl Server {
     /// The host's, of threads and descriptors.
     pub fn new(
         settings: Settings,
+        programs: Vec<(ProgramSettings, Arc<Start>)>,
         listeners: Vec<Bound>,
         control: Option<Bound>,
-        start: Arc<Start>,
         notice: Notice,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -282,16 +288,27 @@ impl Server {
             .thread_stack_size(1 << 20)
             .enable_all()
             .build()?;
-        let metrics = Arc::new(Metrics::default());
-        let log = Log::start(Arc::clone(&metrics))?;
+        let services = programs
+            .into_iter()
+            .map(|(settings, start)| Service::new(settings, start))
+            .collect();
         Ok(Self {
             runtime,
             listeners,
             control,
-            front: Arc::new(Front::new(settings, metrics, log)),
-            start,
+            front: Arc::new(Front::new(settings, services)?),
             notice,
+            keeper: None,
         })
+    }
+
+    /// Has it be one of several processes, one after the other.
+    #[must_use]
+    pub fn kept_by(self, keeper: Keeper) -> Self {
+        Self {
+            keeper: Some(keeper),
+            ..self
+        }
     }
 
     /// For looking at it while it runs.
@@ -300,6 +317,7 @@ impl Server {
         Watch {
             front: Arc::downgrade(&self.front),
             metrics: Arc::clone(&self.front.metrics),
+            programs: self.front.program_metrics(),
         }
     }
 
@@ -313,24 +331,26 @@ impl Server {
             listeners,
             control,
             front,
-            start,
             notice,
+            keeper,
         } = self;
         let course = Course {
             front: Arc::clone(&front),
-            start,
             commands: commands.clone(),
             notice,
         };
-        let result = runtime.block_on(course.run(listeners, control));
-        let pool = front.set_pool(None);
+        let result = runtime.block_on(course.run(listeners, control, keeper));
+        drop(course);
+        let services = front.services().iter();
+        let pools: Vec<_> = services.filter_map(|one| one.set_pool(None)).collect();
         // What is still under way is dropped, and with it each fork's reason to go on.
         runtime.shutdown_timeout(Duration::from_millis(500));
-        if let Some(pool) = pool {
-            pool.close();
-            if !pool.join(END_PATIENCE) {
-                front.log.say("some forks did not end in time");
-            }
+        pools.iter().for_each(|pool| pool.close());
+        let until = Instant::now() + END_PATIENCE;
+        let left = || until.saturating_duration_since(Instant::now());
+        let late = pools.iter().filter(|pool| !pool.join(left())).count();
+        if late > 0 {
+            front.log.say("some forks did not end in time");
         }
         if let Some(front) = Arc::into_inner(front) {
             front.log.close(Duration::from_secs(1));
@@ -339,12 +359,11 @@ impl Server {
     }
 }
 
-/// A certificate that was read and a program that was started, or why not.
-type Reloaded = (Result<(), BootError>, Result<Arc<Pool>, BootError>);
+/// A certificate that was read and programs that were started, or why not.
+type Reloaded = (Result<(), BootError>, Result<Vec<Arc<Pool>>, BootError>);
 
 struct Course {
     front: Arc<Front>,
-    start: Arc<Start>,
     commands: Commands,
     notice: Notice,
 }
@@ -356,22 +375,40 @@ impl Course {
         }
     }
 
-    async fn run(&self, bound: Vec<Bound>, control: Option<Bound>) -> Result<(), BootError> {
+    fn control(&self, bound: Option<&Bound>) -> io::Result<Option<JoinHandle<()>>> {
+        let Some(bound) = bound else { return Ok(None) };
+        let listener = bound.listener()?;
+        self.note(&format!("control at {}", bound.name()));
+        let serving = control::serve(Arc::clone(&self.front), listener);
+        Ok(Some(tokio::spawn(serving)))
+    }
+
+    async fn run(
+        &self,
+        bound: Vec<Bound>,
+        control: Option<Bound>,
+        keeper: Option<Keeper>,
+    ) -> Result<(), BootError> {
         let host = |error: io::Error| BootError::new("host", error.to_string());
-        if let Some(control) = &control {
-            let listener = control.listener().map_err(host)?;
-            tokio::spawn(control::serve(Arc::clone(&self.front), listener));
-            self.note(&format!("control at {}", control.name()));
-        }
+        // Until then the other one answers at the control address.
+        let waits = keeper.as_ref().is_some_and(Keeper::has_another);
+        let early = control.as_ref().filter(|_| !waits);
+        let mut controlled = self.control(early).map_err(host)?;
         let booted = tokio::select! {
             booted = self.boot() => booted?,
             () = self.commands.stopped(1) => return Ok(()),
         };
-        self.front.set_pool(Some(booted));
+        for (service, pool) in self.front.services().iter().zip(booted) {
+            service.set_pool(Some(pool));
+        }
+        if waits {
+            controlled = self.control(control.as_ref()).map_err(host)?;
+        }
         let (alive, mut ended) = mpsc::channel::<()>(1);
         let mut accepting = Vec::new();
         let mut names = Vec::new();
         let room = Arc::new(Semaphore::new(self.front.settings.connections_max));
+        let closing = watch::Sender::new(false);
         for one in &bound {
             let listener = one.listener().map_err(host)?;
             names.push(one.name().to_owned());
@@ -380,6 +417,7 @@ impl Course {
                 listener,
                 Arc::clone(&room),
                 alive.clone(),
+                closing.subscribe(),
             )));
         }
         drop(alive);
@@ -391,22 +429,32 @@ impl Course {
             } else {
                 ""
             },
-            self.front.settings.forks
+            (self.front.services().iter())
+                .map(|one| one.settings.forks)
+                .sum::<usize>()
         ));
+        if let Some(keeper) = keeper {
+            keeper.tell();
+        }
         self.obey().await;
         // From here on nobody can connect any more.
-        for task in &accepting {
-            task.abort();
-        }
+        closing.send_replace(true);
         for task in accepting {
             let _ = task.await;
         }
         drop(bound);
+        if let Some(controlled) = controlled
+            && self.commands.0.gives_way.load(Ordering::SeqCst)
+        {
+            controlled.abort();
+            drop(control);
+        }
         self.front.phase.send_replace(Phase::Draining);
         let drained = async {
             let _ = ended.recv().await;
             // Lines for the log are written once the forks are reset.
-            while self.front.metrics.forks_busy.load(Ordering::Relaxed) > 0 {
+            let busy = |one: &Arc<Service>| one.metrics.forks_busy.load(Ordering::Relaxed) > 0;
+            while self.front.services().iter().any(busy) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -462,15 +510,15 @@ impl Course {
     }
 
     /// Takes what a reload has made, and says what it has not.
-    fn reloaded(&self, (certificate, pool): Reloaded) -> Result<(), BootError> {
+    fn reloaded(&self, (certificate, pools): Reloaded) -> Result<(), BootError> {
         if let Err(error) = &certificate {
             self.front.log.say(&format!(
                 "the certificate was not read again, and the one before it is shown: {error}"
             ));
         }
-        match pool {
-            Ok(pool) => {
-                self.replace(pool);
+        match pools {
+            Ok(pools) => {
+                self.replace(pools);
                 certificate
             }
             Err(error) => {
@@ -501,50 +549,76 @@ impl Course {
         }
     }
 
-    fn replace(&self, pool: Arc<Pool>) {
-        let before = self.front.set_pool(Some(pool));
+    fn replace(&self, pools: Vec<Arc<Pool>>) {
+        let services = self.front.services().iter().zip(pools);
+        let before: Vec<_> = services
+            .filter_map(|(service, pool)| service.set_pool(Some(pool)))
+            .collect();
         self.front.metrics.reloads.fetch_add(1, Ordering::Relaxed);
         self.note("reloaded");
-        // It serves what it has, and goes.
-        if let Some(before) = before {
-            before.close();
-        }
+        // They serve what they have, and go.
+        before.iter().for_each(|pool| pool.close());
     }
 
-    /// Starts the program, warms it, freezes and forks it.
-    fn boot(&self) -> impl Future<Output = Result<Arc<Pool>, BootError>> + Send + use<> {
-        let front = Arc::clone(&self.front);
-        let start = Arc::clone(&self.start);
-        let commands = self.commands.clone();
+    /// Starts all programs, each in a thread of its own.
+    fn boot(&self) -> impl Future<Output = Result<Vec<Arc<Pool>>, BootError>> + Send + use<> {
         let runtime = tokio::runtime::Handle::current();
-        let booting = tokio::task::spawn_blocking(move || {
-            let stop = || commands.stops() > 0;
-            let mut lines = Lines::of_start(&front.log);
-            let mut program = start(&mut lines, &stop)?;
-            drop(lines);
-            for warmup in &front.settings.warmup {
-                if stop() {
-                    break;
-                }
-                let timeout = front.settings.warmup_timeout;
-                warm(program.as_mut(), warmup, timeout, &runtime, &front.log)?;
-            }
-            let master = program.freeze()?;
-            let settings = PoolSettings {
-                forks: front.settings.forks,
-                queue_max: front.settings.queue_max,
-                begin: match front.settings.isolate {
-                    Isolate::None => Begin::AsLeft,
-                    Isolate::Request | Isolate::Connection => Begin::Clean,
-                },
-            };
-            Pool::start(master, settings, &front.metrics, &front.log)
-                .map(Arc::new)
-                .map_err(|error| BootError::new("host", error))
-        });
+        // The first one that does not come up, for which no other goes on.
+        let failed = Arc::new(OnceLock::new());
+        let services = self.front.services().iter();
+        let booting: Vec<_> = services
+            .map(|service| {
+                let service = Arc::clone(service);
+                let log = self.front.log.clone();
+                let commands = self.commands.clone();
+                let runtime = runtime.clone();
+                let failed = Arc::clone(&failed);
+                tokio::task::spawn_blocking(move || {
+                    let stop = || commands.stops() > 0 || failed.get().is_some();
+                    let booted = service.boot(&log, &stop, &runtime);
+                    booted.map_err(|error| failed.get_or_init(|| error).clone())
+                })
+            })
+            .collect();
         async {
             let fault = |_| BootError::new("internal", "a fault in kvmlet while it started");
-            booting.await.map_err(fault)?
+            let mut pools = Vec::new();
+            for one in booting {
+                pools.push(one.await.map_err(fault)?);
+            }
+            pools.into_iter().collect()
+        }
+    }
+}
+
+/// Waits until there shall be no more clients.
+async fn told(closing: &mut watch::Receiver<bool>) {
+    let _ = closing.wait_for(|closing| *closing).await;
+}
+
+/// The next client and its place; `None` once there shall be no more.
+async fn next_client(
+    listener: &Listener,
+    room: &Arc<Semaphore>,
+    closing: &mut watch::Receiver<bool>,
+) -> Option<(OwnedSemaphorePermit, Stream, Peer)> {
+    loop {
+        let permit = tokio::select! {
+            permit = Arc::clone(room).acquire_owned() => permit.ok()?,
+            () = told(closing) => Arc::clone(room).try_acquire_owned().ok()?,
+        };
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            // Who has connected before the end was asked for is served.
+            () = told(closing) => {
+                tokio::time::timeout(LAST_ACCEPT_PATIENCE, listener.accept()).await.ok()?
+            }
+        };
+        match accepted {
+            Ok((stream, peer)) => return Some((permit, stream, peer)),
+            Err(_) if *closing.borrow() => return None,
+            Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
@@ -554,18 +628,13 @@ async fn accept(
     listener: Listener,
     room: Arc<Semaphore>,
     alive: mpsc::Sender<()>,
+    mut closing: watch::Receiver<bool>,
 ) {
-    loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(_) => {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let mut late = 0;
+    while late < LATE_MAX
+        && let Some((permit, stream, peer)) = next_client(&listener, &room, &mut closing).await
+    {
+        late += u32::from(*closing.borrow());
         let front = Arc::clone(&front);
         let alive = alive.clone();
         let mut phase = front.phase.subscribe();
@@ -580,14 +649,12 @@ async fn accept(
                 arrived = arrival::arrive(&front, stream, peer) => arrived,
                 () = is_late => None,
             };
-            match (arrived, front.settings.isolate) {
+            match (arrived, front.of_streams().map(Arc::clone)) {
                 (None, _) => {}
-                (Some(arrived), Isolate::Connection) => {
-                    stream::serve(front, arrived, phase).await;
+                (Some(arrived), Some(service)) => {
+                    stream::serve(front, service, arrived, phase).await;
                 }
-                (Some(arrived), Isolate::Request | Isolate::None) => {
-                    connection::serve(front, arrived, phase).await;
-                }
+                (Some(arrived), None) => connection::serve(front, arrived, phase).await,
             }
             drop((permit, alive));
         });

@@ -15,6 +15,7 @@ use crate::metrics::{Counted, Outcome};
 use crate::peer::Peer;
 use crate::pool::{Lease, NotTaken};
 use crate::server::{Front, Phase};
+use crate::service::Service;
 use crate::upgrade::{Moved, relay};
 use crate::wire::{FrontEnd, Handle, wire};
 
@@ -23,7 +24,12 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves a client with a fork of its own. One for whom there is none is let go without a word: no answer
 /// fits all protocols.
-pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch::Receiver<Phase>) {
+pub(crate) async fn serve(
+    front: Arc<Front>,
+    service: Arc<Service>,
+    arrived: Arrived,
+    mut phase: watch::Receiver<Phase>,
+) {
     let Arrived {
         mut stream, peer, ..
     } = arrived;
@@ -31,6 +37,7 @@ pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch:
     let id = front.ids.make();
     let begun = SystemTime::now();
     let record = |outcome, moved: Moved, work| Record {
+        program: service.settings.name.clone(),
         peer: peer.to_string(),
         method: "-".to_owned(),
         target: "-".to_owned(),
@@ -42,7 +49,7 @@ pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch:
         outcome,
         work,
     };
-    let (outcome, moved, work) = match begin(&front, peer, &id).await {
+    let (outcome, moved, work) = match begin(&front, &service, peer, &id).await {
         None => {
             let _ = stream.shutdown().await;
             (Outcome::Full, Moved::default(), None)
@@ -51,7 +58,7 @@ pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch:
             // A client that is slow to take the end is not waited for.
             let ended = phase.wait_for(|phase| *phase == Phase::Ended);
             let moved = tokio::select! {
-                moved = relay(&mut stream, begun.front_end, front.settings.idle_timeout) => moved,
+                moved = relay(&mut stream, begun.front_end, service.settings.idle_timeout) => moved,
                 _ = ended => Moved::default(),
             };
             begun.handle.finish();
@@ -72,7 +79,7 @@ pub(crate) async fn serve(front: Arc<Front>, arrived: Arrived, mut phase: watch:
             (outcome, moved, Some(begun.work))
         }
     };
-    front.metrics.count(outcome);
+    service.metrics.count(outcome);
     if let Some(line) = front
         .settings
         .access_log
@@ -95,10 +102,10 @@ struct Rest {
 }
 
 /// Waits for a fork; `None` if there is none in time.
-async fn begin(front: &Front, peer: Peer, id: &str) -> Option<Begun> {
+async fn begin(front: &Front, service: &Service, peer: Peer, id: &str) -> Option<Begun> {
     let (front_end, handle, mut program_end) = wire(None, peer.address());
     let lease = loop {
-        match front.pool()?.submit(program_end, id) {
+        match service.pool()?.submit(program_end, id) {
             Ok(lease) => break lease,
             Err((NotTaken::Full, _)) => return None,
             // Another pool takes the place of one that is closed, before that is.
@@ -111,9 +118,10 @@ async fn begin(front: &Front, peer: Peer, id: &str) -> Option<Begun> {
         ended,
         reset,
     } = lease;
-    let patience = front.settings.queue_timeout();
+    // One that has no fork by then is given up.
+    let patience = service.settings.timeout;
     let started = tokio::time::timeout(patience, started).await.ok()?.ok()?;
-    if let Some(timeout) = front.settings.connection_timeout {
+    if let Some(timeout) = service.settings.connection_timeout {
         handle.set_deadline(Instant::now().checked_add(timeout));
     }
     Some(Begun {

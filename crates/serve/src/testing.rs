@@ -120,6 +120,10 @@ impl Fork for Fake {
         Ok(Reset { pages: 3 })
     }
 
+    fn exits(&mut self) -> u64 {
+        0
+    }
+
     fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
         Arc::new(|| {})
     }

@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 use crate::certificate::{CertificateFiles, Pem};
 use crate::listener::SetupError;
 use crate::metrics::Handshake;
-use crate::server::Isolate;
+use crate::service::Isolate;
 use crate::socket::{Socket, Stream};
 
 /// Handshakes at one time. Each may take some tens of kilobytes.

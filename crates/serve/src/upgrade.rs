@@ -20,20 +20,22 @@ use crate::head::X_REQUEST_ID;
 use crate::metrics::{Counted, Outcome};
 use crate::response::{AnswerBody, Answering, whole};
 use crate::server::Front;
+use crate::service::Service;
 
 const BUFFER_BYTES: usize = 16 << 10;
 
 /// Room for one more of them.
-pub(crate) fn permit(front: &Front) -> Result<OwnedSemaphorePermit, Failure> {
-    Arc::clone(&front.upgrades)
+pub(crate) fn permit(service: &Service) -> Result<OwnedSemaphorePermit, Failure> {
+    Arc::clone(&service.upgrades)
         .try_acquire_owned()
         .map_err(|_| Failure::busy("as many connections hold a fork as may"))
 }
 
 /// Has the client and the fork speak to each other from here on.
 pub(crate) fn switch(
-    front: &Arc<Front>,
-    client: &Arc<Client>,
+    front: &Front,
+    service: &Arc<Service>,
+    client: &Client,
     answered: Answered,
     client_side: hyper::upgrade::OnUpgrade,
     account: Account,
@@ -69,15 +71,15 @@ pub(crate) fn switch(
     }
     course.handle.set_deadline(None);
     client.course.open();
-    let front = Arc::clone(front);
+    let service = Arc::clone(service);
+    let patience = front.settings.header_timeout;
     tokio::spawn(async move {
         let mut account = account;
-        let _counted = Counted::new(&front.metrics.upgrades);
-        let idle = front.settings.idle_timeout;
+        let _counted = Counted::new(&service.metrics.upgrades);
+        let idle = service.settings.idle_timeout;
         // The client may be gone before it has the answer's head.
-        let both = tokio::time::timeout(front.settings.header_timeout, async {
-            tokio::try_join!(client_side, fork_side)
-        });
+        let both =
+            tokio::time::timeout(patience, async { tokio::try_join!(client_side, fork_side) });
         let outcome = match both.await {
             Ok(Ok((client_side, fork_side))) => {
                 let ends = (TokioIo::new(client_side), TokioIo::new(fork_side));

@@ -9,8 +9,7 @@ use tokio::runtime::Handle;
 
 use crate::body::{RequestBody, with_length};
 use crate::exchange::ask_directly;
-use crate::fork::{BootError, Ending, Program};
-use crate::log::{Lines, Log};
+use crate::fork::{BootError, Ending, Output, Program};
 use crate::syntax;
 use crate::wire::wire;
 
@@ -96,7 +95,7 @@ pub(crate) fn warm(
     warmup: &WarmupRequest,
     timeout: Duration,
     runtime: &Handle,
-    log: &Log,
+    output: &mut dyn Output,
 ) -> Result<(), BootError> {
     let failed = |how: String| {
         let message = format!("the warm-up request '{}' {how}", warmup.line);
@@ -110,7 +109,7 @@ pub(crate) fn warm(
         answer
     });
     program_end.set_waker(Some(program.waker()));
-    let ending = program.serve(&program_end, &mut Lines::of_start(log));
+    let ending = program.serve(&program_end, output);
     program_end.set_waker(None);
     program_end.end_output();
     let answer = runtime.block_on(asked);

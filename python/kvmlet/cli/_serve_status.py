@@ -32,6 +32,11 @@ def show(place: str | None) -> bool:
         f"waiting      {counts['waiting']} requests for a fork\n"
         f"connections  {counts['connections']} of clients, {counts['upgrades']} hold a fork"
     )
+    for name, own in _programs(text).items():
+        print(
+            f"program      {_line(name)}: {own['forks']} forks, {own['forks_busy']} of them busy, "
+            f"{own['waiting']} requests wait"
+        )
     return is_ready
 
 
@@ -40,10 +45,21 @@ def _counts(text: str) -> dict[str, int] | None:
         said = json.loads(text)
     except ValueError:
         return None
-    names = ("forks", "forks_busy", "waiting", "connections", "upgrades")
+    return _numbers(said, ("forks", "forks_busy", "waiting", "connections", "upgrades"))
+
+
+def _numbers(said: object, names: tuple[str, ...]) -> dict[str, int] | None:
     if not isinstance(said, dict) or any(type(said.get(name)) is not int for name in names):
         return None
     return {name: said[name] for name in names}
+
+
+def _programs(text: str) -> dict[str, dict[str, int]]:
+    """The numbers of each program that has a name."""
+    said = json.loads(text).get("programs")
+    each = said.items() if isinstance(said, dict) else ()
+    numbers = {name: _numbers(own, ("forks", "forks_busy", "waiting")) for name, own in each}
+    return {name: own for name, own in numbers.items() if own is not None}
 
 
 def _line(text: str) -> str:

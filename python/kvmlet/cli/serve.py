@@ -3,18 +3,17 @@
 After `harden` nothing more is imported, as in `kvmlet.cli.run`.
 """
 
-import os
-
-from kvmlet import _native, _program
-from kvmlet._launch import Named, Start, guest_argv, guest_cwd
 from kvmlet._serving import (
     ACCESS_LOG,
     DEFAULTS,
     FORKS_PER_CPU,
+    FRONT_DEFAULTS,
     ISOLATE,
     MAX_BODY_BYTES,
     MAX_CONNECTIONS_DEFAULT,
-    Words,
+    PROGRAM_DEFAULTS,
+    FrontWords,
+    ProgramWords,
     given,
     inherited,
 )
@@ -26,20 +25,21 @@ from kvmlet._values import (
     parse_count,
     parse_size,
 )
-from kvmlet.cli import _ends, _helper
+from kvmlet.cli import _ends
 from kvmlet.cli._parser import Parser
-from kvmlet.cli._text import warn
+from kvmlet.cli._serve_plan import Plan, Planned
 from kvmlet.cli.run import environment, split_words
-from kvmlet.errors import UsageError, from_native
+from kvmlet.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import signal as _signal
-else:
-    import _signal
+    import argparse
 
 # Of --status: there is a server, and it takes no requests now.
 _STATUS_NOT_READY = 1
+
+# Options that go with --config; all others stand in the file.
+_WITH_CONFIG = ("config", "check", "status", "control")
 
 _OPTIONS_WITH_VALUE = (
     "--listen",
@@ -60,6 +60,7 @@ _OPTIONS_WITH_VALUE = (
     "--warmup-request",
     "--access-log",
     "--control",
+    "--config",
     "--trusted-proxy",
     "--tls-cert",
     "--tls-key",
@@ -85,6 +86,8 @@ what it may under 'kvmlet run'. Everything after CMD belongs to CMD.
 
 SIGTERM stops it when its requests are answered, a second one at once; SIGHUP starts CMD anew
 beside the old one, and then has it take over.
+
+With --config several programs are served at once: docs/servers.md shows a file.
 """
 
 _EPILOG = f"""\
@@ -98,12 +101,53 @@ def main(words: list[str]) -> int:
     """Serve the program in `words`; the exit status."""
     own, program = split_words(words, _OPTIONS_WITH_VALUE)
     options = parser().parse_args(own)
+    if options.config is not None:
+        return _by_config(options, program)
     if options.status:
         # Nothing of it is needed to serve.
         from kvmlet.cli import _serve_status
 
         return _ends.STATUS_OK if _serve_status.show(options.control) else _STATUS_NOT_READY
-    words_given = Words(given(vars(options)), _option)
+    plan = _plan(options, program)
+    if options.check:
+        plan.check()
+        return _ends.STATUS_OK
+    return plan.serve()
+
+
+def _by_config(options: "argparse.Namespace", program: list[str]) -> int:
+    """Serve, check or ask for what the file says; the exit status."""
+    # A server of one program needs none of it.
+    from kvmlet.cli import _serve_config, _serve_keeper, _serve_status
+
+    usual = vars(parser().parse_args([]))
+    others = [
+        name
+        for name, value in vars(options).items()
+        if name not in _WITH_CONFIG and value != usual[name]
+    ]
+    if options.control is not None and not options.status:
+        others.append("control")
+    if program or others:
+        what = _option(others[0]) if others else "CMD"
+        raise UsageError(
+            f"--config and {what} contradict each other", remedy="write all of it in the file"
+        )
+    file = _serve_keeper.enter_folder_of(options.config)
+    if options.status:
+        control = options.control or _serve_config.read(file).control
+        return _ends.STATUS_OK if _serve_status.show(control) else _STATUS_NOT_READY
+    if options.check:
+        _serve_config.read(file).check()
+        return _ends.STATUS_OK
+    return _serve_keeper.serve(file)
+
+
+def _plan(options: "argparse.Namespace", program: list[str]) -> Plan:
+    """The plan that the options make. Raises UsageError."""
+    words = vars(options)
+    front = FrontWords(given(words, FRONT_DEFAULTS), _option)
+    of_program = ProgramWords(given(words, PROGRAM_DEFAULTS), _option)
     memory_bytes = (
         DEFAULT_MEMORY_BYTES if options.memory is None else parse_size(options.memory, "--memory")
     )
@@ -115,75 +159,21 @@ def main(words: list[str]) -> int:
             remedy="name it after the options: kvmlet serve --listen 8080 -- CMD ARG...",
         )
     listen = options.listen or inherited()
-    if not listen:
-        raise UsageError(
-            "no place to listen at", remedy="give one: --listen 8080, or --listen unix:PATH"
-        )
-    argv = guest_argv(program)
-    env = environment(options.env_file, options.env)
-    named = Named()
+    planned = Planned(
+        program,
+        environment(options.env_file, options.env),
+        options.workdir,
+        of_program,
+        memory_bytes=memory_bytes,
+        processes_max=processes_max,
+        calls=calls,
+    )
     for path in options.read:
-        named.add_read(path, "--read")
+        planned.named.add_read(path, "--read")
     for paths in options.allow_read:
         for path in paths.split(","):
-            named.add_read(path, "--allow-read")
-    try:
-        start = Start(argv, env, options.workdir, named, view="overlay")
-        if start.note and not options.quiet:
-            warn(start.note)
-        tls = words_given.tls
-        if options.check:
-            _native.check_places([*listen, *([options.control] if options.control else [])])
-            words_given.server(
-                start,
-                listen=[],
-                control=None,
-                memory_bytes=memory_bytes,
-                processes_max=processes_max,
-                calls=calls,
-                quiet=True,
-                signals=False,
-            )
-            _check_program(start, guest_cwd(options.workdir))
-            return _ends.STATUS_OK
-        if tls is not None:
-            # Behind the wall nobody may open its files again.
-            _helper.start(tls.helper_end(), tls.serve)
-        # From here on signals are the server's.
-        for signum in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):
-            _signal.signal(signum, _signal.SIG_IGN)
-        server = words_given.server(
-            start,
-            listen=listen,
-            control=options.control,
-            memory_bytes=memory_bytes,
-            processes_max=processes_max,
-            calls=calls,
-            quiet=options.quiet,
-            signals=True,
-        )
-        warning = tls and tls.warning()
-        if warning:
-            warn(warning)
-        _, missing = _native.harden(start.policy, "serve")
-        if missing:
-            warn(f"serving with a part of the second wall only: {'; '.join(missing)}")
-        server.run()
-    except _native.NativeError as error:
-        raise from_native(*error.args) from None
-    return _ends.STATUS_OK
-
-
-def _check_program(start: Start, directory: bytes) -> None:
-    """Raises ProgramNotFound or ProgramNotExecutable, as the start of it would."""
-    path = dict(start.env)[b"PATH"].split(b":")
-    found = _program.find(start.argv[0], path)
-    file = None if found is None else os.path.join(directory, found)
-    name = start.argv[0].decode("utf-8", "backslashreplace")
-    if file is None or not os.path.exists(file):
-        raise from_native("not_found", f"{name}: no such program")
-    if not (os.path.isfile(file) and os.access(file, os.X_OK)):
-        raise from_native("not_executable", f"{name}: it cannot be executed")
+            planned.named.add_read(path, "--allow-read")
+    return Plan([planned], front, listen=listen, control=options.control, quiet=options.quiet)
 
 
 def _option(name: str) -> str:
@@ -195,6 +185,7 @@ def parser() -> Parser:
     parser = Parser(
         prog="kvmlet serve",
         usage="kvmlet serve --listen [ADDR:]PORT [options] [--] CMD ARG...\n"
+        "       kvmlet serve --config FILE\n"
         "       kvmlet serve --check [options] [--] CMD ARG...\n"
         "       kvmlet serve --status --control PLACE",
         description=_DESCRIPTION,
@@ -355,10 +346,16 @@ def parser() -> Parser:
         help="serve /-/healthy, /-/ready, /-/status and /metrics there: [ADDR:]PORT or unix:PATH",
     )
     operation.add_argument(
+        "--config",
+        metavar="FILE",
+        help="serve the programs that FILE names, in TOML, by the host and path of each request; "
+        "SIGHUP reads it again",
+    )
+    operation.add_argument(
         "--check",
         action="store_true",
-        help="say what is wrong with the options, the certificate and CMD, and serve nothing; exit "
-        "status 0 if nothing is",
+        help="say what is wrong with the options or FILE, the certificate and CMD, and serve "
+        "nothing; exit status 0 if nothing is",
     )
     operation.add_argument(
         "--status",

@@ -10,8 +10,7 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 
-use super::{Served, read_answer, settings, status_of};
-use crate::Settings;
+use super::{Served, Settings, read_answer, settings, status_of};
 use crate::testing::Act;
 
 #[test]

@@ -12,14 +12,81 @@ use std::time::{Duration, Instant};
 
 use crate::fork::{BootError, Program};
 use crate::testing::{Act, FakeMaster};
-use crate::{AccessLog, Commands, Isolate, Notice, Place, Server, Settings, TrustedProxies};
+use crate::{
+    AccessLog, Commands, Isolate, Notice, Place, ProgramSettings, Route, Server, Start, Tls,
+    TrustedProxies, WarmupRequest,
+};
 
 mod hostile;
 mod operation;
 mod proxied;
+mod routed;
+
+/// Settings of a front before one program, and of that program.
+#[derive(Clone)]
+struct Settings {
+    name: String,
+    route: Route,
+    isolate: Isolate,
+    forks: usize,
+    queue_max: usize,
+    timeout: Duration,
+    connection_timeout: Option<Duration>,
+    idle_timeout: Duration,
+    header_timeout: Duration,
+    keepalive: Duration,
+    body_bytes_max: u64,
+    buffer_bytes: usize,
+    connections_max: usize,
+    upgrades_max: usize,
+    grace: Duration,
+    warmup_timeout: Duration,
+    warmup: Vec<WarmupRequest>,
+    access_log: AccessLog,
+    trusted_proxies: TrustedProxies,
+    proxy_protocol: bool,
+    tls: Option<Arc<Tls>>,
+    threads: usize,
+}
+
+impl Settings {
+    fn of_front(&self) -> crate::Settings {
+        crate::Settings {
+            header_timeout: self.header_timeout,
+            keepalive: self.keepalive,
+            buffer_bytes: self.buffer_bytes,
+            connections_max: self.connections_max,
+            grace: self.grace,
+            access_log: self.access_log,
+            trusted_proxies: self.trusted_proxies.clone(),
+            proxy_protocol: self.proxy_protocol,
+            tls: self.tls.clone(),
+            threads: self.threads,
+        }
+    }
+
+    fn of_program(self) -> ProgramSettings {
+        ProgramSettings {
+            name: self.name,
+            route: self.route,
+            isolate: self.isolate,
+            forks: self.forks,
+            queue_max: self.queue_max,
+            timeout: self.timeout,
+            connection_timeout: self.connection_timeout,
+            idle_timeout: self.idle_timeout,
+            body_bytes_max: self.body_bytes_max,
+            upgrades_max: self.upgrades_max,
+            warmup_timeout: self.warmup_timeout,
+            warmup: self.warmup,
+        }
+    }
+}
 
 fn settings() -> Settings {
     Settings {
+        name: String::new(),
+        route: Route::default(),
         isolate: Isolate::Request,
         forks: 2,
         queue_max: 64,
@@ -54,27 +121,38 @@ impl Served {
     fn start(act: Act, settings: Settings) -> Self {
         let start = move || Ok(Box::new(FakeMaster::new(act.clone())) as Box<dyn Program>);
         let served = Self::start_with(start, settings);
+        served.until_ready();
+        served
+    }
+
+    fn until_ready(&self) {
         let begun = Instant::now();
-        while !served.control("/-/ready").starts_with("HTTP/1.1 200") {
+        while !self.control("/-/ready").starts_with("HTTP/1.1 200") {
             assert!(begun.elapsed() < Duration::from_secs(20));
             std::thread::sleep(Duration::from_millis(1));
         }
-        served
     }
 
     fn start_with(
         start: impl Fn() -> Result<Box<dyn Program>, BootError> + Send + Sync + 'static,
         settings: Settings,
     ) -> Self {
+        let of_front = settings.of_front();
+        let start =
+            Arc::new(move |_: &mut dyn crate::Output, _: &(dyn Fn() -> bool + Sync)| start());
+        Self::start_all(of_front, vec![(settings.of_program(), start)])
+    }
+
+    fn start_all(settings: crate::Settings, programs: Vec<(ProgramSettings, Arc<Start>)>) -> Self {
         let bind = || "0".parse::<Place>().unwrap().bind().unwrap();
         let (listener, control) = (bind(), bind());
         let address = listener.name().parse().unwrap();
         let control_address = control.name().parse().unwrap();
         let server = Server::new(
             settings,
+            programs,
             vec![listener],
             Some(control),
-            Arc::new(move |_: &mut dyn crate::Output, _: &(dyn Fn() -> bool + Sync)| start()),
             Notice::Quiet,
         )
         .unwrap();
@@ -494,53 +572,44 @@ fn limits_of_time_end_what_is_slow() {
 
 /// Requests that another parser could read otherwise. Each is refused and reaches no program, nor does what
 /// follows it.
-const SMUGGLED: [&str; 40] = [
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\nG",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345G",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n12345",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5, 5\r\n\r\n12345",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +5\r\n\r\n12345",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0x5\r\n\r\n12345",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -1\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 18446744073709551616\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent-Length : 5\r\n\r\n12345",
-    "POST / HTTP/1.1\r\nHost: h\r\nContent_Length: 5\r\n\r\n12345",
-    "POST / HTTP/1.1\r\nHost: h\r\nX: y\r\n Content-Length: 5\r\n\r\n12345",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer_Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nX: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nX: a\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\nHost: h\nContent-Length: 5\n\n12345",
-    "POST / HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n",
-    "GET / HTTP/1.1\r\nHost: h\r\nHost: evil\r\n\r\n",
-    "GET / HTTP/1.1\r\nX: y\r\n\r\n",
-    "GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n",
-    "GET /a b HTTP/1.1\r\nHost: h\r\n\r\n",
-    "GET /a#b HTTP/1.1\r\nHost: h\r\n\r\n",
-    "GET /\\a HTTP/1.1\r\nHost: h\r\n\r\n",
-    "GET  / HTTP/1.1\r\nHost: h\r\n\r\n",
-    "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded_For: 1.2.3.4\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\nabcde\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcdef\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0x3\r\nabc\r\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nabc\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\n0\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\n\r\n",
-    "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n X: y\r\n\r\n",
-];
+fn smuggled() -> Vec<String> {
+    let lines = include_str!("smuggled.txt").lines();
+    let all: Vec<_> = lines
+        .filter(|line| !line.starts_with('#'))
+        .map(unescaped)
+        .collect();
+    assert_eq!(all.len(), 40);
+    all
+}
+
+/// A line of that file.
+fn unescaped(line: &str) -> String {
+    let mut text = String::new();
+    let mut rest = line.chars();
+    while let Some(char) = rest.next() {
+        text.push(match char {
+            '\\' => match rest.next().unwrap() {
+                'r' => '\r',
+                'n' => '\n',
+                '0' => '\0',
+                '\\' => '\\',
+                'x' => {
+                    let digits: String = rest.by_ref().take(2).collect();
+                    char::from(u8::from_str_radix(&digits, 16).unwrap())
+                }
+                other => panic!("\\{other} in {line}"),
+            },
+            char => char,
+        });
+    }
+    text
+}
 
 #[test]
 fn what_could_be_read_in_two_ways_is_refused() {
     let served = Served::start(Act::Mirror, settings());
-    for request in SMUGGLED {
+    let smuggled = smuggled();
+    for request in &smuggled {
         let all = format!("{request}GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n");
         let answer = served.ask(all.as_bytes());
         assert_eq!(status_of(&answer), 400, "{request:?}: {answer}");
@@ -549,7 +618,7 @@ fn what_could_be_read_in_two_ways_is_refused() {
     }
     assert_eq!(served.metric("kvmlet_run_seconds_count"), 0);
     let refused = served.metric("kvmlet_requests_total{outcome=\"refused\"}");
-    assert_eq!(refused, SMUGGLED.len() as u64);
+    assert_eq!(refused, smuggled.len() as u64);
 }
 
 #[test]

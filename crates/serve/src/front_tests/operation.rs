@@ -8,10 +8,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
-use super::{Served, read_answer, settings, status_of};
+use super::{Served, Settings, read_answer, settings, status_of};
 use crate::fork::{BootError, Program};
 use crate::testing::{Act, FakeMaster};
-use crate::{Isolate, Settings, TrustedProxies, WarmupRequest};
+use crate::{Isolate, TrustedProxies, WarmupRequest};
 
 #[test]
 fn an_upgrade_is_passed_through_and_pins_a_fork() {
@@ -63,7 +63,9 @@ fn an_upgrade_is_passed_through_and_pins_a_fork() {
         assert_eq!(&said, b"\x01\r\nab");
     }
     served.until("kvmlet_upgrades", 1);
-    assert_eq!(status_of(&served.ask(request)), 503);
+    let mut other = served.connect();
+    other.write_all(request).unwrap();
+    assert_eq!(status_of(&read_answer(&mut other).0), 503);
     drop(stream);
     served.until("kvmlet_upgrades", 0);
     served.until("kvmlet_forks_busy ", 0);

@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use super::{Served, settings, status_of};
+use super::{Served, Settings, settings, status_of};
 use crate::testing::Act;
-use crate::{Isolate, Settings, TrustedProxies};
+use crate::{Isolate, TrustedProxies};
 
 const REQUEST: &str =
     "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 9.9.9.9\r\nConnection: close\r\n\r\n";

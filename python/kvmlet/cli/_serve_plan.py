@@ -1,0 +1,188 @@
+"""The plan of `kvmlet serve`, of its options or of a file, and the process that does.
+
+After `harden` nothing more is imported, as in `kvmlet.cli.run`.
+"""
+
+import contextlib
+import os
+
+from kvmlet import _native, _program
+from kvmlet._launch import Named, Start, guest_argv, guest_cwd
+from kvmlet._serving import FrontWords, ProgramWords
+from kvmlet.cli import _ends, _helper
+from kvmlet.cli._text import warn
+from kvmlet.errors import UsageError, from_native
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Callable, Iterable, Iterator
+else:
+    import _signal
+
+SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP)
+
+
+class Planned:
+    """A program that is to be served."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        env: dict[str, str],
+        workdir: str | None,
+        words: ProgramWords,
+        *,
+        memory_bytes: int,
+        processes_max: int,
+        calls: str,
+        name: str = "",
+        hosts: "Iterable[str]" = (),
+        path: str = "/",
+        place: "Callable[[], contextlib.AbstractContextManager[None]]" = contextlib.nullcontext,
+    ) -> None:
+        """`place` has errors say where the program is named. Raises UsageError."""
+        self.argv = guest_argv(argv)
+        self.workdir = workdir
+        self.named = Named()
+        self.words = words
+        self._env = env
+        self._rest = {"memory_bytes": memory_bytes, "processes_max": processes_max}
+        self._calls = calls
+        self.name, self.hosts, self.path = name, list(hosts), path
+        self.place = place
+
+    def start(self) -> Start:
+        """Its start. Raises UsageError, HostError, _native.NativeError."""
+        with self.place():
+            return Start(self.argv, self._env, self.workdir, self.named, view="overlay")
+
+    def served(self, start: Start) -> _native.ServedProgram:
+        """It, as a server takes it. Raises UsageError, _native.NativeError."""
+        with self._translated():
+            return self.words.served(
+                start,
+                calls=self._calls,
+                name=self.name,
+                hosts=self.hosts,
+                path=self.path,
+                **self._rest,
+            )
+
+    @contextlib.contextmanager
+    def _translated(self) -> "Iterator[None]":
+        with self.place():
+            try:
+                yield
+            except _native.NativeError as error:
+                raise from_native(*error.args) from None
+
+    def check(self, start: Start) -> None:
+        """Raises ProgramNotFound or ProgramNotExecutable, as the start of it would."""
+        path = dict(start.env)[b"PATH"].split(b":")
+        found = _program.find(start.argv[0], path)
+        file = None if found is None else os.path.join(guest_cwd(self.workdir), found)
+        name = start.argv[0].decode("utf-8", "backslashreplace")
+        if self.name:
+            name = f"program {self.name}: {name}"
+        if file is None or not os.path.exists(file):
+            raise from_native("not_found", f"{name}: no such program")
+        if not (os.path.isfile(file) and os.access(file, os.X_OK)):
+            raise from_native("not_executable", f"{name}: it cannot be executed")
+
+
+class Plan:
+    """Programs, and what stands before them."""
+
+    def __init__(
+        self,
+        programs: list[Planned],
+        front: FrontWords,
+        *,
+        listen: list[str],
+        control: str | None,
+        quiet: bool,
+    ) -> None:
+        """`listen` has at least one place. Raises UsageError."""
+        self.programs, self.front = programs, front
+        self.listen, self.control, self.quiet = listen, control, quiet
+        if not listen:
+            raise UsageError(
+                "no place to listen at", remedy="give one: --listen 8080, or --listen unix:PATH"
+            )
+
+    @property
+    def places(self) -> list[str]:
+        """All places that it takes connections at."""
+        return [*self.listen, *([self.control] if self.control else [])]
+
+    def _starts(self) -> list[tuple[Planned, Start]]:
+        return [(planned, planned.start()) for planned in self.programs]
+
+    def check(self) -> None:
+        """Raise what serving it would raise, and serve nothing."""
+        try:
+            starts = self._starts()
+            _native.check_places(self.places)
+            served = [planned.served(start) for planned, start in starts]
+            self.front.server(served, listen=[], control=None, quiet=True, signals=False)
+        except _native.NativeError as error:
+            raise from_native(*error.args) from None
+        for planned, start in starts:
+            planned.check(start)
+
+    def serve(self, kept: "Kept | None" = None) -> int:
+        """Serve it until told to stop, as a child of a keeper or not; the exit status."""
+        try:
+            starts = self._starts()
+            for _, start in starts:
+                if start.note and not self.quiet:
+                    warn(start.note)
+            tls = self.front.tls
+            if tls is not None:
+                # Behind the wall nobody may open its files again.
+                _helper.start(tls.helper_end(), tls.serve)
+            if kept is None:
+                # From here on signals are the server's.
+                for signum in SIGNALS:
+                    _signal.signal(signum, _signal.SIG_IGN)
+            served = [planned.served(start) for planned, start in starts]
+            server = self.front.server(
+                served,
+                listen=self.listen,
+                control=self.control,
+                quiet=self.quiet,
+                signals=True,
+                keeper=None if kept is None else kept.pipe,
+                takes_over=kept is not None and kept.takes_over,
+            )
+            if kept is not None and not kept.begin():
+                return _ends.STATUS_OWN_ERROR
+            warning = tls and tls.warning()
+            if warning:
+                warn(warning)
+            policies = [start.policy for _, start in starts]
+            _, missing = _native.harden(*policies, purpose="serve")
+            if missing:
+                warn(f"serving with a part of the second wall only: {'; '.join(missing)}")
+            server.run()
+        except _native.NativeError as error:
+            raise from_native(*error.args) from None
+        return _ends.STATUS_OK
+
+
+class Kept:
+    """The things that a process has from its keeper, its parent: sockets, the end of a pipe."""
+
+    def __init__(self, parent: int, pipe: int, sockets: list[int], *, takes_over: bool) -> None:
+        """`sockets` are the descriptors that the places of the plan name."""
+        self.pipe, self.takes_over = pipe, takes_over
+        self._parent, self._sockets = parent, sockets
+
+    def begin(self) -> bool:
+        """The server has all of them, and takes signals. False if the keeper has ended."""
+        for fd in (self.pipe, *self._sockets):
+            os.close(fd)
+        # They have been held back since the keeper made this process.
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, SIGNALS)
+        return os.getppid() == self._parent
