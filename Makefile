@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # cargo and maturin are given the same interpreter, or each would rebuild what the other built.
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-PYTHON_SOURCES := python tests/unit $(wildcard tests/adapters tests/e2e tests/escape tests/conftest.py tests/prose.py tests/hwkvm benches examples)
+PYTHON_SOURCES := python tests/unit $(wildcard tests/adapters tests/e2e tests/escape tests/conftest.py tests/prose.py tests/hwkvm benches examples docs/reference.py)
 PYTEST := $(BIN)/python -m pytest
 UNIT := tests/unit
 END_TO_END := $(wildcard tests/e2e tests/escape)
@@ -32,6 +32,8 @@ help:
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make bench-faults  page faults that leave the VM, of real programs"
 	@echo "make bench-limits  how soon a limit or a signal ends hostile guests"
+	@echo "make bench-library  what boxes, sessions and isolated functions cost, beside sandlock"
+	@echo "make reference write docs/reference.md anew from docstrings"
 	@echo "make wheel     a wheel for glibc 2.28 and CPython 3.11 and later, and the source, in dist"
 	@echo "make lint      formatters, linters, types, import contracts and plain English only"
 	@echo "make clean     remove what was built"
@@ -61,10 +63,17 @@ develop develop-release: develop%: $(VENV)/.group-build
 guests: deps-test
 	@for d in $(GUEST_PROGRAMS); do $(MAKE) -C $$d; done
 
+# The paths of the machine that builds it are told to nobody, and change nothing of what is built.
+CARGO_AT := $(or $(CARGO_HOME),$(HOME)/.cargo)
+RUSTLIB_AT = $(shell rustc --print sysroot)
+WHEEL_RUSTFLAGS = --remap-path-prefix=$(CURDIR)=kvmlet --remap-path-prefix=$(CARGO_AT)=cargo \
+	--remap-path-prefix=$(RUSTLIB_AT)=rust
 # The versions of glibc are those from 2.28 on, of CPython those from 3.11 on. zig links; what runs in guests
 # takes the linker script of the ordinary compiler's.
-WHEEL_ENV := PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" \
-	CC_x86_64_unknown_linux_gnu=gcc AR_x86_64_unknown_linux_gnu=ar
+WHEEL_ENV = PATH="$(CURDIR)/$(BIN):$$PATH" VIRTUAL_ENV="$(CURDIR)/$(VENV)" \
+	CC_x86_64_unknown_linux_gnu=gcc AR_x86_64_unknown_linux_gnu=ar \
+	CFLAGS="$${CFLAGS-} -ffile-prefix-map=$(CURDIR)=kvmlet -ffile-prefix-map=$(CARGO_AT)=cargo" \
+	RUSTFLAGS="$${RUSTFLAGS-} $(WHEEL_RUSTFLAGS)"
 .PHONY: wheel
 wheel: deps-build $(VENV)/.group-wheel
 	rm -f dist/kvmlet-*
@@ -125,9 +134,10 @@ SUITES := tests/e2e/test_suites.py
 test-long: deps-test
 	@$(if $(filter $(LONG_PARTS),$(PART)),,$(error PART is one of: $(LONG_PARTS)))
 	$(call timed,test-long-$(PART))
-test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-dev
+test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-long
 	@$(MAKE) develop
 	@$(MAKE) guests
+	$(PYTEST) $(UNIT)/test_tables.py
 	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) --ignore $(SERVERS) --ignore $(SUITES) --ignore $(NETWORK)
 # Servers as they are installed, each asked 10,000 times.
 test-long-servers: $(VENV)/.group-servers
@@ -258,6 +268,17 @@ bench-limits: deps-bench
 	@$(MAKE) develop-release
 	@$(MAKE) guests
 	$(BIN)/python benches/limits.py
+
+.PHONY: bench-library
+bench-library: deps-bench $(VENV)/.group-bench
+	@$(MAKE) $(VENV)/.group-rivals || echo "going on without sandlock"
+	@$(MAKE) develop-release
+	$(BIN)/python benches/library.py
+
+.PHONY: reference
+reference: $(VENV)/.group-dev
+	@$(MAKE) develop
+	PYTHONPATH=python $(BIN)/python docs/reference.py
 
 .PHONY: clean
 clean:

@@ -205,6 +205,10 @@ def get_include() -> str:
     """The absolute path of the directory of `kvmlet.h`, for C programs that take messages.
 
     Give it to the compiler: `cc -I"$(...)" program.c`.
+
+        >>> import os
+        >>> os.listdir(kvmlet.get_include())
+        ['kvmlet.h']
     """
     import os
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno as errnos
+import io
 import os
 import stat as modes
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kvmlet import _native
 from kvmlet.errors import (
@@ -16,16 +17,19 @@ from kvmlet.errors import (
     BoxIsADirectory,
     BoxNotADirectory,
     BoxPermissionDenied,
+    SandboxClosed,
+    SandboxEnded,
     UsageError,
     from_native,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import ParamSpec, TypeAlias
 
     P = ParamSpec("P")
     Names: TypeAlias = list[bytes]
+    Entries: TypeAlias = tuple[str, list[str], list[str]]
     Path: TypeAlias = str | bytes | os.PathLike[str]
 
 T = TypeVar("T")
@@ -40,7 +44,13 @@ _ENTRY_BYTES = 4096
 
 
 class FileStat(NamedTuple):
-    """The attributes of a file in a box."""
+    """The attributes of a file in a box.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.files.write("data", bytes(10))
+    ...     box.files.stat("data").size, oct(box.files.stat("data").mode)
+    (10, '0o100644')
+    """
 
     mode: int
     """Type and permissions, as in os.stat_result.st_mode."""
@@ -67,6 +77,11 @@ class Files:
     fails. It is also the exception that Python has for its errno: BoxFileNotFound is a
     FileNotFoundError, BoxPermissionDenied a PermissionError. SandboxClosed and SandboxEnded as all
     of a box.
+
+        >>> with kvmlet.Box() as box:
+        ...     box.files.write("logs/today", "text", parents=True)
+        ...     box.files.read("logs/today"), box.files.stat("logs").is_dir
+        (b'text', True)
     """
 
     def __init__(self, vm: Callable[[], _native.Box]) -> None:
@@ -103,12 +118,57 @@ class Files:
         if isinstance(data, str):
             data = data.encode(encoding)
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise UsageError(f"data is {type(data).__name__}, not bytes or str")
+            raise UsageError(f"data is {type(data).__name__}, not bytes or str", remedy="encode it")
         above = os.path.dirname(_bytes(path)) if parents else b""
         if above:
             self.mkdir(above, parents=True, exist_ok=True)
         rest = memoryview(data)
         self._write(path, lambda size: bytes(rest[size : size + _PIECE_BYTES]), 0o666)
+
+    def open(
+        self, path: Path, mode: str = "r", *, encoding: str = "utf-8", errors: str = "strict"
+    ) -> IO[Any]:
+        """A file to be read or written piece by piece, from its start to its end.
+
+        mode: "r" to read, "w" to write anew, "a" to go on at its end, "x" for a new file only. With
+            "b" it is one of bytes, else of text.
+
+        It cannot seek. Its methods raise as those here do, and BoxWasReset after a reset.
+        """
+        flags = _OPEN_FLAGS.get(mode.replace("t", "").replace("b", "") if _is_mode(mode) else "")
+        if flags is None:
+            raise UsageError(f"mode: {mode!r} is none", remedy='pass "r", "rb", "w", "a" or "x"')
+        raw = _BoxFile(self, path, flags)
+        if flags == os.O_RDONLY:
+            reader = io.BufferedReader(raw, _PIECE_BYTES)
+            return reader if "b" in mode else io.TextIOWrapper(reader, encoding, errors)
+        writer = io.BufferedWriter(raw, _PIECE_BYTES)
+        return writer if "b" in mode else io.TextIOWrapper(writer, encoding, errors)
+
+    def walk(self, path: Path = ".") -> Iterator[Entries]:
+        """Each directory from `path` on, with the names of directories and of others in it.
+
+        As os.walk has it, top down: names that are taken out of the first list are not entered, nor
+        are links. What is removed meanwhile is left out.
+        """
+        start = os.fsdecode(_bytes(path))
+        left = [start]
+        while left:
+            directory = left.pop()
+            try:
+                names = sorted(os.fsdecode(name) for name in self._names(directory))
+            except (BoxFileNotFound, BoxNotADirectory):
+                if directory == start:
+                    raise
+                continue
+            inner: list[str] = []
+            others: list[str] = []
+            for name in names:
+                with contextlib.suppress(BoxFileNotFound):
+                    status = self.stat(os.path.join(directory, name), follow_symlinks=False)
+                    (inner if status.is_dir else others).append(name)
+            yield directory, inner, others
+            left += [os.path.join(directory, name) for name in reversed(inner)]
 
     def list(self, path: Path = ".") -> list[str]:
         """The names in a directory, sorted, without "." and ".."."""
@@ -279,6 +339,62 @@ class Files:
         except _native.NativeError as error:
             kind, message = error.args
         raise _error(path, message) if kind == "file" else from_native(kind, message)
+
+
+class _BoxFile(io.RawIOBase):
+    """An open file of a box: its bytes in order."""
+
+    def __init__(self, files: Files, path: Path, flags: int) -> None:
+        super().__init__()
+        self._files = files
+        self._path = path
+        self._reads = flags == os.O_RDONLY
+        self._file = (0, -1)  # none yet
+        vm = files._vm()
+        self._file = files._ask(path, vm.open, _bytes(path), flags, 0o666)
+        if self._reads:
+            status = FileStat(*files._ask(path, vm.stat_file, *self._file))
+            if not status.is_file:
+                self.close()
+                raise _error(path, "EISDIR" if status.is_dir else "EINVAL")
+
+    def readable(self) -> bool:
+        return self._reads
+
+    def writable(self) -> bool:
+        return not self._reads
+
+    def readinto(self, buffer: Any) -> int:
+        into = memoryview(buffer).cast("B")
+        most = min(len(into), _PIECE_BYTES)
+        data = self._files._ask(self._path, self._files._vm().read, *self._file, most)
+        into[: len(data)] = data
+        return len(data)
+
+    def write(self, data: Any) -> int:
+        piece = bytes(memoryview(data).cast("B")[:_PIECE_BYTES])
+        return self._files._ask(self._path, self._files._vm().write, *self._file, piece)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        # It is gone if the box is closed.
+        with contextlib.suppress(SandboxClosed, SandboxEnded):
+            if self._file[1] >= 0:
+                _close(self._files._vm(), self._file)
+
+
+_OPEN_FLAGS = {
+    "r": os.O_RDONLY,
+    "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
+    "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+}
+
+
+def _is_mode(mode: object) -> bool:
+    return isinstance(mode, str) and not (set(mode) - set("rwaxbt") or {"b", "t"} <= set(mode))
 
 
 def _close(vm: _native.Box, file: tuple[int, int]) -> None:

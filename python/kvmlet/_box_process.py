@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from kvmlet import _native
+    from kvmlet.box import Box
 
 _PIECE_BYTES = 64 << 10
 # A thread that can be stopped looks so often.
@@ -41,6 +42,14 @@ class Process:
 
     Its attributes are those of subprocess.Popen: `args`, `pid` (in the box), `stdin`, `stdout`,
     `stderr`, `returncode`. Output that nobody reads makes it wait once 64 KiB are in a pipe.
+
+        >>> with kvmlet.Box() as box, box.spawn(["cat"], text=True) as process:
+        ...     print("hello", file=process.stdin)
+        ...     process.stdout.readline(), process.poll()
+        ...     process.stdin.close()
+        ...     process.wait(timeout=5)
+        ('hello\\n', None)
+        0
     """
 
     args: list[str | bytes | os.PathLike[str]]
@@ -49,6 +58,8 @@ class Process:
     """Its number in the box."""
     returncode: int | None
     """The exit status, or minus a signal's number; None while nobody has seen its end."""
+    timed_out: bool
+    """True once the time limit of `Box.spawn` has ended it."""
     stdin: IO[Any] | None
     """Its standard input, a writer: what is written is there at once. `close` ends it."""
     stdout: IO[Any] | None
@@ -71,6 +82,7 @@ class Process:
         process = cls.__new__(cls)
         process.args = list(args)
         process.returncode = None
+        process.timed_out = False
         process._vm = vm
         process._codec = codec
         process._spawn = spawned
@@ -242,6 +254,21 @@ class Process:
                 stream.close()
 
 
+def ending(
+    box: weakref.ref[Box], process: weakref.ref[Process], epoch: int, command: int
+) -> Callable[[], None]:
+    """Ends a command at its time limit, also one that nobody has any more."""
+
+    def end() -> None:
+        known, owner = process(), box()
+        if known is not None and known.poll() is None:
+            known.timed_out = True
+        if owner is not None:
+            translated(owner._vm().end_command, epoch, command)
+
+    return end
+
+
 class Kept(NamedTuple):
     """A process as a snapshot has it."""
 
@@ -324,4 +351,4 @@ class _PipeWriter(_Pipe):
         return size
 
 
-__all__ = ["Kept", "Process"]
+__all__ = ["Kept", "Process", "ending"]

@@ -23,7 +23,9 @@ def argument_value(value: object, position: int) -> int | float | bytes | bytear
     if isinstance(value, int):
         if -(1 << 63) <= value < 1 << 64:
             return int(value)
-        raise UsageError(f"argument {position} does not fit in 64 bits")
+        raise UsageError(
+            f"argument {position} does not fit in 64 bits", remedy="pass it in a buffer"
+        )
     if isinstance(value, memoryview):
         if value.readonly:
             return bytes(value)

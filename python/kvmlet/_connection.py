@@ -63,6 +63,14 @@ class Connection:
 
     Its methods are those of `socket.socket`, so that `http.client` and others can use it. There is
     no descriptor: `select` and `ssl` cannot. The program of a Sandbox runs while a method waits.
+
+        >>> with kvmlet.Box() as box:
+        ...     server = box.spawn(["python3", "-m", "http.server", "80"])
+        ...     box.wait_listening(80, timeout=30)
+        ...     with box.connect(80) as connection:
+        ...         connection.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        ...         connection.recv(8)
+        b'HTTP/1.0'
     """
 
     def __init__(self) -> None:
@@ -130,7 +138,9 @@ class Connection:
         Raises the same.
         """
         if isinstance(bufsize, bool) or not isinstance(bufsize, int) or bufsize < 0:
-            raise UsageError(f"bufsize: {bufsize!r} is not a number of bytes")
+            raise UsageError(
+                f"bufsize: {bufsize!r} is not a number of bytes", remedy="pass 1 or more"
+            )
         if bufsize == 0:
             return b""
         return self._wait(flags, self._ends.receive_from, self._end, bufsize)
@@ -192,7 +202,7 @@ class Connection:
     ) -> IO[Any]:
         """A file over the connection, as that of `socket.socket`."""
         if not set(mode) <= set("rwb"):
-            raise UsageError(f"mode: {mode!r} is not made of r, w and b")
+            raise UsageError(f"mode: {mode!r} is not made of r, w and b", remedy='pass "rb"')
         self._check()
         reads, writes = "r" in mode or "w" not in mode, "w" in mode
         raw = _Raw(self, reads, writes)

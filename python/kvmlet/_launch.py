@@ -176,7 +176,9 @@ def pairs(env: "Mapping[str, str]") -> dict[bytes, bytes]:
     pairs = {}
     for key, value in env.items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise UsageError(f"env: {key!r}={value!r} is not a pair of strings")
+            raise UsageError(
+                f"env: {key!r}={value!r} is not a pair of strings", remedy="pass str for both"
+            )
         name, data = os.fsencode(key), os.fsencode(value)
         if not name or b"=" in name or b"\0" in name or b"\0" in data:
             raise UsageError(
@@ -316,7 +318,7 @@ class Named:
             )
         for other, by in self.places:
             if other == guest:
-                raise UsageError(f"{by} and {name} both make {path}")
+                raise UsageError(f"{by} and {name} both make {path}", remedy="name it once")
         self.places.append((guest, name))
         return guest
 
@@ -361,7 +363,7 @@ def guest_cwd(directory: "str | bytes | os.PathLike[str] | None" = None) -> byte
     except (TypeError, ValueError, OSError):
         is_directory, path = False, b""
     if not is_directory:
-        raise UsageError(f"cwd: {directory!r} is not a directory")
+        raise UsageError(f"cwd: {directory!r} is not a directory", remedy="name one that is there")
     return path
 
 
@@ -385,7 +387,9 @@ def guest_argv(argv: object) -> list[bytes]:
             )
         data = os.fsencode(word)
         if b"\0" in data:
-            raise UsageError(f"argv[{position}] contains a null byte")
+            raise UsageError(
+                f"argv[{position}] contains a null byte", remedy="no program can be given one"
+            )
         encoded.append(data)
     return encoded
 
@@ -399,4 +403,4 @@ def input_bytes(data: object, encoding: str = "utf-8") -> bytes | None:
             raise UsageError(f"input cannot be encoded: {error}", remedy="pass bytes") from None
     if data is None or isinstance(data, (bytes, bytearray, memoryview)):
         return None if data is None else bytes(data)
-    raise UsageError(f"input is {type(data).__name__}, not bytes or str")
+    raise UsageError(f"input is {type(data).__name__}, not bytes or str", remedy="encode it")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kvmlet import _tree
 from kvmlet._launch import guest_modules, readable_path
+from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ _SUFFIXES = (".py", ".pyc", ".so")
 class View(NamedTuple):
     """The files that an interpreter needs."""
 
+    executable: str
+    """The interpreter, absolute."""
     path: list[str]
     """`sys.path` of the guest."""
     readable: list[bytes]
@@ -56,6 +59,20 @@ def everything_importable(modules: Iterable[str]) -> View:
     for name in {*modules, *(name for name in list(sys.modules) if "." not in name)}:
         files += _files_of(name.partition(".")[0])
     return _view(entries, files)
+
+
+def _executable() -> str:
+    """The interpreter's path from / on: Python keeps ".." and links as it was started by them.
+
+    A link to it stays one: a virtual environment is found beside that.
+    """
+    if not sys.executable:
+        raise UsageError(
+            "this program's interpreter is unknown (sys.executable is empty)",
+            remedy="start Python by its path, or set sys.executable",
+        )
+    folder, name = os.path.split(os.path.abspath(sys.executable))
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _entries() -> list[str]:
@@ -127,7 +144,8 @@ def _modules_in(folder: str) -> list[str]:
 
 
 def _view(path: list[str], files: list[str]) -> View:
-    wanted = [sys.executable, *sorted(_prefixes()), *filter(_is_library, path), *files]
+    executable = _executable()
+    wanted = [executable, *sorted(_prefixes()), *filter(_is_library, path), *files]
     readable: dict[bytes, None] = {}
     for each in wanted:
         if not os.path.exists(each):
@@ -137,7 +155,8 @@ def _view(path: list[str], files: list[str]) -> View:
                 readable[file] = None
     parent = os.path.dirname(_package()[0])
     # Of this package's folder only what `files` has is visible.
-    return View(list(dict.fromkeys([*path, parent])), _without_inner(list(readable)))
+    path = list(dict.fromkeys([*path, parent]))
+    return View(executable, path, _without_inner(list(readable)))
 
 
 def _without_inner(files: list[bytes]) -> list[bytes]:

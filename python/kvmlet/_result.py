@@ -17,7 +17,12 @@ __all__ = ["Denial", "Event", "Result"]
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """One thing the policy refused."""
+    """One thing the policy refused.
+
+    >>> [denial] = kvmlet.run(["cat", "/etc/shadow"]).denials
+    >>> denial.operation, denial.path, denial.errno, denial.remedy
+    ('open', '/etc/shadow', 'ENOENT', 'it is not visible, and no option shows it')
+    """
 
     what: str
     """The call and its object: "open /etc/shadow"."""
@@ -52,7 +57,11 @@ class Denial:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing the guest met that kvmlet does not support; it got the error Linux would give."""
+    """One thing the guest met that kvmlet does not support; it got the error Linux would give.
+
+    >>> isinstance(kvmlet.run(["true"]).events, list)  # most programs meet none
+    True
+    """
 
     name: str
     detail: str
@@ -60,7 +69,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Result(Generic[AnyStr]):
-    """The end of a run, and its output: bytes, or str from `run(..., text=True)`."""
+    """The end of a run, and its output: bytes, or str from `run(..., text=True)`.
+
+    >>> result = kvmlet.run("echo out; echo err >&2; exit 3", shell=True, text=True)
+    >>> result.stdout, result.stderr, result.returncode, result.reason, result.ok
+    ('out\\n', 'err\\n', 3, 'exited', False)
+    """
 
     stdout: AnyStr
     """The captured output; empty for a stream that went elsewhere."""

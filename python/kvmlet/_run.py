@@ -180,6 +180,10 @@ def run(
 
     Raises UsageError, ExitError, ProgramNotFound, ProgramNotExecutable, KvmUnavailable, HostError,
     InternalError.
+
+        >>> result = kvmlet.run(["sort"], input="b\\na\\n", text=True, timeout=5)
+        >>> result.stdout, result.returncode
+        ('a\\nb\\n', 0)
     """
     words = shell_words(argv) if shell else guest_argv(argv)
     data = input_bytes(input, encoding)

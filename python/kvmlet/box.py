@@ -17,9 +17,9 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
-from kvmlet import _log, _native, _process
+from kvmlet import _deadlines, _log, _native, _process
 from kvmlet._box_files import Files, FileStat
-from kvmlet._box_process import Kept, Process
+from kvmlet._box_process import Kept, Process, ending
 from kvmlet._calls import calls_mode
 from kvmlet._connection import connected, port_number
 from kvmlet._extension import translated
@@ -76,6 +76,13 @@ class Box:
 
     Any thread may use it. A box that has been closed raises SandboxClosed, one of a parent process
     ForkedProcess, and one that a fault has ended SandboxEnded.
+
+        >>> with kvmlet.Box(memory="64m") as box:
+        ...     box.files.write("names", "b a")
+        ...     box.run("tr ' ' '\\n' < names | sort > sorted; rm names", shell=True, check=True)
+        ...     box.files.list(), box.files.read_text("sorted")
+        Result(...reason='exited', returncode=0)
+        (['sorted'], 'a\\nb\\n')
     """
 
     files: Files
@@ -158,6 +165,8 @@ class Box:
         # Of those it has, the ones that nobody has any more.
         self._kept_dropped: list[int] = []
         self._inherited: list[Process] = []
+        # Those that end processes at their time limits.
+        self._ends: weakref.WeakSet[Callable[[], None]] = weakref.WeakSet()
         self.files = Files(self._vm)
         _process.track(self)
 
@@ -310,6 +319,7 @@ class Box:
         text: bool = False,
         encoding: str = "utf-8",
         errors: str = "replace",
+        timeout: float | str | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
     ) -> Process:
@@ -317,11 +327,14 @@ class Box:
 
         stdin, stdout, stderr: subprocess.PIPE or subprocess.DEVNULL; standard error may also be
             subprocess.STDOUT. The other arguments are those of `run`.
+        timeout: in seconds, or "500ms", "2m": then it is killed with everything that it has
+            started, and `timed_out` is true. None for no limit, as its copies in forks have.
 
         Raises UsageError, ProgramNotFound, ProgramNotExecutable, BoxFull, SandboxClosed,
         SandboxEnded.
         """
         words = shell_words(argv) if shell else guest_argv(argv)
+        limit_s = None if timeout is None else parse_duration(timeout, "timeout")
         check_codec(encoding, errors)
         stdio = [
             _stdio(stdin, "stdin"),
@@ -335,6 +348,11 @@ class Box:
         codec = (encoding, errors) if text else None
         process = Process._spawned(self._vm, args, spawned, codec, self._dropped)
         self._processes.add(process)
+        if limit_s is not None:
+            epoch, _pid, command, _streams = spawned
+            end = ending(weakref.ref(self), weakref.ref(process), epoch, command)
+            self._ends.add(end)
+            _deadlines.at(time.monotonic() + limit_s, end)
         return process
 
     def _start(
@@ -347,7 +365,7 @@ class Box:
         try:
             directory = _HOME if cwd is None else os.path.join(_HOME, os.fsencode(cwd))
         except TypeError:
-            raise UsageError(f"cwd: {cwd!r} is not a path") from None
+            raise UsageError(f"cwd: {cwd!r} is not a path", remedy="pass a str or a path") from None
         variables = self._env if env is None else {**self._env, **pairs(env)}
         self._reap_dropped()
         return translated(
@@ -466,6 +484,8 @@ class Box:
             self._say_denials()
         vm, self._native, self._closed = self._native, None, True
         if vm is not None:
+            if self._ends:
+                _deadlines.forget(self._ends)
             translated(vm.close)
             self._say("close", "closed")
 
@@ -505,6 +525,13 @@ class BoxSnapshot:
     """A box as it was, to be forked any number of times. Made by `Box.snapshot`.
 
     Forks share what they do not change, and live on when the snapshot is closed.
+
+        >>> with kvmlet.Box() as box, box.snapshot() as snapshot:
+        ...     box.files.write("late", "x")
+        ...     [fork] = snapshot.fork()
+        ...     with fork:
+        ...         box.files.list(), fork.files.list()
+        (['late'], [])
     """
 
     _vm: _native.Snapshot
@@ -544,7 +571,7 @@ class BoxSnapshot:
         Raises UsageError, StaleSnapshot, SandboxClosed, TooFewDescriptors, HostError.
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise UsageError(f"count: {count!r} is not a number of forks")
+            raise UsageError(f"count: {count!r} is not a number of forks", remedy="pass 1 or more")
         with contextlib.ExitStack() as made:
             forks: list[Box] = []
             for _ in range(count):

@@ -59,7 +59,14 @@ if TYPE_CHECKING:
 
 
 class KvmletError(Exception):
-    """Base of all errors that kvmlet raises. `remedy` says what to do, "" if nothing is known."""
+    """Base of all errors that kvmlet raises. `remedy` says what to do, "" if nothing is known.
+
+    >>> try:
+    ...     kvmlet.run("ls -l")
+    ... except kvmlet.KvmletError as error:
+    ...     print(error.message, "--", error.remedy)
+    argv is a single str, not a list -- pass a list...
+    """
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(message)
@@ -84,71 +91,184 @@ def _rebuild(
 
 
 class UsageError(KvmletError, ValueError):
-    """An argument is wrong: a bad size, a bare string as argv, an unknown option."""
+    """An argument is wrong: a bad size, a bare string as argv, an unknown option.
+
+    >>> kvmlet.run(["true"], memory="lots")
+    Traceback (most recent call last):
+    kvmlet.errors.UsageError: memory: 'lots' ...
+    """
 
 
 class UnknownSymbol(UsageError, LookupError):
-    """The program and its libraries have no function of that name."""
+    """The program and its libraries have no function of that name.
+
+    >>> with snapshot.fork() as sandbox:
+    ...     sandbox.call("no_such_function")
+    Traceback (most recent call last):
+    kvmlet.errors.UnknownSymbol: ...no_such_function...
+    """
 
 
 class MessageTooLong(UsageError):
-    """More bytes than one message or one call's buffers may have."""
+    """More bytes than one message or one call's buffers may have.
+
+    >>> with snapshot.fork() as sandbox:
+    ...     sandbox.send(bytes(17 << 20))
+    Traceback (most recent call last):
+    kvmlet.errors.MessageTooLong: ...
+    """
 
 
 class CannotSend(UsageError):
-    """A function or an argument cannot be pickled, so it cannot be sent to a VM."""
+    """A function or an argument cannot be pickled, so it cannot be sent to a VM.
+
+    >>> import threading
+    >>> kvmlet.isolated(len)(threading.Lock())
+    Traceback (most recent call last):
+    kvmlet.errors.CannotSend: len: the call cannot be pickled: ...
+    """
 
 
 class KvmUnavailable(KvmletError):
-    """KVM cannot be used here; `remedy` says what would make it usable."""
+    """KVM cannot be used here; `remedy` says what would make it usable.
+
+    >>> try:
+    ...     kvmlet.run(["true"]).ok
+    ... except kvmlet.KvmUnavailable as error:
+    ...     print(error.remedy)
+    True
+    """
 
 
 class LaunchError(KvmletError):
-    """The program could not be started."""
+    """The program could not be started.
+
+    >>> try:
+    ...     kvmlet.run(["no-such-program"])
+    ... except kvmlet.LaunchError as error:
+    ...     type(error).__name__
+    'ProgramNotFound'
+    """
 
 
 class ProgramNotFound(LaunchError):
-    """There is no such program in the guest's view of the file system."""
+    """There is no such program in the guest's view of the file system.
+
+    >>> kvmlet.run(["no-such-program"])
+    Traceback (most recent call last):
+    kvmlet.errors.ProgramNotFound: no-such-program: ...
+    """
 
 
 class ProgramNotExecutable(LaunchError):
-    """The program exists but cannot be executed: no permission, a directory, a malformed ELF."""
+    """The program exists but cannot be executed: no permission, a directory, a malformed ELF.
+
+    >>> kvmlet.run(["/usr/lib"])
+    Traceback (most recent call last):
+    kvmlet.errors.ProgramNotExecutable: /usr/lib: ...
+    """
 
 
 class ServerNotStarted(LaunchError):
-    """A program that is to serve does not come to wait for connections, or fails its warm-up."""
+    """A program that is to serve does not come to wait for connections, or fails its warm-up.
+
+    >>> kvmlet.serve(["true"])
+    Traceback (most recent call last):
+    kvmlet.errors.ServerNotStarted: ...
+    """
 
 
 class HostError(KvmletError):
-    """The host refused a resource: descriptors, memory, a directory."""
+    """The host refused a resource: descriptors, memory, a directory.
+
+    >>> try:
+    ...     kvmlet.run(["true"]).ok
+    ... except kvmlet.HostError as error:  # the host has run out of something
+    ...     print(error.message)
+    True
+    """
 
 
 class TooFewDescriptors(HostError):
-    """The process may not open as many descriptors as its VMs take: they may have half of them."""
+    """The process may not open as many descriptors as its VMs take: they may have half of them.
+
+    >>> try:
+    ...     forks = [snapshot.fork() for _ in range(2)]
+    ... except kvmlet.TooFewDescriptors as error:  # more forks than ulimit -n has room for
+    ...     print(error.remedy)
+    >>> for fork in forks:
+    ...     fork.close()
+    """
 
 
 class TooFewMappings(HostError):
-    """The process may not have as many mappings as its VMs take: they may have half of them."""
+    """The process may not have as many mappings as its VMs take: they may have half of them.
+
+    >>> try:
+    ...     forks = [snapshot.fork() for _ in range(2)]
+    ... except kvmlet.TooFewMappings as error:  # more than vm.max_map_count has room for
+    ...     print(error.remedy)
+    >>> for fork in forks:
+    ...     fork.close()
+    """
 
 
 class SandboxError(KvmletError):
-    """The sandbox is in no state to do what was asked of it."""
+    """The sandbox is in no state to do what was asked of it.
+
+    >>> box = kvmlet.Box()
+    >>> box.close()
+    >>> try:
+    ...     box.run(["true"])
+    ... except kvmlet.SandboxError as error:
+    ...     type(error).__name__
+    'SandboxClosed'
+    """
 
 
 class NotReady(SandboxError):
-    """The program never asked for a message, or waits for one while a message of its is awaited."""
+    """The program never asked for a message, or waits for one while a message of its is awaited.
+
+    >>> with snapshot.fork() as sandbox:
+    ...     sandbox.recv()  # it waits for a message itself
+    Traceback (most recent call last):
+    kvmlet.errors.NotReady: ...
+    """
 
 
 class NotListening(SandboxError):
-    """The program waits, but not for a connection, or for connections on several ports."""
+    """The program waits, but not for a connection, or for connections on several ports.
+
+    >>> with snapshot.fork() as sandbox:
+    ...     sandbox.until_listening(timeout=10)
+    Traceback (most recent call last):
+    kvmlet.errors.NotListening: ...
+    """
 
 
 class ConnectionsOpen(SandboxError):
-    """The program has connections to this process or another machine: they cannot be frozen."""
+    """The program has connections to this process or another machine: they cannot be frozen.
+
+    >>> with kvmlet.Box() as box:
+    ...     server = box.spawn(["python3", "-m", "http.server", "80"])
+    ...     box.wait_listening(80, timeout=30)
+    ...     with box.connect(80):
+    ...         box.snapshot()
+    Traceback (most recent call last):
+    kvmlet.errors.ConnectionsOpen: ...
+    """
 
 
 class ConnectionFailed(SandboxError, ConnectionError):
-    """A connection to a server in a sandbox has failed; `errno` says as with an OSError."""
+    """A connection to a server in a sandbox has failed; `errno` says as with an OSError.
+
+    >>> with kvmlet.Box() as box:
+    ...     try:
+    ...         box.connect(80)
+    ...     except kvmlet.ConnectionFailed as error:
+    ...         error.errno
+    111
+    """
 
     def __init__(self, message: str, *, errno: int = 0, remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)
@@ -156,51 +276,146 @@ class ConnectionFailed(SandboxError, ConnectionError):
 
 
 class ConnectionRefused(ConnectionFailed, ConnectionRefusedError):
-    """Nobody listens on that port."""
+    """Nobody listens on that port.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.connect(80)
+    Traceback (most recent call last):
+    kvmlet.errors.ConnectionRefused: Connection refused; run the program...
+    """
 
 
 class ConnectionReset(ConnectionFailed, ConnectionResetError):
-    """The program has reset the connection, or ended with bytes that it had not read."""
+    """The program has reset the connection, or ended with bytes that it had not read.
+
+    >>> rude = "import socket; s = socket.create_server(('', 80)); s.accept()[0].recv(1)"
+    >>> with kvmlet.Box() as box:
+    ...     server = box.spawn(["python3", "-c", rude])
+    ...     box.wait_listening(80, timeout=30)
+    ...     with box.connect(80) as connection:
+    ...         connection.sendall(b"more than it reads")
+    ...         connection.recv(1)
+    Traceback (most recent call last):
+    kvmlet.errors.ConnectionReset: Connection reset by peer
+    """
 
 
 class ConnectionBroken(ConnectionFailed, BrokenPipeError):
-    """The program takes no more bytes."""
+    """The program takes no more bytes.
+
+    >>> with kvmlet.Box() as box:
+    ...     server = box.spawn(["python3", "-m", "http.server", "80"])
+    ...     box.wait_listening(80, timeout=30)
+    ...     with box.connect(80) as connection:
+    ...         connection.shutdown(1)  # socket.SHUT_WR
+    ...         connection.sendall(b"too late")
+    Traceback (most recent call last):
+    kvmlet.errors.ConnectionBroken: Broken pipe
+    """
 
 
 class NotAFork(SandboxError):
-    """There is no frozen state to return to: the sandbox was started, not forked."""
+    """There is no frozen state to return to: the sandbox was started, not forked.
+
+    >>> with kvmlet.Sandbox(["sleep", "60"]) as sandbox:
+    ...     sandbox.reset()
+    Traceback (most recent call last):
+    kvmlet.errors.NotAFork: ...
+    """
 
 
 class IsAFork(SandboxError):
-    """A fork cannot be frozen again."""
+    """A fork cannot be frozen again.
+
+    >>> with snapshot.fork() as sandbox:
+    ...     sandbox.freeze()
+    Traceback (most recent call last):
+    kvmlet.errors.IsAFork: ...
+    """
 
 
 class StaleSnapshot(SandboxError):
-    """A file that the frozen program has mapped changed since: its forks would mix old and new."""
+    """A file that the frozen program has mapped changed since: its forks would mix old and new.
+
+    >>> import shutil
+    >>> copy = shutil.copy("/bin/sleep", "sleep")
+    >>> with kvmlet.Sandbox(["./sleep", "60"]).run_for("200ms").freeze() as frozen:
+    ...     size = open("sleep", "ab").write(b"changed")
+    ...     frozen.fork()
+    Traceback (most recent call last):
+    kvmlet.errors.StaleSnapshot: ...
+    """
 
 
 class InboxFull(SandboxError):
-    """More messages wait to be received than the program may leave waiting."""
+    """More messages wait to be received than the program may leave waiting.
+
+    >>> with snapshot.fork() as sandbox:
+    ...     for _ in range(2000):
+    ...         sandbox.send(bytes(1 << 16))
+    Traceback (most recent call last):
+    kvmlet.errors.InboxFull: ...
+    """
 
 
 class CallLost(SandboxError):
-    """A called function can no longer return: its thread ended or took up something else."""
+    """A called function can no longer return: its thread ended or took up something else.
+
+    >>> import ctypes
+    >>> with snapshot.fork() as sandbox:
+    ...     try:
+    ...         sandbox.call("abs", -5, returns=ctypes.c_int)
+    ...     except kvmlet.CallLost:  # its thread has ended, say
+    ...         sandbox.reset()
+    5
+    """
 
 
 class SandboxBusy(SandboxError):
-    """Another thread is using the sandbox, which serves one at a time."""
+    """Another thread is using the sandbox, which serves one at a time.
+
+    >>> with kvmlet.Interpreter() as py:
+    ...     py.run("print(1)", stdout=lambda line: py.run("2"))
+    Traceback (most recent call last):
+    kvmlet.errors.SandboxBusy: ...
+    """
 
 
 class SandboxClosed(SandboxError):
-    """The sandbox, snapshot or pool was closed; a sandbox also is by `freeze()`."""
+    """The sandbox, snapshot or pool was closed; a sandbox also is by `freeze()`.
+
+    >>> box = kvmlet.Box()
+    >>> box.close()
+    >>> box.run(["true"])
+    Traceback (most recent call last):
+    kvmlet.errors.SandboxClosed: the box is closed; ...
+    """
 
 
 class ForkedProcess(SandboxClosed):
-    """It belongs to the parent of this process: virtual machines do not survive `os.fork()`."""
+    """It belongs to the parent of this process: virtual machines do not survive `os.fork()`.
+
+    >>> import os
+    >>> with kvmlet.Box() as box:
+    ...     child = os.fork()
+    ...     if child == 0:
+    ...         try:
+    ...             box.run(["true"])
+    ...         except kvmlet.ForkedProcess:
+    ...             os._exit(7)
+    ...     os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    7
+    """
 
 
 class SandboxEnded(SandboxError):
-    """The program has ended, by itself or at a limit; `result` says how and what it wrote last."""
+    """The program has ended, by itself or at a limit; `result` says how and what it wrote last.
+
+    >>> with kvmlet.Sandbox(["sh", "-c", "echo last words >&2; exit 3"]) as sandbox:
+    ...     sandbox.until_ready()
+    Traceback (most recent call last):
+    kvmlet.errors.SandboxEnded: the program exited with status 3, its last error line: last...
+    """
 
     def __init__(
         self, message: str, *, result: "Result[Any] | None" = None, remedy: str = ""
@@ -210,15 +425,36 @@ class SandboxEnded(SandboxError):
 
 
 class BoxFull(SandboxError):
-    """A box has as many processes or pipes, or uses as much memory, as it may."""
+    """A box has as many processes or pipes, or uses as much memory, as it may.
+
+    >>> with kvmlet.Box(max_procs=1) as box:
+    ...     process = box.spawn(["sleep", "60"])
+    ...     box.run(["true"])
+    Traceback (most recent call last):
+    kvmlet.errors.BoxFull: ...
+    """
 
 
 class BoxWasReset(SandboxError):
-    """A process belongs to a time before the last reset of its box."""
+    """A process belongs to a time before the last reset of its box.
+
+    >>> with kvmlet.Box() as box:
+    ...     process = box.spawn(["sleep", "60"])
+    ...     box.reset()
+    ...     process.poll()
+    Traceback (most recent call last):
+    kvmlet.errors.BoxWasReset: ...; spawn() it again
+    """
 
 
 class BoxFileError(SandboxError, OSError):
-    """A call for a file of a box has failed; `errno` and `filename` say as with an OSError."""
+    """A call for a file of a box has failed; `errno` and `filename` say as with an OSError.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.files.write("/usr/mine", "")
+    Traceback (most recent call last):
+    kvmlet.errors.BoxFileError: '/usr/mine': Read-only file system; write below /work or /tmp
+    """
 
     def __init__(
         self, message: str, *, errno: int = 0, filename: str = "", remedy: str = ""
@@ -229,47 +465,121 @@ class BoxFileError(SandboxError, OSError):
 
 
 class BoxFileNotFound(BoxFileError, FileNotFoundError):
-    """No file of a box has this name."""
+    """No file of a box has this name.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.files.read("missing")
+    Traceback (most recent call last):
+    kvmlet.errors.BoxFileNotFound: 'missing': No such file or directory; list() the directory
+    """
 
 
 class BoxFileExists(BoxFileError, FileExistsError):
-    """A file of a box has this name already."""
+    """A file of a box has this name already.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.files.mkdir("folder")
+    ...     box.files.mkdir("folder")
+    Traceback (most recent call last):
+    kvmlet.errors.BoxFileExists: 'folder': File exists
+    """
 
 
 class BoxIsADirectory(BoxFileError, IsADirectoryError):
-    """A file of a box is a directory."""
+    """A file of a box is a directory.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.files.read("/usr")
+    Traceback (most recent call last):
+    kvmlet.errors.BoxIsADirectory: '/usr': Is a directory; name a file in it
+    """
 
 
 class BoxNotADirectory(BoxFileError, NotADirectoryError):
-    """A file of a box is no directory, or a name on the way to it is none."""
+    """A file of a box is no directory, or a name on the way to it is none.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.files.write("file", "")
+    ...     box.files.list("file")
+    Traceback (most recent call last):
+    kvmlet.errors.BoxNotADirectory: 'file': Not a directory
+    """
 
 
 class BoxPermissionDenied(BoxFileError, PermissionError):
-    """The mode of a file of a box, or of a directory on the way to it, forbids the call."""
+    """The mode of a file of a box, or of a directory on the way to it, forbids the call.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.files.write("/proc/version", "mine")
+    Traceback (most recent call last):
+    kvmlet.errors.BoxPermissionDenied: '/proc/version': Permission denied; ...
+    """
 
 
 class DeadlineExceeded(KvmletError, TimeoutError):
-    """A time limit passed before the program had done what was asked."""
+    """A time limit passed before the program had done what was asked.
+
+    >>> with kvmlet.Box() as box:
+    ...     box.spawn(["sleep", "60"]).wait(timeout="100ms")
+    Traceback (most recent call last):
+    kvmlet.errors.DeadlineExceeded: process ... has not ended in time; ...
+    """
 
 
 class Interrupted(KvmletError):
-    """The program was stopped by `Sandbox.interrupt()` or by cancelling its future."""
+    """The program was stopped by `Sandbox.interrupt()` or by cancelling its future.
+
+    >>> with snapshot.fork() as sandbox:
+    ...     sandbox.interrupt()
+    ...     sandbox.request(b"question")
+    Traceback (most recent call last):
+    kvmlet.errors.Interrupted: ...
+    """
 
 
 class PoolError(KvmletError):
-    """A pool cannot take a job."""
+    """A pool cannot take a job.
+
+    >>> pool = kvmlet.Pool(snapshot)
+    >>> pool.shutdown()
+    >>> try:
+    ...     pool.request(b"question")
+    ... except kvmlet.PoolError as error:
+    ...     type(error).__name__
+    'PoolClosed'
+    """
 
 
 class PoolClosed(PoolError, RuntimeError):
-    """The pool was shut down. A RuntimeError too: what every other executor raises here."""
+    """The pool was shut down. A RuntimeError too: what every other executor raises here.
+
+    >>> pool = kvmlet.Pool(snapshot)
+    >>> pool.shutdown()
+    >>> pool.request(b"question")
+    Traceback (most recent call last):
+    kvmlet.errors.PoolClosed: ...
+    """
 
 
 class QueueFull(PoolError):
-    """As many jobs are waiting as the pool may queue."""
+    """As many jobs are waiting as the pool may queue.
+
+    >>> import time
+    >>> with kvmlet.Pool(snapshot, 1, queue=1) as pool:
+    ...     [pool.submit(lambda sandbox: time.sleep(0.3)) for _ in range(3)]
+    Traceback (most recent call last):
+    kvmlet.errors.QueueFull: ...
+    """
 
 
 class ResultError(KvmletError, TypeError):
-    """The result of an isolated function is not plain data; the message names the type."""
+    """The result of an isolated function is not plain data; the message names the type.
+
+    >>> import re
+    >>> kvmlet.isolated(re.compile)("a+")
+    Traceback (most recent call last):
+    kvmlet.errors.ResultError: the result is not plain data: it contains re.Pattern; return ...
+    """
 
 
 class GuestError(KvmletError):
@@ -277,6 +587,13 @@ class GuestError(KvmletError):
 
     It is never one that ends a loop, a task or the program: StopIteration, StopAsyncIteration, and
     what is no Exception (SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError).
+
+        >>> import json
+        >>> try:
+        ...     kvmlet.isolated(json.loads)("{")
+        ... except kvmlet.GuestError as error:
+        ...     error.type_name, "json" in error.guest_traceback
+        ('json.decoder.JSONDecodeError', True)
     """
 
     def __init__(
@@ -290,11 +607,23 @@ class GuestError(KvmletError):
 
 
 class InternalError(KvmletError):
-    """A fault in kvmlet. The run it happened in is lost, other runs are not affected."""
+    """A fault in kvmlet. The run it happened in is lost, other runs are not affected.
+
+    >>> try:
+    ...     kvmlet.run(["true"]).ok
+    ... except kvmlet.InternalError as error:  # please report it
+    ...     print(error.message)
+    True
+    """
 
 
 class ExitError(KvmletError):
-    """Raised by `Result.check()`; `result` is that result."""
+    """Raised by `Result.check()`; `result` is that result.
+
+    >>> kvmlet.run("echo no such thing >&2; exit 3", shell=True, check=True)
+    Traceback (most recent call last):
+    kvmlet.errors.ExitError: the program exited with status 3, its last error line: no such...
+    """
 
     def __init__(self, message: str, *, result: "Result[Any]", remedy: str = "") -> None:
         super().__init__(message, remedy=remedy)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -24,7 +23,7 @@ from kvmlet._box_files import Files
 from kvmlet._extension import translated
 from kvmlet._isolated import module_names
 from kvmlet._isolated.codec import DataError, TooLarge, UnknownDataclass
-from kvmlet._isolated.exceptions import guest_error, printable
+from kvmlet._isolated.exceptions import TEXT_MAX_CHARS, guest_error, one_line, printable
 from kvmlet._isolated.reader import decode
 from kvmlet._python_view import libraries
 from kvmlet._run import check_codec, sink_of
@@ -68,7 +67,13 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True, slots=True)
 class CellError:
-    """The exception that ended a cell. The code of the cell chose every character."""
+    """The exception that ended a cell. The code of the cell chose every character.
+
+    >>> with kvmlet.Interpreter() as py:
+    ...     error = py.run("1 / 0").error
+    >>> error.type, error.message
+    ('ZeroDivisionError', 'division by zero')
+    """
 
     type: str
     """Module and name of its type, the name alone of a builtin one: "ZeroDivisionError"."""
@@ -80,7 +85,12 @@ class CellError:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Cell:
-    """The outcome of a cell."""
+    """The outcome of a cell.
+
+    >>> with kvmlet.Interpreter() as py:
+    ...     py.run("print('out'); {'a': [1, 2]}")
+    Cell(reason='ok', value={'a': [1, 2]}, stdout='out\\n')
+    """
 
     value: Any = None
     """The value of its last line, if that is an expression.
@@ -145,6 +155,11 @@ class Interpreter:
     One thread at a time: another one gets SandboxBusy. One that has been closed raises
     SandboxClosed, one of a parent process ForkedProcess. Once its process has ended, `run` raises
     SandboxEnded until a `reset`.
+
+        >>> with kvmlet.Interpreter(preload=["math"]) as py:
+        ...     cell = py.run("import math; x = math.factorial(5)")
+        ...     py.run("x + y", {"y": 3}).value
+        123
     """
 
     files: Files
@@ -269,7 +284,7 @@ class Interpreter:
                 outcome = read_answer(told.answer, self._number, memory_bytes, look)
             except DataError as error:
                 # Its answers may be those to other requests now.
-                raise self._session.nonsense(str(error)) from None
+                raise self._session.nonsense(one_line(str(error))) from None
         reason = told.reason
         if reason == "ok" and outcome.get("error") is not None:
             reason = "error"
@@ -357,6 +372,15 @@ class InterpreterSnapshot:
     """A session as it was, to be forked any number of times. Made by `Interpreter.snapshot`.
 
     Forks share what they do not change, and live on when the snapshot is closed.
+
+        >>> with kvmlet.Interpreter() as py:
+        ...     cell = py.run("x = 1")
+        ...     with py.snapshot() as snapshot:
+        ...         cell = py.run("x = 2")
+        ...         [fork] = snapshot.fork()
+        ...         with fork:
+        ...             fork.run("x").value, py.run("x").value
+        (1, 2)
     """
 
     _box: BoxSnapshot
@@ -429,7 +453,7 @@ def read_answer(
         return _fields(answer, number, memory_bytes, look)
     except UnknownDataclass as error:
         raise ResultError(
-            f"the value contains {error}, which is not registered here",
+            f"the value contains {one_line(str(error))}, which is not registered here",
             remedy="decorate it with kvmlet.register_result",
         ) from None
     except TooLarge as error:
@@ -454,11 +478,18 @@ def _fields(
     fields: dict[str, Any] = {"html": html, "images": images}
     match error:
         case None if data is not None:
-            return {**fields, "value": decode(data, memory_bytes, look)}
+            try:
+                return {**fields, "value": decode(data, memory_bytes, look)}
+            except UnknownDataclass:
+                # A class of the session's own, which its repr stands for.
+                if not shown:
+                    raise
+                return {**fields, "value": printable(shown[:TEXT_MAX_CHARS]), "is_data": False}
         case None:
-            return {**fields, "value": printable(shown), "is_data": False}
+            return {**fields, "value": printable(shown[:TEXT_MAX_CHARS]), "is_data": False}
         case (str(kind), str(message), str(trace)):
-            return {**fields, "error": CellError(*map(printable, (kind, message, trace)))}
+            texts = (text[-TEXT_MAX_CHARS:] for text in (kind, message, trace))
+            return {**fields, "error": CellError(*map(printable, texts))}
     raise DataError("no error")
 
 
@@ -543,12 +574,10 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _warmed(key: _Key) -> tuple[BoxSnapshot, Facts]:
-    if not sys.executable:
-        raise UsageError("this program's interpreter is unknown (sys.executable is empty)")
     view = libraries(key.preload)
     boot = f"import sys; sys.path[:] = sys.argv[1:]; from {_MODULE} import main; main()"
     guest = os.path.join(os.path.dirname(os.path.realpath(__file__)), "guest", "python")
-    words = [sys.executable, "-I", "-B", "-c", boot, "/work", *view.path, guest]
+    words = [view.executable, "-I", "-B", "-c", boot, "/work", *view.path, guest]
     box = Box._with_readable(key.policy, view.readable, key.calls)
     with box:
         spawned = box._start(
@@ -568,7 +597,7 @@ def _warmed(key: _Key) -> tuple[BoxSnapshot, Facts]:
         try:
             error = read_answer(told.answer, 0, _DECODED_MAX_BYTES).get("error")
         except DataError as nonsense:  # of a module that it has imported
-            raise session.nonsense(str(nonsense)) from None
+            raise session.nonsense(one_line(str(nonsense))) from None
         if error is not None:
             raise guest_error(error.type, error.message, error.traceback, None)
         box._say("warmed", "an interpreter is warmed", modules=list(key.preload))

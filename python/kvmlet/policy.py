@@ -56,7 +56,12 @@ _FILE_MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most that a program may use. None leaves a limit to whoever runs it."""
+    """The most that a program may use. None leaves a limit to whoever runs it.
+
+    >>> limits = kvmlet.Limits(timeout="2m", memory="64m")
+    >>> limits.timeout, limits.memory, limits.max_procs
+    (120.0, 67108864, None)
+    """
 
     timeout: float | str | None = None
     """Wall time, in seconds once made; given also as "500ms", "2m"."""
@@ -112,7 +117,12 @@ def _number(limit: Any, default: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A file or directory of the host that a program may use, with all beneath it."""
+    """A file or directory of the host that a program may use, with all beneath it.
+
+    >>> policy = kvmlet.Policy(mounts=[kvmlet.Mount("/srv"), kvmlet.Mount("/var/tmp", "write")])
+    >>> policy.paths("read"), policy.paths("write")
+    (['/srv'], ['/var/tmp'])
+    """
 
     path: str
     """Its path, absolute once made."""
@@ -174,6 +184,17 @@ class Policy:
     A value: it is compared, hashed, pickled, and never changes. `policy | other` has the mounts,
     hosts, ports, sockets and variables of both; where both name a limit or a variable, `other`
     decides.
+
+        >>> policy = kvmlet.Policy.of(memory="64m") | kvmlet.Policy.of(env={"NAME": "you"})
+        >>> print(policy.to_toml())
+        [env]
+        NAME = "you"
+        <BLANKLINE>
+        [limits]
+        memory = "64m"
+        <BLANKLINE>
+        >>> kvmlet.run("echo $NAME", shell=True, text=True, policy=policy).stdout
+        'you\\n'
     """
 
     mounts: tuple[Mount, ...] = ()
@@ -198,9 +219,13 @@ class Policy:
             raise UsageError("limits: they are no limits", remedy="pass Limits(...)")
         for name, value in self.env.items():
             if not isinstance(name, str) or not isinstance(value, str):
-                raise UsageError(f"env: {name!r}={value!r} is not a pair of strings")
+                raise UsageError(
+                    f"env: {name!r}={value!r} is not a pair of strings", remedy="pass str for both"
+                )
             if not name or "=" in name or "\0" in name + value:
-                raise UsageError(f"env: {name!r} cannot be an environment variable")
+                raise UsageError(
+                    f"env: {name!r} cannot be an environment variable", remedy="leave it out"
+                )
         for name in _NETWORK:
             object.__setattr__(self, name, _words(getattr(self, name), name))
         object.__setattr__(self, "unix", _sockets(self.unix))
@@ -266,7 +291,8 @@ class Policy:
         limits = {name: changes.pop(name) for name in list(changes) if name in _LIMITS}
         unknown = sorted(set(changes) - {each.name for each in fields(self)})
         if unknown:
-            raise UsageError(f"a policy has no {unknown[0]!r}")
+            known = ", ".join((*(each.name for each in fields(self)), *_LIMITS))
+            raise UsageError(f"a policy has no {unknown[0]!r}", remedy=f"it has {known}")
         if limits:
             changes["limits"] = replace(changes.get("limits", self.limits), **limits)
         return replace(self, **changes)

@@ -37,7 +37,14 @@ _LAST_WAIT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """Counts of a pool at one moment."""
+    """Counts of a pool at one moment.
+
+    >>> with kvmlet.Pool(snapshot, size=2) as pool:
+    ...     answer = pool.request(b"ab").result()
+    ...     stats = pool.stats()
+    >>> stats.size, stats.completed, stats.failed
+    (2, 1, 0)
+    """
 
     size: int
     """Most forks at once."""
@@ -72,6 +79,11 @@ class Pool(Executor):
 
     Cancelling a future stops its job even while it runs. Leaving a `with` block waits for the jobs;
     leaving it by an exception cancels them, and so does the end of the interpreter.
+
+        >>> with kvmlet.Pool(snapshot, size=2, timeout="5s") as pool:
+        ...     futures = [pool.request(message) for message in (b"ab", b"cd", b"ef")]
+        ...     [future.result() for future in futures]
+        [b'ba', b'dc', b'fe']
     """
 
     def __init__(
@@ -174,7 +186,9 @@ class Pool(Executor):
         if count is None:
             count = core.size
         elif isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= core.size:
-            raise UsageError(f"count: {count!r} is not between 0 and the pool's size")
+            raise UsageError(
+                f"count: {count!r} is not between 0 and the pool's size", remedy="leave it out"
+            )
         forks: list[Future[None]] = []
         with core.lock:
             core.check_open()

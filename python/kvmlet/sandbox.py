@@ -57,7 +57,12 @@ _LAST_WAIT_S = 5.0
 
 
 class Output(NamedTuple):
-    """The bytes that a program wrote to its standard streams."""
+    """The bytes that a program wrote to its standard streams.
+
+    >>> with kvmlet.Sandbox(["sh", "-c", "echo out; echo err >&2; exec sleep 60"]) as sandbox:
+    ...     sandbox.run_for("500ms").output()
+    Output(stdout=b'out\\n', stderr=b'err\\n')
+    """
 
     stdout: bytes
     stderr: bytes
@@ -72,6 +77,12 @@ class Sandbox:
 
     Every `timeout` is in seconds, or "500ms", "2m"; None is no limit. Once the program has ended,
     whatever would run it raises SandboxEnded, and `result` says how.
+
+        >>> with kvmlet.Sandbox(program) as sandbox:
+        ...     sandbox.until_ready(timeout=30)
+        ...     sandbox.request(b"question", timeout=5)
+        <kvmlet.Sandbox python3 (open)>
+        b'noitseuq'
     """
 
     _vm: _native.Sandbox
@@ -568,6 +579,11 @@ class Snapshot:
     """A frozen program, forked any number of times, from any thread. Made by `Sandbox.freeze`.
 
     Forks share what they do not change. They live on when the snapshot is closed.
+
+        >>> with kvmlet.Sandbox(program).until_ready(timeout=30).freeze() as frozen:
+        ...     with frozen.fork() as one, frozen.fork() as other:
+        ...         one.request(b"ab"), other.request(b"cd"), one.reset()
+        (b'ba', b'dc', None)
     """
 
     _vm: _native.Snapshot
@@ -626,7 +642,7 @@ class Snapshot:
         `Sandbox.request` raises.
         """
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise UsageError(f"count: {count!r} is not a number of forks")
+            raise UsageError(f"count: {count!r} is not a number of forks", remedy="pass 1 or more")
         translated(self._vm.prepare, count)
         if request is None:
             return

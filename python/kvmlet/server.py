@@ -112,7 +112,14 @@ _KNOWN = {
 
 @dataclass(frozen=True, slots=True)
 class ServerStats:
-    """Counts of a server at one moment."""
+    """Counts of a server at one moment.
+
+    >>> import urllib.request
+    >>> with kvmlet.serve(["python3", "-m", "http.server", "8000"], forks=1) as server:
+    ...     page = urllib.request.urlopen(server.url).read()
+    >>> server.stats().requests["ok"]
+    1
+    """
 
     requests: Mapping[str, int]
     """Requests by the way they ended: "ok", "refused", "full", "deadline", "crash", and more."""
@@ -179,6 +186,13 @@ class Server:
     context manager it is started on entry and stopped on exit. Any thread may use it.
 
     Lines of the program go to standard error, each with its fork and request.
+
+        >>> server = kvmlet.Server(["python3", "-m", "http.server", "8000"], forks=1)
+        >>> server.state, server.url
+        ('new', 'http://127.0.0.1:...')
+        >>> with server:
+        ...     server.state
+        'serving'
     """
 
     def __init__(self, argv: Sequence[Word], **options: Unpack[ServerOptions]) -> None:
@@ -413,5 +427,10 @@ def serve(argv: Sequence[Word], **options: Unpack[ServerOptions]) -> Server:
     """A `Server` that has been started: `with kvmlet.serve(argv, forks=8) as server:`.
 
     Raises what `Server` and `Server.start` raise.
+
+        >>> import urllib.request
+        >>> with kvmlet.serve(["python3", "-m", "http.server", "8000"], forks=1) as server:
+        ...     urllib.request.urlopen(server.url).status
+        200
     """
     return Server(argv, **options).start()

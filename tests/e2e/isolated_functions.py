@@ -56,6 +56,11 @@ def where() -> tuple[int, str, str, bool]:
     return os.getpid(), sys.executable, sys.version, hasattr(sys, "ps1")
 
 
+@kvmlet.isolated(size=1, env={"GREETING": "hello"}, cwd=os.path.dirname(__file__))
+def surroundings() -> tuple[str, str, list[str]]:
+    return os.environ["GREETING"], os.getcwd(), [name for name in os.listdir() if "oracle" in name]
+
+
 @kvmlet.isolated
 def draw() -> float:
     return random.random()
@@ -174,6 +179,12 @@ def nested(number: int) -> int:
     return number if number == 0 else number + nested(number - 1)
 
 
+@kvmlet.isolated(size=1, timeout=60, memory="256m", preload=["numpy"])
+def scaled(array: Any, factor: float) -> Any:
+    array *= factor  # it is the guest's own
+    return array
+
+
 @kvmlet.isolated
 def large(size: int) -> bytes:
     return bytes(size)
@@ -186,3 +197,11 @@ class Scale:
     @kvmlet.isolated
     def apply(self, number: int) -> int:
         return self.factor * number
+
+
+@kvmlet.isolated(size=1, timeout=20, memory="96m")
+def answer_with(data: bytes) -> None:
+    """Answers the host with these bytes, past the runner."""
+    guest: Any = importlib.import_module("kvmlet_guest")
+    guest.send(data)
+    time.sleep(1000)

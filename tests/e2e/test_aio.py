@@ -131,6 +131,7 @@ def test_a_box(run: Run) -> None:
         async with aio.Box(memory="256m") as box:
             await box.files.write("a", "1\n2\n")
             assert await box.files.list() == ["a"]
+            assert [entry async for entry in box.files.walk()] == [(".", [], ["a"])]
             assert (await box.run("wc -l < a", shell=True, text=True)).stdout == "2\n"
             process = await box.spawn(["sed", "-u", "s/^/> /"], text=True)
             assert process.stdin is not None
@@ -153,6 +154,8 @@ def test_a_box(run: Run) -> None:
                 assert await process2.stdout.read() == b"b"
                 assert await process2.stderr.read1() == b"err"
             assert process2.returncode == 0
+            limited = await box.spawn(["sleep", "1000"], timeout="300ms")
+            assert (await limited.wait(), limited.timed_out) == (-9, True)
             async with await box.snapshot() as snapshot:
                 await box.files.write("b", "")
                 [fork] = await snapshot.fork()

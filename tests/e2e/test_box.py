@@ -202,7 +202,100 @@ def test_signals(box: kvmlet.Box) -> None:
             process.send_signal(wrong)
 
 
+def test_a_process_with_a_time_limit(box: kvmlet.Box) -> None:
+    start = time.monotonic()
+    process = box.spawn("setsid sleep 1000 & sleep 1000", shell=True, timeout=0.5)
+    quick = box.spawn(["true"], timeout=60)
+    assert quick.wait(20) == 0
+    assert process.wait(20) == -signal.SIGKILL
+    assert time.monotonic() - start < 10
+    assert (process.timed_out, quick.timed_out) == (True, False)
+    assert settled(box)
+    # Nobody has it, and what it started outlives it.
+    box.spawn("sleep 1000 & exit 0", shell=True, timeout="300ms").wait(20)
+    gc.collect()
+    assert settled(box)
+    box.spawn(["sleep", "1000"], timeout=0.2)
+    box.reset()
+    time.sleep(0.3)
+    assert box.run(["true"]).ok
+    with pytest.raises(kvmlet.UsageError, match="timeout"):
+        box.spawn(["true"], timeout=0)
+
+
+def test_deadlines_need_one_thread() -> None:
+    def threads() -> int:
+        return sum(each.name == "kvmlet-deadlines" for each in threading.enumerate())
+
+    with kvmlet.Box() as box:
+        sleepers = [box.spawn(["sleep", "1000"], timeout=0.4) for _ in range(10)]
+        assert threads() == 1
+        assert [sleeper.wait(20) for sleeper in sleepers] == [-signal.SIGKILL] * 10
+        # Its box is gone before its time.
+        box.spawn(["sleep", "1000"], timeout=300)
+    end_s = time.monotonic() + 20
+    while threads() and time.monotonic() < end_s:
+        time.sleep(0.02)
+    assert threads() == 0
+
+
 # ---- files ----
+
+
+def test_files_piece_by_piece(box: kvmlet.Box) -> None:
+    data = os.urandom(3_000_000)
+    with box.files.open("data", "wb") as file:
+        for at in range(0, len(data), 100_000):
+            file.write(data[at : at + 100_000])
+    assert box.files.read("data") == data
+    with box.files.open("data", "rb") as file:
+        assert file.read(10) == data[:10]
+        assert file.read() == data[10:]
+    with box.files.open("lines", "w") as file:
+        file.write("grüße\nzwei\n")
+    with box.files.open("lines", "a") as file:
+        file.write("drei")
+    with box.files.open("lines") as file:
+        assert list(file) == ["grüße\n", "zwei\n", "drei"]
+    with pytest.raises(kvmlet.BoxFileExists):
+        box.files.open("lines", "x")
+    with pytest.raises(kvmlet.BoxIsADirectory):
+        box.files.open("/usr", "rb")
+    with pytest.raises(kvmlet.BoxFileNotFound):
+        box.files.open("missing")
+    sh(box, "mkfifo pipe")
+    with pytest.raises(kvmlet.BoxFileError):
+        box.files.open("pipe")
+    wrongs: list[Any] = ["", "rw", "r+", "bt", "rbb+", 5]
+    for wrong in wrongs:
+        with pytest.raises(kvmlet.UsageError, match="mode"):
+            box.files.open("lines", wrong)
+    kept = box.files.open("lines", "rb")
+    box.reset()
+    with pytest.raises(kvmlet.BoxWasReset):
+        kept.read()
+    kept.close()
+
+
+def test_a_walk(box: kvmlet.Box) -> None:
+    sh(box, "mkdir -p top/b/c top/a; touch top/x top/b/y top/b/c/z; ln -s . top/link")
+    assert list(box.files.walk("top")) == [
+        ("top", ["a", "b"], ["link", "x"]),
+        ("top/a", [], []),
+        ("top/b", ["c"], ["y"]),
+        ("top/b/c", [], ["z"]),
+    ]
+    seen = []
+    for directory, inner, _ in box.files.walk("top"):
+        seen.append(directory)
+        inner[:] = [name for name in inner if name != "b"]
+    assert seen == ["top", "top/a"]
+    with pytest.raises(kvmlet.BoxFileNotFound):
+        next(box.files.walk("missing"))
+    # Commands choose the depth.
+    deep = "import os\nfor _ in range(200): os.mkdir('d'); os.chdir('d')"
+    box.run(["python3", "-c", deep], check=True)
+    assert [directory for directory, _, _ in box.files.walk("d")][-1] == "/".join("d" * 200)
 
 
 def test_files(box: kvmlet.Box) -> None:

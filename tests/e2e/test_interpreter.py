@@ -241,6 +241,23 @@ def test_answers_that_make_no_sense(py: kvmlet.Interpreter, code: str) -> None:
     assert py.run("1").value == 1
 
 
+def test_values_of_classes_of_the_session(py: kvmlet.Interpreter) -> None:
+    code = """
+        import collections, dataclasses, enum
+        P = collections.namedtuple("P", "x")
+        E = enum.Enum("E", "A")
+        D = dataclasses.make_dataclass("D", ["x"])
+        {expression}
+    """
+    for expression, shown in (
+        ("P(1)", "P(x=1)"),
+        ("[E.A]", "[<E.A: 1>]"),
+        ("D(2)", "D(x=2)"),
+    ):
+        cell = py.run(textwrap.dedent(code).format(expression=expression))
+        assert (cell.value, cell.is_data, cell.ok) == (shown, False, True)
+
+
 def test_values_that_are_too_much(py: kvmlet.Interpreter) -> None:
     big = py.run("b'x' * (100 << 20)")
     assert not big.is_data

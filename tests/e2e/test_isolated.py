@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import datetime
 import decimal
+import importlib
 import os
 import pathlib
 import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
 import kvmlet
 from e2e import isolated_functions as functions
 from e2e.oracle import HANG_S, HW, ROOT, sized
+from unit.hostile_answers import HOSTILE
 
 pytestmark = pytest.mark.usefixtures("vm")
 
@@ -46,6 +49,18 @@ def test_values(value: object) -> None:
     assert functions.echo(value) == value
 
 
+def test_variables_and_a_directory(tmp_path: pathlib.Path) -> None:
+    here = os.path.dirname(os.path.realpath(functions.__file__))
+    assert functions.surroundings() == ("hello", here, ["oracle.py"])
+    functions.surroundings.close()
+    wrong = kvmlet.isolated(size=1, cwd=tmp_path / "missing")(len)
+    with pytest.raises(kvmlet.UsageError, match="cwd"):
+        wrong([])
+    for bad in (5, "a\0b"):
+        with pytest.raises(kvmlet.UsageError, match="cwd"):
+            kvmlet.isolated(cwd=bad)  # type: ignore[arg-type]
+
+
 def test_every_call_is_the_first() -> None:
     assert [functions.count() for _ in range(sized(20, 3))] == [1] * sized(20, 3)
     assert functions.counted == []
@@ -55,6 +70,25 @@ def test_every_call_is_the_first() -> None:
     assert len(set(keys)) == len(keys)
     for _ in range(3):
         assert functions.leave_traces() == []
+
+
+@pytest.mark.skipif(HW, reason="numpy's file takes minutes to load on the emulated machine")
+def test_arrays() -> None:
+    np: Any = importlib.import_module("numpy")
+    for shape in (10, (1000, 1000), 0):
+        array = np.full(shape, 1.5)
+        again = functions.scaled(array, 2)
+        assert again.shape == array.shape
+        assert (again == 3).all()
+        assert (array == 1.5).all()
+        again[...] = 0  # it is ours
+    turned = np.arange(300_000).reshape(300, 1000).T[::2]
+    assert (functions.scaled(turned, 3) == turned * 3).all()
+    for _ in range(3):
+        assert functions.scaled(np.ones(1_500_000), 2).sum() == 3_000_000
+    with pytest.raises(kvmlet.MessageTooLong):
+        functions.scaled(np.ones(3 << 20), 2)
+    functions.scaled.close()
 
 
 def test_many_calls() -> None:
@@ -133,6 +167,21 @@ def test_what_is_read_of_an_answer() -> None:
     with pytest.raises(kvmlet.ResultError, match="more memory"):
         functions.lists_in_memory()
     assert functions.echo(1) == 1
+
+
+def test_hostile_answers() -> None:
+    """Each comes from a real guest; the next call is a clean one."""
+    names = list(HOSTILE) if not HW else list(HOSTILE)[::8]
+    for name in names:
+        try:
+            functions.answer_with(HOSTILE[name])
+        except (kvmlet.ResultError, kvmlet.GuestError):
+            pass
+        else:
+            # The call has memory enough for what these make.
+            assert "without end" in name or "as wide" in name
+        assert functions.echo(name) == name
+    functions.answer_with.close()
 
 
 def test_printing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def sentences(text: str) -> Iterator[str]:
     for paragraph in re.split(r"\n\s*\n", text):
         lines = paragraph.splitlines()
         # Examples and tables are indented; what is after a name and a colon is about that name.
-        if not all(line.startswith("    ") for line in lines):
+        if not (paragraph.startswith(">>>") or all(line.startswith("    ") for line in lines)):
             joined = re.sub(r"\n(?=\w+: )", ". ", paragraph)
             yield from re.split(r"(?<=[.?!])\s+", " ".join(joined.split()))
 

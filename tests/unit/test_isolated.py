@@ -7,6 +7,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import decimal
+import importlib
+import io
 import json
 import math
 import os
@@ -524,6 +526,49 @@ def test_a_call_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert (again.value, again.stdout, again.denials) == (3, "", [])
     with pytest.raises(TypeError):
         add.call("a")  # type: ignore[arg-type]
+
+
+def test_a_package_that_each_call_imports_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, guest: FakeNative
+) -> None:
+    @kvmlet.isolated(size=1)
+    def parse(text: str) -> object:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "wsgiref"]:
+            del sys.modules[name]  # as in a clean fork
+        importlib.import_module("wsgiref.validate")
+        return text
+
+    monkeypatch.setattr(kvmlet_runner, "_MANY_MODULES", 2)
+    with pytest.warns(RuntimeWarning, match=r"wsgiref in every call; @isolated\(preload=") as told:
+        assert [parse("a"), parse("b"), *parse.map("cd"), parse.call("e").value] == list("abcde")
+    assert [each.filename for each in told] == [__file__]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_control_characters_reach_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return is_terminal
+
+    add.warm_up()
+    warm: Any = next(iter(interpreter._warms.values()))
+    snapshot: Any = warm.pool()._core.snapshot._vm
+    fork = snapshot.fork
+
+    def noisy() -> FakeSandbox:
+        sandbox: FakeSandbox = fork()
+        sandbox.written = ("grüße\n\x1b[2Jgone\r".encode(), b"")
+        return sandbox
+
+    snapshot.fork = noisy
+    stream = Stream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert add(1) == 3
+    shown = "\\x1b[2Jgone\\x0d" if is_terminal else "\x1b[2Jgone\r"
+    assert stream.getvalue() == f"grüße\n{shown}"
 
 
 def test_close(guest: FakeNative) -> None:

@@ -57,7 +57,13 @@ def boxes() -> None:
         assert_type(box.files.read_text(Path("a")), str)
         assert_type(box.files.list(), list[str])
         assert_type(box.files.stat("a").is_dir, bool)
-        process: kvmlet.Process = box.spawn(["cat"], text=True, stderr=subprocess.DEVNULL)
+        assert_type(list(box.files.walk()), list[tuple[str, list[str], list[str]]])
+        with box.files.open("a", "rb") as file:
+            file.read(1)
+        process: kvmlet.Process = box.spawn(
+            ["cat"], text=True, stderr=subprocess.DEVNULL, timeout="5s"
+        )
+        assert_type(process.timed_out, bool)
         assert_type(process.wait(timeout=1), int)
         assert_type(process.poll(), int | None)
         connection: kvmlet.Connection = box.connect(80)
@@ -130,7 +136,7 @@ class Point:
     x: int
 
 
-@kvmlet.isolated(preload=["json"], timeout=1)
+@kvmlet.isolated(preload=["json"], timeout=1, env={"A": "b"}, cwd=Path("/data"))
 def point(x: int) -> Point:
     return Point(x)
 
@@ -160,7 +166,7 @@ async def coroutines() -> None:
         assert_type(await box.run(["true"], text=True), kvmlet.Result[str])
         assert_type(await box.files.read("a"), bytes)
         assert_type(await box.files.list(), list[str])
-        process = await box.spawn(["cat"], text=True)
+        process = await box.spawn(["cat"], text=True, timeout=5)
         assert_type(process, aio.Process[str])
         if process.stdin is not None and process.stdout is not None:
             writer: aio.Writer[str] = process.stdin
@@ -172,6 +178,7 @@ async def coroutines() -> None:
         assert_type(await box.stats(), dict[str, int | float])
         files: aio.Files = box.files
         await files.write("a", b"b")
+        assert_type([entry[0] async for entry in files.walk()], list[str])
     py = await aio.Interpreter(preload=["json"])
     assert_type(await py.run("1"), kvmlet.Cell)
     assert_type((await py.box.run(["ls"])).stdout, bytes)

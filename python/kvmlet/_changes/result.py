@@ -24,7 +24,12 @@ __all__ = ["Changes", "Kept"]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The outcome of keeping the changes of a run."""
+    """The outcome of keeping the changes of a run.
+
+    >>> result = kvmlet.run("echo new > kept", shell=True, changes="keep")
+    >>> result.changes.kept, open("kept").read()
+    (..., 'new\\n')
+    """
 
     count: int
     """Changed names that are on the host now."""
@@ -39,7 +44,12 @@ class Kept:
 
 
 class Changes(list[tuple[str, str]]):
-    """Changed names: ("A", "M" or "D", path). With `changes="list"` or "keep", the contents too."""
+    """Changed names: ("A", "M" or "D", path). With `changes="list"` or "keep", the contents too.
+
+    >>> changes = kvmlet.run("echo new > note", shell=True, changes="list").changes
+    >>> changes.read("note")
+    b'new\\n'
+    """
 
     def __init__(self, names: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(names)
@@ -110,7 +120,9 @@ class Changes(list[tuple[str, str]]):
         try:
             keep.make_empty(target)
         except OSError as error:
-            raise UsageError(f"{os.fsdecode(target)}: {error.strerror}") from None
+            raise UsageError(
+                f"{os.fsdecode(target)}: {error.strerror}", remedy="name another directory"
+            ) from None
         tree = _opened(target)
         try:
             applied, left = keep.write_to(tree, of_run(held, self._tree))
@@ -174,7 +186,10 @@ def _opened(path: bytes) -> HostTree:
     try:
         return HostTree(path)
     except OSError as error:
-        raise HostError(f"{os.fsdecode(path)} cannot be changed: {error.strerror}") from None
+        raise HostError(
+            f"{os.fsdecode(path)} cannot be changed: {error.strerror}",
+            remedy="name another directory",
+        ) from None
 
 
 def _translated(

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from kvmlet._isolated.exceptions import guest_error
+from kvmlet._isolated.exceptions import guest_error, one_line, printable
 from kvmlet.errors import DeadlineExceeded, KvmletError, ResultError, SandboxEnded
 
 if TYPE_CHECKING:
@@ -22,17 +22,29 @@ R = TypeVar("R")
 _SPARE_BYTES = 8 << 20
 """Memory for a result's objects, beyond what the function has left of its own."""
 
+_NAME_MAX_CHARS = 100
+
 _PLAIN = (
     "None, bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset, \
 date, time, datetime, timedelta, Decimal, range, UUID, Path, OrderedDict, Counter, \
-arrays and scalars of numpy, or dataclasses, enumerations and named tuples given to \
+arrays and scalars of numpy, tables of Arrow, frames and series of pandas, \
+or dataclasses, enumerations and named tuples given to \
 kvmlet.register_result"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[R]):
-    """A call of an isolated function that has returned: its value, and what it did besides."""
+    """A call of an isolated function that has returned: its value, and what it did besides.
+
+    >>> @kvmlet.isolated
+    ... def look(path):
+    ...     print("looking")
+    ...     return open(path).readable() if path == "/etc/hosts" else None
+    >>> call = look.call("/etc/hosts")
+    >>> call.value, call.stdout, call.denials
+    (True, 'looking\\n', [])
+    """
 
     value: R
     """The function's result."""
@@ -45,18 +57,21 @@ class Call(Generic[R]):
     """`wall_us`: microseconds from the request to the value."""
 
 
-def ask(sandbox: Sandbox, message: bytes) -> Any:
-    """`data_of`, with what a caller of an isolated function can do about its limits."""
+def ask(sandbox: Sandbox, message: bytes, tell: Callable[[str], None]) -> Any:
+    """`data_of`, with what a caller of an isolated function can do about its limits.
+
+    tell: called with the name of a package that the call has imported.
+    """
     with _remedies():
-        return data_of(sandbox, message)
+        return data_of(sandbox, message, tell)
 
 
-def ask_in_full(sandbox: Sandbox, message: bytes) -> Call[Any]:
+def ask_in_full(sandbox: Sandbox, message: bytes, tell: Callable[[str], None]) -> Call[Any]:
     """As `ask`, with what it wrote and was refused. What raises has its output printed."""
     start_s = time.monotonic()
     with _remedies():
         try:
-            value = _value(sandbox, sandbox.request(message))
+            value = _value(sandbox, sandbox.request(message), tell)
         except BaseException:
             _print(sandbox)
             raise
@@ -78,19 +93,23 @@ def _remedies() -> Iterator[None]:
         raise
 
 
-def data_of(sandbox: Sandbox, message: bytes) -> Any:
+def _nobody(_package: str) -> None:
+    """Told of imports while an interpreter is warmed."""
+
+
+def data_of(sandbox: Sandbox, message: bytes, tell: Callable[[str], None] = _nobody) -> Any:
     """The value that the guest answers `message` with. Raises what it says it raised."""
     try:
         answer = sandbox.request(message)
     finally:
         _print(sandbox)
-    return _value(sandbox, answer)
+    return _value(sandbox, answer, tell)
 
 
-def _value(sandbox: Sandbox, answer: bytes) -> Any:
+def _value(sandbox: Sandbox, answer: bytes, tell: Callable[[str], None]) -> Any:
     # Reading the answer is part of the call: it ends at the call's deadline, and what it makes
     # counts against the call's memory.
-    return value_of(answer, sandbox._memory_left() + _SPARE_BYTES, sandbox._check)
+    return value_of(answer, sandbox._memory_left() + _SPARE_BYTES, sandbox._check, tell)
 
 
 def _print(sandbox: Sandbox) -> None:
@@ -108,17 +127,32 @@ def _print(sandbox: Sandbox) -> None:
         if data and stream is not None:
             # A closed one loses it: the result matters more.
             with contextlib.suppress(OSError, ValueError):
-                stream.write(_text(data))
+                text = _text(data)
+                # A terminal would obey them, and the function chose them.
+                stream.write(printable(text) if _is_terminal(stream) else text)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except AttributeError:  # whatever somebody has put in its place
+        return False
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "backslashreplace")
 
 
-def value_of(answer: bytes, memory_bytes: int, look: Callable[[], None]) -> Any:
+def value_of(
+    answer: bytes,
+    memory_bytes: int,
+    look: Callable[[], None],
+    tell: Callable[[str], None] = _nobody,
+) -> Any:
     """The value in the guest's `answer`. Raises ResultError, and GuestError for one that raised.
 
     memory_bytes, look: as `decode` has them.
+    tell: as `ask` has it.
     """
     from kvmlet._isolated.codec import DataError, TooLarge, UnknownDataclass
     from kvmlet._isolated.reader import decode
@@ -127,21 +161,36 @@ def value_of(answer: bytes, memory_bytes: int, look: Callable[[], None]) -> Any:
         content = decode(answer, memory_bytes, look)
     except UnknownDataclass as error:
         raise ResultError(
-            f"the result contains {error}, which is not registered here",
+            f"the result contains {one_line(str(error))}, which is not registered here",
             remedy="decorate it with kvmlet.register_result",
         ) from None
     except TooLarge as error:
         raise ResultError(
-            f"the result cannot be read: {error}",
+            f"the result cannot be read: {one_line(str(error))}",
             remedy="return less, or allow more with @isolated(memory=...)",
         ) from None
     except DataError as error:
-        raise ResultError(f"the guest's answer makes no sense: {error}") from None
+        raise _nonsense(one_line(str(error))) from None
     match content:
         case ("ok", value):
             return value
+        case ("ok", value, str(package)) if _is_package(package):
+            tell(package)
+            return value
         case ("unfit", str(why)):
-            raise ResultError(f"the result is not plain data: {why}", remedy=f"return {_PLAIN}")
+            what = f"the result is not plain data: {one_line(why)}"
+            raise ResultError(what, remedy=f"return {_PLAIN}")
         case ("error", str(name), str(text), str(trace), arguments):
             raise guest_error(name, text, trace, arguments)
-    raise ResultError("the guest's answer makes no sense")
+    raise _nonsense("it is none of those that the runner gives")
+
+
+def _is_package(name: str) -> bool:
+    return len(name) <= _NAME_MAX_CHARS and name.isascii() and name.isidentifier()
+
+
+def _nonsense(why: str) -> ResultError:
+    return ResultError(
+        f"the guest's answer makes no sense: {why}",
+        remedy="look for what the function's code does to the runner",
+    )

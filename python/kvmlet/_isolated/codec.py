@@ -44,6 +44,9 @@ COUNTER = "Counter"  # dict
 MEMBER = "enum"  # (name of the registered class, name of the member)
 NAMED = "namedtuple"  # (name of the registered class, values)
 ARRAY = "array"  # numpy: (dtype, shape, bytes); a scalar has None for its shape
+TABLE = "table"  # pyarrow.Table: (rows, columns), as kvmlet._isolated.tables has them
+FRAME = "frame"  # pandas.DataFrame: (table, labels, index)
+SERIES = "series"  # pandas.Series: (frame of one column, name)
 
 # Kinds of numpy's types that are plain numbers, times and texts.
 ARRAY_KINDS = "biufcSUmM"
@@ -67,5 +70,6 @@ class UnknownDataclass(DataError):
 
 def type_name(cls: type) -> str:
     """ "module.qualname" of a class; of a builtin its name alone."""
-    module = cls.__module__
+    # A class that was made by hand may have none.
+    module = getattr(cls, "__module__", "builtins")
     return cls.__qualname__ if module == "builtins" else f"{module}.{cls.__qualname__}"

@@ -12,10 +12,18 @@ if TYPE_CHECKING:
 
 _error_types: dict[str, type[GuestError]] = {}
 
+TEXT_MAX_CHARS = 64 << 10
+"""As much of a text as guests send, if they are what they should be."""
+
+_LINE_MAX_CHARS = 400
+_PIECE_CHARS = 16 << 10
+
 
 def guest_error(name: str, text: str, trace: str, arguments: object) -> GuestError:
     """The exception that the guest describes; what it describes wrongly is a plain GuestError."""
+    text, trace = text[-TEXT_MAX_CHARS:], trace[-TEXT_MAX_CHARS:]
     cls = error_type(name)
+    name = one_line(name)
     if cls is GuestError:
         message = f"{name}: {text}" if text else name
         error = cls(message)
@@ -89,10 +97,21 @@ def _arguments(cls: type[GuestError], arguments: object, text: str) -> tuple[obj
     return arguments
 
 
+def one_line(text: str) -> str:
+    """The start of `text`, for a message of ours: it comes from the guest."""
+    start = text[:_LINE_MAX_CHARS]
+    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in start)
+    return shown if start == text else f"{shown}..."
+
+
 def printable(text: str) -> str:
     """`text` with lines and tabs, but no other control characters: it comes from the guest."""
-    if text.isprintable():
-        return text
+    # Piece by piece: a list of all characters would take eight times their memory.
+    pieces = (text[at : at + _PIECE_CHARS] for at in range(0, len(text), _PIECE_CHARS))
+    return "".join(piece if piece.isprintable() else _shown(piece) for piece in pieces)
+
+
+def _shown(piece: str) -> str:
     return "".join(
-        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
+        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in piece
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import io
 import pickle
 import sys
 import types
+import warnings
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from kvmlet._isolated.call import Call, ask, ask_in_full
 from kvmlet._isolated.interpreter import Key, Warm, inside_guest, warm_for
+from kvmlet._isolated.request import Aside, packed
 from kvmlet.errors import CannotSend, GuestError, KvmletError, PoolClosed
 
 if TYPE_CHECKING:
@@ -30,9 +33,14 @@ class Isolated(Generic[P, R]):
     """A function that runs in a VM when called. Made by `isolated`.
 
     `__wrapped__` is the function itself, which runs here when called.
+
+        >>> double = kvmlet.isolated(lambda number: 2 * number)
+        >>> double(4), double.submit(5).result(), list(double.map([1, 2, 3]))
+        (8, 10, [2, 4, 6])
     """
 
     kvmlet_isolated = True
+    __qualname__: str
 
     def __init__(
         self,
@@ -41,13 +49,15 @@ class Isolated(Generic[P, R]):
         policy: Policy,
         size: int | None,
         calls: str | None,
+        cwd: str | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.__wrapped__ = function
-        self._options = (preload, policy, size, calls)
+        self._options = (preload, policy, size, calls, cwd)
         self._timeout_s = policy.limits.in_full().timeout_s
         self._reference: tuple[str, str] | None = None
         self._key: Key | None = None
+        self._has_told = False
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it in a VM, unless this is one, and return its result. Raises as `isolated` says."""
@@ -64,7 +74,7 @@ class Isolated(Generic[P, R]):
         if inside_guest():
             return Call(self.__wrapped__(*args, **kwargs))
         message = self._prepared(args, kwargs)
-        return _awaited(self._submit(lambda sandbox: ask_in_full(sandbox, message)))
+        return _awaited(self._submit(lambda sandbox: ask_in_full(sandbox, message, self._tell)))
 
     async def aio(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call it from a coroutine, on asyncio or trio. Cancelling it stops the guest.
@@ -85,7 +95,7 @@ class Isolated(Generic[P, R]):
         Raises CannotSend, and what keeps the interpreter from starting (see `warm_up`).
         """
         message = self._prepared(args, kwargs)
-        return self._submit(lambda sandbox: ask(sandbox, message))
+        return self._submit(lambda sandbox: ask(sandbox, message, self._tell))
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[R]:
         """The results for each item, in order, as `concurrent.futures.Executor.map` has it.
@@ -96,7 +106,7 @@ class Isolated(Generic[P, R]):
         """
         warm = self._warmed()
         messages = (self._message(items, {}) for items in zip(*iterables, strict=False))
-        works = (functools.partial(ask, message=message) for message in messages)
+        works = (functools.partial(ask, message=message, tell=self._tell) for message in messages)
         return warm.pool()._map(works, self._timeout_s, timeout)
 
     def warm_up(self) -> None:
@@ -116,21 +126,39 @@ class Isolated(Generic[P, R]):
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
-    def __reduce__(self) -> tuple[object, ...]:
+    def __reduce__(self) -> str | tuple[object, ...]:
+        # By its name, as functions are: pools of processes take it along.
+        return self.__qualname__ if _has_name(self) else self._by_value()
+
+    def _by_value(self) -> tuple[object, ...]:
         return (Isolated, (self.__wrapped__, *self._options))
 
     def __repr__(self) -> str:
         return f"<isolated {self.__wrapped__!r}>"
 
+    def _tell(self, package: str) -> None:
+        """Says once that each call imports a package: the next one would do it again."""
+        if self._has_told:
+            return
+        self._has_told = True
+        code = getattr(self.__wrapped__, "__code__", None)
+        warnings.warn_explicit(
+            f"{self.__wrapped__.__qualname__} imports {package} in every call; "
+            f"@isolated(preload=[{package!r}]) imports it once",
+            RuntimeWarning,
+            getattr(code, "co_filename", "<unknown>"),
+            getattr(code, "co_firstlineno", 1),
+        )
+
     def _warmed(self) -> Warm:
         if self._key is None:
-            preload, policy, size, calls = self._options
+            preload, policy, size, calls, cwd = self._options
             self._reference = _reference(self, self.__wrapped__)
             if self._reference is not None:
                 preload = (*preload, self._reference[0])
             # Calls that differ in their time alone share an interpreter.
             policy = policy.replace(timeout=None)
-            self._key = (tuple(dict.fromkeys(preload)), policy, size, calls)
+            self._key = (tuple(dict.fromkeys(preload)), policy, size, calls, cwd)
         return warm_for(self._key)
 
     def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -147,14 +175,18 @@ class Isolated(Generic[P, R]):
     def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         function = self.__wrapped__ if self._reference is None else self._reference
         try:
+            aside = Aside()
             if self._reference is not None:
-                data = pickle.dumps((function, args, kwargs), 5)
+                data = pickle.dumps((function, args, kwargs), 5, buffer_callback=aside)
                 # Anything of the main program has another name in the guest.
                 if b"__main__" not in data:
-                    return data
+                    return packed(data, aside.buffers)
+                aside = Aside()
             code = getattr(self.__wrapped__, "__code__", None)
             call = (function, args, kwargs, getattr(code, "co_filename", ""))
-            return _cloudpickle().dumps(call, 5)  # type: ignore[no-any-return]
+            file = io.BytesIO()
+            _pickler()(file, 5, buffer_callback=aside).dump(call)
+            return packed(file.getvalue(), aside.buffers)
         except KvmletError:
             raise
         except Exception as error:
@@ -193,11 +225,32 @@ def _reference(wrapper: object, function: Any) -> tuple[str, str] | None:
     return (module, qualname) if found is wrapper or found is function else None
 
 
-def _cloudpickle() -> Any:
+def _has_name(wrapper: Isolated[..., Any]) -> bool:
+    """True for one that is found by its name, as pickle looks for it."""
+    found: Any = sys.modules.get(wrapper.__module__)
     try:
-        return importlib.import_module("cloudpickle")
+        for name in wrapper.__qualname__.split("."):
+            found = getattr(found, name)
+    except AttributeError:
+        return False
+    return found is wrapper
+
+
+@functools.cache
+def _pickler() -> Any:
+    """The pickler for functions that the guest cannot import, and for what is with them."""
+    try:
+        base: Any = importlib.import_module("cloudpickle").CloudPickler
     except ImportError:
         raise CannotSend(
             "the function cannot be imported by name, and cloudpickle is not installed",
             remedy="pip install cloudpickle, or move the function into a module",
         ) from None
+
+    class Pickler(base):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, Isolated) and value.__module__ == "__main__":
+                return value._by_value()  # the guest's main program is another one
+            return super().reducer_override(value)
+
+    return Pickler

@@ -10,15 +10,17 @@ import time
 from typing import TYPE_CHECKING, TypeAlias
 
 from kvmlet._isolated.call import data_of
-from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
     from kvmlet.policy import Policy
     from kvmlet.pool import Pool
     from kvmlet.sandbox import Snapshot
 
-Key: TypeAlias = "tuple[tuple[str, ...], Policy, int | None, str | None]"
-"""One warmed interpreter differs from another by these: modules, policy, calls at once, `calls`."""
+Key: TypeAlias = "tuple[tuple[str, ...], Policy, int | None, str | None, str | None]"
+"""One warmed interpreter differs from another by these.
+
+They are modules, policy, calls at once, `calls` and the directory that it starts in.
+"""
 
 _RUNNER = "kvmlet_runner"
 """The program of the guest, a module beside `kvmlet_guest`."""
@@ -31,12 +33,18 @@ class Warm:
     """The pool of one warmed interpreter, made when first asked for."""
 
     def __init__(
-        self, preload: tuple[str, ...], policy: Policy, size: int | None, calls: str | None
+        self,
+        preload: tuple[str, ...],
+        policy: Policy,
+        size: int | None,
+        calls: str | None,
+        cwd: str | None,
     ) -> None:
         self._preload = preload
         self._policy = policy
         self._size = size
         self._calls = calls
+        self._cwd = cwd
         self._lock = threading.Lock()
         self._pool: Pool | None = None
         self._snapshot: Snapshot | None = None
@@ -52,7 +60,7 @@ class Warm:
             if self._pool is None:
                 from kvmlet.pool import Pool
 
-                self._snapshot = _warm_snapshot(self._preload, self._policy, self._calls)
+                self._snapshot = _warm_snapshot(self._preload, self._policy, self._calls, self._cwd)
                 self._pool = Pool(self._snapshot, self._size)
             return self._pool
 
@@ -94,21 +102,21 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _warm_snapshot(preload: tuple[str, ...], policy: Policy, calls: str | None) -> Snapshot:
+def _warm_snapshot(
+    preload: tuple[str, ...], policy: Policy, calls: str | None, cwd: str | None
+) -> Snapshot:
     from kvmlet import _log
     from kvmlet._launch import guest_modules
     from kvmlet._python_view import everything_importable
     from kvmlet.sandbox import Sandbox
 
-    if not sys.executable:
-        raise UsageError("this program's interpreter is unknown (sys.executable is empty)")
     view = everything_importable(preload)
     boot = f"import sys; sys.path[:] = sys.argv[1:]; from {_RUNNER} import main; main()"
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     sandbox = Sandbox._with_readable(
-        [sys.executable, "-I", "-B", "-c", boot, guest_modules(), *view.path],
+        [view.executable, "-I", "-B", "-c", boot, guest_modules(), *view.path],
         policy,
-        cwd=package,
+        cwd=package if cwd is None else cwd,
         readable=view.readable,
         calls=calls,
     )

@@ -23,6 +23,7 @@ from kvmlet._isolated.codec import (
     DATE,
     DELTA,
     DOUBLE,
+    FRAME,
     MAX_DECIMAL_CHARS,
     MAX_DEPTH,
     MAX_INT_BYTES,
@@ -31,6 +32,8 @@ from kvmlet._isolated.codec import (
     ORDERED,
     PATH,
     RANGE,
+    SERIES,
+    TABLE,
     TIME,
     U32,
     UUID,
@@ -385,6 +388,16 @@ def _named(_reader: _Reader, content: Any) -> Any:
     raise DataError("not a named tuple")
 
 
+def _tabular(word: str) -> Callable[[_Reader, Any], Any]:
+    def read(reader: _Reader, content: Any) -> Any:
+        from kvmlet._isolated import tables
+
+        make = {TABLE: tables.table, FRAME: tables.frame, SERIES: tables.series}[word]
+        return make(reader.charge, content)
+
+    return read
+
+
 _EXTENDED: dict[object, Callable[[_Reader, Any], Any]] = {
     RANGE: _range,
     UUID: _uuid,
@@ -394,6 +407,9 @@ _EXTENDED: dict[object, Callable[[_Reader, Any], Any]] = {
     MEMBER: _member,
     NAMED: _named,
     ARRAY: _Reader.array,
+    TABLE: _tabular(TABLE),
+    FRAME: _tabular(FRAME),
+    SERIES: _tabular(SERIES),
 }
 
 # A tag's reader, and the bytes that its value takes: beside its content, with a place in a list.

@@ -31,6 +31,14 @@ def register_result(cls: type[T]) -> type[T]:
     never made.
 
     Raises UsageError for what is none of these, or a dataclass not made by its fields alone.
+
+        >>> from typing import NamedTuple
+        >>> @kvmlet.register_result
+        ... class Size(NamedTuple):
+        ...     width: int
+        ...     height: int
+        >>> kvmlet.isolated(lambda size: Size(size.height, size.width))(Size(3, 4))
+        Size(width=4, height=3)
     """
     if isinstance(cls, type) and (issubclass(cls, enum.Enum) or is_namedtuple(cls)):
         registered[type_name(cls)] = cls

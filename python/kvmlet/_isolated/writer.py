@@ -33,17 +33,49 @@ from kvmlet._isolated.codec import (
     NotData,
     type_name,
 )
-from kvmlet._isolated.registry import registered
+from kvmlet._isolated.registry import is_namedtuple
+
+# Content from here on is a piece of its own: appended, it would be copied again and again.
+_LARGE_BYTES = 64 << 10
+
+
+class _Out(bytearray):
+    """Bytes that are written; `pieces` come before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes | bytearray | memoryview] = []
+        self.has_classes = False
+
+    def piece(self, content: bytes | bytearray | memoryview) -> None:
+        """Adds large content, which must not change."""
+        self.pieces += [bytes(self), content]
+        self.clear()
+
+    def all(self) -> bytes:
+        return b"".join([*self.pieces, self]) if self.pieces else bytes(self)
+
+
+class _Raw:
+    """The memory of an array."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
 
 
 def encode(value: object) -> bytes:
     """`value` as bytes. Raises NotData."""
-    out = bytearray()
+    return encoded(value)[0]
+
+
+def encoded(value: object) -> tuple[bytes, bool]:
+    """`value` as bytes; True if it has classes, which its reader must know. Raises NotData."""
+    out = _Out()
     _write(value, out, 0)
-    return bytes(out)
+    return out.all(), out.has_classes
 
 
-def _write(value: Any, out: bytearray, depth: int) -> None:
+def _write(value: Any, out: _Out, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise NotData(f"it is nested more than {MAX_DEPTH} deep, or contains itself")
     kind = type(value)
@@ -86,13 +118,17 @@ def _write(value: Any, out: bytearray, depth: int) -> None:
         _write(_zone_data(value), out, depth + 1)
     elif kind is datetime.timedelta:
         out += b"e" + _delta_bytes(value)
+    elif kind is _Raw:
+        _write_sized(b"b", value.view, out)
     elif (extended := _extended(kind, value)) is not None:
         out += b"E"
+        out.has_classes = out.has_classes or extended[0] in (NAMED, MEMBER)
         _write(extended[0], out, depth + 1)
         _write(extended[1], out, depth + 1)
     elif dataclasses.is_dataclass(kind):
         fields = [field.name for field in dataclasses.fields(kind) if field.init]
         out += b"R"
+        out.has_classes = True
         _write(type_name(kind), out, depth + 1)
         _write({name: getattr(value, name) for name in fields}, out, depth + 1)
     else:
@@ -107,18 +143,22 @@ def _extended(kind: type, value: Any) -> tuple[str, object] | None:
         return ORDERED, dict(value)
     if kind is collections.Counter:
         return COUNTER, dict(value)
-    if registered.get(type_name(kind)) is kind:
-        if issubclass(kind, tuple):
-            return NAMED, (type_name(kind), tuple(value))
-        if issubclass(kind, enum.Enum):
-            return MEMBER, (type_name(kind), value.name)
+    # The reader says if it knows the class: here it may not be registered, as that of a script.
+    if is_namedtuple(kind):
+        return NAMED, (type_name(kind), tuple(value))
+    if issubclass(kind, enum.Enum) and value.name is not None:
+        return MEMBER, (type_name(kind), value.name)
     # Whoever has one of these has the module.
     if (uuid := sys.modules.get("uuid")) and kind is uuid.UUID:
         return UUID, value.bytes
     if (pathlib := sys.modules.get("pathlib")) and kind is pathlib.PosixPath:
         return PATH, str(value)
-    if numpy := sys.modules.get("numpy"):
-        return _numpy(numpy, kind, value)
+    if (numpy := sys.modules.get("numpy")) and (array := _numpy(numpy, kind, value)):
+        return array
+    if "pyarrow" in sys.modules or "pandas" in sys.modules:
+        from kvmlet._isolated.tables import data_of_table
+
+        return data_of_table(kind, value)
     return None
 
 
@@ -128,7 +168,10 @@ def _numpy(numpy: Any, kind: type, value: Any) -> tuple[str, object] | None:
         if dtype[1] not in ARRAY_KINDS:
             raise NotData(f"it contains numpy values of dtype {value.dtype}")
         shape = value.shape if kind is numpy.ndarray else None
-        return ARRAY, (dtype, shape, value.tobytes())
+        if shape is None or value.nbytes < _LARGE_BYTES:
+            return ARRAY, (dtype, shape, value.tobytes())
+        whole = numpy.ascontiguousarray(value).reshape(-1).view("u1")
+        return ARRAY, (dtype, shape, _Raw(memoryview(whole)))
     return None
 
 
@@ -136,12 +179,15 @@ _SIZED: dict[type, bytes] = {bytes: b"b", bytearray: b"a"}
 _COUNTED: dict[type, bytes] = {list: b"l", tuple: b"t", set: b"S", frozenset: b"Z"}
 
 
-def _write_sized(tag: bytes, content: bytes | bytearray, out: bytearray) -> None:
+def _write_sized(tag: bytes, content: bytes | bytearray | memoryview, out: _Out) -> None:
     try:
         out += tag + U32.pack(len(content))
     except struct.error:
         raise NotData(f"it contains {len(content)} bytes in one piece") from None
-    out += content
+    if len(content) < _LARGE_BYTES:
+        out += content
+    else:
+        out.piece(content)
 
 
 def _time_bytes(value: datetime.time | datetime.datetime) -> bytes:

@@ -1,7 +1,11 @@
 """kvmlet for coroutines: the same names and words, on asyncio, and on trio with anyio installed.
 
-    async with kvmlet.aio.Box() as box:
-        result = await box.run(["echo", "hello"], timeout=5)
+    >>> import asyncio
+    >>> async def main():
+    ...     async with kvmlet.aio.Box() as box:
+    ...         return (await box.run(["echo", "hello"], text=True, timeout=5)).stdout
+    >>> asyncio.run(main())
+    'hello\\n'
 
 Each guest runs in a thread of its own, so that nothing holds the event loop up. Cancelling a
 coroutine stops the guest that it waits for, and returns when that has stopped.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kvmlet.policy import Policy
 
     Word: TypeAlias = str | bytes | os.PathLike[str]
+    Entries: TypeAlias = tuple[str, list[str], list[str]]
 
 _PIECE_BYTES = 64 << 10
 # A longer line is given in pieces: the program chooses its length.
@@ -32,7 +33,16 @@ _PIPE = -1
 
 
 class Files(Twin[SyncFiles]):
-    """The files of a box, as `kvmlet.Box.files` has them."""
+    """The files of a box, as `kvmlet.Box.files` has them.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with kvmlet.aio.Box() as box:
+    ...         await box.files.write("a/b", "text", parents=True)
+    ...         return await box.files.list("a"), await box.files.read_text("a/b")
+    >>> asyncio.run(main())
+    (['b'], 'text')
+    """
 
     def __init__(self, files: SyncFiles) -> None:
         self._sync = files
@@ -40,6 +50,13 @@ class Files(Twin[SyncFiles]):
     read = short(SyncFiles.read)
     read_text = short(SyncFiles.read_text)
     write = short(SyncFiles.write)
+
+    async def walk(self, path: str | bytes | os.PathLike[str] = ".") -> AsyncIterator[Entries]:
+        """Each directory from `path` on, as `kvmlet.Box.files.walk` gives them."""
+        entries = self._sync.walk(path)
+        while (entry := await offload(lambda: next(entries, None))) is not None:
+            yield entry
+
     list = short(SyncFiles.list)
     stat = short(SyncFiles.stat)
     exists = short(SyncFiles.exists)
@@ -54,6 +71,14 @@ class Reader(Generic[AnyStr]):
     """The output of a process. One coroutine at a time reads it.
 
     A cancelled read loses nothing: the next one gets it.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with kvmlet.aio.Box() as box:
+        ...         process = await box.spawn(["seq", "3"], text=True)
+        ...         return [line async for line in process.stdout]
+        >>> asyncio.run(main())
+        ['1\\n', '2\\n', '3\\n']
     """
 
     def __init__(self, stream: Any, codec: tuple[str, str] | None) -> None:
@@ -118,7 +143,18 @@ class Reader(Generic[AnyStr]):
 
 
 class Writer(Generic[AnyStr]):
-    """The standard input of a process."""
+    """The standard input of a process.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with kvmlet.aio.Box() as box:
+    ...         process = await box.spawn(["tr", "a-z", "A-Z"], text=True)
+    ...         await process.stdin.write("hello")
+    ...         await process.stdin.close()
+    ...         return await process.stdout.read()
+    >>> asyncio.run(main())
+    'HELLO'
+    """
 
     def __init__(self, stream: Any, codec: tuple[str, str] | None) -> None:
         self._raw: io.RawIOBase = stream
@@ -138,7 +174,17 @@ class Writer(Generic[AnyStr]):
 
 
 class Process(Twin[sync.Process], Generic[AnyStr]):
-    """A process of a box, with the words of `asyncio.subprocess.Process`. Made by `Box.spawn`."""
+    """A process of a box, with the words of `asyncio.subprocess.Process`. Made by `Box.spawn`.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with kvmlet.aio.Box() as box:
+    ...         async with await box.spawn(["echo", "hello"], text=True) as process:
+    ...             line = await process.stdout.readline()
+    ...         return line, process.returncode
+    >>> asyncio.run(main())
+    ('hello\\n', 0)
+    """
 
     stdin: Writer[AnyStr] | None
     """Its standard input."""
@@ -189,6 +235,11 @@ class Process(Twin[sync.Process], Generic[AnyStr]):
         """The exit status, or minus a signal's number; None while nobody has seen its end."""
         return self._sync.returncode
 
+    @property
+    def timed_out(self) -> bool:
+        """True once the time limit of `Box.spawn` has ended it."""
+        return self._sync.timed_out
+
     poll = short(sync.Process.poll)
     wait = stoppable(sync.Process.wait)
     send_signal = short(sync.Process.send_signal)
@@ -218,6 +269,7 @@ class SpawnOptions(TypedDict, total=False):
     stdin: int
     stdout: int
     stderr: int
+    timeout: float | str | None
     env: Mapping[str, str] | None
     cwd: str | os.PathLike[str] | None
 
@@ -243,6 +295,15 @@ class Box(Starting[sync.Box]):
     `async with kvmlet.aio.Box() as box:`, or `box = await kvmlet.aio.Box()` and
     `await box.close()`. The arguments and methods are those of `kvmlet.Box`. Any number of
     coroutines may use it at once.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with kvmlet.aio.Box() as box:
+        ...         await box.files.write("name", "you")
+        ...         results = [box.run(["cat", "name"], text=True) for _ in range(3)]
+        ...         return [result.stdout for result in await asyncio.gather(*results)]
+        >>> asyncio.run(main())
+        ['you', 'you', 'you']
     """
 
     files: Files
@@ -393,7 +454,17 @@ class Box(Starting[sync.Box]):
 
 
 class BoxSnapshot(Twin[sync.BoxSnapshot]):
-    """A box as it was, to be forked any number of times. Made by `Box.snapshot`."""
+    """A box as it was, to be forked any number of times. Made by `Box.snapshot`.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with kvmlet.aio.Box() as box, await box.snapshot() as snapshot:
+    ...         [fork] = await snapshot.fork()
+    ...         async with fork:
+    ...             return (await fork.run(["echo", "hello"], text=True)).stdout
+    >>> asyncio.run(main())
+    'hello\\n'
+    """
 
     def __init__(self) -> None:
         raise UsageError("a snapshot cannot be made directly", remedy="call Box.snapshot()")

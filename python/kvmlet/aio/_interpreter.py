@@ -37,6 +37,14 @@ class Interpreter(Starting[sync.Interpreter]):
 
     `async with kvmlet.aio.Interpreter() as py:`, or `py = await kvmlet.aio.Interpreter()` and
     `await py.close()`. The arguments and methods are those of `kvmlet.Interpreter`.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with kvmlet.aio.Interpreter() as py:
+        ...         await py.run("x = 40")
+        ...         return (await py.run("x + 2")).value
+        >>> asyncio.run(main())
+        42
     """
 
     files: Files
@@ -118,7 +126,19 @@ class Interpreter(Starting[sync.Interpreter]):
 
 
 class InterpreterSnapshot(Twin[sync.InterpreterSnapshot]):
-    """A session as it was, to be forked any number of times. Made by `Interpreter.snapshot`."""
+    """A session as it was, to be forked any number of times. Made by `Interpreter.snapshot`.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with kvmlet.aio.Interpreter() as py:
+    ...         await py.run("x = 1")
+    ...         async with await py.snapshot() as snapshot:
+    ...             [fork] = await snapshot.fork()
+    ...         async with fork:
+    ...             return (await fork.run("x")).value
+    >>> asyncio.run(main())
+    1
+    """
 
     def __init__(self) -> None:
         raise UsageError("a snapshot cannot be made directly", remedy="call Interpreter.snapshot()")

@@ -81,6 +81,10 @@ async def run(
     Cancelling ends the VM, within a tenth of a second or so.
 
     Raises what `kvmlet.run` raises.
+
+        >>> import asyncio
+        >>> asyncio.run(kvmlet.aio.run(["echo", "hello"], text=True)).stdout
+        'hello\\n'
     """
     told = {"stdout": stdout, "stderr": stderr, "on_denial": on_denial}
     told = {name: in_loop(tell) for name, tell in told.items()}

@@ -59,6 +59,14 @@ class Sandbox(Starting[sync.Sandbox]):
     `async with kvmlet.aio.Sandbox(argv) as sandbox:`, or `await kvmlet.aio.Sandbox(argv)`.
     One coroutine at a time: another one gets SandboxBusy. Cancelling interrupts the program, which
     `reset` alone takes back.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with kvmlet.aio.Sandbox(program) as sandbox:
+        ...         await sandbox.until_ready(timeout=30)
+        ...         return await sandbox.request(b"question", timeout=5)
+        >>> asyncio.run(main())
+        b'noitseuq'
     """
 
     def __init__(
@@ -150,7 +158,17 @@ _run_for = _running(sync.Sandbox.run_for)
 
 
 class Snapshot(Twin[sync.Snapshot]):
-    """A frozen program. Made by `Sandbox.freeze`."""
+    """A frozen program. Made by `Sandbox.freeze`.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with kvmlet.aio.Sandbox(program) as sandbox:
+    ...         frozen = await (await sandbox.until_ready(timeout=30)).freeze()
+    ...     async with frozen, await frozen.fork() as fork:
+    ...         return await fork.request(b"question")
+    >>> asyncio.run(main())
+    b'noitseuq'
+    """
 
     def __init__(self) -> None:
         raise UsageError("a snapshot cannot be made directly", remedy="call Sandbox.freeze()")
@@ -185,6 +203,13 @@ class Pool(Twin[sync_pool.Pool]):
     """Forks of a snapshot for many requests at once, as `kvmlet.Pool` has them.
 
     Cancelling a request stops its guest.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with kvmlet.aio.Pool(snapshot, size=2) as pool:
+        ...         return await asyncio.gather(pool.request(b"ab"), pool.request(b"cd"))
+        >>> asyncio.run(main())
+        [b'ba', b'dc']
     """
 
     def __init__(

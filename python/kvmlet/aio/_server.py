@@ -18,6 +18,14 @@ class Server(Twin[sync.Server]):
     """A server in VMs, as `kvmlet.Server` has it.
 
     `async with kvmlet.aio.Server(argv) as server:`, or `start` and `stop`.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     argv = ["python3", "-m", "http.server", "8000"]
+        ...     async with kvmlet.aio.Server(argv, forks=1) as server:
+        ...         return server.state
+        >>> asyncio.run(main())
+        'serving'
     """
 
     def __init__(self, argv: Sequence[sync.Word], **options: Unpack[sync.ServerOptions]) -> None:
@@ -83,6 +91,15 @@ class Server(Twin[sync.Server]):
 
 
 async def serve(argv: Sequence[sync.Word], **options: Unpack[sync.ServerOptions]) -> Server:
-    """A `Server` that has been started. Raises what `kvmlet.serve` raises."""
+    """A `Server` that has been started. Raises what `kvmlet.serve` raises.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     argv = ["python3", "-m", "http.server", "8000"]
+    ...     async with await kvmlet.aio.serve(argv, forks=1) as server:
+    ...         return server.url
+    >>> asyncio.run(main())
+    'http://127.0.0.1:...'
+    """
     given: Any = options
     return await Server(argv, **given).start()

@@ -23,6 +23,7 @@ from kvmlet_reseed import reseed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
 
 __all__ = [
@@ -86,17 +87,34 @@ def receive() -> bytes:
     Raises EOFError at the end of the input (only without kvmlet), OSError for input that is no
     message.
     """
+    return _receive(_buffers.resize)  # type: ignore[return-value]
+
+
+def receive_in_place() -> bytes | mmap.mmap:
+    """As `receive`; a large message lies in memory of its own, which can be written, uncopied."""
+    import mmap
+
+    return _receive(lambda length: mmap.mmap(-1, length))
+
+
+def _receive(room: Callable[[int], mmap.mmap | None]) -> bytes | mmap.mmap:
+    """The next message. `room` makes room for a large one: in the buffer, or what it returns."""
     while not _native:
         length = _syscall(_RECEIVE, _buffers.bytes_at, _buffers.length, 0, _buffers.fork_at)
         if length >= 0:
-            fork = _buffers.fork.raw
-            _now(int.from_bytes(fork[:_SEED_AT], "little"), fork[_SEED_AT:])
+            _look_at_fork()
             return ctypes.string_at(_buffers.bytes_at, length)
         code = ctypes.get_errno()
         if code == errno.EMSGSIZE:
             length = _syscall(_RECEIVE, 0, 0, _PEEK, 0)
-            if length > _buffers.length:
-                _buffers.resize(length)
+            place = room(length) if length > _buffers.length else None
+            if place is not None:
+                at = ctypes.addressof(ctypes.c_char.from_buffer(place))
+                # Another thread may have taken it, and another message be there.
+                taken = _syscall(_RECEIVE, at, length, 0, _buffers.fork_at)
+                if taken >= 0:
+                    _look_at_fork()
+                    return place if taken == length else place[:taken]
         # A Python signal handler runs when the call has returned.
         elif code != errno.EINTR and not _found_native(code):
             raise OSError(code, os.strerror(code))
@@ -164,6 +182,12 @@ def serve(handler: Callable[[bytes], bytes | bytearray | memoryview]) -> None:
         except EOFError:
             return
         send(handler(request))
+
+
+def _look_at_fork() -> None:
+    """Does what is to be done once in a new copy, as the last message has told."""
+    fork = _buffers.fork.raw
+    _now(int.from_bytes(fork[:_SEED_AT], "little"), fork[_SEED_AT:])
 
 
 def _now(number: int, seed: bytes) -> None:

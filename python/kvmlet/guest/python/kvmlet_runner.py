@@ -2,7 +2,7 @@
 
 The host's side is kvmlet._isolated. The first message says where modules are and which to import;
 each later one is a call. Its answer is plain data (kvmlet._isolated.codec): ("ok", value),
-("error", ...) or ("unfit", why).
+("ok", value, package) if it imported a large package, ("error", ...) or ("unfit", why).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import mmap  # noqa: F401 - large messages need it, and it is frozen with the rest
 import os
 import pickle
 import sys
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import kvmlet_guest
 
 from kvmlet._isolated.codec import NotData, type_name
+from kvmlet._isolated.request import unpacked
 from kvmlet._isolated.writer import encode
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ serving = False
 
 # Longer texts are cut to their end, which says what happened.
 _MAX_TEXT_CHARS = 64 << 10
+# Importing a package of so many modules takes longer than most calls.
+_MANY_MODULES = 20
 
 
 def main() -> None:
@@ -41,7 +45,7 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     while True:
-        answer = _answer(_call, kvmlet_guest.receive())
+        answer = _answer(_call, kvmlet_guest.receive_in_place())
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
@@ -66,8 +70,9 @@ def _warm(message: bytes) -> None:
         _answer(_call, cloudpickle.dumps((lambda x: x, (1,), {}, __file__), 5))
 
 
-def _call(message: bytes) -> object:
-    function, args, kwargs, *source = pickle.loads(message)
+def _call(message: Any) -> object:
+    pickled, buffers = unpacked(message)
+    function, args, kwargs, *source = pickle.loads(pickled, buffers=buffers)
     if isinstance(function, tuple):
         function = find(*function)
     elif source and isinstance(function, types.FunctionType):
@@ -92,17 +97,30 @@ def find(module: str, qualname: str) -> Any:
     return found.__wrapped__ if getattr(type(found), "kvmlet_isolated", False) else found
 
 
-def _answer(work: Callable[[bytes], object], message: bytes) -> bytes:
+def _answer(work: Callable[[Any], object], message: Any) -> bytes:
+    modules = len(sys.modules)
     try:
         value = work(message)
     except BaseException as error:  # noqa: BLE001 - the host is told, and decides
         return _describe(error)
+    package = _imported_since(modules) if work is _call else None
     try:
-        return encode(("ok", value))
+        return encode(("ok", value) if package is None else ("ok", value, package))
     except NotData as error:
         return encode(("unfit", str(error)))
     except BaseException as error:  # noqa: BLE001 - a property of a dataclass, or a full memory
         return _describe(error)
+
+
+def _imported_since(modules: int) -> str | None:
+    """The first large package that was imported since there were so many modules."""
+    if len(sys.modules) < modules + _MANY_MODULES:
+        return None
+    counts: dict[str, int] = {}
+    for name in list(sys.modules)[modules:]:
+        package = name.partition(".")[0]
+        counts[package] = counts.get(package, 0) + 1
+    return next((each for each in counts if counts[each] >= _MANY_MODULES), None)
 
 
 def _describe(error: BaseException) -> bytes:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from kvmlet_reseed import reseed
 
 from kvmlet._isolated.codec import NotData, type_name
-from kvmlet._isolated.writer import encode
+from kvmlet._isolated.writer import encode, encoded
 
 if TYPE_CHECKING:
     import asyncio
@@ -227,18 +227,22 @@ class _Session:
             raise
 
 
-def _data(value: object, limit_bytes: int) -> tuple[bytes | None, str]:
-    """(`value` as plain data or None, its repr if it is none)."""
+def _shown(value: object) -> str:
     try:
-        data = encode(value)
+        return repr(value)[:_MAX_TEXT_CHARS]
+    except Exception as error:  # noqa: BLE001 - any code at all
+        return f"<{type_name(type(value))} whose repr raises {type_name(type(error))}>"
+
+
+def _data(value: object, limit_bytes: int) -> tuple[bytes | None, str]:
+    """(`value` as plain data or None, its repr if the host may have to do with that)."""
+    try:
+        data, has_classes = encoded(value)
     except NotData:
-        try:
-            return None, repr(value)[:_MAX_TEXT_CHARS]
-        except Exception as error:  # noqa: BLE001 - any code at all
-            return None, f"<{type_name(type(value))} whose repr raises {type_name(type(error))}>"
+        return None, _shown(value)
     if len(data) > limit_bytes:
         return None, f"<a {type_name(type(value))} of {len(data)} bytes, too many to be told>"
-    return data, ""
+    return data, _shown(value) if has_classes else ""
 
 
 def _html(value: object) -> str | None:

@@ -1,0 +1,91 @@
+"""Hostile answers of guests: errors of ours, in bounded time and memory, and fit for a terminal."""
+
+from __future__ import annotations
+
+import pickle
+import time
+import traceback
+import tracemalloc
+from typing import Any
+
+import pytest
+
+import kvmlet
+from kvmlet._isolated.call import value_of
+from kvmlet._isolated.codec import DataError
+from kvmlet._isolated.writer import encode
+from kvmlet.interpreter import read_answer
+from unit.hostile_answers import HOSTILE
+
+BUDGET_BYTES = 8 << 20
+# Beside the budget: copies of parts of the answer, and what errors say.
+SPARE_BYTES = 24 << 20
+# Of a busy machine; each takes milliseconds.
+MOST_CPU_S = 5
+
+
+def test_there_are_enough() -> None:
+    assert len(HOSTILE) >= 40
+
+
+def fit_for_a_terminal(text: str) -> bool:
+    return all(char.isprintable() or char in "\n\t" for char in text)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_answer_to_a_call(name: str) -> None:
+    answer = HOSTILE[name]
+    tracemalloc.start()
+    started_s = time.process_time()
+    try:
+        with pytest.raises((kvmlet.ResultError, kvmlet.GuestError)) as caught:
+            value_of(answer, BUDGET_BYTES, lambda: None)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - started_s < MOST_CPU_S
+    assert peak_bytes < BUDGET_BYTES + SPARE_BYTES
+    error: Any = caught.value
+    assert fit_for_a_terminal(str(error))
+    assert fit_for_a_terminal("".join(traceback.format_exception_only(error)))
+    assert pickle.loads(pickle.dumps(error)).message == error.message
+    if isinstance(error, kvmlet.ResultError):
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1500
+        assert error.remedy
+    else:
+        assert fit_for_a_terminal(error.type_name + error.guest_traceback)
+        # A control character is four when it is shown.
+        assert len(str(error)) < 5 * (64 << 10)
+        assert not isinstance(error, (StopIteration, StopAsyncIteration, BaseExceptionGroup))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_answer_to_a_cell(name: str) -> None:
+    """As the whole answer of a session, and as the value in one."""
+    answer = HOSTILE[name]
+    for said in (answer, encode((1, answer, "", None, [], None))):
+        started_s = time.process_time()
+        try:
+            fields = read_answer(said, 1, BUDGET_BYTES)
+        except (DataError, kvmlet.ResultError) as error:
+            if isinstance(error, kvmlet.ResultError):
+                assert str(error).isprintable()
+                assert len(str(error)) < 1500
+        else:
+            # A tuple that says "error" is a value like any other here.
+            assert said is not answer
+            assert fields["value"][0] in ("ok", "error", "unfit", "call") or fields["value"] == "ok"
+        assert time.process_time() - started_s < MOST_CPU_S
+
+
+def test_what_a_cell_says_of_its_error() -> None:
+    long = "\x1b[2J" * (1 << 20)
+    for error in ((long, long, long), ("a", "b\x1b", "c\u202e")):
+        made = read_answer(encode((1, None, "", None, [], error)), 1, 64 << 20)["error"]
+        for text in (made.type, made.message, made.traceback):
+            assert fit_for_a_terminal(text)
+            assert len(text) < 5 * (64 << 10)
+    shown = read_answer(encode((1, None, long, None, [], None)), 1, 64 << 20)
+    assert shown["is_data"] is False
+    assert len(shown["value"]) < 5 * (64 << 10)
