@@ -118,12 +118,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("way", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("way", ["fork", "spawn", "forkserver"] if LONG else ["fork"])
 def test_a_pool_of_processes(folder: pathlib.Path, way: str) -> None:
     (folder / "pool.py").write_text(POOL)
     assert said([sys.executable, "pool.py", way], folder) == "[0, 2, 4, 6] 20\n6\n"
 
 
+@pytest.mark.skipif(not LONG, reason="these tests are under pytest too: tried in make test-long")
 def test_under_pytest(folder: pathlib.Path) -> None:
     (folder / "test_it.py").write_text(
         "import kvmlet, program\n"
@@ -152,6 +153,7 @@ def test_a_debugger(folder: pathlib.Path) -> None:
     assert SAID in output
 
 
+@pytest.mark.skipif(not LONG, reason="seconds of tracing: tried in make test-long")
 def test_a_trace_of_all_lines(folder: pathlib.Path) -> None:
     ignored = os.pathsep.join({sys.prefix, sys.base_prefix, os.path.dirname(os.__file__)})
     words = ["-m", "trace", "--count", "-C", "counts", f"--ignore-dir={ignored}"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import kvmlet
-from e2e.oracle import HANG_S, HW, NO_RUNTIMES
+from e2e.oracle import HANG_S, HW, LONG, NO_RUNTIMES
 from unit.test_reference import NAMES, reference
 
 pytestmark = [
@@ -28,7 +28,15 @@ def names() -> Iterator[dict[str, Any]]:
         yield {"kvmlet": kvmlet, "program": program, "snapshot": snapshot}
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Those that start a program of Python's, which takes a second: one of each kind is run always.
+SLOW = {
+    name
+    for name, text in reference.examples()
+    if "http.server" in text or "Sandbox(program)" in text or "python3" in text
+} - {"serve", "Sandbox", "Connection"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if LONG or name not in SLOW])
 def test_example(
     names: dict[str, Any], name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
