@@ -35,6 +35,7 @@ help:
 	@echo "make bench-library  what boxes, sessions and isolated functions cost, beside sandlock"
 	@echo "make reference write docs/reference.md anew from docstrings"
 	@echo "make wheel     a wheel for glibc 2.28 and CPython 3.11 and later, and the source, in dist"
+	@echo "make docs      the documents as a site, in dist/site"
 	@echo "make lint      formatters, linters, types, import contracts and plain English only"
 	@echo "make clean     remove what was built"
 
@@ -80,6 +81,11 @@ wheel: deps-build $(VENV)/.group-wheel
 	$(WHEEL_ENV) $(BIN)/maturin build --release --zig --compatibility manylinux_2_28 --strip --quiet --out dist
 	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/maturin sdist --out dist
 	@ls -l dist
+
+.PHONY: docs
+docs: $(VENV)/.group-docs
+	$(BIN)/mkdocs build --quiet
+	@echo "dist/site/index.html"
 
 # ---- use ----
 

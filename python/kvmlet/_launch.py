@@ -57,6 +57,7 @@ class Start:
         path = _program.search_path(added)
         self.overlay: bytes | None = None
         self.note: str | None = None
+        self._named = named
         shown = start = directory
         if view != "read-only":
             self.overlay = _tree.overlay_of(directory)
@@ -70,7 +71,7 @@ class Start:
         if self.overlay and any(_tree.beneath(tree, self.overlay) for tree in write):
             self.overlay = None
         self._needed = self._suitable(needed, start)
-        self._named, self._first = named, start
+        self._first = start
         trees = [*read, *self._needed]
         self.policy = _native.Policy(start, trees, self.overlay, write)
         for place, option in named.places:
@@ -104,7 +105,8 @@ class Start:
 
     def _start(self, directory: bytes, named: bool) -> bytes:
         # A system directory that is visible anyway may be asked for by name.
-        why = None if self.overlay else _tree.unsuitable(directory)
+        written = any(_tree.beneath(tree, directory) for tree in self._named.write)
+        why = None if self.overlay or written else _tree.unsuitable(directory)
         named = named and why == "a system directory"
         if why is None or (named and _native.Policy(_tree.TMP, []).shows(directory)):
             return directory
@@ -251,6 +253,19 @@ class Named:
         self.options |= dict.fromkeys((*links, real), name)
         if real not in self.write:
             self.write.append(real)
+
+    def add_all(self, directory: bytes) -> None:
+        """Adds the caller's home directory and `directory`, to be changed as they are: -A.
+
+        A home directory is refused to `add_write`: here the caller has asked for all of it.
+        """
+        for tree in (_tree.home(), directory):
+            of_system = _tree.unsuitable(tree) == "a system directory" and tree != _tree.home()
+            if tree in (b"", b"/", _tree.TMP) or of_system or not os.path.isdir(tree):
+                continue
+            if tree not in self.write:
+                self.write.append(tree)
+            self.options[tree] = "-A"
 
     def _check_writable(
         self, real: bytes, path: "str | bytes | os.PathLike[str]", name: str

@@ -159,6 +159,13 @@ class Inherited:
         """Write to standard error what it takes within a tenth of a second."""
 
 @final
+class Disk:
+    """A limit on a program's files, and the host's file for those that memory has no room for."""
+
+    def __new__(cls, limit_bytes: int, directory: bytes | None) -> Disk:
+        """Makes that file in `directory`; without one, files lie in memory. Raises NativeError."""
+
+@final
 class Policy:
     """The host files that a program started in `cwd` may see, and where it starts.
 
@@ -284,6 +291,7 @@ def run(
     timeout_s: float | None,
     cpu_time_s: float | None,
     memory_bytes: int,
+    disk: Disk | None,
     processes_max: int,
     output_limit_bytes: int,
     trace: bool,
@@ -434,6 +442,9 @@ def check_places(places: list[str]) -> None:
 def listen(place: str) -> int:
     """Listen at a place: the descriptor of the socket. Raises NativeError."""
 
+def prepare() -> None:
+    """Open KVM, for a process that gives rights up before `harden`. Raises NativeError."""
+
 def harden(*policies: Policy, purpose: str = "run") -> tuple[list[str], list[str]]:
     """Give up for good what runs under `policies` do not need: (what is on, what is missing).
 
@@ -499,6 +510,7 @@ class Sandbox:
         policy: Policy,
         input: bytes,
         memory_bytes: int,
+        disk: Disk | None,
         processes_max: int,
         output_limit_bytes: int,
         calls: str,
@@ -597,7 +609,14 @@ class Box:
     """
 
     @staticmethod
-    def start(*, policy: Policy, memory_bytes: int, processes_max: int, calls: str) -> Box: ...
+    def start(
+        *,
+        policy: Policy,
+        memory_bytes: int,
+        disk: Disk | None,
+        processes_max: int,
+        calls: str,
+    ) -> Box: ...
     def spawn(
         self,
         argv: list[bytes],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, overload
 from kvmlet import _log, _native
 from kvmlet._calls import calls_mode
 from kvmlet._changes.result import now_ns
+from kvmlet._disk import open_disk
 from kvmlet._extension import result_of, translated
 from kvmlet._launch import Start, guest_argv, input_bytes, named_of
 from kvmlet._result import Denial, Result
@@ -53,6 +54,7 @@ def run(
     timeout: float | str | None = None,
     cpu_time: float | str | None = None,
     memory: int | str | None = None,
+    disk: int | str | None = None,
     max_procs: int | None = None,
     max_output: int | str | None = None,
     policy: Policy | None = None,
@@ -83,6 +85,7 @@ def run(
     timeout: float | str | None = None,
     cpu_time: float | str | None = None,
     memory: int | str | None = None,
+    disk: int | str | None = None,
     max_procs: int | None = None,
     max_output: int | str | None = None,
     policy: Policy | None = None,
@@ -112,6 +115,7 @@ def run(
     timeout: float | str | None = None,
     cpu_time: float | str | None = None,
     memory: int | str | None = None,
+    disk: int | str | None = None,
     max_procs: int | None = None,
     max_output: int | str | None = None,
     policy: Policy | None = None,
@@ -142,6 +146,9 @@ def run(
     cpu_time: the same for the CPU time that it uses; sleeping does not count.
     memory: most memory the program may use, in bytes, or "64m", "1g": 4 MiB to 1 TiB; 512 MiB if
         not given.
+    disk: most room for its files in /tmp and in trees that it changes in memory, as `memory`; 2 GiB
+        if not given. Files past a quarter of the memory lie in /var/tmp or $KVMLET_TMPDIR, without
+        a name. A file that finds no room gets ENOSPC.
     max_procs: most processes it may have, with those that it has not waited for: 1 to 1,024; 256 if
         not given.
     max_output: most output that is captured, of both streams together, as `memory`; more ends it.
@@ -198,6 +205,7 @@ def run(
         timeout=timeout,
         cpu_time=cpu_time,
         memory=memory,
+        disk=disk,
         max_procs=max_procs,
         max_output=max_output,
     )
@@ -208,6 +216,7 @@ def run(
     sinks = (sink_of(stdout, 1, codec), sink_of(stderr, 2, codec))
     teller = teller_of(on_denial)
     kind, target = changes_mode(changes)
+    room = open_disk(limits.disk_bytes, "disk")
     start = translated(Start, words, given.env, cwd, named_of(given), view="overlay")
     if start.note:
         warnings.warn(start.note, stacklevel=2)
@@ -230,6 +239,7 @@ def run(
         timeout_s=limits.timeout_s,
         cpu_time_s=limits.cpu_time_s,
         memory_bytes=limits.memory_bytes,
+        disk=room,
         processes_max=limits.processes_max,
         output_limit_bytes=limits.output_bytes,
         trace=False,

@@ -6,6 +6,7 @@ from kvmlet.errors import UsageError
 
 DEFAULT_MEMORY_BYTES = 512 << 20
 OUTPUT_LIMIT_BYTES = 16 << 20
+DEFAULT_DISK_BYTES = 2 << 30
 DEFAULT_MAX_PROCS = 256
 # The first is the default.
 CALLS = ("auto", "exit", "poll")
@@ -14,6 +15,8 @@ CALLS = ("auto", "exit", "poll")
 # tests/e2e/test_limits.py compares the two.
 MIN_MEMORY_BYTES = 4 << 20
 MAX_MEMORY_BYTES = 1 << 40
+# Less is hardly a directory.
+MIN_DISK_BYTES = 1 << 20
 MOST_MAX_PROCS = 1024
 # Far beyond any run, and far below where nanoseconds overflow 64 bits.
 MAX_TIMEOUT_S = 1e9
@@ -58,6 +61,11 @@ def parse_count(value: int | str, name: str) -> int:
 def parse_size(value: int | str, name: str) -> int:
     """A size of memory, as `parse_bytes` reads it: 4 MiB to 1 TiB. Raises UsageError."""
     return parse_bytes(value, name, least=MIN_MEMORY_BYTES)
+
+
+def parse_disk(value: int | str, name: str) -> int:
+    """Room for files, as `parse_bytes` reads it: 1 MiB to 1 TiB. Raises UsageError."""
+    return parse_bytes(value, name, least=MIN_DISK_BYTES)
 
 
 def parse_bytes(value: int | str, name: str, *, least: int = 0) -> int:

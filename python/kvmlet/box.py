@@ -22,6 +22,7 @@ from kvmlet._box_files import Files, FileStat
 from kvmlet._box_process import Kept, Process, ending
 from kvmlet._calls import calls_mode
 from kvmlet._connection import connected, port_number
+from kvmlet._disk import open_disk
 from kvmlet._extension import translated
 from kvmlet._launch import Start, guest_argv, input_bytes, named_of, pairs
 from kvmlet._result import Denial, Event, Result
@@ -92,6 +93,7 @@ class Box:
         self,
         *,
         memory: int | str | None = None,
+        disk: int | str | None = None,
         max_procs: int | None = None,
         env: Mapping[str, str] | None = None,
         read: Sequence[str | os.PathLike[str]] = (),
@@ -105,7 +107,10 @@ class Box:
         """Make a box in which nothing runs.
 
         memory: most memory that its processes and files may use, in bytes, or "64m", "1g"; 512 MiB
-            if not given. At that limit a process that needs more is killed; a file gets ENOSPC.
+            if not given. At that limit a process that needs more is killed.
+        disk: most room for its files, as `memory`; 2 GiB if not given. Past a quarter of the memory
+            they lie in /var/tmp or $KVMLET_TMPDIR, without a name. Forks have that in common until
+            they write, and each may have as much. A file that finds no room gets ENOSPC.
         max_procs: most processes, with those that nobody has waited for: 1 to 1,023; 256 if not
             given.
         env: variables of every command beside PATH, HOME, TMPDIR and those of language, time zone
@@ -127,6 +132,7 @@ class Box:
             unix=unix,
             env=env,
             memory=memory,
+            disk=disk,
             max_procs=max_procs,
         )
         self._start_box(given, [], calls_mode(calls, stacklevel=3))
@@ -145,6 +151,7 @@ class Box:
             _native.Box.start,
             policy=start.policy,
             memory_bytes=memory_bytes,
+            disk=open_disk(limits.disk_bytes, "disk"),
             processes_max=processes_max,
             calls=mode,
         )

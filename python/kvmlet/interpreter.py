@@ -170,6 +170,7 @@ class Interpreter:
         *,
         preload: Iterable[str] = (),
         memory: int | str | None = None,
+        disk: int | str | None = None,
         max_procs: int | None = None,
         env: Mapping[str, str] | None = None,
         read: Sequence[str | os.PathLike[str]] = (),
@@ -184,7 +185,7 @@ class Interpreter:
         The other arguments are those of `Box`. Raises what `Box` raises, and GuestError for a
         module that cannot be imported.
         """
-        given = policy_of(policy, read=read, env=env, memory=memory, max_procs=max_procs)
+        given = policy_of(policy, read=read, env=env, memory=memory, disk=disk, max_procs=max_procs)
         key = _Key(module_names(preload), given, parse_calls(calls, "calls"))
         self._adopt(*_forked(key))
 

@@ -19,6 +19,7 @@ from kvmlet._values import (
     format_size,
     parse_bytes,
     parse_count,
+    parse_disk,
     parse_duration,
     parse_size,
 )
@@ -48,6 +49,7 @@ _LIMITS: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any], object]]] = 
     "timeout": (parse_duration, _exact_duration),
     "cpu_time": (parse_duration, _exact_duration),
     "memory": (parse_size, format_size),
+    "disk": (parse_disk, format_size),
     "max_procs": (parse_count, int),
     "max_output": (parse_bytes, format_size),
 }
@@ -69,6 +71,8 @@ class Limits:
     """CPU time, in the same way; sleeping does not count."""
     memory: int | str | None = None
     """Memory, in bytes once made; given also as "64m", "1g"."""
+    disk: int | str | None = None
+    """Room for files in /tmp and in trees that are changed in memory, as `memory`."""
     max_procs: int | None = None
     """Processes, with those that have not been waited for: 1 to 1,024."""
     max_output: int | str | None = None
@@ -92,6 +96,7 @@ class Limits:
             timeout_s=_number(self.timeout, None),
             cpu_time_s=_number(self.cpu_time, None),
             memory_bytes=_number(self.memory, DEFAULT_MEMORY_BYTES),
+            disk_bytes=_number(self.disk, None),
             processes_max=_number(self.max_procs, DEFAULT_MAX_PROCS),
             output_bytes=_number(self.max_output, OUTPUT_LIMIT_BYTES),
         )
@@ -107,6 +112,7 @@ class Numbers(NamedTuple):
     timeout_s: float | None
     cpu_time_s: float | None
     memory_bytes: int
+    disk_bytes: int | None
     processes_max: int
     output_bytes: int
 
@@ -245,6 +251,7 @@ class Policy:
         timeout: float | str | None = None,
         cpu_time: float | str | None = None,
         memory: int | str | None = None,
+        disk: int | str | None = None,
         max_procs: int | None = None,
         max_output: int | str | None = None,
     ) -> Self:
@@ -256,6 +263,7 @@ class Policy:
             timeout=timeout,
             cpu_time=cpu_time,
             memory=memory,
+            disk=disk,
             max_procs=max_procs,
             max_output=max_output,
         )

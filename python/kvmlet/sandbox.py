@@ -20,6 +20,7 @@ from kvmlet import _log, _native, _process
 from kvmlet._call_values import argument_value, return_kind
 from kvmlet._calls import calls_mode
 from kvmlet._connection import connected, port_number
+from kvmlet._disk import open_disk
 from kvmlet._extension import result_of, translated
 from kvmlet._launch import Start, guest_argv, guest_modules, input_bytes, named_of
 from kvmlet._result import Denial, Event, Result, ending_text
@@ -166,6 +167,8 @@ class Sandbox:
             policy=start.policy,
             input=data or b"",
             memory_bytes=limits.memory_bytes,
+            # Unless a limit is named, what is to be frozen lies in memory.
+            disk=None if limits.disk_bytes is None else open_disk(limits.disk_bytes, "disk"),
             processes_max=limits.processes_max,
             output_limit_bytes=limits.output_bytes,
             calls=mode,

@@ -220,6 +220,11 @@ class Server:
                 "policy: a server has neither timeout nor cpu_time of its own",
                 remedy="give its requests a deadline: timeout=",
             )
+        if limits.disk_bytes is not None:
+            raise UsageError(
+                "policy: files of a program that is served lie in memory, not on a disk",
+                remedy="leave disk out, and give it more memory",
+            )
         if policy.paths("write") or policy.net or policy.publish or policy.unix:
             raise UsageError(
                 "policy: a program that is frozen and forked changes nothing on the host, and "

@@ -418,7 +418,12 @@ def test_reset(box: kvmlet.Box) -> None:
 # ---- hostile commands ----
 
 
-def test_the_box_outlives_hostile_commands(box: kvmlet.Box) -> None:
+def test_the_box_outlives_hostile_commands() -> None:
+    with kvmlet.Box(disk="100m") as box:
+        outlives_hostile_commands(box)
+
+
+def outlives_hostile_commands(box: kvmlet.Box) -> None:
     box.run("kill -9 -1; kill -9 2 1; kill -STOP 2; kill -9 -2", shell=True, timeout=10)
     assert sh(box, "echo alive") == "alive\n"
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"

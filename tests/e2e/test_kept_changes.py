@@ -306,7 +306,7 @@ def test_kills_of_apply_at_random_moments(room: pathlib.Path) -> None:
     assert running.wait() == 143
     (name,) = saved_in(room)
     cut = 0
-    for turn in range(repeated(200, 1, short=15)):
+    for turn in range(repeated(200, 1, short=20)):
         copy = room.parent / f"copy{turn}"
         subprocess.run(["cp", "-a", room, copy], check=True)
         forget(copy / name / "manifest", copy)

@@ -174,9 +174,10 @@ def test_memory_limit(guests: pathlib.Path, mode: str) -> None:
     assert b"--memory" in said
 
 
-def test_files_in_memory_count(guests: pathlib.Path) -> None:
+def test_files_have_a_limit(guests: pathlib.Path) -> None:
     """A full /tmp is ENOSPC, which the program can handle, as on a full disk."""
-    run = in_vm(["./bomb", "file"], cwd=guests, options=["--memory", "64m", "--timeout", "60s"])
+    options = ["--memory", "64m", "--disk", "100m", "--timeout", "60s"]
+    run = in_vm(["./bomb", "file"], cwd=guests, options=options)
     assert run.status == errno.ENOSPC
 
 
@@ -199,6 +200,7 @@ def test_the_bounds_are_those_of_the_engine(guests: pathlib.Path) -> None:
             policy=_native.Policy(os.fsencode(guests), []),
             input=b"",
             memory_bytes=memory_bytes,
+            disk=None,
             processes_max=processes_max,
             output_limit_bytes=1 << 20,
             calls="exit",

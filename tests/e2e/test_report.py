@@ -65,7 +65,13 @@ def test_an_ordinary_end(place: pathlib.Path) -> None:
     assert report["schema"] == 1
     assert report["command"] == ["sh", "-c", script]
     assert (report["reason"], report["exit_code"], report["signal"]) == ("exited", 3, None)
-    limits = {"timeout_s": 60, "cpu_time_s": None, "memory_bytes": 64 << 20, "max_procs": 256}
+    limits = {
+        "timeout_s": 60,
+        "cpu_time_s": None,
+        "memory_bytes": 64 << 20,
+        "disk_bytes": 2 << 30,
+        "max_procs": 256,
+    }
     assert report["limits"] == limits
     assert 0 < report["peaks"]["memory_bytes"] <= 64 << 20
     assert report["peaks"]["wall_s"] > 0

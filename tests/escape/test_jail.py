@@ -83,6 +83,9 @@ os.statvfs("/usr")
 assert len(os.listdir(".")) == 9001
 """
 
+# Past a quarter of 16 MiB files lie on the host's disk.
+PAST_MEMORY = "head -c 8M /dev/zero >/tmp/a && cmp -n 8388608 /tmp/a /dev/zero && rm /tmp/a"
+
 # For more than a second after the last call, so that the poller ends.
 POLLED = """
 import os, time
@@ -258,6 +261,7 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
             run("--stats", "--", "/usr/bin/python3", "-c", POLLED, calls="poll", **captured),
             run("--timeout", "200ms", "--", "/bin/sleep", "9", status=124, **captured),
             run("--", "/bin/stat", "/usr", **captured),
+            run("-m", "16m", "--", "/bin/sh", "-c", PAST_MEMORY, **captured),
             run("--write", ".", "--", GUESTS / "build" / "writes", cwd=changed, **captured),
             # A traceback, with lines of our own source.
             run("nosuch", status=127, cwd=ROOT, env={**ENV, "KVMLET_DEBUG": "1"}, **captured),

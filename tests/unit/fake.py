@@ -58,6 +58,14 @@ class FakeInherited:
         os.write(2, data)
 
 
+class FakeDisk:
+    """Room for files: no file is made."""
+
+    def __init__(self, limit_bytes: int, directory: bytes | None) -> None:
+        self.limit_bytes = limit_bytes
+        self.directory = directory
+
+
 class FakeChanges:
     """No changes."""
 
@@ -115,6 +123,7 @@ class FakeNative(types.ModuleType):
         self.Inherited = FakeInherited
         self.Policy = FakePolicy
         self.Changes = FakeChanges
+        self.Disk = FakeDisk
         self.Sandbox = types.SimpleNamespace(start=self.start)
 
     def start(self, argv: list[bytes], **arguments: Any) -> FakeSandbox:

@@ -34,3 +34,9 @@ def test_functions_exist(page: str) -> None:
     named = [span for span in spans(page) if re.fullmatch(r"\w+::\w+(::\w+)?", span)]
     assert named
     assert [span for span in named if span.split("::")[-1] not in names] == []
+
+
+def test_the_site_has_each_page() -> None:
+    settings = (ROOT / "mkdocs.yml").read_text()
+    named = re.findall(r"^ +- (?:.*: )?(\S+\.md)$", settings, re.MULTILINE)
+    assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))

@@ -14,6 +14,7 @@ TESTS = pathlib.Path(__file__).parents[1]
 # The package's own modules on that path.
 OWN = {
     "kvmlet",
+    "kvmlet._disk",
     "kvmlet._launch",
     "kvmlet._native",
     "kvmlet._program",
@@ -217,6 +218,7 @@ def test_who_may_use_the_extension() -> None:
         "kvmlet._changes.protected",
         "kvmlet._changes.result",
         "kvmlet.box",
+        "kvmlet._disk",
         "kvmlet._extension",
         "kvmlet._launch",
         "kvmlet._process",
@@ -227,6 +229,7 @@ def test_who_may_use_the_extension() -> None:
         "kvmlet.cli._keeper",
         "kvmlet.cli._learn",
         "kvmlet.cli._names",
+        "kvmlet.cli._user",
         "kvmlet.cli.doctor",
         "kvmlet.cli._serve_keeper",
         "kvmlet.cli._serve_plan",

@@ -111,9 +111,12 @@ fn first_kernel(
     host: &Host,
     memory: &mut GuestMemory,
 ) -> Result<Kernel, EngineError> {
-    let tmpfs = kvmlet_linux::new_tmpfs(host, memory).map_err(|errno| {
+    let mut tmpfs = kvmlet_linux::new_tmpfs(host, memory).map_err(|errno| {
         EngineError::BadArgument(format!("the memory limit is too small: {errno}"))
     })?;
+    if let Some(disk) = &program.disk {
+        tmpfs.set_disk(disk.clone());
+    }
     Ok(Kernel::new(NewKernel {
         cwd,
         caller: Arc::new(Creds::of_caller(&host.credentials.ids)),

@@ -247,6 +247,7 @@ mod tests {
             timeout: None,
             cpu_time: None,
             memory_bytes: 64 << 20,
+            disk: None,
             processes_max: 256,
             trace: Trace::Off,
             calls: Calls::Exit,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvmlet_linux::{Access, Host, Inherited};
+use kvmlet_linux::{Access, Disk, Host, Inherited};
 use kvmlet_policy::{MountMode, Policy, PolicyError, WORK};
 
 use crate::{Calls, EngineError};
@@ -52,6 +52,8 @@ pub struct Program {
     pub cpu_time: Option<Duration>,
     /// Memory limit in bytes.
     pub memory_bytes: u64,
+    /// Limit on its files, and the host's file for those that memory has no room for; forks of a snapshot have it too.
+    pub disk: Option<Disk>,
     /// Processes at most, with those that have not been waited for.
     pub processes_max: usize,
     /// Trace.

@@ -150,7 +150,7 @@ impl Sandbox {
             ..
         } = &mut *self.personality;
         let changes = kvmlet_linux::changes(&kernel.tmpfs, &machine.memory, host);
-        let stats = stats::collect(
+        let mut stats = stats::collect(
             self.guest.vcpu.counters(),
             self.guest.vm.ioctls(),
             self.full_flushes,
@@ -159,6 +159,8 @@ impl Sandbox {
             machine.memory.peak_bytes(),
             &host.report,
         );
+        let files = &kernel.tmpfs;
+        stats.extend(stats::of_files(files.disk_bytes(), files.refused_pages()));
         let uses = std::mem::take(&mut host.report.uses);
         let (denials, events) = host.take_report();
         RunOutcome {

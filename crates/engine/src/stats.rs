@@ -126,3 +126,23 @@ pub(crate) fn collect(
     );
     stats
 }
+
+/// The bytes that files have taken, where there is a limit on them, and the pages that they were refused.
+pub(crate) fn of_files(
+    disk_bytes: Option<(u64, u64)>,
+    (by_limit, by_host): (u64, u64),
+) -> Vec<(String, Stat)> {
+    let Some((_, used_bytes)) = disk_bytes else {
+        return Vec::new();
+    };
+    let refused = [
+        ("files_refused", by_limit),
+        ("files_refused_by_host", by_host),
+    ];
+    let refused = refused.into_iter().filter(|(_, count)| *count > 0);
+    [("files_bytes", used_bytes)]
+        .into_iter()
+        .chain(refused)
+        .map(|(name, count)| (name.to_owned(), Stat::Count(count)))
+        .collect()
+}

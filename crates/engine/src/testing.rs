@@ -38,6 +38,7 @@ pub(crate) fn program(directory: &str, name: &str, args: &[&str]) -> Program {
         timeout: None,
         cpu_time: None,
         memory_bytes: 256 << 20,
+        disk: None,
         processes_max: 256,
         trace: Trace::Off,
         calls: Calls::default(),

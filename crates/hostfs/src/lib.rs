@@ -33,6 +33,7 @@ mod lookup_cache;
 mod object;
 pub mod passed;
 mod roots;
+mod spill;
 pub mod stdio;
 pub mod stream;
 pub mod terminal;
@@ -50,3 +51,4 @@ pub use object::{
     Shown, attr_of, birth_time, file_system, is_kernel_file, is_same, read_at, read_link,
 };
 pub use roots::{Lookup, PATH_MAX, Roots, working_directory};
+pub use spill::{EXTENT_BYTES, EXTENT_PAGES, Extent, Spill};

@@ -123,7 +123,8 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_pwritev2 [] Allow "a stream, without waiting";
     SYS_recvfrom [] Allow "a socket, without waiting";
     SYS_sendto [Null(4)] Allow "the same; never to an address";
-    SYS_pwrite64 [] Allow "a file that is a stream";
+    SYS_pwrite64 [] Allow "a file that is a stream, files past memory's share";
+    SYS_fallocate [Is(1, PUNCH_HOLE)] Allow "gives room of files past memory's share back";
     SYS_lseek [] Allow "a file that is a stream";
     SYS_ftruncate [] Allow "a file that is a stream";
     SYS_fsync [] Allow "a file that is a stream";
@@ -251,6 +252,8 @@ const SO_LINGER: u32 = libc::SO_LINGER.cast_unsigned();
 const SO_KEEPALIVE: u32 = libc::SO_KEEPALIVE.cast_unsigned();
 const SHUT_WR: u32 = libc::SHUT_WR.cast_unsigned();
 const EPOLL_CTL_ADD: u32 = libc::EPOLL_CTL_ADD.cast_unsigned();
+/// FALLOC_FL_PUNCH_HOLE with FALLOC_FL_KEEP_SIZE, which it takes.
+const PUNCH_HOLE: u32 = 3;
 const PROT_EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
 /// Flags of open(2) that write, create or shorten a file.
 const OPEN_CHANGES: u32 =

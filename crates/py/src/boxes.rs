@@ -12,8 +12,8 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::sandbox::{Connection, Snapshot, address, directions, forked, native};
 use crate::{
-    Denials, Events, Policy, PythonOwner, Stop, calls_named, connections_named, denials_to_py,
-    duration, stats_to_py, to_py,
+    Denials, Disk, Events, Policy, PythonOwner, Stop, calls_named, connections_named,
+    denials_to_py, duration, stats_to_py, to_py,
 };
 
 /// A sandbox that keeps files and processes over many commands; see `_native.pyi`.
@@ -130,11 +130,12 @@ fn info(info: kvmlet_engine::FileInfo) -> Info {
 #[pymethods]
 impl Box {
     #[staticmethod]
-    #[pyo3(signature = (*, policy, memory_bytes, processes_max, calls))]
+    #[pyo3(signature = (*, policy, memory_bytes, disk, processes_max, calls))]
     fn start(
         py: Python<'_>,
         policy: PyRef<'_, Policy>,
         memory_bytes: u64,
+        disk: Option<PyRef<'_, Disk>>,
         processes_max: usize,
         calls: &str,
     ) -> PyResult<Self> {
@@ -151,6 +152,7 @@ impl Box {
             timeout: None,
             cpu_time: None,
             memory_bytes,
+            disk: disk.map(|disk| disk.0.clone()),
             processes_max,
             trace: Trace::Off,
             calls: calls_named(calls)?,

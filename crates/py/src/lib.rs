@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvmlet_engine::{
     Calls, Change, ChangeKind, Connections, Denial, Ending, EngineError, Offer, Owner, Program,
-    RunOutcome, Stat, Streamed, Streams, Support, Trace, resolver, unix,
+    RunOutcome, Spill, Stat, Streamed, Streams, Support, Trace, resolver, unix,
 };
 use kvmlet_jail::{Answer, Call, When};
 use pyo3::create_exception;
@@ -203,6 +203,29 @@ impl Inherited {
     fn say(&self, py: Python<'_>, data: Vec<u8>) {
         // What cannot be said is lost: there is nowhere else.
         let _ = py.detach(|| self.0.say(&data, SAY));
+    }
+}
+
+/// A limit on a program's files, with the host's file for those that memory has no room for; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+struct Disk(kvmlet_engine::Disk);
+
+#[pymethods]
+impl Disk {
+    #[new]
+    #[pyo3(signature = (limit_bytes, directory))]
+    fn new(limit_bytes: u64, directory: Option<Vec<u8>>) -> PyResult<Self> {
+        let spill = directory.map(|directory| {
+            Spill::open(&directory).map(Arc::new).map_err(|errno| {
+                let directory = String::from_utf8_lossy(&directory);
+                let message = format!("no file can be made in {directory} ({errno})");
+                NativeError::new_err(("host", message))
+            })
+        });
+        Ok(Self(kvmlet_engine::Disk {
+            limit_bytes,
+            spill: spill.transpose()?,
+        }))
     }
 }
 
@@ -575,7 +598,7 @@ impl Owner for PythonOwner {
 
 /// Runs a program in its own VM; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, cpu_time_s, memory_bytes, processes_max, output_limit_bytes, trace, calls, on_stdout=None, on_stderr=None, on_denial=None, stop=None, changes=None))]
+#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, cpu_time_s, memory_bytes, disk, processes_max, output_limit_bytes, trace, calls, on_stdout=None, on_stderr=None, on_denial=None, stop=None, changes=None))]
 #[allow(clippy::too_many_arguments)] // the keywords of one Python call
 fn run(
     py: Python<'_>,
@@ -587,6 +610,7 @@ fn run(
     timeout_s: Option<f64>,
     cpu_time_s: Option<f64>,
     memory_bytes: u64,
+    disk: Option<&Disk>,
     processes_max: usize,
     output_limit_bytes: u64,
     trace: bool,
@@ -617,6 +641,7 @@ fn run(
         timeout,
         cpu_time: duration(cpu_time_s)?,
         memory_bytes,
+        disk: disk.map(|disk| disk.0.clone()),
         processes_max,
         trace,
         calls,
@@ -665,6 +690,12 @@ fn harden(policies: Vec<PyRef<'_, Policy>>, purpose: &str) -> PyResult<(Vec<Stri
     kvmlet_engine::prepare().map_err(|error| to_py(&error))?;
     let report = wall.raise();
     Ok((report.on, report.missing))
+}
+
+/// Opens KVM, and what else a process must before it gives rights up; see `_native.pyi`.
+#[pyfunction]
+fn prepare() -> PyResult<()> {
+    kvmlet_engine::prepare().map_err(|error| to_py(&error))
 }
 
 /// The wall of a process that does this.
@@ -740,6 +771,7 @@ fn syscalls() -> Vec<(u16, &'static str, &'static str, String)> {
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Outcome>()?;
     module.add_class::<Inherited>()?;
+    module.add_class::<Disk>()?;
     module.add_class::<Policy>()?;
     module.add_class::<Stop>()?;
     module.add_class::<boxes::Box>()?;
@@ -752,6 +784,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<serve::Server>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;
     module.add_function(wrap_pyfunction!(run, module)?)?;
+    module.add_function(wrap_pyfunction!(prepare, module)?)?;
     module.add_function(wrap_pyfunction!(harden, module)?)?;
     module.add_function(wrap_pyfunction!(calls_after_harden, module)?)?;
     module.add_function(wrap_pyfunction!(forget_vms, module)?)?;

@@ -15,8 +15,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt};
 
 use crate::{
-    Denials, Events, NativeError, Outcome, Policy, PythonOwner, calls_named, connections_named,
-    denials_to_py, duration, stats_to_py, to_py,
+    Denials, Disk, Events, NativeError, Outcome, Policy, PythonOwner, calls_named,
+    connections_named, denials_to_py, duration, stats_to_py, to_py,
 };
 
 pub(crate) fn native(kind: &'static str, message: &'static str) -> PyErr {
@@ -190,7 +190,7 @@ type Written<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 #[pymethods]
 impl Sandbox {
     #[staticmethod]
-    #[pyo3(signature = (argv, *, env, policy, input, memory_bytes, processes_max, output_limit_bytes, calls))]
+    #[pyo3(signature = (argv, *, env, policy, input, memory_bytes, disk, processes_max, output_limit_bytes, calls))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn start(
         py: Python<'_>,
@@ -199,6 +199,7 @@ impl Sandbox {
         policy: PyRef<'_, Policy>,
         input: Vec<u8>,
         memory_bytes: u64,
+        disk: Option<PyRef<'_, Disk>>,
         processes_max: usize,
         output_limit_bytes: u64,
         calls: &str,
@@ -217,6 +218,7 @@ impl Sandbox {
             timeout: None,
             cpu_time: None,
             memory_bytes,
+            disk: disk.map(|disk| disk.0.clone()),
             processes_max,
             trace: Trace::Off,
             calls,

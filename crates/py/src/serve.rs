@@ -219,6 +219,7 @@ impl ServedProgram {
             timeout: None,
             cpu_time: None,
             memory_bytes,
+            disk: None,
             processes_max,
             trace: Trace::Off,
             calls: calls_named(calls)?,

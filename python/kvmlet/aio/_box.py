@@ -278,6 +278,7 @@ class BoxOptions(TypedDict, total=False):
     """Keywords of `kvmlet.Box`."""
 
     memory: int | str | None
+    disk: int | str | None
     max_procs: int | None
     policy: Policy | None
     env: Mapping[str, str] | None

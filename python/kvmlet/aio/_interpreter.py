@@ -25,6 +25,7 @@ class InterpreterOptions(TypedDict, total=False):
 
     preload: Iterable[str]
     memory: int | str | None
+    disk: int | str | None
     max_procs: int | None
     policy: Policy | None
     env: Mapping[str, str] | None

@@ -30,6 +30,7 @@ class RunOptions(TypedDict, total=False):
     timeout: float | str | None
     cpu_time: float | str | None
     memory: int | str | None
+    disk: int | str | None
     max_procs: int | None
     max_output: int | str | None
     policy: Policy | None

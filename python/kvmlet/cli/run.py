@@ -8,9 +8,11 @@ view of the file system.
 from os import environ, fsdecode
 
 from kvmlet import _native
-from kvmlet._launch import Named, Start, guest_argv
+from kvmlet._disk import note_of_full, open_disk
+from kvmlet._launch import Named, Start, guest_argv, guest_cwd
 from kvmlet._refusals import lines as refusal_lines
 from kvmlet._values import (
+    DEFAULT_DISK_BYTES,
     DEFAULT_MAX_PROCS,
     DEFAULT_MEMORY_BYTES,
     OUTPUT_LIMIT_BYTES,
@@ -18,6 +20,7 @@ from kvmlet._values import (
     format_size,
     parse_calls,
     parse_count,
+    parse_disk,
     parse_duration,
     parse_size,
 )
@@ -38,13 +41,12 @@ from kvmlet.cli._ends import (
     status_of_signal,
 )
 from kvmlet.cli._parser import Parser
-from kvmlet.cli._text import say_by, show, warn, write_stderr
+from kvmlet.cli._text import say_by, show, warn
 from kvmlet.errors import InternalError, UsageError, from_native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace, _ArgumentGroup
-    from collections.abc import Callable
 
     from kvmlet.cli._keeper import Keeper
     from kvmlet.cli._writer import File, Writer
@@ -58,6 +60,7 @@ _OPTIONS_WITH_VALUE = (
     "--cpu-time",
     "--memory",
     "-m",
+    "--disk",
     "--max-procs",
     "--calls",
     "--read",
@@ -72,6 +75,8 @@ _OPTIONS_WITH_VALUE = (
     "--env-file",
     "-w",
     "--workdir",
+    "-u",
+    "--user",
     "--changes",
     "--policy",
     "--profile",
@@ -116,6 +121,7 @@ def run(options: "Namespace", program: list[str]) -> int:
         None if options.cpu_time is None else parse_duration(options.cpu_time, "--cpu-time")
     )
     memory_bytes = None if options.memory is None else parse_size(options.memory, "--memory")
+    disk_bytes = None if options.disk is None else parse_disk(options.disk, "--disk")
     processes_max = (
         None if options.max_procs is None else parse_count(options.max_procs, "--max-procs")
     )
@@ -126,6 +132,8 @@ def run(options: "Namespace", program: list[str]) -> int:
             "no program given", remedy="name it after the options: kvmlet run -- CMD ARG..."
         )
     env = environment(options.env_file, options.env)
+    if options.allow_all:
+        env = {**_all_variables(options, changes), **env}
     imply_profiles(options, program)
     learned = _learned_file(options)
     policy: Policy | None = None
@@ -136,17 +144,26 @@ def run(options: "Namespace", program: list[str]) -> int:
             timeout=timeout_s,
             cpu_time=cpu_time_s,
             memory=memory_bytes,
+            disk=disk_bytes,
             max_procs=processes_max,
         )
         if options.print_policy:
             return show(policy.to_toml())
         env = dict(policy.env)
-        timeout_s, cpu_time_s, memory_bytes, processes_max, _ = policy.limits.in_full()
+        timeout_s, cpu_time_s, memory_bytes, disk_bytes, processes_max, _ = policy.limits.in_full()
     memory_bytes = memory_bytes or DEFAULT_MEMORY_BYTES
     processes_max = processes_max or DEFAULT_MAX_PROCS
     argv = guest_argv(program)
+    if options.user is not None:
+        from kvmlet.cli._user import become
+
+        become(options.user)
     named = named_by(options)
-    report = _reporter(options.stats)
+    report = None
+    if options.stats is not None:
+        from kvmlet.cli._stats import reporter
+
+        report = reporter(options.stats)
     if calls == "poll":
         from kvmlet._calls import polling_is_slow
 
@@ -159,6 +176,8 @@ def run(options: "Namespace", program: list[str]) -> int:
     except _native.NativeError as error:
         raise from_native(*error.args) from None
     say_by(streams.say)
+    if options.allow_all:
+        warn(_ALL)
     if options.verbose and (left_open or by_name):
         numbers = sorted(number for number, _ in left_open + by_name)
         warn(f"passing descriptors {', '.join(map(str, numbers))}")
@@ -182,9 +201,12 @@ def run(options: "Namespace", program: list[str]) -> int:
             "timeout_s": timeout_s,
             "cpu_time_s": cpu_time_s,
             "memory_bytes": memory_bytes,
+            "disk_bytes": disk_bytes or DEFAULT_DISK_BYTES,
             "max_procs": processes_max,
         }
         told.begin(learned, policy, start)
+        # The processes that are forked before have no descriptor of it.
+        room = open_disk(disk_bytes, "--disk")
         walls, missing = _native.harden(start.policy)
         if missing:
             warn(f"running with a part of the second wall only: {'; '.join(missing)}")
@@ -199,6 +221,7 @@ def run(options: "Namespace", program: list[str]) -> int:
             timeout_s=timeout_s,
             cpu_time_s=cpu_time_s,
             memory_bytes=memory_bytes,
+            disk=room,
             processes_max=processes_max,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
             trace=options.trace,
@@ -220,6 +243,9 @@ def run(options: "Namespace", program: list[str]) -> int:
         _explain(outcome, timeout_s, memory_bytes)
     # A limit that ended the run is the whole story; a failure may be due to what was refused.
     failed = status and outcome.reason in ("exited", "signal")
+    full = note_of_full(outcome.stats, format_size(disk_bytes or DEFAULT_DISK_BYTES))
+    if full and (options.verbose or (failed and not options.quiet)):
+        warn(full)
     if options.verbose or (failed and not options.quiet):
         _show_refusals(outcome, told.volumes)
     if keeper and held is not None:
@@ -234,6 +260,27 @@ def run(options: "Namespace", program: list[str]) -> int:
     if report:
         report(outcome)
     return status
+
+
+_ALL = (
+    "-A: it may change your home directory and the current one, read your keys, and has all of "
+    "your variables; protected names (.bashrc, .ssh, .git/hooks and the like) stay as they are"
+)
+
+
+def _all_variables(options: "Namespace", changes: str) -> dict[str, str]:
+    """The caller's variables, for -A. Raises UsageError for what makes no sense beside it."""
+    beside = {
+        "--learn": options.learn,
+        "--print-policy": options.print_policy,
+        f"--changes {changes}": changes != "discard",
+    }
+    for other in (name for name, given in beside.items() if given):
+        raise UsageError(
+            f"-A and {other}: with -A the host's own files are changed, which no policy says",
+            remedy="leave one of them out",
+        )
+    return dict(environ)
 
 
 def _learned_file(options: "Namespace") -> "File | None":
@@ -398,6 +445,8 @@ def named_by(options: "Namespace") -> Named:
     named.add_network(options.net, options.publish)
     for path in options.unix:
         named.add_socket(path, "--unix")
+    if options.allow_all:
+        named.add_all(guest_cwd(options.workdir))
     return named
 
 
@@ -461,6 +510,13 @@ def parser(
     parser = Parser(prog=prog, usage=usage, description=description, epilog=_EPILOG)
     files, network = add_policy_options(parser)
     files.add_argument(
+        "-u",
+        "--user",
+        metavar="USER[:GROUP]",
+        help="be this user, for CMD and for the host's files; another than the caller only if the "
+        "caller may become that user",
+    )
+    files.add_argument(
         "--print-policy",
         action="store_true",
         help="write what the options and policies say as TOML, and run nothing",
@@ -520,6 +576,13 @@ def parser(
         "--memory",
         metavar="SIZE",
         help=f"most memory CMD may use: 64m, 1g or bytes (default {DEFAULT_MEMORY_BYTES >> 20}m)",
+    )
+    limits.add_argument(
+        "--disk",
+        metavar="SIZE",
+        help="most room for CMD's files in /tmp and in trees that it changes in memory (default "
+        f"{DEFAULT_DISK_BYTES >> 30}g); past a quarter of the memory they lie in /var/tmp or "
+        "$KVMLET_TMPDIR, without a name",
     )
     limits.add_argument(
         "--max-procs",
@@ -592,6 +655,13 @@ def add_policy_options(parser: Parser) -> "tuple[_ArgumentGroup, _ArgumentGroup]
         action="append",
         default=[],
         help="the same for several paths",
+    )
+    files.add_argument(
+        "-A",
+        "--allow-all",
+        action="store_true",
+        help="CMD may change your home directory and the current one, on the host and at once, but "
+        "for protected names, and has all of your variables; it reaches no network",
     )
     files.add_argument(
         "-v",
@@ -708,74 +778,3 @@ def _show_refusals(outcome: "_native.Outcome", volumes: list[tuple[str, str]]) -
     not_kept = int(outcome.stats.get("denials_not_kept", 0))
     for line in refusal_lines(outcome.denials, not_kept, outcome.events, _MAX_LINES, volumes):
         warn(line)
-
-
-def _reporter(form: str | None) -> "Callable[[_native.Outcome], None] | None":
-    """A writer of the statistics, with everything it needs already imported."""
-    if form is None:
-        return None
-    if form == "json":
-        from json import dumps
-
-        def report_json(outcome: "_native.Outcome") -> None:
-            ending = {
-                "reason": outcome.reason,
-                "exit_code": outcome.exit_code,
-                "signal": outcome.signal,
-            }
-            write_stderr(dumps({**ending, **outcome.stats}) + "\n")
-
-        return report_json
-    return lambda outcome: write_stderr(stats_table(outcome.stats))
-
-
-# The parts of the wall time. "guest" is KVM_RUN: guest code and the cost of leaving it.
-_PARTS = ("setup_us", "guest_us", "personality_us", "idle_us")
-
-# Shown as a group of their own: what the counter is called, and of which sum its share is shown.
-_TRANSPORTS = {
-    "calls_polled": ("polled", "calls"),
-    "calls_exit": ("by exit", "calls"),
-    "calls_left": ("  that the poller had begun", "calls"),
-    "polls_timed_out": ("polls given up", ""),
-    "trampolines": ("places that jump", ""),
-    "poller_cpu_us": ("poller's CPU time", ""),
-    "poller_useful_us": ("of it useful", "poller"),
-}
-
-
-def stats_table(stats: dict[str, int | float]) -> str:
-    """Counters, one a line: names to the left, numbers lined up to the right.
-
-    Parts of the wall time have their share beside them; how calls travelled is a group of its own.
-    """
-    sums = {
-        "calls": stats.get("calls_polled", 0) + stats.get("calls_exit", 0),
-        "poller": stats.get("poller_cpu_us", 0),
-        "wall": stats.get("wall_us", 0),
-    }
-    rows: list[tuple[str, str, str, str]] = []
-    group: list[tuple[str, str, str, str]] = []
-    for name, value in stats.items():
-        shown, of = _TRANSPORTS.get(
-            name, (name.removesuffix("_us"), "wall" if name in _PARTS else "")
-        )
-        share = f"{value / sums[of]:7.1%}" if of and sums[of] else ""
-        unit = " ms" if name.endswith("_us") else ""
-        number = f"{value / 1e3:,.3f}" if unit else f"{value:,}"
-        if name in _TRANSPORTS:
-            group.append((f"  {shown}", number, unit, share))
-        else:
-            rows.append((shown, number, unit, share))
-    names = max((len(row[0]) for row in rows + group), default=0)
-    numbers = max((len(row[1]) for row in rows + group), default=0)
-
-    def lines(rows: list[tuple[str, str, str, str]]) -> str:
-        return "".join(
-            f"{name:<{names}}  {number:>{numbers}}{f'{unit:<3}{share}'.rstrip()}\n"
-            for name, number, unit, share in rows
-        )
-
-    # The stub answers inside the VM, where nobody counts.
-    header = "calls by transport, without those that the stub answered\n" if group else ""
-    return lines(rows) + header + lines(group)

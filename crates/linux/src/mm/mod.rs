@@ -55,7 +55,7 @@ use kvmlet_mem::OutOfMemory;
 use crate::cx::Cx;
 use crate::host::HostId;
 use crate::id::MmId;
-use crate::vfs::tmpfs::{InodeId, Stale};
+use crate::vfs::tmpfs::{InodeId, NoPage, Stale};
 
 pub use advise::{Advice, advise, mincore, msync, seal};
 pub use fork::fork;
@@ -132,6 +132,16 @@ impl FaultError {
 impl From<OutOfMemory> for FaultError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
+    }
+}
+
+/// A file that may not grow any more is as one on a full disk (shmem_fault in mm/shmem.c).
+impl From<NoPage> for FaultError {
+    fn from(error: NoPage) -> Self {
+        match error {
+            NoPage::Memory(error) => error.into(),
+            NoPage::Room => Self::Bus,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
+use kvmlet_abi::{Errno, PAGE_SIZE};
 use kvmlet_hostfs::Roots;
 use kvmlet_hostfs::attr::{Attr, FileTime, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use kvmlet_mem::GuestMemory;
@@ -202,8 +202,8 @@ impl ChangeSet {
         if offset < shown {
             return offset;
         }
-        let next = data.pages.range(offset / PAGE_SIZE..).next();
-        let next = next.map_or(data.size, |(page, _)| page.saturating_mul(PAGE_SIZE));
+        let next = data.next_own(offset / PAGE_SIZE);
+        let next = next.map_or(data.size, |page| page.saturating_mul(PAGE_SIZE));
         next.max(offset).min(data.size.max(offset))
     }
 
@@ -227,10 +227,7 @@ impl ChangeSet {
             let end = done.saturating_add(count);
             let part = into.get_mut(done..end).unwrap_or_default();
             done = end;
-            let frame = self.frame(inode, at / PAGE_SIZE)?;
-            if let Some(frame) = frame {
-                let read = self.memory.read(frame.wrapping_add(in_page), part);
-                read.map_err(|_| Errno::EIO)?;
+            if self.read_own(inode, at, part)? {
                 continue;
             }
             part.fill(0);
@@ -246,8 +243,14 @@ impl ChangeSet {
         Ok(len)
     }
 
-    fn frame(&self, inode: InodeId, page: u64) -> Result<Option<Gpa>, Errno> {
-        Ok(self.tmpfs.get(inode)?.file()?.pages.get(&page).copied())
+    /// Reads bytes of one page, if the file has it for itself: true then.
+    fn read_own(&self, inode: InodeId, at: u64, into: &mut [u8]) -> Result<bool, Errno> {
+        let data = self.tmpfs.get(inode)?.file()?;
+        if let Some(frame) = data.pages.get(&(at / PAGE_SIZE)) {
+            let read = self.memory.read(frame.wrapping_add(at % PAGE_SIZE), into);
+            return read.map(|()| true).map_err(|_| Errno::EIO);
+        }
+        Ok(data.spilled.read(at, into)? > 0)
     }
 
     /// Fills `into` from the file of the host's at `path`, which must be the one that was `seen`.

@@ -184,17 +184,17 @@ fn has_other_bytes(
     left: &mut Left,
 ) -> bool {
     let shown = data.lower.as_ref().map_or(0, |lower| lower.shown);
-    if shown >= data.size && data.pages.is_empty() {
+    if shown >= data.size && data.own_pages().next().is_none() {
         return false;
     }
     let Ok(fd) = host.roots.open_file(path) else {
         return true;
     };
-    // Only what is in memory can differ, and holes where the host's file was hidden.
-    if shown < data.size && data.pages.range(shown.div_ceil(PAGE_SIZE)..).count() == 0 {
+    // Only what is the file's own can differ, and holes where the host's file was hidden.
+    if shown < data.size && data.next_own(shown.div_ceil(PAGE_SIZE)).is_none() {
         return true;
     }
-    data.pages.iter().any(|(page, frame)| {
+    data.own_pages().any(|page| {
         if left.is_over() {
             return true;
         }
@@ -202,7 +202,7 @@ fn has_other_bytes(
         let at = page.saturating_mul(PAGE_SIZE);
         let len = usize::try_from(data.size.saturating_sub(at).min(PAGE_SIZE)).unwrap_or(0);
         let (mut ours, mut theirs) = (vec![0; len], vec![0; len]);
-        let read = memory.read(*frame, &mut ours).is_ok();
+        let read = data.read_own(memory, page, &mut ours).is_ok();
         let count = kvmlet_hostfs::read_at(fd.as_fd(), &mut theirs, at);
         !read || count.is_err() || ours != theirs
     })

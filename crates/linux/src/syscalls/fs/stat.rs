@@ -26,7 +26,7 @@ use crate::vfs::guard;
 use crate::vfs::hosttree;
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth::{Synth, mount_number};
-use crate::vfs::tmpfs::{Body, MAX_NAME};
+use crate::vfs::tmpfs::{Body, MAX_NAME, Store};
 
 fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: Gva) -> SysResult {
     cx.write_struct(gva, &attr.to_stat())?;
@@ -336,6 +336,10 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
     };
     // A file of an overlay that is not changed yet lies on the file system that its change will be on.
     let mut is_tmp = matches!(found.node, Node::Tmp(_)) || is_in_overlay(cx, &found.path);
+    let mut store = Store::Disk;
+    if let Node::Tmp(inode) = found.node {
+        store = cx.kernel.tmpfs.get(inode)?.store;
+    }
     match found.node {
         Node::Host(handle, attr) if !is_tmp => {
             let fd = handle.into_location(&found.path, &attr)?;
@@ -343,6 +347,9 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
         }
         Node::Open(file) => {
             let kind = cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind.clone();
+            if let FileKind::Tmp(inode) = kind {
+                store = cx.kernel.tmpfs.get(inode)?.store;
+            }
             match file::file_system(cx, &kind)? {
                 FileSystem::Host(host) if !is_tmp || !file::is_of_host_tree(&kind) => {
                     let shown = match file::is_of_host_tree(&kind) {
@@ -360,13 +367,26 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
     }
     if is_tmp {
         let memory = &cx.machine.memory;
-        let free = memory.limit_bytes().saturating_sub(memory.resident_bytes()) / PAGE_SIZE;
+        let most = memory.limit_bytes() / PAGE_SIZE;
+        let files = memory.limit_bytes().saturating_sub(memory.resident_bytes()) / PAGE_SIZE;
+        let (mut blocks, mut free) = (most, files);
+        let tmpfs = &cx.kernel.tmpfs;
+        if let Some((limit_bytes, used_bytes)) = tmpfs.disk_bytes()
+            && store == Store::Disk
+        {
+            let left = limit_bytes.saturating_sub(used_bytes) / PAGE_SIZE;
+            let limit = limit_bytes / PAGE_SIZE;
+            (blocks, free) = match tmpfs.spills() {
+                true => (limit, left),
+                false => (limit.min(most), left.min(files)),
+            };
+        }
         return Ok(Statfs {
-            f_blocks: memory.limit_bytes() / PAGE_SIZE,
+            f_blocks: blocks,
             f_bfree: free,
             f_bavail: free,
-            f_files: memory.limit_bytes() / PAGE_SIZE,
-            f_ffree: free,
+            f_files: most,
+            f_ffree: files,
             f_flags: ST_NOSUID | ST_NODEV | ST_VALID,
             ..own(TMPFS_MAGIC)
         });

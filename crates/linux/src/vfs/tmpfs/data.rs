@@ -1,6 +1,7 @@
 //! File contents: frames by page index.
 
 use core::ops::Range;
+
 use kvmlet_abi::linux::fcntl::{F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SHRINK, F_SEAL_WRITE};
 use kvmlet_abi::linux::stat::S_ISUID;
 
@@ -8,6 +9,7 @@ use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
 use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::{GuestMemory, OutOfMemory};
 
+use super::room::{Means, NoPage};
 use super::{FileData, InodeId, TmpFs};
 
 /// Largest file size, in bytes (MAX_LFS_FILESIZE).
@@ -69,7 +71,7 @@ pub struct OwnPage {
 
 /// What becomes of a page's old bytes when it gets a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Old {
+pub(super) enum Old {
     /// They are in the frame.
     Kept,
     /// All of them are about to be written over.
@@ -78,7 +80,7 @@ enum Old {
 
 impl FileData {
     /// The first page that no byte of the host's file shows in.
-    fn lower_end(&self) -> u64 {
+    pub(super) fn lower_end(&self) -> u64 {
         let shown = self.lower.as_ref().map_or(0, |lower| lower.shown);
         shown.div_ceil(PAGE_SIZE)
     }
@@ -88,35 +90,105 @@ impl FileData {
     pub fn pages_in_use(&self) -> u64 {
         let end = self.lower_end();
         if end == 0 {
-            return self.pages.len() as u64;
+            return (self.pages.len() as u64).saturating_add(self.spilled.pages());
         }
         end.saturating_add(self.pages.range(end..).count() as u64)
+            .saturating_add(self.spilled.count(end..u64::MAX))
     }
 
-    fn own(
+    /// The frame of a page, to be written. A page that lies on the disk comes into memory.
+    pub(super) fn own(
         &mut self,
-        memory: &mut GuestMemory,
+        means: &mut Means<'_>,
         page: u64,
         bytes: Old,
-    ) -> Result<OwnPage, OutOfMemory> {
+    ) -> Result<OwnPage, NoPage> {
         let old = self.pages.get(&page).copied();
         let (frame, left) = match old {
-            Some(frame) if !memory.is_frozen(frame) => return Ok(OwnPage { frame, left: None }),
+            Some(frame) if !means.memory.is_frozen(frame) => {
+                return Ok(OwnPage { frame, left: None });
+            }
             Some(frozen) => {
-                let copy = memory.alloc_copy(frozen).map_err(|_| OutOfMemory::Limit)?;
-                (copy, Some(frozen))
+                let copy = means.memory.alloc_copy(frozen);
+                (copy.map_err(|_| OutOfMemory::Limit)?, Some(frozen))
+            }
+            None if self.spilled.has(page) => {
+                let frame = self.new_frame(means.memory, page, bytes)?;
+                self.spilled
+                    .forget(means.memory, page..page.saturating_add(1));
+                (frame, None)
             }
             None => {
-                let frame = memory.alloc_frame()?;
-                if bytes == Old::Kept && self.fill(memory, page, frame).is_err() {
-                    memory.free_frame(frame);
-                    return Err(OutOfMemory::Exhausted);
-                }
-                (frame, None)
+                means.take_page()?;
+                let made = self.new_frame(means.memory, page, bytes);
+                (made.inspect_err(|_| means.give_pages(1))?, None)
             }
         };
         self.pages.insert(page, frame);
         Ok(OwnPage { frame, left })
+    }
+
+    fn new_frame(
+        &self,
+        memory: &mut GuestMemory,
+        page: u64,
+        bytes: Old,
+    ) -> Result<Gpa, OutOfMemory> {
+        let frame = memory.alloc_frame()?;
+        if bytes == Old::Kept && self.fill(memory, page, frame).is_err() {
+            memory.free_frame(frame);
+            return Err(OutOfMemory::Exhausted);
+        }
+        Ok(frame)
+    }
+
+    /// Writes the first of `bytes` at `offset`: what goes to one page in memory, or to one stretch of the disk. The
+    /// count, and the frozen frame that a page has left.
+    fn write_part(
+        &mut self,
+        means: &mut Means<'_>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(usize, Option<(u64, Gpa)>), Errno> {
+        let (page, in_page) = (offset / PAGE_SIZE, offset % PAGE_SIZE);
+        let in_memory = self.pages.contains_key(&page);
+        let lies_there = self.spilled.has(page);
+        let spill = match in_memory {
+            true => None,
+            false if lies_there => self.spilled.spill_of(page),
+            false => means.spill_past_share(),
+        };
+        if let Some(spill) = spill {
+            let stretch = self.disk_stretch(offset, bytes);
+            match self.write_to_disk(means, &spill, offset, stretch) {
+                Ok(count) => return Ok((count, None)),
+                Err(error) if lies_there => return Err(error),
+                // The host's disk is full: there may still be memory.
+                Err(_) => {}
+            }
+        }
+        let count = bytes.len().min((PAGE_SIZE - in_page) as usize);
+        let old = match count as u64 {
+            PAGE_SIZE => Old::Replaced,
+            _ => Old::Kept,
+        };
+        let OwnPage { frame, left } = match self.own(means, page, old) {
+            Ok(own) => own,
+            Err(NoPage::Room) => return Err(Errno::ENOSPC),
+            Err(NoPage::Memory(_)) => {
+                let spill = means.spill().filter(|_| !in_memory);
+                let spill = spill.ok_or(Errno::ENOSPC)?;
+                let stretch = self.disk_stretch(offset, bytes);
+                let count = self.write_to_disk(means, &spill, offset, stretch)?;
+                return Ok((count, None));
+            }
+        };
+        let from = bytes.get(..count).unwrap_or_default();
+        means
+            .memory
+            .write(frame.wrapping_add(in_page), from)
+            .map_err(|_| Errno::EIO)?;
+        Ok((count, left.map(|frozen| (page, frozen))))
     }
 
     /// From this offset on the host's file no longer shows.
@@ -126,20 +198,19 @@ impl FileData {
         }
     }
 
-    /// Puts the host's bytes of a page into a zeroed frame.
+    /// Puts the bytes of a page that is not in memory into a zeroed frame.
     fn fill(&self, memory: &mut GuestMemory, page: u64, frame: Gpa) -> Result<(), Errno> {
-        let Some(lower) = self.lower.as_ref().filter(|_| page < self.lower_end()) else {
+        if page >= self.lower_end() && !self.spilled.has(page) {
             return Ok(());
-        };
+        }
         let mut bytes = [0; PAGE_SIZE as usize];
-        let count = lower.read(page.saturating_mul(PAGE_SIZE), &mut bytes)?;
-        let bytes = bytes.get(..count).unwrap_or_default();
-        memory.write(frame, bytes).map_err(|_| Errno::EIO)
+        self.show(page, &mut bytes)?;
+        memory.write(frame, &bytes).map_err(|_| Errno::EIO)
     }
 }
 
 /// The parts of `len` bytes at `offset` by page: (page index, offset in page, offset in buffer, count).
-fn by_page(offset: u64, len: usize) -> impl Iterator<Item = (u64, u64, usize, usize)> {
+pub(super) fn by_page(offset: u64, len: usize) -> impl Iterator<Item = (u64, u64, usize, usize)> {
     let mut done = 0usize;
     std::iter::from_fn(move || {
         let left = len.checked_sub(done).filter(|left| *left > 0)?;
@@ -199,18 +270,17 @@ impl TmpFs {
     /// [`GuestMemory::get_frame`].
     ///
     /// # Errors
-    /// At the memory limit; also for an inode that is no regular file.
+    /// At the memory limit, and where files may take no more room; also for an inode that is no regular file.
     pub fn page_for_write(
         &mut self,
         memory: &mut GuestMemory,
         id: InodeId,
         page_index: u64,
-    ) -> Result<OwnPage, OutOfMemory> {
-        let data = self
-            .get_mut(id)
-            .and_then(|inode| inode.file_mut())
-            .map_err(|_| OutOfMemory::Exhausted)?;
-        data.own(memory, page_index, Old::Kept)
+    ) -> Result<OwnPage, NoPage> {
+        let gone = |_| NoPage::Memory(OutOfMemory::Exhausted);
+        let (inode, mut means) = self.with_means(memory, id).map_err(gone)?;
+        let data = inode.file_mut().map_err(gone)?;
+        data.own(&mut means, page_index, Old::Kept)
     }
 
     /// Reads at `offset`; the count is short only at the end of the file.
@@ -233,11 +303,21 @@ impl TmpFs {
             let count = lower.read(offset, buf)?;
             buf.iter_mut().skip(count).for_each(|byte| *byte = 0);
         }
-        for (page, in_page, at, count) in by_page(offset, len) {
-            let Some(into) = buf.get_mut(at..at.saturating_add(count)) else {
-                break;
+        let mut done = 0usize;
+        while let Some(left) = buf.get_mut(done..len).filter(|left| !left.is_empty()) {
+            let at = offset.saturating_add(done as u64);
+            let in_page = at % PAGE_SIZE;
+            let count = left.len().min((PAGE_SIZE - in_page) as usize);
+            let from_disk = match data.pages.get(&(at / PAGE_SIZE)) {
+                Some(_) => 0,
+                // Several pages at once, where they lie side by side.
+                None => data.spilled.read(at, left)?,
             };
-            match data.pages.get(&page) {
+            done = done.saturating_add(from_disk.max(count));
+            let Some(into) = left.get_mut(..count).filter(|_| from_disk == 0) else {
+                continue;
+            };
+            match data.pages.get(&(at / PAGE_SIZE)) {
                 Some(frame) => {
                     memory
                         .read(frame.wrapping_add(in_page), into)
@@ -295,32 +375,27 @@ impl TmpFs {
                 return Err(Errno::EPERM);
             }
         }
+        let (inode, mut means) = self.with_means(memory, id)?;
+        let data = inode.file_mut()?;
         let mut done = 0usize;
         let mut stale = Stale::default();
-        for (page, in_page, at, count) in by_page(offset, len) {
-            let old = if count as u64 == PAGE_SIZE {
-                Old::Replaced
-            } else {
-                Old::Kept
-            };
-            let data = self.get_mut(id)?.file_mut()?;
-            let Ok(OwnPage { frame, left }) = data.own(memory, page, old) else {
-                break;
-            };
-            stale.left.extend(left.map(|frozen| (page, frozen)));
-            let Some(from) = bytes.get(at..at.saturating_add(count)) else {
-                break;
-            };
-            memory
-                .write(frame.wrapping_add(in_page), from)
-                .map_err(|_| Errno::EIO)?;
-            done = at.saturating_add(count);
+        let mut failure = Errno::ENOSPC;
+        while let Some(rest) = bytes.get(done..len).filter(|rest| !rest.is_empty()) {
+            let at = offset.saturating_add(done as u64);
+            match data.write_part(&mut means, at, rest) {
+                Ok((count, left)) => {
+                    done = done.saturating_add(count);
+                    stale.left.extend(left);
+                }
+                Err(error) => {
+                    failure = error;
+                    break;
+                }
+            }
         }
         if done == 0 {
-            return Err(Errno::ENOSPC);
+            return Err(failure);
         }
-        let inode = self.get_mut(id)?;
-        let data = inode.file_mut()?;
         data.size = data.size.max(offset.saturating_add(done as u64));
         inode.written(now);
         Ok((done, stale))
@@ -370,17 +445,15 @@ impl TmpFs {
         start: u64,
         end: u64,
     ) -> Result<Stale, Errno> {
-        let data = self.get_mut(id)?.file_mut()?;
+        let (inode, mut means) = self.with_means(memory, id)?;
+        let data = inode.file_mut()?;
         let first = start.div_ceil(PAGE_SIZE);
         let last = end / PAGE_SIZE;
         let lower_end = data.lower_end();
         // The host's file shows up to one place: what it has behind the hole is copied.
         let behind = if first < last { last..lower_end } else { 0..0 };
         for page in behind {
-            if !data.pages.contains_key(&page) {
-                data.own(memory, page, Old::Kept)
-                    .map_err(|_| Errno::ENOSPC)?;
-            }
+            data.hold(&mut means, page)?;
         }
         let mut edges: Vec<(u64, u64, u64)> = Vec::new();
         if first > last {
@@ -393,25 +466,44 @@ impl TmpFs {
             edges.push((last, 0, end % PAGE_SIZE));
         }
         edges.retain(|(page, from, to)| {
-            from < to && (*page < lower_end || data.pages.contains_key(page))
+            let has = *page < lower_end || data.pages.contains_key(page);
+            from < to && (has || data.spilled.has(*page))
         });
+        let (on_disk, edges): (Vec<_>, Vec<_>) = edges
+            .into_iter()
+            .partition(|(page, ..)| data.spilled.has(*page));
         let mut owned: Vec<(u64, OwnPage)> = Vec::new();
+        let mut failure = None;
         for &(page, ..) in &edges {
-            let Ok(own) = data.own(memory, page, Old::Kept) else {
-                for (page, own) in owned {
-                    if let Some(frozen) = own.left {
-                        data.pages.insert(page, frozen);
-                        memory.free_frame(own.frame);
-                    }
+            match data.own(&mut means, page, Old::Kept) {
+                Ok(own) => owned.push((page, own)),
+                Err(_) => failure = Some(Errno::ENOMEM),
+            }
+        }
+        for (page, from, to) in on_disk {
+            if failure.is_none()
+                && let Some(spill) = data.spilled.spill_of(page)
+            {
+                let zeros = vec![0; to.saturating_sub(from) as usize];
+                let at = page.saturating_mul(PAGE_SIZE).saturating_add(from);
+                let zeroed = data.write_to_disk(&mut means, &spill, at, &zeros);
+                failure = zeroed.err();
+            }
+        }
+        if let Some(error) = failure {
+            for (page, own) in owned {
+                if let Some(frozen) = own.left {
+                    data.pages.insert(page, frozen);
+                    means.memory.free_frame(own.frame);
                 }
-                return Err(Errno::ENOMEM);
-            };
-            owned.push((page, own));
+            }
+            return Err(error);
         }
         let mut stale = Stale::default();
         for ((page, own), (_, from, to)) in owned.into_iter().zip(edges) {
             stale.left.extend(own.left.map(|frozen| (page, frozen)));
-            memory
+            means
+                .memory
                 .zero(own.frame.wrapping_add(from), to.saturating_sub(from))
                 .map_err(|_| Errno::EIO)?;
         }
@@ -424,12 +516,17 @@ impl TmpFs {
             .range(first..last)
             .map(|(page, frame)| (*page, *frame))
             .collect();
+        let spilled = data.spilled.forget(means.memory, first..last);
+        means.give_pages((gone.len() as u64).saturating_add(spilled));
         for (page, frame) in gone {
             data.pages.remove(&page);
-            memory.free_frame(frame);
+            means.memory.free_frame(frame);
             stale.left.push((page, frame));
         }
         stale.left.sort_unstable_by_key(|(page, _)| *page);
+        if spilled > 0 {
+            self.give_back_room();
+        }
         Ok(stale)
     }
 
@@ -444,14 +541,12 @@ impl TmpFs {
         id: InodeId,
         (end, from, max): (u64, u64, u64),
     ) -> Result<Option<u64>, Errno> {
-        let data = self.get_mut(id)?.file_mut()?;
+        let (inode, mut means) = self.with_means(memory, id)?;
+        let data = inode.file_mut()?;
         let first = from.max(end / PAGE_SIZE);
         let stop = first.saturating_add(max).min(data.lower_end());
         for page in first..stop {
-            if !data.pages.contains_key(&page) {
-                data.own(memory, page, Old::Kept)
-                    .map_err(|_| Errno::ENOSPC)?;
-            }
+            data.hold(&mut means, page)?;
         }
         Ok((stop < data.lower_end() && first < stop).then_some(stop))
     }
@@ -491,20 +586,21 @@ impl TmpFs {
     /// # Errors
     /// `ENOSPC`; `EPERM` for a file sealed against growing; `EISDIR`.
     pub fn check_allocation(
-        &self,
-        memory: &GuestMemory,
+        &mut self,
+        memory: &mut GuestMemory,
         id: InodeId,
         (start, end): (u64, u64),
     ) -> Result<(), Errno> {
-        let data = self.get(id)?.file()?;
+        let (inode, means) = self.with_means(memory, id)?;
+        let data = inode.file()?;
         if data.seals & F_SEAL_GROW != 0 && end > data.size {
             return Err(Errno::EPERM);
         }
         let pages = start / PAGE_SIZE..end.div_ceil(PAGE_SIZE);
-        let there = data.pages.range(pages.clone()).count() as u64;
+        let there = (data.pages.range(pages.clone()).count() as u64)
+            .saturating_add(data.spilled.count(pages.clone()));
         let wanted = pages.end.saturating_sub(pages.start).saturating_sub(there);
-        let room = memory.limit_bytes().saturating_sub(memory.used_bytes());
-        if wanted.saturating_mul(PAGE_SIZE) > room {
+        if wanted > means.free_pages() {
             return Err(Errno::ENOSPC);
         }
         Ok(())
@@ -523,28 +619,24 @@ impl TmpFs {
         keep_size: KeepSize,
         now: FileTime,
     ) -> Result<(), Errno> {
-        let data = self.get(id)?.file()?;
+        let (inode, mut means) = self.with_means(memory, id)?;
+        let data = inode.file_mut()?;
         if data.seals & F_SEAL_GROW != 0 && end > data.size {
             return Err(Errno::EPERM);
         }
         let mut added = Vec::new();
         for page in start / PAGE_SIZE..end.div_ceil(PAGE_SIZE) {
-            if self.page_for_read(id, page).is_some() {
-                continue;
-            }
-            if self.page_for_write(memory, id, page).is_err() {
-                let data = self.get_mut(id)?.file_mut()?;
-                for page in added {
-                    if let Some(frame) = data.pages.remove(&page) {
-                        memory.free_frame(frame);
+            match data.hold(&mut means, page) {
+                Ok(true) => added.push(page),
+                Ok(false) => {}
+                Err(_) => {
+                    for page in added {
+                        data.let_go(&mut means, page);
                     }
+                    return Err(Errno::ENOSPC);
                 }
-                return Err(Errno::ENOSPC);
             }
-            added.push(page);
         }
-        let inode = self.get_mut(id)?;
-        let data = inode.file_mut()?;
         if keep_size == KeepSize::No {
             data.size = data.size.max(end);
         }
@@ -567,12 +659,7 @@ impl TmpFs {
         match seek {
             Seek::Data if page < lower_end => Ok(offset),
             Seek::Data => {
-                let found = data
-                    .pages
-                    .range(page..)
-                    .next()
-                    .map(|(found, _)| *found)
-                    .ok_or(Errno::ENXIO)?;
+                let found = data.next_own(page).ok_or(Errno::ENXIO)?;
                 let at = offset.max(found.saturating_mul(PAGE_SIZE));
                 if at < data.size {
                     Ok(at)
@@ -582,11 +669,17 @@ impl TmpFs {
             }
             Seek::Hole => {
                 let mut hole = page.max(lower_end);
-                for (found, _) in data.pages.range(hole..) {
-                    if *found != hole {
-                        break;
+                loop {
+                    for (found, _) in data.pages.range(hole..) {
+                        if *found != hole {
+                            break;
+                        }
+                        hole = hole.saturating_add(1);
                     }
-                    hole = hole.saturating_add(1);
+                    match data.spilled.end_of_run(hole) {
+                        end if end == hole => break,
+                        end => hole = end,
+                    }
                 }
                 Ok(offset.max(hole.saturating_mul(PAGE_SIZE)).min(data.size))
             }

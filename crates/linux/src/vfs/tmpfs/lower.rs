@@ -17,7 +17,7 @@ use kvmlet_policy::join;
 
 use super::{
     Body, DirData, ENTRY_COST_BYTES, FileData, Inode, InodeId, NewAttr, NewBody, Pinned, SEAL_SEAL,
-    TMP_DEV, TmpFs,
+    Store, TMP_DEV, TmpFs,
 };
 
 /// Host memory charged for a name of the host's that a directory being read keeps, besides its length.
@@ -234,6 +234,7 @@ impl TmpFs {
         attr: NewAttr,
     ) -> Result<InodeId, Errno> {
         let mut root = Inode::new(&NewBody::Dir, attr, self.next_id());
+        root.store = Store::Disk;
         root.nlink = 2;
         root.pinned = Pinned::Yes;
         let id = self.put(memory, root)?;
@@ -246,13 +247,14 @@ impl TmpFs {
     }
 
     /// A new inode shows the device of the directory that it is made in, and a number that is none of the
-    /// host's.
+    /// host's. Its pages lie where those of the directory's files do.
     ///
     /// # Errors
     /// As [`TmpFs::get`].
     pub fn place(&mut self, id: InodeId, dir: InodeId) -> Result<(), Errno> {
-        let dev = self.get(dir)?.dev;
+        let (dev, store) = self.get(dir).map(|dir| (dir.dev, dir.store))?;
         let inode = self.get_mut(id)?;
+        inode.store = store;
         if dev != TMP_DEV {
             inode.dev = dev;
             inode.ino = OWN_NUMBER | id.0;
@@ -526,6 +528,7 @@ impl Inode {
             mtime: attr.mtime,
             ctime: attr.ctime,
             btime: attr.btime.unwrap_or_else(|| born(attr.mtime)),
+            store: Store::Disk,
             ..Self::new(&super::NewBody::Fifo, new, id)
         }
     }

@@ -6,6 +6,8 @@
 
 pub mod data;
 pub mod lower;
+mod room;
+mod spilled;
 mod tree;
 
 pub use kvmlet_abi::linux::fcntl::{
@@ -20,6 +22,7 @@ use kvmlet_abi::{Errno, Gpa, PAGE_SIZE};
 use kvmlet_hostfs::attr::{Attr, FileTime, S_IFDIR, S_IFIFO, S_IFLNK, S_IFREG, S_IFSOCK, makedev};
 use kvmlet_mem::GuestMemory;
 use kvmlet_policy::{SHM, TMP, WORK};
+pub use room::{Disk, NoPage, Store};
 pub use tree::{Exchange, MAX_NAME};
 
 pub use crate::id::InodeId;
@@ -45,6 +48,8 @@ pub struct TmpFs {
     watched: OrdSet<InodeId>,
     /// Those of them that have gone, until they are taken.
     gone: Vector<InodeId>,
+    /// The room that files take.
+    room: room::Room,
 }
 
 /// A file, directory or symbolic link.
@@ -80,6 +85,8 @@ pub struct Inode {
     pub writable_maps: u32,
     /// A mount point or an ancestor of one: neither moved nor removed.
     pub pinned: Pinned,
+    /// The place of its pages. What is made in a directory takes the directory's.
+    pub store: Store,
 }
 
 /// Says if a directory must stay where it is.
@@ -115,6 +122,8 @@ pub struct FileData {
     pub size: u64,
     /// Frames by page index; an absent one is a hole.
     pub pages: OrdMap<u64, Gpa>,
+    /// Pages that lie on the host's disk.
+    pub spilled: spilled::Spilled,
     /// The host's file that pages are read from which are absent.
     pub lower: Option<lower::LowerFile>,
     /// F_SEAL_* in force (fcntl(2)); a file that was not made by memfd_create(MFD_ALLOW_SEALING)
@@ -188,6 +197,9 @@ impl TmpFs {
             let mut root = Inode::new(&NewBody::Dir, attr, id);
             root.nlink = 2;
             root.pinned = Pinned::Yes;
+            if id != Self::SHM {
+                root.store = Store::Disk;
+            }
             (id, root)
         };
         Self {
@@ -203,6 +215,7 @@ impl TmpFs {
             linked: OrdMap::new(),
             watched: OrdSet::new(),
             gone: Vector::new(),
+            room: room::Room::default(),
         }
     }
 
@@ -373,9 +386,12 @@ impl TmpFs {
             }
             memory.uncharge(inode.cost_bytes());
             if let Body::File(data) = inode.body {
-                data.pages
-                    .values()
-                    .for_each(|frame| memory.free_frame(*frame));
+                self.free_pages_of(memory, inode.store, &data);
+                let is_on_disk = !data.spilled.is_empty();
+                drop(data);
+                if is_on_disk {
+                    self.give_back_room();
+                }
             }
         }
     }
@@ -393,9 +409,7 @@ impl TmpFs {
     pub fn free_all(&mut self, memory: &mut GuestMemory) {
         for (_, inode) in std::mem::take(&mut self.inodes) {
             if let Body::File(data) = inode.body {
-                data.pages
-                    .values()
-                    .for_each(|frame| memory.free_frame(*frame));
+                self.free_pages_of(memory, inode.store, &data);
             }
         }
     }
@@ -441,6 +455,7 @@ impl Inode {
             maps: 0,
             writable_maps: 0,
             pinned: Pinned::No,
+            store: Store::Memory,
         }
     }
 
@@ -506,5 +521,7 @@ impl Inode {
     }
 }
 
+#[cfg(test)]
+mod spilled_tests;
 #[cfg(test)]
 mod tests;
