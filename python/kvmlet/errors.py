@@ -641,7 +641,7 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
     ),
     "not_executable": (
         ProgramNotExecutable,
-        "see its mode with 'ls -l', or name its interpreter: python3 FILE",
+        "make it executable (chmod +x FILE), or name its interpreter: python3 FILE",
     ),
     "is_directory": (ProgramNotExecutable, "name a program file in it"),
     "bad_elf": (ProgramNotExecutable, "kvmlet runs 64-bit x86 Linux programs: see 'file PROGRAM'"),
@@ -721,9 +721,42 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
 }
 
 
+_VISIBLE = "'kvmlet why PATH' says whether it is visible, and which option shows it"
+
+
+def _remedy(kind: str, message: str) -> str | None:
+    """The remedy of a kind that has several; None for the kind's own."""
+    if "its interpreter" in message:
+        if "\r" in message:
+            return "its lines end as on Windows: convert them with dos2unix"
+        return "correct the script's first line, or show the interpreter by --read"
+    program = message.rpartition(": ")[0]
+    if kind == "not_found" and "/" in program:
+        return _VISIBLE
+    if kind == "host" and message.endswith(": EADDRINUSE"):
+        return "end what listens there, or choose another port"
+    if kind == "bad_argument" and message.startswith("net: ") and "://" in message:
+        return "write the host alone, without http:// and without a path"
+    if kind == "bad_argument" and message.startswith("net: "):
+        return "write HOST, *.NAME, an address, 10.0.0.0/8 or public, perhaps with :PORT"
+    if kind == "bad_argument" and message.startswith("publish: "):
+        return "as in 8080:80, or 0.0.0.0:8080:80"
+    return None
+
+
 def from_native(kind: str, message: str) -> KvmletError:
     """The exception for a NativeError's (kind, message)."""
     cls, remedy = _KINDS.get(kind) or _KINDS.get(
         kind.removeprefix("serve_"), (InternalError, _REPORT)
     )
-    return cls(message, remedy=remedy)
+    shown = message.replace(": EADDRINUSE", ": address already in use")
+    return cls(shown, remedy=_remedy(kind, message) or remedy)
+
+
+def named_by_options(error: KvmletError) -> KvmletError:
+    """The same error of an argument, by the name of the option of the command."""
+    word, colon, rest = error.message.partition(": ")
+    option = {"cwd": "-w", "net": "--net", "publish": "-p"}.get(word)
+    if option is None:
+        return error
+    return type(error)(f"{option}{colon}{rest}", remedy=error.remedy)

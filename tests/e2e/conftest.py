@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import tempfile
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
 import kvmlet
-from e2e.oracle import GUESTS, HW, KVMLET, NO_RUNTIMES, Oracle
+from e2e.oracle import GUESTS, HW, KVMLET, NO_RUNTIMES, ROOT, Oracle
 from e2e.warmed import PYTHON, Warmed, freeze
 
 if TYPE_CHECKING:
@@ -123,6 +124,16 @@ def python_warmed() -> Iterator[Warmed]:
     warmed = freeze(PYTHON, GUESTS)
     yield warmed
     warmed.snapshot.close()
+
+
+@pytest.fixture(scope="session")
+def package() -> Iterator[pathlib.Path]:
+    """A directory with a copy of the Python package, which every user may read."""
+    with tempfile.TemporaryDirectory(prefix="kvmlet-package-", dir="/var/tmp") as name:
+        top = pathlib.Path(name)
+        top.chmod(0o755)
+        shutil.copytree(ROOT / "python" / "kvmlet", top / "kvmlet")
+        yield top
 
 
 @pytest.fixture

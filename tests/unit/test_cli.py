@@ -563,7 +563,7 @@ def test_environment(native: FakeNative, monkeypatch: pytest.MonkeyPatch, tmp_pa
             ["--allow-read", "/usr,/nowhere"],
             "--allow-read: /nowhere is not there; name an existing",
         ),
-        (["-w", "/nowhere"], "cwd: '/nowhere' is not a directory"),
+        (["-w", "/nowhere"], "-w: '/nowhere' is not a directory"),
         (["-q", "--verbose"], "argument --verbose: not allowed with argument -q/--quiet"),
     ],
 )

@@ -26,7 +26,7 @@ def nearest(word: str, known: list[str]) -> str | None:
     # Only a mistake needs it.
     from difflib import get_close_matches
 
-    found = get_close_matches(word, known, 1, 0.7)
+    found = get_close_matches(word, known, 1, 0.65)
     return found[0] if found else None
 
 

@@ -42,7 +42,7 @@ from kvmlet.cli._ends import (
 )
 from kvmlet.cli._parser import Parser
 from kvmlet.cli._text import say_by, show, warn
-from kvmlet.errors import InternalError, UsageError, from_native
+from kvmlet.errors import InternalError, UsageError, from_native, named_by_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,10 @@ be executed, {STATUS_NOT_FOUND} CMD not found, 128+n ended by signal n, \
 def main(words: list[str]) -> int:
     """Run the program in `words`; the exit status."""
     own, program = split_command(words)
-    return run(parser().parse_args(own), program)
+    try:
+        return run(parser().parse_args(own), program)
+    except UsageError as error:
+        raise named_by_options(error) from None
 
 
 def run(options: "Namespace", program: list[str]) -> int:
@@ -190,11 +193,11 @@ def run(options: "Namespace", program: list[str]) -> int:
             from kvmlet.cli._names import start_processes
 
             start_processes(start.policy)
+        keeper = _keeper(changes, start.overlay, target, options.keep_protected)
         if start.note and not options.quiet:
             warn(start.note)
         if not options.quiet:
             _changes.note_unfinished(start.overlay)
-        keeper = _keeper(changes, start.overlay, target, options.keep_protected)
         held = _native.Changes() if keeper else None
         told.volumes = start.volumes
         told.limits = {
@@ -235,7 +238,7 @@ def run(options: "Namespace", program: list[str]) -> int:
         told.fail(status_of_signal(received.signum), "interrupted")
         raise
     except _native.NativeError as failure:
-        refusal = from_native(*failure.args)
+        refusal = named_by_options(from_native(*failure.args))
         told.fail(_status_of(refusal), "not-started", str(refusal))
         raise refusal from None
     status = status_of(outcome)
