@@ -26,6 +26,7 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 USERS = (
+    "kvmlet._disk",
     "kvmlet._extension",
     "kvmlet._launch",
     "kvmlet._run",

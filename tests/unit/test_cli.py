@@ -85,6 +85,8 @@ def test_run(native: FakeNative, capfd: Capture, monkeypatch: pytest.MonkeyPatch
         b"LC_TIME": b"C",
     }
     assert isinstance(call.pop("streams"), FakeInherited)
+    disk = call.pop("disk")
+    assert (disk.limit_bytes, disk.directory) == (2 << 30, b"/var/tmp")
     assert call == {
         "argv": [b"sh", b"-c", b"\xff", b"--trace"],
         "policy": os.getcwdb(),

@@ -26,6 +26,7 @@ OWN = {
     "kvmlet.cli._descriptors",
     "kvmlet.cli._ends",
     "kvmlet.cli._parser",
+    "kvmlet.cli._stats",
     "kvmlet.cli._text",
     "kvmlet.cli.run",
     "kvmlet.errors",
@@ -40,6 +41,7 @@ class Policy:
     __init__ = lambda self, cwd, readable, overlay, writable: None
     shows = lambda self, path: True
 native.Policy = Policy
+native.Disk = lambda limit_bytes, directory: None
 native.harden = lambda policy: ([], [])
 class Outcome:
     exit_code, signal, reason, stats = 0, None, "exited", {"exits": 1}
@@ -229,6 +231,7 @@ def test_who_may_use_the_extension() -> None:
         "kvmlet.cli._keeper",
         "kvmlet.cli._learn",
         "kvmlet.cli._names",
+        "kvmlet.cli._stats",
         "kvmlet.cli._user",
         "kvmlet.cli.doctor",
         "kvmlet.cli._serve_keeper",

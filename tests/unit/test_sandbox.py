@@ -20,6 +20,7 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
     kvmlet.run(["true"])
     (call,) = native.calls
     assert dict(call.pop("env")) == {**ENV, b"LANG": b"C.UTF-8"}
+    assert call.pop("disk").limit_bytes == 2 << 30
     assert call == {
         "argv": [b"true"],
         "policy": os.getcwdb(),

@@ -39,6 +39,7 @@ def test_start(native: FakeNative, tmp_path: pathlib.Path) -> None:
         "policy": os.fsencode(tmp_path.resolve()),
         "input": "ü".encode(),
         "memory_bytes": 64 << 20,
+        "disk": None,
         "processes_max": 256,
         "output_limit_bytes": 16 << 20,
         "calls": "auto",
