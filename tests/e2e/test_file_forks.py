@@ -57,7 +57,7 @@ def test_a_box_its_forks_and_resets(
     chance = random.Random(3)
 
     def inside(box: kvmlet.Box, seed: int) -> list[bytes]:
-        words = ["/usr/bin/python3", OPERATIONS, str(seed), str(COUNT)]
+        words = ["/usr/bin/python3", os.fspath(OPERATIONS), str(seed), str(COUNT)]
         return box.run(words, timeout=HANG_S).check().stdout.splitlines()
 
     with kvmlet.Box(memory=memory, read=[OPERATIONS]) as box:
@@ -102,8 +102,9 @@ def test_an_overlay_its_forks_and_resets(tmp_path: pathlib.Path) -> None:
     native(warm, 1)
     before = state(tree)
     words = ["/usr/bin/python3", "-c", SERVER, os.fspath(OPERATIONS), "1", str(COUNT)]
-    options: dict[str, object] = {"forks": 2, "timeout": HANG_S, "read": [OPERATIONS]}
-    with kvmlet.serve(words, cwd=tree, boot_timeout=HANG_S, **options) as server:
+    with kvmlet.serve(
+        words, cwd=tree, forks=2, timeout=HANG_S, boot_timeout=HANG_S, read=[OPERATIONS]
+    ) as server:
         for seed in range(2, 2 + repeated(16, 1, short=3)):
             with urllib.request.urlopen(f"{server.url}/{seed}", timeout=HANG_S) as answer:
                 found = answer.read().splitlines()
