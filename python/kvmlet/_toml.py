@@ -31,7 +31,8 @@ class Document:
             said, line, column = found.groups() if found else (str(error), None, None)
             if line is None:
                 line, column = self._end()
-            raise self._error(line, column, said.lower(), 'texts stand in quotes, as in "1g"') from None
+            remedy = 'texts stand in quotes, as in "1g"'
+            raise self._error(line, column, said.lower(), remedy) from None
         except RecursionError:
             raise self._error(1, 1, "nested too deep", "see toml.io") from None
 
