@@ -12,11 +12,9 @@ use kvmlet_abi::linux::resource::{PRIO_PGRP, PRIO_PROCESS, PRIO_USER};
 use kvmlet_abi::linux::{Rlimit, Sysinfo, Utsname};
 use kvmlet_abi::regs::is_canonical;
 use kvmlet_abi::{Errno, Gva};
-use std::sync::Arc;
 use zerocopy::FromZeros as _;
 
 use crate::clock;
-use crate::creds::Creds;
 use crate::cx::Cx;
 use crate::kernel::{Kin, Pid, Thread, Tid};
 use crate::outcome::SysResult;
