@@ -49,9 +49,9 @@ CONNECT_X = 4
 """An allowed connect(2) takes as long as a native one, and so many exits, at most."""
 
 REDIS = {
-    "50 clients": (["-c", "50", "-n", "20000"], Promise(">=", 0.35, "native")),
-    "16 in flight": (["-c", "50", "-n", "100000", "-P", "16"], Promise(">=", 0.8, "native")),
-    "one client": (["-c", "1", "-n", "3000"], None),
+    "50 clients": (["-c", "50", "-n", "5000"], Promise(">=", 0.35, "native")),
+    "16 in flight": (["-c", "50", "-n", "50000", "-P", "16"], Promise(">=", 0.8, "native")),
+    "one client": (["-c", "1", "-n", "1000"], None),
 }
 """Options of redis-benchmark, and the promise for requests per second."""
 

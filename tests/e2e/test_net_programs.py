@@ -201,19 +201,6 @@ TALK = {
         "ssh-add -q -D; ssh-add -l; echo $?; ssh-agent -k >/dev/null; rm /tmp/kvmlet-key.pub",
         needs=("ssh-agent",),
     ),
-    "sshd": Program(
-        "d=/tmp/kvmlet-sshd; mkdir -m 700 $d; for k in host user; do "
-        "ssh-keygen -q -t ed25519 -N '' -f $d/$k; done; cp $d/user.pub $d/authorized\n"
-        "/usr/sbin/sshd -D -e -f /dev/null -p 18010 -h $d/host -o ListenAddress=127.0.0.1 "
-        "-o AuthorizedKeysFile=$d/authorized -o StrictModes=no -o UsePAM=no -o PidFile=none "
-        "2>/dev/null & server=$!\n"
-        "until_up 18010; ssh='ssh -q -F /dev/null -p 18010 -i '$d'/user -o BatchMode=yes "
-        "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null 127.0.0.1'\n"
-        "$ssh 'echo there; exit 3'; echo $?; head -c 300000 /dev/zero | $ssh sha256sum\n"
-        "kill $server; rm -r $d",
-        needs=("/usr/sbin/sshd", "ssh"),
-        as_user=True,
-    ),
     "dbus": Program(
         "dbus-run-session -- sh -c '"
         "send() { dbus-send --session --print-reply=literal --dest=org.freedesktop.DBus / $@; }; "
