@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 import kvmlet
-from e2e.oracle import HANG_S, HW, NO_RUNTIMES, command, repeated
+from e2e.oracle import HANG_S, HW, LONG, NO_RUNTIMES, command, repeated
 from e2e.test_overlay import fill, state
 
 pytestmark = [
@@ -46,7 +46,7 @@ def compare(found: list[bytes], wanted: list[bytes], where: str) -> None:
     assert len(found) == len(wanted), where
 
 
-@pytest.mark.parametrize("memory", ["256m", "48m"])
+@pytest.mark.parametrize("memory", ["256m", "48m"] if LONG else ["48m"])
 def test_a_box_its_forks_and_resets(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, memory: str
 ) -> None:

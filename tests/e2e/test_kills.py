@@ -88,7 +88,7 @@ def test_kills_at_random_moments(tmp_path: pathlib.Path) -> None:
     whole = start(*trees("-whole"))
     assert whole.wait(HANG_S) == 0
     took_s = time.monotonic() - began
-    for turn in range(repeated(200, 1, short=6)):
+    for turn in range(repeated(200, 1, short=4)):
         kept, written = trees(f"{turn}")
         running = start(kept, written)
         time.sleep(chance.random() * took_s * 1.05)

@@ -131,6 +131,7 @@ def test_changes_that_are_kept(places: Places) -> None:
     assert places.special() == []
 
 
+@pytest.mark.skipif(not LONG, reason="in `make test-long`")
 def test_an_empty_directory_in_memory(places: Places) -> None:
     before = state(places.inside)
     script = 'cd /mnt/room && exec "$@"'
@@ -146,7 +147,7 @@ def test_an_empty_directory_in_memory(places: Places) -> None:
 # ---- trees and links that a command line names ----
 
 
-@pytest.mark.parametrize("option", ["--write", "-v", "--read"])
+@pytest.mark.parametrize("option", ["--write", "-v", "--read"] if LONG else ["--write"])
 def test_a_link_on_the_command_line_is_the_callers(places: Places, option: str) -> None:
     """It names what it leads to when kvmlet starts, and nothing that it leads to later."""
     link = places.top / "link"
