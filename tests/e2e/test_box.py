@@ -785,3 +785,11 @@ def test_a_status_as_a_shell_has_it() -> None:
         ends = [box.run(words, shell=True) for words in ("exit 3", "kill -TERM $$")]
         ends.append(box.run(["sleep", "60"], timeout=0.1))
     assert [end.shell_status for end in ends] == [3, 143, 137]
+
+
+def test_a_download_counts_the_bytes_of_all_files(box: kvmlet.Box, tmp_path: pathlib.Path) -> None:
+    sh(box, "mkdir heavy; cd heavy; for i in 1 2 3; do head -c 300000 /dev/zero > $i; done")
+    entries = 3 * 4096
+    with pytest.raises(kvmlet.BoxFileError, match="limit_bytes"):
+        box.files.download("heavy", tmp_path / "few", limit_bytes=899_999 + entries)
+    box.files.download("heavy", tmp_path / "all", limit_bytes=900_000 + entries)

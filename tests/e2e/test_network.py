@@ -333,6 +333,39 @@ def test_datagrams(vm: None) -> None:
     assert denied(result) == [("sendto 8.8.8.8:53", "EACCES")]
 
 
+def test_a_connected_socket_hears_nobody_else(vm: None) -> None:
+    """Datagrams of an earlier peer are lost from then on (udp(7))."""
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as earlier,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer,
+    ):
+        for server in (earlier, peer):
+            server.bind(("127.0.0.1", 0))
+            server.settimeout(LIMIT_S)
+        ports = [server.getsockname()[1] for server in (earlier, peer)]
+
+        def run() -> None:
+            _, first = earlier.recvfrom(99)
+            _, second = peer.recvfrom(99)
+            earlier.sendto(b"stray", first)
+            peer.sendto(b"meant", second)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        code = (
+            "import socket\n"
+            "s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(20)\n"
+            f"s.sendto(b'x', ('127.0.0.54', {ports[0]}))\n"
+            f"s.connect(('127.0.0.54', {ports[1]})); s.send(b'x'); print(s.recv(99))\n"
+            "s.settimeout(0.3)\n"
+            "try: print(s.recv(99))\n"
+            "except TimeoutError: print('nothing else')\n"
+        )
+        result = python(code, *(f"{CALLER}:{port}" for port in ports))
+        thread.join(10)
+    assert result.stdout == "b'meant'\nnothing else\n", result
+
+
 def test_a_guest_that_computes_gets_what_arrives(vm: None) -> None:
     """A thread waits for bytes while another one computes."""
     code = (
@@ -666,6 +699,20 @@ def test_a_connection_refuses_a_freeze_or_is_dropped(vm: None) -> None:
             assert ended.acquire(timeout=20)
         assert ended.acquire(timeout=20)
         snapshot.close()
+
+
+def test_a_freeze_that_is_refused_leaves_the_sandbox_as_it_is(vm: None) -> None:
+    with serving(echo) as port:
+        code = (
+            "import kvmlet_guest, socket\n"
+            f"s = socket.create_connection(('127.0.0.54', {port}))\n"
+            "while True: s.sendall(kvmlet_guest.receive()); kvmlet_guest.send(s.recv(99))\n"
+        )
+        with kvmlet.Sandbox([PYTHON, "-c", code], net=[f"{CALLER}:{port}"]) as sandbox:
+            sandbox.until_ready(LIMIT_S)
+            with pytest.raises(kvmlet.ConnectionsOpen):
+                sandbox.freeze()
+            assert sandbox.request(b"still there", timeout=LIMIT_S) == b"still there"
 
 
 def test_a_thousand_resets(vm: None) -> None:

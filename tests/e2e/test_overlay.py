@@ -275,6 +275,12 @@ def test_changes_are_counted_or_named(room: pathlib.Path) -> None:
     assert (run.status, b"'kept' is not one of" in run.stderr) == (125, True)
 
 
+def test_a_file_that_is_only_cut_off_has_changed(room: pathlib.Path) -> None:
+    (room / "long").write_bytes(bytes(8192))
+    run = in_vm(["truncate", "-s", "4096", "long"], cwd=room, options=["--changes", "list"])
+    assert (run.status, run.stderr) == (0, b" M long\n")
+
+
 def test_a_great_many_changes_are_cut(room: pathlib.Path) -> None:
     """The program has ended by then: its limits do not count any more."""
     deep = "/".join(["d" * 200] * 15)
@@ -294,6 +300,30 @@ def test_truncated_files_are_closed_again(room: pathlib.Path) -> None:
         ["prlimit", "--nofile=256:256", *kvmlet_argv(["/usr/bin/python3", "-c", code])], cwd=room
     )
     assert (run.status, run.stdout) == (0, b"te\n"), run
+
+
+def test_a_changed_file_shows_no_bytes_of_another(room: pathlib.Path) -> None:
+    """The host may give its name to another file, whose bytes the program has never seen."""
+    (room / "file").write_bytes(b"mine")
+    (room / "other").write_bytes(b"theirs")
+    code = (
+        "import os\n"
+        "os.chmod('file', 0o600); print('changed', flush=True); input()\n"
+        "try: print(open('file').read())\n"
+        "except OSError as error: print(os.strerror(error.errno))\n"
+    )
+    with subprocess.Popen(
+        kvmlet_argv(["/usr/bin/python3", "-c", code]),
+        cwd=room,
+        env=ENV,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "changed\n"
+        (room / "other").replace(room / "file")
+        assert running.communicate("\n", timeout=60)[0] == "Stale file handle\n"
 
 
 def test_a_rename_cannot_lengthen_paths_for_nothing(room: pathlib.Path) -> None:

@@ -82,6 +82,9 @@ static void directories(void) {
     SHOW(open("file", O_CREAT | O_RDWR, 0600));
     struct stat st;
     CHECK(stat(".", &st) == 0 && st.st_nlink == 0);
+    // Nor does one with a copy take it along.
+    for (int i = 0; i < 3; i++) IN_CHILD(0, NEED(stat(".", &st) == 0));
+    CHECK(stat(".", &st) == 0 && st.st_nlink == 0);
     CHECK(chdir("/usr/share") == 0);
     umask(mask);
 }

@@ -1,5 +1,7 @@
 // Handlers, masks, siginfo and machine faults.
 #include "guest.h"
+#include <poll.h>
+#include <sys/select.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -172,6 +174,14 @@ int main(void) {
     sigset_t none;
     sigemptyset(&none);
     FAILS(sigsuspend(&none), EINTR);
+    SHOW(count);
+    sigprocmask(SIG_BLOCK, NULL, &pending);
+    SHOW(sigismember(&pending, SIGUSR1));
+    raise(SIGUSR1);
+    struct pollfd nothing = {.fd = -1};
+    struct timespec a_while = {5, 0};
+    FAILS(ppoll(&nothing, 1, &a_while, &none), EINTR);
+    FAILS(pselect(0, NULL, NULL, NULL, &a_while, (raise(SIGUSR1), &none)), EINTR);
     SHOW(count);
     sigprocmask(SIG_BLOCK, NULL, &pending);
     SHOW(sigismember(&pending, SIGUSR1));

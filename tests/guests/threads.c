@@ -128,6 +128,28 @@ static void *meet(void *arg) {
 
 static void *quick(void *arg) { return arg; }
 
+// FUTEX_WAKE_OP changes a second word, and wakes there if what it was compares (futex(2)).
+#define FUTEX_CMP_REQUEUE_PRIVATE (4 | 128)
+#define FUTEX_WAKE_OP_PRIVATE (5 | 128)
+static atomic_int first_word, waited_word, second_word;
+
+static void *wait_to_be_moved(void *arg) {
+    syscall(SYS_futex, &waited_word, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+    return arg;
+}
+
+static long operate(unsigned op, unsigned operand, unsigned compare, unsigned with, int before) {
+    unsigned encoded = op << 28 | compare << 24 | (operand & 0xfff) << 12 | (with & 0xfff);
+    pthread_t waiter;
+    atomic_store(&second_word, before);
+    NEED(pthread_create(&waiter, NULL, wait_to_be_moved, NULL) == 0);
+    while (syscall(SYS_futex, &waited_word, FUTEX_CMP_REQUEUE_PRIVATE, 0, 1L, &second_word, 0) != 1) sched_yield();
+    long woken = syscall(SYS_futex, &first_word, FUTEX_WAKE_OP_PRIVATE, 1, 1L, &second_word, encoded);
+    if (woken != 1) NEED(syscall(SYS_futex, &second_word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0) == 1);
+    pthread_join(waiter, NULL);
+    return woken;
+}
+
 static pthread_t handled_by;
 static atomic_int handled;
 static void on_signal(int sig) {
@@ -237,6 +259,17 @@ int main(int argc, char **argv) {
     FAILS(syscall(SYS_futex, &w, FUTEX_WAIT_BITSET_PRIVATE, 5, NULL, NULL, 0), EINVAL);
     FAILS(syscall(SYS_futex, &w, 127, 5, NULL, NULL, 0), ENOSYS);
     SHOW(syscall(SYS_futex, &w, FUTEX_WAKE_PRIVATE, 10, NULL, NULL, 0));
+
+    section("an operation on a second futex");
+    for (unsigned compare = 0; compare < 6; compare++)
+        for (int before = -6; before <= -4; before++)
+            printf("%d compared by %u with -5: %ld\n", before, compare, operate(0, 0, compare, -5u, before));
+    for (unsigned op = 0; op < 5; op++) {
+        operate(op, -7u, 0, 0, 0x5a5a);
+        printf("operation %u: %#x", op, (unsigned)second_word);
+        operate(op | 8, 6, 0, 0, 0x5a5a);
+        printf(", by a shift: %#x\n", (unsigned)second_word);
+    }
 
     section("many short lives");
     int good = 0;
