@@ -248,3 +248,33 @@ impl Drop for Events {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn more_events_than_are_taken_at_once_are_all_told() {
+        let events = Events::open(&Arc::default()).unwrap();
+        let mut sockets = Vec::new();
+        let count = EVENTS_MAX as u64 + 6;
+        for token in 0..count {
+            let flags = SocketFlags::CLOEXEC;
+            let pair = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+            events.add(&pair.0, token).unwrap();
+            sockets.push(pair);
+        }
+        // Each is writable.
+        let mut told: Vec<u64> = Vec::new();
+        let first = events.take();
+        assert!(first.len() < sockets.len() && events.has_rung());
+        told.extend(first.iter().map(|ready| ready.token));
+        while events.has_rung() {
+            told.extend(events.take().iter().map(|ready| ready.token));
+        }
+        told.sort_unstable();
+        assert!(told.into_iter().eq(0..count));
+    }
+}

@@ -288,4 +288,18 @@ mod tests {
         }
         assert_eq!(decode(b"abc"), None);
     }
+
+    #[test]
+    fn names_that_are_answered_make_room_for_others() {
+        let (resolver, other) = pair().unwrap();
+        fn quick(_: &str) -> Found {
+            Found::NoSuchName
+        }
+        std::thread::spawn(move || serve(&Arc::new(other), quick));
+        for id in 0..3 * u32::try_from(LOOK_UPS_MAX).unwrap() {
+            resolver.ask(id, "name").unwrap();
+            let found = Found::NoSuchName;
+            assert_eq!(wait(&resolver), Answer { id, found });
+        }
+    }
 }

@@ -31,3 +31,20 @@ pub(crate) fn refuse_core_dumps() -> Result<()> {
 pub(crate) fn drop_capabilities() -> Result<()> {
     set_capabilities(None, NO_CAPABILITIES)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{dumpable_behavior, getrlimit};
+
+    use super::*;
+
+    #[test]
+    fn no_core_is_written_and_no_other_process_looks_in() {
+        refuse_core_dumps().unwrap();
+        let dumpable = dumpable_behavior();
+        // Other tests run in this process.
+        set_dumpable_behavior(DumpableBehavior::Dumpable).unwrap();
+        assert_eq!(dumpable, Ok(DumpableBehavior::NotDumpable));
+        assert_eq!(getrlimit(Resource::Core).maximum, Some(0));
+    }
+}

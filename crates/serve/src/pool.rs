@@ -659,4 +659,20 @@ mod tests {
         let text = crate::metrics::Metrics::default().text(&[metrics]);
         assert!(text.contains("kvmlet_reset_seconds_count 0"));
     }
+
+    #[tokio::test]
+    async fn who_has_waited_too_long_gets_no_fork() {
+        let (pool, metrics) = pool(Act::Hang, 1, 9, Begin::Clean);
+        until(|| metrics.forks.load(Ordering::Relaxed) == 1);
+        let (first, _, one) = wire(None, None);
+        let lease = pool.submit(one, "1").unwrap();
+        lease.started.await.unwrap();
+        let (_late, _, two) = wire(Some(Instant::now()), None);
+        let late = pool.submit(two, "2").unwrap();
+        let (_third, _, three) = wire(None, None);
+        let third = pool.submit(three, "3").unwrap();
+        drop(first);
+        third.started.await.unwrap();
+        assert!(late.started.await.is_err());
+    }
 }

@@ -102,3 +102,17 @@ fn a_reset_takes_secrets_away() {
         );
     }
 }
+
+#[test]
+fn the_clock_goes_on_from_the_freeze_after_each_reset() {
+    let (snapshot, _) = freeze(&program("tests/guests", "warm", &[]));
+    let clock = |sandbox: &Sandbox| kvmlet_linux::monotonic_ns(&sandbox.personality.host);
+    let mut fork = snapshot.fork().unwrap();
+    let frozen_ns = clock(&fork);
+    for _ in 0..2 {
+        ask(&mut fork, "echo x").unwrap();
+        assert!(clock(&fork) > frozen_ns);
+        fork.reset().unwrap();
+        assert_eq!(clock(&fork), frozen_ns);
+    }
+}

@@ -560,3 +560,10 @@ fn a_long_host_directory_is_listed_in_parts() {
     assert_eq!(at(&mut sandbox, 8_500), late);
     assert_eq!(at(&mut sandbox, 2), first);
 }
+
+#[test]
+fn what_a_path_shows_no_terminal_obeys() {
+    let path = "/a\u{1b}[31m\n\u{7f}\u{9b}2J\u{e9}".as_bytes();
+    let shown = super::printable(path);
+    assert_eq!(shown, r"/a\u{1b}[31m\n\u{7f}\u{9b}2J".to_owned() + "\u{e9}");
+}

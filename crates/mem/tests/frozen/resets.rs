@@ -505,3 +505,17 @@ fn the_limit_bounds_what_a_fork_adds() {
         .unwrap();
     assert_eq!(fork.mem.used_bytes(), charged);
 }
+
+#[test]
+fn the_peak_of_a_request_is_not_shown_to_the_next() {
+    let frozen = frozen();
+    let mut fork = Fork::of(&frozen);
+    let peaks = |fork: &Fork| (fork.mem.peak_bytes(), fork.mem.peak_resident_bytes());
+    let (used, resident) = peaks(&fork);
+    for index in 0..40 {
+        fork.add(FREE.wrapping_add(index * PAGE_SIZE), 1);
+    }
+    assert!(fork.mem.peak_resident_bytes() >= resident + 40 * PAGE_SIZE);
+    fork.reset();
+    assert_eq!(peaks(&fork), (used, resident));
+}

@@ -587,4 +587,23 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_copy_is_told_at_once_that_it_is_one() {
+        let mut clock = HostClock::new(ClockConfig {
+            guest_tsc: GuestTsc::Unrelated,
+            ..ClockConfig::default()
+        });
+        clock.publish(&mut |_, _| {});
+        assert!(!clock.update(&mut |_, _| {}));
+        clock.set_generation(7);
+        let mut told = None;
+        let at = offset_of!(VdsoData, generation) - offset_of!(VdsoData, mode);
+        assert!(clock.update(&mut |offset, bytes| {
+            if offset == offset_of!(VdsoData, mode) {
+                told = Some(bytes[at..at + 8].to_vec());
+            }
+        }));
+        assert_eq!(told, Some(7_u64.to_ne_bytes().to_vec()));
+    }
 }
