@@ -72,6 +72,15 @@ int main(int argc, char **argv) {
     uint64_t base;
     syscall(SYS_arch_prctl, ARCH_SET_GS, 0x5000);
     show("GS base set");
+    // Of two bases one after the other, each is in force.
+    static uint64_t words[2] = {77, 78};
+    for (int i = 0; i < 2; i++) {
+        uint64_t word = 0;
+        syscall(SYS_arch_prctl, ARCH_SET_GS, &words[i]);
+        __asm__ volatile("movq %%gs:0, %0" : "=r"(word));
+        printf("at the GS base: %d\n", (int)word);
+    }
+    syscall(SYS_arch_prctl, ARCH_SET_GS, 0x5000);
     syscall(SYS_arch_prctl, ARCH_GET_FS, &base);
     load(0x2b, 0x33, 0x2b, 0);
     syscall(SYS_arch_prctl, ARCH_SET_FS, base);

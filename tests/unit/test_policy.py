@@ -118,6 +118,8 @@ def test_toml(tmp_path: pathlib.Path) -> None:
     )
     policy.save(file)
     assert Policy.load(file) == policy
+    odd = Policy.of(env={"A": "\x7f\x1f\t"})
+    assert Policy.from_toml(odd.to_toml()) == odd
     assert Policy().to_toml() == ""
     assert Policy.from_toml("") == Policy()
 
