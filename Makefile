@@ -132,7 +132,7 @@ test-exit test-poll: test-%:
 # What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
 LONG_PARTS := auto exit poll rust user servers suites network
 # Servers and other programs that only a part of their own has installed.
-SERVERS := tests/e2e/test_servers.py
+SERVERS := tests/e2e/test_servers.py tests/e2e/test_serve_load.py
 NETWORK := tests/e2e/test_net_programs.py
 # Suites of CPython and Go, likewise.
 SUITES := tests/e2e/test_suites.py
@@ -144,10 +144,10 @@ test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-long
 	@$(MAKE) develop
 	@$(MAKE) guests
 	$(PYTEST) $(UNIT)/test_tables.py
-	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) --ignore $(SERVERS) --ignore $(SUITES) --ignore $(NETWORK)
+	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) $(patsubst %,--ignore %,$(SERVERS) $(SUITES) $(NETWORK))
 # Servers as they are installed, each asked 10,000 times.
 test-long-servers: $(VENV)/.group-servers
-	@.ci/deps build test servers
+	@.ci/deps build test servers load
 	@$(MAKE) develop
 	@$(MAKE) guests
 	KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP $(SERVERS) -k 'not postgresql'

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from e2e.certificates import Certificate, certificate, client, openssl
-from e2e.oracle import ENV, HANG_S, KVMLET
+from e2e.oracle import ENV, HANG_S, KVMLET, ROOT
 from e2e.serving import Served, serving
 
 if TYPE_CHECKING:
@@ -124,6 +124,13 @@ def get_by_http2(stream: ssl.SSLSocket, path: str) -> bytes:
             return body
 
 
+def smuggled() -> list[bytes]:
+    """Requests that another parser could read otherwise: those of the front's own tests."""
+    file = ROOT / "crates" / "serve" / "src" / "front_tests" / "smuggled.txt"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    return [line.encode().decode("unicode_escape").encode("latin-1") for line in lines]
+
+
 def test_requests_by_tls(tmp_path: pathlib.Path, app: list[str]) -> None:
     made = certificate(tmp_path, "first")
     words = ["--header-timeout", "1s", "--proxy-protocol", "--trusted-proxy", "127.0.0.2"]
@@ -170,6 +177,19 @@ def test_requests_by_tls(tmp_path: pathlib.Path, app: list[str]) -> None:
                 assert get(stream, "/").startswith(b"https\n192.0.2.1\n")
 
         # What follows needs no fork, and leaves none busy.
+        served.until("kvmlet_forks_busy", 0)
+        ran = served.metric("kvmlet_run_seconds_count")
+        bare = client(made)
+        for request in smuggled():
+            answer = b""
+            with connected(served, bare) as stream, contextlib.suppress(ConnectionResetError):
+                stream.sendall(request + b"GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n")
+                while piece := stream.recv(4096):
+                    answer += piece
+            assert answer.startswith(b"HTTP/1.1 400 "), (request, answer)
+            assert answer.count(b"HTTP/1.1 ") == 1, request
+        served.until('kvmlet_requests_total{outcome="refused"}', 40)
+        assert served.metric("kvmlet_run_seconds_count") == ran
         with pytest.raises(ssl.SSLError), connected(served, client(made, protocols=("gopher",))):
             pass
         with pytest.raises(ssl.SSLError), connected(served, client(certificate(tmp_path, "other"))):
