@@ -31,6 +31,7 @@ help:
 	@echo "make bench-net  what sockets cost, inside and to the host"
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make bench-faults  page faults that leave the VM, of real programs"
+	@echo "make bench-serve  servers behind kvmlet serve, against the same as they are"
 	@echo "make bench-limits  how soon a limit or a signal ends hostile guests"
 	@echo "make bench-library  what boxes, sessions and isolated functions cost, beside sandlock"
 	@echo "make reference write docs/reference.md anew from docstrings"
@@ -285,6 +286,13 @@ bench-library: deps-bench $(VENV)/.group-bench
 reference: $(VENV)/.group-dev
 	@$(MAKE) develop
 	PYTHONPATH=python $(BIN)/python docs/reference.py
+
+.PHONY: bench-serve
+bench-serve: deps-bench $(VENV)/.group-servers
+	@.ci/deps build load
+	@.ci/deps build servers || echo "going on without Node"
+	@$(MAKE) develop-release
+	$(BIN)/python benches/serve.py
 
 .PHONY: clean
 clean:

@@ -119,7 +119,8 @@ def build() -> None:
         if done.returncode:
             raise BenchError(f"{source.name}: {done.stderr.decode(errors='replace').strip()}")
     # A guest may read the directory that it runs in.
-    for script in (*HERE.glob("guests/*.py"), *_GUEST.glob("python/*.py")):
+    scripts = [script for kind in ("py", "js", "ts") for script in HERE.glob(f"guests/*.{kind}")]
+    for script in (*scripts, *_GUEST.glob("python/*.py")):
         shutil.copy(script, BUILD)
 
 
