@@ -267,6 +267,10 @@ int main(int argc, char **argv) {
     *last_byte = 'x';
     readonly_page = map(PAGE, PROT_READ);
     none_page = map(PAGE, PROT_NONE);
+    // Natively it is run without capabilities: those of root inside are given up.
+    struct __user_cap_header_struct none = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct nothing[2] = {0};
+    need(syscall(SYS_capset, &none, nothing) == 0, "capset");
     int list = argc == 2 && !strcmp(argv[1], "--list");
     if (!list) {
         need(argc > 2, "arguments");

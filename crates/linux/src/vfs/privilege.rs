@@ -10,13 +10,13 @@ use kvmlet_abi::linux::capability::{CAP_DAC_OVERRIDE, CAP_FOWNER};
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_READ, MAY_WRITE};
 use kvmlet_policy::Place;
 
-use super::file;
+use super::file::{self, Contents};
 use super::path::{Found, Node};
 use super::tmpfs::lower::Seen;
 use super::tmpfs::{Body, InodeId};
 use crate::creds::Creds;
 use crate::cx::Cx;
-use crate::fd::{FileId, FileKind};
+use crate::fd::FileId;
 
 /// True if the program may act on an inode as its owner does.
 ///
@@ -116,9 +116,10 @@ pub fn permits_found(cx: &Cx<'_>, found: &Found, attr: &Attr, wanted: u32) -> Re
 /// # Errors
 /// As [`permits`]; `EBADF`.
 pub fn permits_open(cx: &Cx<'_>, file: FileId, attr: &Attr, wanted: u32) -> Result<bool, Errno> {
-    match &cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind {
-        FileKind::Tmp(inode) => permits(cx, *inode, wanted),
-        kind if file::host(kind).is_some() => Ok(cx.asker().granted(attr, wanted)),
+    let kind = &cx.kernel.files.get(&file).ok_or(Errno::EBADF)?.kind;
+    match file::contents(cx, kind) {
+        Contents::Tmp(inode) => permits(cx, inode, wanted),
+        _ if file::host(kind).is_some() => Ok(cx.asker().granted(attr, wanted)),
         _ => Ok(permits_own(&cx.creds(), attr, wanted)),
     }
 }
