@@ -36,7 +36,7 @@ pub enum Place {
     Dev,
     /// The system file system, ours.
     Sys,
-    /// A file of the host's settings in whose place there is one of ours, or one of [`LINKS`].
+    /// A file of the host's settings in whose place there is one of ours.
     Made,
     /// Everything else.
     Outside,
@@ -48,13 +48,6 @@ pub const TMP: &[u8] = b"/tmp";
 pub const SHM: &[u8] = b"/dev/shm";
 /// Mount point of the third tree of the memory file system, where a policy shows it ([`Policy::show_work`]).
 pub const WORK: &[u8] = b"/work";
-/// Directories in memory that every program has, with their permission bits: for what lasts as long as the machine runs
-/// (hier(7)). The host's are not shown.
-const OWN_MEMORY: [(&[u8], u32); 2] = [(b"/run", 0o755), (b"/var/tmp", SHARED)];
-/// Permission bits of a directory for everybody.
-const SHARED: u32 = 0o1777;
-/// Symbolic links of ours, and where they lead.
-pub const LINKS: [(&[u8], &[u8]); 2] = [(b"/var/lock", b"/run/lock"), (b"/var/run", b"/run")];
 /// Mount point of the process file system.
 pub const PROC: &[u8] = b"/proc";
 /// Directory of the devices.
@@ -190,8 +183,8 @@ pub struct Policy {
     mounts: BTreeMap<Vec<u8>, Mount>,
     /// Paths that were named to be changed: protected names among them are not protected.
     named: BTreeSet<Vec<u8>>,
-    /// The roots of trees of the memory file system, besides [`TMP`] and [`SHM`], with their permission bits.
-    memory: BTreeMap<Vec<u8>, u32>,
+    /// The roots of trees of the memory file system, besides [`TMP`] and [`SHM`].
+    memory: BTreeSet<Vec<u8>>,
     /// The hosts that may be reached.
     net: net::Net,
     /// Ports of the host that lead to the program's.
@@ -210,7 +203,7 @@ impl Default for Policy {
         Self {
             mounts: names.map(mount).collect(),
             named: BTreeSet::new(),
-            memory: OWN_MEMORY.map(|(path, mode)| (path.to_vec(), mode)).into(),
+            memory: BTreeSet::new(),
             net: net::Net::default(),
             published: Vec::new(),
             sockets: BTreeSet::new(),
@@ -376,7 +369,7 @@ impl Policy {
 
     /// Has a tree of the memory file system at [`WORK`].
     pub fn show_work(&mut self) {
-        self.memory.insert(WORK.to_vec(), SHARED);
+        self.memory.insert(WORK.to_vec());
     }
 
     /// Has a tree of the memory file system, empty at the start, at `path`.
@@ -390,15 +383,8 @@ impl Policy {
             return Err(PolicyError::Unsuitable(text));
         }
         // What lies in /tmp is in memory anyway.
-        self.memory.insert(path.to_vec(), SHARED);
+        self.memory.insert(path.to_vec());
         Ok(())
-    }
-
-    /// What is named at `path` takes the place of a directory in memory that every program has.
-    fn make_room(&mut self, path: &[u8]) {
-        if OWN_MEMORY.iter().any(|(own, _)| *own == path) {
-            self.memory.remove(path);
-        }
     }
 
     /// Makes the host file or tree at `host` visible at `path`, in the place of what is visible there.
@@ -420,11 +406,9 @@ impl Policy {
         if self.is_secret(host) || mode != MountMode::ReadOnly && !is_changeable(host) {
             return unsuitable(host);
         }
-        let is_own = OWN_MEMORY.iter().any(|(own, _)| *own == path);
-        if path == TMP || self.memory.contains_key(path) && !is_own {
+        if path == TMP || self.memory.contains(path) {
             return unsuitable(path);
         }
-        self.make_room(path);
         if mode == MountMode::ReadWrite {
             self.named.insert(host.to_vec());
         }
@@ -448,7 +432,7 @@ impl Policy {
     #[must_use]
     pub fn makes(&self, path: &[u8]) -> bool {
         let elsewhere = self.mounts().filter(|(root, mount)| *root != mount.host);
-        let memory = self.memory.keys().map(Vec::as_slice);
+        let memory = self.memory.iter().map(Vec::as_slice);
         memory
             .chain(elsewhere.map(|(root, _)| root))
             .any(|root| beneath(path, root))
@@ -516,21 +500,9 @@ impl Policy {
             .max_by_key(|root| root.len())
     }
 
-    /// The trees of the memory file system, besides [`TMP`] and [`SHM`], with their permission bits.
-    pub fn memory(&self) -> impl Iterator<Item = (&[u8], u32)> {
-        self.memory
-            .iter()
-            .map(|(path, mode)| (path.as_slice(), *mode))
-    }
-
-    /// The target of a link of ours at canonical `path`.
-    #[must_use]
-    pub fn link(&self, path: &[u8]) -> Option<&'static [u8]> {
-        let (_, target) = LINKS.iter().find(|(link, _)| *link == path)?;
-        let is_in_tree = |path| self.mount_of(path).is_some_and(|(root, _)| root != b"/");
-        let is_shown = |path| self.memory_of(path).is_some() || is_in_tree(path);
-        // A tree that has the link's own place has its own.
-        (is_shown(target) && !is_shown(path)).then_some(*target)
+    /// The trees of the memory file system, besides [`TMP`] and [`SHM`].
+    pub fn memory(&self) -> impl Iterator<Item = &[u8]> {
+        self.memory.iter().map(Vec::as_slice)
     }
 
     /// Makes the host tree at `path` readable. A path already visible changes nothing; so does /tmp
@@ -544,7 +516,6 @@ impl Policy {
             return Ok(());
         }
         self.suitable(path)?;
-        self.make_room(path);
         let mount = Mount::own(path, MountMode::ReadOnly);
         self.mounts.insert(path.to_vec(), mount);
         Ok(())
@@ -577,7 +548,6 @@ impl Policy {
         if !is_changeable(path) {
             return Err(PolicyError::Unsuitable(text()));
         }
-        self.make_room(path);
         // A tree in an overlay is part of it: there is one tree of changes, and renames work.
         self.mounts.retain(|tree, _| !beneath(path, tree));
         if self.classify(path) != Place::Overlay {
@@ -599,7 +569,6 @@ impl Policy {
             return Err(PolicyError::Unsuitable(text));
         }
         self.named.insert(path.to_vec());
-        self.make_room(path);
         self.mounts.retain(|tree, _| !beneath(path, tree));
         if self.classify(path) != Place::Writable {
             let mount = Mount::own(path, MountMode::ReadWrite);
@@ -662,7 +631,7 @@ impl Policy {
         if self.is_secret(path) {
             return Place::Outside;
         }
-        if path == HOSTS || path == RESOLV_CONF || self.link(path).is_some() {
+        if path == HOSTS || path == RESOLV_CONF {
             return Place::Made;
         }
         let memory = self.memory_of(path);
@@ -717,7 +686,7 @@ impl Policy {
     /// The root of the tree of the memory file system that a canonical path lies in, besides [`TMP`] and [`SHM`].
     fn memory_of<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
         let found = innermost(path, |most| {
-            let (root, _) = self.memory.range::<[u8], _>(most).next_back()?;
+            let root = self.memory.range::<[u8], _>(most).next_back()?;
             Some((root.as_slice(), ()))
         });
         found.map(|(root, ())| root)
@@ -732,14 +701,14 @@ impl Policy {
     /// True if one of the visible trees begins at this canonical path or beneath it: what is there stays.
     #[must_use]
     pub fn holds_mount(&self, path: &[u8]) -> bool {
-        let mut trees = self.mounts.keys().chain(self.memory.keys());
+        let mut trees = self.mounts.keys().chain(&self.memory);
         trees.any(|tree| beneath(path, tree))
     }
 
     /// Whether a visible tree lies strictly beneath `path`, which is not /dev itself.
     fn leads(&self, path: &[u8]) -> bool {
         let strictly = |tree: &&Vec<u8>| beneath(path, tree) && tree.as_slice() != path;
-        let mut trees = self.mounts.keys().chain(self.memory.keys());
+        let mut trees = self.mounts.keys().chain(&self.memory);
         path == b"/" || path != DEV && trees.any(|tree| strictly(&tree))
     }
 
@@ -747,7 +716,7 @@ impl Policy {
     #[must_use]
     pub fn children(&self, path: &[u8]) -> BTreeSet<Vec<u8>> {
         let own = [TMP, PROC, DEV, SYS, HOSTS, RESOLV_CONF].into_iter();
-        let own = own.chain(self.memory().map(|(path, _)| path));
+        let own = own.chain(self.memory());
         let all = own.chain(self.mounts.keys().map(Vec::as_slice));
         all.filter(|tree| beneath(path, tree) && *tree != path)
             .filter_map(|tree| {

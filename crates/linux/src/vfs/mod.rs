@@ -48,7 +48,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, FileTime};
-use kvmlet_policy::{Place, TMP, WORK, file_name, parent};
+use kvmlet_policy::{Place, TMP, WORK};
 
 use crate::clock;
 use crate::cx::Cx;
@@ -206,7 +206,7 @@ pub fn new_tmpfs(host: &Host, memory: &mut kvmlet_mem::GuestMemory) -> Result<Tm
         now,
     };
     let mounts = host.policy.mounts().map(|(tree, _)| tree);
-    for tree in mounts.chain(host.policy.memory().map(|(tree, _)| tree)) {
+    for tree in mounts.chain(host.policy.memory()) {
         let Some(below) = tree
             .strip_prefix(TMP)
             .and_then(|below| below.strip_prefix(b"/"))
@@ -222,18 +222,12 @@ pub fn new_tmpfs(host: &Host, memory: &mut kvmlet_mem::GuestMemory) -> Result<Tm
             tmpfs.pin(dir)?;
         }
     }
-    for (path, mode) in host.policy.memory().filter(|(path, _)| *path != WORK) {
-        let attr = tmpfs::NewAttr { mode, ..attr };
+    for path in host.policy.memory().filter(|path| *path != WORK) {
+        let attr = tmpfs::NewAttr {
+            mode: 0o1777,
+            ..attr
+        };
         tmpfs.mount_empty(memory, path, attr)?;
-    }
-    for target in kvmlet_policy::LINKS.map(|(_, target)| target) {
-        // Where links of ours lead there is a directory for everybody.
-        if let Some(dir) = tmpfs.root_at(parent(target)) {
-            let mode = 0o1777;
-            let attr = tmpfs::NewAttr { mode, ..attr };
-            let body = tmpfs::NewBody::Dir;
-            tmpfs.create(memory, dir, file_name(target), &body, attr)?;
-        }
     }
     for path in host.policy.overlays() {
         // One that is not there, or no directory, shows nothing.

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, FileTime, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, d_type, makedev};
-use kvmlet_policy::{
-    DEV, HOSTS, LINKS, PROC, Place, RESOLV_CONF, SYS, beneath, file_name, join, parent,
-};
+use kvmlet_policy::{DEV, HOSTS, PROC, Place, RESOLV_CONF, SYS, beneath, file_name, join, parent};
 
 use super::procfs;
 use crate::clock;
@@ -168,9 +166,6 @@ pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
     if made(path).is_some() {
         return Some(Synth::Text);
     }
-    if let Some(target) = cx.host.policy.link(path) {
-        return Some(Synth::Link(target.to_vec()));
-    }
     (cx.host.policy.classify(path) == Place::Leading || path == DEV || path == SYS)
         .then_some(Synth::Dir)
 }
@@ -254,10 +249,6 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
         for own in [HOSTS, RESOLV_CONF] {
             names.insert(file_name(own).to_vec(), d_type(S_IFREG));
         }
-    }
-    let links = LINKS.into_iter().filter(|(at, _)| parent(at) == path);
-    for (at, _) in links.filter(|(at, _)| cx.host.policy.link(at).is_some()) {
-        names.insert(file_name(at).to_vec(), link);
     }
     if path == DEV {
         names.extend(

@@ -2,7 +2,7 @@
 
 use kvmlet_abi::PAGE_SIZE;
 use kvmlet_abi::linux::param::USER_HZ;
-use kvmlet_policy::{TMP, beneath, file_name};
+use kvmlet_policy::{Place, TMP, WORK, beneath, file_name};
 
 use super::super::synth::Synth;
 use crate::clock::{self, NSEC_PER_SEC};
@@ -279,10 +279,10 @@ fn mount_table(cx: &Cx<'_>) -> Vec<Mount> {
         options,
         parent,
     });
-    let memory = cx.host.policy.memory().map(|(path, _)| (path, "tmpfs"));
+    let work = (cx.host.policy.classify(WORK) == Place::Tmp).then_some((WORK, "tmpfs"));
     let overlays = cx.host.policy.overlays();
     let overlays = overlays.map(|path| (path, "overlay"));
-    let more = memory.chain(overlays).map(|(at, kind)| Mount {
+    let more = work.into_iter().chain(overlays).map(|(at, kind)| Mount {
         at: mangled(at),
         kind,
         options: "rw,nosuid,nodev",
