@@ -37,6 +37,10 @@ impl Keeper {
     }
 
     /// Says that it serves.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a pipe between this process and its parent"
+    )]
     pub(crate) fn tell(self) {
         // Nobody may read it, as when it is told to stop meanwhile.
         let _ = rustix::io::write(&self.end, b"s");
