@@ -33,7 +33,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "Sessions of Python": ("Interpreter", "Cell", "CellError", "InterpreterSnapshot"),
     "Isolated functions": ("isolated", "Isolated", "Call", "register_result"),
     "Frozen programs": ("Sandbox", "Snapshot", "Output", "Pool", "PoolStats", "get_include"),
-    "Servers": ("serve", "Server", "ServerStats"),
+    "Servers": ("serve", "Server", "ServerStats", "wsgi", "asgi", "WsgiApp", "AsgiApp"),
     "Coroutines": ("aio", *(f"aio.{name}" for name in kvmlet.aio.__all__)),
     "The package": ("__version__",),
     "Errors": tuple(

@@ -115,7 +115,18 @@ class _App:
 
 
 class WsgiApp(_App):
-    """An application of WSGI whose requests are answered by an isolated program."""
+    """An application of WSGI whose requests are answered by an isolated program.
+
+        >>> argv = ["python3", "-m", "http.server", "8000"]
+        >>> site = kvmlet.Sandbox(argv).until_listening(timeout=60).freeze()
+        >>> import wsgiref.util
+        >>> environ = {}
+        >>> wsgiref.util.setup_testing_defaults(environ)
+        >>> with kvmlet.WsgiApp(site, size=1) as app:
+        ...     page = b"".join(app(environ, lambda status, fields: None))
+        >>> b"Directory listing" in page
+        True
+    """
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer one request."""
@@ -259,7 +270,15 @@ def _read_body(environ: WSGIEnvironment, request: Request, max_bytes: int) -> No
 
 
 class AsgiApp(_App):
-    """An application of ASGI whose requests are answered by an isolated program."""
+    """An application of ASGI whose requests are answered by an isolated program.
+
+        >>> argv = ["python3", "-m", "http.server", "8000"]
+        >>> site = kvmlet.Sandbox(argv).until_listening(timeout=60).freeze()
+        >>> with kvmlet.AsgiApp(site, size=1) as app:
+        ...     app.warm_up()
+        ...     app.stats().forks
+        1
+    """
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request, or serve the start and end of the server."""
@@ -442,6 +461,12 @@ def wsgi(snapshot: Snapshot, **options: Unpack[AppOptions]) -> WsgiApp:
     """An application of WSGI that has a clean fork of `snapshot` answer each request.
 
     The options are those of `WsgiApp`. Raises UsageError.
+
+        >>> argv = ["python3", "-m", "http.server", "8000"]
+        >>> site = kvmlet.Sandbox(argv).until_listening(timeout=60).freeze()
+        >>> with kvmlet.wsgi(site, timeout="5s") as app:
+        ...     callable(app)
+        True
     """
     return WsgiApp(snapshot, **options)
 
@@ -450,5 +475,11 @@ def asgi(snapshot: Snapshot, **options: Unpack[AppOptions]) -> AsgiApp:
     """The same as an application of ASGI, for servers that run asyncio.
 
     The options are those of `AsgiApp`. Raises UsageError.
+
+        >>> argv = ["python3", "-m", "http.server", "8000"]
+        >>> site = kvmlet.Sandbox(argv).until_listening(timeout=60).freeze()
+        >>> with kvmlet.asgi(site, queue=0) as app:
+        ...     callable(app)
+        True
     """
     return AsgiApp(snapshot, **options)
