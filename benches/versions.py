@@ -14,7 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from measure import BUILD, HERE, KVMLET, BenchError, Spread, build, interleave, kvmlet, native, program
+from measure import (
+    BUILD,
+    HERE,
+    KVMLET,
+    BenchError,
+    Spread,
+    build,
+    interleave,
+    kvmlet,
+    native,
+    program,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
