@@ -1,7 +1,7 @@
 //! Counters of a run, flat and named, for people and programs.
 
 use kvmlet_hv::Counters;
-use kvmlet_linux::{CallKey, Report, Work, table};
+use kvmlet_linux::{CallKey, Report, table};
 use kvmlet_mem::ResetReport;
 
 use crate::transport::TransportCounts;
@@ -65,7 +65,7 @@ pub(crate) fn collect(
     peak_bytes: u64,
     report: &Report,
 ) -> Vec<(String, Stat)> {
-    let syscalls: u64 = report.calls.values().sum();
+    let syscalls: u64 = report.calls().map(|counted| counted.count).sum();
     let counts = [
         ("exits", counters.runs),
         ("exits_syscall", counters.syscalls),
@@ -106,17 +106,21 @@ pub(crate) fn collect(
             .iter()
             .map(|(name, time)| ((*name).to_owned(), us(*time))),
     );
-    stats.extend(report.spent_ns.iter().map(|(work, time_ns)| {
-        let name = match work {
-            Work::Call(call) => format!("time_{}_us", call_name(*call)),
-            Work::Fault => "fault_us".to_owned(),
-        };
-        (name, us(*time_ns))
-    }));
+    stats.extend(
+        report
+            .calls()
+            .filter(|counted| counted.spent_ns != 0)
+            .map(|counted| {
+                let name = format!("time_{}_us", call_name(counted.call));
+                (name, us(counted.spent_ns))
+            }),
+    );
+    if report.fault_ns != 0 {
+        stats.push(("fault_us".to_owned(), us(report.fault_ns)));
+    }
     let mut calls: Vec<(&str, u64)> = report
-        .calls
-        .iter()
-        .map(|(call, count)| (call_name(*call), *count))
+        .calls()
+        .map(|counted| (call_name(counted.call), counted.count))
         .collect();
     calls.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
     stats.extend(

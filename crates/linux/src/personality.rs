@@ -395,21 +395,25 @@ impl Personality {
             || !kernel.doomed.is_empty()
             || kernel.objects.sockets.has_work()
             || self.current != Some(tid)
-            || kernel.has_signal(tid)
-            || self.must_flush(tid)
+            || self.is_wanted(tid)
             || self.has_output()
             || self.host.captured.is_due()
             || self.machine.memory.has_new_slots()
             || self.has_news()
     }
 
-    /// True if a thread may not go on before translations of its address space are flushed.
-    fn must_flush(&self, tid: Tid) -> bool {
+    /// True if a thread may not go on: a signal is for it, or translations of its address space are to be
+    /// flushed first.
+    fn is_wanted(&self, tid: Tid) -> bool {
         let kernel = &self.kernel;
         let thread = kernel.threads.get(&tid);
         let process = thread.and_then(|thread| kernel.processes.get(&thread.pid));
-        let tables = process.and_then(|process| self.machine.spaces.get(process.mm));
-        tables.is_none_or(|tables| !tables.pending().is_none())
+        let (Some(thread), Some(process)) = (thread, process) else {
+            return true;
+        };
+        let tables = self.machine.spaces.get(process.mm);
+        kernel.has_signal_of(thread, process)
+            || tables.is_none_or(|tables| !tables.pending().is_none())
     }
 
     pub(crate) fn leave(&mut self, tid: Tid) {

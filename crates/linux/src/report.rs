@@ -108,19 +108,34 @@ impl From<Exhausted> for Remedy {
 
 /// A call, as it is counted. Those without a row in the table share one key, so that a guest cannot
 /// grow a map ([`crate::syscalls::table::key`] makes it).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct CallKey(pub(crate) Option<u16>);
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CallKey {
+    /// The place of its row in the table, from 1 on; 0 for those without one.
+    pub(crate) place: u16,
+    pub(crate) nr: u16,
+}
 
 impl CallKey {
     /// The number of its row.
     #[must_use]
     pub fn nr(self) -> Option<u16> {
-        self.0
+        (self.place != 0).then_some(self.nr)
     }
 }
 
+/// The figures of a call.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counted {
+    /// The call.
+    pub call: CallKey,
+    /// Times that it was made.
+    pub count: u64,
+    /// Time spent on it outside of guest code, in nanoseconds.
+    pub spent_ns: u64,
+}
+
 /// The host's work for a guest between two of its steps.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Work {
     /// Answering a call.
     Call(CallKey),
@@ -141,12 +156,12 @@ pub struct Report {
     pub trace: bool,
     /// Trace lines not yet taken by the owner.
     pub trace_lines: Vec<String>,
-    /// Calls by number.
-    pub calls: BTreeMap<CallKey, u64>,
+    /// Calls, each at the place of its key: a map would be searched twice for each call.
+    pub(crate) counted: Vec<Counted>,
     /// Places in program text that have been given a jump to the stub.
     pub trampolines: u64,
-    /// Time spent outside of guest code by what for, in nanoseconds.
-    pub spent_ns: BTreeMap<Work, u64>,
+    /// Time spent on page faults outside of guest code, in nanoseconds.
+    pub fault_ns: u64,
     /// Paths used beyond the rules, while these are learned.
     pub uses: Uses,
 }
@@ -187,14 +202,33 @@ impl Report {
 
     /// Counts a call.
     pub fn count_call(&mut self, call: CallKey) {
-        let count = self.calls.entry(call).or_insert(0);
-        *count = count.saturating_add(1);
+        let counted = self.counted_of(call);
+        counted.count = counted.count.saturating_add(1);
     }
 
     /// Adds to the time that was spent on a kind of work.
     pub fn spend(&mut self, work: Work, time_ns: u64) {
-        let spent_ns = self.spent_ns.entry(work).or_insert(0);
+        let spent_ns = match work {
+            Work::Call(call) => &mut self.counted_of(call).spent_ns,
+            Work::Fault => &mut self.fault_ns,
+        };
         *spent_ns = spent_ns.saturating_add(time_ns);
+    }
+
+    /// The calls that were made, in the order of the table.
+    pub fn calls(&self) -> impl Iterator<Item = &Counted> {
+        self.counted.iter().filter(|counted| counted.count != 0)
+    }
+
+    #[allow(clippy::indexing_slicing)] // it has just been made long enough
+    fn counted_of(&mut self, call: CallKey) -> &mut Counted {
+        let place = usize::from(call.place);
+        if place >= self.counted.len() {
+            self.counted.resize(place + 1, Counted::default());
+        }
+        let counted = &mut self.counted[place];
+        counted.call = call;
+        counted
     }
 
     /// Records an unsupported call, option or flag.
@@ -226,15 +260,17 @@ mod tests {
     #[test]
     fn time_adds_up_by_kind_of_work() {
         let mut report = Report::default();
-        report.spend(Work::Call(CallKey(Some(0))), 5);
+        let call = CallKey { place: 3, nr: 2 };
+        report.count_call(call);
+        report.spend(Work::Call(call), 5);
         report.spend(Work::Fault, 7);
-        report.spend(Work::Call(CallKey(Some(0))), 10);
+        report.spend(Work::Call(call), 10);
         report.spend(Work::Fault, u64::MAX);
-        let spent: Vec<_> = report.spent_ns.into_iter().collect();
-        assert_eq!(
-            spent,
-            [(Work::Call(CallKey(Some(0))), 15), (Work::Fault, u64::MAX)]
-        );
+        let spent: Vec<_> = report
+            .calls()
+            .map(|c| (c.call, c.count, c.spent_ns))
+            .collect();
+        assert_eq!((spent, report.fault_ns), (vec![(call, 1, 15)], u64::MAX));
     }
 
     #[test]

@@ -239,10 +239,12 @@ impl Sched {
             })
     }
 
-    /// True if any parked thread waits for a host descriptor.
+    /// True if any parked thread waits for a host descriptor. Asked at every call: an iterator of the map would
+    /// be an allocation.
     #[must_use]
     pub fn waits_for_host(&self) -> bool {
-        self.host_waits().next().is_some()
+        let first = self.waiters.get_min();
+        matches!(first, Some(((Source::Host(..), _), _)))
     }
 
     /// The host descriptors waited for, with the poll(2) events of all who wait. Each is there once, since

@@ -11,7 +11,7 @@ use kvmlet_abi::linux::{Sigaction, StackT};
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
-use crate::kernel::{Doomed, End, ExitStatus, Kernel, Pid, Thread, Tid};
+use crate::kernel::{Doomed, End, ExitStatus, Kernel, Pid, Process, Thread, Tid};
 use crate::outcome::{CallState, Resume, Wait, WaitOn};
 use crate::rlimit::Resource;
 use crate::sched::{AfterHandler, Call, Parked};
@@ -556,9 +556,12 @@ impl Kernel {
     /// The next signal that `tid` must take now, removed from the pending sets. `now_ns` is the guest's
     /// CLOCK_MONOTONIC.
     pub fn take_signal(&mut self, tid: Tid, now_ns: u64) -> Option<SigInfo> {
-        let shared = self.shared_for(tid);
+        let thread = self.threads.get(&tid)?;
+        let pid = thread.pid;
+        let process = self.processes.get(&pid);
+        let shared = process.map_or(0, |process| self.shared_for(thread, process));
         let thread = self.threads.get_mut(&tid)?;
-        let (pid, wanted) = (thread.pid, !thread.signals.mask | UNBLOCKABLE);
+        let wanted = !thread.signals.mask | UNBLOCKABLE;
         let mut info = match thread.signals.pending.take(wanted) {
             Some(info) => info,
             None => {
@@ -570,21 +573,19 @@ impl Kernel {
         Some(info)
     }
 
-    /// The process-directed pending signals that are for `tid`: those it does not block, and no thread
+    /// The process-directed pending signals that are for a thread: those it does not block, and no thread
     /// before it would take.
-    fn shared_for(&self, tid: Tid) -> u64 {
-        let Some(thread) = self.threads.get(&tid) else {
-            return 0;
-        };
-        let pid = thread.pid;
-        let pending = self.processes.get(&pid);
-        let mut left = pending.map_or(0, |process| process.signals.pending.set());
-        left &= !thread.signals.mask | UNBLOCKABLE;
+    fn shared_for(&self, thread: &Thread, process: &Process) -> u64 {
+        let mut left = process.signals.pending.set() & (!thread.signals.mask | UNBLOCKABLE);
         if left == 0 {
             return 0;
         }
-        for other in self.threads.values().filter(|other| other.pid == pid) {
-            if other.tid == tid {
+        for other in self
+            .threads
+            .values()
+            .filter(|other| other.pid == process.pid)
+        {
+            if other.tid == thread.tid {
                 break;
             }
             left &= other.signals.mask;
@@ -636,11 +637,18 @@ impl Kernel {
     /// True if `tid` has a signal to take.
     #[must_use]
     pub fn has_signal(&self, tid: Tid) -> bool {
-        let Some(thread) = self.threads.get(&tid) else {
-            return false;
-        };
+        let thread = self.threads.get(&tid);
+        thread.is_some_and(|thread| {
+            let process = self.processes.get(&thread.pid);
+            process.is_some_and(|process| self.has_signal_of(thread, process))
+        })
+    }
+
+    /// The same of a thread that is at hand with its process.
+    #[must_use]
+    pub fn has_signal_of(&self, thread: &Thread, process: &Process) -> bool {
         let wanted = !thread.signals.mask | UNBLOCKABLE;
-        thread.signals.pending.set() & wanted != 0 || self.shared_for(tid) != 0
+        thread.signals.pending.set() & wanted != 0 || self.shared_for(thread, process) != 0
     }
 
     /// Ends the whole program as if by an uncaught signal.

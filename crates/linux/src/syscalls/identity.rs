@@ -77,7 +77,12 @@ pub fn sys_getsid(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 /// # Errors
 /// None for a running thread.
 pub fn sys_getpgrp(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
-    Ok(u64::from(cx.process()?.pgid.0.cast_unsigned()))
+    // Nothing is changed: a look that is meant to change would copy what is shared with a snapshot.
+    let kernel = &cx.kernel;
+    let thread = kernel.threads.get(&cx.tid);
+    let process = thread.and_then(|thread| kernel.processes.get(&thread.pid));
+    let pgid = process.ok_or(Errno::ESRCH)?.pgid;
+    Ok(u64::from(pgid.0.cast_unsigned()))
 }
 
 /// setpgid(2)
