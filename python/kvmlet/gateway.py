@@ -117,15 +117,15 @@ class _App:
 class WsgiApp(_App):
     """An application of WSGI whose requests are answered by an isolated program.
 
-        >>> argv = ["python3", "-m", "http.server", "8000"]
-        >>> site = kvmlet.Sandbox(argv).until_listening(timeout=60).freeze()
-        >>> import wsgiref.util
-        >>> environ = {}
-        >>> wsgiref.util.setup_testing_defaults(environ)
-        >>> with kvmlet.WsgiApp(site, size=1) as app:
-        ...     page = b"".join(app(environ, lambda status, fields: None))
-        >>> b"Directory listing" in page
-        True
+    >>> argv = ["python3", "-m", "http.server", "8000"]
+    >>> site = kvmlet.Sandbox(argv).until_listening(timeout=60).freeze()
+    >>> import wsgiref.util
+    >>> environ = {}
+    >>> wsgiref.util.setup_testing_defaults(environ)
+    >>> with kvmlet.WsgiApp(site, size=1) as app:
+    ...     page = b"".join(app(environ, lambda status, fields: None))
+    >>> b"Directory listing" in page
+    True
     """
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -272,12 +272,12 @@ def _read_body(environ: WSGIEnvironment, request: Request, max_bytes: int) -> No
 class AsgiApp(_App):
     """An application of ASGI whose requests are answered by an isolated program.
 
-        >>> argv = ["python3", "-m", "http.server", "8000"]
-        >>> site = kvmlet.Sandbox(argv).until_listening(timeout=60).freeze()
-        >>> with kvmlet.AsgiApp(site, size=1) as app:
-        ...     app.warm_up()
-        ...     app.stats().forks
-        1
+    >>> argv = ["python3", "-m", "http.server", "8000"]
+    >>> site = kvmlet.Sandbox(argv).until_listening(timeout=60).freeze()
+    >>> with kvmlet.AsgiApp(site, size=1) as app:
+    ...     app.warm_up()
+    ...     app.stats().forks
+    1
     """
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
