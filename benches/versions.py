@@ -37,19 +37,19 @@ LEAST_PAIRS = 31
 _PAGES = (0, 16, 581)
 
 
-def _calls(older: Path, calls: str) -> tuple[Callable[[], Run], Callable[[], Run]]:
+def _calls(older: Path, calls: str) -> list[Callable[[], Run]]:
     argv = [program("calls")]
-    return tuple(partial(kvmlet, argv, calls=calls, command=at / "kvmlet") for at in _both(older))
+    return [partial(kvmlet, argv, calls=calls, command=at / "kvmlet") for at in _both(older)]
 
 
-def _python(older: Path) -> tuple[Callable[[], Run], Callable[[], Run]]:
+def _python(older: Path) -> list[Callable[[], Run]]:
     argv = ["/usr/bin/python3", "-c", "pass"]
-    return tuple(partial(kvmlet, argv, command=at / "kvmlet") for at in _both(older))
+    return [partial(kvmlet, argv, command=at / "kvmlet") for at in _both(older)]
 
 
-def _resets(older: Path, pages: int) -> tuple[Callable[[], Run], Callable[[], Run]]:
+def _resets(older: Path, pages: int) -> list[Callable[[], Run]]:
     argv = [str(HERE / "version_reset.py"), str(pages)]
-    return tuple(partial(native, [str(at / "python"), *argv]) for at in _both(older))
+    return [partial(native, [str(at / "python"), *argv]) for at in _both(older)]
 
 
 def _both(older: Path) -> tuple[Path, Path]:
@@ -58,7 +58,7 @@ def _both(older: Path) -> tuple[Path, Path]:
 
 def _row(
     what: str,
-    arms: tuple[Callable[[], Run], Callable[[], Run]],
+    arms: list[Callable[[], Run]],
     value: Callable[[Run], float],
     pairs: int,
 ) -> bool:

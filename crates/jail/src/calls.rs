@@ -183,10 +183,12 @@ pub(crate) const CHANGES: &[Call] = calls! {
     SYS_fchownat [Is(4, AT_SYMLINK_NOFOLLOW)] Allow "sets the group by a name, of a link too";
     SYS_utimensat [Null(1), Is(3, 0)] Allow "sets the times of what is open";
     SYS_utimensat [Is(3, AT_SYMLINK_NOFOLLOW)] Allow "sets times by a name, of a link too";
-    SYS_fallocate [] Allow "gives a file room";
+    SYS_fallocate [Masked(1, UNKNOWN_MODES, 0)] Allow "gives a file room";
     SYS_fdatasync [] Allow "has written bytes reach the disk";
 };
 
+/// The modes of fallocate(2) that Linux does not know.
+const UNKNOWN_MODES: u32 = !0x7f;
 const AT_SYMLINK_NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.cast_unsigned();
 
 /// What serving clients takes besides, all of it with sockets that were made before or come from those.

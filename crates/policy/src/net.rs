@@ -595,15 +595,10 @@ mod tests {
     #[test]
     fn a_rule_for_everything_names_no_address() {
         let all = rules(&["0.0.0.0/0", "::/0"]);
-        for address in ["93.184.215.14", "2606:4700::1"] {
-            let address: IpAddr = address.parse().unwrap();
+        for text in ["93.184.215.14", "2606:4700::1"] {
+            let address: IpAddr = text.parse().unwrap();
             assert!(all.allows(SocketAddr::new(address, 443)) && !all.names_address(address));
-            let named = rules(&[if address.is_ipv4() {
-                "93.184.215.0/24"
-            } else {
-                "2606::/16"
-            }]);
-            assert!(named.names_address(address));
+            assert!(rules(&[text]).names_address(address));
         }
     }
 

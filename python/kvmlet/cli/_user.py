@@ -50,8 +50,8 @@ def become(words: str) -> None:
 
 def _user(text: str, words: str) -> tuple[int, int, str | None]:
     """The number, the group and the name of a user; a number that nobody has is its own group."""
+    number = _number(text)
     try:
-        number = _number(text)
         found = pwd.getpwnam(text) if number is None else pwd.getpwuid(number)
     except KeyError:
         if number is not None:
