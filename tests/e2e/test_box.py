@@ -556,7 +556,7 @@ def test_a_dropped_process_is_waited_for(box: kvmlet.Box) -> None:
 def test_the_host_reads_at_the_memory_limit() -> None:
     script = """
         import os, time
-        file = os.open("/tmp/full", os.O_WRONLY | os.O_CREAT)
+        file = os.open("/dev/shm/full", os.O_WRONLY | os.O_CREAT)
         try:
             while os.write(file, bytes(4096)):
                 pass
