@@ -113,7 +113,8 @@ def test_a_file_that_changes_after_the_freeze(own_place: pathlib.Path) -> None:
 @pytest.mark.slow
 def test_copies_of_a_memory_file_count(guests: pathlib.Path) -> None:
     """One frozen page of it may be copied for any number of mappings."""
-    sandbox = kvmlet.Sandbox(argv("forkmaps"), cwd=guests, memory="64m")
+    memory = "24m" if HW else "64m"
+    sandbox = kvmlet.Sandbox(argv("forkmaps"), cwd=guests, memory=memory)
     with sandbox.until_ready(timeout=LIMIT_S).freeze() as snapshot, snapshot.fork() as fork:
         with pytest.raises(kvmlet.SandboxEnded) as caught:
             fork.request(b"multiply", timeout=LIMIT_S)

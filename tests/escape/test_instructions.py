@@ -82,7 +82,6 @@ def test_edges_of_user_space(oracle: Oracle, hostile: pathlib.Path) -> None:
     oracle.compare(["./canon", *EMULATED], cwd=hostile)
 
 
-@pytest.mark.hw_modes
 def test_vmm_pages(hostile: pathlib.Path, native_only: bool) -> None:
     """Nothing of kvmlet's area can be written or changed, and only the stub's pages can be read."""
     expected = native(["./vmmpages"], cwd=hostile)
@@ -120,7 +119,7 @@ def test_jumps_into_vmm_pages(hostile: pathlib.Path, page: str) -> None:
 @pytest.mark.hw_modes
 @pytest.mark.usefixtures("vm")
 def test_jumps_to_every_byte_of_the_syscall_entry(hostile: pathlib.Path) -> None:
-    step = str(4 if HW else 1 if LONG else 2)
+    step = str(13 if HW else 1 if LONG else 2)
     argv = ["./stubjump", hex(PAGES["SYSCALL_CODE"]), "0", "1600", step]
     run = bounded(argv, cwd=hostile, timeout_s=sized(100, 300))
     assert run.status == 0, run.said
@@ -135,7 +134,7 @@ def test_jumps_into_the_trampoline_page(hostile: pathlib.Path, calls: str) -> No
     """The program may execute that page. Where it has slots in use, each leads back into the middle
     of a function of the program, which is likely to end it.
     """
-    argv = ["./stubjump", "trampolines", "0", "4096", str(3 if LONG else 64)]
+    argv = ["./stubjump", "trampolines", "0", "4096", str(512 if HW else 3 if LONG else 64)]
     run = bounded(argv, cwd=hostile, calls=calls, timeout_s=sized(100, 300))
     if HW or calls == "exit":
         assert run.status == 0, run.said
