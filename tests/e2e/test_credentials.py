@@ -36,6 +36,8 @@ def compared(argv: list[str], cwd: pathlib.Path | str = "/tmp") -> str:
     return run.stdout.decode()
 
 
+@pytest.mark.hw
+@pytest.mark.poll
 def test_credentials_of_threads(guests: pathlib.Path) -> None:
     compared(["./creds"], guests)
 
