@@ -2,6 +2,7 @@
 
 import argparse
 import pathlib
+import re
 import signal
 import subprocess
 
@@ -28,19 +29,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--share",
-        metavar="K/N",
+        metavar="K[-L]/N",
         type=share_of,
-        default=(1, 1),
-        help="run every Nth test, from the Kth on: the shares of 1 to N are the whole suite",
+        default=(1, 1, 1),
+        help="of each N tests, run the Kth to the Lth: the shares of 1 to N are the whole suite",
     )
 
 
-def share_of(text: str) -> tuple[int, int]:
-    """The K and N of `K/N`."""
-    k, _, n = text.partition("/")
-    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not K/N with 1 <= K <= N")
-    return int(k), int(n)
+def share_of(text: str) -> tuple[int, int, int]:
+    """The K, L and N of `K-L/N`; `K/N` is `K-K/N`."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?/(\d+)", text)
+    words = (found[1], found[2] or found[1], found[3]) if found else (0, 0, 0)
+    first, last, n = map(int, words)
+    if not 1 <= first <= last <= n:
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N or K-L/N with 1 <= K <= L <= N")
+    return first, last, n
 
 
 # What is slow comes last, so that a failure elsewhere shows early. This runs last, so that shares
@@ -48,11 +51,11 @@ def share_of(text: str) -> tuple[int, int]:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-    k, n = config.getoption("--share")
-    others = [item for number, item in enumerate(items, start=1) if number % n != k % n]
+    first, last, n = config.getoption("--share")
+    others = [item for at, item in enumerate(items) if not first <= at % n + 1 <= last]
     if others:
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for number, item in enumerate(items, start=1) if number % n == k % n]
+        items[:] = [item for at, item in enumerate(items) if first <= at % n + 1 <= last]
 
 
 @pytest.fixture(scope="session")
