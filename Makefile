@@ -63,7 +63,7 @@ develop develop-release: develop%: $(VENV)/.group-build
 
 .PHONY: guests
 guests: deps-test
-	@for d in $(GUEST_PROGRAMS); do $(MAKE) -C $$d; done
+	@for d in $(GUEST_PROGRAMS); do flock $$d $(MAKE) -C $$d || exit; done
 
 # The paths of the machine that builds it are told to nobody, and change nothing of what is built.
 CARGO_AT := $(or $(CARGO_HOME),$(HOME)/.cargo)

@@ -58,16 +58,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for at, item in enumerate(items) if first <= at % n + 1 <= last]
 
 
-@pytest.fixture(scope="session")
-def guests() -> pathlib.Path:
-    """The directory of the built guest programs.
+def built(programs: pathlib.Path) -> pathlib.Path:
+    """The directory of the guest programs that the Makefile in `programs` builds.
 
+    They are built under the lock of that directory: others may need one of them meanwhile.
     Nothing is written when they are up to date: the file system may be read-only.
     """
-    question = subprocess.run(["make", "--question", "--silent", "-C", GUESTS], capture_output=True)
-    if question.returncode != 0:
-        build = subprocess.run(
-            ["make", "--silent", "-j2", "-C", GUESTS], capture_output=True, text=True
-        )
-        assert build.returncode == 0, f"the guest programs do not build:\n{build.stderr}"
-    return GUESTS / "build"
+    make = ["flock", programs, "make", "--silent", "-j2", "-C", programs]
+    if subprocess.run([*make, "--question"], capture_output=True).returncode != 0:
+        build = subprocess.run(make, capture_output=True, text=True)
+        assert build.returncode == 0, f"guest programs do not build:\n{build.stderr}"
+    return programs / "build"
+
+
+@pytest.fixture(scope="session")
+def guests() -> pathlib.Path:
+    """The directory of the built guest programs."""
+    return built(GUESTS)

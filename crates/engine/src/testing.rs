@@ -6,16 +6,19 @@ use std::process::Command;
 pub(crate) use crate::run::Nobody;
 use crate::{Calls, Program, Streams, Trace, Trees, policy_for};
 
-/// A guest program, built if need be.
+/// A guest program, built if need be: under the lock of its directory, for others build there at the same
+/// time, and not as a part of the make that runs the tests.
 pub(crate) fn program(directory: &str, name: &str, args: &[&str]) -> Program {
     let guests = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("../..")
         .join(directory)
         .canonicalize()
         .unwrap();
-    let made = Command::new("make")
-        .args(["--silent", "-C"])
+    let made = Command::new("flock")
         .arg(&guests)
+        .args(["make", "--silent", "-C"])
+        .arg(&guests)
+        .env_remove("MAKEFLAGS")
         .arg(format!("build/{name}"))
         .status()
         .unwrap();
