@@ -64,6 +64,14 @@ def test_system_v_ipc(oracle: Oracle, guests: pathlib.Path, part: str) -> None:
     oracle.compare(["./sysvipc", part], cwd=guests)
 
 
+def test_mutexes_with_priority_inheritance(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./pimutex"], cwd=guests)
+
+
+def test_message_queues(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./mqueue"], cwd=guests)
+
+
 def test_named_pipes_and_packets(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./fifo"], cwd=guests)
 

@@ -239,6 +239,8 @@ pub enum FileKind {
     Process(ProcessRef),
     /// An end of a pseudo-terminal.
     Pty(PtyEnd),
+    /// A POSIX message queue.
+    Mqueue(ObjectId),
 }
 
 /// Character devices that exist in every sandbox.
@@ -441,6 +443,7 @@ fn closed(cx: &mut Cx<'_>, file: FileId) {
     if let Ok(files) = cx.thread().map(|thread| thread.share.files) {
         vfs::locks::closed(cx, files, file);
     }
+    vfs::file::closed(cx, file);
     unref(cx, file);
 }
 

@@ -16,6 +16,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::cx::Cx;
 use crate::kernel::XState;
 use crate::outcome::Outcome;
+use crate::sched::AfterHandler;
 use crate::signal::{AltStack, SI_KERNEL, SIG_DFL, SigDetail, SigInfo, UNBLOCKABLE, bit, signo};
 use crate::task;
 
@@ -269,7 +270,12 @@ fn push_frame(cx: &mut Cx<'_>, info: &SigInfo, action: &Sigaction) -> Result<(),
         .unwrap_or(thread.signals.mask);
     let interrupted = thread.interrupted.take();
     if let Some(call) = interrupted {
-        if call.restart && action.flags & SA_RESTART != 0 {
+        let restarts = match call.after_handler {
+            AfterHandler::Fails => false,
+            AfterHandler::MayRestart => action.flags & SA_RESTART != 0,
+            AfterHandler::Restarts => true,
+        };
+        if restarts {
             regs.rax = call.call.nr;
             regs.rip = regs.rip.wrapping_sub(2);
         } else if let Some((timeline, at_ns)) = call.until

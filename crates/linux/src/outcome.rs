@@ -50,6 +50,8 @@ pub struct Wait {
 pub enum WaitOn {
     /// A futex wake. The waker delivers 0.
     Futex(FutexKey, u32),
+    /// A mutex with priority inheritance, which this thread has. The one who unlocks it delivers 0.
+    PiMutex(FutexKey, crate::kernel::Tid),
     /// Any of these sources becoming ready; the call is then made again.
     Sources(Vector<Source>),
     /// A signal of this set (rt_sigtimedwait(2)): the call is made again and takes it.

@@ -36,7 +36,7 @@ pub enum Resource {
     Locks = 10,
     /// RLIMIT_SIGPENDING: queued signals and POSIX timers
     Sigpending = 11,
-    /// RLIMIT_MSGQUEUE, in bytes. There are no message queues.
+    /// RLIMIT_MSGQUEUE, in bytes of a user's POSIX message queues.
     Msgqueue = 12,
     /// RLIMIT_NICE. Priorities have no effect on one vCPU.
     Nice = 13,

@@ -3,6 +3,8 @@
 //! The threads of a program share a vCPU; a timer kick rotates the run queue. A wake-up is never
 //! lost: checking a condition and parking on it happen in one handler, under the kernel's lock.
 
+pub mod pi;
+
 use std::collections::BTreeMap;
 
 use imbl::{OrdMap, OrdSet, Vector};
@@ -45,6 +47,8 @@ pub enum AfterHandler {
     Fails,
     /// It starts again if the handler has SA_RESTART.
     MayRestart,
+    /// It starts again, whatever the handler's flags.
+    Restarts,
 }
 
 /// Run queue, parked threads, deadlines.
@@ -67,6 +71,8 @@ pub struct Sched {
     pub yielding: bool,
     /// Waiters of each futex, first come first woken.
     pub futexes: OrdMap<FutexKey, Vector<Tid>>,
+    /// Mutexes with priority inheritance.
+    pub pi: pi::PiMutexes,
     /// Threads that wait for a message, first come first woken.
     pub receivers: Vector<Tid>,
     /// Threads that wait for objects of System V IPC, first come first served.
@@ -91,6 +97,9 @@ impl Sched {
         }
         if let WaitOn::Futex(key, _) = wait.on {
             self.futexes.entry(key).or_default().push_back(tid);
+        }
+        if let WaitOn::PiMutex(key, owner) = wait.on {
+            self.pi.wait(key, tid, owner);
         }
         if let WaitOn::Line(line, _) = wait.on {
             self.lines.entry(line).or_default().push_back(tid);
@@ -120,6 +129,9 @@ impl Sched {
         }
         if let WaitOn::Futex(key, _) = parked.wait.on {
             self.leave_futex(key, tid);
+        }
+        if let WaitOn::PiMutex(key, _) = parked.wait.on {
+            self.pi.leave(key, tid);
         }
         if let WaitOn::Line(line, _) = parked.wait.on {
             self.leave_line(line, tid);
@@ -178,6 +190,17 @@ impl Sched {
     #[must_use]
     pub fn is_awaited(&self, source: Source) -> bool {
         self.waiters_of(source).next().is_some()
+    }
+
+    /// True if a thread is parked on `source` in this call.
+    #[must_use]
+    pub fn is_awaited_by(&self, source: Source, nr: u64) -> bool {
+        let mut waiters = self.waiters_of(source);
+        waiters.any(|tid| {
+            self.parked
+                .get(&tid)
+                .is_some_and(|parked| parked.call.nr == nr)
+        })
     }
 
     /// The objects that threads are parked on.

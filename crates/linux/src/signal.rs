@@ -495,7 +495,6 @@ impl Kernel {
                 (Timeline::Monotonic, at_ns)
             }),
         };
-        let restart = parked.interrupted == AfterHandler::MayRestart;
         let (state, remain_gva) = match parked.wait.resume {
             Resume::Retry(state) => (state, 0),
             Resume::Deliver { remain_gva, .. } => {
@@ -520,7 +519,7 @@ impl Kernel {
             thread.interrupted = result.is_err().then_some(Interrupted {
                 call: parked.call,
                 state,
-                restart,
+                after_handler: parked.interrupted,
                 remain_gva,
                 until,
             });
@@ -666,8 +665,8 @@ pub struct Interrupted {
     pub call: Call,
     /// The state it goes on with if no handler runs. The deadline of a sleep on a CPU clock is on that clock.
     pub state: CallState,
-    /// True if a handler with SA_RESTART makes it start again.
-    pub restart: bool,
+    /// The effect of a handler on it.
+    pub after_handler: AfterHandler,
     /// The address that nanosleep(2) reports the remaining time at; 0 for nowhere.
     pub remain_gva: u64,
     /// When its wait would have ended.

@@ -1,5 +1,6 @@
 // System V IPC without end and without manners: ipc WHAT
 #include "hostile.h"
+#include <linux/futex.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -30,7 +31,8 @@ static void numbers(void) {
     static const uint64_t words[] = {0, 1, 2, 3, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 0x7fff, 0x8000, 0x8001, 0xffff, 0x10000,
                                      0x7fffffff, 0x80000000, 0xffffffff, 0x100000000, 1ul << 47, 1ul << 62, 1ul << 63, ~0ul};
     static const long calls[] = {SYS_shmget, SYS_shmat, SYS_shmctl, SYS_shmdt, SYS_semget, SYS_semctl, SYS_semtimedop, SYS_msgget,
-                                 SYS_msgsnd, SYS_msgrcv, SYS_msgctl};
+                                 SYS_msgsnd, SYS_msgrcv, SYS_msgctl, SYS_mq_open, SYS_mq_unlink, SYS_mq_timedsend,
+                                 SYS_mq_timedreceive, SYS_mq_notify, SYS_mq_getsetattr};
     char *buffer = map(4 * PAGE, PROT_READ | PROT_WRITE);
     for (int number = 0; number < 4; number++) {
         shmget(IPC_PRIVATE, PAGE, 0600);
@@ -48,6 +50,8 @@ static void numbers(void) {
         // Nothing that waits, and nothing over this program.
         if (nr == SYS_msgsnd) args[3] |= IPC_NOWAIT;
         if (nr == SYS_msgrcv) args[4] |= IPC_NOWAIT;
+        if (nr == SYS_mq_timedsend || nr == SYS_mq_timedreceive) args[4] = (uint64_t)(buffer + 3 * PAGE);
+        if (nr == SYS_mq_open && turn % 2) args[1] |= O_CREAT, args[3] = 0, strcpy(buffer, turn % 4 == 1 ? "one" : "two");
         if (nr == SYS_semtimedop) args[3] = (uint64_t)(buffer + 3 * PAGE);
         if (nr == SYS_shmat && args[2] & SHM_REMAP) args[2] &= ~(uint64_t)SHM_REMAP;
         raw6(nr, args[0], args[1], args[2], args[3], args[4], args[5]);
@@ -171,6 +175,17 @@ static void queues(void) {
     reached("queues", count);
     reached("messages", messages);
     need(last >= 0, "a queue");
+    // Those with names: more than there may be, and none is left open.
+    long named = 0;
+    for (;; named++) {
+        char name[32];
+        snprintf(name, sizeof name, "q%ld", named);
+        long queue = syscall(SYS_mq_open, name, O_CREAT | O_RDWR | O_NONBLOCK, 0600, NULL);
+        if (queue < 0) break;
+        while (syscall(SYS_mq_timedsend, queue, message.text, sizeof message.text, 1, NULL) == 0) {}
+        close((int)queue);
+    }
+    reached("named queues", named);
     // The slowest search there is.
     for (int turn = 0; turn < 2000; turn++) msgrcv(last, &message, 10, 2, IPC_NOWAIT);
 }
@@ -178,7 +193,10 @@ static void queues(void) {
 // Receivers and senders that are killed while they wait.
 static void killed(void) {
     int id = msgget(IPC_PRIVATE, 0600), set = semget(IPC_PRIVATE, 1, 0600);
+    uint32_t *word = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     for (int turn = 0; turn < 300; turn++) {
+        *word = 0;
+        if (turn % 2 == 0) need(syscall(SYS_futex, word, FUTEX_LOCK_PI, 0, NULL, NULL, 0) == 0, "a mutex");
         pid_t child = fork();
         if (!child) {
             struct {
@@ -186,7 +204,13 @@ static void killed(void) {
                 char text[10];
             } message = {.type = 1};
             struct sembuf op = {0, -1, SEM_UNDO};
-            switch (turn % 3) {
+            switch (turn % 5) {
+                case 3:
+                case 4:
+                    // It waits, or has it and dies with it.
+                    syscall(SYS_futex, word, FUTEX_LOCK_PI, 0, NULL, NULL, 0);
+                    pause();
+                    break;
                 case 0: msgrcv(id, &message, 10, 0, 0); break;
                 case 1: semop(set, &op, 1); break;
                 default: op.sem_op = 1, semop(set, &op, 1), op.sem_op = -2, semop(set, &op, 1);
@@ -204,6 +228,7 @@ static void killed(void) {
         while (waitpid(child, NULL, 0) < 0) {}
         while (msgrcv(id, &message, 10, 0, IPC_NOWAIT) >= 0) {}
         need(semctl(set, 0, GETVAL) == 0 && semctl(set, 0, GETNCNT) == 0, "nobody waits");
+        if (turn % 2 == 0) need(syscall(SYS_futex, word, FUTEX_UNLOCK_PI, 0, NULL, NULL, 0) == 0 && *word == 0, "no waiter");
     }
 }
 

@@ -42,6 +42,7 @@ pub mod magic;
 pub mod membarrier;
 pub mod memfd;
 pub mod mman;
+pub mod mqueue;
 pub mod netlink;
 pub mod openat2;
 pub mod param;

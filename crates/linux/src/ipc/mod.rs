@@ -1,15 +1,17 @@
-//! System V IPC as values: shared memory, semaphores, message queues (sysvipc(7)).
+//! System V IPC as values: shared memory, semaphores, message queues (sysvipc(7)). POSIX message queues.
 //!
 //! Objects are found by key and named by id, until they are removed; no process owns one. What they take is
 //! charged to the program.
 
 pub mod ids;
+pub mod mq;
 pub mod msg;
 pub mod sem;
 pub mod shm;
 
 use std::sync::Arc;
 
+use self::mq::Mqueues;
 use self::msg::{Message, Pick, Queues};
 use self::sem::{SemOp, Semaphores};
 use self::shm::Segments;
@@ -23,6 +25,8 @@ pub struct Ipc {
     pub semaphores: Semaphores,
     /// Message queues (msgget(2)).
     pub queues: Queues,
+    /// POSIX message queues (mq_overview(7)).
+    pub mqueues: Mqueues,
 }
 
 /// A line of threads that wait for the same object, first come first served.

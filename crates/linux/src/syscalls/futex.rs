@@ -1,8 +1,9 @@
 //! futex(2) as operations on the kernel value.
 
 use kvmlet_abi::linux::futex::{
-    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_PRIVATE_FLAG,
-    FUTEX_REQUEUE, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, FUTEX_WAKE_OP,
+    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_LOCK_PI, FUTEX_LOCK_PI2,
+    FUTEX_PRIVATE_FLAG, FUTEX_REQUEUE, FUTEX_TRYLOCK_PI, FUTEX_UNLOCK_PI, FUTEX_WAIT,
+    FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, FUTEX_WAKE_OP,
 };
 use kvmlet_abi::{Errno, Gva};
 
@@ -11,9 +12,10 @@ use crate::cx::Cx;
 use crate::mm::user;
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::syscalls::args::{Args, Int, Len, Ptr, Uint};
+use crate::syscalls::pi;
 use crate::task::robust;
 
-/// futex(2). Priority-inheritance operations give `ENOSYS`, as a kernel without CONFIG_FUTEX_PI.
+/// futex(2). Moving waiters to a mutex with priority inheritance gives `ENOSYS`: glibc and musl do not do it.
 pub fn sys_futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     match futex(cx, args, state) {
         Ok(outcome) => outcome,
@@ -29,10 +31,27 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
     let command = op & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
     let private = op & FUTEX_PRIVATE_FLAG != 0;
     let realtime = op & FUTEX_CLOCK_REALTIME != 0;
-    if realtime && !matches!(command, FUTEX_WAIT | FUTEX_WAIT_BITSET) {
+    if realtime && !matches!(command, FUTEX_WAIT | FUTEX_WAIT_BITSET | FUTEX_LOCK_PI2) {
         return Err(Errno::ENOSYS);
     }
     match command {
+        FUTEX_LOCK_PI | FUTEX_LOCK_PI2 => {
+            let deadline_ns = match state.deadline_ns {
+                Some(deadline_ns) => Some(deadline_ns),
+                // The one without a choice of clocks has always meant this clock.
+                None => wait_deadline(cx, timeout, true, realtime || command == FUTEX_LOCK_PI)?,
+            };
+            let key = robust::key_of(cx, uaddr, private)?;
+            pi::lock(cx, uaddr, key, deadline_ns, state)
+        }
+        FUTEX_TRYLOCK_PI => {
+            let key = robust::key_of(cx, uaddr, private)?;
+            pi::try_lock(cx, uaddr, key)
+        }
+        FUTEX_UNLOCK_PI => {
+            let key = robust::key_of(cx, uaddr, private)?;
+            pi::unlock(cx, uaddr, key)
+        }
         FUTEX_WAIT | FUTEX_WAIT_BITSET => {
             let bitset = if command == FUTEX_WAIT {
                 FUTEX_BITSET_MATCH_ANY

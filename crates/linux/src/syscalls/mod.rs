@@ -11,6 +11,7 @@ pub mod ipc;
 pub mod mem;
 pub mod net;
 pub mod peer;
+pub mod pi;
 pub mod placement;
 pub mod process;
 pub(crate) mod rows;

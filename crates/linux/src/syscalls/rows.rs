@@ -286,7 +286,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(201, "time", "x", time::sys_time),
     Row::wait(202, "futex", "xuuxxu", futex::sys_futex)
         .restarts(Restart::WithoutDeadline)
-        .partial("priority-inheritance operations give ENOSYS"),
+        .partial("FUTEX_WAIT_REQUEUE_PI and FUTEX_CMP_REQUEUE_PI give ENOSYS"),
     Row::value(
         203,
         "sched_setaffinity",
@@ -335,12 +335,12 @@ pub(super) static ROWS: &[Row] = &[
         .partial("one node; the policy of a range is not kept"),
     Row::value(238, "set_mempolicy", "xxu", placement::sys_set_mempolicy).note("one node"),
     Row::value(239, "get_mempolicy", "xxuxu", placement::sys_get_mempolicy).note("one node"),
-    Row::missing(240, "mq_open", "sxxx"),
-    Row::missing(241, "mq_unlink", "xxx"),
-    Row::missing(242, "mq_timedsend", "xxx"),
-    Row::missing(243, "mq_timedreceive", "xxx"),
-    Row::missing(244, "mq_notify", "xxx"),
-    Row::missing(245, "mq_getsetattr", "xxx"),
+    Row::value(240, "mq_open", "soox", ipc::sys_mq_open),
+    Row::value(241, "mq_unlink", "s", ipc::sys_mq_unlink),
+    Row::wait(242, "mq_timedsend", "dxuux", ipc::sys_mq_timedsend).restarts(Restart::Handler),
+    Row::wait(243, "mq_timedreceive", "dxuxx", ipc::sys_mq_timedreceive).restarts(Restart::Handler),
+    Row::value(244, "mq_notify", "dx", ipc::sys_mq_notify).partial("SIGEV_THREAD gives EINVAL"),
+    Row::value(245, "mq_getsetattr", "ixx", ipc::sys_mq_getsetattr),
     Row::privileged(246, "kexec_load", "xxx"),
     Row::wait(247, "waitid", "iixxx", process::sys_waitid).restarts(Restart::Handler),
     Row::missing(248, "add_key", "xxx"),

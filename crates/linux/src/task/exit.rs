@@ -75,6 +75,7 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
     }
     let now = clock::realtime_s(cx.host);
     sem::process_gone(cx.kernel, &mut cx.machine.memory, pid, now);
+    cx.kernel.ipc.mqueues.process_gone(pid);
     for tid in &threads {
         cx.tid = *tid;
         share::leave(cx);

@@ -57,6 +57,7 @@ impl Walk {
         if robust != 0 {
             let _ = self.walk_robust_list(cx, robust);
         }
+        cx.kernel.sched.pi_owner_gone(cx.tid);
         if clear != 0 && cx.write_struct(Gva(clear), &0u32).is_ok() {
             wake_word(cx, clear, 1);
         }

@@ -51,6 +51,10 @@ pub fn poll(cx: &Cx<'_>, file: &OpenFile, events: i16, asked: &mut Asked) -> i16
             POLLHUP | if rest { readable } else { 0 }
         }
         FileKind::Capture(_) => writable,
+        FileKind::Mqueue(id) => match cx.kernel.ipc.mqueues.get(*id) {
+            Ok(queue) => queue.poll(),
+            Err(_) => POLLERR,
+        },
         FileKind::Event(id) => objects.events.get(id).map_or(POLLERR, EventFd::poll),
         FileKind::Timer(id) => objects.timers.get(*id).map_or(POLLERR, TimerFd::poll),
         FileKind::Socket(id) => objects.sockets.poll(*id),
@@ -87,6 +91,7 @@ pub fn wait_source(cx: &Cx<'_>, file: &OpenFile, events: i16) -> Option<Source> 
         }
         FileKind::Pipe(pipe) => Some(Source::Pipe(*pipe)),
         FileKind::Event(id)
+        | FileKind::Mqueue(id)
         | FileKind::Timer(id)
         | FileKind::Socket(id)
         | FileKind::Inotify(id) => Some(Source::Object(*id)),
@@ -124,6 +129,7 @@ pub fn watched(file: &OpenFile) -> (Option<Source>, i16) {
             (Some(Source::Pipe(*pipe)), listens)
         }
         FileKind::Event(id)
+        | FileKind::Mqueue(id)
         | FileKind::Timer(id)
         | FileKind::Epoll(id)
         | FileKind::Socket(id)
@@ -163,6 +169,7 @@ pub fn signals(kind: &FileKind) -> Option<Source> {
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
@@ -181,6 +188,7 @@ pub fn can_be_watched(cx: &Cx<'_>, kind: &FileKind) -> bool {
         | FileKind::Input(_)
         | FileKind::Capture(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Inotify(_)
@@ -258,7 +266,8 @@ pub fn transfer(kind: &FileKind) -> Transfer {
         | FileKind::Device(_)
         | FileKind::Text(_)
         | FileKind::SynthDir(_)
-        | FileKind::SynthLocation => Transfer::Data,
+        | FileKind::SynthLocation
+        | FileKind::Mqueue(_) => Transfer::Data,
     }
 }
 
@@ -273,6 +282,7 @@ pub fn turn(cx: &Cx<'_>, kind: &FileKind) -> Turn {
         | FileKind::Capture(_)
         | FileKind::Device(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Pty(_)
         | FileKind::Socket(_) => Turn::Shared,
         FileKind::HostFile(_)
@@ -310,6 +320,7 @@ pub fn moves_offset(kind: &FileKind) -> bool {
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -353,6 +364,10 @@ pub fn read_at(
         }
         FileKind::Text(text) => Ok(from(&text.bytes, text.at, into)),
         FileKind::Input(bytes) => Ok(from(bytes, 0, into)),
+        FileKind::Mqueue(queue) => {
+            let status = cx.kernel.ipc.mqueues.get(*queue)?.status();
+            Ok(from(status.as_bytes(), 0, into))
+        }
         FileKind::Device(Device::Null) => Ok(0),
         FileKind::Device(Device::Zero | Device::Full) => {
             into.fill(0);
@@ -409,6 +424,7 @@ pub fn write_at(
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -437,6 +453,7 @@ pub fn end(cx: &Cx<'_>, kind: &FileKind) -> Result<Option<u64>, Errno> {
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -513,6 +530,7 @@ pub fn readable_bytes(cx: &mut Cx<'_>, (id, file): (FileId, &OpenFile)) -> Resul
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Process(_)
         | FileKind::Signals(_) => Err(Errno::ENOTTY),
@@ -544,6 +562,7 @@ pub fn positions(cx: &Cx<'_>, file: &OpenFile) -> Positions {
         FileKind::Device(Device::Null | Device::Zero | Device::Full) => Positions::Fixed(0),
         FileKind::Device(Device::Random | Device::Urandom) => Positions::Fixed(file.offset),
         FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)

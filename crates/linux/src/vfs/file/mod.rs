@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
-use kvmlet_hostfs::attr::{self, Attr, S_IFIFO, S_IFSOCK};
+use kvmlet_hostfs::attr::{self, Attr, S_IFIFO, S_IFREG, S_IFSOCK};
 use kvmlet_hostfs::{HostKind, change, stream};
 
 use super::inotify::Subject;
@@ -49,6 +49,7 @@ pub fn host(kind: &FileKind) -> Option<HostId> {
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -97,6 +98,7 @@ pub fn contents(cx: &Cx<'_>, kind: &FileKind) -> Contents {
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -140,6 +142,7 @@ pub fn directory(cx: &Cx<'_>, file: &OpenFile) -> Option<Dir> {
         | FileKind::Text(_)
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -180,6 +183,7 @@ pub fn names(kind: &FileKind) -> Names {
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -189,6 +193,11 @@ pub fn names(kind: &FileKind) -> Names {
         | FileKind::Signals(_) => Names::None,
     }
 }
+
+/// The minor number of the file system of message queues.
+const MQUEUE_DEVICE: u32 = 0x13;
+/// The size that a message queue shows (FILENT_SIZE in ipc/mqueue.c).
+const MQUEUE_SIZE: u64 = 80;
 
 /// The attributes of an open description (fstat(2)).
 ///
@@ -247,6 +256,19 @@ pub fn attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
                 socket.0.saturating_add(16),
             )
         }),
+        FileKind::Mqueue(id) => {
+            let queue = cx.kernel.ipc.mqueues.get(*id)?;
+            Ok(Attr {
+                dev: attr::makedev(0, MQUEUE_DEVICE),
+                uid: queue.perm.uid,
+                gid: queue.perm.gid,
+                size: MQUEUE_SIZE,
+                atime: queue.atime,
+                mtime: queue.mtime,
+                ctime: queue.mtime,
+                ..own(S_IFREG | queue.perm.mode, id.0.saturating_add(16))
+            })
+        }
         // They share one inode without a type, which is root's (fs/anon_inodes.c).
         FileKind::Event(_)
         | FileKind::Timer(_)
@@ -293,6 +315,7 @@ pub fn file_system(cx: &mut Cx<'_>, kind: &FileKind) -> Result<FileSystem, Errno
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -318,6 +341,7 @@ pub fn is_of_host_tree(kind: &FileKind) -> bool {
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -346,6 +370,7 @@ pub fn watchable(cx: &Cx<'_>, file: &OpenFile) -> Option<Subject> {
         | FileKind::Capture(_)
         | FileKind::Input(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -371,6 +396,7 @@ pub fn is_on_writable_system(kind: &FileKind) -> bool {
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -405,6 +431,7 @@ pub fn link_text(cx: &Cx<'_>, file: &OpenFile) -> Vec<u8> {
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
@@ -428,6 +455,7 @@ pub fn info(cx: &Cx<'_>, file: &OpenFile) -> (u64, String) {
     match &file.kind {
         FileKind::Event(id) => (file.offset, fdinfo::of_event(cx, *id)),
         FileKind::Timer(id) => (file.offset, fdinfo::of_timer(cx, *id)),
+        FileKind::Mqueue(_) => (file.offset, String::new()),
         FileKind::Process(process) => (file.offset, pidfd::info(cx, *process)),
         FileKind::Epoll(id) => (file.offset, cx.kernel.objects.epolls.info(*id)),
         FileKind::Signals(mask) => (file.offset, format!("sigmask:\t{mask:016x}\n")),
@@ -463,6 +491,7 @@ pub fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
         | FileKind::HostLocation(host)
         | FileKind::HostStream(host) => cx.host.incref(*host),
         FileKind::Tmp(inode) => cx.kernel.tmpfs.open_ref(*inode),
+        FileKind::Mqueue(id) => cx.kernel.ipc.mqueues.opened(*id),
         FileKind::Text(text) => open::charge_text(cx, text.bytes.len())?,
         FileKind::Capture(_)
         | FileKind::Input(_)
@@ -505,6 +534,10 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
         FileKind::Socket(object) => net::released(cx, object),
         FileKind::Text(text) => cx.machine.memory.uncharge(text.bytes.len() as u64),
         FileKind::Pty(end) => cx.kernel.close_pty(&mut cx.machine.memory, end),
+        FileKind::Mqueue(id) => {
+            let memory = &mut cx.machine.memory;
+            cx.kernel.ipc.mqueues.released(memory, id);
+        }
         FileKind::Inotify(object) => notify::released(cx, object),
         FileKind::Capture(_)
         | FileKind::Input(_)
@@ -515,6 +548,17 @@ pub fn release(cx: &mut Cx<'_>, id: FileId) {
         | FileKind::Signals(_) => {}
     }
     notify::settle(cx);
+}
+
+/// A process has closed a descriptor of a description, which others may still refer to.
+pub fn closed(cx: &mut Cx<'_>, id: FileId) {
+    let Some(FileKind::Mqueue(queue)) = cx.kernel.files.get(&id).map(|file| &file.kind) else {
+        return;
+    };
+    let queue = *queue;
+    if let Ok(pid) = cx.process().map(|process| process.pid) {
+        cx.kernel.ipc.mqueues.closed_by(queue, pid);
+    }
 }
 
 // ---- changing ----
@@ -541,6 +585,7 @@ pub fn changeable(
         }
         // The inode is shared with all of their kind (fs/anon_inodes.c).
         FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
@@ -583,6 +628,7 @@ pub fn limited_size(cx: &Cx<'_>, kind: &FileKind) -> Result<Option<u64>, Errno> 
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -612,6 +658,7 @@ pub fn set_size(cx: &mut Cx<'_>, kind: &FileKind, size: u64) -> Result<(), Errno
         | FileKind::SynthLocation
         | FileKind::Pipe(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -656,6 +703,7 @@ pub fn sync(cx: &mut Cx<'_>, file: &OpenFile, synced: Synced) -> Result<(), Errn
         | FileKind::Device(_)
         | FileKind::Text(_)
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)
@@ -702,6 +750,7 @@ pub fn ranges(kind: &FileKind) -> Ranges {
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation
         | FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Socket(_)

@@ -112,6 +112,7 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
         }
         // Their inode is root's, mode 0600: others do not get as far as to learn that it cannot be opened.
         FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
@@ -122,6 +123,7 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
             return Err(Errno::EACCES);
         }
         FileKind::Event(_)
+        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)

@@ -32,13 +32,18 @@ pub(super) const TOP_FILES: [&[u8]; 17] = [
     b"vmstat",
 ];
 
-pub(super) const SYS_FILES: [(&[u8], &str); 49] = [
+pub(super) const SYS_FILES: [(&[u8], &str); 54] = [
     (b"fs/epoll/max_user_watches", "65536\n"),
     (b"fs/file-max", "1048576\n"),
     (b"fs/file-nr", "0\t0\t1048576\n"),
     (b"fs/inotify/max_queued_events", "16384\n"),
     (b"fs/inotify/max_user_instances", "128\n"),
     (b"fs/inotify/max_user_watches", "8192\n"),
+    (b"fs/mqueue/msg_default", "10\n"),
+    (b"fs/mqueue/msg_max", "10\n"),
+    (b"fs/mqueue/msgsize_default", "8192\n"),
+    (b"fs/mqueue/msgsize_max", "8192\n"),
+    (b"fs/mqueue/queues_max", "256\n"),
     (b"fs/nr_open", "1048576\n"),
     (b"fs/pipe-max-size", "1048576\n"),
     (b"kernel/cap_last_cap", "40\n"),
