@@ -186,3 +186,16 @@ print(json.dumps(found, indent=1))
 def test_psutil(tmp_path: pathlib.Path, native_only: bool) -> None:
     expected, found = both([PYTHON, "-c", PSUTIL], tmp_path, native_only)
     assert found == expected
+
+
+def test_the_processor_is_that_of_the_host(tmp_path: pathlib.Path) -> None:
+    """Behind the second wall too, which has closed the file."""
+    wanted = ("vendor_id", "model name", "flags")
+
+    def lines(text: str) -> list[str]:
+        first = text.partition("\n\n")[0].splitlines()
+        return [line for line in first if line.startswith(wanted)]
+
+    run = in_vm(["cat", "/proc/cpuinfo"], cwd=tmp_path, options=["-q"])
+    assert lines(run.stdout.decode()) == lines(pathlib.Path("/proc/cpuinfo").read_text())
+    assert run.stdout.count(b"processor") == 1

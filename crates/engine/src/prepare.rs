@@ -19,6 +19,7 @@ pub fn prepare() -> Result<(), EngineError> {
     let _ = now_ns();
     note_cpus();
     kvmlet_mem::note_huge_pages();
+    let _ = kvmlet_linux::cpuinfo();
     let _ = raise_descriptor_limit();
     kvmlet_budget::fix_limits();
     Kvm::open()?;

@@ -30,6 +30,7 @@ mod handle;
 mod hostfd;
 mod listing;
 mod lookup_cache;
+mod machine;
 mod object;
 pub mod passed;
 mod roots;
@@ -47,6 +48,7 @@ pub use handle::{Handle, attr_in, locate_in};
 pub use hostfd::{HostFd, OpenFiles};
 pub use listing::{Listing, list};
 pub use lookup_cache::LookupCache;
+pub use machine::cpuinfo;
 pub use object::{
     Shown, attr_of, birth_time, file_system, is_kernel_file, is_same, read_at, read_link,
 };

@@ -16,7 +16,7 @@ use crate::credentials::{Credentials, check_mode};
 use crate::error::errno;
 use crate::handle::{locate_in, open_in};
 use crate::hostfd::HostFd;
-use crate::object::{attr_of, read_at};
+use crate::object::attr_of;
 
 pub use kvmlet_abi::linux::limits::PATH_MAX;
 
@@ -233,15 +233,6 @@ impl Roots {
             Err(Errno::EACCES) if !attr.is_dir() => self.open_at(path, OFlags::WRONLY | flags),
             opened => opened,
         }
-    }
-
-    /// Reads the start of a file, as much of it as `buf` has room for.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn read_start(&self, path: &[u8], buf: &mut [u8]) -> Result<usize, Errno> {
-        let fd = self.open_at(path, OFlags::RDONLY)?;
-        read_at(fd.as_fd(), buf, 0)
     }
 
     /// True if the host has something at canonical `path`, outside the visible trees. This decides between

@@ -67,10 +67,10 @@ pub use fd::OpenFlags;
 pub use guest_call::{CallArg, CallError, CallStatus, Returns};
 pub use host::{Host, STREAMED_BATCH_BYTES};
 pub use kernel::{End, ExitStatus, Kernel, NewKernel, Pid, Process, Thread, Tid};
-pub use kvmlet_hostfs::Spill;
 pub use kvmlet_hostfs::attr::FileTime;
 pub use kvmlet_hostfs::passed::{Offer, Unfit};
 pub use kvmlet_hostfs::stdio::Inherited;
+pub use kvmlet_hostfs::{Spill, cpuinfo};
 pub use kvmlet_hostnet::{Access, Watch, resolver, unix};
 pub use mm::freeze::{MappedFile, settle};
 pub use personality::{

@@ -62,7 +62,7 @@ const SYSTEM_TREES: [&[u8]; 7] = [
 
 /// What is visible of the host's /etc: what any program may know. Nothing that may hold a key, a password or the name
 /// of the machine; whole directories only where they hold settings of one runtime.
-const ETC_NAMES: [&[u8]; 60] = [
+const ETC_NAMES: [&[u8]; 65] = [
     b"/etc/ImageMagick-6",
     b"/etc/ImageMagick-7",
     b"/etc/R",
@@ -94,12 +94,16 @@ const ETC_NAMES: [&[u8]; 60] = [
     b"/etc/lsb-release",
     b"/etc/magic",
     b"/etc/magic.mime",
+    b"/etc/mailcap",
+    b"/etc/mailcap.order",
     b"/etc/manpath.config",
     b"/etc/mime.types",
     b"/etc/mtab",
+    b"/etc/nanorc",
     b"/etc/networks",
     b"/etc/nsswitch.conf",
     b"/etc/os-release",
+    b"/etc/papersize",
     b"/etc/passwd",
     b"/etc/perl",
     b"/etc/php",
@@ -121,6 +125,7 @@ const ETC_NAMES: [&[u8]; 60] = [
     b"/etc/ssl/openssl.cnf",
     b"/etc/terminfo",
     b"/etc/timezone",
+    b"/etc/vim",
     b"/etc/xattr.conf",
     b"/etc/xml",
 ];

@@ -9,9 +9,6 @@ use crate::clock::{self, NSEC_PER_SEC};
 use crate::cx::Cx;
 use crate::uts::{NODENAME, RELEASE};
 
-/// Longest part of the host's /proc/cpuinfo that is read, in bytes.
-const CPUINFO_MAX: usize = 16 << 10;
-
 pub(super) const TOP_FILES: [&[u8]; 17] = [
     b"cgroups",
     b"cmdline",
@@ -108,7 +105,7 @@ pub(super) fn top_text(cx: &Cx<'_>, name: &[u8]) -> Option<String> {
     Some(match name {
         b"cgroups" => "#subsys_name\thierarchy\tnum_cgroups\tenabled\n".to_owned(),
         b"cmdline" => "\n".to_owned(),
-        b"cpuinfo" => cpuinfo(cx),
+        b"cpuinfo" => cpuinfo(),
         b"devices" => "Character devices:\n  1 mem\n  5 /dev/tty\n\nBlock devices:\n".to_owned(),
         // There are none.
         b"diskstats" | b"modules" => String::new(),
@@ -199,16 +196,8 @@ pub(super) fn ticks(ns: u64) -> u64 {
 }
 
 /// The host's description of one processor: the guest sees the same CPUID.
-fn cpuinfo(cx: &Cx<'_>) -> String {
-    let mut text = vec![0u8; CPUINFO_MAX];
-    let len = cx
-        .host
-        .roots
-        .read_start(b"/proc/cpuinfo", &mut text)
-        .unwrap_or(0);
-    text.truncate(len);
-    let text = String::from_utf8_lossy(&text);
-    match text.split_once("\n\n") {
+fn cpuinfo() -> String {
+    match kvmlet_hostfs::cpuinfo().split_once("\n\n") {
         Some((first, _)) => first
             .lines()
             .map(|line| match line.split_once(':') {
