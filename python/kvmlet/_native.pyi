@@ -303,8 +303,12 @@ def run(
     on_denial: Callable[[str, str, str, int], object] | None = None,
     stop: Stop | None = None,
     changes: Changes | None = None,
+    files_max: int = ...,
+    trace_to: int | None = None,
 ) -> Outcome:
     """Runs a program to its end, or until `stop` is set: its reason is "interrupted" then.
+
+    trace_to: a descriptor of a file for the trace, handed over; standard error if there is none.
 
     `on_stdout` and `on_stderr` are called with captured output as it comes, within some 50 ms. It
     is not kept then, but for what comes last, which is in the outcome. `on_denial` is called with
@@ -365,6 +369,7 @@ class ServedProgram:
         name: str,
         hosts: list[str],
         path: str,
+        files_max: int = ...,
         **settings: Unpack[ProgramSettings],
     ) -> Self: ...
 
@@ -516,6 +521,7 @@ class Sandbox:
         processes_max: int,
         output_limit_bytes: int,
         calls: str,
+        files_max: int = ...,
     ) -> Sandbox:
         """Builds the VM and loads the program, of which nothing has run."""
 
@@ -618,6 +624,7 @@ class Box:
         disk: Disk | None,
         processes_max: int,
         calls: str,
+        files_max: int = ...,
     ) -> Box: ...
     def spawn(
         self,

@@ -241,6 +241,7 @@ def run(
         memory_bytes=limits.memory_bytes,
         disk=room,
         processes_max=limits.processes_max,
+        files_max=limits.files_max,
         output_limit_bytes=limits.output_bytes,
         trace=False,
         calls=mode,

@@ -3,7 +3,7 @@
 import os
 
 from kvmlet import _native
-from kvmlet._values import OUTPUT_LIMIT_BYTES, parse_bytes, parse_duration
+from kvmlet._values import MOST_MAX_FILES, OUTPUT_LIMIT_BYTES, parse_bytes, parse_duration
 from kvmlet.errors import UsageError
 
 TYPE_CHECKING = False
@@ -111,6 +111,7 @@ class ProgramWords(_Words):
         *,
         memory_bytes: int,
         processes_max: int,
+        files_max: int = MOST_MAX_FILES,
         calls: str,
         name: str = "",
         hosts: "Iterable[str]" = (),
@@ -124,6 +125,7 @@ class ProgramWords(_Words):
             memory_bytes=memory_bytes,
             request_memory_bytes=self.request_memory_bytes,
             processes_max=processes_max,
+            files_max=files_max,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
             calls=calls,
             name=name,

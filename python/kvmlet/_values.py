@@ -18,6 +18,7 @@ MAX_MEMORY_BYTES = 1 << 40
 # Less is hardly a directory.
 MIN_DISK_BYTES = 1 << 20
 MOST_MAX_PROCS = 1024
+MOST_MAX_FILES = 1024
 # Far beyond any run, and far below where nanoseconds overflow 64 bits.
 MAX_TIMEOUT_S = 1e9
 
@@ -48,12 +49,21 @@ def _quote(value: object) -> str:
 
 def parse_count(value: int | str, name: str) -> int:
     """A number of processes, from 1 to 1,024; `name` as in `parse_size`. Raises UsageError."""
-    remedy = f"give a number from 1 to {MOST_MAX_PROCS}"
+    return _count(value, name, MOST_MAX_PROCS)
+
+
+def parse_files(value: int | str, name: str) -> int:
+    """A number of descriptors, from 1 to 1,024; `name` as in `parse_size`. Raises UsageError."""
+    return _count(value, name, MOST_MAX_FILES)
+
+
+def _count(value: int | str, name: str, most: int) -> int:
+    remedy = f"give a number from 1 to {most}"
     if isinstance(value, str) and len(value) <= _MAX_CHARS and value.isascii() and value.isdigit():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise UsageError(f"{name}: {_quote(value)} is not a number", remedy=remedy)
-    if not 1 <= value <= MOST_MAX_PROCS:
+    if not 1 <= value <= most:
         raise UsageError(f"{name}: {value} is out of range", remedy=remedy)
     return value
 

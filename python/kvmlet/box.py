@@ -153,6 +153,7 @@ class Box:
             memory_bytes=memory_bytes,
             disk=open_disk(limits.disk_bytes, "disk"),
             processes_max=processes_max,
+            files_max=limits.files_max,
             calls=mode,
         )
         self._adopt(vm, dict(start.env), limits)

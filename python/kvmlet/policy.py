@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from kvmlet._values import (
     DEFAULT_MAX_PROCS,
     DEFAULT_MEMORY_BYTES,
+    MOST_MAX_FILES,
     OUTPUT_LIMIT_BYTES,
     format_size,
     parse_bytes,
     parse_count,
     parse_disk,
     parse_duration,
+    parse_files,
     parse_size,
 )
 from kvmlet.errors import UsageError
@@ -51,6 +53,7 @@ _LIMITS: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any], object]]] = 
     "memory": (parse_size, format_size),
     "disk": (parse_disk, format_size),
     "max_procs": (parse_count, int),
+    "max_files": (parse_files, int),
     "max_output": (parse_bytes, format_size),
 }
 _FILE_MAX_BYTES = 1 << 20
@@ -75,6 +78,8 @@ class Limits:
     """Room for files in /tmp and in trees that are changed in memory, as `memory`."""
     max_procs: int | None = None
     """Processes, with those that have not been waited for: 1 to 1,024."""
+    max_files: int | None = None
+    """Descriptors that each process may have open: 1 to 1,024, which is what it may without."""
     max_output: int | str | None = None
     """Output that is captured, of both streams together, in bytes as `memory`."""
 
@@ -98,6 +103,7 @@ class Limits:
             memory_bytes=_number(self.memory, DEFAULT_MEMORY_BYTES),
             disk_bytes=_number(self.disk, None),
             processes_max=_number(self.max_procs, DEFAULT_MAX_PROCS),
+            files_max=_number(self.max_files, MOST_MAX_FILES),
             output_bytes=_number(self.max_output, OUTPUT_LIMIT_BYTES),
         )
 
@@ -114,6 +120,7 @@ class Numbers(NamedTuple):
     memory_bytes: int
     disk_bytes: int | None
     processes_max: int
+    files_max: int
     output_bytes: int
 
 
@@ -253,6 +260,7 @@ class Policy:
         memory: int | str | None = None,
         disk: int | str | None = None,
         max_procs: int | None = None,
+        max_files: int | None = None,
         max_output: int | str | None = None,
     ) -> Self:
         """A policy by the words of `run` and `kvmlet run`. Raises UsageError."""
@@ -265,6 +273,7 @@ class Policy:
             memory=memory,
             disk=disk,
             max_procs=max_procs,
+            max_files=max_files,
             max_output=max_output,
         )
         mounts = tuple(Mount(os.fspath(path)) for path in read)

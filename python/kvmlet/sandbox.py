@@ -170,6 +170,7 @@ class Sandbox:
             # Unless a limit is named, what is to be frozen lies in memory.
             disk=None if limits.disk_bytes is None else open_disk(limits.disk_bytes, "disk"),
             processes_max=limits.processes_max,
+            files_max=limits.files_max,
             output_limit_bytes=limits.output_bytes,
             calls=mode,
         )

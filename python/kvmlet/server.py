@@ -247,6 +247,7 @@ class Server:
             start,
             memory_bytes=limits.memory_bytes,
             processes_max=limits.processes_max,
+            files_max=limits.files_max,
             calls=calls_mode(keywords.get("calls"), stacklevel=3),
         )
         native = translated(

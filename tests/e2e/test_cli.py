@@ -354,6 +354,19 @@ def test_trace(guests: pathlib.Path) -> None:
     assert b"exit_group(0" in run.stderr
 
 
+def test_a_trace_in_a_file(tmp_path: pathlib.Path) -> None:
+    code = "open('f', 'w').close(); import mmap; mmap.mmap(-1, 4096)"
+    argv = ["/usr/bin/python3", "-c", code]
+    run = in_vm(argv, cwd=tmp_path, options=["--trace=calls", "-q"])
+    assert (run.status, b"openat" in run.stderr) == (0, False), run
+    text = (tmp_path / "calls").read_text()
+    assert '"f", O_WRONLY|O_CREAT|O_TRUNC|O_CLOEXEC, 0o666) = ' in text
+    assert "PROT_READ|PROT_WRITE, MAP_SHARED|MAP_ANONYMOUS" in text
+    run = in_vm(argv, cwd=tmp_path, options=["--trace=no/where"])
+    assert run.status == 125
+    assert run.own_lines[0].startswith("kvmlet: --trace=no/where: No such file or directory")
+
+
 def test_cpu_time(tmp_path: pathlib.Path) -> None:
     run = in_vm(["sh", "-c", "while :; do :; done"], cwd=tmp_path, options=["--cpu-time", "300ms"])
     assert run.status == 152

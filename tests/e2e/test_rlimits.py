@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import ENV, HANG_S, in_vm, kvmlet_argv, native_argv
+import kvmlet
+from e2e.oracle import ENV, HANG_S, HW, NO_RUNTIMES, in_vm, kvmlet_argv, native_argv
 
 if TYPE_CHECKING:
     from e2e.oracle import Oracle
@@ -94,3 +95,17 @@ def test_a_python_object_beyond_the_limit(guests: pathlib.Path, code: str) -> No
     assert run.status == 1, run
     assert run.guest_stderr.startswith(b"Traceback "), run.stderr
     assert run.guest_stderr.endswith(b"\nMemoryError\n"), run.stderr
+
+
+@pytest.mark.default_mode
+@pytest.mark.skipif(HW, reason=NO_RUNTIMES)
+def test_a_limit_on_open_files(vm: None, tmp_path: pathlib.Path) -> None:
+    code = "files = [open('f', 'w') for _ in range(100)]"
+    run = in_vm(["/usr/bin/python3", "-c", code], cwd=tmp_path, options=["--max-files", "40"])
+    assert run.status == 1
+    assert b"Too many open files" in run.stderr
+    policy = kvmlet.Policy.of(max_files=40)
+    result = kvmlet.run("ulimit -n; ulimit -Hn", shell=True, text=True, policy=policy)
+    assert result.stdout == "40\n40\n"
+    with kvmlet.Box(policy=policy) as box:
+        assert box.run("ulimit -n", shell=True, text=True).stdout == "40\n"

@@ -30,6 +30,7 @@ def test_defaults(native: FakeNative, monkeypatch: pytest.MonkeyPatch) -> None:
         "cpu_time_s": None,
         "memory_bytes": 512 << 20,
         "processes_max": 256,
+        "files_max": 1024,
         "output_limit_bytes": 16 << 20,
         "trace": False,
         "calls": "auto",

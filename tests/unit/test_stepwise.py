@@ -41,6 +41,7 @@ def test_start(native: FakeNative, tmp_path: pathlib.Path) -> None:
         "memory_bytes": 64 << 20,
         "disk": None,
         "processes_max": 256,
+        "files_max": 1024,
         "output_limit_bytes": 16 << 20,
         "calls": "auto",
     }

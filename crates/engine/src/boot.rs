@@ -72,6 +72,13 @@ fn build_empty(program: &Program) -> Result<Sandbox, EngineError> {
             program.processes_max
         )));
     }
+    if !(1..=kvmlet_linux::FILES_MOST).contains(&program.files_max) {
+        return Err(EngineError::BadArgument(format!(
+            "a limit of {} descriptors is out of range: give between 1 and {}",
+            program.files_max,
+            kvmlet_linux::FILES_MOST
+        )));
+    }
     let (bound, pages, vdso) = vm::make(program.memory_bytes)?;
     let setup = Setup {
         pages,
@@ -122,6 +129,7 @@ fn first_kernel(
         caller: Arc::new(Creds::of_caller(&host.credentials.ids)),
         tmpfs,
         processes_max: program.processes_max,
+        files_max: program.files_max,
         started_ns: kvmlet_linux::boottime_ns(host),
     }))
 }

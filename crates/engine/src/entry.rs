@@ -249,6 +249,7 @@ mod tests {
             memory_bytes: 64 << 20,
             disk: None,
             processes_max: 256,
+            files_max: kvmlet_linux::FILES_MOST,
             trace: Trace::Off,
             calls: Calls::Exit,
         };

@@ -56,6 +56,8 @@ pub struct Program {
     pub disk: Option<Disk>,
     /// Processes at most, with those that have not been waited for.
     pub processes_max: usize,
+    /// Descriptors that each of them may have at most (RLIMIT_NOFILE).
+    pub files_max: u64,
     /// Trace.
     pub trace: Trace,
     /// The way that its system calls travel; forks of a snapshot inherit it.

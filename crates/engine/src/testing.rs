@@ -43,6 +43,7 @@ pub(crate) fn program(directory: &str, name: &str, args: &[&str]) -> Program {
         memory_bytes: 256 << 20,
         disk: None,
         processes_max: 256,
+        files_max: kvmlet_linux::FILES_MOST,
         trace: Trace::Off,
         calls: Calls::default(),
     }

@@ -41,6 +41,7 @@ fn parts(policy: &Policy) -> Result<(Kernel, Machine, Host), Box<dyn std::error:
         caller: Arc::new(Creds::of_caller(&host.credentials.ids)),
         tmpfs: kvmlet_linux::new_tmpfs(&host, &mut memory)?,
         processes_max: 1,
+        files_max: kvmlet_linux::FILES_MOST,
         started_ns: kvmlet_linux::boottime_ns(&host),
     });
     // /dev/stdin and the like lead to them.

@@ -143,6 +143,8 @@ pub struct NewKernel {
     pub tmpfs: TmpFs,
     /// Processes at most.
     pub processes_max: usize,
+    /// Descriptors that each may have at most.
+    pub files_max: u64,
     /// [`Process::started_ns`] of the first process.
     pub started_ns: u64,
 }
@@ -153,10 +155,11 @@ impl Kernel {
     pub fn new(new: NewKernel) -> Self {
         let mut sched = Sched::default();
         sched.make_ready(Tid::FIRST);
-        let first = Process {
+        let mut first = Process {
             started_ns: new.started_ns,
             ..Process::new(Pid::FIRST, MmId::FIRST)
         };
+        first.rlimits.limit_files(new.files_max);
         let (mut fd_tables, mut fs) = (Shared::default(), Shared::default());
         let share = Share {
             files: fd_tables.add(FdTable::default(), 0),

@@ -78,6 +78,7 @@ pub use personality::{
     SpawnError, Spawned, Stdio, Step,
 };
 pub use report::{CallKey, Denial, Report, Work};
+pub use rlimit::FILES_MOST;
 pub use sched::Call;
 pub use signal::signo::SIGBUS;
 pub use symbols::SymbolError;

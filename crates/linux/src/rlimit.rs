@@ -108,6 +108,8 @@ const STACK: u64 = 8 << 20;
 /// Threads, descriptors and queued signals, each: what a sandbox is allowed at all. A descriptor may cost
 /// the host one, a thread and a queued signal cost it memory.
 const COUNTED: u64 = 1024;
+/// Descriptors that a process may have at most, whatever the caller says.
+pub const FILES_MOST: u64 = COUNTED;
 /// Locked memory of a fresh login, in bytes.
 const MEMLOCK: u64 = 8 << 20;
 /// Message queues of a fresh login, in bytes.
@@ -168,6 +170,11 @@ impl Rlimits {
         }
         self.put(resource, new);
         Ok(())
+    }
+
+    /// Limits the descriptors of a sandbox's first process, and so of all.
+    pub(crate) fn limit_files(&mut self, most: u64) {
+        self.put(Resource::Nofile, Rlimit::both(most.min(FILES_MOST)));
     }
 
     /// Sets the limit on a resource as the kernel does by itself.

@@ -141,6 +141,7 @@ impl Sandbox {
             caller,
             tmpfs,
             processes_max: 256,
+            files_max: crate::rlimit::FILES_MOST,
             started_ns: 0,
         });
         // The thread makes calls: it is not in the queue.

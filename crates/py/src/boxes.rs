@@ -130,7 +130,7 @@ fn info(info: kvmlet_engine::FileInfo) -> Info {
 #[pymethods]
 impl Box {
     #[staticmethod]
-    #[pyo3(signature = (*, policy, memory_bytes, disk, processes_max, calls))]
+    #[pyo3(signature = (*, policy, memory_bytes, disk, processes_max, calls, files_max=kvmlet_engine::FILES_MOST))]
     fn start(
         py: Python<'_>,
         policy: PyRef<'_, Policy>,
@@ -138,6 +138,7 @@ impl Box {
         disk: Option<PyRef<'_, Disk>>,
         processes_max: usize,
         calls: &str,
+        files_max: u64,
     ) -> PyResult<Self> {
         let program = Program {
             argv: Vec::new(),
@@ -154,6 +155,7 @@ impl Box {
             memory_bytes,
             disk: disk.map(|disk| disk.0.clone()),
             processes_max,
+            files_max,
             trace: Trace::Off,
             calls: calls_named(calls)?,
         };

@@ -1,6 +1,7 @@
 //! The extension module `kvmlet._native`: conversions, the GIL, errors. No logic.
 #![allow(unsafe_code)] // what PyO3's macros expand to, and descriptors that Python gives away
 
+use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -498,6 +499,8 @@ struct PythonOwner {
     stop: Arc<AtomicBool>,
     /// The place that trace lines go to.
     errors: Option<Arc<kvmlet_engine::Inherited>>,
+    /// The file that they go to instead.
+    traces: Option<std::fs::File>,
     /// Set when the process is continued after a stop.
     continued: Arc<AtomicBool>,
     /// Set when the process is told to stop (SIGTSTP), while the program is on its terminal.
@@ -514,6 +517,7 @@ impl PythonOwner {
             raised: None,
             stop,
             errors: None,
+            traces: None,
             continued: Arc::default(),
             told_to_stop: Arc::default(),
             told: [None, None],
@@ -577,6 +581,14 @@ impl Owner for PythonOwner {
     }
 
     fn trace(&mut self, line: &str, left: Option<Duration>) {
+        if let Some(file) = &mut self.traces {
+            // A full disk does not end the run: the trace ends there.
+            if file.write_all(format!("{line}\n").as_bytes()).is_err() {
+                self.traces = None;
+                self.errors = None;
+            }
+            return;
+        }
         let until = left.and_then(|left| Instant::now().checked_add(left));
         let Some(errors) = self.errors.clone() else {
             return;
@@ -598,7 +610,7 @@ impl Owner for PythonOwner {
 
 /// Runs a program in its own VM; see `_native.pyi`.
 #[pyfunction]
-#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, cpu_time_s, memory_bytes, disk, processes_max, output_limit_bytes, trace, calls, on_stdout=None, on_stderr=None, on_denial=None, stop=None, changes=None))]
+#[pyo3(signature = (argv, *, env, policy, input, streams, timeout_s, cpu_time_s, memory_bytes, disk, processes_max, output_limit_bytes, trace, calls, on_stdout=None, on_stderr=None, on_denial=None, stop=None, changes=None, files_max=kvmlet_engine::FILES_MOST, trace_to=None))]
 #[allow(clippy::too_many_arguments)] // the keywords of one Python call
 fn run(
     py: Python<'_>,
@@ -620,6 +632,8 @@ fn run(
     on_denial: Option<Py<PyAny>>,
     stop: Option<&Stop>,
     changes: Option<&changes::Changes>,
+    files_max: u64,
+    trace_to: Option<i32>,
 ) -> PyResult<Outcome> {
     let timeout = duration(timeout_s)?;
     let calls = calls_named(calls)?;
@@ -643,10 +657,15 @@ fn run(
         memory_bytes,
         disk: disk.map(|disk| disk.0.clone()),
         processes_max,
+        files_max,
         trace,
         calls,
     };
     let mut owner = PythonOwner::stopped_by(Stop::flag(stop));
+    owner.traces = trace_to.map(|fd| {
+        // SAFETY: the caller hands this descriptor over, as `_native.pyi` says.
+        unsafe { std::fs::File::from_raw_fd(fd) }
+    });
     owner.told = [on_stdout, on_stderr];
     owner.told_denials = on_denial;
     let mut watches = Vec::new();

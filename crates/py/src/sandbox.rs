@@ -190,7 +190,7 @@ type Written<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 #[pymethods]
 impl Sandbox {
     #[staticmethod]
-    #[pyo3(signature = (argv, *, env, policy, input, memory_bytes, disk, processes_max, output_limit_bytes, calls))]
+    #[pyo3(signature = (argv, *, env, policy, input, memory_bytes, disk, processes_max, output_limit_bytes, calls, files_max=kvmlet_engine::FILES_MOST))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn start(
         py: Python<'_>,
@@ -203,6 +203,7 @@ impl Sandbox {
         processes_max: usize,
         output_limit_bytes: u64,
         calls: &str,
+        files_max: u64,
     ) -> PyResult<Self> {
         let calls = calls_named(calls)?;
         let program = Program {
@@ -220,6 +221,7 @@ impl Sandbox {
             memory_bytes,
             disk: disk.map(|disk| disk.0.clone()),
             processes_max,
+            files_max,
             trace: Trace::Off,
             calls,
         };

@@ -152,7 +152,7 @@ pub struct ServedProgram {
 #[pymethods]
 impl ServedProgram {
     #[new]
-    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, name, hosts, path, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, boot_timeout_s, body_bytes_max, upgrades_max, warmup))]
+    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, name, hosts, path, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, boot_timeout_s, body_bytes_max, upgrades_max, warmup, files_max=kvmlet_engine::FILES_MOST))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn new(
         argv: Vec<Vec<u8>>,
@@ -177,6 +177,7 @@ impl ServedProgram {
         body_bytes_max: u64,
         upgrades_max: usize,
         warmup: Vec<Warmup>,
+        files_max: u64,
     ) -> PyResult<Self> {
         let boot_timeout = time(boot_timeout_s)?;
         let warmup = warmup
@@ -221,6 +222,7 @@ impl ServedProgram {
             memory_bytes,
             disk: None,
             processes_max,
+            files_max,
             trace: Trace::Off,
             calls: calls_named(calls)?,
         });

@@ -5,6 +5,7 @@ Everything imported here is paid for on every run: tests/unit/test_imports.py ho
 view of the file system.
 """
 
+import os
 from os import environ, fsdecode
 
 from kvmlet import _native
@@ -15,6 +16,7 @@ from kvmlet._values import (
     DEFAULT_DISK_BYTES,
     DEFAULT_MAX_PROCS,
     DEFAULT_MEMORY_BYTES,
+    MOST_MAX_FILES,
     OUTPUT_LIMIT_BYTES,
     format_duration,
     format_size,
@@ -22,6 +24,7 @@ from kvmlet._values import (
     parse_count,
     parse_disk,
     parse_duration,
+    parse_files,
     parse_size,
 )
 from kvmlet.cli import _changes, _descriptors, _ends, _status_of
@@ -62,6 +65,7 @@ _OPTIONS_WITH_VALUE = (
     "-m",
     "--disk",
     "--max-procs",
+    "--max-files",
     "--calls",
     "--read",
     "--allow-read",
@@ -128,6 +132,7 @@ def run(options: "Namespace", program: list[str]) -> int:
     processes_max = (
         None if options.max_procs is None else parse_count(options.max_procs, "--max-procs")
     )
+    files_max = None if options.max_files is None else parse_files(options.max_files, "--max-files")
     calls = parse_calls(options.calls, "--calls")
     changes, target = _changes.parse_mode(options.changes)
     if not program and not options.print_policy:
@@ -149,13 +154,16 @@ def run(options: "Namespace", program: list[str]) -> int:
             memory=memory_bytes,
             disk=disk_bytes,
             max_procs=processes_max,
+            max_files=files_max,
         )
         if options.print_policy:
             return show(policy.to_toml())
         env = dict(policy.env)
-        timeout_s, cpu_time_s, memory_bytes, disk_bytes, processes_max, _ = policy.limits.in_full()
+        given = policy.limits.in_full()
+        timeout_s, cpu_time_s, memory_bytes, disk_bytes, processes_max, files_max, _ = given
     memory_bytes = memory_bytes or DEFAULT_MEMORY_BYTES
     processes_max = processes_max or DEFAULT_MAX_PROCS
+    files_max = files_max or MOST_MAX_FILES
     argv = guest_argv(program)
     if options.user is not None:
         from kvmlet.cli._user import become
@@ -206,14 +214,16 @@ def run(options: "Namespace", program: list[str]) -> int:
             "memory_bytes": memory_bytes,
             "disk_bytes": disk_bytes or DEFAULT_DISK_BYTES,
             "max_procs": processes_max,
+            "max_files": files_max,
         }
         told.begin(learned, policy, start)
         # The processes that are forked before have no descriptor of it.
         room = open_disk(disk_bytes, "--disk")
+        trace_to = _trace_file(options.trace)
         walls, missing = _native.harden(start.policy)
         if missing:
             warn(f"running with a part of the second wall only: {'; '.join(missing)}")
-        if options.trace:
+        if options.trace is not None:
             warn(f"second wall: {', '.join(walls)}")
         outcome = _native.run(
             start.argv,
@@ -226,8 +236,10 @@ def run(options: "Namespace", program: list[str]) -> int:
             memory_bytes=memory_bytes,
             disk=room,
             processes_max=processes_max,
+            files_max=files_max,
             output_limit_bytes=OUTPUT_LIMIT_BYTES,
-            trace=options.trace,
+            trace=options.trace is not None,
+            trace_to=trace_to,
             calls=calls,
             changes=held,
         )
@@ -504,6 +516,19 @@ def _lines(file: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
+def _trace_file(path: str | None) -> int | None:
+    """A descriptor of the file that the trace goes to. Raises UsageError."""
+    if not path:
+        return None
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o666)
+    except OSError as error:
+        raise UsageError(
+            f"--trace={path}: {error.strerror}", remedy="name a file that you can write"
+        ) from None
+
+
 def parser(
     prog: str = "kvmlet run",
     usage: str = "kvmlet run [options] [--] CMD ARG...",
@@ -592,6 +617,11 @@ def parser(
         metavar="N",
         help=f"most processes CMD may have (default {DEFAULT_MAX_PROCS})",
     )
+    limits.add_argument(
+        "--max-files",
+        metavar="N",
+        help=f"most files that each of them may have open (default {MOST_MAX_FILES}); more: EMFILE",
+    )
     messages = parser.add_argument_group("messages")
     notes = messages.add_mutually_exclusive_group()
     notes.add_argument("-q", "--quiet", action="store_true", help="say nothing about how CMD ended")
@@ -606,7 +636,11 @@ def parser(
         help="write status, reason, limits, peaks, refusals and changes to FILE, as JSON",
     )
     messages.add_argument(
-        "--trace", action="store_true", help="write CMD's system calls to standard error"
+        "--trace",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write CMD's system calls to FILE, or to standard error",
     )
     messages.add_argument(
         "--stats",

@@ -44,6 +44,7 @@ impl Guest {
             caller: Arc::new(Creds::of_user(0)),
             tmpfs: vfs::new_tmpfs(&host, &mut memory).unwrap(),
             processes_max: 1,
+            files_max: crate::rlimit::FILES_MOST,
             started_ns: 0,
         });
         // The thread makes calls: it is not in the queue.
