@@ -121,8 +121,10 @@ class Changes:
         tuple[int, int, int, int, int, int, int] | None,
         bool,
         int | None,
+        list[tuple[bytes, bytes]],
     ]:
-        """(kind, path, mode, mtime_ns, ctime_ns, size, target, seen, whether it is late, same as).
+        """A change: kind, path, mode, mtime_ns, ctime_ns, size, target, seen, late, same as, and
+        extended attributes of a file.
 
         kind: "removed", "file", "symlink", "directory", "special" or "mode". seen: the host's
         object of that name when it was first changed: (dev, ino, mode, links, size, mtime_ns,

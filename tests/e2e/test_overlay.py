@@ -50,6 +50,7 @@ def state(tree: pathlib.Path) -> list[object]:
             elif os.path.isfile(full):
                 with open(full, "rb") as file:
                     told.append(file.read(1 << 20))
+            told += os.listxattr(full, follow_symlinks=False)
             found.append(told)
     return found
 

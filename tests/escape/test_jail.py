@@ -86,6 +86,8 @@ assert len(os.listdir(".")) == 9001
 # Past a quarter of 16 MiB files lie on the host's disk.
 PAST_MEMORY = "head -c 8M /dev/zero >/tmp/a && cmp -n 8388608 /tmp/a /dev/zero && rm /tmp/a"
 
+HOST_FILES = [GUESTS / "build" / "hostfiles", "mappings", "locks", "unnamed", "attributes"]
+
 # For more than a second after the last call, so that the poller ends.
 POLLED = """
 import os, time
@@ -162,8 +164,8 @@ def refused(name, call, *words, **names):
         name += f": {error}"
     print("FAIL", name)
 
-def linked(old_dir, old, new_dir, new):
-    if libc.linkat(old_dir, old, new_dir, new, 0):
+def linked(old_dir, old, new_dir, new, flags=0):
+    if libc.linkat(old_dir, old, new_dir, new, flags):
         raise OSError(ctypes.get_errno(), "linkat")
 
 def renamed(old_dir, old, new_dir, new):
@@ -184,6 +186,14 @@ for place in (outside, readable):
     here = os.open(inside, os.O_PATH)
     refused("link in", linked, at, b"file", here, b"new")
     refused("link out", linked, here, b"mine", at, b"new")
+    os.symlink(old, b"lnk", dir_fd=here)
+    refused("link in by a link", linked, here, b"lnk", here, b"new", 0x400)
+    os.unlink(b"lnk", dir_fd=here)
+    refused("without a name", os.open, place, os.O_TMPFILE | os.O_RDWR, 0o600)
+    unnamed = os.open(inside, os.O_TMPFILE | os.O_RDWR, 0o600)
+    own = b"/proc/self/fd/%d" % unnamed
+    refused("a name out there", linked, at, own, at, b"new", 0x400)
+    os.close(unnamed)
     refused("rename in", renamed, at, b"file", here, b"new")
     refused("rename out", renamed, here, b"mine", at, b"new")
     refused("rename there", renamed, at, b"file", at, b"new")
@@ -196,9 +206,9 @@ KILLING = [
     "os.mkfifo(here + '/fifo')",
     "os.mknod(here + '/node')",
     "os.utime(here + '/mine')",
-    "os.link(here + '/mine', here + '/other', follow_symlinks=True)",
-    "os.open(here, os.O_TMPFILE | os.O_RDWR)",
     "os.setxattr(here + '/mine', 'user.x', b'x')",
+    "os.removexattr(here + '/mine', 'user.x')",
+    "fcntl.lockf(os.open(here + '/mine', os.O_RDWR), 2)",
 ]
 
 
@@ -218,7 +228,7 @@ def test_a_tree_to_change_is_the_only_one(tmp_path: pathlib.Path) -> None:
     here = os.fspath(places[0])
     for attempt in KILLING:
         code = (
-            f"import os; from kvmlet import _native; here = {here!r}\n"
+            f"import fcntl, os; from kvmlet import _native; here = {here!r}\n"
             "_native.harden(_native.Policy(os.fsencode(here), [], None, [os.fsencode(here)]))\n"
             f"{attempt}"
         )
@@ -238,6 +248,7 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
         (many / f"a-name-of-some-length-{number}").hardlink_to(many / "0")
     changed = tmp_path / "changed"
     changed.mkdir()
+    (tmp_path / "more").mkdir()
     log = tmp_path / "log"
 
     def run(*argv: str | os.PathLike[str], calls: str = "exit", **options: object) -> set[HostCall]:
@@ -263,6 +274,7 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
             run("--", "/bin/stat", "/usr", **captured),
             run("-m", "16m", "--", "/bin/sh", "-c", PAST_MEMORY, **captured),
             run("--write", ".", "--", GUESTS / "build" / "writes", cwd=changed, **captured),
+            run("--write", ".", "--", *HOST_FILES, cwd=(tmp_path / "more"), **captured),
             # A traceback, with lines of our own source.
             run("nosuch", status=127, cwd=ROOT, env={**ENV, "KVMLET_DEBUG": "1"}, **captured),
             run("--", "/bin/sh", "-c", "read a; echo $a", stdin=theirs, stdout=theirs),

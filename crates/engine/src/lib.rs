@@ -42,7 +42,7 @@ pub use kvmlet_hv::Kicker;
 pub use kvmlet_hv::probe::{ProbeReport, probe};
 pub use kvmlet_linux::table::{Support, rows};
 pub use kvmlet_linux::{
-    Access, Become, CallArg, Change, ChangeKind, ChangeSet, Changes, Command, Denial,
+    Access, Attributes, Become, CallArg, Change, ChangeKind, ChangeSet, Changes, Command, Denial,
     Disk, ExitStatus, FILES_MOST, FileInfo, FileTime, Inherited, Links, Offer, OpenFlags,
     Personality, Pid, Refusal, STREAMS, Seen, SetEntry, Shut, Spawned, Spill, Stdio, Thing,
     Verdict, resolver, unix,

@@ -86,8 +86,7 @@ pub fn check_access(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     if attr_of(fd)?.is_dir() {
         wanted |= rustix::fs::Access::EXEC_OK;
     }
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    rustix::fs::accessat(rustix::fs::CWD, path, wanted, AtFlags::EACCESS).map_err(errno)
+    rustix::fs::accessat(rustix::fs::CWD, by_number(fd), wanted, AtFlags::EACCESS).map_err(errno)
 }
 
 /// What has been opened, if it is a regular file.
@@ -116,6 +115,61 @@ pub fn create(
     let fd = made.map_err(errno)?;
     let attr = undo_mask(fd.as_fd(), permissions)?;
     Ok((fd, attr))
+}
+
+/// Says if a file without a name may be given one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Linkable {
+    /// Once ([`link_unnamed`]).
+    Yes,
+    /// Never (O_EXCL).
+    No,
+}
+
+/// Makes a regular file without a name on the file system of `dir`, with these permissions, and opens it (O_TMPFILE).
+///
+/// # Errors
+/// The host's: `EOPNOTSUPP` if its file system has none.
+pub fn create_unnamed(
+    dir: BorrowedFd<'_>,
+    mode: WriteMode,
+    permissions: u32,
+    linkable: Linkable,
+) -> Result<(OwnedFd, Attr), Errno> {
+    let mut flags = mode.flags() | OFlags::TMPFILE | OFlags::CLOEXEC;
+    flags.set(OFlags::EXCL, linkable == Linkable::No);
+    let bits = Mode::from_bits_truncate(permissions);
+    let fd = rustix::fs::openat(dir, ".", flags, bits).map_err(errno)?;
+    let attr = undo_mask(fd.as_fd(), permissions)?;
+    Ok((fd, attr))
+}
+
+/// Gives a file that [`create_unnamed`] has made the name that `to` ends in.
+///
+/// # Errors
+/// The host's: `ENOENT` for one that had a name, or may have none.
+pub fn link_unnamed(fd: BorrowedFd<'_>, to: (BorrowedFd<'_>, &[u8])) -> Result<(), Errno> {
+    let (from, flags) = (by_number(fd), AtFlags::SYMLINK_FOLLOW);
+    rustix::fs::linkat(rustix::fs::CWD, from, to.0, file_name(to.1), flags).map_err(errno)
+}
+
+/// Opens the regular file behind a descriptor once more.
+///
+/// # Errors
+/// As [`open_to_change`].
+pub fn open_again(fd: BorrowedFd<'_>, mode: WriteMode) -> Result<(OwnedFd, Attr), Errno> {
+    regular(open_by_number(fd, mode)?)
+}
+
+/// Opens the object behind a descriptor once more.
+pub(crate) fn open_by_number(fd: BorrowedFd<'_>, mode: WriteMode) -> Result<OwnedFd, Errno> {
+    let flags = mode.flags() | OFlags::CLOEXEC;
+    rustix::fs::openat(rustix::fs::CWD, by_number(fd), flags, Mode::empty()).map_err(errno)
+}
+
+/// The path of what a descriptor of this process is open on: the kernel goes there whatever its names are.
+fn by_number(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 /// Makes a directory with these permissions.
@@ -215,6 +269,15 @@ pub enum Named<'a> {
     In(BorrowedFd<'a>, &'a [u8]),
 }
 
+impl<'a> Named<'a> {
+    /// The descriptor: of the object, or of the directory that it is in.
+    pub(crate) fn fd(self) -> BorrowedFd<'a> {
+        match self {
+            Self::Open(fd) | Self::In(fd, _) => fd,
+        }
+    }
+}
+
 /// Sets permission bits. The process may not do that by a name: that would reach beyond its trees.
 ///
 /// # Errors
@@ -222,9 +285,18 @@ pub enum Named<'a> {
 /// opened neither for reading nor for writing.
 pub fn set_mode(named: Named<'_>, attr: &Attr, bits: u32) -> Result<(), Errno> {
     let bits = Mode::from_bits_truncate(bits);
-    let (dir, path) = match named {
-        Named::Open(fd) => return rustix::fs::fchmod(fd, bits).map_err(errno),
-        Named::In(dir, path) => (dir, path),
+    let own = open_named(named, attr)?;
+    let fd = own.as_ref().map_or_else(|| named.fd(), |own| own.as_fd());
+    rustix::fs::fchmod(fd, bits).map_err(errno)
+}
+
+/// What is named with `attr`, opened if it is not open.
+///
+/// # Errors
+/// As [`set_mode`].
+pub(crate) fn open_named(named: Named<'_>, attr: &Attr) -> Result<Option<OwnedFd>, Errno> {
+    let Named::In(dir, path) = named else {
+        return Ok(None);
     };
     let base = OFlags::NONBLOCK | OFlags::NOCTTY;
     let fd = match open_in(dir, path, OFlags::RDONLY | base) {
@@ -234,7 +306,7 @@ pub fn set_mode(named: Named<'_>, attr: &Attr, bits: u32) -> Result<(), Errno> {
     if !crate::object::is_same(&attr_of(fd.as_fd())?, attr) {
         return Err(Errno::ESTALE);
     }
-    rustix::fs::fchmod(fd, bits).map_err(errno)
+    Ok(Some(fd))
 }
 
 /// Sets the group, and has the host drop the set-id bits. The owner stays.

@@ -29,6 +29,7 @@ mod file;
 mod handle;
 mod hostfd;
 mod listing;
+pub mod locks;
 mod lookup_cache;
 mod machine;
 mod object;
@@ -40,6 +41,7 @@ pub mod stream;
 pub mod terminal;
 #[cfg(test)]
 mod testing;
+pub mod xattr;
 
 pub use credentials::{Credentials, Enforcement, Ids, caller, check_mode};
 pub use directories::Directories;

@@ -116,6 +116,8 @@ pub(crate) const ALWAYS: &[Call] = calls! {
     SYS_getdents64 [] Allow "a directory's entries";
     SYS_getcwd [] Allow "whether a path is the caller's directory";
     SYS_pread64 [] Allow "reads a file for the guest";
+    SYS_flistxattr [] Allow "its extended attributes";
+    SYS_fgetxattr [] Allow "one of them";
     // The standard streams, as the caller has opened them.
     SYS_read [] Allow "a stream without a position";
     SYS_write [] Allow "a stream, traces, explanations";
@@ -172,12 +174,13 @@ pub(crate) const ALWAYS: &[Call] = calls! {
 /// be made, removed and opened for writing; of modes, owners and times it knows nothing. A mode is therefore set by a
 /// descriptor only, which Landlock has let be opened.
 pub(crate) const CHANGES: &[Call] = calls! {
-    SYS_openat [Masked(2, O_TMPFILE, 0)] Allow "opens a file for writing, makes one";
+    SYS_openat [] Allow "opens a file for writing, makes one, with a name or without";
     SYS_mkdirat [] Allow "makes a directory";
     SYS_unlinkat [] Allow "removes a name";
     SYS_renameat2 [] Allow "renames";
     SYS_symlinkat [] Allow "makes a symbolic link";
     SYS_linkat [Is(4, 0)] Allow "makes another name; a link is not followed";
+    SYS_linkat [Is(4, AT_SYMLINK_FOLLOW)] Allow "gives a file a name that has none";
     SYS_fchmod [] Allow "sets a mode";
     SYS_fchown [] Allow "sets the group of what is open";
     SYS_fchownat [Is(4, AT_SYMLINK_NOFOLLOW)] Allow "sets the group by a name, of a link too";
@@ -185,10 +188,16 @@ pub(crate) const CHANGES: &[Call] = calls! {
     SYS_utimensat [Is(3, AT_SYMLINK_NOFOLLOW)] Allow "sets times by a name, of a link too";
     SYS_fallocate [Masked(1, UNKNOWN_MODES, 0)] Allow "gives a file room";
     SYS_fdatasync [] Allow "has written bytes reach the disk";
+    SYS_fsetxattr [] Allow "sets an extended attribute of what is open";
+    SYS_fremovexattr [] Allow "takes one away";
+    SYS_flock [] Allow "a lock against other processes";
+    SYS_fcntl [Is(1, F_OFD_SETLK)] Allow "the same on a part of a file; never waited for";
+    SYS_fcntl [Is(1, F_OFD_GETLK)] Allow "whose lock is in the way";
 };
 
 /// The modes of fallocate(2) that Linux does not know.
 const UNKNOWN_MODES: u32 = !0x7f;
+const AT_SYMLINK_FOLLOW: u32 = libc::AT_SYMLINK_FOLLOW.cast_unsigned();
 const AT_SYMLINK_NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.cast_unsigned();
 
 /// What serving clients takes besides, all of it with sockets that were made before or come from those.
@@ -279,6 +288,8 @@ const SIGTSTP: u32 = libc::SIGTSTP.cast_unsigned();
 const PR_SET_NAME: u32 = libc::PR_SET_NAME.cast_unsigned();
 const F_GETFL: u32 = libc::F_GETFL.cast_unsigned();
 const F_DUPFD_CLOEXEC: u32 = libc::F_DUPFD_CLOEXEC.cast_unsigned();
+const F_OFD_GETLK: u32 = libc::F_OFD_GETLK.cast_unsigned();
+const F_OFD_SETLK: u32 = libc::F_OFD_SETLK.cast_unsigned();
 const F_ADD_SEALS: u32 = libc::F_ADD_SEALS.cast_unsigned();
 const IPPROTO_TCP: u32 = libc::IPPROTO_TCP.cast_unsigned();
 const TCP_NODELAY: u32 = libc::TCP_NODELAY.cast_unsigned();

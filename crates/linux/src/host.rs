@@ -8,6 +8,7 @@ use std::time::Instant;
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Share};
 use kvmlet_hostfs::attr::Attr;
+use kvmlet_hostfs::locks::HostLocks;
 use kvmlet_hostfs::terminal::Settings;
 use kvmlet_hostfs::{
     Credentials, Directories, HostFd, HostFile, HostKind, Listing, LookupCache, OpenFiles, Roots,
@@ -95,6 +96,8 @@ pub struct Host {
     pub share: Arc<Share>,
     /// Regular files among them, to be found again.
     pub open_files: OpenFiles,
+    /// Locks on files that are changed on the host.
+    pub locks: HostLocks,
     /// The rules in force.
     pub policy: Policy,
     /// Directory descriptors that host paths are opened from.
@@ -154,6 +157,7 @@ impl Host {
             next_id: 1,
             share: Arc::default(),
             open_files: OpenFiles::default(),
+            locks: HostLocks::default(),
             policy,
             roots,
             credentials: kvmlet_hostfs::caller(),
@@ -198,6 +202,7 @@ impl Host {
             next_id: self.next_id,
             share: Arc::default(),
             open_files: OpenFiles::default(),
+            locks: HostLocks::default(),
             policy: self.policy.clone(),
             roots: Arc::clone(&self.roots),
             credentials: self.credentials.clone(),
@@ -240,6 +245,7 @@ impl Host {
             }
         }
         self.next_id = frozen.next_id;
+        self.locks = HostLocks::default();
         self.lookup_cache = LookupCache::default();
         self.lower_dirs = Directories::default();
         self.deferred = Deferred::default();

@@ -84,6 +84,7 @@ pub use signal::signo::SIGBUS;
 pub use symbols::SymbolError;
 pub use syscalls::table;
 pub use task::fork::THREADS_MAX;
+pub use vfs::attributes::Attributes;
 pub use vfs::change_set::{Become, ChangeSet, SetEntry};
 pub use vfs::changes::{Change, ChangeKind, Changes, changes};
 pub use vfs::learn::{Use, Uses};

@@ -136,6 +136,25 @@ impl GuestMemory {
             .map_err(|fault| failed(fault, gpa, 4))
     }
 
+    /// As [`GuestMemory::compare_exchange_u32`] of a word in a file mapping, in two steps. The page may vanish: only calls
+    /// of the host can touch it.
+    ///
+    /// # Errors
+    /// [`MemError::FileFault`] if it has vanished.
+    pub fn exchange_in_file(
+        &mut self,
+        gpa: Gpa,
+        current: u32,
+        new: u32,
+    ) -> Result<Result<u32, u32>, MemError> {
+        let found = self.load_u32(gpa)?;
+        if found != current {
+            return Ok(Err(found));
+        }
+        self.write(gpa, &new.to_ne_bytes())?;
+        Ok(Ok(found))
+    }
+
     /// Host address behind a guest-physical address: for pages of the VMM that a virtual CPU reads
     /// directly. Valid as long as this value lives.
     #[must_use]

@@ -26,6 +26,8 @@ pub enum FileMapping {
     Private,
     /// MAP_SHARED, readable.
     SharedReadOnly,
+    /// MAP_SHARED, readable and writable: what is written is the file's.
+    Shared,
 }
 
 /// A file mapping in guest-physical space.
@@ -100,6 +102,7 @@ impl FileSlot {
         let (prot, share) = match mapping {
             FileMapping::Private => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE),
             FileMapping::SharedReadOnly => (ProtFlags::READ, MapFlags::SHARED),
+            FileMapping::Shared => (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED),
         };
         let len = usize::try_from(len_bytes).map_err(|_| MemError::MapFile(Errno::NOMEM))?;
         let before = self.parts();

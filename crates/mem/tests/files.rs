@@ -90,9 +90,45 @@ fn shared_pages_follow_the_file_and_refuse_writes() {
 }
 
 #[test]
+fn what_is_written_to_a_shared_window_is_the_files() {
+    let mut mem = GuestMemory::new(MIB).unwrap();
+    let file = file_of(2);
+    let map = |mem: &mut GuestMemory| {
+        let window = mem.map_file(file.as_fd(), 0, 2 * PAGE_SIZE, FileMapping::Shared);
+        window.unwrap()
+    };
+    let (one, two) = (map(&mut mem), map(&mut mem));
+    let used = mem.used_bytes();
+    mem.write(one.gpa, b"ours").unwrap();
+    assert_eq!(text(&mem, two.gpa), "ours 0");
+    let mut bytes = [0; 6];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"ours 0");
+    assert_eq!(mem.used_bytes(), used, "it is the host's memory");
+    let (old, new) = (u32::from_ne_bytes(*b"ours"), u32::from_ne_bytes(*b"news"));
+    assert_eq!(
+        mem.compare_exchange_u32(two.gpa, old, new),
+        Err(MemError::FileBacked(two.gpa))
+    );
+    assert_eq!(mem.exchange_in_file(two.gpa, 1, 2), Ok(Err(old)));
+    assert_eq!(mem.exchange_in_file(two.gpa, old, new), Ok(Ok(old)));
+    assert_eq!(text(&mem, one.gpa), "news 0");
+    mem.unmap_file(one).unwrap();
+    assert_eq!(text(&mem, two.gpa), "news 0");
+    file.set_len(0).unwrap();
+    let gone = MemError::FileFault(two.gpa);
+    assert_eq!(mem.write(two.gpa, b"x"), Err(gone));
+    assert_eq!(mem.exchange_in_file(two.gpa, new, 1), Err(gone));
+}
+
+#[test]
 fn truncation_under_a_mapping_is_an_error_not_a_signal() {
     let mut mem = GuestMemory::new(MIB).unwrap();
-    for mapping in [FileMapping::Private, FileMapping::SharedReadOnly] {
+    for mapping in [
+        FileMapping::Private,
+        FileMapping::SharedReadOnly,
+        FileMapping::Shared,
+    ] {
         let file = file_of(3);
         let window = mem
             .map_file(file.as_fd(), 0, 3 * PAGE_SIZE, mapping)

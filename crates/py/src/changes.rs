@@ -13,7 +13,8 @@ const READ_MAX: usize = 1 << 20;
 
 /// The host's object: device, inode, mode, links, size, times of modification and status change in nanoseconds.
 type SeenRow = (u64, u64, u32, u64, u64, i128, i128);
-/// Kind, path, mode, times of modification and status change, size, target, seen, whether it is late, same as.
+/// Kind, path, mode, times of modification and status change, size, target, seen, whether it is late, same as, extended
+/// attributes.
 type Row<'py> = (
     &'static str,
     Bound<'py, PyBytes>,
@@ -25,6 +26,7 @@ type Row<'py> = (
     Option<SeenRow>,
     bool,
     Option<usize>,
+    Vec<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)>,
 );
 
 /// The changes of a run; see `_native.pyi`.
@@ -102,6 +104,14 @@ impl Changes {
                 Become::Special => ("special", 0, b"".as_slice()),
                 Become::Mode => ("mode", 0, b"".as_slice()),
             };
+            let attributes = match (&entry.made, entry.same_as) {
+                (Become::File(_), None) => set.attributes(place),
+                _ => kvmlet_engine::Attributes::default(),
+            };
+            let attributes = attributes.iter();
+            let attributes = attributes
+                .map(|(name, value)| (PyBytes::new(py, name), PyBytes::new(py, value)))
+                .collect();
             Ok((
                 kind,
                 PyBytes::new(py, &entry.path),
@@ -113,6 +123,7 @@ impl Changes {
                 entry.seen.as_ref().map(row),
                 entry.is_late,
                 entry.same_as,
+                attributes,
             ))
         })
     }

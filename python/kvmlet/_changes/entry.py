@@ -25,7 +25,8 @@ PIECE_BYTES = 256 << 10
 _NAME_MAX = 255
 _PATH_MAX = 1 << 16
 _NUMBER_MAX = 1 << 63
-LINE_MAX = 4 * _PATH_MAX + 4096
+_ATTRIBUTES_MAX_BYTES = 64 << 10
+LINE_MAX = 4 * _PATH_MAX + 4 * _ATTRIBUTES_MAX_BYTES + 4096
 
 
 class BadEntry(Exception):
@@ -69,6 +70,7 @@ class Entry:
     """A changed name: its `path` in the tree, and what it has become (`kind`)."""
 
     __slots__ = (
+        "attributes",
         "ctime_ns",
         "kind",
         "late",
@@ -95,6 +97,7 @@ class Entry:
         late: bool = False,
         same_as: int | None = None,
         number: int = 0,
+        attributes: "Iterable[tuple[bytes, bytes]]" = (),
     ) -> None:
         self.kind = kind
         self.path = path
@@ -110,6 +113,8 @@ class Entry:
         """The number of another entry, which is a name of the same file."""
         self.number = number
         """The entry's place in its set; the name of its bytes in a saved one."""
+        self.attributes = list(attributes)
+        """Extended attributes of a file: names, which begin with `user.`, and values."""
 
     @property
     def has_data(self) -> bool:
@@ -122,14 +127,16 @@ class Entry:
         same = "-" if self.same_as is None else str(self.same_as)
         numbers = f"{self.number} {self.mode} {self.mtime_ns} {self.ctime_ns} {self.size}"
         names = f"{self.path.hex()} {self.target.hex() or '-'}"
-        return f"{self.kind} {numbers} {int(self.late)} {same} {seen} {names}\n".encode()
+        pairs = ",".join(f"{name.hex()}:{value.hex()}" for name, value in self.attributes)
+        line = f"{self.kind} {numbers} {int(self.late)} {same} {seen} {names} {pairs or '-'}\n"
+        return line.encode()
 
 
 def parse(line: bytes) -> Entry:
     """The entry that `line` is the text of. Raises BadEntry."""
     try:
         kind, *rest = line.decode("ascii").split()
-        number, mode, mtime, ctime, size, late, same, seen, path, target = rest
+        number, mode, mtime, ctime, size, late, same, seen, path, target, pairs = rest
         entry = Entry(
             kind,
             bytes.fromhex(path),
@@ -142,6 +149,7 @@ def parse(line: bytes) -> Entry:
             late == "1",
             None if same == "-" else _number(same),
             _number(number),
+            [] if pairs == "-" else [_pair(pair) for pair in pairs.split(",")],
         )
     except ValueError:
         raise BadEntry("it is no entry of a change set") from None
@@ -158,8 +166,19 @@ def check(entry: Entry) -> None:
         name in (b"", b".", b"..") or len(name) > _NAME_MAX or b"\0" in name for name in names
     ):
         raise BadEntry("its path is no path in a tree")
+    length = sum(len(name) + len(value) for name, value in entry.attributes)
+    if length > _ATTRIBUTES_MAX_BYTES or any(
+        not name.startswith(b"user.") or not 5 < len(name) <= _NAME_MAX or b"\0" in name
+        for name, _ in entry.attributes
+    ):
+        raise BadEntry("its attributes are none of a user's")
     if b"\0" in entry.target or (entry.kind == "symlink") != bool(entry.target):
         raise BadEntry("its target is none")
+
+
+def _pair(text: str) -> tuple[bytes, bytes]:
+    name, value = text.split(":")
+    return bytes.fromhex(name), bytes.fromhex(value)
 
 
 def _number(text: str) -> int:
@@ -183,7 +202,8 @@ def of_run(held: "Held", tree: bytes) -> "Iterator[tuple[Entry, Iterator[tuple[i
     Between the pieces all is zero. The pieces raise HostChanged.
     """
     for place in range(len(held)):
-        kind, path, mode, mtime, ctime, size, target, seen, late, same = held.entry(place)
+        row = held.entry(place)
+        kind, path, mode, mtime, ctime, size, target, seen, late, same, attributes = row
         assert isinstance(path, bytes)
         if not path.startswith(tree + b"/"):
             continue
@@ -199,6 +219,7 @@ def of_run(held: "Held", tree: bytes) -> "Iterator[tuple[Entry, Iterator[tuple[i
             bool(late),
             same,  # type: ignore[arg-type]
             place,
+            attributes,  # type: ignore[arg-type]
         )
         yield entry, _pieces(held, entry)
 

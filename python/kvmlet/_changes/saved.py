@@ -137,6 +137,8 @@ class SavedSet:
                 for offset, piece in pieces:
                     _write_at(fd, piece, offset)
                 os.ftruncate(fd, entry.size)
+                for attribute, value in entry.attributes:
+                    _set_attribute(fd, attribute, value)
                 os.fchmod(fd, entry.mode & 0o777)
             finally:
                 os.close(fd)
@@ -379,6 +381,15 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
     while rest:
         count = os.pwrite(fd, rest, offset)
         rest, offset = rest[count:], offset + count
+
+
+def _set_attribute(fd: int, name: bytes, value: bytes) -> None:
+    try:
+        os.setxattr(fd, name, value)
+    except OSError as error:
+        # A file system without them.
+        if error.errno != errno.EOPNOTSUPP:
+            raise
 
 
 def _is_plain(mode: int) -> bool:

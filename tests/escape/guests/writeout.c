@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 #ifndef RENAME_EXCHANGE
 #define RENAME_EXCHANGE 2
@@ -145,12 +147,28 @@ static void descriptors(void) {
         MUST_FAIL(pwrite(fd, "x", 1, 0));
         MUST_FAIL(fallocate(fd, 0, 0, 10));
         if (mmap(NULL, 4096, PROT_WRITE, MAP_SHARED, fd, 0) != MAP_FAILED) puts("FAIL mapped");
+        char *map = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+        if (map != MAP_FAILED) {
+            MUST_FAIL(mprotect(map, 4096, PROT_READ | PROT_WRITE));
+            MUST_FAIL(madvise(map, 4096, MADV_REMOVE));
+        }
+        MUST_FAIL(fsetxattr(fd, "user.evil", "x", 1, 0));
+        MUST_FAIL(setxattr(outside, "user.evil", "x", 1, 0));
     }
     fd = open("mine", O_RDWR);
     if (fd < 0) puts("FAIL mine");
-    if (mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) != MAP_FAILED) puts("FAIL mapped");
-    char *map = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
-    MUST_FAIL(mprotect(map, 4096, PROT_READ | PROT_WRITE));
+    // What is its own may be mapped, and cut off while it is.
+    char *own = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (own == MAP_FAILED) puts("FAIL not mapped");
+    ftruncate(fd, 4096);
+    own[0] = 'x';
+    ftruncate(fd, 0);
+    MUST_FAIL(write(fd, own, 1));
+    fd = open(".", O_TMPFILE | O_RDWR, 0600);
+    snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+    char target[PATH_MAX + 8];
+    snprintf(target, sizeof target, "%s/made", outside_dir);
+    MUST_FAIL(linkat(AT_FDCWD, name, AT_FDCWD, target, AT_SYMLINK_FOLLOW));
 }
 
 int main(int argc, char **argv) {

@@ -1,8 +1,10 @@
 //! madvise(2), mincore(2), msync(2) and mseal(2).
 
 use kvmlet_abi::addr::page_align_up;
+use kvmlet_abi::linux::falloc::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::attr::FileTime;
+use kvmlet_hostfs::{HostKind, change, stream};
 use kvmlet_mem::{FileWindow, MemError};
 
 use super::space::{Space, errno};
@@ -222,9 +224,10 @@ impl Space<'_> {
     fn discard(&mut self, part: &Vma) -> Result<(), Errno> {
         self.zap(part.start, part.end)?;
         if let Backing::File(file) = part.backing
+            && let Some(gpa) = file.window
             && file.charged
         {
-            let (gpa, len_bytes) = (file.window, part.len_bytes());
+            let len_bytes = part.len_bytes();
             match self.mem.discard_file(FileWindow { gpa, len_bytes }) {
                 // What a fork shares with its snapshot stays: it gets a window of its own.
                 Err(MemError::Frozen(_)) => self.open_anew(part, file)?,
@@ -249,7 +252,7 @@ impl Space<'_> {
         Ok(())
     }
 
-    /// MADV_REMOVE: frees the pages of a shared memory file.
+    /// MADV_REMOVE: frees the pages of a shared file.
     fn punch_hole(&mut self, part: &Vma) -> Result<(), Errno> {
         if part.flags.contains(VmaFlags::LOCKED) {
             return Err(Errno::EINVAL);
@@ -257,6 +260,11 @@ impl Space<'_> {
         let writable = part.is_shared() && part.prot.contains(Prot::WRITE);
         let TmpBacking { inode, offset } = match part.backing {
             Backing::Tmp(tmp) if writable => tmp,
+            Backing::File(file) if writable => {
+                let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+                let host = self.host.get(file.host)?;
+                return change::allocate(host, mode, file.offset, part.len_bytes());
+            }
             Backing::Tmp(_) | Backing::File(_) => return Err(Errno::EACCES),
             Backing::Anon | Backing::Special(_) => return Err(Errno::EINVAL),
         };
@@ -345,8 +353,8 @@ impl Space<'_> {
         push(states, 0, end.saturating_sub(next));
     }
 
-    /// See [`msync`]. Shared memory files are memory, and host files are never written: there is
-    /// nothing to write back.
+    /// See [`msync`]. Memory files are memory: there is nothing to write back. Of the host's it writes all that
+    /// is to be written, as Linux may.
     ///
     /// # Errors
     /// See [`msync`].
@@ -371,11 +379,35 @@ impl Space<'_> {
         if flags & MS_INVALIDATE != 0 && locked {
             return Err(Errno::EBUSY);
         }
+        if flags & MS_SYNC != 0 {
+            self.sync_files(addr, end)?;
+        }
         if self.mm.covers(addr, end) {
             Ok(())
         } else {
             Err(Errno::ENOMEM)
         }
+    }
+
+    /// Has the host's disk take what mappings in the range have changed.
+    fn sync_files(&mut self, addr: u64, end: u64) -> Result<(), Errno> {
+        let changed = VmaFlags::SHARED | VmaFlags::MAYWRITE;
+        let mut done = None;
+        for part in self.mm.parts(addr, end) {
+            let Backing::File(file) = part.backing else {
+                continue;
+            };
+            if !part.flags.contains(changed) || done == Some(file.host) {
+                continue;
+            }
+            let host = self.host.get(file.host)?;
+            match host.kind {
+                HostKind::WritableFile => change::sync_data(host)?,
+                _ => stream::sync(host)?,
+            }
+            done = Some(file.host);
+        }
+        Ok(())
     }
 
     /// See [`seal`].

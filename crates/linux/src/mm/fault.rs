@@ -229,8 +229,23 @@ impl Space<'_> {
         if page.0 >= file_end {
             return Err(FaultError::Bus);
         }
+        let file = match file.window {
+            Some(_) => file,
+            None => self.open_again(vma, file)?,
+        };
         let (start, end) = around(vma, page, AROUND_FILE_PAGES);
         self.map_file_pages(vma, file, start, end.min(file_end))
+    }
+
+    /// Gives a VMA of a file that is changed on the host a window in this fork.
+    fn open_again(&mut self, vma: &Vma, file: FileBacking) -> Result<FileBacking, FaultError> {
+        let opened = self.open_window(vma, file.host, file.offset);
+        let opened = opened.map_err(|_| FaultError::Bus)?;
+        self.put(Vma {
+            backing: Backing::File(opened),
+            ..vma.clone()
+        });
+        Ok(opened)
     }
 
     /// Maps the pages of a file window wherever the range, which must lie in the file, has none.
@@ -241,6 +256,9 @@ impl Space<'_> {
         start: u64,
         end: u64,
     ) -> Result<(), FaultError> {
+        let Some(window) = file.window else {
+            return Ok(());
+        };
         let mut at = start;
         while at < end {
             let absent = self
@@ -250,7 +268,7 @@ impl Space<'_> {
                 at += PAGE_SIZE;
                 continue;
             }
-            let gpa = file.window.wrapping_add(at - vma.start);
+            let gpa = window.wrapping_add(at - vma.start);
             self.tables
                 .map_range(self.mem, Gva(at), gpa, absent, vma.pte())?;
             at += absent * PAGE_SIZE;

@@ -95,9 +95,11 @@ impl Space<'_> {
         child
             .flags
             .remove(VmaFlags::LOCKED | VmaFlags::LOCK_ON_FAULT);
-        if let Backing::File(file) = vma.backing {
+        if let Backing::File(file) = vma.backing
+            && let Some(gpa) = file.window
+        {
             let window = FileWindow {
-                gpa: file.window,
+                gpa,
                 len_bytes: vma.len_bytes(),
             };
             // Pages that the host has copied for one are not the other's.
@@ -106,7 +108,7 @@ impl Space<'_> {
                 let own = self.open_window(&child, file.host, file.offset)?;
                 child.backing = Backing::File(own);
                 if file.has_hidden
-                    && let Err(error) = self.copy_written(file.window, own.window, vma.len_bytes())
+                    && let Err(error) = self.copy_written(file, own, vma.len_bytes())
                 {
                     self.drop_window(own, vma.len_bytes());
                     return Err(error);
@@ -209,6 +211,10 @@ impl Leaves<'_> {
         }
         if matches!(child.backing, Backing::File(file) if file.has_hidden) {
             // The child's window has a copy already.
+            return Ok(());
+        }
+        if vma.is_shared() {
+            // A copy would not be the file's page: the child maps that when it touches it.
             return Ok(());
         }
         match self.memory.alloc_copy(leaf.gpa) {

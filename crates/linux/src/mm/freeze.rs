@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::attr::Attr;
 use kvmlet_hostfs::attr_of;
+use kvmlet_policy::Place;
 
 use super::space::{Space, errno};
 use super::vma::{Backing, FileBacking, Prot, Vma, VmaFlags};
@@ -47,8 +48,8 @@ fn may_change(attr: &Attr) -> bool {
 
 /// Prepares the address space of every process for a freeze. Written pages of private file mappings,
 /// and all pages of files that may change, become memory of ours. Memory that the program wants wiped
-/// in a child (madvise(2), MADV_WIPEONFORK) is wiped: every fork finds zeros there. Answers the files
-/// whose pages are still shown.
+/// in a child (madvise(2), MADV_WIPEONFORK) is wiped: every fork finds zeros there. Shared mappings of files that
+/// the program changes on the host stay the host's. Answers the files whose pages are still shown.
 ///
 /// # Errors
 /// `ENOMEM` at the memory limit; the host's error for a file that cannot be read.
@@ -85,6 +86,14 @@ impl Space<'_> {
             let Backing::File(file) = vma.backing else {
                 continue;
             };
+            if self.is_changed_on_host(&vma) {
+                self.zap(vma.start, vma.end)?;
+                self.drop_window(file, vma.len_bytes());
+                let window = None;
+                let backing = Backing::File(FileBacking { window, ..file });
+                self.put(Vma { backing, ..vma });
+                continue;
+            }
             let attr = attr_of(self.host.fd(file.host)?.as_fd())?;
             if may_change(&attr) {
                 self.take_out_all(&vma, file)?;
@@ -101,6 +110,15 @@ impl Space<'_> {
             }
         }
         Ok(())
+    }
+
+    /// True if a mapping shows a file that the program changes on the host itself: it is no part of a snapshot, and
+    /// each fork maps it anew.
+    fn is_changed_on_host(&self, vma: &Vma) -> bool {
+        let name = vma.name.as_deref().unwrap_or_default();
+        vma.is_shared()
+            && (vma.flags.contains(VmaFlags::MAYWRITE)
+                || self.host.policy.classify(name) == Place::Writable)
     }
 
     /// Copies the present pages of a file mapping to memory of ours.
@@ -123,13 +141,16 @@ impl Space<'_> {
 
     /// Copies every page of a file mapping that lies in the file to memory of ours.
     fn take_out_all(&mut self, vma: &Vma, file: FileBacking) -> Result<(), Errno> {
+        let Some(window) = file.window else {
+            return Ok(());
+        };
         let in_file = self.file_pages_end(file.host).saturating_sub(file.offset);
         let end = vma.start.saturating_add(in_file).min(vma.end);
         let mut at = vma.start;
         while at < end {
             let leaf = self.tables.walk(self.mem, Gva(at));
             if leaf.is_none_or(|leaf| self.mem.is_file_backed(leaf.gpa)) {
-                let page = file.window.wrapping_add(at - vma.start);
+                let page = window.wrapping_add(at - vma.start);
                 let copy = self.mem.alloc_copy(page).map_err(errno)?;
                 self.replace(Gva(at), copy, vma.pte())
                     .map_err(out_of_memory)?;

@@ -288,13 +288,6 @@ impl Space<'_> {
                 if write && !file.flags.writable() {
                     return Err(Errno::EACCES);
                 }
-                // Linux differs: a host file cannot be changed by a mapping.
-                if matches!(file.source, Source::Host(_)) && file.flags.writable() {
-                    if write {
-                        return Err(Errno::ENODEV);
-                    }
-                    vma_flags.remove(VmaFlags::MAYWRITE);
-                }
                 vma_flags |= VmaFlags::SHARED;
                 let sealed = file.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE) != 0;
                 if sealed && write {
@@ -467,8 +460,11 @@ impl Space<'_> {
         let Backing::File(file) = part.backing else {
             return Ok(());
         };
+        let Some(window) = file.window else {
+            return Ok(());
+        };
         let pages = (0..part.len_bytes()).step_by(PAGE_SIZE as usize);
-        let is_shared = |offset| self.mem.is_shared_window(file.window.wrapping_add(offset));
+        let is_shared = |offset| self.mem.is_shared_window(window.wrapping_add(offset));
         if !pages.into_iter().any(is_shared) {
             return Ok(());
         }

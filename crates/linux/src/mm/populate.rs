@@ -53,11 +53,12 @@ impl Space<'_> {
         if len_bytes == 0 {
             return;
         }
-        if len_bytes <= COPIED_BYTES && vma.is_data() && self.is_program(vma, file) {
-            self.mem.copy_file_pages(FileWindow {
-                gpa: file.window,
-                len_bytes,
-            });
+        if let Some(gpa) = file.window
+            && len_bytes <= COPIED_BYTES
+            && vma.is_data()
+            && self.is_program(vma, file)
+        {
+            self.mem.copy_file_pages(FileWindow { gpa, len_bytes });
         }
         let _ = self.map_file_pages(vma, file, vma.start, vma.start.saturating_add(len_bytes));
     }

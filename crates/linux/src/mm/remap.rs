@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::layout::{USER_END, USER_START};
-use kvmlet_abi::{Errno, Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
+use kvmlet_abi::{Errno, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_mem::{Leaf, MemError, PageSize};
 
 use super::MAX_MAP_COUNT;
@@ -240,7 +240,7 @@ impl Space<'_> {
             }
             window.charged = true;
         }
-        if let Err(error) = self.copy_written(file.window, window.window, old_len) {
+        if let Err(error) = self.copy_written(file, window, old_len) {
             self.drop_window(window, longer.len_bytes());
             return Err(error);
         }
@@ -248,9 +248,17 @@ impl Space<'_> {
         Ok(window)
     }
 
-    /// Copies the pages that differ: those that the program has written. Pages past the end of the
-    /// file cannot be read, and hold nothing.
-    pub(super) fn copy_written(&mut self, from: Gpa, to: Gpa, len: u64) -> Result<(), Errno> {
+    /// Copies the pages that differ from one window to the other: those that the program has written. Pages past
+    /// the end of the file cannot be read, and hold nothing.
+    pub(super) fn copy_written(
+        &mut self,
+        from: FileBacking,
+        to: FileBacking,
+        len: u64,
+    ) -> Result<(), Errno> {
+        let (Some(from), Some(to)) = (from.window, to.window) else {
+            return Ok(());
+        };
         let mut old = [0; PAGE_SIZE as usize];
         let mut new = [0; PAGE_SIZE as usize];
         let mut delta = 0;

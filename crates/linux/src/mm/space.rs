@@ -327,8 +327,8 @@ impl<'a> Space<'a> {
         let parts = self.mm.parts(start, end);
         let windows: Vec<FileWindow> = parts
             .filter_map(|part| match part.backing {
-                Backing::File(file) => Some(FileWindow {
-                    gpa: file.window,
+                Backing::File(file) => file.window.map(|gpa| FileWindow {
+                    gpa,
                     len_bytes: part.len_bytes(),
                 }),
                 _ => None,
@@ -364,11 +364,9 @@ impl<'a> Space<'a> {
     pub fn drop_window(&mut self, file: FileBacking, len_bytes: u64) {
         // The host refuses only when it has no room to split one of its own mappings; the range then
         // stays mapped, unused, until the VM goes.
-        let unmapped = self.mem.unmap_file(FileWindow {
-            gpa: file.window,
-            len_bytes,
-        });
-        if unmapped.is_err() {
+        if let Some(gpa) = file.window
+            && self.mem.unmap_file(FileWindow { gpa, len_bytes }).is_err()
+        {
             self.tables.require_full_flush();
         }
         if file.charged {
@@ -481,15 +479,15 @@ impl<'a> Space<'a> {
         if charged {
             self.mem.charge(len_bytes).map_err(|_| Errno::ENOMEM)?;
         }
-        let mapping = if vma.is_shared() {
-            FileMapping::SharedReadOnly
-        } else {
-            FileMapping::Private
+        let mapping = match vma.is_shared() {
+            true if vma.flags.contains(VmaFlags::MAYWRITE) => FileMapping::Shared,
+            true => FileMapping::SharedReadOnly,
+            false => FileMapping::Private,
         };
         let window = self.mem.map_file(fd.as_fd(), offset, len_bytes, mapping);
         match window {
             Ok(window) => Ok(FileBacking {
-                window: window.gpa,
+                window: Some(window.gpa),
                 host,
                 dev: attr.dev,
                 ino: attr.ino,

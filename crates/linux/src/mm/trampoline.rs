@@ -351,7 +351,8 @@ fn private_window(vma: &Vma, page: Gva) -> Option<Gpa> {
         return None;
     };
     let inside = (vma.start..vma.end).contains(&page.0) && !vma.is_shared();
-    inside.then(|| file.window.wrapping_add(page.0 - vma.start))
+    let window = file.window.filter(|_| inside)?;
+    Some(window.wrapping_add(page.0 - vma.start))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_mem::{CopyOutcome, CopyStop, MemError, PteFlags};
 
 use super::hot_pages::note_read;
-use super::{Access, Backing, FaultError, Space, fault};
+use super::{Access, Backing, FaultError, Space, Vma, fault};
 use crate::cx::Cx;
 use crate::outcome::{FutexKey, SharedObject};
 
@@ -182,8 +182,14 @@ pub fn load_u32(cx: &mut Cx<'_>, gva: Gva) -> Result<u32, Errno> {
 /// # Errors
 /// `EFAULT` if it may not be written; `EINVAL` if it is not aligned.
 pub fn compare_exchange_u32(cx: &mut Cx<'_>, gva: Gva, old: u32, new: u32) -> Result<bool, Errno> {
+    let is_shared = cx.mm()?.find(gva.0).is_some_and(Vma::is_shared);
     let found = on_word(cx, gva, Access::Write, |cx, gpa| {
-        cx.machine.memory.compare_exchange_u32(gpa, old, new)
+        let memory = &mut cx.machine.memory;
+        match memory.compare_exchange_u32(gpa, old, new) {
+            // Linux differs: another process of the host may come between.
+            Err(MemError::FileBacked(_)) if is_shared => memory.exchange_in_file(gpa, old, new),
+            exchanged => exchanged,
+        }
     })?;
     Ok(found.is_ok())
 }

@@ -87,8 +87,9 @@ bitflags! {
 /// A mapped part of a host file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileBacking {
-    /// The place of the VMA's first page in guest-physical space: a host mapping, all of the VMA long.
-    pub window: Gpa,
+    /// The place of the VMA's first page in guest-physical space: a host mapping, all of the VMA long. In a fork a file
+    /// that is changed on the host itself has none before its first touch.
+    pub window: Option<Gpa>,
     /// The file.
     pub host: HostId,
     /// Its device number.
@@ -132,7 +133,7 @@ impl Backing {
         match self {
             Self::Anon => Self::Anon,
             Self::File(file) => Self::File(FileBacking {
-                window: file.window.wrapping_add(delta_bytes),
+                window: file.window.map(|window| window.wrapping_add(delta_bytes)),
                 offset: file.offset.wrapping_add(delta_bytes),
                 ..file
             }),

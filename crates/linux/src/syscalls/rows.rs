@@ -9,7 +9,8 @@ use super::{
     thread, time, timer,
 };
 
-const NO_ATTRIBUTES: &str = "EOPNOTSUPP: no file can be given any; EROFS on host files";
+/// The attributes that files have.
+const ATTRIBUTES: &str = "those of users (`user.*`) only";
 
 const SEMOP: &str = "ENOMEM beyond 16,384 waiting operations of a set, 2,500,000 times their threads, and 32,768 undo values of a process";
 
@@ -270,18 +271,18 @@ pub(super) static ROWS: &[Row] = &[
     Row::missing(185, "security", "xxx"),
     Row::value(186, "gettid", "", thread::sys_gettid),
     Row::value(187, "readahead", "duu", io::sys_readahead),
-    Row::value(188, "setxattr", "ssxux", fs::sys_setxattr).refuses(NO_ATTRIBUTES),
-    Row::value(189, "lsetxattr", "ssxux", fs::sys_lsetxattr).refuses(NO_ATTRIBUTES),
-    Row::value(190, "fsetxattr", "dsxux", fs::sys_fsetxattr).refuses(NO_ATTRIBUTES),
-    Row::value(191, "getxattr", "ssxu", fs::sys_getxattr).partial("no file shows any"),
-    Row::value(192, "lgetxattr", "ssxu", fs::sys_lgetxattr).partial("no file shows any"),
-    Row::value(193, "fgetxattr", "dsxu", fs::sys_fgetxattr).partial("no file shows any"),
-    Row::value(194, "listxattr", "sxu", fs::sys_listxattr).partial("no file shows any"),
-    Row::value(195, "llistxattr", "sxu", fs::sys_llistxattr).partial("no file shows any"),
-    Row::value(196, "flistxattr", "dxu", fs::sys_flistxattr).partial("no file shows any"),
-    Row::value(197, "removexattr", "ss", fs::sys_removexattr).refuses(NO_ATTRIBUTES),
-    Row::value(198, "lremovexattr", "ss", fs::sys_lremovexattr).refuses(NO_ATTRIBUTES),
-    Row::value(199, "fremovexattr", "ds", fs::sys_fremovexattr).refuses(NO_ATTRIBUTES),
+    Row::value(188, "setxattr", "ssxux", fs::sys_setxattr).partial(ATTRIBUTES),
+    Row::value(189, "lsetxattr", "ssxux", fs::sys_lsetxattr).partial(ATTRIBUTES),
+    Row::value(190, "fsetxattr", "dsxux", fs::sys_fsetxattr).partial(ATTRIBUTES),
+    Row::value(191, "getxattr", "ssxu", fs::sys_getxattr).partial(ATTRIBUTES),
+    Row::value(192, "lgetxattr", "ssxu", fs::sys_lgetxattr).partial(ATTRIBUTES),
+    Row::value(193, "fgetxattr", "dsxu", fs::sys_fgetxattr).partial(ATTRIBUTES),
+    Row::value(194, "listxattr", "sxu", fs::sys_listxattr).partial(ATTRIBUTES),
+    Row::value(195, "llistxattr", "sxu", fs::sys_llistxattr).partial(ATTRIBUTES),
+    Row::value(196, "flistxattr", "dxu", fs::sys_flistxattr).partial(ATTRIBUTES),
+    Row::value(197, "removexattr", "ss", fs::sys_removexattr).partial(ATTRIBUTES),
+    Row::value(198, "lremovexattr", "ss", fs::sys_lremovexattr).partial(ATTRIBUTES),
+    Row::value(199, "fremovexattr", "ds", fs::sys_fremovexattr).partial(ATTRIBUTES),
     Row::value(200, "tkill", "ii", signal::sys_tkill),
     Row::value(201, "time", "x", time::sys_time),
     Row::wait(202, "futex", "xuuxxu", futex::sys_futex)

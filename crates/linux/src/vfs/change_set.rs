@@ -13,6 +13,7 @@ use kvmlet_hostfs::attr::{Attr, FileTime, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use kvmlet_mem::GuestMemory;
 use kvmlet_policy::join;
 
+use super::attributes::{self, Attributes};
 use super::changes::{Difference, Left, difference};
 use super::tmpfs::lower::Seen;
 use super::tmpfs::{Body, FileData, InodeId, TmpFs};
@@ -184,6 +185,23 @@ impl ChangeSet {
                 self.read_inode((place, inode), offset, into)
             }
         }
+    }
+
+    /// The extended attributes of a file.
+    #[must_use]
+    pub fn attributes(&self, place: usize) -> Attributes {
+        let source = self.entries.get(place).map(|entry| &entry.source);
+        let all = match source {
+            Some(Source::Inode(inode)) => {
+                let inode = self.tmpfs.get(*inode).ok();
+                inode.map(|inode| attributes::shown(inode, &self.roots))
+            }
+            Some(Source::Host(path, seen)) => {
+                attributes::of_lower(&self.roots, path, (seen.dev, seen.ino))
+            }
+            Some(Source::None) | None => None,
+        };
+        all.unwrap_or_default()
     }
 
     /// The first place of a file from `offset` on that may have other bytes than zeros: its size if there is none.
@@ -566,6 +584,9 @@ fn unchanged(tmpfs: &TmpFs, inode: InodeId, seen: &Seen) -> bool {
     };
     let kind = |mode: u32| mode & S_IFMT;
     if (inode.dev, inode.ino, kind(inode.mode)) != (seen.dev, seen.ino, kind(seen.mode)) {
+        return false;
+    }
+    if inode.attributes.is_some() {
         return false;
     }
     match &inode.body {

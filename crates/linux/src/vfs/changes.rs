@@ -7,6 +7,7 @@ use kvmlet_hostfs::attr::Attr;
 use kvmlet_mem::GuestMemory;
 use kvmlet_policy::join;
 
+use super::attributes;
 use super::tmpfs::{Body, FileData, InodeId, TmpFs};
 use crate::host::Host;
 
@@ -162,6 +163,16 @@ pub(super) fn difference(
     };
     let same = |attr: &Attr| (attr.dev, attr.ino, attr.kind());
     if same(&ours) != same(&theirs) {
+        return Difference::Other;
+    }
+    let has_other_attributes = tmpfs.get(inode).is_ok_and(|inode| {
+        let own = inode.attributes.as_ref();
+        own.is_some_and(|own| {
+            let theirs = attributes::of_lower(&host.roots, path, (theirs.dev, theirs.ino));
+            *own != theirs.unwrap_or_default()
+        })
+    });
+    if has_other_attributes {
         return Difference::Other;
     }
     let data = tmpfs.get(inode).and_then(|inode| inode.file());

@@ -11,7 +11,7 @@ use kvmlet_abi::linux::stat::{S_ISGID, S_ISUID, S_ISVTX};
 use kvmlet_hostfs::attr::{
     Attr, MAY_EXEC, MAY_READ, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG, S_IFSOCK,
 };
-use kvmlet_hostfs::change::{self, Access, Durability, Named, Present, WriteMode};
+use kvmlet_hostfs::change::{self, Access, Durability, Linkable, Named, Present, WriteMode};
 use kvmlet_hostfs::{Credentials, Handle, HostFd, HostKind, LookupCache, attr_in, check_mode};
 use kvmlet_policy::{Guard, Place, join, parent};
 
@@ -239,6 +239,11 @@ pub fn link(cx: &mut Cx<'_>, call: &str, found: &Found, missing: &Missing) -> Re
     }
     let spot = spot(cx, call, missing)?;
     spot.check_made(cx, call, attr.kind())?;
+    if let (0, ObjectPlace::Open(fd)) = (attr.nlink, &source.place) {
+        change::link_unnamed(fd.as_fd(), spot.name())?;
+        forget_names(cx.host);
+        return Ok(());
+    }
     let dir = directory(cx.host, parent(&found.path))?;
     // Another one may have taken the name since it was opened: that is not the one that is meant.
     let now = attr_in(dir.as_fd(), &found.path)?;
@@ -356,12 +361,7 @@ pub fn open(
     dir: Option<BorrowedFd<'_>>,
     flags: OpenFlags,
 ) -> Result<FileKind, Errno> {
-    let mut wanted = if flags.readable() { MAY_READ } else { 0 };
-    let truncates = flags.contains(OpenFlags::TRUNC);
-    if flags.writable() || truncates {
-        wanted |= MAY_WRITE;
-    }
-    check_found(cx, call, (path, attr), dir, wanted)?;
+    check_found(cx, call, (path, attr), dir, wanted_by(flags))?;
     // The root of a tree may have another name on the host.
     let is_root = cx.host.policy.is_mount_point(path);
     let own = match dir {
@@ -374,6 +374,27 @@ pub fn open(
         Some(dir) => change::open_to_change(dir, path, mode),
         None => roots.open_to_change(path, mode),
     };
+    open_by(cx, call, (path, attr), flags, opening)
+}
+
+/// The permissions that flags ask for.
+fn wanted_by(flags: OpenFlags) -> u32 {
+    let mut wanted = if flags.readable() { MAY_READ } else { 0 };
+    if flags.writable() || flags.contains(OpenFlags::TRUNC) {
+        wanted |= MAY_WRITE;
+    }
+    wanted
+}
+
+/// Opens a file that may be opened, by `opening`.
+fn open_by(
+    cx: &mut Cx<'_>,
+    call: &str,
+    (path, attr): (&[u8], &Attr),
+    flags: OpenFlags,
+    opening: impl Fn(WriteMode) -> Result<(OwnedFd, Attr), Errno>,
+) -> Result<FileKind, Errno> {
+    let truncates = flags.contains(OpenFlags::TRUNC);
     let mode = write_mode(flags);
     if truncates && mode.access == Access::Read {
         // Linux truncates what it then opens for reading only.
@@ -439,7 +460,7 @@ pub fn check_open(cx: &mut Cx<'_>, call: &str, (path, attr): (&[u8], &Attr)) -> 
     change::check_access(fd.as_fd())
 }
 
-/// As [`open`], of the very file that has `attr`.
+/// As [`open`], of the very file that has `attr` and is open as `fd`.
 ///
 /// # Errors
 /// `ESTALE` if another one has its name.
@@ -447,8 +468,15 @@ pub fn open_same(
     cx: &mut Cx<'_>,
     call: &str,
     (path, attr): (&[u8], &Attr),
+    fd: BorrowedFd<'_>,
     flags: OpenFlags,
 ) -> Result<FileKind, Errno> {
+    if attr.nlink == 0 {
+        // It has no name: nobody else can mean another one by it.
+        check_found(cx, call, (path, attr), None, wanted_by(flags))?;
+        let opening = |mode: WriteMode| change::open_again(fd, mode);
+        return open_by(cx, call, (path, attr), flags, opening);
+    }
     let (_, now) = cx.host.roots.locate(path)?;
     if !kvmlet_hostfs::is_same(&now, attr) {
         return Err(Errno::ESTALE);
@@ -487,6 +515,37 @@ pub fn create(
         HostKind::WritableFile
     };
     Ok(FileKind::HostFile(cx.host.insert_opened(fd, kind)?))
+}
+
+/// Makes a file without a name in the directory at `dir` and opens it (O_TMPFILE). Answers a path for it too, as Linux
+/// shows one.
+///
+/// # Errors
+/// The host's: `EOPNOTSUPP` if its file system has no such files; as [`spot`].
+pub fn create_unnamed(
+    cx: &mut Cx<'_>,
+    call: &str,
+    dir: &At,
+    (flags, mode): (OpenFlags, u32),
+) -> Result<(FileKind, Vec<u8>), Errno> {
+    let missing = Missing {
+        dir: dir.clone(),
+        open: None,
+        name: b"#unnamed".to_vec(),
+        slash: false,
+    };
+    let spot = spot_of_file(cx, call, &missing)?;
+    guard::check_set_id(cx, call, (&spot.path, &Attr::default()), mode)?;
+    let umask = cx.fs()?.umask;
+    let linkable = match flags.contains(OpenFlags::EXCL) {
+        true => Linkable::No,
+        false => Linkable::Yes,
+    };
+    let (how, bits) = (write_mode(flags), mode & 0o7777 & !umask);
+    let (fd, attr) = change::create_unnamed(spot.dir.as_fd(), how, bits, linkable)?;
+    let path = join(&dir.path, format!("#{}", attr.ino).as_bytes());
+    let id = cx.host.insert_opened(fd, HostKind::WritableFile)?;
+    Ok((FileKind::HostFile(id), path))
 }
 
 /// Refuses what [`create`] would refuse, and makes nothing.

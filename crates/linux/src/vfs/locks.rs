@@ -1,9 +1,19 @@
 //! Advisory locks (flock(2), fcntl(2)) as values.
+//!
+//! Those on files that are changed on the host are held there too, by descriptions of our own (`HostLocks`). These are
+//! no part of the value. Linux differs: after a freeze forks hold among their own processes only what was held before.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use imbl::{OrdMap, Vector};
 use kvmlet_abi::Errno;
+use kvmlet_hostfs::HostFd;
+use kvmlet_hostfs::change::Access;
+use kvmlet_hostfs::locks::{Foreign, LockMode, LockRange};
 
 use super::pipe::LOCKS_SOURCE;
+use super::{file, hosttree};
 use crate::cx::Cx;
 use crate::fd::FileId;
 use crate::id::FilesId;
@@ -15,8 +25,7 @@ const LOCKS_MAX: usize = 4096;
 /// End of a lock that reaches to the end of the file, whatever its size.
 pub const TO_END: u64 = u64::MAX;
 
-/// Which file a lock is on: device and inode number.
-pub type FileKey = (u64, u64);
+pub use kvmlet_hostfs::locks::FileKey;
 
 /// Who holds a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -193,13 +202,184 @@ impl Locks {
         kept
     }
 
-    /// Gives up every lock for which `gone` holds; whether there was one.
-    fn drop_where(&mut self, gone: impl Fn(&Lock) -> bool) -> bool {
-        let before = self.held.len();
-        crate::vector::retain(&mut self.held, |held| !gone(held));
-        self.held.len() != before
+    /// Gives up every lock for which `gone` holds; those that were.
+    fn drop_where(&mut self, gone: impl Fn(&Lock) -> bool) -> Vec<Lock> {
+        let dropped: Vec<Lock> = self
+            .held
+            .iter()
+            .filter(|held| gone(held))
+            .copied()
+            .collect();
+        if !dropped.is_empty() {
+            crate::vector::retain(&mut self.held, |held| !gone(held));
+        }
+        dropped
+    }
+
+    /// The record locks on a file, or those on all of it: the kind of `owner`.
+    fn on(&self, file: FileKey, owner: Owner) -> impl Iterator<Item = &Lock> {
+        let held = self.held.iter();
+        held.filter(move |held| held.file == file && held.owner.same_kind(owner))
+    }
+
+    /// The parts of a record lock's range that nobody holds.
+    fn free_parts(&self, lock: &Lock) -> Vec<LockRange> {
+        let mut taken: Vec<LockRange> = self
+            .on(lock.file, lock.owner)
+            .map(|held| (held.start, held.end))
+            .collect();
+        taken.sort_unstable();
+        let mut parts = Vec::new();
+        let mut at = lock.start;
+        for (start, end) in taken {
+            if start >= lock.end {
+                break;
+            }
+            if at < start {
+                parts.push((at, start));
+            }
+            at = at.max(end);
+        }
+        if at < lock.end {
+            parts.push((at, lock.end));
+        }
+        parts
     }
 }
+
+// ---- locks on the host ----
+
+/// The host's descriptor of a file whose locks other processes of the host meet: one in a tree that is changed itself.
+pub fn on_host(cx: &Cx<'_>, file: FileId) -> Option<Arc<HostFd>> {
+    let open = cx.kernel.files.get(&file)?;
+    let in_tree = file::is_of_host_tree(&open.kind) && hosttree::is_writable(cx.host, &open.path);
+    let host = file::host(&open.kind).filter(|_| in_tree)?;
+    cx.host.fd(host).ok()
+}
+
+impl Mode {
+    fn of_host(self) -> LockMode {
+        match self {
+            Self::Shared => LockMode::Shared,
+            Self::Exclusive => LockMode::Exclusive,
+        }
+    }
+}
+
+/// Holds `lock` on an open file: on the host too, where its other processes meet it.
+///
+/// # Errors
+/// `EAGAIN` if another lock is in the way, of the program's or of another process of the host's; `ENOLCK`.
+pub fn hold(cx: &mut Cx<'_>, file: FileId, lock: Lock) -> Result<(), Errno> {
+    if cx.kernel.locks.conflict(&lock).is_some() {
+        return Err(Errno::EAGAIN);
+    }
+    let Some(fd) = on_host(cx, file) else {
+        return cx.kernel.locks.hold(lock);
+    };
+    match lock.owner {
+        Owner::Flock(_) => hold_whole(cx, &fd, &lock)?,
+        Owner::Files(_) | Owner::Description(_) => hold_record(cx, &fd, &lock)?,
+    }
+    let held = cx.kernel.locks.hold(lock);
+    if held.is_err() {
+        release_on_host(cx, &[lock]);
+    }
+    held
+}
+
+/// Opens a file once more for its locks.
+fn open_again(
+    cx: &mut Cx<'_>,
+    fd: &HostFd,
+    mode: LockMode,
+) -> Result<(Arc<HostFd>, Access), Errno> {
+    let opened = kvmlet_hostfs::locks::open_for_locks(fd.as_fd(), mode);
+    let (own, access) = opened.map_err(|_| Errno::ENOLCK)?;
+    Ok((cx.host.charge_opened(own)?, access))
+}
+
+fn hold_whole(cx: &mut Cx<'_>, fd: &HostFd, lock: &Lock) -> Result<(), Errno> {
+    if !cx.host.locks.can_hold_whole(lock.file) {
+        let (own, _) = open_again(cx, fd, LockMode::Shared)?;
+        cx.host.locks.use_for_whole(lock.file, own);
+    }
+    let held = cx.host.locks.hold_whole(lock.file, lock.mode.of_host());
+    if held.is_err() {
+        // One that was to become another is lost, as on Linux (flock(2)).
+        cx.kernel.locks.release(lock)?;
+    }
+    held
+}
+
+fn hold_record(cx: &mut Cx<'_>, fd: &HostFd, lock: &Lock) -> Result<(), Errno> {
+    let mode = lock.mode.of_host();
+    if !cx.host.locks.can_hold_records(lock.file, mode) {
+        let own = open_again(cx, fd, mode)?;
+        // A description that cannot hold this one holds shared ones at most.
+        let held = cx.kernel.locks.on(lock.file, lock.owner);
+        let shared: Vec<LockRange> = held.map(|held| (held.start, held.end)).collect();
+        cx.host.locks.use_for_records(lock.file, own, &shared)?;
+    }
+    let range = (lock.start, lock.end);
+    let held = cx.host.locks.hold_record(lock.file, mode, range);
+    if held.is_err() {
+        forget_unused(cx, lock);
+    }
+    held
+}
+
+/// Gives up a range of an open file's lock.
+///
+/// # Errors
+/// `ENOLCK` if what is left is in too many pieces.
+pub fn release(cx: &mut Cx<'_>, lock: &Lock) -> Result<(), Errno> {
+    cx.kernel.locks.release(lock)?;
+    release_on_host(cx, &[*lock]);
+    Ok(())
+}
+
+/// What `locks` were has been given up here: on the host too, as far as nobody else here holds it.
+fn release_on_host(cx: &mut Cx<'_>, locks: &[Lock]) {
+    if cx.host.locks.is_empty() {
+        return;
+    }
+    for lock in locks {
+        if !matches!(lock.owner, Owner::Flock(_)) {
+            for range in cx.kernel.locks.free_parts(lock) {
+                cx.host.locks.release_record(lock.file, range);
+            }
+        }
+        forget_unused(cx, lock);
+    }
+}
+
+/// Closes the descriptor for locks of a kind that a file has none of.
+fn forget_unused(cx: &mut Cx<'_>, lock: &Lock) {
+    if cx.kernel.locks.on(lock.file, lock.owner).next().is_some() {
+        return;
+    }
+    match lock.owner {
+        Owner::Flock(_) => cx.host.locks.release_whole(lock.file),
+        Owner::Files(_) | Owner::Description(_) => cx.host.locks.release_records(lock.file),
+    }
+}
+
+/// The lock that `wanted` would meet on the host.
+///
+/// # Errors
+/// The host's.
+pub fn foreign(cx: &Cx<'_>, file: FileId, wanted: &Lock) -> Result<Option<Foreign>, Errno> {
+    let Some(fd) = on_host(cx, file) else {
+        return Ok(None);
+    };
+    let range = (wanted.start, wanted.end);
+    let mode = wanted.mode.of_host();
+    let locks = &cx.host.locks;
+    locks.foreign_record(wanted.file, fd.as_fd(), mode, range)
+}
+
+// ---- their end ----
 
 /// The calling thread is about to wait for a lock of its process (F_SETLKW).
 ///
@@ -233,11 +413,14 @@ pub fn closed(cx: &mut Cx<'_>, files: FilesId, file: FileId) {
         return;
     };
     let key = (attr.dev, attr.ino);
-    if cx
-        .kernel
-        .locks
-        .drop_where(|held| held.file == key && held.owner == owner)
-    {
+    drop_where(cx, |held| held.file == key && held.owner == owner);
+}
+
+/// Gives up every lock for which `gone` holds.
+fn drop_where(cx: &mut Cx<'_>, gone: impl Fn(&Lock) -> bool) {
+    let dropped = cx.kernel.locks.drop_where(gone);
+    if !dropped.is_empty() {
+        release_on_host(cx, &dropped);
         wake(cx);
     }
 }
@@ -245,21 +428,13 @@ pub fn closed(cx: &mut Cx<'_>, files: FilesId, file: FileId) {
 /// A descriptor table is gone, and its locks with it.
 pub fn table_gone(cx: &mut Cx<'_>, files: FilesId) {
     let owner = Owner::Files(files);
-    if cx.kernel.locks.drop_where(|held| held.owner == owner) {
-        wake(cx);
-    }
+    drop_where(cx, |held| held.owner == owner);
 }
 
 /// A description is gone, and its locks with it.
 pub fn released(cx: &mut Cx<'_>, file: FileId) {
     let owners = [Owner::Description(file), Owner::Flock(file)];
-    if cx
-        .kernel
-        .locks
-        .drop_where(|held| owners.contains(&held.owner))
-    {
-        wake(cx);
-    }
+    drop_where(cx, |held| owners.contains(&held.owner));
 }
 
 #[cfg(test)]
@@ -319,6 +494,22 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_holds_is_free() {
+        let (a, b) = (Owner::Files(FilesId(1)), Owner::Description(FileId(2)));
+        let mut locks = Locks::default();
+        for (start, end) in [(10, 20), (30, 40), (35, 50)] {
+            locks.hold(lock(b, Mode::Shared, start, end)).unwrap();
+        }
+        let whole = lock(Owner::Flock(FileId(3)), Mode::Exclusive, 0, TO_END);
+        locks.hold(whole).unwrap();
+        let free = |start, end| locks.free_parts(&lock(a, Mode::Shared, start, end));
+        assert_eq!(free(0, TO_END), [(0, 10), (20, 30), (50, TO_END)]);
+        assert_eq!(free(12, 31), [(20, 30)]);
+        assert!(free(12, 18).is_empty());
+        assert_eq!(free(60, 70), [(60, 70)]);
+    }
+
+    #[test]
     fn what_lies_beside_a_lock_becomes_a_part_of_it() {
         let owner = Owner::Files(FilesId(2));
         let other = |start, end| lock(Owner::Flock(FileId(1)), Mode::Shared, start, end);
@@ -368,7 +559,7 @@ mod tests {
         locks
             .hold(lock(Owner::Flock(FileId(3)), Mode::Exclusive, 0, TO_END))
             .unwrap();
-        assert!(locks.drop_where(|held| held.owner == a));
-        assert!(!locks.drop_where(|held| held.owner == a));
+        assert_eq!(locks.drop_where(|held| held.owner == a).len(), 2);
+        assert!(locks.drop_where(|held| held.owner == a).is_empty());
     }
 }

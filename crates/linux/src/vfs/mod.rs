@@ -4,6 +4,7 @@
 pub mod access;
 pub mod anon;
 pub mod async_io;
+pub mod attributes;
 pub mod change_set;
 pub mod changes;
 pub mod deferred;

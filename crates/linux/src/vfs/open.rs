@@ -500,8 +500,10 @@ fn open_unnamed(
         tmp,
     };
     if hosttree::holds(cx.host, &at) {
-        // Linux differs: as on file systems without them, programs then make a file with a name.
-        return Err(Errno::EOPNOTSUPP);
+        let how = (flags, request.mode);
+        let (kind, path) = hosttree::create_unnamed(cx, request.call, &at, how)?;
+        let kept = flags.difference(OpenFlags::DIRECTORY);
+        return Ok(Opened::New(description(kind, kept, &path)));
     }
     let dir = writable_directory(cx, request.call, &at, b"")?;
     let attr = new_attr(cx, dir, request.mode, IsDir::No)?;
@@ -510,6 +512,7 @@ fn open_unnamed(
         .tmpfs
         .create_unnamed(&mut cx.machine.memory, F_SEAL_SEAL, attr)?;
     cx.kernel.tmpfs.place(inode, dir)?;
+    cx.kernel.tmpfs.get_mut(inode)?.is_linkable = !flags.contains(OpenFlags::EXCL);
     let path = kvmlet_policy::join(&found.path, format!("#{}", inode.0).as_bytes());
     let kept = flags.difference(OpenFlags::DIRECTORY);
     Ok(Opened::New(description(FileKind::Tmp(inode), kept, &path)))

@@ -27,7 +27,7 @@ use crate::vfs::privilege;
 use crate::vfs::tmpfs::InodeId;
 
 /// Something whose attributes are to be changed.
-enum Changeable {
+pub(super) enum Changeable {
     /// In memory.
     Inode(InodeId),
     /// On the host.
@@ -52,7 +52,15 @@ impl Changeable {
     }
 }
 
-fn changeable(cx: &mut Cx<'_>, call: &'static str, found: &Found) -> Result<Changeable, Errno> {
+/// Something that was found, to have its attributes changed.
+///
+/// # Errors
+/// `EROFS`, recorded, where nothing may be changed; as [`hosttree::object`] and [`overlay::own`].
+pub(super) fn changeable(
+    cx: &mut Cx<'_>,
+    call: &'static str,
+    found: &Found,
+) -> Result<Changeable, Errno> {
     match &found.node {
         Node::Tmp(inode) => return Ok(Changeable::Inode(*inode)),
         Node::Open(file) => {

@@ -223,8 +223,14 @@ fn attributes_are_set() {
     assert_eq!(call!(s, "truncate", "/tmp", 0), Err(Errno::EISDIR));
     assert_eq!(
         call!(s, "getxattr", "/tmp/a", "user.x", 0, 0),
-        Err(Errno::EOPNOTSUPP)
+        Err(Errno::ENODATA)
     );
+    assert_eq!(
+        call!(s, "setxattr", "/tmp/a", "user.x", "value", 5, 0),
+        Ok(0)
+    );
+    assert_eq!(call!(s, "getxattr", "/tmp/l", "user.x", 0, 0), Ok(5));
+    assert_eq!(call!(s, "listxattr", "/tmp/a", 0, 0), Ok(7));
     assert_eq!(
         call!(s, "getxattr", "/etc/passwd", "security.selinux", 0, 0),
         Err(Errno::ENODATA)

@@ -1,5 +1,6 @@
 //! File locks: flock(2), and the lock commands of fcntl(2).
 
+use imbl::Vector;
 use kvmlet_abi::linux::Flock;
 use kvmlet_abi::linux::fcntl::{
     F_GETLK, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_RDLCK, F_SETLK, F_SETLKW, F_UNLCK, F_WRLCK,
@@ -7,17 +8,22 @@ use kvmlet_abi::linux::fcntl::{
 };
 use kvmlet_abi::linux::fs::{SEEK_CUR, SEEK_END, SEEK_SET};
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::locks::LockMode;
 use kvmlet_hostfs::stream;
 
 use super::transfer::wait_for;
+use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{self, FileId, OpenFile};
-use crate::outcome::{CallState, Outcome, Source, SysResult};
+use crate::outcome::{CallState, Outcome, Resume, Source, SysResult, Wait, WaitOn};
 use crate::syscalls::args::{Args, Fd, Uint};
 use crate::vfs;
 use crate::vfs::file::{self, Positions};
 use crate::vfs::locks::{self, Lock, Mode, Owner, TO_END};
 use crate::vfs::pipe::LOCKS_SOURCE;
+
+/// Time between two tries for a lock that another process of the host's holds.
+const HOST_LOOK_NS: u64 = 5_000_000;
 
 /// The action of a lock command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,11 +74,26 @@ pub fn fcntl(
 ) -> Outcome {
     cx.kernel.locks.wait(cx.tid, None);
     match record_lock(cx, file, request, arg) {
-        Err(Errno::EAGAIN) if request.action == Action::Wait => {
-            wait_for(Source::Pipe(LOCKS_SOURCE), state, 0)
-        }
+        Err(Errno::EAGAIN) if request.action == Action::Wait => wait(cx, file.0, state),
         result => Outcome::Done(result),
     }
+}
+
+/// Waits for a lock to be given up. Nobody tells of those of other processes of the host: they are asked for again.
+fn wait(cx: &Cx<'_>, file: FileId, state: &CallState) -> Outcome {
+    if locks::on_host(cx, file).is_none() {
+        return wait_for(Source::Pipe(LOCKS_SOURCE), state, 0);
+    }
+    let next_ns = clock::monotonic_ns(cx.host).saturating_add(HOST_LOOK_NS);
+    Outcome::Wait(Wait {
+        on: WaitOn::Sources(Vector::unit(Source::Pipe(LOCKS_SOURCE))),
+        deadline_ns: Some(next_ns),
+        resume: Resume::Retry(CallState {
+            has_waited: true,
+            expired: false,
+            ..state.clone()
+        }),
+    })
 }
 
 fn record_lock(
@@ -109,26 +130,22 @@ fn record_lock(
             return Err(Errno::EINVAL);
         }
         match cx.kernel.locks.conflict(&lock) {
-            None => wanted.l_type = F_UNLCK,
+            None => match locks::foreign(cx, id, &lock)? {
+                None => wanted.l_type = F_UNLCK,
+                Some(held) => {
+                    // A process of the host has no number here (locks_translate_pid in fs/locks.c).
+                    let pid = if held.is_of_description { -1 } else { 0 };
+                    let is_shared = held.mode == LockMode::Shared;
+                    tell(&mut wanted, is_shared, held.range, pid);
+                }
+            },
             Some(held) => {
-                wanted.l_type = if held.mode == Mode::Shared {
-                    F_RDLCK
-                } else {
-                    F_WRLCK
+                let pid = match held.owner {
+                    Owner::Files(_) => held.pid.0,
+                    Owner::Description(_) | Owner::Flock(_) => -1,
                 };
-                wanted.l_whence = 0;
-                wanted.l_start = i64::try_from(held.start).unwrap_or(i64::MAX);
-                let len = if held.end == TO_END {
-                    0
-                } else {
-                    held.end.saturating_sub(held.start)
-                };
-                wanted.l_len = i64::try_from(len).unwrap_or(0);
-                wanted.l_pid = if let Owner::Files(_) = held.owner {
-                    held.pid.0
-                } else {
-                    -1
-                };
+                let is_shared = held.mode == Mode::Shared;
+                tell(&mut wanted, is_shared, (held.start, held.end), pid);
             }
         }
         cx.write_struct(Gva(gva), &wanted)?;
@@ -138,13 +155,13 @@ fn record_lock(
         F_RDLCK if !file.flags.readable() => return Err(Errno::EBADF),
         F_WRLCK if !file.flags.writable() => return Err(Errno::EBADF),
         F_UNLCK => {
-            cx.kernel.locks.release(&lock)?;
+            locks::release(cx, &lock)?;
             locks::wake(cx);
             return Ok(0);
         }
         _ => {}
     }
-    let held = cx.kernel.locks.hold(lock);
+    let held = locks::hold(cx, id, lock);
     let waits = request.action == Action::Wait && request.holder == Holder::Process;
     if waits && held == Err(Errno::EAGAIN) {
         locks::begin_wait(cx, &lock)?;
@@ -153,6 +170,20 @@ fn record_lock(
     // A lock may have become weaker.
     locks::wake(cx);
     Ok(0)
+}
+
+/// Writes down the lock that is in the way (F_GETLK).
+fn tell(wanted: &mut Flock, is_shared: bool, (start, end): (u64, u64), pid: i32) {
+    wanted.l_type = if is_shared { F_RDLCK } else { F_WRLCK };
+    wanted.l_whence = 0;
+    wanted.l_start = i64::try_from(start).unwrap_or(i64::MAX);
+    let len = if end == TO_END {
+        0
+    } else {
+        end.saturating_sub(start)
+    };
+    wanted.l_len = i64::try_from(len).unwrap_or(0);
+    wanted.l_pid = pid;
 }
 
 /// The bytes a struct flock is about (fcntl(2)): a negative length reaches backwards, 0 to the end.
@@ -189,9 +220,10 @@ pub fn sys_flock(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     let (Fd(fd), Uint(operation)) = args.decode();
     cx.kernel.locks.wait(cx.tid, None);
     match whole_file_lock(cx, fd, operation & !LOCK_NB) {
-        Err(Errno::EAGAIN) if operation & LOCK_NB == 0 => {
-            wait_for(Source::Pipe(LOCKS_SOURCE), state, 0)
-        }
+        Err(Errno::EAGAIN) if operation & LOCK_NB == 0 => match fd::get_io(cx, fd) {
+            Ok((id, _)) => wait(cx, id, state),
+            Err(error) => Outcome::Done(Err(error)),
+        },
         result => Outcome::Done(result),
     }
 }
@@ -213,9 +245,9 @@ fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> SysResult {
         end: TO_END,
     };
     if operation == LOCK_UN {
-        cx.kernel.locks.release(&lock)?;
+        locks::release(cx, &lock)?;
     } else {
-        cx.kernel.locks.hold(lock)?;
+        locks::hold(cx, id, lock)?;
     }
     locks::wake(cx);
     Ok(0)

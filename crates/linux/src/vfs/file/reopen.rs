@@ -38,13 +38,14 @@ pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Resu
             if (changes || is_write_only(cx, *host, &file))
                 && hosttree::is_writable(cx.host, &file.path) =>
         {
-            let attr = kvmlet_hostfs::attr_of(cx.host.get(*host)?.fd.as_fd())?;
+            let fd = cx.host.fd(*host)?;
+            let attr = kvmlet_hostfs::attr_of(fd.as_fd())?;
             if attr.is_dir() {
                 return Err(Errno::EISDIR);
             }
-            // Linux differs: one that has lost its name cannot be opened again.
+            // Linux differs: one that has lost one of several names cannot be opened again by that.
             let found = (&*file.path, &attr);
-            let kind = hosttree::open_same(cx, call, found, flags)?;
+            let kind = hosttree::open_same(cx, call, found, fd.as_fd(), flags)?;
             return Ok(Opened::New(open::description(kind, flags, &file.path)));
         }
         FileKind::HostFile(_) | FileKind::HostDir(_) if changes => {

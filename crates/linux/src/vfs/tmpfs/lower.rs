@@ -529,6 +529,7 @@ impl Inode {
             ctime: attr.ctime,
             btime: attr.btime.unwrap_or_else(|| born(attr.mtime)),
             store: Store::Disk,
+            attributes: None,
             ..Self::new(&super::NewBody::Fifo, new, id)
         }
     }

@@ -25,6 +25,7 @@ use kvmlet_policy::{SHM, TMP, WORK};
 pub use room::{Disk, NoPage, Store};
 pub use tree::{Exchange, MAX_NAME};
 
+use super::attributes::{self, Attributes};
 pub use crate::id::InodeId;
 
 /// Device number of the memory file system (an anonymous one, as Linux's tmpfs has).
@@ -87,6 +88,10 @@ pub struct Inode {
     pub pinned: Pinned,
     /// The place of its pages. What is made in a directory takes the directory's.
     pub store: Store,
+    /// True for a file without a name that may be given one (O_TMPFILE without O_EXCL).
+    pub is_linkable: bool,
+    /// Extended attributes. Without any of its own it shows those of the host's object that it was.
+    pub attributes: Option<Attributes>,
 }
 
 /// Says if a directory must stay where it is.
@@ -456,10 +461,17 @@ impl Inode {
             writable_maps: 0,
             pinned: Pinned::No,
             store: Store::Memory,
+            is_linkable: false,
+            attributes: Some(Attributes::new()),
         }
     }
 
     fn cost_bytes(&self) -> u64 {
+        let attributes = attributes::cost_bytes(self.attributes.as_ref());
+        attributes.saturating_add(self.body_cost_bytes())
+    }
+
+    fn body_cost_bytes(&self) -> u64 {
         match &self.body {
             Body::Symlink(target) => INODE_COST_BYTES.saturating_add(target.len() as u64),
             Body::File(FileData {

@@ -260,6 +260,9 @@ impl TmpFs {
     ) -> Result<(), Errno> {
         self.check_new_name(dir, name)?;
         let inode = self.get(id)?;
+        if inode.nlink == 0 && !inode.is_linkable {
+            return Err(Errno::ENOENT);
+        }
         if inode.dir().is_ok() {
             return Err(Errno::EPERM);
         }
