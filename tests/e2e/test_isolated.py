@@ -301,26 +301,3 @@ def test_a_traceback(tmp_path: pathlib.Path) -> None:
     assert 'program.py", line ' in done.stderr
     assert "if point.x > 100" in done.stderr
     assert "pool.py" not in done.stderr
-
-
-def test_the_example_of_the_readme(tmp_path: pathlib.Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    example = text.partition("@kvmlet.isolated")
-    before = example[0].rpartition("```python\n")[2]
-    code = before + example[1] + example[2].partition("```")[0]
-    script = tmp_path / "example.py"
-    script.write_text(code)
-    done = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        env={**os.environ, "PYTHONPATH": os.fspath(ROOT / "python")},
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    for line, said in zip(
-        [line for line in code.splitlines() if "print(" in line],
-        done.stdout.splitlines(),
-        strict=True,
-    ):
-        assert line.rpartition("# ")[2] == said
