@@ -21,7 +21,7 @@ GUEST_PROGRAMS := tests/guests tests/escape/guests
 help:
 	@echo "make run       build, then run a Python script in a VM"
 	@echo "make test      every check on this machine's own KVM"
-	@echo "make test-long PART=auto|exit|poll|rust|user|servers|suites|network  the same, with what is rare repeated in full"
+	@echo "make test-long PART=auto|exit|poll|rust|user|servers|suites|network|first  the same, with what is rare repeated in full"
 	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
@@ -131,10 +131,12 @@ test-exit test-poll: test-%:
 	KVMLET_CALLS=$* $(SIDE_BY_SIDE) -m '$(EACH_WAY)' --share $(SHARE) $(END_TO_END)
 
 # What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
-LONG_PARTS := auto exit poll rust user servers suites network
+LONG_PARTS := auto exit poll rust user servers suites network first
 # Servers and other programs that only a part of their own has installed.
 SERVERS := tests/e2e/test_servers.py tests/e2e/test_serve_load.py
 NETWORK := tests/e2e/test_net_programs.py
+# First attempts of a newcomer, likewise.
+FIRST := tests/e2e/test_first_attempts.py
 # Suites of CPython and Go, likewise.
 SUITES := tests/e2e/test_suites.py
 .PHONY: test-long $(LONG_PARTS:%=test-long-%)
@@ -145,7 +147,7 @@ test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-long
 	@$(MAKE) develop
 	@$(MAKE) guests
 	$(PYTEST) $(UNIT)/test_tables.py
-	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) $(patsubst %,--ignore %,$(SERVERS) $(SUITES) $(NETWORK))
+	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) $(patsubst %,--ignore %,$(SERVERS) $(SUITES) $(NETWORK) $(FIRST))
 # Servers as they are installed, each asked 10,000 times.
 test-long-servers: $(VENV)/.group-servers
 	@.ci/deps build test servers load
@@ -166,6 +168,11 @@ test-long-network: $(VENV)/.group-dev
 	@$(MAKE) guests
 	KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rs $(NETWORK) -k 'not pgbench'
 	tests/as_user env KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rs $(NETWORK) -k pgbench
+# What somebody tries who has just installed it, with the runtimes and tools of a usual machine.
+test-long-first: $(VENV)/.group-dev
+	@.ci/deps build test first
+	@$(MAKE) develop
+	KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rs $(FIRST)
 # The end-to-end tests once more by a user without privileges who may use /dev/kvm.
 test-long-user: $(VENV)/.group-dev
 	@$(MAKE) develop
