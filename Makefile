@@ -28,6 +28,7 @@ help:
 	@echo "make bench-fork  the same for freezing, forking and resetting"
 	@echo "make bench-calls  what a system call costs, by exit and by polling"
 	@echo "make bench-processes  what fork, exec, pipes and switches between processes cost"
+	@echo "make bench-files  what starting a program and changing files in memory cost"
 	@echo "make bench-net  what sockets cost, inside and to the host"
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
 	@echo "make bench-faults  page faults that leave the VM, of real programs"
@@ -260,6 +261,11 @@ bench-processes: deps-bench
 	@.ci/deps build peers || echo "going on without gVisor"
 	@$(MAKE) develop-release
 	$(BIN)/python benches/processes.py
+
+.PHONY: bench-files
+bench-files: deps-bench
+	@$(MAKE) develop-release
+	$(BIN)/python benches/files.py
 
 .PHONY: bench-net
 bench-net: deps-bench
