@@ -163,7 +163,7 @@ def run(
     publish: ports of this machine that lead to its own, as "8080:80": at 127.0.0.1 unless another
         address comes first. They are open as long as it runs.
     unix: sockets of this machine (unix(7)) that it may connect to, by their paths: each gives it
-        all that the server behind it gives. Streams only, and no descriptors are passed.
+        all that the server behind it gives. No descriptors are passed.
     env: variables beside PATH, HOME, TMPDIR and those of language, time zone and terminal.
     cwd: the directory it runs in; the current one if None. It may change the tree of that
         directory, or of the git work tree around it. The host's files stay as they are.

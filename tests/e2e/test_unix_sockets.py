@@ -363,6 +363,261 @@ def test_bytes_leave_before_the_end(room: pathlib.Path, vm: None) -> None:
     assert (run.status, received) == (0, [1 << 20]), run
 
 
+# ---- packets and datagrams ----
+
+PACKETS = """
+import errno, select, socket, sys
+packets, datagrams, other, gone = sys.argv[1:5]
+
+def said(call, *args):
+    try: return call(*args)
+    except OSError as error: return errno.errorcode[error.errno]
+
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+    s.settimeout(30)
+    s.connect(packets)
+    print(s.getpeername() == packets, repr(s.getsockname()), said(s.connect, packets))
+    for data in (b'one', b'', b'x' * 70000, b'last'):
+        print(s.send(data))
+        back, _, flags, _ = s.recvmsg(80000)
+        print(back == data, flags)
+    s.send(b'cut off')
+    print(s.recvmsg(3)[0], s.recvmsg(3, 0, 0)[2] if False else '')
+    print(said(s.send, bytes(1 << 20)))
+    s.send(b'empty')
+    print([s.recv(9) for _ in range(3)])
+    s.send(b'close')
+    print(s.recv(9), s.recv(9))
+    poll = select.poll()
+    poll.register(s, 0)
+    print([mask for _, mask in poll.poll(10000)])
+    print(said(s.send, b'x'))
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s:
+    s.connect(packets)
+    s.send(b'flood')
+    s.shutdown(socket.SHUT_WR)
+    print(sum(len(s.recv(9000)) for _ in range(300)), s.recv(1), said(s.send, b'x'))
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+    s.settimeout(30)
+    print([s.sendto(bytes(n), datagrams) for n in (3, 0, 60000)])
+    print(s.sendto(b'to another', other))
+    print(said(s.getpeername), said(s.send, b'nobody'))
+    s.connect(datagrams)
+    print(s.getpeername() == datagrams, s.send(b'connected'), said(s.send, bytes(1 << 20)))
+    s.connect(other)
+    print(s.send(b'another'), s.getpeername() == other)
+    print(said(s.sendto, b'x', packets), said(s.sendto, b'x', gone), said(s.connect, gone))
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+    s.settimeout(30)
+    s.bind('')
+    s.sendto(b'answer', datagrams)
+    data, name = s.recvfrom(99)
+    print(data, name == datagrams)
+    s.connect(datagrams)
+    s.setblocking(False)
+    print(said(s.recv, 9))
+    s.send(b'answer')
+    epoll = select.epoll()
+    epoll.register(s, select.EPOLLIN | select.EPOLLET)
+    print([mask & select.EPOLLIN for _, mask in epoll.poll(10)], s.recv(9))
+"""
+
+
+@contextlib.contextmanager
+def packet_servers(room: pathlib.Path) -> Iterator[tuple[list[str], list[tuple[str, int]]]]:
+    """Servers of packets and of datagrams, and a name where nobody is; what came as datagrams."""
+    came: list[tuple[str, int]] = []
+    names = [os.fspath(room / name) for name in ("packets", "datagrams", "other", "gone")]
+    with contextlib.ExitStack() as stack:
+
+        def bound(name: str, kind: int) -> socket.socket:
+            server = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            server.bind(name)
+            return server
+
+        bound(names[3], socket.SOCK_DGRAM).close()
+
+        def packets(connection: socket.socket) -> None:
+            turn = 0
+            while True:
+                data = connection.recv(100_000)
+                turn += 1
+                if data == b"close" or (data == b"" and turn != 2):
+                    break
+                if data == b"empty":
+                    data = b""
+                    connection.send(b"before")
+                    connection.send(data)
+                    data = b"after"
+                if data == b"flood":
+                    for _ in range(300):
+                        connection.send(bytes(1000))
+                    break
+                connection.send(data)
+
+        def serve(listener: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listener.accept()
+                    with connection, contextlib.suppress(OSError):
+                        packets(connection)
+
+        def take(server: socket.socket, place: str) -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    data, name = server.recvfrom(100_000)
+                    if data == b"over":
+                        return
+                    came.append((place, len(data)))
+                    if data == b"answer" and name:
+                        server.sendto(b"answered", name)
+
+        listener = bound(names[0], socket.SOCK_SEQPACKET)
+        listener.listen(8)
+        threads = [threading.Thread(target=serve, args=(listener,), daemon=True)]
+        for name, place in ((names[1], "first"), (names[2], "second")):
+            taker = bound(name, socket.SOCK_DGRAM)
+            threads.append(threading.Thread(target=take, args=(taker, place), daemon=True))
+        for thread in threads:
+            thread.start()
+        yield names, came
+        listener.shutdown(socket.SHUT_RDWR)
+        for name in names[1:3]:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+                last.sendto(b"over", name)
+        for thread in threads:
+            thread.join(10)
+
+
+def test_packets_and_datagrams_as_natively(room: pathlib.Path, vm: None) -> None:
+    outcomes = []
+    for inside in (False, True):
+        place = room / str(inside)
+        place.mkdir()
+        with packet_servers(place) as (names, came):
+            words = [PYTHON, "-c", PACKETS, *names]
+            options = [word for name in names for word in ("--unix", name)]
+            run = in_vm(words, cwd="/usr", options=options) if inside else native(words, cwd=room)
+        outcomes.append((run.stdout.decode().splitlines(), sorted(came)))
+        assert run.status == 0, run
+        assert (run.guest_stderr if inside else run.stderr) == b"", run
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0][1]) == 8, outcomes
+
+
+def test_datagrams_wait_for_room(room: pathlib.Path, vm: None) -> None:
+    """A server that takes none for a while loses none, also of a program that ends at once."""
+    received: list[int] = []
+    path = room / "slow"
+    code = (
+        "import select, socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(sys.argv[1])\n"
+        "for n in range(200): s.send(bytes(1000 + n))\n"
+    )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(os.fspath(path))
+        server.settimeout(LIMIT_S)
+
+        def read_slowly() -> None:
+            threading.Event().wait(0.5)
+            received.extend(len(server.recv(4000)) for _ in range(200))
+
+        thread = threading.Thread(target=read_slowly)
+        thread.start()
+        options = ["--unix", os.fspath(path)]
+        run = in_vm([PYTHON, "-c", code, os.fspath(path)], cwd="/usr", options=options)
+        thread.join(LIMIT_S)
+    assert (run.status, received) == (0, list(range(1000, 1200))), run
+
+
+SENDS = """
+import errno, socket, sys
+connected, free = (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2))
+def connect(): connected.connect(sys.argv[1])
+connect()
+for line in sys.stdin:
+    for name, send in (('connected', lambda: connected.send(b'one')),
+                       ('free', lambda: free.sendto(b'two', sys.argv[1])),
+                       ('again', lambda: (connect(), connected.send(b'three'))[1])):
+        try: print(name, send(), flush=True)
+        except OSError as error: print(name, errno.errorcode[error.errno], flush=True)
+"""
+
+
+def test_datagrams_to_a_server_that_starts_again(room: pathlib.Path, vm: None) -> None:
+    """By name it is found, a connected socket is told once; natively alike."""
+    path = room / "log"
+    options = ["--unix", os.fspath(path)]
+    told = []
+    for inside in (False, True):
+        words = [PYTHON, "-uc", SENDS, os.fspath(path)]
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            server.bind(os.fspath(path))
+            run = stack.enter_context(
+                subprocess.Popen(
+                    kvmlet_argv(words, options) if inside else words,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                )
+            )
+            assert run.stdin is not None
+            assert run.stdout is not None
+            lines: list[bytes] = []
+            for turn in range(2):
+                run.stdin.write(b"\n")
+                run.stdin.flush()
+                lines += [run.stdout.readline() for _ in range(3)]
+                if turn == 0:
+                    server.close()
+                    path.unlink()
+                    server = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+                    server.bind(os.fspath(path))
+            server.settimeout(LIMIT_S)
+            came = [server.recv(9) for _ in range(2)]
+            run.stdin.close()
+            assert run.wait(LIMIT_S) == 0
+        path.unlink()
+        told.append((lines, came))
+    assert told[0] == told[1]
+    assert told[1][0][3] == b"connected ECONNREFUSED\n", told
+
+
+def test_packets_refuse_a_freeze_and_datagrams_do_not(room: pathlib.Path, vm: None) -> None:
+    code = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "print(s.sendto(b'before', sys.argv[1]), flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    if line == 'packets\\n':\n"
+        "        p = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); p.connect(sys.argv[2])\n"
+        "    print(s.sendto(line.encode(), sys.argv[1]), flush=True)\n"
+    )
+    with packet_servers(room) as (names, came), kvmlet.Box(unix=names[:2]) as box:
+        words = ["python3", "-c", code, names[1], names[0]]
+        process = box.spawn(words, text=True, stdin=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "6\n"
+        with box.snapshot() as snapshot:
+            (fork,) = snapshot.fork()
+            with fork:
+                (theirs,) = fork.processes
+                for one in (process, theirs):
+                    assert one.stdin is not None
+                    assert one.stdout is not None
+                    one.stdin.write("after\n")
+                    one.stdin.flush()
+                    assert one.stdout.readline() == "6\n"
+                assert theirs.stdin is not None
+                assert theirs.stdout is not None
+                theirs.stdin.write("packets\n")
+                theirs.stdin.flush()
+                assert theirs.stdout.readline() == "8\n"
+                with pytest.raises(kvmlet.ConnectionsOpen, match=names[0]):
+                    fork.snapshot()
+    assert [place for place, _ in came].count("first") == 4
+
+
 # ---- words ----
 
 

@@ -10,7 +10,7 @@ use kvmlet_budget::Share;
 use crate::listener::Listener;
 use crate::resolver::{self, Resolver};
 use crate::socket::{HostSocket, OpenError};
-use crate::unix::{self, Connector};
+use crate::unix::{self, Connector, Traffic};
 
 /// Ports of the host that lead to the program's, who looks names up for it, and who connects it to sockets of the host.
 #[derive(Debug, Default)]
@@ -80,13 +80,18 @@ impl Access {
     /// Connects to the host's socket at a canonical path: the one of this number, among those that may be connected to.
     ///
     /// # Errors
-    /// [`OpenError`]: `ENOENT`, `EACCES`, `ECONNREFUSED`, `EPROTOTYPE` if it carries no stream, `EAGAIN` if its backlog
-    /// is full.
-    pub fn connect(&self, at: (usize, &[u8]), share: &Arc<Share>) -> Result<HostSocket, OpenError> {
+    /// [`OpenError`]: `ENOENT`, `EACCES`, `ECONNREFUSED`, `EPROTOTYPE` if it carries other traffic, `EAGAIN` if its
+    /// backlog is full, `EPERM` if it takes datagrams from another only.
+    pub fn connect(
+        &self,
+        at: (usize, &[u8]),
+        traffic: Traffic,
+        share: &Arc<Share>,
+    ) -> Result<HostSocket, OpenError> {
         let mut connector = self
             .connector
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        unix::open(connector.as_mut(), at, share)
+        unix::open(connector.as_mut(), at, traffic, share)
     }
 }

@@ -36,3 +36,4 @@ pub use events::{Events, Ready, Watch};
 pub use listener::Listener;
 pub use resolver::{Answer, Found, Resolver};
 pub use socket::{Connected, HostSocket, Moved, OpenError};
+pub use unix::Traffic;

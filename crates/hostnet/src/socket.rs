@@ -174,18 +174,30 @@ impl HostSocket {
         moved(rustix::net::send(&self.fd, bytes, flags))
     }
 
+    /// True if nothing more comes: of packets, one without bytes reads as the end does.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        self.has(PollFlags::RDHUP | PollFlags::HUP)
+            && matches!(
+                rustix::net::recv(&self.fd, &mut [0; 1][..], flags),
+                Ok((0, _))
+            )
+    }
+
     /// True if the other side has closed it: it neither sends nor takes anything more. Of TCP it is known only once it
     /// has answered by RST.
     #[must_use]
     pub fn is_hung_up(&self) -> bool {
-        let mut asked = [PollFd::new(&self.fd, PollFlags::empty())];
+        self.has(PollFlags::HUP | PollFlags::ERR)
+    }
+
+    /// True if one of these events holds now.
+    fn has(&self, events: PollFlags) -> bool {
+        let mut asked = [PollFd::new(&self.fd, events)];
         let now = Timespec::default();
         let found = rustix::event::poll(&mut asked, Some(&now));
-        let hung_up = PollFlags::HUP | PollFlags::ERR;
-        found.is_ok()
-            && asked
-                .iter()
-                .any(|asked| asked.revents().intersects(hung_up))
+        found.is_ok() && asked.iter().any(|asked| asked.revents().intersects(events))
     }
 
     /// Says that nothing more will be written.

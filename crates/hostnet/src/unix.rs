@@ -23,8 +23,50 @@ use crate::socket::{FLAGS, HostSocket, OpenError, errno_of};
 
 /// The time that an answer may take. Nobody waits for a server there: it is the host's file systems that take it.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
-/// A question, and an answer without its descriptor: the question's number, and that of a path or an error.
+/// A question, and an answer without its descriptor: the question's number, and what is asked for or an error.
 const WORD_BYTES: usize = 8;
+
+/// The traffic that a connection is to carry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Traffic {
+    /// SOCK_STREAM
+    Stream,
+    /// SOCK_SEQPACKET
+    Packets,
+    /// SOCK_DGRAM, without a name: the server sees nobody that it could answer.
+    Datagrams,
+    /// SOCK_DGRAM with a name that Linux chooses, so that the server can answer.
+    NamedDatagrams,
+}
+
+impl Traffic {
+    const ALL: [Self; 4] = [
+        Self::Stream,
+        Self::Packets,
+        Self::Datagrams,
+        Self::NamedDatagrams,
+    ];
+
+    fn kind(self) -> SocketType {
+        match self {
+            Self::Stream => SocketType::STREAM,
+            Self::Packets => SocketType::SEQPACKET,
+            Self::Datagrams | Self::NamedDatagrams => SocketType::DGRAM,
+        }
+    }
+}
+
+/// What is asked for: the traffic in the lowest two bits, the number of a path above.
+fn ask(index: u32, traffic: Traffic) -> u32 {
+    let number = Traffic::ALL.iter().position(|each| *each == traffic);
+    let number = number.and_then(|number| u32::try_from(number).ok());
+    index << 2 | number.unwrap_or(0)
+}
+
+fn asked(value: u32) -> Option<(usize, Traffic)> {
+    let traffic = Traffic::ALL.get(usize::try_from(value & 3).ok()?)?;
+    Some((usize::try_from(value >> 2).ok()?, *traffic))
+}
 
 fn encode(id: u32, value: u32) -> [u8; WORD_BYTES] {
     (u64::from(id) << 32 | u64::from(value)).to_le_bytes()
@@ -41,8 +83,8 @@ fn decode(bytes: &[u8]) -> Option<(u32, u32)> {
 ///
 /// # Errors
 /// The host's: `ENOENT`, `EACCES`, `ECONNREFUSED` if nobody listens or it is no socket, `EAGAIN` if its backlog is full,
-/// `EPROTOTYPE` if it carries no stream.
-fn connect(path: &[u8]) -> Result<OwnedFd, Errno> {
+/// `EPROTOTYPE` if it carries other traffic, `EPERM` if it takes datagrams from another only.
+fn connect(path: &[u8], traffic: Traffic) -> Result<OwnedFd, Errno> {
     let location = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let found = || {
         let mut at = rustix::fs::open("/", location, Mode::empty())?;
@@ -58,8 +100,12 @@ fn connect(path: &[u8]) -> Result<OwnedFd, Errno> {
         // What was looked at is what is connected to, whatever happens to its name.
         let name = format!("/proc/self/fd/{}", at.as_raw_fd());
         let to = SocketAddrUnix::new(name)?;
-        let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
+        let fd = rustix::net::socket_with(AddressFamily::UNIX, traffic.kind(), FLAGS, None)?;
         rustix::net::connect(&fd, &to)?;
+        if traffic == Traffic::NamedDatagrams {
+            // By now nobody but the server can send there.
+            rustix::net::bind(&fd, &SocketAddrUnix::new_unnamed())?;
+        }
         Ok(fd)
     };
     found().map_err(errno_of)
@@ -97,11 +143,12 @@ impl Connector {
     ///
     /// # Errors
     /// As [`connect`]; `EPIPE` if who connects is gone, `ETIMEDOUT` if it does not answer.
-    fn connect(&mut self, index: u32) -> Result<OwnedFd, Errno> {
+    fn connect(&mut self, index: u32, traffic: Traffic) -> Result<OwnedFd, Errno> {
         let id = self.next;
         self.next = id.wrapping_add(1);
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::net::send(&self.fd, &encode(id, index), flags).map_err(errno_of)?;
+        let word = encode(id, ask(index, traffic));
+        rustix::net::send(&self.fd, &word, flags).map_err(errno_of)?;
         let until = Instant::now().checked_add(ANSWER_MAX);
         loop {
             let left = until.and_then(|until| until.checked_duration_since(Instant::now()));
@@ -168,13 +215,13 @@ pub fn serve(end: &OwnedFd, paths: &[Vec<u8>]) {
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => continue,
             Err(_) => return,
         };
-        let Some((id, index)) = decode(question.get(..count).unwrap_or_default()) else {
+        let Some((id, value)) = decode(question.get(..count).unwrap_or_default()) else {
             continue;
         };
-        let path = usize::try_from(index)
-            .ok()
-            .and_then(|index| paths.get(index));
-        let made = path.ok_or(Errno::ENOENT).and_then(|path| connect(path));
+        let found = asked(value).and_then(|(index, traffic)| Some((paths.get(index)?, traffic)));
+        let made = found
+            .ok_or(Errno::ENOENT)
+            .and_then(|(path, traffic)| connect(path, traffic));
         tell(end, id, made.as_ref().map_err(|errno| *errno));
     }
 }
@@ -196,11 +243,14 @@ fn tell(end: &OwnedFd, id: u32, made: Result<&OwnedFd, Errno>) {
 pub(crate) fn open(
     connector: Option<&mut Connector>,
     (index, path): (usize, &[u8]),
+    traffic: Traffic,
     share: &Arc<Share>,
 ) -> Result<HostSocket, OpenError> {
     let made = match connector {
-        Some(connector) => connector.connect(u32::try_from(index).unwrap_or(u32::MAX)),
-        None => connect(path),
+        Some(connector) => {
+            connector.connect(u32::try_from(index).unwrap_or(u32::MAX >> 2), traffic)
+        }
+        None => connect(path, traffic),
     };
     Ok(HostSocket::of(made.map_err(OpenError::Host)?, share)?)
 }
@@ -232,18 +282,20 @@ mod tests {
         let paths = vec![bytes(&path).to_vec()];
         let thread = std::thread::spawn(move || serve(&other, &paths));
         for _ in 0..3 {
-            let mut client = UnixStream::from(connector.connect(0).unwrap());
+            let client = connector.connect(0, Traffic::Stream);
+            let mut client = UnixStream::from(client.unwrap());
             client.write_all(b"x").unwrap();
             let mut taken = [0; 1];
             let (mut server, _) = listener.accept().unwrap();
             server.read_exact(&mut taken).unwrap();
             assert_eq!(&taken, b"x");
         }
-        assert_eq!(connector.connect(1).unwrap_err(), Errno::ENOENT);
+        let mut fails = |index| connector.connect(index, Traffic::Stream).unwrap_err();
+        assert_eq!(fails(1), Errno::ENOENT);
         drop(listener);
-        assert_eq!(connector.connect(0).unwrap_err(), Errno::ECONNREFUSED);
+        assert_eq!(fails(0), Errno::ECONNREFUSED);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(connector.connect(0).unwrap_err(), Errno::ENOENT);
+        assert_eq!(fails(0), Errno::ENOENT);
         drop(connector);
         thread.join().unwrap();
     }
@@ -252,13 +304,15 @@ mod tests {
     fn who_connects_is_gone() {
         let (mut connector, other) = pair().unwrap();
         drop(other);
-        assert_eq!(connector.connect(0).unwrap_err(), Errno::EPIPE);
+        let made = connector.connect(0, Traffic::Stream);
+        assert_eq!(made.unwrap_err(), Errno::EPIPE);
     }
 
     #[test]
     fn a_link_is_not_followed_nor_a_file_connected_to() {
         let (path, link) = (place("socket"), place("link"));
         let _listener = UnixListener::bind(&path).unwrap();
+        let connect = |path| connect(path, Traffic::Stream);
         connect(bytes(&path)).unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert_eq!(connect(bytes(&link)).unwrap_err(), Errno::ECONNREFUSED);
@@ -276,8 +330,40 @@ mod tests {
     #[test]
     fn datagrams_are_another_kind() {
         let path = place("datagrams");
-        let _socket = UnixDatagram::bind(&path).unwrap();
-        assert_eq!(connect(bytes(&path)).unwrap_err(), Errno::EPROTOTYPE);
+        let server = UnixDatagram::bind(&path).unwrap();
+        for other in [Traffic::Stream, Traffic::Packets] {
+            let made = connect(bytes(&path), other);
+            assert_eq!(made.unwrap_err(), Errno::EPROTOTYPE);
+        }
+        let (mut connector, other) = pair().unwrap();
+        let paths = vec![bytes(&path).to_vec()];
+        let thread = std::thread::spawn(move || serve(&other, &paths));
+        for traffic in [Traffic::Datagrams, Traffic::NamedDatagrams] {
+            let client = UnixDatagram::from(connector.connect(0, traffic).unwrap());
+            client.send(b"asked").unwrap();
+            let (count, from) = server.recv_from(&mut [0; 9]).unwrap();
+            assert_eq!(count, 5);
+            assert_eq!(from.is_unnamed(), traffic == Traffic::Datagrams);
+            if traffic == Traffic::NamedDatagrams {
+                server.send_to_addr(b"answered", &from).unwrap();
+                assert_eq!(client.recv(&mut [0; 9]).unwrap(), 8);
+                let stranger = UnixDatagram::unbound().unwrap();
+                let sent = stranger.send_to_addr(b"x", &from).unwrap_err();
+                assert_eq!(sent.raw_os_error(), Some(Errno::EPERM.raw()));
+            }
+        }
+        drop(connector);
+        thread.join().unwrap();
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_question_is_read_as_it_was_asked() {
+        for index in [0, 1, 77, u32::MAX >> 2] {
+            for traffic in Traffic::ALL {
+                let read = asked(ask(index, traffic));
+                assert_eq!(read, Some((index as usize, traffic)));
+            }
+        }
     }
 }

@@ -141,6 +141,11 @@ impl Queue {
         self.messages.front().map_or(0, |first| first.bytes.len())
     }
 
+    /// The first message, whole.
+    pub(super) fn first(&self) -> Option<&[u8]> {
+        self.messages.front().map(|first| first.bytes.as_ref())
+    }
+
     /// Bytes of all.
     #[must_use]
     pub fn readable_bytes(&self) -> usize {
@@ -358,7 +363,7 @@ impl Socket {
             _ if is_shut => Some(Errno::EPIPE),
             Link::Open(_) => None,
             Link::Closed => {
-                self.link = Link::None;
+                (self.link, self.peer_name) = (Link::None, None);
                 Some(Errno::ECONNREFUSED)
             }
             Link::None | Link::Listening(_) | Link::Connecting(_) => Some(Errno::ENOTCONN),

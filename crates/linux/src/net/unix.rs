@@ -33,6 +33,16 @@ pub enum Address {
     Abstract(Arc<[u8]>),
 }
 
+impl Address {
+    /// sun_path, a path with its NUL.
+    fn bytes(&self) -> Arc<[u8]> {
+        match self {
+            Self::Path(path) => Arc::from([path, b"\0".as_slice()].concat()),
+            Self::Abstract(name) => Arc::clone(name),
+        }
+    }
+}
+
 /// A socket's number, and the kind of it that an address must lead to.
 type Seeker = (ObjectId, SocketKind);
 
@@ -175,28 +185,28 @@ enum Target {
     Host(usize, Vec<u8>),
 }
 
-/// The program's socket that an address leads to.
+/// The socket that takes datagrams of the program's socket `id` for an address. Of one of the host's it is the end that
+/// stands for it.
 ///
 /// # Errors
 /// `ECONNREFUSED` if there is none, `EPROTOTYPE` if it carries other traffic. For a path `EACCES` without permission
-/// to write, and as stat(2). A socket of the host's gives `EACCES`, recorded.
+/// to write, and as stat(2). A socket of the host's that no rule names gives `EACCES`, recorded.
 pub fn find(
     cx: &mut Cx<'_>,
     call: &'static str,
-    kind: SocketKind,
+    id: ObjectId,
     address: &Address,
 ) -> Result<ObjectId, Errno> {
-    match seek(cx, call, kind, address)? {
+    match seek(cx, call, SocketKind::Datagram, address)? {
         Target::Own(id) => Ok(id),
-        Target::Host(..) => {
-            let what = "datagrams to a socket of the host".to_owned();
-            cx.host.report.unsupported(call, what);
-            Err(Errno::EPROTOTYPE)
+        Target::Host(index, path) => {
+            let name = Name::Unix(address.bytes());
+            outside::datagram_end(cx, id, (index, &path), name)
         }
     }
 }
 
-/// As [`find`], of the host's too.
+/// The thing that an address leads to.
 fn seek(
     cx: &mut Cx<'_>,
     call: &'static str,
@@ -377,16 +387,12 @@ fn connect_to_host(
         Link::Listening(_) => return Err(Errno::EINVAL),
         Link::Connecting(_) | Link::Open(_) | Link::Closed => return Err(Errno::EISCONN),
     }
-    if socket.kind != SocketKind::Stream {
-        let what = "packets to a socket of the host".to_owned();
-        cx.host.report.unsupported("connect", what);
-        return Err(Errno::EPROTOTYPE);
-    }
-    let end = outside::connect_unix(cx, id, at)?;
+    let end = match socket.kind {
+        SocketKind::SeqPacket => outside::connect_packets(cx, id, at)?,
+        SocketKind::Stream | SocketKind::Datagram => outside::connect_unix(cx, id, at)?,
+    };
     let sockets = &mut cx.kernel.objects.sockets;
-    if let Address::Path(path) = address {
-        sockets.get_mut(end)?.name = Some(Name::Unix(Arc::from([path, b"\0".as_slice()].concat())));
-    }
+    sockets.get_mut(end)?.name = Some(Name::Unix(address.bytes()));
     sockets.get_mut(id)?.peer_credentials = Credentials::UNKNOWN;
     Ok(())
 }
@@ -409,7 +415,7 @@ pub fn connect_datagrams(
     let to = match address {
         Some(address) => {
             autobind_if_asked(cx, id)?;
-            let to = find(cx, "connect", SocketKind::Datagram, address)?;
+            let to = find(cx, "connect", id, address)?;
             let theirs = &cx.kernel.objects.sockets.get(to)?.link;
             if matches!(theirs, Link::Open(other) if *other != id) {
                 return Err(Errno::EPERM);

@@ -10,6 +10,7 @@
 
 mod admitted;
 mod names;
+mod packets;
 mod reach;
 mod tcp;
 mod udp;
@@ -31,6 +32,7 @@ use crate::report::Remedy;
 use admitted::Admitted;
 use names::Question;
 pub use names::ask;
+pub use packets::{connect_packets, datagram_end, send_packet};
 pub use reach::{OWN_V4, OWN_V6, Place, Reached, place_of, reach};
 use tcp::End;
 pub use tcp::{connect, connect_names, connect_unix};
@@ -281,7 +283,7 @@ pub fn drop_all(cx: &mut Cx<'_>) {
     cx.kernel.hold_wakes();
     for id in ends {
         cx.host.outside.ends.remove(&id);
-        super::remove_pending(cx, id);
+        packets::drop_end(cx, id);
     }
     cx.kernel.release_wakes();
 }

@@ -1,4 +1,4 @@
-//! Connections to and from the outside: of TCP, and to sockets of the host that have a path.
+//! Connections to and from the outside: of TCP, and streams to sockets of the host that have a path.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use kvmlet_abi::Errno;
 use kvmlet_abi::linux::socket::{
     IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL,
 };
-use kvmlet_hostnet::{Connected, HostSocket, Moved, Ready};
+use kvmlet_hostnet::{Connected, HostSocket, Moved, Ready, Traffic};
 
 use super::names::Stream;
-use super::{ENDS_MAX, Reached};
+use super::{ENDS_MAX, Reached, packets};
 use crate::cx::Cx;
 use crate::id::ObjectId;
 use crate::net::inet::{self, Attempt};
@@ -21,13 +21,13 @@ use crate::net::{
 use crate::outcome::Source;
 
 /// Bytes that are moved at a stretch.
-const STRETCH_BYTES: usize = 256 << 10;
+pub(super) const STRETCH_BYTES: usize = 256 << 10;
 /// Connections from outside that are taken at a stretch.
 const ARRIVALS_MAX: usize = 16;
 
 /// What an end leads to.
 #[derive(Debug)]
-enum Far {
+pub(super) enum Far {
     /// A socket of the host, and its name for people.
     Host(HostSocket, String),
     /// Who answers for names.
@@ -37,24 +37,28 @@ enum Far {
 /// The host's side of a connection.
 #[derive(Debug)]
 pub struct End {
-    far: Far,
+    pub(super) far: Far,
+    /// The socket whose datagrams it takes, and the number of the rule that names the host's.
+    pub(super) datagrams_of: Option<(ObjectId, usize)>,
     /// The program's socket, until it is connected.
     connecting: Option<ObjectId>,
     /// The host has something to be read, as far as is known.
-    readable: bool,
+    pub(super) readable: bool,
     /// The host takes more, as far as is known.
-    writable: bool,
+    pub(super) writable: bool,
     /// The other side sends no more.
-    has_ended: bool,
+    pub(super) has_ended: bool,
     /// The other side has been told that no more is sent.
-    has_finished: bool,
+    pub(super) has_finished: bool,
     /// Bytes from outside for which there was no memory.
-    held: Vec<u8>,
+    pub(super) held: Vec<u8>,
+    /// They are a packet, perhaps one without bytes.
+    pub(super) holds_packet: bool,
 }
 
 /// What becomes of an end after a step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Next {
+pub(super) enum Next {
     /// It waits for a change.
     Waits,
     /// There is more to do at once.
@@ -66,15 +70,17 @@ enum Next {
 }
 
 impl End {
-    fn new(far: Far) -> Self {
+    pub(super) fn new(far: Far) -> Self {
         Self {
             far,
+            datagrams_of: None,
             connecting: None,
             readable: true,
             writable: true,
             has_ended: false,
             has_finished: false,
             held: Vec::new(),
+            holds_packet: false,
         }
     }
 
@@ -83,17 +89,17 @@ impl End {
         matches!(self.far, Far::Host(..))
     }
 
-    /// Its name, if it leads to a socket of the host.
+    /// Its name, if it is a connection to the host.
     pub(super) fn label(&self) -> Option<String> {
         match &self.far {
-            Far::Host(_, label) => Some(label.clone()),
-            Far::Names(_) => None,
+            Far::Host(_, label) if self.datagrams_of.is_none() => Some(label.clone()),
+            Far::Host(..) | Far::Names(_) => None,
         }
     }
 
     /// True if it has bytes for the program for which there was no memory.
     pub(super) fn holds_bytes(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || self.holds_packet
     }
 
     /// The host has told of an event.
@@ -104,16 +110,15 @@ impl End {
 }
 
 /// Makes an end for a connection to `to`, of the program's socket `client`.
-fn add(cx: &mut Cx<'_>, family: Family, end: End) -> Result<ObjectId, Errno> {
+pub(super) fn add(
+    cx: &mut Cx<'_>,
+    (family, kind): (Family, SocketKind),
+    end: End,
+) -> Result<ObjectId, Errno> {
     if cx.host.outside.ends.len() >= ENDS_MAX {
         return Err(Errno::ENOBUFS);
     }
-    let id = create(
-        cx.kernel,
-        &mut cx.machine.memory,
-        family,
-        SocketKind::Stream,
-    )?;
+    let id = create(cx.kernel, &mut cx.machine.memory, family, kind)?;
     if let Far::Host(socket, _) = &end.far {
         let host = &mut *cx.host;
         let events = host.outside.events(&host.share);
@@ -150,7 +155,7 @@ pub fn connect(cx: &mut Cx<'_>, client: ObjectId, reached: Reached) -> Result<At
     let mut end = End::new(Far::Host(socket, reached.label));
     end.connecting = Some(client);
     (end.readable, end.writable) = (false, false);
-    let id = add(cx, family, end)?;
+    let id = add(cx, (family, SocketKind::Stream), end)?;
     cx.kernel.objects.sockets.get_mut(client)?.link = Link::Connecting(id);
     if connected == Connected::NotYet {
         return Ok(Attempt::Waits);
@@ -169,7 +174,8 @@ pub fn connect(cx: &mut Cx<'_>, client: ObjectId, reached: Reached) -> Result<At
 /// `ENOBUFS`, `ENOMEM`.
 pub fn connect_names(cx: &mut Cx<'_>, client: ObjectId) -> Result<Attempt, Errno> {
     let family = cx.kernel.objects.sockets.get(client)?.family;
-    let id = add(cx, family, End::new(Far::Names(Stream::default())))?;
+    let end = End::new(Far::Names(Stream::default()));
+    let id = add(cx, (family, SocketKind::Stream), end)?;
     join(cx, id, client)?;
     Ok(Attempt::Connected)
 }
@@ -185,15 +191,17 @@ pub fn connect_unix(
     at: (usize, &[u8]),
 ) -> Result<ObjectId, Errno> {
     let label = String::from_utf8_lossy(at.1).into_owned();
-    let opened = cx.host.outside.access.connect(at, &cx.host.share);
+    let access = &cx.host.outside.access;
+    let opened = access.connect(at, Traffic::Stream, &cx.host.share);
     let socket = opened.map_err(|error| cx.host.no_socket(error))?;
-    let id = add(cx, Family::Unix, End::new(Far::Host(socket, label)))?;
+    let end = End::new(Far::Host(socket, label));
+    let id = add(cx, (Family::Unix, SocketKind::Stream), end)?;
     join(cx, id, client)?;
     Ok(id)
 }
 
 /// The two are connected.
-fn join(cx: &mut Cx<'_>, id: ObjectId, client: ObjectId) -> Result<(), Errno> {
+pub(super) fn join(cx: &mut Cx<'_>, id: ObjectId, client: ObjectId) -> Result<(), Errno> {
     let sockets = &mut cx.kernel.objects.sockets;
     let socket = sockets.get_mut(client)?;
     let (name, peer_name) = (socket.name.clone(), socket.peer_name.clone());
@@ -251,7 +259,8 @@ fn arrive(cx: &mut Cx<'_>, socket: HostSocket, from: SocketAddr, port: u16) -> R
     } else {
         Family::Inet
     };
-    let id = add(cx, family, End::new(Far::Host(socket, label)))?;
+    let end = End::new(Far::Host(socket, label));
+    let id = add(cx, (family, SocketKind::Stream), end)?;
     let sockets = &mut cx.kernel.objects.sockets;
     let end = sockets.get_mut(id)?;
     end.name = Some(end.shown(from.ip(), from.port()));
@@ -268,7 +277,7 @@ fn arrive(cx: &mut Cx<'_>, socket: HostSocket, from: SocketAddr, port: u16) -> R
 pub(super) fn step(cx: &mut Cx<'_>, id: ObjectId) {
     let Some(mut end) = cx.host.outside.ends.remove(&id) else {
         // Its other half is gone.
-        return remove_pending(cx, id);
+        return packets::drop_end(cx, id);
     };
     match end.step(cx, id) {
         Next::Again => {
@@ -313,7 +322,7 @@ impl End {
         if matches!(socket.link, Link::Connecting(_)) {
             return Next::Waits;
         }
-        let is_unix = socket.family == Family::Unix;
+        let (is_unix, kind) = (socket.family == Family::Unix, socket.kind);
         if let Far::Names(_) = self.far {
             return self.answer_names(cx, id);
         }
@@ -322,6 +331,9 @@ impl End {
             if self.is_closed() {
                 return Next::Done;
             }
+        }
+        if kind != SocketKind::Stream {
+            return self.step_packets(cx, id);
         }
         let mut moved = 0usize;
         if let Some(next) = self.send_out(cx, id, &mut moved) {
@@ -428,7 +440,7 @@ impl End {
     }
 
     /// True if the host's side has been closed, and not only sends no more.
-    fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         match &self.far {
             Far::Host(far, _) => far.is_hung_up(),
             Far::Names(_) => false,

@@ -22,7 +22,7 @@ use crate::id::{FileId, ObjectId};
 use crate::net::header::IpHeader;
 use crate::net::inet::{self, Transport};
 use crate::net::queue::{self, Ancillary, Arrived, STREAM_MESSAGE_MAX, Unsent};
-use crate::net::{Credentials, Family, Name, SocketKind, netlink, rights, unix};
+use crate::net::{Credentials, Family, Name, SocketKind, netlink, outside, rights, unix};
 use crate::outcome::{CallState, Outcome, Source, Wait};
 use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr, Uint};
 use crate::syscalls::io::transfer::{Buffers, Waiting, pause};
@@ -282,8 +282,7 @@ fn send_once(
         (Receiver::Socket(to), _, _) => Some(to),
         (Receiver::Peer, _, _) => None,
     };
-    let memory = &mut cx.machine.memory;
-    queue::send(cx.kernel, memory, (id, to), bytes, ancillary)
+    outside::send_packet(cx, (id, to), bytes, ancillary)
 }
 
 /// The receiver of a message that a call names, and what comes with it.
@@ -497,7 +496,7 @@ fn receiver(
         SocketKind::Datagram => {
             let to = address::unix(&bytes)?;
             unix::autobind_if_asked(cx, id)?;
-            unix::find(cx, call, SocketKind::Datagram, &to).map(Receiver::Socket)
+            unix::find(cx, call, id, &to).map(Receiver::Socket)
         }
         SocketKind::SeqPacket => Ok(Receiver::Peer),
     }
