@@ -702,11 +702,16 @@ class Box:
         This and the calls below fail with kind "connection" and the error's name.
         """
 
-    def send_to(self, to: Connection, data: bytes, timeout_s: float | None) -> int | None:
-        """Sends as soon as there is room: how many bytes; None: out of time."""
+    def send_to(
+        self, to: Connection, data: bytes, timeout_s: float | None, stop: Stop | None
+    ) -> int | None:
+        """Sends as soon as there is room: how many bytes; None: out of time.
+
+        "interrupted" once `stop` is set, here and in what follows.
+        """
 
     def receive_from(
-        self, source: Connection, max_bytes: int, timeout_s: float | None
+        self, source: Connection, max_bytes: int, timeout_s: float | None, stop: Stop | None
     ) -> bytes | None:
         """Receives as soon as there is something, b"" at the end; None: out of time."""
 
@@ -716,7 +721,7 @@ class Box:
     def hang_up(self, connection: Connection) -> None:
         """Ends a connection. May be repeated."""
 
-    def wait_listening(self, port: int, timeout_s: float | None) -> bool:
+    def wait_listening(self, port: int, timeout_s: float | None, stop: Stop | None) -> bool:
         """Waits until somebody listens on a TCP port. False: out of time."""
 
     def snapshot(self, connections: str) -> Snapshot:

@@ -430,7 +430,8 @@ class Box:
         """
         number = port_number(port, "port")
         timeout_s = None if timeout is None else parse_duration(timeout, "timeout")
-        if not translated(self._vm().wait_listening, number, timeout_s):
+        stop = stop_of_this_thread()
+        if not translated(self._vm().wait_listening, number, timeout_s, stop):
             raise from_native("timeout", f"nothing listened on port {number} in time")
 
     # ---- its state ----
@@ -607,12 +608,15 @@ class _Ends:
         self._vm = vm
 
     def send_to(self, connection: _native.Connection, data: bytes, timeout_s: float | None) -> int:
-        return _in_time(translated(self._vm().send_to, connection, data, timeout_s))
+        stop = stop_of_this_thread()
+        return _in_time(translated(self._vm().send_to, connection, data, timeout_s, stop))
 
     def receive_from(
         self, connection: _native.Connection, max_bytes: int, timeout_s: float | None
     ) -> bytes:
-        return _in_time(translated(self._vm().receive_from, connection, max_bytes, timeout_s))
+        ask = self._vm().receive_from
+        stop = stop_of_this_thread()
+        return _in_time(translated(ask, connection, max_bytes, timeout_s, stop))
 
     def shut_down(self, connection: _native.Connection, how: int) -> None:
         translated(self._vm().shut_down, connection, how)

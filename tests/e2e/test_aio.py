@@ -376,3 +376,129 @@ def test_a_start_that_fails_may_be_tried_again() -> None:
         await box.close()
 
     asyncio.run(main())
+
+
+# ---- connections ----
+
+SERVER = """
+import asyncio, socket, struct
+async def serve(reader, writer):
+    while data := await reader.read(100_000):
+        if data == b'rude':
+            linger = struct.pack('ii', 1, 0)
+            raw = writer.get_extra_info('socket')
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+            return
+        writer.write(data.upper())
+        await writer.drain()
+    writer.write(b'over')
+    writer.close()
+async def main():
+    server = await asyncio.start_server(serve, '127.0.0.1', 80)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+def test_connections(run: Run) -> None:
+    async def main() -> None:
+        async with aio.Box() as box:
+            with pytest.raises(kvmlet.DeadlineExceeded):
+                await box.wait_listening(80, timeout="10ms")
+            with pytest.raises(kvmlet.ConnectionRefused):
+                await box.connect(80)
+            await box.spawn(["python3", "-c", SERVER])
+            await box.wait_listening(80, timeout=HANG_S)
+            async with await box.connect(80) as connection:
+                received = b""
+
+                async def receive() -> None:
+                    nonlocal received
+                    while len(received) < 400_000:
+                        received += await connection.recv(100_000)
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(receive)
+                    await connection.sendall(b"x" * 400_000)
+                assert received == b"X" * 400_000
+                assert await cancelled(lambda: connection.recv(1), 0.1) < CANCEL_S
+                connection.settimeout("20ms")
+                with pytest.raises(kvmlet.DeadlineExceeded):
+                    await connection.recv(1)
+                connection.settimeout(None)
+                await connection.shutdown(1)
+                assert await connection.recv(9) == b"over"
+                assert await connection.recv(9) == b""
+            with pytest.raises(kvmlet.ConnectionFailed):
+                await connection.recv(1)
+            with pytest.raises(kvmlet.UsageError):
+                await box.connect(0)
+
+    run(main)
+
+
+def test_streams_of_asyncio() -> None:
+    async def main() -> None:
+        async with aio.Box() as box:
+            await box.spawn(["python3", "-c", SERVER])
+            await box.wait_listening(80, timeout=HANG_S)
+
+            async def ask(number: int) -> bytes:
+                reader, writer = await box.open_connection(80)
+                data = b"%d" % number * 50_000
+                writer.write(data)
+                writer.write_eof()
+                back, _ = await asyncio.gather(reader.read(), writer.drain())
+                writer.close()
+                await writer.wait_closed()
+                assert back == data.upper() + b"over"
+                return back[:1]
+
+            assert b"".join(await asyncio.gather(*map(ask, range(8)))) == b"01234567"
+            reader, writer = await box.open_connection(80)
+            writer.write(b"rude")
+            with pytest.raises(kvmlet.ConnectionReset):
+                await reader.read()
+            writer.close()
+            # What nobody reads waits inside, and is not taken without end.
+            reader, writer = await box.open_connection(80)
+            for _ in range(40):
+                writer.write(b"y" * 100_000)
+            assert await reader.readexactly(4_000_000) == b"Y" * 4_000_000
+            writer.transport.abort()
+            await writer.wait_closed()
+            with pytest.raises(ConnectionResetError):
+                await writer.drain()
+            reader, _ = await box.open_connection(80)
+            read = asyncio.create_task(reader.read())
+            await asyncio.sleep(0.05)
+            await box.close()
+            with pytest.raises(kvmlet.KvmletError):
+                await read
+
+    asyncio.run(main())
+
+
+def test_streams_need_a_loop_of_asyncio() -> None:
+    async def main() -> None:
+        async with aio.Box() as box:
+            with pytest.raises(kvmlet.UsageError, match="connect"):
+                await box.open_connection(80)
+
+    runner("trio")(main)
+
+
+def test_a_connection_into_a_sandbox(run_briefly: Run) -> None:
+    async def main() -> None:
+        async with aio.Sandbox(["/usr/bin/python3", "-c", SERVER]) as sandbox:
+            await sandbox.until_listening(timeout=HANG_S)
+            assert sandbox.port == 80
+            async with await sandbox.freeze() as snapshot, await snapshot.fork() as fork:
+                for _ in range(2):
+                    async with await fork.connect() as connection:
+                        await connection.sendall(b"abc")
+                        assert await connection.recv(9) == b"ABC"
+                    await fork.reset()
+
+    run_briefly(main)

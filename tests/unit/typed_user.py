@@ -4,6 +4,7 @@
 `make lint-python` has mypy and basedpyright read it, each in its strict mode.
 """
 
+import asyncio
 import dataclasses
 import subprocess
 from collections.abc import Iterator
@@ -177,6 +178,11 @@ async def coroutines() -> None:
         assert_type(await snapshot.fork(2), list[aio.Box])
         assert_type(await box.stats(), dict[str, int | float])
         files: aio.Files = box.files
+        await box.wait_listening(80, timeout=5)
+        async with await box.connect(80) as connection:
+            assert_type(connection, aio.Connection)
+            assert_type(await connection.recv(9), bytes)
+        assert_type((await box.open_connection(80))[0], asyncio.StreamReader)
         await files.write("a", b"b")
         assert_type([entry[0] async for entry in files.walk()], list[str])
     py = await aio.Interpreter(preload=["json"])

@@ -339,28 +339,30 @@ impl Box {
             .map(Connection)
     }
 
-    #[pyo3(signature = (to, data, timeout_s))]
+    #[pyo3(signature = (to, data, timeout_s, stop))]
     fn send_to(
         &self,
         py: Python<'_>,
         to: &Connection,
         data: &[u8],
         timeout_s: Option<f64>,
+        stop: Option<&Stop>,
     ) -> PyResult<Option<usize>> {
-        self.wait(py, timeout_s, None, |engine, timeout, owner| {
+        self.wait(py, timeout_s, stop, |engine, timeout, owner| {
             engine.send_to(to.0, data, timeout, owner)
         })
     }
 
-    #[pyo3(signature = (source, max_bytes, timeout_s))]
+    #[pyo3(signature = (source, max_bytes, timeout_s, stop))]
     fn receive_from<'py>(
         &self,
         py: Python<'py>,
         source: &Connection,
         max_bytes: usize,
         timeout_s: Option<f64>,
+        stop: Option<&Stop>,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
-        let bytes = self.wait(py, timeout_s, None, |engine, timeout, owner| {
+        let bytes = self.wait(py, timeout_s, stop, |engine, timeout, owner| {
             engine.receive_from(source.0, max_bytes, timeout, owner)
         })?;
         Ok(bytes.map(|bytes| PyBytes::new(py, &bytes)))
@@ -377,9 +379,15 @@ impl Box {
         })
     }
 
-    #[pyo3(signature = (port, timeout_s))]
-    fn wait_listening(&self, py: Python<'_>, port: u16, timeout_s: Option<f64>) -> PyResult<bool> {
-        let listens = self.wait(py, timeout_s, None, |engine, timeout, owner| {
+    #[pyo3(signature = (port, timeout_s, stop))]
+    fn wait_listening(
+        &self,
+        py: Python<'_>,
+        port: u16,
+        timeout_s: Option<f64>,
+        stop: Option<&Stop>,
+    ) -> PyResult<bool> {
+        let listens = self.wait(py, timeout_s, stop, |engine, timeout, owner| {
             engine.wait_listening(port, timeout, owner)
         })?;
         Ok(listens.is_some())

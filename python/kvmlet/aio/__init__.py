@@ -12,6 +12,7 @@ coroutine stops the guest that it waits for, and returns when that has stopped.
 """
 
 from kvmlet.aio._box import Box, BoxSnapshot, Files, Process, Reader, Writer
+from kvmlet.aio._connection import Connection
 from kvmlet.aio._interpreter import Interpreter, InterpreterSnapshot
 from kvmlet.aio._run import run
 from kvmlet.aio._sandbox import Pool, Sandbox, Snapshot
@@ -20,6 +21,7 @@ from kvmlet.aio._server import Server, serve
 __all__ = [
     "Box",
     "BoxSnapshot",
+    "Connection",
     "Files",
     "Interpreter",
     "InterpreterSnapshot",

@@ -10,11 +10,13 @@ from kvmlet import box as sync
 from kvmlet._box_files import Files as SyncFiles
 from kvmlet._offload import in_loop, offload, until_stopped
 from kvmlet._run import check_codec
+from kvmlet.aio._connection import Connection, running_loop, streams
 from kvmlet.aio._twin import Starting, Twin, short, stoppable
 from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
     import os
+    from asyncio import StreamReader, StreamWriter
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self, TypeAlias, Unpack
@@ -426,6 +428,39 @@ class Box(Starting[sync.Box]):
     def processes(self) -> list[Process[bytes]]:
         """The processes that `spawn` started and that have not been seen to end."""
         return [Process[bytes]._of(process, None) for process in self._sync.processes]
+
+    async def connect(self, port: int, *, peer: tuple[str, int] | None = None) -> Connection:
+        """Connect to a server in the box, on a TCP port. No port of this machine is used.
+
+        peer: address and port that the server is shown as the client's, ("192.0.2.1", 40000).
+        """
+        it = self._sync
+        return Connection._of(await offload(lambda: it.connect(port, peer=peer)), until_stopped)
+
+    async def open_connection(
+        self, port: int, *, peer: tuple[str, int] | None = None
+    ) -> tuple[StreamReader, StreamWriter]:
+        """Connect as `connect` does, with streams as `asyncio.open_connection` has them.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with kvmlet.aio.Box() as box:
+        ...         server = await box.spawn(["python3", "-m", "http.server", "80"])
+        ...         await box.wait_listening(80, timeout=30)
+        ...         reader, writer = await box.open_connection(80)
+        ...         writer.write(b"GET / HTTP/1.0\\r\\n\\r\\n")
+        ...         line = await reader.readline()
+        ...         writer.close()
+        ...         await writer.wait_closed()
+        ...         return line
+        >>> asyncio.run(main())
+        b'HTTP/1.0 200 OK\\r\\n'
+        """
+        running_loop()
+        it = self._sync
+        return streams(await offload(lambda: it.connect(port, peer=peer)))
+
+    wait_listening = stoppable(sync.Box.wait_listening)
 
     async def snapshot(self, *, connections: Literal["refuse", "drop"] = "refuse") -> BoxSnapshot:
         """Keep files, memory and processes as they are now. The box goes on."""

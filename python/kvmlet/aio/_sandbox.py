@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypedDic
 from kvmlet import pool as sync_pool
 from kvmlet import sandbox as sync
 from kvmlet._offload import halted_by, offload, result_of
+from kvmlet.aio._connection import Connection
 from kvmlet.aio._twin import Starting, Twin, short
 from kvmlet.errors import UsageError
 
@@ -98,10 +99,36 @@ class Sandbox(Starting[sync.Sandbox]):
         await _until_ready(self, timeout)
         return self
 
+    async def until_listening(
+        self, port: int | None = None, timeout: float | str | None = None
+    ) -> Self:
+        """Let an unmodified server run until it waits for connections; this sandbox."""
+        await _until_listening(self, port, timeout)
+        return self
+
+    @property
+    def port(self) -> int | None:
+        """The port that the server was found to wait on, in its snapshot too; None before."""
+        return self._sync.port
+
     async def run_for(self, duration: float | str) -> Self:
         """Let the program run for a time; this sandbox."""
         await _run_for(self, duration)
         return self
+
+    async def connect(
+        self, port: int | None = None, *, peer: tuple[str, int] | None = None
+    ) -> Connection:
+        """Connect to a server inside, on `port` or the one of `until_listening`.
+
+        The program runs when something waits for it: one coroutine at a time, whatever it uses.
+        """
+        it = self._sync
+
+        async def waits(call: Callable[[], T]) -> T:
+            return await halted_by(call, it.interrupt)
+
+        return Connection._of(await offload(lambda: it.connect(port, peer=peer)), waits)
 
     send = short(sync.Sandbox.send)
     recv = _running(sync.Sandbox.recv)
@@ -154,6 +181,7 @@ class Sandbox(Starting[sync.Sandbox]):
 
 
 _until_ready = _running(sync.Sandbox.until_ready)
+_until_listening = _running(sync.Sandbox.until_listening)
 _run_for = _running(sync.Sandbox.run_for)
 
 
