@@ -72,6 +72,39 @@ def test_node(oracle: Oracle, work_tree: pathlib.Path) -> None:
     oracle.compare(["node", "-e", script], cwd=work_tree, options=options)
 
 
+FULL = """
+import errno, os, socket
+os.chdir('/tmp')
+made, said = 0, []
+sockets = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+def bind(name):
+    try: sockets.pop().bind(name)
+    except OSError as error: return errno.errorcode[error.errno]
+    return os.path.exists(name)
+try:
+    with open('file', 'wb') as file: file.write(bytes(8 << 20))
+except OSError as error: said.append(errno.errorcode[error.errno])
+# A name takes no block of the disk, but memory.
+said.append(bind('first'))
+try:
+    while True:
+        os.mkdir(f'{made:0250}')
+        made += 1
+except OSError as error: said.append(errno.errorcode[error.errno])
+said.append(bind('second'))
+for number in range(made // 2, made): os.rmdir(f'{number:0250}')
+said.append(bind('second'))
+print(*said)
+"""
+
+
+@pytest.mark.skipif(HW, reason="the emulated machine has no Python")
+def test_a_full_disk_for_a_name(tmp_path: pathlib.Path, vm: None) -> None:
+    options = ["--memory", "32m", "--disk", "4m"]
+    run = in_vm([PYTHON, "-c", FULL], cwd=tmp_path, options=options)
+    assert run.stdout == b"ENOSPC True ENOSPC ENOSPC True\n", run
+
+
 # ---- the host ----
 
 
