@@ -53,7 +53,7 @@ ENV = {
 
 NO_RUNTIMES = "no compilers, databases or language runtimes on the emulated machine"
 
-HANG_S = 400 if HW else 100
+HANG_S = 400 if HW or LONG else 100
 """A run that takes longer hangs."""
 
 # What the command itself says about a run's end has no native counterpart.

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
 import pathlib
+import pwd
 import re
 import shutil
 import signal
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.default_mode,
     pytest.mark.skipif(HW, reason="the emulated machine runs our own guests only"),
+    pytest.mark.timeout(900),
 ]
 
 PROGRAMS = ROOT / "tests" / "e2e" / "network"
@@ -170,8 +173,9 @@ TALK = {
         options=RUNTIME,
     ),
     "language-server": Program(
-        "python3 language_client.py - python3 -m pylsp\n"
-        "python3 language_client.py 18008 python3 -m pylsp --tcp --host 127.0.0.1 --port 18008",
+        "export XDG_CACHE_HOME=/tmp/kvmlet-lsp; python3 language_client.py - python3 -m pylsp\n"
+        "python3 language_client.py 18008 python3 -m pylsp --tcp --host 127.0.0.1 --port 18008\n"
+        "rm -rf /tmp/kvmlet-lsp",
         needs=("python:pylsp",),
         options=RUNTIME,
     ),
@@ -315,6 +319,84 @@ def test_reached_from_outside(tmp_path: pathlib.Path, name: str, vm: None) -> No
                 assert run.poll() is None, run.stderr and run.stderr.read()
                 assert time.monotonic() < until
                 time.sleep(0.2)
+        finally:
+            run.send_signal(signal.SIGTERM)
+            run.communicate(timeout=LIMIT_S)
+
+
+SSH_OPTIONS = (
+    "BatchMode=yes",
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+    "LogLevel=ERROR",
+)
+
+
+@is_long
+def test_sshd(package: pathlib.Path, vm: None) -> None:
+    """An sshd inside, reached by ssh from inside and from outside, with a terminal and without."""
+    require("/usr/sbin/sshd", "ssh", "ssh-keygen")
+    if os.geteuid() != 0:
+        pytest.skip("only root may have it run as a user with a shell")
+    # One without privileges: there is no chroot(2) inside.
+    user = next((each for each in pwd.getpwall() if each.pw_name == "postgres"), None)
+    if user is None:
+        pytest.skip("there is no user postgres: make test-long PART=network")
+    place = package / "ssh"
+    place.mkdir()
+    for name in ("host", "key"):
+        words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", os.fspath(place / name)]
+        subprocess.run(words, check=True)
+        os.chown(place / name, user.pw_uid, user.pw_gid)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {
+        "ListenAddress": "127.0.0.1",
+        "HostKey": place / "host",
+        "AuthorizedKeysFile": place / "key.pub",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PidFile": "none",
+    }
+    server = " ".join(f"-o {name}={value}" for name, value in settings.items())
+    client = ["-F", "/dev/null", "-i", os.fspath(place / "key")]
+    client += [word for option in SSH_OPTIONS for word in ("-o", option)]
+    ask = f"ssh -p 2222 {' '.join(client)} 127.0.0.1"
+    script = (
+        f"{UNTIL}/usr/sbin/sshd -D -e -f /dev/null -p 2222 {server} & until_up 2222\n"
+        f"echo backwards | {ask} 'id -un; echo $((6 * 7)); rev; exit 3'; echo $?\n"
+        f"head -c 300000 /dev/zero | {ask} sha256sum\n"
+        f"{ask} -tt 'stty -echo; tty; read a; echo got $a' <<<typed\n"
+        "echo over; wait\n"
+    )
+    options = ["-u", user.pw_name, "-p", f"{port}:2222", *RUNTIME]
+    words = [PYTHON, "-m", "kvmlet", "run", *options, "--", "/bin/bash", "-c", script]
+    env = {**ENV, "PYTHONPATH": os.fspath(package)}
+    with (
+        open(package / "said", "wb") as said,
+        subprocess.Popen(words, cwd=place, env=env, stdout=subprocess.PIPE, stderr=said) as run,
+    ):
+        try:
+            assert run.stdout is not None
+            text = []
+            for line in run.stdout:
+                text.append(line.decode().rstrip())
+                if text[-1] == "over":
+                    break
+            zeros = hashlib.sha256(bytes(300_000)).hexdigest()
+            told = (text, (package / "said").read_text())
+            assert text[:5] == [user.pw_name, "42", "sdrawkcab", "3", f"{zeros}  -"], told
+            # Its home is not there, which sshd says on the terminal.
+            assert text[-3].startswith("/dev/pts/"), told
+            assert text[-2:] == ["got typed", "over"], told
+            outside = subprocess.run(
+                ["ssh", "-p", str(port), *client, f"{user.pw_name}@127.0.0.1", "cat; hostname"],
+                input=b"x" * 300_000,
+                capture_output=True,
+                timeout=LIMIT_S,
+            )
+            assert outside.stdout.startswith(b"x" * 300_000), outside
+            assert outside.returncode == 0, outside
         finally:
             run.send_signal(signal.SIGTERM)
             run.communicate(timeout=LIMIT_S)
