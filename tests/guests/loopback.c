@@ -430,6 +430,9 @@ static void options(void) {
     socklen_t len = sizeof name;
     CHECK(getsockopt(client, IPPROTO_TCP, TCP_CONGESTION, name, &len) == 0 && len == 16);
     FAILS(setsockopt(client, IPPROTO_TCP, TCP_CONGESTION, "none", 4), ENOENT);
+    len = sizeof name;
+    CHECK(getsockopt(client, SOL_SOCKET, SO_BINDTODEVICE, name, &len) == 0 && len == 0);
+    CHECK(option(client, SOL_SOCKET, SO_MARK) == 0);
     struct tcp_info info;
     len = sizeof info;
     CHECK(getsockopt(client, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 && info.tcpi_state == TCP_ESTABLISHED);

@@ -2,11 +2,11 @@
 
 use kvmlet_abi::linux::Timeval;
 use kvmlet_abi::linux::socket::{
-    IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SO_ACCEPTCONN, SO_BROADCAST, SO_DEBUG,
-    SO_DOMAIN, SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE, SO_LINGER, SO_OOBINLINE, SO_PASSCRED,
-    SO_PASSSEC, SO_PEERCRED, SO_PRIORITY, SO_PROTOCOL, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO,
-    SO_REUSEADDR, SO_REUSEPORT, SO_SNDBUF, SO_SNDLOWAT, SO_SNDTIMEO, SO_TIMESTAMP, SO_TYPE,
-    SOL_SOCKET,
+    IPPROTO_IP, IPPROTO_IPV6, IPPROTO_TCP, IPPROTO_UDP, SO_ACCEPTCONN, SO_BINDTODEVICE,
+    SO_BINDTOIFINDEX, SO_BROADCAST, SO_DEBUG, SO_DOMAIN, SO_DONTROUTE, SO_ERROR, SO_KEEPALIVE,
+    SO_LINGER, SO_MARK, SO_OOBINLINE, SO_PASSCRED, SO_PASSSEC, SO_PEERCRED, SO_PRIORITY,
+    SO_PROTOCOL, SO_RCVBUF, SO_RCVLOWAT, SO_RCVTIMEO, SO_REUSEADDR, SO_REUSEPORT, SO_SNDBUF,
+    SO_SNDLOWAT, SO_SNDTIMEO, SO_TIMESTAMP, SO_TYPE, SOL_SOCKET,
 };
 use kvmlet_abi::{Errno, Gva};
 use zerocopy::IntoBytes;
@@ -39,9 +39,9 @@ const ANCILLARY: [i32; 2] = [SO_PASSCRED, SO_PASSSEC];
 /// Options that say which way packets take, or whose they seem to be, by level and number. A sandbox has none of them, and
 /// who asks for one is told of.
 const ROUTING: [((i32, i32), &str); 8] = [
-    ((SOL_SOCKET, 25), "SO_BINDTODEVICE"),
-    ((SOL_SOCKET, 36), "SO_MARK"),
-    ((SOL_SOCKET, 62), "SO_BINDTOIFINDEX"),
+    ((SOL_SOCKET, SO_BINDTODEVICE), "SO_BINDTODEVICE"),
+    ((SOL_SOCKET, SO_MARK), "SO_MARK"),
+    ((SOL_SOCKET, SO_BINDTOIFINDEX), "SO_BINDTOIFINDEX"),
     ((IPPROTO_IP, 4), "IP_OPTIONS"),
     ((IPPROTO_IP, 19), "IP_TRANSPARENT"),
     ((IPPROTO_IP, 50), "IP_UNICAST_IF"),
@@ -137,6 +137,9 @@ pub fn sys_getsockopt(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         option if LOW_WATER.contains(&option) => number(1),
         SO_DEBUG | SO_PRIORITY => flag(socket),
         option if SWITCHES.contains(&option) || ANCILLARY.contains(&option) => flag(socket),
+        // A sandbox has one device, and nothing is bound to it.
+        SO_BINDTODEVICE => Vec::new(),
+        SO_MARK | SO_BINDTOIFINDEX => number(0),
         _ => return Err(Errno::ENOPROTOOPT),
     };
     put(cx, value, len, &bytes)
