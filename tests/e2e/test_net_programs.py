@@ -179,6 +179,14 @@ TALK = {
         needs=("python:pylsp",),
         options=RUNTIME,
     ),
+    # ss falls back to /proc/net here, which does not tell the backlog.
+    "iproute2": Program(
+        "ip -brief -4 address show dev lo; ip -o link show dev lo | cut -d' ' -f2-9\n"
+        "python3 -m http.server --bind 127.0.0.1 18009 >/dev/null 2>&1 & server=$!\n"
+        "until_up 18009; ss -Htln 'sport = :18009' 2>/dev/null | tr -s ' ' | cut -d' ' -f1,4-5\n"
+        "kill $server",
+        needs=("ip", "ss"),
+    ),
     "tmux": Program(
         "tmux='tmux -S /tmp/kvmlet-tmux -f /dev/null'\n"
         "$tmux new-session -d -x 80 -y 24 'cat'; $tmux send-keys 'typed there' Enter\n"

@@ -17,7 +17,7 @@ import sys
 import traceback
 import unittest
 
-CASE_LIMIT_S = 90
+CASE_LIMIT_S = 180
 DETAIL_MAX = 4000
 SEPARATOR = "\x1e"
 ORDER = ["pass", "skip", "fail", "error"]
