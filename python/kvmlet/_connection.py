@@ -306,8 +306,10 @@ def connected(
     port: int,
     peer: tuple[str, int] | None,
 ) -> Connection:
-    """A connection that `connect` opens. Raises UsageError, ConnectionRefused, ConnectionFailed."""
-    checked = port_number(port, "port")
+    """A connection that `connect` opens at a port that was checked.
+
+    Raises UsageError, ConnectionRefused, ConnectionFailed.
+    """
     if peer is not None:
         try:
             host, number = peer
@@ -316,7 +318,7 @@ def connected(
         if not isinstance(host, str):
             raise UsageError(f"peer: {peer!r} is no address", remedy='pass ("192.0.2.1", 40000)')
         peer = (host, port_number(number, "peer"))
-    return Connection._opened(ends, _named(connect, checked, peer), checked)
+    return Connection._opened(ends, _named(connect, port, peer), port)
 
 
 def port_number(port: object, name: str) -> int:

@@ -197,6 +197,12 @@ def guest_modules() -> str:
     return os.path.join(package, "guest", "python")
 
 
+def guest_node_module() -> str:
+    """A file that programs of Node which are served read first."""
+    package = os.path.realpath(os.path.dirname(__file__))
+    return os.path.join(package, "guest", "node", "kvmlet_node.cjs")
+
+
 def readable_path(path: "str | bytes | os.PathLike[str]", name: str) -> list[bytes]:
     """The paths that make `path` readable: its own and those of links to it.
 

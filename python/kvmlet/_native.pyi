@@ -18,6 +18,7 @@ __all__ = [
     "Server",
     "Snapshot",
     "Stop",
+    "Storage",
     "calls_after_harden",
     "check_places",
     "forget_vms",
@@ -335,6 +336,14 @@ class ProgramSettings(TypedDict):
     warmup: list[tuple[str, list[str], bytes, int | None]]
 
 @type_check_only
+class StorageSettings(TypedDict):
+    """Settings of a storage, as the options of `kvmlet serve` name them."""
+
+    concurrent: int
+    timeout_s: float
+    boot_timeout_s: float
+
+@type_check_only
 class FrontSettings(TypedDict):
     """Settings of a server, as the options of `kvmlet serve` name them."""
 
@@ -347,6 +356,24 @@ class FrontSettings(TypedDict):
     trusted_proxies: list[str]
     proxy_protocol: bool
     threads: int
+
+@final
+class Storage:
+    """A program that is not reset, and that others ask by its `name`. Raises NativeError."""
+
+    def __new__(
+        cls,
+        argv: list[bytes],
+        *,
+        env: list[tuple[bytes, bytes]],
+        policy: Policy,
+        memory_bytes: int,
+        processes_max: int,
+        output_limit_bytes: int,
+        calls: str,
+        name: str,
+        **settings: Unpack[StorageSettings],
+    ) -> Self: ...
 
 @final
 class ServedProgram:
@@ -371,6 +398,7 @@ class ServedProgram:
         name: str,
         hosts: list[str],
         path: str,
+        storages: list[Storage],
         files_max: int = ...,
         **settings: Unpack[ProgramSettings],
     ) -> Self: ...
@@ -391,7 +419,7 @@ class CertificateFiles:
 
 @final
 class Server:
-    """A server before programs, of which at least one is given.
+    """A server before programs, of which at least one is given, and their storages.
 
     It listens once it is made. `signals` has SIGTERM, SIGINT and SIGHUP be commands to it. Raises
     NativeError.
@@ -401,6 +429,7 @@ class Server:
         cls,
         programs: list[ServedProgram],
         *,
+        storages: list[Storage],
         listen: list[str],
         control: str | None,
         tls: CertificateFiles | None,
@@ -553,10 +582,15 @@ class Sandbox:
         """
 
     def until_listening(self, port: int | None, timeout_s: float | None) -> int:
-        """Runs until the program waits for connections, on `port` if there is one: the port."""
+        """Runs until the program waits for connections, on `port` if there is one: the port.
+
+        0 if it waits on a UNIX socket, and on no port.
+        """
 
     def connect(self, port: int, peer: tuple[str, int] | None) -> Connection:
         """Connects to a listener inside; nothing runs. `peer` is an IP address and a port.
+
+        Port 0 is the UNIX socket that `until_listening` has found.
 
         This and the calls below fail with kind "connection" and the error's name.
         """

@@ -118,6 +118,18 @@ def needs(
     return wanted.readable, wanted.variables
 
 
+def is_run_by(names: tuple[bytes, ...], argv: list[bytes], cwd: bytes, path: list[bytes]) -> bool:
+    """True if the program, or the interpreter that its first line names, has one of `names`."""
+    program = find(argv[0], path)
+    for _ in range(_MAX_INTERPRETERS):
+        if program is None:
+            return False
+        if os.path.basename(program) in names:
+            return True
+        program = _interpreter(os.path.join(cwd, program), path)
+    return False
+
+
 def _script(program: bytes, argv: list[bytes]) -> bytes | None:
     name = os.path.basename(program).rstrip(b"0123456789.")
     instead = _INTERPRETERS.get(name)

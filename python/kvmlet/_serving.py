@@ -2,7 +2,8 @@
 
 import os
 
-from kvmlet import _native
+from kvmlet import _native, _program
+from kvmlet._launch import Start, guest_cwd, guest_modules, guest_node_module, pairs
 from kvmlet._values import MOST_MAX_FILES, OUTPUT_LIMIT_BYTES, parse_bytes, parse_duration
 from kvmlet.errors import UsageError
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
-    from kvmlet._launch import Start
+    from kvmlet._launch import Named
 
 FORKS_PER_CPU = 4
 MAX_CONNECTIONS_DEFAULT = 16_384
@@ -22,6 +23,11 @@ ACCESS_LOG = ("common", "json", "off")
 _MAX_FORKS = 4096
 _MAX_QUEUE = 1_000_000
 _MAX_CONNECTIONS = 1_000_000
+MAX_STORAGES = 64
+# Each has a thread of the storage's, of which a program has no more.
+_MAX_CONCURRENT = 256
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+_MAX_NAME_CHARS = 64
 # Beyond this, clients of an ordinary server are not what limits it.
 _MOST_THREADS = 4
 _BUFFER_BYTES = 64 << 20
@@ -42,6 +48,12 @@ PROGRAM_DEFAULTS: "Mapping[str, Any]" = {
     "guest_port": None,
     "warmup": 0,
     "warmup_request": (),
+}
+# Of a storage.
+STORAGE_DEFAULTS: "Mapping[str, Any]" = {
+    "concurrent": 1,
+    "timeout": "30s",
+    "boot_timeout": "20s",
 }
 # Of what stands before all of them.
 FRONT_DEFAULTS: "Mapping[str, Any]" = {
@@ -107,7 +119,7 @@ class ProgramWords(_Words):
 
     def served(
         self,
-        start: "Start",
+        start: Start,
         *,
         memory_bytes: int,
         processes_max: int,
@@ -116,6 +128,7 @@ class ProgramWords(_Words):
         name: str = "",
         hosts: "Iterable[str]" = (),
         path: str = "/",
+        storages: "Iterable[_native.Storage]" = (),
     ) -> _native.ServedProgram:
         """This program, as a server takes it. Raises _native.NativeError."""
         return _native.ServedProgram(
@@ -131,6 +144,7 @@ class ProgramWords(_Words):
             name=name,
             hosts=list(hosts),
             path=path,
+            storages=list(storages),
             **self.settings,
         )
 
@@ -177,6 +191,41 @@ class ProgramWords(_Words):
         return [("GET /", [], b"", None)] * count
 
 
+class StorageWords(_Words):
+    """The words of a storage, a value for each name of STORAGE_DEFAULTS."""
+
+    def __init__(self, words: "Mapping[str, Any]", shown: "Callable[[str], str]") -> None:
+        """Raises UsageError."""
+        super().__init__(words, shown)
+        self.settings: _native.StorageSettings = {
+            "concurrent": self._number("concurrent", 1, _MAX_CONCURRENT),
+            "timeout_s": self._time_s("timeout"),
+            "boot_timeout_s": self._time_s("boot_timeout"),
+        }
+
+    def storage(
+        self,
+        start: Start,
+        *,
+        memory_bytes: int,
+        processes_max: int,
+        calls: str,
+        name: str,
+    ) -> _native.Storage:
+        """This storage, as a server takes it. Raises _native.NativeError."""
+        return _native.Storage(
+            start.argv,
+            env=start.env,
+            policy=start.policy,
+            memory_bytes=memory_bytes,
+            processes_max=processes_max,
+            output_limit_bytes=OUTPUT_LIMIT_BYTES,
+            calls=calls,
+            name=name,
+            **self.settings,
+        )
+
+
 class FrontWords(_Words):
     """The words of what stands before programs, a value for each name of FRONT_DEFAULTS."""
 
@@ -190,6 +239,7 @@ class FrontWords(_Words):
         self,
         programs: "list[_native.ServedProgram]",
         *,
+        storages: "Iterable[_native.Storage]" = (),
         listen: list[str],
         control: str | None,
         quiet: bool,
@@ -200,6 +250,7 @@ class FrontWords(_Words):
         """A server before these programs, which listens. Raises _native.NativeError."""
         return _native.Server(
             programs,
+            storages=list(storages),
             listen=listen,
             control=control,
             tls=self.tls,
@@ -247,6 +298,36 @@ class FrontWords(_Words):
             if not isinstance(path, (str, bytes, os.PathLike)) or b"\0" in os.fsencode(path):
                 raise UsageError(f"{self._shown(name)}: {path!r} is no path", remedy="name a file")
         return _native.CertificateFiles(*(os.path.abspath(os.fsencode(path)) for path in paths))
+
+
+def start_of(
+    argv: list[bytes],
+    env: "Mapping[str, str]",
+    cwd: "str | bytes | os.PathLike[str] | None",
+    named: "Named",
+    *,
+    asks: bool,
+) -> Start:
+    """The start of a program that is served. One that `asks` storages has `kvmlet_guest`.
+
+    Node reads a file of ours first: it would give the same values of randomUUID to many clients.
+    Raises as `Start`.
+    """
+    env = dict(env)
+    search = _program.search_path(pairs(env))
+    if _program.is_run_by((b"node", b"nodejs"), argv, guest_cwd(cwd), search):
+        file = guest_node_module()
+        option = f"--require={file}"
+        if " " not in file and '"' not in file:
+            env["NODE_OPTIONS"] = " ".join(filter(None, (option, env.get("NODE_OPTIONS"))))
+            named.read.append(os.fsencode(file))
+    modules = os.fsencode(guest_modules()) if asks else None
+    return Start(argv, env, cwd, named, modules=modules, view="overlay")
+
+
+def is_name(name: str) -> bool:
+    """True for a name of a program or storage: letters, digits, "-" and "_", at most 64."""
+    return 0 < len(name) <= _MAX_NAME_CHARS and _NAME_CHARS.issuperset(name)
 
 
 def number(given: object, name: str, least: int, most: int) -> int:

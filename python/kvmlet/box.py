@@ -419,8 +419,9 @@ class Box:
 
         Raises UsageError, ConnectionRefused, ConnectionFailed, SandboxClosed, SandboxEnded.
         """
+        number = port_number(port, "port")
         return connected(
-            _Ends(self._vm), lambda *args: translated(self._vm().connect, *args), port, peer
+            _Ends(self._vm), lambda *args: translated(self._vm().connect, *args), number, peer
         )
 
     def wait_listening(self, port: int, timeout: float | str | None = None) -> None:

@@ -656,6 +656,10 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
     "kvm_unusable": (KvmUnavailable, _DOCTOR),
     "bad_argument": (UsageError, ""),
     "serve_ended": (ServerNotStarted, "what it wrote says why; try it with 'kvmlet run'"),
+    "serve_not_ready": (
+        ServerNotStarted,
+        "have it take them: kvmlet_guest.serve(...), or kvmlet_receive in C",
+    ),
     "serve_not_listening": (
         ServerNotStarted,
         "have it listen on one TCP port, or name the port that is meant by --guest-port",

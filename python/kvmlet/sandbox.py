@@ -237,9 +237,10 @@ class Sandbox:
     def until_listening(self, port: int | None = None, timeout: float | str | None = None) -> Self:
         """Let an unmodified server run until it waits for connections; this sandbox.
 
-        One of its threads then waits for a connection over TCP, in accept, poll, select or
-        epoll_wait. Every other thread of every process waits too. Threads may wake by timers, if
-        they go back to waiting. `port` says where it listens.
+        One of its threads then waits for a connection, in accept, poll, select or epoll_wait. It
+        comes over TCP, or over a UNIX socket if it waits on no port. Every other thread of every
+        process waits too. Threads may wake by timers, if they go back to waiting. `port` says
+        where it listens.
 
         port: the one that is meant, for a program that waits on several.
 
@@ -259,13 +260,16 @@ class Sandbox:
 
     @property
     def port(self) -> int | None:
-        """The port that the server was found to wait on, in its snapshot too; None before."""
-        return self._port
+        """The port that the server was found to wait on, in its snapshot too; None before.
+
+        It is None, too, for one that waits on a UNIX socket only, which `connect()` leads to.
+        """
+        return self._port or None
 
     def connect(
         self, port: int | None = None, *, peer: tuple[str, int] | None = None
     ) -> Connection:
-        """Connect to a server inside, on `port` or the one of `until_listening`.
+        """Connect to a server inside, on `port` or where `until_listening` has found it.
 
         The connection waits in the server's backlog; the program runs when something waits for it.
 
@@ -275,7 +279,7 @@ class Sandbox:
         Raises UsageError, ConnectionRefused, ConnectionFailed, SandboxEnded, SandboxClosed,
         SandboxBusy.
         """
-        number = self._port if port is None else port
+        number = self._port if port is None else port_number(port, "port")
         if number is None:
             raise UsageError("no port is known", remedy="pass one, or call until_listening() first")
         return connected(

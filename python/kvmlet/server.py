@@ -19,16 +19,26 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from kvmlet import _native, _process
 from kvmlet._calls import calls_mode
 from kvmlet._extension import translated
-from kvmlet._launch import Start, guest_argv, named_of
+from kvmlet._launch import guest_argv, named_of
 from kvmlet._serving import (
     DEFAULTS,
     FRONT_DEFAULTS,
     PROGRAM_DEFAULTS,
+    STORAGE_DEFAULTS,
     FrontWords,
     ProgramWords,
+    StorageWords,
     given,
+    is_name,
 )
-from kvmlet._values import parse_duration
+from kvmlet._serving import start_of as _start_of
+from kvmlet._values import (
+    DEFAULT_MAX_PROCS,
+    DEFAULT_MEMORY_BYTES,
+    parse_count,
+    parse_duration,
+    parse_size,
+)
 from kvmlet.errors import (
     DeadlineExceeded,
     ForkedProcess,
@@ -39,10 +49,11 @@ from kvmlet.policy import policy_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self, TypeAlias, Unpack
 
+    from kvmlet._launch import Start
     from kvmlet.policy import Policy
 
     Word: TypeAlias = str | bytes | os.PathLike[str]
@@ -56,6 +67,23 @@ _ANY_PORT = "127.0.0.1:0"
 _LOOK_S = 0.005
 # At the end of the interpreter, the time that stopped forks have to return.
 _LAST_WAIT_S = 5.0
+
+
+class StorageOptions(TypedDict, total=False):
+    """A storage: a program that is not reset, which forks ask (`kvmlet_guest.storage`).
+
+    It has the files and variables of the server. Sizes and times are as in `ServerOptions`.
+    """
+
+    command: Sequence[Word]
+    """The program and its arguments; the only one that must be given."""
+    memory: int | str
+    max_procs: int
+    concurrent: int
+    """Questions that it is given at one time, 1 by default. A thread of its own answers each."""
+    timeout: float | str
+    """A question's deadline, 30s by default. One that takes longer has it started anew."""
+    boot_timeout: float | str
 
 
 class ServerOptions(TypedDict, total=False):
@@ -76,6 +104,8 @@ class ServerOptions(TypedDict, total=False):
     memory: int | str | None
     max_procs: int | None
     calls: str | None
+    storage: Mapping[str, Sequence[Word] | StorageOptions]
+    """Programs that are not reset, by the names that forks ask them by."""
     isolate: str
     """The unit that meets the frozen program: "request", "connection", or "none"."""
     forks: int | None
@@ -106,6 +136,7 @@ class ServerOptions(TypedDict, total=False):
 
 _KNOWN = {
     *("listen", "control", "policy", "read", "env", "cwd", "memory", "max_procs", "calls"),
+    "storage",
     *DEFAULTS,
 }
 
@@ -232,11 +263,20 @@ class Server:
                 remedy="leave write, net, publish and unix out",
             )
         program = guest_argv(argv)
-        start = translated(
-            Start, program, policy.env, keywords.get("cwd"), named_of(policy), view="overlay"
-        )
-        if start.note:
-            warnings.warn(start.note, stacklevel=2)
+        calls = calls_mode(keywords.get("calls"), stacklevel=3)
+
+        def start(argv: list[bytes], *, asks: bool) -> Start:
+            cwd, named = keywords.get("cwd"), named_of(policy)
+            found: Start = translated(_start_of, argv, policy.env, cwd, named, asks=asks)
+            return found
+
+        storages = [
+            _storage(name, options, start, calls)
+            for name, options in _table(keywords.get("storage", {})).items()
+        ]
+        started = start(program, asks=bool(storages))
+        if started.note:
+            warnings.warn(started.note, stacklevel=2)
         warning = front.tls and front.tls.warning()
         if warning:
             warnings.warn(warning, stacklevel=2)
@@ -244,15 +284,17 @@ class Server:
         control = keywords.get("control")
         served = translated(
             words.served,
-            start,
+            started,
             memory_bytes=limits.memory_bytes,
             processes_max=limits.processes_max,
             files_max=limits.files_max,
-            calls=calls_mode(keywords.get("calls"), stacklevel=3),
+            calls=calls,
+            storages=storages,
         )
         native = translated(
             front.server,
             [served],
+            storages=storages,
             listen=listen,
             control=None if control is None else _places(control, "control")[0],
             quiet=True,
@@ -416,6 +458,44 @@ class Server:
         course.end_now()
         if course.thread is not None:
             course.thread.join(_LAST_WAIT_S)
+
+
+def _table(storages: object) -> dict[str, object]:
+    if isinstance(storages, Mapping):
+        return dict(storages)
+    raise UsageError(
+        f"storage: {storages!r} is no table",
+        remedy='write storage={"cart": ["python3", "cart.py"]}',
+    )
+
+
+def _storage(
+    name: object, options: object, start: Callable[..., Start], calls: str
+) -> _native.Storage:
+    if not isinstance(name, str) or not is_name(name):
+        raise UsageError(
+            f"storage: {name!r} is no name", remedy="write letters, digits, '-' and '_'"
+        )
+    words: dict[str, Any] = dict(options) if isinstance(options, Mapping) else {"command": options}
+    where = f"storage[{name!r}]"
+    command = words.pop("command", None)
+    if command is None:
+        raise UsageError(f"{where} has no command", remedy='give it one: "command": ["python3"]')
+    memory = words.pop("memory", DEFAULT_MEMORY_BYTES)
+    processes_max = words.pop("max_procs", DEFAULT_MAX_PROCS)
+    unknown = sorted(str(key) for key in set(words) - set(STORAGE_DEFAULTS))
+    if unknown:
+        raise UsageError(f"{where} has no option {unknown[0]!r}", remedy="see StorageOptions")
+    of_storage = StorageWords({**STORAGE_DEFAULTS, **words}, lambda key: f"{where}: {key}")
+    storage: _native.Storage = translated(
+        of_storage.storage,
+        start(guest_argv(command), asks=True),
+        memory_bytes=parse_size(memory, f"{where}: memory"),
+        processes_max=parse_count(processes_max, f"{where}: max_procs"),
+        calls=calls,
+        name=name,
+    )
+    return storage
 
 
 def _places(places: object, name: str) -> list[str]:

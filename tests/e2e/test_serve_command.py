@@ -6,13 +6,15 @@ import http.client
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
 
 import pytest
 
-from e2e.oracle import ENV, HANG_S, KVMLET
+import kvmlet
+from e2e.oracle import ENV, GUESTS, HANG_S, KVMLET
 from e2e.serving import serving
 
 pytestmark = [pytest.mark.usefixtures("vm"), pytest.mark.default_mode]
@@ -87,6 +89,11 @@ class App(http.server.BaseHTTPRequestHandler):
             os.kill(os.getppid(), signal.SIGKILL)
             os.kill(-1, signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)
+        if path == "/open":
+            try:
+                open(self.path.partition("?")[2])
+            except OSError as error:
+                return self.answer(type(error).__name__.encode())
         if path == "/say":
             print("said on stdout", flush=True)
             print("said on stderr", file=sys.stderr, flush=True)
@@ -143,6 +150,43 @@ def test_without_isolation_a_fork_remembers(tmp_path: pathlib.Path, app: list[st
             b"2 2 True",
             b"3 3 True",
         ]
+
+
+def test_a_server_may_listen_on_a_unix_socket(tmp_path: pathlib.Path) -> None:
+    words = ["-w", os.fspath(GUESTS / "build"), "--warmup-request", "GET /other"]
+    with serving(tmp_path, *words, program=["./webserver", "unix"]) as served:
+        for _ in range(5):
+            status, text = served.get("/count")
+            assert (status, text.partition(b" from")[0]) == (200, b"counter 1 file 1 list 1")
+    with kvmlet.Sandbox(["./webserver", "unix"], cwd=GUESTS / "build") as sandbox:
+        assert sandbox.until_listening(timeout=HANG_S).port is None
+        with sandbox.freeze() as snapshot, snapshot.fork() as fork, fork.connect() as connection:
+            connection.sendall(b"GET /count HTTP/1.1\r\n\r\n")
+            assert b"counter 1 file 1 list 1" in connection.makefile("rb").read()
+            with pytest.raises(kvmlet.UsageError, match="port: 0 is not a port"):
+                fork.connect(0)
+
+
+# Draws each kind of value that Node keeps some of.
+NODE = """
+import http from 'node:http';
+import { randomBytes, randomInt, randomUUID } from 'node:crypto';
+http.createServer((request, response) => response.end([
+    randomBytes(8).toString('hex'), randomUUID(), globalThis.crypto.randomUUID(),
+    randomInt(2 ** 47),
+].join(' '))).listen(8000);
+"""
+
+
+def test_forks_of_node_draw_different_values(tmp_path: pathlib.Path) -> None:
+    if shutil.which("node") is None:
+        pytest.skip("no Node here: apt-get install nodejs")
+    (tmp_path / "app.mjs").write_text(NODE)
+    options = ["--memory", "1g", "--warmup-request", "GET /"]
+    with serving(tmp_path, *options, program=["node", "app.mjs"]) as served:
+        drawn = [served.get("/")[1].split() for _ in range(20)]
+    for values in zip(*drawn, strict=True):
+        assert len(set(values)) == len(drawn), values
 
 
 def test_hostile_requests_among_good_ones(tmp_path: pathlib.Path, app: list[str]) -> None:
@@ -258,6 +302,20 @@ def test_lines_say_whose_they_are(tmp_path: pathlib.Path, app: list[str]) -> Non
     lines = err.decode().splitlines()
     assert f"{prefix}said on stdout" in lines, lines
     assert f"{prefix}said on stderr" in lines, lines
+
+
+def test_what_is_denied_is_told_once(tmp_path: pathlib.Path, app: list[str]) -> None:
+    outside = "/etc/shadow"
+    with serving(tmp_path, program=app) as served:
+        for _ in range(3):
+            assert served.get(f"/open?{outside}") == (200, b"FileNotFoundError")
+        served.until("kvmlet_denials_total", 3)
+        assert served.metric("kvmlet_poller_cpu_seconds_total") >= 0
+        status, _, err = served.end()
+    lines = [line for line in err.splitlines() if b"denied: open " in line]
+    assert (status, len(lines)) == (0, 1), err
+    assert lines[0].startswith(b"[fork ")
+    assert lines[0].endswith(f"denied: open {outside} (ENOENT)".encode())
 
 
 def test_full_drain_and_reload(tmp_path: pathlib.Path, app: list[str]) -> None:
@@ -377,6 +435,12 @@ def test_a_program_that_does_not_serve(tmp_path: pathlib.Path, app: list[str]) -
         status, text = refused(tmp_path, *options, "--", *words)
         assert (status, text.count("\n")) == (125, 1), text
         assert part in text, text
+    build = ["-w", os.fspath(GUESTS / "build")]
+    status, text = refused(
+        tmp_path, "--listen", "unix:place", *build, "--", "./webserver", "denied"
+    )
+    assert (status, text.splitlines()[-1].count("denied: connect 192.0.2.7:5432")) == (125, 1), text
+    assert text.splitlines()[-1].startswith("kvmlet: the program has ended before it listened")
     options = ["--listen", "unix:place", "-q", "--warmup-request", "GET /exit"]
     status, text = refused(tmp_path, *options, "--", *app)
     assert status == 125

@@ -442,6 +442,41 @@ def test_forks_do_not_see_each_other(c_program: Warmed) -> None:
         assert ask(two, "see") == clean
 
 
+# Threads that wait until a time of day, by both calls that can.
+UNTIL_A_TIME = """
+import ctypes, threading, time
+import kvmlet_guest
+libc = ctypes.CDLL(None)
+UNTIL = time.time() + 2
+until = (ctypes.c_long * 2)(int(UNTIL), int(UNTIL % 1 * 1e9))
+word, woken = ctypes.c_int(5), []
+def sleep():
+    libc.clock_nanosleep(0, 1, until, None)
+    woken.append("clock_nanosleep")
+def wait():
+    # FUTEX_WAIT_BITSET | FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME
+    libc.syscall(202, ctypes.byref(word), 9 | 128 | 256, 5, until, None, 0xffffffff)
+    woken.append("futex")
+for each in (sleep, wait):
+    threading.Thread(target=each, daemon=True).start()
+kvmlet_guest.serve(lambda _: " ".join(sorted(woken)).encode())
+"""
+
+
+def test_a_time_of_day_passes_while_a_program_is_frozen() -> None:
+    if HW:
+        pytest.skip(NO_RUNTIMES)
+    argv = ["/usr/bin/python3", "-c", UNTIL_A_TIME]
+    frozen = kvmlet.Sandbox(argv).until_ready(timeout=LIMIT_S).freeze()
+    with frozen as snapshot, snapshot.fork() as fork:
+        time.sleep(2.5)
+        # No time has passed on CLOCK_MONOTONIC, so that a wait by that would take 2 s more.
+        for _ in range(2):
+            fork.run_for(0.5)
+            assert fork.request(b"", timeout=LIMIT_S) == b"clock_nanosleep futex"
+            fork.reset()
+
+
 def test_wipe_on_fork(guests: pathlib.Path) -> None:
     """MADV_WIPEONFORK (madvise(2)): zero in each fork, also after it was written there."""
     sandbox = kvmlet.Sandbox(["./warm"], cwd=guests).until_ready(timeout=LIMIT_S)

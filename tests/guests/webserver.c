@@ -1,7 +1,7 @@
 // A small HTTP server that knows nothing of kvmlet: webserver MODE [PORT]. MODE says how it waits for
 // connections: accept, poll, select, epoll; threads (four of them in accept); prefork (three children in
 // accept, whose parent waits for them); busy (epoll, with a thread that never waits); timers (epoll,
-// with one that wakes each 10 ms); two (on two ports); none (it waits and listens on nothing);
+// with one that wakes each 10 ms); unix (on a UNIX socket); two (on two ports); none (it waits and listens on nothing);
 // quits (ends before it listens); denied (needs an address that is not there).
 //
 // GET /count adds to a counter in memory, to a file and to a list on the heap, and tells all three; and
@@ -11,6 +11,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <kvmlet.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
@@ -20,6 +21,7 @@
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 
 #define FILE_NAME "/tmp/count"
@@ -149,6 +151,15 @@ static void serve(int fd, const struct sockaddr_in *peer) {
         send_all(fd, bytes, (size_t)number);
         free(bytes);
     }
+    // Adds the number to a sum that is kept by a storage.
+    else if (strcmp(path, "tally") == 0) {
+        char text[32], sum[32];
+        int len = snprintf(text, sizeof text, "%d", number);
+        ssize_t got = kvmlet_ask("tally", text, (size_t)len, sum, sizeof sum - 1);
+        if (got < 0) snprintf(sum, sizeof sum, "error %d", errno);
+        else sum[got] = 0;
+        respond(fd, sum);
+    }
     else if (strcmp(path, "draw") == 0) {
         char text[32];
         snprintf(text, sizeof text, "%llx", (unsigned long long)draw());
@@ -163,7 +174,7 @@ static void serve(int fd, const struct sockaddr_in *peer) {
 }
 
 static void take(int listener) {
-    struct sockaddr_in peer;
+    struct sockaddr_in peer = {0};
     socklen_t len = sizeof peer;
     int fd = accept(listener, (struct sockaddr *)&peer, &len);
     if (fd < 0) return;
@@ -183,6 +194,15 @@ static int listen_at(int port) {
 static void *accept_for_ever(void *data) {
     for (;;) take(*(int *)data);
     return NULL;
+}
+
+static int listen_at_path(void) {
+    struct sockaddr_un address = {AF_UNIX, "/tmp/webserver.sock"};
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    unlink(address.sun_path);
+    NEED(bind(listener, (struct sockaddr *)&address, sizeof address) == 0);
+    NEED(listen(listener, 16) == 0);
+    return listener;
 }
 
 static void start(void *(*body)(void *), void *data) {
@@ -219,7 +239,7 @@ int main(int argc, char **argv) {
         }
     }
     pthread_atfork(on_fork, on_fork, on_fork);
-    int listener = listen_at(port);
+    int listener = strcmp(mode, "unix") == 0 ? listen_at_path() : listen_at(port);
     if (strcmp(mode, "two") == 0) {
         struct pollfd both[] = {{listener, POLLIN, 0}, {listen_at(port + 1), POLLIN, 0}};
         for (;;) {

@@ -130,3 +130,19 @@ def test_header_and_module_agree() -> None:
     for name in ("RECEIVE", "SEND", "GENERATION"):
         assert defined[f"KVMLET_NR_{name}"] == module[f"_{name}"]
     assert defined["KVMLET_PEEK"] == module["_PEEK"]
+
+
+def test_without_kvmlet_there_is_no_storage() -> None:
+    code = """
+import kvmlet_guest
+for name in ("cart", "", "a\\0b"):
+    try:
+        kvmlet_guest.storage(name).ask(b"question")
+    except kvmlet_guest.StorageError as error:
+        print(error.errno, error.strerror)
+"""
+    run = run_python(code, b"")
+    why = b"there are storages under kvmlet serve only"
+    invalid = b"22 no name of a storage"
+    assert run.stderr == b""
+    assert run.stdout.splitlines() == [b"38 " + why, invalid, invalid]

@@ -41,6 +41,20 @@ A = "b"
 command = ["rest"]
 """
 
+ASKED = """\
+listen = "1"
+
+[program.shop]
+command = ["shop"]
+storage = ["cart"]
+
+[storage.cart]
+command = ["cart"]
+concurrent = 4
+timeout = "5s"
+memory = "64m"
+"""
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
@@ -121,6 +135,37 @@ def test_a_file_says_what_the_options_say(folder: pathlib.Path) -> None:
 def test_what_is_wrong_is_said_with_its_line(old: str, new: str, line: int, part: str) -> None:
     assert GOOD.count(old) == 1
     said = refusal(GOOD.replace(old, new))
+    assert said.startswith(f"serve.toml:{line}:"), said
+    assert part in said
+    assert "; " in said
+
+
+def test_a_storage_is_named_by_who_may_ask_it() -> None:
+    pathlib.Path("serve.toml").write_text(ASKED)
+    plan = read("serve.toml")
+    (cart,) = plan.storages
+    assert (cart.name, cart.argv, plan.programs[0].storages) == ("cart", [b"cart"], ["cart"])
+    settings = cart.words.settings
+    assert (settings["concurrent"], settings["timeout_s"], settings["boot_timeout_s"]) == (4, 5, 20)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "part"),
+    [
+        ('storage = ["cart"]', "", 7, "no program may ask storage cart"),
+        ('storage = ["cart"]', 'storage = ["cart", "card"]', 5, "there is no storage 'card'"),
+        ('storage = ["cart"]', 'storage = ["cart", "cart"]', 5, "cart is named twice"),
+        ('storage = ["cart"]', 'storage = "cart"', 5, "storage is no list of strings"),
+        ("concurrent = 4", "concurrent = 0", 9, "concurrent: 0 is out of range"),
+        ('timeout = "5s"', 'timeouts = "5s"', 10, "storage cart has no 'timeouts'; there are"),
+        ('memory = "64m"', 'memory = "1k"', 11, "memory: '1k' is too small"),
+        ('command = ["cart"]', "", 7, "storage cart has no command"),
+        ("[storage.cart]", '[storage."ca rt"]', 7, "'ca rt' is no name"),
+    ],
+)
+def test_what_is_wrong_with_a_storage(old: str, new: str, line: int, part: str) -> None:
+    assert ASKED.count(old) == 1
+    said = refusal(ASKED.replace(old, new))
     assert said.startswith(f"serve.toml:{line}:"), said
     assert part in said
     assert "; " in said

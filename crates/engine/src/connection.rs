@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use kvmlet_abi::Errno;
-use kvmlet_linux::{Connection, News, Personality, Shut};
+use kvmlet_linux::{Connection, Door, News, Personality, Shut};
 
 use crate::resident::Wish;
 use crate::sandbox::Sandbox;
@@ -44,9 +44,28 @@ impl Sandbox {
         port: u16,
         peer: Option<SocketAddr>,
     ) -> Result<ConnectionId, EngineError> {
+        self.connect_at(Door::Port(port), peer)
+    }
+
+    /// The place where the program was last found to wait for connections.
+    #[must_use]
+    pub fn door(&self) -> Option<Door> {
+        self.door
+    }
+
+    /// As [`Sandbox::connect`], at the place of [`Sandbox::until_listening`]. `peer` is not shown through a stream of
+    /// AF_UNIX.
+    ///
+    /// # Errors
+    /// As [`Sandbox::connect`].
+    pub fn connect_at(
+        &mut self,
+        door: Door,
+        peer: Option<SocketAddr>,
+    ) -> Result<ConnectionId, EngineError> {
         self.check_alive()?;
         self.reseed()?;
-        let connected = self.guarded(|sandbox| Ok(sandbox.personality.connect(port, peer)))?;
+        let connected = self.guarded(|sandbox| Ok(sandbox.personality.connect_at(door, peer)))?;
         Ok(ConnectionId {
             generation: self.generation(),
             connection: connected.map_err(failed)?,

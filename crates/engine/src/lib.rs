@@ -4,6 +4,7 @@
 //! personality ([`run`]), enforces limits, and reports.
 #![forbid(unsafe_code)]
 
+mod asking;
 mod boot;
 mod clones;
 mod connection;
@@ -28,6 +29,7 @@ mod serving_tests;
 mod session;
 mod snapshot;
 mod stats;
+mod storage;
 #[cfg(test)]
 mod testing;
 mod time;
@@ -35,6 +37,7 @@ mod transport;
 mod vm;
 mod why;
 
+pub use asking::{NoAnswer, Question, Storages};
 pub use connection::ConnectionId;
 pub use error::EngineError;
 pub use kvmlet_abi::Errno;
@@ -43,7 +46,7 @@ pub use kvmlet_hv::probe::{ProbeReport, probe};
 pub use kvmlet_linux::table::{Support, rows};
 pub use kvmlet_linux::{
     Access, Attributes, Become, CallArg, Change, ChangeKind, ChangeSet, Changes, Command, Denial,
-    Disk, ExitStatus, FILES_MOST, FileInfo, FileTime, Inherited, Links, Offer, OpenFlags,
+    Disk, Door, ExitStatus, FILES_MOST, FileInfo, FileTime, Inherited, Links, Offer, OpenFlags,
     Personality, Pid, Refusal, STREAMS, Seen, SetEntry, Shut, Spawned, Spill, Stdio, Thing,
     Verdict, resolver, unix,
 };
@@ -61,6 +64,7 @@ pub use serving::{Feed, Flow, Input, Output, Request, Served, ServerFork, Waker}
 pub use session::{CallResult, CallReturns, CallValue, Connections};
 pub use snapshot::{Snapshot, forget_vms};
 pub use stats::Stat;
+pub use storage::{Left, Questions, Storage};
 pub use transport::Calls;
 pub use why::why;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kvmlet_linux::CpuTimes;
+use kvmlet_linux::{CpuTimes, Door};
 
 use crate::run::Until;
 use crate::sandbox::Sandbox;
@@ -13,13 +13,13 @@ use crate::{EngineError, Owner};
 const SETTLED: Duration = Duration::from_millis(250);
 
 impl Sandbox {
-    /// Runs to the ready point of a server, and returns its port. A thread waits for a connection on that TCP port
-    /// then, `port` if one is asked for. All other threads of all processes wait too.
+    /// Runs to the ready point of a server, and returns where it waits for connections. That is a TCP port, `port` if one
+    /// is asked for. It is a stream of AF_UNIX if it waits on no port. All other threads of all processes wait too.
     ///
     /// Threads that wake by timers do not count, as long as they go back to waiting, and start nothing new.
     ///
     /// # Errors
-    /// [`EngineError::NotListening`] if nothing can happen any more, or for several ports. [`EngineError::NotQuiet`]
+    /// [`EngineError::NotListening`] if nothing can happen any more, or for several places. [`EngineError::NotQuiet`]
     /// if the time is over; it names the thread that had the CPU. [`EngineError::Interrupted`],
     /// [`EngineError::Ended`].
     pub fn until_listening(
@@ -27,18 +27,19 @@ impl Sandbox {
         port: Option<u16>,
         timeout: Option<Duration>,
         owner: &mut dyn Owner,
-    ) -> Result<u16, EngineError> {
+    ) -> Result<Door, EngineError> {
         self.check_alive()?;
+        self.ring_by_kicks();
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let before = self.guarded(|sandbox| Ok(sandbox.personality.cpu_times()))?;
         let found = self.settle_listening(port, deadline, owner);
-        let port = found.map_err(|error| match error {
+        let door = found.map_err(|error| match error {
             EngineError::TimedOut => self.not_quiet(port, &before),
             EngineError::NotReady => self.not_listening(port),
             other => other,
         })?;
-        self.listening_port = Some(port);
-        Ok(port)
+        self.door = Some(door);
+        Ok(door)
     }
 
     fn settle_listening(
@@ -46,7 +47,7 @@ impl Sandbox {
         port: Option<u16>,
         deadline: Option<Instant>,
         owner: &mut dyn Owner,
-    ) -> Result<u16, EngineError> {
+    ) -> Result<Door, EngineError> {
         let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // When the last change was seen, and what it came to.
         let mut seen = None;
@@ -60,8 +61,8 @@ impl Sandbox {
             };
             let is_quiet = self.personality.is_at_rest() || now.duration_since(since) >= SETTLED;
             if is_quiet {
-                match self.port_among(port)? {
-                    Some(port) => return Ok(port),
+                match self.door_among(port)? {
+                    Some(door) => return Ok(door),
                     None if self.personality.is_at_rest() => return Err(EngineError::NotReady),
                     None => {}
                 }
@@ -78,16 +79,20 @@ impl Sandbox {
         }
     }
 
-    /// The port that is waited on, if it is the one that is wanted.
-    fn port_among(&mut self, wanted: Option<u16>) -> Result<Option<u16>, EngineError> {
-        let ports = self.guarded(|sandbox| Ok(sandbox.personality.awaited_ports()))?;
-        match (wanted, ports.as_slice()) {
-            (Some(wanted), ports) => Ok(ports.contains(&wanted).then_some(wanted)),
-            (None, [port]) => Ok(Some(*port)),
+    /// The place that is waited at, if it is the one that is wanted.
+    fn door_among(&mut self, wanted: Option<u16>) -> Result<Option<Door>, EngineError> {
+        let doors = self.guarded(|sandbox| Ok(sandbox.personality.awaited_doors()))?;
+        match (wanted.map(Door::Port), doors.as_slice()) {
+            (Some(wanted), doors) => Ok(doors.contains(&wanted).then_some(wanted)),
+            (None, [door]) => Ok(Some(*door)),
             (None, []) => Ok(None),
-            (None, ports) => Err(EngineError::NotListening(format!(
+            (None, doors @ [Door::Port(_), ..]) => Err(EngineError::NotListening(format!(
                 "the program waits for connections on several ports: {}",
-                listed(ports)
+                self.listed(doors)
+            ))),
+            (None, doors) => Err(EngineError::NotListening(format!(
+                "the program waits for connections on several sockets, and on no TCP port: {}",
+                self.listed(doors)
             ))),
         }
     }
@@ -100,7 +105,7 @@ impl Sandbox {
     fn not_quiet(&self, port: Option<u16>, before: &CpuTimes) -> EngineError {
         let is_waiting = match port {
             Some(port) => self.personality.awaited_ports().contains(&port),
-            None => !self.personality.awaited_ports().is_empty(),
+            None => !self.personality.awaited_doors().is_empty(),
         };
         let state = match is_waiting {
             true => "a thread waits for connections, but others go on".to_owned(),
@@ -117,25 +122,28 @@ impl Sandbox {
     fn missing(&self, port: Option<u16>) -> String {
         let ports = self.personality.listening_ports();
         match (port, ports.as_slice()) {
-            (None, []) => "and the program listens on no TCP port".to_owned(),
+            (None, []) => "and the program listens on no TCP port and no UNIX socket".to_owned(),
             (Some(port), []) => {
                 format!("and the program listens on no TCP port, port {port} included")
             }
             (Some(port), ports) if !ports.contains(&port) => format!(
                 "and the program listens on another port than {port}: {}",
-                listed(ports)
+                self.listed(&ports.iter().copied().map(Door::Port).collect::<Vec<_>>())
             ),
             (_, ports) => format!(
                 "and none for a connection on a port that it listens on: {}",
-                listed(ports)
+                self.listed(&ports.iter().copied().map(Door::Port).collect::<Vec<_>>())
             ),
         }
     }
-}
 
-fn listed(ports: &[u16]) -> String {
-    const SHOWN_MAX: usize = 8;
-    let shown: Vec<String> = ports.iter().take(SHOWN_MAX).map(u16::to_string).collect();
-    let more = if ports.len() > SHOWN_MAX { "..." } else { "" };
-    format!("{}{more}", shown.join(", "))
+    fn listed(&self, doors: &[Door]) -> String {
+        const SHOWN_MAX: usize = 8;
+        let shown = doors.iter().take(SHOWN_MAX);
+        let shown: Vec<String> = shown
+            .map(|door| self.personality.door_name(*door))
+            .collect();
+        let more = if doors.len() > SHOWN_MAX { "..." } else { "" };
+        format!("{}{more}", shown.join(", "))
+    }
 }

@@ -82,6 +82,8 @@ pub(crate) enum Until {
     Ready,
     /// The program has sent a message.
     Message,
+    /// The program has sent a message, or has given up a question that it was asked.
+    Said,
     /// The called function has returned.
     Return,
     /// A thread of this process waits that can be given a function to call.
@@ -228,7 +230,7 @@ impl Sandbox {
         limits: Limits,
         owner: &mut dyn Owner,
     ) -> Result<Stop, EngineError> {
-        self.personality.host.clock.start();
+        self.wake_up();
         let mut drive = Drive::new(until, limits, owner);
         self.personality.host.captured.streamed = drive.streamed;
         let mut stop = match self.tend_console(&mut drive) {
@@ -252,8 +254,23 @@ impl Sandbox {
         stop
     }
 
+    /// Has the clocks go on. For a fork that runs for the first time since it was made or reset, the time since the
+    /// freeze has passed at once.
+    fn wake_up(&mut self) {
+        if let Some(frozen) = &self.origin
+            && self.woken != Some(self.generation())
+        {
+            let wall_ns = kvmlet_linux::realtime_ns(&self.personality.host);
+            let passed_ns = wall_ns.saturating_sub(frozen.wall_ns);
+            self.personality.pass_over(passed_ns);
+            self.woken = Some(self.generation());
+        }
+        self.personality.host.clock.start();
+    }
+
     fn drive_armed(&mut self, drive: &mut Drive<'_>) -> Result<Stop, EngineError> {
         loop {
+            self.exchange_questions();
             let step = self.personality.next(&mut self.guest.vcpu);
             self.emit_trace(drive);
             if drive.streamed != [false; 2] {
@@ -296,11 +313,14 @@ impl Sandbox {
             Until::End => false,
             Until::Ready => self.personality.is_ready(),
             Until::Message => !self.personality.kernel.channel.outbox.is_empty(),
+            Until::Said => self.personality.has_said(),
             Until::Return => self.personality.call_status() != CallStatus::Running,
             Until::Callable(pid) => self.personality.is_callable_in(pid),
             Until::News => self.personality.has_news(),
             Until::Listening => {
-                self.personality.is_parked() && !self.personality.awaited_ports().is_empty()
+                self.personality.is_parked()
+                    && !self.personality.awaits_answers()
+                    && !self.personality.awaited_doors().is_empty()
             }
         }
     }

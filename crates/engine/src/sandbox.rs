@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use kvmlet_abi::layout::StubConstant;
-use kvmlet_linux::{ChangeSet, CpuInfo, Host, Kernel, Machine, Personality, Process, Thread, Vdso};
+use kvmlet_linux::{
+    ChangeSet, CpuInfo, Door, Host, Kernel, Machine, Personality, Process, Thread, Vdso,
+};
 use kvmlet_mem::{GuestMemory, ResetReport};
 
 use crate::EngineError;
+use crate::asking::Asking;
 use crate::clones::Reseeding;
 use crate::outcome::{Ending, RunOutcome};
 use crate::snapshot::Frozen;
@@ -36,14 +39,18 @@ pub struct Sandbox {
     pub(crate) is_suspect: bool,
     /// The report of the last reset.
     pub(crate) last_reset: ResetReport,
-    /// The port that the program was last found to wait for connections on.
-    pub(crate) listening_port: Option<u16>,
+    /// The place where the program was last found to wait for connections.
+    pub(crate) door: Option<Door>,
     /// The functions that each fork of it is to call first.
     pub(crate) reseeding: Vec<Reseeding>,
     /// The generation in which they were called last.
     pub(crate) reseeded: Option<u64>,
+    /// The generation in which it ran last, if it is a fork.
+    pub(crate) woken: Option<u64>,
     /// Memory that a fork of it may use beyond what is frozen, if that is not as much as the program may.
     pub(crate) fork_memory_bytes: Option<u64>,
+    /// Those whom the program may ask.
+    pub(crate) asking: Option<Asking>,
 }
 
 /// Things that a sandbox is set up with, and every fork of it again.
@@ -115,10 +122,12 @@ impl Sandbox {
             origin: None,
             is_suspect: false,
             last_reset: ResetReport::default(),
-            listening_port: None,
+            door: None,
             reseeding: Vec::new(),
             reseeded: None,
+            woken: None,
             fork_memory_bytes: None,
+            asking: None,
         };
         sandbox.watch_network();
         Ok(sandbox)

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvmlet_abi::Errno;
 use kvmlet_hv::Kicker;
-use kvmlet_linux::{Connection, Denial, News, Shut};
+use kvmlet_linux::{Connection, Denial, Door, News, Shut};
 
 use crate::connection::ConnectionId;
 use crate::outcome::Ending;
@@ -125,7 +125,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Calls the thread that exchanges bytes, wherever it is.
 #[derive(Debug)]
-struct Bell {
+pub(crate) struct Bell {
     is_rung: Mutex<bool>,
     rings: Condvar,
     /// True while the guest may run.
@@ -135,7 +135,7 @@ struct Bell {
 }
 
 impl Bell {
-    fn new(kicker: Kicker) -> Arc<Self> {
+    pub(crate) fn new(kicker: Kicker) -> Arc<Self> {
         Arc::new(Self {
             is_rung: Mutex::new(false),
             rings: Condvar::new(),
@@ -157,12 +157,26 @@ impl Bell {
         *lock(&self.is_rung)
     }
 
-    fn answer(&self) {
+    pub(crate) fn answer(&self) {
         *lock(&self.is_rung) = false;
     }
 
+    /// Runs the guest by `step`, unless it has rung: that ends the step as soon as it rings.
+    pub(crate) fn run(
+        &self,
+        step: impl FnOnce() -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        self.is_running.store(true, Ordering::SeqCst);
+        let reached = match self.is_rung() {
+            true => Ok(()),
+            false => step(),
+        };
+        self.is_running.store(false, Ordering::SeqCst);
+        reached
+    }
+
     /// Waits for a time, or until it rings.
-    fn wait(&self, time: Duration) {
+    pub(crate) fn wait(&self, time: Duration) {
         let is_rung = lock(&self.is_rung);
         let waited = self
             .rings
@@ -177,6 +191,10 @@ impl Bell {
 pub struct Waker(Arc<Bell>);
 
 impl Waker {
+    pub(crate) fn of(bell: &Arc<Bell>) -> Self {
+        Self(Arc::clone(bell))
+    }
+
     /// There is news.
     pub fn wake(&self) {
         self.0.ring();
@@ -184,11 +202,21 @@ impl Waker {
 }
 
 /// The owner of a step of an exchange: the caller's, and the bell.
-struct Listener<'a> {
+pub(crate) struct Listener<'a> {
     bell: &'a Bell,
     owner: &'a mut dyn Owner,
     /// The caller's owner has asked for the stop.
     is_stopped: bool,
+}
+
+impl<'a> Listener<'a> {
+    pub(crate) fn of(bell: &'a Bell, owner: &'a mut dyn Owner) -> Self {
+        Self {
+            bell,
+            owner,
+            is_stopped: false,
+        }
+    }
 }
 
 impl Owner for Listener<'_> {
@@ -277,17 +305,11 @@ impl Exchange<'_> {
             let received = wants_received.then_some(News::Received(self.connection));
             let sent = wants_sent.then_some(News::Sendable(self.connection));
             let news: Vec<News> = received.into_iter().chain(sent).collect();
-            let mut listener = Listener {
-                bell: self.bell,
-                owner: &mut *owner,
-                is_stopped: false,
-            };
-            self.bell.is_running.store(true, Ordering::SeqCst);
-            let reached = match self.bell.is_rung() {
-                true => Ok(()),
-                false => self.sandbox.until_news_within(&news, left, &mut listener),
-            };
-            self.bell.is_running.store(false, Ordering::SeqCst);
+            let mut listener = Listener::of(self.bell, owner);
+            let sandbox = &mut *self.sandbox;
+            let reached = self
+                .bell
+                .run(|| sandbox.until_news_within(&news, left, &mut listener));
             let is_stopped = listener.is_stopped;
             match reached {
                 // The last of what was sent is still there.
@@ -408,12 +430,16 @@ impl Sandbox {
 
     fn exchange_with(
         &mut self,
-        bell: &Bell,
+        bell: &Arc<Bell>,
         id: ConnectionId,
         (input, output): (&mut dyn Input, &mut dyn Output),
         deadline: Option<Instant>,
         owner: &mut dyn Owner,
     ) -> Result<Served, EngineError> {
+        if let Some(asking) = &self.asking {
+            let bell = Arc::clone(bell);
+            asking.rings(move || bell.ring());
+        }
         let exchange = Exchange {
             connection: self.connection(id)?,
             sandbox: self,
@@ -432,7 +458,7 @@ impl Sandbox {
 #[derive(Debug)]
 pub struct ServerFork {
     sandbox: Sandbox,
-    port: u16,
+    door: Door,
     bell: Arc<Bell>,
 }
 
@@ -443,7 +469,7 @@ impl ServerFork {
     /// [`EngineError::NotListening`] of a program that was not run to its listener ([`Sandbox::until_listening`]); as
     /// [`Snapshot::fork`].
     pub fn new(snapshot: &Snapshot) -> Result<Self, EngineError> {
-        let Some(port) = snapshot.listening_port() else {
+        let Some(door) = snapshot.door() else {
             return Err(EngineError::NotListening(
                 "the program was frozen before it was known to wait for connections".to_owned(),
             ));
@@ -452,7 +478,7 @@ impl ServerFork {
         Ok(Self {
             bell: Bell::new(sandbox.kicker()),
             sandbox,
-            port,
+            door,
         })
     }
 
@@ -462,7 +488,7 @@ impl ServerFork {
     /// # Errors
     /// [`EngineError::Connection`] if the server listens no more, or at the memory limit; [`EngineError::Ended`].
     pub fn open(&mut self, peer: SocketAddr) -> Result<ConnectionId, EngineError> {
-        self.sandbox.connect(self.port, Some(peer))
+        self.sandbox.connect_at(self.door, Some(peer))
     }
 
     /// Exchanges bytes over a connection while the guest runs, on this thread, until one of [`Served`]. It may be
@@ -502,7 +528,7 @@ impl ServerFork {
     /// fork, resets included.
     #[must_use]
     pub fn waker(&self) -> Waker {
-        Waker(Arc::clone(&self.bell))
+        Waker::of(&self.bell)
     }
 
     /// Standard output and error of the program since this was last called.

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::snapshot::compare::{check_equal, state};
 use crate::testing::{Nobody, program};
 use crate::{
-    Ending, EngineError, Feed, Flow, Input, Output, Program, Request, Sandbox, Served, ServerFork,
-    Snapshot,
+    Door, Ending, EngineError, Feed, Flow, Input, Output, Program, Request, Sandbox, Served,
+    ServerFork, Snapshot,
 };
 
 const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
@@ -36,7 +36,7 @@ fn listening(mode: &str) -> Sandbox {
     let mut sandbox = Sandbox::start(&server(mode)).unwrap();
     assert_eq!(
         sandbox.until_listening(None, LIMIT, &mut Nobody).unwrap(),
-        8080,
+        Door::Port(8080),
         "{mode}"
     );
     sandbox
@@ -92,6 +92,26 @@ fn each_request_meets_the_frozen_server() {
             "{mode}: {answer}"
         );
     }
+}
+
+#[test]
+fn a_server_may_wait_on_a_unix_socket() {
+    let mut sandbox = Sandbox::start(&server("unix")).unwrap();
+    let door = sandbox.until_listening(None, LIMIT, &mut Nobody).unwrap();
+    assert!(matches!(door, Door::Unix(_)), "{door:?}");
+    let mut fork = ServerFork::new(&sandbox.freeze().unwrap()).unwrap();
+    for round in 0..5 {
+        let (served, answer) = ask(&mut fork, "/count", soon());
+        assert_eq!(served, Served::End, "{round}");
+        assert!(answer.contains("counter 1 file 1 list 1 "), "{answer}");
+        let (served, answer) = ask(&mut fork, "/bytes/700000", soon());
+        assert_eq!((served, answer.len() > 700_000), (Served::End, true));
+        fork.reset().unwrap();
+    }
+    let mut sandbox = Sandbox::start(&server("unix")).unwrap();
+    let error = sandbox.until_listening(Some(80), Some(Duration::from_secs(5)), &mut Nobody);
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("listens on no TCP port, port 80"), "{text}");
 }
 
 #[test]
@@ -317,7 +337,7 @@ fn a_program_that_does_not_come_to_its_listener_is_told_of() {
     assert!(text.contains("status 4"), "{text}");
     let mut sandbox = Sandbox::start(&server("two")).unwrap();
     let port = sandbox.until_listening(Some(8081), LIMIT, &mut Nobody);
-    assert_eq!(port.unwrap(), 8081);
+    assert_eq!(port.unwrap(), Door::Port(8081));
 }
 
 #[test]

@@ -289,7 +289,7 @@ impl Sandbox {
             return Err(EngineError::IsFork);
         }
         self.settle_connections(Connections::Refuse)?;
-        if self.listening_port.is_some() {
+        if self.door.is_some() {
             self.make_clones_differ()?;
         }
         let caught = std::panic::catch_unwind(AssertUnwindSafe(|| Snapshot::freeze(self)));
@@ -302,6 +302,9 @@ impl Sandbox {
     /// [`EngineError::NotFork`], and what the host refuses.
     pub fn reset(&mut self) -> Result<(), EngineError> {
         let frozen = self.origin.clone().ok_or(EngineError::NotFork)?;
+        if let Some(asking) = &self.asking {
+            asking.forget();
+        }
         let caught = std::panic::catch_unwind(AssertUnwindSafe(|| self.reset_to(&frozen)));
         let reset = caught.unwrap_or_else(|panic| Err(EngineError::from_panic(panic.as_ref())));
         if reset.is_err() {
@@ -363,6 +366,12 @@ impl Sandbox {
     #[must_use]
     pub fn exits(&self) -> u64 {
         self.guest.vcpu.counters().runs
+    }
+
+    /// CPU time of pollers for it so far, over all resets.
+    #[must_use]
+    pub fn poller_cpu(&self) -> Duration {
+        Duration::from_nanos(self.transport.counts().poller_cpu_ns)
     }
 
     /// Takes what was refused, and what is unsupported, since the last time or the last reset.
@@ -448,7 +457,7 @@ impl Sandbox {
             Stop::TimedOut | Stop::OutOfCpuTime => Err(EngineError::TimedOut),
             Stop::Interrupted => Err(EngineError::Interrupted),
             Stop::Stuck => Err(match until {
-                Until::Message | Until::Return => EngineError::Silent,
+                Until::Message | Until::Said | Until::Return => EngineError::Silent,
                 Until::Ready | Until::End | Until::Callable(_) | Until::News | Until::Listening => {
                     EngineError::NotReady
                 }

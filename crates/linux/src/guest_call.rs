@@ -14,6 +14,7 @@ use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::regs::FIXED_RFLAGS;
 use kvmlet_abi::{Errno, Gva, UserRegs};
 
+use crate::asks::{Answer, Question};
 use crate::channel::{MESSAGE_MAX, PostError};
 use crate::guest_call_state::{CallFrame, Suspended};
 pub use crate::guest_call_state::{CallReturn, HostCall, Returns};
@@ -242,11 +243,79 @@ impl Personality {
 
     /// Takes the oldest message that the program has sent.
     pub fn take_message(&mut self) -> Option<Arc<[u8]>> {
-        let message = self.kernel.channel.outbox.pop()?;
+        self.take_answer().map(|(_, message)| message)
+    }
+
+    /// Queues a question, whose answer [`Personality::take_answer`] has with the same `number`, which is not 0.
+    ///
+    /// # Errors
+    /// As [`Personality::post`].
+    pub fn post_question(&mut self, number: u64, message: Arc<[u8]>) -> Result<(), PostError> {
+        self.kernel.channel.inbox.push_numbered(number, message)?;
+        self.kernel.wake_receiver();
+        Ok(())
+    }
+
+    /// Takes the oldest message that the program has sent, with the number of the question that it answers, 0 if none.
+    pub fn take_answer(&mut self) -> Option<(u64, Arc<[u8]>)> {
+        let (number, message) = self.kernel.channel.outbox.pop_numbered()?;
         let memory = &mut self.machine.memory;
         memory.uncharge_kernel(message.len() as u64);
         self.kernel.sched.wake_source(Source::Outbox);
-        Some(message)
+        Some((number, message))
+    }
+
+    /// Takes the number of a question that the program has received and will not answer any more.
+    pub fn take_unanswered(&mut self) -> Option<u64> {
+        self.kernel.channel.unanswered.pop_front()
+    }
+
+    /// True if the program has sent a message, or has given a question up.
+    #[must_use]
+    pub fn has_said(&self) -> bool {
+        let channel = &self.kernel.channel;
+        !channel.outbox.is_empty() || !channel.unanswered.is_empty()
+    }
+
+    /// Has the program ask those with these names.
+    pub fn let_ask(&mut self, names: Vec<String>) {
+        let names = names.into_iter().map(String::into_boxed_str);
+        self.kernel.channel.asks.names = names.collect();
+    }
+
+    /// Takes a question of the program's.
+    pub fn take_question(&mut self) -> Option<Question> {
+        self.kernel.channel.asks.take_new()
+    }
+
+    /// True if the program has a question that has not been taken.
+    #[must_use]
+    pub fn has_question(&self) -> bool {
+        self.kernel.channel.asks.has_new()
+    }
+
+    /// Gives the program the answer to the question with this ticket, and wakes who waits for it.
+    pub fn answer(&mut self, ticket: u64, answer: Answer) {
+        let memory = &mut self.machine.memory;
+        let asks = &mut self.kernel.channel.asks;
+        memory.uncharge_kernel(asks.uncharge_question(ticket));
+        let wanted = asks.is_wanted(ticket);
+        let len_bytes = match &answer {
+            Ok(bytes) if wanted => bytes.len() as u64,
+            _ => 0,
+        };
+        match memory.charge_kernel(len_bytes) {
+            Ok(()) => asks.answer(ticket, answer, len_bytes),
+            Err(_) => asks.answer(ticket, Err(Errno::ENOMEM), 0),
+        }
+        self.kernel.sched.wake_source(Source::Answer(ticket));
+        self.kernel.sched.wake_source(Source::AskRoom);
+    }
+
+    /// True if the program has asked and is to be answered.
+    #[must_use]
+    pub fn awaits_answers(&self) -> bool {
+        self.kernel.channel.asks.are_awaited()
     }
 
     /// True if a process has a thread that a call may be made on.

@@ -20,6 +20,7 @@
     )
 )]
 
+mod asks;
 mod budget;
 mod channel;
 mod clock;
@@ -57,8 +58,9 @@ mod vector;
 mod vfs;
 
 // The engine's view of the personality. All else is for this crate alone, so that rustc names what nothing uses.
-pub use channel::{Peer, PostError};
-pub use clock::{GuestClock, boottime_ns, monotonic_ns};
+pub use asks::{Answer, NAME_MAX as ASKED_NAME_MAX, Question};
+pub use channel::{MESSAGE_MAX, Peer, PostError};
+pub use clock::{GuestClock, boottime_ns, monotonic_ns, realtime_ns};
 pub use console::{Wish, stop_job};
 pub use creds::Creds;
 pub use cx::{CpuInfo, Cx, Machine, Vdso};
@@ -74,8 +76,8 @@ pub use kvmlet_hostfs::{Spill, cpuinfo};
 pub use kvmlet_hostnet::{Access, Watch, resolver, unix};
 pub use mm::freeze::{MappedFile, settle};
 pub use personality::{
-    Command, Connection, Cpu, CpuTimes, FileInfo, Links, Made, News, Personality, STREAMS, Shut,
-    SpawnError, Spawned, Stdio, Step,
+    Command, Connection, Cpu, CpuTimes, Door, FileInfo, Links, Made, News, Personality, STREAMS,
+    Shut, SpawnError, Spawned, Stdio, Step,
 };
 pub use report::{CallKey, Denial, Report, Work};
 pub use rlimit::FILES_MOST;
@@ -99,7 +101,7 @@ mod rooms {
     /// Modules by height: one may use those of its own height and below.
     const HEIGHTS: [&[&str]; 5] = [
         &[
-            "budget", "channel", "creds", "id", "shared", "uts", "vector",
+            "asks", "budget", "channel", "creds", "id", "shared", "uts", "vector",
         ],
         // The value, its rooms, and the host that they are given: each holds or is handed parts of the others.
         &[

@@ -100,6 +100,10 @@ pub enum Source {
     Pipe(u64),
     /// Room for a message to the host.
     Outbox,
+    /// Room for one more question to a storage.
+    AskRoom,
+    /// The answer to the question with this ticket.
+    Answer(u64),
     /// An event counter, timer, epoll instance or socket of ours.
     Object(ObjectId),
     /// A signal becoming pending (signalfd(2)).

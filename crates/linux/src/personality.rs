@@ -29,7 +29,7 @@ use crate::trace;
 
 pub use dispatch::Made;
 pub use holder::{Command, FileInfo, Links, News, STREAMS, SpawnError, Spawned, Stdio};
-pub use visitor::{Connection, CpuTimes, Shut};
+pub use visitor::{Connection, CpuTimes, Door, Shut};
 
 /// The vCPU's extended state, as much as the personality needs of a CPU.
 pub trait Cpu {
@@ -380,7 +380,9 @@ impl Personality {
     /// True if a parked thread waits for something of the host's.
     #[must_use]
     pub fn waits_for_host(&self) -> bool {
-        self.kernel.sched.waits_for_host() || self.host.outside.is_open()
+        self.kernel.sched.waits_for_host()
+            || self.host.outside.is_open()
+            || self.kernel.channel.asks.are_awaited()
     }
 
     /// True if the thread on the vCPU must leave the guest before its next instruction.

@@ -251,6 +251,25 @@ impl Sched {
             .map(|(deadline_ns, _)| *deadline_ns)
     }
 
+    /// Has those deadlines come earlier by `by_ns` that are of calls which `moves` says so of.
+    pub fn move_deadlines(&mut self, by_ns: u64, moves: impl Fn(&Call) -> bool) {
+        let waiting: Vec<(u64, Tid)> = self.deadlines.iter().copied().collect();
+        for (deadline_ns, tid) in waiting {
+            let Some(parked) = self.parked.get_mut(&tid).filter(|it| moves(&it.call)) else {
+                continue;
+            };
+            let earlier_ns = deadline_ns.saturating_sub(by_ns);
+            parked.wait.deadline_ns = Some(earlier_ns);
+            if let Resume::Retry(state) = &mut parked.wait.resume
+                && state.deadline_ns.is_some()
+            {
+                state.deadline_ns = Some(earlier_ns);
+            }
+            self.deadlines.remove(&(deadline_ns, tid));
+            self.deadlines.insert((earlier_ns, tid));
+        }
+    }
+
     /// Waits for host descriptors: the first of all sources.
     fn host_waits(&self) -> impl Iterator<Item = (HostId, i16)> {
         let first = (Source::Host(HostId(0), 0), Tid(i32::MIN));
@@ -421,6 +440,26 @@ mod tests {
         assert_eq!(sched.next_deadline_ns(), None);
         assert_eq!(sched.futexes.get(&key), Some(&vector![Tid(2)]));
         sched.forget(Tid(2));
+        assert_eq!(sched, Sched::default());
+    }
+
+    #[test]
+    fn deadlines_move_for_some_calls() {
+        let key = FutexKey::Private(MmId(1), 0x1000);
+        let mut sched = Sched::default();
+        for (tid, nr) in [(1, 7), (2, 8), (3, 7)] {
+            let call = Call { nr, args: [0; 6] };
+            sched.park(Tid(tid), call, futex_wait(key, 1, Some(10 * tid as u64)));
+        }
+        sched.move_deadlines(15, |call| call.nr == 7);
+        let deadlines: Vec<_> = sched.deadlines.iter().copied().collect();
+        assert_eq!(deadlines, [(0, Tid(1)), (15, Tid(3)), (20, Tid(2))]);
+        assert_eq!(sched.parked[&Tid(3)].wait.deadline_ns, Some(15));
+        // Who has waited longest is still woken first.
+        assert_eq!(sched.futexes[&key], vector![Tid(1), Tid(2), Tid(3)]);
+        for tid in 1..=3 {
+            sched.forget(Tid(tid));
+        }
         assert_eq!(sched, Sched::default());
     }
 

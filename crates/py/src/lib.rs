@@ -799,6 +799,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<sandbox::Connection>()?;
     module.add_class::<sandbox::Snapshot>()?;
     module.add_class::<serve::CertificateFiles>()?;
+    module.add_class::<serve::Storage>()?;
     module.add_class::<serve::ServedProgram>()?;
     module.add_class::<serve::Server>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use kvmlet_engine::{
-    CallArg, CallReturns, CallValue, ConnectionId, EngineError, Kicker, Program, Shut, Streams,
-    Trace,
+    CallArg, CallReturns, CallValue, ConnectionId, Door, EngineError, Kicker, Program, Shut,
+    Streams, Trace,
 };
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyTypeError;
@@ -18,6 +18,9 @@ use crate::{
     Denials, Disk, Events, NativeError, Outcome, Policy, PythonOwner, calls_named,
     connections_named, denials_to_py, duration, stats_to_py, to_py,
 };
+
+/// The number of a place that is no TCP port; no program listens on that one.
+const UNIX_DOOR: u16 = 0;
 
 pub(crate) fn native(kind: &'static str, message: &'static str) -> PyErr {
     NativeError::new_err((kind, message))
@@ -279,15 +282,22 @@ impl Sandbox {
         timeout_s: Option<f64>,
     ) -> PyResult<u16> {
         let timeout = duration(timeout_s)?;
-        self.step(py, |engine, owner| {
+        let door = self.step(py, |engine, owner| {
             engine.until_listening(port, timeout, owner)
+        })?;
+        Ok(match door {
+            Door::Port(port) => port,
+            Door::Unix(_) => UNIX_DOOR,
         })
     }
 
     fn connect(&self, port: u16, peer: Option<(String, u16)>) -> PyResult<Connection> {
         let peer = address(peer)?;
-        self.with(|engine| engine.connect(port, peer))
-            .map(Connection)
+        self.with(|engine| match (port, engine.door()) {
+            (UNIX_DOOR, Some(door)) => engine.connect_at(door, peer),
+            (port, _) => engine.connect(port, peer),
+        })
+        .map(Connection)
     }
 
     #[pyo3(signature = (to, data, timeout_s))]

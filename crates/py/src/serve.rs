@@ -13,7 +13,7 @@ use std::time::Duration;
 use kvmlet_engine::{Program, Streams, Trace};
 use kvmlet_serve::{
     AccessLog, BootError, Bound, Commands, Isolate, Keeper, Notice, Output, Place, ProgramSettings,
-    Route, Settings, SetupError, Start, Tls, TrustedProxies, WarmupRequest, Watch,
+    Route, Settings, SetupError, Start, StorageSettings, Tls, TrustedProxies, WarmupRequest, Watch,
     raise_descriptor_limit,
 };
 use pyo3::prelude::*;
@@ -136,6 +136,77 @@ impl CertificateFiles {
     }
 }
 
+/// A program, its environment and its limits: memory, processes, open files, and output that is held.
+fn program(
+    (argv, env): (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>),
+    policy: &Policy,
+    (memory_bytes, processes_max, files_max, output_limit_bytes): (u64, usize, u64, u64),
+    calls: &str,
+) -> PyResult<Program> {
+    Ok(Program {
+        argv,
+        env,
+        policy: policy.policy.clone(),
+        access: Arc::clone(&policy.access),
+        cwd: policy.cwd.clone(),
+        streams: Streams::Capture {
+            input: Vec::new(),
+            output_limit_bytes,
+        },
+        timeout: None,
+        cpu_time: None,
+        memory_bytes,
+        disk: None,
+        processes_max,
+        files_max,
+        trace: Trace::Off,
+        calls: calls_named(calls)?,
+    })
+}
+
+/// A program that others ask, and that is not reset; see `_native.pyi`.
+#[pyclass(frozen, module = "kvmlet._native")]
+pub struct Storage {
+    storage: kvmlet_serve::Storage,
+}
+
+#[pymethods]
+impl Storage {
+    #[new]
+    #[pyo3(signature = (argv, *, env, policy, memory_bytes, processes_max, output_limit_bytes, calls, name, concurrent, timeout_s, boot_timeout_s))]
+    #[allow(clippy::too_many_arguments)] // the keywords of one Python call
+    fn new(
+        argv: Vec<Vec<u8>>,
+        env: Vec<(Vec<u8>, Vec<u8>)>,
+        policy: PyRef<'_, Policy>,
+        memory_bytes: u64,
+        processes_max: usize,
+        output_limit_bytes: u64,
+        calls: &str,
+        name: String,
+        concurrent: usize,
+        timeout_s: f64,
+        boot_timeout_s: f64,
+    ) -> PyResult<Self> {
+        let settings = StorageSettings {
+            name,
+            concurrent,
+            timeout: time(timeout_s)?,
+            boot_timeout: time(boot_timeout_s)?,
+        };
+        let limits = (
+            memory_bytes,
+            processes_max,
+            kvmlet_engine::FILES_MOST,
+            output_limit_bytes,
+        );
+        let program = program((argv, env), &policy, limits, calls)?;
+        Ok(Self {
+            storage: kvmlet_serve::Storage::new(settings, program),
+        })
+    }
+}
+
 /// A warm-up request: its line, fields, body and status.
 type Warmup = (String, Vec<String>, Vec<u8>, Option<u16>);
 
@@ -147,12 +218,13 @@ pub struct ServedProgram {
     guest_port: Option<u16>,
     request_memory_bytes: Option<u64>,
     boot_timeout: Duration,
+    storages: Vec<kvmlet_serve::Storage>,
 }
 
 #[pymethods]
 impl ServedProgram {
     #[new]
-    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, name, hosts, path, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, boot_timeout_s, body_bytes_max, upgrades_max, warmup, files_max=kvmlet_engine::FILES_MOST))]
+    #[pyo3(signature = (argv, *, env, policy, memory_bytes, request_memory_bytes, processes_max, output_limit_bytes, calls, name, hosts, path, guest_port, isolate, forks, queue_max, timeout_s, connection_timeout_s, idle_timeout_s, boot_timeout_s, body_bytes_max, upgrades_max, warmup, storages, files_max=kvmlet_engine::FILES_MOST))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn new(
         argv: Vec<Vec<u8>>,
@@ -177,6 +249,7 @@ impl ServedProgram {
         body_bytes_max: u64,
         upgrades_max: usize,
         warmup: Vec<Warmup>,
+        storages: Vec<PyRef<'_, Storage>>,
         files_max: u64,
     ) -> PyResult<Self> {
         let boot_timeout = time(boot_timeout_s)?;
@@ -207,31 +280,14 @@ impl ServedProgram {
             warmup_timeout: boot_timeout,
             warmup,
         };
-        let program = Arc::new(Program {
-            argv,
-            env,
-            policy: policy.policy.clone(),
-            access: Arc::clone(&policy.access),
-            cwd: policy.cwd.clone(),
-            streams: Streams::Capture {
-                input: Vec::new(),
-                output_limit_bytes,
-            },
-            timeout: None,
-            cpu_time: None,
-            memory_bytes,
-            disk: None,
-            processes_max,
-            files_max,
-            trace: Trace::Off,
-            calls: calls_named(calls)?,
-        });
+        let limits = (memory_bytes, processes_max, files_max, output_limit_bytes);
         Ok(Self {
             settings,
-            program,
+            program: Arc::new(program((argv, env), &policy, limits, calls)?),
             guest_port,
             request_memory_bytes,
             boot_timeout,
+            storages: storages.iter().map(|one| one.storage.clone()).collect(),
         })
     }
 }
@@ -241,11 +297,13 @@ impl ServedProgram {
         let program = Arc::clone(&self.program);
         let (guest_port, boot_timeout) = (self.guest_port, self.boot_timeout);
         let request_memory_bytes = self.request_memory_bytes;
+        let storages = self.storages.clone();
         let start = move |output: &mut dyn Output, stop: &(dyn Fn() -> bool + Sync)| {
             let started = kvmlet_serve::engine::start(
                 &program,
                 guest_port,
                 request_memory_bytes,
+                &storages,
                 boot_timeout,
                 output,
                 stop,
@@ -265,6 +323,7 @@ struct Parts {
     listeners: Vec<Bound>,
     control: Option<Bound>,
     programs: Vec<(ProgramSettings, Arc<Start>)>,
+    storages: Vec<kvmlet_serve::Storage>,
     notice: Notice,
     signals: Option<Signals>,
     keeper: Option<Keeper>,
@@ -284,10 +343,11 @@ pub struct Server {
 #[pymethods]
 impl Server {
     #[new]
-    #[pyo3(signature = (programs, *, listen, control, header_timeout_s, keepalive_s, grace_s, buffer_bytes, connections_max, access_log, trusted_proxies, proxy_protocol, tls, threads, quiet, signals, keeper=None, takes_over=false))]
+    #[pyo3(signature = (programs, *, storages, listen, control, header_timeout_s, keepalive_s, grace_s, buffer_bytes, connections_max, access_log, trusted_proxies, proxy_protocol, tls, threads, quiet, signals, keeper=None, takes_over=false))]
     #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn new(
         programs: Vec<PyRef<'_, ServedProgram>>,
+        storages: Vec<PyRef<'_, Storage>>,
         listen: Vec<String>,
         control: Option<String>,
         header_timeout_s: f64,
@@ -357,6 +417,7 @@ impl Server {
                 listeners,
                 control,
                 programs: programs.iter().map(|one| one.behind_a_front()).collect(),
+                storages: storages.iter().map(|one| one.storage.clone()).collect(),
                 notice: if quiet { Notice::Quiet } else { Notice::Say },
                 signals,
                 keeper,
@@ -425,6 +486,7 @@ fn run(parts: Parts, commands: &Commands, watch: &OnceLock<Watch>) -> Result<(),
         listeners,
         control,
         programs,
+        storages,
         notice,
         signals,
         keeper,
@@ -440,7 +502,8 @@ fn run(parts: Parts, commands: &Commands, watch: &OnceLock<Watch>) -> Result<(),
             .map_err(host)?;
     }
     let mut server =
-        kvmlet_serve::Server::new(settings, programs, listeners, control, notice).map_err(host)?;
+        kvmlet_serve::Server::new(settings, programs, storages, listeners, control, notice)
+            .map_err(host)?;
     if let Some(keeper) = keeper {
         server = server.kept_by(keeper);
     }

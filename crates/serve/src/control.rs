@@ -77,7 +77,7 @@ fn answer(front: &Front, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         "/metrics" => (
             StatusCode::OK,
             "text/plain; version=0.0.4; charset=utf-8",
-            front.metrics.text(&front.program_metrics()),
+            (front.metrics).text(&front.program_metrics(), &front.storage_metrics()),
         ),
         "/-/status" => (StatusCode::OK, "application/json", status(front)),
         _ => (
@@ -116,10 +116,20 @@ fn status(front: &Front) -> String {
             format!("\"{}\":{{{of_one}}}", one.program())
         })
         .collect();
+    let storages = front.storage_metrics();
+    let storages: Vec<String> = storages
+        .iter()
+        .map(|one| {
+            let counts = one.counts();
+            let names = counts.map(|(name, _)| name);
+            format!("\"{}\":{{{}}}", one.storage(), members(&counts, &names))
+        })
+        .collect();
     format!(
-        "{{\"ready\":{},{},\"programs\":{{{}}}}}\n",
+        "{{\"ready\":{},{},\"programs\":{{{}}},\"storages\":{{{}}}}}\n",
         front.readiness().is_ok(),
         members(&all, &of_all),
-        programs.join(",")
+        programs.join(","),
+        storages.join(",")
     )
 }

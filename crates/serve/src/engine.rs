@@ -1,4 +1,4 @@
-//! The programs of the engine, as the front asks for them.
+//! The programs of the engine, as the front asks for them, and its storages.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -6,15 +6,25 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use kvmlet_engine::{
-    Ending as Ended, EngineError, Errno, Feed, Flow, Owner, Sandbox, Served, ServerFork, Snapshot,
-    Streamed,
+    Denial, Door, Ending as Ended, EngineError, Errno, Feed, Flow, Left, Owner, Questions, Sandbox,
+    Served, ServerFork, Snapshot, Streamed,
 };
 
-use crate::fork::{BootError, Ending, Fork, Master, Output, Program, Reset};
+use crate::fork::{BootError, Ending, Fork, Master, Output, Program, Refusal, Reset};
+use crate::storage::{Askable, StorageSettings};
 use crate::wire::{Input, Wire};
 
 /// Bytes of a client that are taken over at one time.
 const PIECE_BYTES: usize = 64 << 10;
+/// Calls that only ask. A program that goes on without has lost nothing.
+const ASKING: [&str; 6] = [
+    "stat",
+    "access",
+    "readlink",
+    "statfs",
+    "getxattr",
+    "listxattr",
+];
 /// Said to the client whose request took all that there was.
 const NO_MEMORY: &str = "the program has reached its memory limit";
 
@@ -24,8 +34,9 @@ impl From<EngineError> for BootError {
     }
 }
 
-/// Starts a program, which runs until it waits for connections: on `port`, or on the only port there is. A request may
-/// use `request_memory_bytes` beyond what it uses then, or as much as the program if that is not given.
+/// Starts a program, which runs until it waits for connections: on `port`, or at the only place there is. A request may
+/// use `request_memory_bytes` beyond what it uses then, or as much as the program if that is not given. It may ask
+/// `storages`.
 ///
 /// # Errors
 /// [`BootError`].
@@ -33,6 +44,7 @@ pub fn start(
     program: &kvmlet_engine::Program,
     port: Option<u16>,
     request_memory_bytes: Option<u64>,
+    storages: &[crate::storage::Storage],
     timeout: Duration,
     output: &mut dyn Output,
     stop: &(dyn Fn() -> bool + Sync),
@@ -41,13 +53,24 @@ pub fn start(
     if let Some(len_bytes) = request_memory_bytes {
         sandbox.limit_forks(len_bytes);
     }
+    if !storages.is_empty() {
+        sandbox.let_ask(Arc::new(Askable(storages.to_vec())));
+    }
     let mut owner = Told { output, stop };
     let listening = sandbox.until_listening(port, Some(timeout), &mut owner);
     hand_on(sandbox.take_output(), output);
-    let port = listening.map_err(|error| not_started(error, "it listened"))?;
+    let refused = tell_denials(&mut sandbox, output);
+    let door = listening.map_err(|error| {
+        let ended = matches!(error, EngineError::Ended(_));
+        let mut error = not_started(error, "it listened");
+        if let Some(refused) = refused.filter(|_| ended) {
+            error.message.push_str(&format!("; denied: {refused}"));
+        }
+        error
+    })?;
     Ok(Box::new(Listening {
         sandbox,
-        port,
+        door,
         timeout,
     }))
 }
@@ -70,8 +93,25 @@ fn hand_on((stdout, stderr): (Vec<u8>, Vec<u8>), output: &mut dyn Output) {
     }
 }
 
+/// Hands on what the policy has refused: the first of it that the program wanted to use.
+fn tell_denials(sandbox: &mut Sandbox, output: &mut dyn Output) -> Option<String> {
+    let (denials, _) = sandbox.take_report();
+    let refusals: Vec<Refusal> = denials.iter().map(refusal).collect();
+    refusals.iter().for_each(|one| output.denied(one));
+    let used = refusals.into_iter().find(|one| !one.only_asked);
+    used.map(|one| one.what)
+}
+
+fn refusal(denial: &Denial) -> Refusal {
+    let call = denial.what.split(' ').next().unwrap_or_default();
+    Refusal {
+        what: format!("{} ({})", denial.what, denial.errno),
+        only_asked: ASKING.contains(&call),
+    }
+}
+
 /// An ending of the program in words.
-fn how(ending: Ended) -> String {
+pub(crate) fn how(ending: Ended) -> String {
     match ending {
         Ended::Exited(status) => format!("it exited with status {status}"),
         Ended::Signal(number) => match signal_name(number) {
@@ -106,6 +146,57 @@ fn signal_name(number: u8) -> Option<&'static str> {
         31 => "SIGSYS",
         _ => return None,
     })
+}
+
+/// A storage whose program waits for questions.
+pub(crate) struct Storage(kvmlet_engine::Storage);
+
+/// Starts the program of a storage, which runs until it waits for its first question.
+pub(crate) fn start_storage(
+    program: &kvmlet_engine::Program,
+    settings: &StorageSettings,
+    output: &mut dyn Output,
+    stop: &(dyn Fn() -> bool + Sync),
+) -> Result<Storage, BootError> {
+    let mut owner = Told { output, stop };
+    let started = kvmlet_engine::Storage::start(
+        program,
+        settings.concurrent,
+        settings.timeout,
+        settings.boot_timeout,
+        &mut owner,
+    );
+    let storage = started.map_err(|error| match error {
+        EngineError::TimedOut | EngineError::NotReady => {
+            BootError::new("not_ready", "it does not wait for questions")
+        }
+        other => not_started(other, "it waited for questions"),
+    })?;
+    Ok(Storage(storage))
+}
+
+impl Storage {
+    pub(crate) fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let waker = self.0.waker();
+        Arc::new(move || waker.wake())
+    }
+
+    /// Answers questions until it ends, or is told to stop.
+    pub(crate) fn answer(
+        &mut self,
+        questions: &mut dyn Questions,
+        stop: &(dyn Fn() -> bool + Sync),
+        output: &mut dyn Output,
+    ) -> Result<Left, String> {
+        let mut owner = Told {
+            output: &mut *output,
+            stop,
+        };
+        let left = self.0.answer(questions, &mut owner);
+        tell_denials(self.0.sandbox(), output);
+        hand_on(self.0.take_output(), output);
+        left.map_err(|error| error.to_string())
+    }
 }
 
 /// The owner of a program that is being started.
@@ -260,13 +351,13 @@ fn address(wire: &Wire) -> SocketAddr {
 /// A program that waits for connections.
 struct Listening {
     sandbox: Sandbox,
-    port: u16,
+    door: Door,
     timeout: Duration,
 }
 
 impl Program for Listening {
     fn serve(&mut self, wire: &Wire, output: &mut dyn Output) -> Ending {
-        let connection = match self.sandbox.connect(self.port, Some(address(wire))) {
+        let connection = match self.sandbox.connect_at(self.door, Some(address(wire))) {
             Ok(connection) => connection,
             Err(EngineError::Connection(errno)) if errno == Errno::ENOMEM.name() => {
                 return Ending::Memory(NO_MEMORY.to_owned());
@@ -286,9 +377,13 @@ impl Program for Listening {
         };
         let again = match ending {
             Ending::Done => {
-                sandbox.until_listening(Some(self.port), Some(self.timeout), &mut owner)
+                let port = match self.door {
+                    Door::Port(port) => Some(port),
+                    Door::Unix(_) => None,
+                };
+                sandbox.until_listening(port, Some(self.timeout), &mut owner)
             }
-            _ => Ok(self.port),
+            _ => Ok(self.door),
         };
         hand_on(self.sandbox.take_output(), output);
         match again {
@@ -335,6 +430,7 @@ impl Fork for Forked {
         });
         self.fork.close(connection);
         hand_on(self.fork.take_output(), output);
+        tell_denials(self.fork.sandbox(), output);
         ending
     }
 
@@ -346,6 +442,10 @@ impl Fork for Forked {
 
     fn exits(&mut self) -> u64 {
         self.fork.sandbox().exits()
+    }
+
+    fn poller_cpu(&mut self) -> Duration {
+        self.fork.sandbox().poller_cpu()
     }
 
     fn waker(&self) -> Arc<dyn Fn() + Send + Sync> {

@@ -1,6 +1,7 @@
 //! The program that the front stands before, as far as the front knows it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::wire::Wire;
 
@@ -39,6 +40,18 @@ pub struct Reset {
 pub trait Output {
     /// Bytes of standard output or, if `stream` is 2, of standard error.
     fn wrote(&mut self, stream: u8, bytes: &[u8]);
+
+    /// The policy has refused this.
+    fn denied(&mut self, refusal: &Refusal);
+}
+
+/// Something that the policy refused, in words.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Refusal {
+    /// The thing that was tried and the error that the program got.
+    pub what: String,
+    /// It only asked whether something is there, as programs do that go on without.
+    pub only_asked: bool,
 }
 
 /// A copy of the frozen program. It lives on one thread, which runs it.
@@ -55,6 +68,9 @@ pub trait Fork: Send {
 
     /// Exits from its VM so far.
     fn exits(&mut self) -> u64;
+
+    /// CPU time of the threads that answer its system calls without an exit, so far.
+    fn poller_cpu(&mut self) -> Duration;
 
     /// Makes [`Fork::serve`] look at its wire at once, from any thread. It holds until the next reset.
     fn waker(&self) -> Arc<dyn Fn() + Send + Sync>;

@@ -34,6 +34,7 @@ mod routes;
 mod server;
 mod service;
 mod socket;
+mod storage;
 mod stream;
 mod syntax;
 #[cfg(test)]
@@ -45,13 +46,14 @@ mod wire;
 
 pub use access_log::AccessLog;
 pub use certificate::CertificateFiles;
-pub use fork::{BootError, Ending, Fork, Master, Output, Program, Reset};
+pub use fork::{BootError, Ending, Fork, Master, Output, Program, Refusal, Reset};
 pub use keeper::Keeper;
 pub use listener::{Bound, Place, SetupError, raise_descriptor_limit};
 pub use peer::{Cidr, TrustedProxies};
 pub use routes::Route;
 pub use server::{Commands, Notice, Server, Settings, Watch};
 pub use service::{Isolate, ProgramSettings, Start};
+pub use storage::{Storage, StorageSettings};
 pub use tls::Tls;
 pub use warm::WarmupRequest;
 pub use wire::{Input, Wire};

@@ -1,5 +1,6 @@
 //! Lines for the log, written by a thread of their own: a reader that stands still holds nobody up.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -7,13 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::fork::Output;
+use crate::fork::{Output, Refusal};
 use crate::metrics::Metrics;
 
 /// Lines that wait to be written; more are dropped, and counted.
 const LINES_MAX: usize = 4096;
 /// Of them, those of the program: one that writes without end leaves room for ours, the access log among them.
 const PROGRAM_LINES_MAX: usize = LINES_MAX / 2;
+/// Refusals that are told; a program can think of any number.
+const DENIED_MAX: usize = 1024;
 /// A longer line of the program's is cut into several.
 const LINE_BYTES_MAX: usize = 4096;
 
@@ -41,6 +44,8 @@ pub(crate) struct Log {
     of_program: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
     writer: Arc<Mutex<Option<JoinHandle<()>>>>,
+    /// The refusals that have been told, each with its program.
+    denied: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Log {
@@ -58,6 +63,7 @@ impl Log {
             of_program,
             metrics,
             writer: Arc::new(Mutex::new(Some(writer))),
+            denied: Arc::default(),
         })
     }
 
@@ -75,6 +81,12 @@ impl Log {
             self.of_program.fetch_sub(1, Ordering::Relaxed);
             self.note_dropped();
         }
+    }
+
+    /// True if this refusal is to be told: once, and not without end.
+    fn is_news(&self, refusal: &str) -> bool {
+        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        denied.len() < DENIED_MAX && denied.insert(refusal.to_owned())
     }
 
     fn note_dropped(&self) {
@@ -162,27 +174,47 @@ pub(crate) fn named(program: &str) -> String {
 #[derive(Debug)]
 pub(crate) struct Lines<'a> {
     log: &'a Log,
+    program: String,
     prefix: String,
     partial: [Vec<u8>; 2],
+    /// Refusals so far.
+    denials: u64,
 }
 
 impl<'a> Lines<'a> {
     /// Of the program with this name, empty if it is the only one.
     pub(crate) fn new(log: &'a Log, program: &str, fork: usize, id: &str) -> Self {
-        Self {
+        Self::of(
             log,
-            prefix: format!("[{}fork {fork} {id}] ", named(program)),
-            partial: [Vec::new(), Vec::new()],
-        }
+            program,
+            format!("[{}fork {fork} {id}] ", named(program)),
+        )
     }
 
     /// Of the program before it is frozen.
     pub(crate) fn of_start(log: &'a Log, program: &str) -> Self {
+        Self::of(log, program, format!("[{}start] ", named(program)))
+    }
+
+    /// Of a storage.
+    pub(crate) fn of_storage(log: &'a Log, storage: &str) -> Self {
+        let storage = format!("storage {storage}");
+        Self::of(log, &storage, format!("[{storage}] "))
+    }
+
+    fn of(log: &'a Log, program: &str, prefix: String) -> Self {
         Self {
             log,
-            prefix: format!("[{}start] ", named(program)),
+            program: program.to_owned(),
+            prefix,
             partial: [Vec::new(), Vec::new()],
+            denials: 0,
         }
+    }
+
+    /// Refusals so far.
+    pub(crate) fn denials(&self) -> u64 {
+        self.denials
     }
 
     fn write(&self, line: &[u8]) {
@@ -194,6 +226,15 @@ impl<'a> Lines<'a> {
 }
 
 impl Output for Lines<'_> {
+    fn denied(&mut self, refusal: &Refusal) {
+        self.denials += 1;
+        let Refusal { what, only_asked } = refusal;
+        if !only_asked && self.log.is_news(&format!("{} {what}", self.program)) {
+            let text = format!("{}denied: {}", self.prefix, printable(what));
+            self.log.line(To::Stderr, text);
+        }
+    }
+
     fn wrote(&mut self, stream: u8, bytes: &[u8]) {
         let index = usize::from(stream == 2);
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -232,6 +273,7 @@ pub(crate) mod tests {
             of_program: Arc::default(),
             metrics: Arc::default(),
             writer: Arc::default(),
+            denied: Arc::default(),
         };
         (log, waiting)
     }
@@ -254,6 +296,31 @@ pub(crate) mod tests {
                 "[fork 3 id] last"
             ]
         );
+    }
+
+    #[test]
+    fn a_refusal_is_told_once() {
+        let (log, waiting) = kept();
+        let refusal = |what: String| Refusal {
+            what,
+            only_asked: false,
+        };
+        for id in ["one", "two"] {
+            let mut lines = Lines::new(&log, "shop", 0, id);
+            lines.denied(&refusal("open /x (ENOENT)".to_owned()));
+            lines.denied(&Refusal {
+                only_asked: true,
+                ..refusal("stat /y (ENOENT)".to_owned())
+            });
+            assert_eq!(lines.denials(), 2);
+        }
+        let all: Vec<String> = waiting.try_iter().map(|(_, _, line)| line).collect();
+        assert_eq!(all, ["[shop fork 0 one] denied: open /x (ENOENT)"]);
+        let mut lines = Lines::new(&log, "", 0, "id");
+        for number in 0..2 * DENIED_MAX {
+            lines.denied(&refusal(format!("open /{number}")));
+        }
+        assert_eq!(waiting.try_iter().count(), DENIED_MAX - 1);
     }
 
     #[test]

@@ -89,6 +89,43 @@ impl Handshake {
     }
 }
 
+/// The way that a question to a storage ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Asked {
+    Ok,
+    /// Too many waited.
+    Full,
+    /// The storage ended meanwhile.
+    Ended,
+    /// The storage went on without an answer.
+    Silent,
+    TimedOut,
+    /// Its asker was gone before the storage was given it.
+    Gone,
+}
+
+impl Asked {
+    const ALL: [Self; 6] = [
+        Self::Ok,
+        Self::Full,
+        Self::Ended,
+        Self::Silent,
+        Self::TimedOut,
+        Self::Gone,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Full => "full",
+            Self::Ended => "ended",
+            Self::Silent => "silent",
+            Self::TimedOut => "timeout",
+            Self::Gone => "gone",
+        }
+    }
+}
+
 /// Upper ends of a histogram's buckets, in microseconds.
 const BUCKETS_US: [u64; 16] = [
     50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
@@ -113,18 +150,18 @@ impl Histogram {
         self.sum_us.fetch_add(us, Ordering::Relaxed);
     }
 
-    fn write(&self, text: &mut String, name: &str, program: &str) {
+    fn write(&self, text: &mut String, name: &str, whose: (&str, &str)) {
         let mut sum = 0;
         for (count, end_us) in self.counts.iter().zip(BUCKETS_US) {
             sum += count.load(Ordering::Relaxed);
-            let labels = labels(program, Some(("le", &seconds(end_us))));
+            let labels = labels(whose, Some(("le", &seconds(end_us))));
             let _ = writeln!(text, "{name}_bucket{labels} {sum}");
         }
         // Read after the buckets, and so at least their sum.
         let all = self.all.load(Ordering::Relaxed).max(sum);
         let total = seconds(self.sum_us.load(Ordering::Relaxed));
-        let every = labels(program, Some(("le", "+Inf")));
-        let labels = labels(program, None);
+        let every = labels(whose, Some(("le", "+Inf")));
+        let labels = labels(whose, None);
         let _ = write!(
             text,
             "{name}_bucket{every} {all}\n{name}_sum{labels} {total}\n{name}_count{labels} {all}\n"
@@ -132,10 +169,15 @@ impl Histogram {
     }
 }
 
-/// The labels of a value: of the program with this name, if it has one, and one more.
-fn labels(program: &str, more: Option<(&str, &str)>) -> String {
-    let of_program = (!program.is_empty()).then_some(("program", program));
-    let all: Vec<String> = (of_program.into_iter().chain(more))
+/// The label of values of the program with this name.
+fn of_program(name: &str) -> (&'static str, &str) {
+    ("program", name)
+}
+
+/// The labels of a value: whose it is, if that has a name, and one more.
+fn labels(whose: (&str, &str), more: Option<(&str, &str)>) -> String {
+    let whose = (!whose.1.is_empty()).then_some(whose);
+    let all: Vec<String> = (whose.into_iter().chain(more))
         .map(|(name, value)| format!("{name}=\"{value}\""))
         .collect();
     if all.is_empty() {
@@ -177,11 +219,64 @@ pub(crate) struct ProgramMetrics {
     pub(crate) reset: Histogram,
     pub(crate) pages_reset: AtomicU64,
     pub(crate) exits: AtomicU64,
+    poller_cpu_us: AtomicU64,
+    /// Things that the policy refused.
+    pub(crate) denials: AtomicU64,
     pub(crate) forks: AtomicI64,
     pub(crate) forks_busy: AtomicI64,
     pub(crate) forks_rebuilt: AtomicU64,
     pub(crate) waiting: AtomicI64,
     pub(crate) upgrades: AtomicI64,
+}
+
+/// Those of one storage.
+#[derive(Debug, Default)]
+pub(crate) struct StorageMetrics {
+    storage: String,
+    questions: [AtomicU64; Asked::ALL.len()],
+    /// From the moment that a question was asked to that when the storage was given it.
+    pub(crate) queued: Histogram,
+    /// From then to its end.
+    pub(crate) ran: Histogram,
+    pub(crate) restarts: AtomicU64,
+    pub(crate) waiting: AtomicI64,
+    /// After its last answer.
+    pub(crate) memory_bytes: AtomicI64,
+}
+
+impl StorageMetrics {
+    pub(crate) fn new(storage: &str) -> Self {
+        Self {
+            storage: storage.to_owned(),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn count(&self, how: Asked) {
+        if let Some(index) = Asked::ALL.iter().position(|other| *other == how) {
+            self.questions[index].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Questions that it has answered.
+    pub(crate) fn answered(&self) -> u64 {
+        count(&self.questions[0])
+    }
+
+    /// The name of the storage.
+    pub(crate) fn storage(&self) -> &str {
+        &self.storage
+    }
+
+    /// The numbers that a caller looks at.
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 4] {
+        [
+            ("answered", self.answered()),
+            ("waiting", level(&self.waiting)),
+            ("restarts", count(&self.restarts)),
+            ("memory_bytes", level(&self.memory_bytes)),
+        ]
+    }
 }
 
 /// Counted up while this lives.
@@ -227,6 +322,12 @@ impl ProgramMetrics {
         if let Some(index) = Outcome::ALL.iter().position(|other| *other == outcome) {
             self.requests[index].fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// CPU time of threads that answer system calls without an exit.
+    pub(crate) fn add_poller_cpu(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.poller_cpu_us.fetch_add(us, Ordering::Relaxed);
     }
 
     /// The name of the program.
@@ -278,8 +379,12 @@ impl Metrics {
         all
     }
 
-    /// All of them as a page, with those of `programs`.
-    pub(crate) fn text(&self, programs: &[Arc<ProgramMetrics>]) -> String {
+    /// All of them as a page, with those of `programs` and `storages`.
+    pub(crate) fn text(
+        &self,
+        programs: &[Arc<ProgramMetrics>],
+        storages: &[Arc<StorageMetrics>],
+    ) -> String {
         let mut text = String::with_capacity(8192);
         let name = "kvmlet_requests_total";
         begin(
@@ -290,11 +395,14 @@ impl Metrics {
         );
         for one in programs {
             for (outcome, number) in Outcome::ALL.iter().zip(&one.requests) {
-                let labels = labels(&one.program, Some(("outcome", outcome.name())));
+                let labels = labels(of_program(&one.program), Some(("outcome", outcome.name())));
                 let _ = writeln!(text, "{name}{labels} {}", count(number));
             }
         }
         of_programs(&mut text, programs);
+        if !storages.is_empty() {
+            of_storages(&mut text, storages);
+        }
         self.of_front(&mut text);
         text
     }
@@ -308,7 +416,7 @@ impl Metrics {
             "Handshakes of TLS by the way they ended.",
         );
         for (outcome, number) in Handshake::ALL.iter().zip(&self.handshakes) {
-            let labels = labels("", Some(("outcome", outcome.name())));
+            let labels = labels(of_program(""), Some(("outcome", outcome.name())));
             let _ = writeln!(text, "{name}{labels} {}", count(number));
         }
         for (name, kind, help, value) in [
@@ -379,10 +487,24 @@ fn of_programs(text: &mut String, programs: &[Arc<ProgramMetrics>]) {
     for (name, help, time) in times {
         begin(text, name, "histogram", help);
         for one in programs {
-            time(one).write(text, name, &one.program);
+            time(one).write(text, name, of_program(&one.program));
         }
     }
-    let values: [(&str, &str, &str, Value); 7] = [
+    let name = "kvmlet_poller_cpu_seconds_total";
+    let help = "CPU time of threads that answer system calls without an exit.";
+    begin(text, name, "counter", help);
+    for one in programs {
+        let labels = labels(of_program(&one.program), None);
+        let time = seconds(count(&one.poller_cpu_us));
+        let _ = writeln!(text, "{name}{labels} {time}");
+    }
+    let values: [(&str, &str, &str, Value); 8] = [
+        (
+            "kvmlet_denials_total",
+            "counter",
+            "Things that the policy refused to requests.",
+            |one| count(&one.denials),
+        ),
         (
             "kvmlet_pages_reset_total",
             "counter",
@@ -426,7 +548,72 @@ fn of_programs(text: &mut String, programs: &[Arc<ProgramMetrics>]) {
     for (name, kind, help, value) in values {
         begin(text, name, kind, help);
         for one in programs {
-            let labels = labels(&one.program, None);
+            let labels = labels(of_program(&one.program), None);
+            let _ = writeln!(text, "{name}{labels} {}", value(one));
+        }
+    }
+}
+
+/// The label of values of a storage.
+fn of_storage(one: &StorageMetrics) -> (&'static str, &str) {
+    ("storage", &one.storage)
+}
+
+/// The metrics that each storage has for itself.
+fn of_storages(text: &mut String, storages: &[Arc<StorageMetrics>]) {
+    type Time = fn(&StorageMetrics) -> &Histogram;
+    type Value = fn(&StorageMetrics) -> u64;
+    let name = "kvmlet_storage_questions_total";
+    let help = "Questions to storages by the way they ended.";
+    begin(text, name, "counter", help);
+    for one in storages {
+        for (how, number) in Asked::ALL.iter().zip(&one.questions) {
+            let labels = labels(of_storage(one), Some(("outcome", how.name())));
+            let _ = writeln!(text, "{name}{labels} {}", count(number));
+        }
+    }
+    let times: [(&str, &str, Time); 2] = [
+        (
+            "kvmlet_storage_queue_seconds",
+            "Time that questions waited for a storage.",
+            |one| &one.queued,
+        ),
+        (
+            "kvmlet_storage_run_seconds",
+            "Time that a storage took for a question.",
+            |one| &one.ran,
+        ),
+    ];
+    for (name, help, time) in times {
+        begin(text, name, "histogram", help);
+        for one in storages {
+            time(one).write(text, name, of_storage(one));
+        }
+    }
+    let values: [(&str, &str, &str, Value); 3] = [
+        (
+            "kvmlet_storage_restarts_total",
+            "counter",
+            "Storages that were started anew.",
+            |one| count(&one.restarts),
+        ),
+        (
+            "kvmlet_storage_queue_length",
+            "gauge",
+            "Questions that wait for a storage.",
+            |one| level(&one.waiting),
+        ),
+        (
+            "kvmlet_storage_memory_bytes",
+            "gauge",
+            "Memory of a storage after its last answer.",
+            |one| level(&one.memory_bytes),
+        ),
+    ];
+    for (name, kind, help, value) in values {
+        begin(text, name, kind, help);
+        for one in storages {
+            let labels = labels(of_storage(one), None);
             let _ = writeln!(text, "{name}{labels} {}", value(one));
         }
     }
@@ -444,7 +631,7 @@ mod tests {
         for us in [10, 60, 60_000_000] {
             metrics.ran.add(Duration::from_micros(us));
         }
-        let text = Metrics::default().text(&[metrics]);
+        let text = Metrics::default().text(&[metrics], &[]);
         for line in [
             "kvmlet_requests_total{outcome=\"ok\"} 1",
             "kvmlet_requests_total{outcome=\"deadline\"} 1",
@@ -465,7 +652,10 @@ mod tests {
         let programs = [named("a"), named("b"), named("")];
         programs[1].count(Outcome::Crash);
         programs[1].forks.store(3, Ordering::Relaxed);
-        let text = Metrics::default().text(&programs);
+        let storage = Arc::new(StorageMetrics::new("cart"));
+        storage.count(Asked::Ended);
+        storage.ran.add(Duration::from_micros(60));
+        let text = Metrics::default().text(&programs, &[storage]);
         for line in [
             "kvmlet_requests_total{program=\"b\",outcome=\"crash\"} 1",
             "kvmlet_requests_total{outcome=\"crash\"} 0",
@@ -474,6 +664,9 @@ mod tests {
             "kvmlet_forks{program=\"b\"} 3",
             "kvmlet_forks 0",
             "kvmlet_connections 0",
+            "kvmlet_storage_questions_total{storage=\"cart\",outcome=\"ended\"} 1",
+            "kvmlet_storage_run_seconds_bucket{storage=\"cart\",le=\"0.0001\"} 1",
+            "kvmlet_storage_restarts_total{storage=\"cart\"} 0",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}\n{text}");
         }

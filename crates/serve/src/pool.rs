@@ -353,10 +353,12 @@ impl Worker {
             let there = Counted::new(&shared.metrics.forks);
             while let Some(job) = shared.next(self.number) {
                 let busy = Counted::new(&shared.metrics.forks_busy);
-                let before = fork.exits();
+                let before = (fork.exits(), fork.poller_cpu());
                 let is_usable = self.serve(fork.as_mut(), job);
-                let exits = fork.exits().saturating_sub(before);
+                let exits = fork.exits().saturating_sub(before.0);
                 shared.metrics.exits.fetch_add(exits, Ordering::Relaxed);
+                let polled = fork.poller_cpu().saturating_sub(before.1);
+                shared.metrics.add_poller_cpu(polled);
                 drop(busy);
                 if !is_usable {
                     break;
@@ -419,7 +421,9 @@ impl Worker {
         let served = std::panic::catch_unwind(AssertUnwindSafe(|| {
             wire.set_waker(Some(fork.waker()));
             let mut lines = Lines::new(&shared.log, &shared.settings.name, self.number, &id);
-            fork.serve(&wire, &mut lines)
+            let ending = fork.serve(&wire, &mut lines);
+            (metrics.denials).fetch_add(lines.denials(), Ordering::Relaxed);
+            ending
         }));
         let panicked = served.is_err();
         let ending = served.unwrap_or_else(|_| Ending::Failed("a fault in kvmlet".to_owned()));
@@ -552,6 +556,10 @@ mod tests {
         fn reset(&mut self) -> Result<crate::fork::Reset, String> {
             until(|| self.0.load(Ordering::SeqCst));
             Ok(crate::fork::Reset::default())
+        }
+
+        fn poller_cpu(&mut self) -> Duration {
+            Duration::ZERO
         }
 
         fn exits(&mut self) -> u64 {

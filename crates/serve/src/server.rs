@@ -16,12 +16,13 @@ use crate::id::Ids;
 use crate::keeper::Keeper;
 use crate::listener::{Bound, Listener, SetupError};
 use crate::log::Log;
-use crate::metrics::{self, Metrics, ProgramMetrics};
+use crate::metrics::{self, Metrics, ProgramMetrics, StorageMetrics};
 use crate::peer::{Peer, TrustedProxies};
 use crate::pool::Pool;
 use crate::routes::{self, NoRoute};
 use crate::service::{Isolate, ProgramSettings, Service, Start};
 use crate::socket::Stream;
+use crate::storage::Storage;
 use crate::tls::Tls;
 use crate::{arrival, connection, control, stream};
 
@@ -155,6 +156,7 @@ pub(crate) struct Front {
     pub(crate) bodies: Budget,
     pub(crate) answers: Budget,
     services: Vec<Arc<Service>>,
+    storages: Vec<Storage>,
     /// Of requests that are for no program.
     unrouted: Arc<ProgramMetrics>,
     phase: watch::Sender<Phase>,
@@ -172,11 +174,22 @@ impl Front {
             answers: Budget::new(settings.buffer_bytes),
             unrouted: only.map_or_else(Arc::default, |only| Arc::clone(&only.metrics)),
             services,
+            storages: Vec::new(),
             settings,
             metrics,
             ids: Ids::new(),
             phase: watch::Sender::new(Phase::Open),
         })
+    }
+
+    /// This one, with storages that its programs may ask.
+    fn with_storages(self, storages: Vec<Storage>) -> Self {
+        Self { storages, ..self }
+    }
+
+    pub(crate) fn storage_metrics(&self) -> Vec<Arc<StorageMetrics>> {
+        let storages = self.storages.iter();
+        storages.map(|one| Arc::clone(one.metrics())).collect()
     }
 
     pub(crate) fn services(&self) -> &[Arc<Service>] {
@@ -278,6 +291,7 @@ impl Server {
     pub fn new(
         settings: Settings,
         programs: Vec<(ProgramSettings, Arc<Start>)>,
+        storages: Vec<Storage>,
         listeners: Vec<Bound>,
         control: Option<Bound>,
         notice: Notice,
@@ -296,7 +310,7 @@ impl Server {
             runtime,
             listeners,
             control,
-            front: Arc::new(Front::new(settings, services)?),
+            front: Arc::new(Front::new(settings, services)?.with_storages(storages)),
             notice,
             keeper: None,
         })
@@ -338,8 +352,10 @@ impl Server {
             front: Arc::clone(&front),
             commands: commands.clone(),
             notice,
+            answering: Arc::default(),
         };
         let result = runtime.block_on(course.run(listeners, control, keeper));
+        let answering = std::mem::take(&mut *lock(&course.answering));
         drop(course);
         let services = front.services().iter();
         let pools: Vec<_> = services.filter_map(|one| one.set_pool(None)).collect();
@@ -351,6 +367,11 @@ impl Server {
         let late = pools.iter().filter(|pool| !pool.join(left())).count();
         if late > 0 {
             front.log.say("some forks did not end in time");
+        }
+        // Forks may ask them to the end.
+        front.storages.iter().for_each(Storage::close);
+        while !answering.iter().all(std::thread::JoinHandle::is_finished) && !left().is_zero() {
+            std::thread::park_timeout(Duration::from_millis(2));
         }
         if let Some(front) = Arc::into_inner(front) {
             front.log.close(Duration::from_secs(1));
@@ -366,6 +387,8 @@ struct Course {
     front: Arc<Front>,
     commands: Commands,
     notice: Notice,
+    /// The threads of storages.
+    answering: Arc<Mutex<Vec<std::thread::JoinHandle<()>>>>,
 }
 
 impl Course {
@@ -394,8 +417,12 @@ impl Course {
         let waits = keeper.as_ref().is_some_and(Keeper::has_another);
         let early = control.as_ref().filter(|_| !waits);
         let mut controlled = self.control(early).map_err(host)?;
+        let started = async {
+            self.start_storages().await?;
+            self.boot().await
+        };
         let booted = tokio::select! {
-            booted = self.boot() => booted?,
+            booted = started => booted?,
             () = self.commands.stopped(1) => return Ok(()),
         };
         for (service, pool) in self.front.services().iter().zip(booted) {
@@ -558,6 +585,24 @@ impl Course {
         self.note("reloaded");
         // They serve what they have, and go.
         before.iter().for_each(|pool| pool.close());
+    }
+
+    /// Starts all storages, one after another: programs may ask them while they start.
+    fn start_storages(&self) -> impl Future<Output = Result<(), BootError>> + Send + use<> {
+        let front = Arc::clone(&self.front);
+        let commands = self.commands.clone();
+        let answering = Arc::clone(&self.answering);
+        let starting = tokio::task::spawn_blocking(move || {
+            for storage in &front.storages {
+                let thread = storage.start(&front.log, &|| commands.stops() > 0)?;
+                lock(&answering).push(thread);
+            }
+            Ok(())
+        });
+        async {
+            let fault = |_| BootError::new("internal", "a fault in kvmlet while it started");
+            starting.await.map_err(fault)?
+        }
     }
 
     /// Starts all programs, each in a thread of its own.

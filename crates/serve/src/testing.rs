@@ -120,6 +120,10 @@ impl Fork for Fake {
         Ok(Reset { pages: 3 })
     }
 
+    fn poller_cpu(&mut self) -> Duration {
+        Duration::ZERO
+    }
+
     fn exits(&mut self) -> u64 {
         0
     }

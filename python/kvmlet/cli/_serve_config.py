@@ -6,7 +6,17 @@ The names are those of the command's options. Errors say the line.
 import contextlib
 import os
 
-from kvmlet._serving import FRONT_DEFAULTS, PROGRAM_DEFAULTS, FrontWords, ProgramWords, inherited
+from kvmlet._serving import (
+    FRONT_DEFAULTS,
+    MAX_STORAGES,
+    PROGRAM_DEFAULTS,
+    STORAGE_DEFAULTS,
+    FrontWords,
+    ProgramWords,
+    StorageWords,
+    inherited,
+    is_name,
+)
 from kvmlet._toml import Document
 from kvmlet._values import (
     DEFAULT_MAX_PROCS,
@@ -15,7 +25,7 @@ from kvmlet._values import (
     parse_count,
     parse_size,
 )
-from kvmlet.cli._serve_plan import Plan, Planned
+from kvmlet.cli._serve_plan import Plan, Planned, PlannedStorage
 from kvmlet.cli.run import environment
 from kvmlet.errors import UsageError
 
@@ -25,18 +35,14 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MAX_PROGRAMS = 64
-_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _HOST_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.")
-_MAX_NAME_CHARS = 64
 _MAX_HOST_CHARS = 253
 _MAX_BYTES = 1 << 20
 
 _FRONT = (*FRONT_DEFAULTS, "listen", "control", "quiet")
-_PROGRAM = (
-    *PROGRAM_DEFAULTS,
-    *("command", "host", "path", "workdir", "read", "env", "env_file"),
-    *("memory", "max_procs", "calls"),
-)
+_STARTED = ("command", "workdir", "read", "env", "env_file", "memory", "max_procs", "calls")
+_PROGRAM = (*PROGRAM_DEFAULTS, *_STARTED, "host", "path", "storage")
+_STORAGE = (*STORAGE_DEFAULTS, *_STARTED)
 
 
 def read(file: str) -> Plan:
@@ -68,6 +74,7 @@ class _Reader:
         document = self._document
         content = dict(document.items())
         tables = document.table(("program",), content.pop("program", {}))
+        of_storages = document.table(("storage",), content.pop("storage", {}))
         words = self._words((), content, _FRONT)
         if words.get("proxy_protocol") in (True, False):
             words["proxy_protocol"] = "required" if words["proxy_protocol"] else "off"
@@ -88,10 +95,21 @@ class _Reader:
             )
         if len(tables) > _MAX_PROGRAMS:
             document.fail(("program",), "too many programs", f"the most are {_MAX_PROGRAMS}")
+        if len(of_storages) > MAX_STORAGES:
+            document.fail(("storage",), "too many storages", f"the most are {MAX_STORAGES}")
+        storages = [self._storage(name, table) for name, table in of_storages.items()]
         programs = [self._program(name, table) for name, table in tables.items()]
         self._check_together(programs)
+        self._check_asked(programs, storages)
         with document.at(()):
-            plan = Plan(programs, front, listen=listen or inherited(), control=control, quiet=quiet)
+            plan = Plan(
+                programs,
+                front,
+                storages=storages,
+                listen=listen or inherited(),
+                control=control,
+                quiet=quiet,
+            )
         for place in plan.places:
             if plan.places.count(place) > 1:
                 document.fail(("listen",), f"{place} is named twice", "name each place once")
@@ -106,7 +124,7 @@ class _Reader:
             name = key.replace("-", "_")
             if name not in known or "_" in key:
                 names = sorted(each.replace("_", "-") for each in known)
-                of = f"program {path[-1]}" if path else "a server"
+                of = " ".join(path) or "a server"
                 self._document.fail(
                     (*path, key), f"{of} has no {key!r}", f"there are {', '.join(names)}"
                 )
@@ -127,21 +145,17 @@ class _Reader:
             with self._document.at((*path, self._last)):
                 raise UsageError(error.message, remedy=error.remedy) from None
 
-    def _program(self, name: str, table: object) -> Planned:
+    def _started(
+        self, path: tuple[str, ...], words: "dict[str, Any]"
+    ) -> "tuple[list[str], dict[str, str], str | None, list[str]]":
+        """Command, environment, directory and trees; they are not in `words` any more."""
         document = self._document
-        path = ("program", name)
-        if not name or len(name) > _MAX_NAME_CHARS or not _NAME_CHARS.issuperset(name):
+        kind, name = path
+        if not is_name(name):
             document.fail(path, f"{name!r} is no name", "write letters, digits, '-' and '_'")
-        words = self._words(path, document.table(path, table), _PROGRAM)
         command = document.strings((*path, "command"), words.pop("command", []))
         if not command:
-            document.fail(path, f"program {name} has no command", 'write command = ["CMD", "ARG"]')
-        hosts = words.pop("host", [])
-        hosts = [hosts] if isinstance(hosts, str) else document.strings((*path, "host"), hosts)
-        for host in hosts:
-            self._check_host((*path, "host"), host)
-        start = document.string((*path, "path"), words.pop("path", "/"))
-        self._check_path((*path, "path"), start)
+            document.fail(path, f"{kind} {name} has no command", 'write command = ["CMD", "ARG"]')
         workdir = words.pop("workdir", None)
         if workdir is not None:
             document.string((*path, "workdir"), workdir)
@@ -151,21 +165,66 @@ class _Reader:
         files = [files] if isinstance(files, str) else document.strings((*path, "env-file"), files)
         trees = document.strings((*path, "read"), words.pop("read", []))
         with self._at(path):
+            self._shown("env_file")
+            env = {**environment(files, []), **env}
+        return command, env, workdir, trees
+
+    def _limits(self, words: "Mapping[str, Any]") -> "dict[str, Any]":
+        return {
+            "memory_bytes": parse_size(
+                words.get("memory", DEFAULT_MEMORY_BYTES), self._shown("memory")
+            ),
+            "processes_max": parse_count(
+                words.get("max_procs", DEFAULT_MAX_PROCS), self._shown("max_procs")
+            ),
+            "calls": parse_calls(words.get("calls"), self._shown("calls")),
+        }
+
+    def _program(self, name: str, table: object) -> Planned:
+        document = self._document
+        path = ("program", name)
+        words = self._words(path, document.table(path, table), _PROGRAM)
+        command, env, workdir, trees = self._started(path, words)
+        hosts = words.pop("host", [])
+        hosts = [hosts] if isinstance(hosts, str) else document.strings((*path, "host"), hosts)
+        for host in hosts:
+            self._check_host((*path, "host"), host)
+        start = document.string((*path, "path"), words.pop("path", "/"))
+        self._check_path((*path, "path"), start)
+        storages = document.strings((*path, "storage"), words.pop("storage", []))
+        with self._at(path):
             of_program = {key: value for key, value in words.items() if key in PROGRAM_DEFAULTS}
-            memory = words.get("memory", DEFAULT_MEMORY_BYTES)
             planned = Planned(
                 command,
-                {**environment(files, []), **env},
+                env,
                 workdir,
                 ProgramWords({**PROGRAM_DEFAULTS, **of_program}, self._shown),
-                memory_bytes=parse_size(memory, self._shown("memory")),
-                processes_max=parse_count(
-                    words.get("max_procs", DEFAULT_MAX_PROCS), self._shown("max_procs")
-                ),
-                calls=parse_calls(words.get("calls"), self._shown("calls")),
+                **self._limits(words),
                 name=name,
                 hosts=[host.lower() for host in hosts],
                 path=start,
+                storages=storages,
+                place=lambda: document.at((*path, "command")),
+            )
+            self._shown("read")
+            for tree in trees:
+                planned.named.add_read(tree, "read")
+        return planned
+
+    def _storage(self, name: str, table: object) -> PlannedStorage:
+        document = self._document
+        path = ("storage", name)
+        words = self._words(path, document.table(path, table), _STORAGE)
+        command, env, workdir, trees = self._started(path, words)
+        with self._at(path):
+            of_storage = {key: value for key, value in words.items() if key in STORAGE_DEFAULTS}
+            planned = PlannedStorage(
+                command,
+                env,
+                workdir,
+                StorageWords({**STORAGE_DEFAULTS, **of_storage}, self._shown),
+                **self._limits(words),
+                name=name,
                 place=lambda: document.at((*path, "command")),
             )
             self._shown("read")
@@ -197,6 +256,30 @@ class _Reader:
             self._document.fail(
                 path, f"{start[:100]!r} is no start of a path", 'write it plainly: "/api"'
             )
+
+    def _check_asked(self, programs: list[Planned], storages: list[PlannedStorage]) -> None:
+        """Raises UsageError for a storage that is not there, or that nobody may ask."""
+        there = [storage.name for storage in storages]
+        asked = set()
+        for planned in programs:
+            for name in planned.storages:
+                path = ("program", planned.name, "storage")
+                if name not in there:
+                    self._document.fail(
+                        path,
+                        f"there is no storage {name[:100]!r}",
+                        f"write [storage.{name if is_name(name) else 'NAME'}] and its command",
+                    )
+                if planned.storages.count(name) > 1:
+                    self._document.fail(path, f"{name} is named twice", "name each storage once")
+                asked.add(name)
+        for name in there:
+            if name not in asked:
+                self._document.fail(
+                    ("storage", name),
+                    f"no program may ask storage {name}",
+                    f'write storage = ["{name}"] for a program, or leave it out',
+                )
 
     def _check_together(self, programs: list[Planned]) -> None:
         """Raises UsageError for programs that contradict each other."""

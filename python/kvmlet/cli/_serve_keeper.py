@@ -231,6 +231,7 @@ class _Keeper:
         return Plan(
             plan.programs,
             plan.front,
+            storages=plan.storages,
             listen=[at[place] for place in plan.listen],
             control=None if plan.control is None else at[plan.control],
             quiet=plan.quiet,

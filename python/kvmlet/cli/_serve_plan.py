@@ -8,7 +8,7 @@ import os
 
 from kvmlet import _native, _program
 from kvmlet._launch import Named, Start, guest_argv, guest_cwd
-from kvmlet._serving import FrontWords, ProgramWords
+from kvmlet._serving import FrontWords, ProgramWords, StorageWords, start_of
 from kvmlet.cli import _ends, _helper
 from kvmlet.cli._text import warn
 from kvmlet.errors import UsageError, from_native
@@ -16,14 +16,109 @@ from kvmlet.errors import UsageError, from_native
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 else:
     import _signal
 
 SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP)
 
 
-class Planned:
+class _Startable:
+    """A program that is to be started, as a server or as a storage."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        env: dict[str, str],
+        workdir: str | None,
+        *,
+        memory_bytes: int,
+        processes_max: int,
+        calls: str,
+        place: "Callable[[], contextlib.AbstractContextManager[None]]",
+    ) -> None:
+        self.argv = guest_argv(argv)
+        self.workdir = workdir
+        self.named = Named()
+        self.place = place
+        self._env = env
+        self._rest = {"memory_bytes": memory_bytes, "processes_max": processes_max}
+        self._calls = calls
+
+    @property
+    def title(self) -> str:
+        """Whose errors these are, with ": " behind it; empty if there is one program only."""
+        raise NotImplementedError
+
+    def _start(self, *, asks: bool) -> Start:
+        with self.place():
+            return start_of(self.argv, self._env, self.workdir, self.named, asks=asks)
+
+    @contextlib.contextmanager
+    def _translated(self) -> "Iterator[None]":
+        with self.place():
+            try:
+                yield
+            except _native.NativeError as error:
+                raise from_native(*error.args) from None
+
+    def check(self, start: Start) -> None:
+        """Raises ProgramNotFound or ProgramNotExecutable, as the start of it would."""
+        path = dict(start.env)[b"PATH"].split(b":")
+        found = _program.find(start.argv[0], path)
+        file = None if found is None else os.path.join(guest_cwd(self.workdir), found)
+        name = self.title + start.argv[0].decode("utf-8", "backslashreplace")
+        if file is None or not os.path.exists(file):
+            raise from_native("not_found", f"{name}: no such program")
+        if not (os.path.isfile(file) and os.access(file, os.X_OK)):
+            raise from_native("not_executable", f"{name}: it cannot be executed")
+
+
+class PlannedStorage(_Startable):
+    """A storage that programs are to ask."""
+
+    def __init__(
+        self,
+        argv: list[str],
+        env: dict[str, str],
+        workdir: str | None,
+        words: StorageWords,
+        *,
+        name: str,
+        memory_bytes: int,
+        processes_max: int,
+        calls: str,
+        place: "Callable[[], contextlib.AbstractContextManager[None]]" = contextlib.nullcontext,
+    ) -> None:
+        """`place` has errors say where the storage is named. Raises UsageError."""
+        super().__init__(
+            argv,
+            env,
+            workdir,
+            memory_bytes=memory_bytes,
+            processes_max=processes_max,
+            calls=calls,
+            place=place,
+        )
+        self.words, self.name = words, name
+
+    @property
+    def title(self) -> str:
+        """Whose errors these are."""
+        return f"storage {self.name}: "
+
+    def start(self) -> Start:
+        """Its start. Raises UsageError, HostError, _native.NativeError."""
+        # It takes questions by the module that others ask with.
+        return self._start(asks=True)
+
+    def storage(self, start: Start) -> _native.Storage:
+        """It, as a server takes it. Raises UsageError, _native.NativeError."""
+        with self._translated():
+            return self.words.storage(start, calls=self._calls, name=self.name, **self._rest)
+
+
+class Planned(_Startable):
     """A program that is to be served."""
 
     def __init__(
@@ -39,25 +134,35 @@ class Planned:
         name: str = "",
         hosts: "Iterable[str]" = (),
         path: str = "/",
+        storages: "Iterable[str]" = (),
         place: "Callable[[], contextlib.AbstractContextManager[None]]" = contextlib.nullcontext,
     ) -> None:
-        """`place` has errors say where the program is named. Raises UsageError."""
-        self.argv = guest_argv(argv)
-        self.workdir = workdir
-        self.named = Named()
+        """`storages` it may ask; `place` has errors say where it is named. Raises UsageError."""
+        super().__init__(
+            argv,
+            env,
+            workdir,
+            memory_bytes=memory_bytes,
+            processes_max=processes_max,
+            calls=calls,
+            place=place,
+        )
         self.words = words
-        self._env = env
-        self._rest = {"memory_bytes": memory_bytes, "processes_max": processes_max}
-        self._calls = calls
         self.name, self.hosts, self.path = name, list(hosts), path
-        self.place = place
+        self.storages = list(storages)
+
+    @property
+    def title(self) -> str:
+        """Whose errors these are."""
+        return f"program {self.name}: " if self.name else ""
 
     def start(self) -> Start:
         """Its start. Raises UsageError, HostError, _native.NativeError."""
-        with self.place():
-            return Start(self.argv, self._env, self.workdir, self.named, view="overlay")
+        return self._start(asks=bool(self.storages))
 
-    def served(self, start: Start) -> _native.ServedProgram:
+    def served(
+        self, start: Start, storages: "Mapping[str, _native.Storage]"
+    ) -> _native.ServedProgram:
         """It, as a server takes it. Raises UsageError, _native.NativeError."""
         with self._translated():
             return self.words.served(
@@ -66,45 +171,47 @@ class Planned:
                 name=self.name,
                 hosts=self.hosts,
                 path=self.path,
+                storages=[storages[name] for name in self.storages],
                 **self._rest,
             )
 
-    @contextlib.contextmanager
-    def _translated(self) -> "Iterator[None]":
-        with self.place():
-            try:
-                yield
-            except _native.NativeError as error:
-                raise from_native(*error.args) from None
 
-    def check(self, start: Start) -> None:
-        """Raises ProgramNotFound or ProgramNotExecutable, as the start of it would."""
-        path = dict(start.env)[b"PATH"].split(b":")
-        found = _program.find(start.argv[0], path)
-        file = None if found is None else os.path.join(guest_cwd(self.workdir), found)
-        name = start.argv[0].decode("utf-8", "backslashreplace")
-        if self.name:
-            name = f"program {self.name}: {name}"
-        if file is None or not os.path.exists(file):
-            raise from_native("not_found", f"{name}: no such program")
-        if not (os.path.isfile(file) and os.access(file, os.X_OK)):
-            raise from_native("not_executable", f"{name}: it cannot be executed")
+class _Starts:
+    """The starts of storages and programs."""
+
+    def __init__(
+        self,
+        storages: list[tuple[PlannedStorage, Start]],
+        programs: list[tuple[Planned, Start]],
+    ) -> None:
+        self._storages, self._programs = storages, programs
+
+    def __iter__(self) -> "Iterator[tuple[PlannedStorage | Planned, Start]]":
+        yield from self._storages
+        yield from self._programs
+
+    def served(self) -> tuple[list[_native.ServedProgram], list[_native.Storage]]:
+        """All of them, as a server takes them. Raises UsageError, _native.NativeError."""
+        storages = {planned.name: planned.storage(start) for planned, start in self._storages}
+        programs = [planned.served(start, storages) for planned, start in self._programs]
+        return programs, list(storages.values())
 
 
 class Plan:
-    """Programs, and what stands before them."""
+    """Programs, their storages, and what stands before them."""
 
     def __init__(
         self,
         programs: list[Planned],
         front: FrontWords,
         *,
+        storages: "Iterable[PlannedStorage]" = (),
         listen: list[str],
         control: str | None,
         quiet: bool,
     ) -> None:
         """`listen` has at least one place. Raises UsageError."""
-        self.programs, self.front = programs, front
+        self.programs, self.front, self.storages = programs, front, list(storages)
         self.listen, self.control, self.quiet = listen, control, quiet
         if not listen:
             raise UsageError(
@@ -116,16 +223,21 @@ class Plan:
         """All places that it takes connections at."""
         return [*self.listen, *([self.control] if self.control else [])]
 
-    def _starts(self) -> list[tuple[Planned, Start]]:
-        return [(planned, planned.start()) for planned in self.programs]
+    def _starts(self) -> "_Starts":
+        return _Starts(
+            [(planned, planned.start()) for planned in self.storages],
+            [(planned, planned.start()) for planned in self.programs],
+        )
 
     def check(self) -> None:
         """Raise what serving it would raise, and serve nothing."""
         try:
             starts = self._starts()
             _native.check_places(self.places)
-            served = [planned.served(start) for planned, start in starts]
-            self.front.server(served, listen=[], control=None, quiet=True, signals=False)
+            served, storages = starts.served()
+            self.front.server(
+                served, storages=storages, listen=[], control=None, quiet=True, signals=False
+            )
         except _native.NativeError as error:
             raise from_native(*error.args) from None
         for planned, start in starts:
@@ -146,9 +258,10 @@ class Plan:
                 # From here on signals are the server's.
                 for signum in SIGNALS:
                     _signal.signal(signum, _signal.SIG_IGN)
-            served = [planned.served(start) for planned, start in starts]
+            served, storages = starts.served()
             server = self.front.server(
                 served,
+                storages=storages,
                 listen=self.listen,
                 control=self.control,
                 quiet=self.quiet,

@@ -9,6 +9,9 @@ _TIMEOUT_S = 10.0
 # Its answer has a few hundred.
 _MAX_ANSWER_BYTES = 64 << 10
 
+_OF_PROGRAM = ("forks", "forks_busy", "waiting")
+_OF_STORAGE = ("answered", "waiting", "restarts")
+
 _NOT_RUNNING = "start the server with the same --control, or name its own"
 
 
@@ -32,10 +35,15 @@ def show(place: str | None) -> bool:
         f"waiting      {counts['waiting']} requests for a fork\n"
         f"connections  {counts['connections']} of clients, {counts['upgrades']} hold a fork"
     )
-    for name, own in _programs(text).items():
+    for name, own in _each(text, "programs", _OF_PROGRAM).items():
         print(
             f"program      {_line(name)}: {own['forks']} forks, {own['forks_busy']} of them busy, "
             f"{own['waiting']} requests wait"
+        )
+    for name, own in _each(text, "storages", _OF_STORAGE).items():
+        print(
+            f"storage      {_line(name)}: {own['answered']} questions answered, "
+            f"{own['waiting']} wait, started anew {own['restarts']} times"
         )
     return is_ready
 
@@ -54,11 +62,11 @@ def _numbers(said: object, names: tuple[str, ...]) -> dict[str, int] | None:
     return {name: said[name] for name in names}
 
 
-def _programs(text: str) -> dict[str, dict[str, int]]:
-    """The numbers of each program that has a name."""
-    said = json.loads(text).get("programs")
+def _each(text: str, kind: str, counts: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """These numbers of each program that has a name, or of each storage."""
+    said = json.loads(text).get(kind)
     each = said.items() if isinstance(said, dict) else ()
-    numbers = {name: _numbers(own, ("forks", "forks_busy", "waiting")) for name, own in each}
+    numbers = {name: _numbers(own, counts) for name, own in each}
     return {name: own for name, own in numbers.items() if own is not None}
 
 

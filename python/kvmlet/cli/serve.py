@@ -11,11 +11,15 @@ from kvmlet._serving import (
     ISOLATE,
     MAX_BODY_BYTES,
     MAX_CONNECTIONS_DEFAULT,
+    MAX_STORAGES,
     PROGRAM_DEFAULTS,
+    STORAGE_DEFAULTS,
     FrontWords,
     ProgramWords,
+    StorageWords,
     given,
     inherited,
+    is_name,
 )
 from kvmlet._values import (
     DEFAULT_MAX_PROCS,
@@ -27,7 +31,7 @@ from kvmlet._values import (
 )
 from kvmlet.cli import _ends
 from kvmlet.cli._parser import Parser
-from kvmlet.cli._serve_plan import Plan, Planned
+from kvmlet.cli._serve_plan import Plan, Planned, PlannedStorage
 from kvmlet.cli.run import environment, split_words
 from kvmlet.errors import UsageError
 
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
 
 # Of --status: there is a server, and it takes no requests now.
 _STATUS_NOT_READY = 1
+
+# Of --storage-option, beside those of STORAGE_DEFAULTS.
+_STORAGE_LIMITS = ("memory", "max_procs")
 
 # Options that go with --config; all others stand in the file.
 _WITH_CONFIG = ("config", "check", "status", "control")
@@ -67,6 +74,8 @@ _OPTIONS_WITH_VALUE = (
     "--memory",
     "-m",
     "--request-memory",
+    "--storage",
+    "--storage-option",
     "--max-procs",
     "--calls",
     "--read",
@@ -159,21 +168,120 @@ def _plan(options: "argparse.Namespace", program: list[str]) -> Plan:
             remedy="name it after the options: kvmlet serve --listen 8080 -- CMD ARG...",
         )
     listen = options.listen or inherited()
+    env = environment(options.env_file, options.env)
+    storages = _storages(options, env, calls)
     planned = Planned(
         program,
-        environment(options.env_file, options.env),
+        env,
         options.workdir,
         of_program,
         memory_bytes=memory_bytes,
         processes_max=processes_max,
         calls=calls,
+        storages=[storage.name for storage in storages],
     )
-    for path in options.read:
-        planned.named.add_read(path, "--read")
-    for paths in options.allow_read:
-        for path in paths.split(","):
-            planned.named.add_read(path, "--allow-read")
-    return Plan([planned], front, listen=listen, control=options.control, quiet=options.quiet)
+    for each in (planned, *storages):
+        for path in options.read:
+            each.named.add_read(path, "--read")
+        for paths in options.allow_read:
+            for path in paths.split(","):
+                each.named.add_read(path, "--allow-read")
+    return Plan(
+        [planned],
+        front,
+        storages=storages,
+        listen=listen,
+        control=options.control,
+        quiet=options.quiet,
+    )
+
+
+def _storages(
+    options: "argparse.Namespace", env: dict[str, str], calls: str
+) -> list[PlannedStorage]:
+    """The storages of the command line, which see the program's files. Raises UsageError."""
+    commands: dict[str, list[str]] = {}
+    for word in options.storage:
+        name, equals, command = word.partition("=")
+        if not (equals and is_name(name)):
+            raise UsageError(
+                f"--storage: {word[:100]!r} names no storage",
+                remedy="write NAME=CMD, as --storage 'cart=python3 cart.py'",
+            )
+        if name in commands:
+            raise UsageError(f"--storage: {name} is named twice", remedy="name each storage once")
+        commands[name] = _command(name, command)
+    if len(commands) > MAX_STORAGES:
+        raise UsageError(
+            f"--storage: {len(commands)} are too many", remedy=f"the most are {MAX_STORAGES}"
+        )
+    said: dict[str, dict[str, str]] = {name: {} for name in commands}
+    for word in options.storage_option:
+        name, key, value = _storage_option(word)
+        if name not in commands:
+            raise UsageError(
+                f"--storage-option: there is no storage {name[:100]!r}",
+                remedy=f"start it: --storage '{name if is_name(name) else 'NAME'}=CMD'",
+            )
+        if key in said[name]:
+            raise UsageError(f"--storage-option: {word[:100]}: said twice", remedy="say it once")
+        said[name][key] = value
+    return [
+        _storage(name, command, said[name], env, options.workdir, calls)
+        for name, command in commands.items()
+    ]
+
+
+def _storage(
+    name: str,
+    command: list[str],
+    said: dict[str, str],
+    env: dict[str, str],
+    workdir: str | None,
+    calls: str,
+) -> PlannedStorage:
+    def shown(key: str) -> str:
+        return f"--storage-option {name}.{key.replace('_', '-')}"
+
+    limits = {key: said.pop(key) for key in _STORAGE_LIMITS if key in said}
+    return PlannedStorage(
+        command,
+        env,
+        workdir,
+        StorageWords({**STORAGE_DEFAULTS, **said}, shown),
+        name=name,
+        memory_bytes=parse_size(limits.get("memory", DEFAULT_MEMORY_BYTES), shown("memory")),
+        processes_max=parse_count(limits.get("max_procs", DEFAULT_MAX_PROCS), shown("max_procs")),
+        calls=calls,
+    )
+
+
+def _command(name: str, text: str) -> list[str]:
+    # Only who has storages needs it.
+    import shlex
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--storage {name}: {str(error).lower()}", remedy="write CMD as for a shell"
+        ) from None
+    if not words:
+        raise UsageError(f"--storage {name}: no program given", remedy=f"write '{name}=CMD ARG...'")
+    return words
+
+
+def _storage_option(word: str) -> tuple[str, str, str]:
+    place, equals, value = word.partition("=")
+    name, dot, key = place.partition(".")
+    known = (*STORAGE_DEFAULTS, *_STORAGE_LIMITS)
+    if not (equals and dot) or key.replace("-", "_") not in known or "_" in key:
+        keys = ", ".join(sorted(each.replace("_", "-") for each in known))
+        raise UsageError(
+            f"--storage-option: {word[:100]!r} is none",
+            remedy=f"write NAME.KEY=VALUE, as cart.memory=64m; there are {keys}",
+        )
+    return name, key.replace("-", "_"), value
 
 
 def _option(name: str) -> str:
@@ -339,6 +447,24 @@ def parser() -> Parser:
         "--max-procs", metavar="N", default=DEFAULT_MAX_PROCS, help="most processes"
     )
     program.add_argument("--calls", metavar="MODE", help="exit, poll or auto")
+    shared = parser.add_argument_group("things that forks share")
+    shared.add_argument(
+        "--storage",
+        metavar="NAME=CMD",
+        action="append",
+        default=[],
+        help="start CMD too, a program that is not reset; forks ask it by "
+        "kvmlet_guest.storage(NAME).ask(...). It has the files and variables of the server; may be "
+        "given again",
+    )
+    shared.add_argument(
+        "--storage-option",
+        metavar="NAME.KEY=VALUE",
+        action="append",
+        default=[],
+        help="set a limit of that storage: memory, max-procs, concurrent (questions at one time, "
+        "by default 1), timeout (of a question, by default 30s), boot-timeout; may be given again",
+    )
     operation = parser.add_argument_group("operation")
     operation.add_argument(
         "--control",

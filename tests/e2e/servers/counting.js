@@ -8,4 +8,9 @@ exports.count = () => {
     fs.appendFileSync('/tmp/count', 'x');
     return `${counter} ${fs.statSync('/tmp/count').size} ${seen.length}`;
 };
-exports.draw = () => crypto.randomBytes(8).toString('hex');
+exports.draw = () => [
+    crypto.randomBytes(8).toString('hex'),
+    crypto.randomUUID(),
+    globalThis.crypto ? globalThis.crypto.randomUUID() : crypto.webcrypto.randomUUID(),
+    crypto.randomInt(2 ** 47),
+].join(' ');

@@ -26,6 +26,8 @@
 // kvmlet.h; nobody takes messages of a program that is run as this one is.
 #define SYS_kvmlet_receive 7000
 #define SYS_kvmlet_send 7001
+#define SYS_kvmlet_ask 7003
+#define SYS_kvmlet_answer 7004
 
 struct row {
     const char *name;

@@ -299,4 +299,6 @@ ROW(timerfd_gettime, ".p", "", TIMER, OUT)
 ROW(timerfd_settime, "..pp", "", TIMER, 0, ZEROS, OUT)
 ROW(kvmlet_receive, "pl.p", "", OUT, 64, 0, OUT2)
 ROW(kvmlet_send, "pl", "", IN, 64)
+ROW(kvmlet_ask, "ppl", "", IN, IN, 64)
+ROW(kvmlet_answer, ".pl.", "", 1, OUT, 64, 0)
 #undef ROW

@@ -27,9 +27,10 @@ impl Snapshot {
             mut guest,
             transport,
             setup,
-            listening_port,
+            door,
             reseeding,
             fork_memory_bytes,
+            asking,
             ..
         } = sandbox;
         let Personality {
@@ -39,6 +40,7 @@ impl Snapshot {
             ..
         } = personality.into_inner()?;
         let frozen_ns = kvmlet_linux::monotonic_ns(&host);
+        let wall_ns = kvmlet_linux::realtime_ns(&host);
         let tid = kernel.threads.keys().next().copied().unwrap_or(Tid::FIRST);
         let mut cx = Cx {
             kernel: &mut kernel,
@@ -83,13 +85,15 @@ impl Snapshot {
             setup: Setup { vdso, ..setup },
             clock,
             frozen_ns,
+            wall_ns,
             kvm_kind,
             ready: ReadyVms::default(),
             learned: Mutex::default(),
             generation: AtomicU64::new(0),
             forks: AtomicU64::new(0),
-            listening_port,
+            door,
             reseeding,
+            storages: asking.map(|asking| asking.storages),
         })))
     }
 }

@@ -16,10 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvmlet_abi::Gva;
 use kvmlet_hv::{Kvm, KvmKind, VcpuConfig};
-use kvmlet_linux::{Host, Kernel, MappedFile};
+use kvmlet_linux::{Door, Host, Kernel, MappedFile};
 use kvmlet_mem::{FrozenMemory, GuestMemory, MmId, SlotMemory, Spaces};
 use kvmlet_stub::vdso::HostClock;
 
+use crate::asking::{Asking, Storages};
 use crate::clones::Reseeding;
 use crate::prepare::raise_descriptor_limit;
 use crate::sandbox::{Sandbox, Setup};
@@ -50,15 +51,19 @@ pub(crate) struct Frozen {
     clock: HostClock,
     /// The time that its monotonic clock shows.
     frozen_ns: u64,
+    /// CLOCK_REALTIME when it was frozen.
+    pub wall_ns: u64,
     kvm_kind: KvmKind,
     ready: ReadyVms,
     learned: Mutex<Learned>,
     generation: AtomicU64,
     forks: AtomicU64,
-    /// The port that the program waited for connections on.
-    listening_port: Option<u16>,
+    /// The place where the program waited for connections.
+    door: Option<Door>,
     /// The functions that a fork calls before its first connection.
     pub reseeding: Vec<Reseeding>,
+    /// Those whom forks may ask.
+    storages: Option<Arc<dyn Storages>>,
 }
 
 /// A fork's memory, and what its VM is bound to.
@@ -113,11 +118,11 @@ impl Snapshot {
         self.0.ready.trim(count);
     }
 
-    /// The port that the program was last found to wait for connections on, before it was frozen
+    /// The place where the program was last found to wait for connections, before it was frozen
     /// ([`Sandbox::until_listening`]).
     #[must_use]
-    pub fn listening_port(&self) -> Option<u16> {
-        self.0.listening_port
+    pub fn door(&self) -> Option<Door> {
+        self.0.door
     }
 
     /// Counts, for people and benches.
@@ -240,7 +245,8 @@ impl Frozen {
             Ok(self.next_kernel())
         })?;
         sandbox.origin = Some(Arc::clone(self));
-        sandbox.listening_port = self.listening_port;
+        sandbox.door = self.door;
+        sandbox.asking = self.storages.clone().map(Asking::of);
         Ok(sandbox)
     }
 }

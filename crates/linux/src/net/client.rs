@@ -1,4 +1,4 @@
-//! TCP connections into the sandbox whose client is the host.
+//! Connections into the sandbox whose client is the host: of TCP, and streams of AF_UNIX.
 //!
 //! The client's side is a socket of the kernel value that no description refers to: the host knows its number. To the
 //! program it is any client. It shows an address that the host chooses.
@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use kvmlet_abi::Errno;
 
 use super::queue::{self, Ancillary, Unsent};
-use super::{Family, Link, Name, Shut, SocketKind, create, inet, released};
+use super::unix::{self, Connected};
+use super::{Credentials, Family, Link, Name, Shut, SocketKind, create, inet, released, rights};
 use crate::cx::Cx;
 use crate::id::ObjectId;
 use crate::kernel::Kernel;
@@ -70,6 +71,23 @@ pub fn connect(cx: &mut Cx<'_>, port: u16, peer: Option<SocketAddr>) -> Result<O
     Ok(id)
 }
 
+/// Connects to a stream of AF_UNIX that listens. The program is shown nobody as the client (SO_PEERCRED).
+///
+/// # Errors
+/// `ECONNREFUSED` if it listens no more; `EAGAIN` if its backlog is full; `ENOMEM`.
+pub fn connect_unix(cx: &mut Cx<'_>, listener: ObjectId) -> Result<ObjectId, Errno> {
+    let memory = &mut cx.machine.memory;
+    let id = create(cx.kernel, memory, Family::Unix, SocketKind::Stream)?;
+    cx.kernel.objects.sockets.clients.insert(id);
+    let joined = match unix::join(cx, id, listener, Credentials::UNKNOWN) {
+        Ok(Connected::Now) => Ok(id),
+        Ok(Connected::NoRoom(_)) => Err(Errno::EAGAIN),
+        Err(Errno::EBADF) => Err(Errno::ECONNREFUSED),
+        Err(errno) => Err(errno),
+    };
+    joined.inspect_err(|_| close(cx, id))
+}
+
 /// Succeeds if `id` is a connection of the host's.
 fn check(kernel: &Kernel, id: ObjectId) -> Result<(), Errno> {
     match kernel.objects.sockets.clients.contains(&id) {
@@ -107,7 +125,10 @@ pub fn receive(cx: &mut Cx<'_>, id: ObjectId, max_bytes: usize) -> Result<Vec<u8
         return Ok(Vec::new());
     }
     let arrived = socket.arrived(max_bytes)?.ok_or(Errno::EAGAIN)?;
-    queue::consume(cx.kernel, &mut cx.machine.memory, id, arrived.bytes.len())?;
+    let count = arrived.bytes.len();
+    let files = queue::consume(cx.kernel, &mut cx.machine.memory, id, count)?;
+    // Descriptions that the program sends along go no further.
+    rights::give_up(cx, files);
     Ok(arrived.bytes)
 }
 
@@ -117,7 +138,10 @@ pub fn receive(cx: &mut Cx<'_>, id: ObjectId, max_bytes: usize) -> Result<Vec<u8
 /// `ENOTCONN` if the program has ended the connection.
 pub fn shut_down(cx: &mut Cx<'_>, id: ObjectId, how: Shut) -> Result<(), Errno> {
     check(cx.kernel, id)?;
-    inet::shut_down(cx, id, how)
+    match cx.kernel.objects.sockets.get(id)?.family {
+        Family::Unix => super::shut_down(cx.kernel, id, how),
+        _ => inet::shut_down(cx, id, how),
+    }
 }
 
 /// Ends a connection: by RST if the host has not received everything.

@@ -565,6 +565,17 @@ impl Sockets {
         self.ports.listening()
     }
 
+    /// The streams of AF_UNIX that listen.
+    pub fn listening_streams(&self) -> impl Iterator<Item = ObjectId> {
+        let named = self.by_inode.values().chain(self.abstract_names.values());
+        named.copied().filter(|id| {
+            let socket = self.get(*id);
+            socket.is_ok_and(|socket| {
+                socket.kind == SocketKind::Stream && matches!(socket.link, Link::Listening(_))
+            })
+        })
+    }
+
     /// True if something is to be dropped or looked for before any thread runs ([`drop_piece`]).
     #[must_use]
     pub fn has_work(&self) -> bool {

@@ -332,7 +332,18 @@ pub fn connect(cx: &mut Cx<'_>, id: ObjectId, address: &Address) -> Result<Conne
         }
     };
     let credentials = Credentials::of_peer(cx)?;
+    join(cx, id, to, credentials)
+}
+
+/// Connects a socket to one that listens, which is shown `credentials` as the client's.
+pub(super) fn join(
+    cx: &mut Cx<'_>,
+    id: ObjectId,
+    to: ObjectId,
+    credentials: Credentials,
+) -> Result<Connected, Errno> {
     let sockets = &mut cx.kernel.objects.sockets;
+    let kind = sockets.get(id)?.kind;
     let listening = sockets.get(to)?;
     let Link::Listening(listener) = &listening.link else {
         return Err(Errno::ECONNREFUSED);

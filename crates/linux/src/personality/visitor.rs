@@ -1,13 +1,16 @@
 //! The host as a client of the program's servers: its connections, and the point at which servers wait for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::futex::{FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT_BITSET};
+use kvmlet_abi::linux::time::{CLOCK_BOOTTIME, CLOCK_REALTIME, CLOCK_TAI, TIMER_ABSTIME};
 
 use super::Personality;
 use crate::kernel::Tid;
-use crate::net::client;
+use crate::net::{Name, client};
+use crate::syscalls::table;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::epoll;
 
@@ -16,6 +19,15 @@ pub use crate::net::Shut;
 /// A connection of the host's to a server inside.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Connection(pub(super) ObjectId);
+
+/// A place where the program waits for connections.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Door {
+    /// A TCP port of the loopback device.
+    Port(u16),
+    /// A stream of AF_UNIX, by its name or none. Forks have it by the same number.
+    Unix(ObjectId),
+}
 
 /// The CPU time that threads have had, in nanoseconds.
 pub type CpuTimes = BTreeMap<Tid, u64>;
@@ -28,6 +40,22 @@ impl Personality {
     /// `ECONNREFUSED` if nobody listens; `EADDRNOTAVAIL` without a free port; `ENOMEM`.
     pub fn connect(&mut self, port: u16, peer: Option<SocketAddr>) -> Result<Connection, Errno> {
         client::connect(&mut self.cx(Tid::FIRST), port, peer).map(Connection)
+    }
+
+    /// As [`Personality::connect`], at a place where the program was found to wait. `peer` is not shown through a
+    /// stream of AF_UNIX.
+    ///
+    /// # Errors
+    /// As [`Personality::connect`]; `EAGAIN` if a stream of AF_UNIX has no room for it.
+    pub fn connect_at(
+        &mut self,
+        door: Door,
+        peer: Option<SocketAddr>,
+    ) -> Result<Connection, Errno> {
+        match door {
+            Door::Port(port) => self.connect(port, peer),
+            Door::Unix(id) => client::connect_unix(&mut self.cx(Tid::FIRST), id).map(Connection),
+        }
     }
 
     /// Sends as many bytes as have room.
@@ -105,9 +133,45 @@ impl Personality {
         ports
     }
 
+    /// The places that a thread waits at for a connection: ports, or streams of AF_UNIX if there are no such ports.
+    #[must_use]
+    pub fn awaited_doors(&self) -> Vec<Door> {
+        let ports = self.awaited_ports();
+        if !ports.is_empty() {
+            return ports.into_iter().map(Door::Port).collect();
+        }
+        let awaited = epoll::awaited_objects(&self.kernel);
+        let streams = self.kernel.objects.sockets.listening_streams();
+        let streams = streams.filter(|id| awaited.contains(id));
+        let doors: BTreeSet<Door> = streams.map(Door::Unix).collect();
+        doors.into_iter().collect()
+    }
+
+    /// A place for people: the number of a port, the path of a socket.
+    #[must_use]
+    pub fn door_name(&self, door: Door) -> String {
+        let id = match door {
+            Door::Port(port) => return port.to_string(),
+            Door::Unix(id) => id,
+        };
+        let socket = self.kernel.objects.sockets.get(id).ok();
+        let Some(Name::Unix(name)) = socket.and_then(|socket| socket.name.as_ref()) else {
+            return "a socket without a name".to_owned();
+        };
+        let (mark, name) = match name.split_first() {
+            Some((0, name)) => ("@", name),
+            _ => ("", name.strip_suffix(b"\0").unwrap_or(name)),
+        };
+        let name = name.iter().map(|byte| printable(*byte));
+        name.fold(mark.to_owned(), |mut text, char| {
+            text.push(char);
+            text
+        })
+    }
+
     /// A number that changes when a thread or process begins or ends, and when a listener does.
     #[must_use]
-    pub fn shape(&self) -> (i32, usize, usize, Vec<u16>) {
+    pub fn shape(&self) -> (i32, usize, usize, Vec<u16>, usize) {
         let kernel = &self.kernel;
         let processes = kernel.processes.len();
         (
@@ -115,7 +179,14 @@ impl Personality {
             kernel.threads.len(),
             processes,
             self.listening_ports(),
+            kernel.objects.sockets.listening_streams().count(),
         )
+    }
+
+    /// So much time has passed that CLOCK_MONOTONIC does not show, since the program stood still: waits until a time of
+    /// day end at that.
+    pub fn pass_over(&mut self, time_ns: u64) {
+        (self.kernel.sched).move_deadlines(time_ns, |call| waits_by_the_wall(call.nr, call.args));
     }
 
     /// The CPU time that each thread has had.
@@ -142,6 +213,24 @@ impl Personality {
             true => format!("process {pid} ({name})"),
             false => format!("thread {tid} ({name}) of process {pid}"),
         })
+    }
+}
+
+/// True for a wait until an absolute time on a clock that goes on while a program is frozen.
+fn waits_by_the_wall(nr: u64, [first, second, ..]: [u64; 6]) -> bool {
+    // Arguments of 32 bits.
+    let (id, flags) = (first as u32, second as u32);
+    match table::row(nr).map(|row| row.name) {
+        Some("clock_nanosleep") => {
+            let clocks = [CLOCK_REALTIME, CLOCK_BOOTTIME, CLOCK_TAI];
+            flags & TIMER_ABSTIME != 0 && clocks.contains(&id.cast_signed())
+        }
+        // Only FUTEX_WAIT has a length of time with that clock.
+        Some("futex") => {
+            flags & FUTEX_CLOCK_REALTIME != 0
+                && flags & !(FUTEX_CLOCK_REALTIME | FUTEX_PRIVATE_FLAG) == FUTEX_WAIT_BITSET
+        }
+        _ => false,
     }
 }
 

@@ -70,7 +70,8 @@ fn receive(cx: &mut Cx<'_>, (buf, cap_bytes): (Gva, u64), peek: bool, fork: Gva)
         clock::fill_random(&mut seed)?;
         cx.write_struct(fork, &ForkInfo { generation, seed })?;
     }
-    cx.kernel.channel.inbox.pop();
+    let tid = cx.tid.0;
+    cx.kernel.channel.receive(tid);
     Ok(len_bytes)
 }
 
@@ -107,11 +108,9 @@ fn send(cx: &mut Cx<'_>, buf: Gva, len_bytes: usize) -> SysResult {
     // In place: a large one is not there twice.
     let mut message: Arc<[u8]> = std::iter::repeat_n(0, len_bytes).collect();
     cx.read(buf, Arc::get_mut(&mut message).ok_or(Errno::ENOMEM)?)?;
-    cx.kernel
-        .channel
-        .outbox
-        .push(message)
-        .map_err(|_| Errno::EMSGSIZE)?;
+    let tid = cx.tid.0;
+    let sent = cx.kernel.channel.send(tid, message);
+    sent.map_err(|_| Errno::EMSGSIZE)?;
     Ok(0)
 }
 
@@ -262,12 +261,13 @@ mod tests {
             let word = line.unwrap().split_whitespace().next().unwrap();
             word.trim_start_matches('(').parse().unwrap()
         };
-        for name in ["receive", "send", "generation"] {
+        for name in ["receive", "send", "generation", "ask", "answer"] {
             let row = super::super::table::row(defined(&format!("NR_{}", name.to_uppercase())));
             assert_eq!(row.map(|row| row.name), Some(&*format!("kvmlet_{name}")));
         }
         assert_eq!(defined("NOWAIT"), NOWAIT);
         assert_eq!(defined("PEEK"), PEEK);
+        assert_eq!(defined("DROP"), super::super::ask::DROP);
         assert!(header.contains("KVMLET_MESSAGE_MAX (16u << 20)") && MESSAGE_MAX == 16 << 20);
         assert_eq!(size_of::<ForkInfo>(), 32);
     }

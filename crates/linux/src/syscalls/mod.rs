@@ -1,6 +1,7 @@
 //! The system calls, by subject, and the table that names them all.
 
 pub mod args;
+pub mod ask;
 pub mod channel;
 pub mod credentials;
 pub mod fs;

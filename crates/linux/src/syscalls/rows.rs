@@ -5,7 +5,7 @@ use kvmlet_abi::Errno;
 use super::futex;
 use super::table::{Restart, Row};
 use super::{
-    channel, credentials, fs, identity, io, ipc, mem, net, peer, placement, process, signal,
+    ask, channel, credentials, fs, identity, io, ipc, mem, net, peer, placement, process, signal,
     thread, time, timer,
 };
 
@@ -568,4 +568,10 @@ pub(super) static ROWS: &[Row] = &[
         channel::sys_kvmlet_generation,
     )
     .note("kvmlet's own: which fork this is"),
+    Row::wait(7003, "kvmlet_ask", "sxu", ask::sys_kvmlet_ask)
+        .restarts(Restart::Handler)
+        .note("kvmlet's own: a question to a storage"),
+    Row::wait(7004, "kvmlet_answer", "uxux", ask::sys_kvmlet_answer)
+        .restarts(Restart::Handler)
+        .note("kvmlet's own: the answer to such a question"),
 ];

@@ -127,6 +127,7 @@ pub fn take_out(cx: &mut Cx<'_>, tid: Tid) -> Option<Thread> {
     kernel.timers.thread_gone(tid);
     kernel.locks.wait(tid, None);
     kernel.sched.forget(tid);
+    kernel.channel.let_go(tid.0);
     // It may have been woken for a message that it does not take any more.
     if !kernel.channel.inbox.is_empty() {
         kernel.wake_receiver();

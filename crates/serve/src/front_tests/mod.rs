@@ -151,6 +151,7 @@ impl Served {
         let server = Server::new(
             settings,
             programs,
+            Vec::new(),
             vec![listener],
             Some(control),
             Notice::Quiet,

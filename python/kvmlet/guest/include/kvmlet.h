@@ -29,10 +29,13 @@ extern "C" {
 #define KVMLET_NR_RECEIVE 7000    /* (buf, cap, flags, struct kvmlet_fork * or 0) */
 #define KVMLET_NR_SEND 7001       /* (buf, len) */
 #define KVMLET_NR_GENERATION 7002 /* () */
+#define KVMLET_NR_ASK 7003        /* (name, buf, len) */
+#define KVMLET_NR_ANSWER 7004     /* (ticket, buf, cap, flags) */
 
-/* Flags of KVMLET_NR_RECEIVE. */
+/* Flags of KVMLET_NR_RECEIVE and KVMLET_NR_ANSWER. */
 #define KVMLET_NOWAIT 1 /* EAGAIN instead of waiting */
 #define KVMLET_PEEK 2   /* only the length: the message stays */
+#define KVMLET_DROP 4   /* of KVMLET_NR_ANSWER: the answer is not wanted any more */
 
 /* Bytes of a message at most. */
 #define KVMLET_MESSAGE_MAX (16u << 20)
@@ -217,6 +220,54 @@ static inline int kvmlet_on_fork(void (*function)(void *), void *argument) {
     kvmlet_state_.hook[kvmlet_state_.hooks].argument = argument;
     kvmlet_state_.hooks++;
     return 0;
+}
+
+/*
+ * Asks the storage `name`, as `kvmlet serve --storage NAME=CMD` starts it, and returns a ticket for the answer.
+ * Several questions may be open at one time. -1 with errno: ENOENT if there is none of that name, ENOSYS without
+ * kvmlet, EMSGSIZE, ENOMEM, EFAULT; EINTR after a signal handler, and nothing has been asked.
+ */
+static inline long kvmlet_ask_begin(const char *name, const void *question, size_t len) {
+    if (len > KVMLET_MESSAGE_MAX) {
+        errno = EMSGSIZE;
+        return -1;
+    }
+    return kvmlet_result_(kvmlet_call_(KVMLET_NR_ASK, name, (size_t)question, (long)len, NULL));
+}
+
+/*
+ * Waits for the answer to a question, copies it to `buf` and returns its length. `flags` is 0, KVMLET_NOWAIT,
+ * KVMLET_PEEK or KVMLET_DROP.
+ *
+ * -1 with errno: EMSGSIZE if it is longer than `cap` (it stays: ask by KVMLET_PEEK), EINTR (it stays), EINVAL for no
+ * ticket, EFAULT. Where there will be no answer: EPIPE if the storage has ended meanwhile, EPROTO if it has gone on
+ * without one, ETIMEDOUT, EBUSY if too many wait for it, ENOMEM.
+ */
+static inline ssize_t kvmlet_ask_end(long ticket, void *buf, size_t cap, int flags) {
+    return (ssize_t)kvmlet_result_(
+        kvmlet_call_(KVMLET_NR_ANSWER, (const void *)ticket, (size_t)buf, (long)cap, (void *)(long)flags));
+}
+
+/*
+ * Asks the storage `name` and waits for its answer: its length. -1 with errno as the two above; EMSGSIZE also if the
+ * answer is longer than `cap`, and is lost.
+ */
+static inline ssize_t kvmlet_ask(const char *name, const void *question, size_t len, void *answer, size_t cap) {
+    long ticket;
+    ssize_t got;
+    do {
+        ticket = kvmlet_ask_begin(name, question, len);
+    } while (ticket < 0 && errno == EINTR);
+    if (ticket < 0) return -1;
+    do {
+        got = kvmlet_ask_end(ticket, answer, cap, 0);
+    } while (got < 0 && errno == EINTR);
+    if (got < 0) {
+        int why = errno;
+        kvmlet_ask_end(ticket, NULL, 0, KVMLET_DROP);
+        errno = why;
+    }
+    return got;
 }
 
 /* Runs the hooks if this is a new copy: for functions that the host calls without a message. */

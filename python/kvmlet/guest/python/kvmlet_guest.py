@@ -7,6 +7,8 @@
 The program is ready as soon as it waits for its first message. Its host can freeze it there, with
 all its imports done, and give every request to a fresh copy.
 
+Under `kvmlet serve` a program may also ask a storage, which is not reset: `storage`.
+
 The same program runs without kvmlet. It then reads messages from descriptor 0 and writes its own to
 descriptor 1, each behind its length as four bytes, least significant first. So keep standard
 output for messages, and print to standard error.
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MESSAGE_MAX",
+    "Storage",
+    "StorageError",
     "check_fork",
     "generation",
     "on_fork",
@@ -35,6 +39,7 @@ __all__ = [
     "reseed",
     "send",
     "serve",
+    "storage",
 ]
 
 MESSAGE_MAX = 16 << 20
@@ -44,7 +49,10 @@ MESSAGE_MAX = 16 << 20
 _RECEIVE = 7000
 _SEND = 7001
 _GENERATION = 7002
+_ASK = 7003
+_ANSWER = 7004
 _PEEK = 2
+_DROP = 4
 _FORK_LEN = 32
 _SEED_AT = 8
 
@@ -55,6 +63,9 @@ _syscall.argtypes = [ctypes.c_long] * 5
 _syscall_send = _libc["syscall"]
 _syscall_send.restype = ctypes.c_long
 _syscall_send.argtypes = [ctypes.c_long, ctypes.c_char_p, ctypes.c_size_t]
+_syscall_ask = _libc["syscall"]
+_syscall_ask.restype = ctypes.c_long
+_syscall_ask.argtypes = [ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
 
 
 class _Buffers(_thread._local):
@@ -174,14 +185,124 @@ def check_fork() -> None:
     _now(generation(), os.urandom(24))
 
 
-def serve(handler: Callable[[bytes], bytes | bytearray | memoryview]) -> None:
-    """Answer each message with what `handler` returns for it; returns at the end of the input."""
+def serve(handler: Callable[[bytes], bytes | bytearray | memoryview], *, threads: int = 1) -> None:
+    """Answer each message with what `handler` returns for it; returns at the end of the input.
+
+    threads: call `handler` in so many at one time, for a storage that is asked concurrently. One
+    that raises ends the process, in whichever it is. Without kvmlet there is one only.
+    """
+    generation()
+    for _ in range(0 if _native else threads - 1):
+        _thread.start_new_thread(_serve_or_end, (handler,))
+    _serve(handler)
+
+
+def _serve(handler: Callable[[bytes], bytes | bytearray | memoryview]) -> None:
     while True:
         try:
             request = receive()
         except EOFError:
             return
         send(handler(request))
+
+
+def _serve_or_end(handler: Callable[[bytes], bytes | bytearray | memoryview]) -> None:
+    # A question that a thread has taken which is gone would never be answered.
+    try:
+        _serve(handler)
+    except BaseException:  # noqa: BLE001 - whatever it is, it has been said
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+
+
+class StorageError(OSError):
+    """A storage has not answered; `errno` says why.
+
+    ENOENT: there is none of that name. ENOSYS: this program does not run under `kvmlet serve`.
+    EPIPE: it has ended meanwhile, and is started anew without what it knew. EPROTO: it went on
+    without an answer. ETIMEDOUT: it took too long. EBUSY: too many wait for it. EMSGSIZE: the
+    question has more than MESSAGE_MAX bytes. ENOMEM: no memory here for question or answer.
+    """
+
+
+_WHY = {
+    errno.ENOENT: "there is no storage of this name: start it by kvmlet serve --storage NAME=CMD",
+    errno.ENOSYS: "there are storages under kvmlet serve only",
+    errno.EPERM: "there are storages under kvmlet serve only",
+    errno.EPIPE: "the storage has ended before it answered",
+    errno.EPROTO: "the storage has gone on without an answer",
+    errno.ETIMEDOUT: "the storage has not answered in time",
+    errno.EBUSY: "too many questions wait for the storage",
+    errno.EMSGSIZE: f"a question has at most {MESSAGE_MAX} bytes",
+    errno.ENOMEM: "no memory is left for the question or its answer",
+}
+
+
+class Storage:
+    """A program beside this one that is not reset, and that all forks ask by its name."""
+
+    def __init__(self, name: str) -> None:
+        """Nobody is asked yet. Raises StorageError (EINVAL) for what cannot be a name."""
+        self.name = name
+        data = name.encode()
+        if not data or b"\0" in data:
+            raise StorageError(errno.EINVAL, "no name of a storage", name)
+        self._data = data
+
+    def __repr__(self) -> str:
+        return f"kvmlet_guest.storage({self.name!r})"
+
+    def ask(self, question: bytes | bytearray | memoryview) -> bytes:
+        """Send a question, wait for the answer to it, and return that.
+
+        If this program ends meanwhile, or its request, the storage goes on as ever; it may have
+        done what it was asked.
+
+        Raises StorageError.
+        """
+        data = bytes(question)
+        while True:
+            ticket = _syscall_ask(_ASK, self._data, data, len(data))
+            if ticket >= 0:
+                break
+            # A Python signal handler runs when the call has returned: nothing has been asked.
+            self._check(ctypes.get_errno())
+        try:
+            return self._answer(ticket)
+        except BaseException:
+            # As of a signal handler that raises.
+            _syscall(_ANSWER, ticket, 0, 0, _DROP)
+            raise
+
+    def _answer(self, ticket: int) -> bytes:
+        while True:
+            length = _syscall(_ANSWER, ticket, _buffers.bytes_at, _buffers.length, 0)
+            if length >= 0:
+                return ctypes.string_at(_buffers.bytes_at, length)
+            code = ctypes.get_errno()
+            if code == errno.EMSGSIZE:
+                length = _syscall(_ANSWER, ticket, 0, 0, _PEEK)
+                if length > _buffers.length:
+                    _buffers.resize(length)
+            else:
+                self._check(code)
+
+    def _check(self, code: int) -> None:
+        if code != errno.EINTR:
+            raise StorageError(code, _WHY.get(code) or os.strerror(code), self.name)
+
+
+def storage(name: str) -> Storage:
+    """The storage with this name, as `kvmlet serve --storage NAME=CMD` starts it.
+
+        count = int(kvmlet_guest.storage("count").ask(b"one more"))
+
+    It lasts as long as the server, whatever becomes of forks. What it is asked comes from clients
+    in the end: it must trust no question.
+    """
+    return Storage(name)
 
 
 def _look_at_fork() -> None:
