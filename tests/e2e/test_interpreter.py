@@ -449,3 +449,21 @@ def test_reading_a_value_has_an_end(
         py.run("list(range(100_000))")
     monkeypatch.undo()
     assert py.run("1").value == 1
+
+
+def test_forks_learn_from_the_first_of_them() -> None:
+    """A page that it writes is there in the others before they write it, as it was."""
+    with kvmlet.Interpreter(preload=["json"]) as py:
+        py.run("x = list(range(1000))", check=True)
+        forks = py.fork(4)
+        try:
+            faults = []
+            for index, fork in enumerate(forks):
+                code = f"x.append({index}); sum(x) + len([str(each) for each in x])"
+                assert fork.run(code).value == sum(range(1000)) + index + 1001
+                faults.append(fork.stats()["exits_fault"])
+        finally:
+            for fork in forks:
+                fork.close()
+        assert faults[0] > 50
+        assert max(faults[1:]) < faults[0] / 2, faults

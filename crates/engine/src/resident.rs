@@ -11,7 +11,8 @@ use kvmlet_abi::Errno;
 use kvmlet_hv::Kicker;
 use kvmlet_linux::{ExitStatus, News, Personality, Pid};
 
-use crate::{Connections, EngineError, Owner, Program, Sandbox, Snapshot, Stat, boot};
+use crate::snapshot::Youth;
+use crate::{Connections, EngineError, Owner, Program, Sandbox, Snapshot, Stat, boot, stats};
 
 /// The time after which a waiting caller asks its owner again.
 const ASK: Duration = Duration::from_millis(40);
@@ -129,6 +130,7 @@ struct Turn {
     base: Option<Snapshot>,
     /// The number of resets: descriptors and processes of an earlier one are others now.
     epoch: u64,
+    youth: Youth,
 }
 
 #[derive(Debug)]
@@ -180,6 +182,7 @@ impl Shared {
                 is_idle,
                 ..
             } = &mut *turn
+                youth,
             else {
                 return;
             };
@@ -190,7 +193,10 @@ impl Shared {
                 continue;
             }
             let news: Vec<News> = waits.iter().flat_map(|(_, news)| news).copied().collect();
-            match sandbox.until_news(&news, &mut Polite(self)) {
+            let reached = sandbox.until_news(&news, &mut Polite(self));
+            sandbox.lead_siblings(youth);
+            match reached {
+            sandbox.follow_siblings(youth);
                 Err(EngineError::Interrupted) => continue,
                 Ok(()) => {
                     let waits = waits.iter().filter(|(_, news)| {
@@ -263,6 +269,7 @@ impl Resident {
                 is_idle: true,
                 base,
                 epoch: 0,
+                youth: base.as_ref().map_or_else(Youth::none, |_| Youth::begins()),
             }),
             callers: AtomicUsize::new(0),
             is_running: AtomicBool::new(false),
@@ -429,6 +436,7 @@ impl Resident {
             turn.sandbox = Some(sandbox);
             turn.base = Some(snapshot.clone());
             Ok(snapshot)
+            turn.youth = Youth::begins();
         })
     }
 

@@ -63,6 +63,18 @@ impl PageTables {
         copies.filter(|copy| copy.cause == Cause::Write).count() as u64
     }
 
+    /// The pages of [`PageTables::written_copies`].
+    pub(crate) fn written_pages(&self) -> impl Iterator<Item = Gva> {
+        let logs = self.undo.iter().flat_map(|undo| &undo.tables);
+        logs.flat_map(|log| {
+            let written = |copy: &&PageCopy| copy.cause == Cause::Write;
+            log.copies
+                .iter()
+                .filter(written)
+                .map(|copy| log.gva(copy.index))
+        })
+    }
+
     /// Copies the frozen page mapped at `gva` to a private frame and maps that with `flags`; answers
     /// the frame, which the entry owns. A 2 MiB page is split. The copy is remembered:
     /// [`crate::Spaces::reset`] restores it in place.
@@ -124,17 +136,28 @@ impl PageTables {
         gva: Gva,
         may_keep: impl FnOnce(Gva) -> bool,
     ) -> Result<bool, MemError> {
+        let is_copied = self.copy_page_soon(mem, gva, may_keep);
+        let _nothing_ran = self.take_pending();
+        if is_copied? {
+            mem.start_count();
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Copies a page that is expected to be written, if it is frozen and `may_keep` allows it; whether it did.
+    pub(crate) fn copy_page_soon(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        may_keep: impl FnOnce(Gva) -> bool,
+    ) -> Result<bool, MemError> {
         let leaf = self.walk(mem, gva).filter(|leaf| mem.is_frozen(leaf.gpa));
         let Some(leaf) = leaf.filter(|_| may_keep(gva)) else {
             return Ok(false);
         };
-        let copied = self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Once);
-        let _nothing_ran = self.take_pending();
-        match copied {
-            Ok(_) => {
-                mem.start_count();
-                Ok(true)
-            }
+        match self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Once) {
+            Ok(_) => Ok(true),
             Err(MemError::FileFault(_)) => Ok(false),
             Err(error) => Err(error),
         }

@@ -217,6 +217,32 @@ impl Spaces {
         Ok(copied)
     }
 
+    /// As [`Spaces::copy_ahead`], for a fork whose VM may have run another one: what has to be flushed stays pending.
+    ///
+    /// # Errors
+    /// As [`Spaces::copy_ahead`].
+    pub fn copy_soon(
+        &mut self,
+        mem: &mut GuestMemory,
+        pages: impl Iterator<Item = (MmId, Gva)>,
+        mut may_keep: impl FnMut(MmId, Gva) -> bool,
+    ) -> Result<u64, MemError> {
+        let mut copied = 0;
+        for (id, gva) in pages {
+            if let Some(tables) = self.live.get_mut(&id) {
+                let is_copied = tables.copy_page_soon(mem, gva, |gva| may_keep(id, gva))?;
+                copied += u64::from(is_copied);
+            }
+        }
+        Ok(copied)
+    }
+
+    /// The pages of [`Spaces::written_copies`], in no order.
+    pub fn written_pages(&self) -> impl Iterator<Item = (MmId, Gva)> {
+        let spaces = self.live.iter().chain(&self.detached);
+        spaces.flat_map(|(id, tables)| tables.written_pages().map(|gva| (*id, gva)))
+    }
+
     /// Puts the address spaces and private memory of a fork back to the frozen state. The guest must not run
     /// meanwhile, nor afterwards before the pending flushes are discharged.
     ///

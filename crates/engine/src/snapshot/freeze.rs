@@ -89,7 +89,7 @@ impl Snapshot {
             kvm_kind,
             ready: ReadyVms::default(),
             learned: Mutex::default(),
-            generation: AtomicU64::new(0),
+            siblings: Mutex::default(),
             forks: AtomicU64::new(0),
             door,
             reseeding,

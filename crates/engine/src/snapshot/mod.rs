@@ -5,6 +5,7 @@ pub(crate) mod compare;
 mod freeze;
 mod learned;
 mod reset;
+mod siblings;
 #[cfg(test)]
 mod tests;
 mod vm_pool;
@@ -28,9 +29,15 @@ use crate::time::now_ns;
 use crate::vm::{self, BoundVm, GuestVm};
 use crate::{EngineError, Stat};
 use learned::Learned;
+use siblings::Siblings;
+
+pub(crate) use siblings::Youth;
 use vm_pool::ReadyVms;
 
 pub use vm_pool::forget_vms;
+
+/// Forks and resets of all snapshots. A fork that is frozen has forks that differ from it, and from its siblings.
+static GENERATIONS: AtomicU64 = AtomicU64::new(0);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,7 +63,7 @@ pub(crate) struct Frozen {
     kvm_kind: KvmKind,
     ready: ReadyVms,
     learned: Mutex<Learned>,
-    generation: AtomicU64,
+    siblings: Mutex<Siblings>,
     forks: AtomicU64,
     /// The place where the program waited for connections.
     door: Option<Door>,

@@ -208,3 +208,31 @@ fn table_runs_are_consecutive_zeroed_and_counted() {
         assert_eq!(mem.alloc_table_run(pages), Err(OutOfMemory::Exhausted));
     }
 }
+
+#[test]
+fn pages_that_a_sibling_wrote_are_copied_soon() {
+    let frozen = frozen();
+    let mut leader = Fork::of(&frozen);
+    leader.set(page(1), 100);
+    leader.set(page(2), 200);
+    let mut written: Vec<_> = leader.spaces.written_pages().collect();
+    written.sort_unstable();
+    assert_eq!(written, named([page(1), page(2)]));
+    let mut fork = Fork::of(&frozen);
+    fork.set(page(2), 5);
+    let copied = fork
+        .spaces
+        .copy_soon(&mut fork.mem, written.into_iter(), |_, _| true)
+        .unwrap();
+    assert_eq!(copied, 1, "it has the other one already");
+    assert!(first(&fork.spaces).pending().is_some());
+    assert_eq!(fork.leaf(page(1)).unwrap().flags, DATA);
+    assert_eq!((fork.word(page(1)), fork.word(page(2))), (2, 5));
+    // Only what it has written itself makes it an example.
+    assert_eq!(
+        fork.spaces.written_pages().collect::<Vec<_>>(),
+        named([page(2)])
+    );
+    let report = fork.reset();
+    assert_eq!((report.kept_pages, report.copied_pages), (2, 1));
+}
