@@ -643,6 +643,9 @@ class Sandbox:
 @final
 class Connection:
     """The host's end of a connection: its sandbox or box uses it."""
+    def memory_limit(self) -> int:
+        """The program's memory limit, in bytes."""
+
 
 @final
 class Box:

@@ -569,6 +569,10 @@ class _Ends:
     ) -> bytes:
         sandbox = self._sandbox
         limit_s = self._limit_s(timeout_s)
+    def _memory_limit(self) -> int:
+        """The program's memory limit, in bytes."""
+        return self._ask(self._vm.memory_limit)
+
         return sandbox._ask(sandbox._vm.receive_from, connection, max_bytes, limit_s)
 
     def _limit_s(self, timeout_s: float | None) -> float | None:

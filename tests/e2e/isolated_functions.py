@@ -190,6 +190,11 @@ def large(size: int) -> bytes:
     return bytes(size)
 
 
+@kvmlet.isolated(memory="64m", size=1)
+def in_little_memory(value: object) -> object:
+    return bytes(value) if isinstance(value, int) else value
+
+
 class Scale:
     def __init__(self, factor: int) -> None:
         self.factor = factor

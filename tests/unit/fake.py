@@ -278,6 +278,13 @@ class FakeSandbox:
         with self.use():
             return {"exits": 1}
 
+    def files(self) -> None:
+        raise NotImplementedError
+
+    def memory_limit(self) -> int:
+        with self.use():
+            return 512 << 20
+
     def memory_left(self) -> int:
         with self.use():
             return 64 << 20

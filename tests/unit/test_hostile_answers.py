@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import time
 import traceback
 import tracemalloc
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import kvmlet
-from kvmlet._isolated.call import value_of
+from kvmlet._isolated.call import _answer_to, value_of
 from kvmlet._isolated.codec import DataError
 from kvmlet._isolated.writer import encode
 from kvmlet.interpreter import read_answer
@@ -58,6 +59,51 @@ def test_an_answer_to_a_call(name: str) -> None:
         # A control character is four when it is shown.
         assert len(str(error)) < 5 * (64 << 10)
         assert not isinstance(error, (StopIteration, StopAsyncIteration, BaseExceptionGroup))
+
+
+class Liar:
+    """A sandbox whose program says that a long answer comes."""
+
+    def __init__(self, total_bytes: int, pieces: list[bytes]) -> None:
+        self.answers = [struct.pack("<cQ", b"M", total_bytes), *pieces]
+
+    def request(self, _message: bytes) -> bytes:
+        return self.answers.pop(0)
+
+    def recv(self) -> bytes:
+        if not self.answers:
+            raise kvmlet.NotReady("it has sent nothing")
+        return self.answers.pop(0)
+
+    def _memory_limit(self) -> int:
+        return 64 << 20
+
+
+@pytest.mark.parametrize(
+    ("total_bytes", "pieces"),
+    [
+        ((64 << 20) + 1, []),
+        (2**64 - 1, []),
+        (10, [b""]),
+        (10, [b"12345", b"", b"67890"]),
+        (10, [b"12345678901"]),
+        (10, [b"123", b"12345678"]),
+    ],
+)
+def test_an_answer_in_pieces_that_lies(total_bytes: int, pieces: list[bytes]) -> None:
+    liar: Any = Liar(total_bytes, pieces)
+    with pytest.raises(kvmlet.ResultError, match="makes no sense"):
+        _answer_to(liar, b"call")
+
+
+def test_an_answer_in_pieces() -> None:
+    true: Any = Liar(10, [b"123", b"4567890"])
+    assert _answer_to(true, b"call") == b"1234567890"
+    nothing: Any = Liar(0, [])
+    assert _answer_to(nothing, b"call") == b""
+    short: Any = Liar(10, [b"123"])
+    with pytest.raises(kvmlet.NotReady):
+        _answer_to(short, b"call")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

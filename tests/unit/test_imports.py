@@ -183,6 +183,7 @@ def test_the_guest_of_isolated_functions_has_its_own_side_only() -> None:
         "kvmlet._isolated.exceptions",
         "kvmlet._isolated.function",
         "kvmlet._isolated.interpreter",
+        "kvmlet._isolated.pieces",
         "kvmlet._isolated.registry",
         "kvmlet._isolated.request",
         "kvmlet._isolated.writer",

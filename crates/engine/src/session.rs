@@ -157,19 +157,14 @@ impl Sandbox {
         &mut self,
         timeout: Option<Duration>,
         owner: &mut dyn Owner,
-    ) -> Result<Vec<u8>, EngineError> {
+    ) -> Result<Arc<[u8]>, EngineError> {
         self.check_alive()?;
         let take = |sandbox: &mut Self| Ok(sandbox.personality.take_message());
-        let waiting = match self.guarded(take)? {
-            Some(message) => Some(message),
-            None => {
-                self.step(Until::Message, timeout, owner)?;
-                self.guarded(take)?
-            }
-        };
-        waiting
-            .map(|bytes| bytes.to_vec())
-            .ok_or(EngineError::Silent)
+        if let Some(message) = self.guarded(take)? {
+            return Ok(message);
+        }
+        self.step(Until::Message, timeout, owner)?;
+        self.guarded(take)?.ok_or(EngineError::Silent)
     }
 
     /// Calls a function of the program by the name of its symbol, with the C calling convention, and
@@ -396,6 +391,12 @@ impl Sandbox {
             self.personality.machine.memory.private_bytes(),
         ));
         all
+    /// The program's memory limit, in bytes.
+    #[must_use]
+    pub fn memory_limit_bytes(&self) -> u64 {
+        self.personality.machine.memory.limit_bytes()
+    }
+
     }
 
     /// KVM's own counters of the vCPU by name (KVM_GET_STATS_FD), `pf_taken` and `tlb_flush` among them.

@@ -449,6 +449,10 @@ impl Snapshot {
 
     pub(crate) fn get(&self) -> PyResult<kvmlet_engine::Snapshot> {
         if self.process != std::process::id() {
+    fn memory_limit(&self) -> PyResult<u64> {
+        self.with(|engine| Ok(engine.memory_limit_bytes()))
+    }
+
             return Err(forked());
         }
         lock(&self.engine)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kvmlet._isolated.exceptions import guest_error, one_line, printable
+from kvmlet._isolated.pieces import pieces, total_of
 from kvmlet.errors import DeadlineExceeded, KvmletError, ResultError, SandboxEnded
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def ask_in_full(sandbox: Sandbox, message: bytes, tell: Callable[[str], None]) -
     start_s = time.monotonic()
     with _remedies():
         try:
-            value = _value(sandbox, sandbox.request(message), tell)
+            value = _value(sandbox, _answer_to(sandbox, message), tell)
         except BaseException:
             _print(sandbox)
             raise
@@ -100,10 +101,34 @@ def _nobody(_package: str) -> None:
 def data_of(sandbox: Sandbox, message: bytes, tell: Callable[[str], None] = _nobody) -> Any:
     """The value that the guest answers `message` with. Raises what it says it raised."""
     try:
-        answer = sandbox.request(message)
+        answer = _answer_to(sandbox, message)
     finally:
         _print(sandbox)
     return _value(sandbox, answer, tell)
+
+
+def _answer_to(sandbox: Sandbox, message: bytes) -> bytes:
+    """The guest's answer, however many messages it and the call take."""
+    *first, last = pieces(message)
+    for piece in first:
+        sandbox.send(piece)
+        # It has taken that one when it asks for the next.
+        sandbox.until_ready()
+    answer = sandbox.request(last)
+    total_bytes = total_of(answer)
+    if total_bytes is None:
+        return answer
+    if total_bytes > sandbox._memory_limit():
+        raise _nonsense(f"it is to have {total_bytes} bytes, more than its memory")
+    taken: list[bytes] = []
+    left = total_bytes
+    while left > 0:
+        piece = sandbox.recv()
+        left -= len(piece)
+        if not piece or left < 0:
+            raise _nonsense("its pieces have another length than it said")
+        taken.append(piece)
+    return b"".join(taken)
 
 
 def _value(sandbox: Sandbox, answer: bytes, tell: Callable[[str], None]) -> Any:

@@ -97,6 +97,8 @@ class _Reader:
         self.look = look
         self.look_at_bytes = memory_bytes
         self.compared_bytes = 0
+        # While the content of an array is read: its memory is copied once, into the array.
+        self.in_array = False
 
     def charge(self, made_bytes: int) -> None:
         """Count what is about to be made, and look at the time now and then."""
@@ -128,6 +130,16 @@ class _Reader:
             self.charge(0)
         self.at = end
         return self.data[start:end]
+
+    def raw(self, _depth: int, _in_key: bool) -> bytes | memoryview:
+        if not self.in_array:
+            return self.sized()
+        (length,) = self.unpack(U32)
+        start, end = self.at, self.at + length
+        if end > len(self.data):
+            raise DataError("too short")
+        self.at = end
+        return memoryview(self.data)[start:end]
 
     def count(self, least_bytes: int) -> int:
         """The count of values that follow, of at least `least_bytes` each."""
@@ -286,7 +298,9 @@ class _Reader:
     def extended(self, depth: int, in_key: bool) -> Any:
         word = self.value(depth, False)
         make = _EXTENDED.get(word) if isinstance(word, str) else None
+        before, self.in_array = self.in_array, word == ARRAY
         content = self.value(depth, in_key)
+        self.in_array = before
         if make is None:
             raise DataError("an unknown kind of value")
         return make(self, content)
@@ -294,7 +308,9 @@ class _Reader:
     def array(self, content: Any) -> Any:
         """An array or a scalar of numpy."""
         match content:
-            case (str(dtype), None | tuple(), bytes(data)) if _DTYPE.fullmatch(dtype):
+            case (str(dtype), None | tuple(), data) if _DTYPE.fullmatch(dtype) and isinstance(
+                data, memoryview
+            ):
                 shape = content[1]
             case _:
                 raise DataError("not an array")
@@ -322,9 +338,9 @@ class _Reader:
         return made[()] if shape is None else made
 
 
-def _check_characters(dtype: str, data: bytes) -> None:
+def _check_characters(dtype: str, data: memoryview) -> None:
     try:
-        data.decode("utf-32-be" if dtype[0] == ">" else "utf-32-le")
+        str(data, "utf-32-be" if dtype[0] == ">" else "utf-32-le")
     except UnicodeDecodeError:
         raise DataError("an array of no characters") from None
 
@@ -421,7 +437,7 @@ _READERS: dict[int, tuple[Any, int]] = {
     ord("f"): (lambda reader, _depth, _in_key: reader.unpack(DOUBLE)[0], 48),
     ord("c"): (lambda reader, _depth, _in_key: complex(*reader.unpack(COMPLEX)), 48),
     ord("s"): (_Reader.text, 80),
-    ord("b"): (lambda reader, _depth, _in_key: reader.sized(), 64),
+    ord("b"): (_Reader.raw, 64),
     ord("a"): (lambda reader, _depth, _in_key: bytearray(reader.sized()), 112),
     ord("l"): (lambda reader, depth, in_key: reader.items(depth, in_key), 96),
     ord("t"): (lambda reader, depth, in_key: tuple(reader.items(depth, in_key)), 80),

@@ -105,10 +105,12 @@ def receive_in_place() -> bytes | mmap.mmap:
     """As `receive`; a large message lies in memory of its own, which can be written, uncopied."""
     import mmap
 
-    return _receive(lambda length: mmap.mmap(-1, length))
+    return _receive(lambda length: mmap.mmap(-1, length))  # type: ignore[return-value]
 
 
-def _receive(room: Callable[[int], mmap.mmap | None]) -> bytes | mmap.mmap:
+def _receive(
+    room: Callable[[int], mmap.mmap | memoryview | None],
+) -> bytes | mmap.mmap | memoryview:
     """The next message. `room` makes room for a large one: in the buffer, or what it returns."""
     while not _native:
         length = _syscall(_RECEIVE, _buffers.bytes_at, _buffers.length, 0, _buffers.fork_at)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import mmap  # noqa: F401 - large messages need it, and it is frozen with the rest
+import mmap
 import os
 import pickle
 import sys
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import kvmlet_guest
 
 from kvmlet._isolated.codec import NotData, type_name
+from kvmlet._isolated.pieces import pieces, total_of
 from kvmlet._isolated.request import unpacked
 from kvmlet._isolated.writer import encode
 
@@ -45,14 +46,33 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     while True:
-        answer = _answer(_call, kvmlet_guest.receive_in_place())
+        answer = _answer(_call, _receive())
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
         try:
-            kvmlet_guest.send(answer)
+            for piece in pieces(answer):
+                kvmlet_guest.send(piece)
         except OSError as error:
             kvmlet_guest.send(encode(("unfit", f"{len(answer)} bytes of it: {error.strerror}")))
+
+
+def _receive() -> Any:
+    """The next call: bytes, or memory that can be written."""
+    message = kvmlet_guest.receive_in_place()
+    total = total_of(message)
+    if total is None:
+        return message
+    whole = mmap.mmap(-1, total)
+    view = memoryview(whole)
+    at = 0
+    while at < total:
+        # It lies in its place at once if it is large.
+        piece = kvmlet_guest._receive(lambda length: view[at : at + length])  # noqa: B023
+        if isinstance(piece, bytes):
+            view[at : at + len(piece)] = piece
+        at += len(piece)
+    return whole
 
 
 def _warm(message: bytes) -> None:
