@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import kvmlet
 import kvmlet.box
+import kvmlet.sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,10 +30,28 @@ PAGE = Path(__file__).with_suffix(".md")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Programs": ("run", "Result", "Denial", "Event", "Changes", "Kept", "INHERIT"),
     "Policies": ("Policy", "Mount", "Limits"),
-    "Boxes": ("Box", "Files", "FileStat", "Process", "Connection", "BoxSnapshot"),
+    "Boxes": (
+        "Box",
+        "Files",
+        "FileStat",
+        "Watch",
+        "FileChange",
+        "Process",
+        "TerminalSize",
+        "Connection",
+        "BoxSnapshot",
+    ),
     "Sessions of Python": ("Interpreter", "Cell", "CellError", "InterpreterSnapshot"),
     "Isolated functions": ("isolated", "Isolated", "Call", "register_result"),
-    "Frozen programs": ("Sandbox", "Snapshot", "Output", "Pool", "PoolStats", "get_include"),
+    "Frozen programs": (
+        "Sandbox",
+        "ProgramFiles",
+        "Snapshot",
+        "Output",
+        "Pool",
+        "PoolStats",
+        "get_include",
+    ),
     "Servers": ("serve", "Server", "ServerStats", "wsgi", "asgi", "WsgiApp", "AsgiApp"),
     "Coroutines": ("aio", *(f"aio.{name}" for name in kvmlet.aio.__all__)),
     "The package": ("__version__",),
@@ -43,7 +62,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         and issubclass(getattr(kvmlet, name), kvmlet.KvmletError)
     ),
 }
-"""The names of each section. Those of boxes' files are public by `Box.files` alone."""
+"""The names of each section. Those of files are public by `Box.files` and `Sandbox.files` alone."""
 
 TEXTS = {
     "INHERIT": """For `stdout` and `stderr` of `run`: output goes where this process's own goes.
@@ -86,8 +105,9 @@ of kvmlet are all `KvmletError`s, with a `message` and a `remedy`.
 
 def named(name: str) -> Any:
     """The object of a name in `SECTIONS`."""
-    if name in ("Files", "FileStat"):
-        return getattr(kvmlet.box, name)
+    for module in (kvmlet.box, kvmlet.sandbox):
+        if name in module.__all__:
+            return getattr(module, name)
     found: Any = kvmlet
     for part in name.split("."):
         found = getattr(found, part)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kvmlet._isolated import Call, Isolated, isolated, register_result
     from kvmlet._result import Denial, Event, Result
     from kvmlet._run import INHERIT, run
-    from kvmlet.box import Box, BoxSnapshot, Process
+    from kvmlet.box import Box, BoxSnapshot, Process, TerminalSize
     from kvmlet.errors import (
         BoxFileError,
         BoxFileExists,
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
         InboxFull,
         InternalError,
         Interrupted,
-        IsAFork,
         KvmletError,
         KvmUnavailable,
         LaunchError,
@@ -112,7 +111,6 @@ __all__ = [
     "Interpreter",
     "InterpreterSnapshot",
     "Interrupted",
-    "IsAFork",
     "Isolated",
     "Kept",
     "KvmUnavailable",
@@ -146,6 +144,7 @@ __all__ = [
     "ServerStats",
     "Snapshot",
     "StaleSnapshot",
+    "TerminalSize",
     "TooFewDescriptors",
     "TooFewMappings",
     "UnknownSymbol",
@@ -191,6 +190,7 @@ _MODULES = {
     "Server": "server",
     "ServerStats": "server",
     "Snapshot": "sandbox",
+    "TerminalSize": "box",
     "WsgiApp": "gateway",
     "asgi": "gateway",
     "isolated": "_isolated",

@@ -1,4 +1,4 @@
-"""The files of a box: bytes and whole folders, in and out."""
+"""The files of a box or a sandbox: bytes and whole folders, in and out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import stat as modes
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kvmlet import _native
+from kvmlet._box_watch import Watch
 from kvmlet.errors import (
     BoxFileError,
     BoxFileExists,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["FileStat", "Files"]
+__all__ = ["FileStat", "Files", "ProgramFiles"]
 
 _PIECE_BYTES = 1 << 20
 _READ_MAX_BYTES = 256 << 20
@@ -70,22 +71,23 @@ class FileStat(NamedTuple):
         return modes.S_ISREG(self.mode)
 
 
-class Files:
-    """The files of a box, as its commands see them. Relative paths start in /work.
+class ProgramFiles:
+    """The files of a `Sandbox`, as its program sees them: its user, and its directory for relative
+    paths.
 
-    Each method raises BoxFileError, an OSError that names the path, where the call in the box
-    fails. It is also the exception that Python has for its errno: BoxFileNotFound is a
-    FileNotFoundError, BoxPermissionDenied a PermissionError. SandboxClosed and SandboxEnded as all
-    of a box.
+    Each method raises BoxFileError, an OSError that names the path, where the call inside fails. It
+    is also the exception that Python has for its errno: BoxFileNotFound is a FileNotFoundError,
+    BoxPermissionDenied a PermissionError. SandboxClosed, SandboxBusy and SandboxEnded as all of a
+    sandbox. A file that is copied is open in the program meanwhile, and counts for its limits.
 
-        >>> with kvmlet.Box() as box:
-        ...     box.files.write("logs/today", "text", parents=True)
-        ...     box.files.read("logs/today"), box.files.stat("logs").is_dir
+        >>> with snapshot.fork() as sandbox:
+        ...     sandbox.files.write("/tmp/logs/today", "text", parents=True)
+        ...     sandbox.files.read("/tmp/logs/today"), sandbox.files.stat("/tmp/logs").is_dir
         (b'text', True)
     """
 
-    def __init__(self, vm: Callable[[], _native.Box]) -> None:
-        self._vm = vm
+    def __init__(self, native: Callable[[], _native.Files]) -> None:
+        self._native = native
 
     def read(self, path: Path, *, limit_bytes: int = _READ_MAX_BYTES) -> bytes:
         """All bytes of a regular file. A file larger than `limit_bytes` is refused.
@@ -125,26 +127,6 @@ class Files:
         rest = memoryview(data)
         self._write(path, lambda size: bytes(rest[size : size + _PIECE_BYTES]), 0o666)
 
-    def open(
-        self, path: Path, mode: str = "r", *, encoding: str = "utf-8", errors: str = "strict"
-    ) -> IO[Any]:
-        """A file to be read or written piece by piece, from its start to its end.
-
-        mode: "r" to read, "w" to write anew, "a" to go on at its end, "x" for a new file only. With
-            "b" it is one of bytes, else of text.
-
-        It cannot seek. Its methods raise as those here do, and BoxWasReset after a reset.
-        """
-        flags = _OPEN_FLAGS.get(mode.replace("t", "").replace("b", "") if _is_mode(mode) else "")
-        if flags is None:
-            raise UsageError(f"mode: {mode!r} is none", remedy='pass "r", "rb", "w", "a" or "x"')
-        raw = _BoxFile(self, path, flags)
-        if flags == os.O_RDONLY:
-            reader = io.BufferedReader(raw, _PIECE_BYTES)
-            return reader if "b" in mode else io.TextIOWrapper(reader, encoding, errors)
-        writer = io.BufferedWriter(raw, _PIECE_BYTES)
-        return writer if "b" in mode else io.TextIOWrapper(writer, encoding, errors)
-
     def walk(self, path: Path = ".") -> Iterator[Entries]:
         """Each directory from `path` on, with the names of directories and of others in it.
 
@@ -176,7 +158,7 @@ class Files:
 
     def stat(self, path: Path, *, follow_symlinks: bool = True) -> FileStat:
         """Type, permissions, size and time of a file."""
-        return FileStat(*self._ask(path, self._vm().stat, _bytes(path), follow_symlinks))
+        return FileStat(*self._ask(path, self._native().stat, _bytes(path), follow_symlinks))
 
     def exists(self, path: Path) -> bool:
         """True if there is a file or directory of this name."""
@@ -207,14 +189,14 @@ class Files:
         while left:
             each, is_empty = left.pop()
             if is_empty or not self.stat(each, follow_symlinks=False).is_dir:
-                self._ask(each, self._vm().remove, each)
+                self._ask(each, self._native().remove, each)
                 continue
             left.append((each, True))
             left += [(os.path.join(each, name), False) for name in self._names(each)]
 
     def rename(self, source: Path, target: Path) -> None:
         """Give a file or directory another name; a file of that name is replaced."""
-        self._ask(source, self._vm().rename, _bytes(source), _bytes(target))
+        self._ask(source, self._native().rename, _bytes(source), _bytes(target))
 
     def upload(self, source: Path, target: Path) -> None:
         """Copy a file or folder of this machine into the box, as `target`.
@@ -250,7 +232,7 @@ class Files:
 
     def _mkdir(self, path: Path, *, exist_ok: bool) -> None:
         try:
-            self._ask(path, self._vm().mkdir, _bytes(path))
+            self._ask(path, self._native().mkdir, _bytes(path))
         except BoxFileError as error:
             # A mount point cannot be made either.
             if not (exist_ok and error.errno in (errnos.EEXIST, errnos.EROFS)):
@@ -298,14 +280,14 @@ class Files:
                 return file.read(_PIECE_BYTES)
 
             self._write(target, piece, mode)
-        self._ask(target, self._vm().chmod, target, mode)
+        self._ask(target, self._native().chmod, target, mode)
 
     def _names(self, path: Path) -> Names:
-        return self._ask(path, self._vm().names, _bytes(path))
+        return self._ask(path, self._native().names, _bytes(path))
 
     def _read(self, path: Path, take: Callable[[bytes], object], most: int) -> int:
         """Reads a regular file piece by piece; the number of bytes."""
-        vm = self._vm()
+        vm = self._native()
         file = self._ask(path, vm.open, _bytes(path), os.O_RDONLY, 0)
         try:
             status = FileStat(*self._ask(path, vm.stat_file, *file))
@@ -323,7 +305,7 @@ class Files:
 
     def _write(self, path: Path, piece: Callable[[int], bytes], mode: int) -> None:
         """Writes what `piece` gives for each offset, until that is nothing."""
-        vm = self._vm()
+        vm = self._native()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         file = self._ask(path, vm.open, _bytes(path), flags, mode)
         try:
@@ -341,6 +323,56 @@ class Files:
         raise _error(path, message) if kind == "file" else from_native(kind, message)
 
 
+class Files(ProgramFiles):
+    """The files of a box, as its commands see them. Relative paths start in /work.
+
+    Each method raises BoxFileError, an OSError that names the path, where the call in the box
+    fails. It is also the exception that Python has for its errno: BoxFileNotFound is a
+    FileNotFoundError, BoxPermissionDenied a PermissionError. SandboxClosed and SandboxEnded as all
+    of a box.
+
+        >>> with kvmlet.Box() as box:
+        ...     box.files.write("logs/today", "text", parents=True)
+        ...     box.files.read("logs/today"), box.files.stat("logs").is_dir
+        (b'text', True)
+    """
+
+    def __init__(self, vm: Callable[[], _native.Box]) -> None:
+        super().__init__(lambda: vm().files())
+        self._vm = vm
+
+    def open(
+        self, path: Path, mode: str = "r", *, encoding: str = "utf-8", errors: str = "strict"
+    ) -> IO[Any]:
+        """A file to be read or written piece by piece, from its start to its end.
+
+        mode: "r" to read, "w" to write anew, "a" to go on at its end, "x" for a new file only. With
+            "b" it is one of bytes, else of text.
+
+        It cannot seek. Its methods raise as those here do, and BoxWasReset after a reset.
+        """
+        flags = _OPEN_FLAGS.get(mode.replace("t", "").replace("b", "") if _is_mode(mode) else "")
+        if flags is None:
+            raise UsageError(f"mode: {mode!r} is none", remedy='pass "r", "rb", "w", "a" or "x"')
+        raw = _BoxFile(self, path, flags)
+        if flags == os.O_RDONLY:
+            reader = io.BufferedReader(raw, _PIECE_BYTES)
+            return reader if "b" in mode else io.TextIOWrapper(reader, encoding, errors)
+        writer = io.BufferedWriter(raw, _PIECE_BYTES)
+        return writer if "b" in mode else io.TextIOWrapper(writer, encoding, errors)
+
+    def watch(self, path: Path = ".", *, recursive: bool = False) -> Watch:
+        """Watch a file, or a directory with the names in it, from now on.
+
+        recursive: in the directories below it too, those made later among them. A box has at most
+            8,192 watches, one for each directory.
+
+        As inotify(7), it is not told of what others change on this machine, nor of writes through
+        mappings.
+        """
+        return Watch._begun(self, _bytes(path), self._vm, recursive=recursive)
+
+
 class _BoxFile(io.RawIOBase):
     """An open file of a box: its bytes in order."""
 
@@ -350,7 +382,7 @@ class _BoxFile(io.RawIOBase):
         self._path = path
         self._reads = flags == os.O_RDONLY
         self._file = (0, -1)  # none yet
-        vm = files._vm()
+        vm = files._native()
         self._file = files._ask(path, vm.open, _bytes(path), flags, 0o666)
         if self._reads:
             status = FileStat(*files._ask(path, vm.stat_file, *self._file))
@@ -367,13 +399,13 @@ class _BoxFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         into = memoryview(buffer).cast("B")
         most = min(len(into), _PIECE_BYTES)
-        data = self._files._ask(self._path, self._files._vm().read, *self._file, most)
+        data = self._files._ask(self._path, self._files._native().read, *self._file, most)
         into[: len(data)] = data
         return len(data)
 
     def write(self, data: Any) -> int:
         piece = bytes(memoryview(data).cast("B")[:_PIECE_BYTES])
-        return self._files._ask(self._path, self._files._vm().write, *self._file, piece)
+        return self._files._ask(self._path, self._files._native().write, *self._file, piece)
 
     def close(self) -> None:
         if self.closed:
@@ -382,7 +414,7 @@ class _BoxFile(io.RawIOBase):
         # It is gone if the box is closed.
         with contextlib.suppress(SandboxClosed, SandboxEnded):
             if self._file[1] >= 0:
-                _close(self._files._vm(), self._file)
+                _close(self._files._native(), self._file)
 
 
 _OPEN_FLAGS = {
@@ -397,10 +429,10 @@ def _is_mode(mode: object) -> bool:
     return isinstance(mode, str) and not (set(mode) - set("rwaxbt") or {"b", "t"} <= set(mode))
 
 
-def _close(vm: _native.Box, file: tuple[int, int]) -> None:
+def _close(vm: _native.Files, file: tuple[int, int]) -> None:
     # It is gone if the box is closed or was reset.
     with contextlib.suppress(_native.NativeError):
-        vm.close_stream(*file)
+        vm.close(*file)
 
 
 _ERRORS: dict[int, type[BoxFileError]] = {
@@ -415,6 +447,7 @@ _REMEDIES = {
     "EFBIG": "allow more with limit_bytes=",
     "ENOENT": "list() the directory",
     "ENOSPC": "remove files, or make the box with more memory",
+    "EMFILE": "close some that are open",
     "EROFS": "write below /work or /tmp",
     "EACCES": "write below /work or /tmp, or make more readable with read=",
     "EISDIR": "name a file in it",

@@ -9,6 +9,7 @@ import signal as signals
 import threading
 import time
 import weakref
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from kvmlet._extension import translated
@@ -35,6 +36,43 @@ if TYPE_CHECKING:
 _PIECE_BYTES = 64 << 10
 # A thread that can be stopped looks so often.
 _LOOK_S = 0.05
+# struct winsize has 16 bits for each side (ioctl_tty(2)).
+_SIDE_MAX = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalSize:
+    """The size of a terminal, in characters.
+
+    >>> with kvmlet.Box() as box:
+    ...     size = kvmlet.TerminalSize(columns=100, rows=30)
+    ...     with box.spawn(["stty", "size"], terminal=size, text=True) as process:
+    ...         print(process.stdout.read())
+    30 100
+    """
+
+    columns: int = 80
+    """Characters of a line: 1 to 65,535, as `rows`. Raises UsageError."""
+    rows: int = 24
+    """Lines."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("columns", self.columns), ("rows", self.rows)):
+            is_size = isinstance(value, int) and not isinstance(value, bool)
+            if not is_size or not 1 <= value <= _SIDE_MAX:
+                raise UsageError(
+                    f"{name}: {value!r} is no size of a terminal",
+                    remedy=f"pass a number from 1 to {_SIDE_MAX:,}",
+                )
+
+
+def checked_size(size: object) -> TerminalSize:
+    """`size`, if it is one. Raises UsageError."""
+    if not isinstance(size, TerminalSize):
+        raise UsageError(
+            f"{size!r} is no size of a terminal", remedy="pass kvmlet.TerminalSize(80, 24)"
+        )
+    return size
 
 
 class Process:
@@ -42,6 +80,10 @@ class Process:
 
     Its attributes are those of subprocess.Popen: `args`, `pid` (in the box), `stdin`, `stdout`,
     `stderr`, `returncode`. Output that nobody reads makes it wait once 64 KiB are in a pipe.
+
+    One with a terminal types what is written to `stdin`, and reads what it shows from `stdout`.
+    That has the echo of its keys and "\\r\\n" at the end of each line; `stderr` is None. Keys are
+    characters: "\\x03" is Ctrl-C, "\\x04" the end of its input. It is hung up once both are closed.
 
         >>> with kvmlet.Box() as box, box.spawn(["cat"], text=True) as process:
         ...     print("hello", file=process.stdin)
@@ -78,6 +120,7 @@ class Process:
         spawned: tuple[int, int, int, list[int | None]],
         codec: tuple[str, str] | None,
         dropped: deque[tuple[int, int]],
+        has_terminal: bool,
     ) -> Self:
         process = cls.__new__(cls)
         process.args = list(args)
@@ -85,6 +128,7 @@ class Process:
         process.timed_out = False
         process._vm = vm
         process._codec = codec
+        process._has_terminal = has_terminal
         process._spawn = spawned
         process._epoch, process.pid, process._command, streams = spawned
         # Whoever starts a process next waits for one that is dropped.
@@ -100,6 +144,7 @@ class Process:
 
     _vm: Callable[[], _native.Box]
     _codec: tuple[str, str] | None
+    _has_terminal: bool
     _spawn: tuple[int, int, int, list[int | None]]
     _epoch: int
     _command: int
@@ -114,7 +159,7 @@ class Process:
             None if stream is None or stream.closed else number
             for stream, number in zip((self.stdin, self.stdout, self.stderr), streams, strict=False)
         ]
-        return Kept(self.args, pid, command, [*open_streams, None], self._codec)
+        return Kept(self.args, pid, command, [*open_streams, None], self._codec, self._has_terminal)
 
     def _writer(self, number: int | None) -> IO[Any] | None:
         if number is None:
@@ -202,6 +247,25 @@ class Process:
         """
         translated(self._vm().end_command, self._epoch, self._command)
 
+    def resize(self, size: TerminalSize) -> None:
+        """Give its terminal another size. The foreground of it gets SIGWINCH.
+
+        Raises UsageError for one that has no terminal, or whose streams are closed; BoxWasReset,
+        SandboxClosed, SandboxEnded.
+        """
+        checked_size(size)
+        _, _, _, streams = self._spawn
+        ends = zip((self.stdin, self.stdout), streams[:2], strict=True)
+        for stream, number in ends if self._has_terminal else ():
+            if stream is not None and number is not None and not stream.closed:
+                sides = (size.columns, size.rows)
+                translated(self._vm().resize, self._epoch, number, sides)
+                return
+        raise UsageError(
+            "it has no terminal" if not self._has_terminal else "its terminal is closed",
+            remedy="spawn() it with terminal=kvmlet.TerminalSize(80, 24)",
+        )
+
     def _look(self, timeout_s: float | None) -> None:
         if self.returncode is not None:
             return
@@ -277,13 +341,14 @@ class Kept(NamedTuple):
     command: int
     streams: list[int | None]
     codec: tuple[str, str] | None
+    has_terminal: bool
 
     def process(
         self, vm: Callable[[], _native.Box], epoch: int, dropped: deque[tuple[int, int]]
     ) -> Process:
         """The process in a box that is as the snapshot, since its reset number `epoch`."""
         spawned = (epoch, self.pid, self.command, self.streams)
-        return Process._spawned(vm, self.args, spawned, self.codec, dropped)
+        return Process._spawned(vm, self.args, spawned, self.codec, dropped, self.has_terminal)
 
 
 class _Pipe(io.RawIOBase):
@@ -351,4 +416,4 @@ class _PipeWriter(_Pipe):
         return size
 
 
-__all__ = ["Kept", "Process", "ending"]
+__all__ = ["Kept", "Process", "TerminalSize", "checked_size", "ending"]

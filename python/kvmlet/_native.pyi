@@ -9,6 +9,7 @@ __all__ = [
     "Changes",
     "Connection",
     "Disk",
+    "Files",
     "Inherited",
     "NativeError",
     "Outcome",
@@ -559,6 +560,20 @@ class Sandbox:
     def until_ready(self, timeout_s: float | None) -> None:
         """Runs until a thread waits for a message."""
 
+    def tell(
+        self,
+        stdout: Callable[[bytes], object] | None,
+        stderr: Callable[[bytes], object] | None,
+    ) -> None:
+        """Calls these with output from now on, while the guest runs; it is not kept then."""
+
+    def files(self) -> Files:
+        """Its files, as the program has them. A file is open until a reset, `epoch`s are
+        generations."""
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Runs the program to its end."""
+
     def run_for(self, time_s: float) -> None:
         """Lets the program run for a time, or until it ends."""
 
@@ -628,6 +643,9 @@ class Sandbox:
     def take_report(self) -> tuple[list[tuple[str, str, str, int]], list[tuple[str, str]]]:
         """Denials and events since the last call or reset, as in `Outcome`."""
 
+    def memory_limit(self) -> int:
+        """The program's memory limit, in bytes."""
+
     def memory_left(self) -> int:
         """The rest of the program's memory limit, in bytes."""
 
@@ -643,9 +661,48 @@ class Sandbox:
 @final
 class Connection:
     """The host's end of a connection: its sandbox or box uses it."""
-    def memory_limit(self) -> int:
-        """The program's memory limit, in bytes."""
 
+@final
+class Files:
+    """The files of a box or of a sandbox's program, by calls that are made inside.
+
+    What was opened before a reset fails with kind "box_reset" after it.
+    """
+
+    def open(self, path: bytes, flags: int, mode: int) -> tuple[int, int]:
+        """Opens a file: (epoch, number).
+
+        This and the calls below fail with kind "file" and the error's name.
+        """
+
+    def read(self, epoch: int, number: int, max_bytes: int) -> bytes:
+        """Reads at most 1 MiB."""
+
+    def write(self, epoch: int, number: int, data: bytes) -> int: ...
+    def stat(self, path: bytes, follow: bool) -> tuple[int, int, int]:
+        """Mode, size in bytes, time of modification in nanoseconds."""
+
+    def stat_file(self, epoch: int, number: int) -> tuple[int, int, int]: ...
+    def names(self, path: bytes) -> list[bytes]:
+        """The names in a directory, without "." and ".."."""
+
+    def open_watch(self) -> tuple[int, int]:
+        """Opens an inotify instance: (epoch, number). `exchange` reads its events."""
+
+    def add_watch(
+        self, epoch: int, number: int, path: bytes, mask: int
+    ) -> tuple[int, list[tuple[bytes, bool]]]:
+        """Watches a path as well: (the number of its watch, names in it from now on).
+
+        A name's second part is true for a directory. Events come for what happens afterwards.
+        """
+
+    def remove_watch(self, epoch: int, number: int, watch: int) -> None: ...
+    def mkdir(self, path: bytes) -> None: ...
+    def remove(self, path: bytes) -> None: ...
+    def rename(self, source: bytes, target: bytes) -> None: ...
+    def chmod(self, path: bytes, mode: int) -> None: ...
+    def close(self, epoch: int, number: int) -> None: ...
 
 @final
 class Box:
@@ -672,11 +729,15 @@ class Box:
         env: list[tuple[bytes, bytes]],
         cwd: bytes,
         stdio: list[str],
+        terminal: tuple[int, int] | None,
     ) -> tuple[int, int, int, list[int | None]]:
         """Starts a command: (epoch, process id, command, our ends of its pipes).
 
         `stdio`, for descriptors 0 to 3: "null", "pipe", "absent" for none, or "stdout" for standard
         error that goes there too. A pipe at 3 is one that the command writes to.
+
+        `terminal`: columns and rows of a terminal that 0 to 2 are instead. Our ends are two then:
+        to type, and to read what is shown.
         """
 
     def exchange(
@@ -700,6 +761,12 @@ class Box:
     def signal(self, epoch: int, pid: int, signo: int) -> None:
         """Sends a signal to a child."""
 
+    def resize(self, epoch: int, number: int, size: tuple[int, int]) -> None:
+        """Sets columns and rows of a terminal by our end of it.
+
+        Fails with kind "file" and the error's name.
+        """
+
     def end_command(self, epoch: int, command: int) -> None:
         """Kills a command and all that descends from it."""
 
@@ -712,27 +779,9 @@ class Box:
     def take_report(self) -> tuple[list[tuple[str, str, str, int]], list[tuple[str, str]]]:
         """Denials and events since the last call, as in `Outcome`."""
 
-    def open(self, path: bytes, flags: int, mode: int) -> tuple[int, int]:
-        """Opens a file: (epoch, number).
+    def files(self) -> Files:
+        """Its files, as the holder has them."""
 
-        This and the calls below fail with kind "file" and the error's name.
-        """
-
-    def read(self, epoch: int, number: int, max_bytes: int) -> bytes:
-        """Reads at most 1 MiB."""
-
-    def write(self, epoch: int, number: int, data: bytes) -> int: ...
-    def stat(self, path: bytes, follow: bool) -> tuple[int, int, int]:
-        """Mode, size in bytes, time of modification in nanoseconds."""
-
-    def stat_file(self, epoch: int, number: int) -> tuple[int, int, int]: ...
-    def names(self, path: bytes) -> list[bytes]:
-        """The names in a directory, without "." and ".."."""
-
-    def mkdir(self, path: bytes) -> None: ...
-    def remove(self, path: bytes) -> None: ...
-    def rename(self, source: bytes, target: bytes) -> None: ...
-    def chmod(self, path: bytes, mode: int) -> None: ...
     def connect(self, port: int, peer: tuple[str, int] | None) -> Connection:
         """Connects to a listener inside; nothing runs. `peer` is an IP address and a port.
 

@@ -309,6 +309,6 @@ def _put_back(core: Core, fork: Sandbox, *, keep: bool) -> Sandbox | None:
                 core.counts.resets += 1
             return fork
     else:
-        _log.say(_log.INFO, "fork-replaced", "%s: a fork is given up after a failed job", who)
+        _log.say(_log.INFO, "fork-replaced", "%s: a fork is given up after its job", who)
     core.give_up(fork, replaced=True)
     return None

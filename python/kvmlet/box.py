@@ -18,22 +18,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 from kvmlet import _deadlines, _log, _native, _process
+from kvmlet._box_command import Command
 from kvmlet._box_files import Files, FileStat
-from kvmlet._box_process import Kept, Process, ending
+from kvmlet._box_process import Kept, Process, TerminalSize, checked_size, ending
+from kvmlet._box_watch import FileChange, Watch
 from kvmlet._calls import calls_mode
 from kvmlet._connection import connected, port_number
 from kvmlet._disk import open_disk
 from kvmlet._extension import translated
 from kvmlet._launch import Start, guest_argv, input_bytes, named_of, pairs
-from kvmlet._result import Denial, Event, Result
+from kvmlet._result import Denial, Result
 from kvmlet._run import as_text, check_codec, named, shell_words, sink_of, teller_of
-from kvmlet._stopping import stop_of_this_thread
 from kvmlet._values import parse_bytes, parse_duration
 from kvmlet.errors import (
     BoxFileError,
     BoxWasReset,
     SandboxClosed,
-    SandboxEnded,
     UsageError,
     from_native,
 )
@@ -45,25 +45,27 @@ if TYPE_CHECKING:
     from typing import Self, TypeAlias
 
     from kvmlet._connection import Connection
-    from kvmlet._run import DenialTeller, Sink, _Inherit
+    from kvmlet._run import _Inherit
     from kvmlet.policy import Numbers, Policy
 
     Word: TypeAlias = str | bytes | os.PathLike[str]
 
 T = TypeVar("T")
 
-__all__ = ["Box", "BoxSnapshot", "FileStat", "Files", "Process"]
+__all__ = [
+    "Box",
+    "BoxSnapshot",
+    "FileChange",
+    "FileStat",
+    "Files",
+    "Process",
+    "TerminalSize",
+    "Watch",
+]
 
 _HOME = b"/work"
-_PIECE_BYTES = 64 << 10
-# The most that a pipe holds, after F_SETPIPE_SZ.
-_PIPE_MAX_BYTES = 1 << 20
 # The constants of subprocess, which is not imported for them.
 _PIPE, _STDOUT, _DEVNULL = -1, -2, -3
-# Refusals are looked for so often, if somebody wants to be told of them.
-_LOOK_S = 0.05
-# As many as the engine lists at once.
-_DENIALS_MAX = 1000
 # Boxes are numbered in records.
 _numbers = itertools.count(1)
 
@@ -301,7 +303,7 @@ class Box:
         teller = teller_of(on_denial)
         stdio = ["pipe" if data else "null", "pipe", "stdout" if is_joined else "pipe", "absent"]
         spawned = self._start(words, env, cwd, stdio)
-        command = _Command(self._vm, spawned, data or b"", sinks, limit_bytes, teller)
+        command = Command(self._vm, spawned, data or b"", sinks, limit_bytes, teller)
         try:
             result = command.finish(timeout_s)
         except BaseException:
@@ -324,6 +326,7 @@ class Box:
         stdin: int = _PIPE,
         stdout: int = _PIPE,
         stderr: int = _PIPE,
+        terminal: TerminalSize | None = None,
         text: bool = False,
         encoding: str = "utf-8",
         errors: str = "replace",
@@ -335,6 +338,8 @@ class Box:
 
         stdin, stdout, stderr: subprocess.PIPE or subprocess.DEVNULL; standard error may also be
             subprocess.STDOUT. The other arguments are those of `run`.
+        terminal: the size of a terminal of its own, in the place of those three: see `Process`.
+            TERM is xterm there unless the environment has another.
         timeout: in seconds, or "500ms", "2m": then it is killed with everything that it has
             started, and `timed_out` is true. None for no limit, as its copies in forks have.
 
@@ -350,11 +355,19 @@ class Box:
             _stdio(stderr, "stderr"),
             "absent",
         ]
-        spawned = self._start(words, env, cwd, stdio)
+        if terminal is not None:
+            checked_size(terminal)
+            if stdio[:3] != ["pipe"] * 3:
+                raise UsageError(
+                    "a terminal is standard input, output and error at once",
+                    remedy="leave out stdin, stdout and stderr, or terminal",
+                )
+        spawned = self._start(words, env, cwd, stdio, terminal)
         args: Sequence[Word] = [argv] if isinstance(argv, str) else argv
         self._say("spawn", f"{named(words)} starts")
         codec = (encoding, errors) if text else None
-        process = Process._spawned(self._vm, args, spawned, codec, self._dropped)
+        has_terminal = terminal is not None
+        process = Process._spawned(self._vm, args, spawned, codec, self._dropped, has_terminal)
         self._processes.add(process)
         if limit_s is not None:
             epoch, _pid, command, _streams = spawned
@@ -369,15 +382,25 @@ class Box:
         env: Mapping[str, str] | None,
         cwd: str | os.PathLike[str] | None,
         stdio: list[str],
+        terminal: TerminalSize | None = None,
     ) -> tuple[int, int, int, list[int | None]]:
         try:
             directory = _HOME if cwd is None else os.path.join(_HOME, os.fsencode(cwd))
         except TypeError:
             raise UsageError(f"cwd: {cwd!r} is not a path", remedy="pass a str or a path") from None
         variables = self._env if env is None else {**self._env, **pairs(env)}
+        size = None
+        if terminal is not None:
+            variables = {b"TERM": b"xterm", **variables}
+            size = (terminal.columns, terminal.rows)
         self._reap_dropped()
         return translated(
-            self._vm().spawn, words, env=list(variables.items()), cwd=directory, stdio=stdio
+            self._vm().spawn,
+            words,
+            env=list(variables.items()),
+            cwd=directory,
+            stdio=stdio,
+            terminal=size,
         )
 
     def _reap_dropped(self) -> None:
@@ -482,9 +505,13 @@ class Box:
         self._say("reset", "put back")
 
     def stats(self) -> dict[str, int | float]:
-        """Counters by name, among them `processes`, `memory_bytes` and `memory_limit_bytes`.
+        """Counters by name.
 
-        Times have names ending in _us and are in microseconds. Raises SandboxClosed.
+        Of now: `processes`, `memory_bytes` and `memory_limit_bytes`. `files` counts those that were
+        made, with directories; `files_bytes` is their room, `files_limit_bytes` its limit.
+
+        Since its start, or that of the fork: `memory_peak_bytes`, `cpu_us` and more. Names ending
+        in _us are of times, in microseconds. Raises SandboxClosed.
         """
         return translated(self._vm().stats)
 
@@ -631,160 +658,6 @@ def _in_time(value: T | None) -> T:
     if value is None:
         raise from_native("timeout", "the time limit passed")
     return value
-
-
-class _Command:
-    """A command that `Box.run` waits for."""
-
-    def __init__(
-        self,
-        vm: Callable[[], _native.Box],
-        spawned: tuple[int, int, int, list[int | None]],
-        data: bytes,
-        sinks: tuple[Sink | None, Sink | None],
-        output_max_bytes: int,
-        teller: DenialTeller | None,
-    ) -> None:
-        self._teller = teller
-        self._denials: dict[tuple[str, str, str], Denial] = {}
-        self._events: dict[Event, None] = {}
-        self._output_max_bytes = output_max_bytes
-        self._vm = vm
-        self._epoch, self._pid, self._command, streams = spawned
-        self._stdin = streams[0]
-        self._rest = memoryview(data)
-        self._sinks = sinks
-        # The stream of each pipe, 0 for standard output.
-        self._open = {pipe: index for index, pipe in enumerate(streams[1:3]) if pipe is not None}
-        self._captured: tuple[list[bytes], list[bytes]] = ([], [])
-        self._captured_bytes = 0
-        self._status: tuple[int | None, int | None] | None = None
-        self._stop = stop_of_this_thread()
-
-    def finish(self, timeout_s: float | None) -> Result[bytes]:
-        """Moves input and output until it ends, or a limit ends it."""
-        start_s = time.monotonic()
-        reason = ""
-        while self._status is None:
-            end_s = None if timeout_s is None or reason else start_s + timeout_s
-            is_over = self._wait(end_s)
-            if not reason and (is_over or self._captured_bytes > self._output_max_bytes):
-                reason = "timeout" if is_over else "output"
-                translated(self._vm().end_command, self._epoch, self._command)
-        # All that it has written is in the pipes.
-        self._exchange(0.0, _PIPE_MAX_BYTES)
-        self._close()
-        vm = self._vm()
-        status, signo = self._status
-        if not reason and self._captured_bytes > self._output_max_bytes:
-            reason = "output"
-        if not reason:
-            killed = translated(vm.was_out_of_memory, self._epoch, self._command) and signo == 9
-            reason = "memory" if killed else "exited" if signo is None else "signal"
-        if reason not in ("exited", "signal"):
-            status = signo = None
-        captured = [b"".join(pieces) for pieces in self._captured]
-        for sink in self._sinks:
-            if sink:
-                sink.end(b"")
-        self._look_at_report()
-        limited = self._limited(captured)
-        return Result(
-            stdout=limited[0],
-            stderr=limited[1],
-            exit_code=status,
-            signal=signo,
-            reason=reason,
-            denials=list(self._denials.values()),
-            events=list(self._events),
-            stats={"wall_us": (time.monotonic() - start_s) * 1e6},
-        )
-
-    def _wait(self, end_s: float | None) -> bool:
-        """Moves what can be moved; True at the end of the time."""
-        left_s = None if end_s is None else max(end_s - time.monotonic(), 0.0)
-        if self._teller is None:
-            return not self._exchange(left_s)
-        wait_s = _LOOK_S if left_s is None else min(left_s, _LOOK_S)
-        has_moved = self._exchange(wait_s)
-        self._look_at_report()
-        return not has_moved and left_s is not None and left_s <= wait_s
-
-    def _look_at_report(self) -> None:
-        """Takes what the policy has refused since the last time, and tells of it."""
-        denials, events = translated(self._vm().take_report)
-        self._events.update(dict.fromkeys(Event(*event) for event in events))
-        for denial in (Denial(*each) for each in denials):
-            key = (denial.what, denial.errno, denial.kind)
-            known = self._denials.get(key)
-            if known is not None:
-                self._denials[key] = replace(known, count=known.count + denial.count)
-            elif len(self._denials) < _DENIALS_MAX:
-                self._denials[key] = denial
-                if self._teller is not None:
-                    self._teller.take(denial)
-
-    def _limited(self, captured: list[bytes]) -> list[bytes]:
-        stdout = captured[0][: self._output_max_bytes]
-        return [stdout, captured[1][: self._output_max_bytes - len(stdout)]]
-
-    def _exchange(self, timeout_s: float | None, max_bytes: int = _PIECE_BYTES) -> bool:
-        """Moves what can be moved; False if the time is over."""
-        write = None
-        if self._stdin is not None and self._rest:
-            write = (self._stdin, bytes(self._rest[:_PIECE_BYTES]))
-        got = translated(
-            self._vm().exchange,
-            self._epoch,
-            read=list(self._open),
-            max_bytes=max_bytes,
-            write=write,
-            child=self._pid if self._status is None else None,
-            timeout_s=timeout_s,
-            stop=self._stop,
-        )
-        if got is None:
-            return False
-        read, written, status = got
-        for pipe, data in read:
-            if data:
-                self._take(self._open[pipe], data)
-            else:
-                del self._open[pipe]
-                self._close_stream(pipe)
-        if written is not None and self._stdin is not None:
-            self._rest = self._rest[max(written, 0) :]
-            if written < 0 or not self._rest:
-                pipe, self._stdin = self._stdin, None
-                self._close_stream(pipe)
-        if status is not None:
-            self._status = status
-        return True
-
-    def _take(self, index: int, data: bytes) -> None:
-        sink = self._sinks[index]
-        if sink is not None:
-            sink.take(data)
-        else:
-            self._captured[index].append(data)
-            self._captured_bytes += len(data)
-
-    def _close_stream(self, pipe: int) -> None:
-        translated(self._vm().close_stream, self._epoch, pipe)
-
-    def _close(self) -> None:
-        for pipe in (*self._open, *([] if self._stdin is None else [self._stdin])):
-            self._close_stream(pipe)
-        self._open, self._stdin = {}, None
-
-    def give_up(self) -> None:
-        """Kills the command and leaves nothing of it, if the box is still there."""
-        self._stop = None
-        with contextlib.suppress(SandboxClosed, SandboxEnded):
-            translated(self._vm().end_command, self._epoch, self._command)
-            self._close()
-            while self._status is None:
-                self._exchange(None)
 
 
 def _stdio(value: object, name: str) -> str:

@@ -22,7 +22,6 @@
     │   │   ├── ConnectionReset    the program reset it (also a ConnectionResetError)
     │   │   └── ConnectionBroken   the program takes no more (also a BrokenPipeError)
     │   ├── NotAFork           only forks of a snapshot can be reset
-    │   ├── IsAFork            a fork cannot be frozen again
     │   ├── StaleSnapshot      a file that the frozen program maps has changed
     │   ├── InboxFull          too many messages wait for the program
     │   ├── CallLost           a called function can no longer return
@@ -321,16 +320,6 @@ class NotAFork(SandboxError):
     ...     sandbox.reset()
     Traceback (most recent call last):
     kvmlet.errors.NotAFork: ...
-    """
-
-
-class IsAFork(SandboxError):
-    """A fork cannot be frozen again.
-
-    >>> with snapshot.fork() as sandbox:
-    ...     sandbox.freeze()
-    Traceback (most recent call last):
-    kvmlet.errors.IsAFork: ...
     """
 
 
@@ -690,7 +679,6 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
     "connected": (ConnectionsOpen, "close() them, and run the program once more"),
     "connection": (ConnectionFailed, ""),
     "not_a_fork": (NotAFork, "freeze() it, and reset what Snapshot.fork() gives"),
-    "is_a_fork": (IsAFork, "freeze what Sandbox(...) started"),
     "leads_out": (ConnectionsOpen, 'close it first, or end it by connections="drop"'),
     "stale": (StaleSnapshot, "start and freeze the program again"),
     "inbox_full": (InboxFull, "recv() its answers before sending more"),

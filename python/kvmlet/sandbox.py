@@ -17,6 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, overload
 
 from kvmlet import _log, _native, _process
+from kvmlet._box_files import ProgramFiles
 from kvmlet._call_values import argument_value, return_kind
 from kvmlet._calls import calls_mode
 from kvmlet._connection import connected, port_number
@@ -24,7 +25,7 @@ from kvmlet._disk import open_disk
 from kvmlet._extension import result_of, translated
 from kvmlet._launch import Start, guest_argv, guest_modules, input_bytes, named_of
 from kvmlet._result import Denial, Event, Result, ending_text
-from kvmlet._run import run
+from kvmlet._run import run, sink_of
 from kvmlet._values import parse_duration
 from kvmlet.errors import (
     KvmletError,
@@ -43,15 +44,17 @@ if TYPE_CHECKING:
     from typing import ParamSpec, Self, TypeAlias
 
     from kvmlet._connection import Connection
+    from kvmlet._run import _Inherit
     from kvmlet.policy import Policy
 
     P = ParamSpec("P")
 
     Argument: TypeAlias = int | float | bytes | bytearray | memoryview | None
+    Told: TypeAlias = Callable[[bytes], object] | _Inherit | None
 
 T = TypeVar("T")
 
-__all__ = ["Denial", "Event", "Output", "Result", "Sandbox", "Snapshot", "run"]
+__all__ = ["Denial", "Event", "Output", "ProgramFiles", "Result", "Sandbox", "Snapshot", "run"]
 
 # At the end of the interpreter, the time that a stopped guest has to return.
 _LAST_WAIT_S = 5.0
@@ -77,7 +80,7 @@ class Sandbox:
     let it go on, or `reset` a fork.
 
     Every `timeout` is in seconds, or "500ms", "2m"; None is no limit. Once the program has ended,
-    whatever would run it raises SandboxEnded, and `result` says how.
+    whatever would run it raises SandboxEnded, and `result` says how. `wait` lets it run until then.
 
         >>> with kvmlet.Sandbox(program) as sandbox:
         ...     sandbox.until_ready(timeout=30)
@@ -85,6 +88,9 @@ class Sandbox:
         <kvmlet.Sandbox python3 (open)>
         b'noitseuq'
     """
+
+    files: ProgramFiles
+    """Reads and writes files as the program, which does not run meanwhile."""
 
     _vm: _native.Sandbox
     _name: str
@@ -108,11 +114,17 @@ class Sandbox:
         net: Sequence[str] = (),
         publish: Sequence[str] = (),
         unix: Sequence[str | os.PathLike[str]] = (),
+        stdout: Told = None,
+        stderr: Told = None,
         calls: str | None = None,
     ) -> None:
         """Load `argv`; nothing of it has run when this returns. The arguments are those of `run`.
 
         Forks of it inherit `calls`.
+
+        stdout, stderr: None captures for `output`; INHERIT passes through; a callable gets the
+            bytes as they come. It is called by the method that lets the program run, which raises
+            what it raises. To it the sandbox is busy.
 
         Python programs find the module `kvmlet_guest`, by PYTHONPATH; for others `get_include()`
         has the header `kvmlet.h`. Either lets a program take messages.
@@ -130,7 +142,10 @@ class Sandbox:
             memory=memory,
             max_procs=max_procs,
         )
+        told = _sinks(stdout, stderr)
         self._start(argv, given, cwd=cwd, input=input, readable=[], calls=calls)
+        if told != (None, None):
+            self._vm.tell(*told)
 
     def _start(
         self,
@@ -185,6 +200,8 @@ class Sandbox:
         self._deadline_s = None
         self._interrupted = False
         self._port = None
+        # Not by way of this sandbox: nobody need close it who does not keep it.
+        self.files = ProgramFiles(vm.files)
         _process.track(self)
 
     @classmethod
@@ -300,6 +317,20 @@ class Sandbox:
         self._ask(self._vm.run_for, wanted_s)
         return self
 
+    def wait(self, timeout: float | str | None = None) -> Result[bytes]:
+        """Let the program run to its end; `result`, which has the output since `output` was called.
+
+        One that waits for messages, or for whoever connects, does so until the time limit.
+
+        Raises DeadlineExceeded, SandboxClosed, SandboxBusy, Interrupted, InternalError.
+        """
+        if self.result is None:
+            self._ask(self._vm.wait, self._limit_s(timeout))
+        result = self.result
+        if result is None:
+            raise from_native("closed", "the sandbox is closed")
+        return result
+
     def send(self, data: bytes | bytearray | memoryview) -> None:
         """Queue a message for the program; it does not run before something waits for it.
 
@@ -414,11 +445,13 @@ class Sandbox:
     def freeze(self, *, connections: Literal["refuse", "drop"] = "refuse") -> Snapshot:
         """Keep the program as it is now, to be forked any number of times; closes this sandbox.
 
+        A fork can be frozen too. Its snapshot is one of its own: a reset goes back to it.
+
         connections: open ones to other machines cannot be kept. "refuse" raises ConnectionsOpen,
             which names one; "drop" ends them, as if each other side had reset them. Those that
             this process has to servers inside are always refused.
 
-        Raises IsAFork, ConnectionsOpen, SandboxEnded, SandboxClosed, SandboxBusy, HostError.
+        Raises ConnectionsOpen, SandboxEnded, SandboxClosed, SandboxBusy, HostError.
         """
         vm = self._ask(self._vm.freeze, connections)
         self._closed = True
@@ -536,6 +569,10 @@ class Sandbox:
         """The rest of the program's memory limit, in bytes."""
         return self._ask(self._vm.memory_left)
 
+    def _memory_limit(self) -> int:
+        """The program's memory limit, in bytes."""
+        return self._ask(self._vm.memory_limit)
+
     def _set_deadline(self, deadline_s: float | None) -> None:
         """Let nothing wait beyond `deadline_s` (on time.monotonic), whatever its own limit."""
         self._deadline_s = deadline_s
@@ -569,10 +606,6 @@ class _Ends:
     ) -> bytes:
         sandbox = self._sandbox
         limit_s = self._limit_s(timeout_s)
-    def _memory_limit(self) -> int:
-        """The program's memory limit, in bytes."""
-        return self._ask(self._vm.memory_limit)
-
         return sandbox._ask(sandbox._vm.receive_from, connection, max_bytes, limit_s)
 
     def _limit_s(self, timeout_s: float | None) -> float | None:
@@ -630,12 +663,18 @@ class Snapshot:
     def __repr__(self) -> str:
         return f"<kvmlet.Snapshot {self._name} ({'closed' if self._closed else 'open'})>"
 
-    def fork(self) -> Sandbox:
+    def fork(self, *, stdout: Told = None, stderr: Told = None) -> Sandbox:
         """A sandbox that goes on from the frozen state.
 
-        Raises StaleSnapshot, SandboxClosed, TooFewDescriptors, HostError.
+        stdout, stderr: as for `Sandbox`. A fork has none of those of what was frozen.
+
+        Raises UsageError, StaleSnapshot, SandboxClosed, TooFewDescriptors, HostError.
         """
-        return Sandbox._forked(translated(self._vm.fork), self._name, self._port)
+        told = _sinks(stdout, stderr)
+        vm = translated(self._vm.fork)
+        if told != (None, None):
+            vm.tell(*told)
+        return Sandbox._forked(vm, self._name, self._port)
 
     def prepare(
         self,
@@ -686,6 +725,14 @@ class Snapshot:
 
     def _stop(self) -> None:
         pass
+
+
+def _sinks(
+    stdout: Told, stderr: Told
+) -> tuple[Callable[[bytes], object] | None, Callable[[bytes], object] | None]:
+    sinks = (sink_of(stdout, 1, None), sink_of(stderr, 2, None))
+    told = [None if sink is None else sink.take for sink in sinks]
+    return told[0], told[1]
 
 
 def message_bytes(data: object) -> bytes:

@@ -96,6 +96,22 @@ def test_environment_and_directory(box: kvmlet.Box) -> None:
         assert sh(other, "echo $A $HOME $B", env={"B": "2"}) == "1 /tmp 2\n"
 
 
+def test_stats() -> None:
+    with kvmlet.Box(memory="64m", disk="32m") as box:
+        start = box.stats()
+        assert start["files"] == 0
+        assert start["memory_limit_bytes"] == 64 << 20
+        assert start["files_limit_bytes"] == 32 << 20
+        sh(box, "mkdir d; head -c 1000000 /dev/zero > d/file; (sleep 1000 > /dev/null 2>&1 &)")
+        now = box.stats()
+        assert (now["files"], now["processes"]) == (2, 1)
+        assert 1_000_000 <= now["files_bytes"] < 1_100_000
+        assert now["memory_peak_bytes"] >= now["memory_bytes"] > start["memory_bytes"]
+        assert now["cpu_us"] > start["cpu_us"]
+        sh(box, "rm -r d")
+        assert box.stats()["files"] == 0
+
+
 def test_what_cannot_be_started(box: kvmlet.Box) -> None:
     with pytest.raises(kvmlet.ProgramNotFound):
         box.run(["no-such-program"])
@@ -590,7 +606,7 @@ def test_deep_and_many_files(box: kvmlet.Box, tmp_path: pathlib.Path) -> None:
 
 
 def test_a_file_of_before_a_reset(box: kvmlet.Box) -> None:
-    vm = box._vm()
+    vm = box._vm().files()
     file = vm.open(b"a", os.O_RDWR | os.O_CREAT, 0o600)
     assert vm.write(*file, b"data") == 4
     box.reset()
@@ -598,7 +614,7 @@ def test_a_file_of_before_a_reset(box: kvmlet.Box) -> None:
         lambda: vm.read(*file, 10),
         lambda: vm.write(*file, b"x"),
         lambda: vm.stat_file(*file),
-        lambda: vm.close_stream(*file),
+        lambda: vm.close(*file),
     ):
         with pytest.raises(_native.NativeError, match="box_reset"):
             ask()

@@ -70,7 +70,6 @@ def test_bad_requests_harm_no_other(snapshot: kvmlet.Snapshot) -> None:
                 pool.submit(lambda sandbox: sandbox.call("nothing")): kvmlet.UnknownSymbol,
                 pool.submit(lambda sandbox: sandbox.recv(timeout=-1)): kvmlet.UsageError,
                 pool.submit(lambda sandbox: sandbox.recv()): kvmlet.NotReady,
-                pool.submit(lambda sandbox: sandbox.freeze()): kvmlet.IsAFork,
                 pool.submit(closed): kvmlet.SandboxClosed,
                 pool.submit(lambda sandbox: 1 // 0): ZeroDivisionError,
             }
@@ -79,6 +78,18 @@ def test_bad_requests_harm_no_other(snapshot: kvmlet.Snapshot) -> None:
                 with pytest.raises(cls):
                     future.result()
             assert [future.result() for future in good] == [b"x"] * 10
+
+
+def test_a_job_may_freeze_its_fork(snapshot: kvmlet.Snapshot) -> None:
+    def kept(sandbox: kvmlet.Sandbox) -> kvmlet.Snapshot:
+        sandbox.request(b"add kept")
+        return sandbox.freeze()
+
+    with kvmlet.Pool(snapshot, 1) as pool:
+        frozen, after = pool.submit(kept), pool.request(b"add x")
+        assert after.result() == b"x"
+        with frozen.result() as later, later.fork() as fork:
+            assert fork.request(b"get") == b"kept"
 
 
 def test_the_memory_limit(snapshot: kvmlet.Snapshot) -> None:

@@ -71,12 +71,7 @@ def test_a_closed_snapshot(guests: pathlib.Path) -> None:
             fork.reset()
 
 
-def test_reset_and_freeze_are_for_the_right_ones(
-    guests: pathlib.Path, fork: kvmlet.Sandbox
-) -> None:
-    with pytest.raises(kvmlet.IsAFork):
-        fork.freeze()
-    assert ask(fork, "echo alive") == "alive"
+def test_a_reset_is_for_forks(guests: pathlib.Path) -> None:
     with kvmlet.Sandbox(["./warm"], cwd=guests) as sandbox:
         with pytest.raises(kvmlet.NotReady):
             sandbox.call("add", 1, 2)

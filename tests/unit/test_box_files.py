@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvmlet import _native
-from kvmlet._box_files import Files
+from kvmlet._box_files import ProgramFiles
 
 
 class Empty:
@@ -26,5 +26,5 @@ class Empty:
 def test_directories_of_any_depth_are_made() -> None:
     vm: Any = Empty()
     path = "/".join(["d"] * 2000)
-    Files(lambda: vm).mkdir(path, parents=True)
+    ProgramFiles(lambda: vm).mkdir(path, parents=True)
     assert [len(each) for each in vm.made] == [2 * depth - 1 for depth in range(1, 2001)]

@@ -215,8 +215,10 @@ def native_users() -> set[str]:
 def test_who_may_use_the_extension() -> None:
     # import-linter sees Python files only, and the extension is none.
     assert native_users() == {
+        "kvmlet._box_command",
         "kvmlet._box_files",
         "kvmlet._box_process",
+        "kvmlet._box_watch",
         "kvmlet._connection",
         "kvmlet._changes.protected",
         "kvmlet._changes.result",

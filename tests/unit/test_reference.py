@@ -31,7 +31,13 @@ NAMES = [name for name, _ in reference.examples()]
 def test_every_public_name_has_its_place() -> None:
     assert len(NAMES) == len(set(NAMES))
     public = {*kvmlet.__all__, *(f"aio.{name}" for name in kvmlet.aio.__all__)}
-    assert set(NAMES) - public == {"Files", "FileStat"}
+    assert set(NAMES) - public == {
+        "FileChange",
+        "FileStat",
+        "Files",
+        "ProgramFiles",
+        "Watch",
+    }
     assert public - set(NAMES) == set()
 
 

@@ -207,7 +207,6 @@ def test_one_thread_at_a_time(sandbox: kvmlet.Sandbox) -> None:
     [
         ("not_ready", kvmlet.NotReady),
         ("not_a_fork", kvmlet.NotAFork),
-        ("is_a_fork", kvmlet.IsAFork),
         ("stale", kvmlet.StaleSnapshot),
         ("inbox_full", kvmlet.InboxFull),
         ("call_lost", kvmlet.CallLost),

@@ -65,6 +65,11 @@ def boxes() -> None:
             ["cat"], text=True, stderr=subprocess.DEVNULL, timeout="5s"
         )
         assert_type(process.timed_out, bool)
+        shell = box.spawn(["bash"], terminal=kvmlet.TerminalSize(columns=80, rows=24))
+        shell.resize(kvmlet.TerminalSize(100, 30))
+        with box.files.watch("src", recursive=True) as watch:
+            assert_type([change.kind + change.path for change in watch.read(timeout=1)], list[str])
+            assert_type([change.path for change in watch], list[str])
         assert_type(process.wait(timeout=1), int)
         assert_type(process.poll(), int | None)
         connection: kvmlet.Connection = box.connect(80)
@@ -97,6 +102,10 @@ def sandboxes() -> None:
             output: kvmlet.Output = sandbox.output()
             assert_type(output.stdout, bytes)
             assert_type(sandbox.result, kvmlet.Result[bytes] | None)
+            assert_type(sandbox.wait(timeout="5s"), kvmlet.Result[bytes])
+            assert_type(sandbox.files.read_text("/tmp/a"), str)
+        with snapshot.fork(stdout=print, stderr=kvmlet.INHERIT) as sandbox:
+            assert_type(sandbox.freeze(), kvmlet.Snapshot)
         with kvmlet.Pool(snapshot, size=2) as pool:
             assert_type(pool.request(b"x"), Future[bytes])
             assert_type(pool.submit(length_of, b"x"), Future[int])
@@ -185,12 +194,19 @@ async def coroutines() -> None:
         assert_type((await box.open_connection(80))[0], asyncio.StreamReader)
         await files.write("a", b"b")
         assert_type([entry[0] async for entry in files.walk()], list[str])
+        watch: aio.Watch = await files.watch()
+        assert_type([change.path async for change in watch], list[str])
+        shell = await box.spawn(["bash"], terminal=kvmlet.TerminalSize())
+        await shell.resize(kvmlet.TerminalSize(rows=30))
     py = await aio.Interpreter(preload=["json"])
     assert_type(await py.run("1"), kvmlet.Cell)
     assert_type((await py.box.run(["ls"])).stdout, bytes)
     kept: aio.InterpreterSnapshot = await py.snapshot()
     assert_type(await kept.fork(), list[aio.Interpreter])
     async with aio.Sandbox(["server"]) as sandbox:
+        program_files: aio.ProgramFiles = sandbox.files
+        assert_type(await program_files.read("a"), bytes)
+        assert_type((await sandbox.wait()).stdout, bytes)
         frozen: aio.Snapshot = await (await sandbox.until_ready()).freeze()
         async with aio.Pool(frozen, size=2) as pool:
             assert_type(await pool.request(b"x"), bytes)
@@ -239,7 +255,6 @@ OTHERS: list[type[kvmlet.KvmletError]] = [
     kvmlet.InboxFull,
     kvmlet.InternalError,
     kvmlet.Interrupted,
-    kvmlet.IsAFork,
     kvmlet.KvmUnavailable,
     kvmlet.LaunchError,
     kvmlet.MessageTooLong,

@@ -98,9 +98,6 @@ pub enum EngineError {
     /// Only forks can be reset.
     #[error("only a fork of a snapshot can be reset")]
     NotFork,
-    /// A fork cannot be frozen.
-    #[error("a fork cannot be frozen")]
-    IsFork,
     /// A connection that leads out cannot be frozen.
     #[error("a connection is open: {0}")]
     LeadsOut(String),
@@ -175,7 +172,6 @@ impl EngineError {
             Self::Unseeded(_) => "unseeded",
             Self::CallLost(_) => "call_lost",
             Self::NotFork => "not_a_fork",
-            Self::IsFork => "is_a_fork",
             Self::LeadsOut(_) => "leads_out",
             Self::Reset => "box_reset",
             Self::BoxFull(_) => "box_full",

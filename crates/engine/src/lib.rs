@@ -47,8 +47,8 @@ pub use kvmlet_linux::table::{Support, rows};
 pub use kvmlet_linux::{
     Access, Attributes, Become, CallArg, Change, ChangeKind, ChangeSet, Changes, Command, Denial,
     Disk, Door, ExitStatus, FILES_MOST, FileInfo, FileTime, Inherited, Links, Offer, OpenFlags,
-    Personality, Pid, Refusal, STREAMS, Seen, SetEntry, Shut, Spawned, Spill, Stdio, Thing,
-    Verdict, resolver, unix,
+    Personality, Pid, Refusal, STREAMS, Seen, SetEntry, Shut, Spawned, Spill, Stdio, TerminalSize,
+    Thing, Verdict, resolver, unix,
 };
 pub use kvmlet_policy::net::{NetError, Reach};
 pub use kvmlet_policy::{

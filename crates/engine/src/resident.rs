@@ -74,6 +74,8 @@ impl Exchange<'_> {
             match personality.read(*number, self.max_bytes) {
                 Ok(bytes) => done.read.push((*number, bytes)),
                 Err(Errno::EAGAIN) => {}
+                // A terminal that no process has any more.
+                Err(Errno::EIO) => done.read.push((*number, Vec::new())),
                 Err(errno) => return Err(EngineError::of_exchange(errno)),
             }
         }
@@ -128,9 +130,9 @@ struct Turn {
     is_idle: bool,
     /// The snapshot that a reset goes back to; `None` for the start.
     base: Option<Snapshot>,
+    youth: Youth,
     /// The number of resets: descriptors and processes of an earlier one are others now.
     epoch: u64,
-    youth: Youth,
 }
 
 #[derive(Debug)]
@@ -180,9 +182,9 @@ impl Shared {
                 sandbox: Some(sandbox),
                 waits,
                 is_idle,
+                youth,
                 ..
             } = &mut *turn
-                youth,
             else {
                 return;
             };
@@ -192,11 +194,11 @@ impl Shared {
                 turn = self.over.wait(turn).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
+            sandbox.follow_siblings(youth);
             let news: Vec<News> = waits.iter().flat_map(|(_, news)| news).copied().collect();
             let reached = sandbox.until_news(&news, &mut Polite(self));
             sandbox.lead_siblings(youth);
             match reached {
-            sandbox.follow_siblings(youth);
                 Err(EngineError::Interrupted) => continue,
                 Ok(()) => {
                     let waits = waits.iter().filter(|(_, news)| {
@@ -267,9 +269,9 @@ impl Resident {
                 waits: Vec::new(),
                 next_wait: 0,
                 is_idle: true,
+                youth: base.as_ref().map_or_else(Youth::none, |_| Youth::begins()),
                 base,
                 epoch: 0,
-                youth: base.as_ref().map_or_else(Youth::none, |_| Youth::begins()),
             }),
             callers: AtomicUsize::new(0),
             is_running: AtomicBool::new(false),
@@ -434,9 +436,9 @@ impl Resident {
             let (sandbox, snapshot) = forked.inspect_err(|_| self.ring_all(turn))?;
             *lock(&self.shared.kicker) = sandbox.kicker();
             turn.sandbox = Some(sandbox);
+            turn.youth = Youth::begins();
             turn.base = Some(snapshot.clone());
             Ok(snapshot)
-            turn.youth = Youth::begins();
         })
     }
 
@@ -486,13 +488,23 @@ impl Resident {
             // The holder is none of the user's.
             let processes = kernel.kin().count().saturating_sub(1) as u64;
             let memory = &sandbox.personality.machine.memory;
-            for (name, count) in [
+            let mut counts = vec![
                 ("processes", processes),
                 ("memory_bytes", memory.used_bytes()),
                 ("memory_limit_bytes", memory.limit_bytes()),
-            ] {
-                stats.push((name.to_owned(), Stat::Count(count)));
+                ("files", kernel.tmpfs.files()),
+            ];
+            if let Some((limit_bytes, used_bytes)) = kernel.tmpfs.disk_bytes() {
+                counts.push(("files_bytes", used_bytes));
+                counts.push(("files_limit_bytes", limit_bytes));
             }
+            let counts = counts.into_iter();
+            stats.extend(counts.map(|(name, count)| (name.to_owned(), Stat::Count(count))));
+            let cpu_ns = sandbox
+                .times
+                .guest_ns
+                .saturating_add(sandbox.times.personality_ns);
+            stats.push(("cpu_us".to_owned(), stats::us(cpu_ns)));
             Ok(stats)
         })
     }

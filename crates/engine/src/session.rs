@@ -4,14 +4,14 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvmlet_abi::Gva;
+use kvmlet_abi::{Errno, Gva};
 use kvmlet_hv::Kicker;
 use kvmlet_linux::{
     CallArg, CallError, Denial, News, Peer, Personality, PostError, Returns, SymbolError,
 };
 
 use crate::outcome::Ending;
-use crate::run::{Stop, Until};
+use crate::run::{Stop, Streamed, Until};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
 use crate::time::{TICK_NS, now_ns};
@@ -97,6 +97,52 @@ impl Sandbox {
             Err(EngineError::TimedOut) => Ok(()),
             other => other,
         }
+    }
+
+    /// Runs the program to its end, however that comes.
+    ///
+    /// # Errors
+    /// [`EngineError::TimedOut`], [`EngineError::Interrupted`].
+    pub fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        owner: &mut dyn Owner,
+    ) -> Result<(), EngineError> {
+        match self.step(Until::End, timeout, owner) {
+            Err(EngineError::Ended(ending)) if ending != Ending::Broken => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Tells an owner of the rest of what the program has written, which was too little to be told at once.
+    pub fn tell_rest(&mut self, owner: &mut dyn Owner) {
+        let captured = &mut self.personality.host.captured;
+        let streams = [
+            (Streamed::Stdout, &mut captured.stdout),
+            (Streamed::Stderr, &mut captured.stderr),
+        ];
+        for ((stream, held), wanted) in streams.into_iter().zip(owner.streamed()) {
+            if wanted && !held.is_empty() {
+                owner.output(stream, std::mem::take(held));
+            }
+        }
+    }
+
+    /// Makes system calls as the program, which does not run meanwhile. `generation` is that in which a descriptor
+    /// that they use was opened.
+    ///
+    /// # Errors
+    /// [`EngineError::Ended`], [`EngineError::Reset`], [`EngineError::File`].
+    pub fn act_as_program<T>(
+        &mut self,
+        generation: Option<u64>,
+        work: impl FnOnce(&mut Personality) -> Result<T, Errno>,
+    ) -> Result<T, EngineError> {
+        if generation.is_some_and(|generation| generation != self.generation()) {
+            return Err(EngineError::Reset);
+        }
+        let done = self.act(|personality| personality.as_program(work))?;
+        done.map_err(|errno| EngineError::File(errno.name()))
     }
 
     /// Runs a box until one of these has happened. [`EngineError::NotReady`] says that nothing can happen before
@@ -275,14 +321,9 @@ impl Sandbox {
     /// ([`Sandbox::settle_connections`]).
     ///
     /// # Errors
-    /// [`EngineError::Ended`], [`EngineError::IsFork`], [`EngineError::Connected`], [`EngineError::LeadsOut`], and what
-    /// the host refuses.
+    /// [`EngineError::Ended`], [`EngineError::Connected`], [`EngineError::LeadsOut`], and what the host refuses.
     pub fn freeze(mut self) -> Result<Snapshot, EngineError> {
         self.check_alive()?;
-        // A fork of a box goes on as a box of its own.
-        if self.origin.is_some() && self.personality.kernel.holder.is_none() {
-            return Err(EngineError::IsFork);
-        }
         self.settle_connections(Connections::Refuse)?;
         if self.door.is_some() {
             self.make_clones_differ()?;
@@ -344,6 +385,12 @@ impl Sandbox {
         self.guest.vcpu.kicker()
     }
 
+    /// The program's memory limit, in bytes.
+    #[must_use]
+    pub fn memory_limit_bytes(&self) -> u64 {
+        self.personality.machine.memory.limit_bytes()
+    }
+
     /// The part of its memory limit that the program may still use, in bytes.
     #[must_use]
     pub fn memory_left_bytes(&self) -> u64 {
@@ -391,12 +438,6 @@ impl Sandbox {
             self.personality.machine.memory.private_bytes(),
         ));
         all
-    /// The program's memory limit, in bytes.
-    #[must_use]
-    pub fn memory_limit_bytes(&self) -> u64 {
-        self.personality.machine.memory.limit_bytes()
-    }
-
     }
 
     /// KVM's own counters of the vCPU by name (KVM_GET_STATS_FD), `pf_taken` and `tlb_flush` among them.

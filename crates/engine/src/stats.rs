@@ -46,7 +46,7 @@ pub(crate) fn of_reset(report: &ResetReport, private_bytes: u64) -> Vec<(String,
     .collect()
 }
 
-fn us(time_ns: u64) -> Stat {
+pub(crate) fn us(time_ns: u64) -> Stat {
     Stat::Microseconds(time_ns as f64 / 1e3)
 }
 

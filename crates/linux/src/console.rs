@@ -2,7 +2,6 @@
 //! other. The host's is raw meanwhile, so that its keys are the program's own.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::poll::{POLLIN, POLLOUT};
@@ -14,11 +13,9 @@ use kvmlet_hostfs::terminal::{self, KernelTermios, When};
 use kvmlet_mem::GuestMemory;
 
 use crate::clock::{self, NSEC_PER_SEC};
-use crate::fd::{self, Fd, FileKind, OpenFile, OpenFlags};
 use crate::host::{Host, HostId};
 use crate::kernel::{Job, Kernel, Outside, Pid};
-use crate::tty::{Effects, Lock, PtyEnd};
-use crate::vfs::synth;
+use crate::tty::{Effects, PtyEnd};
 
 /// The key that interrupts, in a terminal that nobody has set otherwise.
 const CTRL_C: u8 = 3;
@@ -83,8 +80,6 @@ pub fn set_up(
     let size = terminal::window_size(host.fd(input)?.as_fd())?;
     let master = kernel.open_pty(memory)?;
     let index = master.index;
-    let caller = Arc::clone(&kernel.caller);
-    let slave = kernel.open_slave(index, Lock::Passed, &caller)?;
     let pty = kernel.ptys.get_mut(index)?;
     let mut effects = Effects::default();
     let line = KernelTermios {
@@ -93,25 +88,8 @@ pub fn set_up(
     };
     pty.set_termios(line, &mut effects);
     pty.size = size;
-    pty.is_locked = false;
-    let refs = u32::try_from(ids.len()).unwrap_or(u32::MAX);
-    let file = OpenFile {
-        kind: FileKind::Pty(slave),
-        offset: 0,
-        flags: OpenFlags::RDWR | OpenFlags::LARGEFILE,
-        refs,
-        path: synth::slave_path(index).into(),
-    };
-    let file = fd::add_file(kernel, memory, file);
-    let table = kernel.fds_of_mut(pid).ok_or(Errno::ESRCH)?;
-    for (number, _) in ids {
-        let fd = Fd {
-            file,
-            cloexec: false,
-        };
-        table.fds.insert(i32::from(number), fd);
-    }
-    kernel.take_ctty_on_open(pid, index);
+    let numbers: Vec<u8> = ids.iter().map(|(number, _)| *number).collect();
+    kernel.give_slave(memory, pid, index, &numbers)?;
     if terminal::is_orphaned() {
         kernel.outside = Outside::Nobody;
     }

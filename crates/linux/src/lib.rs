@@ -76,8 +76,8 @@ pub use kvmlet_hostfs::{Spill, cpuinfo};
 pub use kvmlet_hostnet::{Access, Watch, resolver, unix};
 pub use mm::freeze::{MappedFile, settle};
 pub use personality::{
-    Command, Connection, Cpu, CpuTimes, Door, FileInfo, Links, Made, News, Personality, STREAMS,
-    Shut, SpawnError, Spawned, Stdio, Step,
+    Command, Connection, Cpu, CpuTimes, Door, FileInfo, Links, Listed, Made, News, Personality,
+    STREAMS, Shut, SpawnError, Spawned, Stdio, Step, TerminalSize,
 };
 pub use report::{CallKey, Denial, Report, Work};
 pub use rlimit::FILES_MOST;

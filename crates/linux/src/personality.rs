@@ -3,9 +3,11 @@
 
 mod dispatch;
 mod fault;
+mod files;
 mod holder;
 #[cfg(test)]
 mod holder_tests;
+mod terminal;
 mod visitor;
 
 use std::sync::Arc;
@@ -28,7 +30,9 @@ use crate::timer::Timeline;
 use crate::trace;
 
 pub use dispatch::Made;
-pub use holder::{Command, FileInfo, Links, News, STREAMS, SpawnError, Spawned, Stdio};
+pub use files::{FileInfo, Links, Listed};
+pub use holder::{Command, News, STREAMS, SpawnError, Spawned, Stdio};
+pub use terminal::TerminalSize;
 pub use visitor::{Connection, CpuTimes, Door, Shut};
 
 /// The vCPU's extended state, as much as the personality needs of a CPU.
@@ -74,6 +78,8 @@ pub struct Personality {
     slice_end_ns: u64,
     /// News that the host waits for as the holder.
     awaited: Vec<News>,
+    /// The thread that acts for the host; `None` for the holder's.
+    acting: Option<files::Acting>,
 }
 
 impl Personality {
@@ -88,6 +94,7 @@ impl Personality {
             live: None,
             slice_end_ns: 0,
             awaited: Vec::new(),
+            acting: None,
         }
     }
 
@@ -114,6 +121,7 @@ impl Personality {
         self.live = None;
         self.slice_end_ns = 0;
         self.awaited.clear();
+        self.acting = None;
     }
 
     pub(crate) fn cx(&mut self, tid: Tid) -> Cx<'_> {

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvmlet_engine::{
-    Command, EngineError, Exchange, ExitStatus, Links, OpenFlags, Personality, Pid, Program,
-    Resident, STREAMS, Stdio, Streams, Trace, Waited,
+    Command, EngineError, Exchange, ExitStatus, Pid, Program, Resident, STREAMS, Stdio, Streams,
+    TerminalSize, Trace, Waited,
 };
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::files::Files;
 use crate::sandbox::{Connection, Snapshot, address, directions, forked, native};
 use crate::{
     Denials, Disk, Events, Policy, PythonOwner, Stop, calls_named, connections_named,
@@ -23,8 +24,6 @@ pub struct Box {
     engine: Resident,
 }
 
-/// Type and permissions, size in bytes, time of the last modification in nanoseconds.
-type Info = (u32, u64, u64);
 /// Bytes by descriptor; bytes written, -1 if nobody reads them; exit status, signal.
 type Exchanged<'py> = (
     Vec<(i32, Bound<'py, PyBytes>)>,
@@ -37,7 +36,7 @@ impl Box {
         Self { engine }
     }
 
-    fn engine(&self) -> PyResult<&Resident> {
+    pub(crate) fn engine(&self) -> PyResult<&Resident> {
         if self.engine.is_ours() {
             Ok(&self.engine)
         } else {
@@ -46,7 +45,7 @@ impl Box {
     }
 
     /// Uses the engine without the interpreter's lock.
-    fn with<T: Send>(
+    pub(crate) fn with<T: Send>(
         &self,
         py: Python<'_>,
         work: impl FnOnce(&Resident) -> Result<T, EngineError> + Send,
@@ -83,48 +82,11 @@ impl Box {
             Waited::Interrupted => Err(native("interrupted", "the wait was interrupted")),
         }
     }
-
-    /// Makes a call for a file.
-    fn file<T: Send, E: Into<Refused>>(
-        &self,
-        py: Python<'_>,
-        work: impl FnOnce(&mut Personality) -> Result<T, E> + Send,
-    ) -> PyResult<T> {
-        self.with(py, |engine| {
-            let done = engine.act(|personality| work(personality).map_err(Into::into))?;
-            done.map_err(|Refused(name)| EngineError::File(name))
-        })
-    }
-
-    /// Makes a call for a file that was opened in `epoch`.
-    fn open_file<T: Send, E: Into<Refused>>(
-        &self,
-        py: Python<'_>,
-        epoch: u64,
-        work: impl FnOnce(&mut Personality) -> Result<T, E> + Send,
-    ) -> PyResult<T> {
-        self.with(py, |engine| {
-            let done = engine.act_in(epoch, |personality| work(personality).map_err(Into::into))?;
-            done.map_err(|Refused(name)| EngineError::File(name))
-        })
-    }
 }
 
-/// The name of an error.
-struct Refused(&'static str);
-
-impl From<kvmlet_engine::Errno> for Refused {
-    fn from(errno: kvmlet_engine::Errno) -> Self {
-        Self(errno.name())
-    }
-}
-
-fn info(info: kvmlet_engine::FileInfo) -> Info {
-    let (seconds, nanoseconds) = info.mtime;
-    let mtime_ns = seconds
-        .saturating_mul(1_000_000_000)
-        .saturating_add(nanoseconds);
-    (info.mode, info.size_bytes, mtime_ns)
+/// A terminal's size as columns and rows.
+fn terminal_size((columns, rows): (u16, u16)) -> TerminalSize {
+    TerminalSize { columns, rows }
 }
 
 #[pymethods]
@@ -163,8 +125,9 @@ impl Box {
         Ok(Self::new(started.map_err(|error| to_py(&error))?))
     }
 
-    #[pyo3(signature = (argv, *, env, cwd, stdio))]
+    #[pyo3(signature = (argv, *, env, cwd, stdio, terminal))]
     #[allow(clippy::type_complexity)] // a tuple for Python
+    #[allow(clippy::too_many_arguments)] // the keywords of one Python call
     fn spawn(
         &self,
         py: Python<'_>,
@@ -172,6 +135,7 @@ impl Box {
         env: Vec<(Vec<u8>, Vec<u8>)>,
         cwd: Vec<u8>,
         stdio: [String; STREAMS],
+        terminal: Option<(u16, u16)>,
     ) -> PyResult<(u64, i32, u64, [Option<i32>; STREAMS])> {
         let stdio = stdio.map(|name| match name.as_str() {
             "pipe" => Stdio::Pipe,
@@ -185,6 +149,7 @@ impl Box {
             env,
             cwd,
             stdio,
+            terminal: terminal.map(terminal_size),
         };
         self.with(py, |engine| {
             let epoch = engine.epoch();
@@ -241,6 +206,14 @@ impl Box {
         })
     }
 
+    fn resize(&self, py: Python<'_>, epoch: u64, number: i32, size: (u16, u16)) -> PyResult<()> {
+        let size = terminal_size(size);
+        self.with(py, |engine| {
+            let resized = engine.act_in(epoch, |personality| personality.resize(number, size))?;
+            resized.map_err(|errno| EngineError::File(errno.name()))
+        })
+    }
+
     fn end_command(&self, py: Python<'_>, epoch: u64, command: u64) -> PyResult<()> {
         self.with(py, |engine| {
             engine.act_in(epoch, |personality| personality.end_command(command))
@@ -266,66 +239,8 @@ impl Box {
         Ok((denials_to_py(&denials), events))
     }
 
-    fn open(&self, py: Python<'_>, path: Vec<u8>, flags: u32, mode: u32) -> PyResult<(u64, i32)> {
-        let flags = OpenFlags::from_bits_truncate(flags);
-        let epoch = self.epoch(py)?;
-        let opened = self.open_file(py, epoch, |personality| {
-            personality.open(&path, flags, mode)
-        });
-        Ok((epoch, opened?))
-    }
-
-    fn read<'py>(
-        &self,
-        py: Python<'py>,
-        epoch: u64,
-        number: i32,
-        max_bytes: usize,
-    ) -> PyResult<Bound<'py, PyBytes>> {
-        let bytes = self.open_file(py, epoch, |personality| personality.read(number, max_bytes))?;
-        Ok(PyBytes::new(py, &bytes))
-    }
-
-    fn write(&self, py: Python<'_>, epoch: u64, number: i32, data: &[u8]) -> PyResult<usize> {
-        self.open_file(py, epoch, |personality| personality.write(number, data))
-    }
-
-    fn stat(&self, py: Python<'_>, path: Vec<u8>, follow: bool) -> PyResult<Info> {
-        let links = if follow {
-            Links::Followed
-        } else {
-            Links::Shown
-        };
-        Ok(info(
-            self.file(py, |personality| personality.stat(&path, links))?,
-        ))
-    }
-
-    fn stat_file(&self, py: Python<'_>, epoch: u64, number: i32) -> PyResult<Info> {
-        Ok(info(self.open_file(py, epoch, |personality| {
-            personality.stat_open(number)
-        })?))
-    }
-
-    fn names<'py>(&self, py: Python<'py>, path: Vec<u8>) -> PyResult<Vec<Bound<'py, PyBytes>>> {
-        let names = self.file(py, |personality| personality.list(&path))?;
-        Ok(names.iter().map(|name| PyBytes::new(py, name)).collect())
-    }
-
-    fn mkdir(&self, py: Python<'_>, path: Vec<u8>) -> PyResult<()> {
-        self.file(py, |personality| personality.make_directory(&path))
-    }
-
-    fn remove(&self, py: Python<'_>, path: Vec<u8>) -> PyResult<()> {
-        self.file(py, |personality| personality.remove(&path))
-    }
-
-    fn rename(&self, py: Python<'_>, source: Vec<u8>, target: Vec<u8>) -> PyResult<()> {
-        self.file(py, |personality| personality.rename(&source, &target))
-    }
-
-    fn chmod(&self, py: Python<'_>, path: Vec<u8>, mode: u32) -> PyResult<()> {
-        self.file(py, |personality| personality.change_mode(&path, mode))
+    fn files(slf: Py<Self>) -> Files {
+        Files::of_box(slf)
     }
 
     fn connect(

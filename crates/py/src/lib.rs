@@ -21,6 +21,7 @@ use signal_hook::consts::{SIGCONT, SIGTSTP};
 mod boxes;
 mod changes;
 mod doctor;
+mod files;
 mod protected;
 mod sandbox;
 mod serve;
@@ -794,6 +795,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Policy>()?;
     module.add_class::<Stop>()?;
     module.add_class::<boxes::Box>()?;
+    module.add_class::<files::Files>()?;
     module.add_class::<changes::Changes>()?;
     module.add_class::<sandbox::Sandbox>()?;
     module.add_class::<sandbox::Connection>()?;

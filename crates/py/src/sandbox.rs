@@ -14,6 +14,7 @@ use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt};
 
+use crate::files::Files;
 use crate::{
     Denials, Disk, Events, NativeError, Outcome, Policy, PythonOwner, calls_named,
     connections_named, denials_to_py, duration, stats_to_py, to_py,
@@ -40,19 +41,16 @@ pub struct Sandbox {
     engine: Mutex<Option<kvmlet_engine::Sandbox>>,
     /// Set by `interrupt`: every step stops until a reset.
     stop: Arc<AtomicBool>,
+    /// Called with what the program writes to standard output and standard error.
+    told: Mutex<Told>,
     /// Stops the vCPU of now; a reset may bring another one.
     kicker: Mutex<Kicker>,
-    origin: Origin,
     /// The process that made it.
     process: u32,
 }
 
-/// The way that a sandbox was made.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Started,
-    Forked,
-}
+/// Callables for standard output and standard error.
+type Told = [Option<Py<PyAny>>; 2];
 
 /// Why the engine cannot be had now.
 enum Refusal {
@@ -72,12 +70,12 @@ impl From<Refusal> for PyErr {
 }
 
 impl Sandbox {
-    fn new(engine: kvmlet_engine::Sandbox, origin: Origin) -> Self {
+    fn new(engine: kvmlet_engine::Sandbox) -> Self {
         Self {
+            told: Mutex::default(),
             kicker: Mutex::new(engine.kicker()),
             engine: Mutex::new(Some(engine)),
             stop: Arc::default(),
-            origin,
             process: std::process::id(),
         }
     }
@@ -112,16 +110,32 @@ impl Sandbox {
         + Send,
     ) -> PyResult<T> {
         let mut owner = PythonOwner::stopped_by(Arc::clone(&self.stop));
+        owner.told = lock(&self.told)
+            .each_ref()
+            .map(|told| told.as_ref().map(|told| told.clone_ref(py)));
         let result = py.detach(|| {
             let mut slot = self.slot()?;
             let engine = slot.as_mut().ok_or(Refusal::Closed)?;
-            Ok(step(engine, &mut owner))
+            let done = step(engine, &mut owner);
+            engine.tell_rest(&mut owner);
+            Ok(done)
         });
         if let Some(raised) = owner.raised {
             return Err(raised);
         }
         let result: Result<_, Refusal> = result;
         result?.map_err(|error| to_py(&error))
+    }
+}
+
+impl Sandbox {
+    /// `work` without the interpreter's lock, if nobody else uses the engine.
+    pub(crate) fn act<T: Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&mut kvmlet_engine::Sandbox) -> Result<T, EngineError> + Send,
+    ) -> PyResult<T> {
+        py.detach(|| self.with(work))
     }
 }
 
@@ -230,13 +244,29 @@ impl Sandbox {
         };
         let started = py.detach(|| kvmlet_engine::Sandbox::start(&program));
         let engine = started.map_err(|error| to_py(&error))?;
-        Ok(Self::new(engine, Origin::Started))
+        Ok(Self::new(engine))
     }
 
     #[pyo3(signature = (timeout_s))]
     fn until_ready(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<()> {
         let timeout = duration(timeout_s)?;
         self.step(py, |engine, owner| engine.until_ready(timeout, owner))
+    }
+
+    /// Has output given to these from now on; see `_native.pyi`.
+    #[pyo3(signature = (stdout, stderr))]
+    fn tell(&self, stdout: Option<Py<PyAny>>, stderr: Option<Py<PyAny>>) {
+        *lock(&self.told) = [stdout, stderr];
+    }
+
+    fn files(slf: Py<Self>) -> Files {
+        Files::of_program(slf)
+    }
+
+    #[pyo3(signature = (timeout_s))]
+    fn wait(&self, py: Python<'_>, timeout_s: Option<f64>) -> PyResult<()> {
+        let timeout = duration(timeout_s)?;
+        self.step(py, |engine, owner| engine.wait(timeout, owner))
     }
 
     fn run_for(&self, py: Python<'_>, time_s: f64) -> PyResult<()> {
@@ -342,7 +372,7 @@ impl Sandbox {
 
     fn freeze(&self, py: Python<'_>, connections: &str) -> PyResult<Snapshot> {
         let connections = connections_named(connections)?;
-        py.detach(|| {
+        let frozen = py.detach(|| {
             let mut slot = self.slot()?;
             let mut engine = slot.take().ok_or(Refusal::Closed)?;
             // What cannot be frozen stays what it was.
@@ -350,17 +380,15 @@ impl Sandbox {
                 *slot = Some(engine);
                 return Err(to_py(&EngineError::Ended(ending)));
             }
-            if self.origin == Origin::Forked {
-                *slot = Some(engine);
-                return Err(to_py(&EngineError::IsFork));
-            }
             if let Err(error) = engine.settle_connections(connections) {
                 *slot = Some(engine);
                 return Err(to_py(&error));
             }
             let frozen = engine.freeze().map_err(|error| to_py(&error))?;
-            Ok(Snapshot::new(frozen))
-        })
+            Ok::<_, PyErr>(Snapshot::new(frozen))
+        })?;
+        self.tell(None, None);
+        Ok(frozen)
     }
 
     fn reset(&self, py: Python<'_>) -> PyResult<()> {
@@ -388,8 +416,11 @@ impl Sandbox {
             if let Some(engine) = engine {
                 engine.retire();
             }
-            Ok(())
-        })
+            Ok::<_, PyErr>(())
+        })?;
+        // They may lead back here.
+        self.tell(None, None);
+        Ok(())
     }
 
     fn abandon(&self) {
@@ -416,6 +447,10 @@ impl Sandbox {
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.with(|engine| Ok(engine.stats()))?;
         stats_to_py(py, &stats)
+    }
+
+    fn memory_limit(&self) -> PyResult<u64> {
+        self.with(|engine| Ok(engine.memory_limit_bytes()))
     }
 
     fn memory_left(&self) -> PyResult<u64> {
@@ -449,10 +484,6 @@ impl Snapshot {
 
     pub(crate) fn get(&self) -> PyResult<kvmlet_engine::Snapshot> {
         if self.process != std::process::id() {
-    fn memory_limit(&self) -> PyResult<u64> {
-        self.with(|engine| Ok(engine.memory_limit_bytes()))
-    }
-
             return Err(forked());
         }
         lock(&self.engine)
@@ -467,7 +498,7 @@ impl Snapshot {
         let engine = self.get()?;
         let fork = py.detach(|| engine.fork());
         let fork = fork.map_err(|error| to_py(&error))?;
-        Ok(Sandbox::new(fork, Origin::Forked))
+        Ok(Sandbox::new(fork))
     }
 
     fn prepare(&self, py: Python<'_>, count: usize) -> PyResult<()> {

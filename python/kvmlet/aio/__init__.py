@@ -11,7 +11,16 @@ Each guest runs in a thread of its own, so that nothing holds the event loop up.
 coroutine stops the guest that it waits for, and returns when that has stopped.
 """
 
-from kvmlet.aio._box import Box, BoxSnapshot, Files, Process, Reader, Writer
+from kvmlet.aio._box import (
+    Box,
+    BoxSnapshot,
+    Files,
+    Process,
+    ProgramFiles,
+    Reader,
+    Watch,
+    Writer,
+)
 from kvmlet.aio._connection import Connection
 from kvmlet.aio._interpreter import Interpreter, InterpreterSnapshot
 from kvmlet.aio._run import run
@@ -27,10 +36,12 @@ __all__ = [
     "InterpreterSnapshot",
     "Pool",
     "Process",
+    "ProgramFiles",
     "Reader",
     "Sandbox",
     "Server",
     "Snapshot",
+    "Watch",
     "Writer",
     "run",
     "serve",

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, AnyStr, Generic, Literal, TypedDict, over
 
 from kvmlet import box as sync
 from kvmlet._box_files import Files as SyncFiles
+from kvmlet._box_files import ProgramFiles as SyncProgramFiles
+from kvmlet._box_watch import Watch as SyncWatch
 from kvmlet._offload import in_loop, offload, until_stopped
 from kvmlet._run import check_codec
 from kvmlet.aio._connection import Connection, running_loop, streams
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, TypeAlias, Unpack
 
+    from kvmlet._box_process import TerminalSize
+    from kvmlet._box_watch import FileChange
     from kvmlet._result import Denial, Result
     from kvmlet._run import _Inherit
     from kvmlet.policy import Policy
@@ -34,7 +38,42 @@ _LINE_MAX = 16 << 20
 _PIPE = -1
 
 
-class Files(Twin[SyncFiles]):
+class ProgramFiles(Twin[SyncProgramFiles]):
+    """The files of a sandbox, as `kvmlet.Sandbox.files` has them.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with kvmlet.aio.Sandbox(program) as sandbox:
+    ...         await sandbox.files.write("/tmp/a", "text")
+    ...         return await sandbox.files.read_text("/tmp/a")
+    >>> asyncio.run(main())
+    'text'
+    """
+
+    def __init__(self, files: SyncProgramFiles) -> None:
+        self._sync = files
+
+    read = short(SyncProgramFiles.read)
+    read_text = short(SyncProgramFiles.read_text)
+    write = short(SyncProgramFiles.write)
+
+    async def walk(self, path: str | bytes | os.PathLike[str] = ".") -> AsyncIterator[Entries]:
+        """Each directory from `path` on, as `kvmlet.Box.files.walk` gives them."""
+        entries = self._sync.walk(path)
+        while (entry := await offload(lambda: next(entries, None))) is not None:
+            yield entry
+
+    list = short(SyncProgramFiles.list)
+    stat = short(SyncProgramFiles.stat)
+    exists = short(SyncProgramFiles.exists)
+    mkdir = short(SyncProgramFiles.mkdir)
+    remove = short(SyncProgramFiles.remove)
+    rename = short(SyncProgramFiles.rename)
+    upload = short(SyncProgramFiles.upload)
+    download = short(SyncProgramFiles.download)
+
+
+class Files(ProgramFiles):
     """The files of a box, as `kvmlet.Box.files` has them.
 
     >>> import asyncio
@@ -46,27 +85,79 @@ class Files(Twin[SyncFiles]):
     (['b'], 'text')
     """
 
+    _sync: SyncFiles
+
     def __init__(self, files: SyncFiles) -> None:
-        self._sync = files
+        super().__init__(files)
 
-    read = short(SyncFiles.read)
-    read_text = short(SyncFiles.read_text)
-    write = short(SyncFiles.write)
+    async def watch(
+        self, path: str | bytes | os.PathLike[str] = ".", *, recursive: bool = False
+    ) -> Watch:
+        """Watch files from now on, as `kvmlet.Box.files.watch` does."""
+        return Watch._of(await offload(lambda: self._sync.watch(path, recursive=recursive)))
 
-    async def walk(self, path: str | bytes | os.PathLike[str] = ".") -> AsyncIterator[Entries]:
-        """Each directory from `path` on, as `kvmlet.Box.files.walk` gives them."""
-        entries = self._sync.walk(path)
-        while (entry := await offload(lambda: next(entries, None))) is not None:
-            yield entry
 
-    list = short(SyncFiles.list)
-    stat = short(SyncFiles.stat)
-    exists = short(SyncFiles.exists)
-    mkdir = short(SyncFiles.mkdir)
-    remove = short(SyncFiles.remove)
-    rename = short(SyncFiles.rename)
-    upload = short(SyncFiles.upload)
-    download = short(SyncFiles.download)
+class Watch(Twin[SyncWatch]):
+    """Tells what happens to files of a box. Made by `Files.watch`.
+
+    A cancelled wait loses nothing: the next one gets it.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with kvmlet.aio.Box() as box, await box.files.watch() as watch:
+        ...         await box.files.mkdir("new")
+        ...         async for change in watch:
+        ...             return change
+        >>> asyncio.run(main())
+        FileChange(kind='created', path='./new')
+    """
+
+    def __init__(self) -> None:
+        raise UsageError("a watch cannot be made directly", remedy="call Box.files.watch()")
+
+    @classmethod
+    def _of(cls, watch: SyncWatch) -> Self:
+        made = cls.__new__(cls)
+        made._sync = watch
+        made._arrived = []
+        return made
+
+    # Nobody has had them: who waited for them was cancelled meanwhile.
+    _arrived: list[FileChange]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def __aiter__(self) -> AsyncIterator[FileChange]:
+        while not self.closed:
+            for change in await self.read():
+                yield change
+
+    async def read(self, timeout: float | str | None = None) -> list[FileChange]:
+        """The changes since the last time, as `kvmlet.box.Watch.read` gives them."""
+
+        def wait() -> None:
+            self._arrived += self._sync.read(timeout)
+
+        if not self._arrived:
+            await until_stopped(wait)
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    close = short(SyncWatch.close)
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        return self._sync.closed
 
 
 class Reader(Generic[AnyStr]):
@@ -92,6 +183,8 @@ class Reader(Generic[AnyStr]):
         self._empty: Any = b"" if codec is None else ""
         self._end: Any = b"\n" if codec is None else "\n"
         self._held: Any = self._empty
+        # A piece that nobody has had: who waited for it was cancelled meanwhile.
+        self._arrived: bytes | None = None
         self._is_over = False
 
     async def read1(self, size: int = _PIECE_BYTES) -> AnyStr:
@@ -135,13 +228,17 @@ class Reader(Generic[AnyStr]):
         return taken
 
     async def _more(self) -> None:
-        piece = bytearray(_PIECE_BYTES)
-        count = await until_stopped(lambda: self._raw.readinto(piece)) or 0
-        self._is_over = not count
-        data: Any = bytes(piece[:count])
+        if self._arrived is None:
+            await until_stopped(self._read_piece)
+        piece, self._arrived = self._arrived or b"", None
+        self._is_over = not piece
+        data: Any = piece
         if self._decoder is not None:
-            data = self._decoder.decode(data, final=not count)
+            data = self._decoder.decode(data, final=not piece)
         self._held += data
+
+    def _read_piece(self) -> None:
+        self._arrived = self._raw.read(_PIECE_BYTES)
 
 
 class Writer(Generic[AnyStr]):
@@ -248,6 +345,7 @@ class Process(Twin[sync.Process], Generic[AnyStr]):
     terminate = short(sync.Process.terminate)
     kill = short(sync.Process.kill)
     kill_all = short(sync.Process.kill_all)
+    resize = short(sync.Process.resize)
 
 
 class CommandOptions(TypedDict, total=False):
@@ -271,6 +369,7 @@ class SpawnOptions(TypedDict, total=False):
     stdin: int
     stdout: int
     stderr: int
+    terminal: TerminalSize | None
     timeout: float | str | None
     env: Mapping[str, str] | None
     cwd: str | os.PathLike[str] | None

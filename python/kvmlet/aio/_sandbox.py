@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypedDic
 
 from kvmlet import pool as sync_pool
 from kvmlet import sandbox as sync
-from kvmlet._offload import halted_by, offload, result_of
+from kvmlet._offload import halted_by, in_loop, offload, result_of
+from kvmlet.aio._box import ProgramFiles
 from kvmlet.aio._connection import Connection
 from kvmlet.aio._twin import Starting, Twin, short
 from kvmlet.errors import UsageError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from kvmlet._result import Result
     from kvmlet.policy import Policy
+    from kvmlet.sandbox import Told
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +53,8 @@ class SandboxOptions(TypedDict, total=False):
     unix: Sequence[str | os.PathLike[str]]
     policy: Policy | None
     input: bytes | str | None
+    stdout: Told
+    stderr: Told
     calls: str | None
 
 
@@ -59,7 +63,8 @@ class Sandbox(Starting[sync.Sandbox]):
 
     `async with kvmlet.aio.Sandbox(argv) as sandbox:`, or `await kvmlet.aio.Sandbox(argv)`.
     One coroutine at a time: another one gets SandboxBusy. Cancelling interrupts the program, which
-    `reset` alone takes back.
+    `reset` alone takes back. Callables for `stdout` and `stderr` are called in the event loop, and
+    may be coroutines.
 
         >>> import asyncio
         >>> async def main():
@@ -75,16 +80,31 @@ class Sandbox(Starting[sync.Sandbox]):
     ) -> None:
         """Prepare a sandbox, which is made when it is entered or awaited."""
         self._prepare({"argv": argv, **options})
+        self._told = {name: options.get(name) for name in ("stdout", "stderr")}
+
+    files: ProgramFiles
+    """Reads and writes files as the program, which does not run meanwhile."""
 
     @classmethod
     def _of(cls, sandbox: sync.Sandbox) -> Self:
         made = cls.__new__(cls)
         made._prepare(None)
-        made._sync = sandbox
+        made._adopt(sandbox)
         return made
 
+    def _adopt(self, sandbox: sync.Sandbox) -> None:
+        self._sync = sandbox
+        self.files = ProgramFiles(sandbox.files)
+
+    async def _start(self) -> Self:
+        if self._options is not None:
+            # In the loop that it is started in, whichever it was made in.
+            told = {name: in_loop(tell) for name, tell in self._told.items()}
+            self._options = {**self._options, **told}
+        return await super()._start()
+
     def _make(self, options: Mapping[str, Any]) -> None:
-        self._sync = sync.Sandbox(**options)
+        self._adopt(sync.Sandbox(**options))
 
     async def __aexit__(
         self,
@@ -130,6 +150,7 @@ class Sandbox(Starting[sync.Sandbox]):
 
         return Connection._of(await offload(lambda: it.connect(port, peer=peer)), waits)
 
+    wait = _running(sync.Sandbox.wait)
     send = short(sync.Sandbox.send)
     recv = _running(sync.Sandbox.recv)
     request = _running(sync.Sandbox.request)
@@ -218,9 +239,10 @@ class Snapshot(Twin[sync.Snapshot]):
     ) -> None:
         await self.close()
 
-    async def fork(self) -> Sandbox:
+    async def fork(self, *, stdout: Told = None, stderr: Told = None) -> Sandbox:
         """A sandbox in the frozen state."""
-        return Sandbox._of(await offload(self._sync.fork))
+        told = {"stdout": in_loop(stdout), "stderr": in_loop(stderr)}
+        return Sandbox._of(await offload(lambda: self._sync.fork(**told)))
 
     prepare = short(sync.Snapshot.prepare)
     stats = short(sync.Snapshot.stats)

@@ -229,14 +229,10 @@ impl Frozen {
         move |id, gva| keepers.get_mut(&id).is_some_and(|keeps| keeps(gva))
     }
 
-    /// The number of the next fork or reset: never 0, which is the program before the freeze.
-    fn next_generation(&self) -> u64 {
-        self.generation.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
     fn next_kernel(&self) -> Kernel {
         let mut kernel = self.kernel.clone();
-        kernel.channel.generation = self.next_generation();
+        // Never 0, which is the program before its first freeze.
+        kernel.channel.generation = GENERATIONS.fetch_add(1, Ordering::Relaxed) + 1;
         kernel
     }
 

@@ -1,59 +1,24 @@
-//! The host acts as the holder of a box ([`Holder`]): it starts commands, moves bytes through their pipes, waits for
-//! them, and reaches files.
-//!
-//! All of it is system calls of the holder's thread. Their arguments lie in memory of its own, so that each has the
-//! checks, charges and errors that it has for any program.
+//! The host acts as the holder of a box ([`Holder`]): it starts commands, moves bytes through their pipes, and waits
+//! for them.
 
-use kvmlet_abi::linux::Stat;
-use kvmlet_abi::linux::fcntl::AT_FDCWD;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 
+use super::files::nr;
+use super::terminal::TerminalSize;
 use super::{Connection, Personality};
 use crate::exec::{self, ExecError, ExecRequest};
-use crate::fd::{self, OnExec, OpenFlags};
+use crate::fd::{self, FileKind, OnExec, OpenFlags};
 use crate::kernel::{ExitStatus, Holder, Pid, Tid};
 use crate::mm::{self, AslrSeed, Mm, Prot, Region, Source, VmaFlags};
 use crate::net::client;
-use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::outcome::{CallState, Resume, Wait, WaitOn};
 use crate::rlimit::Resource;
 use crate::sched::Call;
 use crate::signal::{SI_USER, SigDetail, SigInfo};
-use crate::syscalls::table;
 use crate::task::wait::{self, News as ChildNews, Whose};
 use crate::task::{exit, spawn};
 use crate::vfs::file::{Transfer, transfer};
-
-/// Memory of the holder's: two paths, then data.
-const PATHS: [u64; 2] = [0x10_0000, 0x10_1000];
-/// PATH_MAX, with the null byte.
-const PATH_BYTES: usize = 4096;
-const PAGE_BYTES: usize = PAGE_SIZE as usize;
-const DATA: u64 = 0x10_2000;
-/// Bytes that one call moves at most.
-const DATA_BYTES: usize = 128 << 10;
-/// Bytes that one request of the host's moves at most: commands run in between.
-const MOVED_BYTES_MAX: usize = 1 << 20;
-/// Bytes of names that are listed at most.
-const NAMES_BYTES_MAX: usize = 64 << 20;
-
-/// Numbers of the calls that the holder makes (arch/x86/entry/syscalls/syscall_64.tbl).
-mod nr {
-    pub const READ: u64 = 0;
-    pub const WRITE: u64 = 1;
-    pub const OPEN: u64 = 2;
-    pub const CLOSE: u64 = 3;
-    pub const STAT: u64 = 4;
-    pub const FSTAT: u64 = 5;
-    pub const LSTAT: u64 = 6;
-    pub const CHDIR: u64 = 80;
-    pub const RENAME: u64 = 82;
-    pub const MKDIR: u64 = 83;
-    pub const RMDIR: u64 = 84;
-    pub const UNLINK: u64 = 87;
-    pub const GETDENTS64: u64 = 217;
-    pub const FCHMODAT: u64 = 268;
-    pub const PIPE2: u64 = 293;
-}
+use crate::vfs::pipe::Pipe;
 
 /// Descriptors that a command starts with: standard streams, and one more that it may answer its starter by.
 pub const STREAMS: usize = 4;
@@ -82,6 +47,8 @@ pub struct Command {
     pub cwd: Vec<u8>,
     /// Standard streams, and descriptor 3, which a pipe makes one that the command writes to.
     pub stdio: [Stdio; STREAMS],
+    /// The size of a terminal of its own, which the standard streams lead to instead.
+    pub terminal: Option<TerminalSize>,
 }
 
 /// A command that has been started.
@@ -111,9 +78,9 @@ pub enum SpawnError {
 /// Something that the host waits for: as the holder, or as a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum News {
-    /// A pipe has bytes, or no writer any more.
+    /// A pipe or a terminal has bytes, or nobody that writes any more; a watch has events.
     Readable(i32),
-    /// A pipe has room, or no reader any more.
+    /// A pipe or a terminal has room, or nobody that reads any more.
     Writable(i32),
     /// A child has ended.
     Ended(Pid),
@@ -125,34 +92,13 @@ pub enum News {
     Listening(u16),
 }
 
-/// The attributes of a file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FileInfo {
-    /// Type and permissions.
-    pub mode: u32,
-    /// Size in bytes.
-    pub size_bytes: u64,
-    /// Last modification: seconds and nanoseconds.
-    pub mtime: (u64, u64),
-}
-
-impl From<Stat> for FileInfo {
-    fn from(stat: Stat) -> Self {
-        Self {
-            mode: stat.st_mode,
-            size_bytes: stat.st_size.unsigned_abs(),
-            mtime: (stat.st_mtime, stat.st_mtime_nsec),
-        }
-    }
-}
-
 impl Personality {
     /// Makes the first process, which has no program, the holder of a box. It starts in `cwd`.
     ///
     /// # Errors
     /// `ENOMEM` at the memory limit, and those of chdir(2).
     pub fn become_holder(&mut self, cwd: &[u8]) -> Result<(), Errno> {
-        let tid = self.holder_tid();
+        let tid = self.acting().tid;
         self.kernel.sched.forget(tid);
         let waits = Wait {
             on: WaitOn::Nothing,
@@ -167,11 +113,11 @@ impl Personality {
         process.cmdline = (*b"kvmlet\0").into();
         let stack = process.rlimits.soft(Resource::Stack);
         *cx.mm()? = Mm::new(AslrSeed::default(), stack);
-        let len_bytes = (DATA - PATHS[0]).saturating_add(DATA_BYTES as u64);
+        let (start, len_bytes) = Self::HOLDER_MEMORY;
         mm::map_region(
             &mut cx,
             &Region {
-                start: Gva(PATHS[0]),
+                start: Gva(start),
                 len_bytes,
                 prot: Prot::READ | Prot::WRITE,
                 flags: VmaFlags::MAYWRITE,
@@ -181,78 +127,11 @@ impl Personality {
             },
         )?;
         // All of it is there from now on: at the memory limit the host still reads and writes.
-        let pages = (PATHS[0]..PATHS[0].saturating_add(len_bytes)).step_by(PAGE_BYTES);
+        let pages = (start..start.saturating_add(len_bytes)).step_by(PAGE_SIZE as usize);
         for page in pages {
             self.put(page, b"\0")?;
         }
         self.change_directory(cwd)
-    }
-
-    fn holder_tid(&self) -> Tid {
-        Tid(self.kernel.main.0)
-    }
-
-    /// A call of the holder's. What would wait gives `EAGAIN`.
-    fn holder_call(&mut self, nr: u64, args: &[u64]) -> SysResult {
-        let mut call = Call { nr, args: [0; 6] };
-        call.args
-            .iter_mut()
-            .zip(args)
-            .for_each(|(to, arg)| *to = *arg);
-        let (tid, mut state) = (self.holder_tid(), CallState::default());
-        loop {
-            self.host.begin_call();
-            self.host.budget.begin();
-            let outcome = table::call(&mut self.cx(tid), &call, &state);
-            self.host.finish_call();
-            match outcome {
-                Outcome::Done(result) => return result,
-                Outcome::Again(next) => state = next,
-                Outcome::Wait(Wait {
-                    resume: Resume::Retry(state),
-                    ..
-                }) if state.progress > 0 => return Ok(state.progress),
-                Outcome::Wait(_) | Outcome::Registers | Outcome::Gone => return Err(Errno::EAGAIN),
-            }
-        }
-    }
-
-    fn put(&mut self, at: u64, bytes: &[u8]) -> Result<(), Errno> {
-        let tid = self.holder_tid();
-        // There is room for it, but perhaps no memory.
-        self.cx(tid)
-            .write(Gva(at), bytes)
-            .map_err(|_| Errno::ENOMEM)
-    }
-
-    fn take(&mut self, at: u64, len_bytes: usize) -> Result<Vec<u8>, Errno> {
-        let tid = self.holder_tid();
-        let mut bytes = vec![0; len_bytes.min(DATA_BYTES)];
-        self.cx(tid)
-            .read(Gva(at), &mut bytes)
-            .map_err(|_| Errno::ENOMEM)?;
-        Ok(bytes)
-    }
-
-    /// A call whose first argument is a path.
-    fn path_call(&mut self, nr: u64, path: &[u8], rest: &[u64]) -> SysResult {
-        let at = self.put_path(PATHS[0], path)?;
-        self.holder_call(nr, &[&[at], rest].concat())
-    }
-
-    fn put_path(&mut self, at: u64, path: &[u8]) -> Result<u64, Errno> {
-        if path.contains(&0) {
-            return Err(Errno::EINVAL);
-        }
-        if path.len() >= PATH_BYTES {
-            return Err(Errno::ENAMETOOLONG);
-        }
-        self.put(at, &[path, b"\0"].concat())?;
-        Ok(at)
-    }
-
-    fn change_directory(&mut self, path: &[u8]) -> Result<(), Errno> {
-        self.path_call(nr::CHDIR, path, &[]).map(drop)
     }
 
     // ---- commands ----
@@ -266,7 +145,7 @@ impl Personality {
         let home = home.map(|fs| fs.cwd.clone());
         self.change_directory(&command.cwd)
             .map_err(SpawnError::Directory)?;
-        let (tid, holder) = (self.holder_tid(), self.holder_tid());
+        let (tid, holder) = (self.acting().tid, self.acting().tid);
         let child = spawn::spawn(&mut self.cx(tid)).map_err(SpawnError::Limit);
         if let Some(home) = home {
             crate::vfs::set_cwd(&mut self.cx(holder), home).map_err(SpawnError::Limit)?;
@@ -274,7 +153,7 @@ impl Personality {
         let child = child?;
         let mut streams = [None; STREAMS];
         let started = self
-            .give_streams(child, &command.stdio, &mut streams)
+            .give_streams(child, command, &mut streams)
             .map_err(SpawnError::Limit)
             .and_then(|()| self.load(child, command));
         let pid = Pid(child.0);
@@ -299,7 +178,7 @@ impl Personality {
     fn give_up(&mut self, child: Tid) {
         let pid = Pid(child.0);
         exit::end_process(&mut self.cx(child), pid, ExitStatus::Exited(127));
-        let tid = self.holder_tid();
+        let tid = self.acting().tid;
         self.host.finish_call();
         let _ = self.reap(pid, tid);
     }
@@ -328,10 +207,16 @@ impl Personality {
     fn give_streams(
         &mut self,
         child: Tid,
-        stdio: &[Stdio; STREAMS],
+        command: &Command,
         streams: &mut [Option<i32>; STREAMS],
     ) -> Result<(), Errno> {
-        for (number, (stdio, stream)) in (0i32..).zip(stdio.iter().zip(streams)) {
+        let mut given = 0;
+        if let Some(size) = command.terminal {
+            self.give_terminal(child, size, streams)?;
+            given = 3;
+        }
+        let each = (0i32..).zip(command.stdio.iter().zip(streams));
+        for (number, (stdio, stream)) in each.skip(given) {
             let theirs = match stdio {
                 Stdio::Absent => continue,
                 Stdio::Stdout => {
@@ -347,13 +232,13 @@ impl Personality {
                         _ => (read_end, write_end),
                     };
                     *stream = Some(ours);
-                    let mut cx = self.cx(self.holder_tid());
+                    let mut cx = self.cx(self.acting().tid);
                     let id = fd::id(&mut cx, ours)?;
                     fd::file_mut(&mut cx, id)?.flags |= OpenFlags::NONBLOCK;
                     theirs
                 }
             };
-            let file = fd::id(&mut self.cx(self.holder_tid()), theirs);
+            let file = fd::id(&mut self.cx(self.acting().tid), theirs);
             let given = file
                 .and_then(|file| fd::install_at(&mut self.cx(child), file, number, OnExec::Keep));
             self.close(theirs);
@@ -363,9 +248,9 @@ impl Personality {
     }
 
     fn pipe(&mut self) -> Result<[i32; 2], Errno> {
-        self.holder_call(nr::PIPE2, &[DATA, u64::from(OpenFlags::CLOEXEC.bits())])?;
-        let tid = self.holder_tid();
-        self.cx(tid).read_struct(Gva(DATA))
+        let (tid, data) = (self.acting().tid, self.data_at());
+        self.host_call(nr::PIPE2, &[data, u64::from(OpenFlags::CLOEXEC.bits())])?;
+        self.cx(tid).read_struct(Gva(data))
     }
 
     /// The way that a child has ended, if it has, and if the memory limit has ended a process of its command. Nothing
@@ -374,7 +259,7 @@ impl Personality {
     /// # Errors
     /// `ECHILD` if there is no such child.
     pub fn wait(&mut self, child: Pid) -> Result<Option<ExitStatus>, Errno> {
-        self.reap(child, self.holder_tid())
+        self.reap(child, self.acting().tid)
     }
 
     fn reap(&mut self, child: Pid, holder: Tid) -> Result<Option<ExitStatus>, Errno> {
@@ -440,21 +325,9 @@ impl Personality {
     /// True if something has happened. It has if nothing more can.
     #[must_use]
     pub fn is_news(&self, news: News) -> bool {
-        let pipe = |number| {
-            let table = self.kernel.fds_of(self.kernel.main)?;
-            let file = self.kernel.files.get(&table.fds.get(&number)?.file)?;
-            match transfer(&file.kind) {
-                Transfer::Pipe(pipe) => self.kernel.pipes.get(pipe).ok(),
-                _ => None,
-            }
-        };
         match news {
-            News::Readable(number) => {
-                pipe(number).is_none_or(|pipe| !pipe.is_empty() || pipe.writers == 0)
-            }
-            News::Writable(number) => {
-                pipe(number).is_none_or(|pipe| !pipe.is_full() || pipe.readers == 0)
-            }
+            News::Readable(number) => self.is_readable(number),
+            News::Writable(number) => self.is_writable(number),
             News::Ended(child) => !self.kernel.processes.contains_key(&child),
             News::Received(Connection(id)) => client::is_readable(&self.kernel, id),
             News::Sendable(Connection(id)) => client::is_writable(&self.kernel, id),
@@ -462,183 +335,41 @@ impl Personality {
         }
     }
 
-    // ---- files ----
-
-    /// Opens a file for the holder, which nothing keeps waiting.
-    ///
-    /// # Errors
-    /// Those of open(2).
-    pub fn open(&mut self, path: &[u8], flags: OpenFlags, mode: u32) -> Result<i32, Errno> {
-        let flags = flags | OpenFlags::CLOEXEC | OpenFlags::NONBLOCK | OpenFlags::NOCTTY;
-        let number = self.path_call(nr::OPEN, path, &[u64::from(flags.bits()), u64::from(mode)])?;
-        i32::try_from(number).map_err(|_| Errno::EBADF)
+    /// The kind of file that a descriptor of who acts for the host leads to.
+    pub(super) fn kind_of(&self, number: i32) -> Option<&FileKind> {
+        let pid = self.kernel.threads.get(&self.acting().tid)?.pid;
+        let table = self.kernel.fds_of(pid)?;
+        let file = self.kernel.files.get(&table.fds.get(&number)?.file)?;
+        Some(&file.kind)
     }
 
-    /// Closes a descriptor of the holder's.
-    pub fn close(&mut self, number: i32) {
-        let _ = self.holder_call(nr::CLOSE, &[word(number)]);
-    }
-
-    /// Reads bytes: none at the end of a file, 1 MiB at most.
-    ///
-    /// # Errors
-    /// Those of read(2); `EAGAIN` where nothing is there yet.
-    pub fn read(&mut self, number: i32, max_bytes: usize) -> Result<Vec<u8>, Errno> {
-        let max_bytes = max_bytes.min(MOVED_BYTES_MAX);
-        let mut all = Vec::new();
-        while all.len() < max_bytes {
-            let wanted = max_bytes.saturating_sub(all.len()).min(DATA_BYTES);
-            let count = match self.holder_call(nr::READ, &[word(number), DATA, wanted as u64]) {
-                Ok(0) => break,
-                Err(_) if !all.is_empty() => break,
-                other => usize::try_from(other?).unwrap_or(0),
-            };
-            all.extend(self.take(DATA, count)?);
+    fn pipe_of(&self, kind: &FileKind) -> Option<&Pipe> {
+        match transfer(kind) {
+            Transfer::Pipe(pipe) => self.kernel.pipes.get(pipe).ok(),
+            _ => None,
         }
-        Ok(all)
     }
 
-    /// Writes bytes; the number that has been written: all, unless a limit is reached or a pipe is full.
-    ///
-    /// # Errors
-    /// Those of write(2) if nothing has been written; `EAGAIN` where there is no room.
-    pub fn write(&mut self, number: i32, bytes: &[u8]) -> Result<usize, Errno> {
-        let mut done = 0usize;
-        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            let part = rest.get(..DATA_BYTES).unwrap_or(rest);
-            self.put(DATA, part)?;
-            match self.holder_call(nr::WRITE, &[word(number), DATA, part.len() as u64]) {
-                Ok(count) => done = done.saturating_add(usize::try_from(count).unwrap_or(0)),
-                Err(_) if done > 0 => break,
-                Err(errno) => return Err(errno),
-            }
-            if done >= MOVED_BYTES_MAX {
-                break;
-            }
-        }
-        Ok(done)
-    }
-
-    /// The attributes of a file; those of a symbolic link itself if `links` says so.
-    ///
-    /// # Errors
-    /// Those of stat(2).
-    pub fn stat(&mut self, path: &[u8], links: Links) -> Result<FileInfo, Errno> {
-        let nr = match links {
-            Links::Followed => nr::STAT,
-            Links::Shown => nr::LSTAT,
+    /// True if there is something to read: bytes, an end, or an error.
+    fn is_readable(&self, number: i32) -> bool {
+        let Some(kind) = self.kind_of(number) else {
+            return true;
         };
-        self.path_call(nr, path, &[DATA])?;
-        self.stat_of_call()
-    }
-
-    /// The attributes of an open file.
-    ///
-    /// # Errors
-    /// `EBADF`.
-    pub fn stat_open(&mut self, number: i32) -> Result<FileInfo, Errno> {
-        self.holder_call(nr::FSTAT, &[word(number), DATA])?;
-        self.stat_of_call()
-    }
-
-    fn stat_of_call(&mut self) -> Result<FileInfo, Errno> {
-        let tid = self.holder_tid();
-        let stat: Stat = self
-            .cx(tid)
-            .read_struct(Gva(DATA))
-            .map_err(|_| Errno::ENOMEM)?;
-        Ok(stat.into())
-    }
-
-    /// The names in a directory, without `.` and `..`.
-    ///
-    /// # Errors
-    /// Those of open(2) and getdents64(2); `EFBIG` for too many.
-    pub fn list(&mut self, path: &[u8]) -> Result<Vec<Vec<u8>>, Errno> {
-        let number = self.open(path, OpenFlags::DIRECTORY, 0)?;
-        let names = self.names(number);
-        self.close(number);
-        names
-    }
-
-    fn names(&mut self, number: i32) -> Result<Vec<Vec<u8>>, Errno> {
-        /// Offsets of d_reclen and d_name (getdents64(2)).
-        const LENGTH_AT: usize = 16;
-        const NAME_AT: usize = 19;
-        let (mut names, mut total_bytes) = (Vec::new(), 0usize);
-        loop {
-            let args = [word(number), DATA, DATA_BYTES as u64];
-            let count = usize::try_from(self.holder_call(nr::GETDENTS64, &args)?).unwrap_or(0);
-            if count == 0 {
-                return Ok(names);
-            }
-            total_bytes = total_bytes.saturating_add(count);
-            if total_bytes > NAMES_BYTES_MAX {
-                return Err(Errno::EFBIG);
-            }
-            let entries = self.take(DATA, count)?;
-            let mut rest = entries.as_slice();
-            while let Some([low, high]) = rest.get(LENGTH_AT..LENGTH_AT + 2) {
-                let len = usize::from(u16::from_le_bytes([*low, *high]));
-                let name = rest.get(NAME_AT..len).unwrap_or_default();
-                let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-                if !matches!(name, b"." | b"..") {
-                    names.push(name.to_vec());
-                }
-                rest = rest.get(len.max(NAME_AT)..).unwrap_or_default();
-            }
+        match (kind, self.master_of(number)) {
+            (_, Some(master)) => self.is_shown(master),
+            (FileKind::Inotify(id), None) => self.kernel.objects.inotifies.readable_bytes(*id) > 0,
+            (kind, None) => self
+                .pipe_of(kind)
+                .is_none_or(|pipe| !pipe.is_empty() || pipe.writers == 0),
         }
     }
 
-    /// Makes a directory.
-    ///
-    /// # Errors
-    /// Those of mkdir(2).
-    pub fn make_directory(&mut self, path: &[u8]) -> Result<(), Errno> {
-        self.path_call(nr::MKDIR, path, &[0o777]).map(drop)
-    }
-
-    /// Removes a file or an empty directory.
-    ///
-    /// # Errors
-    /// Those of unlink(2) and rmdir(2).
-    pub fn remove(&mut self, path: &[u8]) -> Result<(), Errno> {
-        match self.path_call(nr::UNLINK, path, &[]) {
-            Err(Errno::EISDIR) => self.path_call(nr::RMDIR, path, &[]).map(drop),
-            other => other.map(drop),
+    /// True if there is room to write, or an error to be met.
+    fn is_writable(&self, number: i32) -> bool {
+        if let Some(master) = self.master_of(number) {
+            return self.takes_keys(master);
         }
+        let pipe = self.kind_of(number).and_then(|kind| self.pipe_of(kind));
+        pipe.is_none_or(|pipe| !pipe.is_full() || pipe.readers == 0)
     }
-
-    /// Renames a file or directory.
-    ///
-    /// # Errors
-    /// Those of rename(2).
-    pub fn rename(&mut self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
-        let to = self.put_path(PATHS[1], to)?;
-        self.path_call(nr::RENAME, from, &[to]).map(drop)
-    }
-
-    /// Sets the permissions of a file.
-    ///
-    /// # Errors
-    /// Those of chmod(2).
-    pub fn change_mode(&mut self, path: &[u8], mode: u32) -> Result<(), Errno> {
-        let at = self.put_path(PATHS[0], path)?;
-        let args = [word(AT_FDCWD), at, u64::from(mode)];
-        self.holder_call(nr::FCHMODAT, &args).map(drop)
-    }
-}
-
-/// Says if the attributes of a symbolic link are its own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Links {
-    /// They are those of what it leads to.
-    Followed,
-    /// They are its own.
-    Shown,
-}
-
-/// An `int` as an argument.
-fn word(number: i32) -> u64 {
-    i64::from(number).cast_unsigned()
 }

@@ -1,11 +1,12 @@
 //! The host as the holder of a box, without KVM: nothing of a command runs.
 
-use super::{Command, Links, News, Personality, SpawnError, Stdio};
+use super::{Command, Links, News, Personality, SpawnError, Stdio, TerminalSize};
 use crate::fd::OpenFlags;
 use crate::kernel::{ExitStatus, Pid};
 use crate::signal::signo::{SIGKILL, SIGSTOP};
 use crate::testing::{Sandbox, TempTree};
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::inotify::IN_CREATE;
 
 fn holder(tree: &TempTree) -> Personality {
     let Sandbox {
@@ -26,7 +27,13 @@ fn command(argv: &[&str]) -> Command {
         env: vec![(b"PATH".to_vec(), b"/usr/bin:/bin".to_vec())],
         cwd: b"/work".to_vec(),
         stdio: [Stdio::Pipe, Stdio::Pipe, Stdio::Pipe, Stdio::Absent],
+        terminal: None,
     }
+}
+
+fn listed(p: &mut Personality, path: &[u8]) -> Vec<(Vec<u8>, bool)> {
+    let listed = p.list(path).unwrap().into_iter();
+    listed.map(|one| (one.name, one.is_directory)).collect()
 }
 
 /// All that a command takes: processes, zombies, threads, address spaces, open files, and memory without page tables,
@@ -62,12 +69,12 @@ fn files_of_a_box() {
     );
     p.make_directory(b"d").unwrap();
     p.rename(b"a name\n", b"d/b").unwrap();
-    assert_eq!(p.list(b".").unwrap(), [b"d"]);
-    assert_eq!(p.list(b"/work/d").unwrap(), [b"b"]);
+    assert_eq!(listed(&mut p, b"."), [(b"d".to_vec(), true)]);
+    assert_eq!(listed(&mut p, b"/work/d"), [(b"b".to_vec(), false)]);
     assert_eq!(p.remove(b"d"), Err(Errno::ENOTEMPTY));
     p.remove(b"d/b").unwrap();
     p.remove(b"d").unwrap();
-    assert!(p.list(b"/").unwrap().contains(&b"work".to_vec()));
+    assert!(listed(&mut p, b"/").contains(&(b"work".to_vec(), true)));
     assert_eq!(p.remove(b"/work"), Err(Errno::EROFS));
     assert_eq!(p.list(b"a\0b"), Err(Errno::EINVAL));
     assert_eq!(p.list(&[b'a'; 5000]), Err(Errno::ENAMETOOLONG));
@@ -167,4 +174,76 @@ fn the_memory_limit_ends_a_process_of_a_command() {
     assert_eq!(p.wait(other.pid), Ok(None));
     assert!(!p.was_out_of_memory(other.command));
     assert!(p.was_out_of_memory(one.command) && !p.was_out_of_memory(one.command));
+}
+
+#[test]
+fn a_terminal_of_a_command() {
+    let tree = TempTree::new("holder-terminal");
+    let mut p = holder(&tree);
+    let size = TerminalSize {
+        columns: 100,
+        rows: 30,
+    };
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let spawned = p
+            .spawn(&Command {
+                terminal: Some(size),
+                ..command(&["true"])
+            })
+            .unwrap();
+        let [Some(to_type), Some(shown), None, None] = spawned.streams else {
+            panic!("{:?}", spawned.streams);
+        };
+        let (_, foreground) = p.kernel.terminal_of(spawned.pid).unwrap();
+        assert_eq!(foreground, Some(spawned.pid));
+        assert_eq!(p.kernel.ptys.get(0).unwrap().size, size.into());
+        assert_eq!(p.read(shown, 10), Err(Errno::EAGAIN));
+        assert!(!p.is_news(News::Readable(shown)) && p.is_news(News::Writable(to_type)));
+        // It echoes, and makes two characters of the end of a line.
+        assert_eq!(p.write(to_type, b"ab\n"), Ok(3));
+        assert!(p.is_news(News::Readable(shown)));
+        assert_eq!(p.read(shown, 10).unwrap(), b"ab\r\n");
+        let wider = TerminalSize {
+            columns: 120,
+            ..size
+        };
+        assert_eq!(p.resize(shown, wider), Ok(()));
+        assert_eq!(p.kernel.ptys.get(0).unwrap().size, wider.into());
+        p.end_command(spawned.command);
+        assert!(p.end_doomed());
+        assert!(p.wait(spawned.pid).unwrap().is_some());
+        // Nobody has it any more.
+        assert!(p.is_news(News::Readable(shown)) && p.is_news(News::Writable(to_type)));
+        assert_eq!(p.read(shown, 10), Err(Errno::EIO));
+        assert_eq!(p.write(to_type, b"x"), Err(Errno::EPIPE));
+        p.close(to_type);
+        assert!(p.kernel.ptys.is_shown(0));
+        p.close(shown);
+        assert!(p.kernel.ptys.get(0).is_err());
+        assert_eq!(p.resize(shown, size), Err(Errno::ENOTTY));
+        rounds.push(taken(&p));
+    }
+    assert_eq!(rounds[1], rounds[2]);
+}
+
+#[test]
+fn a_watch_has_what_happens_in_a_directory() {
+    let tree = TempTree::new("holder-watch");
+    let mut p = holder(&tree);
+    let number = p.open_watch().unwrap();
+    assert!(!p.is_news(News::Readable(number)));
+    let watch = p.add_watch(number, b"/work", IN_CREATE).unwrap();
+    p.make_directory(b"d").unwrap();
+    assert!(p.is_news(News::Readable(number)));
+    let events = p.read(number, 4096).unwrap();
+    assert_eq!(events[..4], watch.to_ne_bytes());
+    assert_eq!(events[16..18], *b"d\0");
+    assert_eq!(p.remove_watch(number, watch), Ok(()));
+    assert_eq!(p.remove_watch(number, watch), Err(Errno::EINVAL));
+    assert_eq!(
+        p.add_watch(number, b"/work/none", IN_CREATE),
+        Err(Errno::ENOENT)
+    );
+    p.close(number);
 }

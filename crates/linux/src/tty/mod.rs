@@ -9,9 +9,11 @@ use kvmlet_abi::linux::poll::{POLLHUP, POLLIN, POLLOUT, POLLPRI, POLLRDNORM, POL
 use kvmlet_mem::GuestMemory;
 
 use crate::creds::Creds;
+use crate::fd::{self, Fd, FileKind, OpenFile, OpenFlags};
 use crate::id::{ObjectId, Pid};
 use crate::kernel::Kernel;
 use crate::outcome::Source;
+use crate::vfs::synth;
 
 mod discipline;
 #[cfg(test)]
@@ -164,6 +166,42 @@ impl Kernel {
             side: Side::Slave,
             source: pty.source(Side::Slave),
         })
+    }
+
+    /// Has descriptors of a new process lead to the slave, which becomes its controlling terminal if it leads a session.
+    /// Whoever asks has the master.
+    ///
+    /// # Errors
+    /// As [`Kernel::open_slave`]; `ESRCH`.
+    pub fn give_slave(
+        &mut self,
+        memory: &mut GuestMemory,
+        pid: Pid,
+        index: u32,
+        numbers: &[u8],
+    ) -> Result<(), Errno> {
+        self.fds_of(pid).ok_or(Errno::ESRCH)?;
+        let caller = Arc::clone(&self.caller);
+        let slave = self.open_slave(index, Lock::Passed, &caller)?;
+        self.ptys.get_mut(index)?.is_locked = false;
+        let file = OpenFile {
+            kind: FileKind::Pty(slave),
+            offset: 0,
+            flags: OpenFlags::RDWR | OpenFlags::LARGEFILE,
+            refs: u32::try_from(numbers.len()).unwrap_or(u32::MAX),
+            path: synth::slave_path(index).into(),
+        };
+        let file = fd::add_file(self, memory, file);
+        let table = self.fds_of_mut(pid).ok_or(Errno::ESRCH)?;
+        for number in numbers {
+            let fd = Fd {
+                file,
+                cloexec: false,
+            };
+            table.fds.insert(i32::from(*number), fd);
+        }
+        self.take_ctty_on_open(pid, index);
+        Ok(())
     }
 
     /// A description of an end is closed. The last one of the master hangs the slave up.

@@ -224,6 +224,12 @@ impl TmpFs {
         }
     }
 
+    /// Files and directories that there are, without the roots of trees.
+    #[must_use]
+    pub fn files(&self) -> u64 {
+        self.inodes.len().saturating_sub(self.roots.len()) as u64
+    }
+
     /// From now on [`TmpFs::take_gone`] tells of an inode's end.
     pub fn watch_end(&mut self, id: InodeId) {
         self.watched.insert(id);
