@@ -47,8 +47,8 @@ class TerminalSize:
     >>> with kvmlet.Box() as box:
     ...     size = kvmlet.TerminalSize(columns=100, rows=30)
     ...     with box.spawn(["stty", "size"], terminal=size, text=True) as process:
-    ...         print(process.stdout.read())
-    30 100
+    ...         process.stdout.read()
+    '30 100\\n'
     """
 
     columns: int = 80

@@ -94,7 +94,7 @@ def isolated(
     StopIteration, StopAsyncIteration, CancelledError, and whatever is no Exception, as SystemExit.
 
     A call also raises DeadlineExceeded, SandboxEnded (it crashed, exited or ran out of memory),
-    ResultError, CannotSend, MessageTooLong, and what `Sandbox` raises.
+    ResultError, CannotSend, and what `Sandbox` raises.
 
         >>> import json
         >>> @kvmlet.isolated(timeout=10)
