@@ -1,5 +1,7 @@
 """Inspect's own suite for sandboxes, an evaluation without a model, and what goes wrong."""
 
+import os
+
 import pytest
 from inspect_ai import Task
 from inspect_ai import eval as evaluate
@@ -11,6 +13,14 @@ from inspect_ai.util._sandbox.self_check import *  # noqa: F403
 from inspect_sandbox import KvmletSandbox
 
 
+# Of files whose permissions are taken away.
+OF_USERS = (
+    "test_read_file_not_allowed",
+    "test_write_binary_file_without_permissions",
+    "test_write_text_file_without_permissions",
+)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend():
     return "asyncio"
@@ -18,8 +28,12 @@ def anyio_backend():
 
 @pytest.fixture
 async def sandbox_env(request):
-    if request.node.originalname == "test_exec_as_user":
+    name = request.node.originalname
+    if name == "test_exec_as_user":
         request.node.add_marker(pytest.mark.xfail(reason="commands of a box run as one user"))
+    if name in OF_USERS and os.geteuid() == 0:
+        reason = "root heeds no permissions, inside as natively"
+        request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
     made = await KvmletSandbox.sample_init("task", None, {})
     yield made["default"]
     await KvmletSandbox.sample_cleanup("task", None, made, False)
