@@ -35,6 +35,7 @@ help:
 	@echo "make bench-serve  servers behind kvmlet serve, against the same as they are"
 	@echo "make bench-limits  how soon a limit or a signal ends hostile guests"
 	@echo "make bench-library  what boxes, sessions and isolated functions cost, beside sandlock"
+	@echo "make bench-silicon  instructions of requests, resets and forks, counted on the emulated machine"
 	@echo "make reference write docs/reference.md anew from docstrings"
 	@echo "make wheel     a wheel for glibc 2.28 and CPython 3.11 and later, and the source, in dist"
 	@echo "make docs      the documents as a site, in dist/site"
@@ -219,7 +220,7 @@ HW_calls := -m "hw and default_mode"
 hv-state-test = $$(cargo test -p kvmlet-hv --test state --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
 
 # Each machine takes one processor of the host, however many it has: two go side by side.
-HW_RUNS := test-hw-one test-hw-two
+HW_RUNS := test-hw-one test-hw-two test-hw-silicon
 
 .PHONY: test-hw test-hw-steps $(HW_RUNS)
 test-hw: deps-hw
@@ -234,6 +235,12 @@ test-hw-one:
 	$(call hw-tests,1,auto:most)
 test-hw-two:
 	$(call hw-tests,2,exit:rest poll:modes auto:calls)
+
+# What requests, resets and forks cost may only fall (benches/silicon.toml).
+SILICON = cargo build --profile $(1) --package kvmlet-engine --example silicon && \
+	$(BIN)/python benches/silicon.py --profile $(1)
+test-hw-silicon:
+	$(call SILICON,quick) --check
 
 .PHONY: hw-shell
 hw-shell: deps-hw $(VENV)/.group-dev
@@ -294,6 +301,12 @@ bench-library: deps-bench $(VENV)/.group-bench
 	@$(MAKE) $(VENV)/.group-rivals || echo "going on without sandlock"
 	@$(MAKE) develop-release
 	$(BIN)/python benches/library.py
+
+.PHONY: bench-silicon
+bench-silicon: deps-hw $(VENV)/.group-dev
+	@$(MAKE) develop-release
+	@$(MAKE) guests
+	$(call SILICON,release)
 
 .PHONY: reference
 reference: $(VENV)/.group-dev

@@ -51,7 +51,7 @@ def test_half_a_section_is_refused() -> None:
             with_section(PAGE.replace(marker, ""), "benches/a.py", "new figures")
 
 
-@pytest.mark.parametrize("bench", ["run", "fork", "calls", "faults", "profile"])
+@pytest.mark.parametrize("bench", ["run", "fork", "calls", "faults", "profile", "silicon"])
 def test_the_page_of_the_repository_has_a_place_for_each_bench(bench: str) -> None:
     name = f"benches/{bench}.py"
     root = pathlib.Path(__file__).parents[2]
