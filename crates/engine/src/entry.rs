@@ -275,7 +275,17 @@ mod tests {
             made: Some(made.unwrap_err()),
         };
         let trap = sandbox.settle_posted(tid, Trap::Interrupted, posted);
-        (trap, sandbox.personality.kernel.threads[&tid].regs.rax)
+        (
+            trap,
+            sandbox
+                .personality
+                .kernel
+                .threads
+                .get(&tid)
+                .unwrap()
+                .regs
+                .rax,
+        )
     }
 
     #[test]

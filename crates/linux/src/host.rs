@@ -253,8 +253,11 @@ impl Host {
         self.outside.reset(&frozen.outside);
         self.captured.stdout.clear();
         self.captured.stderr.clear();
+        let mut counted = std::mem::take(&mut self.report.counted);
+        counted.clear();
         self.report = Report {
             trace: self.report.trace,
+            counted,
             ..Report::default()
         };
     }

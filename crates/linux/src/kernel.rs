@@ -9,6 +9,7 @@ use imbl::{OrdMap, OrdSet, Vector};
 use kvmlet_abi::UserRegs;
 use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 
+use crate::by_id::ById;
 use crate::channel::Channel;
 use crate::creds::Creds;
 use crate::fd::{FdTable, FileId, OpenFile};
@@ -36,10 +37,10 @@ use crate::vfs::tmpfs::TmpFs;
 #[derive(Clone, Debug)]
 pub struct Kernel {
     /// Live processes.
-    pub processes: OrdMap<Pid, Process>,
+    pub processes: ById<Pid, Process>,
     /// Address spaces: VMAs and limits. Each is some process's; several share one after
     /// vfork(2).
-    pub mms: OrdMap<MmId, Mm>,
+    pub mms: ById<MmId, Mm>,
     /// Processes that have ended and that their parents have not waited for.
     pub zombies: OrdMap<Pid, Zombie>,
     /// The program's first process: the sandbox ends with it.
@@ -53,7 +54,7 @@ pub struct Kernel {
     /// Number of times that a slave was read and that a handler of SIGINT was run: whoever does either may heed Ctrl-C.
     pub heeded: u64,
     /// Live threads of all processes.
-    pub threads: OrdMap<Tid, Thread>,
+    pub threads: ById<Tid, Thread>,
     /// Descriptor tables.
     pub fd_tables: Shared<FilesId, FdTable>,
     /// Working directories with their masks.
@@ -166,15 +167,15 @@ impl Kernel {
             fs: fs.add(Fs::new(new.cwd), 0),
         };
         Self {
-            processes: OrdMap::unit(Pid::FIRST, first),
+            processes: ById::unit(Pid::FIRST, first),
             zombies: OrdMap::new(),
             main: Pid::FIRST,
             foreground: Pid::FIRST,
             outside: Outside::Shell,
             ptys: Ptys::default(),
             heeded: 0,
-            mms: OrdMap::unit(MmId::FIRST, Mm::default()),
-            threads: OrdMap::unit(
+            mms: ById::unit(MmId::FIRST, Mm::default()),
+            threads: ById::unit(
                 Tid::FIRST,
                 Thread::new((Pid::FIRST, Tid::FIRST), share, Arc::clone(&new.caller)),
             ),

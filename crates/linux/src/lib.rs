@@ -22,6 +22,7 @@
 
 mod asks;
 mod budget;
+mod by_id;
 mod channel;
 mod clock;
 mod console;
@@ -101,7 +102,7 @@ mod rooms {
     /// Modules by height: one may use those of its own height and below.
     const HEIGHTS: [&[&str]; 5] = [
         &[
-            "asks", "budget", "channel", "creds", "id", "shared", "uts", "vector",
+            "asks", "budget", "by_id", "channel", "creds", "id", "shared", "uts", "vector",
         ],
         // The value, its rooms, and the host that they are given: each holds or is handed parts of the others.
         &[

@@ -1,6 +1,7 @@
 //! A run's report to its owner: denials, unsupported things, counters.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use kvmlet_abi::Errno;
 use kvmlet_budget::{Exhausted, Resource};
@@ -134,6 +135,57 @@ pub struct Counted {
     pub spent_ns: u64,
 }
 
+/// Figures of the calls that were made. A map would be searched twice for each call, and a list of all calls would be
+/// made anew by each reset.
+#[derive(Default)]
+pub(crate) struct Counts {
+    /// In the order of their first.
+    made: Vec<Counted>,
+    /// Where each is in it, by the place of its key; 0 for one that was not made, else one more.
+    places: Vec<u16>,
+}
+
+impl fmt::Debug for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.made, f)
+    }
+}
+
+impl Counts {
+    fn of(&mut self, call: CallKey) -> &mut Counted {
+        let at = usize::from(call.place);
+        if at >= self.places.len() {
+            self.places.resize(at.saturating_add(1), 0);
+        }
+        let made = self.made.len();
+        let place = self.places.get_mut(at);
+        let place = match place {
+            Some(place) if *place != 0 => usize::from(*place).saturating_sub(1),
+            new => {
+                if let (Some(new), Ok(number)) = (new, u16::try_from(made.saturating_add(1))) {
+                    *new = number;
+                }
+                self.made.push(Counted {
+                    call,
+                    ..Counted::default()
+                });
+                made
+            }
+        };
+        #[allow(clippy::indexing_slicing)] // it is there, or has just been added
+        &mut self.made[place]
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        for counted in self.made.drain(..) {
+            if let Some(place) = self.places.get_mut(usize::from(counted.call.place)) {
+                *place = 0;
+            }
+        }
+    }
+}
+
 /// The host's work for a guest between two of its steps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Work {
@@ -156,8 +208,7 @@ pub struct Report {
     pub trace: bool,
     /// Trace lines not yet taken by the owner.
     pub trace_lines: Vec<String>,
-    /// Calls, each at the place of its key: a map would be searched twice for each call.
-    pub(crate) counted: Vec<Counted>,
+    pub(crate) counted: Counts,
     /// Places in program text that have been given a jump to the stub.
     pub trampolines: u64,
     /// Time spent on page faults outside of guest code, in nanoseconds.
@@ -202,33 +253,25 @@ impl Report {
 
     /// Counts a call.
     pub fn count_call(&mut self, call: CallKey) {
-        let counted = self.counted_of(call);
+        let counted = self.counted.of(call);
         counted.count = counted.count.saturating_add(1);
     }
 
     /// Adds to the time that was spent on a kind of work.
     pub fn spend(&mut self, work: Work, time_ns: u64) {
         let spent_ns = match work {
-            Work::Call(call) => &mut self.counted_of(call).spent_ns,
+            Work::Call(call) => &mut self.counted.of(call).spent_ns,
             Work::Fault => &mut self.fault_ns,
         };
         *spent_ns = spent_ns.saturating_add(time_ns);
     }
 
-    /// The calls that were made, in the order of the table.
+    /// The calls that were made, in the order of the first of each.
     pub fn calls(&self) -> impl Iterator<Item = &Counted> {
-        self.counted.iter().filter(|counted| counted.count != 0)
-    }
-
-    #[allow(clippy::indexing_slicing)] // it has just been made long enough
-    fn counted_of(&mut self, call: CallKey) -> &mut Counted {
-        let place = usize::from(call.place);
-        if place >= self.counted.len() {
-            self.counted.resize(place + 1, Counted::default());
-        }
-        let counted = &mut self.counted[place];
-        counted.call = call;
-        counted
+        self.counted
+            .made
+            .iter()
+            .filter(|counted| counted.count != 0)
     }
 
     /// Records an unsupported call, option or flag.
@@ -271,6 +314,27 @@ mod tests {
             .map(|c| (c.call, c.count, c.spent_ns))
             .collect();
         assert_eq!((spent, report.fault_ns), (vec![(call, 1, 15)], u64::MAX));
+    }
+
+    #[test]
+    fn counts_that_were_cleared_are_those_of_a_new_report() {
+        let mut report = Report::default();
+        let calls = [7, 0, 3, 7].map(|place| CallKey { place, nr: place });
+        for round in 1..4 {
+            for call in calls {
+                report.count_call(call);
+            }
+            let counted = report
+                .calls()
+                .map(|counted| (counted.call.place, counted.count));
+            assert_eq!(
+                counted.collect::<Vec<_>>(),
+                [(7, 2), (0, 1), (3, 1)],
+                "{round}"
+            );
+            report.counted.clear();
+            assert_eq!(format!("{report:?}"), format!("{:?}", Report::default()));
+        }
     }
 
     #[test]

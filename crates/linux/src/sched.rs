@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use imbl::{OrdMap, OrdSet, Vector};
 
+use crate::by_id::ById;
 use crate::host::HostId;
 use crate::id::ObjectId;
 use crate::ipc::Line;
@@ -59,12 +60,12 @@ pub struct Sched {
     /// Threads that could run, were their process not stopped.
     pub stopped: Vector<Tid>,
     /// Parked threads.
-    pub parked: OrdMap<Tid, Parked>,
+    pub parked: ById<Tid, Parked>,
     /// Who is parked on each source, with the poll(2) events that it waits for. What a wake costs is by
     /// who waits for its source, not by who waits.
     waiters: OrdMap<(Source, Tid), i16>,
     /// Calls to make again before their thread enters the guest.
-    pub retries: OrdMap<Tid, (Call, CallState)>,
+    pub retries: ById<Tid, (Call, CallState)>,
     /// Parked threads with a deadline, in order of guest monotonic nanoseconds.
     pub deadlines: OrdSet<(u64, Tid)>,
     /// The running thread has called sched_yield(2).
