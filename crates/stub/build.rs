@@ -45,6 +45,9 @@ fn assemble() -> Result<(), Box<dyn Error>> {
         ("K_FLUSH_HARDWARE", geometry::FLUSH_HARDWARE_BYTES),
         ("K_FLUSH_SOFTWARE", geometry::FLUSH_SOFTWARE_BYTES),
         ("K_RELOAD", geometry::RELOAD_BYTES),
+        ("K_CLEAN", geometry::CLEAN_BYTES),
+        ("K_CLEAN_RELOAD", geometry::CLEAN_RELOAD_BYTES),
+        ("K_INITIAL_XSTATE", geometry::INITIAL_XSTATE_BYTES),
         ("K_CSTAR_OFFSET", geometry::CSTAR_OFFSET_BYTES),
         ("K_FLUSH_MAX", geometry::MAX_FLUSH_PAGES as u64),
     ];

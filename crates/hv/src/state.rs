@@ -69,8 +69,8 @@ pub enum Piece {
 pub enum PutBack {
     /// Each entry loads the thread's own from its registers ([`crate::Vcpu::run`]).
     Entry,
-    /// The first entry of another thread than the last loads its image, or the initial one
-    /// ([`crate::Vcpu::load_xstate`]). After a reset or a change of program every thread is another.
+    /// The first entry of another thread than the last loads its image ([`crate::Vcpu::load_xstate`]), or the initial one
+    /// ([`crate::Vcpu::load_initial_xstate`]). After a reset or a change of program every thread is another.
     Image,
     /// The first entry after [`crate::Vcpu::hand_on`] sets it as in a new vCPU.
     HandOn,

@@ -12,12 +12,17 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use kvmlet_abi::call_page::Ticket;
-use kvmlet_abi::layout::{EXC_CODE, FLUSH_STACK_TOP, KERNEL_CS, USER_CS, USER_DS};
+use kvmlet_abi::layout::{
+    EXC_CODE, FLUSH_STACK_TOP, KERNEL_CS, KERNEL_DS, SYSCALL_CODE, USER_CS, USER_DS, USER_END,
+};
 use kvmlet_abi::regs::{Selectors, is_canonical};
 use kvmlet_abi::{Gpa, Gva, Trap, UserRegs};
 use kvmlet_budget::Held;
 use kvmlet_mem::HostPage;
-use kvmlet_stub::{KvmKind, MAX_FLUSH_PAGES, RELOAD_BYTES, flush_entry_offset};
+use kvmlet_stub::{
+    CLEAN_BYTES, CLEAN_RELOAD_BYTES, KvmKind, MAX_FLUSH_PAGES, RELOAD_BYTES, flush_entry_offset,
+    return_offset,
+};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
 
 use crate::cpu::{
@@ -36,9 +41,13 @@ mod probe;
 const PAGE_LEN: usize = 4096;
 /// Words that the flush routine pops after the addresses: rax, rip, cs, rflags, rsp, ss.
 const FLUSH_FRAME_WORDS: usize = 6;
-const _: () = assert!((MAX_FLUSH_PAGES + FLUSH_FRAME_WORDS) * 8 <= PAGE_LEN);
+/// Those that the clean routine pops besides: the number of addresses before them, rcx and rdx behind.
+const CLEAN_WORDS: usize = 3;
+const _: () = assert!((MAX_FLUSH_PAGES + FLUSH_FRAME_WORDS + CLEAN_WORDS) * 8 <= PAGE_LEN);
 /// RFLAGS at CPL 0: only the reserved bit, interrupts off.
 const KERNEL_RFLAGS: u64 = 2;
+/// TF and RF, which `sysretq` cannot give back: with TF it traps one instruction too early.
+const STEP_AND_RESUME: u64 = 0x1_0100;
 /// #GP (SDM vol. 3A, 6.15).
 const GENERAL_PROTECTION: u8 = 13;
 
@@ -84,6 +93,31 @@ pub struct Counters {
     pub flushed_pages: u64,
 }
 
+/// How a run gets to ring 3.
+enum WayIn {
+    /// By the routine at this offset in [`EXC_CODE`], which begins at CPL 0.
+    Routine(u64),
+    /// By the stub's return from a system call. The vCPU is at CPL 0.
+    Return,
+    /// KVM is given the segments of ring 3, and with them all special registers anew.
+    Segments,
+}
+
+/// The special registers of a vCPU that is handed on: `initial`, but for what each entry loads from its thread
+/// ([`crate::STATE`]).
+fn handed_on(initial: &kvm_sregs, now: &kvm_sregs) -> kvm_sregs {
+    let mut wanted = *initial;
+    wanted.cr3 = now.cr3;
+    wanted.fs.base = now.fs.base;
+    wanted.gs.base = now.gs.base;
+    // Ring 3 or the stub: the entry goes by it.
+    if now.cs.selector == KERNEL_CS && now.cs.dpl == 0 {
+        wanted.cs = now.cs;
+        wanted.ss = now.ss;
+    }
+    wanted
+}
+
 /// The flush list is full: the caller flushes everything instead.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("more than {MAX_FLUSH_PAGES} pages to flush")]
@@ -106,6 +140,8 @@ pub struct Vcpu {
     space: Option<u64>,
     /// Whether the next run drops what the TLB holds of another address space, before ring 3 runs.
     is_reload_due: bool,
+    /// Whether the next run begins with the extended state that a program starts with.
+    is_clean_due: bool,
     /// What ring 3 starts the next run with on software KVM, and what it ended the last one with.
     selectors: Selectors,
     /// The special registers that a vCPU of ours starts with.
@@ -223,6 +259,7 @@ impl Vcpu {
             cr3: config.cr3,
             space: None,
             is_reload_due: false,
+            is_clean_due: false,
             selectors: Selectors::default(),
             initial: Box::new(sregs),
             is_handed_on: false,
@@ -360,13 +397,19 @@ impl Vcpu {
             rflags: regs.rflags,
         };
         let mut privilege = Privilege::User;
-        if let Some(entry) = self.flush_entry() {
-            self.write_flush_stack(regs);
-            let words = self.flush.len() + FLUSH_FRAME_WORDS;
-            cpu.rsp = FLUSH_STACK_TOP.0 - words as u64 * 8;
-            cpu.rip = EXC_CODE.0 + entry;
-            cpu.rflags = KERNEL_RFLAGS;
-            privilege = Privilege::Kernel;
+        match self.way_in(regs) {
+            WayIn::Routine(entry) => {
+                cpu.rsp = self.write_flush_stack(regs);
+                cpu.rip = EXC_CODE.0 + entry;
+                cpu.rflags = KERNEL_RFLAGS;
+                privilege = Privilege::Kernel;
+            }
+            WayIn::Return => {
+                cpu.rip = SYSCALL_CODE.0 + return_offset();
+                cpu.rflags = KERNEL_RFLAGS;
+                privilege = Privilege::Kernel;
+            }
+            WayIn::Segments => {}
         }
         let (cs, ss, dpl) = match privilege {
             Privilege::User => (USER_CS, Some(USER_DS), 3),
@@ -379,8 +422,11 @@ impl Vcpu {
             (*sync).regs = cpu;
             let sregs = &mut (*sync).sregs;
             if core::mem::take(&mut self.is_handed_on) {
-                *sregs = *self.initial;
-                dirty |= KVM_SYNC_X86_SREGS;
+                let wanted = handed_on(&self.initial, sregs);
+                if *sregs != wanted {
+                    *sregs = wanted;
+                    dirty |= KVM_SYNC_X86_SREGS;
+                }
             }
             // Special registers cost a little on every entry, and hardly ever differ from what the
             // last exit left.
@@ -419,18 +465,55 @@ impl Vcpu {
         }
     }
 
+    /// How the next run gets to ring 3.
+    fn way_in(&mut self, regs: &UserRegs) -> WayIn {
+        if let Some(entry) = self.flush_entry() {
+            return WayIn::Routine(entry);
+        }
+        let cs = &self.sregs().cs;
+        let is_at_kernel = cs.selector == KERNEL_CS && cs.dpl == 0;
+        if !is_at_kernel || self.kvm_kind != Some(KvmKind::Hardware) {
+            return WayIn::Segments;
+        }
+        if self.returns_by_stub(regs) {
+            return WayIn::Return;
+        }
+        flush_entry_offset(KvmKind::Hardware, 0).map_or(WayIn::Segments, WayIn::Routine)
+    }
+
+    /// True if the stub's own return brings ring 3 to these registers: the vCPU stands where a system call has left it,
+    /// and they are as after one. A signal before the return finds it at a place that [`StubPc::Answered`] names.
+    ///
+    /// [`StubPc::Answered`]: kvmlet_stub::StubPc::Answered
+    fn returns_by_stub(&self, regs: &UserRegs) -> bool {
+        // The entry of an exception leaves a null selector: then `sysretq` leaves a null segment on AMD.
+        self.sregs().ss.selector == KERNEL_DS
+            && regs.rcx == regs.rip
+            && regs.r11 == regs.rflags
+            && regs.rflags & STEP_AND_RESUME == 0
+            // To an address that is not canonical it would fault at CPL 0.
+            && regs.rip < USER_END.0
+    }
+
     /// The offset at which ring 0 begins, if something is to be flushed.
     fn flush_entry(&mut self) -> Option<u64> {
         if self.is_reload_due {
             // All pages at once.
             self.flush.clear();
-            return Some(RELOAD_BYTES);
+            return Some(match self.is_clean_due {
+                true => CLEAN_RELOAD_BYTES,
+                false => RELOAD_BYTES,
+            });
+        }
+        if self.is_clean_due {
+            return Some(CLEAN_BYTES);
         }
         let pages = Some(self.flush.len()).filter(|&pages| pages > 0)?;
         flush_entry_offset(self.stub_kind(), pages)
     }
 
-    fn write_flush_stack(&self, regs: &UserRegs) {
+    /// Answers the stack pointer.
+    fn write_flush_stack(&self, regs: &UserRegs) -> u64 {
         let frame = [
             regs.rax,
             regs.rip,
@@ -439,15 +522,24 @@ impl Vcpu {
             regs.rsp,
             u64::from(USER_DS),
         ];
-        let words = self.flush.len() + FLUSH_FRAME_WORDS;
+        let saved = [regs.rcx, regs.rdx];
+        let (before, behind) = match self.is_clean_due {
+            true => (Some(self.flush.len() as u64), saved.as_slice()),
+            false => (None, [].as_slice()),
+        };
+        let words =
+            self.flush.len() + FLUSH_FRAME_WORDS + behind.len() + usize::from(before.is_some());
         let start = PAGE_LEN / 8 - words;
-        let values = self.flush.iter().map(|operand| operand.0).chain(frame);
+        let operands = self.flush.iter().map(|operand| operand.0);
+        let values = before.into_iter().chain(operands);
+        let values = values.chain(behind.iter().copied()).chain(frame);
         let stack = page_words(&self.flush_stack);
         for (word, value) in values.enumerate() {
             // SAFETY: `start + word` is below 512, inside the page that HostPage keeps mapped; no
             // reference to guest memory is formed.
             unsafe { stack.add(start + word).write_volatile(value) };
         }
+        FLUSH_STACK_TOP.0 - words as u64 * 8
     }
 
     /// KVM_RUN once.
@@ -502,6 +594,12 @@ impl Vcpu {
         }
         self.flush.extend_from_slice(operands);
         Ok(())
+    }
+
+    /// Has the next run drop every translation before ring 3 runs, in place of queued flushes. For hardware with nested
+    /// paging ([`Kvm::has_dirty_bits`]).
+    pub fn request_reload(&mut self) {
+        self.is_reload_due = true;
     }
 
     /// Pages still to be invalidated, one by one: 0 once a run has entered ring 3.
@@ -591,6 +689,10 @@ impl Vcpu {
     /// [`HvError::Call`] when KVM refuses.
     pub fn save_xstate(&mut self, state: &mut XState) -> Result<(), HvError> {
         self.check_layout(state)?;
+        if self.is_clean_due {
+            *state = XState::new(self.xstate);
+            return Ok(());
+        }
         self.counters.ioctls += 1;
         let request = if self.has_xsave2 {
             KVM_GET_XSAVE2()
@@ -607,6 +709,23 @@ impl Vcpu {
         }
     }
 
+    /// Loads the extended state that a program starts with, for the next run: `initial`, an [`XState::new`]. On hardware the
+    /// stub does it on its way to ring 3; elsewhere it costs an ioctl.
+    ///
+    /// # Errors
+    /// As [`Vcpu::load_xstate`].
+    pub fn load_initial_xstate(&mut self, initial: &XState) -> Result<(), HvError> {
+        let in_stub = self.kvm_kind == Some(KvmKind::Hardware)
+            && self.xstate.xcr0 != 0
+            && self.initial.cr4 & CR4_OSXSAVE != 0
+            && cpu::xrstor_takes_all();
+        if !in_stub {
+            return self.load_xstate(initial);
+        }
+        self.is_clean_due = true;
+        Ok(())
+    }
+
     /// Loads the extended state for the next run. Costs an ioctl.
     ///
     /// # Errors
@@ -617,6 +736,7 @@ impl Vcpu {
         // SAFETY: the buffer has the length that KVM reported for this VM.
         let ret = unsafe { ioctl_with_ptr(&self.fd, KVM_SET_XSAVE(), state.as_ptr()) };
         if ret == 0 {
+            self.is_clean_due = false;
             return Ok(());
         }
         match io::Error::last_os_error().raw_os_error() {

@@ -9,9 +9,14 @@ mod syscall;
 pub mod trampoline;
 pub mod vdso;
 
-pub use geometry::{CSTAR_OFFSET_BYTES, MAX_FLUSH_PAGES, RELOAD_BYTES};
+pub use geometry::{
+    CLEAN_BYTES, CLEAN_RELOAD_BYTES, CSTAR_OFFSET_BYTES, INITIAL_XSTATE_BYTES, MAX_FLUSH_PAGES,
+    RELOAD_BYTES,
+};
 pub use pages::{
     PageImage, exception_code, exception_entry_offset, flush_entry_offset, gdt_image, idt_image,
     probe_code, stub_data_image, tss_image,
 };
-pub use syscall::{KvmKind, StubPc, classify, leave_offset, syscall_code, trampoline_entry};
+pub use syscall::{
+    KvmKind, StubPc, classify, leave_offset, return_offset, syscall_code, trampoline_entry,
+};

@@ -153,7 +153,7 @@ pub fn stub_data_image(values: &[u64; CONSTANT_SLOTS]) -> [u8; PAGE_LEN] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::RELOAD_BYTES;
+    use crate::geometry::{CLEAN_BYTES, CLEAN_RELOAD_BYTES, INITIAL_XSTATE_BYTES, RELOAD_BYTES};
     use kvmlet_abi::layout::PORT_EXCEPTION;
 
     #[test]
@@ -189,9 +189,39 @@ mod tests {
         let at = RELOAD_BYTES as usize;
         let wanted = [0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8, 0x58, 0x48, 0xcf, 0xcc];
         assert_eq!(exception_code()[at..at + 10], wanted);
-        // The longest list of the routine before ends below it.
+    }
+
+    #[test]
+    fn the_clean_routine_loads_the_initial_state() {
+        let code = exception_code();
+        let at = CLEAN_RELOAD_BYTES as usize;
+        assert_eq!(code[at..at + 6], [0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8]);
+        let at = CLEAN_BYTES as usize;
+        let list = [0x59, 0xe3, 6, 0x58, 0x0f, 0x01, 0x38, 0xe2, 0xfa];
+        assert_eq!(code[at..at + 9], list);
+        let mask = [0xb8, 0xff, 0xff, 0xff, 0xff, 0x89, 0xc2];
+        assert_eq!(code[at + 9..at + 16], mask);
+        assert_eq!(code[at + 16..at + 20], [0x48, 0x0f, 0xae, 0x2d]);
+        let distance = i32::from_le_bytes(code[at + 20..at + 24].try_into().unwrap());
+        let image = INITIAL_XSTATE_BYTES as usize;
+        assert_eq!(at + 24 + distance as usize, image);
+        assert_eq!(code[at + 24..at + 30], [0x59, 0x5a, 0x58, 0x48, 0xcf, 0xcc]);
+        let mut wanted = [0; 576];
+        wanted[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
+        wanted[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        wanted[512] = 3;
+        assert_eq!(code[image..image + 576], wanted);
+        assert!(image.is_multiple_of(64));
+        // The longest list of the routine before ends below it, and the next one begins above.
         let end = flush_entry_offset(KvmKind::Software, 0).unwrap() as usize + 3;
-        assert!(exception_code()[end..at].iter().all(|&byte| byte == 0xcc));
+        let reload = RELOAD_BYTES as usize;
+        for gap in [
+            end..CLEAN_RELOAD_BYTES as usize,
+            at + 29..image,
+            image + 576..reload,
+        ] {
+            assert!(code[gap].iter().all(|&byte| byte == 0xcc));
+        }
     }
 
     #[test]

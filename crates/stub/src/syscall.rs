@@ -127,6 +127,13 @@ pub fn leave_offset(kvm_kind: KvmKind) -> u64 {
     u64::from(marks(kvm_kind).leave)
 }
 
+/// Offset of an instruction that returns from a system call to ring 3, in bytes from [`SYSCALL_CODE`]: `sysretq`, on
+/// hardware, where the stub is at CPL 0.
+#[must_use]
+pub fn return_offset() -> u64 {
+    u64::from(marks(KvmKind::Hardware).post_return)
+}
+
 /// Classifies `pc`. The thread may have jumped there by itself. The answer then still names a state
 /// that ring 3 could have reached with the registers it has.
 #[must_use]
@@ -233,6 +240,10 @@ mod tests {
                 (marks_of_post.post_return, StubPc::Answered),
             ] {
                 assert_eq!(pc(u64::from(offset)), expected, "{kvm_kind:?} {offset}");
+            }
+            if kvm_kind == KvmKind::Hardware {
+                let at = return_offset() as usize;
+                assert_eq!(code[at..at + 3], [0x48, 0x0f, 0x07]);
             }
             let cstar = CSTAR_OFFSET_BYTES as usize;
             assert_eq!(code[cstar..cstar + 2], [0x0f, 0x0b]);

@@ -13,6 +13,8 @@ use crate::EngineError;
 pub(crate) struct VcpuState {
     vcpu: Vcpu,
     buffer: XState,
+    /// The state that a program starts with.
+    initial: XState,
     /// The first error of an extended-state call: the sandbox is broken then.
     failed: Option<HvError>,
 }
@@ -21,6 +23,7 @@ impl VcpuState {
     pub fn new(vcpu: Vcpu) -> Self {
         let buffer = XState::new(vcpu.xstate_layout());
         Self {
+            initial: buffer.clone(),
             vcpu,
             buffer,
             failed: None,
@@ -56,14 +59,13 @@ impl Cpu for VcpuState {
     }
 
     fn load_xstate(&mut self, image: Option<&[u8]>) {
-        let initial = XState::new(self.vcpu.xstate_layout());
-        let wanted = match image {
-            Some(bytes) if self.buffer.set_bytes(bytes).is_ok() => &self.buffer,
-            _ => &initial,
-        };
-        if self.vcpu.load_xstate(wanted).is_err()
-            && let Err(error) = self.vcpu.load_xstate(&initial)
+        if let Some(bytes) = image
+            && self.buffer.set_bytes(bytes).is_ok()
+            && self.vcpu.load_xstate(&self.buffer).is_ok()
         {
+            return;
+        }
+        if let Err(error) = self.vcpu.load_initial_xstate(&self.initial) {
             self.failed.get_or_insert(error);
         }
     }

@@ -13,8 +13,8 @@ use kvmlet_abi::layout::{
 use kvmlet_abi::regs::Selectors;
 use kvmlet_abi::{Gva, PAGE_SIZE, Trap, UserRegs};
 use kvmlet_stub::{
-    KvmKind, MAX_FLUSH_PAGES, RELOAD_BYTES, StubPc, classify, exception_entry_offset,
-    flush_entry_offset,
+    CLEAN_RELOAD_BYTES, INITIAL_XSTATE_BYTES, KvmKind, MAX_FLUSH_PAGES, RELOAD_BYTES, StubPc,
+    classify, exception_entry_offset, flush_entry_offset,
 };
 
 use super::{GENERAL_PROTECTION, PAGE_LEN, Vcpu, page_words};
@@ -108,6 +108,7 @@ impl Vcpu {
             return;
         }
         self.is_reload_due = false;
+        self.is_clean_due = false;
         if !self.flush.is_empty() {
             self.counters.flushes += 1;
             self.counters.flushed_pages += self.flush.len() as u64;
@@ -127,8 +128,9 @@ impl Vcpu {
             .zip(flush_entry_offset(kvm_kind, 0))
             .map(|(start, last)| start..last + 2);
         let reload = RELOAD_BYTES..RELOAD_BYTES + RELOAD_LEN;
+        let clean = CLEAN_RELOAD_BYTES..INITIAL_XSTATE_BYTES;
         let is_inside = routine.is_some_and(|routine| routine.contains(&offset));
-        self.cpl() == 0 && (is_inside || reload.contains(&offset))
+        self.cpl() == 0 && (is_inside || reload.contains(&offset) || clean.contains(&offset))
     }
 
     /// User-mode registers as they stand in the vCPU.

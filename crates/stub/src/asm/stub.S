@@ -56,6 +56,34 @@
 	FLUSH	K_FLUSH_HARDWARE, invlpg (%rax)
 	FLUSH	K_FLUSH_SOFTWARE, orb $0, (%rax)
 
+/* Clean: as a flush on hardware, but of any number of pages; then the extended state that a program starts with. The
+ * stack holds the number of pages, their addresses, rcx, rdx, rax and the frame. The image has x87 and SSE: all other
+ * components are given their initial values (SDM vol. 1, 13.8).
+ */
+	.org kvmlet_stub_exception_code + K_CLEAN_RELOAD, 0xcc
+	mov	%cr3, %rax
+	mov	%rax, %cr3
+	.org kvmlet_stub_exception_code + K_CLEAN, 0xcc
+	pop	%rcx
+	jrcxz	2f
+1:	pop	%rax
+	invlpg	(%rax)
+	loop	1b
+2:	mov	$-1, %eax
+	mov	%eax, %edx
+	xrstor64 (kvmlet_stub_exception_code + K_INITIAL_XSTATE)(%rip)
+	pop	%rcx
+	pop	%rdx
+	pop	%rax
+	iretq
+	.org kvmlet_stub_exception_code + K_INITIAL_XSTATE, 0xcc
+	.word	0x37f
+	.zero	22
+	.long	0x1f80
+	.zero	512 - 28
+	.quad	3
+	.zero	56
+
 /* Reload: drops every translation that is not global, of which there are none (SDM vol. 3A, 4.10.4.1).
  * Entered with the stack of a flush of no page. On hardware, when another address space is loaded.
  */
