@@ -252,13 +252,24 @@ impl Sandbox {
             asked_ns = now_ns();
             !owner.stop_requested()
         };
-        let found = self.personality.symbol(symbol, &mut goes_on);
-        let function = found.map_err(|error| match error {
-            SymbolError::NoProgram => EngineError::NotReady,
-            SymbolError::Stopped if is_late => EngineError::TimedOut,
-            SymbolError::Stopped => EngineError::Interrupted,
-            other => EngineError::UnknownSymbol(other.to_string()),
-        })?;
+        let origin = self.origin.as_deref();
+        let known = origin.and_then(|frozen| frozen.symbol(symbol, &self.personality));
+        let function = match known {
+            Some(function) => function,
+            None => {
+                let found = self.personality.symbol(symbol, &mut goes_on);
+                let function = found.map_err(|error| match error {
+                    SymbolError::NoProgram => EngineError::NotReady,
+                    SymbolError::Stopped if is_late => EngineError::TimedOut,
+                    SymbolError::Stopped => EngineError::Interrupted,
+                    other => EngineError::UnknownSymbol(other.to_string()),
+                })?;
+                if let Some(frozen) = origin {
+                    frozen.note_symbol(symbol, function, &self.personality);
+                }
+                function
+            }
+        };
         let register = match returns {
             CallReturns::Float => Returns::Float,
             CallReturns::Int | CallReturns::Bytes | CallReturns::Nothing => Returns::Integer,

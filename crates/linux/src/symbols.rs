@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use kvmlet_abi::Gva;
 use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_elf::{Function, Image, Kind, ReadAt, Symbols};
 use kvmlet_mem::GuestMemory;
 
 use crate::host::{Host, HostId};
-use crate::kernel::Pid;
+use crate::kernel::{Kernel, Pid};
 use crate::mm::{Backing, Prot, Vma};
 use crate::personality::Personality;
 use crate::vfs::tmpfs::{InodeId, TmpFs};
@@ -193,6 +194,32 @@ impl Personality {
 }
 
 impl Personality {
+    /// True if the program has the executable and the mappings that it had when the kernel value was `before`, and not
+    /// only equal ones: [`Personality::symbol`] would look through the same code.
+    #[must_use]
+    pub fn has_code_of(&self, before: &Kernel) -> bool {
+        fn of_main(kernel: &Kernel) -> Option<(&Arc<[u8]>, &OrdMap<u64, Vma>)> {
+            let process = kernel.processes.get(&kernel.main)?;
+            Some((&process.exe, &kernel.mms.get(&process.mm)?.vmas))
+        }
+        let both = of_main(&self.kernel).zip(of_main(before));
+        self.kernel.end.is_none()
+            && both.is_some_and(|((exe, vmas), (exe_then, vmas_then))| {
+                Arc::ptr_eq(exe, exe_then) && vmas.ptr_eq(vmas_then)
+            })
+    }
+
+    /// True if some code of the program's first process is in a file of the memory file system: the program may change
+    /// what is in it.
+    #[must_use]
+    pub fn has_code_of_its_own(&self) -> bool {
+        let mm = self.kernel.mm(self.kernel.main);
+        mm.is_none_or(|mm| {
+            let mut vmas = mm.vmas.values();
+            vmas.any(|vma| matches!(vma.backing, Backing::Tmp(_)) && vma.prot.contains(Prot::EXEC))
+        })
+    }
+
     /// True if the executable of a process, or a library that it has loaded, uses something of this name that another
     /// file has.
     ///
@@ -384,6 +411,30 @@ mod tests {
         let found = p.symbol("__tls_get_addr", &mut || true).unwrap();
         let wanted = in_file(&library, "__tls_get_addr", Symbols::Exported);
         assert_eq!(at(&mut p, found), wanted);
+    }
+
+    #[test]
+    fn code_is_that_of_before_until_a_mapping_changes() {
+        let (mut p, _) = loaded();
+        let before = p.kernel.clone();
+        assert!(p.has_code_of(&before) && !p.has_code_of_its_own());
+        let pid = p.kernel.main;
+        let mm = p.kernel.mm_mut(pid).unwrap();
+        let (start, vma) = mm
+            .vmas
+            .get_min()
+            .map(|(at, vma)| (*at, vma.clone()))
+            .unwrap();
+        mm.vmas.insert(start, vma);
+        assert!(!p.has_code_of(&before), "as it was, but another map");
+        p.kernel = before.clone();
+        let process = p.kernel.processes.get_mut(&pid).unwrap();
+        process.exe = Arc::from(&*process.exe.clone());
+        assert!(!p.has_code_of(&before), "another program of that name");
+        p.kernel = before.clone();
+        assert!(p.has_code_of(&before));
+        p.kernel.end = Some(End::Memory);
+        assert!(!p.has_code_of(&before));
     }
 
     #[test]

@@ -90,6 +90,8 @@ impl Snapshot {
             ready: ReadyVms::default(),
             learned: Mutex::default(),
             siblings: Mutex::default(),
+            symbols: Mutex::default(),
+            generation: AtomicU64::new(0),
             forks: AtomicU64::new(0),
             door,
             reseeding,

@@ -6,6 +6,7 @@ mod freeze;
 mod learned;
 mod reset;
 mod siblings;
+mod symbols;
 #[cfg(test)]
 mod tests;
 mod vm_pool;
@@ -30,6 +31,7 @@ use crate::vm::{self, BoundVm, GuestVm};
 use crate::{EngineError, Stat};
 use learned::Learned;
 use siblings::Siblings;
+use symbols::Symbols;
 
 pub(crate) use siblings::Youth;
 use vm_pool::ReadyVms;
@@ -64,6 +66,8 @@ pub(crate) struct Frozen {
     ready: ReadyVms,
     learned: Mutex<Learned>,
     siblings: Mutex<Siblings>,
+    symbols: Mutex<Symbols>,
+    generation: AtomicU64,
     forks: AtomicU64,
     /// The place where the program waited for connections.
     door: Option<Door>,
