@@ -7,10 +7,14 @@
 
 use kvmlet_hv::{HvError, KvmKind};
 use kvmlet_linux::Machine;
-use kvmlet_mem::{MmId, PendingFlush};
+use kvmlet_mem::{DirtyBits, MmId, PendingFlush};
 use kvmlet_stub::MAX_FLUSH_PAGES;
 
 use crate::vm::{GuestVm, VcpuState};
+
+/// With more entries than this, to load them all anew costs the CPU less than to drop them one by one (Linux has the
+/// same number: tlb_single_page_flush_ceiling).
+const RELOAD_FROM: usize = 33;
 
 /// Discharges what the page tables of an address space, which is entered next, have recorded. Returns whether
 /// everything was flushed.
@@ -23,8 +27,11 @@ pub(crate) fn discharge(
     let Machine { memory, spaces, .. } = machine;
     let pending = spaces.take_pending(space);
     let mut full = false;
+    // Without nested paging, a reload of CR3 leaves what KVM has in place of our tables.
+    let can_reload = spaces.dirty_bits() == DirtyBits::Reliable;
     match &pending {
         PendingFlush::None => {}
+        PendingFlush::Entries(entries) if can_reload && entries.len() > RELOAD_FROM => full = true,
         PendingFlush::Entries(entries) => {
             let addresses: Vec<_> = match vcpu.kvm_kind() {
                 Some(KvmKind::Software) => memory.flush_stores(entries),
@@ -35,10 +42,14 @@ pub(crate) fn discharge(
         PendingFlush::All => full = true,
     }
     if full {
-        for spec in memory.table_slots() {
-            vm.refresh_slot(spec.id)?;
-        }
         vcpu.forget_flush();
+        if can_reload {
+            vcpu.request_reload();
+        } else {
+            for spec in memory.table_slots() {
+                vm.refresh_slot(spec.id)?;
+            }
+        }
         spaces.all_flushed(memory);
         memory.flush_discharged(&PendingFlush::All);
     } else {

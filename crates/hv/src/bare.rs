@@ -5,6 +5,7 @@ use kvmlet_abi::layout::{
     CALL_PAGE, DF_STACK, EXC_CODE, EXC_STACK, FLUSH_STACK, GDT, IDT, PROBE_CODE, STUB_DATA,
     SYSCALL_CODE, TSS,
 };
+use kvmlet_abi::regs::FIXED_RFLAGS;
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE, Trap, UserRegs};
 use kvmlet_mem::{GuestMemory, HostPage, MemError, PageSize, PageTables, PendingFlush, PteFlags};
 use kvmlet_stub::pages::CONSTANT_SLOTS;
@@ -21,6 +22,17 @@ const MEMORY_LIMIT: u64 = 16 << 20;
 const TIMING_CODE: Gva = Gva(0x7000_0000_0000);
 /// `1: out %al,$0x40; jmp 1b`: the one port that ring 3 owns on software KVM.
 const TIMING_LOOP: [u8; 4] = [0xe6, kvmlet_abi::layout::PORT_SYSCALL as u8, 0xeb, 0xfc];
+
+/// A page that the guest writes and reads, and where its code for that is.
+const PROBED: Gva = Gva(0x7000_0010_0000);
+const PROBING_CODE: Gva = Gva(0x7000_0020_0000);
+/// `mov %al,(%rdi); syscall`, then `mov (%rdi),%al; syscall`.
+const PROBING: [u8; 8] = [0x88, 0x07, 0x0f, 0x05, 0x8a, 0x07, 0x0f, 0x05];
+const LOAD_AT: u64 = 4;
+/// The number of a call that the stub does not answer.
+const NO_CALL: u64 = 1000;
+/// Signals that may interrupt it before it is given up.
+const MAX_SIGNALS: u32 = 1000;
 
 /// A VM with one vCPU that knows its [`KvmKind`].
 #[derive(Debug)]
@@ -223,6 +235,65 @@ impl BareVm {
     #[must_use]
     pub fn kvm_kind(&self) -> KvmKind {
         self.kvm_kind
+    }
+
+    /// True if a page-table entry's dirty bit, once it has been cleared and flushed, says whether the guest has written
+    /// the page since. Tried with both flushes, of one page and of all.
+    ///
+    /// # Errors
+    /// Any [`HvError`] of running.
+    pub fn has_dirty_bits(&mut self) -> Result<bool, HvError> {
+        if self.kvm_kind == KvmKind::Software {
+            return Ok(false);
+        }
+        let user = PteFlags::USER;
+        self.map_page(PROBING_CODE, &PROBING, user)?;
+        self.map_page(PROBED, &[], user | PteFlags::NX | PteFlags::WRITE)?;
+        let (store, load) = (PROBING_CODE, PROBING_CODE.wrapping_add(LOAD_AT));
+        let mut tells = true;
+        for reloads in [false, true] {
+            self.probe_access(store)?;
+            // Set beforehand, or by the store.
+            tells &= self.clear_dirty(reloads);
+            self.probe_access(load)?;
+            tells &= !self.clear_dirty(reloads);
+            self.probe_access(store)?;
+            tells &= self.clear_dirty(reloads);
+            self.probe_access(store)?;
+            tells &= self.clear_dirty(reloads);
+        }
+        self.unmap(PROBED)?;
+        self.unmap(PROBING_CODE)?;
+        Ok(tells)
+    }
+
+    /// Takes the probed page's dirty bit; true if it had one.
+    fn clear_dirty(&mut self, reloads: bool) -> bool {
+        let was_dirty = self.tables.take_dirty(&mut self.memory, PROBED);
+        if reloads {
+            let flushed = self.tables.take_pending();
+            self.memory.flush_discharged(&flushed);
+            self.vcpu.request_reload();
+        }
+        was_dirty
+    }
+
+    fn probe_access(&mut self, code: Gva) -> Result<(), HvError> {
+        for _ in 0..MAX_SIGNALS {
+            let mut regs = UserRegs {
+                rip: code.0,
+                rdi: PROBED.0,
+                rax: NO_CALL,
+                rflags: FIXED_RFLAGS,
+                ..UserRegs::default()
+            };
+            match self.run(&mut regs)? {
+                Trap::Syscall => return Ok(()),
+                Trap::Interrupted => {}
+                trap => return Err(HvError::Probe(format!("an access gave {trap:?}"))),
+            }
+        }
+        Err(HvError::Probe("it is always interrupted".to_owned()))
     }
 
     /// X: microseconds per bare exit and re-entry, the median of `batches` batches of `rounds`.

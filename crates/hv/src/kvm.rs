@@ -11,6 +11,7 @@ use kvmlet_budget::{Claim, Held, Resource};
 use kvmlet_stub::KvmKind;
 
 use crate::HvError;
+use crate::bare::BareVm;
 use crate::cpu::CpuTemplate;
 use crate::stats::Layout;
 use crate::vm::Vm;
@@ -36,6 +37,7 @@ struct Inner {
     /// Frequency of a guest's TSC in kHz, if KVM knows it: the same in all VMs, none of which sets one.
     tsc_khz: OnceLock<Option<u32>>,
     moves_pkru: OnceLock<bool>,
+    dirty_bits: OnceLock<bool>,
     _held: Held,
     vcpu_stats: OnceLock<Arc<Layout>>,
 }
@@ -90,6 +92,7 @@ impl Kvm {
             reset_sregs: OnceLock::new(),
             tsc_khz: OnceLock::new(),
             moves_pkru: OnceLock::new(),
+            dirty_bits: OnceLock::new(),
             _held: Held::promised(Resource::Descriptors, 1),
             vcpu_stats: OnceLock::new(),
         }));
@@ -163,6 +166,17 @@ impl Kvm {
         }
         let layout = Arc::new(Layout::read(file)?);
         Ok(Arc::clone(self.0.vcpu_stats.get_or_init(|| layout)))
+    }
+
+    /// True if the guest's page tables are the CPU's own (nested paging): the dirty bit of an entry tells of each write
+    /// since it was cleared and flushed, and a reload of CR3 is a flush of everything. Tried once, in a VM of its own.
+    #[must_use]
+    pub fn has_dirty_bits(&self) -> bool {
+        let tried = || BareVm::new(self).and_then(|mut vm| vm.has_dirty_bits());
+        let has = &self.0.dirty_bits;
+        *has.get_or_init(|| {
+            self.known_kvm_kind() != Some(KvmKind::Software) && tried().unwrap_or(false)
+        })
     }
 
     /// Whether extended state can carry PKRU though no guest has it; asked of the first vCPU.

@@ -39,6 +39,17 @@ impl GuestMemory {
         .map_err(|fault| failed(fault, gpa, len))
     }
 
+    /// Writes to the program's memory as a guest does: no page is marked. True if it could.
+    pub(crate) fn write_unmarked(&mut self, gpa: Gpa, from: &[u8]) -> bool {
+        match self.locate_mut(gpa, from.len() as u64) {
+            Ok((slot, offset)) => match &mut slot.store {
+                Store::Ram { map, .. } => map.write_unmarked(offset, from).is_ok(),
+                _ => false,
+            },
+            Err(_) => false,
+        }
+    }
+
     /// Reads a value; it must not lie across the end of a slot.
     pub fn read_value<T: FromBytes + IntoBytes>(&self, gpa: Gpa) -> Result<T, MemError> {
         let mut value = T::new_zeroed();

@@ -488,6 +488,26 @@ impl FramePool {
         }
     }
 
+    /// True if [`FramePool::uncount`] would be true of each of these frames.
+    pub(crate) fn can_uncount(&self, id: BlockId, frames: &IndexSet) -> bool {
+        match self.blocks.get(id as usize).map(|block| &block.state) {
+            Some(State::Divided(divided)) => {
+                let unused = divided.free.with(&divided.held).with(&divided.uncounted);
+                frames.without(&unused) == *frames
+            }
+            _ => false,
+        }
+    }
+
+    /// As [`FramePool::uncount`], of frames of which it can be.
+    pub(crate) fn uncount_set(&mut self, id: BlockId, frames: &IndexSet) {
+        if let Some(State::Divided(divided)) =
+            self.blocks.get_mut(id as usize).map(|b| &mut b.state)
+        {
+            divided.uncounted = divided.uncounted.with(frames);
+        }
+    }
+
     /// Takes back [`FramePool::uncount`] of one frame.
     pub(crate) fn count(&mut self, id: BlockId, index: usize) {
         if let Some(State::Divided(divided)) =

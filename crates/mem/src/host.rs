@@ -15,6 +15,8 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
+use crate::set::IndexSet;
+
 const HUGE: usize = HUGE_PAGE_SIZE as usize;
 
 /// A host memory access that cannot be done.
@@ -181,9 +183,58 @@ fn pointer(addr: usize) -> *mut u8 {
     ptr::with_exposed_provenance_mut(addr)
 }
 
+/// A set of the pages of a mapping, by what they hold at byte offsets.
+#[derive(Debug, Default)]
+struct PageMarks {
+    words: Vec<u64>,
+    /// Indices of the words that are not 0.
+    used: Vec<usize>,
+}
+
+impl PageMarks {
+    /// Adds the pages of a range that lies in the mapping.
+    fn add(&mut self, offset: u64, len: usize) {
+        let Some(last) = (len as u64).checked_sub(1) else {
+            return;
+        };
+        for page in offset / PAGE_SIZE..=offset.saturating_add(last) / PAGE_SIZE {
+            let at = (page / 64) as usize;
+            if at >= self.words.len() {
+                self.words.resize(at + 1, 0);
+            }
+            if self.words[at] == 0 {
+                self.used.push(at);
+            }
+            self.words[at] |= 1 << (page % 64);
+        }
+    }
+
+    fn has(&self, offset: u64) -> bool {
+        let page = offset / PAGE_SIZE;
+        let word = self.words.get((page / 64) as usize);
+        word.is_some_and(|word| word >> (page % 64) & 1 != 0)
+    }
+
+    /// Those of the 512 pages from one with a number that is a multiple of 512.
+    fn block(&self, page: u64) -> IndexSet {
+        let first = (page / 64) as usize;
+        let words = self.words.get(first..).unwrap_or_default();
+        IndexSet::of_words(words)
+    }
+
+    fn clear(&mut self) {
+        for at in self.used.drain(..) {
+            self.words[at] = 0;
+        }
+    }
+}
+
 /// Anonymous host memory: every byte can be read and written.
 #[derive(Debug)]
-pub(crate) struct AnonMapping(Arc<Reservation>);
+pub(crate) struct AnonMapping {
+    range: Arc<Reservation>,
+    marks: Option<PageMarks>,
+}
 
 impl AnonMapping {
     /// `len_bytes` of zeroed memory, allocated by the host on first touch.
@@ -198,7 +249,54 @@ impl AnonMapping {
             // huge pages answers EINVAL, which costs speed only.
             let _ = unsafe { rustix::mm::madvise(pointer(range.addr).cast(), range.len, advice) };
         }
-        Ok(Self(Arc::new(range)))
+        Ok(Self::of(range))
+    }
+
+    fn of(range: Reservation) -> Self {
+        Self {
+            range: Arc::new(range),
+            marks: None,
+        }
+    }
+
+    /// Has each write by the host mark its pages from now on ([`AnonMapping::is_marked`]).
+    pub(crate) fn mark_writes(&mut self) {
+        self.marks = Some(PageMarks::default());
+    }
+
+    /// True if the host may have written the page at `offset` since [`AnonMapping::clear_marks`]. What a guest writes
+    /// is not marked.
+    pub(crate) fn is_marked(&self, offset: u64) -> bool {
+        self.marks.as_ref().is_none_or(|marks| marks.has(offset))
+    }
+
+    /// The marks of a block whose first page has this number.
+    pub(crate) fn marks_from(&self, page: u64) -> IndexSet {
+        match &self.marks {
+            Some(marks) => marks.block(page),
+            None => IndexSet::FULL,
+        }
+    }
+
+    /// Takes all marks away.
+    pub(crate) fn clear_marks(&mut self) {
+        if let Some(marks) = &mut self.marks {
+            marks.clear();
+        }
+    }
+
+    /// Marks the page at `offset` as if the host had written it.
+    pub(crate) fn mark(&mut self, offset: u64) {
+        let _outside = self.at_mut(offset, 1);
+    }
+
+    /// Where the host is about to write.
+    fn at_mut(&mut self, offset: u64, len: usize) -> Result<usize, HostFault> {
+        let at = self.range.at(offset, len)?;
+        if let Some(marks) = &mut self.marks {
+            marks.add(offset, len);
+        }
+        Ok(at)
     }
 
     /// `len_bytes` of an image from `offset`; the host copies a page when it is first written.
@@ -206,28 +304,28 @@ impl AnonMapping {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let fd = image.fd.as_fd();
         let range = Reservation::of_file(fd, offset, len_bytes, prot, MapFlags::PRIVATE)?;
-        Ok(Self(Arc::new(range)))
+        Ok(Self::of(range))
     }
 
     /// Ends all writing: the host mapping becomes read-only as a whole, so that it stays one mapping of
     /// huge pages. EBUSY when somebody has a share, who may write.
     pub(crate) fn freeze(mut self) -> Result<FrozenMapping, Errno> {
-        Arc::get_mut(&mut self.0).ok_or(Errno::BUSY)?;
-        self.0.make_read_only(0, self.0.len)?;
-        Ok(FrozenMapping(self.0))
+        Arc::get_mut(&mut self.range).ok_or(Errno::BUSY)?;
+        self.range.make_read_only(0, self.range.len)?;
+        Ok(FrozenMapping(self.range))
     }
 
     pub(crate) fn addr(&self) -> usize {
-        self.0.addr
+        self.range.addr
     }
 
     /// A share that keeps the range mapped.
     pub(crate) fn share(&self) -> Arc<Reservation> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.range)
     }
 
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {
-        let from = self.0.at(offset, into.len())?;
+        let from = self.range.at(offset, into.len())?;
         // SAFETY: the source range was checked; the destination is a private buffer outside it. The
         // guest may write the source meanwhile: the copy then holds a mixture, which is what a
         // system call on racing memory may see.
@@ -236,14 +334,20 @@ impl AnonMapping {
     }
 
     pub(crate) fn write(&mut self, offset: u64, from: &[u8]) -> Result<(), HostFault> {
-        let to = self.0.at(offset, from.len())?;
+        self.at_mut(offset, from.len())?;
+        self.write_unmarked(offset, from)
+    }
+
+    /// As [`AnonMapping::write`], but no page is marked.
+    pub(crate) fn write_unmarked(&mut self, offset: u64, from: &[u8]) -> Result<(), HostFault> {
+        let to = self.range.at(offset, from.len())?;
         // SAFETY: as in `read`, the other way.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), pointer(to), from.len()) };
         Ok(())
     }
 
     pub(crate) fn zero(&mut self, offset: u64, len: usize) -> Result<(), HostFault> {
-        let to = self.0.at(offset, len)?;
+        let to = self.at_mut(offset, len)?;
         // SAFETY: the range was checked and is memory of this mapping.
         unsafe { ptr::write_bytes(pointer(to), 0, len) };
         Ok(())
@@ -252,7 +356,7 @@ impl AnonMapping {
     /// As [`AnonMapping::zero`], but only reads what is zero already: a page that was never touched
     /// gets no memory.
     pub(crate) fn wipe(&mut self, offset: u64, len: usize) -> Result<(), HostFault> {
-        let at = self.0.at(offset, len)?;
+        let at = self.at_mut(offset, len)?;
         if !is_zero(at, len) {
             // SAFETY: the range was checked and is memory of this mapping.
             unsafe { ptr::write_bytes(pointer(at), 0, len) };
@@ -262,7 +366,7 @@ impl AnonMapping {
 
     /// Copies to another place of this or another anonymous mapping.
     pub(crate) fn copy_to(&self, offset: u64, to: HostRange) -> Result<(), HostFault> {
-        let from = self.0.at(offset, to.len)?;
+        let from = self.range.at(offset, to.len)?;
         // SAFETY: the source was checked here, the destination when the range was made; `copy` allows
         // them to overlap.
         unsafe { ptr::copy(pointer(from), pointer(to.addr), to.len) };
@@ -272,13 +376,13 @@ impl AnonMapping {
     /// A checked range of this mapping as destination of a copy.
     pub(crate) fn range_mut(&mut self, offset: u64, len: usize) -> Result<HostRange, HostFault> {
         Ok(HostRange {
-            addr: self.0.at(offset, len)?,
+            addr: self.at_mut(offset, len)?,
             len,
         })
     }
 
     fn atomic_u64(&self, offset: u64) -> Result<&AtomicU64, HostFault> {
-        let at = self.0.at(offset, 8)?;
+        let at = self.range.at(offset, 8)?;
         if !at.is_multiple_of(8) {
             return Err(HostFault::Outside);
         }
@@ -287,7 +391,7 @@ impl AnonMapping {
     }
 
     fn atomic_u32(&self, offset: u64) -> Result<&AtomicU32, HostFault> {
-        let at = self.0.at(offset, 4)?;
+        let at = self.range.at(offset, 4)?;
         if !at.is_multiple_of(4) {
             return Err(HostFault::Outside);
         }
@@ -300,6 +404,7 @@ impl AnonMapping {
     }
 
     pub(crate) fn store_u64(&mut self, offset: u64, value: u64) -> Result<(), HostFault> {
+        self.at_mut(offset, 8)?;
         self.atomic_u64(offset)?.store(value, Ordering::Release);
         Ok(())
     }
@@ -314,13 +419,14 @@ impl AnonMapping {
         current: u32,
         new: u32,
     ) -> Result<Result<u32, u32>, HostFault> {
+        self.at_mut(offset, 4)?;
         let atomic = self.atomic_u32(offset)?;
         Ok(atomic.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst))
     }
 
     /// Gives the memory back to the host; it reads as zeros afterwards.
     pub(crate) fn release(&mut self, offset: u64, len: usize) -> Result<(), HostFault> {
-        let at = self.0.at(offset, len)?;
+        let at = self.at_mut(offset, len)?;
         // SAFETY: an owned range of private anonymous memory; the content is lost, as intended.
         unsafe { rustix::mm::madvise(pointer(at).cast(), len, Advice::LinuxDontNeed) }
             .map_err(|_| HostFault::Fault)
@@ -344,16 +450,28 @@ fn is_zero(at: usize, len: usize) -> bool {
 }
 
 /// Makes `len` bytes at `to` equal to those at `from`; both were checked by the caller and do not
-/// overlap. Whether they differed.
-fn restore(from: usize, to: usize, len: usize) -> bool {
+/// overlap. Whether they differed; yes if that was not looked at.
+fn restore(from: usize, to: usize, len: usize, how: Restore) -> bool {
     let (from, to) = (pointer(from), pointer(to));
-    // SAFETY: valid for `len` bytes, says the caller; no guest runs while its memory is restored.
-    let differs = unsafe { libc::memcmp(from.cast(), to.cast(), len) } != 0;
+    let differs = match how {
+        Restore::Copy => true,
+        // SAFETY: valid for `len` bytes, says the caller; no guest runs while its memory is restored.
+        Restore::Compare => unsafe { libc::memcmp(from.cast(), to.cast(), len) != 0 },
+    };
     if differs {
         // SAFETY: as above, and apart from each other.
         unsafe { ptr::copy_nonoverlapping(from, to, len) };
     }
     differs
+}
+
+/// How a page is made equal to its frozen one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Restore {
+    /// It is compared first, and copied if it differs.
+    Compare,
+    /// It is known to have been written: it is copied.
+    Copy,
 }
 
 /// Host memory that is never written again: any number of VMs read it.
@@ -398,9 +516,14 @@ impl FrozenMapping {
     }
 
     /// Makes a range of an anonymous mapping equal to this one; whether it differed.
-    pub(crate) fn restore(&self, offset: u64, to: HostRange) -> Result<bool, HostFault> {
+    pub(crate) fn restore(
+        &self,
+        offset: u64,
+        to: HostRange,
+        how: Restore,
+    ) -> Result<bool, HostFault> {
         let from = self.0.at(offset, to.len)?;
-        Ok(restore(from, to.addr, to.len))
+        Ok(restore(from, to.addr, to.len, how))
     }
 }
 
@@ -432,7 +555,7 @@ impl Image {
         rustix::fs::ftruncate(&fd, len_bytes)?;
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         let range = Reservation::of_file(fd.as_fd(), 0, len_bytes, prot, MapFlags::SHARED)?;
-        let mut map = AnonMapping(Arc::new(range));
+        let mut map = AnonMapping::of(range);
         let mut outside = false;
         fill(&mut |offset, bytes| outside |= map.write(offset, bytes).is_err())?;
         drop(map);
@@ -464,9 +587,9 @@ pub(crate) struct HostRange {
 
 impl HostRange {
     /// Makes the range hold `wanted`, as far as that goes; whether it held something else.
-    pub(crate) fn restore(self, wanted: &[u8]) -> bool {
+    pub(crate) fn restore(self, wanted: &[u8], how: Restore) -> bool {
         let len = self.len.min(wanted.len());
-        restore(wanted.as_ptr().expose_provenance(), self.addr, len)
+        restore(wanted.as_ptr().expose_provenance(), self.addr, len, how)
     }
 }
 

@@ -36,6 +36,7 @@ mod frames;
 mod frozen;
 mod host;
 mod keep;
+mod kept;
 #[deny(unsafe_code)]
 mod memory;
 #[deny(unsafe_code)]
@@ -73,7 +74,7 @@ pub use frozen::FrozenMemory;
 pub use host::note_huge_pages;
 pub use memory::{GuestMemory, HostPage, SlotMemory};
 pub use pending::{MAX_STALE_ENTRIES, PendingFlush, StaleEntry, TABLE_WINDOW};
-pub use reset::ResetReport;
+pub use reset::{DirtyBits, ResetReport};
 pub use spaces::Spaces;
 pub use tables::{Leaf, PageSize, PageTables, PteFlags};
 pub use user::{CopyOutcome, CopyStop};

@@ -511,6 +511,10 @@ impl GuestMemory {
     /// frames have no owner in a fork: nothing happens, here as in the methods that follow.
     pub fn get_frame(&mut self, gpa: Gpa) {
         if let Some(at) = self.frame_at(gpa) {
+            // From now on it may be written by another entry than the one that a reset looks at.
+            if let Ok((map, offset)) = self.anon_mut(gpa, 1) {
+                map.mark(offset);
+            }
             let known = self.pool(at.pool).add_ref(at.block, at.index);
             debug_assert!(known, "reference to a free frame {gpa:?}");
         }
@@ -716,6 +720,14 @@ impl GuestMemory {
         }
     }
 
+    pub(crate) fn pool_ref(&self, which: Pool) -> &FramePool {
+        match which {
+            Pool::Tables => &self.tables,
+            Pool::Ram => &self.ram.pool,
+            Pool::Blocks => &self.blocks.pool,
+        }
+    }
+
     /// Table pages that we have written: those that a fork does not share.
     pub(crate) fn written_table_pages(&self) -> u64 {
         let pages = self.slots.iter().map(|slot| match &slot.store {
@@ -767,7 +779,11 @@ impl GuestMemory {
         if size == 0 {
             return Err(OutOfMemory::Exhausted);
         }
-        let map = AnonMapping::new(size, bank.backing).map_err(OutOfMemory::Host)?;
+        let mut map = AnonMapping::new(size, bank.backing).map_err(OutOfMemory::Host)?;
+        // Copies of frozen pages lie there, and a reset restores those that were written.
+        if self.fork.is_some() && pool == Pool::Ram {
+            map.mark_writes();
+        }
         let gpa = self.next_gpa(size)?;
         let first = self
             .pool(pool)

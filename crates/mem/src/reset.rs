@@ -5,19 +5,32 @@ use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
 use crate::MmId;
 use crate::error::MemError;
 use crate::frames::{Reuse, Wipe};
-use crate::host::HostFault;
+use crate::host::{HostFault, Restore};
+use crate::kept::Kept;
 use crate::memory::GuestMemory;
 use crate::set::IndexSet;
 use crate::slots::{Place, Pool, Store};
-use crate::tables::{LARGE, Leaf, PRESENT, PageSize, PageTables, PteFlags, leaf_at, only_widens};
+use crate::tables::{
+    DIRTY, LARGE, Leaf, PRESENT, PageSize, PageTables, PteFlags, leaf_at, only_widens,
+};
 use crate::undo::{Cause, KeptCopy, PageCopy, TableLog};
+
+/// Whether a page-table entry's dirty bit says that the guest has written the page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DirtyBits {
+    /// It may not: software KVM, and hardware without nested paging, may keep it from us.
+    #[default]
+    Ignored,
+    /// The CPU sets it with the first write after a flush.
+    Reliable,
+}
 
 /// Counts of what a reset did. Pages are base pages.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ResetReport {
-    /// Copies found different from the frozen page, and restored.
+    /// Copies that were written, or found different from the frozen page, and restored.
     pub copied_pages: u64,
-    /// Copies found equal.
+    /// Copies that nothing has written, or found equal.
     pub compared_equal_pages: u64,
     /// Copies given up: not written for long, no longer mapped, or no longer to be kept.
     pub dropped_pages: u64,
@@ -117,6 +130,7 @@ impl PageTables {
                         idle: 0,
                         cause,
                         kept: None,
+                        restore: Some(Restore::Compare),
                     });
                 }
                 Ok(frame)
@@ -168,6 +182,7 @@ impl PageTables {
         &mut self,
         mem: &mut GuestMemory,
         id: MmId,
+        dirty_bits: DirtyBits,
         may_keep: &mut dyn FnMut(MmId, Gva) -> bool,
         report: &mut ResetReport,
     ) {
@@ -175,19 +190,32 @@ impl PageTables {
             return;
         };
         for log in &mut undo.tables {
-            self.check_copies(mem, log, &mut |gva| may_keep(id, gva), (id, &mut *report));
+            if self.restore_written(mem, log, (id, &mut *report)) {
+                continue;
+            }
+            let may_keep = &mut |gva| may_keep(id, gva);
+            self.check_copies(mem, log, dirty_bits, may_keep, (id, &mut *report));
             let kept = restore_copies(mem, log, (id, &mut *report));
             self.reset_others(mem, log, &kept);
+            if dirty_bits == DirtyBits::Reliable {
+                log.kept = Kept::of(mem, log);
+            }
         }
         self.undo = Some(undo);
     }
 
     /// Gives up the copies of a table's pages that cannot be kept; the entries of the others map them,
     /// for writing.
+    ///
+    /// Where dirty bits can be relied on, each of these entries is left without its dirty bit, and a flush has the CPU
+    /// forget that it ever had one. An entry that is still so at the next reset was not edited since: every edit of ours
+    /// that grants the right to write sets the bit. So no other entry maps its frame for writing, and the program has
+    /// not written the page. Writes of the host's are marked.
     fn check_copies(
         &mut self,
         mem: &mut GuestMemory,
         log: &mut TableLog,
+        dirty_bits: DirtyBits,
         may_keep: &mut dyn FnMut(Gva) -> bool,
         (id, report): (MmId, &mut ResetReport),
     ) {
@@ -195,6 +223,21 @@ impl PageTables {
         copies.retain_mut(|copy| {
             let (entry, gva) = (log.entry(copy.index), log.gva(copy.index));
             let now = mem.load_entry(entry);
+            copy.restore = Some(Restore::Compare);
+            if dirty_bits == DirtyBits::Reliable
+                && let Some(kept) = copy.kept
+                && now & !DIRTY == kept.entry & !DIRTY
+                && mem.keep_frame(kept.copy)
+            {
+                if now & DIRTY != 0 {
+                    copy.restore = Some(Restore::Copy);
+                    mem.store_entry(entry, now & !DIRTY);
+                    self.record(gva, entry, PageSize::Base);
+                } else if !mem.is_marked(kept.copy) {
+                    copy.restore = None;
+                }
+                return true;
+            }
             if copy.kept.is_none() {
                 copy.kept = may_be_kept(mem, log, copy).filter(|_| may_keep(gva));
             }
@@ -207,14 +250,25 @@ impl PageTables {
                 log.give_up(copy.index, (id, report));
                 return false;
             };
-            self.put_back(mem, entry, gva, log.level, now, kept.entry);
+            match dirty_bits {
+                DirtyBits::Ignored => self.put_back(mem, entry, gva, log.level, now, kept.entry),
+                DirtyBits::Reliable => {
+                    mem.store_entry(entry, kept.entry & !DIRTY);
+                    self.record(gva, entry, PageSize::Base);
+                }
+            }
             true
         });
         log.copies = copies;
     }
 
     /// Has every other entry of a table be what it was.
-    fn reset_others(&mut self, mem: &mut GuestMemory, log: &mut TableLog, kept: &IndexSet) {
+    pub(crate) fn reset_others(
+        &mut self,
+        mem: &mut GuestMemory,
+        log: &mut TableLog,
+        kept: &IndexSet,
+    ) {
         for index in log.touched.without(kept).iter() {
             let (entry, gva) = (log.entry(index), log.gva(index));
             let now = mem.load_entry(entry);
@@ -279,41 +333,28 @@ fn restore_copies(
     (id, report): (MmId, &mut ResetReport),
 ) -> IndexSet {
     let mut restored = IndexSet::EMPTY;
+    let skipped = log.kept.take().map_or(0, |kept| kept.resets());
     let mut copies = core::mem::take(&mut log.copies);
     copies.retain_mut(|copy| {
         let Some(kept) = copy.kept else {
             return false;
         };
-        let differed = mem.restore_page(kept.frozen, kept.copy);
-        match differed {
-            Ok(true) => {
-                report.copied_pages += 1;
-                copy.idle = 0;
-            }
-            Ok(false) => {
-                report.compared_equal_pages += 1;
-                copy.idle = copy.idle.saturating_add(1);
-            }
-            Err(_) => {}
-        }
-        if differed.is_err() || copy.idle >= kept.idle_max {
+        let differed = match copy.restore {
+            Some(how) => mem.restore_page(kept.frozen, kept.copy, how),
+            None => Ok(false),
+        };
+        // Resets that have not looked at it have found it unwritten, or it was written and is idle for less.
+        let idle = copy.idle.saturating_add(1 + skipped);
+        if differed.is_err() || differed == Ok(false) && idle >= kept.idle_max {
+            report.compared_equal_pages += u64::from(differed.is_ok());
             mem.drop_frame(kept.copy);
             log.give_up(copy.index, (id, report));
             return false;
         }
         restored.add(copy.index);
-        let is_written = differed == Ok(true) || copy.cause == Cause::Write;
-        report.written_pages += u64::from(is_written);
-        match copy.cause {
-            Cause::Write => {
-                report.copied_on_write.push((id, log.gva(copy.index)));
-                copy.cause = Cause::Once;
-            }
-            Cause::Once if is_written => {
-                report.written_again.push((id, log.gva(copy.index)));
-                copy.cause = Cause::Again;
-            }
-            Cause::Once | Cause::Again => {}
+        copy.note(differed == Ok(true), (id, log.gva(copy.index)), report);
+        if differed == Ok(false) {
+            copy.idle = idle;
         }
         true
     });
@@ -323,19 +364,32 @@ fn restore_copies(
 }
 
 impl GuestMemory {
+    /// True if the host may have written the page at a place since the last reset.
+    pub(crate) fn is_marked(&self, place: Place) -> bool {
+        match self.slots.get(place.slot).map(|slot| &slot.store) {
+            Some(Store::Ram { map, .. }) => map.is_marked(place.offset),
+            _ => true,
+        }
+    }
+
     /// Makes an anonymous page equal to a frozen one; whether it differed.
-    fn restore_page(&mut self, frozen: Place, copy: Place) -> Result<bool, HostFault> {
+    pub(crate) fn restore_page(
+        &mut self,
+        frozen: Place,
+        copy: Place,
+        how: Restore,
+    ) -> Result<bool, HostFault> {
         let Some(Store::Ram { map, .. }) = self.slots.get_mut(copy.slot).map(|s| &mut s.store)
         else {
             return Err(HostFault::Outside);
         };
         let target = map.range_mut(copy.offset, PAGE_SIZE as usize)?;
         match self.slots.get(frozen.slot).map(|slot| &slot.store) {
-            Some(Store::FrozenRam(map)) => map.restore(frozen.offset, target),
+            Some(Store::FrozenRam(map)) => map.restore(frozen.offset, target, how),
             Some(Store::FrozenFiles(files)) => {
                 let mut page = [0; PAGE_SIZE as usize];
                 files.read(frozen.offset, &mut page)?;
-                Ok(target.restore(&page))
+                Ok(target.restore(&page, how))
             }
             _ => Err(HostFault::Outside),
         }
@@ -361,6 +415,11 @@ impl GuestMemory {
         };
         self.clear_files()?;
         report.scrubbed_pages = self.wipe_all(reuse);
+        for slot in &mut self.slots {
+            if let Store::Ram { map, .. } = &mut slot.store {
+                map.clear_marks();
+            }
+        }
         report.table_pages = self.written_table_pages();
         self.start_count();
         Ok(())
@@ -376,7 +435,7 @@ impl GuestMemory {
     }
 
     /// Undoes [`GuestMemory::keep_frame`].
-    fn drop_frame(&mut self, place: Place) {
+    pub(crate) fn drop_frame(&mut self, place: Place) {
         let slot = self.slots.get(place.slot);
         if let Some(at) = slot.and_then(|slot| slot.frame_at(place.offset)) {
             self.pool(at.pool).count(at.block, at.index);

@@ -11,6 +11,15 @@ impl IndexSet {
     pub(crate) const FULL: Self = Self([u64::MAX; WORDS]);
     const LEN: usize = WORDS * 64;
 
+    /// The set that the first words of a longer one are.
+    pub(crate) fn of_words(words: &[u64]) -> Self {
+        let mut set = Self::EMPTY;
+        for (word, from) in set.0.iter_mut().zip(words) {
+            *word = *from;
+        }
+        set
+    }
+
     pub(crate) fn has(&self, index: usize) -> bool {
         self.0[index / 64] >> (index % 64) & 1 != 0
     }

@@ -13,7 +13,7 @@ use crate::MmId;
 use crate::error::{MemError, OutOfMemory};
 use crate::memory::GuestMemory;
 use crate::pending::{PendingFlush, whole_table_store};
-use crate::reset::ResetReport;
+use crate::reset::{DirtyBits, ResetReport};
 use crate::tables::{Leaf, PageTables};
 
 /// Dead tables that wait for others before their shadows are dropped together.
@@ -29,6 +29,7 @@ pub struct Spaces {
     dead: Vec<Gpa>,
     /// Dead tables whose shadows the next run of the vCPU drops.
     leaving: Vec<Gpa>,
+    dirty_bits: DirtyBits,
 }
 
 impl Spaces {
@@ -46,6 +47,17 @@ impl Spaces {
             live,
             ..Self::default()
         }
+    }
+
+    /// Says from the first reset on if dirty bits tell what the guest has written. The caller has tried it on this KVM.
+    pub fn rely_on_dirty_bits(&mut self, dirty_bits: DirtyBits) {
+        self.dirty_bits = dirty_bits;
+    }
+
+    /// What [`Spaces::rely_on_dirty_bits`] has said.
+    #[must_use]
+    pub fn dirty_bits(&self) -> DirtyBits {
+        self.dirty_bits
     }
 
     /// One of them.
@@ -280,7 +292,7 @@ impl Spaces {
         mem.begin_reset();
         let mut is_flushed = true;
         for (id, tables) in &mut self.live {
-            tables.reset_entries(mem, *id, &mut may_keep, &mut report);
+            tables.reset_entries(mem, *id, self.dirty_bits, &mut may_keep, &mut report);
             is_flushed &= tables.pending().is_none();
         }
         mem.end_reset(is_flushed, &mut report)?;

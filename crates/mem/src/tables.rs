@@ -21,7 +21,7 @@ pub(crate) const PRESENT: u64 = 1;
 const WRITE: u64 = 1 << 1;
 const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
-const DIRTY: u64 = 1 << 6;
+pub(crate) const DIRTY: u64 = 1 << 6;
 pub(crate) const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 pub(crate) const FRAME: u64 = 0x000f_ffff_ffff_f000;
@@ -289,6 +289,48 @@ impl PageTables {
             }
         }
         Ok(())
+    }
+
+    /// Writes to a page as the CPU does for the program: nobody takes note, but the entry's dirty bit is set unless the TLB
+    /// has it already. For tests of resets.
+    #[doc(hidden)]
+    pub fn write_as_guest(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        bytes: &[u8],
+        is_dirty_in_tlb: bool,
+    ) -> bool {
+        let writable = |leaf: &Leaf| leaf.flags.contains(PteFlags::WRITE);
+        let Some(leaf) = self.walk(mem, gva).filter(writable) else {
+            return false;
+        };
+        let Ok(at) = self.entry_for(mem, gva, leaf.size.level()) else {
+            return false;
+        };
+        let entry = mem.load_entry(at);
+        if !is_dirty_in_tlb {
+            mem.store_entry(at, entry | DIRTY);
+        }
+        mem.write_unmarked(leaf.gpa_of(gva), bytes)
+    }
+
+    /// Takes the dirty bit from the entry of a base page, and records the flush that this needs. True if it had one.
+    pub fn take_dirty(&mut self, mem: &mut GuestMemory, gva: Gva) -> bool {
+        let Some(leaf) = self.walk(mem, gva) else {
+            return false;
+        };
+        // The leaf is there, so its tables are: nothing is allocated.
+        let Ok(at) = self.entry_for(mem, gva, leaf.size.level()) else {
+            return false;
+        };
+        let entry = mem.load_entry(at);
+        if entry & DIRTY == 0 {
+            return false;
+        }
+        mem.store_entry(at, entry & !DIRTY);
+        self.record(gva.page_down(), at, leaf.size);
+        true
     }
 
     /// Number of pages from `gva` on that are not present, at most `max_pages`: the room for a fault-around.

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use kvmlet_abi::{Gpa, Gva};
 
 use crate::MmId;
+use crate::host::Restore;
+use crate::kept::Kept;
 use crate::memory::GuestMemory;
 use crate::reset::ResetReport;
 use crate::set::IndexSet;
@@ -42,6 +44,34 @@ pub(crate) struct PageCopy {
     pub(crate) cause: Cause,
     /// What resets keep of it, once one has found that it may be kept.
     pub(crate) kept: Option<KeptCopy>,
+    /// How the reset that is under way makes it equal to the frozen page; `None` if nothing has written it.
+    pub(crate) restore: Option<Restore>,
+}
+
+impl PageCopy {
+    /// A reset has made it equal to the frozen page, from which it may have differed.
+    pub(crate) fn note(&mut self, differed: bool, page: (MmId, Gva), report: &mut ResetReport) {
+        if differed {
+            report.copied_pages += 1;
+            self.idle = 0;
+        } else {
+            report.compared_equal_pages += 1;
+            self.idle = self.idle.saturating_add(1);
+        }
+        let is_written = differed || self.cause == Cause::Write;
+        report.written_pages += u64::from(is_written);
+        match self.cause {
+            Cause::Write => {
+                report.copied_on_write.push(page);
+                self.cause = Cause::Once;
+            }
+            Cause::Once if is_written => {
+                report.written_again.push(page);
+                self.cause = Cause::Again;
+            }
+            Cause::Once | Cause::Again => {}
+        }
+    }
 }
 
 /// What stays true of a copy from one reset to the next, whatever the guest does: where things are, and
@@ -81,6 +111,8 @@ pub(crate) struct TableLog {
     pub(crate) touched: IndexSet,
     /// By index.
     pub(crate) copies: Vec<PageCopy>,
+    /// The same, as the last reset has left them.
+    pub(crate) kept: Option<Kept>,
     /// How often a copy of a page was given up, by index. A page that comes back was written all the
     /// time, with what it held before.
     given_up: BTreeMap<usize, u32>,
@@ -119,6 +151,7 @@ impl TableLog {
     }
 
     pub(crate) fn set_copy(&mut self, copy: PageCopy) {
+        self.kept = None;
         let place = self
             .copies
             .binary_search_by_key(&copy.index, |copy| copy.index);
@@ -153,6 +186,7 @@ impl UndoLog {
             origin,
             touched: IndexSet::EMPTY,
             copies: Vec::new(),
+            kept: None,
             given_up: BTreeMap::new(),
         };
         self.by_table.insert(table, self.tables.len());

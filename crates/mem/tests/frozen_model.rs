@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess};
 use kvmlet_mem::{
-    FrozenMemory, GuestMemory, Leaf, MmId, PageSize, PageTables, PendingFlush, PteFlags, Spaces,
+    DirtyBits, FrozenMemory, GuestMemory, Leaf, MmId, PageSize, PageTables, PendingFlush, PteFlags,
+    Spaces,
 };
 use proptest::prelude::*;
 
@@ -151,6 +152,10 @@ struct World {
     cached: BTreeMap<u64, BTreeSet<Translation>>,
     /// Frames that those lead to.
     reachable: BTreeSet<Gpa>,
+    /// Whether resets go by dirty bits: the program's writes are a CPU's then, which nobody takes note of.
+    dirty_bits: DirtyBits,
+    /// Pages of which a TLB has a translation with a dirty bit.
+    dirty_in_tlb: BTreeSet<u64>,
 }
 
 fn release(mem: &mut GuestMemory, leaf: Leaf) {
@@ -161,9 +166,10 @@ fn release(mem: &mut GuestMemory, leaf: Leaf) {
 }
 
 impl World {
-    fn new(deny: u64) -> Self {
+    fn new(deny: u64, dirty_bits: DirtyBits) -> Self {
         let frozen = frozen();
-        let (mem, spaces) = frozen.fork().unwrap();
+        let (mem, mut spaces) = frozen.fork().unwrap();
+        spaces.rely_on_dirty_bits(dirty_bits);
         let mut world = Self {
             frozen,
             mem,
@@ -171,6 +177,8 @@ impl World {
             deny,
             cached: BTreeMap::new(),
             reachable: BTreeSet::new(),
+            dirty_bits,
+            dirty_in_tlb: BTreeSet::new(),
         };
         world.remember();
         world
@@ -221,6 +229,45 @@ impl World {
         }
     }
 
+    /// A write of the program's to a page that it may write.
+    fn store(&mut self, page: u64, gpa: Gpa, value: u64) {
+        let bytes = [value as u8; 8];
+        if self.dirty_bits == DirtyBits::Ignored || value % 4 == 0 {
+            // Or the host's for it, as by read(2).
+            self.mem.write(gpa.wrapping_add(8), &bytes).unwrap();
+            return;
+        }
+        // The guest does not run before what is due has been flushed.
+        self.flush();
+        let is_known = self.dirty_in_tlb.contains(&page);
+        let tables = first_mut(&mut self.spaces);
+        let gva = address(page).wrapping_add(8);
+        if tables.write_as_guest(&mut self.mem, gva, &bytes, is_known) {
+            self.dirty_in_tlb.insert(page);
+        }
+    }
+
+    /// Discharges what is pending, and no more.
+    fn flush(&mut self) {
+        let pending = first_mut(&mut self.spaces).take_pending();
+        self.mem.flush_discharged(&pending);
+        let gone = |page: u64| match &pending {
+            PendingFlush::None => false,
+            PendingFlush::All => true,
+            PendingFlush::Entries(entries) => entries.iter().any(|stale| {
+                let at = address(page).0;
+                (stale.gva.0..stale.gva.0 + stale.size.bytes()).contains(&at)
+            }),
+        };
+        self.dirty_in_tlb.retain(|page| !gone(*page));
+        if !pending.is_none() {
+            let still = |page: &u64| !gone(*page);
+            self.cached.retain(|page, _| still(page));
+            self.reachable = self.cached.values().flatten().map(|one| one.gpa).collect();
+            self.remember();
+        }
+    }
+
     fn apply(&mut self, step: &Step) {
         match *step {
             Step::Write { page, value } => {
@@ -230,9 +277,7 @@ impl World {
                 };
                 let gpa = leaf.gpa_of(gva);
                 if !self.mem.is_frozen(gpa) {
-                    self.mem
-                        .write(gpa.wrapping_add(8), &[value as u8; 8])
-                        .unwrap();
+                    self.store(page, gpa, value);
                     return;
                 }
                 let flags = leaf.flags | PteFlags::WRITE;
@@ -241,9 +286,7 @@ impl World {
                 {
                     assert!(!reachable.contains(&copy), "{copy:?} before its flush");
                     assert_eq!(self.translation(page).unwrap().gpa, copy);
-                    self.mem
-                        .write(copy.wrapping_add(8), &[value as u8; 8])
-                        .unwrap();
+                    self.store(page, copy, value);
                 }
             }
             Step::Map { page, flags } => {
@@ -310,6 +353,7 @@ impl World {
                 self.mem.flush_discharged(&pending);
                 self.cached.clear();
                 self.reachable.clear();
+                self.dirty_in_tlb.clear();
             }
             Step::Reset => self.reset(),
         }
@@ -432,9 +476,10 @@ proptest! {
     #[test]
     fn any_request_ends_in_the_frozen_state(
         deny in prop_oneof![2 => Just(0), 1 => Just(1), 1 => Just(6)],
+        dirty_bits in prop_oneof![Just(DirtyBits::Ignored), Just(DirtyBits::Reliable)],
         steps in proptest::collection::vec(step(), 1..60),
     ) {
-        let mut world = World::new(deny);
+        let mut world = World::new(deny, dirty_bits);
         for step in steps.iter().chain([&Step::Reset]) {
             world.apply(step);
             world.check();

@@ -3,8 +3,9 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use kvmlet_hv::KvmKind;
+use kvmlet_hv::{Kvm, KvmKind};
 use kvmlet_linux::{Cx, Machine, Personality, Tid, Vdso, settle};
+use kvmlet_mem::DirtyBits;
 
 use super::vm_pool::{self, ReadyVms};
 use super::{Frozen, Snapshot};
@@ -54,6 +55,10 @@ impl Snapshot {
             ))
         })?;
         let kvm_kind = guest.vcpu.kvm_kind().unwrap_or(KvmKind::Hardware);
+        let dirty_bits = match kvm_kind == KvmKind::Hardware && Kvm::open()?.has_dirty_bits() {
+            true => DirtyBits::Reliable,
+            false => DirtyBits::Ignored,
+        };
         let Machine {
             mut memory, spaces, ..
         } = machine;
@@ -87,11 +92,11 @@ impl Snapshot {
             frozen_ns,
             wall_ns,
             kvm_kind,
+            dirty_bits,
             ready: ReadyVms::default(),
             learned: Mutex::default(),
             siblings: Mutex::default(),
             symbols: Mutex::default(),
-            generation: AtomicU64::new(0),
             forks: AtomicU64::new(0),
             door,
             reseeding,

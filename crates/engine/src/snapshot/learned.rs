@@ -35,6 +35,8 @@ pub(crate) struct Learned {
     reports: u64,
     /// Pages that the last requests wrote.
     sizes: VecDeque<u64>,
+    /// Their median, the lower one of two.
+    median: Option<u64>,
 }
 
 /// When a page was named.
@@ -65,10 +67,16 @@ impl Learned {
         if written_pages == 0 {
             return;
         }
-        if self.sizes.len() == SIZES {
-            self.sizes.pop_front();
-        }
+        let gone = match self.sizes.len() {
+            SIZES => self.sizes.pop_front(),
+            _ => None,
+        };
         self.sizes.push_back(written_pages);
+        if gone != Some(written_pages) {
+            let mut sizes: Vec<u64> = self.sizes.iter().copied().collect();
+            sizes.sort_unstable();
+            self.median = sizes.get(sizes.len().saturating_sub(1) / 2).copied();
+        }
     }
 
     /// A reset has found pages that were written for the first or the second time in its fork. It has found
@@ -112,7 +120,7 @@ impl Learned {
     /// The pages to copy ahead, in order: at most one and a half times what a request writes. If there are
     /// more, those that most of the recent reports named.
     pub fn ahead(&self) -> Vec<Page> {
-        let median = self.median().unwrap_or_default();
+        let median = self.median.unwrap_or_default();
         let budget = (median + median / 2).min(LEARNED_MAX);
         let mut pages: Vec<_> = self
             .pages
@@ -130,17 +138,10 @@ impl Learned {
     /// The number of copies that a fork may keep through a reset. One with more was left so by an unusual
     /// request, or by a load that is over.
     pub fn kept_max(&self) -> u64 {
-        match self.median() {
+        match self.median {
             Some(median) => median.saturating_mul(KEPT_MEDIANS).max(KEPT_MIN),
             None => u64::MAX,
         }
-    }
-
-    /// The lower one of two.
-    fn median(&self) -> Option<u64> {
-        let mut sizes: Vec<u64> = self.sizes.iter().copied().collect();
-        sizes.sort_unstable();
-        sizes.get(sizes.len().saturating_sub(1) / 2).copied()
     }
 }
 

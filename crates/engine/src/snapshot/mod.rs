@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvmlet_abi::Gva;
 use kvmlet_hv::{Kvm, KvmKind, VcpuConfig};
 use kvmlet_linux::{Door, Host, Kernel, MappedFile};
-use kvmlet_mem::{FrozenMemory, GuestMemory, MmId, SlotMemory, Spaces};
+use kvmlet_mem::{DirtyBits, FrozenMemory, GuestMemory, MmId, SlotMemory, Spaces};
 use kvmlet_stub::vdso::HostClock;
 
 use crate::asking::{Asking, Storages};
@@ -63,11 +63,11 @@ pub(crate) struct Frozen {
     /// CLOCK_REALTIME when it was frozen.
     pub wall_ns: u64,
     kvm_kind: KvmKind,
+    dirty_bits: DirtyBits,
     ready: ReadyVms,
     learned: Mutex<Learned>,
     siblings: Mutex<Siblings>,
     symbols: Mutex<Symbols>,
-    generation: AtomicU64,
     forks: AtomicU64,
     /// The place where the program waited for connections.
     door: Option<Door>,
@@ -216,6 +216,7 @@ impl Frozen {
         let first = spaces.iter().next().map(|(_, tables)| tables.root());
         let root = first.ok_or_else(|| EngineError::Internal("nothing was frozen".to_owned()))?;
         let pages = lock(&self.learned).ahead().into_iter();
+        spaces.rely_on_dirty_bits(self.dirty_bits);
         spaces.copy_ahead(&mut memory, pages, self.copy_keeper())?;
         let pages = &self.setup.pages;
         Ok(ForkMemory {
@@ -228,9 +229,12 @@ impl Frozen {
 
     /// Chooses the copies of frozen pages that may stay mapped through a reset.
     fn copy_keeper(&self) -> impl FnMut(MmId, Gva) -> bool {
-        let mms = self.kernel.mms.iter();
-        let mut keepers: BTreeMap<MmId, _> = mms.map(|(id, mm)| (*id, mm.copy_keeper())).collect();
-        move |id, gva| keepers.get_mut(&id).is_some_and(|keeps| keeps(gva))
+        let mut keepers: BTreeMap<MmId, _> = BTreeMap::new();
+        move |id, gva| {
+            let of_space = || self.kernel.mms.get(&id).map(|mm| mm.copy_keeper());
+            let keeper = keepers.entry(id).or_insert_with(of_space);
+            keeper.as_mut().is_some_and(|keeps| keeps(gva))
+        }
     }
 
     fn next_kernel(&self) -> Kernel {
