@@ -583,6 +583,9 @@ class Sandbox:
     def recv(self, timeout_s: float | None) -> bytes:
         """Runs until the guest has sent a message."""
 
+    def request(self, message: bytes, timeout_s: float | None) -> bytes:
+        """`send`, then `recv`."""
+
     def call(
         self,
         symbol: str,

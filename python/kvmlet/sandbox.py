@@ -353,10 +353,7 @@ class Sandbox:
         Raises MessageTooLong, InboxFull, NotReady, DeadlineExceeded, SandboxEnded, SandboxClosed,
         SandboxBusy, Interrupted.
         """
-        message = message_bytes(data)
-        limit_s = self._limit_s(timeout)
-        self._ask(self._vm.send, message)
-        return self._ask(self._vm.recv, limit_s)
+        return self._ask(self._vm.request, message_bytes(data), self._limit_s(timeout))
 
     @overload
     def call(

@@ -226,6 +226,10 @@ class FakeSandbox:
                 raise NativeError("timeout", "too slow")
             return message[::-1]
 
+    def request(self, message: bytes, timeout_s: float | None) -> bytes:
+        self.send(message)
+        return self.recv(timeout_s)
+
     def call(self, *asked: Any) -> tuple[object, list[bytes]]:
         with self.use():
             self.running()

@@ -285,6 +285,22 @@ impl Sandbox {
         Ok(PyBytes::new(py, &message))
     }
 
+    #[pyo3(signature = (message, timeout_s))]
+    fn request<'py>(
+        &self,
+        py: Python<'py>,
+        message: &Bound<'py, PyBytes>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let timeout = duration(timeout_s)?;
+        let message = message.as_bytes();
+        let answer = self.step(py, |engine, owner| {
+            engine.send(message)?;
+            engine.recv(timeout, owner)
+        })?;
+        Ok(PyBytes::new(py, &answer))
+    }
+
     #[pyo3(signature = (symbol, args, returns, timeout_s))]
     fn call<'py>(
         &self,
