@@ -198,7 +198,8 @@ impl Personality {
     /// only equal ones: [`Personality::symbol`] would look through the same code.
     #[must_use]
     pub fn has_code_of(&self, before: &Kernel) -> bool {
-        fn of_main(kernel: &Kernel) -> Option<(&Arc<[u8]>, &OrdMap<u64, Vma>)> {
+        type Code<'a> = (&'a Arc<[u8]>, &'a OrdMap<u64, Vma>);
+        fn of_main(kernel: &Kernel) -> Option<Code<'_>> {
             let process = kernel.processes.get(&kernel.main)?;
             Some((&process.exe, &kernel.mms.get(&process.mm)?.vmas))
         }
