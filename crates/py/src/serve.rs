@@ -136,9 +136,12 @@ impl CertificateFiles {
     }
 }
 
+/// Names and values of the environment.
+type Variables = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// A program, its environment and its limits: memory, processes, open files, and output that is held.
 fn program(
-    (argv, env): (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>),
+    (argv, env): (Vec<Vec<u8>>, Variables),
     policy: &Policy,
     (memory_bytes, processes_max, files_max, output_limit_bytes): (u64, usize, u64, u64),
     calls: &str,
