@@ -12,7 +12,6 @@ from inspect_ai.util import ExecResult, OutputLimitExceededError, sandbox
 from inspect_ai.util._sandbox.self_check import *  # noqa: F403
 from inspect_sandbox import KvmletSandbox
 
-
 # Of files whose permissions are taken away.
 OF_USERS = (
     "test_read_file_not_allowed",
