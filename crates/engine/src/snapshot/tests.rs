@@ -13,7 +13,7 @@ const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
 
 fn ask(sandbox: &mut Sandbox, request: &str) -> Result<Vec<u8>, EngineError> {
     sandbox.send(request.as_bytes())?;
-    sandbox.recv(LIMIT, &mut Nobody)
+    Ok(sandbox.recv(LIMIT, &mut Nobody)?.to_vec())
 }
 
 /// Freezes the program; its state when it was frozen.
