@@ -35,8 +35,9 @@ OTHER_SLACK = 1.15
 _HANG_S = 280
 _HEAD = """\
 # The rows of `make bench-silicon`: multiples of X, an exit and re-entry, in instructions of the
-# emulated machine. fork_memory is in bytes. A row may only fall: `benches/silicon.py --update`
-# lowers those that have. One that must rise says why in `reason`, and stays within its goal.
+# emulated machine. Goals are instructions. fork_memory and its goal are bytes.
+# A row may only fall: `benches/silicon.py --update` lowers those that have. One that must rise says
+# why in `reason`, and stays within its goal.
 # `quick` and `release` are the engine's, by build profile; `python` is through the library.
 """
 _ARMS = ("quick", "release", "python")
@@ -54,17 +55,17 @@ class Row:
     fields: dict[str, str | float]
 
     def known(self, arm: str) -> float | None:
-        """What was measured, None if nothing was."""
+        """The figure of the file, None if there is none."""
         value = self.fields.get(arm)
         return None if value is None else float(value)
 
     def goal(self, arm: str, rows: Measured) -> float | None:
-        """What it should be at most, given what was counted with it; None if nobody says."""
+        """Instructions (or bytes) at most, given what was counted with it; None if nobody says."""
         value = self.fields.get("python_goal" if arm == "python" else "goal")
         beside = self.fields.get("goal_beside")
         if value is None:
             return None
-        return float(value) + (rows[str(beside)]["x"] if beside in rows else 0.0)
+        return float(value) + (rows[str(beside)]["instructions"] if beside in rows else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,21 +172,22 @@ def table(ratchet: Ratchet, arms: dict[str, Measured]) -> str:
     lines = [
         f"- Kernel: {machine_kernel()}; {compiler()}",
         "",
-        "| Row | By | Instructions | X | Goal, X | State | Exits | ioctls | Bytes copied |",
-        "|---|---|---:|---:|---:|---|---:|---:|---:|",
+        "| Row | By | Instructions | Goal | State | X | Exits | ioctls | Bytes copied |",
+        "|---|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     for arm, rows in arms.items():
         for name, counted in rows.items():
             row = ratchet.rows.get(name, Row(name, {}))
             goal = row.goal(arm, rows)
-            state = "" if goal is None else "holds" if counted["x"] <= goal else "open"
+            value = counted.get("instructions", counted["x"])
+            state = "" if goal is None else "holds" if value <= goal else "open"
             shown = [
                 str(row.fields.get("what", name)),
                 "Python" if arm == "python" else f"engine ({arm})",
                 _number(counted.get("instructions"), 0),
-                _number(counted["x"], 2),
-                _number(goal, 2),
+                _number(goal, 0),
                 state,
+                _number(counted["x"], 2),
                 _number(counted.get("exits"), 0),
                 _number(counted.get("ioctls"), 0),
                 _number(counted.get("bytes_copied"), 0),

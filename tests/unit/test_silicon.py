@@ -58,7 +58,7 @@ def test_rows_are_lowered_and_never_raised() -> None:
 def test_a_goal_may_stand_beside_what_was_counted_with_it() -> None:
     assert ROWS["call"].goal("quick", {}) == 2.0
     assert ROWS["call"].goal("python", {}) is None
-    assert ROWS["fork"].goal("quick", counted(creation=200.0)) == 210.0
+    assert ROWS["fork"].goal("quick", {"creation": {"instructions": 200.0}}) == 210.0
 
 
 def test_the_repository_has_rows_and_they_survive_being_written(

@@ -168,8 +168,8 @@ impl Kvm {
         Ok(Arc::clone(self.0.vcpu_stats.get_or_init(|| layout)))
     }
 
-    /// True if the guest's page tables are the CPU's own (nested paging): the dirty bit of an entry tells of each write
-    /// since it was cleared and flushed, and a reload of CR3 is a flush of everything. Tried once, in a VM of its own.
+    /// True if the CPU walks the guest's own page tables (nested paging). The dirty bit of an entry then tells of each
+    /// write since it was cleared and flushed. A reload of CR3 is a flush of everything. Tried once, in a VM of its own.
     #[must_use]
     pub fn has_dirty_bits(&self) -> bool {
         let tried = || BareVm::new(self).and_then(|mut vm| vm.has_dirty_bits());

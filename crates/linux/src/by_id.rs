@@ -10,8 +10,8 @@ use imbl::shared_ptr::DefaultSharedPtr;
 
 /// A persistent map from ids to values.
 ///
-/// A change in a clone copies that one value. A plain [`OrdMap`] has its values in nodes of sixteen and copies a whole
-/// node, room for values that are not there included: of processes or threads that is 15 KB.
+/// A change in a clone copies that one value. A plain [`OrdMap`] has its values in nodes of sixteen, and copies a whole
+/// node with its empty room. Of processes or threads that is 15 KB.
 #[derive(Clone)]
 pub struct ById<K, T>(OrdMap<K, Arc<T>>);
 

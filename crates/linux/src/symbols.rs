@@ -194,8 +194,8 @@ impl Personality {
 }
 
 impl Personality {
-    /// True if the program has the executable and the mappings that it had when the kernel value was `before`, and not
-    /// only equal ones: [`Personality::symbol`] would look through the same code.
+    /// True if the program has the executable and the mappings of an earlier kernel value, the very same ones. Then
+    /// [`Personality::symbol`] would look through the same code.
     #[must_use]
     pub fn has_code_of(&self, before: &Kernel) -> bool {
         type Code<'a> = (&'a Arc<[u8]>, &'a OrdMap<u64, Vma>);
@@ -210,7 +210,7 @@ impl Personality {
             })
     }
 
-    /// True if some code of the program's first process is in a file of the memory file system: the program may change
+    /// True if some code of the program's first process is in a file of the memory file system. The program may change
     /// what is in it.
     #[must_use]
     pub fn has_code_of_its_own(&self) -> bool {

@@ -1,5 +1,5 @@
-//! The kept copies of one table's pages as a reset has left them, so that the next one finds at a glance which of
-//! them were written.
+//! The kept copies of one table's pages as a reset has left them. The next one finds at a glance those that were
+//! written.
 
 use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
 use zerocopy::IntoBytes;

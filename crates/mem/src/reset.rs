@@ -15,7 +15,7 @@ use crate::tables::{
 };
 use crate::undo::{Cause, KeptCopy, PageCopy, TableLog};
 
-/// Whether a page-table entry's dirty bit says that the guest has written the page.
+/// The meaning of a page-table entry's dirty bit for a reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum DirtyBits {
     /// It may not: software KVM, and hardware without nested paging, may keep it from us.

@@ -54,7 +54,7 @@ impl Spaces {
         self.dirty_bits = dirty_bits;
     }
 
-    /// What [`Spaces::rely_on_dirty_bits`] has said.
+    /// The value of [`Spaces::rely_on_dirty_bits`].
     #[must_use]
     pub fn dirty_bits(&self) -> DirtyBits {
         self.dirty_bits

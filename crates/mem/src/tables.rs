@@ -291,8 +291,8 @@ impl PageTables {
         Ok(())
     }
 
-    /// Writes to a page as the CPU does for the program: nobody takes note, but the entry's dirty bit is set unless the TLB
-    /// has it already. For tests of resets.
+    /// Writes to a page as the CPU does for the program. Nobody takes note. The entry's dirty bit is set unless the TLB has
+    /// it already. For tests of resets.
     #[doc(hidden)]
     pub fn write_as_guest(
         &mut self,

@@ -127,8 +127,8 @@ pub fn leave_offset(kvm_kind: KvmKind) -> u64 {
     u64::from(marks(kvm_kind).leave)
 }
 
-/// Offset of an instruction that returns from a system call to ring 3, in bytes from [`SYSCALL_CODE`]: `sysretq`, on
-/// hardware, where the stub is at CPL 0.
+/// Offset of a `sysretq`, in bytes from [`SYSCALL_CODE`]. It returns from a system call to ring 3 on hardware, where the
+/// stub is at CPL 0.
 #[must_use]
 pub fn return_offset() -> u64 {
     u64::from(marks(KvmKind::Hardware).post_return)
