@@ -71,6 +71,7 @@ def test_an_ordinary_end(place: pathlib.Path) -> None:
         "memory_bytes": 64 << 20,
         "disk_bytes": 2 << 30,
         "max_procs": 256,
+        "max_files": 1024,
     }
     assert report["limits"] == limits
     assert 0 < report["peaks"]["memory_bytes"] <= 64 << 20
