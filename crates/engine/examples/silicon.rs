@@ -93,6 +93,7 @@ fn program(guest: &str) -> Result<Program, EngineError> {
         memory_bytes: 256 << 20,
         disk: None,
         processes_max: 256,
+        files_max: kvmlet_engine::FILES_MOST,
         trace: Trace::Off,
         calls: Calls::Exit,
     })

@@ -664,7 +664,7 @@ mod tests {
         let (_front, _, one) = wire(None, None);
         let lease = pool.submit(one, "id").unwrap();
         assert!(lease.reset.await.is_err());
-        let text = crate::metrics::Metrics::default().text(&[metrics]);
+        let text = crate::metrics::Metrics::default().text(&[metrics], &[]);
         assert!(text.contains("kvmlet_reset_seconds_count 0"));
     }
 
