@@ -174,7 +174,7 @@ pub(crate) const ALWAYS: &[Call] = calls! {
 /// be made, removed and opened for writing; of modes, owners and times it knows nothing. A mode is therefore set by a
 /// descriptor only, which Landlock has let be opened.
 pub(crate) const CHANGES: &[Call] = calls! {
-    SYS_openat [] Allow "opens a file for writing, makes one, with a name or without";
+    SYS_openat [Masked(2, UNKNOWN_FLAGS, 0)] Allow "opens a file for writing, makes one, with a name or without";
     SYS_mkdirat [] Allow "makes a directory";
     SYS_unlinkat [] Allow "removes a name";
     SYS_renameat2 [] Allow "renames";
@@ -195,6 +195,8 @@ pub(crate) const CHANGES: &[Call] = calls! {
     SYS_fcntl [Is(1, F_OFD_GETLK)] Allow "whose lock is in the way";
 };
 
+/// The flags of open(2) that Linux does not know.
+const UNKNOWN_FLAGS: u32 = !0o37_777_777;
 /// The modes of fallocate(2) that Linux does not know.
 const UNKNOWN_MODES: u32 = !0x7f;
 const AT_SYMLINK_FOLLOW: u32 = libc::AT_SYMLINK_FOLLOW.cast_unsigned();

@@ -232,7 +232,7 @@ impl World {
     /// A write of the program's to a page that it may write.
     fn store(&mut self, page: u64, gpa: Gpa, value: u64) {
         let bytes = [value as u8; 8];
-        if self.dirty_bits == DirtyBits::Ignored || value % 4 == 0 {
+        if self.dirty_bits == DirtyBits::Ignored || value.is_multiple_of(4) {
             // Or the host's for it, as by read(2).
             self.mem.write(gpa.wrapping_add(8), &bytes).unwrap();
             return;
@@ -516,7 +516,7 @@ fn kept_copies_are_restored_whoever_has_written_them() {
         let mut world = World::new(deny, DirtyBits::Reliable);
         // Twice: a reset that finds the copies as it has left them takes a shorter way.
         let rounds = (0..2).flat_map(|_| requests);
-        for steps in [&requests[0][..], &[]].into_iter().chain(rounds) {
+        for steps in [requests[0], &[]].into_iter().chain(rounds) {
             for step in steps.iter().chain([&Step::Reset]) {
                 world.apply(step);
                 world.check();

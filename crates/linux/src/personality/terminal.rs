@@ -64,10 +64,10 @@ impl Personality {
 
     /// The master that a descriptor of the holder's leads to.
     pub(super) fn master_of(&self, number: i32) -> Option<PtyEnd> {
-        match self.kind_of(number)? {
-            FileKind::Pty(end) if end.side == Side::Master => Some(*end),
-            _ => None,
-        }
+        let FileKind::Pty(end) = self.kind_of(number)? else {
+            return None;
+        };
+        (end.side == Side::Master).then_some(*end)
     }
 
     /// True if nobody has the slave open any more: nothing more is shown, and nobody reads what is typed.

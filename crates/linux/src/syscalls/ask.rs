@@ -11,7 +11,7 @@ use crate::asks::NAME_MAX;
 use crate::channel::MESSAGE_MAX;
 use crate::cx::Cx;
 use crate::outcome::{CallState, Outcome, Resume, Source, SysResult, Wait, WaitOn};
-use crate::syscalls::args::{Args, Len, Ptr, Word};
+use crate::syscalls::args::{Args, Len, Ptr, Str, Word};
 
 /// kvmlet_answer: fail with `EAGAIN` instead of waiting.
 const NOWAIT: u64 = 1;
@@ -31,7 +31,7 @@ fn wait(source: Source, state: &CallState) -> Outcome {
 /// kvmlet_ask(name, buf, len_bytes): sends a question to whoever has that name, and returns a ticket for its answer.
 /// Waits while too many are open. `ENOENT` if nobody has the name.
 pub fn sys_kvmlet_ask(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
-    let (Ptr(name), Ptr(buf), Len(len_bytes)) = args.decode();
+    let (Str(name), Ptr(buf), Len(len_bytes)) = args.decode();
     if let Err(errno) = cx.kernel.channel.attached() {
         return Outcome::Done(Err(errno));
     }

@@ -571,7 +571,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(7003, "kvmlet_ask", "sxu", ask::sys_kvmlet_ask)
         .restarts(Restart::Handler)
         .note("kvmlet's own: a question to a storage"),
-    Row::wait(7004, "kvmlet_answer", "uxux", ask::sys_kvmlet_answer)
+    Row::wait(7004, "kvmlet_answer", "xxux", ask::sys_kvmlet_answer)
         .restarts(Restart::Handler)
         .note("kvmlet's own: the answer to such a question"),
 ];
