@@ -29,6 +29,7 @@ from kvmlet._extension import translated
 from kvmlet._launch import Start, guest_argv, input_bytes, named_of, pairs
 from kvmlet._result import Denial, Result
 from kvmlet._run import as_text, check_codec, named, shell_words, sink_of, teller_of
+from kvmlet._stopping import stop_of_this_thread
 from kvmlet._values import parse_bytes, parse_duration
 from kvmlet.errors import (
     BoxFileError,

@@ -17,6 +17,7 @@ import kvmlet
 from e2e.oracle import ENV, GUESTS, HANG_S, KVMLET
 from e2e.service import native_answers
 from e2e.serving import Served, free_port, serving, started
+from kvmlet.server import StorageOptions
 
 pytestmark = [pytest.mark.usefixtures("vm"), pytest.mark.default_mode]
 
@@ -305,7 +306,11 @@ memory = "64m"
 
 
 def test_a_storage_in_this_process(place: pathlib.Path) -> None:
-    kept = {"command": ["/usr/bin/python3", "kept.py"], "memory": "64m", "timeout": 10}
+    kept: StorageOptions = {
+        "command": ["/usr/bin/python3", "kept.py"],
+        "memory": "64m",
+        "timeout": 10,
+    }
     with kvmlet.serve(PROGRAM, cwd=place, forks=1, storage={"kept": kept}) as server:
 
         def get() -> bytes:
