@@ -296,7 +296,8 @@ def test_a_command(tmp_path: pathlib.Path, word: str) -> None:
 
 
 def toml_of(page: str) -> str:
-    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    """The first settings that a page shows."""
+    text: str = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)[0]
     assert isinstance(text, str)
     return text
 

@@ -562,7 +562,6 @@ pub fn positions(cx: &Cx<'_>, file: &OpenFile) -> Positions {
         FileKind::Device(Device::Null | Device::Zero | Device::Full) => Positions::Fixed(0),
         FileKind::Device(Device::Random | Device::Urandom) => Positions::Fixed(file.offset),
         FileKind::Event(_)
-        | FileKind::Mqueue(_)
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
@@ -578,6 +577,7 @@ pub fn positions(cx: &Cx<'_>, file: &OpenFile) -> Positions {
         | FileKind::HostDir(_)
         | FileKind::HostLocation(_)
         | FileKind::Tmp(_)
+        | FileKind::Mqueue(_)
         | FileKind::Text(_)
         | FileKind::SynthDir(_)
         | FileKind::SynthLocation => Positions::Own,
