@@ -69,7 +69,7 @@ echo first; read a; echo "got $a"
 stty -echo; echo second; read a; stty echo; echo "got $a"
 echo third; cat; echo "end of input"
 echo fourth; sleep 1000; echo "status $?"
-echo fifth; read -rsn3 a; printf '%s' "$a" | od -c
+stty -echo; echo fifth; read -rsn3 a; printf '%s' "$a" | od -c
 exit 7
 """
 

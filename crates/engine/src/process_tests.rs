@@ -14,7 +14,7 @@ use crate::{Calls, Ending, Program, Sandbox, Stat, boot};
 fn children() -> u32 {
     match std::env::var("KVMLET_LONG").as_deref() {
         Ok("1") => 10_000,
-        _ => 1_000,
+        _ => 300,
     }
 }
 
