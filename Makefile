@@ -211,16 +211,17 @@ hw-tests = $(BIN)/python tests/hwkvm/run.py --smp $(1) --timeout-s 1800 -- \
 	$(foreach run,$(2),KVMLET_CALLS=$(firstword $(subst :, ,$(run))) $(PYTEST) -p no:cacheprovider \
 		-p no:hypothesispytest --timeout 600 $(HW_$(lastword $(subst :, ,$(run)))) $(HW_FILES) || status=$$?;) exit $$status'
 HW_FILES = $(shell grep -rl 'mark\.hw' --include='test_*.py' $(END_TO_END) | sort)
-HW_most := -m "hw and not default_mode" --share 1-3/4
-HW_rest := -m "hw and not default_mode" --share 4/4
+HW_most := -m "hw and not default_mode" --share 1-4/5
+HW_rest := -m "hw and not default_mode" --share 5/5
 HW_modes := -m "hw_modes and not default_mode"
 HW_calls := -m "hw and default_mode"
 
 # The test of the table of vCPU state (crates/hv/src/state.rs), as cargo names its program.
 hv-state-test = $$(cargo test -p kvmlet-hv --test state --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
 
-# Each machine takes one processor of the host, however many it has: two go side by side.
-HW_RUNS := test-hw-one test-hw-two test-hw-silicon
+# Each machine takes one processor of the host, however many it has: two go side by side, the longest beside
+# all others.
+HW_RUNS := test-hw-one test-hw-state test-hw-silicon test-hw-two
 
 .PHONY: test-hw test-hw-steps $(HW_RUNS)
 test-hw: deps-hw
@@ -229,8 +230,9 @@ test-hw-steps: $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
 	$(BIN)/python tests/hwkvm/run.py --prepare
-	$(BIN)/python tests/hwkvm/run.py --smp 1 --timeout-s 300 -- $(hv-state-test)
 	@$(MAKE) --jobs 2 --output-sync=target $(HW_RUNS)
+test-hw-state:
+	$(BIN)/python tests/hwkvm/run.py --smp 1 --timeout-s 300 -- $(hv-state-test)
 test-hw-one:
 	$(call hw-tests,1,auto:most)
 test-hw-two:
