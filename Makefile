@@ -133,7 +133,7 @@ test-exit test-poll: test-%:
 	KVMLET_CALLS=$* $(SIDE_BY_SIDE) -m '$(EACH_WAY)' --share $(SHARE) $(END_TO_END)
 
 # What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
-LONG_PARTS := auto exit poll rust user servers suites network first
+LONG_PARTS := auto exit poll rust user servers suites network first silicon
 # Servers and other programs that only a part of their own has installed.
 SERVERS := tests/e2e/test_servers.py tests/e2e/test_serve_load.py
 NETWORK := tests/e2e/test_net_programs.py
@@ -221,7 +221,7 @@ hv-state-test = $$(cargo test -p kvmlet-hv --test state --no-run 2>&1 | sed -n '
 
 # Each machine takes one processor of the host, however many it has: two go side by side, the longest beside
 # all others.
-HW_RUNS := test-hw-one test-hw-state test-hw-silicon test-hw-two
+HW_RUNS := test-hw-one test-hw-state test-hw-two
 
 .PHONY: test-hw test-hw-steps $(HW_RUNS)
 test-hw: deps-hw
@@ -241,7 +241,10 @@ test-hw-two:
 # What requests, resets and forks cost may only fall (benches/silicon.toml).
 SILICON = cargo build --profile $(1) --package kvmlet-engine --example silicon && \
 	$(BIN)/python benches/silicon.py --profile $(1)
-test-hw-silicon:
+test-long-silicon: deps-hw $(VENV)/.group-dev
+	@$(MAKE) develop
+	@$(MAKE) guests
+	$(BIN)/python tests/hwkvm/run.py --prepare
 	$(call SILICON,quick) --check
 
 .PHONY: hw-shell
