@@ -15,6 +15,8 @@
 #define THREADS 6
 #define ROUNDS 400
 
+static volatile int holds;
+
 static long futex(uint32_t *word, int op, uint32_t value, const struct timespec *timeout) {
     return syscall(SYS_futex, word, op, value, timeout, NULL, 0);
 }
@@ -200,9 +202,42 @@ static void of_processes(void) {
     CHECK(pthread_mutex_unlock(mutex) == 0);
 }
 
+// A family is killed of which one thread has the mutex and another waits for it, before somebody outside.
+static void *hold_for_good(void *mutex) {
+    NEED(pthread_mutex_lock(mutex) == 0);
+    holds = 1;
+    pause();
+    return NULL;
+}
+
+static void of_a_family(void) {
+    section("a family");
+    pthread_mutex_t *mutex = a_mutex(PTHREAD_MUTEX_NORMAL, 1, 1);
+    int ready[2];
+    char byte = 0;
+    NEED(pipe(ready) == 0);
+    pid_t family = fork();
+    if (!family) {
+        pthread_t thread;
+        NEED(pthread_create(&thread, NULL, hold_for_good, mutex) == 0);
+        while (!holds) usleep(1000);
+        NEED(write(ready[1], &byte, 1) == 1);
+        pthread_mutex_lock(mutex);
+        _exit(1);
+    }
+    NEED(read(ready[0], &byte, 1) == 1);
+    usleep(20000);
+    pid_t outside = fork();
+    if (!outside) _exit(pthread_mutex_lock(mutex) == EOWNERDEAD ? 42 : 1);
+    usleep(50000);
+    int status;
+    NEED(kill(family, SIGKILL) == 0 && waitpid(family, &status, 0) == family);
+    NEED(waitpid(outside, &status, 0) == outside);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 42);
+}
+
 // The owner ends without a list of robust mutexes: who waits gets the word with a mark.
 static uint32_t plain;
-static volatile int holds;
 
 static void *hold_plain(void *unused) {
     (void)unused;
@@ -240,6 +275,7 @@ static void calls(void) {
     FAILS(futex((uint32_t *)((char *)&word + 1), FUTEX_LOCK_PI, 0, NULL), EINVAL);
     FAILS(futex(NULL, FUTEX_LOCK_PI, 0, NULL), EFAULT);
     pthread_t thread;
+    holds = 0;
     NEED(pthread_create(&thread, NULL, hold_plain, NULL) == 0);
     while (!holds) usleep(1000);
     CHECK(futex(&plain, FUTEX_LOCK_PI, 0, NULL) == 0);
@@ -253,6 +289,7 @@ int main(void) {
     interrupted();
     robust();
     of_processes();
+    of_a_family();
     calls();
     return 0;
 }

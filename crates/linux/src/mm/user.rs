@@ -177,6 +177,10 @@ pub fn load_u32(cx: &mut Cx<'_>, gva: Gva) -> Result<u32, Errno> {
     })
 }
 
+/// Tries to change a word, each after another has changed it meanwhile. No other thread of the program's runs then. A
+/// word of a file that is shared with other processes of the host may change at any time.
+pub const EXCHANGES_MAX: usize = 128;
+
 /// Stores `new` in the word at `gva` if it holds `old`; answers whether it did.
 ///
 /// # Errors

@@ -73,15 +73,13 @@ impl PiMutexes {
 }
 
 impl Sched {
-    /// A thread has ended. The first who waits for each mutex that it had makes its call again, finds
-    /// the owner gone and takes the mutex.
+    /// A thread has ended. All who wait for a mutex that it had make their calls again, in their order. The first that
+    /// can finds the owner gone and takes the mutex.
     pub fn pi_owner_gone(&mut self, owner: Tid) {
         while let Some(key) = self.pi.of(owner) {
             let Some(first) = self.pi.first(key) else {
                 return;
             };
-            // The others wait for it, whatever becomes of it.
-            self.pi.owned_by(key, first);
             self.retry(first, false);
         }
     }

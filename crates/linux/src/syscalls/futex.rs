@@ -9,7 +9,7 @@ use kvmlet_abi::{Errno, Gva};
 
 use crate::clock;
 use crate::cx::Cx;
-use crate::mm::user;
+use crate::mm::user::{self, EXCHANGES_MAX};
 use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::syscalls::args::{Args, Int, Len, Ptr, Uint};
 use crate::syscalls::pi;
@@ -46,11 +46,11 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
         }
         FUTEX_TRYLOCK_PI => {
             let key = robust::key_of(cx, uaddr, private)?;
-            pi::try_lock(cx, uaddr, key)
+            pi::try_lock(cx, uaddr, key, state)
         }
         FUTEX_UNLOCK_PI => {
             let key = robust::key_of(cx, uaddr, private)?;
-            pi::unlock(cx, uaddr, key)
+            pi::unlock(cx, uaddr, key, state)
         }
         FUTEX_WAIT | FUTEX_WAIT_BITSET => {
             let bitset = if command == FUTEX_WAIT {
@@ -110,7 +110,9 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
         FUTEX_WAKE_OP => {
             let first = robust::key_of(cx, uaddr, private)?;
             let second = robust::key_of(cx, uaddr2, private)?;
-            let old = apply_op(cx, uaddr2, val3)?;
+            let Some(old) = apply_op(cx, uaddr2, val3)? else {
+                return Ok(Outcome::Again(state.kept(0)));
+            };
             let mut woken = cx
                 .kernel
                 .wake_futex(first, FUTEX_BITSET_MATCH_ANY, wake_count(val));
@@ -156,14 +158,15 @@ fn wait_deadline(
     Ok(Some(time))
 }
 
-/// FUTEX_WAKE_OP's read-modify-write of the second word; returns its old value.
-fn apply_op(cx: &mut Cx<'_>, gva: Gva, encoded: u32) -> Result<u32, Errno> {
+/// FUTEX_WAKE_OP's read-modify-write of the second word; returns its old value, or `None` if others change it all
+/// the time.
+fn apply_op(cx: &mut Cx<'_>, gva: Gva, encoded: u32) -> Result<Option<u32>, Errno> {
     let mut operand = sign_extend_12(encoded >> 12);
     if encoded & (8 << 28) != 0 {
         operand = 1i32.wrapping_shl(operand as u32 & 31);
     }
     let operand = operand as u32;
-    loop {
+    for _ in 0..EXCHANGES_MAX {
         let old = user::load_u32(cx, gva)?;
         let new = match (encoded >> 28) & 7 {
             0 => operand,
@@ -174,9 +177,10 @@ fn apply_op(cx: &mut Cx<'_>, gva: Gva, encoded: u32) -> Result<u32, Errno> {
             _ => return Err(Errno::ENOSYS),
         };
         if user::compare_exchange_u32(cx, gva, old, new)? {
-            return Ok(old);
+            return Ok(Some(old));
         }
     }
+    Ok(None)
 }
 
 fn compare_op(old: u32, encoded: u32) -> Result<bool, Errno> {

@@ -6,22 +6,25 @@ use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
 use crate::kernel::Tid;
-use crate::mm::user;
+use crate::mm::user::{self, EXCHANGES_MAX};
 use crate::outcome::{CallState, FutexKey, Outcome, Resume, Wait, WaitOn};
 
 fn own_word(cx: &Cx<'_>) -> u32 {
     u32::try_from(cx.tid.0).unwrap_or(0) & FUTEX_TID_MASK
 }
 
-/// Takes the mutex if nobody has it: `Err` is the owner otherwise, with FUTEX_WAITERS set in the word.
-fn take(
-    cx: &mut Cx<'_>,
-    uaddr: Gva,
-    key: FutexKey,
-    has_waited: bool,
-) -> Result<Result<(), Tid>, Errno> {
+/// The outcome of a try to take a mutex.
+enum Taken {
+    Yes,
+    /// This thread has it, and FUTEX_WAITERS is set in the word.
+    No(Tid),
+    /// The word is changed all the time.
+    Unsettled,
+}
+
+fn take(cx: &mut Cx<'_>, uaddr: Gva, key: FutexKey, has_waited: bool) -> Result<Taken, Errno> {
     let own = own_word(cx);
-    loop {
+    for _ in 0..EXCHANGES_MAX {
         let old = user::load_u32(cx, uaddr)?;
         let owner = old & FUTEX_TID_MASK;
         if owner == own {
@@ -35,7 +38,7 @@ fn take(
             (_, false) => return Err(Errno::ESRCH),
             (_, true) => {
                 if user::compare_exchange_u32(cx, uaddr, old, old | FUTEX_WAITERS)? {
-                    return Ok(Err(tid));
+                    return Ok(Taken::No(tid));
                 }
                 continue;
             }
@@ -46,12 +49,13 @@ fn take(
         };
         if user::compare_exchange_u32(cx, uaddr, old, own | died | waiters)? {
             cx.kernel.sched.pi.owned_by(key, cx.tid);
-            return Ok(Ok(()));
+            return Ok(Taken::Yes);
         }
     }
+    Ok(Taken::Unsettled)
 }
 
-/// FUTEX_LOCK_PI and FUTEX_LOCK_PI2.
+/// FUTEX_LOCK_PI and FUTEX_LOCK_PI2. Linux differs: a circle of owners that wait for each other is not found.
 ///
 /// # Errors
 /// `EDEADLK` if the caller has it, `ESRCH` if its owner is no thread, `ETIMEDOUT`, `EFAULT`.
@@ -63,9 +67,10 @@ pub fn lock(
     state: &CallState,
 ) -> Result<Outcome, Errno> {
     match take(cx, uaddr, key, state.has_waited)? {
-        Ok(()) => Ok(Outcome::Done(Ok(0))),
-        Err(_) if state.expired => Err(Errno::ETIMEDOUT),
-        Err(owner) => Ok(Outcome::Wait(Wait {
+        Taken::Yes => Ok(Outcome::Done(Ok(0))),
+        Taken::Unsettled => Ok(Outcome::Again(state.kept(0))),
+        Taken::No(_) if state.expired => Err(Errno::ETIMEDOUT),
+        Taken::No(owner) => Ok(Outcome::Wait(Wait {
             on: WaitOn::PiMutex(key, owner),
             deadline_ns,
             resume: Resume::Retry(CallState {
@@ -81,18 +86,31 @@ pub fn lock(
 ///
 /// # Errors
 /// `EAGAIN` if another thread has it, else as [`lock`].
-pub fn try_lock(cx: &mut Cx<'_>, uaddr: Gva, key: FutexKey) -> Result<Outcome, Errno> {
-    take(cx, uaddr, key, false)?.map_err(|_| Errno::EAGAIN)?;
-    Ok(Outcome::Done(Ok(0)))
+pub fn try_lock(
+    cx: &mut Cx<'_>,
+    uaddr: Gva,
+    key: FutexKey,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    match take(cx, uaddr, key, false)? {
+        Taken::Yes => Ok(Outcome::Done(Ok(0))),
+        Taken::No(_) => Err(Errno::EAGAIN),
+        Taken::Unsettled => Ok(Outcome::Again(state.kept(0))),
+    }
 }
 
 /// FUTEX_UNLOCK_PI: the first who waits has the mutex then.
 ///
 /// # Errors
 /// `EPERM` if the caller does not have it, `EFAULT`.
-pub fn unlock(cx: &mut Cx<'_>, uaddr: Gva, key: FutexKey) -> Result<Outcome, Errno> {
+pub fn unlock(
+    cx: &mut Cx<'_>,
+    uaddr: Gva,
+    key: FutexKey,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
     let own = own_word(cx);
-    loop {
+    for _ in 0..EXCHANGES_MAX {
         let old = user::load_u32(cx, uaddr)?;
         if old & FUTEX_TID_MASK != own {
             return Err(Errno::EPERM);
@@ -108,4 +126,5 @@ pub fn unlock(cx: &mut Cx<'_>, uaddr: Gva, key: FutexKey) -> Result<Outcome, Err
         }
         return Ok(Outcome::Done(Ok(0)));
     }
+    Ok(Outcome::Again(state.kept(0)))
 }

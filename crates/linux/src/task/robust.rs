@@ -6,7 +6,7 @@ use kvmlet_abi::linux::futex::{
 use kvmlet_abi::{Errno, Gva};
 
 use crate::cx::Cx;
-use crate::mm::user;
+use crate::mm::user::{self, EXCHANGES_MAX};
 use crate::outcome::FutexKey;
 
 /// The key of a futex at `uaddr`, private to the address space or not.
@@ -90,7 +90,7 @@ fn robust_death(cx: &mut Cx<'_>, uaddr: u64, pending: bool) -> Result<(), Errno>
     if uaddr & 3 != 0 {
         return Err(Errno::EINVAL);
     }
-    loop {
+    for _ in 0..EXCHANGES_MAX {
         let old = user::load_u32(cx, Gva(uaddr))?;
         if pending && old & FUTEX_TID_MASK == 0 {
             wake_word(cx, uaddr, 1);
@@ -107,6 +107,8 @@ fn robust_death(cx: &mut Cx<'_>, uaddr: u64, pending: bool) -> Result<(), Errno>
             return Ok(());
         }
     }
+    // Others change it all the time: it is no mutex.
+    Ok(())
 }
 
 /// Wakes waiters of a word whether they wait privately or shared.
