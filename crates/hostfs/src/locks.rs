@@ -107,7 +107,15 @@ impl HostLocks {
         shared: &[LockRange],
     ) -> Result<(), Errno> {
         for range in shared {
-            set(fd.as_fd(), libc::F_RDLCK, *range)?;
+            // Only the one before can be in the way, with what is no shared lock.
+            let held = set(fd.as_fd(), libc::F_RDLCK, *range);
+            held.map_err(|error| {
+                if error == Errno::EAGAIN {
+                    Errno::ENOLCK
+                } else {
+                    error
+                }
+            })?;
         }
         self.records.insert(file, Holder { fd, access });
         Ok(())

@@ -22,6 +22,9 @@ use crate::outcome::{Source, WaitOn};
 
 /// Locks held at most; then ENOLCK.
 const LOCKS_MAX: usize = 4096;
+/// Waits that a search for a deadlock follows (MAX_DEADLK_ITERATIONS, fs/locks.c). A longer circle waits for ever, as
+/// it does there.
+const DEADLOCK_STEPS_MAX: usize = 10;
 /// End of a lock that reaches to the end of the file, whatever its size.
 pub const TO_END: u64 = u64::MAX;
 
@@ -92,7 +95,7 @@ impl Locks {
     fn is_deadlock(&self, wanted: &Lock, is_waiting: impl Fn(Tid) -> bool) -> bool {
         let mut at = *wanted;
         // Each step is to another owner's wait. A circle that `wanted` is not in has no end.
-        for _ in 0..=self.wanted.len() {
+        for _ in 0..=DEADLOCK_STEPS_MAX {
             let Some(blocker) = self.conflict(&at) else {
                 return false;
             };
@@ -279,7 +282,7 @@ pub fn hold(cx: &mut Cx<'_>, file: FileId, lock: Lock) -> Result<(), Errno> {
     };
     match lock.owner {
         Owner::Flock(_) => hold_whole(cx, &fd, &lock)?,
-        Owner::Files(_) | Owner::Description(_) => hold_record(cx, &fd, &lock)?,
+        Owner::Files(_) | Owner::Description(_) => hold_record(cx, (file, &fd), &lock)?,
     }
     let held = cx.kernel.locks.hold(lock);
     if held.is_err() {
@@ -312,11 +315,15 @@ fn hold_whole(cx: &mut Cx<'_>, fd: &HostFd, lock: &Lock) -> Result<(), Errno> {
     held
 }
 
-fn hold_record(cx: &mut Cx<'_>, fd: &HostFd, lock: &Lock) -> Result<(), Errno> {
+fn hold_record(cx: &mut Cx<'_>, (file, fd): (FileId, &HostFd), lock: &Lock) -> Result<(), Errno> {
     let mode = lock.mode.of_host();
     if !cx.host.locks.can_hold_records(lock.file, mode) {
+        // Opening it for nothing at each try would be told to whoever watches the file on the host.
+        if foreign(cx, file, lock)?.is_some() {
+            return Err(Errno::EAGAIN);
+        }
         let own = open_again(cx, fd, mode)?;
-        // A description that cannot hold this one holds shared ones at most.
+        // A description that cannot hold this one holds shared ones at most, or gives ENOLCK.
         let held = cx.kernel.locks.on(lock.file, lock.owner);
         let shared: Vec<LockRange> = held.map(|held| (held.start, held.end)).collect();
         cx.host.locks.use_for_records(lock.file, own, &shared)?;
