@@ -223,6 +223,16 @@ static void limits(void) {
         _exit(0);
     }
     NEED(waitpid(child, NULL, 0) == child);
+    // One that gets no descriptor is not made.
+    child = fork();
+    if (!child) {
+        struct rlimit none = {0, 0};
+        NEED(setrlimit(RLIMIT_NOFILE, &none) == 0);
+        FAILS(make(name, 0, 2, 16), EMFILE);
+        _exit(0);
+    }
+    NEED(waitpid(child, NULL, 0) == child);
+    FAILS(mq_open(name, O_RDONLY), ENOENT);
     // A queue lives on while it has a name, whoever ends.
     child = fork();
     if (!child) {

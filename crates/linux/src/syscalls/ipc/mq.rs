@@ -55,7 +55,8 @@ pub fn sys_mq_open(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     };
     let name = read_name(cx, name)?;
     let who = cx.creds();
-    let id = match cx.kernel.ipc.mqueues.find(&name) {
+    let known = cx.kernel.ipc.mqueues.find(&name);
+    let id = match known {
         Some(_) if flags.contains(OpenFlags::CREAT | OpenFlags::EXCL) => {
             return Err(Errno::EEXIST);
         }
@@ -74,7 +75,12 @@ pub fn sys_mq_open(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let path = [b"/", name.as_slice()].concat();
     let file = description(FileKind::Mqueue(id), flags, &path);
     cx.kernel.ipc.mqueues.opened(id);
-    fd::install_new(cx, file, OnExec::Close).map(|number| u64::from(number.cast_unsigned()))
+    let installed = fd::install_new(cx, file, OnExec::Close);
+    if installed.is_err() && known.is_none() {
+        let memory = &mut cx.machine.memory;
+        cx.kernel.ipc.mqueues.unlink(memory, &name);
+    }
+    installed.map(|number| u64::from(number.cast_unsigned()))
 }
 
 fn create(
