@@ -107,6 +107,32 @@ def test_a_mapping_and_the_host(room: pathlib.Path) -> None:
     assert (data.stat().st_size, data.read_bytes()[:2]) == (4096, b"\1\3")
 
 
+def test_a_word_that_the_host_changes_all_the_time(
+    guests: pathlib.Path, room: pathlib.Path
+) -> None:
+    (room / "word").write_bytes(bytes(4096))
+    with subprocess.Popen([guests / "hostfiles", "churn", "word"], cwd=room) as churn:
+        try:
+            limit = ["--timeout", "2s"]
+            run = in_vm([guests / "hostfiles", "count", "word"], cwd=room, options=[*HERE, *limit])
+        finally:
+            churn.kill()
+    assert run.status == 124, run.own_lines
+
+
+def test_attributes_that_the_host_goes_by(room: pathlib.Path) -> None:
+    (room / "file").touch()
+    code = (
+        "import errno, os\n"
+        "for name in ('overlay.redirect', 'containers.override_stat', 'fuseoverlayfs.uid'):\n"
+        "    try: os.setxattr('file', 'user.' + name, b'x')\n"
+        "    except OSError as error: print(error.errno == errno.EPERM)\n"
+    )
+    run = in_vm([PYTHON, "-c", code], cwd=room, options=HERE)
+    assert (run.status, run.stdout) == (0, b"True\n" * 3), run.own_lines
+    assert os.listxattr(room / "file") == []
+
+
 LOCKS = """
 import errno, fcntl, os, struct, sys
 fd = os.open("lock", os.O_RDWR)

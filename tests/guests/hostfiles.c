@@ -2,12 +2,14 @@
 // directory, and stays.
 #include "guest.h"
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
@@ -371,7 +373,31 @@ static void rights(void) {
     SHOW(fgetxattr(gone, "user.x", buf, 64));
 }
 
+// A word of a file, which one process changes all the time and another one uses as a futex.
+static uint32_t *word_of(const char *path) {
+    int fd = open(path, O_RDWR);
+    uint32_t *word = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    NEED(fd >= 0 && word != MAP_FAILED);
+    return word;
+}
+
+static void churn(const char *path) {
+    volatile uint32_t *word = word_of(path);
+    for (;;) *word += 0x100;
+}
+
+static void count(const char *path) {
+    uint32_t *word = word_of(path), own = 0;
+    for (int turn = 0; turn < 200000; turn++)
+        syscall(SYS_futex, &own, FUTEX_WAKE_OP, 1, 1, word, FUTEX_OP(FUTEX_OP_ADD, 1, FUTEX_OP_CMP_EQ, 0));
+}
+
 int main(int argc, char **argv) {
+    if (argc == 3 && strcmp(argv[1], "churn") == 0) churn(argv[2]);
+    if (argc == 3 && strcmp(argv[1], "count") == 0) {
+        count(argv[2]);
+        return 0;
+    }
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "mappings") == 0) mappings();
         else if (strcmp(argv[i], "locks") == 0) locks();

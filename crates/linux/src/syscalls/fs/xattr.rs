@@ -130,6 +130,12 @@ fn change(
                 return Err(Errno::EPERM);
             }
             check_mode(&cx.asker(), &attr, MAY_WRITE)?;
+            if xattr::is_obeyed(&name) {
+                cx.host
+                    .report
+                    .unsupported(call, crate::vfs::printable(&name));
+                return Err(Errno::EPERM);
+            }
             match value {
                 Some(value) => xattr::set(named, &attr, (&name, value), flags)?,
                 None => xattr::remove(named, &attr, &name)?,
