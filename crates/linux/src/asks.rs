@@ -86,6 +86,16 @@ impl Asks {
         !self.new.is_empty()
     }
 
+    /// The questions that the host has seen and not answered.
+    #[must_use]
+    pub fn seen(&self) -> Vec<u64> {
+        let is_new = |ticket: u64| self.new.iter().any(|question| question.ticket == ticket);
+        let open = self.open.iter().filter(|(_, ask)| ask.answer.is_none());
+        open.map(|(ticket, _)| *ticket)
+            .filter(|ticket| !is_new(*ticket))
+            .collect()
+    }
+
     /// True if an answer is to come.
     #[must_use]
     pub fn are_awaited(&self) -> bool {
@@ -181,6 +191,17 @@ mod tests {
         assert_eq!(asks.answer_of(first), Ok(Some(&Err(Errno::EPIPE))));
         assert!(!asks.are_awaited());
         assert_eq!(asks.answer_of(77), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn those_that_the_host_has_seen() {
+        let mut asks = Asks::default();
+        let tickets = [text("a"), text("b"), text("c")].map(|text| asks.ask(0, text));
+        assert!(asks.seen().is_empty());
+        asks.take_new();
+        asks.take_new();
+        asks.answer(tickets[0], Ok(text("answer")), 0);
+        assert_eq!(asks.seen(), [tickets[1]]);
     }
 
     #[test]

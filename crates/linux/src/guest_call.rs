@@ -312,6 +312,13 @@ impl Personality {
         self.kernel.sched.wake_source(Source::AskRoom);
     }
 
+    /// Ends the questions that the host has seen and not answered: there will be no answer (`EPIPE`).
+    pub fn drop_questions(&mut self) {
+        for ticket in self.kernel.channel.asks.seen() {
+            self.answer(ticket, Err(Errno::EPIPE));
+        }
+    }
+
     /// True if the program has asked and is to be answered.
     #[must_use]
     pub fn awaits_answers(&self) -> bool {

@@ -18,6 +18,8 @@ impl Snapshot {
     pub(crate) fn freeze(mut sandbox: Sandbox) -> Result<Self, EngineError> {
         // What is left is between the program and us.
         sandbox.personality.drop_connections();
+        // Their answers would come to this sandbox, which is gone then.
+        sandbox.personality.drop_questions();
         sandbox.personality.park(&mut sandbox.guest.vcpu);
         sandbox.guest.vcpu.check()?;
         if let Some(end) = sandbox.personality.kernel.end {

@@ -38,6 +38,7 @@ impl Sandbox {
         self.personality.host.clock.stop_at(frozen.frozen_ns);
         lock(&frozen.learned).note_pages(report.named(), report.dropped.iter().copied());
         self.last_reset = report;
+        self.door = frozen.door;
         Ok(())
     }
 
@@ -90,6 +91,7 @@ impl Sandbox {
         self.watch_network();
         self.last_reset = ResetReport::default();
         self.ended = None;
+        self.door = frozen.door;
         Ok(())
     }
 
