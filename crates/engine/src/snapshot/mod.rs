@@ -229,12 +229,7 @@ impl Frozen {
 
     /// Chooses the copies of frozen pages that may stay mapped through a reset.
     fn copy_keeper(&self) -> impl FnMut(MmId, Gva) -> bool {
-        let mut keepers: BTreeMap<MmId, _> = BTreeMap::new();
-        move |id, gva| {
-            let of_space = || self.kernel.mms.get(&id).map(|mm| mm.copy_keeper());
-            let keeper = keepers.entry(id).or_insert_with(of_space);
-            keeper.as_mut().is_some_and(|keeps| keeps(gva))
-        }
+        copy_keeper_of(&self.kernel)
     }
 
     fn next_kernel(&self) -> Kernel {
@@ -259,5 +254,15 @@ impl Frozen {
         sandbox.door = self.door;
         sandbox.asking = self.storages.clone().map(Asking::of);
         Ok(sandbox)
+    }
+}
+
+/// Says of pages, by the address spaces of `kernel`, if a copy may be mapped writable for them.
+fn copy_keeper_of(kernel: &Kernel) -> impl FnMut(MmId, Gva) -> bool {
+    let mut keepers: BTreeMap<MmId, _> = BTreeMap::new();
+    move |id, gva| {
+        let of_space = || kernel.mms.get(&id).map(|mm| mm.copy_keeper());
+        let keeper = keepers.entry(id).or_insert_with(of_space);
+        keeper.as_mut().is_some_and(|keeps| keeps(gva))
     }
 }

@@ -8,13 +8,15 @@ use std::collections::BTreeSet;
 use kvmlet_abi::Gva;
 use kvmlet_mem::MmId;
 
-use super::lock;
+use super::{copy_keeper_of, lock};
 use crate::sandbox::Sandbox;
 
 /// Pages that are known of a snapshot's forks at most: so much memory may each of them have ahead.
 const PAGES_MAX: usize = 512;
 /// A fork that has so many copies has begun with what it is for.
 const YOUNG_MAX: u64 = 64;
+/// A fork that has written so many pages is no example: one alone could fill the list.
+const EXAMPLE_MAX: u64 = PAGES_MAX as u64;
 /// A fork is an example so often: each time that it stops and has written more.
 const NOTES_MAX: u32 = 8;
 
@@ -78,8 +80,12 @@ impl Sandbox {
         let pages = lock(&frozen.siblings).0.clone();
         // Without memory for them it has its faults.
         let _ = self.guarded(|sandbox| {
-            let machine = &mut sandbox.personality.machine;
-            let keeper = frozen.copy_keeper();
+            // Private memory that may be written, in the frozen program and still: it may have run a little.
+            let mut may_be_kept = frozen.copy_keeper();
+            let personality = &mut *sandbox.personality;
+            let mut may_be_written = copy_keeper_of(&personality.kernel);
+            let keeper = |id, gva| may_be_kept(id, gva) && may_be_written(id, gva);
+            let machine = &mut personality.machine;
             let pages = pages.into_iter();
             Ok(machine
                 .spaces
@@ -94,7 +100,8 @@ impl Sandbox {
         };
         let spaces = &self.personality.machine.spaces;
         let written_pages = spaces.written_copies();
-        if written_pages > youth.noted_pages && self.ended.is_none() {
+        let is_young = written_pages <= EXAMPLE_MAX;
+        if is_young && written_pages > youth.noted_pages && self.ended.is_none() {
             youth.noted_pages = written_pages;
             youth.notes_left -= 1;
             lock(&frozen.siblings).note(spaces.written_pages());

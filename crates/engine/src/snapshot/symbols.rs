@@ -22,7 +22,8 @@ impl Frozen {
 
     /// Remembers the address of a function that was found in a fork.
     pub(crate) fn note_symbol(&self, name: &str, found: Gva, fork: &Personality) {
-        if !fork.has_code_of(&self.kernel) || fork.has_code_of_its_own() {
+        let is_frozen_code = fork.has_code_of(&self.kernel) && self.check_files().is_ok();
+        if !is_frozen_code || fork.has_code_of_its_own() {
             return;
         }
         let mut symbols = lock(&self.symbols);
