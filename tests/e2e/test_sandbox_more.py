@@ -209,6 +209,21 @@ def test_forks_have_callables_of_their_own(service: kvmlet.Sandbox) -> None:
         assert one == [b"a\n", b"c\n"]
 
 
+def test_a_callable_whose_end_closes_the_sandbox() -> None:
+    class Job:
+        def __init__(self) -> None:
+            self.sandbox = kvmlet.Sandbox(["sleep", "1000"], stdout=self.told)
+
+        def told(self, data: bytes) -> None: ...
+
+        def __del__(self) -> None:
+            self.sandbox.close()
+
+    sandbox = Job().sandbox
+    sandbox.close()
+    assert sandbox.closed
+
+
 def test_a_callable_that_raises_or_asks(service: kvmlet.Sandbox) -> None:
     with service.freeze() as snapshot:
 
