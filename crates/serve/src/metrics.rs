@@ -463,11 +463,50 @@ impl Metrics {
     }
 }
 
+/// Metrics of which there may be several, told apart by a label.
+trait Labelled {
+    fn label(&self) -> (&'static str, &str);
+}
+
+impl Labelled for ProgramMetrics {
+    fn label(&self) -> (&'static str, &str) {
+        of_program(&self.program)
+    }
+}
+
+impl Labelled for StorageMetrics {
+    fn label(&self) -> (&'static str, &str) {
+        ("storage", &self.storage)
+    }
+}
+
+/// A histogram: its name, what it is of, and where it is.
+type Time<T> = (&'static str, &'static str, fn(&T) -> &Histogram);
+/// A number: its name, kind, what it is of, and where it is.
+type Value<T> = (&'static str, &'static str, &'static str, fn(&T) -> u64);
+
+fn write_times<T: Labelled>(text: &mut String, all: &[Arc<T>], times: &[Time<T>]) {
+    for (name, help, time) in times {
+        begin(text, name, "histogram", help);
+        for one in all {
+            time(one).write(text, name, one.label());
+        }
+    }
+}
+
+fn write_values<T: Labelled>(text: &mut String, all: &[Arc<T>], values: &[Value<T>]) {
+    for (name, kind, help, value) in values {
+        begin(text, name, kind, help);
+        for one in all {
+            let labels = labels(one.label(), None);
+            let _ = writeln!(text, "{name}{labels} {}", value(one));
+        }
+    }
+}
+
 /// The metrics that each program has for itself.
 fn of_programs(text: &mut String, programs: &[Arc<ProgramMetrics>]) {
-    type Time = fn(&ProgramMetrics) -> &Histogram;
-    type Value = fn(&ProgramMetrics) -> u64;
-    let times: [(&str, &str, Time); 3] = [
+    let times: [Time<ProgramMetrics>; 3] = [
         (
             "kvmlet_queue_seconds",
             "Time that requests waited for a fork.",
@@ -484,12 +523,7 @@ fn of_programs(text: &mut String, programs: &[Arc<ProgramMetrics>]) {
             |one| &one.reset,
         ),
     ];
-    for (name, help, time) in times {
-        begin(text, name, "histogram", help);
-        for one in programs {
-            time(one).write(text, name, of_program(&one.program));
-        }
-    }
+    write_times(text, programs, &times);
     let name = "kvmlet_poller_cpu_seconds_total";
     let help = "CPU time of threads that answer system calls without an exit.";
     begin(text, name, "counter", help);
@@ -498,7 +532,7 @@ fn of_programs(text: &mut String, programs: &[Arc<ProgramMetrics>]) {
         let time = seconds(count(&one.poller_cpu_us));
         let _ = writeln!(text, "{name}{labels} {time}");
     }
-    let values: [(&str, &str, &str, Value); 8] = [
+    let values: [Value<ProgramMetrics>; 8] = [
         (
             "kvmlet_denials_total",
             "counter",
@@ -545,34 +579,21 @@ fn of_programs(text: &mut String, programs: &[Arc<ProgramMetrics>]) {
             |one| level(&one.upgrades),
         ),
     ];
-    for (name, kind, help, value) in values {
-        begin(text, name, kind, help);
-        for one in programs {
-            let labels = labels(of_program(&one.program), None);
-            let _ = writeln!(text, "{name}{labels} {}", value(one));
-        }
-    }
-}
-
-/// The label of values of a storage.
-fn of_storage(one: &StorageMetrics) -> (&'static str, &str) {
-    ("storage", &one.storage)
+    write_values(text, programs, &values);
 }
 
 /// The metrics that each storage has for itself.
 fn of_storages(text: &mut String, storages: &[Arc<StorageMetrics>]) {
-    type Time = fn(&StorageMetrics) -> &Histogram;
-    type Value = fn(&StorageMetrics) -> u64;
     let name = "kvmlet_storage_questions_total";
     let help = "Questions to storages by the way they ended.";
     begin(text, name, "counter", help);
     for one in storages {
         for (how, number) in Asked::ALL.iter().zip(&one.questions) {
-            let labels = labels(of_storage(one), Some(("outcome", how.name())));
+            let labels = labels(one.label(), Some(("outcome", how.name())));
             let _ = writeln!(text, "{name}{labels} {}", count(number));
         }
     }
-    let times: [(&str, &str, Time); 2] = [
+    let times: [Time<StorageMetrics>; 2] = [
         (
             "kvmlet_storage_queue_seconds",
             "Time that questions waited for a storage.",
@@ -584,13 +605,8 @@ fn of_storages(text: &mut String, storages: &[Arc<StorageMetrics>]) {
             |one| &one.ran,
         ),
     ];
-    for (name, help, time) in times {
-        begin(text, name, "histogram", help);
-        for one in storages {
-            time(one).write(text, name, of_storage(one));
-        }
-    }
-    let values: [(&str, &str, &str, Value); 3] = [
+    write_times(text, storages, &times);
+    let values: [Value<StorageMetrics>; 3] = [
         (
             "kvmlet_storage_restarts_total",
             "counter",
@@ -610,13 +626,7 @@ fn of_storages(text: &mut String, storages: &[Arc<StorageMetrics>]) {
             |one| level(&one.memory_bytes),
         ),
     ];
-    for (name, kind, help, value) in values {
-        begin(text, name, kind, help);
-        for one in storages {
-            let labels = labels(of_storage(one), None);
-            let _ = writeln!(text, "{name}{labels} {}", value(one));
-        }
-    }
+    write_values(text, storages, &values);
 }
 
 #[cfg(test)]

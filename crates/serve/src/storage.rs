@@ -21,6 +21,8 @@ use crate::metrics::{Asked, StorageMetrics};
 const QUEUE_MAX: usize = 65_536;
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A storage that has answered and run for so long did not end by what it was started with.
+const LASTING: Duration = Duration::from_secs(10);
 /// Host memory for a storage's thread.
 const STACK_BYTES: usize = 2 << 20;
 
@@ -252,9 +254,10 @@ impl Shared {
             };
             let why = match booted {
                 Ok(storage) => {
-                    let before = self.metrics.answered();
+                    let (before, began) = (self.metrics.answered(), Instant::now());
                     let why = self.answer(storage, log);
-                    if self.metrics.answered() > before {
+                    // Who crashes it may ask it something harmless before.
+                    if self.metrics.answered() > before && began.elapsed() > LASTING {
                         failures = 0;
                     }
                     format!("storage {}: {why}", self.settings.name)
