@@ -423,6 +423,10 @@ def test_connections(run: Run) -> None:
                     await connection.sendall(b"x" * 400_000)
                 assert received == b"X" * 400_000
                 assert await cancelled(lambda: connection.recv(1), 0.1) < CANCEL_S
+                # What came as the wait was given up is there for the next one.
+                connection._arrived = b"kept"
+                assert await connection.recv(3) == b"kep"
+                assert await connection.recv(9) == b"t"
                 connection.settimeout("20ms")
                 with pytest.raises(kvmlet.DeadlineExceeded):
                     await connection.recv(1)

@@ -13,7 +13,7 @@ from kvmlet._box_watch import Watch as SyncWatch
 from kvmlet._offload import in_loop, offload, until_stopped
 from kvmlet._run import check_codec
 from kvmlet.aio._connection import Connection, running_loop, streams
-from kvmlet.aio._twin import Starting, Twin, short, stoppable
+from kvmlet.aio._twin import Closing, Starting, Twin, short, stoppable
 from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Files(ProgramFiles):
         return Watch._of(await offload(lambda: self._sync.watch(path, recursive=recursive)))
 
 
-class Watch(Twin[SyncWatch]):
+class Watch(Closing[SyncWatch]):
     """Tells what happens to files of a box. Made by `Files.watch`.
 
     A cancelled wait loses nothing: the next one gets it.
@@ -124,17 +124,6 @@ class Watch(Twin[SyncWatch]):
 
     # Nobody has had them: who waited for them was cancelled meanwhile.
     _arrived: list[FileChange]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def __aiter__(self) -> AsyncIterator[FileChange]:
         while not self.closed:
@@ -429,14 +418,6 @@ class Box(Starting[sync.Box]):
     def _make(self, options: Mapping[str, Any]) -> None:
         self._adopt(sync.Box(**options))
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     def __repr__(self) -> str:
         state = "not started" if self._options is not None else "closed" if self.closed else "open"
         return f"<kvmlet.aio.Box ({state})>"
@@ -588,7 +569,7 @@ class Box(Starting[sync.Box]):
         return self._options is None and self._sync.closed
 
 
-class BoxSnapshot(Twin[sync.BoxSnapshot]):
+class BoxSnapshot(Closing[sync.BoxSnapshot]):
     """A box as it was, to be forked any number of times. Made by `Box.snapshot`.
 
     >>> import asyncio
@@ -609,17 +590,6 @@ class BoxSnapshot(Twin[sync.BoxSnapshot]):
         made = cls.__new__(cls)
         made._sync = snapshot
         return made
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def fork(self, count: int = 1) -> list[Box]:
         """`count` boxes that go on from the snapshot."""

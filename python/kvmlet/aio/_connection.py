@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kvmlet import _connection as sync
 from kvmlet._offload import offload, until_stopped
-from kvmlet.aio._twin import Twin, short
+from kvmlet.aio._twin import Closing, short
 from kvmlet.errors import KvmletError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
-    from types import TracebackType
     from typing import Self
 
 T = TypeVar("T")
@@ -30,12 +29,12 @@ class Waits(Protocol):
     def __call__(self, call: Callable[[], T], /) -> Coroutine[Any, Any, T]: ...
 
 
-class Connection(Twin[sync.Connection]):
+class Connection(Closing[sync.Connection]):
     """A connection to a server, made by `Box.connect` or `Sandbox.connect`.
 
     It has what `kvmlet.Connection` has, as coroutines, on asyncio and on trio. One coroutine may
-    send while another one receives. A cancelled `recv` loses nothing; a cancelled `sendall` may
-    have sent a part.
+    send while another one receives. A cancelled `recv` loses nothing, but interrupts
+    a `Sandbox`, which goes on after a reset only; a cancelled `sendall` may have sent a part.
 
         >>> import asyncio
         >>> async def main():
@@ -53,27 +52,19 @@ class Connection(Twin[sync.Connection]):
         raise UsageError("a connection cannot be made directly", remedy="call connect()")
 
     _waits: Waits
+    # Nobody has had it: who waited for it was cancelled meanwhile. None while there is nothing.
+    _arrived: bytes | None
 
     @classmethod
     def _of(cls, connection: sync.Connection, waits: Waits) -> Self:
         made = cls.__new__(cls)
         made._sync = connection
         made._waits = waits
+        made._arrived = None
         return made
 
     def __repr__(self) -> str:
         return repr(self._sync).replace("kvmlet.", "kvmlet.aio.", 1)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def send(self, data: bytes | bytearray | memoryview) -> int:
         """Send some bytes: how many, at most all. Raises as `kvmlet.Connection.send`."""
@@ -87,8 +78,16 @@ class Connection(Twin[sync.Connection]):
 
     async def recv(self, bufsize: int) -> bytes:
         """Receive some bytes, at most `bufsize`: b"" once the server will send no more."""
-        it = self._sync
-        return await self._waits(lambda: it.recv(bufsize))
+
+        def receive() -> None:
+            self._arrived = self._sync.recv(bufsize)
+
+        if self._arrived is None or bufsize <= 0:
+            await self._waits(receive)
+        data, self._arrived = self._arrived or b"", None
+        if len(data) > bufsize:
+            data, self._arrived = data[:bufsize], data[bufsize:]
+        return data
 
     shutdown = short(sync.Connection.shutdown)
     close = short(sync.Connection.close)
@@ -214,6 +213,11 @@ class _Transport(asyncio.Transport):
             await work()
         except (KvmletError, OSError) as error:
             await self._lose(error)
+        except Exception as error:  # noqa: BLE001
+            # The protocol's own fault, as asyncio tells of it.
+            told = {"message": "a protocol has failed", "exception": error, "transport": self}
+            self._loop.call_exception_handler(told)
+            await self._lose(error)
 
     async def _read(self) -> None:
         while True:
@@ -244,7 +248,7 @@ class _Transport(asyncio.Transport):
                 await self._lose(None)
                 return
 
-    async def _lose(self, error: KvmletError | OSError | None) -> None:
+    async def _lose(self, error: Exception | None) -> None:
         if self._lost:
             return
         self._lost = self._closing = True

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from kvmlet import interpreter as sync
 from kvmlet._offload import in_loop, offload, until_stopped
 from kvmlet.aio._box import Box, Files
-from kvmlet.aio._twin import Starting, Twin, short
+from kvmlet.aio._twin import Closing, Starting, short
 from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from types import TracebackType
     from typing import Self, Unpack
 
     from kvmlet._run import _Inherit
@@ -72,14 +71,6 @@ class Interpreter(Starting[sync.Interpreter]):
     def _make(self, options: Mapping[str, Any]) -> None:
         self._adopt(sync.Interpreter(**options))
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     async def run(
         self,
         source: str,
@@ -126,7 +117,7 @@ class Interpreter(Starting[sync.Interpreter]):
         return self._options is None and self._sync.closed
 
 
-class InterpreterSnapshot(Twin[sync.InterpreterSnapshot]):
+class InterpreterSnapshot(Closing[sync.InterpreterSnapshot]):
     """A session as it was, to be forked any number of times. Made by `Interpreter.snapshot`.
 
     >>> import asyncio
@@ -149,17 +140,6 @@ class InterpreterSnapshot(Twin[sync.InterpreterSnapshot]):
         made = cls.__new__(cls)
         made._sync = snapshot
         return made
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def fork(self, count: int = 1) -> list[Interpreter]:
         """`count` sessions that go on from the snapshot."""

@@ -10,7 +10,7 @@ from kvmlet import sandbox as sync
 from kvmlet._offload import halted_by, in_loop, offload, result_of
 from kvmlet.aio._box import ProgramFiles
 from kvmlet.aio._connection import Connection
-from kvmlet.aio._twin import Starting, Twin, short
+from kvmlet.aio._twin import Closing, Starting, Twin, short
 from kvmlet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,14 +106,6 @@ class Sandbox(Starting[sync.Sandbox]):
     def _make(self, options: Mapping[str, Any]) -> None:
         self._adopt(sync.Sandbox(**options))
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     async def until_ready(self, timeout: float | str | None = None) -> Self:
         """Let the program run until it asks for a message; this sandbox."""
         await _until_ready(self, timeout)
@@ -206,7 +198,7 @@ _until_listening = _running(sync.Sandbox.until_listening)
 _run_for = _running(sync.Sandbox.run_for)
 
 
-class Snapshot(Twin[sync.Snapshot]):
+class Snapshot(Closing[sync.Snapshot]):
     """A frozen program. Made by `Sandbox.freeze`.
 
     >>> import asyncio
@@ -227,17 +219,6 @@ class Snapshot(Twin[sync.Snapshot]):
         made = cls.__new__(cls)
         made._sync = snapshot
         return made
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
     async def fork(self, *, stdout: Told = None, stderr: Told = None) -> Sandbox:
         """A sandbox in the frozen state."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from kvmlet._offload import offload, until_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Mapping
+    from types import TracebackType
     from typing import Self
 
 P = ParamSpec("P")
@@ -23,7 +24,26 @@ class Twin(Generic[S]):
     _sync: S
 
 
-class Starting(Twin[S]):
+class _Closes(Protocol):
+    def close(self) -> Coroutine[Any, Any, None]: ...
+
+
+class Closing(Twin[S]):
+    """A twin that is closed at the end of the block that it is entered for."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self: _Closes,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Starting(Closing[S]):
     """A twin that is made at once, and starts when it is entered or awaited.
 
     Any number of coroutines may await it: one of them starts it. After an error the next one tries
