@@ -88,6 +88,7 @@ class Liar:
         (10, [b"12345", b"", b"67890"]),
         (10, [b"12345678901"]),
         (10, [b"123", b"12345678"]),
+        (1 << 20, [b"1"] * 2000),
     ],
 )
 def test_an_answer_in_pieces_that_lies(total_bytes: int, pieces: list[bytes]) -> None:

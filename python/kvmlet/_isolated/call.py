@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kvmlet._isolated.exceptions import guest_error, one_line, printable
-from kvmlet._isolated.pieces import pieces, total_of
+from kvmlet._isolated.pieces import PIECE_BYTES, pieces, total_of
 from kvmlet.errors import DeadlineExceeded, KvmletError, ResultError, SandboxEnded
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ R = TypeVar("R")
 
 _SPARE_BYTES = 8 << 20
 """Memory for a result's objects, beyond what the function has left of its own."""
+_SPARE_PIECES = 1024
+"""Pieces of an answer, beyond those that it takes."""
 
 _NAME_MAX_CHARS = 100
 
@@ -125,7 +127,9 @@ def _answer_to(sandbox: Sandbox, message: bytes) -> bytes:
     while left > 0:
         piece = sandbox.recv()
         left -= len(piece)
-        if not piece or left < 0:
+        # Many short ones would each cost more here than they count for.
+        many = len(taken) > _SPARE_PIECES + total_bytes // PIECE_BYTES
+        if not piece or left < 0 or many:
             raise _nonsense("its pieces have another length than it said")
         taken.append(piece)
     return b"".join(taken)

@@ -63,6 +63,8 @@ _MAX_SAME_HASH = 64
 # Keys of one hash are compared, an int with a Decimal slowly: so many bytes of them in one message.
 _MAX_COMPARED_BYTES = 1 << 20
 _UUID_BYTES = 16
+# A view of the answer takes more than other values of its size.
+_VIEW_BYTES = 320
 # As numpy has them: dimensions, and a length that no product of two overflows 64 bits with.
 _MAX_DIMENSIONS = 32
 _MAX_LENGTH = 1 << 31
@@ -138,6 +140,7 @@ class _Reader:
         start, end = self.at, self.at + length
         if end > len(self.data):
             raise DataError("too short")
+        self.charge(_VIEW_BYTES)
         self.at = end
         return memoryview(self.data)[start:end]
 
@@ -298,7 +301,7 @@ class _Reader:
     def extended(self, depth: int, in_key: bool) -> Any:
         word = self.value(depth, False)
         make = _EXTENDED.get(word) if isinstance(word, str) else None
-        before, self.in_array = self.in_array, word == ARRAY
+        before, self.in_array = self.in_array, make is not None and word == ARRAY
         content = self.value(depth, in_key)
         self.in_array = before
         if make is None:
