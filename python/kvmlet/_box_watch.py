@@ -84,6 +84,8 @@ class Watch:
     _file: tuple[int, int]
     _recursive: bool
     _paths: dict[int, bytes]
+    # Files that a `read` may still tell of that it finds in new directories.
+    _left: int
     _closing: weakref.finalize[..., Watch]
 
     @classmethod
@@ -97,6 +99,7 @@ class Watch:
         watch._closing.atexit = False
         watch._recursive = recursive
         watch._paths = {}
+        watch._left = _TOLD_MAX
         own = _DELETE_SELF | _MOVE_SELF
         try:
             watch._add(path, own)
@@ -129,6 +132,8 @@ class Watch:
         while True:
             left_s = None if end_s is None else max(end_s - time.monotonic(), 0.0)
             data = self._events(left_s)
+            # Commands choose how many there are, and how often they are moved.
+            self._left = _TOLD_MAX
             changes = [] if data is None else list(self._changes(data))
             # Some events are of no change, as the end of a watch.
             if changes or data is None:
@@ -200,19 +205,18 @@ class Watch:
     def _entered(self, path: bytes) -> Iterator[FileChange]:
         """Watches a directory that is new here, and tells of what is in it already."""
         left = [path]
-        told = 0
-        while left:
+        # Once too much has happened, that was said.
+        while left and self._left >= 0:
             each = left.pop()
             try:
                 entries = self._add_one(each, _ONLYDIR | _DONT_FOLLOW)
-                told += len(entries)
+                self._left -= len(entries)
             except BoxFileError as error:
                 if _is_full(error):
                     yield FileChange("lost", "")
                     return
                 continue  # gone again
-            # Commands choose how many there are.
-            if told > _TOLD_MAX:
+            if self._left < 0:
                 yield FileChange("lost", "")
                 return
             for name, is_directory in sorted(entries):

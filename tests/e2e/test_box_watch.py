@@ -120,6 +120,20 @@ def test_a_flood_is_told_of_as_lost(box: kvmlet.Box) -> None:
         assert ("created", "./after") in watch.read(timeout=HANG_S)
 
 
+def test_a_directory_that_is_moved_again_and_again(box: kvmlet.Box) -> None:
+    """Each move brings all its files; what one read tells of is bounded all the same."""
+    make = "import os\nos.mkdir('d')\nfor i in range(2000): open(f'd/{i}', 'w').close()"
+    move = "import os\nfor _ in range(500): os.rename('d', 'e'); os.rename('e', 'd')"
+    box.run(["python3", "-c", make], check=True)
+    with box.files.watch(recursive=True) as watch:
+        box.run(["python3", "-c", move], check=True)
+        kinds = set()
+        while changes := watch.read(timeout=0.5):
+            assert len(changes) < 40_000
+            kinds |= {change.kind for change in changes}
+        assert "lost" in kinds
+
+
 def test_more_directories_than_can_be_watched(box: kvmlet.Box) -> None:
     make = "import os\nfor i in range(9000): os.mkdir(f'{i}')"
     box.files.mkdir("many")
