@@ -317,10 +317,11 @@ def start_of(
     search = _program.search_path(pairs(env))
     if _program.is_run_by((b"node", b"nodejs"), argv, guest_cwd(cwd), search):
         file = guest_node_module()
-        option = f"--require={file}"
-        if " " not in file and '"' not in file:
-            env["NODE_OPTIONS"] = " ".join(filter(None, (option, env.get("NODE_OPTIONS"))))
-            named.read.append(os.fsencode(file))
+        # As Node reads its options: in quotes, where a backslash stands before one of these.
+        quoted = file.replace("\\", "\\\\").replace('"', '\\"')
+        option = f'"--require={quoted}"'
+        env["NODE_OPTIONS"] = " ".join(filter(None, (option, env.get("NODE_OPTIONS"))))
+        named.read.append(os.fsencode(file))
     modules = os.fsencode(guest_modules()) if asks else None
     return Start(argv, env, cwd, named, modules=modules, view="overlay")
 

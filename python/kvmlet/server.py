@@ -23,6 +23,7 @@ from kvmlet._launch import guest_argv, named_of
 from kvmlet._serving import (
     DEFAULTS,
     FRONT_DEFAULTS,
+    MAX_STORAGES,
     PROGRAM_DEFAULTS,
     STORAGE_DEFAULTS,
     FrontWords,
@@ -462,6 +463,10 @@ class Server:
 
 def _table(storages: object) -> dict[str, object]:
     if isinstance(storages, Mapping):
+        if len(storages) > MAX_STORAGES:
+            raise UsageError(
+                f"storage: {len(storages)} are too many", remedy=f"the most are {MAX_STORAGES}"
+            )
         return dict(storages)
     raise UsageError(
         f"storage: {storages!r} is no table",
@@ -481,6 +486,11 @@ def _storage(
     command = words.pop("command", None)
     if command is None:
         raise UsageError(f"{where} has no command", remedy='give it one: "command": ["python3"]')
+    if isinstance(command, (str, bytes)):
+        raise UsageError(
+            f"{where}: its command is a single {type(command).__name__}, not a list",
+            remedy='write its words, as ["python3", "cart.py"]',
+        )
     memory = words.pop("memory", DEFAULT_MEMORY_BYTES)
     processes_max = words.pop("max_procs", DEFAULT_MAX_PROCS)
     unknown = sorted(str(key) for key in set(words) - set(STORAGE_DEFAULTS))
