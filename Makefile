@@ -211,8 +211,8 @@ hw-tests = $(BIN)/python tests/hwkvm/run.py --smp $(1) --timeout-s 1800 -- \
 	$(foreach run,$(2),KVMLET_CALLS=$(firstword $(subst :, ,$(run))) $(PYTEST) -p no:cacheprovider \
 		-p no:hypothesispytest --timeout 600 $(HW_$(lastword $(subst :, ,$(run)))) $(HW_FILES) || status=$$?;) exit $$status'
 HW_FILES = $(shell grep -rl 'mark\.hw' --include='test_*.py' $(END_TO_END) | sort)
-HW_most := -m "hw and not default_mode" --share 1-4/5
-HW_rest := -m "hw and not default_mode" --share 5/5
+HW_most := -m "hw and not default_mode" --share 1-5/7
+HW_rest := -m "hw and not default_mode" --share 6-7/7
 HW_modes := -m "hw_modes and not default_mode"
 HW_calls := -m "hw and default_mode"
 
