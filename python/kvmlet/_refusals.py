@@ -28,6 +28,8 @@ _REMEDIES = {
     "address": "allow it with --net {path}",
     "network": "a sandbox has no such sockets",
     "host-socket": "allow it with --unix {path}",
+    "replaceable-socket": "the host's sockets in a tree of --write stay out of reach: "
+    "a program could put another one there",
     "terminal": "the terminal is the caller's",
     "descriptors": "sandboxes have half of the descriptors that the process may open: "
     "raise its limit (ulimit -n)",
@@ -39,7 +41,7 @@ _REMEDIES = {
 _NEVER_SHOWN = ("/etc/shadow", "/etc/gshadow", "/proc/", "/sys/", "/dev/")
 _NEVER = "it is not visible, and no option shows it"
 
-_NO_SOCKET = "of the host's sockets, --unix allows streams outside of /dev, /proc and /sys"
+_NO_SOCKET = "of the host's sockets, --unix allows those outside of /dev, /proc and /sys"
 
 # Calls that only ask. One that failed to use the same thing says more.
 _ASKING = ("stat", "access", "readlink", "statfs", "getxattr", "listxattr")
@@ -70,8 +72,9 @@ def flag_of(what: str, kind: str, volumes: "Volumes" = ()) -> str:
         return "" if own else f"--net {_quoted(address)}"
     path = path_of(what)
     if kind == "host-socket":
-        never = path.startswith(_NEVER_SHOWN) or not what.startswith("connect ")
-        return "" if never else f"--unix {_quoted(_seen_on_host(path, volumes))}"
+        if path.startswith(_NEVER_SHOWN):
+            return ""
+        return f"--unix {_quoted(_seen_on_host(path, volumes))}"
     volume = _volume_of(path, volumes)
     if volume and kind == "read-only":
         return f"-v {_quoted(':'.join((*volume, 'rw')))}"

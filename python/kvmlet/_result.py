@@ -30,7 +30,7 @@ class Denial:
     """Name of the error that the guest got: "EACCES"."""
     kind: str
     """The rule that refused it: "hidden", "read-only", "special-file", "kernel-file", "address",
-    "network", "host-socket", "terminal", "descriptors" or "mappings"."""
+    "network", "host-socket", "replaceable-socket", "terminal", "descriptors" or "mappings"."""
     count: int = 1
     """The times that it was refused."""
 

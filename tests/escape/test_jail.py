@@ -86,6 +86,7 @@ assert len(os.listdir(".")) == 9001
 # Past a quarter of 16 MiB files lie on the host's disk.
 PAST_MEMORY = "head -c 8M /dev/zero >/tmp/a && cmp -n 8388608 /tmp/a /dev/zero && rm /tmp/a"
 
+OWN_NAME = ["/usr/bin/python3", "-c", "import socket as s; s.socket(s.AF_UNIX).bind('name')"]
 HOST_FILES = [GUESTS / "build" / "hostfiles", "mappings", "locks", "unnamed", "attributes"]
 
 # For more than a second after the last call, so that the poller ends.
@@ -183,6 +184,7 @@ for place in (outside, readable):
     refused("unlink", os.unlink, b"file", dir_fd=at)
     refused("rmdir", os.rmdir, b"directory", dir_fd=at)
     refused("symlink", os.symlink, b"x", b"new", dir_fd=at)
+    refused("socket", os.mknod, b"new", 0o140600, dir_fd=at)
     here = os.open(inside, os.O_PATH)
     refused("link in", linked, at, b"file", here, b"new")
     refused("link out", linked, here, b"mine", at, b"new")
@@ -205,6 +207,8 @@ KILLING = [
     "os.chmod(here + '/mine', 0o777)",
     "os.mkfifo(here + '/fifo')",
     "os.mknod(here + '/node')",
+    "os.mknod(here + '/node', 0o020600, 0x103)",
+    "socket.socket(socket.AF_UNIX).bind(here + '/name')",
     "os.utime(here + '/mine')",
     "os.setxattr(here + '/mine', 'user.x', b'x')",
     "os.removexattr(here + '/mine', 'user.x')",
@@ -228,7 +232,7 @@ def test_a_tree_to_change_is_the_only_one(tmp_path: pathlib.Path) -> None:
     here = os.fspath(places[0])
     for attempt in KILLING:
         code = (
-            f"import fcntl, os; from kvmlet import _native; here = {here!r}\n"
+            f"import fcntl, os, socket; from kvmlet import _native; here = {here!r}\n"
             "_native.harden(_native.Policy(os.fsencode(here), [], None, [os.fsencode(here)]))\n"
             f"{attempt}"
         )
@@ -275,6 +279,7 @@ def test_each_rule_is_used(guests: pathlib.Path, tmp_path: pathlib.Path) -> None
             run("-m", "16m", "--", "/bin/sh", "-c", PAST_MEMORY, **captured),
             run("--write", ".", "--", GUESTS / "build" / "writes", cwd=changed, **captured),
             run("--write", ".", "--", *HOST_FILES, cwd=(tmp_path / "more"), **captured),
+            run("--write", ".", "--", *OWN_NAME, cwd=(tmp_path / "more"), **captured),
             # A traceback, with lines of our own source.
             run("nosuch", status=127, cwd=ROOT, env={**ENV, "KVMLET_DEBUG": "1"}, **captured),
             run("--", "/bin/sh", "-c", "read a; echo $a", stdin=theirs, stdout=theirs),

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 from typing import TYPE_CHECKING
@@ -87,7 +88,11 @@ def test_nothing_else_is_changed(places: tuple[pathlib.Path, pathlib.Path], show
     assert sorted(os.listdir(inside.parent)) == above
     special = [path for path in inside.rglob("*") if not path.is_symlink()]
     special = [path for path in special if not (path.is_file() or path.is_dir())]
-    assert sorted(path.name for path in special) == ["its-fifo", "its-socket"]
+    assert sorted(path.name for path in special) == ["its-fifo", "its-socket", "socket"]
+    # A name that leads nobody to the guest, while it runs or later.
+    made = inside / "socket"
+    assert stat.S_ISSOCK(made.lstat().st_mode)
+    assert made.lstat().st_mode & 0o7000 == 0
 
 
 def test_protected_names_by_every_way(tmp_path: pathlib.Path) -> None:

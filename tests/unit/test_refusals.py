@@ -30,6 +30,10 @@ def test_sockets_are_named_by_their_paths_on_the_host() -> None:
     assert flag_of("connect /run/x.sock", kind) == "--unix /run/x.sock"
     assert flag_of("connect /data/x.sock", kind, VOLUMES) == "--unix '/srv/it s/x.sock'"
     assert remedy_of("connect /run/x.sock", kind) == "allow it with --unix /run/x.sock"
-    for what in ("sendto /run/systemd/notify", "connect /dev/log", "connect /proc/self/root/x"):
+    assert flag_of("sendto /run/notify", kind) == "--unix /run/notify"
+    for what in ("connect /dev/log", "connect /proc/self/root/x"):
         assert flag_of(what, kind) == ""
-        assert "--unix allows streams" in remedy_of(what, kind)
+        assert "--unix allows those" in remedy_of(what, kind)
+    kind = "replaceable-socket"
+    assert flag_of("connect /work/x.sock", kind) == ""
+    assert "in a tree of --write stay out of reach" in remedy_of("connect /work/x.sock", kind)

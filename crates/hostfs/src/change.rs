@@ -6,14 +6,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use kvmlet_abi::Errno;
 use kvmlet_policy::file_name;
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, Timespec, Timestamps};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps,
+};
 use rustix::io::ReadWriteFlags;
 
-use crate::attr::{Attr, FileTime, S_IFREG};
+use crate::attr::{Attr, FileTime, S_IFREG, S_IFSOCK};
 use crate::error::errno;
 use crate::file::HostFile;
-use crate::handle::open_in;
-use crate::object::attr_of;
+use crate::handle::{attr_in, open_in};
+use crate::object::{attr_of, birth_time_in};
 use crate::stream::retry;
 
 /// The purpose that a regular file is opened for.
@@ -204,6 +206,22 @@ fn undo_mask(fd: BorrowedFd<'_>, permissions: u32) -> Result<Attr, Errno> {
 /// The host's.
 pub fn make_symlink(dir: BorrowedFd<'_>, path: &[u8], target: &[u8]) -> Result<(), Errno> {
     rustix::fs::symlinkat(target, dir, file_name(path)).map_err(errno)
+}
+
+/// Makes the name of a socket that nobody listens at, with these permissions but for those that this process's mask
+/// takes. Answers the attributes of what has the name then, when it was created among them.
+///
+/// # Errors
+/// The host's: `EEXIST` if something is there, `ENOSPC`; `ESTALE` if another thing has taken the name by now.
+pub fn make_socket(dir: BorrowedFd<'_>, path: &[u8], permissions: u32) -> Result<Attr, Errno> {
+    let bits = Mode::from_bits_truncate(permissions);
+    rustix::fs::mknodat(dir, file_name(path), FileType::Socket, bits, 0).map_err(errno)?;
+    let attr = attr_in(dir, path)?;
+    if attr.kind() != S_IFSOCK {
+        return Err(Errno::ESTALE);
+    }
+    let btime = birth_time_in(dir, path);
+    Ok(Attr { btime, ..attr })
 }
 
 /// Gives what `from` names another name, `to` (link(2)). A symbolic link is not followed.

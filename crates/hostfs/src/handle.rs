@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use crate::attr::{Attr, FileTime};
 use crate::error::errno;
 use crate::hostfd::HostFd;
-use crate::object::{attr_from, attr_of, birth_time, birth_time_at, read_link};
+use crate::object::{attr_from, attr_of, birth_time, birth_time_in, read_link};
 use crate::roots::LOCATION;
 
 /// The way to reach a host object again that was found.
@@ -69,9 +69,7 @@ impl Handle {
     pub fn birth_time(&self, path: &[u8]) -> Option<FileTime> {
         match self {
             Self::Location(fd) => birth_time(fd.as_fd()),
-            Self::Entry(dir) => {
-                birth_time_at(dir.as_fd(), file_name(path), AtFlags::SYMLINK_NOFOLLOW)
-            }
+            Self::Entry(dir) => birth_time_in(dir.as_fd(), path),
         }
     }
 }

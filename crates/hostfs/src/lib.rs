@@ -52,7 +52,8 @@ pub use listing::{Listing, list};
 pub use lookup_cache::LookupCache;
 pub use machine::cpuinfo;
 pub use object::{
-    Shown, attr_of, birth_time, file_system, is_kernel_file, is_same, read_at, read_link,
+    Shown, attr_of, birth_time, birth_time_in, file_system, is_kernel_file, is_same, read_at,
+    read_link,
 };
 pub use roots::{Lookup, PATH_MAX, Roots, working_directory};
 pub use spill::{EXTENT_BYTES, EXTENT_PAGES, Extent, Spill};

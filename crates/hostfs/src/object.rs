@@ -4,6 +4,7 @@ use std::os::fd::BorrowedFd;
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::Statfs;
+use kvmlet_policy::file_name;
 use rustix::fs::AtFlags;
 
 use crate::attr::{Attr, FileTime};
@@ -111,7 +112,13 @@ pub fn birth_time(fd: BorrowedFd<'_>) -> Option<FileTime> {
     birth_time_at(fd, b"", AtFlags::EMPTY_PATH)
 }
 
-pub(crate) fn birth_time_at(dir: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> Option<FileTime> {
+/// The same of what directory `dir` has by the name that `path` ends in. A symbolic link is not followed.
+#[must_use]
+pub fn birth_time_in(dir: BorrowedFd<'_>, path: &[u8]) -> Option<FileTime> {
+    birth_time_at(dir, file_name(path), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn birth_time_at(dir: BorrowedFd<'_>, name: &[u8], flags: AtFlags) -> Option<FileTime> {
     use rustix::fs::StatxFlags;
     let found = rustix::fs::statx(dir, name, flags, StatxFlags::BTIME).ok()?;
     let known = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::BTIME);

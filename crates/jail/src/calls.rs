@@ -176,6 +176,7 @@ pub(crate) const ALWAYS: &[Call] = calls! {
 pub(crate) const CHANGES: &[Call] = calls! {
     SYS_openat [Masked(2, UNKNOWN_FLAGS, 0)] Allow "opens a file for writing, makes one, with a name or without";
     SYS_mkdirat [] Allow "makes a directory";
+    SYS_mknodat [Masked(2, S_IFMT, S_IFSOCK)] Allow "the name of a socket, which nobody listens at";
     SYS_unlinkat [] Allow "removes a name";
     SYS_renameat2 [] Allow "renames";
     SYS_symlinkat [] Allow "makes a symbolic link";
@@ -199,6 +200,8 @@ pub(crate) const CHANGES: &[Call] = calls! {
 const UNKNOWN_FLAGS: u32 = !0o37_777_777;
 /// The modes of fallocate(2) that Linux does not know.
 const UNKNOWN_MODES: u32 = !0x7f;
+const S_IFMT: u32 = libc::S_IFMT;
+const S_IFSOCK: u32 = libc::S_IFSOCK;
 const AT_SYMLINK_FOLLOW: u32 = libc::AT_SYMLINK_FOLLOW.cast_unsigned();
 const AT_SYMLINK_NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.cast_unsigned();
 

@@ -23,7 +23,7 @@ pub enum FileRight {
     List,
     /// Open it, or anything beneath it, for reading; list it.
     Read,
-    /// That, and change it and what is beneath it: files, directories and symbolic links.
+    /// That, and change it and what is beneath it: files, directories, symbolic links and names of sockets.
     Change,
 }
 
@@ -93,7 +93,7 @@ impl FileRight {
         match self {
             Self::List => AccessFs::ReadDir.into(),
             Self::Read => AccessFs::ReadFile | AccessFs::ReadDir,
-            // Neither devices nor named pipes nor sockets.
+            // Neither devices nor named pipes. A socket is a name that nobody listens at: bind(2) is refused.
             Self::Change => {
                 Self::Read.of_directory()
                     | AccessFs::WriteFile
@@ -101,6 +101,7 @@ impl FileRight {
                     | AccessFs::MakeReg
                     | AccessFs::MakeDir
                     | AccessFs::MakeSym
+                    | AccessFs::MakeSock
                     | AccessFs::RemoveFile
                     | AccessFs::RemoveDir
                     | AccessFs::Refer
@@ -195,7 +196,6 @@ mod tests {
         let acting = AccessFs::MakeChar
             | AccessFs::MakeBlock
             | AccessFs::MakeFifo
-            | AccessFs::MakeSock
             | AccessFs::IoctlDev
             | AccessFs::Execute;
         assert!(!granted.intersects(acting));

@@ -53,6 +53,8 @@ pub enum Remedy {
     Address,
     /// It is a socket of the host's.
     HostSocket,
+    /// The same in a tree where the program could put another one in its place.
+    ReplaceableSocket,
     /// It would act on the caller's terminal.
     CallersTerminal,
     /// Sandboxes have all the host descriptors that they may have.
@@ -91,6 +93,7 @@ impl Remedy {
             Self::NoNetwork => "network",
             Self::Address => "address",
             Self::HostSocket => "host-socket",
+            Self::ReplaceableSocket => "replaceable-socket",
             Self::CallersTerminal => "terminal",
             Self::MoreDescriptors => "descriptors",
             Self::MoreMappings => "mappings",

@@ -36,6 +36,14 @@ static int attempts;
         } \
     } while (0)
 
+#define MUST_WORK(call) \
+    do { \
+        if ((long)(call) != 0) { \
+            printf("FAIL %s: %s\n", #call, strerror(errno)); \
+            fflush(stdout); \
+        } \
+    } while (0)
+
 // Everything that changes something, by one name.
 static void change(const char *path) {
     struct timeval times[2] = {{1, 0}, {1, 0}};
@@ -104,9 +112,12 @@ static void in_a_race(int rounds) {
 static void special_files(void) {
     struct sockaddr_un name = {.sun_family = AF_UNIX, .sun_path = "socket"};
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    MUST_FAIL(bind(fd, (void *)&name, sizeof name));
+    // Names of sockets of its own, which lead nowhere on the host.
+    MUST_WORK(bind(fd, (void *)&name, sizeof name));
+    MUST_WORK(listen(fd, 5));
+    MUST_WORK(mknod("no-socket", S_IFSOCK | 0666, 0));
+    MUST_FAIL(chmod("socket", S_ISUID | 0777));
     MUST_FAIL(mkfifo("fifo", 0666));
-    MUST_FAIL(mknod("fifo", S_IFSOCK | 0666, 0));
     MUST_FAIL(mknod("null", S_IFCHR | 0666, 0x103));
     MUST_FAIL(mknod("disk", S_IFBLK | 0666, 0x801));
     // Those that the caller has there are not opened.
@@ -115,9 +126,16 @@ static void special_files(void) {
     MUST_FAIL(open("its-fifo", O_RDWR | O_NONBLOCK));
     MUST_FAIL(truncate("its-fifo", 0));
     MUST_FAIL(link("its-fifo", "stolen"));
+    fd = socket(AF_UNIX, SOCK_STREAM, 0);
     strcpy(name.sun_path, "its-socket");
     MUST_FAIL(connect(fd, (void *)&name, sizeof name));
+    MUST_FAIL(bind(fd, (void *)&name, sizeof name));
     MUST_FAIL(open("its-socket", O_RDWR));
+    // Neither by another name nor as one of its own.
+    MUST_WORK(rename("its-socket", "moved") + link("moved", "linked") + unlink("no-socket") + rename("linked", "no-socket"));
+    strcpy(name.sun_path, "no-socket");
+    MUST_FAIL(connect(fd, (void *)&name, sizeof name));
+    MUST_WORK(unlink("no-socket") + rename("moved", "its-socket"));
 }
 
 static void descriptors(void) {

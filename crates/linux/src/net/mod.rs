@@ -6,6 +6,7 @@
 pub mod client;
 mod dead;
 pub mod header;
+pub mod host_names;
 pub mod inet;
 pub mod listen;
 pub mod netlink;
@@ -35,6 +36,7 @@ use crate::vfs::ready::{
     POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, POLLRDNORM, POLLWRBAND, POLLWRNORM,
 };
 pub use dead::drop_piece;
+use host_names::HostNames;
 use queue::Queue;
 
 /// SO_SNDBUF and SO_RCVBUF of a new socket and the most that can be asked for, in bytes
@@ -311,6 +313,8 @@ pub struct Socket {
     is_done: bool,
     /// The inode that its name leads to; it holds a reference.
     inode: Option<InodeId>,
+    /// The file of the host that has its name.
+    host_name: Option<host_names::Place>,
     link: Link,
     /// Datagram sockets that are connected to this one.
     connected: OrdSet<ObjectId>,
@@ -348,6 +352,7 @@ impl Socket {
             is_connecting: false,
             is_done: false,
             inode: None,
+            host_name: None,
             link: Link::None,
             connected: OrdSet::new(),
             queue: Queue::default(),
@@ -435,6 +440,8 @@ pub struct Sockets {
     sockets: OrdMap<ObjectId, Arc<Socket>>,
     /// Sockets that are bound to an inode of the memory file system.
     by_inode: OrdMap<InodeId, ObjectId>,
+    /// Names in host trees.
+    pub host_names: HostNames,
     /// Abstract names: each kind of socket has its own.
     abstract_names: OrdMap<(SocketKind, Arc<[u8]>), ObjectId>,
     /// Ports of TCP and UDP.
@@ -568,7 +575,8 @@ impl Sockets {
     /// The streams of AF_UNIX that listen.
     pub fn listening_streams(&self) -> impl Iterator<Item = ObjectId> {
         let named = self.by_inode.values().chain(self.abstract_names.values());
-        named.copied().filter(|id| {
+        let named = named.copied().chain(self.host_names.sockets());
+        named.filter(|id| {
             let socket = self.get(*id);
             socket.is_ok_and(|socket| {
                 socket.kind == SocketKind::Stream && matches!(socket.link, Link::Listening(_))

@@ -120,14 +120,26 @@ fn bind_path(cx: &mut Cx<'_>, id: ObjectId, path: &[u8], is_bound: bool) -> Resu
         Ok(Walked::Found(_)) | Err(Errno::EEXIST) => return Err(Errno::EADDRINUSE),
         Err(error) => return Err(error),
     };
+    let mode = cx.kernel.objects.sockets.get(id)?.mode;
+    let name = Name::Unix(Arc::from([path, b"\0"].concat()));
     if hosttree::holds(cx.host, &missing.dir) {
-        return hosttree::refuse_special(cx, call, &missing);
+        if is_bound {
+            return Err(Errno::EINVAL);
+        }
+        let made = hosttree::make_socket(cx, call, &missing, (mode, Some(id)));
+        let place = made.map_err(|error| match error {
+            Errno::EEXIST => Errno::EADDRINUSE,
+            other => other,
+        })?;
+        let socket = cx.kernel.objects.sockets.get_mut(id)?;
+        (socket.host_name, socket.name) = (Some(place), Some(name));
+        return Ok(());
     }
     let dir = writable_directory(cx, call, &missing.dir, &missing.name)?;
     if is_bound {
         return Err(Errno::EINVAL);
     }
-    let attr: NewAttr = new_attr(cx, dir, 0o777, IsDir::No)?;
+    let attr: NewAttr = new_attr(cx, dir, mode, IsDir::No)?;
     let memory = &mut cx.machine.memory;
     let tmpfs = &mut cx.kernel.tmpfs;
     let inode = tmpfs.create(memory, dir, &missing.name, &NewBody::Socket, attr)?;
@@ -136,7 +148,7 @@ fn bind_path(cx: &mut Cx<'_>, id: ObjectId, path: &[u8], is_bound: bool) -> Resu
     sockets.by_inode.insert(inode, id);
     let socket = sockets.get_mut(id)?;
     socket.inode = Some(inode);
-    socket.name = Some(Name::Unix(Arc::from([path, b"\0"].concat())));
+    socket.name = Some(name);
     notify::created(cx, dir, &missing.name, inode);
     Ok(())
 }
@@ -174,6 +186,9 @@ pub(super) fn forget_name(cx: &mut Cx<'_>, id: ObjectId, socket: &Socket) {
     if let Some(inode) = socket.inode {
         sockets.by_inode.remove(&inode);
         cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode);
+    }
+    if let Some(place) = socket.host_name {
+        cx.kernel.objects.sockets.host_names.close(place, id);
     }
 }
 
@@ -226,14 +241,23 @@ fn seek(
         Walked::Missing(_) => return Err(Errno::ENOENT),
     };
     let attr = attr_of(cx, &found)?;
+    let own = match hosttree::place_of_socket(cx, &found, &attr) {
+        Some(place) => cx.kernel.objects.sockets.host_names.socket(place),
+        None => None,
+    };
     if attr.kind() == S_IFSOCK
+        && own.is_none()
         && let Some(path) = path_on_host(cx, &found)
     {
         if let Some((index, host)) = cx.host.policy.socket_at(&path) {
             return Ok(Target::Host(index, host.to_vec()));
         }
         let what = format!("{call} {}", vfs::printable(&path));
-        cx.host.report.deny(what, Errno::EACCES, Remedy::HostSocket);
+        let remedy = match hosttree::is_writable(cx.host, &path) {
+            true => Remedy::ReplaceableSocket,
+            false => Remedy::HostSocket,
+        };
+        cx.host.report.deny(what, Errno::EACCES, remedy);
         return Err(Errno::EACCES);
     }
     if !vfs::privilege::permits_found(cx, &found, &attr, MAY_WRITE)? {
@@ -245,8 +269,8 @@ fn seek(
         Node::Host(..) | Node::Synth(_) => None,
     };
     let sockets = &cx.kernel.objects.sockets;
-    let id = inode.and_then(|inode| sockets.by_inode.get(&inode));
-    let id = *id.ok_or(Errno::ECONNREFUSED)?;
+    let of_inode = inode.and_then(|inode| sockets.by_inode.get(&inode).copied());
+    let id = own.flatten().or(of_inode).ok_or(Errno::ECONNREFUSED)?;
     if sockets.get(id)?.kind != kind {
         return Err(Errno::EPROTOTYPE);
     }

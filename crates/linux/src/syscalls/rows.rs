@@ -79,7 +79,7 @@ pub(super) static ROWS: &[Row] = &[
         .partial("no out-of-band data"),
     Row::value(48, "shutdown", "di", net::sys_shutdown),
     Row::value(49, "bind", "dxi", net::sys_bind)
-        .partial("names in /tmp, abstract names, loopback addresses"),
+        .partial("names where files may be made, abstract names, loopback addresses"),
     Row::value(50, "listen", "di", net::sys_listen),
     Row::value(51, "getsockname", "dxx", net::sys_getsockname),
     Row::value(52, "getpeername", "dxx", net::sys_getpeername),

@@ -21,6 +21,8 @@ use super::{access, file};
 use crate::cx::Cx;
 use crate::fd::{FileKind, OpenFlags};
 use crate::host::Host;
+use crate::id::ObjectId;
+use crate::net::host_names;
 use crate::report::Remedy;
 
 /// True if canonical `path` lies in a tree that is changed itself.
@@ -194,7 +196,64 @@ pub fn mknod(cx: &mut Cx<'_>, call: &str, missing: &Missing, mode: u32) -> Resul
     make_file(cx, call, missing, (how, mode)).map(|_| ())
 }
 
-/// mknod(2) and bind(2) of what other programs on the host could use: a named pipe, a socket.
+/// The name of a socket, with permission bits before the mask: of one of the program's (bind(2)), or of none
+/// (mknod(2)). The host has one there that nobody listens at, so that nobody reaches the program by it.
+///
+/// Linux differs: the host's file keeps the mode that it is made with, whatever chmod(2) sets inside.
+///
+/// # Errors
+/// `EEXIST`; as [`spot`]; the host's.
+pub fn make_socket(
+    cx: &mut Cx<'_>,
+    call: &str,
+    missing: &Missing,
+    (mode, socket): (u32, Option<ObjectId>),
+) -> Result<host_names::Place, Errno> {
+    let spot = spot(cx, call, missing)?;
+    spot.check_made(cx, call, S_IFSOCK)?;
+    let bits = mode & 0o777 & !cx.fs()?.umask;
+    let (dir, path) = spot.name();
+    let attr = change::make_socket(dir, path, bits)?;
+    forget_names(cx.host);
+    let place = host_names::Place::of(&attr, || None).ok_or(Errno::ESTALE)?;
+    let names = &mut cx.kernel.objects.sockets.host_names;
+    names.add(place, socket, bits);
+    Ok(place)
+}
+
+/// The file that was found, if it is a socket of a host's tree.
+#[must_use]
+pub fn place_of_socket(cx: &Cx<'_>, found: &Found, attr: &Attr) -> Option<host_names::Place> {
+    if cx.kernel.objects.sockets.host_names.is_empty() {
+        return None;
+    }
+    host_names::Place::of(attr, || super::birth_time(cx, found))
+}
+
+/// Sets the mode of a name that the program has given a socket; `false` if this is none.
+pub fn set_socket_mode(cx: &mut Cx<'_>, found: &Found, attr: &Attr, mode: u32) -> bool {
+    let place = place_of_socket(cx, found, attr);
+    let names = &mut cx.kernel.objects.sockets.host_names;
+    place.is_some_and(|place| names.set_mode(place, mode))
+}
+
+/// A name with these attributes is about to go: the file that goes with it, if the program has given a socket that name
+/// and it has no other.
+fn last_name(cx: &Cx<'_>, spot: &Spot, attr: &Attr) -> Option<host_names::Place> {
+    if cx.kernel.objects.sockets.host_names.is_empty() || attr.nlink > 1 {
+        return None;
+    }
+    let (dir, path) = spot.name();
+    host_names::Place::of(attr, || kvmlet_hostfs::birth_time_in(dir, path))
+}
+
+fn forget_socket(cx: &mut Cx<'_>, gone: Option<host_names::Place>) {
+    if let Some(place) = gone {
+        cx.kernel.objects.sockets.host_names.forget(place);
+    }
+}
+
+/// mknod(2) of what other programs on the host could use: a named pipe.
 ///
 /// # Errors
 /// `EPERM`, recorded; as [`spot`].
@@ -226,6 +285,7 @@ pub fn link(cx: &mut Cx<'_>, call: &str, found: &Found, missing: &Missing) -> Re
     let attr = source.attr;
     match attr.kind() {
         S_IFREG | S_IFLNK => {}
+        S_IFSOCK if cx.asker().owns(&attr) => {}
         S_IFDIR => return Err(Errno::EPERM),
         _ => {
             let refused = (Errno::EPERM, Remedy::SpecialFile);
@@ -266,8 +326,11 @@ pub fn unlink(cx: &mut Cx<'_>, call: &str, missing: &Missing) -> Result<(), Errn
     }
     spot.check_removed(cx, call)?;
     spot.check_sticky(&cx.asker())?;
+    let attr = spot.attr();
+    let gone = attr.ok().and_then(|attr| last_name(cx, &spot, &attr));
     let (dir, path) = spot.name();
     change::unlink(dir, path)?;
+    forget_socket(cx, gone);
     forget_names(cx.host);
     Ok(())
 }
@@ -325,7 +388,10 @@ pub fn rename(
     if source.is_dir() && !kvmlet_hostfs::is_same(&old.dir_attr, &new.dir_attr) {
         check_mode(&cx.asker(), &source, MAY_WRITE)?;
     }
+    let replaced = target.filter(|target| !exchange && !kvmlet_hostfs::is_same(target, &source));
+    let gone = replaced.and_then(|target| last_name(cx, &new, &target));
     change::rename(old.name(), new.name(), present)?;
+    forget_socket(cx, gone);
     forget_names(cx.host);
     Ok(())
 }

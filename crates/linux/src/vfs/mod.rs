@@ -45,6 +45,7 @@ pub use ready::poll_ready;
 #[cfg(test)]
 pub use stdio::{StdStream, started_from};
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use kvmlet_abi::Errno;
@@ -108,10 +109,26 @@ pub fn path_text(cx: &Cx<'_>, dir: &Dir) -> Vec<u8> {
 /// The host's.
 pub fn attr_of(cx: &mut Cx<'_>, found: &Found) -> Result<Attr, Errno> {
     match &found.node {
-        Node::Host(_, attr) => Ok(*attr),
+        Node::Host(handle, attr) => {
+            let names = &cx.kernel.objects.sockets.host_names;
+            Ok(names.shown(*attr, || handle.birth_time(&found.path)))
+        }
         Node::Tmp(inode) => cx.kernel.tmpfs.attr(*inode),
         Node::Synth(node) => Ok(synth::attr(cx, &found.path, node)),
         Node::Open(file) => file::attr(cx, *file),
+    }
+}
+
+/// When something of the host's that was found was created, if its file system knows.
+#[must_use]
+pub fn birth_time(cx: &Cx<'_>, found: &Found) -> Option<FileTime> {
+    match &found.node {
+        Node::Host(handle, _) => handle.birth_time(&found.path),
+        Node::Open(file) => {
+            let host = file::host(&cx.kernel.files.get(file)?.kind)?;
+            kvmlet_hostfs::birth_time(cx.host.get(host).ok()?.fd.as_fd())
+        }
+        Node::Tmp(_) | Node::Synth(_) => None,
     }
 }
 

@@ -132,6 +132,9 @@ fn set_mode(cx: &mut Cx<'_>, call: &'static str, found: &Found, mode: u32) -> Sy
         Changeable::Inode(inode) => inode,
         Changeable::Host(object) => {
             guard::check_set_id(cx, call, (&found.path, &attr), mode)?;
+            if hosttree::set_socket_mode(cx, found, &attr, mode) {
+                return Ok(0);
+            }
             change::set_mode(object.named(), &attr, mode)?;
             hosttree::forget_permissions(cx.host);
             return Ok(0);

@@ -47,9 +47,8 @@ fn make(cx: &mut Cx<'_>, target: Target, body: &NewBody, mode: u32) -> SysResult
         return match body {
             NewBody::Dir => hosttree::mkdir(cx, call, &missing, mode),
             NewBody::File(_) => hosttree::mknod(cx, call, &missing, mode),
-            NewBody::Fifo | NewBody::Socket | NewBody::Symlink(_) => {
-                hosttree::refuse_special(cx, call, &missing)
-            }
+            NewBody::Socket => hosttree::make_socket(cx, call, &missing, (mode, None)).map(|_| ()),
+            NewBody::Fifo | NewBody::Symlink(_) => hosttree::refuse_special(cx, call, &missing),
         }
         .map(|()| 0);
     }

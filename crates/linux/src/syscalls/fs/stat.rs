@@ -12,7 +12,7 @@ use std::sync::Arc;
 use kvmlet_abi::linux::Statfs;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::Shown;
-use kvmlet_hostfs::attr::{Attr, FileTime, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
+use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
 use kvmlet_policy::Place;
 
 use super::{AT_EMPTY_PATH, AT_FDCWD, AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, Target, only};
@@ -125,7 +125,7 @@ pub fn sys_statx(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let found = find_stated(cx, Target::new("stat", dirfd, path), flags)?;
     let attr = vfs::attr_of(cx, &found)?;
     let attr = Attr {
-        btime: attr.btime.or_else(|| birth_time(cx, &found)),
+        btime: attr.btime.or_else(|| vfs::birth_time(cx, &found)),
         ..attr
     };
     let mut statx = attr.to_statx();
@@ -133,17 +133,6 @@ pub fn sys_statx(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     statx.stx_mask |= mask & STATX_MNT_ID;
     cx.write_struct(buf, &statx)?;
     Ok(0)
-}
-
-fn birth_time(cx: &Cx<'_>, found: &Found) -> Option<FileTime> {
-    match &found.node {
-        Node::Host(handle, _) => handle.birth_time(&found.path),
-        Node::Open(file) => {
-            let host = file::host(&cx.kernel.files.get(file)?.kind)?;
-            kvmlet_hostfs::birth_time(cx.host.get(host).ok()?.fd.as_fd())
-        }
-        Node::Tmp(_) | Node::Synth(_) => None,
-    }
 }
 
 /// access(2)

@@ -220,10 +220,15 @@ pub fn attr(cx: &mut Cx<'_>, id: FileId) -> Result<Attr, Errno> {
         FileKind::HostFile(host)
         | FileKind::HostDir(host)
         | FileKind::HostLocation(host)
-        | FileKind::HostStream(host) => match cx.host.told(*host) {
-            Some(attr) => Ok(attr),
-            None => kvmlet_hostfs::attr_of(cx.host.get(*host)?.fd.as_fd()),
-        },
+        | FileKind::HostStream(host) => {
+            if let Some(attr) = cx.host.told(*host) {
+                return Ok(attr);
+            }
+            let fd = &cx.host.get(*host)?.fd;
+            let attr = kvmlet_hostfs::attr_of(fd.as_fd())?;
+            let names = &cx.kernel.objects.sockets.host_names;
+            Ok(names.shown(attr, || kvmlet_hostfs::birth_time(fd.as_fd())))
+        }
         FileKind::Tmp(inode) => cx.kernel.tmpfs.attr(*inode),
         FileKind::Device(device) => Ok(synth::attr(cx, &file.path, &Synth::Device(*device))),
         FileKind::Text(_) => Ok(synth::attr(cx, &file.path, &Synth::Text)),
