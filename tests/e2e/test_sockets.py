@@ -30,7 +30,9 @@ LIMIT_S = 400 if HW else 60
 
 
 @pytest.mark.skipif(HW, reason="the emulated machine runs our own guests only")
-@pytest.mark.parametrize("name", ["use_unix_sockets", "use_multiprocessing", "use_tcp"])
+@pytest.mark.parametrize(
+    "name", ["use_unix_sockets", "use_multiprocessing", "use_tcp", "use_netlink"]
+)
 def test_python(oracle: Oracle, work_tree: pathlib.Path, name: str) -> None:
     script = work_tree / f"{name}.py"
     script.write_text((SCRIPTS / f"{name}.py").read_text())

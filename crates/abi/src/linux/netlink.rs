@@ -13,6 +13,7 @@ pub const RTM_NEWLINK: u16 = 16;
 pub const RTM_GETLINK: u16 = 18;
 pub const RTM_NEWADDR: u16 = 20;
 pub const RTM_GETADDR: u16 = 22;
+pub const RTM_NEWROUTE: u16 = 24;
 pub const RTM_GETROUTE: u16 = 26;
 
 pub const ARPHRD_LOOPBACK: u16 = 772;
@@ -34,7 +35,28 @@ pub const IFA_LOCAL: u16 = 2;
 pub const IFA_LABEL: u16 = 3;
 pub const IFA_FLAGS: u16 = 8;
 pub const IFA_F_PERMANENT: u8 = 0x80;
+pub const IFA_CACHEINFO: u16 = 6;
+pub const IFA_INFINITY: u32 = u32::MAX;
+
+pub const RT_SCOPE_LINK: u8 = 253;
 pub const RT_SCOPE_HOST: u8 = 254;
+pub const RT_TABLE_MAIN: u8 = 254;
+pub const RT_TABLE_LOCAL: u8 = 255;
+pub const RTPROT_KERNEL: u8 = 2;
+pub const RTN_LOCAL: u8 = 2;
+pub const RTN_BROADCAST: u8 = 3;
+pub const RTM_F_CLONED: u32 = 0x200;
+pub const RTCF_BROADCAST: u32 = 0x1000_0000;
+pub const RTCF_LOCAL: u32 = 0x8000_0000;
+pub const RTA_DST: u16 = 1;
+pub const RTA_SRC: u16 = 2;
+pub const RTA_OIF: u16 = 4;
+pub const RTA_PRIORITY: u16 = 6;
+pub const RTA_PREFSRC: u16 = 7;
+pub const RTA_CACHEINFO: u16 = 12;
+pub const RTA_TABLE: u16 = 15;
+pub const RTA_PREF: u16 = 20;
+pub const RTA_UID: u16 = 25;
 
 pub const SIOCGIFNAME: u32 = 0x8910;
 pub const SIOCGIFCONF: u32 = 0x8912;
@@ -76,5 +98,26 @@ guest_struct! {
     pub struct Ifaddrmsg {
         pub ifa_family: u8, pub ifa_prefixlen: u8, pub ifa_flags: u8, pub ifa_scope: u8,
         pub ifa_index: u32,
+    }
+}
+guest_struct! {
+    /// struct ifa_cacheinfo (rtnetlink(7)): lifetimes in seconds, times of changes in hundredths of a second.
+    pub struct IfaCacheinfo {
+        pub ifa_prefered: u32, pub ifa_valid: u32, pub cstamp: u32, pub tstamp: u32,
+    }
+}
+guest_struct! {
+    /// struct rtmsg (rtnetlink(7))
+    pub struct Rtmsg {
+        pub rtm_family: u8, pub rtm_dst_len: u8, pub rtm_src_len: u8, pub rtm_tos: u8,
+        pub rtm_table: u8, pub rtm_protocol: u8, pub rtm_scope: u8, pub rtm_type: u8,
+        pub rtm_flags: u32,
+    }
+}
+guest_struct! {
+    /// struct rta_cacheinfo (linux/rtnetlink.h)
+    pub struct RtaCacheinfo {
+        pub rta_clntref: u32, pub rta_lastuse: u32, pub rta_expires: i32, pub rta_error: u32,
+        pub rta_used: u32, pub rta_id: u32, pub rta_ts: u32, pub rta_tsage: u32,
     }
 }

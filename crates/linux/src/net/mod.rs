@@ -14,6 +14,7 @@ pub mod outside;
 mod ports;
 pub mod queue;
 pub mod rights;
+mod routes;
 pub mod unix;
 
 use std::net::SocketAddr;

@@ -5,17 +5,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::netlink::{
-    ARPHRD_LOOPBACK, IFA_ADDRESS, IFA_F_PERMANENT, IFA_FLAGS, IFA_LABEL, IFA_LOCAL, IFF_LOOPBACK,
-    IFF_LOWER_UP, IFF_RUNNING, IFF_UP, IFLA_ADDRESS, IFLA_BROADCAST, IFLA_IFNAME, IFLA_MTU,
-    IFLA_OPERSTATE, IFLA_QDISC, IFLA_TXQLEN, Ifaddrmsg, Ifinfomsg, NLM_F_ACK, NLM_F_DUMP,
-    NLM_F_MULTI, NLMSG_DONE, NLMSG_ERROR, Nlmsghdr, RT_SCOPE_HOST, RTM_GETADDR, RTM_GETLINK,
-    RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK,
+    ARPHRD_LOOPBACK, IFA_ADDRESS, IFA_CACHEINFO, IFA_F_PERMANENT, IFA_FLAGS, IFA_INFINITY,
+    IFA_LABEL, IFA_LOCAL, IFF_LOOPBACK, IFF_LOWER_UP, IFF_RUNNING, IFF_UP, IFLA_ADDRESS,
+    IFLA_BROADCAST, IFLA_IFNAME, IFLA_MTU, IFLA_OPERSTATE, IFLA_QDISC, IFLA_TXQLEN, IfaCacheinfo,
+    Ifaddrmsg, Ifinfomsg, NLM_F_ACK, NLM_F_DUMP, NLM_F_MULTI, NLMSG_DONE, NLMSG_ERROR, Nlmsghdr,
+    RT_SCOPE_HOST, RTM_GETADDR, RTM_GETLINK, RTM_GETROUTE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE,
 };
 use kvmlet_abi::linux::socket::{AF_INET, AF_INET6, AF_UNSPEC};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Name;
 use super::queue::{self, Message};
+use super::{Name, routes};
 use crate::cx::Cx;
 use crate::id::ObjectId;
 
@@ -67,7 +67,8 @@ pub fn send(cx: &mut Cx<'_>, (id, port): (ObjectId, u32), bytes: &[u8]) -> Resul
     let Ok((request, body)) = Nlmsghdr::read_from_prefix(bytes) else {
         return Ok(bytes.len());
     };
-    for answer in answers(&request, body, own) {
+    let uid = cx.creds().user.real;
+    for answer in answers(&request, body, (own, uid)) {
         let message = Message::datagram(&answer, Name::Netlink(0), None);
         cx.machine
             .memory
@@ -93,7 +94,7 @@ fn message(request: &Nlmsghdr, port: u32, (kind, flags): (u16, u16), body: &[u8]
     bytes
 }
 
-fn attribute(into: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(super) fn attribute(into: &mut Vec<u8>, kind: u16, value: &[u8]) {
     const HEADER: usize = 4;
     let len = HEADER.saturating_add(value.len());
     into.extend_from_slice(&u16::try_from(len).unwrap_or(u16::MAX).to_ne_bytes());
@@ -144,11 +145,17 @@ fn address(ip: IpAddr) -> Vec<u8> {
         IpAddr::V6(six) => attribute(&mut body, IFA_ADDRESS, &six.octets()),
     }
     attribute(&mut body, IFA_FLAGS, u32::from(IFA_F_PERMANENT).as_bytes());
+    let forever = IfaCacheinfo {
+        ifa_prefered: IFA_INFINITY,
+        ifa_valid: IFA_INFINITY,
+        ..IfaCacheinfo::default()
+    };
+    attribute(&mut body, IFA_CACHEINFO, forever.as_bytes());
     body
 }
 
-/// The datagrams that answer a request.
-fn answers(request: &Nlmsghdr, body: &[u8], port: u32) -> Vec<Vec<u8>> {
+/// The datagrams that answer a request of user `uid`.
+fn answers(request: &Nlmsghdr, body: &[u8], (port, uid): (u32, u32)) -> Vec<Vec<u8>> {
     let dumps = request.nlmsg_flags & NLM_F_DUMP == NLM_F_DUMP;
     let family = body.first().copied().map_or(AF_UNSPEC, u16::from);
     let is_of = |wanted: u16| family == AF_UNSPEC || family == wanted;
@@ -160,7 +167,15 @@ fn answers(request: &Nlmsghdr, body: &[u8], port: u32) -> Vec<Vec<u8>> {
             let both = four.into_iter().chain(six);
             both.map(|body| (RTM_NEWADDR, body)).collect()
         }
-        RTM_GETROUTE => Vec::new(),
+        RTM_GETROUTE if dumps => {
+            let each = routes::all(is_of).into_iter();
+            each.map(|body| (RTM_NEWROUTE, body)).collect()
+        }
+        RTM_GETROUTE if body.is_empty() => return Vec::new(),
+        RTM_GETROUTE => match routes::one(body, uid) {
+            Ok(route) => vec![(RTM_NEWROUTE, route)],
+            Err(errno) => return vec![error(request, port, errno)],
+        },
         kind if kind % 4 == LOOKS => return vec![error(request, port, Errno::EOPNOTSUPP)],
         kind if kind < RTM_NEWLINK => return Vec::new(),
         _ => return vec![error(request, port, Errno::EPERM)],
@@ -180,11 +195,12 @@ fn answers(request: &Nlmsghdr, body: &[u8], port: u32) -> Vec<Vec<u8>> {
     }
     let is_loopback = Ifinfomsg::read_from_prefix(body)
         .is_ok_and(|(asked, _)| [0, LOOPBACK_INDEX].contains(&asked.ifi_index));
-    if request.nlmsg_type != RTM_GETLINK {
-        return vec![error(request, port, Errno::ENETUNREACH)];
-    }
-    if !is_loopback {
-        return vec![error(request, port, Errno::ENODEV)];
+    match request.nlmsg_type {
+        RTM_GETROUTE => {}
+        RTM_GETLINK if is_loopback => {}
+        RTM_GETLINK => return vec![error(request, port, Errno::ENODEV)],
+        // Nobody asks for one address.
+        _ => return vec![error(request, port, Errno::ENETUNREACH)],
     }
     let mut answers = vec![all(0)];
     if request.nlmsg_flags & NLM_F_ACK != 0 {
