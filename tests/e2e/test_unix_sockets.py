@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 PYTHON = "/usr/bin/python3"
 LIMIT_S = 60
+SO_SNDBUFFORCE = 32
 
 pytestmark = pytest.mark.skipif(HW, reason="the emulated machine runs our own guests only")
 
@@ -616,6 +618,204 @@ def test_packets_refuse_a_freeze_and_datagrams_do_not(room: pathlib.Path, vm: No
                 with pytest.raises(kvmlet.ConnectionsOpen, match=names[0]):
                     fork.snapshot()
     assert [place for place, _ in came].count("first") == 4
+
+
+def interactive(code: str, path: pathlib.Path, *, inside: bool) -> subprocess.Popen[str]:
+    """A program that answers each line by one, natively or in a VM that may connect to `path`."""
+    words = [PYTHON, "-uc", code, os.fspath(path)]
+    return subprocess.Popen(
+        kvmlet_argv(words, ["--unix", os.fspath(path)]) if inside else words,
+        cwd="/usr",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def say(run: subprocess.Popen[str], line: str) -> str:
+    assert run.stdin is not None
+    assert run.stdout is not None
+    run.stdin.write(f"{line}\n")
+    run.stdin.flush()
+    return run.stdout.readline().strip()
+
+
+NAMED = """
+import errno, socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.setblocking(False)
+for line in sys.stdin:
+    try: print(s.sendto(line.strip().encode(), sys.argv[1]))
+    except OSError as error: print(errno.errorcode[error.errno])
+"""
+
+
+def test_an_error_is_told_of_its_own_message(room: pathlib.Path, vm: None) -> None:
+    """One that waits for room may be lost later. The next one is sent or fails by itself."""
+    path = room / "log"
+    libc = ctypes.CDLL(None, use_errno=True)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+        interactive(NAMED, path, inside=True) as run,
+    ):
+        server.bind(os.fspath(path))
+        server.settimeout(LIMIT_S)
+        other.bind(os.fspath(room / "other"))
+        # As many as the host queues, and one that waits.
+        for number in range(12):
+            assert say(run, f"{number:02}") == "2"
+        # It takes datagrams from another one only.
+        server.connect(os.fspath(room / "other"))
+        assert say(run, "refused") == "EPERM"
+        assert say(run, "refused too") == "EPERM"
+        # From anyone again; what was queued is gone.
+        assert libc.connect(server.fileno(), bytes(16), 16) == 0
+        assert say(run, "last") == "4"
+        assert server.recv(99) == b"last"
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.recv(99)
+        assert run.stdin is not None
+        run.stdin.close()
+        assert run.wait(LIMIT_S) == 0
+
+
+LONG_MESSAGES = """
+import errno, socket, sys
+kind = getattr(socket, sys.argv[2])
+with socket.socket(socket.AF_UNIX, kind) as s:
+    s.settimeout(60)
+    s.bind('')
+    s.connect(sys.argv[1])
+    def send(size):
+        try: return s.send((b'%d' % size).ljust(size, b'.'))
+        except OSError as error: return errno.errorcode[error.errno]
+    print(send(212_960), send(212_961))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+    print(s.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+    for size in (425_951, 425_952, 425_953, 425_984, 425_985):
+        print(size, send(size))
+    for _ in range(3): print(len(s.recv(1 << 20)))
+    # One that only a privileged sender can make is not carried.
+    try: print(len(s.recv(1 << 20)))
+    except OSError as error: print(errno.errorcode[error.errno])
+    print(s.recv(9))
+"""
+
+
+@pytest.mark.parametrize("kind", ["SOCK_DGRAM", "SOCK_SEQPACKET"])
+def test_the_longest_messages(room: pathlib.Path, kind: str, vm: None) -> None:
+    """Up to the largest that SO_SNDBUF makes room for, in both directions, with Linux's limits."""
+    path = room / "server"
+    came: list[bytes] = []
+
+    def answer(peer: socket.socket) -> None:
+        peer.settimeout(LIMIT_S)
+        # As much as the machine lets this user have.
+        for option in (socket.SO_SNDBUF, SO_SNDBUFFORCE):
+            with contextlib.suppress(PermissionError):
+                peer.setsockopt(socket.SOL_SOCKET, option, 1 << 20)
+        while len(came) < 3:
+            data, name = peer.recvfrom(1 << 20)
+            came.append(data)
+            if len(came) == 1 and name:
+                peer.connect(name)
+        for size in (1, 425_951, 425_952):
+            peer.send(bytes(size))
+        try:
+            peer.send(bytes(425_953))
+        except OSError:
+            peer.send(b"longest")
+        peer.send(b"last")
+
+    with socket.socket(socket.AF_UNIX, getattr(socket, kind)) as server:
+        server.bind(os.fspath(path))
+        server.settimeout(LIMIT_S)
+
+        def serve() -> None:
+            if kind == "SOCK_DGRAM":
+                answer(server)
+            else:
+                with server.accept()[0] as peer:
+                    answer(peer)
+
+        if kind == "SOCK_SEQPACKET":
+            server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        words = [PYTHON, "-c", LONG_MESSAGES, os.fspath(path), kind]
+        run = in_vm(words, cwd="/usr", options=["--unix", os.fspath(path)])
+        thread.join(LIMIT_S)
+    lines = run.stdout.decode().splitlines()
+    assert lines[:7] == [
+        "212960 EMSGSIZE",
+        "425984",
+        "425951 425951",
+        "425952 425952",
+        "425953 EMSGSIZE",
+        "425984 EMSGSIZE",
+        "425985 EMSGSIZE",
+    ], run
+    assert lines[7:10] == ["1", "425951", "425952"], run
+    assert lines[10:] in (["EMSGSIZE", "b'last'"], ["7", "b'last'"]), run
+    sizes = (212_960, 425_951, 425_952)
+    assert came == [(b"%d" % size).ljust(size, b".") for size in sizes]
+
+
+def test_a_connected_datagram_socket_in_a_fork(room: pathlib.Path, vm: None) -> None:
+    """It goes on as if nothing had been, also after a reset, and has answers of its own."""
+    code = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "s.settimeout(60); s.bind('/tmp/own'); s.connect(sys.argv[1])\n"
+        "print(s.send(b'before'), flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    s.send(line.strip().encode()); print(s.recv(99).decode(), flush=True)\n"
+    )
+    path = room / "log"
+    came = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(os.fspath(path))
+        server.settimeout(LIMIT_S)
+
+        def serve() -> None:
+            while True:
+                data, name = server.recvfrom(99)
+                if data == b"over":
+                    return
+                came.append(data)
+                if data != b"before":
+                    server.sendto(data.upper(), name)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with kvmlet.Box(unix=[path]) as box:
+            process = box.spawn(
+                ["python3", "-c", code, os.fspath(path)], text=True, stdin=subprocess.PIPE
+            )
+            assert process.stdout is not None
+            assert process.stdout.readline() == "6\n"
+
+            def ask(one: kvmlet.Process, line: str) -> str:
+                assert one.stdin is not None
+                assert one.stdout is not None
+                one.stdin.write(f"{line}\n")
+                one.stdin.flush()
+                return one.stdout.readline()
+
+            with box.snapshot() as snapshot:
+                for fork in snapshot.fork(2):
+                    with fork:
+                        for word in ("one", "two"):
+                            assert ask(fork.processes[0], word) == f"{word.upper()}\n"
+                        fork.reset()
+                        assert ask(fork.processes[0], "three") == "THREE\n"
+                assert ask(process, "four") == "FOUR\n"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"over", os.fspath(path))
+        thread.join(LIMIT_S)
+    assert came == [b"before", *[b"one", b"two", b"three"] * 2, b"four"]
 
 
 # ---- words ----

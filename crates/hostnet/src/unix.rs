@@ -23,6 +23,8 @@ use crate::socket::{FLAGS, HostSocket, OpenError, errno_of};
 
 /// The time that an answer may take. Nobody waits for a server there: it is the host's file systems that take it.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// SO_SNDBUF, which Linux doubles: as large as the largest of a program's.
+const SEND_BUFFER_BYTES: usize = 212_992;
 /// A question, and an answer without its descriptor: the question's number, and what is asked for or an error.
 const WORD_BYTES: usize = 8;
 
@@ -101,6 +103,8 @@ fn connect(path: &[u8], traffic: Traffic) -> Result<OwnedFd, Errno> {
         let name = format!("/proc/self/fd/{}", at.as_raw_fd());
         let to = SocketAddrUnix::new(name)?;
         let fd = rustix::net::socket_with(AddressFamily::UNIX, traffic.kind(), FLAGS, None)?;
+        // The program's own SO_SNDBUF limits its messages. Where the host allows less, it says EMSGSIZE.
+        rustix::net::sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER_BYTES)?;
         rustix::net::connect(&fd, &to)?;
         if traffic == Traffic::NamedDatagrams {
             // By now nobody but the server can send there.

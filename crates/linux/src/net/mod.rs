@@ -457,6 +457,8 @@ pub struct Sockets {
     clients: OrdSet<ObjectId>,
     /// Sockets that lead out of the sandbox ([`outside`]).
     ends: OrdSet<ObjectId>,
+    /// Those that take datagrams for a socket of the host, and the number of the rule that names it.
+    datagram_ends: OrdMap<ObjectId, usize>,
     /// Those for which something is to be done.
     due: OrdSet<ObjectId>,
 }
@@ -734,6 +736,7 @@ fn forget_name(cx: &mut Cx<'_>, id: ObjectId, socket: &Socket) {
     cx.host.outside.forget(id);
     let sockets = &mut cx.kernel.objects.sockets;
     sockets.ends.remove(&id);
+    sockets.datagram_ends.remove(&id);
     sockets.due.remove(&id);
     unix::forget_name(cx, id, socket);
     inet::forget_port(&mut cx.kernel.objects.sockets, id, socket);

@@ -279,7 +279,10 @@ pub fn has_unsent(cx: &Cx<'_>) -> bool {
 
 /// Ends all connections, as if each other side had reset it.
 pub fn drop_all(cx: &mut Cx<'_>) {
-    let ends: Vec<ObjectId> = cx.kernel.objects.sockets.ends.iter().copied().collect();
+    let sockets = &cx.kernel.objects.sockets;
+    let ends = sockets.ends.iter().copied();
+    let is_connection = |id: &ObjectId| !sockets.datagram_ends.contains_key(id);
+    let ends: Vec<ObjectId> = ends.filter(is_connection).collect();
     cx.kernel.hold_wakes();
     for id in ends {
         cx.host.outside.ends.remove(&id);

@@ -9,7 +9,7 @@
 use kvmlet_abi::Errno;
 use kvmlet_hostnet::{HostSocket, Moved, Traffic};
 
-use super::tcp::{End, Far, Next, STRETCH_BYTES, add, join};
+use super::tcp::{End, Far, Next, STRETCH_BYTES, add, attach, join};
 use crate::cx::Cx;
 use crate::id::ObjectId;
 use crate::net::queue::{self, Ancillary, Unsent};
@@ -19,8 +19,10 @@ use crate::net::{
 };
 use crate::outcome::Source;
 
-/// Longest message of the host's, in bytes: no SO_SNDBUF that takes no privilege makes room for more.
-const PACKET_MAX: usize = 2 * BUFFER_BYTES as usize;
+/// Longest message that is carried, in bytes: the longest of a socket inside, whose SO_SNDBUF has the largest value
+/// (unix_dgram_sendmsg in net/unix/af_unix.c).
+/// Linux differs: who may raise its SO_SNDBUF beyond net.core.wmem_max can send longer ones.
+const PACKET_MAX: usize = 2 * BUFFER_BYTES as usize - 32;
 
 /// A message counts as so many bytes more, so that those without any are limited too.
 const MESSAGE_COST: usize = 256;
@@ -69,25 +71,72 @@ pub fn datagram_end(
     at: (usize, &[u8]),
     name: Name,
 ) -> Result<ObjectId, Errno> {
-    let of = Some((owner, at.0));
-    let ends = &cx.host.outside.ends;
-    if let Some((id, _)) = ends.iter().find(|(_, end)| end.datagrams_of == of) {
-        return Ok(*id);
+    let sockets = &cx.kernel.objects.sockets;
+    let mut known = sockets.get(owner)?.connected.iter();
+    let is_there = |id: &&ObjectId| sockets.datagram_ends.get(*id) == Some(&at.0);
+    if let Some(id) = known.find(is_there).copied() {
+        return Ok(id);
     }
-    let traffic = match cx.kernel.objects.sockets.get(owner)?.name {
-        Some(_) => Traffic::NamedDatagrams,
-        None => Traffic::Datagrams,
-    };
-    let mut end = open(cx, at, traffic)?;
-    end.datagrams_of = of;
+    let end = open_datagrams(cx, owner, at)?;
     let id = add(cx, (Family::Unix, SocketKind::Datagram), end)?;
     make_room(cx, id)?;
     let sockets = &mut cx.kernel.objects.sockets;
+    sockets.datagram_ends.insert(id, at.0);
     sockets.get_mut(owner)?.connected.insert(id);
     let end = sockets.get_mut(id)?;
     end.name = Some(name);
     end.link = Link::Open(owner);
     Ok(id)
+}
+
+fn open_datagrams(cx: &mut Cx<'_>, owner: ObjectId, at: (usize, &[u8])) -> Result<End, Errno> {
+    let traffic = match cx.kernel.objects.sockets.get(owner)?.name {
+        Some(_) => Traffic::NamedDatagrams,
+        None => Traffic::Datagrams,
+    };
+    let mut end = open(cx, at, traffic)?;
+    end.takes_datagrams = true;
+    Ok(end)
+}
+
+/// The host's path of a rule's number.
+fn path_of(cx: &Cx<'_>, index: usize) -> Result<Vec<u8>, Errno> {
+    let path = cx.host.policy.sockets().nth(index);
+    path.map(<[u8]>::to_vec).ok_or(Errno::ECONNREFUSED)
+}
+
+/// Gives an end the host's side again that it has not in a fork and after a reset. There is no connection that could
+/// have ended: who takes datagrams takes those of the fork.
+fn revive(cx: &mut Cx<'_>, owner: ObjectId, id: ObjectId) -> Result<(), Errno> {
+    let index = cx.kernel.objects.sockets.datagram_ends.get(&id).copied();
+    let Some(index) = index.filter(|_| !cx.host.outside.ends.contains_key(&id)) else {
+        return Ok(());
+    };
+    let path = path_of(cx, index)?;
+    let end = open_datagrams(cx, owner, (index, &path)).map_err(|errno| match errno {
+        Errno::ENOENT => Errno::ECONNREFUSED,
+        other => other,
+    })?;
+    attach(cx, id, end)
+}
+
+/// An end that is due has no host's side. A connection has been reset then. Datagrams that had not been taken are lost.
+pub(super) fn lose(cx: &mut Cx<'_>, id: ObjectId) {
+    if !cx.kernel.objects.sockets.datagram_ends.contains_key(&id) {
+        return drop_end(cx, id);
+    }
+    let has_owner = |cx: &Cx<'_>| {
+        let socket = cx.kernel.objects.sockets.get(id);
+        socket.is_ok_and(|socket| matches!(socket.link, Link::Open(_)))
+    };
+    if !has_owner(cx) {
+        return drop_end(cx, id);
+    }
+    let memory = &mut cx.machine.memory;
+    while let Ok(socket) = cx.kernel.objects.sockets.get(id)
+        && !socket.queue.is_empty()
+        && queue::consume(cx.kernel, memory, id, usize::MAX).is_ok()
+    {}
 }
 
 /// Takes an end away, as if the other side had gone.
@@ -117,63 +166,79 @@ pub fn send_packet(
     });
     let is_stream = socket.kind == SocketKind::Stream;
     let end = peer.filter(|peer| !is_stream && sockets.ends.contains(peer));
-    let count = queue::send(
-        cx.kernel,
-        &mut cx.machine.memory,
-        (id, to),
-        bytes,
-        ancillary,
-    )?;
     let Some(end) = end else {
-        return Ok(count);
+        let memory = &mut cx.machine.memory;
+        return queue::send(cx.kernel, memory, (id, to), bytes, ancillary);
     };
-    let rule = cx.host.outside.ends.get(&end);
-    let rule = rule.and_then(|end| end.datagrams_of.map(|(_, index)| index));
-    match flush(cx, id, end) {
-        Ok(()) => Ok(count),
+    let rule = sockets.datagram_ends.get(&end).copied();
+    match send_out(cx, (id, to), end, bytes, ancillary) {
         // Who is not connected finds a server that has made its socket anew.
-        Err(Errno::ECONNREFUSED) if to.is_some() => {
-            let end = open_again(cx, id, rule)?;
-            let memory = &mut cx.machine.memory;
-            let count = queue::send(cx.kernel, memory, (id, Some(end)), bytes, ancillary)?;
-            flush(cx, id, end)?;
-            Ok(count)
+        Err(Unsent::Failed(Errno::ECONNREFUSED)) if to.is_some() => {
+            let index = rule.ok_or(Errno::ECONNREFUSED)?;
+            let path = path_of(cx, index)?;
+            let name = Name::Unix([path.as_slice(), b"\0"].concat().into());
+            let end = datagram_end(cx, id, (index, &path), name)?;
+            send_out(cx, (id, Some(end)), end, bytes, ancillary)
         }
-        Err(errno) => Err(errno.into()),
+        sent => sent,
     }
 }
 
-fn open_again(cx: &mut Cx<'_>, owner: ObjectId, rule: Option<usize>) -> Result<ObjectId, Errno> {
-    let index = rule.ok_or(Errno::ECONNREFUSED)?;
-    let path = cx.host.policy.sockets().nth(index);
-    let path = path.ok_or(Errno::ECONNREFUSED)?.to_vec();
-    let name = Name::Unix([path.as_slice(), b"\0"].concat().into());
-    datagram_end(cx, owner, (index, &path), name)
+/// Sends a message of the program's socket `id` to the host by `end`.
+fn send_out(
+    cx: &mut Cx<'_>,
+    (id, to): (ObjectId, Option<ObjectId>),
+    end: ObjectId,
+    bytes: &[u8],
+    ancillary: &Ancillary,
+) -> Result<usize, Unsent> {
+    if let Err(errno) = revive(cx, id, end) {
+        if errno == Errno::ECONNREFUSED {
+            forsake(cx, id, end);
+        }
+        return Err(errno.into());
+    }
+    let memory = &mut cx.machine.memory;
+    let count = queue::send(cx.kernel, memory, (id, to), bytes, ancillary)?;
+    flush(cx, id, end)?;
+    Ok(count)
 }
 
 /// Gives the host what waits at an end. A datagram socket whose peer has gone is connected to nothing.
+///
+/// # Errors
+/// The host's, for the last message.
 fn flush(cx: &mut Cx<'_>, id: ObjectId, end: ObjectId) -> Result<(), Errno> {
     cx.kernel.hold_wakes();
     let sent = match cx.host.outside.ends.remove(&end) {
         Some(mut far) => {
+            // What the host refuses is told at once, also if it had no room a moment ago.
+            far.writable = true;
             let sent = far.send_packets(cx, end);
             cx.host.outside.ends.insert(end, far);
             sent
         }
         None => Err(Errno::ECONNREFUSED),
     };
+    cx.kernel.release_wakes();
     if sent == Err(Errno::ECONNREFUSED) {
-        cx.host.outside.ends.remove(&end);
-        drop_end(cx, end);
-        if let Ok(socket) = cx.kernel.objects.sockets.get_mut(id)
-            && socket.kind == SocketKind::Datagram
-            && socket.link == Link::Closed
-        {
-            (socket.link, socket.peer_name) = (Link::None, None);
-        }
+        forsake(cx, id, end);
+    }
+    sent
+}
+
+/// The other side of an end has gone, and the program is about to be told.
+fn forsake(cx: &mut Cx<'_>, id: ObjectId, end: ObjectId) {
+    cx.kernel.hold_wakes();
+    cx.host.outside.ends.remove(&end);
+    drop_end(cx, end);
+    if let Ok(socket) = cx.kernel.objects.sockets.get_mut(id)
+        && socket.kind == SocketKind::Datagram
+        && socket.link == Link::Closed
+    {
+        (socket.link, socket.peer_name) = (Link::None, None);
     }
     cx.kernel.release_wakes();
-    sent
 }
 
 impl End {
@@ -206,7 +271,7 @@ impl End {
     /// Gives the host messages that the program has sent, as long as it takes them.
     ///
     /// # Errors
-    /// The host's, for a message that is gone then.
+    /// The host's, for the last message, which is gone then. `ECONNREFUSED` for all.
     fn send_packets(&mut self, cx: &mut Cx<'_>, id: ObjectId) -> Result<(), Errno> {
         let Far::Host(far, _) = &self.far else {
             return Ok(());
@@ -227,6 +292,8 @@ impl End {
             queue::consume(cx.kernel, &mut cx.machine.memory, id, usize::MAX)?;
             match written {
                 Ok(_) => {}
+                // Nobody takes those that come after it either.
+                Err(Errno::ECONNREFUSED) => return Err(Errno::ECONNREFUSED),
                 Err(errno @ (Errno::EPIPE | Errno::ECONNRESET)) if kind.is_connection() => {
                     // It takes no more, and may have sent something before.
                     while !cx.kernel.objects.sockets.get(id)?.queue.is_empty() {
@@ -236,7 +303,11 @@ impl End {
                     self.has_finished = true;
                     return Err(errno);
                 }
-                Err(errno) => return Err(errno),
+                Err(errno) if cx.kernel.objects.sockets.get(id)?.queue.is_empty() => {
+                    return Err(errno);
+                }
+                // The program has been told that it was sent: it is lost, and those after it are not.
+                Err(_) => {}
             }
         }
         Ok(())
@@ -298,8 +369,8 @@ impl End {
             return Some(Next::Waits);
         }
         if bytes.is_empty() {
-            // Pages of it that nothing is read into are never touched.
-            *bytes = vec![0; PACKET_MAX];
+            // Pages of it that nothing is read into are never touched. One byte more tells longer messages.
+            *bytes = vec![0; PACKET_MAX + 1];
         }
         match far.read(bytes) {
             Ok(Moved::NotYet) => {
@@ -315,6 +386,12 @@ impl End {
                 let _ = shut_down(cx.kernel, id, Shut::SEND);
                 Some(Next::Waits)
             }
+            Ok(Moved::Bytes(count)) if count > PACKET_MAX => {
+                let what = format!("a message of more than {PACKET_MAX} bytes");
+                cx.host.report.unsupported("recv", what);
+                tell(cx, (id, owner), Errno::EMSGSIZE);
+                Some(Next::Again)
+            }
             Ok(Moved::Bytes(count)) => {
                 self.held
                     .extend_from_slice(bytes.get(..count).unwrap_or_default());
@@ -322,15 +399,19 @@ impl End {
                 None
             }
             Err(errno) => {
-                // It is told once, before what has been sent.
-                if let Ok(socket) = cx.kernel.objects.sockets.get_mut(owner)
-                    && socket.link == Link::Open(id)
-                {
-                    socket.error = Some(errno);
-                    cx.kernel.wake(Source::Object(owner), 0);
-                }
+                tell(cx, (id, owner), errno);
                 Some(Next::Again)
             }
         }
+    }
+}
+
+/// The program is told of an error at an end that it is connected to: once, before what has been sent.
+fn tell(cx: &mut Cx<'_>, (id, owner): (ObjectId, ObjectId), errno: Errno) {
+    if let Ok(socket) = cx.kernel.objects.sockets.get_mut(owner)
+        && socket.link == Link::Open(id)
+    {
+        socket.error = Some(errno);
+        cx.kernel.wake(Source::Object(owner), 0);
     }
 }

@@ -38,8 +38,8 @@ pub(super) enum Far {
 #[derive(Debug)]
 pub struct End {
     pub(super) far: Far,
-    /// The socket whose datagrams it takes, and the number of the rule that names the host's.
-    pub(super) datagrams_of: Option<(ObjectId, usize)>,
+    /// It is no connection, but takes datagrams.
+    pub(super) takes_datagrams: bool,
     /// The program's socket, until it is connected.
     connecting: Option<ObjectId>,
     /// The host has something to be read, as far as is known.
@@ -73,7 +73,7 @@ impl End {
     pub(super) fn new(far: Far) -> Self {
         Self {
             far,
-            datagrams_of: None,
+            takes_datagrams: false,
             connecting: None,
             readable: true,
             writable: true,
@@ -92,7 +92,7 @@ impl End {
     /// Its name, if it is a connection to the host.
     pub(super) fn label(&self) -> Option<String> {
         match &self.far {
-            Far::Host(_, label) if self.datagrams_of.is_none() => Some(label.clone()),
+            Far::Host(_, label) if !self.takes_datagrams => Some(label.clone()),
             Far::Host(..) | Far::Names(_) => None,
         }
     }
@@ -115,22 +115,28 @@ pub(super) fn add(
     (family, kind): (Family, SocketKind),
     end: End,
 ) -> Result<ObjectId, Errno> {
+    let id = create(cx.kernel, &mut cx.machine.memory, family, kind)?;
+    if let Err(errno) = attach(cx, id, end) {
+        remove(cx, id);
+        return Err(errno);
+    }
+    cx.kernel.objects.sockets.ends.insert(id);
+    Ok(id)
+}
+
+/// Gives the end `id` the host's side of its connection.
+pub(super) fn attach(cx: &mut Cx<'_>, id: ObjectId, end: End) -> Result<(), Errno> {
     if cx.host.outside.ends.len() >= ENDS_MAX {
         return Err(Errno::ENOBUFS);
     }
-    let id = create(cx.kernel, &mut cx.machine.memory, family, kind)?;
     if let Far::Host(socket, _) = &end.far {
         let host = &mut *cx.host;
         let events = host.outside.events(&host.share);
         let added = events.and_then(|events| events.add(socket, id.0));
-        if let Err(error) = added {
-            remove(cx, id);
-            return Err(cx.host.no_socket(error));
-        }
+        added.map_err(|error| cx.host.no_socket(error))?;
     }
-    cx.kernel.objects.sockets.ends.insert(id);
     cx.host.outside.ends.insert(id, end);
-    Ok(id)
+    Ok(())
 }
 
 /// Begins to connect the program's socket `client` to what may be reached outside.
@@ -277,7 +283,7 @@ fn arrive(cx: &mut Cx<'_>, socket: HostSocket, from: SocketAddr, port: u16) -> R
 pub(super) fn step(cx: &mut Cx<'_>, id: ObjectId) {
     let Some(mut end) = cx.host.outside.ends.remove(&id) else {
         // Its other half is gone.
-        return packets::drop_end(cx, id);
+        return packets::lose(cx, id);
     };
     match end.step(cx, id) {
         Next::Again => {
