@@ -727,6 +727,10 @@ def _remedy(kind: str, message: str) -> str | None:
         return _VISIBLE
     if kind == "host" and message.endswith(": EADDRINUSE"):
         return "end what listens there, or choose another port"
+    if kind == "host" and message.endswith(": EADDRNOTAVAIL"):
+        return "name an address of this machine, or 0.0.0.0 for all of them"
+    if kind == "host" and message.startswith("publish: ") and message.endswith(": EACCES"):
+        return "choose a port from 1024 on"
     if kind == "bad_argument" and message.startswith("net: ") and "://" in message:
         return "write the host alone, without http:// and without a path"
     if kind == "bad_argument" and message.startswith("net: "):
@@ -742,6 +746,7 @@ def from_native(kind: str, message: str) -> KvmletError:
         kind.removeprefix("serve_"), (InternalError, _REPORT)
     )
     shown = message.replace(": EADDRINUSE", ": address already in use")
+    shown = shown.replace(": EADDRNOTAVAIL", ": it is no address of this machine")
     return cls(shown, remedy=_remedy(kind, message) or remedy)
 
 

@@ -383,6 +383,73 @@ def test_a_guest_that_computes_gets_what_arrives(vm: None) -> None:
     assert (result.stdout, result.stderr) == ("done\n", "")
 
 
+MANY = """
+import errno, socket, sys
+port, held = int(sys.argv[1]), []
+def open_until_refused():
+    while True:
+        s = socket.socket()
+        try: s.connect(('127.0.0.54', port))
+        except OSError as error:
+            s.close()
+            return errno.errorcode[error.errno]
+        held.append(s)
+print(open_until_refused())
+first = len(held)
+for s in held[::2]: s.close()
+held = held[1::2]
+held[0].sendall(b'still there'); print(held[0].recv(99))
+print(open_until_refused(), abs(len(held) - first) < 3, 20 < first < 400)
+# What a datagram socket reaches takes descriptors too.
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    try: print(s.sendto(b'x', ('127.0.0.54', port)))
+    except OSError as error: print(errno.errorcode[error.errno])
+"""
+
+
+def test_connections_have_a_limit(vm: None) -> None:
+    """A part of the descriptors that kvmlet may open; those that are there go on."""
+    with serving(echo) as port:
+        rule = f"{CALLER}:{port}"
+        words = [os.fspath(KVMLET), "run", "--verbose", "--net", rule, "--", PYTHON, "-c", MANY]
+        script = 'ulimit -n 400; exec "$@"'
+        run = subprocess.run(
+            ["/bin/sh", "-c", script, "sh", *words, str(port)],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+    assert run.stdout.splitlines() == [
+        "ENOBUFS",
+        "b'still there'",
+        "ENOBUFS True True",
+        "ENOBUFS",
+    ], run
+    assert "opening a socket" in run.stderr, run
+    assert run.returncode == 0
+
+
+def test_idle_and_half_closed_connections_stay(vm: None) -> None:
+    def answer(connection: socket.socket) -> None:
+        first = connection.recv(9)
+        while connection.recv(9):
+            pass
+        threading.Event().wait(1)
+        connection.sendall(first)
+        threading.Event().wait(0.5)
+        connection.sendall(b", and the end")
+
+    code = (
+        "import socket, sys, time\n"
+        "s = socket.create_connection(('127.0.0.54', PORT)); time.sleep(1)\n"
+        "s.sendall(b'first'); s.shutdown(socket.SHUT_WR)\n"
+        "print(b''.join(iter(lambda: s.recv(99), b'')).decode())\n"
+    )
+    with serving(answer) as port:
+        result = python(code.replace("PORT", str(port)), f"{CALLER}:{port}")
+    assert (result.stdout, result.stderr) == ("first, and the end\n", "")
+
+
 # ---- ports of the host ----
 
 
@@ -645,6 +712,35 @@ def test_names_that_change_their_mind(vm: None) -> None:
         assert f'"{told}"' in run.stderr, run
 
 
+LOOK = """'import socket, sys
+for name in sys.argv[1:]:
+    try: print(socket.getaddrinfo(name, 80, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error: print(error.errno, error.strerror)'"""
+
+
+@can_unshare
+def test_no_resolver_on_the_host(vm: None) -> None:
+    """Nobody answers where the host asks, it does not say where, or who is there stays silent."""
+    names = "site.example none.example"
+    inside = f"$KVMLET run --net '*.example' -- $PYTHON -c {LOOK} {names}"
+    run = in_namespace(
+        f"$PYTHON -c {LOOK} {names}; {inside}\n"
+        f": >/etc/resolv.conf; $PYTHON -c {LOOK} {names}; {inside}\n"
+        "umount /etc/resolv.conf; mount --bind /dev/null /etc/resolv.conf\n"
+        f"{inside}\n"
+        # Nobody has this address, and nobody says so at once.
+        "umount /etc/resolv.conf; r=$(mktemp); echo nameserver 10.9.9.200 >$r\n"
+        "mount --bind $r /etc/resolv.conf\n"
+        f"$KVMLET run --timeout 500ms --net '*.example' -- $PYTHON -c {LOOK} none.example\n"
+        "echo $?; rm $r\n"
+    )
+    found = ["93.184.216.34", "-3 Temporary failure in name resolution"]
+    assert run.stdout.splitlines() == [*found * 5, "124"], run
+    told = [line for line in run.stderr.splitlines() if "none.example" in line]
+    assert told == []
+    assert len(run.stderr.splitlines()) <= 2, run
+
+
 @can_unshare
 def test_a_wide_rule_is_not_about_this_machine(vm: None) -> None:
     run = in_namespace(
@@ -699,6 +795,93 @@ def test_a_connection_refuses_a_freeze_or_is_dropped(vm: None) -> None:
             assert ended.acquire(timeout=20)
         assert ended.acquire(timeout=20)
         snapshot.close()
+
+
+def ask(process: kvmlet.Process, line: str) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert isinstance(answer, str)
+    return answer.strip()
+
+
+def test_datagram_sockets_go_on_in_forks(vm: None) -> None:
+    """Connected and not: a fork's have ports of their own, and lose nothing by a reset."""
+    code = (
+        "import socket, sys\n"
+        "free, bound = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))\n"
+        "to = ('127.0.0.54', int(sys.argv[1])); bound.connect(to)\n"
+        "for s in (free, bound): s.settimeout(30)\n"
+        "for line in sys.stdin:\n"
+        "    free.sendto(line.encode(), to); bound.send(line.encode())\n"
+        "    print((free.recv(99) + bound.recv(99)).decode().replace('\\n', ' '), flush=True)\n"
+    )
+    senders = set()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+
+        def serve() -> None:
+            while True:
+                data, sender = server.recvfrom(99)
+                if data == b"over":
+                    return
+                senders.add(sender)
+                server.sendto(data, sender)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with kvmlet.Box(net=[f"{CALLER}:{port}"]) as box:
+            process = box.spawn(
+                ["python3", "-c", code, str(port)], text=True, stdin=subprocess.PIPE
+            )
+            assert ask(process, "before") == "before before"
+            with box.snapshot() as snapshot:
+                for fork in snapshot.fork(2):
+                    with fork:
+                        for word in ("one", "two"):
+                            assert ask(fork.processes[0], word) == f"{word} {word}"
+                        fork.reset()
+                        assert ask(fork.processes[0], "three") == "three three"
+                assert ask(process, "after") == "after after"
+        server.sendto(b"over", server.getsockname())
+        thread.join()
+    # Two of the box before and two after, and of each fork twice two.
+    assert len(senders) == 12
+
+
+def test_a_published_port_in_forks(vm: None) -> None:
+    """They share it: who is there takes the next connection."""
+    code = (
+        "import socket\n"
+        "with socket.create_server(('', 80)) as server:\n"
+        "    while True:\n"
+        "        connection, _ = server.accept()\n"
+        "        with connection: connection.sendall(connection.recv(99))\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def answers() -> bool:
+        with socket.create_connection(("127.0.0.1", port), LIMIT_S) as client:
+            client.sendall(b"asked")
+            return client.recv(99) == b"asked"
+
+    box = kvmlet.Box(publish=[f"{port}:80"])
+    with box:
+        box.spawn(["python3", "-c", code])
+        box.wait_listening(80)
+        assert answers()
+        snapshot = box.snapshot(connections="drop")
+        one, other = snapshot.fork(2)
+        assert all(answers() for _ in range(5))
+    with snapshot, other:
+        with one:
+            assert all(answers() for _ in range(5))
+        other.reset()
+        assert all(answers() for _ in range(3))
 
 
 def test_a_freeze_that_is_refused_leaves_the_sandbox_as_it_is(vm: None) -> None:

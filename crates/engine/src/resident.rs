@@ -262,13 +262,15 @@ impl Resident {
         base: Option<Snapshot>,
         program: Arc<Program>,
     ) -> Result<Self, EngineError> {
+        let is_published = sandbox.personality.host.outside.is_published();
         let shared = Arc::new(Shared {
             kicker: Mutex::new(sandbox.kicker()),
             turn: Mutex::new(Turn {
                 sandbox: Some(sandbox),
                 waits: Vec::new(),
                 next_wait: 0,
-                is_idle: true,
+                // A fork of one with ports of the host can be asked for something by others than its callers.
+                is_idle: !is_published,
                 youth: base.as_ref().map_or_else(Youth::none, |_| Youth::begins()),
                 base,
                 epoch: 0,
