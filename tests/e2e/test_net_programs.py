@@ -15,6 +15,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -112,14 +113,35 @@ TALK = {
         "python3 -m http.server --bind 127.0.0.1 18003 2>/dev/null & plain=$!\n"
         "openssl s_server -quiet -accept 127.0.0.1:18004 -cert server.pem -key server.key -WWW "
         ">/dev/null 2>&1 & secret=$!\n"
-        "until_up 18003; until_up 18004\n"
+        "python3 unix_http.py /tmp/kvmlet-http & local=$!\n"
+        "until_up 18003; until_up 18004; until [ -S /tmp/kvmlet-http ]; do sleep 0.1; done\n"
+        "curl -sS --retry 9 --retry-all-errors --unix-socket /tmp/kvmlet-http "
+        "http://any/clients.py | sha256sum\n"
         "curl -sS http://127.0.0.1:18003/clients.py | sha256sum\n"
         "wget -q -O - http://localhost:18003/clients.py | sha256sum\n"
         "curl -sS --cacert server.pem https://127.0.0.1:18004/clients.py | sha256sum\n"
         "wget -q --ca-certificate=server.pem -O - https://127.0.0.1:18004/clients.py | sha256sum\n"
         "curl -sS https://127.0.0.1:18004/ 2>/dev/null; echo $?\n"
-        "kill $plain $secret; wait 2>/dev/null",
+        "kill $plain $secret $local; wait 2>/dev/null; rm /tmp/kvmlet-http",
         needs=("curl", "wget", "openssl"),
+    ),
+    "nginx": Program(
+        "mkdir /tmp/kvmlet-nginx; cat >/tmp/kvmlet-nginx/conf <<END\n"
+        "daemon off; pid /tmp/kvmlet-nginx/pid; error_log stderr; worker_processes 2; events {}\n"
+        "http { access_log off; client_body_temp_path /tmp/kvmlet-nginx/b;\n"
+        "proxy_temp_path /tmp/kvmlet-nginx/p; fastcgi_temp_path /tmp/kvmlet-nginx/f;\n"
+        "uwsgi_temp_path /tmp/kvmlet-nginx/u; scgi_temp_path /tmp/kvmlet-nginx/s;\n"
+        "server { listen 127.0.0.1:18011; listen unix:/tmp/kvmlet-nginx/sock; root $PWD;\n"
+        "location /up { proxy_pass http://unix:/tmp/kvmlet-nginx/sock:/; } } }\n"
+        "END\n"
+        'user=; [ $(id -u) = 0 ] && user="user root;"\n'
+        '/usr/sbin/nginx -e stderr -g "$user" -c /tmp/kvmlet-nginx/conf 2>/dev/null & server=$!\n'
+        "until_up 18011; curl -sS http://127.0.0.1:18011/clients.py | sha256sum\n"
+        "curl -sS http://127.0.0.1:18011/up/clients.py | sha256sum\n"
+        "curl -sS --unix-socket /tmp/kvmlet-nginx/sock http://any/nethttp.go | sha256sum\n"
+        "curl -sS -o /dev/null -w '%{http_code}\\n' http://127.0.0.1:18011/none 2>/dev/null\n"
+        "kill -QUIT $server; wait; echo $?; rm -r /tmp/kvmlet-nginx",
+        needs=("/usr/sbin/nginx", "curl"),
     ),
     "python-clients": Program("python3 clients.py urllib asyncio"),
     "requests": Program("python3 clients.py requests", needs=("python:requests",)),
@@ -148,13 +170,14 @@ TALK = {
         needs=("redis-server", "redis-benchmark"),
     ),
     "pgbench": Program(
-        "export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin); rm -rf /tmp/kvmlet-pg\n"
-        "initdb -D /tmp/kvmlet-pg -U test -A trust -N >/dev/null\n"
+        # initdb would try all time zones that there are, and look at all locales.
+        "export PATH=$PATH:$(echo /usr/lib/postgresql/*/bin) TZ=UTC; rm -rf /tmp/kvmlet-pg\n"
+        "initdb -D /tmp/kvmlet-pg -U test -A trust -N --locale C -E UTF8 >/dev/null\n"
         "pg_ctl -s -w -D /tmp/kvmlet-pg -l /tmp/kvmlet-pg/log "
         "-o '-p 18007 -c unix_socket_directories=/tmp -c fsync=off' start\n"
         "export PGUSER=test PGPORT=18007 PGHOST=127.0.0.1; createdb bench\n"
-        "pgbench -q -i bench 2>/dev/null >/dev/null; echo $?\n"
-        "pgbench -c 4 -t 25 bench 2>/dev/null | grep processed\n"
+        "pgbench -q -i -I dtgp bench 2>/dev/null >/dev/null; echo $?\n"
+        "pgbench -n -c 4 -t 25 bench 2>/dev/null | grep processed\n"
         "PGHOST=/tmp psql -Atc 'select count(*) from pgbench_accounts' bench\n"
         "pg_ctl -s -w -m fast -D /tmp/kvmlet-pg stop; rm -rf /tmp/kvmlet-pg",
         needs=("/usr/lib/postgresql", "pgbench"),
@@ -172,6 +195,20 @@ TALK = {
         needs=("python:xdist",),
         options=RUNTIME,
     ),
+    "pytest-xdist-sockets": Program(
+        "mkdir -p /tmp/kvmlet-xdist/far /tmp/kvmlet-xdist/tests; cd /tmp/kvmlet-xdist/far\n"
+        'printf \'import pytest\\n@pytest.mark.parametrize("n", range(6))\\n'
+        "def test_n(n):\\n    assert n != 3\\n' >../tests/test_kvmlet.py\n"
+        "server=$(python3 -c 'import execnet.script as s; print(s.__path__[0])')/socketserver.py\n"
+        # It takes one connection: who only looked would be the last one.
+        "python3 $server 127.0.0.1:18012 >/dev/null 2>&1 & server=$!\n"
+        "until grep -q ':465C ' /proc/net/tcp; do sleep 0.1; done\n"
+        "python3 -m pytest -q -p no:cacheprovider --dist load --tx socket=127.0.0.1:18012 "
+        "--rsyncdir /tmp/kvmlet-xdist/tests /tmp/kvmlet-xdist/tests 2>/dev/null | "
+        "grep -o '[0-9]* failed, [0-9]* passed'; kill $server; cd /; rm -r /tmp/kvmlet-xdist",
+        needs=("python:xdist",),
+        options=RUNTIME,
+    ),
     "language-server": Program(
         "export XDG_CACHE_HOME=/tmp/kvmlet-lsp; python3 language_client.py - python3 -m pylsp\n"
         "python3 language_client.py 18008 python3 -m pylsp --tcp --host 127.0.0.1 --port 18008\n"
@@ -182,6 +219,9 @@ TALK = {
     # ss falls back to /proc/net here, which does not tell the backlog.
     "iproute2": Program(
         "ip -brief -4 address show dev lo; ip -o link show dev lo | cut -d' ' -f2-9\n"
+        "ip address show dev lo | grep -o 'valid_lft.*'\n"
+        "ip -4 route show table local dev lo | sed 's/ *$//'; ip route get 127.0.0.1 | head -1\n"
+        "ip -6 route get ::1 | sed 's/ *$//'\n"
         "python3 -m http.server --bind 127.0.0.1 18009 >/dev/null 2>&1 & server=$!\n"
         "until_up 18009; ss -Htln 'sport = :18009' 2>/dev/null | tr -s ' ' | cut -d' ' -f1,4-5\n"
         "kill $server",
@@ -267,10 +307,7 @@ def test_as_natively(oracle: Oracle, programs: pathlib.Path, row: Program) -> No
     if row.as_user and os.geteuid() == 0:
         pytest.skip("it does not run as root: make test-long PART=network as another user")
     if "go" in row.needs:
-        cache = os.fspath(GUESTS / "build" / ".go")
-        settings = {"CGO_ENABLED": "0", "GO111MODULE": "off", "GOFLAGS": "", "GOCACHE": cache}
-        env = {**os.environ, **settings}
-        subprocess.run(["go", "build", "nethttp.go"], cwd=programs, env=env, check=True)
+        build_go(programs / "nethttp.go")
     script = f"{UNTIL}{row.script}\n"
     run = oracle.compare(["/bin/bash", "-c", script], cwd=programs, options=list(row.options))
     assert b"nobody" not in run.stdout
@@ -293,6 +330,34 @@ def test_dig(tmp_path: pathlib.Path, vm: None) -> None:
     lines = run.stdout.decode().splitlines()
     address = "127.0.0.54"
     assert lines == [address, address, "status: NXDOMAIN", "127.0.0.1", "ANSWER: 0", address], run
+
+
+def build_go(source: pathlib.Path) -> None:
+    cache = os.fspath(GUESTS / "build" / ".go")
+    settings = {"CGO_ENABLED": "0", "GO111MODULE": "off", "GOFLAGS": "", "GOCACHE": cache}
+    env = {**os.environ, **settings}
+    subprocess.run(["go", "build", source.name], cwd=source.parent, env=env, check=True)
+
+
+@is_long
+@pytest.mark.parametrize("compiler", ["gcc", "musl-gcc", "go"])
+def test_resolvers(programs: pathlib.Path, compiler: str, vm: None) -> None:
+    """That of a static glibc, musl's and Go's own. Node's is in `test_network.py`."""
+    require(compiler)
+    if compiler == "go":
+        build_go(programs / "lookup.go")
+    else:
+        words = [compiler, "-static", "-o", "lookup", "lookup.c"]
+        subprocess.run(words, cwd=programs, check=True, capture_output=True)
+    names = [CALLER, "nowhere.example", "localhost", "api.example.com"]
+    run = in_vm(["./lookup", *names], cwd=programs, options=["--net", f"{CALLER}:80"])
+    address = dict(line.split(" ", 1) for line in run.stdout.decode().splitlines())
+    assert address == {
+        CALLER: "127.0.0.54",
+        "nowhere.example": "absent",
+        "localhost": "127.0.0.1",
+        "api.example.com": "absent",
+    }, run
 
 
 @is_long
@@ -327,6 +392,56 @@ def test_reached_from_outside(tmp_path: pathlib.Path, name: str, vm: None) -> No
                 assert run.poll() is None, run.stderr and run.stderr.read()
                 assert time.monotonic() < until
                 time.sleep(0.2)
+        finally:
+            run.send_signal(signal.SIGTERM)
+            run.communicate(timeout=LIMIT_S)
+
+
+@is_long
+def test_pgbench_from_outside(tmp_path: pathlib.Path, vm: None) -> None:
+    """PostgreSQL in a tree of `--write`: asked from outside, and inside by its socket there."""
+    require("/usr/lib/postgresql", "pgbench")
+    if os.geteuid() == 0:
+        pytest.skip("it does not run as root: make test-long PART=network as another user")
+    tools = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))
+    data = tmp_path / "data"
+    env = {**ENV, "TZ": "UTC", "PGUSER": "test", "PGDATABASE": "postgres"}
+    initdb = [tools / "initdb", "-D", data, "-U", "test", "-A", "trust", "-N"]
+    initdb += ["--locale", "C", "-E", "UTF8"]
+    subprocess.run(initdb, check=True, capture_output=True, env=env, timeout=LIMIT_S)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = {
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": data,
+        "fsync": "off",
+    }
+    server = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    script = (
+        f"{tools}/postgres -D {data} -p 5432 {server} 2>/dev/null &\n"
+        f"export PGUSER=test PGHOST={data}\n"
+        "until psql -Atc 'select 6 * 7' postgres 2>/dev/null; do sleep 0.2; done; wait\n"
+    )
+    options = ["--write", os.fspath(tmp_path), "-p", f"{port}:5432", *RUNTIME]
+    words = kvmlet_argv(["/bin/bash", "-c", script], options)
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as run:
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline() == b"42\n"
+            outside = ["-h", "127.0.0.1", "-p", str(port)]
+            for words in (["pgbench", "-q", "-i", "-I", "dtg"], ["pgbench", "-n", "-t", "25"]):
+                done = subprocess.run(
+                    [*words, *outside], env=env, capture_output=True, timeout=4 * LIMIT_S
+                )
+                assert done.returncode == 0, done
+            assert b"processed: 25/25" in done.stdout, done
+            # The name of its socket is there, and nobody of the host gets in by it.
+            assert stat.S_ISSOCK((data / ".s.PGSQL.5432").lstat().st_mode)
+            words = ["psql", "-h", os.fspath(data), "-c", "select 1"]
+            done = subprocess.run(words, env=env, capture_output=True, timeout=LIMIT_S)
+            assert b"Connection refused" in done.stderr, done
         finally:
             run.send_signal(signal.SIGTERM)
             run.communicate(timeout=LIMIT_S)

@@ -1,6 +1,6 @@
 //! Names in host trees that are changed themselves, of the program's AF_UNIX sockets.
 //!
-//! The host has a socket by that name which nobody listens at: its programs are refused there (ECONNREFUSED), and no
+//! The host has a socket by that name which nobody listens at. Its programs are refused there (ECONNREFUSED), and no
 //! connection crosses the border by it. Here it is known which file that is, and so the program's own socket behind it.
 
 use imbl::{OrdMap, Vector};
