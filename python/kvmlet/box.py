@@ -468,7 +468,7 @@ class Box:
             which names one; "drop" ends them, here too, as if each other side had reset them. Those
             that this process has to servers inside are always refused.
 
-        Raises ConnectionsOpen, SandboxClosed, SandboxEnded, HostError.
+        Raises ConnectionsOpen, FrozenTooOften, SandboxClosed, SandboxEnded, HostError.
         """
         # As long as these are known, none of them is dropped.
         processes = self.processes

@@ -23,6 +23,7 @@
     │   │   └── ConnectionBroken   the program takes no more (also a BrokenPipeError)
     │   ├── NotAFork           only forks of a snapshot can be reset
     │   ├── StaleSnapshot      a file that the frozen program maps has changed
+    │   ├── FrozenTooOften     forks of forks of forks, some thousand times
     │   ├── InboxFull          too many messages wait for the program
     │   ├── CallLost           a called function can no longer return
     │   ├── SandboxBusy        another thread is using it
@@ -333,6 +334,21 @@ class StaleSnapshot(SandboxError):
     ...     frozen.fork()
     Traceback (most recent call last):
     kvmlet.errors.StaleSnapshot: ...
+    """
+
+
+class FrozenTooOften(SandboxError):
+    """A fork of forks of forks cannot be frozen again. Some 8,000 freezes can build on each other.
+
+    The fork goes on as it was.
+
+    >>> with snapshot.fork() as sandbox:
+    ...     try:
+    ...         again = sandbox.freeze()
+    ...     except kvmlet.FrozenTooOften as error:  # it goes back to thousands of freezes
+    ...         print(error.remedy)
+    ...     else:
+    ...         again.close()
     """
 
 
@@ -680,6 +696,10 @@ _KINDS: dict[str, tuple[type[KvmletError], str]] = {
     "connection": (ConnectionFailed, ""),
     "not_a_fork": (NotAFork, "freeze() it, and reset what Snapshot.fork() gives"),
     "leads_out": (ConnectionsOpen, 'close it first, or end it by connections="drop"'),
+    "frozen_too_often": (
+        FrozenTooOften,
+        "it is unharmed; go back to an earlier snapshot, or start the program again",
+    ),
     "stale": (StaleSnapshot, "start and freeze the program again"),
     "inbox_full": (InboxFull, "recv() its answers before sending more"),
     "call_lost": (CallLost, "reset() the fork, or make another sandbox"),

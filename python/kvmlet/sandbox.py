@@ -442,13 +442,14 @@ class Sandbox:
     def freeze(self, *, connections: Literal["refuse", "drop"] = "refuse") -> Snapshot:
         """Keep the program as it is now, to be forked any number of times; closes this sandbox.
 
-        A fork can be frozen too. Its snapshot is one of its own: a reset goes back to it.
+        A fork can be frozen too. Its snapshot is one of its own: a reset goes back to it. Its forks
+        may use the memory that it has left.
 
         connections: open ones to other machines cannot be kept. "refuse" raises ConnectionsOpen,
             which names one; "drop" ends them, as if each other side had reset them. Those that
             this process has to servers inside are always refused.
 
-        Raises ConnectionsOpen, SandboxEnded, SandboxClosed, SandboxBusy, HostError.
+        Raises ConnectionsOpen, FrozenTooOften, SandboxEnded, SandboxClosed, SandboxBusy, HostError.
         """
         vm = self._ask(self._vm.freeze, connections)
         self._closed = True

@@ -208,6 +208,7 @@ def test_one_thread_at_a_time(sandbox: kvmlet.Sandbox) -> None:
         ("not_ready", kvmlet.NotReady),
         ("not_a_fork", kvmlet.NotAFork),
         ("stale", kvmlet.StaleSnapshot),
+        ("frozen_too_often", kvmlet.FrozenTooOften),
         ("inbox_full", kvmlet.InboxFull),
         ("call_lost", kvmlet.CallLost),
         ("closed", kvmlet.SandboxClosed),

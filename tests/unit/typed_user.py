@@ -251,6 +251,7 @@ OTHERS: list[type[kvmlet.KvmletError]] = [
     kvmlet.CannotSend,
     kvmlet.ConnectionsOpen,
     kvmlet.ForkedProcess,
+    kvmlet.FrozenTooOften,
     kvmlet.HostError,
     kvmlet.InboxFull,
     kvmlet.InternalError,

@@ -98,6 +98,9 @@ pub enum EngineError {
     /// Only forks can be reset.
     #[error("only a fork of a snapshot can be reset")]
     NotFork,
+    /// Guest-physical space has no room for forks of this fork.
+    #[error("it goes back to too many freezes, one upon the other")]
+    FrozenTooOften,
     /// A connection that leads out cannot be frozen.
     #[error("a connection is open: {0}")]
     LeadsOut(String),
@@ -172,6 +175,7 @@ impl EngineError {
             Self::Unseeded(_) => "unseeded",
             Self::CallLost(_) => "call_lost",
             Self::NotFork => "not_a_fork",
+            Self::FrozenTooOften => "frozen_too_often",
             Self::LeadsOut(_) => "leads_out",
             Self::Reset => "box_reset",
             Self::BoxFull(_) => "box_full",

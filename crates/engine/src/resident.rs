@@ -429,7 +429,7 @@ impl Resident {
                 turn.sandbox = Some(sandbox);
                 return Err(EngineError::Ended(ending));
             }
-            if let Err(error) = sandbox.settle_connections(connections) {
+            if let Err(error) = sandbox.prepare_to_freeze(connections) {
                 turn.sandbox = Some(sandbox);
                 return Err(error);
             }

@@ -310,12 +310,15 @@ impl Sandbox {
         })
     }
 
-    /// Says if a freeze has to be refused for connections: of the host's, or that lead out. Ends the latter if it is
-    /// told to.
+    /// Says if a freeze has to be refused: its forks would have no room, or there are connections. Ends those that lead out
+    /// if it is told to; those of the host's stay.
     ///
     /// # Errors
-    /// [`EngineError::Connected`], [`EngineError::LeadsOut`]
-    pub fn settle_connections(&mut self, connections: Connections) -> Result<(), EngineError> {
+    /// [`EngineError::FrozenTooOften`], [`EngineError::Connected`], [`EngineError::LeadsOut`]
+    pub fn prepare_to_freeze(&mut self, connections: Connections) -> Result<(), EngineError> {
+        if !self.personality.machine.memory.has_room_for_forks() {
+            return Err(EngineError::FrozenTooOften);
+        }
         self.check_unconnected()?;
         let open = self.personality.host.outside.connections();
         match (connections, open.first()) {
@@ -328,14 +331,14 @@ impl Sandbox {
         }
     }
 
-    /// Freezes the program where it is. It does not run any more; its forks do. Connections have been settled before
-    /// ([`Sandbox::settle_connections`]).
+    /// Freezes the program where it is. It does not run any more; its forks do. [`Sandbox::prepare_to_freeze`] has said
+    /// that nothing is in the way.
     ///
     /// # Errors
-    /// [`EngineError::Ended`], [`EngineError::Connected`], [`EngineError::LeadsOut`], and what the host refuses.
+    /// [`EngineError::Ended`], those of [`Sandbox::prepare_to_freeze`], and what the host refuses.
     pub fn freeze(mut self) -> Result<Snapshot, EngineError> {
         self.check_alive()?;
-        self.settle_connections(Connections::Refuse)?;
+        self.prepare_to_freeze(Connections::Refuse)?;
         if self.door.is_some() {
             self.make_clones_differ()?;
         }

@@ -10,7 +10,7 @@ use crate::MmId;
 use crate::error::MemError;
 use crate::frames::{BlockId, FramePool};
 use crate::host::{AnonMapping, FrozenFiles, FrozenMapping, Image};
-use crate::memory::{Fork, GuestMemory};
+use crate::memory::{FORK_CHUNKS_MIN, Fork, GuestMemory};
 use crate::slots::{Bank, Pool, Slot, Store, WrittenPages};
 use crate::spaces::Spaces;
 use crate::tables::PageTables;
@@ -31,7 +31,7 @@ pub struct FrozenMemory {
     window: Option<Gpa>,
     /// Root and count of tables of each address space.
     spaces: BTreeMap<MmId, (Gpa, u64)>,
-    /// Without what forks may take back.
+    /// The limit of each fork, with what is frozen.
     limit_bytes: u64,
     charged_bytes: u64,
     /// What of the charged bytes is page tables.
@@ -60,12 +60,11 @@ enum FrozenStore {
 impl FrozenMemory {
     /// A new memory that reads as the frozen one, and its address spaces. The limit bounds what the fork
     /// allocates; [`GuestMemory::used_bytes`] starts at the charges passed to
-    /// [`GuestMemory::freeze`], by which the limit is raised.
+    /// [`GuestMemory::freeze`].
     ///
     /// # Errors
     /// [`MemError::Freeze`] and [`MemError::OutOfMemory`] when the host refuses a mapping.
     pub fn fork(self: &Arc<Self>) -> Result<(GuestMemory, Spaces), MemError> {
-        let limit_bytes = self.limit_bytes.saturating_add(self.charged_bytes);
         let mut memory = GuestMemory {
             slots: Vec::with_capacity(self.slots.len() + 1),
             specs: Vec::with_capacity(self.slots.len() + 1),
@@ -77,7 +76,8 @@ impl FrozenMemory {
             blocks: Bank::blocks(),
             file_bytes: self.file_bytes,
             share: Arc::default(),
-            limit_bytes,
+            limit_bytes: self.limit_bytes,
+            forks_add_bytes: None,
             used_bytes: self.charged_bytes,
             peak_bytes: self.charged_bytes,
             table_bytes: self.table_bytes,
@@ -145,10 +145,26 @@ impl FrozenMemory {
 
 impl GuestMemory {
     /// Has each fork of this memory, once it is frozen, allocate `len_bytes` at most beyond what is frozen. Without it, a
-    /// fork may allocate as much as this memory may.
+    /// fork of a program may allocate as much as the program. A fork of a fork has what that has left: limits do not add
+    /// up.
     pub fn limit_forks(&mut self, len_bytes: u64) {
-        let raised_bytes = self.fork.as_ref().map_or(0, |fork| fork.charged_bytes);
-        self.limit_bytes = len_bytes.saturating_add(raised_bytes);
+        self.forks_add_bytes = Some(len_bytes);
+    }
+
+    /// The limit of forks, if this much is charged when it is frozen.
+    fn limit_of_forks(&self, charged_bytes: u64) -> u64 {
+        match (self.forks_add_bytes, &self.fork) {
+            (Some(added_bytes), _) => added_bytes.saturating_add(charged_bytes),
+            (None, None) => self.limit_bytes.saturating_add(charged_bytes),
+            (None, Some(_)) => self.limit_bytes,
+        }
+    }
+
+    /// True if forks will have room, once this memory is frozen. Each fork that is frozen again leaves less of
+    /// guest-physical space to its own forks, some thousand times.
+    #[must_use]
+    pub fn has_room_for_forks(&self) -> bool {
+        self.fork.is_none() || self.chunks_left() >= FORK_CHUNKS_MIN
     }
 
     /// Freezes this memory and the address spaces in it, of a program or of a fork. `charged_bytes`
@@ -170,7 +186,7 @@ impl GuestMemory {
         }
         let spaces = spaces.freeze(&mut self);
         let image = self.image_of_tables()?;
-        let raised_bytes = self.fork.as_ref().map_or(0, |fork| fork.charged_bytes);
+        let limit_bytes = self.limit_of_forks(charged_bytes);
         let mut slots = Vec::with_capacity(self.slots.len());
         let mut image_offset = 0;
         for slot in self.slots {
@@ -203,7 +219,7 @@ impl GuestMemory {
             tables: self.tables.frozen(),
             window: self.window,
             spaces,
-            limit_bytes: self.limit_bytes.saturating_sub(raised_bytes),
+            limit_bytes,
             charged_bytes,
             table_bytes: self.table_bytes.min(charged_bytes),
             file_bytes: self.file_bytes,
@@ -276,5 +292,41 @@ impl GuestMemory {
 impl From<Errno> for MemError {
     fn from(errno: Errno) -> Self {
         Self::Freeze(errno)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{CHUNKS_MAX, NO_SLOT};
+
+    const LIMIT: u64 = 8 << 20;
+
+    #[test]
+    fn a_chain_of_freezes_ends_while_its_forks_have_room() {
+        let mut mem = GuestMemory::new(LIMIT).unwrap();
+        let tables = PageTables::new(&mut mem).unwrap();
+        assert!(mem.has_room_for_forks());
+        let charged = mem.used_bytes();
+        let frozen = mem.freeze(Spaces::new(tables), charged).unwrap();
+        let (mut mem, mut spaces) = frozen.fork().unwrap();
+        // As after all freezes but the last few.
+        let taken = usize::try_from(CHUNKS_MAX - FORK_CHUNKS_MIN - 10).unwrap();
+        mem.chunks.resize(taken, NO_SLOT);
+        let mut freezes = 0;
+        while mem.has_room_for_forks() {
+            let charged = mem.used_bytes();
+            (mem, spaces) = mem.freeze(spaces, charged).unwrap().fork().unwrap();
+            // Its limit is that of the first fork, however often it is frozen.
+            assert_eq!(mem.limit_bytes(), LIMIT + frozen.charged_bytes);
+            freezes += 1;
+        }
+        assert_eq!(freezes, 11);
+        // The last one still runs, to its limit.
+        let mut pages = 0;
+        while mem.alloc_frame().is_ok() {
+            pages += 1;
+        }
+        assert_eq!(pages * PAGE_SIZE, mem.limit_bytes() - frozen.charged_bytes);
     }
 }

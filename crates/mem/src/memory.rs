@@ -24,7 +24,11 @@ const GPA_BASE: u64 = 4 << 30;
 const GPA_END: u64 = 1 << 39;
 /// Memory beyond the limit that may be free in places too small for what is asked for.
 const SCATTERED_BYTES: u64 = 32 << 20;
-const NO_SLOT: u16 = u16::MAX;
+pub(crate) const NO_SLOT: u16 = u16::MAX;
+/// Chunks that a fork is to find free: four gigabytes, since a slot takes a whole one at least.
+pub(crate) const FORK_CHUNKS_MIN: u64 = 64;
+/// All chunks.
+pub(crate) const CHUNKS_MAX: u64 = (GPA_END - GPA_BASE) / CHUNK;
 /// Entries of the table window: present, writable, accessed; a leaf is also dirty, 2 MiB and not
 /// executable (SDM vol. 3A, 4.5).
 const WINDOW_LINK: u64 = 0x23;
@@ -34,7 +38,7 @@ const WINDOW_LEAF: u64 = 0xe3 | 1 << 63;
 #[derive(Debug)]
 pub(crate) struct Fork {
     pub(crate) frozen: Arc<FrozenMemory>,
-    /// What the limit was raised by, and what counts as used from the start.
+    /// The bytes that count as used from the start.
     pub(crate) charged_bytes: u64,
     /// What of these bytes is page tables.
     pub(crate) table_bytes: u64,
@@ -112,6 +116,8 @@ pub struct GuestMemory {
     /// What its file mappings take of the host's mappings.
     pub(crate) share: Arc<Share>,
     pub(crate) limit_bytes: u64,
+    /// Beyond what is frozen, if forks are to have a limit of their own.
+    pub(crate) forks_add_bytes: Option<u64>,
     pub(crate) used_bytes: u64,
     pub(crate) peak_bytes: u64,
     /// What of the bytes used is page tables and pages of the VMM.
@@ -136,6 +142,7 @@ impl GuestMemory {
             file_bytes: 0,
             share: Arc::default(),
             limit_bytes,
+            forks_add_bytes: None,
             used_bytes: 0,
             peak_bytes: 0,
             table_bytes: 0,
@@ -795,6 +802,11 @@ impl GuestMemory {
             Pool::Ram | Pool::Tables => self.ram.bytes += size,
         }
         Ok(())
+    }
+
+    /// Chunks of guest-physical space that no slot takes.
+    pub(crate) fn chunks_left(&self) -> u64 {
+        CHUNKS_MAX.saturating_sub(self.chunks.len() as u64)
     }
 
     /// Where the next slot will lie.

@@ -398,7 +398,7 @@ impl Sandbox {
                 *slot = Some(engine);
                 return Err(to_py(&EngineError::Ended(ending)));
             }
-            if let Err(error) = engine.settle_connections(connections) {
+            if let Err(error) = engine.prepare_to_freeze(connections) {
                 *slot = Some(engine);
                 return Err(to_py(&error));
             }

@@ -25,6 +25,15 @@ impl Snapshot {
         if let Some(end) = sandbox.personality.kernel.end {
             return Err(EngineError::Ended(ending(end)));
         }
+        // A fork that has not run yet has not been told of the time since its own freeze.
+        let told_ns = match &sandbox.origin {
+            Some(frozen) if sandbox.woken != Some(sandbox.generation()) => Some(frozen.wall_ns),
+            _ => None,
+        };
+        let generations = match &sandbox.origin {
+            Some(frozen) => Arc::clone(&frozen.generations),
+            None => Arc::default(),
+        };
         let Sandbox {
             personality,
             mut guest,
@@ -43,7 +52,7 @@ impl Snapshot {
             ..
         } = personality.into_inner()?;
         let frozen_ns = kvmlet_linux::monotonic_ns(&host);
-        let wall_ns = kvmlet_linux::realtime_ns(&host);
+        let wall_ns = told_ns.unwrap_or_else(|| kvmlet_linux::realtime_ns(&host));
         let tid = kernel.threads.keys().next().copied().unwrap_or(Tid::FIRST);
         let mut cx = Cx {
             kernel: &mut kernel,
@@ -99,6 +108,7 @@ impl Snapshot {
             learned: Mutex::default(),
             siblings: Mutex::default(),
             symbols: Mutex::default(),
+            generations,
             forks: AtomicU64::new(0),
             door,
             reseeding,

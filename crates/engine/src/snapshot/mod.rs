@@ -38,9 +38,6 @@ use vm_pool::ReadyVms;
 
 pub use vm_pool::forget_vms;
 
-/// Forks and resets of all snapshots. A fork that is frozen has forks that differ from it, and from its siblings.
-static GENERATIONS: AtomicU64 = AtomicU64::new(0);
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -68,6 +65,9 @@ pub(crate) struct Frozen {
     learned: Mutex<Learned>,
     siblings: Mutex<Siblings>,
     symbols: Mutex<Symbols>,
+    /// Forks and resets of this program. A fork that is frozen has forks that differ from it, and from its siblings; what
+    /// other programs do is not seen.
+    generations: Arc<AtomicU64>,
     forks: AtomicU64,
     /// The place where the program waited for connections.
     door: Option<Door>,
@@ -235,7 +235,7 @@ impl Frozen {
     fn next_kernel(&self) -> Kernel {
         let mut kernel = self.kernel.clone();
         // Never 0, which is the program before its first freeze.
-        kernel.channel.generation = GENERATIONS.fetch_add(1, Ordering::Relaxed) + 1;
+        kernel.channel.generation = self.generations.fetch_add(1, Ordering::Relaxed) + 1;
         kernel
     }
 

@@ -465,10 +465,17 @@ fn forks_have_a_limit_of_their_own() {
         fork.reset();
         assert_eq!(fork.mem.used_bytes(), charged);
     }
-    // One that is frozen again gives its forks what it had itself, unless it is told otherwise.
+    // One that is frozen again leaves its forks what it has left itself, unless it is told otherwise.
+    fork.mem.charge(PAGE_SIZE).unwrap();
     let Fork { mem, spaces, .. } = fork;
+    let charged = charged + PAGE_SIZE;
+    let Fork {
+        mut mem, spaces, ..
+    } = Fork::of(&mem.freeze(spaces, charged).unwrap());
+    assert_eq!(mem.limit_bytes(), MIB + charged - PAGE_SIZE);
+    mem.limit_forks(2 * MIB);
     let again = Fork::of(&mem.freeze(spaces, charged).unwrap());
-    assert_eq!(again.mem.limit_bytes(), MIB + charged);
+    assert_eq!(again.mem.limit_bytes(), 2 * MIB + charged);
 }
 
 #[test]
