@@ -477,6 +477,27 @@ def test_a_time_of_day_passes_while_a_program_is_frozen() -> None:
             fork.reset()
 
 
+def test_timers_of_the_time_of_day_expire_while_a_program_is_frozen(guests: pathlib.Path) -> None:
+    """Natively all of them are due after the same time; those of CLOCK_MONOTONIC stand meanwhile."""
+    messages = [b"steady", b"set", b"nap", b"wall"]
+    steady, unset, _, wall = native_answers(["./walltimers"], cwd=guests, messages=messages)
+    assert wall == b"day 1 boot 1 day 1 boot 1 "
+    assert steady == b"length 0 steady 0 length EAGAIN steady EAGAIN "
+    assert unset == b"readable 0 set EAGAIN set EAGAIN "
+    sandbox = kvmlet.Sandbox(["./walltimers"], cwd=guests).until_ready(timeout=LIMIT_S)
+    with sandbox.freeze() as snapshot, snapshot.fork() as other:
+        time.sleep(1.3)
+        # A fork that has not run: the time that it has missed is not forgotten.
+        with other.freeze() as later, later.fork() as fork:
+            time.sleep(1.3)
+            for _ in range(2):
+                assert ask(fork, "wall").encode() == wall
+                assert ask(fork, "steady").encode() == steady
+                # As after a machine has slept (timerfd_create(2)).
+                assert ask(fork, "set") == "readable 1 set ECANCELED set EAGAIN "
+                fork.reset()
+
+
 def test_wipe_on_fork(guests: pathlib.Path) -> None:
     """MADV_WIPEONFORK (madvise(2)): zero in each fork, also after it was written there."""
     sandbox = kvmlet.Sandbox(["./warm"], cwd=guests).until_ready(timeout=LIMIT_S)

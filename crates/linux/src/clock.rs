@@ -3,6 +3,7 @@
 use std::fmt;
 
 use kvmlet_abi::linux::Timespec;
+use kvmlet_abi::linux::time::{CLOCK_BOOTTIME, CLOCK_REALTIME, CLOCK_TAI};
 use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_abi::{Errno, Gva};
 use rustix::time::{ClockId, clock_gettime};
@@ -90,6 +91,17 @@ pub fn read_ns(host: &Host, clock_id: i32) -> Option<u64> {
         id => VdsoClock::from_id(id)?,
     };
     Some(clock_ns(host, shown))
+}
+
+/// True for a wait that goes on while the program is frozen, as while a machine sleeps. A length of time by
+/// CLOCK_REALTIME is measured by CLOCK_MONOTONIC (`hrtimer_init` in kernel/time/hrtimer.c), which stands then.
+#[must_use]
+pub fn goes_on_frozen(clock_id: i32, is_absolute: bool) -> bool {
+    match clock_id {
+        CLOCK_REALTIME => is_absolute,
+        CLOCK_BOOTTIME | CLOCK_TAI => true,
+        _ => false,
+    }
 }
 
 /// CLOCK_BOOTTIME

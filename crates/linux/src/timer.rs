@@ -86,6 +86,15 @@ impl Setting {
     }
 }
 
+/// The time that a POSIX timer is set to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Expiry {
+    /// On the timer's timeline.
+    pub at_ns: i64,
+    /// See [`PosixTimer::goes_on`].
+    pub goes_on: bool,
+}
+
 /// Whom a POSIX timer tells of its expiry (sigevent(3type)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Notify {
@@ -114,6 +123,8 @@ pub struct PosixTimer {
     pub value: u64,
     /// When it expires.
     pub setting: Setting,
+    /// It goes on while the program is frozen ([`crate::clock::goes_on_frozen`]).
+    pub goes_on: bool,
     /// The signal of its last expiry has not been taken, and it is re-armed when it is.
     pub unacknowledged: bool,
     /// Expiries passed over since the last signal.
@@ -257,6 +268,24 @@ impl Timers {
             );
         }
         Some(timer)
+    }
+
+    /// Timers that went on while the program was frozen for `time_ns` expire that much earlier by CLOCK_MONOTONIC.
+    pub fn pass_over(&mut self, time_ns: u64) {
+        let time_ns = i64::try_from(time_ns).unwrap_or(i64::MAX);
+        let goes_on = |timer: &PosixTimer| timer.goes_on && timer.setting != Setting::default();
+        let moved: Vec<((Pid, i32), PosixTimer)> = self
+            .posix
+            .iter()
+            .filter(|(_, timer)| goes_on(timer))
+            .map(|(name, timer)| (*name, timer.clone()))
+            .collect();
+        for ((pid, id), mut timer) in moved {
+            let expires_ns = timer.setting.expires_ns.saturating_sub(time_ns);
+            // 0 stands for a timer that is disarmed.
+            timer.setting.expires_ns = if expires_ns == 0 { -1 } else { expires_ns };
+            self.put_posix(pid, id, timer);
+        }
     }
 
     /// A thread begins to sleep on a CPU clock until `at_ns`.
@@ -470,12 +499,12 @@ impl Kernel {
         self.timers.put_posix(pid, id, timer);
     }
 
-    /// Sets a POSIX timer, or disarms it with `setting.expires_ns` of `None`. What is pending of its
+    /// Sets a POSIX timer, or disarms it with `expires` of `None`. What is pending of its
     /// earlier expiries is dropped.
     pub fn set_posix_timer(
         &mut self,
         (pid, id): (Pid, i32),
-        expires_ns: Option<i64>,
+        expires: Option<Expiry>,
         interval_ns: i64,
         now_ns: u64,
     ) {
@@ -486,10 +515,11 @@ impl Kernel {
         timer.unacknowledged = false;
         timer.missed = 0;
         timer.overrun = 0;
-        timer.setting = match expires_ns {
+        timer.goes_on = expires.is_some_and(|expires| expires.goes_on);
+        timer.setting = match expires {
             None => Setting::default(),
-            Some(expires_ns) => Setting {
-                expires_ns,
+            Some(Expiry { at_ns, .. }) => Setting {
+                expires_ns: at_ns,
                 interval_ns,
                 queued: timer.notify != Notify::Nobody,
             },

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use kvmlet_abi::Errno;
-use kvmlet_abi::linux::futex::{FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT_BITSET};
-use kvmlet_abi::linux::time::{CLOCK_BOOTTIME, CLOCK_REALTIME, CLOCK_TAI, TIMER_ABSTIME};
+use kvmlet_abi::linux::futex::{
+    FUTEX_CLOCK_REALTIME, FUTEX_LOCK_PI, FUTEX_LOCK_PI2, FUTEX_PRIVATE_FLAG, FUTEX_WAIT_BITSET,
+};
+use kvmlet_abi::linux::time::TIMER_ABSTIME;
 
 use super::Personality;
+use crate::clock;
 use crate::kernel::Tid;
 use crate::net::{Name, client};
 use crate::syscalls::table;
@@ -183,10 +186,15 @@ impl Personality {
         )
     }
 
-    /// So much time has passed that CLOCK_MONOTONIC does not show, since the program stood still: waits until a time of
-    /// day end at that.
+    /// So much time has passed that CLOCK_MONOTONIC does not show: the program stood still. Waits and timers that went on
+    /// meanwhile ([`clock::goes_on_frozen`]) end at their time.
     pub fn pass_over(&mut self, time_ns: u64) {
-        (self.kernel.sched).move_deadlines(time_ns, |call| waits_by_the_wall(call.nr, call.args));
+        let kernel = &mut self.kernel;
+        kernel
+            .sched
+            .move_deadlines(time_ns, |call| goes_on(call.nr, call.args));
+        kernel.timers.pass_over(time_ns);
+        kernel.pass_over_timerfds(time_ns);
     }
 
     /// The CPU time that each thread has had.
@@ -216,20 +224,21 @@ impl Personality {
     }
 }
 
-/// True for a wait until an absolute time on a clock that goes on while a program is frozen.
-fn waits_by_the_wall(nr: u64, [first, second, ..]: [u64; 6]) -> bool {
+/// True for a call whose wait goes on while the program is frozen.
+fn goes_on(nr: u64, [first, second, ..]: [u64; 6]) -> bool {
     // Arguments of 32 bits.
     let (id, flags) = (first as u32, second as u32);
     match table::row(nr).map(|row| row.name) {
         Some("clock_nanosleep") => {
-            let clocks = [CLOCK_REALTIME, CLOCK_BOOTTIME, CLOCK_TAI];
-            flags & TIMER_ABSTIME != 0 && clocks.contains(&id.cast_signed())
+            clock::goes_on_frozen(id.cast_signed(), flags & TIMER_ABSTIME != 0)
         }
-        // Only FUTEX_WAIT has a length of time with that clock.
-        Some("futex") => {
-            flags & FUTEX_CLOCK_REALTIME != 0
-                && flags & !(FUTEX_CLOCK_REALTIME | FUTEX_PRIVATE_FLAG) == FUTEX_WAIT_BITSET
-        }
+        // FUTEX_WAIT has a length of time also with that clock; FUTEX_LOCK_PI has no choice of clocks.
+        Some("futex") => match flags & !(FUTEX_CLOCK_REALTIME | FUTEX_PRIVATE_FLAG) {
+            FUTEX_WAIT_BITSET | FUTEX_LOCK_PI2 => flags & FUTEX_CLOCK_REALTIME != 0,
+            command => command == FUTEX_LOCK_PI,
+        },
+        // Their time is one of CLOCK_REALTIME (mq_receive(3)).
+        Some("mq_timedsend" | "mq_timedreceive") => true,
         _ => false,
     }
 }

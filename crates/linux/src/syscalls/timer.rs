@@ -14,7 +14,7 @@ use crate::kernel::{Kernel, Pid, Tid};
 use crate::outcome::SysResult;
 use crate::signal::{NSIG, signo};
 use crate::syscalls::args::{Args, Flags, Int, Ptr, Uint};
-use crate::timer::{Interval, Notify, PosixTimer, Setting, Timeline};
+use crate::timer::{Expiry, Interval, Notify, PosixTimer, Setting, Timeline};
 
 fn timeval_ns(value: Timeval) -> Result<u64, Errno> {
     let sec = u64::try_from(value.tv_sec).map_err(|_| Errno::EINVAL)?;
@@ -194,6 +194,7 @@ pub fn sys_timer_create(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         signo: u8::try_from(event.sigev_signo).unwrap_or(0),
         value: event.sigev_value,
         setting: Setting::default(),
+        goes_on: false,
         unacknowledged: false,
         missed: 0,
         overrun: 0,
@@ -217,7 +218,12 @@ fn own_timer(cx: &mut Cx<'_>, id: i32) -> Result<(Pid, i32), Errno> {
     }
 }
 
-fn expiry(cx: &mut Cx<'_>, timer: (Pid, i32), flags: u32, value: Timespec) -> Result<i64, Errno> {
+fn expiry(
+    cx: &mut Cx<'_>,
+    timer: (Pid, i32),
+    flags: u32,
+    value: Timespec,
+) -> Result<Expiry, Errno> {
     let value = signed(timespec_ns(value)?);
     let (clock_id, timeline) = cx
         .kernel
@@ -227,15 +233,18 @@ fn expiry(cx: &mut Cx<'_>, timer: (Pid, i32), flags: u32, value: Timespec) -> Re
         .ok_or(Errno::EINVAL)?;
     let now_ns = clock::monotonic_ns(cx.host);
     let now = cx.kernel.time_on(timeline, now_ns).ok_or(Errno::ESRCH)?;
-    if flags & TIMER_ABSTIME == 0 {
-        return Ok(now.saturating_add(value));
-    }
-    if timeline == Timeline::Monotonic {
-        // Linux differs: a timer on CLOCK_REALTIME does not follow the host when its clock is set.
-        let on_clock = clock::read_ns(cx.host, clock_id).ok_or(Errno::EINVAL)?;
-        return Ok(now.saturating_add(value.saturating_sub(signed(on_clock))));
-    }
-    Ok(value)
+    let is_absolute = flags & TIMER_ABSTIME != 0;
+    let at_ns = match (is_absolute, timeline) {
+        (false, _) => now.saturating_add(value),
+        (true, Timeline::Monotonic) => {
+            // Linux differs: a timer on CLOCK_REALTIME does not follow the host when its clock is set.
+            let on_clock = clock::read_ns(cx.host, clock_id).ok_or(Errno::EINVAL)?;
+            now.saturating_add(value.saturating_sub(signed(on_clock)))
+        }
+        (true, _) => value,
+    };
+    let goes_on = clock::goes_on_frozen(clock_id, is_absolute);
+    Ok(Expiry { at_ns, goes_on })
 }
 
 /// timer_settime(2)
@@ -251,14 +260,14 @@ pub fn sys_timer_settime(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let step = signed(timespec_ns(new.it_interval)?);
     let value_ns = timespec_ns(new.it_value)?;
     let timer = own_timer(cx, id)?;
-    let expires_ns = if value_ns == 0 {
+    let expires = if value_ns == 0 {
         None
     } else {
         Some(expiry(cx, timer, flags, new.it_value)?)
     };
     let now_ns = clock::monotonic_ns(cx.host);
     let old = cx.kernel.posix_timer_left(timer, now_ns).unwrap_or((0, 0));
-    cx.kernel.set_posix_timer(timer, expires_ns, step, now_ns);
+    cx.kernel.set_posix_timer(timer, expires, step, now_ns);
     if old_gva.0 != 0 {
         cx.write_struct(old_gva, &itimerspec(old))?;
     }

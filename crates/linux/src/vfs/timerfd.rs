@@ -2,9 +2,12 @@
 
 use imbl::{OrdMap, OrdSet};
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::time::CLOCK_REALTIME;
+use kvmlet_abi::linux::timerfd::{TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET};
 
 use super::anon::ObjectId;
 use super::ready::POLLIN;
+use crate::clock;
 use crate::kernel::Kernel;
 use crate::outcome::Source;
 
@@ -28,6 +31,8 @@ pub struct TimerFd {
     ticks: u64,
     /// It has expired and is not armed again before it is read or asked for (fs/timerfd.c).
     expired: bool,
+    /// Its clock has been set, which the next read(2) tells (TFD_TIMER_CANCEL_ON_SET).
+    cancelled: bool,
 }
 
 /// All timers, and those armed in order of expiry.
@@ -69,6 +74,18 @@ impl TimerFd {
         self.expired = false;
     }
 
+    /// Its clock goes on while the program is frozen.
+    fn goes_on(&self) -> bool {
+        let is_absolute = self.settime_flags & TFD_TIMER_ABSTIME != 0;
+        clock::goes_on_frozen(self.clock.0, is_absolute)
+    }
+
+    /// It is to be told when its clock is set. For that flag Linux asks for an absolute time too (fs/timerfd.c).
+    fn is_told_of_clocks(&self) -> bool {
+        let flags = TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET;
+        self.clock.0 == CLOCK_REALTIME && self.settime_flags & flags == flags
+    }
+
     /// (time to the next expiry, interval) in nanoseconds; the first is 0 for a disarmed timer.
     #[must_use]
     pub fn setting(&self, now_ns: u64) -> (u64, u64) {
@@ -89,6 +106,7 @@ impl TimerFds {
             interval_ns: 0,
             ticks: 0,
             expired: false,
+            cancelled: false,
         };
         self.timers.insert(id, timer);
     }
@@ -136,19 +154,24 @@ impl TimerFds {
     /// Takes and returns what read(2) answers: expirations since the last one; `None` if it has to wait.
     ///
     /// # Errors
-    /// As [`TimerFds::get`].
+    /// As [`TimerFds::get`]; `ECANCELED` once if its clock was set and that is to be told.
     pub fn take(&mut self, id: ObjectId, now_ns: u64) -> Result<Option<u64>, Errno> {
         self.update(id, |timer| {
+            if core::mem::take(&mut timer.cancelled) {
+                timer.ticks = 0;
+                timer.expired = false;
+                return Err(Errno::ECANCELED);
+            }
             if timer.ticks == 0 {
-                return None;
+                return Ok(None);
             }
             timer.forward(now_ns);
             timer.expired = false;
             if timer.interval_ns == 0 {
                 timer.expiry_ns = None;
             }
-            Some(core::mem::take(&mut timer.ticks))
-        })
+            Ok(Some(core::mem::take(&mut timer.ticks)))
+        })?
     }
 
     /// timerfd_gettime(2): (time to the next expiry, interval), in nanoseconds.
@@ -181,8 +204,32 @@ impl TimerFds {
             timer.interval_ns = interval_ns;
             timer.ticks = 0;
             timer.expired = false;
+            timer.cancelled = false;
             old
         })
+    }
+
+    /// Timers that went on while the program was frozen for `time_ns` expire that much earlier. Those that are to be told
+    /// of a clock that was set: who waits for them is to be woken.
+    fn pass_over(&mut self, time_ns: u64) -> Vec<ObjectId> {
+        let ids: Vec<ObjectId> = self.timers.keys().copied().collect();
+        let mut told = Vec::new();
+        for id in ids {
+            let _ = self.update(id, |timer| {
+                if timer.goes_on() {
+                    let expiry_ns = timer.expiry_ns.as_mut();
+                    expiry_ns
+                        .into_iter()
+                        .for_each(|ns| *ns = ns.saturating_sub(time_ns));
+                }
+                if timer.is_told_of_clocks() {
+                    timer.cancelled = true;
+                    timer.ticks = timer.ticks.saturating_add(1);
+                    told.push(id);
+                }
+            });
+        }
+        told
     }
 
     /// The earliest expiry, guest monotonic nanoseconds.
@@ -193,6 +240,13 @@ impl TimerFds {
 }
 
 impl Kernel {
+    /// As [`crate::Personality::pass_over`], for timers that are read.
+    pub(crate) fn pass_over_timerfds(&mut self, time_ns: u64) {
+        for id in self.objects.timers.pass_over(time_ns) {
+            self.wake(Source::Object(id), POLLIN);
+        }
+    }
+
     /// Lets the timers expire that are due at `now_ns`, guest monotonic.
     pub fn fire_timerfds(&mut self, now_ns: u64) {
         self.with_wakes_held(|kernel| kernel.fire_timerfds_due(now_ns));
@@ -268,6 +322,25 @@ mod tests {
         assert_eq!(timers.setting(ID, 999), Ok((0, 0)));
         timers.remove(ID);
         assert_eq!(timers, TimerFds::default());
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_told_once() {
+        let mut timers = TimerFds::default();
+        timers.create(ID, TimerClock(CLOCK_REALTIME));
+        let flags = TFD_TIMER_ABSTIME | TFD_TIMER_CANCEL_ON_SET;
+        timers.set(ID, 100, (Some(500), 0), flags).unwrap();
+        assert_eq!(timers.pass_over(300), [ID]);
+        assert_eq!(timers.get(ID).unwrap().poll(), POLLIN);
+        assert_eq!(timers.take(ID, 110), Err(Errno::ECANCELED));
+        assert_eq!(timers.take(ID, 110), Ok(None));
+        assert_eq!(timers.next_ns(), Some(200));
+        // It is not told of a length of time, which does not go on either.
+        timers
+            .set(ID, 100, (Some(500), 0), TFD_TIMER_CANCEL_ON_SET)
+            .unwrap();
+        assert_eq!(timers.pass_over(300), []);
+        assert_eq!(timers.next_ns(), Some(500));
     }
 
     #[test]
