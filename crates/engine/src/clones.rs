@@ -19,10 +19,12 @@ use crate::EngineError;
 use crate::run::{Nobody, Until};
 use crate::sandbox::Sandbox;
 
-/// The functions of an interpreter. It is quick, or something is wrong with it.
-const TIME_MAX: Duration = Duration::from_secs(5);
-/// The time that a fork's calls may take, all together.
-const FORK_MAX: Duration = Duration::from_secs(1);
+/// The time on a CPU that one function may take. It is quick, or something is wrong with it.
+const CPU_MAX: Duration = Duration::from_secs(1);
+/// The time that all calls before a freeze may take together, on a machine that is busy.
+const TIME_MAX: Duration = Duration::from_secs(20);
+/// The time that a fork's calls may take together.
+const FORK_MAX: Duration = Duration::from_secs(10);
 /// Moments that a thread has to go back to its system call, and how long each is.
 const TURNS_MAX: u32 = 20;
 const TURN: Duration = Duration::from_millis(10);
@@ -280,7 +282,7 @@ impl Sandbox {
             turns += 1;
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        self.step(Until::Return, Some(left), &mut Nobody)
+        self.step_within(Until::Return, Some(left), Some(CPU_MAX), &mut Nobody)
             .map_err(|error| match error {
                 EngineError::TimedOut | EngineError::Silent => {
                     unwilling("a function of it does not return")

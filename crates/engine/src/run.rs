@@ -198,7 +198,7 @@ impl Sandbox {
         limits: Limits,
         owner: &mut dyn Owner,
     ) -> Result<RunOutcome, EngineError> {
-        let ending = match self.drive_within(Until::End, limits, owner)? {
+        let ending = match self.drive(Until::End, limits, owner)? {
             Stop::Ended(ending) => ending,
             Stop::TimedOut => Ending::Timeout,
             Stop::OutOfCpuTime => Ending::CpuTime,
@@ -212,19 +212,6 @@ impl Sandbox {
 
     /// Runs until what `until` says, the program's end, the time, or the owner's wish, whichever is first.
     pub(crate) fn drive(
-        &mut self,
-        until: Until,
-        deadline_ns: Option<u64>,
-        owner: &mut dyn Owner,
-    ) -> Result<Stop, EngineError> {
-        let limits = Limits {
-            deadline_ns,
-            cpu_time: None,
-        };
-        self.drive_within(until, limits, owner)
-    }
-
-    fn drive_within(
         &mut self,
         until: Until,
         limits: Limits,

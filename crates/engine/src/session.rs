@@ -11,7 +11,7 @@ use kvmlet_linux::{
 };
 
 use crate::outcome::Ending;
-use crate::run::{Stop, Streamed, Until};
+use crate::run::{Limits, Stop, Streamed, Until};
 use crate::sandbox::Sandbox;
 use crate::snapshot::Snapshot;
 use crate::time::{TICK_NS, now_ns};
@@ -502,11 +502,26 @@ impl Sandbox {
         timeout: Option<Duration>,
         owner: &mut dyn Owner,
     ) -> Result<(), EngineError> {
+        self.step_within(until, timeout, None, owner)
+    }
+
+    /// As [`Sandbox::step`], within a time of this thread's on a CPU too.
+    pub(crate) fn step_within(
+        &mut self,
+        until: Until,
+        timeout: Option<Duration>,
+        cpu_time: Option<Duration>,
+        owner: &mut dyn Owner,
+    ) -> Result<(), EngineError> {
         self.check_alive()?;
         let deadline_ns = timeout.map(|timeout| {
             now_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
         });
-        let driven = self.guarded(|sandbox| sandbox.drive(until, deadline_ns, owner));
+        let limits = Limits {
+            deadline_ns,
+            cpu_time,
+        };
+        let driven = self.guarded(|sandbox| sandbox.drive(until, limits, owner));
         let stop = driven.inspect_err(|_| self.ended = Some(Ending::Broken))?;
         match stop {
             Stop::Reached => Ok(()),
