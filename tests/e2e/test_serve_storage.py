@@ -110,6 +110,11 @@ def answer(question):
     elif word == b"skip":
         # The next one is taken before this one is answered.
         kvmlet_guest.receive()
+    elif word == b"open":
+        try:
+            open(rest)
+        except OSError as error:
+            return type(error).__name__.encode()
     elif word == b"say":
         print("said by a storage", flush=True)
     return b"%d" % SUM
@@ -196,6 +201,18 @@ def test_a_request_that_dies_half_way_leaves_it_whole(place: pathlib.Path) -> No
         assert served.get("/flood")[0] in (502, 504)
         until_answered(served)
         assert served.metric('kvmlet_storage_restarts_total{storage="kept"}') == 0
+
+
+def test_what_a_storage_is_denied_is_told_while_it_serves(place: pathlib.Path) -> None:
+    with serving(place, *KEPT, program=PROGRAM) as served:
+        for _ in range(2):
+            assert served.get("/ask?open+/etc/shadow") == (200, b"FileNotFoundError")
+        assert served.process.stderr is not None
+        lines = iter(served.process.stderr.readline, b"")
+        told = next(line for line in lines if b"denied: open" in line)
+        assert told == b"[storage kept] denied: open /etc/shadow (ENOENT)\n"
+        status, _, err = served.end()
+        assert (status, b"denied" in err) == (0, False), err
 
 
 def test_one_that_never_answers_is_ended_by_deadlines(place: pathlib.Path) -> None:

@@ -13,6 +13,8 @@ use crate::{EngineError, Owner, Program};
 
 /// The time after which an idle storage looks for questions without being told of any.
 const IDLE: Duration = Duration::from_secs(1);
+/// The time after which one that runs on is looked at, for what it was denied.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The questions that a storage is asked, and what comes of them.
 pub trait Questions {
@@ -94,6 +96,7 @@ impl Storage {
     }
 
     /// Answers questions on this thread until one of [`Left`]. Those that it has been given then have no answer.
+    /// [`Owner::denied`] is told what the policy refuses meanwhile.
     ///
     /// # Errors
     /// Faults of kvmlet and the host only.
@@ -159,7 +162,11 @@ impl Storage {
     fn step(&mut self, left: Option<Duration>, owner: &mut dyn Owner) -> Result<(), EngineError> {
         let bell = Arc::clone(&self.bell);
         let mut listener = Listener::of(&bell, owner);
-        bell.run(|| self.sandbox.step(Until::Said, left, &mut listener))
+        let left = left.map_or(LOOK, |left| left.min(LOOK));
+        let done = bell.run(|| self.sandbox.step(Until::Said, Some(left), &mut listener));
+        let (denials, _) = self.sandbox.take_report();
+        denials.iter().for_each(|one| owner.denied(one));
+        done
     }
 
     fn end(&self, one: Open, answer: Result<Arc<[u8]>, NoAnswer>, questions: &mut dyn Questions) {

@@ -192,8 +192,10 @@ impl Storage {
             output: &mut *output,
             stop,
         };
+        // What it was denied before its first question.
+        let (denials, _) = self.0.sandbox().take_report();
+        denials.iter().for_each(|one| owner.denied(one));
         let left = self.0.answer(questions, &mut owner);
-        tell_denials(self.0.sandbox(), output);
         hand_on(self.0.take_output(), output);
         left.map_err(|error| error.to_string())
     }
@@ -216,6 +218,10 @@ impl Owner for Told<'_> {
 
     fn output(&mut self, stream: Streamed, bytes: Vec<u8>) {
         wrote(self.output, stream, &bytes);
+    }
+
+    fn denied(&mut self, denial: &Denial) {
+        self.output.denied(&refusal(denial));
     }
 
     fn trace(&mut self, _line: &str, _left: Option<Duration>) {}

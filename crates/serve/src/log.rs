@@ -1,6 +1,6 @@
 //! Lines for the log, written by a thread of their own: a reader that stands still holds nobody up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 const LINES_MAX: usize = 4096;
 /// Of them, those of the program: one that writes without end leaves room for ours, the access log among them.
 const PROGRAM_LINES_MAX: usize = LINES_MAX / 2;
-/// Refusals that are told; a program can think of any number.
+/// Refusals of one program that are told; it can think of any number. A reload begins anew.
 const DENIED_MAX: usize = 1024;
 /// A longer line of the program's is cut into several.
 const LINE_BYTES_MAX: usize = 4096;
@@ -44,8 +44,17 @@ pub(crate) struct Log {
     of_program: Arc<AtomicUsize>,
     metrics: Arc<Metrics>,
     writer: Arc<Mutex<Option<JoinHandle<()>>>>,
-    /// The refusals that have been told, each with its program.
-    denied: Arc<Mutex<BTreeSet<String>>>,
+    /// The refusals that have been told, by program.
+    denied: Arc<Mutex<BTreeMap<String, BTreeSet<String>>>>,
+}
+
+/// The things to be told of a refusal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum News {
+    None,
+    Refusal,
+    /// It, and that it is the last one.
+    Last,
 }
 
 impl Log {
@@ -83,10 +92,23 @@ impl Log {
         }
     }
 
-    /// True if this refusal is to be told: once, and not without end.
-    fn is_news(&self, refusal: &str) -> bool {
+    /// Each refusal is told once, and not without end: a program that has used up its part takes none from others.
+    fn news(&self, program: &str, refusal: &str) -> News {
         let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
-        denied.len() < DENIED_MAX && denied.insert(refusal.to_owned())
+        let told = denied.entry(program.to_owned()).or_default();
+        if told.len() >= DENIED_MAX || !told.insert(refusal.to_owned()) {
+            return News::None;
+        }
+        match told.len() {
+            DENIED_MAX => News::Last,
+            _ => News::Refusal,
+        }
+    }
+
+    /// Tells the refusals of a program again, which has been started anew.
+    pub(crate) fn forget_denials(&self, program: &str) {
+        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        denied.remove(program);
     }
 
     fn note_dropped(&self) {
@@ -229,8 +251,19 @@ impl Output for Lines<'_> {
     fn denied(&mut self, refusal: &Refusal) {
         self.denials += 1;
         let Refusal { what, only_asked } = refusal;
-        if !only_asked && self.log.is_news(&format!("{} {what}", self.program)) {
+        if *only_asked {
+            return;
+        }
+        let news = self.log.news(&self.program, what);
+        if news != News::None {
             let text = format!("{}denied: {}", self.prefix, printable(what));
+            self.log.line(To::Stderr, text);
+        }
+        if news == News::Last {
+            let text = format!(
+                "{}denied: {DENIED_MAX} different things so far; more are not told",
+                self.prefix
+            );
             self.log.line(To::Stderr, text);
         }
     }
@@ -320,7 +353,22 @@ pub(crate) mod tests {
         for number in 0..2 * DENIED_MAX {
             lines.denied(&refusal(format!("open /{number}")));
         }
-        assert_eq!(waiting.try_iter().count(), DENIED_MAX - 1);
+        let all: Vec<String> = waiting.try_iter().map(|(_, _, line)| line).collect();
+        assert_eq!(all.len(), DENIED_MAX + 1);
+        assert!(all[DENIED_MAX].contains("more are not told"));
+        assert_eq!(lines.denials(), 2 * DENIED_MAX as u64);
+        // It has taken nothing from others, and is told of again when it is started anew.
+        Lines::new(&log, "shop", 0, "id").denied(&refusal("open /z".to_owned()));
+        log.forget_denials("");
+        lines.denied(&refusal("open /1".to_owned()));
+        let all: Vec<String> = waiting.try_iter().map(|(_, _, line)| line).collect();
+        assert_eq!(
+            all,
+            [
+                "[shop fork 0 id] denied: open /z",
+                "[fork 0 id] denied: open /1"
+            ]
+        );
     }
 
     #[test]

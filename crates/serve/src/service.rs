@@ -98,6 +98,7 @@ impl Service {
         runtime: &tokio::runtime::Handle,
     ) -> Result<Arc<Pool>, BootError> {
         let settings = &self.settings;
+        log.forget_denials(&settings.name);
         let booted = || {
             let mut program = {
                 let mut lines = Lines::of_start(log, &settings.name);
