@@ -21,7 +21,7 @@ GUEST_PROGRAMS := tests/guests tests/escape/guests
 help:
 	@echo "make run       build, then run a Python script in a VM"
 	@echo "make test      every check on this machine's own KVM"
-	@echo "make test-long PART=auto|exit|poll|rust|user|servers|suites|network|first  the same, with what is rare repeated in full"
+	@echo "make test-long PART=auto|exit|poll|rust|user|servers|runtimes|suites|network|first  the same, with what is rare repeated in full"
 	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
@@ -133,7 +133,7 @@ test-exit test-poll: test-%:
 	KVMLET_CALLS=$* $(SIDE_BY_SIDE) -m '$(EACH_WAY)' --share $(SHARE) $(END_TO_END)
 
 # What rarely goes wrong, repeated in full, and each test in each mode of calls: PART is one of these.
-LONG_PARTS := auto exit poll rust user servers suites network first silicon
+LONG_PARTS := auto exit poll rust user servers runtimes suites network first silicon
 # Servers and other programs that only a part of their own has installed.
 SERVERS := tests/e2e/test_servers.py tests/e2e/test_serve_load.py
 NETWORK := tests/e2e/test_net_programs.py
@@ -141,7 +141,7 @@ NETWORK := tests/e2e/test_net_programs.py
 FIRST := tests/e2e/test_first_attempts.py
 # Suites of CPython and Go, likewise.
 SUITES := tests/e2e/test_suites.py
-.PHONY: test-long $(LONG_PARTS:%=test-long-%)
+.PHONY: test-long $(LONG_PARTS:%=test-long-%) test-long-servers-steps test-long-runtimes-steps
 test-long: deps-test
 	@$(if $(filter $(LONG_PARTS),$(PART)),,$(error PART is one of: $(LONG_PARTS)))
 	$(call timed,test-long-$(PART))
@@ -150,13 +150,20 @@ test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-long
 	@$(MAKE) guests
 	$(PYTEST) $(UNIT)/test_tables.py
 	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) $(patsubst %,--ignore %,$(SERVERS) $(SUITES) $(NETWORK) $(FIRST))
-# Servers as they are installed, each asked 10,000 times.
-test-long-servers: $(VENV)/.group-servers
+# Servers as they are installed, each asked 10,000 times: those of Python, and servers under load; then all others.
+OF_PYTHON := flask or django or fastapi or starlette or aiohttp or gunicorn or waitress
+SERVED := KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP --durations 0 --durations-min 1
+test-long-servers test-long-runtimes: $(VENV)/.group-servers
 	@.ci/deps build test servers load
 	@$(MAKE) develop
 	@$(MAKE) guests
-	KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP $(SERVERS) -k 'not postgresql'
-	tests/as_user env KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP $(SERVERS) -k postgresql
+	@$(MAKE) $@-steps
+test-long-servers-steps:
+	$(SERVED) tests/e2e/test_serve_load.py
+	$(SERVED) tests/e2e/test_servers.py -k '$(OF_PYTHON)'
+test-long-runtimes-steps:
+	$(SERVED) tests/e2e/test_servers.py -k 'not ($(OF_PYTHON)) and not postgresql'
+	tests/as_user env $(SERVED) tests/e2e/test_servers.py -k postgresql
 # Suites of CPython and Go and programs for Node and Java, each natively and in a VM. By a user without
 # privileges: as root many tests of theirs do nothing.
 test-long-suites: $(VENV)/.group-dev

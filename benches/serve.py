@@ -5,8 +5,8 @@ in `make bench`, each ratio is the median over interleaved pairs, its quartiles 
 latency is that of the median request. The 90th and the 99th stand beside it, with the exits from
 the VM and the pages that were put back for one request. X is one bare exit from a VM and re-entry.
 
-The multiples in parentheses are those that KVM Server has published, of bare metal. One local hop is
-a request to the C server as it is, at one connection.
+The multiples in parentheses are those that KVM Server has published, of bare metal. One local hop
+is a request to the C server as it is, at one connection.
 """
 
 from __future__ import annotations

@@ -94,11 +94,22 @@ class App(http.server.BaseHTTPRequestHandler):
                 open(self.path.partition("?")[2])
             except OSError as error:
                 return self.answer(type(error).__name__.encode())
+        if path == "/traced":
+            names = ("traceparent", "X-Request-ID")
+            return self.answer(" ".join(self.headers[name] or "-" for name in names).encode())
         if path == "/say":
             print("said on stdout", flush=True)
             print("said on stderr", file=sys.stderr, flush=True)
         self.answer(f"{self.client_address[0]} {self.headers['X-Forwarded-For']}".encode())
     def do_POST(self):
+        if self.path == "/refuse":
+            # It reads nothing of the body.
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.send_header("Connection", "close")
+            self.end_headers()
+            self.close_connection = True
+            return
         length = int(self.headers.get("Content-Length", "0"))
         body = self.rfile.read(length)
         self.answer(f"{len(body)} {sum(body) % 251}".encode())
@@ -289,6 +300,58 @@ def test_slow_clients_and_bodies(tmp_path: pathlib.Path, app: list[str]) -> None
         assert connection.getresponse().status == 413
 
 
+def test_a_program_may_answer_before_it_has_read_the_body(
+    tmp_path: pathlib.Path, app: list[str]
+) -> None:
+    with serving(tmp_path, program=app) as served:
+        connection = served.connect()
+        for _ in range(3):
+            connection.request("POST", "/refuse", body=bytes(8 << 20))
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (403, b"")
+        connection.request("GET", "/traced", headers={"traceparent": "00-1-2-01"})
+        traced, request_id = connection.getresponse().read().split()
+        assert (traced, request_id != b"-") == (b"00-1-2-01", True)
+
+
+def test_one_who_speaks_no_http_is_told(tmp_path: pathlib.Path, app: list[str]) -> None:
+    hello = bytes.fromhex("16030100c8010000c40303") + bytes(194)  # TLS begins so
+    said = [b"SSH-2.0-x\r\n", hello, b"EHLO x\r\n", bytes(64), b"*1\r\n$4\r\nPING\r\n"]
+    with serving(tmp_path, "-q", "--access-log", "json", program=app) as served:
+        for each in said:
+            with socket.create_connection(("127.0.0.1", served.port), HANG_S) as stream:
+                stream.sendall(each)
+                answer = b"".join(iter(lambda: stream.recv(4096), b""))
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n"), (each, answer)
+            assert body.startswith(b"400 Bad Request: "), answer
+            assert served.get("/state") == (200, b"1 1 False")
+        served.until('kvmlet_requests_total{outcome="refused"}', len(said))
+        status, out, err = served.end()
+    assert (status, err) == (0, b"")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert sorted(record["status"] for record in records) == [200] * len(said) + [400] * len(said)
+
+
+def test_sockets_of_systemd_are_served(tmp_path: pathlib.Path, app: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # systemd hands them on from 3 on, and says whom they are for (sd_listen_fds(3)).
+        script = f'export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@" 3<&{listener.fileno()}'
+        argv = ["/bin/bash", "-c", script, "bash", os.fspath(KVMLET), "serve", "-q", "--", *app]
+        process = subprocess.Popen(argv, cwd=tmp_path, env=ENV, pass_fds=[listener.fileno()])
+        try:
+            # A client waits while it starts.
+            port = listener.getsockname()[1]
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
+            client.request("GET", "/state")
+            assert client.getresponse().read() == b"1 1 False"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(HANG_S) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
 def test_lines_say_whose_they_are(tmp_path: pathlib.Path, app: list[str]) -> None:
     with serving(tmp_path, "--access-log", "json", program=app) as served:
         assert served.get("/say", **{"X-Forwarded-For": "9.9.9.9"}) == (200, b"127.0.0.1 127.0.0.1")
@@ -441,7 +504,12 @@ def test_a_program_that_does_not_serve(tmp_path: pathlib.Path, app: list[str]) -
     )
     assert (status, text.splitlines()[-1].count("denied: connect 192.0.2.7:5432")) == (125, 1), text
     assert text.splitlines()[-1].startswith("kvmlet: the program has ended before it listened")
-    options = ["--listen", "unix:place", "-q", "--warmup-request", "GET /exit"]
-    status, text = refused(tmp_path, *options, "--", *app)
-    assert status == 125
-    assert "the warm-up request 'GET /exit' ended the program: it exited with status 3" in text
+    for warmup, part in (
+        ("GET /exit", "'GET /exit' ended the program: it exited with status 3"),
+        ("POST /refuse", "'POST /refuse' was answered with 403"),
+        ("GET /state\n=204", "'GET /state' was answered with 200"),
+    ):
+        options = ["--listen", "unix:place", "-q", "--warmup-request", warmup]
+        status, text = refused(tmp_path, *options, "--", *app)
+        assert (status, text.count("\n")) == (125, 1), text
+        assert f"the warm-up request {part}" in text, text

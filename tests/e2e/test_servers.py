@@ -1,6 +1,7 @@
 """Servers as they are installed, by `kvmlet serve`: each request meets the state that was frozen.
 
-`make test-long PART=servers` installs them. KVMLET_SERVER_REQUESTS=100 asks each less often.
+`make test-long PART=servers` and `PART=runtimes` install them.
+KVMLET_SERVER_REQUESTS=100 asks each less often.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from e2e.serving import Served, serving
 pytestmark = [
     pytest.mark.usefixtures("vm"),
     pytest.mark.default_mode,
-    pytest.mark.skipif(not LONG, reason="it takes half an hour: make test-long PART=servers"),
+    pytest.mark.skipif(not LONG, reason="long: make test-long PART=servers, PART=runtimes"),
 ]
 
 REQUESTS = int(os.environ.get("KVMLET_SERVER_REQUESTS", "10000"))
@@ -54,6 +55,8 @@ class Server:
     """The beginning of its answer to /count if nobody has asked that before."""
     warmup: tuple[str, ...] = ("/", "/draw")
     """Asked before it is frozen. Words of /draw are values that no two clients may get."""
+    draws: int = 100
+    """The forks that values are collected from; many for one server of each kind of generator."""
 
 
 def run(*words: str, cwd: pathlib.Path, **variables: str) -> None:
@@ -96,9 +99,13 @@ HTTP = {
         module("gunicorn", *GUNICORN, "--threads", "4", "wsgi_app:app"), needs="gunicorn"
     ),
     "gunicorn-sync": Server(module("gunicorn", *GUNICORN, "wsgi_app:app"), needs="gunicorn"),
-    "waitress": Server(module("waitress", "--listen", PLACE, "wsgi_app:app"), needs="waitress"),
-    "go": Server(("./server",), needs="go", build=build_go),
-    "node": Server(("node", "node_app.js"), needs="node"),
+    # random, uuid, secrets and ssl of CPython.
+    "waitress": Server(
+        module("waitress", "--listen", PLACE, "wsgi_app:app"), needs="waitress", draws=REQUESTS
+    ),
+    "go": Server(("./server",), needs="go", build=build_go, draws=REQUESTS),
+    # Its crypto, with the values that it would draw ahead.
+    "node": Server(("node", "node_app.js"), needs="node", draws=REQUESTS),
     "express": Server(
         ("node", "express_app.js"),
         options=("-e", "NODE_PATH=/usr/share/nodejs"),
@@ -109,9 +116,19 @@ HTTP = {
         ("/usr/sbin/nginx", "-p", ".", "-e", "stderr", "-c", "nginx.conf", "-g", "user root root;"),
         needs="/usr/sbin/nginx",
         count=b"x\nx\n",
+        # OpenSSL.
+        draws=REQUESTS,
     ),
-    "java": Server(("java", "-cp", ".", "Server"), needs="javac", build=build_java),
-    "hyper": Server(("./hyper-server",), needs="cargo", build=build_hyper),
+    # Classes that a first request loads are loaded once, for all forks.
+    "java": Server(
+        ("java", "-cp", ".", "Server"),
+        needs="javac",
+        build=build_java,
+        count=b"2 2 2",
+        warmup=("/", "/draw", "/count"),
+    ),
+    # getrandom(2).
+    "hyper": Server(("./hyper-server",), needs="cargo", build=build_hyper, draws=REQUESTS),
     "c": Server(
         ("./webserver", "epoll", "8000"),
         build=build_c,
@@ -196,7 +213,7 @@ def is_there(needs: str) -> bool:
 
 def require(needs: str) -> None:
     if needs and not is_there(needs):
-        pytest.skip(f"no {needs} here: make test-long PART=servers installs it")
+        pytest.skip(f"no {needs} here: make test-long PART=runtimes installs it")
 
 
 @pytest.mark.timeout(1800)
@@ -227,7 +244,7 @@ def test_each_request_meets_the_frozen_server(tmp_path: pathlib.Path, name: str)
             if number % max(1, REQUESTS // 20) == 0:
                 growth.look()
         drawn = []
-        for _ in range(100):
+        for _ in range(server.draws):
             status, _, text = get("/draw")
             assert status == 200, text
             drawn.append(text.split())
@@ -243,8 +260,11 @@ def test_each_request_meets_the_frozen_server(tmp_path: pathlib.Path, name: str)
 
 def serve_connections(
     directory: pathlib.Path, count: int, program: list[str], ask: Callable[[int], object]
-) -> None:
-    """Has `ask` talk over connections of its own to a port, each of which must go the same way."""
+) -> list[bytes]:
+    """Has `ask` talk over connections of its own to a port, each of which must go the same way.
+
+    The lines that were written to standard error.
+    """
     with serving(directory, "--isolate", "connection", program=program) as served:
         said = read_on(served)
         growth = Growth(served)
@@ -258,6 +278,23 @@ def serve_connections(
         assert served.metric("kvmlet_forks_rebuilt_total") == 0
         status, _, _ = served.end()
         assert status == 0, said
+    return said
+
+
+def test_nginx_answers_with_a_part_of_a_file(tmp_path: pathlib.Path) -> None:
+    server = HTTP["nginx"]
+    require(server.needs)
+    shutil.copytree(SERVERS, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "large.txt").write_bytes(bytes(range(256)) * 4096)
+    with serving(tmp_path, *server.options, program=list(server.program)) as served:
+        for part, first, last in (("3-9", 3, 9), ("-5", -5, -1), ("1048570-", 1048570, 1048575)):
+            connection = served.connect()
+            connection.request("GET", "/large.txt", headers={"Range": f"bytes={part}"})
+            answer = connection.getresponse()
+            wanted = bytes(number % 256 for number in range(first, last + 1))
+            assert (answer.status, answer.read()) == (206, wanted)
+            assert answer.getheader("Content-Range", "").endswith("/1048576")
+            connection.close()
 
 
 @pytest.mark.timeout(1800)
@@ -275,13 +312,14 @@ def test_each_connection_meets_the_frozen_redis(tmp_path: pathlib.Path) -> None:
             return [*answers, before]
 
     program = ["/usr/bin/redis-server", "--port", "6379", "--dir", "/tmp"]
-    serve_connections(tmp_path, REQUESTS, program, ask)
+    said = serve_connections(tmp_path, REQUESTS, program, ask)
+    assert any(b"kvmlet: passwords that ACL GENPASS makes repeat" in line for line in said), said
 
 
 @pytest.mark.timeout(1800)
 def test_each_connection_meets_the_frozen_postgresql(tmp_path: pathlib.Path) -> None:
     if os.geteuid() == 0:
-        pytest.skip("PostgreSQL does not run as root: make test-long PART=servers as another user")
+        pytest.skip("PostgreSQL does not run as root: make test-long PART=runtimes as another user")
     require("/usr/lib/postgresql")
     pg8000 = pytest.importorskip("pg8000.native")
     programs = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))

@@ -478,7 +478,7 @@ def test_a_time_of_day_passes_while_a_program_is_frozen() -> None:
 
 
 def test_timers_of_the_time_of_day_expire_while_a_program_is_frozen(guests: pathlib.Path) -> None:
-    """Natively all of them are due after the same time; those of CLOCK_MONOTONIC stand meanwhile."""
+    """Natively all are due after the same time; those of CLOCK_MONOTONIC stand meanwhile."""
     messages = [b"steady", b"set", b"nap", b"wall"]
     steady, unset, _, wall = native_answers(["./walltimers"], cwd=guests, messages=messages)
     assert wall == b"day 1 boot 1 day 1 boot 1 "

@@ -171,6 +171,14 @@ def test_what_is_wrong_with_a_storage(old: str, new: str, line: int, part: str) 
     assert "; " in said
 
 
+def test_secrets_that_repeat_are_told_of_known_programs() -> None:
+    text = GOOD.replace('"./server", "--port", "80"', '"/usr/bin/redis-server"')
+    pathlib.Path("serve.toml").write_text(text)
+    shop, rest = read("serve.toml").programs
+    assert str(shop.repeated).startswith("program shop: passwords that ACL GENPASS makes repeat")
+    assert rest.repeated is None
+
+
 def test_a_stream_has_no_host() -> None:
     one = 'listen = "1"\n[program.a]\ncommand = ["a"]\nisolate = "connection"\n'
     assert "serve.toml:5:1: host and isolate connection contradict" in refusal(one + 'host = "b"')

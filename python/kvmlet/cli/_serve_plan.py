@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 else:
     import _signal
 
+# Programs with generators that no fork can seed anew, and the secrets that two clients get then.
+_REPEATED = {
+    "deno": "values of crypto repeat in each fork if one was drawn before deno was frozen; warm it "
+    "with requests that draw none",
+    "redis-server": "passwords that ACL GENPASS makes repeat in each fork; make them elsewhere",
+}
+
 SIGNALS = (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP)
 
 
@@ -156,6 +163,12 @@ class Planned(_Startable):
         """Whose errors these are."""
         return f"program {self.name}: " if self.name else ""
 
+    @property
+    def repeated(self) -> str | None:
+        """The secrets that two of its clients may get, for a known program: docs/servers.md."""
+        said = _REPEATED.get(os.path.basename(os.fsdecode(self.argv[0])))
+        return said and self.title + said
+
     def start(self) -> Start:
         """Its start. Raises UsageError, HostError, _native.NativeError."""
         return self._start(asks=bool(self.storages))
@@ -250,6 +263,9 @@ class Plan:
             for _, start in starts:
                 if start.note and not self.quiet:
                     warn(start.note)
+            for said in (planned.repeated for planned in self.programs):
+                if said and not self.quiet:
+                    warn(said)
             tls = self.front.tls
             if tls is not None:
                 # Behind the wall nobody may open its files again.

@@ -2,8 +2,10 @@
 
 import os
 import random
+import secrets
 import ssl
 import threading
+import uuid
 
 _lock = threading.Lock()
 _counter = 0
@@ -23,4 +25,11 @@ def count() -> str:
 
 def draw() -> str:
     """Values that no other client may get."""
-    return f"{random.random()} {ssl.RAND_bytes(8).hex()} {os.urandom(8).hex()}"
+    values = (
+        random.random(),
+        ssl.RAND_bytes(8).hex(),
+        os.urandom(8).hex(),
+        uuid.uuid4(),
+        secrets.token_hex(8),
+    )
+    return " ".join(map(str, values))

@@ -18,5 +18,5 @@ def count() -> str:
 
 
 @app.get("/draw")
-async def draw() -> str:
+def draw() -> str:
     return counting.draw()
