@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Final, TypeAlias
 
-    from kvmlet.policy import Policy
+    from kvmlet.policy import Limits, Policy
 
     Word: TypeAlias = str | bytes | os.PathLike[str]
 
@@ -58,6 +58,7 @@ def run(
     max_procs: int | None = None,
     max_output: int | str | None = None,
     policy: Policy | None = None,
+    limits: Limits | None = None,
     read: Sequence[str | os.PathLike[str]] = (),
     write: Sequence[str | os.PathLike[str]] = (),
     net: Sequence[str] = (),
@@ -89,6 +90,7 @@ def run(
     max_procs: int | None = None,
     max_output: int | str | None = None,
     policy: Policy | None = None,
+    limits: Limits | None = None,
     read: Sequence[str | os.PathLike[str]] = (),
     write: Sequence[str | os.PathLike[str]] = (),
     net: Sequence[str] = (),
@@ -119,6 +121,7 @@ def run(
     max_procs: int | None = None,
     max_output: int | str | None = None,
     policy: Policy | None = None,
+    limits: Limits | None = None,
     read: Sequence[str | os.PathLike[str]] = (),
     write: Sequence[str | os.PathLike[str]] = (),
     net: Sequence[str] = (),
@@ -154,6 +157,8 @@ def run(
     max_output: most output that is captured, of both streams together, as `memory`; more ends it.
         16 MiB if not given.
     policy: limits, files and variables as one value; what is given beside it wins, or adds to it.
+    limits: limits alone as one value. They win over those of `policy`; what is given beside them
+        wins over both.
     read: files and directories that it may read beside those of every program.
     write: the same to change, on the host itself and at once: nothing undoes that. Names that other
         programs act on or log in with (.git/config, .git/hooks, .vscode, .ssh and the like) stay
@@ -196,6 +201,7 @@ def run(
     data = input_bytes(input, encoding)
     given = policy_of(
         policy,
+        limits=limits,
         read=read,
         write=write,
         net=net,
@@ -209,14 +215,14 @@ def run(
         max_procs=max_procs,
         max_output=max_output,
     )
-    limits = given.limits.in_full()
+    numbers = given.limits.in_full()
     mode = calls_mode(calls, stacklevel=3)
     check_codec(encoding, errors)
     codec = (encoding, errors) if text else None
     sinks = (sink_of(stdout, 1, codec), sink_of(stderr, 2, codec))
     teller = teller_of(on_denial)
     kind, target = changes_mode(changes)
-    room = open_disk(limits.disk_bytes, "disk")
+    room = open_disk(numbers.disk_bytes, "disk")
     start = translated(Start, words, given.env, cwd, named_of(given), view="overlay")
     if start.note:
         warnings.warn(start.note, stacklevel=2)
@@ -226,7 +232,7 @@ def run(
             remedy="name a project's directory by cwd",
         )
     who = named(words)
-    _log.say(_log.DEBUG, "start", "%s starts", who, memory_bytes=limits.memory_bytes)
+    _log.say(_log.DEBUG, "start", "%s starts", who, memory_bytes=numbers.memory_bytes)
     held = None if kind == "discard" or start.overlay is None else _native.Changes()
     since_ns = now_ns()
     outcome = translated(
@@ -236,13 +242,13 @@ def run(
         policy=start.policy,
         input=data,
         streams=None,
-        timeout_s=limits.timeout_s,
-        cpu_time_s=limits.cpu_time_s,
-        memory_bytes=limits.memory_bytes,
+        timeout_s=numbers.timeout_s,
+        cpu_time_s=numbers.cpu_time_s,
+        memory_bytes=numbers.memory_bytes,
         disk=room,
-        processes_max=limits.processes_max,
-        files_max=limits.files_max,
-        output_limit_bytes=limits.output_bytes,
+        processes_max=numbers.processes_max,
+        files_max=numbers.files_max,
+        output_limit_bytes=numbers.output_bytes,
         trace=False,
         calls=mode,
         on_stdout=None if sinks[0] is None else sinks[0].take,

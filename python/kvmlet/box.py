@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from kvmlet._connection import Connection
     from kvmlet._run import _Inherit
-    from kvmlet.policy import Numbers, Policy
+    from kvmlet.policy import Limits, Numbers, Policy
 
     Word: TypeAlias = str | bytes | os.PathLike[str]
 
@@ -105,6 +105,7 @@ class Box:
         publish: Sequence[str] = (),
         unix: Sequence[str | os.PathLike[str]] = (),
         policy: Policy | None = None,
+        limits: Limits | None = None,
         calls: str | None = None,
     ) -> None:
         """Make a box in which nothing runs.
@@ -122,12 +123,14 @@ class Box:
         write: the same to change, on the host itself (see `run`). A reset does not undo it.
         policy: these as one value; what is given beside it wins, or adds to it. Its timeout and
             limit on output are those of each `run` that names none.
+        limits: limits alone as one value, likewise. They win over those of `policy`.
         net, publish, unix, calls: as for `run`.
 
         Raises UsageError, KvmUnavailable, HostError, InternalError.
         """
         given = policy_of(
             policy,
+            limits=limits,
             read=read,
             write=write,
             net=net,

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from kvmlet._run import _Inherit
+    from kvmlet.policy import Limits
 
 __all__ = ["Cell", "CellError", "Interpreter", "InterpreterSnapshot"]
 
@@ -175,6 +176,7 @@ class Interpreter:
         env: Mapping[str, str] | None = None,
         read: Sequence[str | os.PathLike[str]] = (),
         policy: Policy | None = None,
+        limits: Limits | None = None,
         calls: str | None = None,
     ) -> None:
         """Start a session.
@@ -185,7 +187,15 @@ class Interpreter:
         The other arguments are those of `Box`. Raises what `Box` raises, and GuestError for a
         module that cannot be imported.
         """
-        given = policy_of(policy, read=read, env=env, memory=memory, disk=disk, max_procs=max_procs)
+        given = policy_of(
+            policy,
+            limits=limits,
+            read=read,
+            env=env,
+            memory=memory,
+            disk=disk,
+            max_procs=max_procs,
+        )
         key = _Key(module_names(preload), given, parse_calls(calls, "calls"))
         self._adopt(*_forked(key))
 

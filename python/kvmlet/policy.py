@@ -422,15 +422,19 @@ NO_POLICY = Policy()
 def policy_of(
     policy: object,
     *,
+    limits: object = None,
     read: Iterable[Path] = (),
     write: Iterable[Path] = (),
     net: Iterable[str] = (),
     publish: Iterable[str] = (),
     unix: Iterable[Path] = (),
     env: Mapping[str, str] | None = None,
-    **limits: float | str | None,
+    **words: float | str | None,
 ) -> Policy:
-    """`policy`, None for none, with the arguments of a call that name more. Raises UsageError."""
+    """`policy` and `limits`, None for none, with the arguments of a call that name more.
+
+    Raises UsageError.
+    """
     if policy is None:
         policy = NO_POLICY
     if not isinstance(policy, Policy):
@@ -438,7 +442,14 @@ def policy_of(
             f"policy: {type(policy).__name__} is none",
             remedy="pass kvmlet.Policy.of(...) or kvmlet.Policy.load(FILE)",
         )
-    named: dict[str, Any] = limits
+    if limits is not None:
+        if not isinstance(limits, Limits):
+            raise UsageError(
+                f"limits: {type(limits).__name__} is none",
+                remedy='pass kvmlet.Limits(memory="1g", timeout="30s")',
+            )
+        policy |= Policy(limits=limits)
+    named: dict[str, Any] = words
     return policy | Policy.of(
         read=read, write=write, net=net, publish=publish, unix=unix, env=env, **named
     )

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from kvmlet._connection import Connection
     from kvmlet._run import _Inherit
-    from kvmlet.policy import Policy
+    from kvmlet.policy import Limits, Policy
 
     P = ParamSpec("P")
 
@@ -110,6 +110,7 @@ class Sandbox:
         max_procs: int | None = None,
         read: Sequence[str | os.PathLike[str]] = (),
         policy: Policy | None = None,
+        limits: Limits | None = None,
         input: bytes | str | None = None,
         net: Sequence[str] = (),
         publish: Sequence[str] = (),
@@ -134,6 +135,7 @@ class Sandbox:
         """
         given = policy_of(
             policy,
+            limits=limits,
             read=read,
             net=net,
             publish=publish,

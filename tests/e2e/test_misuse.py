@@ -95,6 +95,8 @@ OF_RUN: dict[str, Callable[[], object]] = {
     "cwd is missing": lambda: library.run(TRUE, cwd="/nowhere/at/all"),
     "stdout is a number": lambda: library.run(TRUE, stdout=5),
     "policy is a number": lambda: library.run(TRUE, policy=5),
+    "limits is a number": lambda: library.run(TRUE, limits=5),
+    "limits is a policy": lambda: library.run(TRUE, limits=kvmlet.Policy()),
     "read is one path": lambda: library.run(TRUE, read="/etc"),
     "read is missing": lambda: library.run(TRUE, read=["/nowhere/at/all"]),
     "net is one rule": lambda: library.run(TRUE, net="example.com"),
@@ -124,6 +126,7 @@ OF_VALUES: dict[str, Callable[[], object]] = {
     "a session of one name": lambda: library.Interpreter(preload="json"),
     "a box of no memory": lambda: library.Box(memory=0),
     "a box with CPU time": lambda: library.Box(policy=kvmlet.Policy.of(cpu_time=1)),
+    "a function with CPU time": lambda: library.isolated(limits=kvmlet.Limits(cpu_time=1)),
     "a sandbox that writes": lambda: library.Sandbox(
         TRUE, policy=kvmlet.Policy.of(write=["/var/tmp"])
     ),

@@ -125,6 +125,33 @@ def test_cpu_time_and_output_are_limited() -> None:
     assert (cut.reason, cut.truncated, cut.stdout) == ("output", True, b"y\n" * 50)
 
 
+def test_limits_as_one_value() -> None:
+    limits = kvmlet.Limits(max_output=100, max_files=7, timeout=60)
+    cut = kvmlet.run(["yes"], limits=limits)
+    assert (cut.reason, cut.stdout) == ("output", b"y\n" * 50)
+    files = kvmlet.run("ulimit -n", shell=True, text=True, limits=limits)
+    assert files.stdout == "7\n"
+    # What is given beside it wins, and it wins over the policy's.
+    given = kvmlet.run(["yes"], policy=kvmlet.Policy.of(max_output=4), limits=limits, max_output=6)
+    assert given.stdout == b"y\n" * 3
+    policy = kvmlet.Policy.of(max_output=4, timeout=60)
+    assert kvmlet.run(["yes"], policy=policy, limits=limits).stdout == b"y\n" * 50
+    with kvmlet.Box(limits=limits) as box:
+        assert box.run("ulimit -n; yes", shell=True).stdout.startswith(b"7\ny\n")
+    with kvmlet.Interpreter(limits=kvmlet.Limits(max_files=32)) as py:
+        asks = "import resource; resource.getrlimit(resource.RLIMIT_NOFILE)[0]"
+        assert py.run(asks).value == 32
+
+    @kvmlet.isolated(limits=kvmlet.Limits(max_files=32, timeout=60))
+    def most_files() -> int:
+        import resource
+
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+    assert most_files() == 32
+    most_files.close()
+
+
 @pytest.mark.parametrize("calls", ["poll", "exit"])
 def test_output_for_a_callable_is_not_limited(calls: str) -> None:
     script = "head -c 40000000 /dev/zero; head -c 3000 /dev/zero >&2"

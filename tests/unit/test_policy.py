@@ -42,6 +42,13 @@ def test_combinations() -> None:
     assert policy.replace(timeout=None, env={}) == Policy.of(read=["/a"], memory="1g")
     assert policy.replace(memory="2g").limits.memory == 2 << 30
     assert policy_of(policy, memory=None, timeout=3).limits == Limits(memory="1g", timeout=3)
+    limits = Limits(memory="2g", max_files=10)
+    both = policy_of(policy, limits=limits, timeout=3)
+    assert both.limits == Limits(memory="2g", max_files=10, timeout=3)
+    assert policy_of(policy, limits=Limits()) == policy
+    assert policy_of(None, limits=limits, memory="3g").limits.memory == 3 << 30
+    with pytest.raises(kvmlet.UsageError, match="limits: dict is none"):
+        policy_of(None, limits={"memory": "1g"})
     assert policy_of(None) == Policy()
     wrong: Any = 5
     with pytest.raises(kvmlet.UsageError):

@@ -29,6 +29,7 @@ def programs() -> None:
     refused: list[kvmlet.Denial] = []
     kvmlet.run(["true"], on_denial=refused.append, net=["public"], publish=["8080:80"])
     kvmlet.run(["true"], unix=[Path("/run/x.sock"), "/run/y.sock"])
+    kvmlet.run(["true"], limits=kvmlet.Limits(memory="1g"))
     assert_type([each.path + each.flag + each.remedy for each in refused], list[str])
     event: kvmlet.Event = result.events[0]
     assert_type(event.name, str)
@@ -146,7 +147,9 @@ class Point:
     x: int
 
 
-@kvmlet.isolated(preload=["json"], timeout=1, env={"A": "b"}, cwd=Path("/data"))
+@kvmlet.isolated(
+    preload=["json"], limits=kvmlet.Limits(timeout=1), env={"A": "b"}, cwd=Path("/data")
+)
 def point(x: int) -> Point:
     return Point(x)
 
@@ -171,7 +174,7 @@ async def coroutines() -> None:
     assert_type(await aio.run(["true"], write=["/data"]), kvmlet.Result[bytes])
     assert_type(await aio.run("ls", shell=True, text=True), kvmlet.Result[str])
     assert_type(await double.aio(1), int)
-    async with aio.Box(memory="64m") as box:
+    async with aio.Box(limits=kvmlet.Limits(memory="64m")) as box:
         assert_type(box, aio.Box)
         assert_type(await box.run(["true"], text=True), kvmlet.Result[str])
         assert_type(await box.files.read("a"), bytes)

@@ -28,7 +28,7 @@ from kvmlet.policy import policy_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from kvmlet.policy import Policy
+    from kvmlet.policy import Limits, Policy
 
 __all__ = ["Call", "Isolated", "isolated", "register_result"]
 
@@ -48,6 +48,7 @@ def isolated(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     policy: Policy | None = None,
+    limits: Limits | None = None,
     size: int | None = None,
     calls: str | None = None,
 ) -> Callable[[Callable[P, R]], Isolated[P, R]]: ...
@@ -62,6 +63,7 @@ def isolated(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     policy: Policy | None = None,
+    limits: Limits | None = None,
     size: int | None = None,
     calls: str | None = None,
 ) -> Isolated[P, R] | Callable[[Callable[P, R]], Isolated[P, R]]:
@@ -79,6 +81,7 @@ def isolated(
     env: variables that it has, beside PATH, HOME, TMPDIR and those of language and time zone.
     cwd: the directory that it is called in, which it may read; kvmlet's own if None.
     policy: these as one value; what is given beside it wins, or adds to it.
+    limits: limits alone as one value, likewise. They win over those of `policy`.
     size: most calls at once; by default as many as there are processors to use.
     calls: how its system calls reach kvmlet, as `run` has it.
 
@@ -104,7 +107,11 @@ def isolated(
         6
     """
     names = module_names(preload)
-    given = policy_of(policy, read=read, env=env, timeout=timeout, memory=memory)
+    given = policy_of(policy, limits=limits, read=read, env=env, timeout=timeout, memory=memory)
+    if given.limits.cpu_time is not None:
+        raise UsageError(
+            "cpu_time: an isolated function has no limit on CPU time", remedy="give it a timeout"
+        )
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise UsageError(f"size: {size!r} is not a number of calls", remedy="pass 1 or more")
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kvmlet._box_watch import FileChange
     from kvmlet._result import Denial, Result
     from kvmlet._run import _Inherit
-    from kvmlet.policy import Policy
+    from kvmlet.policy import Limits, Policy
 
     Word: TypeAlias = str | bytes | os.PathLike[str]
     Entries: TypeAlias = tuple[str, list[str], list[str]]
@@ -371,6 +371,7 @@ class BoxOptions(TypedDict, total=False):
     disk: int | str | None
     max_procs: int | None
     policy: Policy | None
+    limits: Limits | None
     env: Mapping[str, str] | None
     read: Sequence[str | os.PathLike[str]]
     write: Sequence[str | os.PathLike[str]]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from kvmlet._run import _Inherit
-    from kvmlet.policy import Policy
+    from kvmlet.policy import Limits, Policy
 
 
 class InterpreterOptions(TypedDict, total=False):
@@ -27,6 +27,7 @@ class InterpreterOptions(TypedDict, total=False):
     disk: int | str | None
     max_procs: int | None
     policy: Policy | None
+    limits: Limits | None
     env: Mapping[str, str] | None
     read: Sequence[str | os.PathLike[str]]
     calls: str | None

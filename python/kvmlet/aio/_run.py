@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from kvmlet._result import Denial, Result
     from kvmlet._run import _Inherit
-    from kvmlet.policy import Policy
+    from kvmlet.policy import Limits, Policy
 
     Word: TypeAlias = str | bytes | os.PathLike[str]
 
@@ -34,6 +34,7 @@ class RunOptions(TypedDict, total=False):
     max_procs: int | None
     max_output: int | str | None
     policy: Policy | None
+    limits: Limits | None
     read: Sequence[str | os.PathLike[str]]
     write: Sequence[str | os.PathLike[str]]
     net: Sequence[str]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from kvmlet._result import Result
-    from kvmlet.policy import Policy
+    from kvmlet.policy import Limits, Policy
     from kvmlet.sandbox import Told
 
 P = ParamSpec("P")
@@ -52,6 +52,7 @@ class SandboxOptions(TypedDict, total=False):
     publish: Sequence[str]
     unix: Sequence[str | os.PathLike[str]]
     policy: Policy | None
+    limits: Limits | None
     input: bytes | str | None
     stdout: Told
     stderr: Told

@@ -18,6 +18,7 @@ import io
 import linecache
 import os
 import pickle
+import resource
 import signal
 import sys
 import traceback
@@ -81,7 +82,10 @@ def main() -> None:
 
 def _moved(number: int, mode: int | None) -> int:
     """Another descriptor for `number`, out of the way; /dev/null or nothing in its place."""
-    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Two are moved.
+    first = max(min(_FIRST_DESCRIPTOR, most - 2), 4)
+    moved = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, first)
     os.close(number)
     if mode is not None:
         os.open(os.devnull, mode)  # the lowest that is free
