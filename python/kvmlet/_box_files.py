@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kvmlet import _native
 from kvmlet._box_watch import Watch
+from kvmlet._stopping import stop_of_this_thread
 from kvmlet.errors import (
     BoxFileError,
     BoxFileExists,
@@ -316,6 +317,8 @@ class ProgramFiles:
             _close(vm, file)
 
     def _ask(self, path: Path, ask: Callable[P, T], *args: P.args, **keywords: P.kwargs) -> T:
+        # Each call is short. Copies and walks are many of them, and end in between.
+        _check_stop()
         try:
             return ask(*args, **keywords)
         except _native.NativeError as error:
@@ -461,6 +464,13 @@ def _error(path: Path, name: str) -> BoxFileError:
     kind = _ERRORS.get(number, BoxFileError)
     said = os.strerror(number)
     return kind(f"{shown!r}: {said}", errno=number, filename=shown, remedy=_REMEDIES.get(name, ""))
+
+
+def _check_stop() -> None:
+    """Raises Interrupted if another thread wants this one to stop."""
+    stop = stop_of_this_thread()
+    if stop is not None and stop.is_set():
+        raise from_native("interrupted", "nobody waits for the files any more")
 
 
 def _limit(limit_bytes: object) -> int:

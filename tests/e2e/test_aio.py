@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import pathlib
 import sys
 import textwrap
 import threading
@@ -102,6 +103,43 @@ def test_cancelling_stops_the_guest(run: Run) -> None:
             await py.run("x = 1")
             assert await cancelled(lambda: py.run("while True: pass")) < CANCEL_S
             assert (await py.run("x")).value == 1
+
+    run(main)
+
+
+def test_cancelling_stops_copies(run: Run, tmp_path: pathlib.Path) -> None:
+    size = 1 << 30
+    source, back = tmp_path / "source", tmp_path / "back"
+    with source.open("wb") as file:
+        file.truncate(size)
+
+    async def main() -> None:
+        async with aio.Box(memory="1500m") as box:
+            files = box.files
+            await box.run(["truncate", "-s", str(size), "holes"], check=True)
+            copies: list[Callable[[], Awaitable[object]]] = [
+                lambda: files.upload(source, "data"),
+                lambda: files.download("holes", back),
+                lambda: files.read("holes", limit_bytes=size),
+                lambda: files.write("written", bytes(size)),
+            ]
+            for copy in copies:
+                assert await cancelled(copy, 0.1) < CANCEL_S
+            # Nothing goes on behind it, and the box is as usable as before.
+            sizes = [(await files.stat("data")).size, back.stat().st_size]
+            await anyio.sleep(0.2)
+            assert [(await files.stat("data")).size, back.stat().st_size] == sizes
+            assert max(sizes) < size
+            await files.write("data", "new")
+            assert await files.read_text("data") == "new"
+            back.unlink()
+
+            async def walk() -> None:
+                while True:
+                    async for _ in files.walk("/usr"):
+                        pass
+
+            assert await cancelled(walk, 0.1) < CANCEL_S
 
     run(main)
 

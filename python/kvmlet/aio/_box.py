@@ -41,6 +41,8 @@ _PIPE = -1
 class ProgramFiles(Twin[SyncProgramFiles]):
     """The files of a sandbox, as `kvmlet.Sandbox.files` has them.
 
+    Cancelling ends a copy between two pieces of it: what has been copied stays.
+
     >>> import asyncio
     >>> async def main():
     ...     async with kvmlet.aio.Sandbox(program) as sandbox:
@@ -53,28 +55,30 @@ class ProgramFiles(Twin[SyncProgramFiles]):
     def __init__(self, files: SyncProgramFiles) -> None:
         self._sync = files
 
-    read = short(SyncProgramFiles.read)
-    read_text = short(SyncProgramFiles.read_text)
-    write = short(SyncProgramFiles.write)
+    read = stoppable(SyncProgramFiles.read)
+    read_text = stoppable(SyncProgramFiles.read_text)
+    write = stoppable(SyncProgramFiles.write)
 
     async def walk(self, path: str | bytes | os.PathLike[str] = ".") -> AsyncIterator[Entries]:
         """Each directory from `path` on, as `kvmlet.Box.files.walk` gives them."""
         entries = self._sync.walk(path)
-        while (entry := await offload(lambda: next(entries, None))) is not None:
+        while (entry := await until_stopped(lambda: next(entries, None))) is not None:
             yield entry
 
-    list = short(SyncProgramFiles.list)
-    stat = short(SyncProgramFiles.stat)
-    exists = short(SyncProgramFiles.exists)
-    mkdir = short(SyncProgramFiles.mkdir)
-    remove = short(SyncProgramFiles.remove)
-    rename = short(SyncProgramFiles.rename)
-    upload = short(SyncProgramFiles.upload)
-    download = short(SyncProgramFiles.download)
+    list = stoppable(SyncProgramFiles.list)
+    stat = stoppable(SyncProgramFiles.stat)
+    exists = stoppable(SyncProgramFiles.exists)
+    mkdir = stoppable(SyncProgramFiles.mkdir)
+    remove = stoppable(SyncProgramFiles.remove)
+    rename = stoppable(SyncProgramFiles.rename)
+    upload = stoppable(SyncProgramFiles.upload)
+    download = stoppable(SyncProgramFiles.download)
 
 
 class Files(ProgramFiles):
     """The files of a box, as `kvmlet.Box.files` has them.
+
+    Cancelling ends a copy between two pieces of it: what has been copied stays.
 
     >>> import asyncio
     >>> async def main():
