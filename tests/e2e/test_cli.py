@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import os
 import pathlib
 import shutil
@@ -43,6 +44,20 @@ def test_no_dashes_are_needed_and_options_after_the_program_are_its_own(
 ) -> None:
     run = command([KVMLET, "run", "./hello-static", "--timeout", "x", "--", "-h"], cwd=guests)
     assert (run.stdout, run.status) == (b"hello, world (5)\n--timeout\nx\n--\n-h\n", 0)
+
+
+def test_the_module_takes_nothing_from_the_current_directory(tmp_path: pathlib.Path) -> None:
+    for name in ("argparse", "difflib", "json", "_native", "tomllib"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
+    words = [sys.executable, "-m", "kvmlet", "run", "--", "echo", "hello"]
+    run = command(words, cwd=tmp_path)
+    assert (run.stdout, run.status) == (b"hello\n", 0), run
+    # Python itself imports this one, before any line of ours.
+    own = pathlib.Path(keyword.__file__)
+    (tmp_path / "keyword.py").write_text(own.read_text())
+    one_line(command(words, cwd=tmp_path), 125, "keyword.py", "python -P -m kvmlet")
+    words.insert(1, "-P")
+    assert command(words, cwd=tmp_path).stdout == b"hello\n"
 
 
 # ---- programs that cannot be run ----
@@ -365,6 +380,9 @@ def test_a_trace_in_a_file(tmp_path: pathlib.Path) -> None:
     run = in_vm(argv, cwd=tmp_path, options=["--trace=no/where"])
     assert run.status == 125
     assert run.own_lines[0].startswith("kvmlet: --trace=no/where: No such file or directory")
+    run = in_vm(argv, cwd=tmp_path, options=["--trace="])
+    assert run.status == 125
+    assert run.own_lines[0].startswith("kvmlet: --trace=: no file is named")
 
 
 def test_cpu_time(tmp_path: pathlib.Path) -> None:

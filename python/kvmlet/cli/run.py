@@ -94,6 +94,9 @@ _OPTIONS_WITH_VALUE = (
     "--fd",
 )
 
+# For --trace without a file: no argument of a command can be this.
+_STANDARD_ERROR = "\0"
+
 _DESCRIPTION = """\
 Run CMD in a virtual machine of its own. It may read /usr, /bin, /sbin, /lib*, the current
 directory (or its git work tree) and a few files of /etc. It may change the current directory and
@@ -518,8 +521,10 @@ def _lines(file: str) -> list[str]:
 
 def _trace_file(path: str | None) -> int | None:
     """A descriptor of the file that the trace goes to. Raises UsageError."""
-    if not path:
+    if path is None or path == _STANDARD_ERROR:
         return None
+    if not path:
+        raise UsageError("--trace=: no file is named", remedy="write --trace for standard error")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
         return os.open(path, flags, 0o666)
@@ -638,7 +643,7 @@ def parser(
     messages.add_argument(
         "--trace",
         nargs="?",
-        const="",
+        const=_STANDARD_ERROR,
         metavar="FILE",
         help="write CMD's system calls to FILE, or to standard error",
     )
