@@ -299,18 +299,20 @@ pub fn link(cx: &mut Cx<'_>, call: &str, found: &Found, missing: &Missing) -> Re
     }
     let spot = spot(cx, call, missing)?;
     spot.check_made(cx, call, attr.kind())?;
-    if let (0, ObjectPlace::Open(fd)) = (attr.nlink, &source.place) {
-        change::link_unnamed(fd.as_fd(), spot.name())?;
-        forget_names(cx.host);
-        return Ok(());
-    }
-    let dir = directory(cx.host, parent(&found.path))?;
+    let dir = directory(cx.host, parent(&found.path));
     // Another one may have taken the name since it was opened: that is not the one that is meant.
-    let now = attr_in(dir.as_fd(), &found.path)?;
-    if !kvmlet_hostfs::is_same(&now, &attr) {
-        return Err(Errno::ENOENT);
+    let named = dir.as_ref().ok().filter(|dir| {
+        let now = attr_in(dir.as_fd(), &found.path);
+        now.is_ok_and(|now| kvmlet_hostfs::is_same(&now, &attr))
+    });
+    if let Some(dir) = named {
+        change::link((dir.as_fd(), &found.path), spot.name())?;
+    } else if let (0, ObjectPlace::Open(fd)) = (attr.nlink, &source.place) {
+        // Some file systems count no names (FUSE): only one that its name does not lead to is without one.
+        change::link_unnamed(fd.as_fd(), spot.name())?;
+    } else {
+        return Err(dir.err().unwrap_or(Errno::ENOENT));
     }
-    change::link((dir.as_fd(), &found.path), spot.name())?;
     forget_names(cx.host);
     Ok(())
 }
@@ -537,17 +539,19 @@ pub fn open_same(
     fd: BorrowedFd<'_>,
     flags: OpenFlags,
 ) -> Result<FileKind, Errno> {
+    let now = cx.host.roots.locate(path);
+    let is_named = now.is_ok_and(|(_, now)| kvmlet_hostfs::is_same(&now, attr));
+    if is_named {
+        return open(cx, call, (path, attr), None, flags);
+    }
+    // Some file systems count no names (FUSE): only one that its name does not lead to is without one.
     if attr.nlink == 0 {
-        // It has no name: nobody else can mean another one by it.
+        // Nobody else can mean another one by it.
         check_found(cx, call, (path, attr), None, wanted_by(flags))?;
         let opening = |mode: WriteMode| change::open_again(fd, mode);
         return open_by(cx, call, (path, attr), flags, opening);
     }
-    let (_, now) = cx.host.roots.locate(path)?;
-    if !kvmlet_hostfs::is_same(&now, attr) {
-        return Err(Errno::ESTALE);
-    }
-    open(cx, call, (path, attr), None, flags)
+    Err(Errno::ESTALE)
 }
 
 /// Another file may have taken the name between the look and the open.
