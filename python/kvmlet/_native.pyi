@@ -1,6 +1,6 @@
 """The extension module, built from crates/py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self, TypedDict, Unpack, final, type_check_only
 
 __all__ = [
@@ -585,6 +585,17 @@ class Sandbox:
 
     def request(self, message: bytes, timeout_s: float | None) -> bytes:
         """`send`, then `recv`."""
+
+    def send_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """`send` of one message, which is put together from these: each is contiguous."""
+
+    def request_parts(
+        self, parts: Sequence[bytes | bytearray | memoryview], timeout_s: float | None
+    ) -> bytes:
+        """`send_parts`, then `recv`."""
+
+    def recv_into(self, room: memoryview, timeout_s: float | None) -> int:
+        """`recv`, the message being copied to `room`, or lost if that is shorter: its length."""
 
     def call(
         self,

@@ -565,6 +565,18 @@ class Sandbox:
         if self._deadline_s is not None and time.monotonic() >= self._deadline_s:
             raise from_native("timeout", "the time limit passed")
 
+    def _send_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+        """As `send`, of one message in parts."""
+        self._ask(self._vm.send_parts, parts)
+
+    def _request_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> bytes:
+        """As `request`, of one message in parts."""
+        return self._ask(self._vm.request_parts, parts, self._limit_s(None))
+
+    def _recv_into(self, room: memoryview) -> int:
+        """As `recv`, into `room`: the message's length, which is not there if that is too long."""
+        return self._ask(self._vm.recv_into, room, self._limit_s(None))
+
     def _memory_left(self) -> int:
         """The rest of the program's memory limit, in bytes."""
         return self._ask(self._vm.memory_left)

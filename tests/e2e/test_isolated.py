@@ -86,6 +86,11 @@ def test_arrays() -> None:
     assert (functions.scaled(turned, 3) == turned * 3).all()
     for _ in range(3):
         assert functions.scaled(np.ones(1_500_000), 2).sum() == 3_000_000
+    # What is sent is what it was, whatever the caller does with it meanwhile.
+    array = np.ones(1_500_000)
+    later = [functions.scaled.submit(array, factor) for factor in range(4)]
+    array[:] = 9
+    assert [future.result().sum() for future in later] == [0, 1_500_000, 3_000_000, 4_500_000]
     # More than one message takes: 24 MB there, and as much back.
     large = np.arange(3_000_000, dtype="f8")
     assert (functions.scaled(large, 2) == large * 2).all()

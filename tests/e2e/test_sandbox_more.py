@@ -224,6 +224,23 @@ def test_a_callable_whose_end_closes_the_sandbox() -> None:
     assert sandbox.closed
 
 
+def test_a_cycle_with_a_callable_is_collected() -> None:
+    class Job:
+        def __init__(self) -> None:
+            self.sandbox = kvmlet.Sandbox(["sleep", "1000"], stdout=self.told)
+            self.fork: kvmlet.Sandbox | None = None
+
+        def told(self, data: bytes) -> None: ...
+
+    job = Job()
+    with kvmlet.Sandbox(["sleep", "1000"]).run_for("100ms").freeze() as snapshot:
+        job.fork = snapshot.fork(stdout=job.told, stderr=job.told)
+    gone = [weakref.ref(each) for each in (job, job.sandbox, job.fork)]
+    del job
+    gc.collect()
+    assert [each() for each in gone] == [None, None, None]
+
+
 def test_a_callable_that_raises_or_asks(service: kvmlet.Sandbox) -> None:
     with service.freeze() as snapshot:
 

@@ -230,6 +230,18 @@ class FakeSandbox:
         self.send(message)
         return self.recv(timeout_s)
 
+    def send_parts(self, parts: list[bytes]) -> None:
+        self.send(b"".join(parts))
+
+    def request_parts(self, parts: list[bytes], timeout_s: float | None) -> bytes:
+        return self.request(b"".join(parts), timeout_s)
+
+    def recv_into(self, room: memoryview, timeout_s: float | None) -> int:
+        message = self.recv(timeout_s)
+        if len(message) <= len(room):
+            room[: len(message)] = message
+        return len(message)
+
     def call(self, *asked: Any) -> tuple[object, list[bytes]]:
         with self.use():
             self.running()

@@ -24,6 +24,11 @@ def kind(word: object, content: object) -> bytes:
     return ok(b"E" + encode(word) + encode(content))
 
 
+def kind_of_array(memory: bytes) -> bytes:
+    """An array of one number whose memory is written so."""
+    return ok(b"E" + encode("array") + b"t" + u32(3) + encode("<i8") + encode((1,)) + memory)
+
+
 def error(name: str, text: str = "text", trace: str = "trace", arguments: Any = None) -> bytes:
     return encode(("error", name, text, trace, arguments))
 
@@ -93,6 +98,9 @@ HOSTILE: dict[str, bytes] = {
     "an array of 2^124": kind("array", ("<i8", (1 << 62, 1 << 62), b"")),
     "an array of 65 dimensions": kind("array", ("<i8", (1,) * 65, b"x" * 8)),
     "an array of pointers": kind("array", ("|O8", (1,), b"x" * 8)),
+    "an array's memory that is too short": kind_of_array(b"m" + u32(9) + b"\0" + b"x" * 8),
+    "an array's memory, skipped past the end": kind_of_array(b"m" + u32(1) + b"\xff" + b"x" * 8),
+    "an array's memory without an array": ok(b"m" + u32(8) + b"\0" + b"x" * 8),
     "an array of records": kind("array", ("<i8,<i8", (1,), b"x" * 16)),
     # Names that shadow.
     "a class of builtins": ok(b"R" + encode("builtins.eval") + encode({"source": "1"})),

@@ -14,7 +14,7 @@ import pytest
 import kvmlet
 from kvmlet._isolated.codec import DataError, NotData, TooLarge, UnknownDataclass
 from kvmlet._isolated.reader import decode
-from kvmlet._isolated.writer import encode
+from kvmlet._isolated.writer import encode, encoded_in_parts
 
 
 @kvmlet.register_result
@@ -174,6 +174,32 @@ def test_large_content_is_whole_and_in_order() -> None:
     assert (again[4][0] == large[::2]).all()
     assert again[4][1] == value[4][1]
     again[1][0] = 5  # it can be changed
+
+
+def test_a_large_array_stays_where_it_lies() -> None:
+    array = np.arange(200_000.0)
+    data = bytearray(b"".join(encoded_in_parts(("ok", array))))
+    memory = np.frombuffer(data, "u1")
+    # Its memory is that of the answer, and is not counted again.
+    _, read = decode(memoryview(data), 1 << 16)
+    assert (read == array).all()
+    assert np.shares_memory(read, memory)
+    assert (read.flags.writeable, read.flags.aligned) == (True, True)
+    with pytest.raises(TooLarge):
+        decode(bytes(data), 1 << 16)
+    # One that would keep more than itself is copied, as is one of memory that cannot be written.
+    data = bytearray(encode([array, bytes(4 << 20)]))
+    read, _ = decode(memoryview(data))
+    assert not np.shares_memory(read, np.frombuffer(data, "u1"))
+    read, _ = decode(memoryview(bytes(encode([array, b""]))))
+    read[0] = 5
+    # Nothing begins at a multiple of eight where the guest says so.
+    head, tail = encode((array,)).split(b"m", 1)
+    skipped = tail[4]
+    moved = head + b"m" + tail[:4] + bytes([skipped + 1]) + b"\0" + tail[5:]
+    (read,) = decode(memoryview(bytearray(moved)))
+    assert read.flags.aligned
+    assert (read == array).all()
 
 
 def test_an_array_where_numpy_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import time
@@ -14,6 +15,7 @@ import pytest
 import kvmlet
 from kvmlet._isolated.call import _answer_to, value_of
 from kvmlet._isolated.codec import DataError
+from kvmlet._isolated.pieces import answers, pieces_max, total_of
 from kvmlet._isolated.writer import encode
 from kvmlet.interpreter import read_answer
 from unit.hostile_answers import HOSTILE
@@ -67,13 +69,16 @@ class Liar:
     def __init__(self, total_bytes: int, pieces: list[bytes]) -> None:
         self.answers = [struct.pack("<cQ", b"M", total_bytes), *pieces]
 
-    def request(self, _message: bytes) -> bytes:
+    def _request_parts(self, _parts: list[bytes]) -> bytes:
         return self.answers.pop(0)
 
-    def recv(self) -> bytes:
+    def _recv_into(self, room: memoryview) -> int:
         if not self.answers:
             raise kvmlet.NotReady("it has sent nothing")
-        return self.answers.pop(0)
+        answer = self.answers.pop(0)
+        if len(answer) <= len(room):
+            room[: len(answer)] = answer
+        return len(answer)
 
     def _memory_limit(self) -> int:
         return 64 << 20
@@ -94,17 +99,54 @@ class Liar:
 def test_an_answer_in_pieces_that_lies(total_bytes: int, pieces: list[bytes]) -> None:
     liar: Any = Liar(total_bytes, pieces)
     with pytest.raises(kvmlet.ResultError, match="makes no sense"):
-        _answer_to(liar, b"call")
+        _answer_to(liar, [b"call"])
 
 
 def test_an_answer_in_pieces() -> None:
     true: Any = Liar(10, [b"123", b"4567890"])
-    assert _answer_to(true, b"call") == b"1234567890"
+    assert _answer_to(true, [b"call"]) == b"1234567890"
     nothing: Any = Liar(0, [])
-    assert _answer_to(nothing, b"call") == b""
+    assert _answer_to(nothing, [b"call"]) == b""
     short: Any = Liar(10, [b"123"])
     with pytest.raises(kvmlet.NotReady):
-        _answer_to(short, b"call")
+        _answer_to(short, [b"call"])
+
+
+def test_pieces_are_no_more_than_an_honest_answer_comes_in() -> None:
+    large, small = bytes(1 << 20), bytes(100_000)
+    for parts in (
+        [large] * 40,
+        [small, large] * 40,
+        [small] * 200,
+        [b"x", bytes(40 << 20), b"x"],
+        [bytes((16 << 20) + 1)],
+    ):
+        sent = [*answers(parts)]
+        total = sum(map(len, parts))
+        assert total_of(bytes(sent[0])) == total
+        assert b"".join(sent[1:]) == b"".join(parts)
+        assert len(sent) - 1 <= pieces_max(total)
+
+
+def test_a_claim_alone_takes_no_memory() -> None:
+    liar: Any = Liar(64 << 20, [b"1"])
+    before = _resident_bytes()
+    with pytest.raises(kvmlet.NotReady):
+        _answer_to(liar, [b"call"])
+    assert _resident_bytes() - before < SPARE_BYTES
+    # One that comes is there once, and what is made of it is counted beside it.
+    answer = encode(("ok", ["x" * (60 << 20)]))
+    pieces = [answer[at : at + (16 << 20)] for at in range(0, len(answer), 16 << 20)]
+    long: Any = Liar(len(answer), pieces)
+    whole = _answer_to(long, [b"call"])
+    with pytest.raises(kvmlet.ResultError, match="more memory"):
+        value_of(whole, BUDGET_BYTES, lambda: None)
+    assert value_of(whole, 64 << 20, lambda: None) == ["x" * (60 << 20)]
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -41,9 +41,8 @@ class Guest(FakeSandbox):
             message = self.inbox.pop(0)
             path = list(sys.path)
             try:
-                if self.origin is None:
-                    return kvmlet_runner._answer(kvmlet_runner._warm, message)
-                return kvmlet_runner._answer(kvmlet_runner._call, message)
+                work = kvmlet_runner._warm if self.origin is None else kvmlet_runner._call
+                return b"".join(kvmlet_runner._answer(work, message))
             finally:
                 sys.path[:] = path
 
@@ -481,10 +480,10 @@ def test_the_time_and_the_end(guest: FakeNative, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(interpreter, "_warm_snapshot", lambda *_: kvmlet.Sandbox(["x"]).freeze())
     slow._timeout_s = 0.01
     for message, cls in ((b"hang", kvmlet.DeadlineExceeded), (b"end", kvmlet.SandboxEnded)):
-        monkeypatch.setattr(kvmlet.Isolated, "_message", lambda *_, message=message: message)
+        monkeypatch.setattr(kvmlet.Isolated, "_message", lambda *_, message=message: [message])
         with pytest.raises(cls):
             slow()
-    monkeypatch.setattr(kvmlet.Isolated, "_message", lambda *_: b"hang")
+    monkeypatch.setattr(kvmlet.Isolated, "_message", lambda *_: [b"hang"])
     with pytest.raises(kvmlet.DeadlineExceeded, match=r"isolated\(timeout"):
         slow()
 

@@ -17,7 +17,7 @@ np: Any = importlib.import_module("numpy")
 def sent(value: object) -> tuple[Any, bytes]:
     """The value as the guest has it, and the message."""
     aside = Aside()
-    message = packed(pickle.dumps(value, 5, buffer_callback=aside), aside.buffers)
+    message = b"".join(packed(pickle.dumps(value, 5, buffer_callback=aside), aside.buffers))
     # It lies in memory that can be written.
     pickled, buffers = unpacked(bytearray(message))
     return pickle.loads(pickled, buffers=buffers), message

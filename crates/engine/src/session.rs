@@ -186,8 +186,16 @@ impl Sandbox {
     /// # Errors
     /// [`EngineError::MessageTooLong`], [`EngineError::InboxFull`], [`EngineError::Ended`].
     pub fn send(&mut self, message: &[u8]) -> Result<(), EngineError> {
+        self.post(Arc::from(message))
+    }
+
+    /// As [`Sandbox::send`], of a message that is not copied.
+    ///
+    /// # Errors
+    /// As [`Sandbox::send`].
+    pub fn post(&mut self, message: Arc<[u8]>) -> Result<(), EngineError> {
         self.check_alive()?;
-        let posted = self.guarded(|sandbox| Ok(sandbox.personality.post(Arc::from(message))))?;
+        let posted = self.guarded(|sandbox| Ok(sandbox.personality.post(message)))?;
         posted.map_err(|error| match error {
             PostError::TooLong { .. } => EngineError::MessageTooLong(error),
             PostError::Full { .. } => EngineError::InboxFull(error),

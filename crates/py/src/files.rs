@@ -1,6 +1,7 @@
 //! `Files` as Python sees them; see `_native.pyi`.
 
 use kvmlet_engine::{EngineError, Errno, FileInfo, Links, OpenFlags, Personality};
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -69,6 +70,14 @@ fn info(info: FileInfo) -> Info {
 
 #[pymethods]
 impl Files {
+    #[allow(clippy::needless_pass_by_value)] // as pyo3 has it
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match &self.0 {
+            Whose::Box(one) => visit.call(one),
+            Whose::Program(one) => visit.call(one),
+        }
+    }
+
     fn open(&self, py: Python<'_>, path: Vec<u8>, flags: u32, mode: u32) -> PyResult<(u64, i32)> {
         let flags = OpenFlags::from_bits_truncate(flags);
         let epoch = self.epoch(py)?;

@@ -10,9 +10,11 @@ use kvmlet_engine::{
     Streams, Trace,
 };
 use pyo3::IntoPyObjectExt;
+use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyTypeError;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyMemoryView, PySlice};
 
 use crate::files::Files;
 use crate::{
@@ -182,6 +184,19 @@ fn argument(value: &Bound<'_, PyAny>) -> PyResult<CallArg> {
     }
 }
 
+/// One message of several parts, which are copied once.
+fn joined(py: Python<'_>, parts: &[PyBuffer<u8>]) -> PyResult<Arc<[u8]>> {
+    let total = parts.iter().map(|part| part.item_count()).sum();
+    let mut message: Arc<[u8]> = std::iter::repeat_n(0, total).collect();
+    let mut rest = Arc::get_mut(&mut message).unwrap_or_default();
+    for part in parts {
+        let (room, after) = rest.split_at_mut(part.item_count().min(rest.len()));
+        part.copy_to_slice(py, room)?;
+        rest = after;
+    }
+    Ok(message)
+}
+
 fn returns(kind: &str) -> PyResult<CallReturns> {
     match kind {
         "int" => Ok(CallReturns::Int),
@@ -261,6 +276,22 @@ impl Sandbox {
         drop(before);
     }
 
+    /// The callables may lead back to this object: a cycle that the collector must see.
+    #[allow(clippy::needless_pass_by_value)] // as pyo3 has it
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // A traversal must not wait. A place that is being changed now is used by somebody.
+        if let Ok(told) = self.told.try_lock() {
+            for one in told.iter().flatten() {
+                visit.call(one)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        self.tell(None, None);
+    }
+
     fn files(slf: Py<Self>) -> Files {
         Files::of_program(slf)
     }
@@ -301,6 +332,45 @@ impl Sandbox {
             engine.recv(timeout, owner)
         })?;
         Ok(PyBytes::new(py, &answer))
+    }
+
+    fn send_parts(&self, py: Python<'_>, parts: Vec<PyBuffer<u8>>) -> PyResult<()> {
+        let message = joined(py, &parts)?;
+        self.with(|engine| engine.post(message))
+    }
+
+    #[pyo3(signature = (parts, timeout_s))]
+    fn request_parts<'py>(
+        &self,
+        py: Python<'py>,
+        parts: Vec<PyBuffer<u8>>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let timeout = duration(timeout_s)?;
+        let message = joined(py, &parts)?;
+        drop(parts);
+        let answer = self.step(py, |engine, owner| {
+            engine.post(message)?;
+            engine.recv(timeout, owner)
+        })?;
+        Ok(PyBytes::new(py, &answer))
+    }
+
+    #[pyo3(signature = (room, timeout_s))]
+    fn recv_into(
+        &self,
+        py: Python<'_>,
+        room: &Bound<'_, PyMemoryView>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<usize> {
+        let timeout = duration(timeout_s)?;
+        let message = self.step(py, |engine, owner| engine.recv(timeout, owner))?;
+        let length = message.len();
+        if length <= room.len()? {
+            let part = room.get_item(PySlice::new(py, 0, length.cast_signed(), 1))?;
+            PyBuffer::<u8>::get(&part)?.copy_from_slice(py, &message)?;
+        }
+        Ok(length)
     }
 
     #[pyo3(signature = (symbol, args, returns, timeout_s))]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from kvmlet._isolated.exceptions import guest_error, one_line, printable
-from kvmlet._isolated.pieces import PIECE_BYTES, pieces, total_of
+from kvmlet._isolated.pieces import calls, pieces_max, total_of
 from kvmlet.errors import DeadlineExceeded, KvmletError, ResultError, SandboxEnded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from kvmlet._isolated.pieces import Part
     from kvmlet._result import Denial
     from kvmlet.sandbox import Sandbox
 
@@ -22,8 +24,8 @@ R = TypeVar("R")
 
 _SPARE_BYTES = 8 << 20
 """Memory for a result's objects, beyond what the function has left of its own."""
-_SPARE_PIECES = 1024
-"""Pieces of an answer, beyond those that it takes."""
+_HUGE_BYTES = 4 << 20
+"""An answer from this length on may lie in huge pages."""
 
 _NAME_MAX_CHARS = 100
 
@@ -60,7 +62,7 @@ class Call(Generic[R]):
     """`wall_us`: microseconds from the request to the value."""
 
 
-def ask(sandbox: Sandbox, message: bytes, tell: Callable[[str], None]) -> Any:
+def ask(sandbox: Sandbox, message: Sequence[Part], tell: Callable[[str], None]) -> Any:
     """`data_of`, with what a caller of an isolated function can do about its limits.
 
     tell: called with the name of a package that the call has imported.
@@ -69,7 +71,9 @@ def ask(sandbox: Sandbox, message: bytes, tell: Callable[[str], None]) -> Any:
         return data_of(sandbox, message, tell)
 
 
-def ask_in_full(sandbox: Sandbox, message: bytes, tell: Callable[[str], None]) -> Call[Any]:
+def ask_in_full(
+    sandbox: Sandbox, message: Sequence[Part], tell: Callable[[str], None]
+) -> Call[Any]:
     """As `ask`, with what it wrote and was refused. What raises has its output printed."""
     start_s = time.monotonic()
     with _remedies():
@@ -100,7 +104,9 @@ def _nobody(_package: str) -> None:
     """Told of imports while an interpreter is warmed."""
 
 
-def data_of(sandbox: Sandbox, message: bytes, tell: Callable[[str], None] = _nobody) -> Any:
+def data_of(
+    sandbox: Sandbox, message: Sequence[Part], tell: Callable[[str], None] = _nobody
+) -> Any:
     """The value that the guest answers `message` with. Raises what it says it raised."""
     try:
         answer = _answer_to(sandbox, message)
@@ -109,33 +115,55 @@ def data_of(sandbox: Sandbox, message: bytes, tell: Callable[[str], None] = _nob
     return _value(sandbox, answer, tell)
 
 
-def _answer_to(sandbox: Sandbox, message: bytes) -> bytes:
-    """The guest's answer, however many messages it and the call take."""
-    *first, last = pieces(message)
+def _answer_to(sandbox: Sandbox, message: Sequence[Part]) -> bytes | memoryview:
+    """The guest's answer, however many messages it and the call take.
+
+    A long one lies in memory that can be written, and is there once.
+    """
+    *first, last = calls(message)
     for piece in first:
-        sandbox.send(piece)
+        sandbox._send_parts(piece)
         # It has taken that one when it asks for the next.
         sandbox.until_ready()
-    answer = sandbox.request(last)
+    answer = sandbox._request_parts(last)
     total_bytes = total_of(answer)
     if total_bytes is None:
         return answer
     if total_bytes > sandbox._memory_limit():
         raise _nonsense(f"it is to have {total_bytes} bytes, more than its memory")
-    taken: list[bytes] = []
-    left = total_bytes
-    while left > 0:
-        piece = sandbox.recv()
-        left -= len(piece)
-        # Many short ones would each cost more here than they count for.
-        many = len(taken) > _SPARE_PIECES + total_bytes // PIECE_BYTES
-        if not piece or left < 0 or many:
-            raise _nonsense("its pieces have another length than it said")
-        taken.append(piece)
-    return b"".join(taken)
+    whole = _room(total_bytes)
+    at = 0
+    # Many short ones would each cost more here than they count for.
+    for _ in range(pieces_max(total_bytes)):
+        if at == total_bytes:
+            return whole
+        piece_bytes = sandbox._recv_into(whole[at:])
+        at += piece_bytes
+        if not piece_bytes or at > total_bytes:
+            break
+    if at != total_bytes:
+        raise _nonsense("its pieces have another length than it said")
+    return whole
 
 
-def _value(sandbox: Sandbox, answer: bytes, tell: Callable[[str], None]) -> Any:
+def _room(total_bytes: int) -> memoryview:
+    """Memory that takes none before something is written to it: the guest may have lied."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    try:
+        room = mmap.mmap(-1, max(total_bytes, 1), flags=flags)
+    except OSError as error:
+        raise ResultError(
+            f"the result cannot be read: {total_bytes} bytes: {error.strerror}",
+            remedy="return less",
+        ) from None
+    if total_bytes >= _HUGE_BYTES:
+        # A kernel may have none.
+        with contextlib.suppress(OSError):
+            room.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(room)[:total_bytes]
+
+
+def _value(sandbox: Sandbox, answer: bytes | memoryview, tell: Callable[[str], None]) -> Any:
     # Reading the answer is part of the call: it ends at the call's deadline, and what it makes
     # counts against the call's memory.
     return value_of(answer, sandbox._memory_left() + _SPARE_BYTES, sandbox._check, tell)
@@ -173,7 +201,7 @@ def _text(data: bytes) -> str:
 
 
 def value_of(
-    answer: bytes,
+    answer: bytes | memoryview,
     memory_bytes: int,
     look: Callable[[], None],
     tell: Callable[[str], None] = _nobody,

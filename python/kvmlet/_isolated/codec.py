@@ -10,6 +10,7 @@ A value is a tag byte and its content; all numbers are little-endian:
     i               int: u32 length, two's complement
     f c             float, complex: one or two IEEE doubles
     s b a           str (UTF-8, surrogates allowed), bytes, bytearray: u32 length, content
+    m               memory of an array: u32 length, u8 count of bytes to skip, these, content
     l t S Z         list, tuple, set, frozenset: u32 count, values
     d               dict: u32 count, keys and values in turn
     D               Decimal: u32 length, its text
@@ -47,6 +48,10 @@ ARRAY = "array"  # numpy: (dtype, shape, bytes); a scalar has None for its shape
 TABLE = "table"  # pyarrow.Table: (rows, columns), as kvmlet._isolated.tables has them
 FRAME = "frame"  # pandas.DataFrame: (table, labels, index)
 SERIES = "series"  # pandas.Series: (frame of one column, name)
+
+MEMORY = struct.Struct("<IB")
+# The content of a tag m begins at a multiple of this, as arrays do in memory.
+ALIGNED_BYTES = 64
 
 # Kinds of numpy's types that are plain numbers, times and texts.
 ARRAY_KINDS = "biufcSUmM"

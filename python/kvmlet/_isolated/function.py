@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
+    from kvmlet._isolated.pieces import Part
     from kvmlet.policy import Policy
     from kvmlet.sandbox import Sandbox
 
@@ -63,7 +64,9 @@ class Isolated(Generic[P, R]):
         """Call it in a VM, unless this is one, and return its result. Raises as `isolated` says."""
         if inside_guest():
             return self.__wrapped__(*args, **kwargs)
-        return _awaited(self.submit(*args, **kwargs))
+        message = self._prepared(args, kwargs)
+        future: Future[R] = self._submit(lambda sandbox: ask(sandbox, message, self._tell))
+        return _awaited(future)
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Call it: the value together with what it wrote and what it was refused.
@@ -94,7 +97,7 @@ class Isolated(Generic[P, R]):
 
         Raises CannotSend, and what keeps the interpreter from starting (see `warm_up`).
         """
-        message = self._prepared(args, kwargs)
+        message = _kept(self._prepared(args, kwargs))
         return self._submit(lambda sandbox: ask(sandbox, message, self._tell))
 
     def map(self, *iterables: Iterable[Any], timeout: float | None = None) -> Iterator[R]:
@@ -105,7 +108,7 @@ class Isolated(Generic[P, R]):
         Raises what `submit` raises, and each result's exception in its place.
         """
         warm = self._warmed()
-        messages = (self._message(items, {}) for items in zip(*iterables, strict=False))
+        messages = (_kept(self._message(items, {})) for items in zip(*iterables, strict=False))
         works = (functools.partial(ask, message=message, tell=self._tell) for message in messages)
         return warm.pool()._map(works, self._timeout_s, timeout)
 
@@ -161,7 +164,7 @@ class Isolated(Generic[P, R]):
             self._key = (tuple(dict.fromkeys(preload)), policy, size, calls, cwd)
         return warm_for(self._key)
 
-    def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def _prepared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Part]:
         self._warmed()  # says by which name the guest finds the function
         return self._message(args, kwargs)
 
@@ -172,7 +175,7 @@ class Isolated(Generic[P, R]):
         except PoolClosed:  # `close` came in between: there is another one
             return warm.pool()._submit(work, self._timeout_s)
 
-    def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    def _message(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Part]:
         function = self.__wrapped__ if self._reference is None else self._reference
         try:
             aside = Aside()
@@ -194,6 +197,11 @@ class Isolated(Generic[P, R]):
                 f"{self.__wrapped__.__qualname__}: the call cannot be pickled: {error}",
                 remedy="pass plain data, and keep locks, files and the like out of the function",
             ) from error
+
+
+def _kept(parts: list[Part]) -> list[Part]:
+    """The message in memory of its own: the caller may change an array before it is sent."""
+    return parts if len(parts) == 1 else [b"".join(parts)]
 
 
 def _awaited(future: Future[T]) -> T:

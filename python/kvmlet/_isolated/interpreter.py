@@ -122,7 +122,7 @@ def _warm_snapshot(
     )
     with sandbox:
         sandbox._set_deadline(time.monotonic() + _WARM_UP_S)
-        data_of(sandbox, pickle.dumps((view.path, preload), 5))
+        data_of(sandbox, [pickle.dumps((view.path, preload), 5)])
         snapshot = sandbox.until_ready(_WARM_UP_S).freeze()
     _log.say(_log.DEBUG, "warmed", "an interpreter is warmed", modules=list(preload))
     return snapshot

@@ -28,6 +28,7 @@ from kvmlet._isolated.codec import (
     MAX_DEPTH,
     MAX_INT_BYTES,
     MEMBER,
+    MEMORY,
     NAMED,
     ORDERED,
     PATH,
@@ -72,16 +73,18 @@ _DTYPE = re.compile(rf"[<>|][{ARRAY_KINDS}][0-9]{{1,9}}(\[[0-9]{{0,9}}[A-Za-z]{{
 
 
 def decode(
-    data: bytes,
+    data: bytes | memoryview,
     memory_bytes: int = _MAX_MEMORY_BYTES,
     look: Callable[[], None] = lambda: None,
 ) -> Any:
     """The value that `encode` made `data` of. Raises DataError for anything else.
 
+    data: bytes, or memory that nobody else has: a large array of numpy stays there.
     memory_bytes: what its objects may take; more raises TooLarge before it is made.
     look: called every few milliseconds; what it raises ends the decoding.
     """
-    reader = _Reader(data, memory_bytes, look)
+    kind = _Reader if isinstance(data, bytes) else _InPlace
+    reader = kind(data, memory_bytes, look)
     try:
         value = reader.value(0, False)
     except RecursionError:
@@ -92,7 +95,7 @@ def decode(
 
 
 class _Reader:
-    def __init__(self, data: bytes, memory_bytes: int, look: Callable[[], None]) -> None:
+    def __init__(self, data: Any, memory_bytes: int, look: Callable[[], None]) -> None:
         self.data = data
         self.at = 0
         self.left_bytes = memory_bytes
@@ -111,11 +114,11 @@ class _Reader:
             self.look()
             self.look_at_bytes = max(0, self.left_bytes - _LOOK_BYTES)
 
-    def take(self, length: int) -> bytes:
+    def take(self, length: int) -> bytes | memoryview:
         end = self.at + length
         if end > len(self.data):
             raise DataError("too short")
-        taken = self.data[self.at : end]
+        taken: bytes | memoryview = self.data[self.at : end]
         self.at = end
         return taken
 
@@ -131,12 +134,28 @@ class _Reader:
         if self.left_bytes < self.look_at_bytes:
             self.charge(0)
         self.at = end
-        return self.data[start:end]
+        return self.content(start, end)
+
+    def content(self, start: int, end: int) -> bytes:
+        """A copy of a part of the data."""
+        part: bytes = self.data[start:end]
+        return part
 
     def raw(self, _depth: int, _in_key: bool) -> bytes | memoryview:
         if not self.in_array:
             return self.sized()
         (length,) = self.unpack(U32)
+        return self.view(length)
+
+    def memory(self, _depth: int, _in_key: bool) -> memoryview:
+        if not self.in_array:
+            raise DataError("an array's memory without an array")
+        length, skipped = self.unpack(MEMORY)
+        self.take(skipped)
+        return self.view(length)
+
+    def view(self, length: int) -> memoryview:
+        """The next bytes where they lie."""
         start, end = self.at, self.at + length
         if end > len(self.data):
             raise DataError("too short")
@@ -308,6 +327,10 @@ class _Reader:
             raise DataError("an unknown kind of value")
         return make(self, content)
 
+    def may_keep(self, _data: memoryview) -> bool:
+        """True if an array's memory may be a part of the data."""
+        return False
+
     def array(self, content: Any) -> Any:
         """An array or a scalar of numpy."""
         match content:
@@ -326,19 +349,36 @@ class _Reader:
             type(length) is int and 0 <= length <= _MAX_LENGTH for length in lengths
         ):
             raise DataError("not a shape")
-        # The array has a copy, which can be changed.
-        self.charge(len(data) + _FIELDS_BYTES)
+        self.charge(_FIELDS_BYTES)
+        stays = self.may_keep(data)
+        if not stays:
+            # The array has a copy, which can be changed.
+            self.charge(len(data))
         try:
-            made = np.ndarray(lengths, np.dtype(dtype), bytearray(data))
+            made = np.ndarray(lengths, np.dtype(dtype), data if stays else bytearray(data))
         except (TypeError, ValueError, OverflowError, MemoryError):
             raise DataError("not an array") from None
         if made.nbytes != len(data):
             raise DataError("an array of another size")
+        if not made.flags.aligned:
+            self.charge(len(data))
+            made = made.copy()
         if made.dtype.kind == "b":  # other bytes than 0 and 1 are no bool
             made = made.view("u1") != 0
         elif made.dtype.kind == "U" and data:
             _check_characters(dtype, data)
         return made[()] if shape is None else made
+
+
+class _InPlace(_Reader):
+    """The same of a memoryview, whose memory a large array may keep."""
+
+    def content(self, start: int, end: int) -> bytes:
+        return bytes(self.data[start:end])
+
+    def may_keep(self, data: memoryview) -> bool:
+        # With it all other memory of the answer stays: that is to be no more than the array itself.
+        return not data.readonly and 2 * len(data) >= len(self.data)
 
 
 def _check_characters(dtype: str, data: memoryview) -> None:
@@ -441,6 +481,7 @@ _READERS: dict[int, tuple[Any, int]] = {
     ord("c"): (lambda reader, _depth, _in_key: complex(*reader.unpack(COMPLEX)), 48),
     ord("s"): (_Reader.text, 80),
     ord("b"): (_Reader.raw, 64),
+    ord("m"): (_Reader.memory, 64),
     ord("a"): (lambda reader, _depth, _in_key: bytearray(reader.sized()), 112),
     ord("l"): (lambda reader, depth, in_key: reader.items(depth, in_key), 96),
     ord("t"): (lambda reader, depth, in_key: tuple(reader.items(depth, in_key)), 80),

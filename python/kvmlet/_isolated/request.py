@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import pickle
     from collections.abc import Sequence
 
+    from kvmlet._isolated.pieces import Part
+
 # A pickle begins with another byte.
 _MARK = b"K"
 _HEAD = struct.Struct("<cxxxII")  # mark, length of the pickle, number of buffers
@@ -35,19 +37,19 @@ class Aside:
         return False
 
 
-def packed(pickled: bytes, buffers: Sequence[memoryview]) -> bytes:
-    """The message of a pickle and of buffers that belong to it."""
+def packed(pickled: bytes, buffers: Sequence[memoryview]) -> list[Part]:
+    """The parts of the message for a pickle and for buffers that belong to it."""
     if not buffers:
-        return pickled
-    pieces: list[bytes | memoryview] = [_HEAD.pack(_MARK, len(pickled), len(buffers))]
-    pieces += [_LENGTH.pack(buffer.nbytes) for buffer in buffers]
-    pieces.append(pickled)
-    at = sum(len(piece) for piece in pieces)
+        return [pickled]
+    parts: list[Part] = [_HEAD.pack(_MARK, len(pickled), len(buffers))]
+    parts += [_LENGTH.pack(buffer.nbytes) for buffer in buffers]
+    parts.append(pickled)
+    at = sum(map(len, parts))
     for buffer in buffers:
         padding = -at % _ALIGNED_BYTES
-        pieces += [bytes(padding), buffer]
+        parts += [bytes(padding), buffer]
         at += padding + buffer.nbytes
-    return b"".join(pieces)
+    return parts
 
 
 def unpacked(message: Any) -> tuple[memoryview, list[memoryview]]:

@@ -9,9 +9,10 @@ import decimal
 import enum
 import struct
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvmlet._isolated.codec import (
+    ALIGNED_BYTES,
     ARRAY,
     ARRAY_KINDS,
     COMPLEX,
@@ -23,6 +24,7 @@ from kvmlet._isolated.codec import (
     MAX_DEPTH,
     MAX_INT_BYTES,
     MEMBER,
+    MEMORY,
     NAMED,
     ORDERED,
     PATH,
@@ -35,6 +37,9 @@ from kvmlet._isolated.codec import (
 )
 from kvmlet._isolated.registry import is_namedtuple
 
+if TYPE_CHECKING:
+    from kvmlet._isolated.pieces import Part
+
 # Content from here on is a piece of its own: appended, it would be copied again and again.
 _LARGE_BYTES = 64 << 10
 
@@ -44,16 +49,18 @@ class _Out(bytearray):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pieces: list[bytes | bytearray | memoryview] = []
+        self.pieces: list[Part] = []
+        self.pieces_bytes = 0
         self.has_classes = False
 
-    def piece(self, content: bytes | bytearray | memoryview) -> None:
+    def piece(self, content: Part) -> None:
         """Adds large content, which must not change."""
         self.pieces += [bytes(self), content]
+        self.pieces_bytes += len(self) + len(content)
         self.clear()
 
-    def all(self) -> bytes:
-        return b"".join([*self.pieces, self]) if self.pieces else bytes(self)
+    def parts(self) -> list[Part]:
+        return [*self.pieces, bytes(self)] if self.pieces else [bytes(self)]
 
 
 class _Raw:
@@ -70,9 +77,19 @@ def encode(value: object) -> bytes:
 
 def encoded(value: object) -> tuple[bytes, bool]:
     """`value` as bytes; True if it has classes, which its reader must know. Raises NotData."""
+    parts, has_classes = _written(value)
+    return b"".join(parts), has_classes
+
+
+def encoded_in_parts(value: object) -> list[Part]:
+    """`value` as bytes in parts: large ones are the value's own memory. Raises NotData."""
+    return _written(value)[0]
+
+
+def _written(value: object) -> tuple[list[Part], bool]:
     out = _Out()
     _write(value, out, 0)
-    return out.all(), out.has_classes
+    return out.parts(), out.has_classes
 
 
 def _write(value: Any, out: _Out, depth: int) -> None:
@@ -119,7 +136,7 @@ def _write(value: Any, out: _Out, depth: int) -> None:
     elif kind is datetime.timedelta:
         out += b"e" + _delta_bytes(value)
     elif kind is _Raw:
-        _write_sized(b"b", value.view, out)
+        _write_memory(value.view, out)
     elif (extended := _extended(kind, value)) is not None:
         out += b"E"
         out.has_classes = out.has_classes or extended[0] in (NAMED, MEMBER)
@@ -188,6 +205,17 @@ def _write_sized(tag: bytes, content: bytes | bytearray | memoryview, out: _Out)
         out += content
     else:
         out.piece(content)
+
+
+def _write_memory(view: memoryview, out: _Out) -> None:
+    """Memory of an array, so that its reader may use it where it lies."""
+    start = out.pieces_bytes + len(out) + 1 + MEMORY.size
+    skipped = -start % ALIGNED_BYTES
+    try:
+        out += b"m" + MEMORY.pack(len(view), skipped) + bytes(skipped)
+    except struct.error:
+        raise NotData(f"it contains {len(view)} bytes in one piece") from None
+    out.piece(view)
 
 
 def _time_bytes(value: datetime.time | datetime.datetime) -> bytes:

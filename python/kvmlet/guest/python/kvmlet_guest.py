@@ -105,7 +105,8 @@ def receive_in_place() -> bytes | mmap.mmap:
     """As `receive`; a large message lies in memory of its own, which can be written, uncopied."""
     import mmap
 
-    return _receive(lambda length: mmap.mmap(-1, length))  # type: ignore[return-value]
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return _receive(lambda length: mmap.mmap(-1, length, flags))  # type: ignore[return-value]
 
 
 def _receive(
@@ -145,6 +146,8 @@ def send(message: bytes | bytearray | memoryview) -> None:
 
     Raises OSError: EMSGSIZE if it has more than MESSAGE_MAX bytes.
     """
+    if isinstance(message, memoryview) and _sent_in_place(message):
+        return
     data = bytes(message)
     if len(data) > MESSAGE_MAX:
         raise OSError(errno.EMSGSIZE, f"a message of {len(data)} bytes; the limit is {MESSAGE_MAX}")
@@ -157,6 +160,20 @@ def send(message: bytes | bytearray | memoryview) -> None:
     rest = memoryview(len(data).to_bytes(4, "little") + data)
     while rest:
         rest = rest[os.write(1, rest) :]
+
+
+def _sent_in_place(view: memoryview) -> bool:
+    """True if it was sent from where it lies: large memory that ctypes gives the address of."""
+    if view.readonly or not view.c_contiguous or not 0 < view.nbytes <= MESSAGE_MAX:
+        return False
+    held = ctypes.c_char.from_buffer(view)
+    while not _native:
+        if _syscall(_SEND, ctypes.addressof(held), view.nbytes, 0, 0) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code != errno.EINTR and not _found_native(code):
+            raise OSError(code, os.strerror(code))
+    return False
 
 
 def generation() -> int:

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 import kvmlet_guest
 
 from kvmlet._isolated.codec import NotData, type_name
-from kvmlet._isolated.pieces import pieces, total_of
+from kvmlet._isolated.pieces import answers, total_of
 from kvmlet._isolated.request import unpacked
-from kvmlet._isolated.writer import encode
+from kvmlet._isolated.writer import encode, encoded_in_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kvmlet._isolated.pieces import Part
 
 serving = False
 """True while this process is the guest: functions isolated in it run where they are called."""
@@ -41,7 +43,7 @@ def main() -> None:
     """Take messages until the end."""
     global serving  # noqa: PLW0603
     serving = True
-    kvmlet_guest.send(_answer(_warm, kvmlet_guest.receive()))
+    _send(_answer(_warm, kvmlet_guest.receive()))
     # Nothing that is there now is looked at again: a collection would write to every object.
     gc.collect()
     gc.freeze()
@@ -51,10 +53,15 @@ def main() -> None:
             if stream is not None:
                 stream.flush()
         try:
-            for piece in pieces(answer):
-                kvmlet_guest.send(piece)
+            _send(answer)
         except OSError as error:
-            kvmlet_guest.send(encode(("unfit", f"{len(answer)} bytes of it: {error.strerror}")))
+            size = sum(map(len, answer))
+            kvmlet_guest.send(encode(("unfit", f"{size} bytes of it: {error.strerror}")))
+
+
+def _send(answer: list[Part]) -> None:
+    for piece in answers(answer):
+        kvmlet_guest.send(piece)
 
 
 def _receive() -> Any:
@@ -63,7 +70,7 @@ def _receive() -> Any:
     total = total_of(message)
     if total is None:
         return message
-    whole = mmap.mmap(-1, total)
+    whole = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     view = memoryview(whole)
     at = 0
     while at < total:
@@ -117,19 +124,19 @@ def find(module: str, qualname: str) -> Any:
     return found.__wrapped__ if getattr(type(found), "kvmlet_isolated", False) else found
 
 
-def _answer(work: Callable[[Any], object], message: Any) -> bytes:
+def _answer(work: Callable[[Any], object], message: Any) -> list[Part]:
     modules = len(sys.modules)
     try:
         value = work(message)
     except BaseException as error:  # noqa: BLE001 - the host is told, and decides
-        return _describe(error)
+        return [_describe(error)]
     package = _imported_since(modules) if work is _call else None
     try:
-        return encode(("ok", value) if package is None else ("ok", value, package))
+        return encoded_in_parts(("ok", value) if package is None else ("ok", value, package))
     except NotData as error:
-        return encode(("unfit", str(error)))
+        return [encode(("unfit", str(error)))]
     except BaseException as error:  # noqa: BLE001 - a property of a dataclass, or a full memory
-        return _describe(error)
+        return [_describe(error)]
 
 
 def _imported_since(modules: int) -> str | None:
