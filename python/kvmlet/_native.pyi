@@ -30,6 +30,7 @@ __all__ = [
     "makes_repository",
     "prepare",
     "probe",
+    "room",
     "run",
     "serve_names",
     "syscalls",
@@ -529,6 +530,9 @@ def forget_vms() -> None:
     """In a child of `os.fork()`: closes what it has of the parent's unused VMs."""
 
 def probe() -> dict[str, object]: ...
+def room(len_bytes: int) -> bytearray:
+    """Memory that is not cleared, for whoever writes all of it before it is read."""
+
 def syscalls() -> list[tuple[int, str, str, str]]: ...
 
 @final
@@ -594,8 +598,9 @@ class Sandbox:
     ) -> bytes:
         """`send_parts`, then `recv`."""
 
-    def recv_into(self, room: memoryview, timeout_s: float | None) -> int:
-        """`recv`, the message being copied to `room`, or lost if that is shorter: its length."""
+    def recv_into(self, room: bytearray, at: int, timeout_s: float | None) -> int:
+        """`recv`, the message being copied to `room` at `at`, or lost if it does not fit there: its
+        length."""
 
     def call(
         self,

@@ -573,9 +573,14 @@ class Sandbox:
         """As `request`, of one message in parts."""
         return self._ask(self._vm.request_parts, parts, self._limit_s(None))
 
-    def _recv_into(self, room: memoryview) -> int:
-        """As `recv`, into `room`: the message's length, which is not there if that is too long."""
-        return self._ask(self._vm.recv_into, room, self._limit_s(None))
+    def _recv_into(self, room: bytearray, at: int) -> int:
+        """As `recv`, to `at` in `room`: the message's length. One that does not fit is lost."""
+        return self._ask(self._vm.recv_into, room, at, self._limit_s(None))
+
+    @staticmethod
+    def _room(len_bytes: int) -> bytearray:
+        """Memory that is not cleared, and takes none before it is written. Raises MemoryError."""
+        return _native.room(len_bytes)
 
     def _memory_left(self) -> int:
         """The rest of the program's memory limit, in bytes."""

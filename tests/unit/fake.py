@@ -124,6 +124,7 @@ class FakeNative(types.ModuleType):
         self.Policy = FakePolicy
         self.Changes = FakeChanges
         self.Disk = FakeDisk
+        self.room = bytearray
         self.Sandbox = types.SimpleNamespace(start=self.start)
 
     def start(self, argv: list[bytes], **arguments: Any) -> FakeSandbox:
@@ -236,10 +237,10 @@ class FakeSandbox:
     def request_parts(self, parts: list[bytes], timeout_s: float | None) -> bytes:
         return self.request(b"".join(parts), timeout_s)
 
-    def recv_into(self, room: memoryview, timeout_s: float | None) -> int:
+    def recv_into(self, room: bytearray, at: int, timeout_s: float | None) -> int:
         message = self.recv(timeout_s)
-        if len(message) <= len(room):
-            room[: len(message)] = message
+        if len(message) <= len(room) - at:
+            room[at : at + len(message)] = message
         return len(message)
 
     def call(self, *asked: Any) -> tuple[object, list[bytes]]:

@@ -72,12 +72,14 @@ class Liar:
     def _request_parts(self, _parts: list[bytes]) -> bytes:
         return self.answers.pop(0)
 
-    def _recv_into(self, room: memoryview) -> int:
+    _room = staticmethod(kvmlet.Sandbox._room)
+
+    def _recv_into(self, room: bytearray, at: int) -> int:
         if not self.answers:
             raise kvmlet.NotReady("it has sent nothing")
         answer = self.answers.pop(0)
-        if len(answer) <= len(room):
-            room[: len(answer)] = answer
+        if len(answer) <= len(room) - at:
+            room[at : at + len(answer)] = answer
         return len(answer)
 
     def _memory_limit(self) -> int:

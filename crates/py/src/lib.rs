@@ -1,5 +1,5 @@
 //! The extension module `kvmlet._native`: conversions, the GIL, errors. No logic.
-#![allow(unsafe_code)] // what PyO3's macros expand to, and descriptors that Python gives away
+#![allow(unsafe_code)] // what PyO3's macros expand to, descriptors that Python gives away, and Python's memory
 
 use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -22,6 +22,7 @@ mod boxes;
 mod changes;
 mod doctor;
 mod files;
+mod memory;
 mod protected;
 mod sandbox;
 mod serve;
@@ -813,6 +814,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(serve_names, module)?)?;
     module.add_function(wrap_pyfunction!(serve::check_places, module)?)?;
     module.add_function(wrap_pyfunction!(serve::listen, module)?)?;
+    module.add_function(wrap_pyfunction!(memory::room, module)?)?;
     module.add_function(wrap_pyfunction!(syscalls, module)?)?;
     module.add_function(wrap_pyfunction!(doctor::probe, module)?)?;
     module.add_function(wrap_pyfunction!(protected::guard_of, module)?)?;

@@ -14,9 +14,10 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyMemoryView, PySlice};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt};
 
 use crate::files::Files;
+use crate::memory;
 use crate::{
     Denials, Disk, Events, NativeError, Outcome, Policy, PythonOwner, calls_named,
     connections_named, denials_to_py, duration, stats_to_py, to_py,
@@ -184,19 +185,6 @@ fn argument(value: &Bound<'_, PyAny>) -> PyResult<CallArg> {
     }
 }
 
-/// One message of several parts, which are copied once.
-fn joined(py: Python<'_>, parts: &[PyBuffer<u8>]) -> PyResult<Arc<[u8]>> {
-    let total = parts.iter().map(|part| part.item_count()).sum();
-    let mut message: Arc<[u8]> = std::iter::repeat_n(0, total).collect();
-    let mut rest = Arc::get_mut(&mut message).unwrap_or_default();
-    for part in parts {
-        let (room, after) = rest.split_at_mut(part.item_count().min(rest.len()));
-        part.copy_to_slice(py, room)?;
-        rest = after;
-    }
-    Ok(message)
-}
-
 fn returns(kind: &str) -> PyResult<CallReturns> {
     match kind {
         "int" => Ok(CallReturns::Int),
@@ -334,8 +322,8 @@ impl Sandbox {
         Ok(PyBytes::new(py, &answer))
     }
 
-    fn send_parts(&self, py: Python<'_>, parts: Vec<PyBuffer<u8>>) -> PyResult<()> {
-        let message = joined(py, &parts)?;
+    fn send_parts(&self, parts: Vec<PyBuffer<u8>>) -> PyResult<()> {
+        let message = memory::joined(&parts)?;
         self.with(|engine| engine.post(message))
     }
 
@@ -347,7 +335,7 @@ impl Sandbox {
         timeout_s: Option<f64>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let timeout = duration(timeout_s)?;
-        let message = joined(py, &parts)?;
+        let message = memory::joined(&parts)?;
         drop(parts);
         let answer = self.step(py, |engine, owner| {
             engine.post(message)?;
@@ -356,21 +344,18 @@ impl Sandbox {
         Ok(PyBytes::new(py, &answer))
     }
 
-    #[pyo3(signature = (room, timeout_s))]
+    #[pyo3(signature = (room, at, timeout_s))]
     fn recv_into(
         &self,
         py: Python<'_>,
-        room: &Bound<'_, PyMemoryView>,
+        room: &Bound<'_, PyByteArray>,
+        at: usize,
         timeout_s: Option<f64>,
     ) -> PyResult<usize> {
         let timeout = duration(timeout_s)?;
         let message = self.step(py, |engine, owner| engine.recv(timeout, owner))?;
-        let length = message.len();
-        if length <= room.len()? {
-            let part = room.get_item(PySlice::new(py, 0, length.cast_signed(), 1))?;
-            PyBuffer::<u8>::get(&part)?.copy_from_slice(py, &message)?;
-        }
-        Ok(length)
+        memory::fill(room, at, &message);
+        Ok(message.len())
     }
 
     #[pyo3(signature = (symbol, args, returns, timeout_s))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import sys
 import time
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ R = TypeVar("R")
 
 _SPARE_BYTES = 8 << 20
 """Memory for a result's objects, beyond what the function has left of its own."""
-_HUGE_BYTES = 4 << 20
-"""An answer from this length on may lie in huge pages."""
 
 _NAME_MAX_CHARS = 100
 
@@ -131,36 +128,25 @@ def _answer_to(sandbox: Sandbox, message: Sequence[Part]) -> bytes | memoryview:
         return answer
     if total_bytes > sandbox._memory_limit():
         raise _nonsense(f"it is to have {total_bytes} bytes, more than its memory")
-    whole = _room(total_bytes)
+    try:
+        room = sandbox._room(total_bytes)
+    except MemoryError:
+        raise ResultError(
+            f"the result cannot be read: there is no memory for {total_bytes} bytes",
+            remedy="return less",
+        ) from None
     at = 0
     # Many short ones would each cost more here than they count for.
     for _ in range(pieces_max(total_bytes)):
         if at == total_bytes:
-            return whole
-        piece_bytes = sandbox._recv_into(whole[at:])
+            break
+        piece_bytes = sandbox._recv_into(room, at)
         at += piece_bytes
         if not piece_bytes or at > total_bytes:
-            break
+            raise _nonsense("its pieces have another length than it said")
     if at != total_bytes:
-        raise _nonsense("its pieces have another length than it said")
-    return whole
-
-
-def _room(total_bytes: int) -> memoryview:
-    """Memory that takes none before something is written to it: the guest may have lied."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    try:
-        room = mmap.mmap(-1, max(total_bytes, 1), flags=flags)
-    except OSError as error:
-        raise ResultError(
-            f"the result cannot be read: {total_bytes} bytes: {error.strerror}",
-            remedy="return less",
-        ) from None
-    if total_bytes >= _HUGE_BYTES:
-        # A kernel may have none.
-        with contextlib.suppress(OSError):
-            room.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(room)[:total_bytes]
+        raise _nonsense("it comes in too many pieces")
+    return memoryview(room)
 
 
 def _value(sandbox: Sandbox, answer: bytes | memoryview, tell: Callable[[str], None]) -> Any:
