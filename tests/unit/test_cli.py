@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from kvmlet._refusals import remedy_of
 from kvmlet.cli import main
 from kvmlet.cli._ends import signal_name
+from kvmlet.cli._run_options import split_command
 from kvmlet.cli._stats import stats_table
 from kvmlet.cli._text import printable
-from kvmlet.cli.run import split_command
 from unit.fake import FakeInherited, FakeNative, NativeError, Outcome
 
 Capture = pytest.CaptureFixture[str]

@@ -26,6 +26,7 @@ OWN = {
     "kvmlet.cli._descriptors",
     "kvmlet.cli._ends",
     "kvmlet.cli._parser",
+    "kvmlet.cli._run_options",
     "kvmlet.cli._stats",
     "kvmlet.cli._text",
     "kvmlet.cli.run",

@@ -10,7 +10,7 @@ import shlex
 import pytest
 
 from kvmlet.cli import serve
-from kvmlet.cli.run import split_words
+from kvmlet.cli._run_options import split_words
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples" / "serve"
 

@@ -87,3 +87,12 @@ def test_the_manual_page_has_every_option() -> None:
     )
     assert done.stderr == ""
     assert "kvmlet run [options] [--] CMD ARG..." in re.sub(".\x08", "", done.stdout)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_help_comes_in_groups_of_one_screen(name: str) -> None:
+    lines_max, columns_max = 24, 100
+    for group in PARSERS[name]().format_help().split("\n\n"):
+        lines = group.splitlines()
+        assert len(lines) <= lines_max
+        assert max(map(len, lines)) <= columns_max

@@ -25,8 +25,8 @@ from kvmlet._values import (
     parse_count,
     parse_size,
 )
+from kvmlet.cli._run_options import environment
 from kvmlet.cli._serve_plan import Plan, Planned, PlannedStorage
-from kvmlet.cli.run import environment
 from kvmlet.errors import UsageError
 
 TYPE_CHECKING = False

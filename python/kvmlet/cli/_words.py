@@ -7,12 +7,12 @@ from kvmlet._profiles import profile_names
 from kvmlet._values import CALLS
 from kvmlet.cli import (
     DESCRIPTION,
+    _run_options,
     apply,
     completion,
     doctor,
     man,
     profile,
-    run,
     serve,
     shell,
     syscalls,
@@ -25,7 +25,7 @@ from kvmlet.cli._parser import Parser
 WITH_PROGRAM = ("run", "shell", "serve")
 
 PARSERS: dict[str, Callable[[], Parser]] = {
-    "run": run.parser,
+    "run": _run_options.parser,
     "shell": shell.parser,
     "why": why.parser,
     "profile": profile.parser,

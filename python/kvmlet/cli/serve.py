@@ -31,8 +31,8 @@ from kvmlet._values import (
 )
 from kvmlet.cli import _ends
 from kvmlet.cli._parser import Parser
+from kvmlet.cli._run_options import add_paths, environment, split_words
 from kvmlet.cli._serve_plan import Plan, Planned, PlannedStorage
-from kvmlet.cli.run import environment, split_words
 from kvmlet.errors import UsageError
 
 TYPE_CHECKING = False

@@ -2,7 +2,7 @@
 
 from os import X_OK, access, environ
 
-from kvmlet.cli import run
+from kvmlet.cli import _run_options, run
 from kvmlet.cli._parser import Parser
 
 _DESCRIPTION = """\
@@ -16,7 +16,7 @@ _SHELLS = ("/bin/bash", "/bin/sh")
 
 def main(words: list[str]) -> int:
     """Run a shell by `words`; its exit status."""
-    own, program = run.split_command(words)
+    own, program = _run_options.split_command(words)
     options = parser().parse_args(own)
     if not program and not options.print_policy:
         program = [_shell()]
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
 
 def parser() -> Parser:
     """The options of the command."""
-    return run.parser(
+    return _run_options.parser(
         prog="kvmlet shell",
         usage="kvmlet shell [options] [--] [SHELL ARG...]",
         description=_DESCRIPTION,

@@ -10,7 +10,7 @@ import stat
 from kvmlet import _native
 from kvmlet._launch import Start, guest_argv, guest_cwd
 from kvmlet._refusals import flag_of, path_of, remedy_of
-from kvmlet.cli import run
+from kvmlet.cli import _run_options
 from kvmlet.cli._ends import STATUS_OK
 from kvmlet.cli._parser import Parser
 from kvmlet.cli._text import printable, show, warn
@@ -84,7 +84,7 @@ _ERRORS = {
 
 def main(words: list[str]) -> int:
     """Answer for the path or address in `words`; the exit status."""
-    own, rest = run.split_words(words, _OPTIONS_WITH_VALUE)
+    own, rest = _run_options.split_words(words, _OPTIONS_WITH_VALUE)
     options = parser().parse_args(own)
     if not rest:
         raise UsageError("no path given", remedy="name it after the options: kvmlet why PATH")
@@ -98,18 +98,18 @@ def main(words: list[str]) -> int:
         )
     if not asked or "\0" in asked:
         raise UsageError("an empty path", remedy="name a file or a directory")
-    env = run.environment(options.env_file, options.env)
+    env = _run_options.environment(options.env_file, options.env)
     options.publish = []
-    run.imply_profiles(options, program)
+    _run_options.imply_profiles(options, program)
     if options.policy or options.profile:
-        env = dict(run.by_policies(options, env).env)
+        env = dict(_run_options.by_policies(options, env).env)
         # Nobody connects to what runs nothing.
         options.publish = []
     # Whatever is started, a shell needs nothing that others do not.
     argv = guest_argv(program or ["/bin/sh"])
     base = guest_cwd(options.workdir)
     try:
-        start = Start(argv, env, options.workdir, run.named_by(options), view="overlay")
+        start = Start(argv, env, options.workdir, _run_options.named_by(options), view="overlay")
         if start.note:
             warn(start.note)
         address = _address(asked)
@@ -140,7 +140,7 @@ def parser() -> Parser:
         description=_DESCRIPTION,
         epilog=_EPILOG,
     )
-    run.add_policy_options(parser)
+    _run_options.add_policy_options(parser)
     answer = parser.add_argument_group("answer")
     answer.add_argument("--json", action="store_true", help="print the answer as JSON")
     return parser
@@ -159,6 +159,9 @@ def _of_path(start: Start, asked: str, path: bytes) -> "dict[str, Any]":
         shown_by = start.shown_by(tree)
     rule = f"{os.fsdecode(tree)}: {shown_by}" if tree is not None else shown_by
     may = _may(thing, read, write, _CHANGED.get(place or "", ""))
+    if place == "tmp" and thing == "absent" and os.path.lexists(found):
+        # The sandbox has a directory of its own in the place of the host's.
+        read = ("ENOENT", f"open {os.fsdecode(found)}", "hidden")
     leads_to = os.fsdecode(found)
     given = asked if found == os.path.normpath(path) else f"{asked} -> {leads_to}"
     lines = [f"{given}: {may}" + (f" ({rule})" if rule else "")]
