@@ -12,7 +12,11 @@ from unit.fake import HEALTHY, FakeNative
 Capture = pytest.CaptureFixture[str]
 
 
-SURROUNDINGS = {"mode": None, "owner": None, "in_group": None, "has_group": None, "wsl": False}
+SURROUNDINGS = {
+    **dict.fromkeys(("mode", "owner", "in_group", "has_group")),
+    "wsl": False,
+    "kernel": "6.1.0-10-amd64",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +118,7 @@ def test_problems_have_remedies(
         ({"landlock": 0}, "lsm="),
         ({"seccomp": False}, "CONFIG_SECCOMP_FILTER"),
         ({"huge_pages": "never"}, "transparent_hugepage/enabled"),
+        ({"kernel": "6.13.4-arch1"}, "boot a kernel 6.14 or later"),
     ],
 )
 def test_notes_do_not_fail(

@@ -32,6 +32,9 @@ _WSL_REMEDY = (
     "then run wsl --shutdown"
 )
 _READ_WRITE = 0o6
+# A thread of KVM's is made at the first KVM_RUN of a VM, and not at all if a signal comes then.
+# Mended by "KVM: retry nx_huge_page_recovery_thread creation" (916b7f42b3b3).
+_KERNEL_THAT_GIVES_UP = "6.13."
 _VIRTUAL_REMEDY = (
     "load the module (sudo modprobe kvm_intel, or kvm_amd); if that fails, turn on virtualisation "
     "in the firmware or, in a virtual machine, nested virtualisation at its provider"
@@ -63,6 +66,7 @@ def surroundings() -> dict[str, object]:
 
     mode: its permission bits in octal, None if it is not there. owner: its user. in_group: the user
     is listed in its group. has_group: this process has that group. wsl: this is Windows' Linux.
+    kernel: the version of Linux.
     """
     try:
         status = os.stat("/dev/kvm")
@@ -78,7 +82,8 @@ def surroundings() -> dict[str, object]:
         except KeyError:
             facts["in_group"] = False
         facts["has_group"] = status.st_gid in (os.getgid(), os.getegid(), *os.getgroups())
-    return {**facts, "wsl": "microsoft" in os.uname().release.lower()}
+    release = os.uname().release
+    return {**facts, "wsl": "microsoft" in release.lower(), "kernel": release}
 
 
 def _name(look_up: "Callable[[], str]", number: int) -> str:
@@ -221,6 +226,14 @@ def notes(probe: dict[str, object]) -> list[tuple[str, str]]:
             (
                 "without seccomp, kvmlet run keeps the system calls that it does not need",
                 "boot a kernel with CONFIG_SECCOMP_FILTER",
+            )
+        )
+    if str(probe.get("kernel")).startswith(_KERNEL_THAT_GIVES_UP):
+        entries.append(
+            (
+                "this kernel may fail to run a VM (KVM_RUN: ENOMEM) while many are made, however "
+                "much memory is left",
+                "boot a kernel 6.14 or later; until then, run the program again",
             )
         )
     if probe.get("huge_pages") == "never":
