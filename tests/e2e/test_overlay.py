@@ -78,6 +78,102 @@ def test_random_changes_end_as_on_the_host(room: pathlib.Path, seed: int) -> Non
     assert state(room) == before
 
 
+# As unionmount-testsuite and xfstests (overlay/) have them, each on names that the host has.
+CASES = """
+import ctypes, mmap, os, shutil
+libc = ctypes.CDLL(None, use_errno=True)
+def renameat2(old, new, flags):
+    if libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags):
+        raise OSError(ctypes.get_errno(), "renameat2")
+NOREPLACE, EXCHANGE = 1, 2
+def tried(what, *args):
+    try: return what(*args)
+    except OSError as error: return error.errno
+def text(path): return tried(lambda: open(path).read())
+def tree(top):
+    found = []
+    for path, dirs, files in os.walk(top):
+        dirs.sort()
+        found += [(os.path.relpath(os.path.join(path, name), top), text(os.path.join(path, name)))
+            for name in sorted(dirs + files)]
+    return found
+for name in ("d/sub/deep", "e/sub", "empty"):
+    os.path.isdir(name) or print("no", name)
+# whiteouts, and what comes in their place
+os.unlink("d/f"); print(sorted(os.listdir("d")), text("d/f"), tried(os.unlink, "d/f"))
+open("d/f", "x").write("anew"); print(text("d/f"), sorted(os.listdir("d")))
+os.unlink("d/f"); os.mkdir("d/f"); print(os.listdir("d/f")); os.rmdir("d/f")
+os.symlink("g", "d/f"); print(text("d/f")); os.unlink("d/f"); print(tried(os.lstat, "d/f"))
+print(tried(os.rmdir, "d")); os.rmdir("empty"); os.mkdir("empty"); print(os.listdir("empty"))
+# opaque directories: nothing of the host's shows in what is made anew
+shutil.rmtree("d/sub"); os.mkdir("d/sub"); print(os.listdir("d/sub"), tried(os.stat, "d/sub/deep"))
+open("d/sub/own", "w").close(); os.mkdir("d/sub/deep"); print(tree("d"))
+# renames of directories, over each other, and back
+os.rename("e", "moved"); print(tree("moved"), tried(os.stat, "e")); os.mkdir("e"); print(tree("e"))
+os.rename("moved/sub", "e/sub"); print(tree("e"), tree("moved"))
+print(tried(os.rename, "moved", "e")); os.rmdir("empty"); os.mkdir("empty")
+os.rename("moved", "empty"); print(tree("empty"), tried(os.rename, "empty", "empty/x"))
+os.rename("empty", "moved"); os.rename("moved", "e2"); print(tree("e2"))
+print(tried(os.rename, "f0", "e2"), tried(os.rename, "e2", "f0"))
+# renameat2: an exchange of what is the host's with what is not
+open("new", "w").write("new"); renameat2("new", "f0", EXCHANGE); print(text("new"), text("f0"))
+renameat2("d", "e2", EXCHANGE); print(tree("d"), tree("e2")); renameat2("d", "f0", EXCHANGE)
+print(text("d"), tree("f0")); renameat2("d", "f0", EXCHANGE)
+print(tried(renameat2, "f0", "f1", NOREPLACE), tried(renameat2, "f1", "f9", NOREPLACE), text("f9"))
+# links: names of one file of the host's
+print(os.stat("one").st_nlink, os.path.samefile("one", "two"))
+open("two", "a").write("+"); print(text("one"), os.path.samefile("one", "two"))
+os.link("one", "three"); os.unlink("one"); print(os.stat("two").st_nlink, text("three"))
+os.rename("three", "two"); print(text("two"), os.path.lexists("three"))
+os.link("g", "g2"); open("g2", "w").write("by its other name"); print(text("g"))
+# listings while names come and go
+names = [f"many/{n}" for n in range(50)]; seen = []
+with os.scandir("many") as entries:
+    for at, entry in enumerate(entries):
+        seen.append(entry.name)
+        if at == 0:
+            for name in names[::2]: tried(os.unlink, name)
+            open("many/late", "w").close()
+kept = {str(n) for n in range(1, 50, 2)}; print(kept <= set(seen), len(seen) == len(set(seen)))
+print(sorted(os.listdir("many")) == sorted([*kept, "late"]))
+# mappings and descriptors from before the first change
+fd = os.open("mapped", os.O_RDONLY)
+private = mmap.mmap(fd, 8192, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+private[0:3] = b"own"
+with open("mapped", "r+b") as file:
+    shared = mmap.mmap(file.fileno(), 8192); shared[4096:4099] = b"new"; shared.flush()
+    file.write(b"by"); file.flush(); print(shared[0:3], os.pread(fd, 3, 0), os.pread(fd, 3, 4096))
+print(private[0:3]); os.rename("mapped", "renamed"); print(os.pread(fd, 2, 0), text("renamed")[:3])
+os.unlink("renamed"); print(os.fstat(fd).st_nlink, os.pread(fd, 2, 0), shared[4096:4099])
+os.truncate("f1" if os.path.exists("f1") else "f9", 1); print(text("f9"))
+# attributes of what has not changed otherwise
+before = os.stat("kept"); os.utime("kept", ns=(1, 2)); os.chmod("kept", 0o600)
+after = os.stat("kept")
+print(before.st_ino == after.st_ino, after.st_mtime_ns, oct(after.st_mode), text("kept"))
+"""
+
+
+def test_the_cases_of_overlayfs(room: pathlib.Path) -> None:
+    tree = room.parent / "cases"
+    for name in ("d/sub/deep", "e/sub", "empty", "many"):
+        (tree / name).mkdir(parents=True)
+    for name in ("d/f", "d/g", "d/sub/deep/x", "e/sub/y", "e/z", "f0", "f1", "g", "one", "kept"):
+        (tree / name).write_text(f"of {name}")
+    for number in range(50):
+        (tree / "many" / str(number)).touch()
+    os.link(tree / "one", tree / "two")
+    (tree / "mapped").write_bytes(b"old" * 4096)
+    native = room.parent / "native"
+    subprocess.run(["cp", "-a", tree, native], check=True)
+    before = state(tree)
+    words = ["/usr/bin/python3", "-c", CASES]
+    outside, inside = command(words, cwd=native), in_vm(words, cwd=tree)
+    assert (outside.status, outside.stderr) == (0, b"")
+    assert (inside.status, inside.guest_stderr) == (0, b"")
+    assert inside.stdout.decode().splitlines() == outside.stdout.decode().splitlines()
+    assert state(tree) == before
+
+
 def in_shell(room: pathlib.Path, script: str, options: list[str] | None = None) -> str:
     """The output of a script; the host's tree is the same before and after."""
     before = state(room)
