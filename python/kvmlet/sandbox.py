@@ -109,6 +109,7 @@ class Sandbox:
         memory: int | str | None = None,
         max_procs: int | None = None,
         read: Sequence[str | os.PathLike[str]] = (),
+        write: Sequence[str | os.PathLike[str]] = (),
         policy: Policy | None = None,
         limits: Limits | None = None,
         input: bytes | str | None = None,
@@ -123,6 +124,8 @@ class Sandbox:
 
         Forks of it inherit `calls`.
 
+        write: files and directories that it may change, on the host itself. Its forks share them,
+            and no reset undoes what is done there.
         stdout, stderr: None captures for `output`; INHERIT passes through; a callable gets the
             bytes as they come. It is called by the method that lets the program run, which raises
             what it raises. To it the sandbox is busy.
@@ -137,6 +140,7 @@ class Sandbox:
             policy,
             limits=limits,
             read=read,
+            write=write,
             net=net,
             publish=publish,
             unix=unix,
@@ -169,11 +173,6 @@ class Sandbox:
             )
         mode = calls_mode(calls, stacklevel=4)
         modules = os.fsencode(guest_modules())
-        if policy.paths("write"):
-            raise UsageError(
-                "write: a program that is frozen and forked changes nothing on the host",
-                remedy="use kvmlet.run or kvmlet.Box",
-            )
         start = translated(Start, words, policy.env, cwd, named_of(policy, readable), modules)
         if start.note:
             warnings.warn(start.note, stacklevel=3)

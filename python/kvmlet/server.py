@@ -98,8 +98,10 @@ class ServerOptions(TypedDict, total=False):
     control: str | None
     """A place for /-/healthy, /-/ready, /-/status and /metrics."""
     policy: Policy | None
-    """Things that the program may see and use; nothing of the host is changed or reached."""
+    """Things that the program may see, use and change; it reaches no host."""
     read: Sequence[Path]
+    write: Sequence[Path]
+    """Files and directories that it may change, on the host itself. No reset undoes that."""
     env: Mapping[str, str] | None
     cwd: Path | None
     memory: int | str | None
@@ -136,8 +138,8 @@ class ServerOptions(TypedDict, total=False):
 
 
 _KNOWN = {
-    *("listen", "control", "policy", "read", "env", "cwd", "memory", "max_procs", "calls"),
-    "storage",
+    *("listen", "control", "policy", "read", "write", "env", "cwd", "memory", "max_procs"),
+    *("calls", "storage"),
     *DEFAULTS,
 }
 
@@ -242,6 +244,7 @@ class Server:
         policy = policy_of(
             keywords.get("policy"),
             read=keywords.get("read", ()),
+            write=keywords.get("write", ()),
             env=keywords.get("env"),
             memory=keywords.get("memory"),
             max_procs=keywords.get("max_procs"),
@@ -257,11 +260,10 @@ class Server:
                 "policy: files of a program that is served lie in memory, not on a disk",
                 remedy="leave disk out, and give it more memory",
             )
-        if policy.paths("write") or policy.net or policy.publish or policy.unix:
+        if policy.net or policy.publish or policy.unix:
             raise UsageError(
-                "policy: a program that is frozen and forked changes nothing on the host, and "
-                "reaches no host",
-                remedy="leave write, net, publish and unix out",
+                "policy: a program that is served reaches no host",
+                remedy="leave net, publish and unix out",
             )
         program = guest_argv(argv)
         calls = calls_mode(keywords.get("calls"), stacklevel=3)

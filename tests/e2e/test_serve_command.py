@@ -40,6 +40,16 @@ class App(http.server.BaseHTTPRequestHandler):
             open("/tmp/left", "w").write("x")
             SEEN.append(self.headers["X-Request-ID"])
             return self.answer(f"{COUNT} {len(SEEN)} {there}".encode())
+        if path == "/note":
+            os.makedirs("data/deep", exist_ok=True)
+            with open("data/log", "a") as file:
+                file.write(f"{COUNT}\\n")
+                file.flush()
+                os.fsync(file.fileno())
+            open("data/new~", "w").close()
+            os.replace("data/new~", "data/new")
+            open("other", "w").close()
+            return self.answer(str(sorted(os.listdir("data"))).encode())
         if path == "/spin":
             while True: pass
         if path == "/sleep":
@@ -139,6 +149,25 @@ def test_each_of_300_requests_meets_the_frozen_program(
         assert served.metric("kvmlet_forks_rebuilt_total") == 0
         assert served.metric("kvmlet_reset_seconds_count") == 300
         assert not (tmp_path / "left").exists()
+        status, _, err = served.end()
+        assert (status, b"Traceback" in err) == (0, False), err
+
+
+def test_what_write_names_is_changed_by_each_request(
+    tmp_path: pathlib.Path, app: list[str]
+) -> None:
+    """On the host, where no reset undoes it; all else is the fork's."""
+    (tmp_path / "data").mkdir()
+    with serving(tmp_path, "--write", "data", "--forks", "2", program=app) as served:
+        for _ in range(6):
+            assert served.get("/note") == (200, b"['deep', 'log', 'new']")
+        # Each has met a counter that was frozen.
+        assert (tmp_path / "data" / "log").read_text() == "1\n" * 6
+        served.process.send_signal(signal.SIGHUP)
+        served.until("kvmlet_reloads_total", 1)
+        assert served.get("/note")[0] == 200
+        assert (tmp_path / "data" / "log").read_text() == "1\n" * 7
+        assert not (tmp_path / "other").exists()
         status, _, err = served.end()
         assert (status, b"Traceback" in err) == (0, False), err
 

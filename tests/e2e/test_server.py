@@ -180,6 +180,16 @@ def test_tls_and_a_unix_socket(place: pathlib.Path) -> None:
             assert answer.read() == b"one 1 None https"
 
 
+def test_forks_change_what_write_names(place: pathlib.Path) -> None:
+    (place / "app.py").write_text(
+        APP.replace("COUNT += 1", 'COUNT += 1; open("log", "a").write("x")')
+    )
+    (place / "log").touch()
+    with kvmlet.serve(ARGV, cwd=place, write=[place / "log"], forks=2) as server:
+        assert [get(server)[1].split()[1] for _ in range(4)] == ["1"] * 4
+    assert (place / "log").read_text() == "xxxx"
+
+
 def test_what_cannot_be_served(place: pathlib.Path) -> None:
     for options, said in (
         ({"forks": 0}, "forks: 0 is out of range"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kvmlet
-from e2e.oracle import ENV, HW, NO_RUNTIMES, command, in_vm, kvmlet_argv, native, repeated
+from e2e.oracle import ENV, HANG_S, HW, NO_RUNTIMES, command, in_vm, kvmlet_argv, native, repeated
 from e2e.test_overlay import OPERATIONS, fill, state
 
 if TYPE_CHECKING:
@@ -280,6 +280,39 @@ def test_trees_at_other_places(room: pathlib.Path) -> None:
     assert (run.status, run.stdout.decode().split()) == (0, expected), run
     assert sorted(os.listdir(data)) == [".envrc", "d", "file"]
     assert os.listdir(room / "sub") == []
+
+
+SERVICE = """
+import kvmlet_guest as guest
+log = open("log", "a")
+count = 0
+while True:
+    guest.receive()
+    count += 1
+    print(count, file=log, flush=True)
+    open(f"made-{count}", "w").close()
+    guest.send(b"%d" % count)
+"""
+
+
+def test_forks_of_a_frozen_program(room: pathlib.Path) -> None:
+    """They share the tree, by descriptors from before the freeze too, and no reset undoes it."""
+    (room / "service.py").write_text(SERVICE)
+    argv = ["/usr/bin/python3", "service.py"]
+    with (
+        kvmlet.Sandbox(argv, cwd=room, write=[room]).until_ready(HANG_S).freeze() as snapshot,
+        snapshot.fork() as one,
+        snapshot.fork() as two,
+    ):
+        for fork in (one, two, one):
+            assert fork.request(b"", timeout=HANG_S) == b"1"
+            fork.reset()
+        assert two.request(b"", timeout=HANG_S) == b"1"
+        assert two.request(b"", timeout=HANG_S) == b"2"
+    assert (room / "log").read_text() == "1\n" * 4 + "2\n"
+    assert sorted(os.listdir(room)) == ["log", "made-1", "made-2", "service.py"]
+    with pytest.raises(kvmlet.UsageError, match="which programs do not get to change"):
+        kvmlet.Sandbox(argv, cwd=room, write=["/usr"])
 
 
 def test_the_library_and_a_reset(room: pathlib.Path) -> None:

@@ -39,6 +39,7 @@ A = "b"
 
 [program.rest]
 command = ["rest"]
+write = ["kept"]
 """
 
 ASKED = """\
@@ -60,6 +61,7 @@ memory = "64m"
 def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    (tmp_path / "kept").mkdir()
     (tmp_path / "vars").write_text("A=a\nB=c\n")
     return tmp_path
 
@@ -88,6 +90,7 @@ def test_a_file_says_what_the_options_say(folder: pathlib.Path) -> None:
     assert settings["warmup"] == [("GET /warm", [], b"", None)]
     assert shop.words.request_memory_bytes == 8 << 20
     assert bytes(folder / "file") in shop.named.read
+    assert (shop.named.write, rest.named.write) == ([], [bytes(folder / "kept")])
     assert (rest.hosts, rest.path, rest.words.settings["queue_max"]) == ([], "/", 1024)
 
 
@@ -107,6 +110,8 @@ def test_a_file_says_what_the_options_say(folder: pathlib.Path) -> None:
         ('memory = "64m"', 'memory = "1k"', 18, "memory: '1k' is too small"),
         ("max-procs = 9", "max-procs = 0", 20, "max-procs: 0 is out of range"),
         ('["file"]', '["absent"]', 21, "read: absent is not there"),
+        ('["kept"]', '["absent"]', 29, "write: absent is not there"),
+        ('["kept"]', '["/usr"]', 29, "write: /usr is a system directory"),
         ('A = "b"', "A = 1", 25, "A is no string"),
         ('"*.shop.example"', '"shop.example:80"', 10, "'shop.example:80' is no name of a host"),
         ('"*.shop.example"', '"*"', 10, "'*' is no name of a host"),

@@ -48,6 +48,7 @@ class SandboxOptions(TypedDict, total=False):
     memory: int | str | None
     max_procs: int | None
     read: Sequence[str | os.PathLike[str]]
+    write: Sequence[str | os.PathLike[str]]
     net: Sequence[str]
     publish: Sequence[str]
     unix: Sequence[str | os.PathLike[str]]

@@ -40,7 +40,10 @@ _MAX_HOST_CHARS = 253
 _MAX_BYTES = 1 << 20
 
 _FRONT = (*FRONT_DEFAULTS, "listen", "control", "quiet")
-_STARTED = ("command", "workdir", "read", "env", "env_file", "memory", "max_procs", "calls")
+_STARTED = (
+    *("command", "workdir", "read", "write", "env", "env_file"),
+    *("memory", "max_procs", "calls"),
+)
 _PROGRAM = (*PROGRAM_DEFAULTS, *_STARTED, "host", "path", "storage")
 _STORAGE = (*STORAGE_DEFAULTS, *_STARTED)
 
@@ -147,8 +150,11 @@ class _Reader:
 
     def _started(
         self, path: tuple[str, ...], words: "dict[str, Any]"
-    ) -> "tuple[list[str], dict[str, str], str | None, list[str]]":
-        """Command, environment, directory and trees; they are not in `words` any more."""
+    ) -> "tuple[list[str], dict[str, str], str | None, dict[str, list[str]]]":
+        """Command, environment, directory and trees; they are not in `words` any more.
+
+        The trees are those to be read and to be changed, by the names of their keys.
+        """
         document = self._document
         kind, name = path
         if not is_name(name):
@@ -163,11 +169,20 @@ class _Reader:
         env = {key: document.string((*path, "env", key), text) for key, text in pairs.items()}
         files = words.pop("env_file", [])
         files = [files] if isinstance(files, str) else document.strings((*path, "env-file"), files)
-        trees = document.strings((*path, "read"), words.pop("read", []))
+        trees = {
+            key: document.strings((*path, key), words.pop(key, [])) for key in ("read", "write")
+        }
         with self._at(path):
             self._shown("env_file")
             env = {**environment(files, []), **env}
         return command, env, workdir, trees
+
+    def _add_trees(self, planned: Planned | PlannedStorage, trees: dict[str, list[str]]) -> None:
+        add = {"read": planned.named.add_read, "write": planned.named.add_write}
+        for key, paths in trees.items():
+            self._shown(key)
+            for path in paths:
+                add[key](path, key)
 
     def _limits(self, words: "Mapping[str, Any]") -> "dict[str, Any]":
         return {
@@ -206,9 +221,7 @@ class _Reader:
                 storages=storages,
                 place=lambda: document.at((*path, "command")),
             )
-            self._shown("read")
-            for tree in trees:
-                planned.named.add_read(tree, "read")
+            self._add_trees(planned, trees)
         return planned
 
     def _storage(self, name: str, table: object) -> PlannedStorage:
@@ -227,9 +240,7 @@ class _Reader:
                 name=name,
                 place=lambda: document.at((*path, "command")),
             )
-            self._shown("read")
-            for tree in trees:
-                planned.named.add_read(tree, "read")
+            self._add_trees(planned, trees)
         return planned
 
     def _check_host(self, path: tuple[str, ...], host: str) -> None:

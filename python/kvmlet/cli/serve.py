@@ -80,6 +80,8 @@ _OPTIONS_WITH_VALUE = (
     "--calls",
     "--read",
     "--allow-read",
+    "--write",
+    "--allow-write",
     "-e",
     "--env",
     "--env-file",
@@ -181,11 +183,7 @@ def _plan(options: "argparse.Namespace", program: list[str]) -> Plan:
         storages=[storage.name for storage in storages],
     )
     for each in (planned, *storages):
-        for path in options.read:
-            each.named.add_read(path, "--read")
-        for paths in options.allow_read:
-            for path in paths.split(","):
-                each.named.add_read(path, "--allow-read")
+        add_paths(each.named, options)
     return Plan(
         [planned],
         front,
@@ -424,6 +422,16 @@ def parser() -> Parser:
     program.add_argument("--read", metavar="PATH", action="append", default=[], help="show PATH")
     program.add_argument(
         "--allow-read", metavar="PATH,...", action="append", default=[], help="the same"
+    )
+    program.add_argument(
+        "--write",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="have PATH changed, on the host and at once; forks share it, and no reset undoes it",
+    )
+    program.add_argument(
+        "--allow-write", metavar="PATH,...", action="append", default=[], help="the same"
     )
     program.add_argument(
         "-e", "--env", metavar="K[=V]", action="append", default=[], help="set a variable"
