@@ -73,6 +73,15 @@ pub struct Lock {
     pub end: u64,
 }
 
+/// Who has a lock that is in the way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Blocker {
+    /// The program itself, which wakes those who wait for it ([`wake`]).
+    Program,
+    /// Another process of the host's. Nobody tells when it gives the lock up.
+    Host,
+}
+
 /// All locks held.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Locks {
@@ -269,26 +278,31 @@ impl Mode {
     }
 }
 
-/// Holds `lock` on an open file: on the host too, where its other processes meet it.
+/// Holds `lock` on an open file: on the host too, where its other processes meet it. If another lock is in the way, it
+/// is not held, and the answer says whose that is.
 ///
 /// # Errors
-/// `EAGAIN` if another lock is in the way, of the program's or of another process of the host's; `ENOLCK`.
-pub fn hold(cx: &mut Cx<'_>, file: FileId, lock: Lock) -> Result<(), Errno> {
+/// `ENOLCK`
+pub fn hold(cx: &mut Cx<'_>, file: FileId, lock: Lock) -> Result<Option<Blocker>, Errno> {
     if cx.kernel.locks.conflict(&lock).is_some() {
-        return Err(Errno::EAGAIN);
+        return Ok(Some(Blocker::Program));
     }
     let Some(fd) = on_host(cx, file) else {
-        return cx.kernel.locks.hold(lock);
+        return cx.kernel.locks.hold(lock).map(|()| None);
     };
-    match lock.owner {
-        Owner::Flock(_) => hold_whole(cx, &fd, &lock)?,
-        Owner::Files(_) | Owner::Description(_) => hold_record(cx, (file, &fd), &lock)?,
+    let held = match lock.owner {
+        Owner::Flock(_) => hold_whole(cx, &fd, &lock),
+        Owner::Files(_) | Owner::Description(_) => hold_record(cx, (file, &fd), &lock),
+    };
+    match held {
+        Err(Errno::EAGAIN) => return Ok(Some(Blocker::Host)),
+        held => held?,
     }
     let held = cx.kernel.locks.hold(lock);
     if held.is_err() {
         release_on_host(cx, &[lock]);
     }
-    held
+    held.map(|()| None)
 }
 
 /// Opens a file once more for its locks.
@@ -308,9 +322,11 @@ fn hold_whole(cx: &mut Cx<'_>, fd: &HostFd, lock: &Lock) -> Result<(), Errno> {
         cx.host.locks.use_for_whole(lock.file, own);
     }
     let held = cx.host.locks.hold_whole(lock.file, lock.mode.of_host());
-    if held.is_err() {
+    let held_before = |held: &Lock| held.owner == lock.owner;
+    if held.is_err() && cx.kernel.locks.on(lock.file, lock.owner).any(held_before) {
         // One that was to become another is lost, as on Linux (flock(2)).
         cx.kernel.locks.release(lock)?;
+        wake(cx);
     }
     held
 }

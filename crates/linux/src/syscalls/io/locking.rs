@@ -15,11 +15,11 @@ use super::transfer::wait_for;
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{self, FileId, OpenFile};
-use crate::outcome::{CallState, Outcome, Resume, Source, SysResult, Wait, WaitOn};
+use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::syscalls::args::{Args, Fd, Uint};
 use crate::vfs;
 use crate::vfs::file::{self, Positions};
-use crate::vfs::locks::{self, Lock, Mode, Owner, TO_END};
+use crate::vfs::locks::{self, Blocker, Lock, Mode, Owner, TO_END};
 use crate::vfs::pipe::LOCKS_SOURCE;
 
 /// Time between two tries for a lock that another process of the host's holds.
@@ -73,15 +73,28 @@ pub fn fcntl(
     state: &CallState,
 ) -> Outcome {
     cx.kernel.locks.wait(cx.tid, None);
-    match record_lock(cx, file, request, arg) {
-        Err(Errno::EAGAIN) if request.action == Action::Wait => wait(cx, file.0, state),
-        result => Outcome::Done(result),
+    let tried = record_lock(cx, file, request, arg);
+    answer(cx, tried, request.action == Action::Wait, state)
+}
+
+/// The answer to a call that has tried for a lock: it waits if something is in the way and it `waits` for that.
+fn answer(
+    cx: &Cx<'_>,
+    tried: Result<Option<Blocker>, Errno>,
+    waits: bool,
+    state: &CallState,
+) -> Outcome {
+    match tried {
+        Ok(Some(blocker)) if waits => wait(cx, blocker, state),
+        Ok(Some(_)) => Outcome::Done(Err(Errno::EAGAIN)),
+        Ok(None) => Outcome::Done(Ok(0)),
+        Err(error) => Outcome::Done(Err(error)),
     }
 }
 
 /// Waits for a lock to be given up. Nobody tells of those of other processes of the host: they are asked for again.
-fn wait(cx: &Cx<'_>, file: FileId, state: &CallState) -> Outcome {
-    if locks::on_host(cx, file).is_none() {
+fn wait(cx: &Cx<'_>, blocker: Blocker, state: &CallState) -> Outcome {
+    if blocker == Blocker::Program {
         return wait_for(Source::Pipe(LOCKS_SOURCE), state, 0);
     }
     let next_ns = clock::monotonic_ns(cx.host).saturating_add(HOST_LOOK_NS);
@@ -101,7 +114,7 @@ fn record_lock(
     (id, file): (FileId, &OpenFile),
     request: Request,
     gva: u64,
-) -> SysResult {
+) -> Result<Option<Blocker>, Errno> {
     let mut wanted: Flock = cx.read_struct(Gva(gva))?;
     let pid = cx.process()?.pid;
     let files = cx.thread()?.share.files;
@@ -149,7 +162,7 @@ fn record_lock(
             }
         }
         cx.write_struct(Gva(gva), &wanted)?;
-        return Ok(0);
+        return Ok(None);
     }
     match wanted.l_type {
         F_RDLCK if !file.flags.readable() => return Err(Errno::EBADF),
@@ -157,19 +170,20 @@ fn record_lock(
         F_UNLCK => {
             locks::release(cx, &lock)?;
             locks::wake(cx);
-            return Ok(0);
+            return Ok(None);
         }
         _ => {}
     }
-    let held = locks::hold(cx, id, lock);
+    let blocker = locks::hold(cx, id, lock)?;
     let waits = request.action == Action::Wait && request.holder == Holder::Process;
-    if waits && held == Err(Errno::EAGAIN) {
+    if waits && blocker.is_some() {
         locks::begin_wait(cx, &lock)?;
     }
-    held?;
-    // A lock may have become weaker.
-    locks::wake(cx);
-    Ok(0)
+    if blocker.is_none() {
+        // A lock may have become weaker.
+        locks::wake(cx);
+    }
+    Ok(blocker)
 }
 
 /// Writes down the lock that is in the way (F_GETLK).
@@ -219,16 +233,11 @@ fn range(
 pub fn sys_flock(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     let (Fd(fd), Uint(operation)) = args.decode();
     cx.kernel.locks.wait(cx.tid, None);
-    match whole_file_lock(cx, fd, operation & !LOCK_NB) {
-        Err(Errno::EAGAIN) if operation & LOCK_NB == 0 => match fd::get_io(cx, fd) {
-            Ok((id, _)) => wait(cx, id, state),
-            Err(error) => Outcome::Done(Err(error)),
-        },
-        result => Outcome::Done(result),
-    }
+    let tried = whole_file_lock(cx, fd, operation & !LOCK_NB);
+    answer(cx, tried, operation & LOCK_NB == 0, state)
 }
 
-fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> SysResult {
+fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> Result<Option<Blocker>, Errno> {
     let (id, _) = fd::get_io(cx, fd)?;
     let mode = match operation {
         LOCK_SH => Mode::Shared,
@@ -244,11 +253,14 @@ fn whole_file_lock(cx: &mut Cx<'_>, fd: i32, operation: u32) -> SysResult {
         start: 0,
         end: TO_END,
     };
-    if operation == LOCK_UN {
+    let blocker = if operation == LOCK_UN {
         locks::release(cx, &lock)?;
+        None
     } else {
-        locks::hold(cx, id, lock)?;
+        locks::hold(cx, id, lock)?
+    };
+    if blocker.is_none() {
+        locks::wake(cx);
     }
-    locks::wake(cx);
-    Ok(0)
+    Ok(blocker)
 }

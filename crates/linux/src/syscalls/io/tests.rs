@@ -1,4 +1,5 @@
 //! Calls on descriptors.
+#![expect(clippy::disallowed_methods, reason = "tests make their own files")]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::outcome::{CallState, Outcome, Resume, Source, Turn, Wait, WaitOn};
 use crate::personality::{Cpu, Personality, Step};
 use crate::sched::Call;
 use crate::signal::SigInfo;
-use crate::testing::{Arg, CWD, PID, Sandbox, TID, call};
+use crate::testing::{Arg, CWD, PID, Sandbox, TID, TempTree, call};
 
 const O_RDWR_CREAT: i64 = 0o102;
 const O_NONBLOCK: i64 = 0o4000;
@@ -369,6 +370,41 @@ fn locks_exclude_other_descriptions() {
     assert_eq!(call!(s, "fcntl", two, 37, write_lock), Err(Errno::EAGAIN));
     call!(s, "close", one).unwrap();
     assert_eq!(call!(s, "fcntl", two, 37, write_lock), Ok(0));
+}
+
+#[test]
+fn only_locks_of_the_host_are_asked_for_again() {
+    let tree = TempTree::new("locked");
+    let path = tree.file("file", b"x");
+    let mut s = Sandbox::new(&tree.0);
+    let root = tree.path().as_bytes();
+    s.host.policy.write_tree(root).unwrap();
+    let (one, two) = (s.open("file", 2).unwrap(), s.open("file", 2).unwrap());
+    let waits_until = |s: &mut Sandbox, name: &str, args: &[Arg<'_>]| {
+        let outcome = s.outcome(name, args, &CallState::default());
+        assert_eq!(waits_on(&outcome).0, [Source::Pipe(0)]);
+        let Outcome::Wait(wait) = outcome else {
+            panic!("{outcome:?}")
+        };
+        wait.deadline_ns
+    };
+    let write_lock = s.put_struct(&[1u64, 0, 10, 0]);
+    let (flock, ofd_setlkw) = ([2], [38, write_lock]);
+    let calls: [(&str, &[i64]); 2] = [("flock", &flock), ("fcntl", &ofd_setlkw)];
+    for (name, rest) in calls {
+        let args =
+            |fd| -> Vec<Arg<'_>> { [fd].iter().chain(rest).copied().map(Arg::Int).collect() };
+        assert_eq!(s.call(name, &args(one)), Ok(0));
+        assert_eq!(waits_until(&mut s, name, &args(two)), None, "{name}");
+    }
+    call!(s, "close", one).unwrap();
+    let outside = std::fs::File::options().read(true).write(true).open(path);
+    let outside = outside.unwrap();
+    rustix::fs::flock(&outside, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let flock = [Arg::Int(two), Arg::Int(2)];
+    assert!(waits_until(&mut s, "flock", &flock).is_some());
+    drop(outside);
+    assert_eq!(s.call("flock", &flock), Ok(0));
 }
 
 #[test]
