@@ -93,6 +93,29 @@ def test_only_what_is_there_is_told_as_refused(home: pathlib.Path) -> None:
         assert (run.status, run.own_lines) == (1, [told])
 
 
+def test_what_the_hosts_own_tmp_has_is_told(home: pathlib.Path) -> None:
+    """In the sandbox's own a name is missing only if the program has not made it."""
+    cwd = home / "elsewhere"
+    with tempfile.TemporaryDirectory(dir="/tmp") as hidden:
+        for name in ("data.csv", "made"):
+            pathlib.Path(hidden, name).write_text("a,b\n")
+        script = (
+            f"test -e {hidden}/made; mkdir -p {hidden}; echo > {hidden}/made; cat {hidden}/none"
+        )
+        run = in_vm(["sh", "-c", f"{script} {hidden}/data.csv"], cwd=cwd)
+        told = f"kvmlet: denied: open {hidden}/data.csv (ENOENT); it is not visible; "
+        option = f"--read {hidden}/data.csv"
+        assert (run.status, run.own_lines) == (1, [f"{told}allow it with {option}"])
+        run = in_vm(["cat", f"{hidden}/data.csv"], cwd=cwd, options=option.split())
+        assert (run.status, run.stdout) == (0, b"a,b\n"), run
+        bound = f"{hidden}/socket"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(bound)
+            connect = f"import socket; socket.socket(socket.AF_UNIX).connect({bound!r})"
+            run = in_vm(["/usr/bin/python3", "-c", connect], cwd=cwd)
+        assert f"allow it with --unix {bound}" in run.own_lines[0]
+
+
 def test_a_script_wherever_it_lies(home: pathlib.Path) -> None:
     folder = home / "scripts"
     folder.mkdir()

@@ -223,7 +223,11 @@ def test_words(
     assert (
         said("/scratch/x") == "/scratch/x: not there, may be made, in memory (/scratch: --tmpfs)\n"
     )
-    assert said("/tmp/x") == "/tmp/x: not there, may be made, in memory (the memory file system)\n"
+    with tempfile.NamedTemporaryFile(dir="/tmp") as file:
+        own = f"{file.name}: not there, may be made, in memory (the memory file system)\n"
+        shown = f"  read: it is not visible; allow it with --read {file.name}\n"
+        assert said(file.name) == own + shown
+    assert said(file.name) == own
     assert said("/usr/bin/env").splitlines()[0] == (
         "/usr/bin/env: may be read, not changed (/usr: every program has it)"
     )

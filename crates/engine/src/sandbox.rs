@@ -152,6 +152,7 @@ impl Sandbox {
     /// Takes the things that the program left, with its counters.
     pub(crate) fn take_outcome(&mut self, ending: Ending) -> RunOutcome {
         self.times.wall_ns = now_ns().saturating_sub(self.started_ns);
+        let (denials, events) = self.personality.take_report();
         let Personality {
             kernel,
             host,
@@ -171,7 +172,6 @@ impl Sandbox {
         let files = &kernel.tmpfs;
         stats.extend(stats::of_files(files.disk_bytes(), files.refused_pages()));
         let uses = std::mem::take(&mut host.report.uses);
-        let (denials, events) = host.take_report();
         RunOutcome {
             ending,
             stdout: std::mem::take(&mut host.captured.stdout),

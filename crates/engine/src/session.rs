@@ -440,7 +440,7 @@ impl Sandbox {
 
     /// Takes what was refused, and what is unsupported, since the last time or the last reset.
     pub fn take_report(&mut self) -> (Vec<Denial>, Vec<(String, String)>) {
-        self.personality.host.take_report()
+        self.personality.take_report()
     }
 
     /// Counters so far, and what the last reset did.

@@ -21,7 +21,7 @@ use crate::clock::{GuestClock, HostClocks};
 use crate::console::Console;
 pub use crate::id::HostId;
 use crate::net::outside::Outside;
-use crate::report::{Denial, Report};
+use crate::report::Report;
 use crate::vfs::access::Searchable;
 use crate::vfs::deferred::Deferred;
 
@@ -135,17 +135,6 @@ pub struct Host {
 }
 
 impl Host {
-    /// Takes what was refused, and (name, detail) of what is unsupported. A hidden name that the host does not have either
-    /// is no refusal: programs look for many that are nowhere.
-    pub fn take_report(&mut self) -> (Vec<Denial>, Vec<(String, String)>) {
-        let (mut denials, events) = self.report.take();
-        denials.retain(|denial| {
-            let path = denial.path().filter(|_| denial.remedy.is_hidden());
-            !path.is_some_and(|path| self.roots.is_absent(path))
-        });
-        (denials, events)
-    }
-
     /// The host side of a new sandbox under `policy`, for the calling process's user.
     ///
     /// # Errors

@@ -23,11 +23,13 @@ use crate::kernel::{End, Kernel, Tid, XState};
 use crate::mm;
 use crate::net::{self, outside};
 use crate::outcome::Turn;
+use crate::report::Denial;
 use crate::sched::SLICE_NS;
 use crate::signal::SigInfo;
 use crate::task;
 use crate::timer::Timeline;
 use crate::trace;
+use crate::vfs::overlay;
 
 pub use dispatch::Made;
 pub use files::{FileInfo, Links, Listed};
@@ -96,6 +98,24 @@ impl Personality {
             awaited: Vec::new(),
             acting: None,
         }
+    }
+
+    /// Takes what was refused, and (name, detail) of what is unsupported. A hidden name that the host does not have either
+    /// is no refusal: programs look for many that are nowhere. Nor is one that the program has made in the meantime.
+    pub fn take_report(&mut self) -> (Vec<Denial>, Vec<(String, String)>) {
+        let (mut denials, events) = self.host.report.take();
+        let roots = &self.host.roots;
+        denials.retain(|denial| {
+            let path = denial.path().filter(|_| denial.remedy.is_hidden());
+            !path.is_some_and(|path| roots.is_absent(path))
+        });
+        let files = &self.kernel.tmpfs;
+        let missed = std::mem::take(&mut self.host.report.missed);
+        denials.extend(missed.into_iter().filter(|missed| {
+            let path = missed.path();
+            path.is_some_and(|path| overlay::known(files, path).is_none() && roots.exists(path))
+        }));
+        (denials, events)
     }
 
     /// Takes every thread off the vCPU: the kernel value holds all of its state afterwards, as a

@@ -1,6 +1,6 @@
 //! A run's report to its owner: denials, unsupported things, counters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use kvmlet_abi::Errno;
@@ -10,6 +10,8 @@ use crate::vfs::learn::Uses;
 
 /// Denials and events kept at most; further ones are only counted.
 const KEPT_MAX: usize = 1000;
+/// Names that were looked for in memory and were not there, at most: the last ones.
+const MISSED_MAX: usize = 64;
 /// Longest text kept of one, in bytes: of a longer one its start and its end.
 const TEXT_MAX: usize = 512;
 /// The length of that end, in bytes.
@@ -205,6 +207,9 @@ pub struct Report {
     pub denials: Vec<Denial>,
     /// Refusals that are not among them, because there were too many.
     pub denials_not_kept: u64,
+    /// Names that were not there where the sandbox has a tree of its own in the place of the host's. They are refusals if
+    /// the host has them.
+    pub(crate) missed: VecDeque<Denial>,
     /// Unsupported things: (name, detail) to count.
     pub events: BTreeMap<(String, String), u64>,
     /// Says if calls are traced to standard error.
@@ -246,6 +251,24 @@ impl Report {
         } else {
             self.denials_not_kept = self.denials_not_kept.saturating_add(1);
         }
+    }
+
+    /// Notes a name that is not there in a tree of memory.
+    pub(crate) fn miss(&mut self, what: String, remedy: Remedy) {
+        let what = shortened(what);
+        if let Some(known) = self.missed.iter_mut().find(|known| known.what == what) {
+            known.count = known.count.saturating_add(1);
+            return;
+        }
+        if self.missed.len() >= MISSED_MAX {
+            self.missed.pop_front();
+        }
+        self.missed.push_back(Denial {
+            what,
+            errno: Errno::ENOENT.name(),
+            remedy,
+            count: 1,
+        });
     }
 
     /// Takes the denials, and (name, detail) of the unsupported things.
@@ -359,5 +382,20 @@ mod tests {
         report.deny(known, Errno::EACCES, Remedy::HiddenTree);
         assert_eq!(report.denials_not_kept, 2000);
         assert_eq!((report.denials[5].count, report.denials[6].count), (2, 1));
+    }
+
+    #[test]
+    fn the_last_names_that_were_missed_are_kept() {
+        let mut report = Report::default();
+        for number in 0..3000 {
+            let what = format!("stat /tmp/{}{number}", "\u{e9}".repeat(4000));
+            report.miss(what.clone(), Remedy::HiddenTree);
+            report.miss(what, Remedy::HiddenTree);
+        }
+        assert_eq!(report.missed.len(), MISSED_MAX);
+        let last = report.missed.back().unwrap();
+        assert!(last.what.len() <= TEXT_MAX + 8 && last.what.ends_with("2999"));
+        assert_eq!(last.count, 2);
+        assert_eq!(report.denials, []);
     }
 }

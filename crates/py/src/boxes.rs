@@ -234,7 +234,7 @@ impl Box {
 
     fn take_report(&self, py: Python<'_>) -> PyResult<(Denials, Events)> {
         let (denials, events) = self.with(py, |engine| {
-            engine.act(|personality| personality.host.take_report())
+            engine.act(|personality| personality.take_report())
         })?;
         Ok((denials_to_py(&denials), events))
     }

@@ -466,7 +466,13 @@ impl Walker<'_, '_> {
                 Ok((_, attr)) if attr.is_dir() => ours(&path),
                 Ok(_) => return Err(Errno::ENOTDIR),
             },
-            Place::Tmp => self.tmp_step(name, &path)?,
+            Place::Tmp => {
+                let step = self.tmp_step(name, &path)?;
+                if matches!(step, Step::Absent) {
+                    self.miss(&path);
+                }
+                step
+            }
             Place::Proc | Place::Dev | Place::Sys | Place::Made => {
                 match synth::lookup(self.cx, &path) {
                     None => Step::Absent,
@@ -534,13 +540,31 @@ impl Walker<'_, '_> {
         })
     }
 
-    /// A name outside the visible trees: absent if the host has none, else a denial.
-    fn outside(&mut self, path: &[u8]) -> Result<Step, Errno> {
+    /// All that was asked for by way of `path`.
+    fn wanted(&self, path: &[u8]) -> Vec<u8> {
         let mut wanted = path.to_vec();
         for name in self.pending.iter().rev() {
             wanted.push(b'/');
             wanted.extend_from_slice(name);
         }
+        wanted
+    }
+
+    /// Notes a name that is not in memory: the host may have it, in a directory that this one stands for.
+    fn miss(&mut self, path: &[u8]) {
+        let remedy = match self.request.intent {
+            Intent::Write => return,
+            Intent::Read if self.request.is_for_socket() => Remedy::HostSocket,
+            Intent::Read => Remedy::HiddenTree,
+        };
+        let what = super::printable(&self.wanted(path));
+        let what = format!("{} {what}", self.request.call);
+        self.cx.host.report.miss(what, remedy);
+    }
+
+    /// A name outside the visible trees: absent if the host has none, else a denial.
+    fn outside(&mut self, path: &[u8]) -> Result<Step, Errno> {
+        let wanted = self.wanted(path);
         if !self.cx.host.roots.exists(path) || self.cx.host.roots.is_absent_setting(path, &wanted) {
             return Ok(Step::Absent);
         }
