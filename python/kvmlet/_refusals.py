@@ -41,6 +41,9 @@ _REMEDIES = {
 _NEVER_SHOWN = ("/etc/shadow", "/etc/gshadow", "/proc/", "/sys/", "/dev/")
 _NEVER = "it is not visible, and no option shows it"
 
+# Programs make temporary files here, and it is nobody's to change on the host.
+_TEMPORARY = "/var/tmp"
+
 _NO_SOCKET = "of the host's sockets, --unix allows those outside of /dev, /proc and /sys"
 
 # Calls that only ask. One that failed to use the same thing says more.
@@ -81,6 +84,8 @@ def flag_of(what: str, kind: str, volumes: "Volumes" = ()) -> str:
     if volume and kind == "protected":
         return f"--write {_quoted(_on_host(path, *volume))}"
     if kind == "read-only":
+        if os.path.dirname(path) == _TEMPORARY:
+            return f"--tmpfs {_TEMPORARY}"
         tree = _tree_of(path)
         return f"--write {_quoted(tree)}" if tree else ""
     if kind == "protected":
@@ -130,9 +135,9 @@ def remedy_of(what: str, kind: str, volumes: "Volumes" = ()) -> str:
     if kind == "hidden" and not flag_of(what, kind):
         return _NEVER
     if kind == "read-only":
-        tree = _tree_of(path_of(what))
-        if tree:
-            return f"it is read-only; allow it with --write {_quoted(tree)}"
+        flag = flag_of(what, kind)
+        if flag:
+            return f"it is read-only; allow it with {flag}"
     if kind == "address" and not flag_of(what, kind):
         return "the caller's loopback address is --net host.kvmlet.internal:PORT"
     path = address_of(what) if kind == "address" else path_of(what)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -203,3 +205,142 @@ def test_an_overlay_within_what_may_be_read(home: pathlib.Path) -> None:
         "['kept', 'made', 'more']",
     ], run
     assert sorted(os.listdir(project)) == ["kept"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="/run is root's")
+def test_directories_for_what_runs(tmp_path: pathlib.Path) -> None:
+    """/run is in memory, as Debian has it; the host's is not shown."""
+    script = """
+stat -c '%a %U %n' /run /run/lock
+readlink /var/run /var/lock
+echo 1 > /var/run/app.pid && cat /run/app.pid
+touch /var/lock/app && ls /run /run/lock
+ls /var
+grep -E ' /run ' /proc/mounts | cut -d ' ' -f 2,3
+touch /var/x || mkdir /run/deep
+cd /var/run && pwd -P
+"""
+    run = in_vm(["sh", "-c", script], cwd=tmp_path)
+    listed = ["/run:", "app.pid", "lock", "", "/run/lock:", "app"]
+    assert run.stdout.decode().splitlines() == [
+        "755 root /run",
+        "1777 root /run/lock",
+        "/run",
+        "/run/lock",
+        "1",
+        *listed,
+        "lock",
+        "run",
+        "/run tmpfs",
+        "/run",
+    ]
+    assert not pathlib.Path("/run/app.pid").exists()
+
+
+def test_what_is_named_takes_the_place_of_run(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "here").write_text("host\n")
+    script = ["sh", "-c", "ls /run; cat /var/run/here"]
+    run = in_vm(script, cwd=tmp_path, options=["-v", f"{tmp_path}:/run:ro"])
+    assert (run.status, run.stdout.decode()) == (0, "here\nhost\n"), run.stderr
+    run = in_vm(["sh", "-c", "ls -A /run"], cwd=tmp_path, options=["--tmpfs", "/run"])
+    assert (run.status, run.stdout.decode()) == (0, "lock\n"), run.stderr
+    # In it, and in other directories in memory.
+    named = ["-v", f"{tmp_path}:/run/app/data:ro", "--tmpfs", "/mnt", "-v", f"{tmp_path}:/mnt/a:rw"]
+    script = ["sh", "-c", "cd /run && ls; cat app/data/here; cd /mnt && ls && echo more > a/more"]
+    run = in_vm(script, cwd=tmp_path, options=[*named, "--tmpfs", "/run/lock"])
+    assert (run.status, run.stdout.decode()) == (0, "app\nlock\nhost\na\n"), run.stderr
+    assert (tmp_path / "more").read_text() == "more\n"
+    # What asks for it is told of the option.
+    run = in_vm(["sh", "-c", "echo x > /var/tmp/x"], cwd=tmp_path)
+    assert run.own_lines == [
+        "kvmlet: denied: open /var/tmp/x (EROFS); it is read-only; allow it with --tmpfs /var/tmp"
+    ]
+
+
+# ---- what is told of the machine ----
+
+
+def said(script: str, tmp_path: pathlib.Path, *options: str) -> str:
+    run = in_vm(["bash", "-c", script], cwd=tmp_path, options=options)
+    assert (run.status, run.stderr) == (0, b""), run
+    return run.stdout.decode()
+
+
+def test_the_limits_are_told_as_those_of_a_control_group(tmp_path: pathlib.Path) -> None:
+    script = """
+cd /sys/fs/cgroup && cat memory.max pids.max cpu.max cpuset.cpus.effective cgroup.controllers
+cat /proc/self/cgroup; stat -f -c %T . ..; grep cgroup2 /proc/mounts | cut -d ' ' -f 2-3
+(( $(< memory.current) > 0 && $(< memory.current) <= $(< memory.peak) )) && echo in use
+(( $(< pids.current) >= 1 )) && grep -cx $$ cgroup.procs
+grep ^MemTotal /proc/meminfo; (echo 1 > memory.max) 2> /dev/null || echo refused
+"""
+    told = said(script, tmp_path, "-m", "256m", "--max-procs", "20")
+    assert told.splitlines() == [
+        *(f"{256 << 20}", "20", "max 100000", "0", "cpuset cpu memory pids"),
+        *("0::/", "cgroup2fs", "sysfs", "/sys/fs/cgroup cgroup2", "in use", "1"),
+        *("MemTotal:         262144 kB", "refused"),
+    ]
+
+
+def test_there_is_one_processor(tmp_path: pathlib.Path) -> None:
+    """Its place is told in the files that the host tells its own in, and tools believe them."""
+    script = """
+nproc --all; getconf _NPROCESSORS_CONF; getconf _NPROCESSORS_ONLN
+python3 -c 'import os; print(os.cpu_count(), len(os.sched_getaffinity(0)))'
+cd /sys/devices/system && cat cpu/{online,possible,present} node/online node/node0/cpulist
+"""
+    assert set(said(script, tmp_path).split()) == {"1", "0"}
+    if shutil.which("lscpu"):
+        told = said("lscpu -p=CPU,CORE,SOCKET,NODE | tail -n 1", tmp_path)
+        assert told == "0,0,0,0\n"
+    topology = pathlib.Path("/sys/devices/system/cpu/cpu0/topology")
+    files = said(f"cd {topology} && tail -n +1 *", tmp_path)
+    here = re.findall(r"==> (\S+) <==\n(.*)\n", files)
+    assert len(here) > 10
+    if topology.is_dir():
+        native = {path.name: path.read_text() for path in topology.iterdir()}
+        for name, value in here:
+            # Older kernels have fewer.
+            if name in native:
+                pattern = r"\d+" if name.endswith("_id") else r"[\da-f,-]+"
+                assert re.fullmatch(pattern, value)
+                assert re.fullmatch(pattern, native[name].strip())
+
+
+def test_devices_are_those_of_every_system(tmp_path: pathlib.Path) -> None:
+    names = "null zero full random urandom tty ptmx"
+    script = f"""
+cd /dev; stat -c '%n %F %t:%T %a' {names}; readlink fd stdin stdout stderr
+head -c 3 zero | od -An -tx1; head -c 9 urandom | wc -c; (echo > full) 2>&1 | grep -o 'No space.*'
+echo gone > null; cat null; tty < null
+"""
+    native = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True)
+    inside = in_vm(["bash", "-c", script], cwd=tmp_path)
+    assert inside.stdout == native.stdout
+    listed = "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    assert said("ls -x -w 999 /dev", tmp_path).split() == listed.split()
+
+
+def test_df_and_mount_tell_of_the_sandbox(tmp_path: pathlib.Path) -> None:
+    script = """
+df -B1 --output=size,target /tmp | tail -n 1; df --output=fstype . / /proc /sys | tail -n +2
+mount | awk '{ print $3, $5 }'; findmnt -n -o FSTYPE /tmp
+"""
+    told = said(script, tmp_path, "-m", "64m", "--disk", "100m").splitlines()
+    size, *_, target = told[0].split()
+    assert (int(size), target) == (100 << 20, "/tmp")
+    mounted = dict(line.split() for line in told if line.startswith("/"))
+    assert mounted["/tmp"] == mounted["/run"] == "tmpfs"
+    assert (mounted["/proc"], mounted["/sys"]) == ("proc", "sysfs")
+    assert mounted[os.fspath(tmp_path)] == "overlay"
+    assert told[-1] == "tmpfs"
+
+
+def test_a_name_of_etc_that_is_a_link_shows_no_private_folder(tmp_path: pathlib.Path) -> None:
+    """Keys, passwords and the machine's identity are absent, by whatever path."""
+    closed = "shadow gshadow sudoers machine-id ssl/private ssh/ssh_host_rsa_key crontab cron.d"
+    script = f"""
+cd /etc; for name in {closed}; do ls $name $PWD/./$name /proc/self/root/etc/$name; done 2>/dev/null
+cat /etc/hosts /etc/resolv.conf | grep -c 127.0.0; ls /var/lib/dbus/machine-id 2> /dev/null; true
+"""
+    assert said(script, tmp_path).splitlines() in (["2"], ["3"])

@@ -36,7 +36,7 @@ pub enum Place {
     Dev,
     /// The system file system, ours.
     Sys,
-    /// A file of the host's settings in whose place there is one of ours.
+    /// A file of the host's settings in whose place there is one of ours, or one of [`LINKS`].
     Made,
     /// Everything else.
     Outside,
@@ -48,6 +48,15 @@ pub const TMP: &[u8] = b"/tmp";
 pub const SHM: &[u8] = b"/dev/shm";
 /// Mount point of the third tree of the memory file system, where a policy shows it ([`Policy::show_work`]).
 pub const WORK: &[u8] = b"/work";
+/// The directory in memory for what lasts as long as the machine runs (hier(7)), which every program has. The host's is
+/// not shown. There is none for /var/tmp: what people have there is to last, and an empty one would hide it.
+pub const RUN: &[u8] = b"/run";
+/// Its permission bits, as Debian has them.
+const RUN_MODE: u32 = 0o755;
+/// Permission bits of a directory for everybody.
+const SHARED: u32 = 0o1777;
+/// Symbolic links of ours, and where they lead.
+pub const LINKS: [(&[u8], &[u8]); 2] = [(b"/var/lock", b"/run/lock"), (b"/var/run", b"/run")];
 /// Mount point of the process file system.
 pub const PROC: &[u8] = b"/proc";
 /// Directory of the devices.
@@ -188,8 +197,8 @@ pub struct Policy {
     mounts: BTreeMap<Vec<u8>, Mount>,
     /// Paths that were named to be changed: protected names among them are not protected.
     named: BTreeSet<Vec<u8>>,
-    /// The roots of trees of the memory file system, besides [`TMP`] and [`SHM`].
-    memory: BTreeSet<Vec<u8>>,
+    /// The roots of trees of the memory file system, besides [`TMP`] and [`SHM`], with their permission bits.
+    memory: BTreeMap<Vec<u8>, u32>,
     /// The hosts that may be reached.
     net: net::Net,
     /// Ports of the host that lead to the program's.
@@ -208,7 +217,7 @@ impl Default for Policy {
         Self {
             mounts: names.map(mount).collect(),
             named: BTreeSet::new(),
-            memory: BTreeSet::new(),
+            memory: BTreeMap::from([(RUN.to_vec(), RUN_MODE)]),
             net: net::Net::default(),
             published: Vec::new(),
             sockets: BTreeSet::new(),
@@ -374,7 +383,7 @@ impl Policy {
 
     /// Has a tree of the memory file system at [`WORK`].
     pub fn show_work(&mut self) {
-        self.memory.insert(WORK.to_vec());
+        self.memory.insert(WORK.to_vec(), SHARED);
     }
 
     /// Has a tree of the memory file system, empty at the start, at `path`.
@@ -388,8 +397,15 @@ impl Policy {
             return Err(PolicyError::Unsuitable(text));
         }
         // What lies in /tmp is in memory anyway.
-        self.memory.insert(path.to_vec());
+        self.memory.insert(path.to_vec(), SHARED);
         Ok(())
+    }
+
+    /// What is named at `path` takes the place of [`RUN`].
+    fn make_room(&mut self, path: &[u8]) {
+        if path == RUN {
+            self.memory.remove(path);
+        }
     }
 
     /// Makes the host file or tree at `host` visible at `path`, in the place of what is visible there.
@@ -411,9 +427,10 @@ impl Policy {
         if self.is_secret(host) || mode != MountMode::ReadOnly && !is_changeable(host) {
             return unsuitable(host);
         }
-        if path == TMP || self.memory.contains(path) {
+        if path == TMP || self.memory.contains_key(path) && path != RUN {
             return unsuitable(path);
         }
+        self.make_room(path);
         if mode == MountMode::ReadWrite {
             self.named.insert(host.to_vec());
         }
@@ -437,7 +454,7 @@ impl Policy {
     #[must_use]
     pub fn makes(&self, path: &[u8]) -> bool {
         let elsewhere = self.mounts().filter(|(root, mount)| *root != mount.host);
-        let memory = self.memory.iter().map(Vec::as_slice);
+        let memory = self.memory.keys().map(Vec::as_slice);
         memory
             .chain(elsewhere.map(|(root, _)| root))
             .any(|root| beneath(path, root))
@@ -505,9 +522,27 @@ impl Policy {
             .max_by_key(|root| root.len())
     }
 
-    /// The trees of the memory file system, besides [`TMP`] and [`SHM`].
-    pub fn memory(&self) -> impl Iterator<Item = &[u8]> {
-        self.memory.iter().map(Vec::as_slice)
+    /// The trees of the memory file system, besides [`TMP`] and [`SHM`], with their permission bits.
+    pub fn memory(&self) -> impl Iterator<Item = (&[u8], u32)> {
+        self.memory
+            .iter()
+            .map(|(path, mode)| (path.as_slice(), *mode))
+    }
+
+    /// The target of a link of ours at canonical `path`.
+    #[must_use]
+    pub fn link(&self, path: &[u8]) -> Option<&'static [u8]> {
+        let (_, target) = LINKS.iter().find(|(link, _)| *link == path)?;
+        let is_in_tree = |path| self.mount_of(path).is_some_and(|(root, _)| root != b"/");
+        let is_shown = |path| self.memory_of(path).is_some() || is_in_tree(path);
+        // A tree that has the link's own place has its own.
+        (is_shown(target) && !is_shown(path)).then_some(*target)
+    }
+
+    /// The paths of links of ours.
+    fn links(&self) -> impl Iterator<Item = &[u8]> {
+        let all = LINKS.into_iter().map(|(at, _)| at);
+        all.filter(|at| self.link(at).is_some())
     }
 
     /// Makes the host tree at `path` readable. A path already visible changes nothing; so does /tmp
@@ -521,6 +556,7 @@ impl Policy {
             return Ok(());
         }
         self.suitable(path)?;
+        self.make_room(path);
         let mount = Mount::own(path, MountMode::ReadOnly);
         self.mounts.insert(path.to_vec(), mount);
         Ok(())
@@ -553,6 +589,7 @@ impl Policy {
         if !is_changeable(path) {
             return Err(PolicyError::Unsuitable(text()));
         }
+        self.make_room(path);
         // A tree in an overlay is part of it: there is one tree of changes, and renames work.
         self.mounts.retain(|tree, _| !beneath(path, tree));
         if self.classify(path) != Place::Overlay {
@@ -574,6 +611,7 @@ impl Policy {
             return Err(PolicyError::Unsuitable(text));
         }
         self.named.insert(path.to_vec());
+        self.make_room(path);
         self.mounts.retain(|tree, _| !beneath(path, tree));
         if self.classify(path) != Place::Writable {
             let mount = Mount::own(path, MountMode::ReadWrite);
@@ -636,7 +674,7 @@ impl Policy {
         if self.is_secret(path) {
             return Place::Outside;
         }
-        if path == HOSTS || path == RESOLV_CONF {
+        if path == HOSTS || path == RESOLV_CONF || self.link(path).is_some() {
             return Place::Made;
         }
         let memory = self.memory_of(path);
@@ -691,10 +729,20 @@ impl Policy {
     /// The root of the tree of the memory file system that a canonical path lies in, besides [`TMP`] and [`SHM`].
     fn memory_of<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
         let found = innermost(path, |most| {
-            let root = self.memory.range::<[u8], _>(most).next_back()?;
+            let (root, _) = self.memory.range::<[u8], _>(most).next_back()?;
             Some((root.as_slice(), ()))
         });
         found.map(|(root, ())| root)
+    }
+
+    /// The root of the tree of the memory file system that a canonical path lies in; `None` elsewhere, and in [`SHM`].
+    #[must_use]
+    pub fn memory_root<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        if self.classify(path) != Place::Tmp {
+            return None;
+        }
+        let tmp = || beneath(TMP, path).then_some(TMP);
+        self.memory_of(path).or_else(tmp)
     }
 
     /// True if one of the visible trees begins at this canonical path.
@@ -706,22 +754,26 @@ impl Policy {
     /// True if one of the visible trees begins at this canonical path or beneath it: what is there stays.
     #[must_use]
     pub fn holds_mount(&self, path: &[u8]) -> bool {
-        let mut trees = self.mounts.keys().chain(&self.memory);
+        let mut trees = self.mounts.keys().chain(self.memory.keys());
         trees.any(|tree| beneath(path, tree))
     }
 
     /// Whether a visible tree lies strictly beneath `path`, which is not /dev itself.
     fn leads(&self, path: &[u8]) -> bool {
         let strictly = |tree: &&Vec<u8>| beneath(path, tree) && tree.as_slice() != path;
-        let mut trees = self.mounts.keys().chain(&self.memory);
-        path == b"/" || path != DEV && trees.any(|tree| strictly(&tree))
+        let mut trees = self.mounts.keys().chain(self.memory.keys());
+        let mut links = self.links();
+        path == b"/"
+            || path != DEV && trees.any(|tree| strictly(&tree))
+            || links.any(|link| beneath(path, link) && link != path)
     }
 
     /// Names directly beneath `path` that are, or lead to, a visible tree; sorted.
     #[must_use]
     pub fn children(&self, path: &[u8]) -> BTreeSet<Vec<u8>> {
         let own = [TMP, PROC, DEV, SYS, HOSTS, RESOLV_CONF].into_iter();
-        let own = own.chain(self.memory());
+        let own = own.chain(self.memory().map(|(path, _)| path));
+        let own = own.chain(self.links());
         let all = own.chain(self.mounts.keys().map(Vec::as_slice));
         all.filter(|tree| beneath(path, tree) && *tree != path)
             .filter_map(|tree| {

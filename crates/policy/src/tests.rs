@@ -99,6 +99,39 @@ fn unsuitable_directories() {
 }
 
 #[test]
+fn every_program_has_a_directory_for_what_runs() {
+    let mut policy = Policy::default();
+    for path in ["/run", "/run/app/pid"] {
+        assert_eq!(policy.classify(path.as_bytes()), Place::Tmp, "{path}");
+        assert_eq!(policy.memory_root(path.as_bytes()), Some(RUN));
+    }
+    assert_eq!(policy.memory_root(b"/tmp/x/y"), Some(TMP));
+    assert_eq!(policy.memory_root(b"/dev/shm/x"), None);
+    assert_eq!(policy.classify(b"/var"), Place::Leading);
+    let shown: Vec<_> = policy.children(b"/var").into_iter().collect();
+    assert_eq!(shown, [b"lock".to_vec(), b"run".to_vec()]);
+    for path in ["/var/lib", "/var/tmp"] {
+        assert_eq!(policy.classify(path.as_bytes()), Place::Outside, "{path}");
+    }
+    assert_eq!(policy.classify(b"/var/run"), Place::Made);
+    assert_eq!(policy.link(b"/var/run"), Some(b"/run".as_slice()));
+    assert_eq!(policy.link(b"/var/lock"), Some(b"/run/lock".as_slice()));
+    assert_eq!(policy.link(b"/var/run/x"), None);
+    // What lies in it on the host is there where it is named, and so is all of it.
+    policy.allow_tree(b"/run/app").unwrap();
+    assert_eq!(policy.classify(b"/run/app/pid"), Place::Readable);
+    assert_eq!(policy.classify(b"/run/other"), Place::Tmp);
+    policy
+        .bind_tree(b"/srv/run", b"/run", MountMode::ReadWrite)
+        .unwrap();
+    assert_eq!(policy.classify(b"/run/other"), Place::Writable);
+    assert!(policy.memory().next().is_none());
+    assert_eq!(policy.link(b"/var/run"), Some(b"/run".as_slice()));
+    policy.allow_tree(b"/var").unwrap();
+    assert_eq!(policy.classify(b"/var/run"), Place::Readable);
+}
+
+#[test]
 fn settings_are_shown_where_they_are_named() {
     let mut policy = Policy::default();
     policy.allow_named_tree(b"/etc/nginx").unwrap();
@@ -264,7 +297,6 @@ fn all_but_what_is_closed_is_open_while_needs_are_learned() {
         "/root/.bash_history",
         "/home/u/.config/gh/hosts.yml",
         "/data/homes/me/.aws",
-        "/run/secrets",
         "/x/.git/hooks/a",
         "/home/u/.BASHRC",
         "/var/log/auth.log",
@@ -274,6 +306,8 @@ fn all_but_what_is_closed_is_open_while_needs_are_learned() {
         assert_eq!(policy.classify(path.as_bytes()), Place::Outside, "{path}");
         assert!(policy.is_closed(path.as_bytes()));
     }
+    // The host's is not shown: there is one in memory.
+    assert_eq!(policy.classify(b"/run/secrets"), Place::Tmp);
     assert_eq!(policy.classify(b"/etc"), Place::Leading);
     assert_eq!(policy.classify(b"/tmp/x"), Place::Tmp);
     assert_eq!(policy.classify(b"/proc/1"), Place::Proc);
@@ -316,7 +350,7 @@ proptest! {
         for root in &roots {
             let mount = Mount::own(root.as_bytes(), MountMode::ReadOnly);
             policy.mounts.insert(root.as_bytes().to_vec(), mount);
-            policy.memory.insert(root.as_bytes().to_vec());
+            policy.memory.insert(root.as_bytes().to_vec(), 0o700);
         }
         let path = path.as_bytes();
         let wanted = ancestors(path).find(|part| policy.mounts.contains_key(*part));

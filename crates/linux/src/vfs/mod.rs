@@ -33,6 +33,7 @@ pub mod signalfd;
 pub mod size_limit;
 pub mod stdio;
 pub mod synth;
+pub mod sysfs;
 pub mod timerfd;
 pub mod tmpfs;
 pub mod verdict;
@@ -50,7 +51,7 @@ use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, FileTime};
-use kvmlet_policy::{Place, TMP, WORK};
+use kvmlet_policy::{Place, WORK, file_name, parent};
 
 use crate::clock;
 use crate::cx::Cx;
@@ -209,8 +210,7 @@ pub fn drop_mappings(cx: &mut Cx<'_>, inode: InodeId, stale: &tmpfs::Stale) -> R
     Ok(())
 }
 
-/// The memory file system of a new sandbox, with the overlays, and the mount points of host trees that lie
-/// under /tmp.
+/// The memory file system of a new sandbox, with the overlays, and the mount points of trees that lie in it.
 ///
 /// # Errors
 /// `ENOSPC` at the memory limit.
@@ -223,29 +223,38 @@ pub fn new_tmpfs(host: &Host, memory: &mut kvmlet_mem::GuestMemory) -> Result<Tm
         gid: 0,
         now,
     };
+    for (path, mode) in host.policy.memory().filter(|(path, _)| *path != WORK) {
+        let attr = tmpfs::NewAttr { mode, ..attr };
+        tmpfs.mount_empty(memory, path, attr)?;
+    }
+    for target in kvmlet_policy::LINKS.map(|(_, target)| target) {
+        // Where links of ours lead there is a directory for everybody.
+        if let Some(dir) = tmpfs.root_at(parent(target)) {
+            let mode = 0o1777;
+            let attr = tmpfs::NewAttr { mode, ..attr };
+            let body = tmpfs::NewBody::Dir;
+            tmpfs.create(memory, dir, file_name(target), &body, attr)?;
+        }
+    }
     let mounts = host.policy.mounts().map(|(tree, _)| tree);
-    for tree in mounts.chain(host.policy.memory()) {
-        let Some(below) = tree
-            .strip_prefix(TMP)
-            .and_then(|below| below.strip_prefix(b"/"))
-        else {
+    for tree in mounts.chain(host.policy.memory().map(|(tree, _)| tree)) {
+        let Some(root) = host.policy.memory_root(parent(tree)) else {
             continue;
         };
-        let mut dir = TmpFs::ROOT;
-        for name in below.split(|byte| *byte == b'/') {
+        let Some(mut dir) = tmpfs.root_at(root) else {
+            continue;
+        };
+        let below = tree.strip_prefix(root).unwrap_or_default();
+        for name in below
+            .split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty())
+        {
             dir = match tmpfs.lookup(dir, name) {
                 Ok(found) => found,
                 Err(_) => tmpfs.create(memory, dir, name, &tmpfs::NewBody::Dir, attr)?,
             };
             tmpfs.pin(dir)?;
         }
-    }
-    for path in host.policy.memory().filter(|path| *path != WORK) {
-        let attr = tmpfs::NewAttr {
-            mode: 0o1777,
-            ..attr
-        };
-        tmpfs.mount_empty(memory, path, attr)?;
     }
     for path in host.policy.overlays() {
         // One that is not there, or no directory, shows nothing.

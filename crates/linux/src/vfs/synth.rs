@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, FileTime, S_IFCHR, S_IFDIR, S_IFLNK, S_IFREG, d_type, makedev};
-use kvmlet_policy::{DEV, HOSTS, PROC, Place, RESOLV_CONF, SYS, beneath, file_name, join, parent};
+use kvmlet_policy::{
+    DEV, HOSTS, LINKS, PROC, Place, RESOLV_CONF, SYS, beneath, file_name, join, parent,
+};
 
-use super::procfs;
+use super::{procfs, sysfs};
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, Text};
@@ -55,13 +57,6 @@ const DEV_LINKS: [(&[u8], &[u8]); 4] = [
     (b"stdin", b"/proc/self/fd/0"),
     (b"stdout", b"/proc/self/fd/1"),
     (b"stderr", b"/proc/self/fd/2"),
-];
-
-/// The system file system: what get_nprocs(3) and language runtimes ask. One CPU.
-const SYS_FILES: [(&[u8], &[u8]); 3] = [
-    (b"/sys/devices/system/cpu/online", b"0\n"),
-    (b"/sys/devices/system/cpu/possible", b"0\n"),
-    (b"/sys/devices/system/cpu/present", b"0\n"),
 ];
 
 /// The controlling terminal of who opens it.
@@ -156,21 +151,17 @@ pub fn lookup(cx: &Cx<'_>, path: &[u8]) -> Option<Synth> {
             }
         };
     }
-    if beneath(SYS, path) && path != SYS {
-        if SYS_FILES.iter().any(|(file, _)| *file == path) {
-            return Some(Synth::Text);
-        }
-        let is_dir = SYS_FILES.iter().any(|(file, _)| beneath(path, file)) || path == CPU0;
-        return is_dir.then_some(Synth::Dir);
+    if beneath(SYS, path) {
+        return sysfs::lookup(path);
     }
     if made(path).is_some() {
         return Some(Synth::Text);
     }
-    (cx.host.policy.classify(path) == Place::Leading || path == DEV || path == SYS)
-        .then_some(Synth::Dir)
+    if let Some(target) = cx.host.policy.link(path) {
+        return Some(Synth::Link(target.to_vec()));
+    }
+    (cx.host.policy.classify(path) == Place::Leading || path == DEV).then_some(Synth::Dir)
 }
-
-const CPU0: &[u8] = b"/sys/devices/system/cpu/cpu0";
 
 /// The contents of a synthetic file as of now: their start, if they are long.
 #[must_use]
@@ -178,13 +169,10 @@ pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
     if beneath(PROC, path) {
         return procfs::text(cx, path);
     }
-    if let Some(text) = made(path) {
-        return Some(Text::whole(text.to_vec()));
+    match made(path) {
+        Some(text) => Some(Text::whole(text.to_vec())),
+        None => sysfs::text(cx, path),
     }
-    SYS_FILES
-        .iter()
-        .find(|(file, _)| *file == path)
-        .map(|(_, text)| Text::whole(text.to_vec()))
 }
 
 /// The text from which a description that has `kept` answers a read at `offset`. A read at the start sees
@@ -210,21 +198,10 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
     if beneath(PROC, path) {
         return procfs::list(cx, path);
     }
-    let mut names: BTreeMap<Vec<u8>, u8> = BTreeMap::new();
     if beneath(SYS, path) {
-        for (file, _) in SYS_FILES.iter().chain([&(CPU0, b"".as_slice())]) {
-            let below = file
-                .strip_prefix(path)
-                .and_then(|rest| rest.strip_prefix(b"/"));
-            let Some(below) = below else { continue };
-            let mut parts = below.split(|byte| *byte == b'/');
-            if let Some(name) = parts.next() {
-                let is_dir = parts.next().is_some() || *file == CPU0;
-                names.insert(name.to_vec(), if is_dir { dir } else { d_type(S_IFREG) });
-            }
-        }
-        return names.into_iter().collect();
+        return sysfs::list(path);
     }
+    let mut names: BTreeMap<Vec<u8>, u8> = BTreeMap::new();
     if path == PTS {
         let shown = cx.kernel.ptys.shown();
         return shown
@@ -249,6 +226,10 @@ pub fn list(cx: &Cx<'_>, path: &[u8]) -> Vec<(Vec<u8>, u8)> {
         for own in [HOSTS, RESOLV_CONF] {
             names.insert(file_name(own).to_vec(), d_type(S_IFREG));
         }
+    }
+    let links = LINKS.into_iter().filter(|(at, _)| parent(at) == path);
+    for (at, _) in links.filter(|(at, _)| cx.host.policy.link(at).is_some()) {
+        names.insert(file_name(at).to_vec(), link);
     }
     if path == DEV {
         names.extend(

@@ -2,7 +2,7 @@
 
 use kvmlet_abi::linux::{
     fcntl::{AT_EACCESS, AT_STATX_SYNC_TYPE},
-    magic::{PIPEFS_MAGIC, PROC_SUPER_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC},
+    magic::{CGROUP2_SUPER_MAGIC, PIPEFS_MAGIC, PROC_SUPER_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC},
     stat::{STATX__RESERVED, STATX_MNT_ID},
     statfs::{ST_NODEV, ST_NOSUID, ST_RDONLY, ST_VALID},
 };
@@ -13,7 +13,7 @@ use kvmlet_abi::linux::Statfs;
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_hostfs::Shown;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_WRITE, S_IFDIR, S_IFLNK, S_IFREG};
-use kvmlet_policy::Place;
+use kvmlet_policy::{Place, beneath};
 
 use super::{AT_EMPTY_PATH, AT_FDCWD, AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, Target, only};
 use crate::cx::Cx;
@@ -26,6 +26,7 @@ use crate::vfs::guard;
 use crate::vfs::hosttree;
 use crate::vfs::path::{Found, Node};
 use crate::vfs::synth::{Synth, mount_number};
+use crate::vfs::sysfs;
 use crate::vfs::tmpfs::{Body, MAX_NAME, Store};
 
 fn put_stat(cx: &mut Cx<'_>, attr: &Attr, gva: Gva) -> SysResult {
@@ -382,6 +383,7 @@ fn file_system(cx: &mut Cx<'_>, found: Found) -> Result<Statfs, Errno> {
     }
     match cx.host.policy.classify(&found.path) {
         Place::Proc => Ok(own(PROC_SUPER_MAGIC)),
+        Place::Sys if beneath(sysfs::CGROUPS, &found.path) => Ok(own(CGROUP2_SUPER_MAGIC)),
         Place::Sys => Ok(own(SYSFS_MAGIC)),
         Place::Dev | Place::Made => Ok(own(TMPFS_MAGIC)),
         _ => {

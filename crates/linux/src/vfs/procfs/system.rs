@@ -2,7 +2,7 @@
 
 use kvmlet_abi::PAGE_SIZE;
 use kvmlet_abi::linux::param::USER_HZ;
-use kvmlet_policy::{Place, TMP, WORK, beneath, file_name};
+use kvmlet_policy::{TMP, beneath, file_name};
 
 use super::super::synth::Synth;
 use crate::clock::{self, NSEC_PER_SEC};
@@ -103,14 +103,21 @@ pub(super) fn top_text(cx: &Cx<'_>, name: &[u8]) -> Option<String> {
     let memory = &cx.machine.memory;
     let kib = |bytes: u64| bytes / 1024;
     Some(match name {
-        b"cgroups" => "#subsys_name\thierarchy\tnum_cgroups\tenabled\n".to_owned(),
+        b"cgroups" => {
+            let head = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n";
+            let row = |name: &str| format!("{name}\t0\t1\t1\n");
+            let controllers = ["cpuset", "cpu", "cpuacct", "memory", "pids"].map(row);
+            format!("{head}{}", controllers.concat())
+        }
         b"cmdline" => "\n".to_owned(),
         b"cpuinfo" => cpuinfo(),
         b"devices" => "Character devices:\n  1 mem\n  5 /dev/tty\n\nBlock devices:\n".to_owned(),
         // There are none.
         b"diskstats" | b"modules" => String::new(),
         b"interrupts" => "           CPU0       \n".to_owned(),
-        b"filesystems" => "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\n".to_owned(),
+        b"filesystems" => {
+            "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\tcgroup2\n".to_owned()
+        }
         b"loadavg" => {
             let ready = cx.kernel.sched.run_queue.len().saturating_add(1);
             let all = cx.kernel.threads.len();
@@ -266,6 +273,7 @@ fn mount_table(cx: &Cx<'_>) -> Vec<Mount> {
         ("/dev", "devtmpfs", "ro,nosuid", 1),
         ("/sys", "sysfs", "ro,nosuid,nodev,noexec", 1),
         ("/dev/shm", "tmpfs", "rw,nosuid,nodev", 4),
+        ("/sys/fs/cgroup", "cgroup2", "ro,nosuid,nodev,noexec", 5),
     ];
     let fixed = fixed.map(|(at, kind, options, parent)| Mount {
         at: at.to_owned(),
@@ -273,10 +281,10 @@ fn mount_table(cx: &Cx<'_>) -> Vec<Mount> {
         options,
         parent,
     });
-    let work = (cx.host.policy.classify(WORK) == Place::Tmp).then_some((WORK, "tmpfs"));
+    let memory = cx.host.policy.memory().map(|(path, _)| (path, "tmpfs"));
     let overlays = cx.host.policy.overlays();
     let overlays = overlays.map(|path| (path, "overlay"));
-    let more = work.into_iter().chain(overlays).map(|(at, kind)| Mount {
+    let more = memory.chain(overlays).map(|(at, kind)| Mount {
         at: mangled(at),
         kind,
         options: "rw,nosuid,nodev",
