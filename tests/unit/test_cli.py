@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from kvmlet._refusals import remedy_of
 from kvmlet.cli import main
 from kvmlet.cli._ends import signal_name
-from kvmlet.cli._run_options import split_command
+from kvmlet.cli._plain import Plain
+from kvmlet.cli._run_options import declare, parser, split_command
 from kvmlet.cli._stats import stats_table
 from kvmlet.cli._text import printable
 from unit.fake import FakeInherited, FakeNative, NativeError, Outcome
@@ -479,6 +480,49 @@ def test_signal_names() -> None:
 @given(st.text())
 def test_printable_is_one_harmless_line(text: str) -> None:
     assert printable(text).isprintable()
+
+
+# ---- options that are read without argparse ----
+
+_NAMES = sorted(parser()._option_string_actions)
+_TEXTS = st.sampled_from(["", "5s", "1", "table", "json", "-5", "a=b", "--", "x y", "-"])
+_GIVEN = st.one_of(
+    st.sampled_from(_NAMES),
+    st.tuples(st.sampled_from(_NAMES), _TEXTS).map("=".join),
+    st.tuples(st.sampled_from(["-m", "-q", "-v", "-e"]), _TEXTS).map("".join),
+    _TEXTS,
+)
+
+
+@given(st.lists(_GIVEN, max_size=6))
+def test_plain_options_are_read_as_argparse_reads_them(words: list[str]) -> None:
+    own, _ = split_command(words)
+    plain = Plain()
+    declare(plain)
+    options = plain.read(own)
+    if options is not None:
+        assert vars(options) == vars(parser().parse_args(own))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--timeout", "5s", "-m", "64m", "--stats", "--read", "a", "--read", "b", "-q"],
+        ["--stats=json", "--changes=keep", "--trace=x", "--trace", "-A", "-e", "A=1"],
+    ],
+)
+def test_usual_options_need_no_argparse(words: list[str]) -> None:
+    plain = Plain()
+    declare(plain)
+    options = plain.read(words)
+    assert options is not None
+    assert vars(options) == vars(parser().parse_args(words))
+    # Nothing is left of one reading in the next.
+    options.read.append("more")
+    again = plain.read(words)
+    assert again is not None
+    assert again.read == options.read[:-1]
 
 
 # ---- the other commands ----

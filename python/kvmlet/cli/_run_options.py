@@ -20,14 +20,18 @@ from kvmlet.cli._ends import (
     STATUS_OWN_ERROR,
     STATUS_TIMEOUT,
 )
-from kvmlet.cli._parser import Parser
+from kvmlet.cli._plain import Plain
 from kvmlet.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from argparse import Namespace, _ArgumentGroup
+    from collections.abc import Callable
 
+    from kvmlet.cli._parser import Parser
     from kvmlet.policy import Policy
+
+    Group = _ArgumentGroup | Plain
 
 _OPTIONS_WITH_VALUE = (
     "--timeout",
@@ -207,9 +211,26 @@ def parser(
     prog: str = "kvmlet run",
     usage: str = "kvmlet run [options] [--] CMD ARG...",
     description: str = _DESCRIPTION,
-) -> Parser:
+) -> "Parser":
     """The options of the command, or of another that takes the same."""
+    # It is more than half of what a run imports.
+    from kvmlet.cli._parser import Parser
+
     parser = Parser(prog=prog, usage=usage, description=description, epilog=_EPILOG)
+    declare(parser)
+    return parser
+
+
+def read(words: list[str], parser: "Callable[[], Parser]" = parser) -> "Namespace":
+    """The options in `words`, as `parser` reads them. Raises UsageError."""
+    plain = Plain()
+    declare(plain)
+    options = plain.read(words)
+    return parser().parse_args(words) if options is None else options
+
+
+def declare(parser: "Parser | Plain") -> None:
+    """Declares all options of the command."""
     groups = add_policy_options(parser)
     groups.environment.add_argument(
         "-u",
@@ -332,21 +353,20 @@ def parser(
         "another CPU looks out for them) or auto, whichever is faster (default $KVMLET_CALLS or "
         "auto)",
     )
-    return parser
 
 
 class Groups:
     """The groups of options that say what CMD may see and use. Each fits on a screen."""
 
-    def __init__(self, parser: Parser) -> None:
-        self.files = parser.add_argument_group("files")
-        self.changes = parser.add_argument_group("changes")
-        self.environment = parser.add_argument_group("environment")
-        self.policies = parser.add_argument_group("policies")
-        self.network = parser.add_argument_group("network")
+    def __init__(self, parser: "Parser | Plain") -> None:
+        self.files: Group = parser.add_argument_group("files")
+        self.changes: Group = parser.add_argument_group("changes")
+        self.environment: Group = parser.add_argument_group("environment")
+        self.policies: Group = parser.add_argument_group("policies")
+        self.network: Group = parser.add_argument_group("network")
 
 
-def add_policy_options(parser: Parser) -> Groups:
+def add_policy_options(parser: "Parser | Plain") -> Groups:
     """Adds the options that say what CMD may see and use; their groups, for others like them."""
     groups = Groups(parser)
     files, environment, policies = groups.files, groups.environment, groups.policies

@@ -46,7 +46,7 @@ from kvmlet.cli._run_options import (
     environment,
     imply_profiles,
     named_by,
-    parser,
+    read,
     split_command,
 )
 from kvmlet.cli._text import say_by, show, warn
@@ -68,7 +68,7 @@ def main(words: list[str]) -> int:
     """Run the program in `words`; the exit status."""
     own, program = split_command(words)
     try:
-        return run(parser().parse_args(own), program)
+        return run(read(own), program)
     except UsageError as error:
         raise named_by_options(error) from None
 

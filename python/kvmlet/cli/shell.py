@@ -17,7 +17,7 @@ _SHELLS = ("/bin/bash", "/bin/sh")
 def main(words: list[str]) -> int:
     """Run a shell by `words`; its exit status."""
     own, program = _run_options.split_command(words)
-    options = parser().parse_args(own)
+    options = _run_options.read(own, parser)
     if not program and not options.print_policy:
         program = [_shell()]
     return run.run(options, program)

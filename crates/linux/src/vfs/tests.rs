@@ -248,7 +248,16 @@ fn synthetic_directories() {
     );
     assert_eq!(
         sandbox.names("/sys/devices/system/cpu").unwrap(),
-        ["cpu0", "online", "possible", "present"]
+        [
+            "cpu0",
+            "isolated",
+            "kernel_max",
+            "offline",
+            "online",
+            "possible",
+            "present",
+            "smt"
+        ]
     );
     let null = sandbox.stat("/dev/null").unwrap();
     assert_eq!((null.st_mode, null.st_rdev), (0o020_666, 0x103));
