@@ -13,7 +13,7 @@ use crate::host::{AnonMapping, FrozenFiles, FrozenMapping, Image};
 use crate::memory::{FORK_CHUNKS_MIN, Fork, GuestMemory};
 use crate::slots::{Bank, Pool, Slot, Store, WrittenPages};
 use crate::spaces::Spaces;
-use crate::tables::PageTables;
+use crate::tables::{PageTables, Root};
 
 /// Memory and page tables of a sandbox, frozen once and shared by all its forks.
 ///
@@ -30,7 +30,7 @@ pub struct FrozenMemory {
     tables: FramePool,
     window: Option<Gpa>,
     /// Root and count of tables of each address space.
-    spaces: BTreeMap<MmId, (Gpa, u64)>,
+    spaces: BTreeMap<MmId, Root>,
     /// The limit of each fork, with what is frozen.
     limit_bytes: u64,
     charged_bytes: u64,
@@ -128,7 +128,7 @@ impl FrozenMemory {
         }
         memory.grow(Pool::Ram)?;
         let tables = self.spaces.iter();
-        let tables = tables.map(|(id, (root, frames))| (*id, PageTables::of_fork(*root, *frames)));
+        let tables = tables.map(|(id, root)| (*id, PageTables::of_fork(*root)));
         Ok((memory, Spaces::of_fork(tables.collect())))
     }
 

@@ -5,13 +5,14 @@ use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
 use zerocopy::IntoBytes;
 
 use crate::MmId;
+use crate::entry::{DIRTY, PageSize};
 use crate::frames::BlockId;
 use crate::host::Restore;
 use crate::memory::GuestMemory;
 use crate::reset::ResetReport;
 use crate::set::IndexSet;
 use crate::slots::{Place, Pool, Store};
-use crate::tables::{DIRTY, PageSize, PageTables};
+use crate::tables::PageTables;
 use crate::undo::TableLog;
 
 /// Resets after which each copy is looked at, as one may have been idle for long enough.

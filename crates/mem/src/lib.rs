@@ -27,6 +27,8 @@
 #[deny(unsafe_code)]
 mod access;
 #[deny(unsafe_code)]
+mod entry;
+#[deny(unsafe_code)]
 mod error;
 #[deny(unsafe_code)]
 mod files;
@@ -67,6 +69,7 @@ impl MmId {
     pub const FIRST: Self = Self(1);
 }
 
+pub use entry::{Leaf, PageSize, PteFlags};
 pub use error::{MemError, OutOfMemory};
 pub use files::{FileMapping, FileWindow};
 pub use frames::FrameRun;
@@ -74,7 +77,8 @@ pub use frozen::FrozenMemory;
 pub use host::note_huge_pages;
 pub use memory::{GuestMemory, HostPage, SlotMemory};
 pub use pending::{MAX_STALE_ENTRIES, PendingFlush, StaleEntry, TABLE_WINDOW};
+pub use present::Shown;
 pub use reset::{DirtyBits, ResetReport};
 pub use spaces::Spaces;
-pub use tables::{Leaf, PageSize, PageTables, PteFlags};
+pub use tables::PageTables;
 pub use user::{CopyOutcome, CopyStop};

@@ -6,13 +6,13 @@ use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 use kvmlet_budget::Share;
 
 use crate::access::failed;
+use crate::entry::Leaf;
 use crate::error::{MemError, OutOfMemory};
 use crate::frames::{Dropped, FramePool, FrameRun, Taken};
 use crate::frozen::FrozenMemory;
 use crate::host::{AnonMapping, Backing, Reservation};
 use crate::pending::PendingFlush;
 use crate::slots::{Bank, FrameAt, Place, Pool, Slot, Store, TABLES_SLOT, WrittenPages};
-use crate::tables::Leaf;
 
 /// Guest-physical space is dealt in chunks of this size, so that an address finds its slot by one
 /// table look-up.

@@ -2,8 +2,8 @@
 
 use kvmlet_abi::{Gpa, Gva};
 
+use crate::entry::PageSize;
 use crate::memory::GuestMemory;
-use crate::tables::PageSize;
 
 /// Beyond this many entries a full flush is recorded instead.
 pub const MAX_STALE_ENTRIES: usize = 4096;

@@ -1,11 +1,37 @@
 //! The pages that an address space has, counted.
 
+use kvmlet_abi::layout::USER_END;
 use kvmlet_abi::{Gpa, Gva};
 
+use crate::entry::{FRAME, LARGE, PRESENT, PageSize, ROOT_LEVEL, entry_at, span};
 use crate::memory::GuestMemory;
-use crate::tables::{
-    FRAME, LARGE, PRESENT, PageSize, PageTables, ROOT_LEVEL, check_range, entry_at, span,
-};
+use crate::tables::{PageTables, check_range};
+
+/// User memory that an address space has leaves for, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Shown {
+    /// Now.
+    pub bytes: u64,
+    /// At most so far.
+    pub peak_bytes: u64,
+}
+
+impl Shown {
+    /// Counts a leaf of user memory that has come.
+    pub(crate) fn add(&mut self, gva: Gva, size: PageSize) {
+        if gva.0 < USER_END.0 {
+            self.bytes = self.bytes.saturating_add(size.bytes());
+            self.peak_bytes = self.peak_bytes.max(self.bytes);
+        }
+    }
+
+    /// Counts a leaf that has gone.
+    pub(crate) fn remove(&mut self, gva: Gva, size: PageSize) {
+        if gva.0 < USER_END.0 {
+            self.bytes = self.bytes.saturating_sub(size.bytes());
+        }
+    }
+}
 
 impl PageTables {
     /// Bytes of a page-aligned range that have a leaf. Each entry is looked at once, and `entries_left` in all at

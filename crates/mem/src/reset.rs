@@ -3,6 +3,7 @@
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
 
 use crate::MmId;
+use crate::entry::{DIRTY, LARGE, Leaf, PRESENT, PageSize, PteFlags, leaf_at};
 use crate::error::MemError;
 use crate::frames::{Reuse, Wipe};
 use crate::host::{HostFault, Restore};
@@ -10,9 +11,7 @@ use crate::kept::Kept;
 use crate::memory::GuestMemory;
 use crate::set::IndexSet;
 use crate::slots::{Place, Pool, Store};
-use crate::tables::{
-    DIRTY, LARGE, Leaf, PRESENT, PageSize, PageTables, PteFlags, leaf_at, only_widens,
-};
+use crate::tables::{PageTables, only_widens};
 use crate::undo::{Cause, KeptCopy, PageCopy, TableLog};
 
 /// The meaning of a page-table entry's dirty bit for a reset.
@@ -201,6 +200,7 @@ impl PageTables {
                 log.kept = Kept::of(mem, log);
             }
         }
+        self.shown = undo.shown();
         self.undo = Some(undo);
     }
 

@@ -10,11 +10,12 @@ use std::collections::BTreeMap;
 use kvmlet_abi::{Gpa, Gva};
 
 use crate::MmId;
+use crate::entry::Leaf;
 use crate::error::{MemError, OutOfMemory};
 use crate::memory::GuestMemory;
 use crate::pending::{PendingFlush, whole_table_store};
 use crate::reset::{DirtyBits, ResetReport};
-use crate::tables::{Leaf, PageTables};
+use crate::tables::{PageTables, Root};
 
 /// Dead tables that wait for others before their shadows are dropped together.
 const DEAD_MAX: usize = 64;
@@ -183,14 +184,14 @@ impl Spaces {
 
     /// Takes the right to write frozen frames from every leaf, and frees the tables that no frozen
     /// program has. No VM has this memory any more. Answers the roots and the count of tables of each space.
-    pub(crate) fn freeze(mut self, mem: &mut GuestMemory) -> BTreeMap<MmId, (Gpa, u64)> {
+    pub(crate) fn freeze(mut self, mem: &mut GuestMemory) -> BTreeMap<MmId, Root> {
         for (_, tables) in core::mem::take(&mut self.detached) {
             tables.retire(mem, &mut self.dead, &mut |_, _, _| {});
         }
         self.all_flushed(mem);
         let roots = self.live.iter().map(|(id, tables)| {
             tables.write_protect(mem);
-            (*id, (tables.root(), tables.table_frames()))
+            (*id, tables.frozen())
         });
         roots.collect()
     }

@@ -8,119 +8,25 @@
 //! - Tables are freed only with the address space, and then by [`crate::Spaces`].
 //! - A leaf over a frozen frame never gets [`PteFlags::WRITE`], whatever the caller asks for.
 
-use bitflags::bitflags;
 use kvmlet_abi::layout::{USER_END, VMM_AREA};
 use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 
+use crate::entry::{
+    DIRTY, ENTRIES, FRAME, LARGE, LINK, Leaf, PRESENT, PageSize, PteFlags, ROOT_LEVEL, USER,
+    USER_HALF_END, WRITE, entry_at, leaf_at, span,
+};
 use crate::error::{MemError, OutOfMemory};
 use crate::memory::GuestMemory;
 use crate::pending::{PendingFlush, StaleEntry, TABLE_WINDOW};
+use crate::present::Shown;
 use crate::undo::{Origin, UndoLog};
 
-pub(crate) const PRESENT: u64 = 1;
-const WRITE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const ACCESSED: u64 = 1 << 5;
-pub(crate) const DIRTY: u64 = 1 << 6;
-pub(crate) const LARGE: u64 = 1 << 7;
-const NO_EXECUTE: u64 = 1 << 63;
-pub(crate) const FRAME: u64 = 0x000f_ffff_ffff_f000;
-/// Entries above the leaves grant everything; the leaf decides.
-const LINK: u64 = PRESENT | WRITE | USER | ACCESSED;
-
-/// End of the user half of the address space.
-const USER_HALF_END: u64 = 1 << 47;
-const ENTRIES: u64 = 512;
-/// Level of the root; tables whose entries map base pages are level 1.
-pub(crate) const ROOT_LEVEL: u32 = 4;
-
-bitflags! {
-    /// Rights that a leaf entry grants; the values are those of the entry.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-    pub struct PteFlags: u64 {
-        /// Writable.
-        const WRITE = WRITE;
-        /// Accessible at ring 3.
-        const USER = USER;
-        /// Not executable.
-        const NX = NO_EXECUTE;
-    }
-}
-
-/// Size of a leaf.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum PageSize {
-    /// 4 KiB.
-    Base,
-    /// 2 MiB.
-    Huge,
-}
-
-impl PageSize {
-    /// In bytes.
-    #[must_use]
-    pub const fn bytes(self) -> u64 {
-        match self {
-            Self::Base => PAGE_SIZE,
-            Self::Huge => HUGE_PAGE_SIZE,
-        }
-    }
-
-    /// Level of the tables that hold such leaves.
-    const fn level(self) -> u32 {
-        match self {
-            Self::Base => 1,
-            Self::Huge => 2,
-        }
-    }
-}
-
-/// A present leaf entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Leaf {
-    /// Start of the frame (of the 2 MiB block for [`PageSize::Huge`]).
-    pub gpa: Gpa,
-    /// Size.
-    pub size: PageSize,
-    /// Rights.
-    pub flags: PteFlags,
-}
-
-impl Leaf {
-    /// Guest-physical address of `gva`, which this leaf maps.
-    #[must_use]
-    pub const fn gpa_of(&self, gva: Gva) -> Gpa {
-        Gpa(self.gpa.0 | (gva.0 & (self.size.bytes() - 1)))
-    }
-
-    /// The base page with this index in a 2 MiB leaf.
-    pub(crate) const fn piece(&self, index: u64) -> Self {
-        Self {
-            gpa: self.gpa.wrapping_add(index * PAGE_SIZE),
-            size: PageSize::Base,
-            flags: self.flags,
-        }
-    }
-
-    pub(crate) const fn entry(&self) -> u64 {
-        let mut entry = self.gpa.0 | self.flags.bits() | PRESENT | ACCESSED;
-        // Set beforehand, so that no hardware walk ever writes a table.
-        if self.flags.contains(PteFlags::WRITE) {
-            entry |= DIRTY;
-        }
-        match self.size {
-            PageSize::Base => entry,
-            PageSize::Huge => entry | LARGE,
-        }
-    }
-
-    pub(crate) const fn from_entry(entry: u64, size: PageSize) -> Self {
-        Self {
-            gpa: Gpa(entry & FRAME & !(size.bytes() - 1)),
-            size,
-            flags: PteFlags::from_bits_truncate(entry),
-        }
-    }
+/// The tables of a frozen address space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Root {
+    table: Gpa,
+    table_frames: u64,
+    shown: Shown,
 }
 
 /// One guest address space. [`crate::Spaces::end`] ends it; dropping it leaks its table frames until
@@ -130,18 +36,29 @@ pub struct PageTables {
     root: Gpa,
     table_frames: u64,
     pub(crate) pending: PendingFlush,
+    pub(crate) shown: Shown,
     /// In a fork.
     pub(crate) undo: Option<Box<UndoLog>>,
 }
 
 impl PageTables {
     /// The frozen address space in a fork.
-    pub(crate) fn of_fork(root: Gpa, table_frames: u64) -> Self {
+    pub(crate) fn of_fork(frozen: Root) -> Self {
         Self {
-            root,
-            table_frames,
+            root: frozen.table,
+            table_frames: frozen.table_frames,
             pending: PendingFlush::None,
-            undo: Some(Box::default()),
+            shown: frozen.shown,
+            undo: Some(Box::new(UndoLog::of(frozen.shown))),
+        }
+    }
+
+    /// It as it is to be found by forks.
+    pub(crate) fn frozen(&self) -> Root {
+        Root {
+            table: self.root,
+            table_frames: self.table_frames,
+            shown: self.shown,
         }
     }
 
@@ -151,6 +68,7 @@ impl PageTables {
             root: mem.alloc_table_frame()?,
             table_frames: 1,
             pending: PendingFlush::None,
+            shown: Shown::default(),
             undo: None,
         };
         tables.attach_window(mem);
@@ -200,6 +118,12 @@ impl PageTables {
     #[must_use]
     pub fn root(&self) -> Gpa {
         self.root
+    }
+
+    /// User memory that it has leaves for.
+    #[must_use]
+    pub fn shown(&self) -> Shown {
+        self.shown
     }
 
     /// Table frames in use, the root included.
@@ -284,6 +208,7 @@ impl PageTables {
                 };
                 self.touch(entry, Gva(at), PageSize::Base);
                 mem.store_entry(entry, allowed(mem, leaf).entry());
+                self.shown.add(Gva(at), PageSize::Base);
                 entry = entry.wrapping_add(8);
                 at += PAGE_SIZE;
             }
@@ -473,6 +398,7 @@ impl PageTables {
         self.edit_range(mem, gva, len_bytes, |tables, mem, entry, gva, leaf| {
             tables.touch(entry, gva, leaf.size);
             mem.store_entry(entry, 0);
+            tables.shown.remove(gva, leaf.size);
             if needs_flush(mem, leaf.gpa) {
                 tables.record(gva, entry, leaf.size);
             }
@@ -561,6 +487,7 @@ impl PageTables {
             if !is_copy {
                 self.touch(entry, gva, leaf.size);
                 mem.store_entry(entry, 0);
+                self.shown.remove(gva, leaf.size);
                 self.record(gva, entry, leaf.size);
                 removed(mem, gva, leaf);
             }
@@ -714,10 +641,10 @@ impl PageTables {
         }
         self.touch(entry, gva, new.size);
         mem.store_entry(entry, new.entry());
-        if let Some(old) = old
-            && !only_widens(old, new)
-        {
-            self.record(gva, entry, new.size);
+        match old {
+            None => self.shown.add(gva, new.size),
+            Some(old) if !only_widens(old, new) => self.record(gva, entry, new.size),
+            Some(_) => {}
         }
     }
 
@@ -815,25 +742,6 @@ fn allowed(mem: &GuestMemory, leaf: Leaf) -> Leaf {
         flags.remove(PteFlags::WRITE);
     }
     Leaf { flags, ..leaf }
-}
-
-/// The leaf that a present entry at `level` (1 or 2, not a link) is.
-pub(crate) const fn leaf_at(entry: u64, level: u32) -> Leaf {
-    let size = match level {
-        1 => PageSize::Base,
-        _ => PageSize::Huge,
-    };
-    Leaf::from_entry(entry, size)
-}
-
-/// Bytes mapped by one entry at `level`.
-pub(crate) const fn span(level: u32) -> u64 {
-    1 << (12 + 9 * (level - 1))
-}
-
-/// Address of the entry for `gva` in `table`.
-pub(crate) const fn entry_at(table: Gpa, gva: u64, level: u32) -> Gpa {
-    Gpa(table.0 + gva / span(level) % ENTRIES * 8)
 }
 
 /// The end of a range that must be non-empty, aligned and in the user half.

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 use kvmlet_abi::{Gpa, Gva};
 
 use crate::MmId;
+use crate::entry::{Leaf, PRESENT, entry_at, leaf_at, span};
 use crate::host::Restore;
 use crate::kept::Kept;
 use crate::memory::GuestMemory;
+use crate::present::Shown;
 use crate::reset::ResetReport;
 use crate::set::IndexSet;
 use crate::slots::Place;
-use crate::tables::{Leaf, PRESENT, entry_at, leaf_at, span};
 
 /// Resets in a row that find a copy equal to the frozen page, after which it is given up: by then the
 /// comparisons have cost about what the fault costs that brings the copy back.
@@ -173,9 +174,24 @@ pub(crate) struct UndoLog {
     by_table: HashMap<Gpa, usize>,
     /// The table found last: edits come in runs.
     last: Option<(Gpa, usize)>,
+    /// What the frozen address space shows.
+    shown: Shown,
 }
 
 impl UndoLog {
+    /// That of a new fork, of a program that shows this much.
+    pub(crate) fn of(shown: Shown) -> Self {
+        Self {
+            shown,
+            ..Self::default()
+        }
+    }
+
+    /// What the frozen address space shows.
+    pub(crate) fn shown(&self) -> Shown {
+        self.shown
+    }
+
     /// Makes a table of the fork known before its entries are edited.
     pub(crate) fn add_table(&mut self, table: Gpa, gva: Gva, level: u32, origin: Origin) {
         let base = Gva(gva.0 & !(span(level + 1) - 1));

@@ -2,9 +2,10 @@
 
 use kvmlet_abi::{Gva, PAGE_SIZE};
 
+use crate::entry::PteFlags;
 use crate::error::MemError;
 use crate::memory::GuestMemory;
-use crate::tables::{PageTables, PteFlags};
+use crate::tables::PageTables;
 
 /// Why a copy ended early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
