@@ -283,6 +283,167 @@ static void calls(void) {
     NEED(pthread_join(thread, NULL) == 0);
 }
 
+// Waiters of a word that are moved to a mutex (FUTEX_WAIT_REQUEUE_PI, FUTEX_CMP_REQUEUE_PI).
+static long futex_of_two(uint32_t *word, int op, uint32_t value, unsigned long count, uint32_t *second,
+                         uint32_t compared) {
+    return syscall(SYS_futex, word, op, value, count, second, compared);
+}
+
+#define MOVE(count) futex_of_two(&gate, FUTEX_CMP_REQUEUE_PI, 1, count, &owned, 0)
+
+static uint32_t gate, owned, other;
+static struct timespec until;
+static int answers[4];
+// Those who had the mutex, in their order.
+static int order[4], had;
+
+static void *wait_to_be_moved(void *number) {
+    long own = (long)number;
+    char byte = 0;
+    struct timespec *end = until.tv_sec ? &until : NULL;
+    NEED(write(started[1], &byte, 1) == 1);
+    long result = futex_of_two(&gate, FUTEX_WAIT_REQUEUE_PI, 0, (unsigned long)end, &owned, 0);
+    answers[own] = result ? errno : 0;
+    if (result == 0) {
+        NEED((owned & FUTEX_TID_MASK) == (uint32_t)syscall(SYS_gettid));
+        order[had++ % 4] = (int)own;
+        NEED(futex(&owned, FUTEX_UNLOCK_PI, 0, NULL) == 0);
+    }
+    return NULL;
+}
+
+static pthread_t waiters[4];
+
+static void begin_waits(long count) {
+    for (long i = 0; i < count; i++) {
+        char byte;
+        answers[i] = -1;
+        NEED(pthread_create(&waiters[i], NULL, wait_to_be_moved, (void *)i) == 0);
+        NEED(read(started[0], &byte, 1) == 1);
+        usleep(20000);
+    }
+}
+
+static void end_waits(int count) {
+    for (int i = 0; i < count; i++) NEED(pthread_join(waiters[i], NULL) == 0);
+    for (int i = 0; i < count; i++) printf("%d: %s\n", i, errno_name(answers[i]));
+    for (int i = 0; i < had; i++) printf("%d had it\n", order[i]);
+    had = 0;
+}
+
+static void moved(void) {
+    section("waiters that are moved");
+    CHECK(MOVE(10) == 0 && owned == 0);
+    NEED(futex(&owned, FUTEX_LOCK_PI, 0, NULL) == 0);
+    begin_waits(3);
+    CHECK(MOVE(10) == 3);
+    CHECK(owned & FUTEX_WAITERS);
+    usleep(20000);
+    CHECK(answers[0] == -1);
+    CHECK(futex(&owned, FUTEX_UNLOCK_PI, 0, NULL) == 0);
+    end_waits(3);
+    CHECK((owned & FUTEX_TID_MASK) == 0);
+    owned = 0;
+
+    section("a mutex that is free");
+    begin_waits(3);
+    CHECK(MOVE(10) == 3);
+    end_waits(3);
+
+    section("one at a time");
+    owned = 0;
+    NEED(futex(&owned, FUTEX_LOCK_PI, 0, NULL) == 0);
+    begin_waits(2);
+    FAILS(futex(&gate, FUTEX_WAKE, 1, NULL), EINVAL);
+    FAILS(futex_of_two(&gate, FUTEX_CMP_REQUEUE, 1, 1, &other, 0), EINVAL);
+    FAILS(futex_of_two(&gate, FUTEX_CMP_REQUEUE_PI, 1, 1, &other, 0), EINVAL);
+    FAILS(futex_of_two(&gate, FUTEX_CMP_REQUEUE_PI, 2, 1, &owned, 0), EINVAL);
+    FAILS(futex_of_two(&gate, FUTEX_CMP_REQUEUE_PI, 1, 1, &owned, 1), EAGAIN);
+    FAILS(futex_of_two(&gate, FUTEX_CMP_REQUEUE_PI, 1, -1, &owned, 0), EINVAL);
+    CHECK(MOVE(0) == 1);
+    CHECK(MOVE(0) == 1);
+    CHECK(MOVE(0) == 0);
+    FAILS(futex(&owned, FUTEX_WAKE, 1, NULL), EINVAL);
+    CHECK(futex(&owned, FUTEX_UNLOCK_PI, 0, NULL) == 0);
+    end_waits(2);
+
+    section("signals and times");
+    owned = 0;
+    NEED(futex(&owned, FUTEX_LOCK_PI, 0, NULL) == 0);
+    begin_waits(2);
+    handled = 0;
+    NEED(pthread_kill(waiters[1], SIGUSR1) == 0);
+    usleep(20000);
+    CHECK(handled == 1 && answers[1] == -1);
+    CHECK(MOVE(10) == 2);
+    NEED(pthread_kill(waiters[0], SIGUSR1) == 0);
+    usleep(20000);
+    CHECK(handled == 2 && answers[0] == EAGAIN);
+    CHECK(futex(&owned, FUTEX_UNLOCK_PI, 0, NULL) == 0);
+    end_waits(2);
+    owned = 0;
+    NEED(futex(&owned, FUTEX_LOCK_PI, 0, NULL) == 0);
+    until = after_ms(CLOCK_MONOTONIC, 200);
+    begin_waits(2);
+    CHECK(MOVE(0) == 1);
+    end_waits(2);
+    CHECK(futex(&owned, FUTEX_UNLOCK_PI, 0, NULL) == 0);
+    until.tv_sec = 0;
+
+    section("an owner that ends before");
+    pthread_t owner;
+    holds = 0;
+    plain = 0;
+    NEED(pthread_create(&owner, NULL, hold_plain, NULL) == 0);
+    while (!holds) usleep(1000);
+    owned = plain;
+    begin_waits(1);
+    NEED(pthread_join(owner, NULL) == 0);
+    usleep(20000);
+    FAILS(MOVE(10), ESRCH);
+    owned = 0;
+    CHECK(MOVE(10) == 1);
+    end_waits(1);
+
+    section("calls that make no sense");
+    FAILS(futex_of_two(&gate, FUTEX_WAIT_REQUEUE_PI, 1, 0, &owned, 0), EAGAIN);
+    FAILS(futex_of_two(&gate, FUTEX_WAIT_REQUEUE_PI, 0, 0, &gate, 0), EINVAL);
+    FAILS(futex_of_two(&gate, FUTEX_CMP_REQUEUE_PI, 1, 1, &gate, 0), EINVAL);
+    FAILS(futex_of_two(&gate, FUTEX_WAIT_REQUEUE_PI, 0, 0, NULL, 0), EFAULT);
+    FAILS(futex_of_two(&gate, FUTEX_CMP_REQUEUE_PI, 1, 1, NULL, 0), EFAULT);
+    FAILS(futex_of_two(&gate, FUTEX_WAIT_REQUEUE_PI, 0, 0, (uint32_t *)((char *)&owned + 1), 0), EINVAL);
+    FAILS(futex_of_two(&gate, FUTEX_CMP_REQUEUE_PI | FUTEX_CLOCK_REALTIME, 1, 1, &owned, 0), ENOSYS);
+}
+
+// A child waits for a word that it shares, and is moved to a mutex.
+static void moved_between_processes(void) {
+    section("a child that is moved");
+    uint32_t *words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_ANONYMOUS | MAP_SHARED, -1, 0);
+    NEED(futex(&words[1], FUTEX_LOCK_PI, 0, NULL) == 0);
+    pid_t child = fork();
+    if (!child) {
+        NEED(futex_of_two(&words[0], FUTEX_WAIT_REQUEUE_PI, 0, 0, &words[1], 0) == 0);
+        NEED((words[1] & FUTEX_TID_MASK) == (uint32_t)getpid());
+        NEED(futex(&words[1], FUTEX_UNLOCK_PI, 0, NULL) == 0);
+        _exit(42);
+    }
+    while (futex_of_two(&words[0], FUTEX_CMP_REQUEUE_PI, 1, 10, &words[1], 0) == 0) usleep(1000);
+    CHECK(words[1] == ((uint32_t)getpid() | FUTEX_WAITERS));
+    CHECK(futex(&words[1], FUTEX_UNLOCK_PI, 0, NULL) == 0);
+    int status;
+    NEED(waitpid(child, &status, 0) == child);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 42);
+    // One that is killed where it has been moved to leaves the mutex to others.
+    words[1] = 0;
+    NEED(futex(&words[1], FUTEX_LOCK_PI, 0, NULL) == 0);
+    child = fork();
+    if (!child) _exit((int)futex_of_two(&words[0], FUTEX_WAIT_REQUEUE_PI, 0, 0, &words[1], 0));
+    while (futex_of_two(&words[0], FUTEX_CMP_REQUEUE_PI, 1, 10, &words[1], 0) == 0) usleep(1000);
+    NEED(kill(child, SIGKILL) == 0 && waitpid(child, &status, 0) == child);
+    CHECK(futex(&words[1], FUTEX_UNLOCK_PI, 0, NULL) == 0);
+    CHECK((words[1] & FUTEX_TID_MASK) == 0);
+}
+
 int main(void) {
     of_threads();
     first_come_first_served();
@@ -291,5 +452,7 @@ int main(void) {
     of_processes();
     of_a_family();
     calls();
+    moved();
+    moved_between_processes();
     return 0;
 }

@@ -52,6 +52,9 @@ pub enum WaitOn {
     Futex(FutexKey, u32),
     /// A mutex with priority inheritance, which this thread has. The one who unlocks it delivers 0.
     PiMutex(FutexKey, crate::kernel::Tid),
+    /// The same as [`WaitOn::Futex`], but a wake only moves this thread to the line of a mutex with priority
+    /// inheritance, the second (FUTEX_WAIT_REQUEUE_PI).
+    Requeue(FutexKey, FutexKey),
     /// Any of these sources becoming ready; the call is then made again.
     Sources(Vector<Source>),
     /// A signal of this set (rt_sigtimedwait(2)): the call is made again and takes it.
@@ -139,6 +142,8 @@ pub struct CallState {
     pub progress: u64,
     /// The call has waited for its source to be ready.
     pub has_waited: bool,
+    /// The thread was moved from a futex to a mutex (FUTEX_CMP_REQUEUE_PI).
+    pub is_requeued: bool,
     /// The deadline has passed: answer now.
     pub expired: bool,
     /// Signal mask to put back when the call ends (ppoll, pselect6, rt_sigsuspend).

@@ -96,7 +96,7 @@ impl Sched {
         if let Some(deadline_ns) = wait.deadline_ns {
             self.deadlines.insert((deadline_ns, tid));
         }
-        if let WaitOn::Futex(key, _) = wait.on {
+        if let WaitOn::Futex(key, _) | WaitOn::Requeue(key, _) = wait.on {
             self.futexes.entry(key).or_default().push_back(tid);
         }
         if let WaitOn::PiMutex(key, owner) = wait.on {
@@ -128,7 +128,7 @@ impl Sched {
         if let Some(deadline_ns) = parked.wait.deadline_ns {
             self.deadlines.remove(&(deadline_ns, tid));
         }
-        if let WaitOn::Futex(key, _) = parked.wait.on {
+        if let WaitOn::Futex(key, _) | WaitOn::Requeue(key, _) = parked.wait.on {
             self.leave_futex(key, tid);
         }
         if let WaitOn::PiMutex(key, _) = parked.wait.on {

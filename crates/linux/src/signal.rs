@@ -506,17 +506,18 @@ impl Kernel {
                 (state, remain_gva)
             }
         };
-        let result = if state.progress > 0 {
-            Ok(state.progress)
-        } else {
-            Err(Errno::EINTR)
+        let result = match &state {
+            state if state.progress > 0 => Ok(state.progress),
+            // It is not at the futex any more that the call names.
+            state if state.is_requeued => Err(Errno::EAGAIN),
+            _ => Err(Errno::EINTR),
         };
         if let Some(thread) = self.threads.get_mut(&tid) {
             thread.regs.rax = crate::sched::rax_of(result);
             if let Some(mask) = state.saved_mask {
                 thread.signals.saved_mask = Some(mask);
             }
-            thread.interrupted = result.is_err().then_some(Interrupted {
+            thread.interrupted = (result == Err(Errno::EINTR)).then_some(Interrupted {
                 call: parked.call,
                 state,
                 after_handler: parked.interrupted,

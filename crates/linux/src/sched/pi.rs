@@ -7,7 +7,7 @@ use imbl::{OrdMap, OrdSet, Vector};
 
 use super::Sched;
 use crate::kernel::Tid;
-use crate::outcome::FutexKey;
+use crate::outcome::{CallState, FutexKey, Resume, Wait, WaitOn};
 use crate::vector;
 
 /// Mutexes that somebody waits for.
@@ -82,6 +82,42 @@ impl Sched {
             };
             self.retry(first, false);
         }
+    }
+}
+
+impl Sched {
+    /// Who waits for a futex, first come first.
+    #[must_use]
+    pub fn futex_line(&self, key: FutexKey) -> Vec<Tid> {
+        let line = self.futexes.get(&key);
+        line.into_iter().flatten().copied().collect()
+    }
+
+    /// True if the first who waits for a futex is to be moved to a mutex from there.
+    #[must_use]
+    pub fn awaits_mutex(&self, key: FutexKey) -> bool {
+        let first = self.futexes.get(&key).and_then(|line| line.front());
+        let parked = first.and_then(|tid| self.parked.get(tid));
+        parked.is_some_and(|parked| matches!(parked.wait.on, WaitOn::Requeue(..)))
+    }
+
+    /// Has a thread that waits for a futex wait for a mutex that `owner` has, until the time it waited for.
+    pub fn move_to_mutex(&mut self, tid: Tid, mutex: FutexKey, owner: Tid) {
+        let Some(parked) = self.unpark(tid) else {
+            return;
+        };
+        let deadline_ns = parked.wait.deadline_ns;
+        let wait = Wait {
+            on: WaitOn::PiMutex(mutex, owner),
+            deadline_ns,
+            resume: Resume::Retry(CallState {
+                deadline_ns,
+                has_waited: true,
+                is_requeued: true,
+                ..CallState::default()
+            }),
+        };
+        self.park_call(tid, parked.call, wait, parked.interrupted);
     }
 }
 

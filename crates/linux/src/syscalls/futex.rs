@@ -1,21 +1,22 @@
 //! futex(2) as operations on the kernel value.
 
 use kvmlet_abi::linux::futex::{
-    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_LOCK_PI, FUTEX_LOCK_PI2,
-    FUTEX_PRIVATE_FLAG, FUTEX_REQUEUE, FUTEX_TRYLOCK_PI, FUTEX_UNLOCK_PI, FUTEX_WAIT,
-    FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, FUTEX_WAKE_OP,
+    FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_CMP_REQUEUE, FUTEX_CMP_REQUEUE_PI,
+    FUTEX_LOCK_PI, FUTEX_LOCK_PI2, FUTEX_PRIVATE_FLAG, FUTEX_REQUEUE, FUTEX_TRYLOCK_PI,
+    FUTEX_UNLOCK_PI, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAIT_REQUEUE_PI, FUTEX_WAKE,
+    FUTEX_WAKE_BITSET, FUTEX_WAKE_OP,
 };
 use kvmlet_abi::{Errno, Gva};
 
 use crate::clock;
 use crate::cx::Cx;
 use crate::mm::user::{self, EXCHANGES_MAX};
-use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
+use crate::outcome::{CallState, FutexKey, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::syscalls::args::{Args, Int, Len, Ptr, Uint};
 use crate::syscalls::pi;
 use crate::task::robust;
 
-/// futex(2). Moving waiters to a mutex with priority inheritance gives `ENOSYS`: glibc and musl do not do it.
+/// futex(2)
 pub fn sys_futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Outcome {
     match futex(cx, args, state) {
         Ok(outcome) => outcome,
@@ -31,7 +32,11 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
     let command = op & !(FUTEX_PRIVATE_FLAG | FUTEX_CLOCK_REALTIME);
     let private = op & FUTEX_PRIVATE_FLAG != 0;
     let realtime = op & FUTEX_CLOCK_REALTIME != 0;
-    if realtime && !matches!(command, FUTEX_WAIT | FUTEX_WAIT_BITSET | FUTEX_LOCK_PI2) {
+    let has_clock = matches!(
+        command,
+        FUTEX_WAIT | FUTEX_WAIT_BITSET | FUTEX_WAIT_REQUEUE_PI | FUTEX_LOCK_PI2
+    );
+    if realtime && !has_clock {
         return Err(Errno::ENOSYS);
     }
     match command {
@@ -90,6 +95,7 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
             }
             let key = robust::key_of(cx, uaddr, private)?;
             let max = wake_count(val);
+            no_mutex(cx, key)?;
             Ok(Outcome::Done(Ok(cx.kernel.wake_futex(key, bitset, max))))
         }
         FUTEX_REQUEUE | FUTEX_CMP_REQUEUE => {
@@ -101,15 +107,60 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
             if command == FUTEX_CMP_REQUEUE && user::load_u32(cx, uaddr)? != val3 {
                 return Err(Errno::EAGAIN);
             }
+            no_mutex(cx, from)?;
+            no_mutex(cx, to)?;
             let woken = cx
                 .kernel
                 .wake_futex(from, FUTEX_BITSET_MATCH_ANY, u64::from(val));
             let moved = cx.kernel.requeue_futex(from, to, u64::from(second_count));
             Ok(Outcome::Done(Ok(woken.saturating_add(moved))))
         }
+        FUTEX_WAIT_REQUEUE_PI => {
+            if uaddr == uaddr2 {
+                return Err(Errno::EINVAL);
+            }
+            let deadline_ns = match state.deadline_ns {
+                Some(deadline_ns) => Some(deadline_ns),
+                None => wait_deadline(cx, timeout, true, realtime)?,
+            };
+            let mutex = robust::key_of(cx, uaddr2, private)?;
+            if state.is_requeued {
+                return pi::lock(cx, uaddr2, mutex, deadline_ns, state);
+            }
+            let key = robust::key_of(cx, uaddr, private)?;
+            if user::load_u32(cx, uaddr)? != val {
+                return Err(Errno::EAGAIN);
+            }
+            if key == mutex {
+                return Err(Errno::EINVAL);
+            }
+            Ok(Outcome::Wait(Wait {
+                on: WaitOn::Requeue(key, mutex),
+                deadline_ns,
+                resume: Resume::Deliver {
+                    at_deadline: Err(Errno::ETIMEDOUT),
+                    remain_gva: 0,
+                },
+            }))
+        }
+        FUTEX_CMP_REQUEUE_PI => {
+            if val != 1 || (second_count as i32) < 0 || uaddr == uaddr2 {
+                return Err(Errno::EINVAL);
+            }
+            let from = robust::key_of(cx, uaddr, private)?;
+            let mutex = robust::key_of(cx, uaddr2, private)?;
+            if from == mutex {
+                return Err(Errno::EINVAL);
+            }
+            if user::load_u32(cx, uaddr)? != val3 {
+                return Err(Errno::EAGAIN);
+            }
+            pi::requeue(cx, from, (uaddr2, mutex), u64::from(second_count), state)
+        }
         FUTEX_WAKE_OP => {
             let first = robust::key_of(cx, uaddr, private)?;
             let second = robust::key_of(cx, uaddr2, private)?;
+            no_mutex(cx, first)?;
             let Some(old) = apply_op(cx, uaddr2, val3)? else {
                 return Ok(Outcome::Again(state.kept(0)));
             };
@@ -117,6 +168,7 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
                 .kernel
                 .wake_futex(first, FUTEX_BITSET_MATCH_ANY, wake_count(val));
             if compare_op(old, val3)? {
+                no_mutex(cx, second)?;
                 let max = wake_count(second_count);
                 woken =
                     woken.saturating_add(cx.kernel.wake_futex(second, FUTEX_BITSET_MATCH_ANY, max));
@@ -129,6 +181,18 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
                 .unsupported("futex", format!("operation {command}"));
             Err(Errno::ENOSYS)
         }
+    }
+}
+
+/// A plain wake is not for who waits for a mutex with priority inheritance, or to be moved to one.
+///
+/// # Errors
+/// `EINVAL` if the first in the line does. Linux differs: it fails at any of those that it would wake.
+fn no_mutex(cx: &Cx<'_>, key: FutexKey) -> Result<(), Errno> {
+    let sched = &cx.kernel.sched;
+    match sched.pi.first(key).is_some() || sched.awaits_mutex(key) {
+        true => Err(Errno::EINVAL),
+        false => Ok(()),
     }
 }
 

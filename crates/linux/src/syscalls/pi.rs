@@ -9,8 +9,28 @@ use crate::kernel::Tid;
 use crate::mm::user::{self, EXCHANGES_MAX};
 use crate::outcome::{CallState, FutexKey, Outcome, Resume, Wait, WaitOn};
 
-fn own_word(cx: &Cx<'_>) -> u32 {
-    u32::try_from(cx.tid.0).unwrap_or(0) & FUTEX_TID_MASK
+fn word_of(tid: Tid) -> u32 {
+    u32::try_from(tid.0).unwrap_or(0) & FUTEX_TID_MASK
+}
+
+/// The thread that is to have a mutex.
+#[derive(Clone, Copy)]
+struct Taker {
+    tid: Tid,
+    /// It has waited: an owner that is gone has left the mutex to it.
+    has_waited: bool,
+    /// FUTEX_WAITERS if others are about to wait.
+    waiters: u32,
+}
+
+impl Taker {
+    fn caller(cx: &Cx<'_>, has_waited: bool) -> Self {
+        Self {
+            tid: cx.tid,
+            has_waited,
+            waiters: 0,
+        }
+    }
 }
 
 /// The outcome of a try to take a mutex.
@@ -22,8 +42,8 @@ enum Taken {
     Unsettled,
 }
 
-fn take(cx: &mut Cx<'_>, uaddr: Gva, key: FutexKey, has_waited: bool) -> Result<Taken, Errno> {
-    let own = own_word(cx);
+fn take(cx: &mut Cx<'_>, uaddr: Gva, key: FutexKey, taker: Taker) -> Result<Taken, Errno> {
+    let own = word_of(taker.tid);
     for _ in 0..EXCHANGES_MAX {
         let old = user::load_u32(cx, uaddr)?;
         let owner = old & FUTEX_TID_MASK;
@@ -34,7 +54,7 @@ fn take(cx: &mut Cx<'_>, uaddr: Gva, key: FutexKey, has_waited: bool) -> Result<
         let is_there = cx.kernel.threads.contains_key(&tid);
         let died = match (owner, is_there) {
             (0, _) => old & FUTEX_OWNER_DIED,
-            (_, false) if has_waited => FUTEX_OWNER_DIED,
+            (_, false) if taker.has_waited => FUTEX_OWNER_DIED,
             (_, false) => return Err(Errno::ESRCH),
             (_, true) => {
                 if user::compare_exchange_u32(cx, uaddr, old, old | FUTEX_WAITERS)? {
@@ -45,10 +65,10 @@ fn take(cx: &mut Cx<'_>, uaddr: Gva, key: FutexKey, has_waited: bool) -> Result<
         };
         let waiters = match cx.kernel.sched.pi.first(key) {
             Some(_) => FUTEX_WAITERS,
-            None => 0,
+            None => taker.waiters,
         };
         if user::compare_exchange_u32(cx, uaddr, old, own | died | waiters)? {
-            cx.kernel.sched.pi.owned_by(key, cx.tid);
+            cx.kernel.sched.pi.owned_by(key, taker.tid);
             return Ok(Taken::Yes);
         }
     }
@@ -66,7 +86,8 @@ pub fn lock(
     deadline_ns: Option<u64>,
     state: &CallState,
 ) -> Result<Outcome, Errno> {
-    match take(cx, uaddr, key, state.has_waited)? {
+    let taker = Taker::caller(cx, state.has_waited);
+    match take(cx, uaddr, key, taker)? {
         Taken::Yes => Ok(Outcome::Done(Ok(0))),
         Taken::Unsettled => Ok(Outcome::Again(state.kept(0))),
         Taken::No(_) if state.expired => Err(Errno::ETIMEDOUT),
@@ -76,6 +97,7 @@ pub fn lock(
             resume: Resume::Retry(CallState {
                 deadline_ns,
                 has_waited: true,
+                is_requeued: state.is_requeued,
                 ..CallState::default()
             }),
         })),
@@ -92,7 +114,8 @@ pub fn try_lock(
     key: FutexKey,
     state: &CallState,
 ) -> Result<Outcome, Errno> {
-    match take(cx, uaddr, key, false)? {
+    let taker = Taker::caller(cx, false);
+    match take(cx, uaddr, key, taker)? {
         Taken::Yes => Ok(Outcome::Done(Ok(0))),
         Taken::No(_) => Err(Errno::EAGAIN),
         Taken::Unsettled => Ok(Outcome::Again(state.kept(0))),
@@ -109,14 +132,14 @@ pub fn unlock(
     key: FutexKey,
     state: &CallState,
 ) -> Result<Outcome, Errno> {
-    let own = own_word(cx);
+    let own = word_of(cx.tid);
     for _ in 0..EXCHANGES_MAX {
         let old = user::load_u32(cx, uaddr)?;
         if old & FUTEX_TID_MASK != own {
             return Err(Errno::EPERM);
         }
         let next = cx.kernel.sched.pi.first(key);
-        let new = next.map_or(0, |tid| FUTEX_WAITERS | u32::try_from(tid.0).unwrap_or(0));
+        let new = next.map_or(0, |tid| FUTEX_WAITERS | word_of(tid));
         if !user::compare_exchange_u32(cx, uaddr, old, new)? {
             continue;
         }
@@ -127,4 +150,59 @@ pub fn unlock(
         return Ok(Outcome::Done(Ok(0)));
     }
     Ok(Outcome::Again(state.kept(0)))
+}
+
+/// FUTEX_CMP_REQUEUE_PI: the first who waits for `from` gets the mutex if nobody has it. The others wait for it
+/// from now on, `max` of them, and one more if the first does too. Returns how many these are.
+///
+/// # Errors
+/// `EINVAL` for a waiter that does not wait to be moved there; `EDEADLK` for one that has the mutex. Those before it
+/// have been moved. `ESRCH` if the owner is no thread; `EFAULT`.
+pub fn requeue(
+    cx: &mut Cx<'_>,
+    from: FutexKey,
+    (uaddr, mutex): (Gva, FutexKey),
+    max: u64,
+    state: &CallState,
+) -> Result<Outcome, Errno> {
+    user::load_u32(cx, uaddr)?;
+    let waiting = cx.kernel.sched.futex_line(from);
+    let Some(first) = waiting.first().copied() else {
+        return Ok(Outcome::Done(Ok(0)));
+    };
+    movable(cx, first, mutex)?;
+    let taker = Taker {
+        tid: first,
+        has_waited: false,
+        waiters: if max > 0 { FUTEX_WAITERS } else { 0 },
+    };
+    let (owner, mut moved) = match take(cx, uaddr, mutex, taker)? {
+        Taken::Yes => {
+            cx.kernel.deliver(first, Ok(0));
+            (first, 1u64)
+        }
+        Taken::No(owner) => (owner, 0),
+        Taken::Unsettled => return Ok(Outcome::Again(state.kept(0))),
+    };
+    let already = usize::from(moved > 0);
+    for tid in waiting.into_iter().skip(already) {
+        if moved > max {
+            break;
+        }
+        movable(cx, tid, mutex)?;
+        if tid == owner {
+            return Err(Errno::EDEADLK);
+        }
+        cx.kernel.sched.move_to_mutex(tid, mutex, owner);
+        moved = moved.saturating_add(1);
+    }
+    Ok(Outcome::Done(Ok(moved)))
+}
+
+fn movable(cx: &Cx<'_>, tid: Tid, mutex: FutexKey) -> Result<(), Errno> {
+    let parked = cx.kernel.sched.parked.get(&tid);
+    match parked.map(|parked| &parked.wait.on) {
+        Some(WaitOn::Requeue(_, wanted)) if *wanted == mutex => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
 }

@@ -285,9 +285,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(199, "fremovexattr", "ds", fs::sys_fremovexattr).partial(ATTRIBUTES),
     Row::value(200, "tkill", "ii", signal::sys_tkill),
     Row::value(201, "time", "x", time::sys_time),
-    Row::wait(202, "futex", "xuuxxu", futex::sys_futex)
-        .restarts(Restart::WithoutDeadline)
-        .partial("FUTEX_WAIT_REQUEUE_PI and FUTEX_CMP_REQUEUE_PI give ENOSYS"),
+    Row::wait(202, "futex", "xuuxxu", futex::sys_futex).restarts(Restart::WithoutDeadline),
     Row::value(
         203,
         "sched_setaffinity",

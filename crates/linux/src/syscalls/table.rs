@@ -324,7 +324,7 @@ pub fn key(nr: u64) -> CallKey {
 /// The fate of a wait that a handler with SA_RESTART interrupts.
 #[must_use]
 pub fn after_handler(call: &Call, wait: &Wait) -> AfterHandler {
-    if let WaitOn::PiMutex(..) = wait.on {
+    if let WaitOn::PiMutex(..) | WaitOn::Requeue(..) = wait.on {
         return AfterHandler::Restarts;
     }
     let restarts = match row(call.nr).map(|row| row.restart) {
