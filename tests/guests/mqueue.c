@@ -1,13 +1,16 @@
 // POSIX message queues: names, order, limits, waiting, notices, descriptors.
 #include "guest.h"
 #include <fcntl.h>
+#include <linux/netlink.h>
 #include <mqueue.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 static char name[64], other[64];
@@ -213,6 +216,93 @@ static void notices(void) {
     CHECK(mq_close(queue) == 0 && mq_unlink(name) == 0);
 }
 
+static pthread_mutex_t told_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t told_change = PTHREAD_COND_INITIALIZER;
+static int told;
+
+static void on_message(union sigval given) {
+    pthread_mutex_lock(&told_lock);
+    told += given.sival_int;
+    pthread_cond_signal(&told_change);
+    pthread_mutex_unlock(&told_lock);
+}
+
+static int wait_until_told(int wanted) {
+    struct timespec end = after_ms(10000);
+    pthread_mutex_lock(&told_lock);
+    while (told < wanted && pthread_cond_timedwait(&told_change, &told_lock, &end) == 0) {}
+    int seen = told;
+    pthread_mutex_unlock(&told_lock);
+    return seen;
+}
+
+// The library has a thread of its own that reads notices from a socket of netlink (SIGEV_THREAD).
+static void threads(void) {
+    section("notices to threads");
+    mqd_t queue = make(name, O_NONBLOCK, 4, 16);
+    char text[16];
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD, .sigev_notify_function = on_message,
+                             .sigev_value.sival_int = 5};
+    CHECK(mq_notify(queue, &event) == 0);
+    FAILS(mq_notify(queue, &event), EBUSY);
+    show_status(queue);
+    CHECK(mq_send(queue, "one", 3, 0) == 0);
+    CHECK(wait_until_told(5) == 5);
+    NEED(mq_receive(queue, text, sizeof text, NULL) == 3);
+    CHECK(mq_notify(queue, &event) == 0);
+    pid_t child = fork();
+    if (!child) {
+        NEED(mq_send(queue, "by a child", 10, 0) == 0);
+        _exit(0);
+    }
+    NEED(waitpid(child, NULL, 0) == child);
+    CHECK(wait_until_told(10) == 10);
+    NEED(mq_receive(queue, text, sizeof text, NULL) == 10);
+    CHECK(mq_notify(queue, &event) == 0 && mq_notify(queue, NULL) == 0);
+    show_status(queue);
+
+    // The same as the library does it.
+    unsigned char cookie[32], read_back[40];
+    for (int i = 0; i < 32; i++) cookie[i] = (unsigned char)(i + 1);
+    int reader = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0);
+    struct sigevent raw = {.sigev_notify = SIGEV_THREAD, .sigev_signo = reader, .sigev_value.sival_ptr = cookie};
+    CHECK(syscall(SYS_mq_notify, queue, &raw) == 0);
+    CHECK(recv(reader, read_back, sizeof read_back, MSG_DONTWAIT) == -1);
+    CHECK(mq_send(queue, "two", 3, 0) == 0);
+    CHECK(recv(reader, read_back, sizeof read_back, MSG_WAITALL) == 32);
+    CHECK(memcmp(cookie, read_back, 31) == 0 && read_back[31] == 1);
+    NEED(mq_receive(queue, text, sizeof text, NULL) == 3);
+    CHECK(syscall(SYS_mq_notify, queue, &raw) == 0);
+    CHECK(mq_notify(queue, NULL) == 0);
+    CHECK(recv(reader, read_back, sizeof read_back, 0) == 32 && read_back[31] == 2);
+    CHECK(syscall(SYS_mq_notify, queue, &raw) == 0);
+    mqd_t again = mq_open(name, O_RDWR);
+    CHECK(mq_close(again) == 0);
+    CHECK(recv(reader, read_back, sizeof read_back, 0) == 32 && read_back[31] == 2);
+    // The notice of a process that ends is for whoever has the socket then.
+    child = fork();
+    if (!child) _exit(syscall(SYS_mq_notify, queue, &raw) != 0);
+    NEED(waitpid(child, NULL, 0) == child);
+    CHECK(recv(reader, read_back, sizeof read_back, 0) == 32 && read_back[31] == 2);
+    // One that nobody reads any more is lost.
+    CHECK(syscall(SYS_mq_notify, queue, &raw) == 0);
+    CHECK(close(reader) == 0);
+    CHECK(mq_send(queue, "three", 5, 0) == 0);
+    NEED(mq_receive(queue, text, sizeof text, NULL) == 5);
+    FAILS(syscall(SYS_mq_notify, queue, &raw), EBADF);
+    raw.sigev_signo = (int)queue;
+    FAILS(syscall(SYS_mq_notify, queue, &raw), ENOTSOCK);
+    raw.sigev_value.sival_ptr = (void *)8;
+    FAILS(syscall(SYS_mq_notify, queue, &raw), EFAULT);
+    int pair[2];
+    NEED(socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) == 0);
+    raw.sigev_signo = pair[0];
+    raw.sigev_value.sival_ptr = cookie;
+    FAILS(syscall(SYS_mq_notify, queue, &raw), EINVAL);
+    CHECK(close(pair[0]) == 0 && close(pair[1]) == 0);
+    CHECK(mq_close(queue) == 0 && mq_unlink(name) == 0);
+}
+
 static void limits(void) {
     section("limits");
     struct rlimit few = {4096, 4096};
@@ -255,6 +345,7 @@ int main(void) {
     order();
     waiting();
     notices();
+    threads();
     limits();
     return 0;
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use kvmlet_abi::Errno;
+use kvmlet_abi::linux::signal::{SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD};
 use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::GuestMemory;
 
@@ -27,15 +28,47 @@ const TREE_BYTES: u64 = 96;
 const QUEUE_COST_BYTES: u64 = 1024;
 const MESSAGE_COST_BYTES: u64 = 192;
 
+/// Bytes that a notice to a socket has (NOTIFY_COOKIE_LEN in ipc/mqueue.c).
+pub const COOKIE_BYTES: usize = 32;
+
+/// The way of telling of a message (mq_notify(3)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// Nobody is told (SIGEV_NONE).
+    None,
+    /// A signal.
+    Signal {
+        /// Its number.
+        signo: u8,
+        /// si_value
+        value: u64,
+    },
+    /// A datagram to a socket of netlink, which a thread of the C library reads (SIGEV_THREAD).
+    Socket {
+        /// The socket.
+        socket: ObjectId,
+        /// The datagram, without its last byte.
+        cookie: [u8; COOKIE_BYTES],
+    },
+}
+
 /// The one who is told of the next message that comes into an empty queue (mq_notify(3)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Notified {
     /// The process.
     pub pid: Pid,
-    /// The signal; `None` for no notice (SIGEV_NONE).
-    pub signo: Option<u8>,
-    /// si_value
-    pub value: u64,
+    /// The way of telling it.
+    pub notice: Notice,
+}
+
+/// The news for who reads notices from a socket: the last byte of the datagram (ipc/mqueue.c).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum News {
+    /// There is a message.
+    Message = 1,
+    /// It is not told any more.
+    Removed = 2,
 }
 
 /// A queue.
@@ -139,11 +172,12 @@ impl Mqueue {
     /// The text that read(2) gives (mqueue_read_file in ipc/mqueue.c).
     #[must_use]
     pub fn status(&self) -> String {
-        let (notify, signo, pid) = match self.notified {
-            Some(Notified { pid, signo, .. }) => {
-                (i32::from(signo.is_none()), signo.unwrap_or(0), pid.0)
-            }
-            None => (0, 0, 0),
+        let pid = self.notified.map_or(0, |notified| notified.pid.0);
+        let (notify, signo) = match self.notified.map(|notified| notified.notice) {
+            Some(Notice::Signal { signo, .. }) => (SIGEV_SIGNAL, signo),
+            Some(Notice::None) => (SIGEV_NONE, 0),
+            Some(Notice::Socket { .. }) => (SIGEV_THREAD, 0),
+            None => (0, 0),
         };
         format!(
             "QSIZE:{:<10} NOTIFY:{notify:<5} SIGNO:{signo:<5} NOTIFY_PID:{pid:<6}\n",
@@ -267,21 +301,21 @@ impl Mqueues {
         }
     }
 
-    /// A process closes a descriptor of a queue: it is not told of messages any more (mqueue_flush_file).
-    pub fn closed_by(&mut self, id: ObjectId, pid: Pid) {
+    /// A process closes a descriptor of a queue: it is not told of messages any more (mqueue_flush_file). Returns
+    /// the notice that is not given.
+    pub fn closed_by(&mut self, id: ObjectId, pid: Pid) -> Option<Notice> {
         let told = |queue: &Mqueue| queue.notified.is_some_and(|notified| notified.pid == pid);
-        if self.queues.get(&id).is_some_and(told)
-            && let Some(queue) = self.queues.get_mut(&id)
-        {
-            queue.notified = None;
+        if !self.queues.get(&id).is_some_and(told) {
+            return None;
         }
+        let queue = self.queues.get_mut(&id)?;
+        queue.notified.take().map(|notified| notified.notice)
     }
 
-    /// A process has ended.
-    pub fn process_gone(&mut self, pid: Pid) {
+    /// A process has ended. Returns the notices that are not given.
+    pub fn process_gone(&mut self, pid: Pid) -> Vec<Notice> {
         let ids: Vec<ObjectId> = self.queues.keys().copied().collect();
-        for id in ids {
-            self.closed_by(id, pid);
-        }
+        let gone = ids.into_iter().filter_map(|id| self.closed_by(id, pid));
+        gone.collect()
     }
 }

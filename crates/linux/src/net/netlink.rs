@@ -18,6 +18,8 @@ use super::queue::{self, Message};
 use super::{Name, routes};
 use crate::cx::Cx;
 use crate::id::ObjectId;
+use crate::ipc::mq::{News, Notice};
+use crate::kernel::Kernel;
 
 /// The loopback device's number.
 pub const LOOPBACK_INDEX: i32 = 1;
@@ -56,10 +58,10 @@ pub fn send(cx: &mut Cx<'_>, (id, port): (ObjectId, u32), bytes: &[u8]) -> Resul
         return Err(Errno::ECONNREFUSED);
     }
     bind(cx, id, 0)?;
-    let socket = cx.kernel.objects.sockets.get(id)?;
-    if socket.queue.weight() > u64::from(socket.options.rcvbuf) {
+    if is_full(cx.kernel, id)? {
         return Err(Errno::ENOBUFS);
     }
+    let socket = cx.kernel.objects.sockets.get(id)?;
     let own = match socket.name {
         Some(Name::Netlink(port)) => port,
         _ => 0,
@@ -77,6 +79,32 @@ pub fn send(cx: &mut Cx<'_>, (id, port): (ObjectId, u32), bytes: &[u8]) -> Resul
         queue::deliver(cx.kernel, id, message)?;
     }
     Ok(bytes.len())
+}
+
+/// True if a socket takes no more for now.
+///
+/// # Errors
+/// `EBADF` if it is gone.
+pub fn is_full(kernel: &Kernel, id: ObjectId) -> Result<bool, Errno> {
+    let socket = kernel.objects.sockets.get(id)?;
+    Ok(socket.queue.weight() > u64::from(socket.options.rcvbuf))
+}
+
+/// Gives a socket the notice that it was named for (mq_notify(3)). It is lost with the socket, and without memory.
+pub fn tell(cx: &mut Cx<'_>, notice: Notice, news: News) {
+    let Notice::Socket { socket, mut cookie } = notice else {
+        return;
+    };
+    if let Some(last) = cookie.last_mut() {
+        *last = news as u8;
+    }
+    let message = Message::datagram(&cookie, Name::Netlink(0), None);
+    let is_there = cx.kernel.objects.sockets.get(socket).is_ok();
+    let memory = &mut cx.machine.memory;
+    if is_there && memory.charge(message.charged_bytes()).is_ok() {
+        // It is there.
+        let _ = queue::deliver(cx.kernel, socket, message);
+    }
 }
 
 /// A message with this content.

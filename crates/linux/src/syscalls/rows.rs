@@ -338,7 +338,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(241, "mq_unlink", "s", ipc::sys_mq_unlink),
     Row::wait(242, "mq_timedsend", "dxuux", ipc::sys_mq_timedsend).restarts(Restart::Handler),
     Row::wait(243, "mq_timedreceive", "dxuxx", ipc::sys_mq_timedreceive).restarts(Restart::Handler),
-    Row::value(244, "mq_notify", "dx", ipc::sys_mq_notify).partial("SIGEV_THREAD gives EINVAL"),
+    Row::value(244, "mq_notify", "dx", ipc::sys_mq_notify),
     Row::value(245, "mq_getsetattr", "ixx", ipc::sys_mq_getsetattr),
     Row::privileged(246, "kexec_load", "xxx"),
     Row::wait(247, "waitid", "iixxx", process::sys_waitid).restarts(Restart::Handler),

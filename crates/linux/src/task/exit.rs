@@ -8,9 +8,11 @@ use super::{robust, share};
 use crate::clock;
 use crate::creds::Creds;
 use crate::cx::Cx;
+use crate::ipc::mq::News;
 use crate::ipc::sem;
 use crate::kernel::{Doomed, ExitStatus, Kernel, Pid, Process, Thread, Tid, Zombie};
 use crate::mm;
+use crate::net::netlink;
 use crate::outcome::{Source, WaitOn};
 use crate::signal::signo::SIGCHLD;
 use crate::signal::{NSIG, SI_USER, SigDetail, SigInfo};
@@ -75,7 +77,9 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
     }
     let now = clock::realtime_s(cx.host);
     sem::process_gone(cx.kernel, &mut cx.machine.memory, pid, now);
-    cx.kernel.ipc.mqueues.process_gone(pid);
+    for notice in cx.kernel.ipc.mqueues.process_gone(pid) {
+        netlink::tell(cx, notice, News::Removed);
+    }
     for tid in &threads {
         cx.tid = *tid;
         share::leave(cx);

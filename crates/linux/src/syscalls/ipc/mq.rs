@@ -5,14 +5,16 @@ use imbl::Vector;
 use kvmlet_abi::linux::Sigevent;
 use kvmlet_abi::linux::capability::CAP_DAC_OVERRIDE;
 use kvmlet_abi::linux::mqueue::{MQ_PRIO_MAX, MqAttr, SI_MESGQ};
-use kvmlet_abi::linux::signal::{SIGEV_NONE, SIGEV_SIGNAL};
+use kvmlet_abi::linux::signal::{SIGEV_NONE, SIGEV_SIGNAL, SIGEV_THREAD};
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_hostfs::attr::S_IFSOCK;
 
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{self, FileKind, OnExec, OpenFile, OpenFlags};
 use crate::ipc::ids::Perm;
-use crate::ipc::mq::{MESSAGE_BYTES_MAX, MESSAGES_MAX, Mqueue, Notified};
+use crate::ipc::mq::{MESSAGE_BYTES_MAX, MESSAGES_MAX, Mqueue, News, Notice, Notified};
+use crate::net::{Family, netlink};
 use crate::outcome::{CallState, Outcome, Resume, Source, SysResult, Wait, WaitOn};
 use crate::rlimit::Resource;
 use crate::signal::{NSIG, SigDetail, SigInfo};
@@ -220,19 +222,23 @@ fn tell(cx: &mut Cx<'_>, id: ObjectId) -> Result<(), Errno> {
     let Some(notified) = cx.kernel.ipc.mqueues.get_mut(id)?.notified.take() else {
         return Ok(());
     };
-    if let Some(signo) = notified.signo {
-        let info = SigInfo {
-            signo,
-            code: SI_MESGQ,
-            detail: SigDetail::Sender {
-                pid: cx.process()?.pid.0,
-                uid: cx.creds().user.real,
-                value: notified.value,
-            },
-            ..SigInfo::default()
-        };
-        // A signal that finds no room is lost, as on Linux.
-        let _ = cx.kernel.send_to_process(notified.pid, info);
+    match notified.notice {
+        Notice::None => {}
+        Notice::Signal { signo, value } => {
+            let info = SigInfo {
+                signo,
+                code: SI_MESGQ,
+                detail: SigDetail::Sender {
+                    pid: cx.process()?.pid.0,
+                    uid: cx.creds().user.real,
+                    value,
+                },
+                ..SigInfo::default()
+            };
+            // A signal that finds no room is lost, as on Linux.
+            let _ = cx.kernel.send_to_process(notified.pid, info);
+        }
+        notice @ Notice::Socket { .. } => netlink::tell(cx, notice, News::Message),
     }
     Ok(())
 }
@@ -275,43 +281,70 @@ fn receive(
     Ok(Outcome::Done(Ok(text.len() as u64)))
 }
 
-/// mq_notify(2). The library's notices to a thread (SIGEV_THREAD) give `EINVAL`.
+/// The socket of netlink that the C library has a thread read notices from (SIGEV_THREAD).
 ///
 /// # Errors
-/// As the man page has them.
+/// `EBADF`; `ENOTSOCK`; `EINVAL` for another socket; `EAGAIN` if it is full. Linux differs: it waits for room.
+fn socket_of(cx: &mut Cx<'_>, number: i32) -> Result<ObjectId, Errno> {
+    let (id, file) = fd::get(cx, number)?;
+    let FileKind::Socket(socket) = file.kind else {
+        let is_socket = vfs::file::attr(cx, id)?.kind() == S_IFSOCK;
+        return Err(if is_socket {
+            Errno::EINVAL
+        } else {
+            Errno::ENOTSOCK
+        });
+    };
+    if cx.kernel.objects.sockets.get(socket)?.family != Family::Netlink {
+        return Err(Errno::EINVAL);
+    }
+    match netlink::is_full(cx.kernel, socket)? {
+        true => Err(Errno::EAGAIN),
+        false => Ok(socket),
+    }
+}
+
+/// mq_notify(2)
+///
+/// # Errors
+/// As the man page has them; those of `socket_of`.
 pub fn sys_mq_notify(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Fd(fd), Ptr(event)) = args.decode();
     let pid = cx.process()?.pid;
     if event.0 == 0 {
         let (id, _) = queue_of(cx, fd)?;
-        cx.kernel.ipc.mqueues.closed_by(id, pid);
+        if let Some(notice) = cx.kernel.ipc.mqueues.closed_by(id, pid) {
+            netlink::tell(cx, notice, News::Removed);
+        }
         return Ok(0);
     }
     let event: Sigevent = cx.read_struct(event)?;
-    let signo = match event.sigev_notify {
-        SIGEV_NONE => None,
+    let notice = match event.sigev_notify {
+        SIGEV_NONE => Notice::None,
         SIGEV_SIGNAL => match u8::try_from(event.sigev_signo) {
             // Signal 0 is none.
-            Ok(0) => None,
-            Ok(signo) if signo <= NSIG => Some(signo),
+            Ok(0) => Notice::None,
+            Ok(signo) if signo <= NSIG => Notice::Signal {
+                signo,
+                value: event.sigev_value,
+            },
             _ => return Err(Errno::EINVAL),
         },
-        other => {
-            let what = format!("sigev_notify {other}");
-            cx.host.report.unsupported("mq_notify", what);
-            return Err(Errno::EINVAL);
+        SIGEV_THREAD => {
+            let cookie = cx.read_struct(Gva(event.sigev_value))?;
+            Notice::Socket {
+                socket: socket_of(cx, event.sigev_signo)?,
+                cookie,
+            }
         }
+        _ => return Err(Errno::EINVAL),
     };
     let (id, _) = queue_of(cx, fd)?;
     let queue = cx.kernel.ipc.mqueues.get_mut(id)?;
     if queue.notified.is_some() {
         return Err(Errno::EBUSY);
     }
-    queue.notified = Some(Notified {
-        pid,
-        signo,
-        value: event.sigev_value,
-    });
+    queue.notified = Some(Notified { pid, notice });
     Ok(0)
 }
 

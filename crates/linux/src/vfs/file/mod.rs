@@ -20,6 +20,7 @@ use super::{
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, FileKind, OpenFile};
 use crate::host::HostId;
+use crate::ipc::mq::News;
 use crate::net;
 
 mod follow;
@@ -562,7 +563,9 @@ pub fn closed(cx: &mut Cx<'_>, id: FileId) {
     };
     let queue = *queue;
     if let Ok(pid) = cx.process().map(|process| process.pid) {
-        cx.kernel.ipc.mqueues.closed_by(queue, pid);
+        if let Some(notice) = cx.kernel.ipc.mqueues.closed_by(queue, pid) {
+            net::netlink::tell(cx, notice, News::Removed);
+        }
     }
 }
 
