@@ -72,6 +72,10 @@ def test_message_queues(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./mqueue"], cwd=guests)
 
 
+def test_leases_on_files(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./lease"], cwd=guests)
+
+
 def test_named_pipes_and_packets(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./fifo"], cwd=guests)
 

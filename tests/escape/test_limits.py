@@ -81,6 +81,8 @@ BROODS = {
     "threads": (0,),
     "tables": (0,),
     "sharers": (0,),
+    "leases": (0,),
+    "mutexes": (0,),
     "arguments": (0, 137),
 }
 """Families of processes, and the statuses that their runs may end with."""

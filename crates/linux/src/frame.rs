@@ -163,6 +163,10 @@ pub fn siginfo_bytes(info: &SigInfo) -> [u8; 128] {
             words[6] = status.cast_unsigned();
             (words[8], words[9]) = split(utime);
         }
+        SigDetail::Poll { band, fd } => {
+            words[4] = u32::from(band.cast_unsigned());
+            words[6] = fd.cast_unsigned();
+        }
         SigDetail::Timer { id, overrun, value } => {
             words[4] = id.cast_unsigned();
             words[5] = overrun.cast_unsigned();

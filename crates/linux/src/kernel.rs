@@ -30,6 +30,7 @@ use crate::vfs::anon::Objects;
 use crate::vfs::async_io::AsyncIo;
 use crate::vfs::epoll::HeldWakes;
 use crate::vfs::locks::Locks;
+use crate::vfs::leases::Leases;
 use crate::vfs::pipe::Pipes;
 use crate::vfs::tmpfs::TmpFs;
 
@@ -80,6 +81,8 @@ pub struct Kernel {
     /// File locks.
     pub locks: Locks,
     /// Who gets a signal when something happens to a file.
+    /// Leases on files.
+    pub leases: Leases,
     pub async_io: AsyncIo,
     /// Shared memory segments, semaphores, message queues.
     pub ipc: Ipc,
@@ -192,6 +195,7 @@ impl Kernel {
             objects: Objects::default(),
             locks: Locks::default(),
             async_io: AsyncIo::default(),
+            leases: Leases::default(),
             ipc: Ipc::default(),
             sched,
             held_wakes: HeldWakes::default(),

@@ -101,6 +101,13 @@ pub enum SigDetail {
         utime: u64,
     },
     /// si_timerid, si_overrun, si_value
+    /// si_band, si_fd
+    Poll {
+        /// si_band: events of poll(2)
+        band: i16,
+        /// si_fd
+        fd: i32,
+    },
     Timer {
         /// si_timerid
         id: i32,

@@ -273,6 +273,70 @@ static void sharers(void) {
     need(dup(0) == first, "nothing is left open");
 }
 
+// Leases without end, which their holders do not give up, and many who wait for them.
+static void leases(void) {
+    static const char path[] = "/tmp/brood-lease";
+    enum { HOLDERS = 8, OPENERS = 50 };
+    volatile long *held = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    need(close(open(path, O_CREAT | O_RDWR, 0600)) == 0, "a file");
+    pid_t holders[HOLDERS];
+    for (int number = 0; number < HOLDERS; number++) {
+        holders[number] = fork();
+        if (holders[number]) continue;
+        signal(SIGIO, SIG_IGN);
+        for (int count = 0; count < 1000; count++) {
+            int fd = open(path, O_RDONLY);
+            if (fd < 0 || fcntl(fd, F_SETLEASE, F_RDLCK)) break;
+            __atomic_add_fetch(&held[0], 1, __ATOMIC_SEQ_CST);
+        }
+        __atomic_add_fetch(&held[1], 1, __ATOMIC_SEQ_CST);
+        for (;;) pause();
+    }
+    while (__atomic_load_n(&held[1], __ATOMIC_SEQ_CST) < HOLDERS) sched_yield();
+    reached("leases", held[0]);
+    for (int number = 0; number < OPENERS; number++)
+        if (fork() == 0) _exit(open(path, O_WRONLY) < 0);
+    struct timespec time = {.tv_nsec = 200000000};
+    nanosleep(&time, NULL);
+    for (int number = 0; number < HOLDERS; number++) kill(holders[number], SIGKILL);
+    int status, opened = 0;
+    while (wait(&status) > 0) opened += WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    need(opened == OPENERS, "all of them get on");
+}
+
+// Processes that lock, wait, move each other and are killed, at words that no two of them agree about.
+static void mutexes(void) {
+    enum { MEMBERS = 12 };
+    static const int ops[] = {0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 11, 12, 12, 13};
+    uint32_t *words = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pid_t members[MEMBERS];
+    for (int number = 0; number < MEMBERS; number++) {
+        members[number] = fork();
+        if (members[number]) continue;
+        unsigned seed = (unsigned)number + 1;
+        for (int round = 0; round < 400; round++) {
+            seed = seed * 1103515245 + 12345;
+            uint32_t *one = &words[seed >> 16 & 3], *other = &words[seed >> 20 & 3];
+            int op = ops[(seed >> 8) % (sizeof ops / sizeof *ops)];
+            struct timespec end;
+            clock_gettime(op == 6 ? CLOCK_REALTIME : CLOCK_MONOTONIC, &end);
+            end.tv_nsec = (end.tv_nsec + 3000000) % 1000000000;
+            if (op == 0) end = (struct timespec){.tv_nsec = 1000000};
+            int counts = op == 3 || op == 4 || op == 5 || op == 12;
+            syscall(SYS_futex, one, op, op == 12 ? 1 : *one, counts ? (long)(seed & 7) : (long)&end, other,
+                    op == 9 || op == 10 ? ~0u : *one);
+            if (seed % 13 == 0) *other = seed & 1 ? 0 : seed;
+            if (seed % 17 == 0) *other = (uint32_t)members[seed % (number + 1)];
+        }
+        _exit(0);
+    }
+    for (int number = 0; number < MEMBERS; number += 3) kill(members[number], SIGKILL);
+    struct timespec time = {.tv_sec = 1};
+    nanosleep(&time, NULL);
+    for (int number = 0; number < MEMBERS; number++) kill(members[number], SIGKILL);
+    while (wait(NULL) > 0) {}
+}
+
 int main(int argc, char **argv) {
     need(argc >= 2, "arguments");
     const char *what = argv[1];
@@ -294,6 +358,8 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "threads")) threads();
     else if (!strcmp(what, "tables")) tables();
     else if (!strcmp(what, "sharers")) sharers();
+    else if (!strcmp(what, "leases")) leases();
+    else if (!strcmp(what, "mutexes")) mutexes();
     else need(0, "what?");
     printf("done\n");
     fflush(stdout);

@@ -16,6 +16,7 @@ pub const CAP_SETPCAP: u8 = 8;
 pub const CAP_LINUX_IMMUTABLE: u8 = 9;
 pub const CAP_NET_BIND_SERVICE: u8 = 10;
 pub const CAP_MKNOD: u8 = 27;
+pub const CAP_LEASE: u8 = 28;
 pub const CAP_MAC_OVERRIDE: u8 = 32;
 /// CAP_CHECKPOINT_RESTORE
 pub const CAP_LAST_CAP: u8 = 40;

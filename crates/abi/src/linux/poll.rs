@@ -10,6 +10,7 @@ pub const POLLRDNORM: i16 = 0x40;
 pub const POLLRDBAND: i16 = 0x80;
 pub const POLLWRNORM: i16 = 0x100;
 pub const POLLWRBAND: i16 = 0x200;
+pub const POLLMSG: i16 = 0x400;
 pub const POLLRDHUP: i16 = 0x2000;
 
 guest_struct! {

@@ -60,6 +60,7 @@ pub const MINSIGSTKSZ: u64 = 2048;
 pub const SI_USER: i32 = 0;
 pub const SI_KERNEL: i32 = 0x80;
 pub const SI_TIMER: i32 = -2;
+pub const SI_SIGIO: i32 = -5;
 pub const SI_TKILL: i32 = -6;
 
 pub const ILL_ILLOPN: i32 = 2;

@@ -109,7 +109,7 @@ pub(super) static ROWS: &[Row] = &[
     Row::wait(73, "flock", "du", io::sys_flock).restarts(Restart::Handler),
     Row::value(74, "fsync", "d", io::sys_fsync),
     Row::value(75, "fdatasync", "d", io::sys_fdatasync),
-    Row::value(76, "truncate", "su", fs::sys_truncate),
+    Row::wait(76, "truncate", "su", fs::sys_truncate).restarts(Restart::Handler),
     Row::value(77, "ftruncate", "du", io::sys_ftruncate),
     Row::value(78, "getdents", "dxu", fs::sys_getdents),
     Row::value(79, "getcwd", "xu", fs::sys_getcwd),

@@ -18,6 +18,7 @@ pub mod guard;
 pub mod hosttree;
 pub mod inotify;
 pub mod learn;
+pub mod leases;
 pub mod locks;
 pub mod notify;
 pub mod open;

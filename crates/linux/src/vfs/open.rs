@@ -19,7 +19,7 @@ use super::path::{self, At, Found, Intent, Last, Missing, Node, Request, Resolve
 use super::privilege;
 use super::synth::{self, Synth};
 use super::tmpfs::{InodeId, NewAttr, NewBody};
-use super::{Dir, access, attr_of, fifo, hosttree, notify, now, overlay, set_tmp_size};
+use super::{Dir, access, attr_of, fifo, hosttree, leases, notify, now, overlay, set_tmp_size};
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::report::Remedy;
@@ -35,6 +35,9 @@ pub enum Opened {
     /// An end of a named pipe whose other end has been opened this many times, and now is not open: the
     /// call waits for it.
     Waiting(OpenFile, u64),
+    /// A lease is in the way, until it is given up or until this time, in guest monotonic nanoseconds. The call is
+    /// made again then.
+    Leased(u64),
 }
 
 /// Arguments of an open(2).
@@ -221,6 +224,11 @@ pub(super) fn open_found(
     {
         return open_tmp(cx, inode, flags, &found.path);
     }
+    if let Node::Host(_, attr) = &found.node
+        && let Some(until_ns) = leases::broken_on_host(cx, attr, flags)?
+    {
+        return Ok(Opened::Leased(until_ns));
+    }
     let kind = match found.node {
         Node::Host(handle, _) if changes && hosttree::is_writable(cx.host, &found.path) => {
             hosttree::open(cx, call, (&found.path, &attr), handle.directory(), flags)?
@@ -326,6 +334,9 @@ pub(super) fn open_tmp(
     }
     if attr.kind() == S_IFIFO {
         return fifo::open(cx, inode, flags, path);
+    }
+    if let Some(until_ns) = leases::broken_by(cx, &attr, flags)? {
+        return Ok(Opened::Leased(until_ns));
     }
     match attr.kind() {
         S_IFREG | S_IFDIR => {}

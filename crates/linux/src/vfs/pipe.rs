@@ -21,6 +21,8 @@ pub const CAPACITY_MAX_BYTES: usize = 1 << 20;
 
 /// The source that waiters for file locks wait on; no pipe has this number.
 pub const LOCKS_SOURCE: PipeId = 0;
+/// The source that opens wait on which leases are in the way of; no pipe gets as far.
+pub const LEASES_SOURCE: PipeId = PipeId::MAX;
 
 /// All pipes.
 #[derive(Clone, PartialEq, Eq, Debug)]

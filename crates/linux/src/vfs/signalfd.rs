@@ -58,6 +58,10 @@ pub fn siginfo(info: &SigInfo) -> SignalfdSiginfo {
             (out.ssi_status, out.ssi_utime) = (status, utime);
             return out;
         }
+        SigDetail::Poll { band, fd } => {
+            (out.ssi_band, out.ssi_fd) = (u32::from(band.cast_unsigned()), fd);
+            return out;
+        }
         SigDetail::Timer { id, overrun, value } => {
             (out.ssi_tid, out.ssi_overrun) = (id, overrun);
             value

@@ -9,16 +9,18 @@ use kvmlet_abi::{Errno, Gva};
 use kvmlet_hostfs::attr::{Attr, FileTime, MAY_WRITE, S_IFMT};
 use kvmlet_hostfs::change::{self, NewTime};
 
+use super::open::wait_for_lease;
 use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, Target, only};
 use crate::cx::Cx;
-use crate::fd::{self, FileKind};
-use crate::outcome::SysResult;
+use crate::fd::{self, FileKind, OpenFlags};
+use crate::outcome::{CallState, Outcome, SysResult};
 use crate::syscalls::args::{Args, Fd, Flags, Id, Len, Mode, Ptr, Str};
 use crate::vfs;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::file::{self, Message, Transfer};
 use crate::vfs::guard;
 use crate::vfs::hosttree;
+use crate::vfs::leases;
 use crate::vfs::notify;
 use crate::vfs::open::{S_ISGID, deny_write};
 use crate::vfs::overlay;
@@ -458,10 +460,11 @@ pub fn sys_utime(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 }
 
 /// truncate(2)
-///
-/// # Errors
-/// As its man page.
-pub fn sys_truncate(cx: &mut Cx<'_>, args: &Args) -> SysResult {
+pub fn sys_truncate(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
+    truncate(cx, args).unwrap_or_else(|errno| Outcome::Done(Err(errno)))
+}
+
+fn truncate(cx: &mut Cx<'_>, args: &Args) -> Result<Outcome, Errno> {
     let (Str(path), Len(size)) = args.decode();
     let size = i64::try_from(size)
         .map_err(|_| Errno::EINVAL)?
@@ -469,15 +472,25 @@ pub fn sys_truncate(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let found = Target::new("truncate", AT_FDCWD, path)
         .to_change()
         .find(cx, 0)?;
-    if vfs::attr_of(cx, &found)?.is_dir() {
+    let attr = vfs::attr_of(cx, &found)?;
+    if attr.is_dir() {
         return Err(Errno::EISDIR);
     }
     let inode = match changeable(cx, "truncate", &found)? {
         Changeable::Inode(inode) => inode,
-        Changeable::Host(object) => return truncate_on_host(cx, &object, size),
+        Changeable::Host(object) => {
+            return match leases::broken_on_host(cx, &attr, OpenFlags::WRONLY)? {
+                Some(until_ns) => Ok(wait_for_lease(until_ns)),
+                None => Ok(truncate_on_host(cx, &object, size).into()),
+            };
+        }
     };
     if !privilege::permits(cx, inode, MAY_WRITE)? {
         return Err(Errno::EACCES);
+    }
+    let attr = cx.kernel.tmpfs.attr(inode)?;
+    if let Some(until_ns) = leases::broken_by(cx, &attr, OpenFlags::WRONLY)? {
+        return Ok(wait_for_lease(until_ns));
     }
     vfs::size_limit::check_size(cx, &FileKind::Tmp(inode), size)?;
     if size > 0 {
@@ -490,7 +503,7 @@ pub fn sys_truncate(cx: &mut Cx<'_>, args: &Args) -> SysResult {
         notify::changed(cx, &found, inode, IN_MODIFY);
     }
     cx.kernel.tmpfs.close_ref(&mut cx.machine.memory, inode);
-    done.map(|()| 0)
+    Ok(done.map(|()| 0).into())
 }
 
 fn truncate_on_host(cx: &mut Cx<'_>, object: &hosttree::Object, size: u64) -> SysResult {

@@ -1,5 +1,6 @@
 //! open(2) and its relatives.
 
+use imbl::Vector;
 use kvmlet_abi::linux::openat2::{OPEN_HOW_SIZE_VER0, OpenHow, RESOLVE_CACHED};
 use kvmlet_abi::{Errno, Gva};
 use zerocopy::FromBytes;
@@ -7,14 +8,14 @@ use zerocopy::FromBytes;
 use super::{AT_FDCWD, number, read_path};
 use crate::cx::Cx;
 use crate::fd::{self, OnExec, OpenFile, OpenFlags};
-use crate::outcome::{CallState, Outcome};
+use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::syscalls::args::{Args, Fd, FileFlags, Len, Mode, Ptr, Str};
 use crate::syscalls::io::transfer::wait_for;
 use crate::vfs::fifo::{self, Met};
 use crate::vfs::notify;
 use crate::vfs::open::{OpenRequest, Opened, open};
 use crate::vfs::path::{self, Resolve};
-use crate::vfs::pipe::HalfOpen;
+use crate::vfs::pipe::{HalfOpen, LEASES_SOURCE};
 
 /// The outcome of the first try of an open.
 type Opening = Result<Outcome, Errno>;
@@ -30,6 +31,18 @@ fn go_on(cx: &mut Cx<'_>, make: impl FnOnce(&mut Cx<'_>) -> Opening) -> Outcome 
 
 fn wait(cx: &mut Cx<'_>, half: HalfOpen) -> Outcome {
     wait_for(fifo::wait(cx, half), &CallState::default(), 0)
+}
+
+/// Waits for a lease that is in the way to be given up, at most until its time is over. The call is made as anew then.
+pub fn wait_for_lease(until_ns: u64) -> Outcome {
+    Outcome::Wait(Wait {
+        on: WaitOn::Sources(Vector::unit(Source::Pipe(LEASES_SOURCE))),
+        deadline_ns: Some(until_ns),
+        resume: Resume::Retry(CallState {
+            has_waited: true,
+            ..CallState::default()
+        }),
+    })
 }
 
 /// open(2)
@@ -102,6 +115,7 @@ fn install(cx: &mut Cx<'_>, request: OpenRequest<'_>) -> Opening {
             };
             return Ok(wait(cx, half));
         }
+        Opened::Leased(until_ns) => return Ok(wait_for_lease(until_ns)),
     };
     Ok(Outcome::Done(Ok(number(fd))))
 }

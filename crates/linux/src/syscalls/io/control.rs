@@ -30,7 +30,7 @@ fn control(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, E
         }
         FIOASYNC => {
             let on: i32 = cx.read_struct(arg)?;
-            async_io::set(cx, id, &file, on != 0)?;
+            async_io::set(cx, (fd, id), &file, on != 0)?;
         }
         FIONREAD => {
             let count = file::readable_bytes(cx, (id, &file))?;

@@ -10,7 +10,7 @@ use kvmlet_abi::linux::{
         DN_MULTISHOT, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_DUPFD_QUERY, F_GET_SEALS, F_GETFD,
         F_GETFL, F_GETLEASE, F_GETOWN, F_GETOWN_EX, F_GETPIPE_SZ, F_GETSIG, F_NOTIFY, F_OWNER_PGRP,
         F_OWNER_PID, F_OWNER_TID, F_SETFD, F_SETFL, F_SETLEASE, F_SETOWN, F_SETOWN_EX,
-        F_SETPIPE_SZ, F_SETSIG, F_UNLCK, FD_CLOEXEC,
+        F_SETPIPE_SZ, F_SETSIG, FD_CLOEXEC,
     },
     memfd::{MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_EXEC, MFD_HUGETLB, MFD_NOEXEC_SEAL},
 };
@@ -22,10 +22,12 @@ use super::{int, locking, number, uint};
 use crate::cx::Cx;
 use crate::fd::{self, FileId, FileKind, OnExec, OpenFile, OpenFlags};
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::signal::NSIG;
 use crate::syscalls::args::{Args, Fd, FileFlags, Flags, Ptr, Str, Uint, Word};
 use crate::task::share::{self, Payer};
 use crate::vfs;
 use crate::vfs::async_io::{self, Owner};
+use crate::vfs::leases;
 use crate::vfs::open::description;
 use crate::vfs::tmpfs::NewAttr;
 
@@ -171,7 +173,7 @@ fn control(
             }
             if file.flags.contains(OpenFlags::ASYNC) != wanted.contains(OpenFlags::ASYNC) {
                 // As on Linux it is no error here: the flag is not set.
-                let _ = async_io::set(cx, id, file, wanted.contains(OpenFlags::ASYNC));
+                let _ = async_io::set(cx, (fd, id), file, wanted.contains(OpenFlags::ASYNC));
             }
             let changed = OpenFlags::SETTABLE.difference(OpenFlags::ASYNC);
             let open = fd::file_mut(cx, id)?;
@@ -183,19 +185,16 @@ fn control(
             Ok(u64::from(other == id))
         }
         F_GETOWN | F_SETOWN | F_GETOWN_EX | F_SETOWN_EX => own(cx, id, command, arg),
-        // It is SIGIO, which 0 stands for.
-        F_GETSIG => Ok(0),
-        F_SETSIG if arg == 0 => Ok(0),
+        // 0 is SIGIO without more.
+        F_GETSIG => Ok(async_io::signal(cx.kernel, id).map_or(0, u64::from)),
         F_SETSIG => {
-            let what = "signal-driven I/O with another signal than SIGIO";
-            cx.host.report.unsupported("fcntl", what.to_owned());
-            Err(Errno::EINVAL)
+            let signo = u8::try_from(arg).ok().filter(|signo| *signo <= NSIG);
+            let signo = signo.ok_or(Errno::EINVAL)?;
+            async_io::set_signal(cx.kernel, id, (signo != 0).then_some(signo));
+            Ok(0)
         }
-        F_GETLEASE => Ok(u64::from(F_UNLCK.cast_unsigned())),
-        F_SETLEASE => {
-            cx.host.report.unsupported("fcntl", "leases".to_owned());
-            Err(Errno::EINVAL)
-        }
+        F_GETLEASE => Ok(u64::from(leases::get(cx, id)?.cast_unsigned())),
+        F_SETLEASE => leases::set(cx, (fd, id), file, int(arg)).map(|()| 0),
         F_NOTIFY => {
             if !vfs::file::attr(cx, id)?.is_dir() {
                 return Err(Errno::ENOTDIR);
@@ -225,6 +224,7 @@ fn own(cx: &mut Cx<'_>, id: FileId, command: u32, arg: u64) -> SysResult {
         F_GETOWN | F_GETOWN_EX => {
             let (kind, number) = match async_io::owner(cx.kernel, id) {
                 None => (F_OWNER_TID, 0),
+                Some(Owner::Thread(tid, _)) => (F_OWNER_TID, tid.0),
                 Some(Owner::Process(pid, _)) => (F_OWNER_PID, pid.0),
                 Some(Owner::Group(group)) => (F_OWNER_PGRP, group.0),
             };
@@ -247,11 +247,7 @@ fn own(cx: &mut Cx<'_>, id: FileId, command: u32, arg: u64) -> SysResult {
             [F_OWNER_TID | F_OWNER_PID | F_OWNER_PGRP, 0] => None,
             [F_OWNER_PID, number] => Some(Owner::process(cx.kernel, number)?),
             [F_OWNER_PGRP, number] => Some(Owner::group(cx.kernel, number)?),
-            [F_OWNER_TID, _] => {
-                let what = "signal-driven I/O for a thread";
-                cx.host.report.unsupported("fcntl", what.to_owned());
-                return Err(Errno::EINVAL);
-            }
+            [F_OWNER_TID, number] => Some(Owner::thread(cx.kernel, number)?),
             _ => return Err(Errno::EINVAL),
         },
     };

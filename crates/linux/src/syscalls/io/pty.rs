@@ -504,6 +504,6 @@ fn open_peer(cx: &mut Cx<'_>, index: u32, flags: u64) -> Result<u64, Errno> {
             let number = fd::install_new(cx, file, OnExec::of(flags))?;
             Ok(super::number(number))
         }
-        Opened::Existing(_) | Opened::Waiting(..) => Err(Errno::EIO),
+        Opened::Existing(_) | Opened::Waiting(..) | Opened::Leased(_) => Err(Errno::EIO),
     }
 }

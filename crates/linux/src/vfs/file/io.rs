@@ -151,12 +151,13 @@ pub fn watched(file: &OpenFile) -> (Option<Source>, i16) {
 }
 
 /// The source of the signals of signal-driven I/O (O_ASYNC in open(2)); `None` for a file that sends none.
-/// Linux differs: terminals do.
+/// Linux differs: the caller's terminal does.
 #[must_use]
 pub fn signals(kind: &FileKind) -> Option<Source> {
     match kind {
         FileKind::Pipe(pipe) => Some(Source::Pipe(*pipe)),
-        FileKind::Socket(socket) => Some(Source::Object(*socket)),
+        FileKind::Socket(id) | FileKind::Inotify(id) => Some(Source::Object(*id)),
+        FileKind::Pty(end) => Some(Source::Object(end.source)),
         FileKind::Tmp(_)
         | FileKind::HostFile(_)
         | FileKind::HostDir(_)
@@ -173,8 +174,6 @@ pub fn signals(kind: &FileKind) -> Option<Source> {
         | FileKind::Timer(_)
         | FileKind::Epoll(_)
         | FileKind::Process(_)
-        | FileKind::Pty(_)
-        | FileKind::Inotify(_)
         | FileKind::Signals(_) => None,
     }
 }

@@ -15,7 +15,7 @@ use super::inotify::Subject;
 use super::synth::{self, Synth};
 use super::tmpfs::InodeId;
 use super::{
-    Dir, epoll, fdinfo, fifo, hosttree, locks, notify, open, overlay, pidfd, set_tmp_size,
+    Dir, epoll, fdinfo, fifo, hosttree, leases, locks, notify, open, overlay, pidfd, set_tmp_size,
 };
 use crate::cx::Cx;
 use crate::fd::{Device, FileId, FileKind, OpenFile};
@@ -521,6 +521,7 @@ pub fn hold(cx: &mut Cx<'_>, file: &OpenFile) -> Result<(), Errno> {
 pub fn release(cx: &mut Cx<'_>, id: FileId) {
     notify::closed(cx, id);
     locks::released(cx, id);
+    leases::released(cx, id);
     cx.kernel.async_io.file_released(id);
     epoll::file_released(cx.kernel, &mut cx.machine.memory, id);
     let Some(file) = cx.kernel.files.remove(&id) else {

@@ -29,13 +29,15 @@ pub(super) const TOP_FILES: [&[u8]; 17] = [
     b"vmstat",
 ];
 
-pub(super) const SYS_FILES: [(&[u8], &str); 54] = [
+pub(super) const SYS_FILES: [(&[u8], &str); 56] = [
     (b"fs/epoll/max_user_watches", "65536\n"),
     (b"fs/file-max", "1048576\n"),
     (b"fs/file-nr", "0\t0\t1048576\n"),
     (b"fs/inotify/max_queued_events", "16384\n"),
     (b"fs/inotify/max_user_instances", "128\n"),
     (b"fs/inotify/max_user_watches", "8192\n"),
+    (b"fs/lease-break-time", "45\n"),
+    (b"fs/leases-enable", "1\n"),
     (b"fs/mqueue/msg_default", "10\n"),
     (b"fs/mqueue/msg_max", "10\n"),
     (b"fs/mqueue/msgsize_default", "8192\n"),
