@@ -123,10 +123,34 @@ static void from_clone(void) {
     close(fd);
 }
 
+// A directory of /proc stands for its process too, but only to send signals.
+static void by_directory(void) {
+    pid_t child = fork();
+    if (!child) {
+        pause();
+        _exit(1);
+    }
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d", child);
+    int fd = open(path, O_RDONLY | O_DIRECTORY), top = open("/proc", O_RDONLY | O_DIRECTORY), status;
+    strcat(path, "/fd");
+    int below = open(path, O_RDONLY | O_DIRECTORY);
+    CHECK(fd >= 0 && top >= 0 && below >= 0);
+    CHECK(syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0) == 0);
+    FAILS(syscall(SYS_pidfd_send_signal, top, 0, NULL, 0), EBADF);
+    FAILS(syscall(SYS_pidfd_send_signal, below, 0, NULL, 0), EBADF);
+    FAILS(waitid(P_PIDFD, (id_t)fd, &(siginfo_t){0}, WEXITED), EBADF);
+    CHECK(syscall(SYS_pidfd_send_signal, fd, SIGTERM, NULL, 0) == 0);
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+    FAILS(syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0), ESRCH);
+    close(fd), close(top), close(below);
+}
+
 int main(void) {
     one();
     not_waiting();
     from_clone();
+    by_directory();
     pid_t tid = 0;
     pthread_t other;
     CHECK(pthread_create(&other, 0, thread, &tid) == 0 && pthread_join(other, 0) == 0);

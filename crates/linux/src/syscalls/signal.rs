@@ -429,7 +429,7 @@ pub fn sys_pidfd_send_signal(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     if flags != 0 {
         return Err(Errno::EINVAL);
     }
-    let process = pidfd::process_of(cx, fd)?;
+    let process = pidfd::signalled_by(cx, fd)?;
     let info = match info_gva.0 {
         0 => sender(cx, 0, SI_USER)?,
         _ if cx.read_struct::<i32>(info_gva)? != signo => return Err(Errno::EINVAL),

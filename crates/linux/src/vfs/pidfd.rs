@@ -46,6 +46,24 @@ pub fn process_of(cx: &mut Cx<'_>, number: i32) -> Result<ProcessRef, Errno> {
     Err(Errno::EBADF)
 }
 
+/// The process that a descriptor stands for in pidfd_send_signal(2): its directory of /proc does too. Linux differs: of
+/// such a directory, whichever process has the id by then.
+///
+/// # Errors
+/// `EBADF` for any other descriptor.
+pub fn signalled_by(cx: &mut Cx<'_>, number: i32) -> Result<ProcessRef, Errno> {
+    let (_, file) = fd::get_io(cx, number)?;
+    if let FileKind::SynthDir(_) = file.kind {
+        let name = file.path.strip_prefix(b"/proc/").ok_or(Errno::EBADF)?;
+        let pid = core::str::from_utf8(name)
+            .ok()
+            .and_then(|name| name.parse().ok());
+        let pid = Pid(pid.ok_or(Errno::EBADF)?);
+        return cx.kernel.process_ref(pid).ok_or(Errno::ESRCH);
+    }
+    process_of(cx, number)
+}
+
 /// Makes a descriptor of a process, close-on-exec as all of them. Of `flags`, O_NONBLOCK is kept.
 ///
 /// # Errors
