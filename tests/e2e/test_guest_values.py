@@ -72,6 +72,10 @@ def test_message_queues(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./mqueue"], cwd=guests)
 
 
+def test_resources_that_are_used(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./usage"], cwd=guests)
+
+
 def test_leases_on_files(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./lease"], cwd=guests)
 

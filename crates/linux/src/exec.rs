@@ -691,6 +691,7 @@ fn finish(cx: &mut Cx<'_>, program: &Program, regs: UserRegs) -> Result<(), Errn
         },
         comm: program.comm,
         cpu_time_ns: thread.cpu_time_ns,
+        io: thread.io,
         ..Thread::new((thread.pid, tid), thread.share, Arc::clone(&thread.creds))
     };
     let mut cmdline = Vec::new();

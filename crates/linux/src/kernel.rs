@@ -23,14 +23,15 @@ use crate::sched::Sched;
 use crate::shared::Shared;
 use crate::signal::signo::SIGCHLD;
 use crate::signal::{Interrupted, SigInfo, SigState, ThreadSignals};
+use crate::task::usage::Io;
 use crate::timer::Timers;
 use crate::tty::{Ctty, Ptys};
 use crate::vfs::Cwd;
 use crate::vfs::anon::Objects;
 use crate::vfs::async_io::AsyncIo;
 use crate::vfs::epoll::HeldWakes;
-use crate::vfs::locks::Locks;
 use crate::vfs::leases::Leases;
+use crate::vfs::locks::Locks;
 use crate::vfs::pipe::Pipes;
 use crate::vfs::tmpfs::TmpFs;
 
@@ -80,9 +81,9 @@ pub struct Kernel {
     pub objects: Objects,
     /// File locks.
     pub locks: Locks,
-    /// Who gets a signal when something happens to a file.
     /// Leases on files.
     pub leases: Leases,
+    /// Who gets a signal when something happens to a file.
     pub async_io: AsyncIo,
     /// Shared memory segments, semaphores, message queues.
     pub ipc: Ipc,
@@ -194,8 +195,8 @@ impl Kernel {
             pipes: Pipes::default(),
             objects: Objects::default(),
             locks: Locks::default(),
-            async_io: AsyncIo::default(),
             leases: Leases::default(),
+            async_io: AsyncIo::default(),
             ipc: Ipc::default(),
             sched,
             held_wakes: HeldWakes::default(),
@@ -388,6 +389,12 @@ pub struct Process {
     pub dumpable: bool,
     /// CPU time of its threads, ended ones included, in nanoseconds.
     pub cpu_time_ns: u64,
+    /// The bytes that ended threads of its and children that it has waited for have moved.
+    pub io: Io,
+    /// The memory that it had at most in earlier address spaces, in bytes.
+    pub former_peak_bytes: u64,
+    /// The most that one of the children that it has waited for had, or one of theirs.
+    pub children_peak_bytes: u64,
     /// Resource limits (prlimit(2)).
     pub rlimits: Rlimits,
     /// Host memory that is charged to the program for it, in bytes.
@@ -424,6 +431,9 @@ impl Process {
             auxv: none,
             dumpable: true,
             cpu_time_ns: 0,
+            io: Io::default(),
+            former_peak_bytes: 0,
+            children_peak_bytes: 0,
             rlimits: Rlimits::initial(),
             charged_bytes: 0,
         }
@@ -527,6 +537,10 @@ pub struct Zombie {
     pub cpu_time_ns: u64,
     /// That of children that it has waited for, and of theirs.
     pub children_cpu_ns: u64,
+    /// The bytes that it has moved, and they.
+    pub io: Io,
+    /// The memory that it had at most, or one of them, in bytes.
+    pub peak_bytes: u64,
     /// Name of its last thread.
     pub comm: [u8; 16],
     /// Credentials of its last thread.
@@ -587,6 +601,8 @@ pub struct Thread {
     pub interrupted: Option<Interrupted>,
     /// CPU time used, in nanoseconds (measured around guest entries).
     pub cpu_time_ns: u64,
+    /// The bytes that its calls have moved.
+    pub io: Io,
     /// set_mempolicy(2)
     pub memory_policy: MemoryPolicy,
     /// ioprio_set(2); 0 for none.
@@ -621,6 +637,7 @@ impl Thread {
             comm: [0; 16],
             interrupted: None,
             cpu_time_ns: 0,
+            io: Io::default(),
             memory_policy: MemoryPolicy::default(),
             io_priority: 0,
             nice: 0,

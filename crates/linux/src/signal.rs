@@ -16,6 +16,7 @@ use crate::outcome::{CallState, Resume, Wait, WaitOn};
 use crate::rlimit::Resource;
 use crate::sched::{AfterHandler, Call, Parked};
 use crate::task;
+use crate::task::usage::Moves;
 use crate::timer::Timeline;
 
 use signo::{
@@ -100,7 +101,6 @@ pub enum SigDetail {
         /// si_utime, in ticks of 10 ms
         utime: u64,
     },
-    /// si_timerid, si_overrun, si_value
     /// si_band, si_fd
     Poll {
         /// si_band: events of poll(2)
@@ -108,6 +108,7 @@ pub enum SigDetail {
         /// si_fd
         fd: i32,
     },
+    /// si_timerid, si_overrun, si_value
     Timer {
         /// si_timerid
         id: i32,
@@ -519,6 +520,11 @@ impl Kernel {
             state if state.is_requeued => Err(Errno::EAGAIN),
             _ => Err(Errno::EINTR),
         };
+        if result.is_ok() {
+            let row = crate::syscalls::table::row(parked.call.nr);
+            let moves = row.map_or(Moves::None, |row| row.moves);
+            self.count_io(tid, moves, result);
+        }
         if let Some(thread) = self.threads.get_mut(&tid) {
             thread.regs.rax = crate::sched::rax_of(result);
             if let Some(mask) = state.saved_mask {

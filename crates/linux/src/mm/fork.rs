@@ -6,10 +6,10 @@
 use kvmlet_abi::{Errno, Gva, PAGE_SIZE};
 use kvmlet_mem::{FileWindow, GuestMemory, Leaf, MemError, MmId, PageSize, PageTables, PteFlags};
 
-use super::Mm;
 use super::life::end;
 use super::space::{Space, errno, release_leaf};
 use super::vma::{Backing, Vma, VmaFlags};
+use super::{Mapped, Mm};
 use crate::cx::Cx;
 
 /// Private pages of a program that is copied at once, at most.
@@ -33,7 +33,9 @@ pub fn fork(cx: &mut Cx<'_>) -> Result<MmId, Errno> {
         return Err(Errno::ENOMEM);
     }
     cx.kernel.next_mm = cx.kernel.next_mm.saturating_add(1);
+    let mapped_bytes = pairs.iter().map(|(_, vma)| vma.len_bytes()).sum();
     let mm = Mm {
+        mapped: Mapped::of(mapped_bytes),
         vmas: pairs
             .iter()
             .map(|(_, vma)| (vma.start, vma.clone()))

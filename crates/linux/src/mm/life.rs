@@ -20,8 +20,12 @@ pub fn start_anew(cx: &mut Cx<'_>) -> Result<(), Errno> {
         .map_err(|_| Errno::ENOMEM)?;
     cx.kernel.next_mm = cx.kernel.next_mm.saturating_add(1);
     cx.kernel.mms.insert(id, Mm::default());
+    let pid = cx.process()?.pid;
+    let process = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
+    let peak_bytes = process.peak_bytes(&cx.machine.spaces);
     leave(cx)?;
-    cx.process()?.mm = id;
+    let process = cx.process()?;
+    (process.mm, process.former_peak_bytes) = (id, peak_bytes);
     Ok(())
 }
 

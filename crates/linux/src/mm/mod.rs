@@ -209,11 +209,42 @@ pub struct Brk {
     pub end: u64,
 }
 
+/// Bytes that an address space maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mapped {
+    /// Now (VmSize).
+    pub bytes: u64,
+    /// At most so far (VmPeak).
+    pub peak_bytes: u64,
+}
+
+impl Mapped {
+    /// That of an address space that begins with this much.
+    #[must_use]
+    pub fn of(bytes: u64) -> Self {
+        Self {
+            bytes,
+            peak_bytes: bytes,
+        }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.peak_bytes = self.peak_bytes.max(self.bytes);
+    }
+
+    fn remove(&mut self, bytes: u64) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
 /// An address space.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Mm {
     /// The mapped areas, by start address. VMAs do not overlap.
     pub vmas: OrdMap<u64, Vma>,
+    /// Bytes of them.
+    pub mapped: Mapped,
     /// The heap.
     pub brk: Brk,
     /// The places of things in it.
@@ -245,7 +276,7 @@ impl Mm {
     /// Bytes mapped (VmSize).
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        self.vmas.values().map(Vma::len_bytes).sum()
+        self.mapped.bytes
     }
 
     /// Bytes of private writable memory without the stack (VmData, RLIMIT_DATA).

@@ -160,15 +160,19 @@ impl<'a> Space<'a> {
     /// is room for it, but for a long name ([`Space::check_count`]).
     pub(super) fn put(&mut self, vma: Vma) {
         let cost_bytes = vma.cost_bytes();
+        let len_bytes = vma.len_bytes();
         if let Some(old) = self.mm.vmas.insert(vma.start, vma) {
+            self.mm.mapped.remove(old.len_bytes());
             self.mem.uncharge_kernel(old.cost_bytes());
         }
+        self.mm.mapped.add(len_bytes);
         self.mem.charge_kernel_anyway(cost_bytes);
     }
 
     /// Takes the VMA that starts at `start` out of the map.
     pub(super) fn take(&mut self, start: u64) {
         if let Some(old) = self.mm.vmas.remove(&start) {
+            self.mm.mapped.remove(old.len_bytes());
             self.mem.uncharge_kernel(old.cost_bytes());
         }
     }

@@ -6,10 +6,8 @@ use kvmlet_abi::linux::wait::{
     __WALL, __WCLONE, __WNOTHREAD, P_ALL, P_PGID, P_PID, P_PIDFD, WCONTINUED, WEXITED, WNOHANG,
     WNOWAIT, WSTOPPED, WUNTRACED,
 };
-use kvmlet_abi::linux::{Rusage, Timeval};
 use kvmlet_abi::{Errno, Gva};
 
-use crate::clock::NSEC_PER_SEC;
 use crate::cx::Cx;
 use crate::exec::{self, ExecRequest, Named, OpenProgram, PathAfter};
 use crate::fd::{self, OpenFlags};
@@ -17,6 +15,7 @@ use crate::kernel::Pid;
 use crate::outcome::{CallState, Outcome, Resume, Source, Wait, WaitOn};
 use crate::signal::signo::SIGCHLD;
 use crate::syscalls::args::{Args, Fd, Flags, Int, Ptr, Str};
+use crate::syscalls::time::rusage;
 use crate::task::wait::{self, Found, Whose};
 use crate::vfs::path::Last;
 use crate::vfs::{self, pidfd};
@@ -142,7 +141,7 @@ pub fn sys_wait4(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
             cx.write_struct(status, &found.news.wait_word())?;
         }
         if usage.0 != 0 {
-            cx.write_struct(usage, &usage_of(found.cpu_time_ns))?;
+            cx.write_struct(usage, &rusage(found.cpu_time_ns, found.peak_bytes))?;
         }
         Ok(u64::from(found.pid.0.cast_unsigned()))
     };
@@ -179,7 +178,7 @@ pub fn sys_waitid(cx: &mut Cx<'_>, args: &Args, _state: &CallState) -> Outcome {
             wait::told(cx.kernel, found);
         }
         if usage.0 != 0 {
-            cx.write_struct(usage, &usage_of(found.cpu_time_ns))?;
+            cx.write_struct(usage, &rusage(found.cpu_time_ns, found.peak_bytes))?;
         }
         if info.0 != 0 {
             let (code, status) = found.news.child_code();
@@ -228,16 +227,5 @@ fn wait_for_child(cx: &mut Cx<'_>) -> Outcome {
             resume: Resume::Retry(CallState::default()),
         }),
         Err(errno) => Outcome::Done(Err(errno)),
-    }
-}
-
-/// The resources that this much CPU time stands for. All of it is user time.
-fn usage_of(cpu_ns: u64) -> Rusage {
-    Rusage {
-        ru_utime: Timeval {
-            tv_sec: (cpu_ns / NSEC_PER_SEC).cast_signed(),
-            tv_usec: (cpu_ns % NSEC_PER_SEC / 1000).cast_signed(),
-        },
-        ..Rusage::default()
     }
 }

@@ -8,6 +8,7 @@ use super::{
     ask, channel, credentials, fs, identity, io, ipc, mem, net, peer, placement, process, signal,
     thread, time, timer,
 };
+use crate::task::usage::Moves;
 
 /// The attributes that files have.
 const ATTRIBUTES: &str = "those of users (`user.*`) only";
@@ -16,8 +17,12 @@ const SEMOP: &str = "ENOMEM beyond 16,384 waiting operations of a set, 2,500,000
 
 /// All rows in order of number.
 pub(super) static ROWS: &[Row] = &[
-    Row::wait(0, "read", "dxu", io::sys_read).restarts(Restart::Handler),
-    Row::wait(1, "write", "dxu", io::sys_write).restarts(Restart::Handler),
+    Row::wait(0, "read", "dxu", io::sys_read)
+        .restarts(Restart::Handler)
+        .moves(Moves::In),
+    Row::wait(1, "write", "dxu", io::sys_write)
+        .restarts(Restart::Handler)
+        .moves(Moves::Out),
     Row::wait(2, "open", "soo", fs::sys_open).restarts(Restart::Handler),
     Row::value(3, "close", "d", io::sys_close),
     Row::value(4, "stat", "sx", fs::sys_stat),
@@ -33,10 +38,18 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(14, "rt_sigprocmask", "ixxu", signal::sys_rt_sigprocmask),
     Row::wait(15, "rt_sigreturn", "", signal::sys_rt_sigreturn).all_registers(),
     Row::wait(16, "ioctl", "dxx", io::sys_ioctl).restarts(Restart::Handler),
-    Row::wait(17, "pread64", "dxuu", io::sys_pread64).restarts(Restart::Handler),
-    Row::wait(18, "pwrite64", "dxuu", io::sys_pwrite64).restarts(Restart::Handler),
-    Row::wait(19, "readv", "dxu", io::sys_readv).restarts(Restart::Handler),
-    Row::wait(20, "writev", "dxu", io::sys_writev).restarts(Restart::Handler),
+    Row::wait(17, "pread64", "dxuu", io::sys_pread64)
+        .restarts(Restart::Handler)
+        .moves(Moves::In),
+    Row::wait(18, "pwrite64", "dxuu", io::sys_pwrite64)
+        .restarts(Restart::Handler)
+        .moves(Moves::Out),
+    Row::wait(19, "readv", "dxu", io::sys_readv)
+        .restarts(Restart::Handler)
+        .moves(Moves::In),
+    Row::wait(20, "writev", "dxu", io::sys_writev)
+        .restarts(Restart::Handler)
+        .moves(Moves::Out),
     Row::value(21, "access", "so", fs::sys_access),
     Row::value(22, "pipe", "x", io::sys_pipe),
     Row::wait(23, "select", "ixxxx", io::sys_select),
@@ -56,7 +69,9 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(37, "alarm", "u", timer::sys_alarm),
     Row::value(38, "setitimer", "ixx", timer::sys_setitimer),
     Row::value(39, "getpid", "", identity::sys_getpid),
-    Row::wait(40, "sendfile", "ddxu", io::sys_sendfile).restarts(Restart::Handler),
+    Row::wait(40, "sendfile", "ddxu", io::sys_sendfile)
+        .restarts(Restart::Handler)
+        .moves(Moves::Through),
     Row::value(41, "socket", "iui", net::sys_socket)
         .partial("AF_UNIX, TCP and UDP on the loopback device, rtnetlink"),
     Row::wait(42, "connect", "dxi", net::sys_connect)
@@ -397,8 +412,12 @@ pub(super) static ROWS: &[Row] = &[
     Row::value(292, "dup3", "ddo", io::sys_dup3),
     Row::value(293, "pipe2", "xo", io::sys_pipe2),
     Row::value(294, "inotify_init1", "x", io::sys_inotify_init1),
-    Row::wait(295, "preadv", "dxuuu", io::sys_preadv).restarts(Restart::Handler),
-    Row::wait(296, "pwritev", "dxuuu", io::sys_pwritev).restarts(Restart::Handler),
+    Row::wait(295, "preadv", "dxuuu", io::sys_preadv)
+        .restarts(Restart::Handler)
+        .moves(Moves::In),
+    Row::wait(296, "pwritev", "dxuuu", io::sys_pwritev)
+        .restarts(Restart::Handler)
+        .moves(Moves::Out),
     Row::value(
         297,
         "rt_tgsigqueueinfo",
@@ -489,9 +508,13 @@ pub(super) static ROWS: &[Row] = &[
     ),
     Row::value(324, "membarrier", "ixi", thread::sys_membarrier),
     Row::value(325, "mlock2", "xux", mem::sys_mlock2),
-    Row::wait(326, "copy_file_range", "dxdxux", io::sys_copy_file_range),
-    Row::wait(327, "preadv2", "dxuuux", io::sys_preadv2).restarts(Restart::Handler),
-    Row::wait(328, "pwritev2", "dxuuux", io::sys_pwritev2).restarts(Restart::Handler),
+    Row::wait(326, "copy_file_range", "dxdxux", io::sys_copy_file_range).moves(Moves::Through),
+    Row::wait(327, "preadv2", "dxuuux", io::sys_preadv2)
+        .restarts(Restart::Handler)
+        .moves(Moves::In),
+    Row::wait(328, "pwritev2", "dxuuux", io::sys_pwritev2)
+        .restarts(Restart::Handler)
+        .moves(Moves::Out),
     Row::wait(329, "pkey_mprotect", "xuxi", mem::sys_pkey_mprotect)
         .note("as on a CPU without protection keys"),
     Row::value(330, "pkey_alloc", "xx", mem::sys_pkey_alloc)

@@ -7,6 +7,7 @@ use crate::mm;
 use crate::outcome::{CallState, Outcome, SysResult, Wait, WaitOn};
 use crate::report::CallKey;
 use crate::sched::{AfterHandler, Call};
+use crate::task::usage::Moves;
 
 use super::args::Args;
 use super::rows::ROWS;
@@ -84,6 +85,8 @@ pub struct Row {
     pub restart: Restart,
     /// The part of the thread's state that the handler needs.
     pub needs: Needs,
+    /// The way that it moves bytes, as far as they are counted.
+    pub moves: Moves,
     /// The handler.
     pub handler: Handler,
 }
@@ -165,6 +168,7 @@ impl Row {
             note: "",
             restart,
             needs,
+            moves: Moves::None,
             handler,
         }
     }
@@ -200,6 +204,11 @@ impl Row {
 
     pub(super) const fn restarts(mut self, restart: Restart) -> Self {
         self.restart = restart;
+        self
+    }
+
+    pub(super) const fn moves(mut self, moves: Moves) -> Self {
+        self.moves = moves;
         self
     }
 
@@ -289,7 +298,14 @@ pub fn call(cx: &mut Cx<'_>, call: &Call, state: &CallState) -> Outcome {
             let result = handler(cx, args);
             unless_left(cx, result, state)
         }
-        Handler::Wait(handler) => handler(cx, args, state),
+        Handler::Wait(handler) => {
+            let outcome = handler(cx, args, state);
+            if let Outcome::Done(result) = outcome {
+                let tid = cx.tid;
+                cx.kernel.count_io(tid, row.moves, result);
+            }
+            outcome
+        }
         Handler::Absent => Outcome::Done(Err(Errno::ENOSYS)),
         Handler::Refused(errno) => {
             cx.host.report.unsupported(row.name, String::new());

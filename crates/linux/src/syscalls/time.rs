@@ -244,12 +244,14 @@ pub fn sys_clock_nanosleep(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> O
 pub fn sys_times(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let Ptr(buf) = args.decode();
     let tick = NSEC_PER_SEC / USER_HZ;
-    let user = cx.process()?.cpu_time_ns / tick;
+    let process = cx.process()?;
+    let [user, of_children] = [process.cpu_time_ns, process.children_cpu_ns].map(|ns| ns / tick);
     if buf.0 != 0 {
         cx.write_struct(
             buf,
             &Tms {
                 tms_utime: user.cast_signed(),
+                tms_cutime: of_children.cast_signed(),
                 ..Tms::default()
             },
         )?;
@@ -257,30 +259,34 @@ pub fn sys_times(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     Ok(clock::monotonic_ns(cx.host) / tick)
 }
 
-/// getrusage(2): CPU time as user time and the peak of memory; other fields are 0.
+/// The resources that CPU time and memory at most stand for. All of the time is user time; other fields are 0.
+#[must_use]
+pub fn rusage(cpu_ns: u64, peak_bytes: u64) -> Rusage {
+    Rusage {
+        ru_utime: Timeval {
+            tv_sec: (cpu_ns / NSEC_PER_SEC).cast_signed(),
+            tv_usec: (cpu_ns % NSEC_PER_SEC / 1000).cast_signed(),
+        },
+        ru_maxrss: (peak_bytes / 1024).cast_signed(),
+        ..Rusage::default()
+    }
+}
+
+/// getrusage(2)
 ///
 /// # Errors
 /// `EINVAL`, `EFAULT`.
 pub fn sys_getrusage(cx: &mut Cx<'_>, args: &Args) -> SysResult {
     let (Int(who), Ptr(usage_gva)) = args.decode();
-    let cpu_ns = match who {
-        RUSAGE_SELF => cx.process()?.cpu_time_ns,
-        RUSAGE_THREAD => cx.thread()?.cpu_time_ns,
-        RUSAGE_CHILDREN => cx.process()?.children_cpu_ns,
+    let thread_ns = cx.thread()?.cpu_time_ns;
+    let pid = cx.process()?.pid;
+    let process = cx.kernel.processes.get(&pid).ok_or(Errno::ESRCH)?;
+    let own_bytes = process.peak_bytes(&cx.machine.spaces);
+    let usage = match who {
+        RUSAGE_SELF => rusage(process.cpu_time_ns, own_bytes),
+        RUSAGE_THREAD => rusage(thread_ns, own_bytes),
+        RUSAGE_CHILDREN => rusage(process.children_cpu_ns, process.children_peak_bytes),
         _ => return Err(Errno::EINVAL),
-    };
-    let peak = if who == RUSAGE_CHILDREN {
-        0
-    } else {
-        cx.machine.memory.peak_resident_bytes() / 1024
-    };
-    let usage = Rusage {
-        ru_utime: Timeval {
-            tv_sec: (cpu_ns / NSEC_PER_SEC).cast_signed(),
-            tv_usec: (cpu_ns % NSEC_PER_SEC / 1000).cast_signed(),
-        },
-        ru_maxrss: peak.cast_signed(),
-        ..Rusage::default()
     };
     cx.write_struct(usage_gva, &usage)?;
     Ok(0)

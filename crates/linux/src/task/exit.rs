@@ -84,6 +84,8 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
         cx.tid = *tid;
         share::leave(cx);
     }
+    let process = cx.kernel.processes.get(&pid);
+    let peak_bytes = process.map_or(0, |process| process.peak_bytes(&cx.machine.spaces));
     // Every step of it is possible while the last thread is there.
     let _ = mm::leave(cx);
     notify::settle(cx);
@@ -115,6 +117,8 @@ pub fn end_process(cx: &mut Cx<'_>, pid: Pid, status: ExitStatus) {
         status,
         cpu_time_ns: process.cpu_time_ns,
         children_cpu_ns: process.children_cpu_ns,
+        io: process.io,
+        peak_bytes: peak_bytes.max(process.children_peak_bytes),
         comm,
         creds,
     });
@@ -144,7 +148,11 @@ pub fn take_out(cx: &mut Cx<'_>, tid: Tid) -> Option<Thread> {
             child.vfork = None;
         }
     }
-    kernel.threads.remove(&tid)
+    let thread = kernel.threads.remove(&tid)?;
+    if let Some(process) = kernel.processes.get_mut(&thread.pid) {
+        process.io.add(thread.io);
+    }
+    Some(thread)
 }
 
 impl Kernel {

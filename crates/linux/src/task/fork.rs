@@ -22,6 +22,7 @@ use crate::mm;
 use crate::outcome::{Outcome, Resume, Wait, WaitOn};
 use crate::rlimit::{self, Resource};
 use crate::signal::{SigState, ThreadSignals};
+use crate::task::usage::Io;
 use crate::vfs::pidfd;
 
 /// Threads of a sandbox at most.
@@ -163,6 +164,9 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
         job: Job::Running,
         children_cpu_ns: 0,
         cpu_time_ns: 0,
+        io: Io::default(),
+        former_peak_bytes: 0,
+        children_peak_bytes: 0,
         charged_bytes: cost_bytes,
         ..parent.clone()
     };

@@ -6,4 +6,5 @@ pub mod robust;
 pub mod share;
 pub mod spawn;
 pub mod stop;
+pub mod usage;
 pub mod wait;

@@ -61,6 +61,8 @@ pub struct Found {
     pub news: News,
     /// CPU time, its own and that of children that it waited for, in nanoseconds.
     pub cpu_time_ns: u64,
+    /// The memory that it had at most, or one of those children, in bytes.
+    pub peak_bytes: u64,
 }
 
 impl Whose {
@@ -92,6 +94,7 @@ pub fn look(cx: &mut Cx<'_>, whose: Whose, options: u32) -> Result<Option<Found>
         pid: zombie.pid,
         news: News::Ended(zombie.clone()),
         cpu_time_ns: zombie.cpu_time_ns.saturating_add(zombie.children_cpu_ns),
+        peak_bytes: zombie.peak_bytes,
     });
     let processes = cx.kernel.processes.values();
     let mut running = processes
@@ -111,6 +114,9 @@ pub fn look(cx: &mut Cx<'_>, whose: Whose, options: u32) -> Result<Option<Found>
             pid: process.pid,
             news,
             cpu_time_ns,
+            peak_bytes: process
+                .peak_bytes(&cx.machine.spaces)
+                .max(process.children_peak_bytes),
         })
     });
     // The older child first, as Linux goes through them.
@@ -131,6 +137,8 @@ pub fn told(kernel: &mut Kernel, found: &Found) {
             kernel.zombies.remove(&zombie.pid);
             if let Some(parent) = kernel.processes.get_mut(&zombie.ppid) {
                 parent.children_cpu_ns = parent.children_cpu_ns.saturating_add(found.cpu_time_ns);
+                parent.children_peak_bytes = parent.children_peak_bytes.max(zombie.peak_bytes);
+                parent.io.add(zombie.io);
             }
         }
         News::Stopped(_) | News::Continued => {

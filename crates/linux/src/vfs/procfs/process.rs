@@ -103,7 +103,10 @@ pub(super) fn process_text(
         [b"schedstat"] => format!("{} 0 0\n", cpu_time_ns(process, thread, tid)),
         [b"setgroups"] => "allow\n".to_owned(),
         [b"gid_map" | b"uid_map"] => format!("{:10} {:10} {:10}\n", 0, 0, u32::MAX),
-        [b"io"] => "rchar: 0\nwchar: 0\nsyscr: 0\nsyscw: 0\nread_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n".to_owned(),
+        [b"io"] => match tid {
+            Some(_) => thread.io.text(),
+            None => cx.kernel.io_of(process).text(),
+        },
         [b"limits"] => limits(process),
         [b"mounts"] => mounts(cx),
         [b"mountinfo"] => mountinfo(cx),
@@ -128,7 +131,11 @@ pub(super) fn process_text(
             let file = cx.kernel.files.get(&fd.file)?;
             let flags = file.flags.bits() | if fd.cloexec { 0o2_000_000 } else { 0 };
             let (position, more) = file::info(cx, file);
-            format!("pos:\t{}\nflags:\t0{flags:o}\nmnt_id:\t{}\n{more}", position, synth::mount_number(cx.host.policy.classify(&file.path)))
+            format!(
+                "pos:\t{}\nflags:\t0{flags:o}\nmnt_id:\t{}\n{more}",
+                position,
+                synth::mount_number(cx.host.policy.classify(&file.path))
+            )
         }
         _ => return None,
     };
@@ -297,11 +304,12 @@ fn status(cx: &Cx<'_>, process: &Process, thread: &Thread) -> Option<String> {
     );
     out.add_groups(creds);
     out.add_kin(thread.tid.0, cx.kernel.kin_of(process.pid.0)?);
-    out.add("VmPeak", size(kib(mm.total_bytes())));
+    out.add("VmPeak", size(kib(mm.mapped.peak_bytes)));
     out.add("VmSize", size(kib(mm.total_bytes())));
     out.add("VmLck", size(kib(mm.locked_bytes())));
     out.add("VmPin", size(0));
-    out.add("VmHWM", size(kib(cx.machine.memory.peak_resident_bytes())));
+    let peak_bytes = cx.machine.spaces.get(process.mm)?.shown().peak_bytes;
+    out.add("VmHWM", size(kib(peak_bytes.max(resident.total()))));
     out.add("VmRSS", size(kib(resident.total())));
     out.add("RssAnon", size(kib(resident.anon)));
     out.add("RssFile", size(kib(resident.file)));
