@@ -73,6 +73,8 @@ BUILDS = {
     "archives": """
         mkdir d; seq 1000 > d/a; echo hi > d/b
         tar czf t.tgz d && tar tzf t.tgz | sort && rm -r d && tar xzf t.tgz && md5sum d/a d/b
+        tar --zstd -cf t.zst d && rm -r d && tar --zstd -tf t.zst | sort && tar -xf t.zst
+        md5sum d/a d/b; zstd -dc t.zst | tar xOf - d/b
     """,
     "make": r"""
         for n in 1 2 3 4 5 6; do echo "int f$n(void) { return $n; }" > f$n.c; done
