@@ -563,10 +563,10 @@ pub fn closed(cx: &mut Cx<'_>, id: FileId) {
         return;
     };
     let queue = *queue;
-    if let Ok(pid) = cx.process().map(|process| process.pid) {
-        if let Some(notice) = cx.kernel.ipc.mqueues.closed_by(queue, pid) {
-            net::netlink::tell(cx, notice, News::Removed);
-        }
+    if let Ok(pid) = cx.process().map(|process| process.pid)
+        && let Some(notice) = cx.kernel.ipc.mqueues.closed_by(queue, pid)
+    {
+        net::netlink::tell(cx, notice, News::Removed);
     }
 }
 
