@@ -406,7 +406,7 @@ def test_pgbench_from_outside(tmp_path: pathlib.Path, vm: None) -> None:
     tools = max(pathlib.Path("/usr/lib/postgresql").glob("*/bin"))
     data = tmp_path / "data"
     env = {**ENV, "TZ": "UTC", "PGUSER": "test", "PGDATABASE": "postgres"}
-    initdb = [tools / "initdb", "-D", data, "-U", "test", "-A", "trust", "-N"]
+    initdb = [os.fspath(tools / "initdb"), "-D", os.fspath(data), "-U", "test", "-A", "trust", "-N"]
     initdb += ["--locale", "C", "-E", "UTF8"]
     subprocess.run(initdb, check=True, capture_output=True, env=env, timeout=LIMIT_S)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -802,7 +802,7 @@ def test_a_connected_datagram_socket_in_a_fork(room: pathlib.Path, vm: None) -> 
                 assert one.stdout is not None
                 one.stdin.write(f"{line}\n")
                 one.stdin.flush()
-                return one.stdout.readline()
+                return str(one.stdout.readline())
 
             with box.snapshot() as snapshot:
                 for fork in snapshot.fork(2):
