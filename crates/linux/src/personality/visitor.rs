@@ -250,3 +250,42 @@ fn printable(byte: u8) -> char {
         _ => '?',
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvmlet_abi::linux::futex::FUTEX_WAIT;
+
+    use super::*;
+
+    #[test]
+    fn waits_for_a_time_of_day_go_on_while_a_program_is_frozen() {
+        let absolute = u64::from(TIMER_ABSTIME);
+        let (realtime, private) = (FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG);
+        for (nr, first, second, wanted) in [
+            // clock_nanosleep: CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME
+            (230, 0, absolute, true),
+            (230, 0, 0, false),
+            (230, 1, absolute, false),
+            (230, 7, 0, true),
+            // futex
+            (
+                202,
+                0,
+                u64::from(FUTEX_WAIT_BITSET | realtime | private),
+                true,
+            ),
+            (202, 0, u64::from(FUTEX_WAIT_BITSET | private), false),
+            (202, 0, u64::from(FUTEX_WAIT | realtime), false),
+            (202, 0, u64::from(FUTEX_LOCK_PI | private), true),
+            (202, 0, u64::from(FUTEX_LOCK_PI2 | private), false),
+            (202, 0, u64::from(FUTEX_LOCK_PI2 | realtime), true),
+            // mq_timedsend, mq_timedreceive, poll
+            (242, 5, 0, true),
+            (243, 5, 0, true),
+            (7, 0, 0, false),
+        ] {
+            let args = [first, second, 0, 0, 0, 0];
+            assert_eq!(goes_on(nr, args), wanted, "{nr} {first} {second:#x}");
+        }
+    }
+}
