@@ -234,7 +234,8 @@ pub fn new_tmpfs(host: &Host, memory: &mut kvmlet_mem::GuestMemory) -> Result<Tm
             let mode = 0o1777;
             let attr = tmpfs::NewAttr { mode, ..attr };
             let body = tmpfs::NewBody::Dir;
-            tmpfs.create(memory, dir, file_name(target), &body, attr)?;
+            let made = tmpfs.create(memory, dir, file_name(target), &body, attr)?;
+            tmpfs.pin(made)?;
         }
     }
     let mounts = host.policy.mounts().map(|(tree, _)| tree);
@@ -265,6 +266,7 @@ pub fn new_tmpfs(host: &Host, memory: &mut kvmlet_mem::GuestMemory) -> Result<Tm
             tmpfs.mount(memory, path, &attr)?;
         }
     }
+    tmpfs.settle();
     Ok(tmpfs)
 }
 

@@ -226,6 +226,19 @@ fn mode_bits_count_for_a_caller_with_capabilities() {
 }
 
 #[test]
+fn only_what_programs_make_is_counted_as_their_files() {
+    let tree = TempTree::new("counted");
+    let mut sandbox = Sandbox::new(&tree.0);
+    assert_eq!(sandbox.kernel.tmpfs.files(), 0);
+    sandbox.spill("/tmp/a", b"x").unwrap();
+    assert_eq!(call!(sandbox, "mkdir", "/tmp/d", 0o777), Ok(0));
+    assert_eq!(sandbox.kernel.tmpfs.files(), 2);
+    // What is there at the start stays, whoever asks.
+    let removed = call!(sandbox, "rmdir", "/run/lock");
+    assert!(matches!(removed, Err(Errno::EBUSY | Errno::EACCES)));
+}
+
+#[test]
 fn synthetic_directories() {
     let tree = TempTree::new("synth");
     let mut sandbox = Sandbox::new(&tree.0);

@@ -49,6 +49,8 @@ pub struct TmpFs {
     watched: OrdSet<InodeId>,
     /// Those of them that have gone, until they are taken.
     gone: Vector<InodeId>,
+    /// Inodes that are there for the whole run ([`TmpFs::settle`]).
+    settled: usize,
     /// The room that files take.
     room: room::Room,
 }
@@ -220,14 +222,20 @@ impl TmpFs {
             linked: OrdMap::new(),
             watched: OrdSet::new(),
             gone: Vector::new(),
+            settled: 0,
             room: room::Room::default(),
         }
     }
 
-    /// Files and directories that there are, without the roots of trees.
+    /// What there is now is there for the whole run, and no program's: roots of trees, and what leads to them.
+    pub fn settle(&mut self) {
+        self.settled = self.inodes.len();
+    }
+
+    /// Files and directories that programs have made or changed, and directories of the host that they have looked at.
     #[must_use]
     pub fn files(&self) -> u64 {
-        self.inodes.len().saturating_sub(self.roots.len()) as u64
+        self.inodes.len().saturating_sub(self.settled) as u64
     }
 
     /// From now on [`TmpFs::take_gone`] tells of an inode's end.
