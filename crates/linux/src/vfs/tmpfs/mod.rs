@@ -227,7 +227,7 @@ impl TmpFs {
         }
     }
 
-    /// What there is now is there for the whole run, and no program's: roots of trees, and what leads to them.
+    /// All that there is now stays, and is no program's: roots of trees, and directories that lead to them.
     pub fn settle(&mut self) {
         self.settled = self.inodes.len();
     }
