@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kvmlet
-from e2e.oracle import HW, SCRIPTS, in_vm, repeated, sized
+from e2e.oracle import HW, SCRIPTS, command, in_vm, repeated, sized
 from e2e.service import HostState, native_answers
 
 if TYPE_CHECKING:
@@ -37,6 +37,31 @@ def test_python(oracle: Oracle, work_tree: pathlib.Path, name: str) -> None:
     script = work_tree / f"{name}.py"
     script.write_text((SCRIPTS / f"{name}.py").read_text())
     oracle.compare([PYTHON, script], cwd=work_tree)
+
+
+CONFIGURED = """
+import socket
+def told(*args):
+    try: return sorted(each[4] for each in socket.getaddrinfo(*args))
+    except socket.gaierror as error: return error.errno
+for host in ("127.0.0.1", "::1", None):
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for flags in (0, socket.AI_ADDRCONFIG):
+            print(host, family, flags, told(host, 80, family, socket.SOCK_STREAM, 0, flags))
+"""
+
+
+@pytest.mark.skipif(HW, reason="the emulated machine runs our own guests only")
+def test_loopback_alone_is_no_configured_address(tmp_path: pathlib.Path) -> None:
+    """AI_ADDRCONFIG finds nothing then (getaddrinfo(3)), as in a namespace that has only lo."""
+    alone = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    native = command([*alone, PYTHON, "-c", CONFIGURED], cwd=tmp_path)
+    if b"Operation not permitted" in native.stderr:
+        pytest.skip("this user may not make a network namespace")
+    assert native.status == 0, native
+    assert b" 32 -2\n" in native.stdout
+    inside = in_vm([PYTHON, "-c", CONFIGURED], cwd=tmp_path)
+    assert (inside.status, inside.stdout) == (0, native.stdout), inside
 
 
 @pytest.mark.skipif(HW, reason="the emulated machine runs our own guests only")
