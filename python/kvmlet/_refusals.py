@@ -35,6 +35,7 @@ _REMEDIES = {
     "raise its limit (ulimit -n)",
     "mappings": "sandboxes have half of the mappings that a process may have: "
     "raise vm.max_map_count",
+    "rate": "a sandbox opens at most 10,000 within ten seconds, and 1,000 a second after them",
 }
 
 # No option shows what lies below these (Policy::allow_tree).

@@ -30,7 +30,8 @@ class Denial:
     """Name of the error that the guest got: "EACCES"."""
     kind: str
     """The rule that refused it: "hidden", "read-only", "special-file", "kernel-file", "address",
-    "network", "host-socket", "replaceable-socket", "terminal", "descriptors" or "mappings"."""
+    "network", "host-socket", "replaceable-socket", "terminal", "descriptors", "mappings" or
+    "rate"."""
     count: int = 1
     """The times that it was refused."""
 

@@ -63,6 +63,8 @@ pub enum Remedy {
     MoreDescriptors,
     /// Sandboxes have all the host mappings that they may have.
     MoreMappings,
+    /// It has come too often within a short time.
+    Rate,
 }
 
 impl Denial {
@@ -99,6 +101,7 @@ impl Remedy {
             Self::CallersTerminal => "terminal",
             Self::MoreDescriptors => "descriptors",
             Self::MoreMappings => "mappings",
+            Self::Rate => "rate",
         }
     }
 }

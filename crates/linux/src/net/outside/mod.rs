@@ -11,6 +11,7 @@
 mod admitted;
 mod names;
 mod packets;
+mod rate;
 mod reach;
 mod tcp;
 mod udp;
@@ -19,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use kvmlet_abi::Errno;
 use kvmlet_budget::Share;
@@ -33,6 +35,7 @@ use admitted::Admitted;
 use names::Question;
 pub use names::ask;
 pub use packets::{connect_packets, datagram_end, send_packet};
+use rate::Rate;
 pub use reach::{OWN_V4, OWN_V6, Place, Reached, place_of, reach};
 use tcp::End;
 pub use tcp::{connect, connect_names, connect_unix};
@@ -71,6 +74,7 @@ pub struct Outside {
     questions: BTreeMap<u32, Question>,
     next_question: u32,
     admitted: Admitted,
+    rate: Rate,
 }
 
 impl Outside {
@@ -95,9 +99,10 @@ impl Outside {
 
     /// Closes all that is open, and knows what `frozen` knows.
     pub fn reset(&mut self, frozen: &Self) {
-        let kick = self.kick.take();
+        let (kick, rate) = (self.kick.take(), self.rate);
         *self = Self {
             kick,
+            rate,
             ..frozen.fork()
         };
     }
@@ -185,6 +190,19 @@ impl Outside {
 }
 
 impl Host {
+    /// Counts a socket of the host's, or a question for names, that the program is about to have opened.
+    ///
+    /// # Errors
+    /// `EAGAIN`, recorded, if there have been too many lately.
+    fn keep_rate(&mut self) -> Result<(), Errno> {
+        if self.outside.rate.take(Instant::now()) {
+            return Ok(());
+        }
+        let what = "opening sockets of the host without end".to_owned();
+        self.report.deny(what, Errno::EAGAIN, Remedy::Rate);
+        Err(Errno::EAGAIN)
+    }
+
     /// The error that a program gets where the host has no socket for it.
     fn no_socket(&mut self, error: OpenError) -> Errno {
         match error {
@@ -296,6 +314,16 @@ mod tests {
     use std::time::Instant;
 
     use super::Outside;
+
+    #[test]
+    fn a_reset_keeps_count_of_what_has_been_opened() {
+        let (now, frozen) = (Instant::now(), Outside::default());
+        let mut fork = frozen.fork();
+        while fork.rate.take(now) {}
+        fork.reset(&frozen);
+        assert!(!fork.rate.take(now));
+        assert!(frozen.fork().rate.take(now));
+    }
 
     #[test]
     fn a_reset_forgets_the_names_that_a_request_has_looked_up() {

@@ -182,8 +182,7 @@ fn known(cx: &mut Cx<'_>, request: &Message) -> Known {
 /// Has the host asked for a name, or waits with others for its answer. Gives who asks back if it cannot be asked.
 fn look_up(cx: &mut Cx<'_>, name: String, waiter: Waiter) -> Option<Waiter> {
     let host = &mut *cx.host;
-    let outside = &mut host.outside;
-    let mut questions = outside.questions.values_mut();
+    let mut questions = host.outside.questions.values_mut();
     if let Some(question) = questions.find(|question| question.name == name) {
         if question.waiters.len() >= WAITERS_MAX {
             return Some(waiter);
@@ -191,9 +190,10 @@ fn look_up(cx: &mut Cx<'_>, name: String, waiter: Waiter) -> Option<Waiter> {
         question.waiters.push(waiter);
         return None;
     }
-    if outside.questions.len() >= QUESTIONS_MAX {
+    if host.outside.questions.len() >= QUESTIONS_MAX || host.keep_rate().is_err() {
         return Some(waiter);
     }
+    let outside = &mut host.outside;
     if outside.resolver.is_none() {
         let Ok(resolver) = outside.access.resolver() else {
             return Some(waiter);

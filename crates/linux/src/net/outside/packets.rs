@@ -29,6 +29,7 @@ const MESSAGE_COST: usize = 256;
 
 /// Opens the host's socket of this number and path.
 fn open(cx: &mut Cx<'_>, at: (usize, &[u8]), traffic: Traffic) -> Result<End, Errno> {
+    cx.host.keep_rate()?;
     let label = String::from_utf8_lossy(at.1).into_owned();
     let access = &cx.host.outside.access;
     let opened: Result<HostSocket, _> = access.connect(at, traffic, &cx.host.share);

@@ -144,6 +144,7 @@ pub(super) fn attach(cx: &mut Cx<'_>, id: ObjectId, end: End) -> Result<(), Errn
 /// # Errors
 /// The host's; `ENOBUFS`, `ENOMEM`.
 pub fn connect(cx: &mut Cx<'_>, client: ObjectId, reached: Reached) -> Result<Attempt, Errno> {
+    cx.host.keep_rate()?;
     let opened = HostSocket::connect(reached.at, &cx.host.share);
     let (socket, connected) = opened.map_err(|error| cx.host.no_socket(error))?;
     let own = cx.kernel.objects.sockets.get(client)?;
@@ -196,6 +197,7 @@ pub fn connect_unix(
     client: ObjectId,
     at: (usize, &[u8]),
 ) -> Result<ObjectId, Errno> {
+    cx.host.keep_rate()?;
     let label = String::from_utf8_lossy(at.1).into_owned();
     let access = &cx.host.outside.access;
     let opened = access.connect(at, Traffic::Stream, &cx.host.share);
