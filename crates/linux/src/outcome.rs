@@ -6,6 +6,7 @@ use kvmlet_abi::Errno;
 use crate::budget::Populate;
 use crate::host::HostId;
 use crate::ipc::{Handed, Line, Wish};
+use crate::task::usage::Moves;
 use crate::vfs::anon::ObjectId;
 use crate::vfs::tmpfs::InodeId;
 
@@ -142,6 +143,8 @@ pub struct CallState {
     pub progress: u64,
     /// The call has waited for its source to be ready.
     pub has_waited: bool,
+    /// The way that the call moves them.
+    pub moves: Moves,
     /// The thread was moved from a futex to a mutex (FUTEX_CMP_REQUEUE_PI).
     pub is_requeued: bool,
     /// The deadline has passed: answer now.

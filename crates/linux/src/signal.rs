@@ -16,7 +16,6 @@ use crate::outcome::{CallState, Resume, Wait, WaitOn};
 use crate::rlimit::Resource;
 use crate::sched::{AfterHandler, Call, Parked};
 use crate::task;
-use crate::task::usage::Moves;
 use crate::timer::Timeline;
 
 use signo::{
@@ -521,9 +520,7 @@ impl Kernel {
             _ => Err(Errno::EINTR),
         };
         if result.is_ok() {
-            let row = crate::syscalls::table::row(parked.call.nr);
-            let moves = row.map_or(Moves::None, |row| row.moves);
-            self.count_io(tid, moves, result);
+            self.count_io(tid, state.moves, result);
         }
         if let Some(thread) = self.threads.get_mut(&tid) {
             thread.regs.rax = crate::sched::rax_of(result);

@@ -4,7 +4,7 @@ use kvmlet_abi::Errno;
 
 use crate::cx::Cx;
 use crate::mm;
-use crate::outcome::{CallState, Outcome, SysResult, Wait, WaitOn};
+use crate::outcome::{CallState, Outcome, Resume, SysResult, Wait, WaitOn};
 use crate::report::CallKey;
 use crate::sched::{AfterHandler, Call};
 use crate::task::usage::Moves;
@@ -299,10 +299,17 @@ pub fn call(cx: &mut Cx<'_>, call: &Call, state: &CallState) -> Outcome {
             unless_left(cx, result, state)
         }
         Handler::Wait(handler) => {
-            let outcome = handler(cx, args, state);
-            if let Outcome::Done(result) = outcome {
-                let tid = cx.tid;
-                cx.kernel.count_io(tid, row.moves, result);
+            let mut outcome = handler(cx, args, state);
+            match &mut outcome {
+                Outcome::Done(result) => cx.kernel.count_io(cx.tid, row.moves, *result),
+                Outcome::Wait(wait) => {
+                    // A signal may end it with what it has moved.
+                    if let Resume::Retry(state) = &mut wait.resume {
+                        state.moves = row.moves;
+                    }
+                }
+                Outcome::Again(state) => state.moves = row.moves,
+                Outcome::Registers | Outcome::Gone => {}
             }
             outcome
         }

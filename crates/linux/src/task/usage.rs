@@ -8,9 +8,10 @@ use crate::kernel::{Kernel, Process, Tid};
 use crate::outcome::SysResult;
 
 /// The way that a call moves bytes, for [`Io`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Moves {
     /// It moves none that are counted.
+    #[default]
     None,
     /// It reads.
     In,

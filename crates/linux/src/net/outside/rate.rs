@@ -18,7 +18,7 @@ impl Rate {
     /// Takes one out, if there is one at `now`.
     pub(super) fn take(&mut self, now: Instant) -> bool {
         let from = self.full_at.map_or(now, |at| at.max(now));
-        if from.duration_since(now) >= AHEAD_MAX {
+        if from.duration_since(now) + EACH > AHEAD_MAX {
             return false;
         }
         self.full_at = from.checked_add(EACH);

@@ -500,7 +500,12 @@ fn goes_on(turn: Turn) -> bool {
     };
     s.kernel.send_to_thread(TID, info).unwrap();
     let mut personality = Personality::new(s.kernel, s.machine, s.host);
-    assert_eq!(personality.next(&mut NoCpu), Step::Run(TID));
+    // On a busy machine it may have worked for a turn's time.
+    let mut steps = std::iter::repeat_with(|| personality.next(&mut NoCpu));
+    assert_eq!(
+        steps.find(|step| *step != Step::Again),
+        Some(Step::Run(TID))
+    );
     let thread = personality.kernel.threads.get(&TID).unwrap();
     assert_eq!(thread.regs.rip, 0x1000);
     let mut bytes = [0; 200];
