@@ -61,7 +61,8 @@ def _apply(tree: HostTree, name: bytes, named: list[bytes]) -> bool:
     changes = saved.SavedSet.open(tree, name)
     if changes is None:
         saved.remove_unfinished(tree, name)
-        warn(f"{os.fsdecode(name)} was not whole: no change had been made, and it is removed")
+        # It was being written, or removed after the last change.
+        warn(f"{os.fsdecode(name)} was not whole, and is removed: none or all of it had been kept")
         return False
     try:
         changes.check(named)

@@ -30,6 +30,8 @@ static void garbage(void) {
     signal(SIGINT, SIG_IGN);
     signal(SIGQUIT, SIG_IGN);
     signal(SIGTSTP, SIG_IGN);
+    // FIOASYNC is among the requests.
+    signal(SIGIO, SIG_IGN);
     setsid();
     for (int round = 0; round < 300; round++) {
         int master = new_master(), ends[2] = {master, new_slave(master)};
