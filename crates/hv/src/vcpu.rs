@@ -23,13 +23,13 @@ use kvmlet_stub::{
     CLEAN_BYTES, CLEAN_RELOAD_BYTES, KvmKind, MAX_FLUSH_PAGES, RELOAD_BYTES, flush_entry_offset,
     return_offset,
 };
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_ptr, ioctl_with_ref};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_ptr, ioctl_with_ref};
 
 use crate::cpu::{
     self, CR4_OSXSAVE, Privilege, code_segment, data_segment, initial_sregs, stack_segment,
     syscall_msrs,
 };
-use crate::ioctl::{KVM_GET_DEVICE_ATTR, KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_RUN, KVM_SET_XSAVE};
+use crate::ioctl::{KVM_GET_DEVICE_ATTR, KVM_RUN, KVM_SET_XSAVE};
 use crate::kick::{Deadline, Running, Shared};
 use crate::vm::{Slots, stats_file};
 use crate::xstate::XFEATURE_PKRU;
@@ -37,6 +37,7 @@ use crate::{CallPage, HvError, Kicker, Kvm, Stats, XState, XStateLayout, selecto
 
 mod decode;
 mod probe;
+mod xstate;
 
 const PAGE_LEN: usize = 4096;
 /// Words that the flush routine pops after the addresses: rax, rip, cs, rflags, rsp, ss.
@@ -675,82 +676,6 @@ impl Vcpu {
     /// The form of the stub to go by: hardware's until the kind of KVM is known.
     fn stub_kind(&self) -> KvmKind {
         self.kvm_kind.unwrap_or(KvmKind::Hardware)
-    }
-
-    /// Shape of the extended state.
-    #[must_use]
-    pub fn xstate_layout(&self) -> XStateLayout {
-        self.xstate
-    }
-
-    /// Reads the extended state of the thread that ran last. Costs an ioctl.
-    ///
-    /// # Errors
-    /// [`HvError::Call`] when KVM refuses.
-    pub fn save_xstate(&mut self, state: &mut XState) -> Result<(), HvError> {
-        self.check_layout(state)?;
-        if self.is_clean_due {
-            *state = XState::new(self.xstate);
-            return Ok(());
-        }
-        self.counters.ioctls += 1;
-        let request = if self.has_xsave2 {
-            KVM_GET_XSAVE2()
-        } else {
-            KVM_GET_XSAVE()
-        };
-        // SAFETY: the buffer has the length that KVM reported for this VM (4096 for the old call).
-        let ret = unsafe { ioctl_with_mut_ptr(&self.fd, request, state.as_mut_ptr()) };
-        if ret == 0 {
-            state.keep_enabled();
-            Ok(())
-        } else {
-            Err(HvError::last("KVM_GET_XSAVE2"))
-        }
-    }
-
-    /// Loads the extended state that a program starts with, for the next run: `initial`, an [`XState::new`]. On hardware the
-    /// stub does it on its way to ring 3; elsewhere it costs an ioctl.
-    ///
-    /// # Errors
-    /// As [`Vcpu::load_xstate`].
-    pub fn load_initial_xstate(&mut self, initial: &XState) -> Result<(), HvError> {
-        let in_stub = self.kvm_kind == Some(KvmKind::Hardware)
-            && self.xstate.xcr0 != 0
-            && self.initial.cr4 & CR4_OSXSAVE != 0
-            && cpu::xrstor_takes_all();
-        if !in_stub {
-            return self.load_xstate(initial);
-        }
-        self.is_clean_due = true;
-        Ok(())
-    }
-
-    /// Loads the extended state for the next run. Costs an ioctl.
-    ///
-    /// # Errors
-    /// [`HvError::BadXState`] for an image that KVM rejects, [`HvError::Call`] otherwise.
-    pub fn load_xstate(&mut self, state: &XState) -> Result<(), HvError> {
-        self.check_layout(state)?;
-        self.counters.ioctls += 1;
-        // SAFETY: the buffer has the length that KVM reported for this VM.
-        let ret = unsafe { ioctl_with_ptr(&self.fd, KVM_SET_XSAVE(), state.as_ptr()) };
-        if ret == 0 {
-            self.is_clean_due = false;
-            return Ok(());
-        }
-        match io::Error::last_os_error().raw_os_error() {
-            Some(libc::EINVAL) => Err(HvError::BadXState("KVM rejects it")),
-            _ => Err(HvError::last("KVM_SET_XSAVE")),
-        }
-    }
-
-    fn check_layout(&self, state: &XState) -> Result<(), HvError> {
-        if state.layout() == self.xstate {
-            Ok(())
-        } else {
-            Err(HvError::BadXState("made for another kind of vCPU"))
-        }
     }
 
     /// Takes a kick that has come while the vCPU was not running: its next run is not interrupted by it.

@@ -174,7 +174,7 @@ pub(crate) struct UndoLog {
     by_table: HashMap<Gpa, usize>,
     /// The table found last: edits come in runs.
     last: Option<(Gpa, usize)>,
-    /// What the frozen address space shows.
+    /// The pages that the frozen address space shows.
     shown: Shown,
 }
 
@@ -187,7 +187,7 @@ impl UndoLog {
         }
     }
 
-    /// What the frozen address space shows.
+    /// The pages that the frozen address space shows.
     pub(crate) fn shown(&self) -> Shown {
         self.shown
     }
