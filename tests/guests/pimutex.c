@@ -312,6 +312,13 @@ static void *wait_to_be_moved(void *number) {
     return NULL;
 }
 
+static void *wait_plainly(void *unused) {
+    char byte = 0;
+    NEED(write(started[1], &byte, 1) == 1);
+    NEED(futex(&gate, FUTEX_WAIT, 0, NULL) == 0);
+    return unused;
+}
+
 static pthread_t waiters[4];
 
 static void begin_waits(long count) {
@@ -366,6 +373,21 @@ static void moved(void) {
     FAILS(futex(&owned, FUTEX_WAKE, 1, NULL), EINVAL);
     CHECK(futex(&owned, FUTEX_UNLOCK_PI, 0, NULL) == 0);
     end_waits(2);
+
+    section("a line of both kinds");
+    owned = 0;
+    char byte;
+    pthread_t plain;
+    NEED(pthread_create(&plain, NULL, wait_plainly, NULL) == 0);
+    NEED(read(started[0], &byte, 1) == 1);
+    usleep(20000);
+    begin_waits(1);
+    // The first is moved, and the call stops at the second.
+    FAILS(futex_of_two(&gate, FUTEX_REQUEUE, 0, 10, &other, 0), EINVAL);
+    CHECK(futex(&other, FUTEX_WAKE, 10, NULL) == 1);
+    NEED(pthread_join(plain, NULL) == 0);
+    CHECK(MOVE(10) == 1);
+    end_waits(1);
 
     section("signals and times");
     owned = 0;

@@ -8,6 +8,7 @@ pub mod pi;
 use std::collections::BTreeMap;
 
 use imbl::{OrdMap, OrdSet, Vector};
+use kvmlet_abi::Errno;
 
 use crate::by_id::ById;
 use crate::host::HostId;
@@ -346,30 +347,44 @@ impl Kernel {
     }
 
     /// Moves at most `max` waiters of `from` to `to` without waking them; returns how many.
-    pub fn requeue_futex(&mut self, from: FutexKey, to: FutexKey, max: u64) -> u64 {
+    ///
+    /// # Errors
+    /// `EINVAL` if one of them waits to be moved to a mutex with priority inheritance: those before it have been moved
+    /// (futex_requeue in kernel/futex/requeue.c).
+    pub fn requeue_futex(&mut self, from: FutexKey, to: FutexKey, max: u64) -> SysResult {
         if from == to {
-            return 0;
+            return Ok(0);
         }
         let Some(queue) = self.sched.futexes.get(&from) else {
-            return 0;
+            return Ok(0);
+        };
+        let max = usize::try_from(max).unwrap_or(usize::MAX).min(queue.len());
+        let is_plain = |tid: &&Tid| {
+            let parked = self.sched.parked.get(*tid);
+            parked.is_some_and(|parked| matches!(parked.wait.on, WaitOn::Futex(..)))
         };
         let chosen: Vec<Tid> = queue
             .iter()
-            .take(usize::try_from(max).unwrap_or(usize::MAX))
+            .take(max)
+            .take_while(is_plain)
             .copied()
             .collect();
+        let is_cut = chosen.len() < max;
         let mut moved = 0u64;
         for tid in chosen {
-            self.sched.leave_futex(from, tid);
-            if let Some(parked) = self.sched.parked.get_mut(&tid) {
-                if let WaitOn::Futex(key, _) = &mut parked.wait.on {
-                    *key = to;
-                }
+            if let Some(parked) = self.sched.parked.get_mut(&tid)
+                && let WaitOn::Futex(key, _) = &mut parked.wait.on
+            {
+                *key = to;
+                self.sched.leave_futex(from, tid);
                 self.sched.futexes.entry(to).or_default().push_back(tid);
                 moved = moved.saturating_add(1);
             }
         }
-        moved
+        match is_cut {
+            true => Err(Errno::EINVAL),
+            false => Ok(moved),
+        }
     }
 
     /// Makes the call of the first thread that waits for a message again: one that can run, if there is any.
@@ -417,7 +432,6 @@ mod tests {
     use super::*;
     use crate::kernel::MmId;
     use imbl::vector;
-    use kvmlet_abi::Errno;
 
     fn futex_wait(key: FutexKey, bitset: u32, deadline_ns: Option<u64>) -> Wait {
         Wait {
@@ -442,6 +456,29 @@ mod tests {
         assert_eq!(sched.futexes.get(&key), Some(&vector![Tid(2)]));
         sched.forget(Tid(2));
         assert_eq!(sched, Sched::default());
+    }
+
+    #[test]
+    fn a_plain_requeue_stops_at_who_waits_for_a_mutex() {
+        let key = |at| FutexKey::Private(MmId(1), at);
+        let (from, to) = (key(0x1000), key(0x3000));
+        let mut kernel = crate::testing::Sandbox::new(std::path::Path::new("/usr/share")).kernel;
+        let before = kernel.sched.clone();
+        let to_mutex = Wait {
+            on: WaitOn::Requeue(from, key(0x2000)),
+            ..futex_wait(from, 1, None)
+        };
+        let plain = || futex_wait(from, 1, None);
+        for (tid, wait) in [(11, plain()), (12, to_mutex), (13, plain())] {
+            kernel.sched.park(Tid(tid), Call::default(), wait);
+        }
+        assert_eq!(kernel.requeue_futex(from, to, 1), Ok(1));
+        assert_eq!(kernel.requeue_futex(from, to, u64::MAX), Err(Errno::EINVAL));
+        assert_eq!(kernel.sched.futexes.get(&to), Some(&vector![Tid(11)]));
+        for tid in [11, 12, 13] {
+            kernel.sched.forget(Tid(tid));
+        }
+        assert_eq!(kernel.sched, before);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::futex::{
     FUTEX_CLOCK_REALTIME, FUTEX_LOCK_PI, FUTEX_LOCK_PI2, FUTEX_PRIVATE_FLAG, FUTEX_WAIT_BITSET,
+    FUTEX_WAIT_REQUEUE_PI,
 };
 use kvmlet_abi::linux::time::TIMER_ABSTIME;
 
@@ -234,7 +235,9 @@ fn goes_on(nr: u64, [first, second, ..]: [u64; 6]) -> bool {
         }
         // FUTEX_WAIT has a length of time also with that clock; FUTEX_LOCK_PI has no choice of clocks.
         Some("futex") => match flags & !(FUTEX_CLOCK_REALTIME | FUTEX_PRIVATE_FLAG) {
-            FUTEX_WAIT_BITSET | FUTEX_LOCK_PI2 => flags & FUTEX_CLOCK_REALTIME != 0,
+            FUTEX_WAIT_BITSET | FUTEX_WAIT_REQUEUE_PI | FUTEX_LOCK_PI2 => {
+                flags & FUTEX_CLOCK_REALTIME != 0
+            }
             command => command == FUTEX_LOCK_PI,
         },
         // Their time is one of CLOCK_REALTIME (mq_receive(3)).
@@ -276,6 +279,8 @@ mod tests {
             ),
             (202, 0, u64::from(FUTEX_WAIT_BITSET | private), false),
             (202, 0, u64::from(FUTEX_WAIT | realtime), false),
+            (202, 0, u64::from(FUTEX_WAIT_REQUEUE_PI | realtime), true),
+            (202, 0, u64::from(FUTEX_WAIT_REQUEUE_PI), false),
             (202, 0, u64::from(FUTEX_LOCK_PI | private), true),
             (202, 0, u64::from(FUTEX_LOCK_PI2 | private), false),
             (202, 0, u64::from(FUTEX_LOCK_PI2 | realtime), true),

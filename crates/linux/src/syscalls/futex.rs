@@ -112,7 +112,7 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
             let woken = cx
                 .kernel
                 .wake_futex(from, FUTEX_BITSET_MATCH_ANY, u64::from(val));
-            let moved = cx.kernel.requeue_futex(from, to, u64::from(second_count));
+            let moved = (cx.kernel).requeue_futex(from, to, u64::from(second_count))?;
             Ok(Outcome::Done(Ok(woken.saturating_add(moved))))
         }
         FUTEX_WAIT_REQUEUE_PI => {
@@ -187,7 +187,8 @@ fn futex(cx: &mut Cx<'_>, args: &Args, state: &CallState) -> Result<Outcome, Err
 /// A plain wake is not for who waits for a mutex with priority inheritance, or to be moved to one.
 ///
 /// # Errors
-/// `EINVAL` if the first in the line does. Linux differs: it fails at any of those that it would wake.
+/// `EINVAL` if the first in the line does. Linux differs: a wake fails at any of those that it would wake, and here passes
+/// over them.
 fn no_mutex(cx: &Cx<'_>, key: FutexKey) -> Result<(), Errno> {
     let sched = &cx.kernel.sched;
     match sched.pi.first(key).is_some() || sched.awaits_mutex(key) {
