@@ -124,13 +124,44 @@ def test_attributes_that_the_host_goes_by(room: pathlib.Path) -> None:
     (room / "file").touch()
     code = (
         "import errno, os\n"
-        "for name in ('overlay.redirect', 'containers.override_stat', 'fuseoverlayfs.uid'):\n"
+        "for name in ('overlay.redirect', 'containers.override_stat', 'fuseoverlayfs.uid',\n"
+        "             'virtfs.mode', 'rsync.%stat'):\n"
         "    try: os.setxattr('file', 'user.' + name, b'x')\n"
         "    except OSError as error: print(error.errno == errno.EPERM)\n"
     )
     run = in_vm([PYTHON, "-c", code], cwd=room, options=HERE)
-    assert (run.status, run.stdout) == (0, b"True\n" * 3), run.own_lines
+    assert (run.status, run.stdout) == (0, b"True\n" * 5), run.own_lines
     assert os.listxattr(room / "file") == []
+
+
+LEASES = """
+import errno, fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+fd = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+for path in (sys.argv[1], f"/proc/self/fd/{fd}"):
+    os.close(os.open(path, os.O_RDONLY))
+    try: os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+    except OSError as error: print(errno.errorcode[error.errno])
+    print(fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_UNLCK)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+"""
+
+
+def test_leases_of_files_of_the_host(room: pathlib.Path) -> None:
+    """Each way of opening a file to write breaks them, but not one that is refused."""
+    (room / "file").touch()
+    words = [PYTHON, "-c", LEASES, "file"]
+    expected = native(words, cwd=room)
+    assert expected.stdout == b"EAGAIN\nTrue\n" * 2, expected
+    assert in_vm(words, cwd=room, options=HERE).stdout == expected.stdout
+    outside = room.parent / "read-only"
+    outside.mkdir()
+    (outside / "file").touch()
+    words[-1] = os.fspath(outside / "file")
+    run = in_vm(words, cwd=room, options=[*HERE, "--read", os.fspath(outside)])
+    assert run.stdout == b"EROFS\nFalse\n" * 2, run.own_lines
 
 
 LOCKS = """

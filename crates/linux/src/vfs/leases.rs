@@ -3,6 +3,8 @@
 //!
 //! Linux differs: other processes of the host break none, and execve(2) does not.
 
+use std::os::fd::AsFd;
+
 use imbl::{OrdMap, OrdSet};
 use kvmlet_abi::Errno;
 use kvmlet_abi::linux::capability::CAP_LEASE;
@@ -17,6 +19,7 @@ use super::pipe::LEASES_SOURCE;
 use crate::clock;
 use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
+use crate::host::HostId;
 use crate::outcome::Source;
 
 /// Time that a holder has to give a lease up (/proc/sys/fs/lease-break-time), in nanoseconds.
@@ -77,12 +80,17 @@ impl Leases {
         self.held.insert(id, lease);
     }
 
-    fn remove(&mut self, id: FileId) -> bool {
-        let lease = self.held.remove(&id);
-        if let Some(lease) = lease {
-            self.by_file.remove(&(lease.file, id));
-        }
-        lease.is_some()
+    fn remove(&mut self, id: FileId) -> Option<Lease> {
+        let lease = self.held.remove(&id)?;
+        self.by_file.remove(&(lease.file, id));
+        Some(lease)
+    }
+}
+
+impl Lease {
+    /// True if somebody may wait until it is given up: its time has been set then.
+    fn is_broken(&self) -> bool {
+        self.ends_ns.is_some() || self.weakens_ns.is_some()
     }
 }
 
@@ -91,9 +99,11 @@ fn key_of(attr: &Attr) -> FileKey {
 }
 
 fn give_up(cx: &mut Cx<'_>, id: FileId) {
-    if cx.kernel.leases.remove(id) {
+    if let Some(lease) = cx.kernel.leases.remove(id) {
         cx.kernel.disown(id);
-        wake(cx);
+        if lease.is_broken() {
+            wake(cx);
+        }
     }
 }
 
@@ -297,9 +307,26 @@ pub fn broken_on_host(
     }
 }
 
+/// The same of the file of a description that is opened once more.
+///
+/// # Errors
+/// As [`broken_by`].
+pub fn broken_by_reopening(
+    cx: &mut Cx<'_>,
+    host: HostId,
+    flags: OpenFlags,
+) -> Result<Option<u64>, Errno> {
+    if cx.kernel.leases.held.is_empty() {
+        return Ok(None);
+    }
+    let attr = kvmlet_hostfs::attr_of(cx.host.fd(host)?.as_fd())?;
+    broken_on_host(cx, &attr, flags)
+}
+
 /// A description is gone, and its lease with it.
 pub fn released(cx: &mut Cx<'_>, id: FileId) {
-    if cx.kernel.leases.remove(id) {
+    let lease = cx.kernel.leases.remove(id);
+    if lease.is_some_and(|lease| lease.is_broken()) {
         wake(cx);
     }
 }

@@ -224,7 +224,9 @@ pub(super) fn open_found(
     {
         return open_tmp(cx, inode, flags, &found.path);
     }
+    // One that is refused breaks no lease.
     if let Node::Host(_, attr) = &found.node
+        && (!changes || hosttree::is_writable(cx.host, &found.path))
         && let Some(until_ns) = leases::broken_on_host(cx, attr, flags)?
     {
         return Ok(Opened::Leased(until_ns));

@@ -11,6 +11,7 @@ use crate::cx::Cx;
 use crate::fd::{FileId, FileKind, OpenFile, OpenFlags};
 use crate::host::HostId;
 use crate::vfs::hosttree;
+use crate::vfs::leases;
 use crate::vfs::open::{self, Opened};
 use crate::vfs::overlay;
 use crate::vfs::path::{Found, Node};
@@ -26,6 +27,12 @@ fn is_write_only(cx: &Cx<'_>, host: HostId, file: &OpenFile) -> bool {
 pub fn reopen(cx: &mut Cx<'_>, call: &str, id: FileId, flags: OpenFlags) -> Result<Opened, Errno> {
     let file = cx.kernel.files.get(&id).ok_or(Errno::ENOENT)?.clone();
     let changes = flags.writable() || flags.contains(OpenFlags::TRUNC);
+    if let FileKind::HostFile(host) | FileKind::HostLocation(host) = &file.kind
+        && (!changes || hosttree::is_writable(cx.host, &file.path))
+        && let Some(until_ns) = leases::broken_by_reopening(cx, *host, flags)?
+    {
+        return Ok(Opened::Leased(until_ns));
+    }
     match &file.kind {
         FileKind::Tmp(inode) => return open::open_tmp(cx, *inode, flags, &file.path),
         FileKind::HostFile(_) | FileKind::HostLocation(_)
