@@ -43,9 +43,3 @@ def test_wrong_words(words: list[str], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         why.main(words)
     assert str(raised.value).startswith(message)
-
-
-def test_options_with_a_value_are_known() -> None:
-    for action in why.parser()._actions:
-        names = [name for name in action.option_strings if action.nargs != 0]
-        assert set(names) <= set(why._OPTIONS_WITH_VALUE)

@@ -6,16 +6,25 @@ import pathlib
 import re
 import shutil
 import subprocess
+import types
 
 import pytest
 
-from kvmlet.cli import COMMANDS, completion, man
+from kvmlet.cli import COMMANDS, _run_options, completion, man, serve, why
 from kvmlet.cli._words import DESCRIPTIONS, PARSERS, options
 
 
 def test_each_command_has_its_words() -> None:
     assert tuple(PARSERS) == COMMANDS
     assert all(DESCRIPTIONS[name] for name in PARSERS)
+
+
+@pytest.mark.parametrize("room", [_run_options, serve, why])
+def test_options_with_a_value_are_known(room: types.ModuleType) -> None:
+    """Those whose value is the next word: the command begins behind them."""
+    actions = [action for action in room.parser()._actions if action.nargs is None]
+    names = {name for action in actions for name in action.option_strings}
+    assert names == set(room._OPTIONS_WITH_VALUE)
 
 
 def completed(tmp_path: pathlib.Path, line: str) -> list[str]:

@@ -15,15 +15,17 @@ use crate::error::errno;
 /// Names of the attributes that are shown begin with this.
 pub const USER: &[u8] = b"user.";
 
-/// Attributes of users that file systems obey: what another path shows, whose a file is and what it may do. Nobody
-/// changes them from inside.
-const OBEYED: [&[u8]; 3] = [
+/// Attributes of users that file systems and servers of files obey: what another path shows, whose a file is and what it
+/// may do. Nobody changes them from inside.
+const OBEYED: [&[u8]; 5] = [
     b"user.overlay.",
     b"user.fuseoverlayfs.",
     b"user.containers.",
+    b"user.virtfs.",
+    b"user.rsync.%",
 ];
 
-/// True for an attribute by which the host's file systems go.
+/// True for an attribute by which programs of the host go.
 #[must_use]
 pub fn is_obeyed(name: &[u8]) -> bool {
     OBEYED.iter().any(|prefix| name.starts_with(prefix))

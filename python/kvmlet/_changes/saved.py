@@ -383,9 +383,19 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
         rest, offset = rest[count:], offset + count
 
 
+# Programs of the host go by these: what another path shows, whose a file is. As in
+# crates/hostfs/src/xattr.rs.
+_OBEYED = (
+    b"user.overlay.",
+    b"user.fuseoverlayfs.",
+    b"user.containers.",
+    b"user.virtfs.",
+    b"user.rsync.%",
+)
+
+
 def _set_attribute(fd: int, name: bytes, value: bytes) -> None:
-    # By these the host's file systems go: what another path shows, whose a file is.
-    if name.startswith((b"user.overlay.", b"user.fuseoverlayfs.", b"user.containers.")):
+    if name.startswith(_OBEYED):
         return
     try:
         os.setxattr(fd, name, value)
