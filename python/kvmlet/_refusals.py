@@ -35,7 +35,7 @@ _REMEDIES = {
     "raise its limit (ulimit -n)",
     "mappings": "sandboxes have half of the mappings that a process may have: "
     "raise vm.max_map_count",
-    "rate": "a sandbox opens at most 10,000 within ten seconds, and 1,000 a second after them",
+    "rate": "a sandbox opens at most 1,000 in a second, and 10,000 after a quiet time",
 }
 
 # No option shows what lies below these (Policy::allow_tree).

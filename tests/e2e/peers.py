@@ -39,25 +39,31 @@ has_address = pytest.mark.skipif(ADDRESS is None, reason="this machine has a loo
 @contextlib.contextmanager
 def serving(answer: Callable[[socket.socket], None], host: str = "127.0.0.1") -> Iterator[int]:
     """A server of TCP that calls `answer` with each connection; its port."""
-    with socket.create_server((host, 0)) as server:
-
-        def run() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-        def serve(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                answer(connection)
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
+    with socket.create_server((host, 0)) as server, accepting(server, answer):
         yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+
+
+@contextlib.contextmanager
+def accepting(server: socket.socket, answer: Callable[[socket.socket], None]) -> Iterator[None]:
+    """Calls `answer` with each connection to a listening socket."""
+
+    def run() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            answer(connection)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield
+    server.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
 
 
 def echo(connection: socket.socket) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 import kvmlet
 from e2e.oracle import HW, KVMLET, command, in_vm, kvmlet_argv, native
+from e2e.peers import accepting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,24 +44,8 @@ def serving(path: pathlib.Path, answer: Callable[[socket.socket], None]) -> Iter
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.fspath(path))
         server.listen(64)
-
-        def serve(connection: socket.socket) -> None:
-            with connection, contextlib.suppress(OSError):
-                answer(connection)
-
-        def run() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-        thread = threading.Thread(target=run, daemon=True)
-        thread.start()
-        yield os.fspath(path)
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        with accepting(server, answer):
+            yield os.fspath(path)
 
 
 def orders(connection: socket.socket) -> None:
@@ -761,6 +746,39 @@ def test_the_longest_messages(room: pathlib.Path, kind: str, vm: None) -> None:
     assert lines[10:] in (["EMSGSIZE", "b'last'"], ["7", "b'last'"]), run
     sizes = (212_960, 425_951, 425_952)
     assert came == [(b"%d" % size).ljust(size, b".") for size in sizes]
+
+
+def test_a_full_datagram_socket_in_a_fork(room: pathlib.Path, vm: None) -> None:
+    """Who waits for room waits for the host's server, and sends nothing of before the freeze."""
+    code = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+        "s.connect(sys.argv[1]); s.setblocking(False)\n"
+        "try:\n"
+        "    while True: s.send(b'full')\n"
+        "except BlockingIOError: print('full', flush=True)\n"
+        "s.setblocking(True); s.send(b'last'); print('sent', flush=True)\n"
+    )
+    path = room / "log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(os.fspath(path))
+        server.settimeout(LIMIT_S)
+        with kvmlet.Box(unix=[path]) as box:
+            process = box.spawn(["python3", "-c", code, os.fspath(path)], text=True)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "full\n"
+            with box.snapshot() as snapshot:
+                (fork,) = snapshot.fork()
+                with fork:
+                    both = (process.stdout, fork.processes[0].stdout)
+                    came: list[bytes] = []
+                    while came.count(b"last") < 2:
+                        came.append(server.recv(9))
+                    for stdout in both:
+                        assert stdout is not None
+                        assert stdout.readline() == "sent\n"
+    # The host's own queue had some; what waited inside is lost.
+    assert len(came) < 100
 
 
 def test_a_connected_datagram_socket_in_a_fork(room: pathlib.Path, vm: None) -> None:

@@ -7,6 +7,7 @@ use imbl::{OrdMap, Vector};
 use kvmlet_hostfs::attr::{Attr, FileTime, S_IFMT, S_IFSOCK};
 
 use crate::id::ObjectId;
+use crate::vector;
 
 /// Names of sockets that are closed and were not removed. Of more, the oldest are as the host's own.
 const CLOSED_MAX: usize = 1024;
@@ -51,6 +52,8 @@ pub struct HostNames {
 impl HostNames {
     /// A name has been made. It is `socket`'s, or nobody's.
     pub fn add(&mut self, place: Place, socket: Option<ObjectId>, mode: u32) {
+        // One that has been taken away may have had the same place.
+        vector::retain(&mut self.closed, |closed| *closed != place);
         self.names.insert(place, HostName { socket, mode });
         if socket.is_none() {
             self.note_closed(place);

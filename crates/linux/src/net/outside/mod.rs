@@ -193,14 +193,14 @@ impl Host {
     /// Counts a socket of the host's, or a question for names, that the program is about to have opened.
     ///
     /// # Errors
-    /// `EAGAIN`, recorded, if there have been too many lately.
+    /// `ENOBUFS`, recorded, if there have been too many lately. EAGAIN would say that a connection is under way.
     fn keep_rate(&mut self) -> Result<(), Errno> {
         if self.outside.rate.take(Instant::now()) {
             return Ok(());
         }
         let what = "opening sockets of the host without end".to_owned();
-        self.report.deny(what, Errno::EAGAIN, Remedy::Rate);
-        Err(Errno::EAGAIN)
+        self.report.deny(what, Errno::ENOBUFS, Remedy::Rate);
+        Err(Errno::ENOBUFS)
     }
 
     /// The error that a program gets where the host has no socket for it.
@@ -294,16 +294,13 @@ pub fn has_unsent(cx: &Cx<'_>) -> bool {
     ends.any(|(id, end)| end.is_host() && sockets.get(*id).is_ok_and(|end| !end.queue.is_empty()))
 }
 
-/// Ends all connections, as if each other side had reset it.
+/// Ends all connections, as if each other side had reset it. Datagram sockets stay; what waited in them is lost.
 pub fn drop_all(cx: &mut Cx<'_>) {
-    let sockets = &cx.kernel.objects.sockets;
-    let ends = sockets.ends.iter().copied();
-    let is_connection = |id: &ObjectId| !sockets.datagram_ends.contains_key(id);
-    let ends: Vec<ObjectId> = ends.filter(is_connection).collect();
+    let ends: Vec<ObjectId> = cx.kernel.objects.sockets.ends.iter().copied().collect();
     cx.kernel.hold_wakes();
     for id in ends {
         cx.host.outside.ends.remove(&id);
-        packets::drop_end(cx, id);
+        packets::lose(cx, id);
     }
     cx.kernel.release_wakes();
 }
@@ -311,9 +308,41 @@ pub fn drop_all(cx: &mut Cx<'_>) {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
-    use std::time::Instant;
+    use std::path::Path;
+    use std::time::{Duration, Instant};
 
-    use super::Outside;
+    use kvmlet_abi::Errno;
+
+    use super::{Outside, connect_packets, connect_unix};
+    use crate::id::ObjectId;
+    use crate::testing::{Sandbox, call};
+
+    #[test]
+    fn too_many_sockets_of_the_host_are_refused_whatever_their_kind() {
+        let mut s = Sandbox::new(Path::new("/usr/share"));
+        s.host.policy.allow_net("host.kvmlet.internal:9").unwrap();
+        // Up to a later time, so that none comes back meanwhile.
+        let later = Instant::now() + Duration::from_secs(60);
+        while s.host.outside.rate.take(later) {}
+        // AF_INET, port 9 of 127.0.0.54.
+        let mut address = [2, 0, 0, 9, 127, 0, 0, 54].to_vec();
+        address.resize(16, 0);
+        let to = s.put(&address);
+        let stream = call!(s, "socket", 2, 1, 0).unwrap().cast_signed();
+        assert_eq!(call!(s, "connect", stream, to, 16), Err(Errno::ENOBUFS));
+        let datagrams = call!(s, "socket", 2, 2, 0).unwrap().cast_signed();
+        assert_eq!(
+            call!(s, "sendto", datagrams, to, 1, 0, to, 16),
+            Err(Errno::ENOBUFS)
+        );
+        assert!(s.denied("opening sockets of the host without end"));
+        let (mut cx, at) = (s.cx(), (0, b"/socket".as_slice()));
+        let ends = [
+            connect_unix(&mut cx, ObjectId(1), at),
+            connect_packets(&mut cx, ObjectId(1), at),
+        ];
+        assert_eq!(ends, [Err(Errno::ENOBUFS); 2]);
+    }
 
     #[test]
     fn a_reset_keeps_count_of_what_has_been_opened() {

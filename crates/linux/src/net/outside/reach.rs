@@ -58,7 +58,7 @@ pub fn place_of(host: &Host, to: SocketAddr) -> Place {
 ///
 /// # Errors
 /// Recorded: `ENETUNREACH` where there is no rule at all, as without a network, `EACCES` where none fits. `ENOBUFS`
-/// without a descriptor to look with.
+/// without a descriptor to look with, or after too many sockets lately.
 pub fn reach(host: &mut Host, call: &str, to: SocketAddr) -> Result<Reached, Errno> {
     let net = host.policy.net();
     if to.ip() == IpAddr::V4(CALLERS) {
@@ -66,6 +66,7 @@ pub fn reach(host: &mut Host, call: &str, to: SocketAddr) -> Result<Reached, Err
         if !net.allows_caller(to.port()) {
             return Err(refuse(host, format!("{call} {label}")));
         }
+        host.keep_rate()?;
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, to.port()));
         return Ok(Reached { at, label });
     }
@@ -89,9 +90,11 @@ pub fn reach(host: &mut Host, call: &str, to: SocketAddr) -> Result<Reached, Err
             None => refuse(host, format!("{call} {label}")),
         });
     }
+    let is_named = net.names_address(to.ip());
+    host.keep_rate()?;
     // Of this machine's own addresses those that are public are reached only if they are named: what listens there
     // may not expect the internet.
-    if !net.names_address(to.ip()) {
+    if !is_named {
         let own = HostSocket::is_own(to, &host.share);
         if own.map_err(|error| host.no_socket(error))? {
             return Err(refuse(host, format!("{call} {to}")));

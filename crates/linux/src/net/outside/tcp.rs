@@ -144,7 +144,6 @@ pub(super) fn attach(cx: &mut Cx<'_>, id: ObjectId, end: End) -> Result<(), Errn
 /// # Errors
 /// The host's; `ENOBUFS`, `ENOMEM`.
 pub fn connect(cx: &mut Cx<'_>, client: ObjectId, reached: Reached) -> Result<Attempt, Errno> {
-    cx.host.keep_rate()?;
     let opened = HostSocket::connect(reached.at, &cx.host.share);
     let (socket, connected) = opened.map_err(|error| cx.host.no_socket(error))?;
     let own = cx.kernel.objects.sockets.get(client)?;

@@ -108,7 +108,6 @@ fn open(cx: &mut Cx<'_>, call: &str, owner: ObjectId, at: SocketAddr) -> Result<
         return Ok(*token);
     }
     let reached = reach::reach(cx.host, call, at)?;
-    cx.host.keep_rate()?;
     let own = cx.host.outside.peers.of(owner);
     if own.len() >= PEERS_MAX
         && let Some(oldest) = own.iter().map(|(_, token)| *token).min()
