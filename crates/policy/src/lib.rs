@@ -8,39 +8,16 @@
 mod learn;
 pub mod net;
 mod path;
+mod place;
 mod protected;
 
 pub use learn::Opening;
 pub use path::{ancestors, beneath, file_name, is_canonical, is_name, join, parent};
+pub use place::Place;
 pub use protected::{Guard, guard_of, is_saved_set, makes_repository};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-
-/// The tree a canonical path belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Place {
-    /// A host file or directory that may be read.
-    Readable,
-    /// A host tree that may be read, and changed in memory: the host's own stays as it is.
-    Overlay,
-    /// A host tree that may be read, and changed itself.
-    Writable,
-    /// A directory that only leads to something visible: ours, listing [`Policy::children`].
-    Leading,
-    /// The memory file system.
-    Tmp,
-    /// The process file system, ours.
-    Proc,
-    /// Devices, ours.
-    Dev,
-    /// The system file system, ours.
-    Sys,
-    /// A file of the host's settings in whose place there is one of ours, or one of [`LINKS`].
-    Made,
-    /// Everything else.
-    Outside,
-}
 
 /// Mount point of the memory file system.
 pub const TMP: &[u8] = b"/tmp";
@@ -256,37 +233,6 @@ fn innermost<'a, 'b, T>(
     }
 }
 
-impl Place {
-    /// The name that the library knows it by.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Readable => "readable",
-            Self::Overlay => "overlay",
-            Self::Writable => "writable",
-            Self::Leading => "leading",
-            Self::Tmp => "tmp",
-            Self::Proc => "proc",
-            Self::Dev => "dev",
-            Self::Sys => "sys",
-            Self::Made => "made",
-            Self::Outside => "outside",
-        }
-    }
-
-    /// True if it is a host tree, in whatever way it may be changed.
-    #[must_use]
-    pub fn is_of_host(self) -> bool {
-        matches!(self, Self::Readable | Self::Overlay | Self::Writable)
-    }
-
-    /// True if what is there is the host's own: changes, if there are any, are not in memory.
-    #[must_use]
-    pub fn is_on_host(self) -> bool {
-        matches!(self, Self::Readable | Self::Writable)
-    }
-}
-
 impl Mount {
     /// A tree of the host at its own path.
     fn own(path: &[u8], mode: MountMode) -> Self {
@@ -401,7 +347,7 @@ impl Policy {
         Ok(())
     }
 
-    /// What is named at `path` takes the place of [`RUN`].
+    /// A mount at `path` takes the place of [`RUN`].
     fn make_room(&mut self, path: &[u8]) {
         if path == RUN {
             self.memory.remove(path);
@@ -427,7 +373,8 @@ impl Policy {
         if self.is_secret(host) || mode != MountMode::ReadOnly && !is_changeable(host) {
             return unsuitable(host);
         }
-        if path == TMP || self.memory.contains_key(path) && path != RUN {
+        let memory = self.memory.get(path);
+        if path == TMP || memory.is_some_and(|mode| path != RUN || *mode != RUN_MODE) {
             return unsuitable(path);
         }
         self.make_room(path);
