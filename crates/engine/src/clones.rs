@@ -16,11 +16,14 @@ use kvmlet_abi::Gva;
 use kvmlet_linux::{CallArg, CallError, Pid, Returns};
 
 use crate::EngineError;
-use crate::run::{Nobody, Until};
+use crate::run::{Limits, Nobody, Until};
 use crate::sandbox::Sandbox;
+use crate::time::now_ns;
 
 /// The time on a CPU that one function may take. It is quick, or something is wrong with it.
 const CPU_MAX: Duration = Duration::from_secs(1);
+/// The time that one may sleep: it waits for nobody.
+const IDLE_MAX: Duration = Duration::from_millis(500);
 /// The time that all calls before a freeze may take together, on a machine that is busy.
 const TIME_MAX: Duration = Duration::from_secs(20);
 /// The time that a fork's calls may take together.
@@ -282,7 +285,14 @@ impl Sandbox {
             turns += 1;
         }
         let left = deadline.saturating_duration_since(Instant::now());
-        self.step_within(Until::Return, Some(left), Some(CPU_MAX), &mut Nobody)
+        let limits = Limits {
+            deadline_ns: Some(
+                now_ns().saturating_add(left.as_nanos().try_into().unwrap_or(u64::MAX)),
+            ),
+            cpu_time: Some(CPU_MAX),
+            idle: Some(IDLE_MAX),
+        };
+        self.step_within(Until::Return, limits, &mut Nobody)
             .map_err(|error| match error {
                 EngineError::TimedOut | EngineError::Silent => {
                     unwilling("a function of it does not return")

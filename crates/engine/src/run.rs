@@ -116,6 +116,8 @@ pub(crate) struct Drive<'a> {
     until: Until,
     pub owner: &'a mut dyn Owner,
     pub limit: Limit,
+    /// What is left of the time in which no thread can run.
+    idle_left_ns: u64,
     /// When the owner is asked next, whatever happens.
     pub tick_ns: u64,
     /// For when the vCPU's kick is set; `None` if it has fired.
@@ -139,12 +141,14 @@ pub(crate) struct Drive<'a> {
 }
 
 /// The limits on the time of a step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Limits {
     /// The end, on the host's CLOCK_MONOTONIC.
     pub deadline_ns: Option<u64>,
     /// CPU time from now on.
     pub cpu_time: Option<Duration>,
+    /// Time in which no thread can run, from now on: then it is stuck.
+    pub idle: Option<Duration>,
 }
 
 impl Limits {
@@ -154,6 +158,7 @@ impl Limits {
         Self {
             deadline_ns: program.timeout.map(end_ns),
             cpu_time: program.cpu_time,
+            idle: None,
         }
     }
 }
@@ -172,6 +177,7 @@ impl<'a> Drive<'a> {
             until,
             owner,
             limit: Limit::new(limits.deadline_ns, now_ns).with_cpu(cpu_ns, now_ns),
+            idle_left_ns: limits.idle.map_or(u64::MAX, duration_ns),
             tick_ns: now_ns.saturating_add(TICK_NS),
             armed_ns: None,
             running: None,
@@ -356,7 +362,12 @@ impl Sandbox {
         }
         let after_ns = now_ns();
         drive.mark_ns = after_ns;
-        self.times.idle_ns += after_ns.saturating_sub(before_ns);
+        let idle_ns = after_ns.saturating_sub(before_ns);
+        self.times.idle_ns += idle_ns;
+        drive.idle_left_ns = drive.idle_left_ns.saturating_sub(idle_ns);
+        if drive.idle_left_ns == 0 {
+            return Ok(Some(Stop::Stuck));
+        }
         match self.tend_console(drive)? {
             None => Ok(drive.check(after_ns)),
             stop => Ok(stop),

@@ -510,25 +510,24 @@ impl Sandbox {
         timeout: Option<Duration>,
         owner: &mut dyn Owner,
     ) -> Result<(), EngineError> {
-        self.step_within(until, timeout, None, owner)
-    }
-
-    /// As [`Sandbox::step`], within a time of this thread's on a CPU too.
-    pub(crate) fn step_within(
-        &mut self,
-        until: Until,
-        timeout: Option<Duration>,
-        cpu_time: Option<Duration>,
-        owner: &mut dyn Owner,
-    ) -> Result<(), EngineError> {
-        self.check_alive()?;
         let deadline_ns = timeout.map(|timeout| {
             now_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
         });
         let limits = Limits {
             deadline_ns,
-            cpu_time,
+            ..Limits::default()
         };
+        self.step_within(until, limits, owner)
+    }
+
+    /// As [`Sandbox::step`], within limits.
+    pub(crate) fn step_within(
+        &mut self,
+        until: Until,
+        limits: Limits,
+        owner: &mut dyn Owner,
+    ) -> Result<(), EngineError> {
+        self.check_alive()?;
         let driven = self.guarded(|sandbox| sandbox.drive(until, limits, owner));
         let stop = driven.inspect_err(|_| self.ended = Some(Ending::Broken))?;
         match stop {

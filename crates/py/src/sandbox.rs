@@ -394,9 +394,15 @@ impl Sandbox {
         })
     }
 
-    fn connect(&self, port: u16, peer: Option<(String, u16)>) -> PyResult<Connection> {
+    fn connect(
+        &self,
+        py: Python<'_>,
+        port: u16,
+        peer: Option<(String, u16)>,
+    ) -> PyResult<Connection> {
         let peer = address(peer)?;
-        self.with(|engine| match (port, engine.door()) {
+        // A function of the program's may run first, which seeds its generators.
+        self.act(py, |engine| match (port, engine.door()) {
             (UNIX_DOOR, Some(door)) => engine.connect_at(door, peer),
             (port, _) => engine.connect(port, peer),
         })
