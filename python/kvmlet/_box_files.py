@@ -273,8 +273,14 @@ class ProgramFiles:
             return self._read(source, file.write, most), []
 
     def _upload(self, source: bytes, target: bytes) -> None:
-        with open(source, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
+        # To open a pipe would wait for somebody who writes.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        with open(os.open(source, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not modes.S_ISREG(status.st_mode):
+                name = os.fsdecode(source)
+                raise OSError(errnos.EINVAL, "it is neither a file nor a folder", name)
+            mode = status.st_mode & 0o777
 
             def piece(at: int) -> bytes:
                 file.seek(at)

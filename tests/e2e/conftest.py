@@ -41,6 +41,12 @@ def vm(native_only: bool) -> None:
 
 
 @pytest.fixture
+def box(vm: None) -> Iterator[kvmlet.Box]:
+    with kvmlet.Box() as made:
+        yield made
+
+
+@pytest.fixture
 def tmp_name() -> Iterator[str]:
     """A path under /tmp, where a guest may write; removed after the native run used it."""
     path = pathlib.Path("/tmp") / f"kvmlet-test-{uuid.uuid4().hex}"

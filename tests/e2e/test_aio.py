@@ -461,7 +461,7 @@ def test_connections(run: Run) -> None:
                     await connection.sendall(b"x" * 400_000)
                 assert received == b"X" * 400_000
                 assert await cancelled(lambda: connection.recv(1), 0.1) < CANCEL_S
-                # What came as the wait was given up is there for the next one.
+                # Bytes that came as the wait was given up are there for the next one.
                 connection._arrived = b"kept"
                 assert await connection.recv(3) == b"kep"
                 assert await connection.recv(9) == b"t"
@@ -503,7 +503,7 @@ def test_streams_of_asyncio() -> None:
             with pytest.raises(kvmlet.ConnectionReset):
                 await reader.read()
             writer.close()
-            # What nobody reads waits inside, and is not taken without end.
+            # Bytes that nobody reads wait inside, and are not taken without end.
             reader, writer = await box.open_connection(80)
             for _ in range(40):
                 writer.write(b"y" * 100_000)

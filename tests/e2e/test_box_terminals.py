@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import pathlib
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,12 +19,6 @@ pytestmark = pytest.mark.usefixtures("vm")
 
 # That of e2e.terminal.Terminal.
 SIZE = kvmlet.TerminalSize(columns=101, rows=33)
-
-
-@pytest.fixture
-def box() -> Iterator[kvmlet.Box]:
-    with kvmlet.Box() as made:
-        yield made
 
 
 class Dialogue:

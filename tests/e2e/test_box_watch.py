@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import anyio
 import pytest
@@ -15,12 +14,6 @@ from e2e.oracle import HANG_S
 from kvmlet import aio
 
 pytestmark = pytest.mark.usefixtures("vm")
-
-
-@pytest.fixture
-def box() -> Iterator[kvmlet.Box]:
-    with kvmlet.Box() as made:
-        yield made
 
 
 def sh(box: kvmlet.Box, command: str) -> None:

@@ -6,7 +6,6 @@ import os
 import pathlib
 import stat
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
@@ -155,12 +154,6 @@ def test_changes_by_another_user(tree: pathlib.Path) -> None:
     ]
     assert (tree / "other-644").read_text() == "other"
     assert stat.S_IMODE((tree / "other-600").stat().st_mode) == 0o600
-
-
-@pytest.fixture
-def box() -> Iterator[kvmlet.Box]:
-    with kvmlet.Box() as made:
-        yield made
 
 
 @pytest.mark.skipif(HW, reason=NO_RUNTIMES)

@@ -86,7 +86,7 @@ def test_arrays() -> None:
     assert (functions.scaled(turned, 3) == turned * 3).all()
     for _ in range(3):
         assert functions.scaled(np.ones(1_500_000), 2).sum() == 3_000_000
-    # What is sent is what it was, whatever the caller does with it meanwhile.
+    # An argument is sent as it was, whatever the caller does with it meanwhile.
     array = np.ones(1_500_000)
     later = [functions.scaled.submit(array, factor) for factor in range(4)]
     array[:] = 9

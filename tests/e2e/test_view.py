@@ -250,7 +250,7 @@ def test_what_is_named_takes_the_place_of_run(tmp_path: pathlib.Path) -> None:
     run = in_vm(script, cwd=tmp_path, options=[*named, "--tmpfs", "/run/lock"])
     assert (run.status, run.stdout.decode()) == (0, "app\nlock\nhost\na\n"), run.stderr
     assert (tmp_path / "more").read_text() == "more\n"
-    # What asks for it is told of the option.
+    # A program that asks for it is told of the option.
     run = in_vm(["sh", "-c", "echo x > /var/tmp/x"], cwd=tmp_path)
     assert run.own_lines == [
         "kvmlet: denied: open /var/tmp/x (EROFS); it is read-only; allow it with --tmpfs /var/tmp"

@@ -101,6 +101,8 @@ HOSTILE: dict[str, bytes] = {
     "an array's memory that is too short": kind_of_array(b"m" + u32(9) + b"\0" + b"x" * 8),
     "an array's memory, skipped past the end": kind_of_array(b"m" + u32(1) + b"\xff" + b"x" * 8),
     "an array's memory without an array": ok(b"m" + u32(8) + b"\0" + b"x" * 8),
+    "a set in the place of an array": kind("array", {b"x"}),
+    "memory as a key": kind_of_array(b"S" + u32(1) + b"m" + u32(8) + b"\0" + b"x" * 8),
     "an array of records": kind("array", ("<i8,<i8", (1,), b"x" * 16)),
     # Names that shadow.
     "a class of builtins": ok(b"R" + encode("builtins.eval") + encode({"source": "1"})),

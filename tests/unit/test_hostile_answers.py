@@ -35,9 +35,11 @@ def fit_for_a_terminal(text: str) -> bool:
     return all(char.isprintable() or char in "\n\t" for char in text)
 
 
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["whole", "in-pieces"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_an_answer_to_a_call(name: str) -> None:
-    answer = HOSTILE[name]
+def test_an_answer_to_a_call(name: str, in_pieces: bool) -> None:
+    # An answer in pieces is memory of the host's that can be written.
+    answer = memoryview(bytearray(HOSTILE[name])) if in_pieces else HOSTILE[name]
     tracemalloc.start()
     started_s = time.process_time()
     try:

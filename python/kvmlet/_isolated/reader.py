@@ -102,8 +102,8 @@ class _Reader:
         self.look = look
         self.look_at_bytes = memory_bytes
         self.compared_bytes = 0
-        # While the content of an array is read: its memory is copied once, into the array.
-        self.in_array = False
+        # The place of the memory of the array that is read: it is copied once, into the array.
+        self.memory_depth = 0
 
     def charge(self, made_bytes: int) -> None:
         """Count what is about to be made, and look at the time now and then."""
@@ -141,14 +141,14 @@ class _Reader:
         part: bytes = self.data[start:end]
         return part
 
-    def raw(self, _depth: int, _in_key: bool) -> bytes | memoryview:
-        if not self.in_array:
+    def raw(self, depth: int, in_key: bool) -> bytes | memoryview:
+        if in_key or depth != self.memory_depth:
             return self.sized()
         (length,) = self.unpack(U32)
         return self.view(length)
 
-    def memory(self, _depth: int, _in_key: bool) -> memoryview:
-        if not self.in_array:
+    def memory(self, depth: int, in_key: bool) -> memoryview:
+        if in_key or depth != self.memory_depth:
             raise DataError("an array's memory without an array")
         length, skipped = self.unpack(MEMORY)
         self.take(skipped)
@@ -320,9 +320,11 @@ class _Reader:
     def extended(self, depth: int, in_key: bool) -> Any:
         word = self.value(depth, False)
         make = _EXTENDED.get(word) if isinstance(word, str) else None
-        before, self.in_array = self.in_array, make is not None and word == ARRAY
-        content = self.value(depth, in_key)
-        self.in_array = before
+        is_array = make is not None and word == ARRAY
+        # Nothing but the items of the array's own tuple: no other code meets memory of the answer.
+        before, self.memory_depth = self.memory_depth, depth + 2 if is_array else 0
+        content = self.value(depth, in_key and not is_array)
+        self.memory_depth = before
         if make is None:
             raise DataError("an unknown kind of value")
         return make(self, content)

@@ -82,7 +82,9 @@ class Connection(Closing[sync.Connection]):
         def receive() -> None:
             self._arrived = self._sync.recv(bufsize)
 
-        if self._arrived is None or bufsize <= 0:
+        if bufsize <= 0:
+            return await self._waits(lambda: self._sync.recv(bufsize))
+        if self._arrived is None:
             await self._waits(receive)
         data, self._arrived = self._arrived or b"", None
         if len(data) > bufsize:

@@ -474,6 +474,6 @@ def add_policy_options(parser: "Parser | Plain") -> Groups:
         action="append",
         default=[],
         help="CMD may connect to PATH, a socket of this machine, and use all that the server "
-        "behind it does for you; streams only, without passing descriptors; may be given again",
+        "behind it does for you; no descriptors are passed; may be given again",
     )
     return groups
