@@ -21,7 +21,7 @@ GUEST_PROGRAMS := tests/guests tests/escape/guests
 help:
 	@echo "make run       build, then run a Python script in a VM"
 	@echo "make test      every check on this machine's own KVM"
-	@echo "make test-long PART=auto|exit|poll|rust|user|servers|runtimes|suites|network|first  the same, with what is rare repeated in full"
+	@echo "make test-long PART=auto|exit|poll|rust|user|servers|runtimes|suites|network|first|silicon  the same, with what is rare repeated in full"
 	@echo "make test-hw   end-to-end tests and hostile guests on hardware KVM semantics (an emulated machine)"
 	@echo "make hw-shell  a shell on that machine"
 	@echo "make bench     measure; prints ratios to native"
@@ -154,7 +154,7 @@ test-long-auto test-long-exit test-long-poll: test-long-%: $(VENV)/.group-long
 	KVMLET_LONG=1 KVMLET_CALLS=$* $(PYTEST) -m '$(if $(filter auto,$*),not nothing,not default_mode)' --timeout 1200 $(END_TO_END) $(patsubst %,--ignore %,$(SERVERS) $(SUITES) $(NETWORK) $(FIRST))
 # Servers as they are installed, each asked 10,000 times: those of Python, and servers under load; then all others.
 OF_PYTHON := flask or django or fastapi or starlette or aiohttp or gunicorn or waitress
-SERVED := KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rP --durations 0 --durations-min 1
+SERVED := KVMLET_SERVERS=1 KVMLET_LONG=1 KVMLET_CALLS=auto $(PYTEST) -p no:cacheprovider -rPs --durations 0 --durations-min 1
 test-long-servers test-long-runtimes: $(VENV)/.group-servers
 	@.ci/deps build test servers load
 	@$(MAKE) develop

@@ -197,7 +197,7 @@ def _served(server: Server, rounds: int, isolate: str) -> Iterator[Asked]:
 def _rows(server: Server, pairs: int) -> list[Row]:
     """The rows of one server. Raises BenchError."""
     if server.needs and not (shutil.which(server.needs) or os.path.exists(server.needs)):
-        raise BenchError(f"{server.needs} is not installed")
+        raise BenchError(f"{os.path.basename(server.needs)} is not installed")
     rounds = int(native([program("web"), "calibrate"]).value("rounds"))
     floor = [program("kvm_floor"), "exit"]
     rows = []

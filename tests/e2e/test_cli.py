@@ -46,7 +46,7 @@ def test_no_dashes_are_needed_and_options_after_the_program_are_its_own(
     assert (run.stdout, run.status) == (b"hello, world (5)\n--timeout\nx\n--\n-h\n", 0)
 
 
-def test_the_module_takes_nothing_from_the_current_directory(tmp_path: pathlib.Path) -> None:
+def test_the_module_leaves_the_current_directory_alone(tmp_path: pathlib.Path) -> None:
     for name in ("argparse", "difflib", "json", "_native", "tomllib"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not ours')\n")
     words = [sys.executable, "-m", "kvmlet", "run", "--", "echo", "hello"]

@@ -131,7 +131,7 @@ def test_limits_as_one_value() -> None:
     assert (cut.reason, cut.stdout) == ("output", b"y\n" * 50)
     files = kvmlet.run("ulimit -n", shell=True, text=True, limits=limits)
     assert files.stdout == "7\n"
-    # What is given beside it wins, and it wins over the policy's.
+    # A limit that is given beside it wins, and it wins over the policy's.
     given = kvmlet.run(["yes"], policy=kvmlet.Policy.of(max_output=4), limits=limits, max_output=6)
     assert given.stdout == b"y\n" * 3
     policy = kvmlet.Policy.of(max_output=4, timeout=60)
@@ -165,7 +165,7 @@ def test_output_for_a_callable_is_not_limited(calls: str) -> None:
         timeout=60,
     )
     assert (told.reason, sum(sizes), len(told.stderr)) == ("exited", 40_000_004, 3000)
-    # What is captured beside it is.
+    # Output that is captured beside it is.
     cut = kvmlet.run(script, shell=True, calls=calls, max_output="2k", stdout=len, timeout=60)
     assert (cut.reason, len(cut.stderr)) == ("output", 2048)
 

@@ -37,6 +37,7 @@ OF_REQUEST = ("date", "x-request-id")
 """Fields of an answer that differ from one request to another."""
 
 SERVERS = ROOT / "tests" / "e2e" / "servers"
+IS_INSTALLED = bool(os.environ.get("KVMLET_SERVERS"))
 PYTHON = sys.executable
 PLACE = "127.0.0.1:8000"
 
@@ -213,7 +214,9 @@ def is_there(needs: str) -> bool:
 
 def require(needs: str) -> None:
     if needs and not is_there(needs):
-        pytest.skip(f"no {needs} here: make test-long PART=runtimes installs it")
+        # The part that installs it must have it.
+        assert not IS_INSTALLED, needs
+        pytest.skip(f"no {needs} here: make test-long PART=servers or PART=runtimes installs it")
 
 
 @pytest.mark.timeout(1800)

@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 const LINES_MAX: usize = 4096;
 /// Of them, those of the program: one that writes without end leaves room for ours, the access log among them.
 const PROGRAM_LINES_MAX: usize = LINES_MAX / 2;
-/// Refusals of one program that are told; it can think of any number. A reload begins anew.
+/// Refusals of one program that are told; it can think of any number. A reload begins anew, for storages a new server.
 const DENIED_MAX: usize = 1024;
 /// A longer line of the program's is cut into several.
 const LINE_BYTES_MAX: usize = 4096;
