@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::task::JoinHandle;
 
 use crate::access_log::{Record, Work};
@@ -241,13 +242,14 @@ impl ForkCourse {
         if let Some(driver) = self.driver.take() {
             driver.abort();
         }
+        // The reset comes last: then all is known, and this task wakes once.
+        if let Ok(Ok(reset)) = tokio::time::timeout(GRACE, &mut self.reset).await {
+            self.work.reset = Some(reset);
+        }
         let ending = match known {
             Some(ending) => ending,
             None => self.ending().await,
         };
-        if let Ok(Ok(reset)) = tokio::time::timeout(GRACE, &mut self.reset).await {
-            self.work.reset = Some(reset);
-        }
         (ending, self.work)
     }
 }
@@ -353,7 +355,7 @@ async fn ask(service: &Arc<Service>, ask: Ask<'_>) -> Result<Answered, (Failure,
         Poll::Ready(())
     })
     .await;
-    let lease = submit(service, program_end, ask.id).map_err(|failure| (failure, None))?;
+    let mut lease = submit(service, program_end, ask.id).map_err(|failure| (failure, None))?;
     let driver = connection.map(|driven| {
         tokio::spawn(async move {
             // Its faults are those of the answer.
@@ -368,20 +370,25 @@ async fn ask(service: &Arc<Service>, ask: Ask<'_>) -> Result<Answered, (Failure,
         work: Work::default(),
     };
     let patience = tokio::time::Instant::from_std(ask.deadline);
-    match tokio::time::timeout_at(patience, lease.started).await {
-        Ok(Ok(started)) => {
+    // A fork that has begun is not waited for: that would wake this task once more. A request that gets none is dropped,
+    // which ends its connection.
+    let mut response = match early {
+        Some(answer) => Ok(answer),
+        None => tokio::time::timeout_at(patience, answer.as_mut()).await,
+    };
+    match lease.started.try_recv() {
+        Ok(started) => {
             course.work.fork = started.fork;
             course.work.queued = started.queued;
         }
-        Ok(Err(_)) if Instant::now() < ask.deadline => {
+        Err(TryRecvError::Closed) if Instant::now() < ask.deadline => {
             return Err((Failure::busy("the program is being stopped"), None));
         }
-        Ok(Err(_)) | Err(_) => return Err((Failure::busy("no fork was free in time"), None)),
+        Err(_) => return Err((Failure::busy("no fork was free in time"), None)),
     }
-    let response = match early {
-        Some(answer) => Ok(answer),
-        None => tokio::time::timeout_at(patience + GRACE, answer).await,
-    };
+    if response.is_err() {
+        response = tokio::time::timeout_at(patience + GRACE, answer).await;
+    }
     match response {
         Ok(Ok(mut response)) => {
             course.handle.has_head();

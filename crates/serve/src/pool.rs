@@ -103,6 +103,9 @@ struct Queue {
     jobs: VecDeque<Job>,
     /// Of each fork, by its number.
     places: Vec<Place>,
+    /// Forks that wait for a request, by their numbers. The one that began last is the first to get one: its memory is
+    /// in the processor's caches, and KVM has its tables.
+    waiting: Vec<usize>,
     is_closed: bool,
 }
 
@@ -128,8 +131,8 @@ struct Shared {
     master: Box<dyn Master>,
     settings: PoolSettings,
     queue: Mutex<Queue>,
-    /// For forks that are free: there is a request, or there will be no more.
-    changed: Condvar,
+    /// Of each fork, by its number. For one that waits: there is a request, or there will be no more.
+    changed: Vec<Condvar>,
     /// For forks that pause: there will be no more.
     closing: Condvar,
     /// Failures since the last success of any fork.
@@ -161,9 +164,10 @@ impl Pool {
             queue: Mutex::new(Queue {
                 jobs: VecDeque::new(),
                 places: (0..count).map(|_| Place::Free).collect(),
+                waiting: Vec::with_capacity(count),
                 is_closed: false,
             }),
-            changed: Condvar::new(),
+            changed: (0..count).map(|_| Condvar::new()).collect(),
             closing: Condvar::new(),
             failures: AtomicU32::new(0),
             metrics: Arc::clone(metrics),
@@ -222,8 +226,11 @@ impl Pool {
             reset,
         });
         self.shared.note_waiting(&queue);
+        let next = queue.waiting.pop();
         drop(queue);
-        self.shared.changed.notify_one();
+        if let Some(changed) = next.and_then(|number| self.shared.changed.get(number)) {
+            changed.notify_one();
+        }
         Ok(Lease {
             started: has_started,
             ended: has_ended,
@@ -234,7 +241,7 @@ impl Pool {
     /// Takes no more requests. The forks go once they have served those that wait.
     pub(crate) fn close(&self) {
         self.shared.lock().is_closed = true;
-        self.shared.changed.notify_all();
+        self.shared.changed.iter().for_each(Condvar::notify_one);
         self.shared.closing.notify_all();
     }
 
@@ -278,6 +285,7 @@ impl Shared {
 
     /// The next request whose client is still there, for the fork with this number; `None` once there will be no more.
     fn next(&self, number: usize) -> Option<Job> {
+        let changed = self.changed.get(number)?;
         let mut queue = self.lock();
         loop {
             let job = queue.jobs.pop_front();
@@ -290,10 +298,10 @@ impl Shared {
                 }
                 None if queue.is_closed => return None,
                 None => {
-                    queue = self
-                        .changed
-                        .wait(queue)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    queue.waiting.push(number);
+                    queue = changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                    // It may have woken by itself.
+                    queue.waiting.retain(|waiting| *waiting != number);
                 }
             }
         }
@@ -521,6 +529,21 @@ mod tests {
         assert_eq!(lease.ended.await.unwrap().ending, Ending::Done);
         lease.reset.await.unwrap();
         third.started.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_fork_that_began_last_to_wait_is_the_first_to_get_one() {
+        let (pool, _) = pool(Act::Hang, 3, 1, Begin::AsLeft);
+        until(|| pool.shared.lock().waiting.len() == 3);
+        let last = *pool.shared.lock().waiting.last().unwrap();
+        for _ in 0..5 {
+            let (front, _, wire) = wire(None, None);
+            let lease = pool.submit(wire, "1").unwrap();
+            assert_eq!(lease.started.await.unwrap().fork, last);
+            drop(front);
+            lease.ended.await.unwrap();
+            until(|| pool.shared.lock().waiting.len() == 3);
+        }
     }
 
     /// Forks that are made, but for the first, and reset once the gate is open.

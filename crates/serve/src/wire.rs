@@ -304,6 +304,13 @@ impl Handle {
     }
 }
 
+impl Drop for Wire {
+    /// A program that never gets it says nothing to the client.
+    fn drop(&mut self) {
+        self.end_output();
+    }
+}
+
 impl Drop for FrontEnd {
     fn drop(&mut self) {
         self.shared.end();
@@ -410,6 +417,15 @@ mod tests {
         let mut answer = Vec::new();
         front.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, b"answer");
+    }
+
+    #[tokio::test]
+    async fn what_no_program_has_taken_ends() {
+        let (mut front, _, wire) = wire(None, None);
+        drop(wire);
+        let mut answer = Vec::new();
+        front.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.is_empty());
     }
 
     #[tokio::test]
