@@ -28,8 +28,10 @@ MAX_STORAGES = 64
 _MAX_CONCURRENT = 256
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _MAX_NAME_CHARS = 64
-# Beyond this, clients of an ordinary server are not what limits it.
+# Of the threads that read requests: beyond this, clients of an ordinary server are not what limits it.
 _MOST_THREADS = 4
+# Each keeps so many CPUs busy with forks. A second one costs each request two switches of threads.
+_CPUS_OF_A_THREAD = 4
 _BUFFER_BYTES = 64 << 20
 # A connection and a page of each thread's stack have room in it.
 _MIN_REQUEST_MEMORY_BYTES = 1 << 20
@@ -270,6 +272,7 @@ class FrontWords(_Words):
                 f"{shown('proxy_protocol')} believes trusted proxies, and there are none",
                 remedy=f"name them by {shown('trusted_proxy')}, as 10.0.0.0/8",
             )
+        cpus = len(os.sched_getaffinity(0))
         return {
             "header_timeout_s": self._time_s("header_timeout"),
             "keepalive_s": self._time_s("keepalive"),
@@ -279,7 +282,7 @@ class FrontWords(_Words):
             "access_log": self._one_of("access_log", ACCESS_LOG),
             "trusted_proxies": proxies,
             "proxy_protocol": takes_headers,
-            "threads": min(len(os.sched_getaffinity(0)), _MOST_THREADS),
+            "threads": min(max(cpus // _CPUS_OF_A_THREAD, 1), _MOST_THREADS),
         }
 
     def _certificate(self) -> _native.CertificateFiles | None:
