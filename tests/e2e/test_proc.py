@@ -154,6 +154,40 @@ def test_the_kernels_stack_is_not_shown(tmp_path: pathlib.Path) -> None:
     assert (run.status, run.stdout) == (0, b"Operation not permitted\n")
 
 
+BUSY = """
+import os, pathlib, sys, threading, time
+def busy():
+    before = time.thread_time()
+    while time.thread_time() < before + 0.1:
+        pass
+def total():
+    with open("/proc/stat") as stat:
+        return int(stat.readline().split()[1])
+def in_cgroup():
+    lines = pathlib.Path("/sys/fs/cgroup/cpu.stat").read_text().splitlines()
+    return int(lines[0].removeprefix("usage_usec "))
+before = total()
+thread = threading.Thread(target=busy)
+thread.start()
+thread.join()
+if not (child := os.fork()):
+    busy()
+    os._exit(0)
+os.waitpid(child, 0)
+print(total() - before >= 15)
+if "inside" in sys.argv:
+    print(in_cgroup() >= 200_000)
+"""
+
+
+def test_the_time_of_those_that_have_ended(tmp_path: pathlib.Path, native_only: bool) -> None:
+    """It counts in /proc/stat, as natively, and in the control group."""
+    argv = [PYTHON, "-c", BUSY]
+    assert native(argv, cwd=tmp_path).stdout == b"True\n"
+    if not native_only:
+        assert in_vm([*argv, "inside"], cwd=tmp_path).stdout == b"True\nTrue\n"
+
+
 PSUTIL = """
 import json, psutil, sys
 ours = psutil.Process()

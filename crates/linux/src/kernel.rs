@@ -53,6 +53,8 @@ pub struct Kernel {
     pub outside: Outside,
     /// Pseudo-terminals.
     pub ptys: Ptys,
+    /// CPU time of all threads, of those that have ended too, in nanoseconds.
+    pub cpu_time_ns: u64,
     /// Number of times that a slave was read and that a handler of SIGINT was run: whoever does either may heed Ctrl-C.
     pub heeded: u64,
     /// Live threads of all processes.
@@ -177,6 +179,7 @@ impl Kernel {
             foreground: Pid::FIRST,
             outside: Outside::Shell,
             ptys: Ptys::default(),
+            cpu_time_ns: 0,
             heeded: 0,
             mms: ById::unit(MmId::FIRST, Mm::default()),
             threads: ById::unit(

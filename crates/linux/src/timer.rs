@@ -365,6 +365,7 @@ impl Kernel {
             return;
         };
         thread.cpu_time_ns = thread.cpu_time_ns.saturating_add(spent_ns);
+        self.cpu_time_ns = self.cpu_time_ns.saturating_add(spent_ns);
         let pid = thread.pid;
         if let Some(process) = self.processes.get_mut(&pid) {
             process.cpu_time_ns = process.cpu_time_ns.saturating_add(spent_ns);

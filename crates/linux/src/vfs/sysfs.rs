@@ -160,8 +160,7 @@ pub fn text(cx: &Cx<'_>, path: &[u8]) -> Option<Text> {
         Says::Threads => format!("{}\n", kernel.threads.len()),
         Says::ProcessesMax => format!("{}\n", kernel.processes_max),
         Says::CpuTime => {
-            let times = kernel.threads.values().map(|thread| thread.cpu_time_ns);
-            let usage = times.fold(0, u64::saturating_add) / NSEC_PER_USEC;
+            let usage = kernel.cpu_time_ns / NSEC_PER_USEC;
             format!(
                 "usage_usec {usage}\nuser_usec {usage}\nsystem_usec 0\nnr_periods 0\nnr_throttled 0\nthrottled_usec 0\n"
             )

@@ -168,9 +168,7 @@ pub(super) fn top_text(cx: &Cx<'_>, name: &[u8]) -> Option<String> {
         }
         b"partitions" => "major minor  #blocks  name\n\n".to_owned(),
         b"stat" => {
-            let user = cx.kernel.threads.values().fold(0u64, |sum, thread| {
-                sum.saturating_add(ticks(thread.cpu_time_ns))
-            });
+            let user = ticks(cx.kernel.cpu_time_ns);
             let booted = clock::realtime_ns(cx.host).saturating_sub(uptime_ns(cx)) / NSEC_PER_SEC;
             let total = cx.kernel.next_tid.saturating_sub(1);
             let running = cx.kernel.sched.run_queue.len().saturating_add(1);
