@@ -65,6 +65,8 @@ class Server:
     speed: float = 0
     """16 connections, isolated by request: the least part of the native throughput."""
     published: str = ""
+    warmup: int = 10
+    """Requests before it is frozen. Those that compile what is called often have done so by then."""
 
 
 SERVERS = {
@@ -93,6 +95,7 @@ SERVERS = {
         needs="node",
         exits_allowed=12,
         published="KVM Server: 2.9 x",
+        warmup=1000,
     ),
     "deno": Server(
         "Deno",
@@ -100,6 +103,7 @@ SERVERS = {
         needs=str(_BIN / "deno"),
         exits_allowed=12,
         published="KVM Server: 2.9 x",
+        warmup=1000,
     ),
 }
 
@@ -186,9 +190,9 @@ def _native(server: Server, rounds: int) -> Iterator[Asked]:
 def _served(server: Server, rounds: int, isolate: str) -> Iterator[Asked]:
     port, control = _free_port(), _free_port()
     options = ["--listen", str(port), "--control", str(control), "--isolate", isolate]
-    options += ["--forks", str(_FORKS), "--memory", "1g", "-q", "--idle-timeout", "1h"]
+    options += ["--forks", str(_FORKS), "--boot-timeout", "60s", "--memory", "1g", "-q", "--idle-timeout", "1h"]
     if isolate != "connection":
-        options += ["--warmup-request", f"GET {server.path}", "--warmup", "10"]
+        options += ["--warmup-request", f"GET {server.path}", "--warmup", str(server.warmup)]
     inside = [word.format(port=8000, rounds=rounds) for word in server.argv]
     with _running([str(KVMLET), "serve", *options, "--", *inside], control, "/-/ready"):
         yield Asked(f"http://127.0.0.1:{port}{server.path}", control)
