@@ -24,8 +24,8 @@ pytestmark = [
 ]
 
 WHEEL_MAX_BYTES = 8 << 20
-# Beside a source of Python's.
-KINDS = {".py", ".pyi", ".h", ".typed", ".so"}
+# Beside sources of Python's: profiles, and what a guest has for C and Node.
+KINDS = {".py", ".pyi", ".h", ".typed", ".so", ".toml", ".cjs"}
 TRY = """
 import sys, kvmlet
 result = kvmlet.run(["echo", "hello"], text=True, timeout=60)
