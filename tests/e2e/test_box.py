@@ -528,26 +528,26 @@ def test_ten_boxes_in_threads_leak_nothing() -> None:
         names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
         return names.count("kvmlet-box\n")
 
-    def work(index: int, failures: list[BaseException]) -> None:
+    def work(index: int, commands: int, failures: list[BaseException]) -> None:
         try:
             with kvmlet.Box(memory="64m") as box:
-                for step in range(10):
+                for step in range(commands):
                     assert sh(box, f"echo {index} {step}") == f"{index} {step}\n"
         except BaseException as error:
             failures.append(error)
 
-    def round_of_ten() -> None:
+    def ten(commands: int) -> None:
         failures: list[BaseException] = []
-        threads = [threading.Thread(target=work, args=(i, failures)) for i in range(10)]
+        threads = [threading.Thread(target=work, args=(i, commands, failures)) for i in range(10)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert not failures, failures
 
-    round_of_ten()
+    ten(commands=10)
     before = descriptors()
-    round_of_ten()
+    ten(commands=100)
     assert descriptors() <= before
     assert threads_of_boxes() == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
 import pathlib
@@ -13,6 +14,7 @@ import pytest
 
 import kvmlet
 import kvmlet.box
+from e2e.oracle import LONG
 from kvmlet import _native
 
 pytestmark = pytest.mark.usefixtures("vm")
@@ -56,6 +58,28 @@ def test_files_piece_by_piece(box: kvmlet.Box) -> None:
     with pytest.raises(kvmlet.BoxWasReset):
         kept.read()
     kept.close()
+
+
+@pytest.mark.skipif(not LONG, reason="writes 3 GiB: tried in make test-long")
+def test_a_gigabyte_in_and_out(tmp_path: pathlib.Path) -> None:
+    piece = os.urandom(1 << 20)
+    source, back = tmp_path / "source", tmp_path / "back"
+    expected = hashlib.sha256()
+    with source.open("wb") as file:
+        for number in range(1024):
+            changed = number.to_bytes(8) + piece[8:]
+            file.write(changed)
+            expected.update(changed)
+    # Most of it lies on the host's disk, as memory has no room for it.
+    with kvmlet.Box(memory="256m") as box:
+        box.files.upload(source, "data")
+        assert sh(box, "sha256sum < data", timeout=120).split()[0] == expected.hexdigest()
+        source.unlink()
+        box.files.download("data", back)
+        assert box.stats()["memory_bytes"] < 256 << 20
+        box.files.remove("data")
+    with back.open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").digest() == expected.digest()
 
 
 def test_a_walk(box: kvmlet.Box) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import kvmlet
-from e2e.oracle import HANG_S, LONG, ROOT
+from e2e.oracle import HANG_S, HW, LONG, ROOT
 
 pytestmark = pytest.mark.usefixtures("vm")
 
@@ -411,6 +411,35 @@ def test_many_sessions_leak_nothing() -> None:
                 fork.close()
         assert taken()[0] <= before[0] + 8
         assert taken()[1] == before[1]
+
+
+@pytest.mark.skipif(HW, reason="numpy's file takes minutes to load on the emulated machine")
+@pytest.mark.skipif(not LONG, reason="repeated in full in make test-long")
+def test_a_hundred_live_sessions_answer_and_share_their_start() -> None:
+    words: dict[str, Any] = {"preload": ["numpy"], "memory": "256m"}
+    live: list[kvmlet.Interpreter] = []
+    with kvmlet.Interpreter(**words) as first:
+        first.run("import numpy; numpy.ones(10).sum()", check=True)
+        before = own_bytes()
+        try:
+            for number in range(100):
+                live.append(kvmlet.Interpreter(**words))
+                assert live[-1].run(f"import numpy; x = numpy.full(9, {number})").error is None
+            each = (own_bytes() - before) / len(live)
+            # Each goes on where it was, whatever the others have done since.
+            for number, session in enumerate(live):
+                assert session.run("int(x.sum())").value == 9 * number
+        finally:
+            for session in live:
+                session.close()
+    assert each <= 3 << 20, each
+
+
+def own_bytes() -> int:
+    """The pages of this process that no file of the host has."""
+    status = pathlib.Path("/proc/self/status").read_text().splitlines()
+    pairs = (line.split(":") for line in status)
+    return sum(int(v.split()[0]) << 10 for k, v in pairs if k in ("RssAnon", "RssShmem"))
 
 
 def test_policies(tmp_path: pathlib.Path) -> None:
