@@ -7,6 +7,7 @@ use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 use rustix::io::Errno;
 
 use crate::MmId;
+use crate::blocks::SpareBlocks;
 use crate::error::MemError;
 use crate::frames::{BlockId, FramePool};
 use crate::host::{AnonMapping, FrozenFiles, FrozenMapping, Image};
@@ -82,6 +83,7 @@ impl FrozenMemory {
             peak_bytes: self.charged_bytes,
             table_bytes: self.table_bytes,
             peak_resident_bytes: self.charged_bytes.saturating_sub(self.table_bytes),
+            spare_blocks: SpareBlocks::default(),
             fork: Some(Fork {
                 frozen: Arc::clone(self),
                 charged_bytes: self.charged_bytes,

@@ -27,6 +27,8 @@
 #[deny(unsafe_code)]
 mod access;
 #[deny(unsafe_code)]
+mod blocks;
+#[deny(unsafe_code)]
 mod entry;
 #[deny(unsafe_code)]
 mod error;
@@ -69,6 +71,7 @@ impl MmId {
     pub const FIRST: Self = Self(1);
 }
 
+pub use blocks::{BLOCK_BYTES, Block, Bytes, SpareBlocks};
 pub use entry::{Leaf, PageSize, PteFlags};
 pub use error::{MemError, OutOfMemory};
 pub use files::{FileMapping, FileWindow};

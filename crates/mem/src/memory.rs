@@ -6,6 +6,7 @@ use kvmlet_abi::{Gpa, HUGE_PAGE_SIZE, PAGE_SIZE, SlotAccess, SlotId, SlotSpec};
 use kvmlet_budget::Share;
 
 use crate::access::failed;
+use crate::blocks::SpareBlocks;
 use crate::entry::Leaf;
 use crate::error::{MemError, OutOfMemory};
 use crate::frames::{Dropped, FramePool, FrameRun, Taken};
@@ -125,6 +126,8 @@ pub struct GuestMemory {
     /// What of the bytes used is page tables and pages of the VMM.
     pub(crate) table_bytes: u64,
     pub(crate) peak_resident_bytes: u64,
+    /// Host memory that messages on their way have been in.
+    pub spare_blocks: SpareBlocks,
     pub(crate) fork: Option<Fork>,
 }
 
@@ -149,6 +152,7 @@ impl GuestMemory {
             peak_bytes: 0,
             table_bytes: 0,
             peak_resident_bytes: 0,
+            spare_blocks: SpareBlocks::default(),
             fork: None,
         };
         memory.grow_tables()?;

@@ -282,6 +282,7 @@ impl Spaces {
         if !mem.is_fork() {
             return Err(MemError::NeedsRebuild);
         }
+        mem.spare_blocks.clear();
         self.live.append(&mut self.detached);
         let of_request = |(id, tables): (&MmId, &PageTables)| tables.undo.is_none().then_some(*id);
         let of_request: Vec<MmId> = self.live.iter().filter_map(of_request).collect();

@@ -105,7 +105,7 @@ pub fn send(cx: &mut Cx<'_>, id: ObjectId, bytes: &[u8]) -> Result<usize, Errno>
     check(cx.kernel, id)?;
     let none = Ancillary::default();
     let memory = &mut cx.machine.memory;
-    queue::send(cx.kernel, memory, (id, None), bytes, &none).map_err(|unsent| match unsent {
+    queue::send(cx.kernel, memory, (id, None), bytes.into(), &none).map_err(|unsent| match unsent {
         Unsent::Failed(errno) => errno,
         Unsent::NoRoom(_) => Errno::EAGAIN,
     })
@@ -125,11 +125,13 @@ pub fn receive(cx: &mut Cx<'_>, id: ObjectId, max_bytes: usize) -> Result<Vec<u8
         return Ok(Vec::new());
     }
     let arrived = socket.arrived(max_bytes)?.ok_or(Errno::EAGAIN)?;
-    let count = arrived.bytes.len();
+    let bytes = arrived.bytes.joined().into_owned();
+    let count = bytes.len();
+    drop(arrived);
     let files = queue::consume(cx.kernel, &mut cx.machine.memory, id, count)?;
     // Descriptions that the program sends along go no further.
     rights::give_up(cx, files);
-    Ok(arrived.bytes)
+    Ok(bytes)
 }
 
 /// shutdown(2)

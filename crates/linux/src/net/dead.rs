@@ -58,7 +58,7 @@ pub fn drop_piece(cx: &mut Cx<'_>) -> bool {
             dead.queues.pop_front();
         }
         let Some(message) = message else { continue };
-        let files = queue::received(cx.kernel, &mut cx.machine.memory, &message);
+        let files = queue::received(cx.kernel, &mut cx.machine.memory, message);
         let dead = &mut cx.kernel.objects.sockets.dead;
         dead.files = dead.files.saturating_sub(files.len() as u64);
         // A socket that goes with it leaves its own messages here.

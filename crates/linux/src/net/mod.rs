@@ -11,6 +11,7 @@ pub mod inet;
 pub mod listen;
 pub mod netlink;
 pub mod outside;
+pub mod pieces;
 mod ports;
 pub mod queue;
 pub mod rights;

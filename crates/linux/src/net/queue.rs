@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use imbl::Vector;
 use kvmlet_abi::Errno;
-use kvmlet_mem::GuestMemory;
+use kvmlet_mem::{BLOCK_BYTES, Bytes, GuestMemory, SpareBlocks};
 
 use super::header::{IpHeader, IpWishes};
+use super::pieces::Pieces;
 use super::{Credentials, Link, Name, SPACE, Shut, Socket, SocketKind};
 use crate::id::{FileId, ObjectId};
 use crate::kernel::Kernel;
@@ -17,7 +18,7 @@ use crate::outcome::Source;
 use crate::vfs::ready::{POLLIN, POLLPRI, POLLRDBAND, POLLRDNORM};
 
 /// Most bytes of a stream that are queued as one message.
-pub const STREAM_MESSAGE_MAX: usize = 48_832;
+pub const STREAM_MESSAGE_MAX: usize = BLOCK_BYTES;
 /// Host memory charged for a description in a message: more than one takes.
 const FILE_COST_BYTES: u64 = 64;
 
@@ -37,7 +38,7 @@ pub struct Ancillary {
 /// Something sent and not yet received.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Message {
-    bytes: Arc<[u8]>,
+    bytes: Bytes,
     /// The bytes that it counts as.
     weight: u64,
     /// The socket that it counts against, if it is not the receiver.
@@ -54,23 +55,63 @@ impl Message {
     /// A datagram that counts against its receiver.
     pub(super) fn datagram(bytes: &[u8], from: Name, ip: Option<IpHeader>) -> Self {
         Self {
-            bytes: Arc::from(bytes),
+            bytes: Bytes::copied(bytes),
             weight: weight(bytes.len()),
             sender: None,
             from: Some(from),
-            files: Arc::from([]),
+            files: Arc::default(),
             credentials: None,
             ip,
         }
     }
 
     pub(super) fn charged_bytes(&self) -> u64 {
-        charged_bytes(self.weight, self.files.len())
+        charged_bytes(self.weight, self.bytes.unused_bytes(), self.files.len())
     }
 }
 
-fn charged_bytes(weight: u64, files: usize) -> u64 {
-    weight.saturating_add(FILE_COST_BYTES.saturating_mul(files as u64))
+/// Bytes to be sent: anywhere, or in host memory that the queue can keep.
+#[derive(Clone, Copy, Debug)]
+pub struct Payload<'a> {
+    /// The bytes.
+    pub bytes: &'a [u8],
+    block: Option<&'a Bytes>,
+}
+
+impl<'a> From<&'a [u8]> for Payload<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self { bytes, block: None }
+    }
+}
+
+impl<'a> From<&'a Bytes> for Payload<'a> {
+    fn from(bytes: &'a Bytes) -> Self {
+        let block = Some(bytes);
+        Self { bytes, block }
+    }
+}
+
+impl Payload<'_> {
+    /// The host memory that a part of it takes beyond its length, once it is queued.
+    fn unused_bytes(&self, part: &[u8]) -> usize {
+        match self.block {
+            Some(block) if part.len() == block.len() => block.unused_bytes(),
+            _ => SpareBlocks::unused_bytes(part.len()),
+        }
+    }
+
+    /// A part of it, to be queued.
+    fn queued(&self, memory: &mut GuestMemory, part: &[u8]) -> Bytes {
+        match self.block {
+            Some(block) if part.len() == block.len() => block.clone(),
+            _ => memory.spare_blocks.copied(part),
+        }
+    }
+}
+
+fn charged_bytes(weight: u64, unused: usize, files: usize) -> u64 {
+    let files = FILE_COST_BYTES.saturating_mul(files as u64);
+    weight.saturating_add(unused as u64).saturating_add(files)
 }
 
 /// Messages, oldest first.
@@ -93,7 +134,7 @@ pub struct Queue {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Arrived {
     /// The bytes asked for, as far as they are there.
-    pub bytes: Vec<u8>,
+    pub bytes: Pieces,
     /// Length of the message before it was cut, in bytes; of a stream, that of `bytes`.
     pub len_bytes: usize,
     /// There is nothing, and will be nothing.
@@ -143,7 +184,7 @@ impl Queue {
 
     /// The first message, whole.
     pub(super) fn first(&self) -> Option<&[u8]> {
-        self.messages.front().map(|first| first.bytes.as_ref())
+        self.messages.front().map(|first| &*first.bytes)
     }
 
     /// Bytes of all.
@@ -203,10 +244,7 @@ impl Queue {
 
     /// The first bytes of a stream, at most `max`, of one sender if `by_sender`. What follows descriptions waits.
     fn stream_bytes(&self, max: usize, by_sender: BySender) -> Arrived {
-        let mut arrived = Arrived {
-            bytes: Vec::with_capacity(max.min(self.readable_bytes())),
-            ..Arrived::default()
-        };
+        let mut arrived = Arrived::default();
         let mut skip = self.head;
         for (index, message) in self.messages.iter().enumerate() {
             let left = max.saturating_sub(arrived.bytes.len());
@@ -218,11 +256,9 @@ impl Queue {
                 arrived.credentials = message.credentials;
                 arrived.from.clone_from(&message.from);
             }
-            let rest = message.bytes.get(skip..).unwrap_or_default();
             let at = arrived.bytes.len();
-            arrived
-                .bytes
-                .extend_from_slice(rest.get(..left).unwrap_or(rest));
+            let end = skip.saturating_add(left);
+            arrived.bytes.push(&message.bytes, skip..end);
             skip = 0;
             if !message.files.is_empty() {
                 arrived.files = message.files.to_vec();
@@ -283,8 +319,10 @@ impl Socket {
             };
             return Ok(Some(self.queue.stream_bytes(max, by_sender)));
         }
+        let mut bytes = Pieces::default();
+        bytes.push(&first.bytes, 0..max);
         Ok(Some(Arrived {
-            bytes: first.bytes.get(..max).unwrap_or(&first.bytes).to_vec(),
+            bytes,
             len_bytes: first.bytes.len(),
             is_end: false,
             from: first.from.clone(),
@@ -399,20 +437,21 @@ pub fn send(
     kernel: &mut Kernel,
     memory: &mut GuestMemory,
     ends: (ObjectId, Option<ObjectId>),
-    bytes: &[u8],
+    payload: Payload<'_>,
     ancillary: &Ancillary,
 ) -> Result<usize, Unsent> {
     // However many messages it makes, the receiver is woken once.
-    kernel.with_wakes_held(|kernel| queue_bytes(kernel, memory, ends, bytes, ancillary))
+    kernel.with_wakes_held(|kernel| queue_bytes(kernel, memory, ends, payload, ancillary))
 }
 
 fn queue_bytes(
     kernel: &mut Kernel,
     memory: &mut GuestMemory,
     (id, to): (ObjectId, Option<ObjectId>),
-    bytes: &[u8],
+    payload: Payload<'_>,
     ancillary: &Ancillary,
 ) -> Result<usize, Unsent> {
+    let bytes = payload.bytes;
     let socket = kernel.objects.sockets.get_mut(id)?;
     let is_stream = socket.kind == SocketKind::Stream;
     let limit = match socket.is_tcp() {
@@ -478,7 +517,8 @@ fn queue_bytes(
         let failed = if socket.sent >= limit as u64 {
             Some(Unsent::NoRoom(Source::Object(id)))
         } else {
-            let charged = memory.charge(charged_bytes(weight, files.len()));
+            let unused = payload.unused_bytes(part);
+            let charged = memory.charge(charged_bytes(weight, unused, files.len()));
             charged.err().map(|_| Errno::ENOMEM.into())
         };
         match failed {
@@ -490,11 +530,14 @@ fn queue_bytes(
         super::rights::hold(kernel, files);
         let peer = kernel.objects.sockets.get_mut(to)?;
         peer.queue.push(Message {
-            bytes: Arc::from(part),
+            bytes: payload.queued(memory, part),
             weight,
             sender: Some(id),
             from: from.clone(),
-            files: Arc::from(files),
+            files: match files {
+                [] => Arc::default(),
+                files => Arc::from(files),
+            },
             credentials,
             ip: None,
         });
@@ -576,7 +619,7 @@ fn take(
             let taken = core::mem::take(&mut Arc::make_mut(first).files);
             socket.queue.head = socket.queue.head.saturating_add(left);
             socket.queue.forget_first_files();
-            memory.uncharge(charged_bytes(0, taken.len()));
+            memory.uncharge(charged_bytes(0, 0, taken.len()));
             files.extend(super::rights::taken(kernel, &taken));
             break;
         }
@@ -585,7 +628,7 @@ fn take(
             break;
         };
         let is_crowded = socket.is_crowded();
-        files.extend(received(kernel, memory, &message));
+        files.extend(received(kernel, memory, message));
         if was_crowded && !is_crowded {
             has_room(kernel, id);
         }
@@ -600,7 +643,7 @@ fn take(
 pub(super) fn received(
     kernel: &mut Kernel,
     memory: &mut GuestMemory,
-    message: &Message,
+    message: Arc<Message>,
 ) -> Vec<FileId> {
     memory.uncharge(message.charged_bytes());
     if let Some(id) = message.sender
@@ -611,7 +654,12 @@ pub(super) fn received(
             kernel.wake(Source::Object(id), SPACE);
         }
     }
-    super::rights::taken(kernel, &message.files)
+    let files = super::rights::taken(kernel, &message.files);
+    // A frozen program or another fork may still have it.
+    if let Some(message) = Arc::into_inner(message) {
+        memory.spare_blocks.give_back(message.bytes);
+    }
+    files
 }
 
 /// A datagram socket takes messages again: wakes who waits to send to it.

@@ -297,7 +297,13 @@ impl Waiter {
                 let memory = &mut cx.machine.memory;
                 // Who has no room for an answer has asked for more than it reads.
                 let none = Ancillary::default();
-                let _ = queue::send(cx.kernel, memory, (self.asker, None), &bytes, &none);
+                let _ = queue::send(
+                    cx.kernel,
+                    memory,
+                    (self.asker, None),
+                    bytes.as_slice().into(),
+                    &none,
+                );
             }
         }
     }

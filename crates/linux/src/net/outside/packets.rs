@@ -12,7 +12,7 @@ use kvmlet_hostnet::{HostSocket, Moved, Traffic};
 use super::tcp::{End, Far, Next, STRETCH_BYTES, add, attach, join};
 use crate::cx::Cx;
 use crate::id::ObjectId;
-use crate::net::queue::{self, Ancillary, Unsent};
+use crate::net::queue::{self, Ancillary, Payload, Unsent};
 use crate::net::{
     BUFFER_BYTES, Credentials, Family, Link, Name, Shut, SocketKind, remove, remove_pending,
     shut_down,
@@ -156,7 +156,7 @@ pub(super) fn drop_end(cx: &mut Cx<'_>, id: ObjectId) {
 pub fn send_packet(
     cx: &mut Cx<'_>,
     (id, to): (ObjectId, Option<ObjectId>),
-    bytes: &[u8],
+    bytes: Payload<'_>,
     ancillary: &Ancillary,
 ) -> Result<usize, Unsent> {
     let sockets = &cx.kernel.objects.sockets;
@@ -190,7 +190,7 @@ fn send_out(
     cx: &mut Cx<'_>,
     (id, to): (ObjectId, Option<ObjectId>),
     end: ObjectId,
-    bytes: &[u8],
+    bytes: Payload<'_>,
     ancillary: &Ancillary,
 ) -> Result<usize, Unsent> {
     if let Err(errno) = revive(cx, id, end) {
@@ -337,7 +337,13 @@ impl End {
                 ..Ancillary::default()
             };
             let memory = &mut cx.machine.memory;
-            match queue::send(cx.kernel, memory, (id, None), &self.held, &ancillary) {
+            match queue::send(
+                cx.kernel,
+                memory,
+                (id, None),
+                self.held.as_slice().into(),
+                &ancillary,
+            ) {
                 // It is told once there is room, or memory.
                 Err(Unsent::NoRoom(_) | Unsent::Failed(Errno::ENOMEM)) => return Next::Waits,
                 // Others are not taken: the program receives no more, or from another only.

@@ -425,7 +425,9 @@ impl End {
             if !self.writable {
                 break;
             }
-            match far.write(&arrived.bytes) {
+            let written = far.write(&arrived.bytes.joined());
+            drop(arrived);
+            match written {
                 Ok(Moved::Bytes(count)) => {
                     *moved = moved.saturating_add(count);
                     // The end has no files.
@@ -526,7 +528,7 @@ impl End {
             let Far::Names(stream) = &mut self.far else {
                 return Next::Done;
             };
-            if stream.take(cx, id, &arrived.bytes).is_err() {
+            if stream.take(cx, id, &arrived.bytes.joined()).is_err() {
                 return Next::Done;
             }
         }
@@ -541,7 +543,13 @@ fn give(cx: &mut Cx<'_>, id: ObjectId, held: &mut Vec<u8>) -> usize {
         sender: Credentials::UNKNOWN,
         ..Ancillary::default()
     };
-    let sent = queue::send(cx.kernel, memory, (id, None), held, &ancillary);
+    let sent = queue::send(
+        cx.kernel,
+        memory,
+        (id, None),
+        held.as_slice().into(),
+        &ancillary,
+    );
     // Without memory for it, it stays where it is until there is.
     let count = sent.unwrap_or(0).min(held.len());
     held.drain(..count);

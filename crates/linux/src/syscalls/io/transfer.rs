@@ -149,26 +149,39 @@ impl Buffers {
         max: usize,
         out: &mut Vec<u8>,
     ) -> Result<(), Errno> {
-        out.clear();
+        // What it has is written over: only what it grows by need be cleared.
+        out.resize(usize::try_from(self.left).unwrap_or(max).min(max), 0);
+        let gathered = self.gather_into(cx, out);
+        out.truncate(*gathered.as_ref().unwrap_or(&0));
+        gathered.map(|_| ())
+    }
+
+    /// As [`Buffers::gather`], as much as `out` holds; answers the number of bytes.
+    ///
+    /// # Errors
+    /// `EFAULT` if not even the first byte can be read.
+    pub(in crate::syscalls) fn gather_into(
+        &self,
+        cx: &mut Cx<'_>,
+        out: &mut [u8],
+    ) -> Result<usize, Errno> {
+        let mut done = 0usize;
         for (gva, len) in self.parts.iter().rev() {
-            let room = max.saturating_sub(out.len());
-            let len = usize::try_from(*len).unwrap_or(usize::MAX).min(room);
-            let at = out.len();
-            out.resize(at.saturating_add(len), 0);
-            let Some(into) = out.get_mut(at..) else { break };
+            let rest = out.get_mut(done..).unwrap_or_default();
+            let len = usize::try_from(*len).unwrap_or(usize::MAX).min(rest.len());
+            let into = rest.get_mut(..len).unwrap_or_default();
             match user::read_some(cx, Gva(*gva), into) {
-                Ok(copied) if copied == len => {}
                 Ok(copied) => {
-                    out.truncate(at.saturating_add(copied));
-                    break;
+                    done = done.saturating_add(copied);
+                    if copied < len {
+                        break;
+                    }
                 }
-                Err(error) => {
-                    out.truncate(at);
-                    return if at == 0 { Err(error) } else { Ok(()) };
-                }
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
             }
         }
-        Ok(())
+        Ok(done)
     }
 }
 

@@ -77,6 +77,64 @@ fn forks_share_no_queue() {
 }
 
 #[test]
+fn memory_of_long_messages_is_used_again_but_by_nobody_else() {
+    for kind in [STREAM, DATAGRAM, SEQPACKET] {
+        let mut s = sandbox();
+        s.touch_all();
+        let before = s.machine.memory.used_bytes();
+        let (a, b) = pair(&mut s, kind | NONBLOCK);
+        let empty = s.machine.memory.used_bytes();
+        s.write(a, &[1; 40_000]).unwrap();
+        let held = s.machine.memory.used_bytes() - empty;
+        assert!((40_000..60_000).contains(&held), "{held}");
+        let frozen = s.kernel.clone();
+        assert_eq!(s.read(b, 40_000).unwrap(), [1; 40_000]);
+        // The frozen program still has it: this one is elsewhere.
+        s.write(a, &[2; 20_000]).unwrap();
+        assert_eq!(s.read(b, 50_000).unwrap(), [2; 20_000]);
+        // Here the memory is used again, and shows no more than was written.
+        s.write(a, &[3; 13_000]).unwrap();
+        assert_eq!(s.read(b, 50_000).unwrap(), [3; 13_000]);
+        assert_eq!(s.machine.memory.used_bytes(), empty);
+        call!(s, "close", b).unwrap();
+        call!(s, "close", a).unwrap();
+        assert_eq!(s.machine.memory.used_bytes(), before);
+        s.kernel = frozen;
+        s.machine.memory.charge(held + empty - before).unwrap();
+        assert_eq!(s.read(b, 40_000).unwrap(), [1; 40_000]);
+        assert_eq!(s.read(b, 40_000), Err(Errno::EAGAIN));
+    }
+}
+
+#[test]
+fn a_stream_is_the_same_in_whatever_pieces_it_is_sent_and_received() {
+    const PEEK: i64 = 2;
+    let mut s = sandbox();
+    let (a, b) = pair(&mut s, STREAM | NONBLOCK);
+    let bytes: Vec<u8> = (0..150_000u32).map(|number| (number % 251) as u8).collect();
+    let (from, into) = (s.put(&bytes), s.room(bytes.len() as u64));
+    let (mut sent, mut received) = (0usize, 0usize);
+    let sizes = [1, 4095, 12_288, 12_287, 48_832, 3, 60_000, 700, 9000];
+    let mut turns = sizes.iter().cycle();
+    while received < bytes.len() {
+        let size = *turns.next().unwrap();
+        let count = size.min(bytes.len() - sent) as i64;
+        let at = from + sent as i64;
+        sent += call!(s, "sendto", a, at, count, 0, 0, 0).unwrap_or(0) as usize;
+        let size = *turns.next().unwrap() as i64;
+        for flags in [PEEK, 0] {
+            let Ok(count) = call!(s, "recvfrom", b, into, size, flags, 0, 0) else {
+                continue;
+            };
+            let got = s.get(into, count as usize);
+            assert_eq!(got, bytes[received..received + count as usize]);
+            received += if flags == 0 { count as usize } else { 0 };
+        }
+    }
+    assert_eq!(sent, received);
+}
+
+#[test]
 fn waits_remember_what_was_moved() {
     let mut s = sandbox();
     let (a, b) = pair(&mut s, STREAM);

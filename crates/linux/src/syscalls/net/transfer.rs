@@ -11,6 +11,7 @@ use kvmlet_abi::linux::socket::{
 use kvmlet_abi::linux::uio::UIO_MAXIOV;
 use kvmlet_abi::linux::{Mmsghdr, Msghdr};
 use kvmlet_abi::{Errno, Gva};
+use kvmlet_mem::{Bytes, SpareBlocks};
 use zerocopy::IntoBytes;
 
 use super::control::{self, Room};
@@ -21,7 +22,8 @@ use crate::fd::FileKind;
 use crate::id::{FileId, ObjectId};
 use crate::net::header::IpHeader;
 use crate::net::inet::{self, Transport};
-use crate::net::queue::{self, Ancillary, Arrived, STREAM_MESSAGE_MAX, Unsent};
+use crate::net::pieces::Pieces;
+use crate::net::queue::{self, Ancillary, Arrived, Payload, STREAM_MESSAGE_MAX, Unsent};
 use crate::net::{Credentials, Family, Name, SocketKind, netlink, outside, rights, unix};
 use crate::outcome::{CallState, Outcome, Source, Wait};
 use crate::syscalls::args::{Args, Fd, Flags, Int, Len, Ptr, Uint};
@@ -124,17 +126,17 @@ fn waiting_of(file: &crate::fd::OpenFile, flags: u32) -> Waiting {
     }
 }
 
-/// Takes `count` bytes that have been received off the queue, unless they are only looked at. The descriptions that come
+/// Takes `count` of the `found` bytes off the queue, which have been received, unless they are only looked at. The descriptions that come
 /// with them stay in `arrived`; if they have been taken, their references are the caller's.
 fn consume(
     cx: &mut Cx<'_>,
     id: ObjectId,
     flags: u32,
-    (arrived, count): (&mut Arrived, usize),
+    (arrived, found, count): (&mut Arrived, usize, usize),
 ) -> Result<(), Errno> {
     if flags & MSG_PEEK == 0 {
         arrived.files = queue::consume(cx.kernel, &mut cx.machine.memory, id, count)?;
-    } else if count < arrived.bytes.len() && count <= arrived.files_at {
+    } else if count < found && count <= arrived.files_at {
         // They come with what has not been copied.
         arrived.files.clear();
     }
@@ -146,6 +148,27 @@ fn give_up(cx: &mut Cx<'_>, flags: u32, files: Vec<FileId>) {
     if flags & MSG_PEEK == 0 {
         rights::give_up(cx, files);
     }
+}
+
+/// Copies as much of `bytes` as fits and can be written into the buffers, and takes that off them.
+///
+/// # Errors
+/// `EFAULT` if not even the first byte can be written.
+fn scatter(cx: &mut Cx<'_>, buffers: &mut Buffers, bytes: &Pieces) -> Result<usize, Errno> {
+    let mut done = 0usize;
+    for piece in bytes.iter() {
+        match buffers.scatter(cx, piece) {
+            Ok(copied) => {
+                done = done.saturating_add(copied);
+                if copied < piece.len() {
+                    break;
+                }
+            }
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
 }
 
 fn receive(
@@ -198,16 +221,18 @@ fn receive(
                 None => Err(Errno::EAGAIN),
             };
         };
-        let copied = buffers.scatter(cx, &arrived.bytes);
+        // What the guest has is not shared with the queue any more, which may use the memory again.
+        let bytes = core::mem::take(&mut arrived.bytes);
+        let (found, copied) = (bytes.len(), scatter(cx, &mut buffers, &bytes));
+        drop(bytes);
         if kind != SocketKind::Stream {
             // A message that could not be copied is gone, as it is on Linux.
             if !arrived.is_end {
-                let whole = arrived.bytes.len();
-                consume(cx, id, flags, (&mut arrived, whole))?;
+                consume(cx, id, flags, (&mut arrived, found, found))?;
             }
             let whole = arrived.len_bytes as u64;
             match copied {
-                Ok(copied) if copied == arrived.bytes.len() => moved.count = copied as u64,
+                Ok(copied) if copied == found => moved.count = copied as u64,
                 copied => {
                     give_up(cx, flags, core::mem::take(&mut arrived.files));
                     copied?;
@@ -229,8 +254,8 @@ fn receive(
             Err(error) => return Err(error),
         };
         moved.count = moved.count.saturating_add(copied as u64);
-        let is_short = copied < arrived.bytes.len();
-        consume(cx, id, flags, (&mut arrived, copied))?;
+        let is_short = copied < found;
+        consume(cx, id, flags, (&mut arrived, found, copied))?;
         moved.came_with(&mut arrived);
         // All that is queued has been looked at: only MSG_WAITALL goes on.
         let over = is_short || copied == 0 || buffers.left() == 0 || !moved.files.is_empty();
@@ -261,9 +286,10 @@ enum Receiver {
 fn send_once(
     cx: &mut Cx<'_>,
     (id, to): (ObjectId, Receiver),
-    bytes: &[u8],
+    payload: Payload<'_>,
     ancillary: &Ancillary,
 ) -> Result<usize, Unsent> {
+    let bytes = payload.bytes;
     let socket = cx.kernel.objects.sockets.get(id)?;
     let to = match (to, socket.transport(), socket.family) {
         (Receiver::Inet(to), _, _) => {
@@ -282,7 +308,7 @@ fn send_once(
         (Receiver::Socket(to), _, _) => Some(to),
         (Receiver::Peer, _, _) => None,
     };
-    outside::send_packet(cx, (id, to), bytes, ancillary)
+    outside::send_packet(cx, (id, to), payload, ancillary)
 }
 
 /// The receiver of a message that a call names, and what comes with it.
@@ -299,6 +325,28 @@ impl Outgoing {
             ancillary: control::plain(cx)?,
         })
     }
+}
+
+/// Copies up to `len_bytes` out of the buffers: into memory that a queue can keep, or if there are few into `scratch`,
+/// which is empty if that fails.
+///
+/// # Errors
+/// `EFAULT` if not even the first byte can be read.
+fn gather(
+    cx: &mut Cx<'_>,
+    buffers: &Buffers,
+    len_bytes: usize,
+    scratch: &mut Vec<u8>,
+) -> Result<Option<Bytes>, Errno> {
+    if !SpareBlocks::is_for(len_bytes) {
+        buffers.gather(cx, len_bytes, scratch)?;
+        return Ok(None);
+    }
+    scratch.clear();
+    let mut block = cx.machine.memory.spare_blocks.take();
+    let into = block.memory().get_mut(..len_bytes).unwrap_or_default();
+    let count = buffers.gather_into(cx, into)?;
+    Ok(Some(block.filled(count)))
 }
 
 fn send(
@@ -326,7 +374,7 @@ fn send(
         // They went with the first bytes.
         ancillary.files.clear();
     }
-    let mut bytes = Vec::new();
+    let mut scratch = Vec::new();
     loop {
         let left = usize::try_from(buffers.left()).unwrap_or(usize::MAX);
         if kind == SocketKind::Stream && left == 0 {
@@ -344,17 +392,23 @@ fn send(
         } else {
             left
         };
-        buffers.gather(cx, part, &mut bytes).or_else(
-            |error| {
-                if done > 0 { Ok(()) } else { Err(error) }
-            },
-        )?;
+        let gathered = match gather(cx, &buffers, part, &mut scratch) {
+            Err(error) if done == 0 => return Err(error),
+            gathered => gathered.ok().flatten(),
+        };
+        let payload = match &gathered {
+            Some(bytes) => Payload::from(bytes),
+            None => Payload::from(scratch.as_slice()),
+        };
         // What cannot be read whole is not sent at all.
-        let sent = if bytes.len() == part {
-            send_once(cx, (id, to), &bytes, &ancillary)
+        let sent = if payload.bytes.len() == part {
+            send_once(cx, (id, to), payload, &ancillary)
         } else {
             Err(Unsent::Failed(Errno::EFAULT))
         };
+        if let Some(bytes) = gathered {
+            cx.machine.memory.spare_blocks.give_back(bytes);
+        }
         match sent {
             Ok(count) => {
                 done = done.saturating_add(count as u64);
@@ -406,7 +460,7 @@ fn check_open(cx: &Cx<'_>, id: ObjectId) -> Result<(), Errno> {
 /// As [`queue::send`].
 pub fn send_bytes(cx: &mut Cx<'_>, id: ObjectId, bytes: &[u8]) -> Result<usize, Unsent> {
     let ancillary = control::plain(cx)?;
-    send_once(cx, (id, Receiver::Peer), bytes, &ancillary)
+    send_once(cx, (id, Receiver::Peer), bytes.into(), &ancillary)
 }
 
 fn outcome(done: Result<Done, Errno>) -> Outcome {
