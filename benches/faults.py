@@ -7,16 +7,13 @@ them wall time against its wall time, both over interleaved pairs. KVM's own fau
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
 import report
 from cases import counters
-from measure import HERE, KVMLET, PEER, BenchError, interleave, kvmlet, native
+from measure import KVMLET, interleave, kvm_counters, kvmlet, native
 from programs import installed
 from report import Case, Promise, Row, parser, run
 
@@ -27,7 +24,6 @@ FAULTS = Promise("<=", 0.05, "native")
 WALL = Promise("<=", 1.5, "native")
 WALL_OF_PASS = Promise("<=", 2, "native")
 _SHOWN = ("exits", "faults", "syscalls", "flushes", "pf_fixed", "pf_taken", "memory_peak_bytes")
-_HANG_S = 120
 
 
 def _rows(program: Program, pairs: int) -> list[Row]:
@@ -35,7 +31,7 @@ def _rows(program: Program, pairs: int) -> list[Row]:
     argv = list(program.argv)
     with program.in_its_directory():
         rounds = interleave(pairs, lambda: kvmlet(argv), lambda: native(argv))
-        kvm = _kvm_counters(argv)
+        kvm = kvm_counters(argv)
     guests, plain = [guest for guest, _ in rounds], [run for _, run in rounds]
     counts = {**counters(guests), **kvm}
     made = report.compare(
@@ -58,17 +54,6 @@ def _rows(program: Program, pairs: int) -> list[Row]:
             shown=("guest_us", "personality_us"),
         ),
     ]
-
-
-def _kvm_counters(argv: list[str]) -> dict[str, float]:
-    """What KVM counted over one run, as far as it counts. Raises BenchError."""
-    child = [sys.executable, str(HERE / "faults_kvm.py"), *argv]
-    environment = {**os.environ, "LD_PRELOAD": str(PEER)}
-    done = subprocess.run(child, env=environment, capture_output=True, text=True, timeout=_HANG_S)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise BenchError(f"counting KVM's faults of {argv[0]}: {lines[-1]}")
-    return {str(name): float(value) for name, value in json.loads(done.stdout).items()}
 
 
 def main() -> int:

@@ -164,6 +164,17 @@ def kvmlet(
     return Run(run.wall_ns, run.values, counters, run.cpu_ns)
 
 
+def kvm_counters(argv: Sequence[str]) -> dict[str, float]:
+    """What KVM counted over one run in a VM, as far as it counts. Raises BenchError."""
+    child = [sys.executable, str(HERE / "faults_kvm.py"), *argv]
+    environment = {**os.environ, "LD_PRELOAD": str(PEER)}
+    done = subprocess.run(child, env=environment, capture_output=True, text=True, timeout=_HANG_S)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise BenchError(f"counting KVM's faults of {argv[0]}: {lines[-1]}")
+    return {str(name): float(value) for name, value in json.loads(done.stdout).items()}
+
+
 def kvmlet_plain(argv: Sequence[str]) -> Run:
     """Run `argv` by `kvmlet run` as a person would, without statistics. Raises BenchError."""
     return _run([str(KVMLET), "run", "--", *argv])

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kvmlet
-from e2e.oracle import HW, repeated, sized
+from e2e.oracle import HW, NO_RUNTIMES, SCRIPTS, repeated, sized
 from e2e.service import HostState, native_answers
+from e2e.warmed import Warmed, freeze
 
 if TYPE_CHECKING:
     import pathlib
@@ -72,6 +73,34 @@ def test_many_requests(snapshot: kvmlet.Snapshot, guests: pathlib.Path) -> None:
         after = HostState.now()
     assert before is not None
     after.check_growth(before, most_bytes=8 << 20)
+
+
+SHELL_REQUESTS = [
+    b"sh -c 'echo $((6*7)) | tr 4 5'",
+    b"echo $((++count)) ${#seen[@]} ${PWD%/*}; seen[$RANDOM]=1; cd /usr; count=9",
+    b"for i in 1 2 3; do echo $i & done | sort; wait; echo ${PIPESTATUS[@]}",
+    b"cat <(echo a) <(sh -c 'exit 3'; echo $?); ls; echo b > left; ls",
+    b"(sleep 20 & exec sleep 20) & kill -9 $!; wait $! 2>/dev/null; echo $?; ls",
+    b"trap 'echo hung up' HUP; kill -HUP $$; exec 2>&1; no-such-command; echo $?",
+]
+
+
+@pytest.fixture
+def shell() -> Iterator[Warmed]:
+    if HW:
+        pytest.skip(NO_RUNTIMES)
+    warmed = freeze(["/usr/bin/python3", "warm_shell.py"], SCRIPTS)
+    with warmed.snapshot:
+        yield warmed
+
+
+def test_a_warmed_shell(shell: Warmed) -> None:
+    """What one line has left in bash, in files and in processes is gone for the next."""
+    rounds = repeated(1_000, 1, short=12)
+    with shell.snapshot.fork() as fork:
+        for number in range(rounds):
+            shell.check(fork, SHELL_REQUESTS[number % len(SHELL_REQUESTS)])
+            fork.reset()
 
 
 SHARED_REQUESTS = [b"look", b"post", b"send", b"undo", b"new", b"remove"]

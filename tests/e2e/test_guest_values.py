@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import in_vm
+from e2e.oracle import LONG, in_vm
 
 if TYPE_CHECKING:
     import pathlib
@@ -78,6 +78,13 @@ def test_resources_that_are_used(oracle: Oracle, guests: pathlib.Path) -> None:
 
 def test_leases_on_files(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./lease"], cwd=guests)
+
+
+@pytest.mark.default_mode
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not LONG, reason="a holder has 45 seconds: make test-long PART=auto")
+def test_a_lease_that_is_not_given_up(oracle: Oracle, guests: pathlib.Path) -> None:
+    oracle.compare(["./lease", "slow"], cwd=guests)
 
 
 def test_named_pipes_and_packets(oracle: Oracle, guests: pathlib.Path) -> None:

@@ -1,4 +1,5 @@
 // Leases (F_SETLEASE in fcntl(2)): who gets one, who breaks one, and how each is told.
+// lease slow: holders that are told and do nothing, for /proc/sys/fs/lease-break-time.
 #include "guest.h"
 #include <fcntl.h>
 #include <poll.h>
@@ -31,15 +32,17 @@ static void told(void) {
 static char path[64];
 
 // The error of an open by another process, which gives up after a while.
-static pid_t open_later(int flags) {
+static pid_t open_within(int flags, unsigned limit_s) {
     pid_t child = fork();
     if (child) return child;
     // It is to hold nothing open that its parent has open.
     close_range(3, ~0u, 0);
-    alarm(20);
+    alarm(limit_s);
     int fd = open(path, flags);
     _exit(fd >= 0 ? 0 : errno);
 }
+
+static pid_t open_later(int flags) { return open_within(flags, 20); }
 
 static int error_of(pid_t child) {
     int status;
@@ -214,7 +217,68 @@ static void a_child_has_it_too(void) {
     close(writes);
 }
 
-int main(void) {
+// The time that a holder has, in seconds.
+static double break_time(void) {
+    double time_s = 0;
+    FILE *file = fopen("/proc/sys/fs/lease-break-time", "r");
+    NEED(file && fscanf(file, "%lf", &time_s) == 1);
+    if (file) fclose(file);
+    return time_s;
+}
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+// A lease that is not given up is taken: weakened for a reader, ended for a writer.
+static void taken_from_the_slow(int opened) {
+    section(opened == O_RDONLY ? "a reader waits" : "a writer waits");
+    double limit_s = break_time(), start = now();
+    int fd = open(path, O_RDWR);
+    CHECK(fcntl(fd, F_SETLEASE, F_WRLCK) == 0);
+    pid_t child = open_within(opened, 200);
+    wait_for_signal();
+    told();
+    usleep(200000);
+    CHECK(waitpid(child, NULL, WNOHANG) == 0);
+    CHECK(error_of(child) == 0);
+    double waited_s = now() - start;
+    CHECK(waited_s >= limit_s - 1 && waited_s < limit_s + 15);
+    CHECK(fcntl(fd, F_GETLEASE) == (opened == O_RDONLY ? F_RDLCK : F_UNLCK));
+    CHECK(signals == 0);
+    // What is left of it is a lease like any other.
+    if (opened == O_RDONLY) CHECK(error_of(open_later(O_RDONLY | O_NONBLOCK)) == 0);
+    if (opened == O_RDONLY) CHECK(error_of(open_later(O_WRONLY | O_NONBLOCK)) == EAGAIN);
+    close(fd);
+}
+
+static int of_the_slow(void) {
+    // Side by side: each waits for most of a minute.
+    int ends[2], failed = 0;
+    NEED(pipe(ends) == 0);
+    pid_t child = fork();
+    if (!child) {
+        strcat(path, ".second");
+        int fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+        NEED(fd >= 0 && close(fd) == 0);
+        dup2(ends[1], 1);
+        taken_from_the_slow(O_WRONLY);
+        NEED(unlink(path) == 0);
+        fflush(stdout);
+        _exit(0);
+    }
+    taken_from_the_slow(O_RDONLY);
+    failed = error_of(child);
+    close(ends[1]);
+    char text[4096];
+    ssize_t count = read(ends[0], text, sizeof text);
+    if (count > 0) fwrite(text, 1, (size_t)count, stdout);
+    return failed;
+}
+
+int main(int argc, char **argv) {
     snprintf(path, sizeof path, "/tmp/kvmlet-lease-%d", getpid());
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
     NEED(fd >= 0 && write(fd, "some text", 9) == 9 && close(fd) == 0);
@@ -222,10 +286,15 @@ int main(void) {
     sigaction(SIGIO, &action, NULL);
     sigaction(SIGUSR1, &action, NULL);
     sigaction(SIGRTMIN + 1, &action, NULL);
-    asked();
-    broken_by_a_reader();
-    broken_by_a_writer();
-    a_child_has_it_too();
+    int failed = 0;
+    if (argc > 1 && !strcmp(argv[1], "slow")) {
+        failed = of_the_slow();
+    } else {
+        asked();
+        broken_by_a_reader();
+        broken_by_a_writer();
+        a_child_has_it_too();
+    }
     NEED(unlink(path) == 0);
-    return 0;
+    return failed;
 }
