@@ -61,6 +61,7 @@ mod tables;
 mod undo;
 #[deny(unsafe_code)]
 mod user;
+mod walk;
 
 /// Name of an address space; never used again within a sandbox.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -20,6 +20,7 @@ use crate::memory::GuestMemory;
 use crate::pending::{PendingFlush, StaleEntry, TABLE_WINDOW};
 use crate::present::Shown;
 use crate::undo::{Origin, UndoLog};
+use crate::walk::retire_under;
 
 /// The tables of a frozen address space.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +125,11 @@ impl PageTables {
     #[must_use]
     pub fn shown(&self) -> Shown {
         self.shown
+    }
+
+    /// Begins anew with the most that was shown: the address space is another one from now on.
+    pub fn forget_peak(&mut self) {
+        self.shown.peak_bytes = self.shown.bytes;
     }
 
     /// Table frames in use, the root included.
@@ -258,24 +264,6 @@ impl PageTables {
         true
     }
 
-    /// Number of pages from `gva` on that are not present, at most `max_pages`: the room for a fault-around.
-    #[must_use]
-    pub fn absent_run(&self, mem: &GuestMemory, gva: Gva, max_pages: u64) -> u64 {
-        let start = gva.page_down().0;
-        let end = max_pages
-            .checked_mul(PAGE_SIZE)
-            .and_then(|len| start.checked_add(len))
-            .map_or(USER_HALF_END, |end| end.min(USER_HALF_END));
-        let mut at = start;
-        while at < end {
-            match self.probe(mem, Gva(at)) {
-                Ok(_) => break,
-                Err(absent_bytes) => at = (at | (absent_bytes - 1)) + 1,
-            }
-        }
-        (at.min(end).saturating_sub(start)) / PAGE_SIZE
-    }
-
     /// The first address from `gva` on, below `end`, for which there is a last table or a 2 MiB page; `end` if
     /// there is none. What lies before costs next to nothing to walk.
     #[must_use]
@@ -329,30 +317,6 @@ impl PageTables {
     #[must_use]
     pub fn translate(&self, mem: &GuestMemory, gva: Gva) -> Option<Gpa> {
         self.walk(mem, gva).map(|leaf| leaf.gpa_of(gva))
-    }
-
-    /// Calls `each` for every leaf that intersects the page-aligned range, in address order, with the
-    /// address where the leaf starts.
-    pub fn for_each_leaf(
-        &self,
-        mem: &GuestMemory,
-        gva: Gva,
-        len_bytes: u64,
-        mut each: impl FnMut(Gva, Leaf),
-    ) -> Result<(), MemError> {
-        let end = check_range(gva, len_bytes, PageSize::Base)?;
-        let mut at = gva.0;
-        while at < end {
-            at = match self.probe(mem, Gva(at)) {
-                Ok(leaf) => {
-                    let start = at & !(leaf.size.bytes() - 1);
-                    each(Gva(start), leaf);
-                    start + leaf.size.bytes()
-                }
-                Err(absent_bytes) => (at | (absent_bytes - 1)) + 1,
-            };
-        }
-        Ok(())
     }
 
     /// Removes every leaf of a page-aligned range and calls `removed` for each, in address order; its
@@ -458,7 +422,9 @@ impl PageTables {
         dead: &mut Vec<Gpa>,
         removed: &mut dyn FnMut(&mut GuestMemory, Gva, Leaf),
     ) {
-        retire_under(mem, self.root, ROOT_LEVEL, 0, dead, removed);
+        // The VMM's pages and the window are in common with other spaces.
+        let user = (0, USER_END.0);
+        retire_under(mem, (self.root, ROOT_LEVEL), user, dead, removed);
     }
 
     /// Takes out what a fork's frozen address space has beside frozen frames and copies of them. `removed`
@@ -682,45 +648,6 @@ impl PageTables {
                 mem.store_entry(at, entry & !(WRITE | DIRTY));
             }
         }
-    }
-}
-
-/// Calls `removed` for the user leaves at and under a table, which maps from `base`, and adds it and the tables
-/// under it to `dead`.
-fn retire_under(
-    mem: &mut GuestMemory,
-    table: Gpa,
-    level: u32,
-    base: u64,
-    dead: &mut Vec<Gpa>,
-    removed: &mut dyn FnMut(&mut GuestMemory, Gva, Leaf),
-) {
-    for index in 0..ENTRIES {
-        let gva = base + index * span(level);
-        // The VMM's pages and the window are in common with other spaces.
-        if gva >= USER_END.0 {
-            break;
-        }
-        let entry = mem.load_entry(table.wrapping_add(index * 8));
-        if entry & PRESENT == 0 {
-            continue;
-        }
-        match level {
-            1 => removed(mem, Gva(gva), Leaf::from_entry(entry, PageSize::Base)),
-            2 if entry & LARGE != 0 => {
-                removed(mem, Gva(gva), Leaf::from_entry(entry, PageSize::Huge));
-            }
-            _ => retire_under(mem, Gpa(entry & FRAME), level - 1, gva, dead, removed),
-        }
-    }
-    dead.push(table);
-}
-
-impl GuestMemory {
-    /// Entries of a table that are present.
-    pub(crate) fn present_entries(&self, table: Gpa) -> usize {
-        let entries = (0..ENTRIES).map(|index| self.load_entry(table.wrapping_add(index * 8)));
-        entries.filter(|entry| entry & PRESENT != 0).count()
     }
 }
 
