@@ -384,6 +384,41 @@ impl GuestMemory {
             .map_err(|error| error.at(window))
     }
 
+    /// As [`GuestMemory::unmap_file`], of all windows of an address space that ends. Neighbours cost the host one call.
+    ///
+    /// # Errors
+    /// The last one; all others are unmapped.
+    pub fn unmap_files(&mut self, mut windows: Vec<FileWindow>) -> Result<(), MemError> {
+        windows.sort_unstable_by_key(|window| window.gpa);
+        let slots: Vec<_> = windows
+            .iter()
+            .map(|window| (self.slot_index(window.gpa), *window))
+            .collect();
+        let touch = |(slot, one): &(_, FileWindow), (next_slot, next): &(_, FileWindow)| {
+            slot == next_slot && one.gpa.wrapping_add(one.len_bytes) == next.gpa
+        };
+        let mut result = Ok(());
+        for run in slots.chunk_by(touch) {
+            let Some((_, first)) = run.first() else {
+                continue;
+            };
+            let joined = FileWindow {
+                gpa: first.gpa,
+                len_bytes: run.iter().map(|(_, window)| window.len_bytes).sum(),
+            };
+            match self.unmap_file(joined) {
+                // One of them is not mapped: nothing has been done.
+                Err(MemError::Outside { .. }) if run.len() > 1 => {
+                    for (_, window) in run {
+                        result = self.unmap_file(*window).and(result);
+                    }
+                }
+                unmapped => result = unmapped.and(result),
+            }
+        }
+        result
+    }
+
     /// Lets another address space have a window too: it stays mapped until both have unmapped it. Neither may
     /// write it. A frozen window belongs to everybody: nothing is done.
     ///

@@ -374,3 +374,31 @@ fn a_frame_of_a_file_has_no_owner_here() {
     assert_eq!(mem.used_bytes(), used);
     assert_eq!(text(&mem, window.gpa), "page 0");
 }
+
+#[test]
+fn windows_that_go_together_leave_what_others_have() {
+    let mut mem = GuestMemory::new(MIB).unwrap();
+    let file = file_of(6);
+    let windows: Vec<FileWindow> = (0..6)
+        .map(|page| {
+            let offset = page * PAGE_SIZE;
+            mem.map_file(file.as_fd(), offset, PAGE_SIZE, FileMapping::Private)
+                .unwrap()
+        })
+        .collect();
+    mem.share_file(windows[2]).unwrap();
+    mem.unmap_file(windows[4]).unwrap();
+    // One of them is not mapped, and the others go all the same.
+    assert!(mem.unmap_files(windows.clone()).is_err());
+    assert_eq!(text(&mem, windows[2].gpa), "page 2");
+    assert!(!mem.is_shared_window(windows[2].gpa));
+    for gone in [0, 1, 3, 4, 5] {
+        assert!(mem.unmap_file(windows[gone]).is_err(), "{gone}");
+    }
+    mem.unmap_files(vec![windows[2]]).unwrap();
+    let whole = mem
+        .map_file(file.as_fd(), 0, 6 * PAGE_SIZE, FileMapping::Private)
+        .unwrap();
+    assert_eq!(whole.gpa, windows[0].gpa, "their space is used again");
+    mem.unmap_files(Vec::new()).unwrap();
+}
