@@ -1,11 +1,11 @@
 //! Counts the instructions that requests, resets and forks cost, on a machine whose clock counts them: `make
 //! bench-silicon` runs it in the emulated one. Elsewhere it shows nanoseconds.
 //!
-//!     silicon GUEST [ROW]
+//!     silicon GUEST [ROW [TIMES]]
 //!
-//! GUEST is tests/guests/build/silicon. A ROW of requests alone is repeated for longer, so that a profiler
-//! has something to see. Each row is a line of JSON. Counts are medians, so that the ticks of the
-//! machine's kernel are in none but the longest.
+//! GUEST is tests/guests/build/silicon. A ROW alone is measured so many TIMES, so that a profiler has something to
+//! see. Each row is a line of JSON. Counts are medians, so that the ticks of the machine's kernel are in
+//! none but the longest.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,8 +24,22 @@ const LIMIT: Option<Duration> = Some(Duration::from_secs(60));
 /// Requests until what they write is known.
 const WARM_ROUNDS: usize = 8;
 const ROUNDS: usize = 15;
-const ROUNDS_ALONE: usize = 20_000;
 const FORKS: usize = 100;
+/// In the order of measuring.
+const ROWS: [&str; 12] = [
+    "bare_exit",
+    "call_to_host",
+    "call_reset_0",
+    "call_reset_16",
+    "call_reset_113",
+    "call_reset_581",
+    "request_reset_0",
+    "mixed",
+    "idle_reset_beside_sibling",
+    "fork_new_vm_and_call",
+    "fork_bound",
+    "forks_100",
+];
 /// Of the mixed load: each such request writes more.
 const LARGE_EVERY: usize = 50;
 
@@ -127,7 +141,6 @@ fn request(fork: &mut Sandbox, pages: u64) -> Result<(), EngineError> {
 fn steady(
     row: &str,
     guest: &str,
-    rounds: usize,
     mut work: impl FnMut(&mut Sandbox) -> Result<(), EngineError>,
 ) -> Result<(), EngineError> {
     let mut fork = freeze(guest)?.fork()?;
@@ -137,7 +150,7 @@ fn steady(
     }
     let mut all = Vec::new();
     let before = counts(&fork);
-    for _ in 0..rounds {
+    for _ in 0..ROUNDS {
         let (ns, ()) = timed(|| {
             work(&mut fork)?;
             fork.reset()
@@ -145,7 +158,7 @@ fn steady(
         all.push(ns);
     }
     let after = counts(&fork);
-    let each = |name| (count(&after, name) - count(&before, name)) / rounds as f64;
+    let each = |name| (count(&after, name) - count(&before, name)) / ROUNDS as f64;
     let fields = [
         ("instructions", median(all)),
         ("exits", each("exits")),
@@ -325,38 +338,43 @@ fn live_forks(guest: &str) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// X.
+fn bare_exit() -> Result<(), EngineError> {
+    let mut bare = BareVm::new(&Kvm::open()?)?;
+    let exit_ns = bare.measure_exit_us(9, 200)? * 1000.0;
+    print("bare_exit", &[("instructions", exit_ns), ("exits", 1.0)]);
+    Ok(())
+}
+
+/// The measurement of a row, with those that it is made together with.
+fn measure(row: &str, guest: &str) -> Result<(), EngineError> {
+    let pages = row.strip_prefix("call_reset_");
+    match (row, pages.and_then(|pages| pages.parse().ok())) {
+        (_, Some(pages)) => steady(row, guest, |fork| write_pages(fork, pages)),
+        ("bare_exit", _) => bare_exit(),
+        ("call_to_host", _) => calls_to_host(guest),
+        ("request_reset_0", _) => steady(row, guest, |fork| request(fork, 0)),
+        ("mixed", _) => mixed(guest),
+        ("idle_reset_beside_sibling", _) => beside_a_sibling(guest),
+        ("fork_new_vm_and_call", _) => new_forks(guest),
+        ("fork_bound", _) => bound_forks(guest),
+        ("forks_100", _) => live_forks(guest),
+        _ => {
+            eprintln!("silicon: {row} is no row: name one of {}", ROWS.join(", "));
+            std::process::exit(2)
+        }
+    }
+}
+
 fn main() -> Result<(), EngineError> {
     let mut arguments = std::env::args().skip(1);
     let Some(guest) = arguments.next() else {
         eprintln!("silicon: name the guest program, tests/guests/build/silicon");
         std::process::exit(2);
     };
-    let only = arguments.next();
-    let requests = |rounds, only: Option<&str>| -> Result<(), EngineError> {
-        let is_wanted = |row: &str| only.is_none_or(|only| only == row);
-        for pages in [0, 16, 113, 581] {
-            let row = format!("call_reset_{pages}");
-            if is_wanted(&row) {
-                steady(&row, &guest, rounds, |fork| write_pages(fork, pages))?;
-            }
-        }
-        if is_wanted("request_reset_0") {
-            steady("request_reset_0", &guest, rounds, |fork| request(fork, 0))?;
-        }
-        Ok(())
+    let Some(row) = arguments.next() else {
+        return ROWS.iter().try_for_each(|row| measure(row, &guest));
     };
-    if only.is_some() {
-        return requests(ROUNDS_ALONE, only.as_deref());
-    }
-    let mut bare = BareVm::new(&Kvm::open()?)?;
-    let exit_ns = bare.measure_exit_us(9, 200)? * 1000.0;
-    print("bare_exit", &[("instructions", exit_ns), ("exits", 1.0)]);
-    drop(bare);
-    calls_to_host(&guest)?;
-    requests(ROUNDS, None)?;
-    mixed(&guest)?;
-    beside_a_sibling(&guest)?;
-    new_forks(&guest)?;
-    bound_forks(&guest)?;
-    live_forks(&guest)
+    let times = arguments.next().and_then(|times| times.parse().ok());
+    (0..times.unwrap_or(1)).try_for_each(|_| measure(&row, &guest))
 }
