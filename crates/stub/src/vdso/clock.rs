@@ -211,6 +211,8 @@ pub struct HostClock {
     /// Host TSC at which `mono` and `raw` begin.
     published_tsc: u64,
     interval_ticks: u64,
+    /// The page is due although its lines are still good.
+    is_stale: bool,
     /// The time that the monotonic clock stands at.
     stopped_ns: Option<i64>,
 }
@@ -241,6 +243,7 @@ impl HostClock {
             },
             published_tsc: host::tsc(),
             interval_ticks: 0,
+            is_stale: false,
             stopped_ns: None,
         }
     }
@@ -264,9 +267,21 @@ impl HostClock {
 
     /// Has a clock that stands go on from there; the page is due at once.
     pub fn start(&mut self) {
-        if let Some(guest_ns) = self.stopped_ns.take() {
-            let host_ns = host::now_ns(HostClockId(VdsoClock::Monotonic.id()));
-            self.offsets.monotonic_ns = guest_ns.saturating_sub(host_ns);
+        let Some(guest_ns) = self.stopped_ns.take() else {
+            return;
+        };
+        let age_ticks = host::tsc().wrapping_sub(self.published_tsc);
+        // To measure the host costs more than a short request.
+        let is_measured = self.mono.mult != 0 && age_ticks < self.interval_ticks;
+        let host_ns = match is_measured {
+            true => self.mono.after(age_ticks),
+            false => host::now_ns(HostClockId(VdsoClock::Monotonic.id())),
+        };
+        self.offsets.monotonic_ns = guest_ns.saturating_sub(host_ns);
+        if is_measured {
+            self.fill_page(self.data.seq, VDSO_MODE_TSC);
+            self.is_stale = true;
+        } else {
             // What was written last is of another time.
             self.data.mode = VDSO_MODE_CALL;
             self.interval_ticks = 0;
@@ -291,14 +306,17 @@ impl HostClock {
     }
 
     /// Publishes if the page is due, at the cost of one TSC read if it is not. Returns whether it
-    /// did. `write` is as for [`HostClock::publish`].
+    /// did. A page whose lines are good still is written without measuring anew. `write` is as for [`HostClock::publish`].
     pub fn update(&mut self, write: &mut dyn FnMut(usize, &[u8])) -> bool {
         // A TSC that ran backwards counts as due.
         let due = host::tsc().wrapping_sub(self.published_tsc) >= self.interval_ticks;
         if due {
             self.publish(write);
+        } else if self.is_stale {
+            let writing = self.begin_writing(write);
+            self.write_page(writing, VDSO_MODE_TSC, write);
         }
-        due
+        due || core::mem::take(&mut self.is_stale)
     }
 
     /// Measures the host and rewrites the data page under its sequence count.
@@ -307,9 +325,7 @@ impl HostClock {
     /// a call with 4 bytes is one aligned store. The guest may run meanwhile.
     pub fn publish(&mut self, write: &mut dyn FnMut(usize, &[u8])) {
         let slopes = self.measure();
-        let writing = self.data.seq | 1;
-        write(offset_of!(VdsoData, seq), &writing.to_ne_bytes());
-        fence(Ordering::SeqCst);
+        let writing = self.begin_writing(write);
         // From here to the end readers wait: what they read before, on the old line, they read
         // before this TSC value.
         let tsc = host::tsc_after_stores();
@@ -343,6 +359,20 @@ impl HostClock {
         } else {
             VDSO_MODE_CALL
         };
+        self.write_page(writing, mode, write);
+        self.is_stale = false;
+    }
+
+    /// Has readers wait; answers the sequence count meanwhile.
+    fn begin_writing(&mut self, write: &mut dyn FnMut(usize, &[u8])) -> u32 {
+        let writing = self.data.seq | 1;
+        write(offset_of!(VdsoData, seq), &writing.to_ne_bytes());
+        fence(Ordering::SeqCst);
+        writing
+    }
+
+    /// Writes the page, and lets readers go on.
+    fn write_page(&mut self, writing: u32, mode: u32, write: &mut dyn FnMut(usize, &[u8])) {
         self.fill_page(writing.wrapping_add(1), mode);
         let body = offset_of!(VdsoData, mode);
         if let Some(bytes) = self.data.bytes().get(body..) {
@@ -482,6 +512,35 @@ mod tests {
     use super::*;
 
     const MULT: u64 = 1 << (VDSO_SHIFT - 1);
+
+    #[test]
+    fn a_clock_that_goes_on_is_written_without_measuring() {
+        const STOPPED_NS: i64 = 5_000_000_000;
+        let mut clock = HostClock::new(ClockConfig::default());
+        clock.publish(&mut |_, _| {});
+        let is_by_tsc = clock.data.mode == VDSO_MODE_TSC;
+        let published_tsc = clock.published_tsc;
+        clock.interval_ticks = u64::MAX - 1;
+        let now_ns = |clock: &HostClock| {
+            let now = clock.read(VdsoClock::Monotonic);
+            now.sec * 1_000_000_000 + now.nsec.cast_signed()
+        };
+        for _ in 0..3 {
+            clock.stop_at(STOPPED_NS);
+            assert_eq!(now_ns(&clock), STOPPED_NS);
+            clock.start();
+            let started_ns = now_ns(&clock);
+            assert!(started_ns >= STOPPED_NS, "{started_ns}");
+            let mut written = Vec::new();
+            assert!(clock.update(&mut |offset, _| written.push(offset)));
+            assert_eq!(written.len(), 3, "count, page, count");
+            assert!(now_ns(&clock) >= started_ns);
+            if is_by_tsc {
+                assert_eq!(clock.published_tsc, published_tsc);
+                assert!(!clock.update(&mut |_, _| panic!("it is good still")));
+            }
+        }
+    }
 
     #[test]
     fn a_guest_behind_steps_forward() {
