@@ -194,6 +194,10 @@ impl Sandbox {
         } = self.personality.into_inner()?;
         // Nothing runs any more, and nobody looks.
         drop(self.guest);
-        Ok(ChangeSet::take(kernel.tmpfs, machine.memory, host))
+        Ok(ChangeSet::take(
+            kernel.tmpfs.into_inner(),
+            machine.memory,
+            host,
+        ))
     }
 }

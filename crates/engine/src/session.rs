@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvmlet_abi::{Errno, Gva};
 use kvmlet_hv::Kicker;
@@ -59,6 +59,12 @@ pub enum Connections {
     Refuse,
     /// They end, as if each other side had reset them.
     Drop,
+}
+
+/// When a time is over that begins at `start_ns`.
+fn deadline_ns(start_ns: u64, timeout: Option<Duration>) -> Option<u64> {
+    let len_ns = u64::try_from(timeout?.as_nanos()).unwrap_or(u64::MAX);
+    Some(start_ns.saturating_add(len_ns))
 }
 
 impl Sandbox {
@@ -247,17 +253,18 @@ impl Sandbox {
         timeout: Option<Duration>,
         owner: &mut dyn Owner,
     ) -> Result<CallResult, EngineError> {
-        let deadline = timeout.map(|timeout| (Instant::now(), timeout));
-        let left = || deadline.map(|(start, timeout)| timeout.saturating_sub(start.elapsed()));
+        let start_ns = now_ns();
+        let deadline_ns = deadline_ns(start_ns, timeout);
         let mut is_late = false;
         // The owner may have to wait for a lock to answer.
-        let mut asked_ns = now_ns();
+        let mut asked_ns = start_ns;
         let mut goes_on = || {
-            is_late = left() == Some(Duration::ZERO);
-            if is_late || now_ns() < asked_ns + TICK_NS {
+            let now_ns = now_ns();
+            is_late = deadline_ns.is_some_and(|deadline_ns| now_ns >= deadline_ns);
+            if is_late || now_ns < asked_ns.saturating_add(TICK_NS) {
                 return !is_late;
             }
-            asked_ns = now_ns();
+            asked_ns = now_ns;
             !owner.stop_requested()
         };
         let origin = self.origin.as_deref();
@@ -286,7 +293,7 @@ impl Sandbox {
         let has_run = self.origin.is_some() || self.times.guest_ns > 0;
         let main = self.personality.kernel.main;
         if has_run && !self.personality.is_callable_in(main) {
-            self.step(Until::Callable(main), left(), owner)?;
+            self.step_to(Until::Callable(main), deadline_ns, owner)?;
         }
         self.personality
             .begin_call(function, args, register, &mut self.guest.vcpu)
@@ -294,7 +301,7 @@ impl Sandbox {
                 CallError::NotReady => EngineError::NotReady,
                 other => EngineError::BadArgument(format!("{symbol}: {other}")),
             })?;
-        self.step(Until::Return, left(), owner)?;
+        self.step_to(Until::Return, deadline_ns, owner)?;
         let returned = self
             .personality
             .take_return()
@@ -510,9 +517,17 @@ impl Sandbox {
         timeout: Option<Duration>,
         owner: &mut dyn Owner,
     ) -> Result<(), EngineError> {
-        let deadline_ns = timeout.map(|timeout| {
-            now_ns().saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
-        });
+        let deadline_ns = timeout.and_then(|_| deadline_ns(now_ns(), timeout));
+        self.step_to(until, deadline_ns, owner)
+    }
+
+    /// As [`Sandbox::step`], to a time of the host's CLOCK_MONOTONIC.
+    fn step_to(
+        &mut self,
+        until: Until,
+        deadline_ns: Option<u64>,
+        owner: &mut dyn Owner,
+    ) -> Result<(), EngineError> {
         let limits = Limits {
             deadline_ns,
             ..Limits::default()

@@ -23,7 +23,7 @@ mod xstate;
 pub use call_page::{CallPage, PostMode};
 pub use cpu::cpuid_1_edx;
 pub use error::HvError;
-pub use kick::{Kicker, block_signals};
+pub use kick::{Kicker, block_signals, forks};
 pub use kvm::Kvm;
 pub use kvmlet_stub::KvmKind;
 

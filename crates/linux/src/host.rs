@@ -98,8 +98,8 @@ pub struct Host {
     pub open_files: OpenFiles,
     /// Locks on files that are changed on the host.
     pub locks: HostLocks,
-    /// The rules in force.
-    pub policy: Policy,
+    /// The rules in force, which forks share.
+    pub policy: Arc<Policy>,
     /// Directory descriptors that host paths are opened from.
     pub roots: Arc<Roots>,
     /// Who the caller is.
@@ -147,7 +147,7 @@ impl Host {
             share: Arc::default(),
             open_files: OpenFiles::default(),
             locks: HostLocks::default(),
-            policy,
+            policy: Arc::new(policy),
             roots,
             credentials: kvmlet_hostfs::caller(),
             searchable: Searchable::default(),
@@ -192,7 +192,7 @@ impl Host {
             share: Arc::default(),
             open_files: OpenFiles::default(),
             locks: HostLocks::default(),
-            policy: self.policy.clone(),
+            policy: Arc::clone(&self.policy),
             roots: Arc::clone(&self.roots),
             credentials: self.credentials.clone(),
             searchable: self.searchable.clone(),
@@ -221,7 +221,10 @@ impl Host {
     /// Puts descriptors, captured output and reports back to those of `frozen`, which this host side
     /// was forked from. What depends on the host alone, as its clock, stays.
     pub fn reset(&mut self, frozen: &Self) {
-        self.files.retain(|id, _| frozen.files.contains_key(id));
+        // A program mostly keeps what it had open.
+        if !self.files.keys().eq(frozen.files.keys()) {
+            self.files.retain(|id, _| frozen.files.contains_key(id));
+        }
         for (id, file) in &frozen.files {
             match self.files.get_mut(id) {
                 Some(ours) if ours.file.same_objects(&file.file) => {
@@ -242,13 +245,7 @@ impl Host {
         self.outside.reset(&frozen.outside);
         self.captured.stdout.clear();
         self.captured.stderr.clear();
-        let mut counted = std::mem::take(&mut self.report.counted);
-        counted.clear();
-        self.report = Report {
-            trace: self.report.trace,
-            counted,
-            ..Report::default()
-        };
+        self.report.reset();
     }
 
     /// Registers a descriptor that the caller gave, with one reference.

@@ -9,6 +9,7 @@ use imbl::{OrdMap, OrdSet, Vector};
 use kvmlet_abi::UserRegs;
 use kvmlet_abi::linux::signal::{CLD_EXITED, CLD_KILLED};
 
+use crate::apart::Apart;
 use crate::by_id::ById;
 use crate::channel::Channel;
 use crate::creds::Creds;
@@ -52,7 +53,7 @@ pub struct Kernel {
     /// Says if somebody outside continues the program when it has been stopped.
     pub outside: Outside,
     /// Pseudo-terminals.
-    pub ptys: Ptys,
+    pub ptys: Apart<Ptys>,
     /// CPU time of all threads, of those that have ended too, in nanoseconds.
     pub cpu_time_ns: u64,
     /// Number of times that a slave was read and that a handler of SIGINT was run: whoever does either may heed Ctrl-C.
@@ -76,25 +77,25 @@ pub struct Kernel {
     /// Next thread or process id.
     pub next_tid: i32,
     /// The in-memory tree mounted at /tmp.
-    pub tmpfs: TmpFs,
+    pub tmpfs: Apart<TmpFs>,
     /// Pipes.
-    pub pipes: Pipes,
+    pub pipes: Apart<Pipes>,
     /// Event counters, timers that are read, epoll instances, sockets.
-    pub objects: Objects,
+    pub objects: Apart<Objects>,
     /// File locks.
-    pub locks: Locks,
+    pub locks: Apart<Locks>,
     /// Leases on files.
-    pub leases: Leases,
+    pub leases: Apart<Leases>,
     /// Who gets a signal when something happens to a file.
-    pub async_io: AsyncIo,
+    pub async_io: Apart<AsyncIo>,
     /// Shared memory segments, semaphores, message queues.
-    pub ipc: Ipc,
+    pub ipc: Apart<Ipc>,
     /// Run queue and parked threads.
     pub sched: Sched,
     /// Wakes that wait for the end of what makes them; none between two calls.
     pub held_wakes: HeldWakes,
     /// Interval timers, POSIX timers, sleeps on CPU clocks.
-    pub timers: Timers,
+    pub timers: Apart<Timers>,
     /// The caller's credentials: those of our init, and of the first thread at its begin.
     pub caller: Arc<Creds>,
     /// Messages to and from the host.
@@ -178,7 +179,7 @@ impl Kernel {
             main: Pid::FIRST,
             foreground: Pid::FIRST,
             outside: Outside::Shell,
-            ptys: Ptys::default(),
+            ptys: Apart::default(),
             cpu_time_ns: 0,
             heeded: 0,
             mms: ById::unit(MmId::FIRST, Mm::default()),
@@ -193,17 +194,17 @@ impl Kernel {
             next_file: 1,
             next_birth: 1,
             next_tid: Tid::FIRST.0.saturating_add(1),
-            tmpfs: new.tmpfs,
+            tmpfs: new.tmpfs.into(),
             processes_max: new.processes_max,
-            pipes: Pipes::default(),
-            objects: Objects::default(),
-            locks: Locks::default(),
-            leases: Leases::default(),
-            async_io: AsyncIo::default(),
-            ipc: Ipc::default(),
+            pipes: Apart::default(),
+            objects: Apart::default(),
+            locks: Apart::default(),
+            leases: Apart::default(),
+            async_io: Apart::default(),
+            ipc: Apart::default(),
             sched,
             held_wakes: HeldWakes::default(),
-            timers: Timers::default(),
+            timers: Apart::default(),
             caller: new.caller,
             channel: Channel::default(),
             call: HostCall::default(),

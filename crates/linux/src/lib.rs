@@ -20,6 +20,7 @@
     )
 )]
 
+mod apart;
 mod asks;
 mod budget;
 mod by_id;
@@ -102,7 +103,7 @@ mod rooms {
     /// Modules by height: one may use those of its own height and below.
     const HEIGHTS: [&[&str]; 5] = [
         &[
-            "asks", "budget", "by_id", "channel", "creds", "id", "shared", "uts", "vector",
+            "apart", "asks", "budget", "by_id", "channel", "creds", "id", "shared", "uts", "vector",
         ],
         // The value, its rooms, and the host that they are given: each holds or is handed parts of the others.
         &[

@@ -274,6 +274,29 @@ impl Report {
         });
     }
 
+    /// As it was when the program was frozen: empty, and calls are traced if they were.
+    pub fn reset(&mut self) {
+        let Self {
+            denials,
+            denials_not_kept,
+            missed,
+            events,
+            trace: _,
+            trace_lines,
+            counted,
+            trampolines,
+            fault_ns,
+            uses,
+        } = self;
+        denials.clear();
+        missed.clear();
+        events.clear();
+        trace_lines.clear();
+        counted.clear();
+        *uses = Uses::default();
+        (*denials_not_kept, *trampolines, *fault_ns) = (0, 0, 0);
+    }
+
     /// Takes the denials, and (name, detail) of the unsupported things.
     pub fn take(&mut self) -> (Vec<Denial>, Vec<(String, String)>) {
         let events = std::mem::take(&mut self.events).into_keys().collect();

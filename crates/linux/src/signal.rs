@@ -610,10 +610,11 @@ impl Kernel {
             let set = process.signals.pending.set();
             (set != 0).then_some((process.pid, set))
         });
-        let mut waiting: BTreeMap<Pid, u64> = waiting.collect();
-        if waiting.is_empty() {
+        let mut waiting = waiting.peekable();
+        if waiting.peek().is_none() {
             return;
         }
+        let mut waiting: BTreeMap<Pid, u64> = waiting.collect();
         let mut takers: Vec<Tid> = Vec::new();
         for thread in self.threads.values() {
             if let Some(left) = waiting.get_mut(&thread.pid)

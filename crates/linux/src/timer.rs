@@ -178,6 +178,12 @@ impl Timers {
         self.queues.is_empty()
     }
 
+    /// True if there is a POSIX timer, armed or not.
+    #[must_use]
+    pub fn has_posix(&self) -> bool {
+        !self.posix.is_empty()
+    }
+
     /// A POSIX timer.
     #[must_use]
     pub fn posix(&self, pid: Pid, id: i32) -> Option<&PosixTimer> {

@@ -92,7 +92,7 @@ impl Snapshot {
         let memory = memory.freeze(spaces, used_bytes)?;
         let host = host.fork();
         Ok(Self(Arc::new(Frozen {
-            process: std::process::id(),
+            forks_of_process: kvmlet_hv::forks(),
             memory,
             used_bytes,
             kernel,

@@ -45,7 +45,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The part of a snapshot that all its forks share.
 #[derive(Debug)]
 pub(crate) struct Frozen {
-    process: u32,
+    /// [`kvmlet_hv::forks`] in the process that froze it.
+    forks_of_process: u32,
     memory: Arc<FrozenMemory>,
     /// The memory that the program used when it was frozen.
     used_bytes: u64,
@@ -156,7 +157,7 @@ impl Snapshot {
 
 impl Frozen {
     fn check_process(&self) -> Result<(), EngineError> {
-        if self.process == std::process::id() {
+        if self.forks_of_process == kvmlet_hv::forks() {
             Ok(())
         } else {
             Err(EngineError::OtherProcess)

@@ -15,7 +15,7 @@ fn holder(tree: &TempTree) -> Personality {
         mut host,
         ..
     } = Sandbox::new(&tree.0);
-    host.policy.show_work();
+    std::sync::Arc::make_mut(&mut host.policy).show_work();
     let mut personality = Personality::new(kernel, machine, host);
     personality.become_holder(b"/work").unwrap();
     personality

@@ -194,7 +194,9 @@ impl Personality {
         kernel
             .sched
             .move_deadlines(time_ns, |call| goes_on(call.nr, call.args));
-        kernel.timers.pass_over(time_ns);
+        if kernel.timers.has_posix() {
+            kernel.timers.pass_over(time_ns);
+        }
         kernel.pass_over_timerfds(time_ns);
     }
 

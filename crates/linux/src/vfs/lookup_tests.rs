@@ -243,11 +243,8 @@ fn steps_of(depth: usize, ask: impl Fn(&mut Sandbox, &str)) -> u64 {
     tree.link(&format!("{deep}link"), "file");
     tree.link(&format!("{deep}here"), ".");
     let mut sandbox = Sandbox::new(&tree.0);
-    sandbox
-        .host
-        .policy
-        .write_tree(tree.path().as_bytes())
-        .unwrap();
+    let policy = std::sync::Arc::make_mut(&mut sandbox.host.policy);
+    policy.write_tree(tree.path().as_bytes()).unwrap();
     sandbox.host.credentials.enforcement = Enforcement::ModeBits;
     let before = sandbox.host.roots.steps();
     deep.insert_str(0, "./");

@@ -242,6 +242,9 @@ impl TimerFds {
 impl Kernel {
     /// As [`crate::Personality::pass_over`], for timers that are read.
     pub(crate) fn pass_over_timerfds(&mut self, time_ns: u64) {
+        if self.objects.timers.timers.is_empty() {
+            return;
+        }
         for id in self.objects.timers.pass_over(time_ns) {
             self.wake(Source::Object(id), POLLIN);
         }

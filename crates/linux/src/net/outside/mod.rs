@@ -99,6 +99,12 @@ impl Outside {
 
     /// Closes all that is open, and knows what `frozen` knows.
     pub fn reset(&mut self, frozen: &Self) {
+        // Without these it has opened nothing and asked for nothing.
+        if self.events.is_none() && self.resolver.is_none() {
+            self.access = Arc::clone(&frozen.access);
+            self.admitted = frozen.admitted.clone();
+            return;
+        }
         let (kick, rate) = (self.kick.take(), self.rate);
         *self = Self {
             kick,
@@ -246,11 +252,10 @@ pub fn work(cx: &mut Cx<'_>) -> bool {
     if cx.host.outside.has_rung() {
         look(cx);
     }
-    let sockets = &mut cx.kernel.objects.sockets;
-    let Some(id) = sockets.due.get_min().copied() else {
+    let Some(id) = cx.kernel.objects.sockets.due.get_min().copied() else {
         return false;
     };
-    sockets.due.remove(&id);
+    cx.kernel.objects.sockets.due.remove(&id);
     cx.kernel.hold_wakes();
     tcp::step(cx, id);
     cx.kernel.release_wakes();

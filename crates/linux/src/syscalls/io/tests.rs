@@ -378,7 +378,8 @@ fn only_locks_of_the_host_are_asked_for_again() {
     let path = tree.file("file", b"x");
     let mut s = Sandbox::new(&tree.0);
     let root = tree.path().as_bytes();
-    s.host.policy.write_tree(root).unwrap();
+    let policy = std::sync::Arc::make_mut(&mut s.host.policy);
+    policy.write_tree(root).unwrap();
     let (one, two) = (s.open("file", 2).unwrap(), s.open("file", 2).unwrap());
     let waits_until = |s: &mut Sandbox, name: &str, args: &[Arg<'_>]| {
         let outcome = s.outcome(name, args, &CallState::default());
