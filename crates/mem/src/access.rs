@@ -204,6 +204,25 @@ impl GuestMemory {
     }
 }
 
+impl GuestMemory {
+    /// Stores entries of one table, each by its index.
+    pub(crate) fn store_entries(
+        &mut self,
+        table: Gpa,
+        entries: impl Iterator<Item = (usize, u64)>,
+    ) {
+        let mut entries = entries.peekable();
+        if entries.peek().is_some()
+            && let Ok((slot, offset)) = self.locate_mut(table, PAGE_SIZE)
+            && let Store::Tables { map, written, .. } = &mut slot.store
+        {
+            written.add(offset, PAGE_SIZE);
+            // Aligned and inside: it is the address of a table frame.
+            let _ = map.store_words(offset, entries);
+        }
+    }
+}
+
 pub(crate) fn failed(fault: HostFault, gpa: Gpa, len_bytes: u64) -> MemError {
     match fault {
         HostFault::Outside => MemError::Outside { gpa, len_bytes },

@@ -16,6 +16,10 @@ use crate::slots::{Bank, Pool, Slot, Store, WrittenPages};
 use crate::spaces::Spaces;
 use crate::tables::{PageTables, Root};
 
+/// Table pages that a fork is given before it runs, at most. Nearly every request needs the first ones, and a page that the
+/// host copies while a VM has it costs each VM of the process a call of its notifier.
+const EARLY_TABLES_MAX: usize = 32;
+
 /// Memory and page tables of a sandbox, frozen once and shared by all its forks.
 ///
 /// The program's memory and its mapped files are read-only for good, for the host too. Forks have them
@@ -28,6 +32,9 @@ pub struct FrozenMemory {
     /// Chunk number to index in `slots`.
     chunks: Vec<u16>,
     image: Image,
+    /// Runs of table pages that a fork is given before it runs: where each starts in the image, and its length in
+    /// bytes.
+    early: Vec<(u64, u64)>,
     tables: FramePool,
     window: Option<Gpa>,
     /// Root and count of tables of each address space.
@@ -96,13 +103,22 @@ impl FrozenMemory {
                     image_offset,
                     first,
                 } => {
-                    let map = AnonMapping::of_image(&self.image, *image_offset, slot.len_bytes)
+                    let mut map = AnonMapping::of_image(&self.image, *image_offset, slot.len_bytes)
                         .map_err(MemError::Freeze)?;
+                    let mut written = WrittenPages::default();
+                    let slot_runs = self.early.iter().filter_map(|(start, len_bytes)| {
+                        let offset = start.checked_sub(*image_offset)?;
+                        (offset < slot.len_bytes).then_some((offset, *len_bytes))
+                    });
+                    for (offset, len_bytes) in slot_runs {
+                        map.copy_pages(offset, usize::try_from(len_bytes).unwrap_or(0));
+                        written.add(offset, len_bytes);
+                    }
                     let host_addr = map.addr();
                     let store = Store::Tables {
                         map,
                         first: *first,
-                        written: WrittenPages::default(),
+                        written,
                     };
                     (store, host_addr, SlotAccess::ReadWrite)
                 }
@@ -218,6 +234,7 @@ impl GuestMemory {
             slots,
             chunks: self.chunks,
             image,
+            early: early_tables(&self.tables),
             tables: self.tables.frozen(),
             window: self.window,
             spaces,
@@ -289,6 +306,27 @@ impl GuestMemory {
             + self.blocks.pool.used_bytes()
             + self.written_table_pages() * PAGE_SIZE
     }
+}
+
+/// The first table pages in use, as runs that lie in one block each.
+fn early_tables(tables: &FramePool) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    let mut left = EARLY_TABLES_MAX;
+    tables.for_each_used(|block, index, _| {
+        let Some(rest) = left.checked_sub(1) else {
+            return;
+        };
+        left = rest;
+        // Blocks of the pool are numbered in the order of the slots.
+        let offset = u64::from(block) * HUGE_PAGE_SIZE + index as u64 * PAGE_SIZE;
+        match runs.last_mut() {
+            Some((start, len_bytes)) if *start + *len_bytes == offset && index != 0 => {
+                *len_bytes += PAGE_SIZE;
+            }
+            _ => runs.push((offset, PAGE_SIZE)),
+        }
+    });
+    runs
 }
 
 impl From<Errno> for MemError {

@@ -160,6 +160,16 @@ impl Reservation {
         unsafe { rustix::mm::mprotect(pointer(at).cast(), len, MprotectFlags::READ) }
     }
 
+    /// Has the host copy the pages of a private mapping now. Without effect on a kernel before 5.14, or
+    /// where the file has no page.
+    fn copy_pages(&self, offset: u64, len: usize) {
+        if let Ok(at) = self.at(offset, len) {
+            let advice = Advice::LinuxPopulateWrite;
+            // SAFETY: an owned range; its content stays.
+            let _ = unsafe { rustix::mm::madvise(pointer(at).cast(), len, advice) };
+        }
+    }
+
     /// Host address of `len` bytes at `offset`, if all of it is inside.
     fn at(&self, offset: u64, len: usize) -> Result<usize, HostFault> {
         let offset = usize::try_from(offset).map_err(|_| HostFault::Outside)?;
@@ -307,6 +317,11 @@ impl AnonMapping {
         Ok(Self::of(range))
     }
 
+    /// See [`Reservation::copy_pages`].
+    pub(crate) fn copy_pages(&mut self, offset: u64, len: usize) {
+        self.range.copy_pages(offset, len);
+    }
+
     /// Ends all writing: the host mapping becomes read-only as a whole, so that it stays one mapping of
     /// huge pages. EBUSY when somebody has a share, who may write.
     pub(crate) fn freeze(mut self) -> Result<FrozenMapping, Errno> {
@@ -373,6 +388,18 @@ impl AnonMapping {
         Ok(())
     }
 
+    /// As [`AnonMapping::range_mut`], but no page is marked: for a reset, at whose end no page is.
+    pub(crate) fn range_unmarked(
+        &mut self,
+        offset: u64,
+        len: usize,
+    ) -> Result<HostRange, HostFault> {
+        Ok(HostRange {
+            addr: self.range.at(offset, len)?,
+            len,
+        })
+    }
+
     /// A checked range of this mapping as destination of a copy.
     pub(crate) fn range_mut(&mut self, offset: u64, len: usize) -> Result<HostRange, HostFault> {
         Ok(HostRange {
@@ -406,6 +433,27 @@ impl AnonMapping {
     pub(crate) fn store_u64(&mut self, offset: u64, value: u64) -> Result<(), HostFault> {
         self.at_mut(offset, 8)?;
         self.atomic_u64(offset)?.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    /// Stores words of the page at `offset`, each by its index in the page.
+    pub(crate) fn store_words(
+        &mut self,
+        offset: u64,
+        words: impl Iterator<Item = (usize, u64)>,
+    ) -> Result<(), HostFault> {
+        const WORDS: usize = PAGE_SIZE as usize / 8;
+        let page = self.at_mut(offset, PAGE_SIZE as usize)?;
+        if !page.is_multiple_of(8) {
+            return Err(HostFault::Outside);
+        }
+        for (index, value) in words {
+            let at = page + index % WORDS * 8;
+            // SAFETY: in the page that was checked, aligned, alive as long as `self`; an atomic may be
+            // changed by others.
+            let word = unsafe { AtomicU64::from_ptr(pointer(at).cast()) };
+            word.store(value, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -672,14 +720,9 @@ impl FileArea {
         unsafe { rustix::mm::madvise(pointer(at).cast(), len, Advice::LinuxDontNeed) }
     }
 
-    /// Has the host copy the pages of a private mapping now. Without effect on a kernel before 5.14, or
-    /// where the file has no page.
+    /// See [`Reservation::copy_pages`].
     pub(crate) fn copy_pages(&mut self, offset: u64, len: usize) {
-        if let Ok(at) = self.0.at(offset, len) {
-            let advice = Advice::LinuxPopulateWrite;
-            // SAFETY: an owned range that nobody dereferences; its content stays.
-            let _ = unsafe { rustix::mm::madvise(pointer(at).cast(), len, advice) };
-        }
+        self.0.copy_pages(offset, len);
     }
 
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {

@@ -9,6 +9,7 @@ use crate::entry::{DIRTY, PageSize};
 use crate::frames::BlockId;
 use crate::host::Restore;
 use crate::memory::GuestMemory;
+use crate::pending::StaleEntry;
 use crate::reset::ResetReport;
 use crate::set::IndexSet;
 use crate::slots::{Place, Pool, Store};
@@ -103,19 +104,23 @@ impl PageTables {
             let marks = mem.marks(one.start);
             marks.without(&one.frames.complement()) != IndexSet::EMPTY
         });
-        let mut written: Vec<(usize, u64)> = Vec::new();
+        // Place among the copies, index in the table, and entry.
+        let mut written: Vec<(usize, usize, u64)> = Vec::new();
         for (at, (index, entry)) in kept.entries.iter().enumerate() {
             let now = words[index % words.len()];
             if now != *entry {
                 if now & !DIRTY != *entry {
                     return false;
                 }
-                written.push((at, now));
+                if written.is_empty() {
+                    written.reserve(kept.entries.len());
+                }
+                written.push((at, *index, now));
             } else if is_marked
                 && let Some(copy) = log.copies.get(at).and_then(|copy| copy.kept)
                 && mem.is_marked(copy.copy)
             {
-                written.push((at, now));
+                written.push((at, *index, now));
             }
         }
         let can_keep = kept
@@ -133,18 +138,21 @@ impl PageTables {
         let all_pages = log.copies.len();
         report.compared_equal_pages += (all_pages - written.len()) as u64;
         let mut lost = Vec::new();
-        for (at, now) in written {
-            let (entry, gva) = match log.copies.get(at) {
-                Some(copy) => (log.entry(copy.index), log.gva(copy.index)),
-                None => continue,
-            };
+        let dirty = written.iter().filter(|(.., now)| now & DIRTY != 0);
+        mem.store_entries(
+            log.table,
+            dirty.clone().map(|(_, index, now)| (*index, now & !DIRTY)),
+        );
+        self.record_all(dirty.map(|(_, index, _)| StaleEntry {
+            gva: log.gva(*index),
+            entry: log.entry(*index),
+            size: PageSize::Base,
+        }));
+        for (at, index, now) in written {
+            let gva = log.gva(index);
             let how = match now & DIRTY {
                 0 => Restore::Compare,
-                _ => {
-                    mem.store_entry(entry, now & !DIRTY);
-                    self.record(gva, entry, PageSize::Base);
-                    Restore::Copy
-                }
+                _ => Restore::Copy,
             };
             let Some((copy, known)) = log.copies.get_mut(at).and_then(|copy| {
                 let known = copy.kept?;

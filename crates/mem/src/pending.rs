@@ -99,6 +99,21 @@ impl PendingFlush {
         matches!(self, Self::None)
     }
 
+    /// Adds entries, of which no two that follow one another are the same.
+    pub(crate) fn extend(&mut self, stale: impl Iterator<Item = StaleEntry>) {
+        let mut stale = stale;
+        if let Some(first) = stale.next() {
+            self.add(first);
+        }
+        if let Self::Entries(entries) = self {
+            let room = MAX_STALE_ENTRIES.saturating_sub(entries.len());
+            entries.extend(stale.by_ref().take(room));
+        }
+        if let Some(next) = stale.next() {
+            self.add(next);
+        }
+    }
+
     /// Adds one entry.
     pub(crate) fn add(&mut self, stale: StaleEntry) {
         match self {

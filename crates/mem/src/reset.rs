@@ -3,7 +3,7 @@
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
 
 use crate::MmId;
-use crate::entry::{DIRTY, LARGE, Leaf, PRESENT, PageSize, PteFlags, leaf_at};
+use crate::entry::{DIRTY, ENTRIES, LARGE, Leaf, PRESENT, PageSize, PteFlags, leaf_at};
 use crate::error::MemError;
 use crate::frames::{Reuse, Wipe};
 use crate::host::{HostFault, Restore};
@@ -13,6 +13,9 @@ use crate::set::IndexSet;
 use crate::slots::{Place, Pool, Store};
 use crate::tables::{PageTables, only_widens};
 use crate::undo::{Cause, KeptCopy, PageCopy, TableLog};
+
+/// Pages that are copied behind one that is written, at most.
+const FOLLOWING_MAX: usize = 8;
 
 /// The meaning of a page-table entry's dirty bit for a reset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -39,8 +42,8 @@ pub struct ResetReport {
     pub scrubbed_pages: u64,
     /// Table frames that this fork does not share.
     pub table_pages: u64,
-    /// Pages of `kept_pages` that were copied since the last reset because they were written, in no
-    /// order.
+    /// Pages of `kept_pages` that were copied since the last reset because they were written, and those that were
+    /// copied with one of them and then written, in no order.
     pub copied_on_write: Vec<(MmId, Gva)>,
     /// Pages of `copied_pages` that were copied earlier, or ahead, and found different for the first time
     /// since, in no order. None is named a third time: a steady load names none.
@@ -72,18 +75,15 @@ impl PageTables {
     pub(crate) fn written_copies(&self) -> u64 {
         let logs = self.undo.iter().flat_map(|undo| &undo.tables);
         let copies = logs.flat_map(|log| &log.copies);
-        copies.filter(|copy| copy.cause == Cause::Write).count() as u64
+        copies.filter(|copy| copy.is_of_write()).count() as u64
     }
 
     /// The pages of [`PageTables::written_copies`].
     pub(crate) fn written_pages(&self) -> impl Iterator<Item = Gva> {
         let logs = self.undo.iter().flat_map(|undo| &undo.tables);
         logs.flat_map(|log| {
-            let written = |copy: &&PageCopy| copy.cause == Cause::Write;
-            log.copies
-                .iter()
-                .filter(written)
-                .map(|copy| log.gva(copy.index))
+            let written = log.copies.iter().filter(|copy| copy.is_of_write());
+            written.map(|copy| log.gva(copy.index))
         })
     }
 
@@ -101,6 +101,27 @@ impl PageTables {
         flags: PteFlags,
     ) -> Result<Gpa, MemError> {
         self.copy_page(mem, gva, flags, Cause::Write)
+    }
+
+    /// After [`PageTables::copy_frozen`] of the page at `gva`: copies as many behind it as there are copies right before
+    /// it, below `end` and under the same table. Memory that is written in sequence has few faults so, and at most as
+    /// many pages are copied in vain as were copied for a write.
+    pub fn copy_following(&mut self, mem: &mut GuestMemory, gva: Gva, end: Gva) {
+        let page = gva.page_down();
+        let (Ok(entry), Some(undo)) = (self.entry_for(mem, page, 1), &mut self.undo) else {
+            return;
+        };
+        let (log, index) = undo.log_of(entry, page, 1);
+        let count = log.copies_before(index).min(FOLLOWING_MAX);
+        for number in 1..=count as u64 {
+            let next = page.wrapping_add(number * PAGE_SIZE);
+            let is_under_table = index as u64 + number < ENTRIES;
+            let goes_on = is_under_table && next < end;
+            // Without memory for it, the page has its fault.
+            if !goes_on || !matches!(self.copy_shown(mem, next, Cause::Near), Ok(true)) {
+                return;
+            }
+        }
     }
 
     fn copy_page(
@@ -165,11 +186,24 @@ impl PageTables {
         gva: Gva,
         may_keep: impl FnOnce(Gva) -> bool,
     ) -> Result<bool, MemError> {
+        match may_keep(gva) {
+            true => self.copy_shown(mem, gva, Cause::Once),
+            false => Ok(false),
+        }
+    }
+
+    /// Copies a page if it is frozen; whether it did.
+    fn copy_shown(
+        &mut self,
+        mem: &mut GuestMemory,
+        gva: Gva,
+        cause: Cause,
+    ) -> Result<bool, MemError> {
         let leaf = self.walk(mem, gva).filter(|leaf| mem.is_frozen(leaf.gpa));
-        let Some(leaf) = leaf.filter(|_| may_keep(gva)) else {
+        let Some(leaf) = leaf else {
             return Ok(false);
         };
-        match self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, Cause::Once) {
+        match self.copy_page(mem, gva, leaf.flags | PteFlags::WRITE, cause) {
             Ok(_) => Ok(true),
             Err(MemError::FileFault(_)) => Ok(false),
             Err(error) => Err(error),
@@ -383,7 +417,7 @@ impl GuestMemory {
         else {
             return Err(HostFault::Outside);
         };
-        let target = map.range_mut(copy.offset, PAGE_SIZE as usize)?;
+        let target = map.range_unmarked(copy.offset, PAGE_SIZE as usize)?;
         match self.slots.get(frozen.slot).map(|slot| &slot.store) {
             Some(Store::FrozenRam(map)) => map.restore(frozen.offset, target, how),
             Some(Store::FrozenFiles(files)) => {

@@ -33,13 +33,17 @@ pub(crate) enum Store {
 }
 
 /// The pages of a table slot that we have written.
-#[derive(Debug, Default)]
-pub(crate) struct WrittenPages(Vec<IndexSet>);
+#[derive(Debug)]
+pub(crate) struct WrittenPages([IndexSet; (TABLES_SLOT / HUGE_PAGE_SIZE) as usize]);
+
+impl Default for WrittenPages {
+    fn default() -> Self {
+        Self([IndexSet::EMPTY; (TABLES_SLOT / HUGE_PAGE_SIZE) as usize])
+    }
+}
 
 impl WrittenPages {
     pub(crate) fn add(&mut self, offset: u64, len_bytes: u64) {
-        self.0
-            .resize((TABLES_SLOT / HUGE_PAGE_SIZE) as usize, IndexSet::EMPTY);
         let mut at = offset & !(PAGE_SIZE - 1);
         while at < offset + len_bytes {
             if let Some(block) = self.0.get_mut((at / HUGE_PAGE_SIZE) as usize) {

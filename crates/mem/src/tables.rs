@@ -625,6 +625,10 @@ impl PageTables {
         self.pending.add(StaleEntry { gva, entry, size });
     }
 
+    pub(crate) fn record_all(&mut self, stale: impl Iterator<Item = StaleEntry>) {
+        self.pending.extend(stale);
+    }
+
     /// Takes the right to write from every leaf of the user half, at and under `table`, whose frame the
     /// forks will share.
     pub(crate) fn write_protect(&self, mem: &mut GuestMemory) {

@@ -50,6 +50,11 @@ pub(crate) struct PageCopy {
 }
 
 impl PageCopy {
+    /// True of a copy that was made since the last reset because its page, or one before it, was written.
+    pub(crate) fn is_of_write(&self) -> bool {
+        matches!(self.cause, Cause::Write | Cause::Near)
+    }
+
     /// A reset has made it equal to the frozen page, from which it may have differed.
     pub(crate) fn note(&mut self, differed: bool, page: (MmId, Gva), report: &mut ResetReport) {
         if differed {
@@ -66,11 +71,15 @@ impl PageCopy {
                 report.copied_on_write.push(page);
                 self.cause = Cause::Once;
             }
+            Cause::Near if is_written => {
+                report.copied_on_write.push(page);
+                self.cause = Cause::Once;
+            }
             Cause::Once if is_written => {
                 report.written_again.push(page);
                 self.cause = Cause::Again;
             }
-            Cause::Once | Cause::Again => {}
+            Cause::Near | Cause::Once | Cause::Again => {}
         }
     }
 }
@@ -94,6 +103,8 @@ pub(crate) struct KeptCopy {
 pub(crate) enum Cause {
     /// It was written since the last reset.
     Write,
+    /// It lies behind one that was written, and is not known to have been written.
+    Near,
     /// It was expected to be written, or one request before the last reset wrote it.
     Once,
     /// A later request wrote it too.
@@ -149,6 +160,17 @@ impl TableLog {
         *times = times.saturating_add(1);
         report.dropped_pages += 1;
         report.dropped.push((id, self.gva(index)));
+    }
+
+    /// Copies of the pages right before one, as far as each of them is one.
+    pub(crate) fn copies_before(&self, index: usize) -> usize {
+        let found = self.copies.binary_search_by_key(&index, |copy| copy.index);
+        let before = self.copies.get(..found.unwrap_or_else(|at| at));
+        let before = before.unwrap_or_default().iter().rev();
+        let in_sequence = before
+            .zip(1..)
+            .take_while(|(copy, back)| copy.index + back == index);
+        in_sequence.count()
     }
 
     pub(crate) fn set_copy(&mut self, copy: PageCopy) {

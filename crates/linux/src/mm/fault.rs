@@ -94,6 +94,7 @@ impl Space<'_> {
     ) -> Result<(), FaultError> {
         let Backing::Tmp(tmp) = vma.backing else {
             self.tables.copy_frozen(self.mem, page, wanted)?;
+            self.tables.copy_following(self.mem, page, Gva(vma.end));
             return Ok(());
         };
         if !vma.is_shared() {
