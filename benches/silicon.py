@@ -6,6 +6,9 @@ machine: guest, KVM and kvmlet. X is a bare exit and re-entry in the same run.
 
 silicon.toml has the rows: multiples of X, which may only fall. `--check` fails when one has risen.
 
+`--beside ENGINE` measures time instead, on this machine's KVM, in pairs with another build's engine
+(`target/PROFILE/examples/silicon` of its checkout).
+
 Exit status: 0; 1 if a row has risen; 2 if nothing could be measured.
 """
 
@@ -20,7 +23,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from measure import BenchError
+from measure import BenchError, Spread
 from report import with_section
 
 HERE = Path(__file__).resolve().parent
@@ -101,6 +104,9 @@ def main() -> int:
     try:
         ratchet = Ratchet.read()
         profile = options.profile
+        if options.beside is not None:
+            print(beside(ratchet, _binary(profile), options.beside, options.pairs))
+            return 0
         arms = {profile: multiples(_engine(profile))}
         if not options.check:
             arms["python"] = multiples(_python(), arms[profile]["bare_exit"]["instructions"])
@@ -127,6 +133,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="the engine's rows only")
     parser.add_argument("--update", action="store_true", help="lower rows that have fallen")
     parser.add_argument("--write", action="store_true", help=f"replace the section of {PAGE.name}")
+    parser.add_argument(
+        "--beside", type=Path, metavar="ENGINE", help="time on this machine, beside this engine"
+    )
+    parser.add_argument("--pairs", type=int, default=15, help="pairs of runs with --beside")
     return parser.parse_args()
 
 
@@ -144,12 +154,16 @@ def multiples(rows: Measured, exit_instructions: float | None = None) -> Measure
     return found
 
 
-def _engine(profile: str) -> Measured:
-    """What the Rust bench counts."""
+def _binary(profile: str) -> Path:
     binary = REPO / "target" / profile / "examples" / "silicon"
     if not binary.exists():
         raise BenchError(f"{binary.relative_to(REPO)} is missing; `make bench-silicon` builds it")
-    return _in_machine(str(binary), str(GUEST))
+    return binary
+
+
+def _engine(profile: str) -> Measured:
+    """What the Rust bench counts."""
+    return _in_machine(str(_binary(profile)), str(GUEST))
 
 
 def _python() -> Measured:
@@ -159,12 +173,42 @@ def _python() -> Measured:
 
 def _in_machine(*command: str) -> Measured:
     machine = (sys.executable, str(REPO / "tests/hwkvm/run.py"), "--smp", "1", "--icount")
-    argv = (*machine, "--timeout-s", str(_HANG_S), "--", *command)
-    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True)
+    return _rows(*machine, "--timeout-s", str(_HANG_S), "--", *command)
+
+
+def _rows(*argv: str) -> Measured:
+    """What a command prints."""
+    try:
+        done = subprocess.run(argv, stdout=subprocess.PIPE, text=True)
+    except OSError as error:
+        raise BenchError(f"{argv[0]}: {error.strerror}") from None
     if done.returncode:
-        raise BenchError(f"`{Path(command[0]).name}` ended with status {done.returncode} there")
+        raise BenchError(f"`{' '.join(argv)}` ended with status {done.returncode}")
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {row.pop("row"): row for row in rows}
+
+
+def beside(ratchet: Ratchet, ours: Path, other: Path, pairs: int) -> str:
+    """Each row's time by two engines, and the ratio over pairs, as Markdown. Raises BenchError."""
+    runs: list[tuple[Measured, Measured]] = []
+    for number in range(max(pairs, 1)):
+        # Neither always comes second.
+        order = (ours, other) if number % 2 == 0 else (other, ours)
+        found = {engine: _rows(str(engine), str(GUEST)) for engine in order}
+        runs.append((found[ours], found[other]))
+    lines = ["| Row | This build | The other | Ratio [quartiles] |", "|---|---:|---:|---:|"]
+    for name in runs[0][0]:
+        if not all(name in both and "instructions" in both[name] for run in runs for both in run):
+            continue
+        ns = [[both[name]["instructions"] for both in run] for run in runs]
+        ratio = Spread.of([a / b for a, b in ns])
+        mine, theirs = (Spread.of(list(side)).median / 1000 for side in zip(*ns, strict=True))
+        row = ratchet.rows.get(name, Row(name, {}))
+        lines.append(
+            f"| {row.fields.get('what', name)} | {mine:,.1f} us | {theirs:,.1f} us "
+            f"| {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] |"
+        )
+    return "\n".join(lines)
 
 
 def table(ratchet: Ratchet, arms: dict[str, Measured]) -> str:

@@ -73,3 +73,22 @@ def test_the_repository_has_rows_and_they_survive_being_written(
     silicon.ROWS.write_text("kernel = ")
     with pytest.raises(BenchError, match=r"silicon\.toml"):
         Ratchet.read()
+
+
+def test_two_engines_are_compared_in_pairs(tmp_path: pathlib.Path) -> None:
+    engines = []
+    for name, time_ns in [("ours", 2000.0), ("other", 4000.0)]:
+        engine = tmp_path / name
+        engine.write_text(
+            f'#!/bin/sh\necho \'{{"row": "call", "instructions": {time_ns}}}\'\n'
+            f'echo \'{{"row": "only_{name}", "instructions": 1.0}}\'\n'
+        )
+        engine.chmod(0o755)
+        engines.append(engine)
+    *_, row = silicon.beside(RATCHET, *engines, pairs=3).splitlines()
+    assert row.endswith("| 2.0 us | 4.0 us | 0.500 [0.500, 0.500] |")
+    engines[0].write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(BenchError, match="ended with status 3"):
+        silicon.beside(RATCHET, *engines, pairs=1)
+    with pytest.raises(BenchError, match="No such file"):
+        silicon.beside(RATCHET, tmp_path / "none", engines[1], pairs=1)
