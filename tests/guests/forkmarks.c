@@ -1,5 +1,5 @@
 /* Children that see each page as it was at their fork, one after another.
- * forkmarks [CHILDREN] */
+ * forkmarks [CHILDREN] [PAGES]: with so many pages more, which each child copies, none leaves its tables to the next. */
 #include <sys/mman.h>
 #include <sys/wait.h>
 
@@ -36,6 +36,12 @@ static void shift(long child) {
 
 int main(int argc, char **argv) {
     long children = argc > 1 ? atol(argv[1]) : 10;
+    size_t more = argc > 2 ? (size_t)atol(argv[2]) * PAGE : 0;
+    if (more) {
+        char *ballast = mmap(NULL, more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (ballast == MAP_FAILED || madvise(ballast, more, MADV_NOHUGEPAGE)) return 1;
+        memset(ballast, 1, more);
+    }
     long stale = 0, killed = 0;
     char *all = mmap(NULL, (TABLES + 1) * SPAN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (all == MAP_FAILED) return 1;

@@ -18,11 +18,16 @@ fn children() -> u32 {
     }
 }
 
-fn forks(children: u32) -> Program {
+/// Pages with which a program's children leave no tables to each other: they die.
+const TOO_LARGE: u32 = 600;
+
+fn guest(name: &str, args: &[u32]) -> Program {
+    let words: Vec<String> = args.iter().map(u32::to_string).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Program {
         timeout: Some(Duration::from_secs(300)),
         calls: Calls::Exit,
-        ..program("tests/guests", "forkmarks", &[&children.to_string()])
+        ..program("tests/guests", name, &words)
     }
 }
 
@@ -42,14 +47,21 @@ fn all_well(children: u32) -> String {
 #[test]
 fn a_table_used_again_shows_nothing_of_the_address_space_that_is_gone() {
     let children = children();
-    let (_, ending, output) = run(&forks(children));
+    let (_, ending, output) = run(&guest("forkmarks", &[children, TOO_LARGE]));
+    assert_eq!((ending, output), (Ending::Exited(0), all_well(children)));
+}
+
+#[test]
+fn a_child_with_the_tables_of_another_sees_each_page_as_it_is_now() {
+    let children = children();
+    let (_, ending, output) = run(&guest("forkmarks", &[children]));
     assert_eq!((ending, output), (Ending::Exited(0), all_well(children)));
 }
 
 #[test]
 fn a_table_used_again_too_early_shows_the_address_space_that_is_gone() {
     SKIPS_DEAD_STORES.set(true);
-    let (sandbox, ending, output) = run(&forks(200));
+    let (sandbox, ending, output) = run(&guest("forkmarks", &[200, TOO_LARGE]));
     SKIPS_DEAD_STORES.set(false);
     if sandbox.guest.vcpu.kvm_kind() != Some(KvmKind::Software) {
         println!("skipped: hardware KVM has no shadows of tables");
@@ -72,7 +84,7 @@ fn count(sandbox: &Sandbox, name: &str) -> u64 {
 #[test]
 fn children_like_others_before_need_no_slot_and_no_full_flush() {
     let counts = |children| {
-        let (sandbox, _, output) = run(&forks(children));
+        let (sandbox, _, output) = run(&guest("forkmarks", &[children]));
         assert_eq!(output, all_well(children));
         let names = ["exits", "flushes", "flushes_full"];
         let [runs, flushes, full] = names.map(|name| count(&sandbox, name));
@@ -90,4 +102,49 @@ fn children_like_others_before_need_no_slot_and_no_full_flush() {
         flushes_later - flushes <= 120,
         "{flushes} and {flushes_later} flushes"
     );
+}
+
+/// The runs of the vCPU and the fills of KVM's own tables (`pf_fixed`) over all of a program's life. `None` where KVM does
+/// not count them.
+fn cost(program: &Program, expected: &str) -> Option<(u64, u64)> {
+    let (mut sandbox, ending, output) = run(program);
+    assert_eq!((ending, output.as_str()), (Ending::Exited(0), expected));
+    let counters = sandbox.kvm_stats().unwrap();
+    let fixed = counters.iter().find(|(name, _)| name == "pf_fixed");
+    let runs = count(&sandbox, "exits");
+    let cost = fixed.map(|(_, fills)| (runs, *fills));
+    if cost.is_none() {
+        println!("skipped: this KVM does not count its fills");
+    }
+    cost
+}
+
+#[test]
+fn a_switch_between_64_processes_needs_no_fill() {
+    let of = |rounds: u32| {
+        let last = rounds * 64 % 256;
+        let expected = format!("{rounds} rounds, {last} at the end, 63 ended\n");
+        cost(&guest("ring", &[rounds]), &expected)
+    };
+    let Some(((_, few), (_, many))) = of(10).zip(of(60)) else {
+        return;
+    };
+    println!("{few} fills with 10 rounds, {many} with 60");
+    // 3,200 switches more. The host's clock interrupts at other places.
+    assert!(many <= few + 64, "{few} and {many} fills");
+}
+
+#[test]
+fn a_small_child_like_the_one_before_needs_no_fill() {
+    let of = |children: u32| {
+        let expected = format!("{children} of {children} children\n");
+        cost(&guest("children", &[children]), &expected)
+    };
+    let Some(((runs, few), (runs_later, many))) = of(20).zip(of(120)) else {
+        return;
+    };
+    println!("{few} fills with 20 children, {many} with 120; {runs} and {runs_later} runs");
+    assert!(many <= few + 20, "{few} and {many} fills");
+    // fork, a call of the library's in the child, exit, wait.
+    assert!(runs_later <= runs + 100 * 5, "{runs} and {runs_later} runs");
 }

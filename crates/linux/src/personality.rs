@@ -63,6 +63,17 @@ pub enum Step {
     Ended(End),
 }
 
+/// What a virtual CPU is at.
+#[derive(Debug, Default)]
+struct CpuState {
+    /// Thread chosen to run.
+    current: Option<Tid>,
+    /// Whose extended state is in the vCPU.
+    live: Option<Tid>,
+    /// When the current thread's slice ends, guest monotonic ns.
+    slice_end_ns: u64,
+}
+
 /// The kernel value with the memory and the host it acts on.
 #[derive(Debug)]
 pub struct Personality {
@@ -72,12 +83,8 @@ pub struct Personality {
     pub machine: Machine,
     /// Host descriptors, policy, reports.
     pub host: Host,
-    /// Thread chosen to run.
-    current: Option<Tid>,
-    /// Whose extended state is in the vCPU.
-    live: Option<Tid>,
-    /// When the current thread's slice ends, guest monotonic ns.
-    slice_end_ns: u64,
+    /// What each virtual CPU is at: there is one.
+    cpus: [CpuState; 1],
     /// News that the host waits for as the holder.
     awaited: Vec<News>,
     /// The thread that acts for the host; `None` for the holder's.
@@ -92,9 +99,7 @@ impl Personality {
             kernel,
             machine,
             host,
-            current: None,
-            live: None,
-            slice_end_ns: 0,
+            cpus: Default::default(),
             awaited: Vec::new(),
             acting: None,
         }
@@ -123,10 +128,10 @@ impl Personality {
     pub fn park(&mut self, cpu: &mut dyn Cpu) {
         while self.end_doomed() || net::drop_piece(&mut self.cx(Tid::FIRST)) {}
         self.host.finish_call();
-        if let Some(tid) = self.live {
+        if let Some(tid) = self.cpus[0].live {
             self.save_xstate(tid, cpu);
         }
-        if let Some(tid) = self.current.take() {
+        if let Some(tid) = self.cpus[0].current.take() {
             self.kernel.sched.run_queue.push_front(tid);
         }
     }
@@ -137,9 +142,7 @@ impl Personality {
         self.kernel = kernel;
         self.machine.hot_pages = mm::HotPages::default();
         self.machine.stale_files.clear();
-        self.current = None;
-        self.live = None;
-        self.slice_end_ns = 0;
+        self.cpus = Default::default();
         self.awaited.clear();
         self.acting = None;
     }
@@ -163,6 +166,7 @@ impl Personality {
         // Once each time: a timer of a nanosecond must not keep us from the guest for ever.
         self.expire_timers();
         self.kernel.retarget_signals();
+        self.give_up_dear_spares();
         let mut worked = false;
         loop {
             self.follow_files();
@@ -204,7 +208,7 @@ impl Personality {
                 continue;
             }
             let Some(thread) = self.kernel.threads.get_mut(&tid) else {
-                self.current = None;
+                self.cpus[0].current = None;
                 continue;
             };
             // A signal that another thread took, or that became ignored, leaves no mark on the call.
@@ -250,6 +254,14 @@ impl Personality {
         }
     }
 
+    /// Memory that nobody uses goes before it is missed.
+    fn give_up_dear_spares(&mut self) {
+        let Machine { memory, spaces, .. } = &mut self.machine;
+        if spaces.has_dear_spares(memory) {
+            spaces.give_up_spares(memory, |mem, _, leaf| mem.free_leaf(leaf));
+        }
+    }
+
     /// See [`mm::follow_files`].
     fn follow_files(&mut self) {
         if self.machine.stale_files.is_empty() {
@@ -278,28 +290,29 @@ impl Personality {
         let yielding = core::mem::take(&mut self.kernel.sched.yielding);
         // It may have ended meanwhile, and another one may get its id.
         let threads = &self.kernel.threads;
-        self.current = self.current.filter(|tid| threads.contains_key(tid));
-        self.live = self.live.filter(|tid| threads.contains_key(tid));
-        if let Some(tid) = self.current {
+        self.cpus[0].current = self.cpus[0].current.filter(|tid| threads.contains_key(tid));
+        self.cpus[0].live = self.cpus[0].live.filter(|tid| threads.contains_key(tid));
+        if let Some(tid) = self.cpus[0].current {
             let sched = &self.kernel.sched;
             let stays = sched.run_queue.is_empty() || sched.keeps_turn(tid);
-            if stays || !(yielding || clock::monotonic_ns(&self.host) >= self.slice_end_ns) {
+            if stays || !(yielding || clock::monotonic_ns(&self.host) >= self.cpus[0].slice_end_ns)
+            {
                 return Some(tid);
             }
             self.kernel.sched.make_ready(tid);
         }
-        self.current = None;
+        self.cpus[0].current = None;
         while let Some(tid) = self.kernel.sched.run_queue.pop_front() {
             if !self.kernel.is_stopped(tid) {
-                self.current = Some(tid);
+                self.cpus[0].current = Some(tid);
                 break;
             }
             self.kernel.sched.stopped.push_back(tid);
         }
-        if self.current.is_some() {
-            self.slice_end_ns = clock::monotonic_ns(&self.host).saturating_add(SLICE_NS);
+        if self.cpus[0].current.is_some() {
+            self.cpus[0].slice_end_ns = clock::monotonic_ns(&self.host).saturating_add(SLICE_NS);
         }
-        self.current
+        self.cpus[0].current
     }
 
     fn earliest_ns(&self) -> Option<u64> {
@@ -322,13 +335,13 @@ impl Personality {
         let slice = others.then(|| {
             // A slice that has ended is followed by another: descriptors are looked at once a slice.
             let now = clock::monotonic_ns(&self.host);
-            if self.slice_end_ns > now {
-                self.slice_end_ns
+            if self.cpus[0].slice_end_ns > now {
+                self.cpus[0].slice_end_ns
             } else {
                 now.saturating_add(SLICE_NS)
             }
         });
-        let cpu = self
+        let cpu = self.cpus[0]
             .current
             .and_then(|tid| self.kernel.cpu_until_expiry_ns(tid))
             .map(|left_ns| clock::monotonic_ns(&self.host).saturating_add(left_ns));
@@ -424,7 +437,7 @@ impl Personality {
             || kernel.sched.yielding
             || !kernel.doomed.is_empty()
             || kernel.objects.sockets.has_work()
-            || self.current != Some(tid)
+            || self.cpus[0].current != Some(tid)
             || self.is_wanted(tid)
             || self.has_output()
             || self.host.captured.is_due()
@@ -447,17 +460,17 @@ impl Personality {
     }
 
     pub(crate) fn leave(&mut self, tid: Tid) {
-        if self.current == Some(tid) {
-            self.current = None;
+        if self.cpus[0].current == Some(tid) {
+            self.cpus[0].current = None;
         }
     }
 
     /// Brings the thread's extended state out of the vCPU.
     pub(crate) fn save_xstate(&mut self, tid: Tid, cpu: &mut dyn Cpu) {
-        if self.live != Some(tid) {
+        if self.cpus[0].live != Some(tid) {
             return;
         }
-        self.live = None;
+        self.cpus[0].live = None;
         if let Some(thread) = self.kernel.threads.get_mut(&tid)
             && thread.xstate == XState::Live
         {
@@ -467,14 +480,14 @@ impl Personality {
 
     /// The thread has been given another extended state than the one in the vCPU, if any.
     pub(crate) fn give_up_live(&mut self, tid: Tid) {
-        if self.live == Some(tid) {
-            self.live = None;
+        if self.cpus[0].live == Some(tid) {
+            self.cpus[0].live = None;
         }
     }
 
     /// Puts the thread's extended state into the vCPU, saving whose is there.
     fn load_xstate(&mut self, tid: Tid, cpu: &mut dyn Cpu) {
-        if self.live == Some(tid) {
+        if self.cpus[0].live == Some(tid) {
             let live = self
                 .kernel
                 .threads
@@ -484,9 +497,9 @@ impl Personality {
                 return;
             }
             // A handler has given the thread another state (rt_sigreturn, execve).
-            self.live = None;
+            self.cpus[0].live = None;
         }
-        if let Some(owner) = self.live {
+        if let Some(owner) = self.cpus[0].live {
             self.save_xstate(owner, cpu);
         }
         if let Some(thread) = self.kernel.threads.get_mut(&tid) {
@@ -494,7 +507,7 @@ impl Personality {
                 XState::Saved(image) => cpu.load_xstate(Some(&image)),
                 XState::Initial | XState::Live => cpu.load_xstate(None),
             }
-            self.live = Some(tid);
+            self.cpus[0].live = Some(tid);
         }
     }
 

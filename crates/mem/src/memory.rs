@@ -7,7 +7,7 @@ use kvmlet_budget::Share;
 
 use crate::access::failed;
 use crate::blocks::SpareBlocks;
-use crate::entry::Leaf;
+use crate::entry::{Leaf, PageSize};
 use crate::error::{MemError, OutOfMemory};
 use crate::frames::{Dropped, FramePool, FrameRun, Taken};
 use crate::frozen::FrozenMemory;
@@ -496,6 +496,14 @@ impl GuestMemory {
                     self.free_frame(block.wrapping_add(page * PAGE_SIZE));
                 }
             }
+        }
+    }
+
+    /// Drops a removed leaf's reference to its frame.
+    pub fn free_leaf(&mut self, leaf: Leaf) {
+        match leaf.size {
+            PageSize::Base => self.free_frame(leaf.gpa),
+            PageSize::Huge => self.free_huge(leaf.gpa),
         }
     }
 

@@ -5,6 +5,8 @@
 //! ends are **dead**: they are handed out again only after the shadows are dropped
 //! ([`Spaces::dead_stores`]).
 
+mod spares;
+
 use std::collections::BTreeMap;
 
 use kvmlet_abi::{Gpa, Gva};
@@ -16,6 +18,7 @@ use crate::memory::GuestMemory;
 use crate::pending::{PendingFlush, whole_table_store};
 use crate::reset::{DirtyBits, ResetReport};
 use crate::tables::{PageTables, Root};
+use spares::Spare;
 
 /// Dead tables that wait for others before their shadows are dropped together.
 const DEAD_MAX: usize = 64;
@@ -26,6 +29,8 @@ pub struct Spaces {
     live: BTreeMap<MmId, PageTables>,
     /// Frozen ones that no process of this fork has any more: a reset needs them.
     detached: BTreeMap<MmId, PageTables>,
+    /// Those that may become copies of other spaces, the oldest first.
+    spares: Vec<Spare>,
     /// Tables of spaces that are gone.
     dead: Vec<Gpa>,
     /// Dead tables whose shadows the next run of the vCPU drops.
@@ -122,6 +127,7 @@ impl Spaces {
         let Some(mut tables) = self.live.remove(&id) else {
             return;
         };
+        self.end_spares_of(mem, id, &mut removed);
         if tables.undo.is_some() {
             tables.detach(mem, &mut removed);
             self.detached.insert(id, tables);
@@ -185,6 +191,7 @@ impl Spaces {
     /// Takes the right to write frozen frames from every leaf, and frees the tables that no frozen
     /// program has. No VM has this memory any more. Answers the roots and the count of tables of each space.
     pub(crate) fn freeze(mut self, mem: &mut GuestMemory) -> BTreeMap<MmId, Root> {
+        self.give_up_spares(mem, |mem, _, leaf| mem.free_leaf(leaf));
         for (_, tables) in core::mem::take(&mut self.detached) {
             tables.retire(mem, &mut self.dead, &mut |_, _, _| {});
         }
@@ -283,11 +290,12 @@ impl Spaces {
             return Err(MemError::NeedsRebuild);
         }
         mem.spare_blocks.clear();
+        // The frames of what a request has made are wiped with all that is not kept.
+        self.give_up_spares(mem, |_, _, _| {});
         self.live.append(&mut self.detached);
         let of_request = |(id, tables): (&MmId, &PageTables)| tables.undo.is_none().then_some(*id);
         let of_request: Vec<MmId> = self.live.iter().filter_map(of_request).collect();
         for id in of_request {
-            // Its frames are wiped with all that is not kept.
             self.end(mem, id, |_, _, _| {});
         }
         let mut report = ResetReport::default();

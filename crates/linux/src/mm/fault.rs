@@ -4,7 +4,7 @@ use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_mem::{Leaf, MemError, PageSize, PteFlags};
 
-use super::space::{Space, release_leaf};
+use super::space::Space;
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, Vma, VmaFlags};
 use super::{
     AROUND_FILE_PAGES, AROUND_LARGE_FROM, AROUND_LARGE_PAGES, AROUND_PAGES, Access, FaultError,
@@ -115,7 +115,7 @@ impl Space<'_> {
         {
             Ok(old) => {
                 if let Some(old) = old {
-                    release_leaf(self.mem, old);
+                    self.mem.free_leaf(old);
                 }
                 Ok(())
             }

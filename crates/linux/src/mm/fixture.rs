@@ -11,7 +11,7 @@ use kvmlet_hostfs::attr::FileTime;
 use kvmlet_mem::{GuestMemory, MmId, PageSize, PageTables, PendingFlush, PteFlags, Spaces};
 use kvmlet_policy::Policy;
 
-use super::space::{Limits, release_leaf};
+use super::space::Limits;
 use super::*;
 use crate::creds::Creds;
 use crate::fd::OpenFlags;
@@ -202,7 +202,7 @@ impl Fixture {
         self.space().forget_all();
         let (first, other) = (MmId::FIRST, MmId(2));
         self.spaces.create(&mut self.mem, other).unwrap();
-        let release = |mem: &mut GuestMemory, _, leaf| release_leaf(mem, leaf);
+        let release = |mem: &mut GuestMemory, _, leaf| mem.free_leaf(leaf);
         self.spaces.end(&mut self.mem, first, release);
         self.spaces.all_flushed(&mut self.mem);
         self.mem.flush_discharged(&PendingFlush::All);

@@ -319,6 +319,15 @@ impl World {
         self.forget_spaces();
     }
 
+    fn give_up_spares(&mut self) {
+        let Machine { memory, spaces, .. } = &mut self.sandbox.machine;
+        spaces.give_up_spares(memory, |mem, _, leaf| mem.free_leaf(leaf));
+    }
+
+    fn spares(&self) -> usize {
+        self.sandbox.machine.spaces.spares().count()
+    }
+
     /// Drops what the model has of address spaces that no process has.
     fn forget_spaces(&mut self) {
         let processes = self.sandbox.kernel.processes.values();
@@ -532,6 +541,13 @@ impl World {
 
     fn check_references(&self, mut frames: BTreeMap<Gpa, Seen>) {
         let kernel = &self.sandbox.kernel;
+        for spare in self.sandbox.machine.spaces.spares() {
+            let add = |_, leaf: Leaf| frames.entry(leaf.gpa).or_default().refs += 1;
+            let user = (Gva(0), USER_END.0);
+            spare
+                .for_each_leaf(self.memory(), user.0, user.1, add)
+                .unwrap();
+        }
         let vmas = kernel.mms.values().flat_map(|mm| mm.vmas.values());
         let of_vmas = vmas.filter_map(|vma| match vma.backing {
             Backing::Tmp(tmp) => Some(tmp.inode),
@@ -574,6 +590,7 @@ impl World {
             self.exit(self.tid(0));
         }
         let tid = self.tid(0);
+        // The spares of the address space that it leaves go with that.
         start_anew(&mut self.cx(tid)).unwrap();
         let memory = &mut self.sandbox.machine.memory;
         for inode in self.files.drain(..) {
@@ -628,6 +645,7 @@ fn children(kvm: Kvm, drops_dead: bool) {
         world.apply(1, &Op::Load { page: 40 });
         world.apply(1, &Op::Exit);
         world.check();
+        world.give_up_spares();
     }
     world.finish();
 }
@@ -645,11 +663,110 @@ fn tables_that_come_back_show_nothing_of_the_address_space_that_is_gone() {
     );
 }
 
+/// Children that get the tables of those before them: each has what its parent has now, and nothing beside.
+fn revived(kvm: Kvm) {
+    let mut world = World::new(kvm);
+    world.map(TID, (40, 8), 3, Kind::Anon);
+    world.map(TID, (60, 4), 3, Kind::SharedFile(0));
+    world.map(TID, (70, 4), 3, Kind::PrivateFile(1));
+    let loads = [40, 41, 47, 60, 63, 70, 72];
+    for child in 0..20u64 {
+        let (byte, first) = (child as u8 + 1, child % 5);
+        for page in [40 + first, 60 + child % 4, 70 + child % 3] {
+            world.apply(0, &Op::Store { page, byte });
+        }
+        world.apply(0, &Op::Fork(Room::Plenty));
+        assert_eq!(world.spares(), 0, "{child}: it was not revived");
+        for page in loads {
+            world.apply(1, &Op::Load { page });
+        }
+        // What the next one must not see: in pages, in pages beside, and by other rights.
+        for page in [40, 41 + first, 61, 70, 73] {
+            world.apply(1, &Op::Store { page, byte: 200 });
+        }
+        world.map(world.tid(1), (10 + first, 3), 3, Kind::Anon);
+        world.apply(
+            1,
+            &Op::Store {
+                page: 11 + first,
+                byte: 201,
+            },
+        );
+        let (start, len) = (40, 1 + child % 8);
+        world.apply(
+            1,
+            &Op::Protect {
+                start,
+                len,
+                prot: 1,
+            },
+        );
+        world.check();
+        world.apply(1, &Op::Exit);
+        assert_eq!(world.spares(), 1, "{child}: it was not kept");
+        world.check();
+        match child % 6 {
+            3 => world.apply(0, &Op::Unmap { start: 44, len: 2 }),
+            4 => world.map(TID, (44, 2), 3, Kind::Anon),
+            5 => world.apply(
+                0,
+                &Op::Resize {
+                    file: 0,
+                    pages: 2 + child % 8,
+                },
+            ),
+            _ => {}
+        }
+        world.check();
+    }
+    world.apply(0, &Op::Freeze);
+    assert_eq!(world.spares(), 0);
+    world.apply(0, &Op::Fork(Room::Plenty));
+    world.apply(
+        1,
+        &Op::Store {
+            page: 40,
+            byte: 202,
+        },
+    );
+    world.apply(1, &Op::Exit);
+    assert_eq!(world.spares(), 1);
+    world.check();
+    world.apply(0, &Op::Fork(Room::Plenty));
+    world.apply(1, &Op::Load { page: 40 });
+    world.check();
+    world.finish();
+}
+
+#[test]
+fn a_child_with_the_tables_of_another_has_what_its_parent_has() {
+    revived(Kvm::Software);
+    revived(Kvm::Hardware);
+}
+
 /// Sequences that once went wrong, or that chance seldom finds.
 #[test]
 fn hard_cases_agree_too() {
     let (start, len) = (0, PAGES);
-    let cases: [&[(usize, Op)]; 5] = [
+    let cases: [&[(usize, Op)]; 6] = [
+        // A child's child, whose tables are of no use once the child has gone.
+        &[
+            (0, Op::Unmap { start, len }),
+            (
+                0,
+                Op::Map {
+                    start,
+                    len: 4,
+                    prot: 3,
+                    kind: Kind::Anon,
+                },
+            ),
+            (0, Op::Store { page: 0, byte: 1 }),
+            (0, Op::Fork(Room::Plenty)),
+            (1, Op::Fork(Room::Plenty)),
+            (2, Op::Exit),
+            (1, Op::Exit),
+        ],
         // One 2 MiB page in two mappings, of which one is not for the child.
         &[
             (0, Op::Load { page: 0 }),

@@ -10,7 +10,7 @@ use kvmlet_policy::Place;
 use super::space::{Space, errno};
 use super::vma::{Backing, FileBacking, Prot, Vma, VmaFlags};
 use super::{FaultError, Mm};
-use crate::cx::Cx;
+use crate::cx::{Cx, Machine};
 use crate::host::{Host, HostId};
 use crate::kernel::Tid;
 
@@ -54,6 +54,8 @@ fn may_change(attr: &Attr) -> bool {
 /// # Errors
 /// `ENOMEM` at the memory limit; the host's error for a file that cannot be read.
 pub fn settle(cx: &mut Cx<'_>) -> Result<Vec<MappedFile>, Errno> {
+    let Machine { memory, spaces, .. } = &mut *cx.machine;
+    spaces.give_up_spares(memory, |mem, _, leaf| mem.free_leaf(leaf));
     let mut leaders: Vec<Tid> = Vec::new();
     let mut seen = Vec::new();
     for thread in cx.kernel.threads.values() {

@@ -2,9 +2,9 @@
 
 use kvmlet_abi::Errno;
 
-use super::space::{Space, release_leaf};
+use super::space::Space;
 use super::{Mm, MmId};
-use crate::cx::Cx;
+use crate::cx::{Cx, Machine};
 
 /// Gives the calling process a new, empty address space (execve(2)). The one that it had goes, unless
 /// another process has it too.
@@ -43,16 +43,18 @@ pub fn leave(cx: &mut Cx<'_>) -> Result<(), Errno> {
     end(cx, id)
 }
 
-/// Ends an address space that no process uses any more.
+/// Ends an address space that no process uses any more. The tables of a copy may be kept for the next one.
 ///
 /// # Errors
 /// `ESRCH` if the calling thread is gone.
 pub(super) fn end(cx: &mut Cx<'_>, id: MmId) -> Result<(), Errno> {
+    let copy_of = cx.kernel.mms.get(&id).and_then(|mm| mm.copy_of);
     Space::by_id(cx, id)?.forget_all();
     cx.kernel.mms.remove(&id);
-    let machine = &mut *cx.machine;
-    machine.spaces.end(&mut machine.memory, id, |mem, _, leaf| {
-        release_leaf(mem, leaf);
-    });
+    let Machine { memory, spaces, .. } = &mut *cx.machine;
+    match copy_of {
+        Some(of) => spaces.end_copy(memory, (id, of), |mem, _, leaf| mem.free_leaf(leaf)),
+        None => spaces.end(memory, id, |mem, _, leaf| mem.free_leaf(leaf)),
+    }
     Ok(())
 }

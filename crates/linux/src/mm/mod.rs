@@ -255,6 +255,8 @@ pub struct Mm {
     pub new_flags: VmaFlags,
     /// Places in its text that jump to the stub.
     pub trampolines: Trampolines,
+    /// The address space that fork(2) has copied it from, whose next copy may have its tables.
+    pub copy_of: Option<MmId>,
 }
 
 impl Mm {

@@ -9,7 +9,7 @@ use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
 use kvmlet_hostfs::attr::FileTime;
 use kvmlet_hostfs::attr_of;
-use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, Leaf, MemError, PageSize, PageTables};
+use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, MemError, PageTables};
 
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, VMA_COST_BYTES, Vma, VmaFlags};
 use super::{FaultError, MAX_MAP_COUNT, Mm, MmId, Region, Source};
@@ -58,14 +58,6 @@ pub struct Space<'a> {
     pub creds: Arc<Creds>,
     /// Changes of memory files that other address spaces have not followed yet.
     pub stale_files: &'a mut Vec<(InodeId, Stale)>,
-}
-
-/// Drops a removed leaf's reference to its frame.
-pub fn release_leaf(mem: &mut GuestMemory, leaf: Leaf) {
-    match leaf.size {
-        PageSize::Base => mem.free_frame(leaf.gpa),
-        PageSize::Huge => mem.free_huge(leaf.gpa),
-    }
 }
 
 /// The errno of a failed memory operation.
@@ -284,7 +276,7 @@ impl<'a> Space<'a> {
     pub fn zap(&mut self, start: u64, end: u64) -> Result<(), Errno> {
         self.tables
             .unmap_range(self.mem, Gva(start), end - start, |mem, _, leaf| {
-                release_leaf(mem, leaf);
+                mem.free_leaf(leaf);
             })
             .map_err(errno)
     }
@@ -309,7 +301,7 @@ impl<'a> Space<'a> {
         // The windows go below.
         self.tables
             .unmap_with_windows(self.mem, Gva(start), end - start, |mem, _, leaf| {
-                release_leaf(mem, leaf);
+                mem.free_leaf(leaf);
             })
             .map_err(errno)?;
         self.cut(start);
@@ -381,10 +373,20 @@ impl<'a> Space<'a> {
     /// Gives up what all mappings hold, and forgets the layout: the address space ends.
     pub fn forget_all(&mut self) {
         let mm = core::mem::take(self.mm);
+        let mut windows = Vec::new();
         for vma in mm.vmas.values() {
             self.mem.uncharge_kernel(vma.cost_bytes());
-            self.forget(vma);
+            if let Backing::File(file) = vma.backing {
+                let len_bytes = vma.len_bytes();
+                windows.extend(file.window.map(|gpa| FileWindow { gpa, len_bytes }));
+                if file.charged {
+                    self.mem.uncharge(len_bytes);
+                }
+            }
+            self.release(vma);
         }
+        // Nothing is entered through this space any more: what the host refuses to unmap stays, unused.
+        let _ = self.mem.unmap_files(windows);
     }
 
     // ---- mapping --------------------------------------------------------------------------------

@@ -228,8 +228,8 @@ impl Personality {
             }
             Outcome::Gone => {
                 self.kernel.sched.forget(tid);
-                if self.live == Some(tid) {
-                    self.live = None;
+                if self.cpus[0].live == Some(tid) {
+                    self.cpus[0].live = None;
                 }
                 self.leave(tid);
             }
