@@ -78,17 +78,7 @@ EOF
 SOURCE=$(echo $SOURCES/lua-src-*/lua-5.4.*)
 """
 
-BUILDS = {
-    "lua-gcc": LUA
-    + r"""
-make -s -j4 SOURCE=$SOURCE CC="gcc -DLUA_USE_POSIX" LINK=gcc && ./lua test.lua
-make SOURCE=$SOURCE CC=gcc LINK=gcc
-""",
-    "lua-g++": LUA
-    + r"""
-make -s -j2 SOURCE=$SOURCE CC="g++ -x c++ -fpermissive" LINK=g++ && ./lua test.lua
-""",
-    "sqlite": r"""
+SQLITE = r"""
 cat > main.c <<'EOF'
 #include "sqlite3.h"
 #include <stdio.h>
@@ -107,10 +97,10 @@ int main(int argc, char **argv) {
     return sqlite3_close(base);
 }
 EOF
-echo 'sum: main.o sqlite3.o; gcc -o $@ $^ -lm -lpthread -ldl' > Makefile
+echo 'sum: main.o sqlite3.o; $(LINK) -o $@ $^ -lm -lpthread -ldl' > Makefile
 echo 'sqlite3.o: ; gcc -O0 -w -c $(SOURCE)/sqlite3.c' >> Makefile
-echo 'main.o: main.c; gcc -w -I$(SOURCE) -c main.c' >> Makefile
-make -s -j2 SOURCE=$(echo $SOURCES/libsqlite3-sys-*/sqlite3) || exit 1
+echo 'main.o: main.c; $(MAIN) -w -I$(SOURCE) -c main.c' >> Makefile
+make -s -j2 SOURCE=$(echo $SOURCES/libsqlite3-sys-*/sqlite3) MAIN="$MAIN" LINK="$LINK" || exit 1
 ./sum base.db 'create table t(a integer primary key, b text)' \
     'with recursive n(i) as (select 1 union all select i+1 from n where i<5000)
      insert into t select i, printf("%08x", i*2654435761) from n' \
@@ -119,7 +109,21 @@ make -s -j2 SOURCE=$(echo $SOURCES/libsqlite3-sys-*/sqlite3) || exit 1
 for i in 1 2 3 4; do ./sum base.db 'begin immediate; update t set b=b||"x"; commit' & done; wait
 ./sum base.db 'pragma journal_mode=wal' 'select count(*), min(length(b)) from t' \
     'pragma integrity_check'
+"""
+
+BUILDS = {
+    "lua-gcc": LUA
+    + r"""
+make -s -j4 SOURCE=$SOURCE CC="gcc -DLUA_USE_POSIX" LINK=gcc && ./lua test.lua
+make SOURCE=$SOURCE CC=gcc LINK=gcc
 """,
+    "lua-g++": LUA
+    + r"""
+make -s -j2 SOURCE=$SOURCE CC="g++ -x c++ -fpermissive" LINK=g++ && ./lua test.lua
+""",
+    "sqlite-gcc": "MAIN=gcc LINK=gcc\n" + SQLITE,
+    # Its own file is C alone.
+    "sqlite-g++": "MAIN='g++ -x c++' LINK=g++\n" + SQLITE,
 }
 
 
