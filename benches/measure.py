@@ -165,7 +165,7 @@ def kvmlet(
 
 
 def kvm_counters(argv: Sequence[str]) -> dict[str, float]:
-    """What KVM counted over one run in a VM, as far as it counts. Raises BenchError."""
+    """The counts of KVM over one run in a VM, as far as it counts. Raises BenchError."""
     child = [sys.executable, str(HERE / "faults_kvm.py"), *argv]
     environment = {**os.environ, "LD_PRELOAD": str(PEER)}
     done = subprocess.run(child, env=environment, capture_output=True, text=True, timeout=_HANG_S)

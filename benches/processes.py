@@ -2,8 +2,8 @@
 
 As in `make bench`, each ratio is the median over interleaved pairs, its quartiles beside it. X is
 the cost of one bare exit from a VM and re-entry. Beside each row stand the counts of one operation:
-exits, flushes that were made, page faults that left the VM, and entries that KVM has filled in
-tables of its own (`pf_fixed`, where KVM has such and counts them).
+exits, flushes that were made, page faults that left the VM. `pf_fixed` is the number of entries
+that KVM has filled in tables of its own, where it has such and counts them.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def shell() -> Iterator[Warmed]:
 
 
 def test_a_warmed_shell(shell: Warmed) -> None:
-    """What one line has left in bash, in files and in processes is gone for the next."""
+    """One line leaves nothing in bash, in files and in processes for the next."""
     rounds = repeated(1_000, 1, short=12)
     with shell.snapshot.fork() as fork:
         for number in range(rounds):
