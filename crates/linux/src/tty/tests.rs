@@ -40,7 +40,7 @@ fn what_is_charged_is_given_back() {
     kernel.close_pty(memory, slave);
     kernel.close_pty(memory, other);
     assert_eq!(memory.used_bytes(), before);
-    assert_eq!(kernel.ptys, super::Ptys::default());
+    assert_eq!(*kernel.ptys, super::Ptys::default());
 }
 
 #[test]
