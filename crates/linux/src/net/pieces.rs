@@ -76,6 +76,7 @@ mod tests {
         pieces.push(&short, 1..usize::MAX);
         pieces.push(&short, 0..1);
         pieces.push(&short, 3..9);
+        pieces.push(&short, 9..9);
         assert_eq!((pieces.iter().count(), &*pieces.joined()), (1, &b"bca"[..]));
         pieces.push(&long, 5..usize::MAX);
         pieces.push(&short, 0..3);
