@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _CTYPES_INTEGERS = "?bBhHiIlLqQ"
 
 
+_PLAIN: dict[object, str] = {int: "int", float: "float", bytes: "bytes", None: "none"}
+
+
 def argument_value(value: object, position: int) -> int | float | bytes | bytearray:
     """Argument `position` (from 1) of a call, as the extension takes it. Raises UsageError."""
     if isinstance(value, (float, bytes, bytearray)):
@@ -40,16 +43,19 @@ def argument_value(value: object, position: int) -> int | float | bytes | bytear
     raise UsageError(f"argument {position} is {type(value).__name__}", remedy=remedy)
 
 
+def _as_it_is(value: object) -> object:
+    return value
+
+
 def return_kind(kind: object) -> tuple[str, Callable[[object], object]]:
     """The extension's word for `returns=kind`, and a function that makes the value of its answer.
 
     Raises UsageError.
     """
-    plain: dict[object, str] = {int: "int", float: "float", bytes: "bytes", None: "none"}
     if kind is None or isinstance(kind, type):
-        name = plain.get(kind)
+        name = _PLAIN.get(kind)
         if name is not None:
-            return name, lambda value: value
+            return name, _as_it_is
     code = getattr(kind, "_type_", None)
     if isinstance(kind, type) and isinstance(code, str) and code in _CTYPES_INTEGERS:
         bits = 8 * sys.modules["ctypes"].sizeof(kind)

@@ -418,16 +418,17 @@ class Sandbox:
         if not isinstance(name, str) or not name or "\0" in name:
             raise UsageError(f"{name!r} is not the name of a function", remedy="pass a str")
         passed = [argument_value(argument, position) for position, argument in enumerate(args, 1)]
-        updated = [
-            argument
-            for argument, value in zip(args, passed, strict=True)
-            if isinstance(value, bytearray)
-        ]
         kind, convert = return_kind(returns)
         limit_s = self._limit_s(timeout)
         value, buffers = self._ask(self._vm.call, name, passed, kind, limit_s)
-        for target, content in zip(updated, buffers, strict=True):
-            memoryview(target).cast("B")[:] = content  # type: ignore[arg-type]
+        if buffers:
+            updated = [
+                argument
+                for argument, taken in zip(args, passed, strict=True)
+                if isinstance(taken, bytearray)
+            ]
+            for target, content in zip(updated, buffers, strict=True):
+                memoryview(target).cast("B")[:] = content  # type: ignore[arg-type]
         return convert(value)
 
     def interrupt(self) -> None:

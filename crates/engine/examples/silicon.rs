@@ -3,8 +3,8 @@
 //!
 //!     silicon GUEST [ROW [TIMES]]
 //!
-//! GUEST is tests/guests/build/silicon. A ROW of requests alone has so many TIMES of them, 20,000 if nobody says, so
-//! that a profiler has something to see; another ROW alone is measured that often, or once. Each row is a line of JSON. Counts are medians, so that the ticks of the machine's kernel are in
+//! GUEST is tests/guests/build/silicon. Of a ROW of requests alone there are so many TIMES, 20,000 if nobody
+//! says: a profiler then has something to see. Another ROW alone is measured that often, or once. Each row is a line of JSON. Counts are medians, so that the ticks of the machine's kernel are in
 //! none but the longest.
 
 use std::collections::BTreeMap;

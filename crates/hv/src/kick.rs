@@ -39,8 +39,8 @@ extern "C" fn on_fork_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How often this process's line has forked: a number that a parent and its child do not have in common. A child that
-/// was made without the C library has it, but KVM refuses it its parent's VMs.
+/// The number of forks in this process's line: a parent and its child do not have it in common. A child that was made
+/// without the C library has it, but KVM refuses it its parent's VMs.
 pub fn forks() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }

@@ -42,8 +42,8 @@ pub struct ResetReport {
     pub scrubbed_pages: u64,
     /// Table frames that this fork does not share.
     pub table_pages: u64,
-    /// Pages of `kept_pages` that were copied since the last reset because they were written, and those that were
-    /// copied with one of them and then written, in no order.
+    /// Pages of `kept_pages` that were copied since the last reset because they were written, in no order. Among them
+    /// are those that were copied with such a one, and then written.
     pub copied_on_write: Vec<(MmId, Gva)>,
     /// Pages of `copied_pages` that were copied earlier, or ahead, and found different for the first time
     /// since, in no order. None is named a third time: a steady load names none.
@@ -103,9 +103,9 @@ impl PageTables {
         self.copy_page(mem, gva, flags, Cause::Write)
     }
 
-    /// After [`PageTables::copy_frozen`] of the page at `gva`: copies as many behind it as there are copies right before
-    /// it, below `end` and under the same table. Memory that is written in sequence has few faults so, and at most as
-    /// many pages are copied in vain as were copied for a write.
+    /// Copies pages behind the one at `gva`, after [`PageTables::copy_frozen`] of that. They are as many as there are
+    /// copies right before it, below `end` and under the same table. So memory that is written in sequence has few faults. At
+    /// most as many pages are copied in vain as were copied before.
     pub fn copy_following(&mut self, mem: &mut GuestMemory, gva: Gva, end: Gva) {
         let page = gva.page_down();
         let (Ok(entry), Some(undo)) = (self.entry_for(mem, page, 1), &mut self.undo) else {
