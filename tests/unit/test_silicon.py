@@ -85,10 +85,11 @@ def test_two_engines_are_compared_in_pairs(tmp_path: pathlib.Path) -> None:
         )
         engine.chmod(0o755)
         engines.append(engine)
-    *_, row = silicon.beside(RATCHET, *engines, pairs=3).splitlines()
+    ours, other = engines
+    *_, row = silicon.beside(RATCHET, ours, other, pairs=3).splitlines()
     assert row.endswith("| 2.0 us | 4.0 us | 0.500 [0.500, 0.500] |")
-    engines[0].write_text("#!/bin/sh\nexit 3\n")
+    ours.write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(BenchError, match="ended with status 3"):
-        silicon.beside(RATCHET, *engines, pairs=1)
+        silicon.beside(RATCHET, ours, other, pairs=1)
     with pytest.raises(BenchError, match="No such file"):
-        silicon.beside(RATCHET, tmp_path / "none", engines[1], pairs=1)
+        silicon.beside(RATCHET, tmp_path / "none", other, pairs=1)
