@@ -66,7 +66,7 @@ class Server:
     """16 connections, isolated by request: the least part of the native throughput."""
     published: str = ""
     warmup: int = 10
-    """Requests before it is frozen. Those that compile what is called often have done so by then."""
+    """Requests before it is frozen. Runtimes compile what is called often."""
 
 
 SERVERS = {
@@ -190,7 +190,8 @@ def _native(server: Server, rounds: int) -> Iterator[Asked]:
 def _served(server: Server, rounds: int, isolate: str) -> Iterator[Asked]:
     port, control = _free_port(), _free_port()
     options = ["--listen", str(port), "--control", str(control), "--isolate", isolate]
-    options += ["--forks", str(_FORKS), "--boot-timeout", "60s", "--memory", "1g", "-q", "--idle-timeout", "1h"]
+    options += ["--forks", str(_FORKS), "--memory", "1g", "-q", "--idle-timeout", "1h"]
+    options += ["--boot-timeout", "60s"]
     if isolate != "connection":
         options += ["--warmup-request", f"GET {server.path}", "--warmup", str(server.warmup)]
     inside = [word.format(port=8000, rounds=rounds) for word in server.argv]

@@ -28,7 +28,7 @@ MAX_STORAGES = 64
 _MAX_CONCURRENT = 256
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _MAX_NAME_CHARS = 64
-# Of the threads that read requests: beyond this, clients of an ordinary server are not what limits it.
+# Of the threads that read requests: beyond this, clients of a usual server are not the limit.
 _MOST_THREADS = 4
 # Each keeps so many CPUs busy with forks. A second one costs each request two switches of threads.
 _CPUS_OF_A_THREAD = 4
