@@ -377,15 +377,15 @@ static void moved(void) {
     section("a line of both kinds");
     owned = 0;
     char byte;
-    pthread_t plain;
-    NEED(pthread_create(&plain, NULL, wait_plainly, NULL) == 0);
+    pthread_t first;
+    NEED(pthread_create(&first, NULL, wait_plainly, NULL) == 0);
     NEED(read(started[0], &byte, 1) == 1);
     usleep(20000);
     begin_waits(1);
     // The first is moved, and the call stops at the second.
     FAILS(futex_of_two(&gate, FUTEX_REQUEUE, 0, 10, &other, 0), EINVAL);
     CHECK(futex(&other, FUTEX_WAKE, 10, NULL) == 1);
-    NEED(pthread_join(plain, NULL) == 0);
+    NEED(pthread_join(first, NULL) == 0);
     CHECK(MOVE(10) == 1);
     end_waits(1);
 
