@@ -65,8 +65,6 @@ class Server:
     speed: float = 0
     """16 connections, isolated by request: the least part of the native throughput."""
     published: str = ""
-    warmup: int = 10
-    """Requests before it is frozen. Runtimes compile what is called often."""
 
 
 SERVERS = {
@@ -95,7 +93,6 @@ SERVERS = {
         needs="node",
         exits_allowed=12,
         published="KVM Server: 2.9 x",
-        warmup=1000,
     ),
     "deno": Server(
         "Deno",
@@ -103,7 +100,6 @@ SERVERS = {
         needs=str(_BIN / "deno"),
         exits_allowed=12,
         published="KVM Server: 2.9 x",
-        warmup=1000,
     ),
 }
 
@@ -191,9 +187,8 @@ def _served(server: Server, rounds: int, isolate: str) -> Iterator[Asked]:
     port, control = _free_port(), _free_port()
     options = ["--listen", str(port), "--control", str(control), "--isolate", isolate]
     options += ["--forks", str(_FORKS), "--memory", "1g", "-q", "--idle-timeout", "1h"]
-    options += ["--boot-timeout", "60s"]
     if isolate != "connection":
-        options += ["--warmup-request", f"GET {server.path}", "--warmup", str(server.warmup)]
+        options += ["--warmup-request", f"GET {server.path}", "--warmup", "10"]
     inside = [word.format(port=8000, rounds=rounds) for word in server.argv]
     with _running([str(KVMLET), "serve", *options, "--", *inside], control, "/-/ready"):
         yield Asked(f"http://127.0.0.1:{port}{server.path}", control)
