@@ -162,7 +162,8 @@ def busy():
         pass
 def total():
     with open("/proc/stat") as stat:
-        return int(stat.readline().split()[1])
+        user, nice, system, _, _, _, _, stolen = map(int, stat.readline().split()[1:9])
+    return user + nice + system + stolen
 def in_cgroup():
     lines = pathlib.Path("/sys/fs/cgroup/cpu.stat").read_text().splitlines()
     return int(lines[0].removeprefix("usage_usec "))
@@ -174,8 +175,10 @@ if not (child := os.fork()):
     busy()
     os._exit(0)
 os.waitpid(child, 0)
-print(total() - before >= 15)
-if "inside" in sys.argv:
+inside = "inside" in sys.argv
+# Natively it is counted by whom a tick meets: that may be much less.
+print(total() - before >= (15 if inside else 1))
+if inside:
     print(in_cgroup() >= 200_000)
 """
 
