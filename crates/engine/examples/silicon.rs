@@ -4,8 +4,8 @@
 //!     silicon GUEST [ROW [TIMES]]
 //!
 //! GUEST is tests/guests/build/silicon. Of a ROW of requests alone there are so many TIMES, 20,000 if nobody
-//! says: a profiler then has something to see. Another ROW alone is measured that often, or once. Each row is a line of JSON. Counts are medians, so that the ticks of the machine's kernel are in
-//! none but the longest.
+//! says: a profiler then has something to see. Another ROW alone is measured that often, or once. Each row is a
+//! line of JSON. Counts are medians, so that the ticks of the machine's kernel are in none but the longest.
 
 use std::collections::BTreeMap;
 use std::path::Path;

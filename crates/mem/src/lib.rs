@@ -61,6 +61,7 @@ mod tables;
 mod undo;
 #[deny(unsafe_code)]
 mod user;
+#[deny(unsafe_code)]
 mod walk;
 
 /// Name of an address space; never used again within a sandbox.

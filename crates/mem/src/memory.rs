@@ -269,8 +269,6 @@ impl GuestMemory {
         Ok(())
     }
 
-    // ---- accounting -------------------------------------------------------------------------
-
     // ---- frames -----------------------------------------------------------------------------
 
     /// A zeroed base frame for a page table or a page of the VMM, one reference.

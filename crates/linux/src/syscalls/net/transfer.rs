@@ -126,8 +126,8 @@ fn waiting_of(file: &crate::fd::OpenFile, flags: u32) -> Waiting {
     }
 }
 
-/// Takes `count` of the `found` bytes off the queue, which have been received, unless they are only looked at. The descriptions that come
-/// with them stay in `arrived`; if they have been taken, their references are the caller's.
+/// Takes `count` of the `found` bytes off the queue, which have been received, unless they are only looked at. The
+/// descriptions that come with them stay in `arrived`; if they have been taken, their references are the caller's.
 fn consume(
     cx: &mut Cx<'_>,
     id: ObjectId,
