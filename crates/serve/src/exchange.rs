@@ -384,6 +384,8 @@ async fn ask(service: &Arc<Service>, ask: Ask<'_>) -> Result<Answered, (Failure,
         Err(TryRecvError::Closed) if Instant::now() < ask.deadline => {
             return Err((Failure::busy("the program is being stopped"), None));
         }
+        // The request could not be written, which is told below.
+        Err(TryRecvError::Empty) if response.is_ok() => {}
         Err(_) => return Err((Failure::busy("no fork was free in time"), None)),
     }
     if response.is_err() {
