@@ -47,6 +47,13 @@ def box(vm: None) -> Iterator[kvmlet.Box]:
 
 
 @pytest.fixture
+def short_room() -> Iterator[pathlib.Path]:
+    """A directory that no program sees, with a path that is short enough for a socket's."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        yield pathlib.Path(directory)
+
+
+@pytest.fixture
 def tmp_name() -> Iterator[str]:
     """A path under /tmp, where a guest may write; removed after the native run used it."""
     path = pathlib.Path("/tmp") / f"kvmlet-test-{uuid.uuid4().hex}"

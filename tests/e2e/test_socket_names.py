@@ -7,7 +7,6 @@ import pathlib
 import socket
 import stat
 import subprocess
-import tempfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +15,7 @@ import kvmlet
 from e2e.oracle import ENV, HW, NO_RUNTIMES, in_vm, kvmlet_argv, native
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 pytestmark = [
     pytest.mark.default_mode,
@@ -30,10 +29,8 @@ HERE = ["--write", "."]
 
 
 @pytest.fixture
-def room() -> Iterator[pathlib.Path]:
-    """A directory with a path that is short enough for a socket's."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
-        yield pathlib.Path(directory)
+def room(short_room: pathlib.Path) -> pathlib.Path:
+    return short_room
 
 
 def fails_to_connect(path: pathlib.Path, kind: int = socket.SOCK_STREAM) -> str:
