@@ -72,6 +72,26 @@ def test_parents_that_wait_in_vfork(oracle: Oracle, guests: pathlib.Path) -> Non
     oracle.compare(["./vfork"], cwd=guests)
 
 
+def test_a_program_that_changes_its_text(oracle: Oracle, guests: pathlib.Path) -> None:
+    """The next one that executes the file finds what the file has."""
+    oracle.compare(["./owntext"], cwd=guests)
+
+
+def test_a_program_that_is_written_anew(oracle: Oracle, tmp_path: pathlib.Path) -> None:
+    """In place, or as another file of that name: what is there now is executed."""
+    script = """
+        for turn in 1 2 3 4; do
+            for program in echo printf; do
+                cat /usr/bin/$program > tool
+                chmod +x tool
+                ./tool "%s%s" $turn; ./tool "%s%s" $turn
+            done
+            rm -f other; cp /usr/bin/basename other; ./other a/b; mv tool other; ./other c/d
+        done
+    """
+    oracle.compare(["/bin/sh", "-c", script], cwd=tmp_path)
+
+
 def test_calls_on_other_processes(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./peer"], cwd=guests)
 

@@ -1,5 +1,6 @@
 // What each protection allows, seen through the signals that refuse it.
 #include "faults.h"
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #define PAGE 4096ul
@@ -84,6 +85,27 @@ int main(void) {
     x[1] = 42;
     SHOW(f());
     CHECK(mprotect(x, PAGE, PROT_READ | PROT_EXEC) == 0 && f() == 42);
+
+    section("the data of a file");
+    int self = open("/proc/self/exe", O_RDONLY);
+    char *d = mmap(NULL, 4 * PAGE, RW, MAP_PRIVATE, self, 0);
+    wrong = 0;
+    for (int i = 0; i < 200; i++) {
+        // One page, or two that do not touch, or all of them.
+        d[0] = d[2 * PAGE] = (char)i;
+        mprotect(d, i % 3 == 2 ? 4 * PAGE : PAGE, PROT_READ);
+        if (i % 3 == 1)
+            mprotect(d + 2 * PAGE, PAGE, PROT_READ);
+        if (strcmp(try_write(d), "SEGV_ACCERR")) wrong++;
+        if (strcmp(try_write(d + 2 * PAGE), i % 3 ? "SEGV_ACCERR" : "fine")) wrong++;
+        if (d[0] != (char)i) wrong++;
+        mprotect(d, 4 * PAGE, i % 5 ? RW : PROT_NONE);
+        if (strcmp(try_write(d + PAGE), i % 5 ? "fine" : "SEGV_ACCERR")) wrong++;
+        mprotect(d, 4 * PAGE, RW);
+        if (strcmp(try_write(d), "fine") || d[2 * PAGE] != (i % 3 ? (char)i : 'w')) wrong++;
+    }
+    SHOW(wrong);
+    close(self);
 
     section("bad arguments");
     FAILS(mprotect(p + 1, PAGE, PROT_READ), EINVAL);

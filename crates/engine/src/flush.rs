@@ -7,7 +7,7 @@
 
 use kvmlet_hv::{HvError, KvmKind};
 use kvmlet_linux::Machine;
-use kvmlet_mem::{DirtyBits, MmId, PendingFlush};
+use kvmlet_mem::{DirtyBits, GuestMemory, MmId, PendingFlush};
 use kvmlet_stub::MAX_FLUSH_PAGES;
 
 use crate::vm::{GuestVm, VcpuState};
@@ -32,6 +32,7 @@ pub(crate) fn discharge(
     match &pending {
         PendingFlush::None => {}
         PendingFlush::Entries(entries) if can_reload && entries.len() > RELOAD_FROM => full = true,
+        PendingFlush::Entries(_) if renew_windows(vcpu, memory, &pending) => {}
         PendingFlush::Entries(entries) => {
             let addresses: Vec<_> = match vcpu.kvm_kind() {
                 Some(KvmKind::Software) => memory.flush_stores(entries),
@@ -60,6 +61,18 @@ pub(crate) fn discharge(
         free_dead_tables(vcpu, machine);
     }
     Ok(full)
+}
+
+/// On software KVM: discharges a flush by way of the host, if it is about a few pages of files. A loader takes the right
+/// to write from the data of each library that it has relocated. False if nothing was discharged.
+fn renew_windows(vcpu: &VcpuState, memory: &mut GuestMemory, pending: &PendingFlush) -> bool {
+    if vcpu.kvm_kind() != Some(KvmKind::Software) {
+        return false;
+    }
+    // What could not be renewed is flushed by the guest, with what was.
+    let mut renew = |window| memory.renew_file(window).is_ok();
+    let windows = pending.windows();
+    windows.is_some_and(|windows| windows.into_iter().all(&mut renew))
 }
 
 /// Frees tables of address spaces that are gone, once their shadows are.

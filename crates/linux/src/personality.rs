@@ -260,6 +260,9 @@ impl Personality {
         if spaces.has_dear_spares(memory) {
             spaces.give_up_spares(memory, |mem, _, leaf| mem.free_leaf(leaf));
         }
+        if !memory.is_plenty() {
+            memory.drop_text_copies();
+        }
     }
 
     /// See [`mm::follow_files`].

@@ -9,10 +9,12 @@ use kvmlet_budget::{Exhausted, Resource, Share};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::entry::Leaf;
 use crate::error::MemError;
 use crate::host::{FileArea, FrozenFiles};
 use crate::memory::{CHUNK, GuestMemory};
 use crate::slots::Store;
+use crate::texts::Texts;
 
 const FILE_SLOT: u64 = CHUNK;
 /// Address space for file mappings; bounds what KVM spends on the pages of these slots (64 MiB).
@@ -57,6 +59,9 @@ struct Piece {
     len_bytes: u64,
     /// Windows that it is part of: address spaces may have one in common.
     users: u32,
+    /// Start of what was mapped with it.
+    of: u64,
+    is_private: bool,
 }
 
 impl FileSlot {
@@ -119,6 +124,8 @@ impl FileSlot {
         let piece = Piece {
             len_bytes,
             users: 1,
+            of: start,
+            is_private: mapping == FileMapping::Private,
         };
         self.pieces.insert(start, piece);
         Ok(Some(start))
@@ -137,10 +144,11 @@ impl FileSlot {
         Ok(())
     }
 
-    /// True if another window has the page at `offset` too.
-    fn is_shared(&self, offset: u64) -> bool {
+    /// The piece that has the page at `offset`.
+    fn piece(&self, offset: u64) -> Option<&Piece> {
         let piece = self.pieces.range(..=offset).next_back();
-        piece.is_some_and(|(start, piece)| offset - start < piece.len_bytes && piece.users > 1)
+        let piece = piece.filter(|(start, piece)| offset - *start < piece.len_bytes);
+        piece.map(|(_, piece)| piece)
     }
 
     /// Takes one user from the pieces of a range that have others. Answers the rest: stretches (start, end) that
@@ -180,7 +188,40 @@ impl FileSlot {
         for (start, end) in self.leave(start, end)? {
             self.unmap_own(start, end)?;
         }
+        self.join(start, end);
         Ok(())
+    }
+
+    /// Makes one of neighbours in and at a range that were mapped together and have as many users.
+    fn join(&mut self, start: u64, end: u64) {
+        let before = self.pieces.range(..start).next_back();
+        let from = before.map_or(start, |(at, _)| *at);
+        let pieces: Vec<(u64, Piece)> = self
+            .pieces
+            .range(from..=end)
+            .map(|(at, piece)| (*at, *piece))
+            .collect();
+        let mut pieces = pieces.into_iter();
+        let Some(mut last) = pieces.next() else {
+            return;
+        };
+        let mut is_changed = false;
+        for (at, piece) in pieces {
+            let (first, joined) = &mut last;
+            let touch = *first + joined.len_bytes == at;
+            if touch && joined.users == piece.users && joined.of == piece.of {
+                joined.len_bytes += piece.len_bytes;
+                self.pieces.remove(&at);
+                self.pieces.insert(*first, *joined);
+                is_changed = true;
+            } else {
+                last = (at, piece);
+            }
+        }
+        if is_changed {
+            // Fewer than were paid for.
+            let _ = self.area.count_pieces(self.parts());
+        }
     }
 
     fn unmap_own(&mut self, start: u64, end: u64) -> Result<(), UnmapError> {
@@ -200,11 +241,10 @@ impl FileSlot {
             return Err(UnmapError::Host(error));
         }
         for (at, len) in covered {
-            self.pieces.remove(&at);
-            let part = |len_bytes| Piece {
-                len_bytes,
-                users: 1,
+            let Some(piece) = self.pieces.remove(&at) else {
+                continue;
             };
+            let part = |len_bytes| Piece { len_bytes, ..piece };
             if at < start {
                 self.pieces.insert(at, part(start - at));
             }
@@ -238,6 +278,24 @@ impl FileSlot {
         self.covered(start, end)?;
         let len = usize::try_from(len_bytes).map_err(|_| UnmapError::NotMapped)?;
         self.area.discard(start, len).map_err(UnmapError::Host)
+    }
+
+    /// Has KVM drop what it holds of a range of a private mapping.
+    fn renew(&mut self, start: u64, len_bytes: u64) -> Result<(), UnmapError> {
+        let end = start.checked_add(len_bytes).ok_or(UnmapError::NotMapped)?;
+        let covered = self.covered(start, end)?;
+        let is_private = |at| self.pieces.get(at).is_some_and(|piece| piece.is_private);
+        if !covered.iter().all(|(at, _)| is_private(at)) {
+            return Err(UnmapError::Host(Errno::ACCESS));
+        }
+        let len = usize::try_from(len_bytes).map_err(|_| UnmapError::NotMapped)?;
+        let before = self.parts();
+        // Meanwhile it may be three mappings.
+        let divided = self.area.count_pieces(before + 2);
+        divided.map_err(UnmapError::Exhausted)?;
+        let renewed = self.area.renew(start, len).map_err(UnmapError::Host);
+        let _ = self.area.count_pieces(before);
+        renewed
     }
 
     /// Copies the pages of a private mapping.
@@ -434,13 +492,42 @@ impl GuestMemory {
             .map_err(|error| error.at(window))
     }
 
-    /// True if other address spaces have this page of a file window too.
+    /// True if this page of a file window stays mapped when one address space has given it up. Others have it
+    /// too, or it is kept for them ([`GuestMemory::keep_text`]).
     #[must_use]
     pub fn is_shared_window(&self, gpa: Gpa) -> bool {
-        self.slot(gpa).is_some_and(|slot| match &slot.store {
-            Store::Files(files) => files.is_shared(gpa.0 - slot.gpa),
-            _ => false,
+        self.window_users(gpa) > 1
+    }
+
+    /// Users of a page of a window that is not frozen.
+    pub(crate) fn window_users(&self, gpa: Gpa) -> u32 {
+        self.window_piece(gpa).map_or(0, |piece| piece.users)
+    }
+
+    /// The page of a leaf, if it is one of a private file window that is not frozen.
+    pub(crate) fn private_window(&self, leaf: Leaf) -> Option<Gpa> {
+        let piece = self.window_piece(leaf.gpa);
+        piece.filter(|piece| piece.is_private).map(|_| leaf.gpa)
+    }
+
+    fn window_piece(&self, gpa: Gpa) -> Option<&Piece> {
+        self.slot(gpa).and_then(|slot| match &slot.store {
+            Store::Files(files) => files.piece(gpa.0 - slot.gpa),
+            _ => None,
         })
+    }
+
+    /// Has the host take back what KVM knows of the pages of a private window: a flush of all entries that show
+    /// them. The pages stay as they are. A VM that runs meanwhile is interrupted twice.
+    ///
+    /// # Errors
+    /// [`MemError::MapFile`], [`MemError::Exhausted`]; [`MemError::Frozen`] for a frozen window. Nothing has been flushed
+    /// then.
+    pub fn renew_file(&mut self, window: FileWindow) -> Result<(), MemError> {
+        let (files, offset) = self.files_mut(window)?;
+        files
+            .renew(offset, window.len_bytes)
+            .map_err(|error| error.at(window))
     }
 
     /// Divides what is mapped at both ends of a part of a window, so that the part can be unmapped
@@ -512,6 +599,10 @@ impl GuestMemory {
                 files.clear(slot.len_bytes).map_err(MemError::MapFile)?;
             }
         }
+        self.texts = self
+            .fork
+            .as_ref()
+            .map_or_else(Texts::default, |fork| fork.frozen.texts.clone());
         Ok(())
     }
 }

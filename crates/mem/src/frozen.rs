@@ -15,6 +15,7 @@ use crate::memory::{FORK_CHUNKS_MIN, Fork, GuestMemory};
 use crate::slots::{Bank, Pool, Slot, Store, WrittenPages};
 use crate::spaces::Spaces;
 use crate::tables::{PageTables, Root};
+use crate::texts::Texts;
 
 /// Table pages that a fork is given before it runs, at most. Nearly every request needs the first ones, and a page that the
 /// host copies while a VM has it costs each VM of the process a call of its notifier.
@@ -45,6 +46,7 @@ pub struct FrozenMemory {
     /// What of the charged bytes is page tables.
     table_bytes: u64,
     file_bytes: u64,
+    pub(crate) texts: Texts,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ impl FrozenMemory {
             ram: Bank::base(),
             blocks: Bank::blocks(),
             file_bytes: self.file_bytes,
+            texts: self.texts.clone(),
             share: Arc::default(),
             limit_bytes: self.limit_bytes,
             forks_add_bytes: None,
@@ -242,6 +245,7 @@ impl GuestMemory {
             charged_bytes,
             table_bytes: self.table_bytes.min(charged_bytes),
             file_bytes: self.file_bytes,
+            texts: self.texts,
         }))
     }
 

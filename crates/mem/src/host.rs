@@ -160,6 +160,14 @@ impl Reservation {
         unsafe { rustix::mm::mprotect(pointer(at).cast(), len, MprotectFlags::READ) }
     }
 
+    /// Takes [`Reservation::make_read_only`] back.
+    fn make_writable(&self, offset: u64, len: usize) -> Result<(), Errno> {
+        let at = self.at(offset, len).map_err(|_| Errno::INVAL)?;
+        let rights = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: an owned range, which was writable before.
+        unsafe { rustix::mm::mprotect(pointer(at).cast(), len, rights) }
+    }
+
     /// Has the host copy the pages of a private mapping now. Without effect on a kernel before 5.14, or
     /// where the file has no page.
     fn copy_pages(&self, offset: u64, len: usize) {
@@ -723,6 +731,12 @@ impl FileArea {
     /// See [`Reservation::copy_pages`].
     pub(crate) fn copy_pages(&mut self, offset: u64, len: usize) {
         self.0.copy_pages(offset, len);
+    }
+
+    /// Makes a range of private mappings read-only and writable again. In between KVM forgets it.
+    pub(crate) fn renew(&mut self, offset: u64, len: usize) -> Result<(), Errno> {
+        self.0.make_read_only(offset, len)?;
+        self.0.make_writable(offset, len)
     }
 
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), HostFault> {

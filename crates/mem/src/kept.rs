@@ -147,6 +147,7 @@ impl PageTables {
             gva: log.gva(*index),
             entry: log.entry(*index),
             size: PageSize::Base,
+            window: None,
         }));
         for (at, index, now) in written {
             let gva = log.gva(index);

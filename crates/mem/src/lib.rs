@@ -58,6 +58,8 @@ mod spaces;
 #[deny(unsafe_code)]
 mod tables;
 #[deny(unsafe_code)]
+mod texts;
+#[deny(unsafe_code)]
 mod undo;
 #[deny(unsafe_code)]
 mod user;
@@ -86,4 +88,5 @@ pub use present::Shown;
 pub use reset::{DirtyBits, ResetReport};
 pub use spaces::Spaces;
 pub use tables::PageTables;
+pub use texts::FileVersion;
 pub use user::{CopyOutcome, CopyStop};

@@ -14,6 +14,7 @@ use crate::frozen::FrozenMemory;
 use crate::host::{AnonMapping, Backing, Reservation};
 use crate::pending::PendingFlush;
 use crate::slots::{Bank, FrameAt, Place, Pool, Slot, Store, TABLES_SLOT, WrittenPages};
+use crate::texts::Texts;
 
 mod charges;
 
@@ -116,6 +117,7 @@ pub struct GuestMemory {
     /// Used in a fork only.
     pub(crate) blocks: Bank,
     pub(crate) file_bytes: u64,
+    pub(crate) texts: Texts,
     /// What its file mappings take of the host's mappings.
     pub(crate) share: Arc<Share>,
     pub(crate) limit_bytes: u64,
@@ -145,6 +147,7 @@ impl GuestMemory {
             ram: Bank::whole(),
             blocks: Bank::blocks(),
             file_bytes: 0,
+            texts: Texts::default(),
             share: Arc::default(),
             limit_bytes,
             forks_add_bytes: None,

@@ -1,12 +1,18 @@
 //! Which translations may be stale.
 
-use kvmlet_abi::{Gpa, Gva};
+use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
 
 use crate::entry::PageSize;
+use crate::files::FileWindow;
 use crate::memory::GuestMemory;
 
 /// Beyond this many entries a full flush is recorded instead.
 pub const MAX_STALE_ENTRIES: usize = 4096;
+
+/// Most windows that are renewed in place of a flush by the guest, and pages in them. One costs as much as three
+/// pages that the guest flushes, and spares an exit.
+const RENEWED_WINDOWS_MAX: usize = 4;
+const RENEWED_PAGES_MAX: usize = 64;
 
 /// Start of the tables in a guest whose [`crate::GuestMemory::expose_tables`] was called: the
 /// table memory at guest-physical `p` lies at `TABLE_WINDOW + p`, supervisor-only, writable and not
@@ -22,6 +28,8 @@ pub struct StaleEntry {
     pub entry: Gpa,
     /// Size of the page.
     pub size: PageSize,
+    /// The page of a private file window that it maps or mapped: [`PendingFlush::windows`].
+    pub window: Option<Gpa>,
 }
 
 impl StaleEntry {
@@ -97,6 +105,34 @@ impl PendingFlush {
     #[must_use]
     pub fn is_none(&self) -> bool {
         matches!(self, Self::None)
+    }
+
+    /// Windows of files that hold all pages of the stale entries, if they are few: [`GuestMemory::renew_file`] of
+    /// each is another way to discharge it.
+    #[must_use]
+    pub fn windows(&self) -> Option<Vec<FileWindow>> {
+        let Self::Entries(entries) = self else {
+            return None;
+        };
+        if entries.len() > RENEWED_PAGES_MAX {
+            return None;
+        }
+        let mut pages: Vec<u64> = entries
+            .iter()
+            .map(|stale| stale.window.map(|gpa| gpa.0))
+            .collect::<Option<_>>()?;
+        pages.sort_unstable();
+        pages.dedup();
+        let windows: Vec<FileWindow> = pages
+            .chunk_by(|one, next| one + PAGE_SIZE == *next)
+            .filter_map(|run| {
+                Some(FileWindow {
+                    gpa: Gpa(*run.first()?),
+                    len_bytes: run.len() as u64 * PAGE_SIZE,
+                })
+            })
+            .collect();
+        (windows.len() <= RENEWED_WINDOWS_MAX).then_some(windows)
     }
 
     /// Adds entries, of which no two that follow one another are the same.

@@ -121,6 +121,12 @@ impl PageTables {
         self.root
     }
 
+    /// True if this is an address space of a fork that its frozen program had: a reset puts it back.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.undo.is_some()
+    }
+
     /// User memory that it has leaves for.
     #[must_use]
     pub fn shown(&self) -> Shown {
@@ -364,7 +370,8 @@ impl PageTables {
             mem.store_entry(entry, 0);
             tables.shown.remove(gva, leaf.size);
             if needs_flush(mem, leaf.gpa) {
-                tables.record(gva, entry, leaf.size);
+                let window = mem.private_window(leaf);
+                tables.record_of(gva, entry, leaf.size, window);
             }
             removed(mem, gva, leaf);
         })
@@ -609,7 +616,9 @@ impl PageTables {
         mem.store_entry(entry, new.entry());
         match old {
             None => self.shown.add(gva, new.size),
-            Some(old) if !only_widens(old, new) => self.record(gva, entry, new.size),
+            Some(old) if !only_widens(old, new) => {
+                self.record_of(gva, entry, new.size, mem.private_window(old));
+            }
             Some(_) => {}
         }
     }
@@ -622,7 +631,17 @@ impl PageTables {
     }
 
     pub(crate) fn record(&mut self, gva: Gva, entry: Gpa, size: PageSize) {
-        self.pending.add(StaleEntry { gva, entry, size });
+        self.record_of(gva, entry, size, None);
+    }
+
+    /// As [`PageTables::record`], of an entry that showed the page of a file window.
+    fn record_of(&mut self, gva: Gva, entry: Gpa, size: PageSize, window: Option<Gpa>) {
+        self.pending.add(StaleEntry {
+            gva,
+            entry,
+            size,
+            window,
+        });
     }
 
     pub(crate) fn record_all(&mut self, stale: impl Iterator<Item = StaleEntry>) {

@@ -479,6 +479,7 @@ fn the_window_shows_all_tables_to_the_supervisor_only() {
         gva: Gva(0),
         entry: Gpa(0x1_0000_2018),
         size: PageSize::Base,
+        window: None,
     };
     assert_eq!(entry.window_gva(), Gva(0xffff_8001_0000_2018));
 }

@@ -75,6 +75,7 @@ impl Snapshot {
         } = machine;
         transport.detach();
         guest.scrub(&mut memory, &setup.pages)?;
+        memory.drop_text_copies();
         // A fork's text would be put back at each reset: a place without a trampoline by now gets none.
         let vdso = Vdso {
             trampolines: None,

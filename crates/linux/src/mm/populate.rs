@@ -3,8 +3,9 @@
 //! An entry that becomes present needs no flush and costs next to nothing. A fault that leaves the VM costs
 //! 25 to 45 us on software KVM. But memory of ours counts against the limit, and on software KVM every
 //! entry costs up to 3 us when it is unmapped. So files are mapped as far as they may well be used, and
-//! anonymous memory in steps that grow with what is in use already. Nothing of this is done in a fork. What
-//! a request maps there is unmapped again by the reset, and tables that it edits are private to it.
+//! anonymous memory in steps that grow with what is in use already. Nothing of this is done in a frozen address
+//! space of a fork. What a request maps there is unmapped again by the reset, and tables that it edits are private
+//! to it.
 
 use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_mem::FileWindow;
@@ -32,7 +33,7 @@ const STEP_PAGES_MAX: u64 = 512;
 impl Space<'_> {
     /// Maps ahead what a new mapping may well use.
     pub(super) fn map_ahead(&mut self, vma: &Vma) {
-        if self.mem.is_fork() || vma.prot.is_empty() {
+        if self.tables.is_frozen() || vma.prot.is_empty() {
             return;
         }
         match vma.backing {
@@ -50,7 +51,7 @@ impl Space<'_> {
     fn map_file_ahead(&mut self, vma: &Vma, file: FileBacking) {
         let in_file = self.file_pages_end(file.host).saturating_sub(file.offset);
         let len_bytes = vma.len_bytes().min(in_file).min(FILE_BYTES);
-        if len_bytes == 0 {
+        if len_bytes == 0 || self.is_reserved(vma, file, in_file) {
             return;
         }
         if let Some(gpa) = file.window
@@ -61,6 +62,32 @@ impl Space<'_> {
             self.mem.copy_file_pages(FileWindow { gpa, len_bytes });
         }
         let _ = self.map_file_pages(vma, file, vma.start, vma.start.saturating_add(len_bytes));
+        self.map_head_ahead(vma, file);
+    }
+
+    /// Maps ahead what is left of a mapping of all of a library before its text: the loader leaves it as it is.
+    fn map_head_ahead(&mut self, text: &Vma, file: FileBacking) {
+        let before = self.mm.prev_start(text.start).cloned();
+        let Some(head) = before.filter(|head| head.end == text.start) else {
+            return;
+        };
+        if let Backing::File(whole) = head.backing
+            && text.prot.contains(Prot::EXEC)
+            && head.prot == Prot::READ
+            && (whole.host, whole.offset) == (file.host, 0)
+            && head.len_bytes() <= self.file_pages_end(file.host).min(FILE_BYTES)
+        {
+            let _ = self.map_file_pages(&head, whole, head.start, head.end);
+        }
+    }
+
+    /// True if a loader will map the parts of a library over this mapping of all of it. Entries that go again would
+    /// have to be flushed, as the window stays.
+    fn is_reserved(&self, vma: &Vma, file: FileBacking, in_file: u64) -> bool {
+        vma.prot == Prot::READ
+            && file.offset == 0
+            && vma.len_bytes() >= in_file / 2
+            && file.window.is_some_and(|gpa| self.mem.is_kept_text(gpa))
     }
 
     /// True if the program executes what the file holds: then its text lies below. Other files may be
@@ -84,7 +111,7 @@ impl Space<'_> {
     /// Maps ahead in a heap that has grown by `old..new`: a step at least, and as much again as is in
     /// use below.
     pub(super) fn map_heap_ahead(&mut self, old: u64, new: u64) {
-        if self.mem.is_fork() {
+        if self.tables.is_frozen() {
             return;
         }
         let Some(vma) = self.mm.find(old).cloned() else {
@@ -118,7 +145,7 @@ impl Space<'_> {
     /// is in use.
     pub(super) fn anon_step(&self, vma: &Vma, page: Gva, pages: u64) -> (u64, u64) {
         let (start, end) = around(vma, page, pages);
-        if self.mem.is_fork() {
+        if self.tables.is_frozen() {
             return (start, end);
         }
         let len = pages * PAGE_SIZE;

@@ -1,10 +1,12 @@
 //! Tests of the pages that are present before they are touched, and of what that costs.
 
+use kvmlet_abi::vdso_data::{VdsoClock, VdsoTimestamp};
 use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_mem::PendingFlush;
 
 use super::fixture::{Fixture, MIB};
 use super::*;
+use crate::clock::{GuestClock, HostClocks};
 
 const R: u32 = 1;
 const RW: u32 = 3;
@@ -51,7 +53,7 @@ fn a_file_is_mapped_at_once_up_to_its_end_and_not_charged() {
 }
 
 #[test]
-fn a_library_is_mapped_over_itself_and_unmapped_without_a_flush() {
+fn a_library_is_mapped_over_itself_without_a_flush() {
     let mut f = Fixture::new(64 * MIB);
     let (_file, map) = f.host_file(&[7; 8 * PAGE_SIZE as usize]);
     let whole = Some(map.clone());
@@ -75,6 +77,58 @@ fn a_library_is_mapped_over_itself_and_unmapped_without_a_flush() {
     // What stays in its window needs one.
     f.space().mprotect(at + pages(6), pages(1), R).unwrap();
     assert!(!f.take_pending().is_none());
+    f.check_no_leak();
+}
+
+/// A clock that is ahead of the host's: all files were written long ago.
+#[derive(Debug)]
+struct Ahead;
+
+impl GuestClock for Ahead {
+    fn read(&self, clock: VdsoClock) -> VdsoTimestamp {
+        let now = HostClocks.read(clock);
+        VdsoTimestamp {
+            sec: now.sec + 3600,
+            ..now
+        }
+    }
+    fn update(&mut self, _: &mut dyn FnMut(usize, &[u8])) {}
+    fn stop_at(&mut self, _: u64) {}
+    fn start(&mut self) {}
+}
+
+#[test]
+fn a_library_that_was_mapped_before_is_where_it_was() {
+    let mut f = Fixture::new(64 * MIB);
+    f.host.clock = Box::new(Ahead);
+    let (file, map) = f.host_file(&[7; 8 * PAGE_SIZE as usize]);
+    let mut places = Vec::new();
+    for turn in 0..3 {
+        let at = f
+            .map_at(0, pages(9), R, PRIVATE, Some(map.clone()), 0)
+            .unwrap();
+        let is_mapped_ahead = present(&f, at, 9);
+        assert_eq!(is_mapped_ahead, if turn == 0 { 8 } else { 0 });
+        let (text, data) = (Some(map.clone()), Some(map.clone()));
+        f.map_at(at + pages(1), pages(4), RX, PRIVATE | FIXED, text, pages(1))
+            .unwrap();
+        f.map_at(at + pages(5), pages(3), RW, PRIVATE | FIXED, data, pages(5))
+            .unwrap();
+        assert_eq!(present(&f, at, 8), 8, "with what is left before the text");
+        assert_eq!(f.tables().pending(), &PendingFlush::None);
+        f.store(at + pages(6), 9).unwrap();
+        f.touch(at + pages(2), Access::Exec).unwrap();
+        places.push(f.tables().translate(&f.mem, Gva(at + pages(2))));
+        // Text that is to be written gets a window of its own.
+        f.space().mprotect(at + pages(2), pages(1), RW).unwrap();
+        f.store(at + pages(2), 5).unwrap();
+        f.check();
+        f.space().munmap(at, pages(9)).unwrap();
+        let flushed = f.take_pending();
+        assert!(!flushed.is_none(), "the text stays in its window");
+    }
+    assert_eq!(places.first(), places.get(2));
+    drop(file);
     f.check_no_leak();
 }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use kvmlet_abi::addr::page_align_up;
 use kvmlet_abi::layout::{USER_END, USER_START};
 use kvmlet_abi::{Errno, Gpa, Gva, HUGE_PAGE_SIZE, PAGE_SIZE};
-use kvmlet_hostfs::attr::FileTime;
+use kvmlet_hostfs::attr::{FileTime, S_IFREG};
 use kvmlet_hostfs::attr_of;
-use kvmlet_mem::{FileMapping, FileWindow, GuestMemory, MemError, PageTables};
+use kvmlet_mem::{FileMapping, FileVersion, FileWindow, GuestMemory, MemError, PageTables};
 
 use super::vma::{Backing, FileBacking, Prot, TmpBacking, VMA_COST_BYTES, Vma, VmaFlags};
 use super::{FaultError, MAX_MAP_COUNT, Mm, MmId, Region, Source};
@@ -21,6 +21,9 @@ use crate::ipc::shm::{Change, ChangeKind, Segments};
 use crate::kernel::Pid;
 use crate::rlimit::{INFINITY, Resource, Rlimit};
 use crate::vfs::tmpfs::{InodeId, NewAttr, SEAL_SEAL, Stale, TmpFs};
+
+/// Seconds after which a file is known by its times.
+const SETTLED_S: i64 = 2;
 
 /// Resource limits that bear on memory, in bytes; soft ones, if not said otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -431,7 +434,7 @@ impl<'a> Space<'a> {
                 return self.back_shared(vma);
             }
             Source::Anon => Backing::Anon,
-            Source::Host(host) => Backing::File(self.open_window(&vma, host, offset)?),
+            Source::Host(host) => Backing::File(self.open_any_window(&vma, host, offset)?),
             Source::Tmp(inode) => Backing::Tmp(TmpBacking { inode, offset }),
             Source::Special(gpa) => Backing::Special(gpa),
         };
@@ -490,7 +493,11 @@ impl<'a> Space<'a> {
             true => FileMapping::SharedReadOnly,
             false => FileMapping::Private,
         };
-        let window = self.mem.map_file(fd.as_fd(), offset, len_bytes, mapping);
+        let fd = fd.as_fd();
+        let mut window = self.mem.map_file(fd, offset, len_bytes, mapping);
+        while matches!(window, Err(MemError::Exhausted(_))) && self.mem.give_up_oldest_text() {
+            window = self.mem.map_file(fd, offset, len_bytes, mapping);
+        }
         match window {
             Ok(window) => Ok(FileBacking {
                 window: Some(window.gpa),
@@ -507,6 +514,50 @@ impl<'a> Space<'a> {
                 }
                 Err(self.refused("mapping a file", error))
             }
+        }
+    }
+
+    /// As [`Space::open_window`], for a new mapping: one that is not written may lie in a kept window of the file,
+    /// which others have too. What is executed is kept from then on.
+    fn open_any_window(
+        &mut self,
+        vma: &Vma,
+        host: HostId,
+        offset: u64,
+    ) -> Result<FileBacking, Errno> {
+        if vma.is_shared() || vma.is_data() {
+            return self.open_window(vma, host, offset);
+        }
+        let fd = self.host.fd(host)?;
+        let attr = attr_of(fd.as_fd())?;
+        let time = |time: FileTime| (time.sec, time.nsec);
+        let file = FileVersion {
+            dev: attr.dev,
+            ino: attr.ino,
+            len_bytes: attr.size,
+            modified: time(attr.mtime),
+            changed: time(attr.ctime),
+        };
+        let len_bytes = vma.len_bytes();
+        // Times of files are coarse: what was written just now may be written again and look the same.
+        let is_settled = attr.ctime.sec.saturating_add(SETTLED_S) < clock::realtime_s(self.host);
+        let is_text = attr.kind() == S_IFREG && is_settled && vma.prot.contains(Prot::EXEC);
+        let found = match is_text {
+            true => self.mem.keep_text(&file, fd.as_fd(), offset, len_bytes),
+            false => self.mem.find_text(&file, offset, len_bytes),
+        };
+        match found {
+            Ok(Some(window)) => Ok(FileBacking {
+                window: Some(window.gpa),
+                host,
+                dev: attr.dev,
+                ino: attr.ino,
+                offset,
+                charged: false,
+                has_hidden: false,
+            }),
+            // A window of its own may do with less.
+            Ok(None) | Err(_) => self.open_window(vma, host, offset),
         }
     }
 

@@ -185,9 +185,9 @@ impl Space<'_> {
         }
         let site = self.site_at(back, nr)?;
         // A process that shows the same text may have given the trampoline page up.
-        if self
+        if !self
             .mem
-            .is_shared_window(self.text_page(site.start.page_down())?)
+            .is_text_of_one(self.text_page(site.start.page_down())?)
         {
             return None;
         }
@@ -220,6 +220,7 @@ impl Space<'_> {
             self.mm.trampolines.sites.push_back(site);
         }
         let text = self.text_page(site.start.page_down())?;
+        self.mem.give_up_text(text);
         self.mm.trampolines.changes += 1;
         let at = text.wrapping_add(site.start.page_offset());
         self.mem.write(at, &jump).ok()

@@ -19,9 +19,8 @@ const SPARES_MAX: usize = 4;
 const SHOWN_MAX_BYTES: u64 = 16 << 20;
 /// Private memory of a spare at most.
 const PRIVATE_MAX_BYTES: u64 = 2 << 20;
-/// The share of the limit on memory that a spare may have, and the one that must be free: as divisors.
+/// The share of the limit on memory that a spare may have, as a divisor.
 const PRIVATE_SHARE: u64 = 64;
-const FREE_SHARE: u64 = 4;
 
 /// An address space that is nobody's.
 #[derive(Debug)]
@@ -74,7 +73,7 @@ impl Spaces {
     /// True if there are spares and memory is not plenty any more: [`Spaces::give_up_spares`] is due.
     #[must_use]
     pub fn has_dear_spares(&self, mem: &GuestMemory) -> bool {
-        !self.spares.is_empty() && !is_plenty(mem)
+        !self.spares.is_empty() && !mem.is_plenty()
     }
 
     /// Ends all spares. `removed` is called for each leaf.
@@ -113,14 +112,9 @@ impl Spaces {
     }
 }
 
-fn is_plenty(mem: &GuestMemory) -> bool {
-    let free_bytes = mem.limit_bytes().saturating_sub(mem.used_bytes());
-    free_bytes >= mem.limit_bytes() / FREE_SHARE
-}
-
 /// True of a small space without 2 MiB pages, while memory is plenty. What a frozen program has is put back by resets.
 fn is_worth_keeping(tables: &PageTables, mem: &GuestMemory) -> bool {
-    if tables.undo.is_some() || tables.shown().bytes > SHOWN_MAX_BYTES || !is_plenty(mem) {
+    if tables.undo.is_some() || tables.shown().bytes > SHOWN_MAX_BYTES || !mem.is_plenty() {
         return false;
     }
     let (mut has_huge, mut private_bytes) = (false, 0u64);
