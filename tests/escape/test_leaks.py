@@ -21,6 +21,7 @@ import pytest
 
 import kvmlet
 from e2e.oracle import HW, repeated
+from e2e.service import native_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,8 +49,7 @@ def needles(seed: int) -> list[bytes]:
     return [word.to_bytes(8, "little") for word in words] + [b"%016x" % words[0]]
 
 
-# Serves one line per step: "plant N ..." and "find N ..." ask fork N, "reset N" and "close N" are
-# what they say, "fork N S" makes fork N of snapshot S, "on N" lets it run on after its answer,
+# Serves one line per step: "reset N" and "close N" are what they say, other words ask fork N, "fork N S" makes fork N of snapshot S, "on N" lets it run on after its answer,
 # "take N" drops a message that is there.
 WORKER = """
 import sys
@@ -57,7 +57,7 @@ import time
 import kvmlet
 
 snapshots = [
-    kvmlet.Sandbox(["./secrets", threads]).until_ready().freeze() for threads in sys.argv[1:]
+    kvmlet.Sandbox(words.split()).until_ready().freeze() for words in sys.argv[1:]
 ]
 forks = {}
 for line in sys.stdin:
@@ -83,10 +83,12 @@ for line in sys.stdin:
 class Worker:
     """The process with the VMs."""
 
-    def __init__(self, cwd: pathlib.Path, threads: list[int]) -> None:
+    def __init__(self, cwd: pathlib.Path, programs: list[str]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, *map(str, threads)],
+            [sys.executable, "-c", WORKER, *programs],
             cwd=cwd,
+            # Arenas of malloc(3) beside its first are mapped without a reservation, too.
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -102,10 +104,11 @@ class Worker:
         assert line, f"the worker ended: {step}"
         return str(eval(line))
 
-    def plant(self, name: str) -> int:
+    def plant(self, name: str, verb: str = "plant") -> int:
         """Has a secret planted; its seed."""
         seed = secrets.randbits(64)
-        assert self.do(f"plant {name} {seed:016x}") == "planted"
+        said = self.do(f"{verb} {name} {seed:016x}")
+        assert said == "planted", (verb, said)
         return seed
 
     def find(self, name: str, seed: int) -> int:
@@ -118,8 +121,9 @@ class Worker:
     def guest_memory(self) -> Iterator[tuple[int, int]]:
         """Address ranges, in bytes, of what the host holds as guest memory.
 
-        That is what has been advised to be of huge pages or not to be (smaps' VmFlags hg and nh,
-        proc(5)), and mappings of memfds. Some kernels show stacks of our own threads so, too.
+        That is what has been advised to be of huge pages or not to be, what is mapped without a
+        reservation (smaps' VmFlags hg, nh and nr, proc(5)), and mappings of memfds. Some kernels
+        show stacks of our own threads so, too.
         """
         stacks = self.stack_pointers()
         text = pathlib.Path(f"/proc/{self.process.pid}/smaps").read_text()
@@ -129,7 +133,7 @@ class Worker:
             resident = re.search(r"(?m)^Rss: +(\d+) kB", entry)
             assert flags is not None
             assert resident is not None
-            ours = "memfd:" in head or {"hg", "nh"} & set(flags[1].split())
+            ours = "memfd:" in head or {"hg", "nh", "nr"} & set(flags[1].split())
             if ours and resident[1] != "0" and "r" in head.split()[1]:
                 start, end = (int(part, 16) for part in head.split()[0].split("-"))
                 if not any(start <= pointer < end for pointer in stacks):
@@ -184,7 +188,7 @@ def worker(hostile: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[Wo
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("worker", "rounds"),
-    [([0], repeated(1000, 4)), ([8], repeated(1000, 4))],
+    [(["./secrets 0"], repeated(1000, 4)), (["./secrets 8"], repeated(1000, 4))],
     ids=["one-thread", "eight-more"],
     indirect=["worker"],
 )
@@ -210,7 +214,9 @@ def test_nothing_is_left_after_a_reset(worker: Worker, rounds: int) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("worker", [[0, 1]], ids=["two-programs"], indirect=True)
+@pytest.mark.parametrize(
+    "worker", [["./secrets 0", "./secrets 1"]], ids=["two-programs"], indirect=True
+)
 def test_nothing_reaches_another_program(worker: Worker) -> None:
     """Two snapshots that use one VM in turn, and a live fork beside it."""
     worker.do("fork witness 1")
@@ -230,6 +236,43 @@ def test_nothing_reaches_another_program(worker: Worker) -> None:
         worker.do("fork a 0")
         assert worker.find("a", seed) == 0, worker.said
         worker.do("close a")
+
+
+# ---- what children that have ended leave behind ----
+
+ENDS = ("end", "kill", "execute", "grow")
+"""Ways in which a child of heirs.c ends. At the last it has too much memory to be a spare."""
+
+
+def test_children_leave_nothing_natively(hostile: pathlib.Path) -> None:
+    """The search of heirs.c finds nothing where nothing can be, and all that it looks at is there."""
+    seed = secrets.randbits(64)
+    for end in ENDS:
+        messages = [f"{end} {seed:016x}".encode(), f"find {seed ^ MASK:016x}".encode()]
+        answers = native_answers(["./heirs"], cwd=hostile, messages=messages)
+        assert answers == [b"planted", b"found 0"], end
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("worker", [["./heirs"]], ids=["heirs"], indirect=True)
+def test_children_leave_nothing(worker: Worker) -> None:
+    """Neither to the next children of the same request, nor after the reset.
+
+    That is frames, tables, address spaces that are kept for the next fork, terminals and pipes.
+    """
+    worker.do("fork a 0")
+    for number in range(repeated(400, 1, short=4)):
+        verb = ENDS[number % len(ENDS)]
+        seed = worker.plant("a", verb)
+        if verb == "end":  # an address space that is kept for the next fork has it
+            assert worker.search(seed), "the host's search is blind"
+        assert worker.find("a", seed) == 0, (verb, worker.said)
+        again = worker.plant("a", verb)
+        worker.do("reset a")
+        assert worker.search(seed) == [], verb
+        assert worker.search(again) == [], verb
+        assert worker.find("a", again) == 0, (verb, worker.said)
+        worker.do("reset a")
 
 
 # ---- state of the vCPU, beside the registers that hold_registers() fills ----

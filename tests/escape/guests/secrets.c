@@ -6,6 +6,7 @@
 #define ANSWER_MAX (256 << 10)
 #include "../../guests/service.h"
 
+#include "needles.h"
 #include "registers.h"
 #include <pthread.h>
 #include <linux/futex.h>
@@ -19,14 +20,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#define MASK 0x5a5a5a5a5a5a5a5aull
 #define THREADS_MAX 8
 #define PAGE 4096
-
-struct secret {
-    uint64_t words[2];
-    char text[17]; // the first word in hexadecimal
-};
 
 struct worker {
     pthread_t thread;
@@ -38,7 +33,6 @@ struct worker {
 
 static struct worker workers[THREADS_MAX];
 static int worker_count;
-static struct secret secret;
 static unsigned char main_registers[REGISTERS_LEN] __attribute__((aligned(64)));
 static __thread uint64_t own_words[64];
 static uint64_t global_words[1024];
@@ -65,25 +59,6 @@ static void set_pkru(uint32_t value) {
 }
 
 static long futex(volatile uint32_t *word, int op, uint32_t value) { return syscall(SYS_futex, word, op, value, NULL, NULL, 0); }
-
-static uint64_t mix(uint64_t z) {
-    z += 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-
-static void fill(void *at, size_t len) {
-    for (size_t i = 0; i + 16 <= len; i += 16) memcpy((char *)at + i, secret.words, 16);
-}
-
-static __attribute__((noinline)) void fill_stack(int depth) {
-    char deep[16384];
-    fill(deep, sizeof deep);
-    __asm__ volatile("" : : "r"(deep) : "memory");
-    if (depth > 0) fill_stack(depth - 1);
-    __asm__ volatile("" : : "r"(deep) : "memory");
-}
 
 static void plant_in_thread(void) {
     char thread_name[16];
@@ -131,10 +106,6 @@ static void run_workers(int what) {
         worker->done = 0;
     }
 }
-
-// A page of code that nothing executes.
-extern char spare_code[];
-__asm__(".text; .balign 4096; spare_code: .fill 4096, 1, 0xcc");
 
 static void put(int fd) {
     char block[1024];
@@ -187,10 +158,7 @@ struct kernel_action {
 };
 
 static void plant(const char *seed_text) {
-    uint64_t seed = strtoull(seed_text, NULL, 16);
-    secret.words[0] = mix(seed);
-    secret.words[1] = mix(seed + 1);
-    snprintf(secret.text, sizeof secret.text, "%016lx", secret.words[0]);
+    make_secret(strtoull(seed_text, NULL, 16));
     // Memory of each kind.
     fill(global_words, sizeof global_words);
     for (int i = 0; i < 32; i++) {
@@ -306,55 +274,6 @@ static void plant(const char *seed_text) {
 
 // ---- the search ----
 
-enum { NEEDLES = 4 };
-static uint64_t needles[NEEDLES]; // masked
-static unsigned char filter[1 << 13];
-
-static uint64_t text_needle(uint64_t word) {
-    uint64_t text = 0;
-    for (int digit = 7; digit >= 0; digit--) {
-        uint64_t value = (word >> (60 - 4 * digit)) & 15;
-        text = text << 8 | (value < 10 ? '0' + value : 'a' + value - 10);
-    }
-    return text;
-}
-
-static __attribute__((noinline)) void make_needles(uint64_t masked) {
-    needles[0] = mix(masked ^ MASK) ^ MASK;
-    needles[1] = mix((masked ^ MASK) + 1) ^ MASK;
-    needles[2] = text_needle(mix(masked ^ MASK)) ^ MASK;
-    needles[3] = text_needle(masked ^ MASK) ^ MASK;
-    memset(filter, 0, sizeof filter);
-    for (int i = 0; i < NEEDLES; i++) {
-        uint16_t low = (uint16_t)(needles[i] ^ MASK);
-        filter[low >> 3] |= (unsigned char)(1 << (low & 7));
-    }
-}
-
-static int found;
-
-static __attribute__((noinline)) void search(const char *what, const unsigned char *from, size_t len) {
-    for (size_t i = 0; i + 8 <= len; i++) {
-        // Most memory is zeros, which no needle is.
-        for (uint64_t pair[2]; i % 8 == 0 && i + 16 <= len; i += 8) {
-            memcpy(pair, from + i, 16);
-            if (pair[0] | pair[1]) break;
-        }
-        uint16_t low;
-        memcpy(&low, from + i, 2);
-        if (!(filter[low >> 3] & (1 << (low & 7)))) continue;
-        uint64_t word;
-        memcpy(&word, from + i, 8);
-        for (int n = 0; n < NEEDLES; n++)
-            if ((word ^ MASK) == needles[n] && found++ < 20) say("needle %d in %s at %p + %zu\n", n, what, (void *)from, i);
-    }
-}
-
-static void is_zero(const char *what, const char *from, size_t len) {
-    for (size_t i = 0; i < len; i++)
-        if (from[i] != 0 && found++ < 20) say("%s: byte %zu is %d\n", what, i, from[i]);
-}
-
 static void *fresh_stack(void *unused) {
     char deep[65536];
     __asm__ volatile("" : : "r"(deep) : "memory");
@@ -372,23 +291,7 @@ static void find(const char *masked) {
     search("registers", main_registers, sizeof main_registers);
     run_workers(FIND);
     for (int i = 0; i < worker_count; i++) search("registers of a thread", workers[i].registers, REGISTERS_LEN);
-    // All that is mapped; the vDSO's pages too.
-    static char maps[1 << 16];
-    int fd = open("/proc/self/maps", O_RDONLY);
-    size_t len = 0;
-    ssize_t got;
-    while (len < sizeof maps - 1 && (got = read(fd, maps + len, sizeof maps - 1 - len)) > 0) len += (size_t)got;
-    close(fd);
-    maps[len] = 0;
-    for (char *line = maps, *end; (end = strchr(line, '\n')); line = end + 1) {
-        unsigned long from, to;
-        char mode[8];
-        *end = 0;
-        if (sscanf(line, "%lx-%lx %7s", &from, &to, mode) != 3 || from > 1ul << 47) continue;
-        if (mode[0] == 'r' && !strstr(line, "[vvar")) search("memory", (void *)from, to - from);
-        // Not what malloc has reserved and never used.
-        else if (mode[0] != 'r' && to - from <= 1 << 20 && mprotect((void *)from, to - from, PROT_READ) == 0) search("hidden memory", (void *)from, to - from);
-    }
+    search_memory();
     // What is new to the program is zero.
     char *fresh = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     is_zero("new memory", fresh, 1 << 20);
