@@ -68,6 +68,12 @@ def test_stops(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./stops"], cwd=guests)
 
 
+def test_hand_overs_beside_a_process_that_computes(oracle: Oracle, guests: pathlib.Path) -> None:
+    """3,000 waits for a turn of 10 ms would take half a minute."""
+    words = ["./beside", str(sized(1500, 100))]
+    oracle.compare(words, cwd=guests, options=["--timeout", "300" if HW else "15"])
+
+
 def test_parents_that_wait_in_vfork(oracle: Oracle, guests: pathlib.Path) -> None:
     oracle.compare(["./vfork"], cwd=guests)
 

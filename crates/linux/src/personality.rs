@@ -297,23 +297,31 @@ impl Personality {
         self.cpus[0].live = self.cpus[0].live.filter(|tid| threads.contains_key(tid));
         if let Some(tid) = self.cpus[0].current {
             let sched = &self.kernel.sched;
-            let stays = sched.run_queue.is_empty() || sched.keeps_turn(tid);
-            if stays || !(yielding || clock::monotonic_ns(&self.host) >= self.cpus[0].slice_end_ns)
-            {
+            if !sched.has_ready() || sched.keeps_turn(tid) {
                 return Some(tid);
             }
-            self.kernel.sched.make_ready(tid);
+            let is_over = clock::monotonic_ns(&self.host) >= self.cpus[0].slice_end_ns;
+            match (yielding, is_over) {
+                (false, false) => return Some(tid),
+                (true, _) => self.kernel.sched.make_ready(tid),
+                (false, true) => self.kernel.sched.end_slice(tid),
+            }
         }
         self.cpus[0].current = None;
-        while let Some(tid) = self.kernel.sched.run_queue.pop_front() {
+        if !self.kernel.sched.has_ready() {
+            return None;
+        }
+        let now_ns = clock::monotonic_ns(&self.host);
+        let began_ns = self.cpus[0].slice_end_ns.saturating_sub(SLICE_NS);
+        let mut ran_ns = now_ns.saturating_sub(began_ns);
+        while let Some(tid) = self.kernel.sched.take_next(ran_ns) {
             if !self.kernel.is_stopped(tid) {
                 self.cpus[0].current = Some(tid);
+                self.cpus[0].slice_end_ns = now_ns.saturating_add(SLICE_NS);
                 break;
             }
+            ran_ns = 0;
             self.kernel.sched.stopped.push_back(tid);
-        }
-        if self.cpus[0].current.is_some() {
-            self.cpus[0].slice_end_ns = clock::monotonic_ns(&self.host).saturating_add(SLICE_NS);
         }
         self.cpus[0].current
     }
@@ -334,7 +342,7 @@ impl Personality {
     /// earliest deadline or timer.
     #[must_use]
     pub fn kick_ns(&self) -> Option<u64> {
-        let others = !self.kernel.sched.run_queue.is_empty() || self.kernel.sched.waits_for_host();
+        let others = self.kernel.sched.has_ready() || self.kernel.sched.waits_for_host();
         let slice = others.then(|| {
             // A slice that has ended is followed by another: descriptors are looked at once a slice.
             let now = clock::monotonic_ns(&self.host);

@@ -58,6 +58,12 @@ pub enum AfterHandler {
 pub struct Sched {
     /// Threads that can run, next first. The running thread is not in it.
     pub run_queue: Vector<Tid>,
+    /// Threads that can run and have used up a slice, next first: see [`Sched::take_next`].
+    spent: Vector<Tid>,
+    /// Time that those of the run queue have had since one of `spent` had its turn, in nanoseconds.
+    ahead_ns: u64,
+    /// The thread that was taken last came from the run queue.
+    is_ahead: bool,
     /// Threads that could run, were their process not stopped.
     pub stopped: Vector<Tid>,
     /// Parked threads.
@@ -85,6 +91,43 @@ impl Sched {
     /// Adds a thread that can run.
     pub fn make_ready(&mut self, tid: Tid) {
         self.run_queue.push_back(tid);
+    }
+
+    /// Adds a thread that can run and has used up its slice.
+    pub fn end_slice(&mut self, tid: Tid) {
+        self.spent.push_back(tid);
+    }
+
+    /// Threads that can run, without the running one.
+    #[must_use]
+    pub fn ready_count(&self) -> usize {
+        self.run_queue.len().saturating_add(self.spent.len())
+    }
+
+    /// True if a thread can run beside the running one.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !(self.run_queue.is_empty() && self.spent.is_empty())
+    }
+
+    /// Takes the thread that is next; the one before it had the virtual CPU for `ran_ns`.
+    ///
+    /// A thread that has slept goes before those that computed for a whole slice. Otherwise each hand-over of a pipe
+    /// would wait for a slice of any program that computes beside. Those that go ahead have one slice in all, then it
+    /// is the turn of one that computes: nobody waits for ever.
+    pub fn take_next(&mut self, ran_ns: u64) -> Option<Tid> {
+        if self.spent.is_empty() {
+            self.ahead_ns = 0;
+        } else if self.is_ahead {
+            self.ahead_ns = self.ahead_ns.saturating_add(ran_ns);
+        }
+        self.is_ahead =
+            !self.run_queue.is_empty() && (self.spent.is_empty() || self.ahead_ns < SLICE_NS);
+        if self.is_ahead {
+            return self.run_queue.pop_front();
+        }
+        self.ahead_ns = 0;
+        self.spent.pop_front()
     }
 
     /// Parks a thread in a call that never restarts.
@@ -179,6 +222,7 @@ impl Sched {
         self.unpark(tid);
         self.retries.remove(&tid);
         vector::retain(&mut self.run_queue, |queued| *queued != tid);
+        vector::retain(&mut self.spent, |queued| *queued != tid);
         vector::retain(&mut self.stopped, |queued| *queued != tid);
     }
 
@@ -456,6 +500,39 @@ mod tests {
         assert_eq!(sched.futexes.get(&key), Some(&vector![Tid(2)]));
         sched.forget(Tid(2));
         assert_eq!(sched, Sched::default());
+    }
+
+    #[test]
+    fn who_has_slept_goes_before_who_computes_for_one_slice_in_all() {
+        let mut sched = Sched::default();
+        let (sleeper, first, second) = (Tid(1), Tid(2), Tid(3));
+        sched.end_slice(first);
+        sched.end_slice(second);
+        let mut turns = Vec::new();
+        for _ in 0..12 {
+            if !sched.run_queue.contains(&sleeper) {
+                sched.make_ready(sleeper);
+            }
+            let Some(next) = sched.take_next(match turns.last() {
+                Some(&last) if last == sleeper => SLICE_NS / 3,
+                Some(_) => SLICE_NS,
+                None => 0,
+            }) else {
+                panic!("nobody is next");
+            };
+            if next != sleeper {
+                sched.end_slice(next);
+            }
+            turns.push(next);
+        }
+        let ahead = [sleeper, sleeper, sleeper, sleeper];
+        let one_after_the_other = [&ahead[..], &[first], &ahead[..], &[second]].concat();
+        assert_eq!(turns[..10], one_after_the_other);
+        sched.forget(first);
+        sched.forget(second);
+        sched.forget(sleeper);
+        assert!(!sched.has_ready());
+        assert_eq!(sched.take_next(SLICE_NS), None);
     }
 
     #[test]

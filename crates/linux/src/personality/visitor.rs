@@ -103,9 +103,7 @@ impl Personality {
     #[must_use]
     pub fn is_parked(&self) -> bool {
         let sched = &self.kernel.sched;
-        self.cpus[0].current.is_none()
-            && sched.run_queue.is_empty()
-            && self.kernel.doomed.is_empty()
+        self.cpus[0].current.is_none() && !sched.has_ready() && self.kernel.doomed.is_empty()
     }
 
     /// True if nothing but the host can wake a thread: no deadline and no timer will.

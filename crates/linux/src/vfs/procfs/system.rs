@@ -121,7 +121,7 @@ pub(super) fn top_text(cx: &Cx<'_>, name: &[u8]) -> Option<String> {
             "nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevtmpfs\nnodev\tcgroup2\n".to_owned()
         }
         b"loadavg" => {
-            let ready = cx.kernel.sched.run_queue.len().saturating_add(1);
+            let ready = cx.kernel.sched.ready_count().saturating_add(1);
             let all = cx.kernel.threads.len();
             let last = cx.kernel.threads.keys().next_back().map_or(1, |tid| tid.0);
             format!("0.00 0.00 0.00 {ready}/{all} {last}\n")
@@ -171,7 +171,7 @@ pub(super) fn top_text(cx: &Cx<'_>, name: &[u8]) -> Option<String> {
             let user = ticks(cx.kernel.cpu_time_ns);
             let booted = clock::realtime_ns(cx.host).saturating_sub(uptime_ns(cx)) / NSEC_PER_SEC;
             let total = cx.kernel.next_tid.saturating_sub(1);
-            let running = cx.kernel.sched.run_queue.len().saturating_add(1);
+            let running = cx.kernel.sched.ready_count().saturating_add(1);
             let idle = ticks(uptime_ns(cx)).saturating_sub(user);
             format!(
                 "cpu  {user} 0 0 {idle} 0 0 0 0 0 0\ncpu0 {user} 0 0 {idle} 0 0 0 0 0 0\nintr 0\nctxt 0\nbtime {booted}\nprocesses {total}\nprocs_running {running}\nprocs_blocked 0\nsoftirq 0 0 0 0 0 0 0 0 0 0 0\n"
