@@ -49,8 +49,9 @@ def needles(seed: int) -> list[bytes]:
     return [word.to_bytes(8, "little") for word in words] + [b"%016x" % words[0]]
 
 
-# Serves one line per step: "reset N" and "close N" are what they say, other words ask fork N, "fork N S" makes fork N of snapshot S, "on N" lets it run on after its answer,
-# "take N" drops a message that is there.
+# Serves one line per step: "reset N" and "close N" are what they say, "fork N S" makes fork N of
+# snapshot S, "on N" lets it run on after its answer, "take N" drops a message that is there. Other
+# words ask fork N.
 WORKER = """
 import sys
 import time
@@ -245,7 +246,7 @@ ENDS = ("end", "kill", "execute", "grow")
 
 
 def test_children_leave_nothing_natively(hostile: pathlib.Path) -> None:
-    """The search of heirs.c finds nothing where nothing can be, and all that it looks at is there."""
+    """The search finds nothing where nothing can be, and all that it looks at is there."""
     seed = secrets.randbits(64)
     for end in ENDS:
         messages = [f"{end} {seed:016x}".encode(), f"find {seed ^ MASK:016x}".encode()]
