@@ -1,46 +1,28 @@
 """`make bench-files`: what starting a program and changing files in memory cost, against native.
 
-As in `make bench`, each ratio is the median over interleaved pairs, its quartiles beside it. "The
-whole command" has the start of kvmlet in it; "from VM creation to exit" has not.
+As in `make bench`, each ratio is the median over interleaved pairs, its quartiles beside it.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import random
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from measure import BUILD, KVMLET, BenchError, Spread, interleave, kvmlet, kvmlet_plain, native
+from commands import rows_of_command
+from measure import KVMLET, BenchError, interleave, kvmlet_plain, native
 from report import Case, Promise, Row, compare, parser, run
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from measure import Run
 
 PYTHON = ["/usr/bin/python3", "-c", "pass"]
 STATUS_FILES = 2000
 UNPACKED_FILES = 5000
 FILE_LEN = 1000
 _GIT = ("git", "-c", "user.name=bench", "-c", "user.email=bench@example.com")
-_COUNTS = ("exits", "exits_fault", "exits_syscall")
-
-
-def _in(where: Path, arm: Callable[[], Run]) -> Run:
-    """A run in another directory."""
-    os.chdir(where)
-    try:
-        return arm()
-    finally:
-        os.chdir(BUILD)
 
 
 def _names(count: int) -> list[str]:
@@ -80,41 +62,12 @@ def _start(pairs: int) -> list[Row]:
     return [compare("kvmlet run -- true, against python3 -c pass", wall_ns[0], wall_ns[1], promise)]
 
 
-def _rows(what: str, where: Path, argv: list[str], pairs: int, remove: str = "") -> list[Row]:
-    """The rows of a command in an overlay, and natively. `remove` is what it leaves then."""
-
-    def plainly() -> Run:
-        try:
-            return native(argv)
-        finally:
-            if remove:
-                shutil.rmtree(where / remove)
-
-    arms = [partial(_in, where, plainly), partial(_in, where, partial(kvmlet, argv))]
-    done = interleave(pairs, *arms)
-    plain_ns = [runs[0].wall_ns for runs in done]
-    whole_ns = [runs[1].wall_ns for runs in done]
-    inside_ns = [runs[1].stat("wall_us") * 1e3 for runs in done]
-    counts = {name: Spread.of([runs[1].stat(name) for runs in done]).median for name in _COUNTS}
-    promise = Promise("<=", 2, "native")
-    return [
-        compare(
-            f"{what}, from VM creation to exit",
-            inside_ns,
-            plain_ns,
-            promise,
-            counts=counts,
-            shown=_COUNTS,
-        ),
-        compare(f"{what}, the whole command", whole_ns, plain_ns),
-    ]
-
-
 def _status(pairs: int) -> list[Row]:
     words = ["git", "--no-optional-locks", "status", "--short"]
     with tempfile.TemporaryDirectory(prefix="kvmlet-bench-") as name:
         _make_work_tree(Path(name))
-        return _rows(f"git status of {STATUS_FILES:,} files", Path(name), words, pairs)
+        what = f"git status of {STATUS_FILES:,} files"
+        return rows_of_command(what, Path(name), words, pairs, most=2)
 
 
 def _unpack(pairs: int) -> list[Row]:
@@ -123,7 +76,7 @@ def _unpack(pairs: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="kvmlet-bench-") as name:
         _make_archive(Path(name))
         what = f"untarring {UNPACKED_FILES:,} files"
-        return _rows(what, Path(name), words, pairs, "out")
+        return rows_of_command(what, Path(name), words, pairs, most=2, remove="out")
 
 
 CASES = {"start": _start, "git-status": _status, "untar": _unpack}

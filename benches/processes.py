@@ -4,14 +4,20 @@ As in `make bench`, each ratio is the median over interleaved pairs, its quartil
 the cost of one bare exit from a VM and re-entry. Beside each row stand the counts of one operation:
 exits, flushes that were made, page faults that left the VM. `pf_fixed` is the number of entries
 that KVM has filled in tables of its own, where it has such and counts them.
+
+Builds are of the machine's own gcc, make and shell, in an overlay over a directory of the host.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from builds import make_configure, make_lua
+from commands import rows_of_command
 from measure import (
     KVMLET,
     Spread,
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from measure import Run
+
+    Build = Callable[[int], list[Row]]
 
 KINDS = {
     "fork": ("fork, exit and wait", 200, Promise("<=", 2, "native")),
@@ -92,9 +100,38 @@ def _rows(kind: str, peer: Callable[[Sequence[str]], Run] | None, pairs: int) ->
     return rows
 
 
+def _of_build(what: str, make: Callable[[Path], None], script: str, most: float) -> Build:
+    """The rows of a shell script that runs in a copy of what `make` makes."""
+
+    def rows(pairs: int) -> list[Row]:
+        with tempfile.TemporaryDirectory(prefix="kvmlet-bench-") as name:
+            make(Path(name))
+            argv = ["/bin/sh", "-ec", f"cp -r source out; cd out; {script}"]
+            return rows_of_command(what, Path(name), argv, pairs, most=most, remove="out")
+
+    return rows
+
+
+BUILDS = {
+    "make-lua": _of_build(
+        "make of Lua, one job",
+        make_lua,
+        "exec make -s -j1",
+        1.25,
+    ),
+    "configure": _of_build(
+        "a configure script of 500 lines",
+        make_configure,
+        "exec /bin/sh ./configure",
+        2.5,
+    ),
+}
+
+
 def main() -> int:
     """Run the bench; the exit status."""
-    options = parser("processes.py", __doc__, list(KINDS)).parse_args()
+    names = [*KINDS, *BUILDS]
+    options = parser("processes.py", __doc__, names).parse_args()
     if not KVMLET.exists():
         print(f"bench: {KVMLET} is missing: run `make bench-processes`", file=sys.stderr)
         return 2
@@ -102,8 +139,8 @@ def main() -> int:
     if reason:
         print(f"not compared with runsc --platform=ptrace: {reason}")
     peer = None if reason else runsc
-    wanted = options.only or list(KINDS)
-    return run([Case(kind, partial(_rows, kind, peer)) for kind in wanted], options)
+    cases = {kind: partial(_rows, kind, peer) for kind in KINDS} | BUILDS
+    return run([Case(name, cases[name]) for name in options.only or names], options)
 
 
 if __name__ == "__main__":

@@ -122,9 +122,9 @@ class Worker:
     def guest_memory(self) -> Iterator[tuple[int, int]]:
         """Address ranges, in bytes, of what the host holds as guest memory.
 
-        That is what has been advised to be of huge pages or not to be, and what is mapped without
-        a reservation: hg, nh and nr of smaps' VmFlags, proc(5). So are mappings of memfds. Some
-        kernels show stacks of our own threads so, too.
+        That is what has been advised to be of huge pages or not to be (hg and nh of smaps' VmFlags,
+        proc(5)). What is mapped without a reservation (nr) is, too, and mappings of memfds. Some
+        kernels show stacks of our own threads so.
         """
         stacks = self.stack_pointers()
         text = pathlib.Path(f"/proc/{self.process.pid}/smaps").read_text()
