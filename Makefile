@@ -27,7 +27,7 @@ help:
 	@echo "make bench     measure; prints ratios to native"
 	@echo "make bench-fork  the same for freezing, forking and resetting"
 	@echo "make bench-calls  what a system call costs, by exit and by polling"
-	@echo "make bench-processes  what fork, exec, pipes and switches between processes cost"
+	@echo "make bench-processes  what fork, exec, pipes, switches between processes and builds cost"
 	@echo "make bench-files  what starting a program and changing files in memory cost"
 	@echo "make bench-net  what sockets cost, inside and to the host"
 	@echo "make bench-profile  where the time of some programs goes, as a table and a picture"
