@@ -207,7 +207,7 @@ fn mixed(guest: &str) -> Result<(), EngineError> {
 }
 
 /// The reset of a fork that has written nothing, after another one has written much.
-fn beside_a_sibling(guest: &str) -> Result<(), EngineError> {
+fn beside_a_sibling(guest: &str, rounds: usize) -> Result<(), EngineError> {
     let snapshot = freeze(guest)?;
     let mut sibling = snapshot.fork()?;
     for _ in 0..WARM_ROUNDS {
@@ -218,7 +218,7 @@ fn beside_a_sibling(guest: &str) -> Result<(), EngineError> {
     write_pages(&mut fork, 0)?;
     fork.reset()?;
     let mut all = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         all.push(timed(|| fork.reset())?.0);
     }
     print(
@@ -357,7 +357,7 @@ fn measure(row: &str, guest: &str, rounds: usize) -> Result<(), EngineError> {
         ("call_to_host", _) => calls_to_host(guest),
         ("request_reset_0", _) => steady(row, guest, rounds, |fork| request(fork, 0)),
         ("mixed", _) => mixed(guest),
-        ("idle_reset_beside_sibling", _) => beside_a_sibling(guest),
+        ("idle_reset_beside_sibling", _) => beside_a_sibling(guest, rounds),
         ("fork_new_vm_and_call", _) => new_forks(guest),
         ("fork_bound", _) => bound_forks(guest),
         ("forks_100", _) => live_forks(guest),
@@ -378,7 +378,8 @@ fn main() -> Result<(), EngineError> {
         return ROWS.iter().try_for_each(|row| measure(row, &guest, ROUNDS));
     };
     let times: Option<usize> = arguments.next().and_then(|times| times.parse().ok());
-    let is_of_requests = row.starts_with("call_reset_") || row == "request_reset_0";
+    let others = ["request_reset_0", "idle_reset_beside_sibling"];
+    let is_of_requests = row.starts_with("call_reset_") || others.contains(&row.as_str());
     match is_of_requests {
         true => measure(&row, &guest, times.unwrap_or(ROUNDS_ALONE)),
         false => (0..times.unwrap_or(1)).try_for_each(|_| measure(&row, &guest, ROUNDS)),

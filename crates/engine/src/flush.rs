@@ -7,14 +7,10 @@
 
 use kvmlet_hv::{HvError, KvmKind};
 use kvmlet_linux::Machine;
-use kvmlet_mem::{DirtyBits, GuestMemory, MmId, PendingFlush};
+use kvmlet_mem::{DirtyBits, GuestMemory, MmId, PendingFlush, RELOAD_FROM};
 use kvmlet_stub::MAX_FLUSH_PAGES;
 
 use crate::vm::{GuestVm, VcpuState};
-
-/// With more entries than this, to load them all anew costs the CPU less than to drop them one by one (Linux has the
-/// same number: tlb_single_page_flush_ceiling).
-const RELOAD_FROM: usize = 33;
 
 /// Discharges what the page tables of an address space, which is entered next, have recorded. Returns whether
 /// everything was flushed.

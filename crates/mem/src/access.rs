@@ -1,5 +1,7 @@
 //! Checked access to guest memory by guest-physical address.
 
+use core::ops::Range;
+
 use kvmlet_abi::{Gpa, PAGE_SIZE};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -205,21 +207,26 @@ impl GuestMemory {
 }
 
 impl GuestMemory {
-    /// Stores entries of one table, each by its index.
-    pub(crate) fn store_entries(
+    /// Takes `bits` out of those entries of some stretches of one table that have one. Adds their indices. False if it is no
+    /// table.
+    pub(crate) fn take_bits(
         &mut self,
         table: Gpa,
-        entries: impl Iterator<Item = (usize, u64)>,
-    ) {
-        let mut entries = entries.peekable();
-        if entries.peek().is_some()
-            && let Ok((slot, offset)) = self.locate_mut(table, PAGE_SIZE)
-            && let Store::Tables { map, written, .. } = &mut slot.store
-        {
+        stretches: &[Range<usize>],
+        bits: u64,
+        found: &mut Vec<usize>,
+    ) -> bool {
+        let Ok((slot, offset)) = self.locate_mut(table, PAGE_SIZE) else {
+            return false;
+        };
+        let Store::Tables { map, written, .. } = &mut slot.store else {
+            return false;
+        };
+        let is_taken = map.take_bits(offset, stretches, bits, found).is_ok();
+        if !found.is_empty() {
             written.add(offset, PAGE_SIZE);
-            // Aligned and inside: it is the address of a table frame.
-            let _ = map.store_words(offset, entries);
         }
+        is_taken
     }
 }
 

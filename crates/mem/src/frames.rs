@@ -693,7 +693,9 @@ impl Divided {
         mut wipe: impl FnMut(Wipe) -> bool,
     ) -> u64 {
         let dirty = used.without(&self.zero).without(&self.uncounted);
+        let mut wiped = 0;
         for index in dirty.iter() {
+            wiped += 1;
             if wipe(Wipe::Frame(gpa.wrapping_add(index as u64 * PAGE_SIZE))) {
                 self.zero.add(index);
             }
@@ -707,6 +709,6 @@ impl Divided {
             Reuse::AfterFlush => self.held = free.without(&self.free),
         }
         self.refs = None;
-        dirty.len() as u64
+        wiped
     }
 }

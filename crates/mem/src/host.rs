@@ -4,6 +4,7 @@
 //! offsets and byte counts, never pointers.
 
 use core::ffi::c_void;
+use core::ops::Range;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,6 +16,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 
+use crate::marks::PageMarks;
 use crate::set::IndexSet;
 
 const HUGE: usize = HUGE_PAGE_SIZE as usize;
@@ -199,52 +201,6 @@ impl Drop for Reservation {
 
 fn pointer(addr: usize) -> *mut u8 {
     ptr::with_exposed_provenance_mut(addr)
-}
-
-/// A set of the pages of a mapping, by what they hold at byte offsets.
-#[derive(Debug, Default)]
-struct PageMarks {
-    words: Vec<u64>,
-    /// Indices of the words that are not 0.
-    used: Vec<usize>,
-}
-
-impl PageMarks {
-    /// Adds the pages of a range that lies in the mapping.
-    fn add(&mut self, offset: u64, len: usize) {
-        let Some(last) = (len as u64).checked_sub(1) else {
-            return;
-        };
-        for page in offset / PAGE_SIZE..=offset.saturating_add(last) / PAGE_SIZE {
-            let at = (page / 64) as usize;
-            if at >= self.words.len() {
-                self.words.resize(at + 1, 0);
-            }
-            if self.words[at] == 0 {
-                self.used.push(at);
-            }
-            self.words[at] |= 1 << (page % 64);
-        }
-    }
-
-    fn has(&self, offset: u64) -> bool {
-        let page = offset / PAGE_SIZE;
-        let word = self.words.get((page / 64) as usize);
-        word.is_some_and(|word| word >> (page % 64) & 1 != 0)
-    }
-
-    /// Those of the 512 pages from one with a number that is a multiple of 512.
-    fn block(&self, page: u64) -> IndexSet {
-        let first = (page / 64) as usize;
-        let words = self.words.get(first..).unwrap_or_default();
-        IndexSet::of_words(words)
-    }
-
-    fn clear(&mut self) {
-        for at in self.used.drain(..) {
-            self.words[at] = 0;
-        }
-    }
 }
 
 /// Anonymous host memory: every byte can be read and written.
@@ -444,23 +400,48 @@ impl AnonMapping {
         Ok(())
     }
 
-    /// Stores words of the page at `offset`, each by its index in the page.
-    pub(crate) fn store_words(
+    /// Takes `bits` out of those words of the page at `offset` that have one. Adds their indices. They lie in
+    /// `stretches`, which are ranges of indices. For words that nobody else changes meanwhile.
+    pub(crate) fn take_bits(
         &mut self,
         offset: u64,
-        words: impl Iterator<Item = (usize, u64)>,
+        stretches: &[Range<usize>],
+        bits: u64,
+        found: &mut Vec<usize>,
     ) -> Result<(), HostFault> {
-        const WORDS: usize = PAGE_SIZE as usize / 8;
-        let page = self.at_mut(offset, PAGE_SIZE as usize)?;
+        /// Looked at together: mostly none has the bit.
+        const TOGETHER: usize = 8;
+        let page = self.range.at(offset, PAGE_SIZE as usize)?;
         if !page.is_multiple_of(8) {
             return Err(HostFault::Outside);
         }
-        for (index, value) in words {
-            let at = page + index % WORDS * 8;
-            // SAFETY: in the page that was checked, aligned, alive as long as `self`; an atomic may be
-            // changed by others.
-            let word = unsafe { AtomicU64::from_ptr(pointer(at).cast()) };
-            word.store(value, Ordering::Release);
+        let words: *const [AtomicU64; PAGE_SIZE as usize / 8] = pointer(page).cast();
+        // SAFETY: the page was checked, is aligned, and alive as long as `self`; atomics may be changed by others.
+        let words = unsafe { &*words };
+        for stretch in stretches {
+            let of_stretch = words.get(stretch.clone()).ok_or(HostFault::Outside)?;
+            let mut take = |some: &[AtomicU64], first: usize| {
+                for (word, index) in some.iter().zip(first..) {
+                    let now = word.load(Ordering::Relaxed);
+                    if now & bits != 0 {
+                        word.store(now & !bits, Ordering::Release);
+                        found.push(index);
+                    }
+                }
+            };
+            let (groups, rest) = of_stretch.as_chunks::<TOGETHER>();
+            let mut first = stretch.start;
+            for group in groups {
+                let mut all = 0;
+                for word in group {
+                    all |= word.load(Ordering::Relaxed);
+                }
+                if all & bits != 0 {
+                    take(group, first);
+                }
+                first += TOGETHER;
+            }
+            take(rest, first);
         }
         Ok(())
     }

@@ -1,15 +1,16 @@
 //! The kept copies of one table's pages as a reset has left them. The next one finds at a glance those that were
 //! written.
 
+use core::ops::Range;
+
 use kvmlet_abi::{HUGE_PAGE_SIZE, PAGE_SIZE};
-use zerocopy::IntoBytes;
 
 use crate::MmId;
 use crate::entry::{DIRTY, PageSize};
 use crate::frames::BlockId;
 use crate::host::Restore;
 use crate::memory::GuestMemory;
-use crate::pending::StaleEntry;
+use crate::pending::{RELOAD_FROM, StaleEntry};
 use crate::reset::ResetReport;
 use crate::set::IndexSet;
 use crate::slots::{Place, Pool, Store};
@@ -22,12 +23,14 @@ const LOOK_EVERY: u32 = 64;
 /// The copies of a table's pages: good until one is added or given up.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    /// Index and entry of each, in the order of [`TableLog::copies`]. The entry has no dirty bit.
-    entries: Vec<(usize, u64)>,
+    /// Entries of theirs that stand together in the table, by index.
+    stretches: Vec<Range<usize>>,
     frames: Vec<BlockFrames>,
     indices: IndexSet,
     /// Resets since each was looked at.
     resets: u32,
+    /// One of their entries may have been edited since the last reset. The CPU alone has set dirty bits.
+    is_edited: bool,
 }
 
 /// Frames of a block.
@@ -37,20 +40,26 @@ struct BlockFrames {
     pool: Pool,
     block: BlockId,
     frames: IndexSet,
+    /// Each frame in the block, and the index of the entry that maps it.
+    mapped: Vec<(u16, u16)>,
 }
 
 impl Kept {
     /// Those that a reset has just restored; `None` if there are none.
     pub(crate) fn of(mem: &GuestMemory, log: &TableLog) -> Option<Self> {
         let mut kept = Self {
-            entries: Vec::with_capacity(log.copies.len()),
+            stretches: Vec::new(),
             frames: Vec::new(),
             indices: IndexSet::EMPTY,
             resets: 0,
+            is_edited: false,
         };
         for copy in &log.copies {
             let known = copy.kept?;
-            kept.entries.push((copy.index, known.entry & !DIRTY));
+            match kept.stretches.last_mut() {
+                Some(last) if last.end == copy.index => last.end += 1,
+                _ => kept.stretches.push(copy.index..copy.index + 1),
+            }
             kept.indices.add(copy.index);
             let at = mem
                 .slots
@@ -60,22 +69,58 @@ impl Kept {
                 offset: known.copy.offset / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE,
                 ..known.copy
             };
-            let same = |one: &&mut BlockFrames| one.start == start;
-            match kept.frames.iter_mut().find(same) {
-                Some(one) => one.frames.add(at.index),
-                None => {
-                    let mut frames = IndexSet::EMPTY;
-                    frames.add(at.index);
-                    kept.frames.push(BlockFrames {
-                        start,
-                        pool: at.pool,
-                        block: at.block,
-                        frames,
-                    });
-                }
-            }
+            let of_block = kept.frames.iter().position(|one| one.start == start);
+            let of_block = of_block.unwrap_or_else(|| {
+                kept.frames.push(BlockFrames {
+                    start,
+                    pool: at.pool,
+                    block: at.block,
+                    frames: IndexSet::EMPTY,
+                    mapped: Vec::new(),
+                });
+                kept.frames.len() - 1
+            });
+            let one = kept.frames.get_mut(of_block)?;
+            one.frames.add(at.index);
+            let pair = (at.index.try_into().ok()?, copy.index.try_into().ok()?);
+            one.mapped.push(pair);
         }
-        (!kept.entries.is_empty()).then_some(kept)
+        for one in &mut kept.frames {
+            one.mapped.sort_unstable();
+            one.mapped.shrink_to_fit();
+        }
+        (!kept.stretches.is_empty()).then_some(kept)
+    }
+
+    /// Says that an entry of the table, by its index, is about to change.
+    pub(crate) fn note_edit(&mut self, index: usize) {
+        self.is_edited |= self.indices.has(index);
+    }
+
+    /// True if a reset can go by it, and keep all.
+    fn is_good(&self, mem: &GuestMemory) -> bool {
+        let mut frames = self.frames.iter();
+        let can_keep = |one: &BlockFrames| {
+            let pool = mem.pool_ref(one.pool);
+            pool.can_uncount(one.block, &one.frames)
+        };
+        !self.is_edited && self.resets < LOOK_EVERY && frames.all(can_keep)
+    }
+
+    /// Indices of those that the host may have written since the last reset.
+    fn marked<'a>(&'a self, mem: &'a GuestMemory) -> impl Iterator<Item = usize> + 'a {
+        self.frames.iter().flat_map(|one| {
+            let marks = mem.marks(one.start);
+            let marked = marks.without(&one.frames.complement()).iter();
+            marked.filter_map(|frame| {
+                let at = one
+                    .mapped
+                    .binary_search_by_key(&frame, |(frame, _)| usize::from(*frame));
+                one.mapped
+                    .get(at.ok()?)
+                    .map(|(_, index)| usize::from(*index))
+            })
+        })
     }
 
     /// Resets that have not looked at each copy since the last one that did.
@@ -93,74 +138,57 @@ impl PageTables {
         log: &mut TableLog,
         (id, report): (MmId, &mut ResetReport),
     ) -> bool {
-        let Some(kept) = &mut log.kept else {
+        let Some(kept) = log.kept.as_ref().filter(|kept| kept.is_good(mem)) else {
             return false;
         };
-        let mut words = [0u64; 512];
-        if kept.resets >= LOOK_EVERY || mem.read(log.table, words.as_mut_bytes()).is_err() {
-            return false;
-        }
-        let is_marked = kept.frames.iter().any(|one| {
-            let marks = mem.marks(one.start);
-            marks.without(&one.frames.complement()) != IndexSet::EMPTY
-        });
-        // Place among the copies, index in the table, and entry.
-        let mut written: Vec<(usize, usize, u64)> = Vec::new();
-        for (at, (index, entry)) in kept.entries.iter().enumerate() {
-            let now = words[index % words.len()];
-            if now != *entry {
-                if now & !DIRTY != *entry {
-                    return false;
-                }
-                if written.is_empty() {
-                    written.reserve(kept.entries.len());
-                }
-                written.push((at, *index, now));
-            } else if is_marked
-                && let Some(copy) = log.copies.get(at).and_then(|copy| copy.kept)
-                && mem.is_marked(copy.copy)
-            {
-                written.push((at, *index, now));
-            }
-        }
-        let can_keep = kept
-            .frames
-            .iter()
-            .all(|one| mem.pool_ref(one.pool).can_uncount(one.block, &one.frames));
-        if !can_keep {
+        debug_assert!(log.has_kept_entries(mem), "an edit that nobody noted");
+        // Those that the program has written.
+        let mut dirty = Vec::new();
+        if !mem.take_bits(log.table, &kept.stretches, DIRTY, &mut dirty) {
             return false;
         }
         for one in &kept.frames {
             mem.pool(one.pool).uncount_set(one.block, &one.frames);
         }
-        kept.resets = kept.resets.saturating_add(1);
         let mut indices = kept.indices;
-        let all_pages = log.copies.len();
-        report.compared_equal_pages += (all_pages - written.len()) as u64;
+        let marked: Vec<usize> = kept.marked(mem).collect();
+        if let Some(kept) = &mut log.kept {
+            kept.resets = kept.resets.saturating_add(1);
+        }
+        if dirty.len() > RELOAD_FROM {
+            self.require_full_flush();
+        } else {
+            self.record_all(dirty.iter().map(|index| StaleEntry {
+                gva: log.gva(*index),
+                entry: log.entry(*index),
+                size: PageSize::Base,
+                window: None,
+            }));
+        }
+        let mut written = dirty.len();
         let mut lost = Vec::new();
-        let dirty = written.iter().filter(|(.., now)| now & DIRTY != 0);
-        mem.store_entries(
-            log.table,
-            dirty.clone().map(|(_, index, now)| (*index, now & !DIRTY)),
-        );
-        self.record_all(dirty.map(|(_, index, _)| StaleEntry {
-            gva: log.gva(*index),
-            entry: log.entry(*index),
-            size: PageSize::Base,
-            window: None,
-        }));
-        for (at, index, now) in written {
+        let mut place = 0;
+        let known_dirty = dirty.iter().map(|index| (*index, Restore::Copy));
+        let marked = marked.iter().map(|index| (*index, Restore::Compare));
+        for (index, how) in known_dirty.chain(marked) {
+            if how == Restore::Compare {
+                if dirty.binary_search(&index).is_ok() {
+                    continue;
+                }
+                written += 1;
+            }
+            // They mostly follow each other.
+            if log.copies.get(place).is_none_or(|copy| copy.index != index) {
+                place = log.place_of(index).unwrap_or(log.copies.len());
+            }
             let gva = log.gva(index);
-            let how = match now & DIRTY {
-                0 => Restore::Compare,
-                _ => Restore::Copy,
-            };
-            let Some((copy, known)) = log.copies.get_mut(at).and_then(|copy| {
+            let Some((copy, known)) = log.copies.get_mut(place).and_then(|copy| {
                 let known = copy.kept?;
                 Some((copy, known))
             }) else {
                 continue;
             };
+            place += 1;
             match mem.restore_page(known.frozen, known.copy, how) {
                 Ok(differed) => copy.note(differed, (id, gva), report),
                 Err(_) => {
@@ -170,6 +198,7 @@ impl PageTables {
                 }
             }
         }
+        report.compared_equal_pages += (log.copies.len() - written) as u64;
         for index in lost {
             log.copies.retain(|copy| copy.index != index);
             log.kept = None;

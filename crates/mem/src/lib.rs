@@ -40,7 +40,10 @@ mod frames;
 mod frozen;
 mod host;
 mod keep;
+#[deny(unsafe_code)]
 mod kept;
+#[deny(unsafe_code)]
+mod marks;
 #[deny(unsafe_code)]
 mod memory;
 #[deny(unsafe_code)]
@@ -83,7 +86,7 @@ pub use frames::FrameRun;
 pub use frozen::FrozenMemory;
 pub use host::note_huge_pages;
 pub use memory::{GuestMemory, HostPage, SlotMemory};
-pub use pending::{MAX_STALE_ENTRIES, PendingFlush, StaleEntry, TABLE_WINDOW};
+pub use pending::{MAX_STALE_ENTRIES, PendingFlush, RELOAD_FROM, StaleEntry, TABLE_WINDOW};
 pub use present::Shown;
 pub use reset::{DirtyBits, ResetReport};
 pub use spaces::Spaces;

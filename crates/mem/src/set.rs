@@ -12,6 +12,7 @@ impl IndexSet {
     const LEN: usize = WORDS * 64;
 
     /// The set that the first words of a longer one are.
+    #[inline]
     pub(crate) fn of_words(words: &[u64]) -> Self {
         let mut set = Self::EMPTY;
         for (word, from) in set.0.iter_mut().zip(words) {
@@ -20,18 +21,22 @@ impl IndexSet {
         set
     }
 
+    #[inline]
     pub(crate) fn has(&self, index: usize) -> bool {
         self.0[index / 64] >> (index % 64) & 1 != 0
     }
 
+    #[inline]
     pub(crate) fn add(&mut self, index: usize) {
         self.0[index / 64] |= 1 << (index % 64);
     }
 
+    #[inline]
     pub(crate) fn remove(&mut self, index: usize) {
         self.0[index / 64] &= !(1 << (index % 64));
     }
 
+    #[inline]
     pub(crate) fn first(&self) -> Option<usize> {
         self.0
             .iter()
@@ -39,29 +44,28 @@ impl IndexSet {
             .map(|at| at * 64 + self.0[at].trailing_zeros() as usize)
     }
 
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
     }
 
+    #[inline]
     pub(crate) fn complement(&self) -> Self {
         Self::FULL.without(self)
     }
 
-    pub(crate) fn without(mut self, other: &Self) -> Self {
-        for (word, other) in self.0.iter_mut().zip(&other.0) {
-            *word &= !other;
-        }
-        self
+    #[inline]
+    pub(crate) fn without(self, other: &Self) -> Self {
+        Self(core::array::from_fn(|at| self.0[at] & !other.0[at]))
     }
 
-    pub(crate) fn with(mut self, other: &Self) -> Self {
-        for (word, other) in self.0.iter_mut().zip(&other.0) {
-            *word |= other;
-        }
-        self
+    #[inline]
+    pub(crate) fn with(self, other: &Self) -> Self {
+        Self(core::array::from_fn(|at| self.0[at] | other.0[at]))
     }
 
     /// Start of the first `count` neighbours.
+    #[inline]
     pub(crate) fn run_of(&self, count: usize) -> Option<usize> {
         let mut len = 0;
         (0..Self::LEN)
@@ -73,6 +77,7 @@ impl IndexSet {
     }
 
     /// The numbers, smallest first.
+    #[inline]
     pub(crate) fn iter(self) -> impl Iterator<Item = usize> {
         self.0.into_iter().enumerate().flat_map(|(at, word)| {
             core::iter::successors((word != 0).then_some(word), |word| {

@@ -34,11 +34,17 @@ pub(crate) enum Store {
 
 /// The pages of a table slot that we have written.
 #[derive(Debug)]
-pub(crate) struct WrittenPages([IndexSet; (TABLES_SLOT / HUGE_PAGE_SIZE) as usize]);
+pub(crate) struct WrittenPages {
+    blocks: [IndexSet; (TABLES_SLOT / HUGE_PAGE_SIZE) as usize],
+    pages: u64,
+}
 
 impl Default for WrittenPages {
     fn default() -> Self {
-        Self([IndexSet::EMPTY; (TABLES_SLOT / HUGE_PAGE_SIZE) as usize])
+        Self {
+            blocks: [IndexSet::EMPTY; (TABLES_SLOT / HUGE_PAGE_SIZE) as usize],
+            pages: 0,
+        }
     }
 }
 
@@ -46,15 +52,19 @@ impl WrittenPages {
     pub(crate) fn add(&mut self, offset: u64, len_bytes: u64) {
         let mut at = offset & !(PAGE_SIZE - 1);
         while at < offset + len_bytes {
-            if let Some(block) = self.0.get_mut((at / HUGE_PAGE_SIZE) as usize) {
-                block.add((at % HUGE_PAGE_SIZE / PAGE_SIZE) as usize);
+            let index = (at % HUGE_PAGE_SIZE / PAGE_SIZE) as usize;
+            if let Some(block) = self.blocks.get_mut((at / HUGE_PAGE_SIZE) as usize)
+                && !block.has(index)
+            {
+                block.add(index);
+                self.pages += 1;
             }
             at += PAGE_SIZE;
         }
     }
 
     pub(crate) fn pages(&self) -> u64 {
-        self.0.iter().map(|block| block.len() as u64).sum()
+        self.pages
     }
 }
 

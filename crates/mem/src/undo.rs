@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use kvmlet_abi::{Gpa, Gva};
 
 use crate::MmId;
-use crate::entry::{Leaf, PRESENT, entry_at, leaf_at, span};
+use crate::entry::{DIRTY, Leaf, PRESENT, entry_at, leaf_at, span};
 use crate::host::Restore;
 use crate::kept::Kept;
 use crate::memory::GuestMemory;
@@ -162,10 +162,25 @@ impl TableLog {
         report.dropped.push((id, self.gva(index)));
     }
 
+    /// The place of the copy with this index among the copies, or the one where it would be.
+    pub(crate) fn place_of(&self, index: usize) -> Result<usize, usize> {
+        self.copies.binary_search_by_key(&index, |copy| copy.index)
+    }
+
+    /// True if the entries of kept copies are as the last reset has left them, but for dirty bits.
+    pub(crate) fn has_kept_entries(&self, mem: &GuestMemory) -> bool {
+        self.copies.iter().all(|copy| {
+            let now = mem.load_entry(self.entry(copy.index));
+            copy.kept
+                .is_some_and(|kept| (now ^ kept.entry) & !DIRTY == 0)
+        })
+    }
+
     /// Copies of the pages right before one, as far as each of them is one.
     pub(crate) fn copies_before(&self, index: usize) -> usize {
-        let found = self.copies.binary_search_by_key(&index, |copy| copy.index);
-        let before = self.copies.get(..found.unwrap_or_else(|at| at));
+        let before = self
+            .copies
+            .get(..self.place_of(index).unwrap_or_else(|at| at));
         let before = before.unwrap_or_default().iter().rev();
         let in_sequence = before
             .zip(1..)
@@ -175,10 +190,7 @@ impl TableLog {
 
     pub(crate) fn set_copy(&mut self, copy: PageCopy) {
         self.kept = None;
-        let place = self
-            .copies
-            .binary_search_by_key(&copy.index, |copy| copy.index);
-        match place {
+        match self.place_of(copy.index) {
             Ok(place) => {
                 if let Some(old) = self.copies.get_mut(place) {
                     *old = copy;
@@ -253,8 +265,8 @@ impl UndoLog {
         let at = self.by_table.get(&entry.page_down());
         let index = (entry.page_offset() / 8) as usize;
         at.and_then(|&at| self.tables.get(at)).is_some_and(|log| {
-            let found = log.copies.binary_search_by_key(&index, |copy| copy.index);
-            found.is_ok_and(|at| log.copies[at].frame == frame)
+            log.place_of(index)
+                .is_ok_and(|at| log.copies[at].frame == frame)
         })
     }
 
@@ -262,6 +274,9 @@ impl UndoLog {
     pub(crate) fn touch(&mut self, entry: Gpa, gva: Gva, level: u32) {
         let (log, index) = self.log_of(entry, gva, level);
         log.touched.add(index);
+        if let Some(kept) = &mut log.kept {
+            kept.note_edit(index);
+        }
     }
 
     /// Notes that `table` takes the place of what `entry`, of a page directory, is `now`: nothing, or a
