@@ -1,7 +1,6 @@
 //! The state a vCPU starts in: CPUID, control registers, segments and MSRs.
 
 use std::arch::x86_64::__cpuid_count;
-use std::sync::OnceLock;
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_msr_entry, kvm_segment,
@@ -31,9 +30,6 @@ const EFER: u64 = 0xd01;
 const XCR0_LEGACY: u64 = 0x3;
 const XCR0_AVX: u64 = 0x4;
 const XCR0_AVX512: u64 = 0xe0;
-
-/// "GenuineIntel", in the order EBX, EDX, ECX (SDM vol. 2A, CPUID).
-const INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
 
 const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
@@ -270,18 +266,6 @@ pub fn initial_sregs(mut sregs: kvm_sregs, template: &CpuTemplate, cr3: Gpa) -> 
 /// Offset of a state component in an area of the standard format, in bytes (CPUID.0DH.n:EBX).
 pub fn component_offset(feature: u64) -> usize {
     __cpuid_count(0xd, feature.trailing_zeros()).ebx as usize
-}
-
-/// True if xrstor puts back the x87 pointers too: the last instruction, its operand and opcode. AMD's CPUs leave them
-/// alone unless an exception is pending, before those that say otherwise (CPUID.80000008H:EBX, XSAVEERPTR).
-pub fn xrstor_takes_all() -> bool {
-    static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
-        let vendor = __cpuid_count(0, 0);
-        let is_intel = [vendor.ebx, vendor.edx, vendor.ecx] == INTEL;
-        let has_leaf = __cpuid_count(0x8000_0000, 0).eax >= 0x8000_0008;
-        is_intel || has_leaf && __cpuid_count(0x8000_0008, 0).ebx & 1 << 2 != 0
-    })
 }
 
 /// True if this host's programs have protection keys (CPUID.7:ECX.OSPKE).

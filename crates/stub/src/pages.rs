@@ -199,13 +199,20 @@ mod tests {
         let at = CLEAN_BYTES as usize;
         let list = [0x59, 0xe3, 6, 0x58, 0x0f, 0x01, 0x38, 0xe2, 0xfa];
         assert_eq!(code[at..at + 9], list);
-        let mask = [0xb8, 0xff, 0xff, 0xff, 0xff, 0x89, 0xc2];
-        assert_eq!(code[at + 9..at + 16], mask);
-        assert_eq!(code[at + 16..at + 20], [0x48, 0x0f, 0xae, 0x2d]);
-        let distance = i32::from_le_bytes(code[at + 20..at + 24].try_into().unwrap());
         let image = INITIAL_XSTATE_BYTES as usize;
-        assert_eq!(at + 24 + distance as usize, image);
-        assert_eq!(code[at + 24..at + 30], [0x59, 0x5a, 0x58, 0x48, 0xcf, 0xcc]);
+        let points_to_image = |end: usize| {
+            let distance = i32::from_le_bytes(code[end - 4..end].try_into().unwrap());
+            assert_eq!(end + distance as usize, image);
+        };
+        let pointers = [0xdb, 0xe3, 0xdb, 0x05];
+        assert_eq!(code[at + 9..at + 13], pointers);
+        points_to_image(at + 17);
+        assert_eq!(code[at + 17..at + 19], pointers[..2]);
+        let mask = [0xb8, 0xff, 0xff, 0xff, 0xff, 0x89, 0xc2];
+        assert_eq!(code[at + 19..at + 26], mask);
+        assert_eq!(code[at + 26..at + 30], [0x48, 0x0f, 0xae, 0x2d]);
+        points_to_image(at + 34);
+        assert_eq!(code[at + 34..at + 40], [0x59, 0x5a, 0x58, 0x48, 0xcf, 0xcc]);
         let mut wanted = [0; 576];
         wanted[0..2].copy_from_slice(&0x37fu16.to_le_bytes());
         wanted[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
@@ -217,7 +224,7 @@ mod tests {
         let reload = RELOAD_BYTES as usize;
         for gap in [
             end..CLEAN_RELOAD_BYTES as usize,
-            at + 29..image,
+            at + 39..image,
             image + 576..reload,
         ] {
             assert!(code[gap].iter().all(|&byte| byte == 0xcc));

@@ -5,7 +5,7 @@ use std::io;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_ptr};
 
 use super::Vcpu;
-use crate::cpu::{self, CR4_OSXSAVE};
+use crate::cpu::CR4_OSXSAVE;
 use crate::ioctl::{KVM_GET_XSAVE, KVM_GET_XSAVE2, KVM_SET_XSAVE};
 use crate::{HvError, XState, XStateLayout};
 use kvmlet_stub::KvmKind;
@@ -51,8 +51,7 @@ impl Vcpu {
     pub fn load_initial_xstate(&mut self, initial: &XState) -> Result<(), HvError> {
         let in_stub = self.kvm_kind == Some(KvmKind::Hardware)
             && self.xstate.xcr0 != 0
-            && self.initial.cr4 & CR4_OSXSAVE != 0
-            && cpu::xrstor_takes_all();
+            && self.initial.cr4 & CR4_OSXSAVE != 0;
         if !in_stub {
             return self.load_xstate(initial);
         }

@@ -59,6 +59,10 @@
 /* Clean: as a flush on hardware, but of any number of pages; then the extended state that a program starts with. The
  * stack holds the number of pages, their addresses, rcx, rdx, rax and the frame. The image has x87 and SSE: all other
  * components are given their initial values (SDM vol. 1, 13.8).
+ *
+ * xrstor leaves the last instruction, its operand and opcode alone on AMD's CPUs without XSAVEERPTR (CPUID.80000008H:EBX).
+ * So a load of ours overwrites those of the program, and fninit clears them. The first one is for an exception that is
+ * pending, which the load would raise.
  */
 	.org kvmlet_stub_exception_code + K_CLEAN_RELOAD, 0xcc
 	mov	%cr3, %rax
@@ -69,7 +73,10 @@
 1:	pop	%rax
 	invlpg	(%rax)
 	loop	1b
-2:	mov	$-1, %eax
+2:	fninit
+	fildl	(kvmlet_stub_exception_code + K_INITIAL_XSTATE)(%rip)
+	fninit
+	mov	$-1, %eax
 	mov	%eax, %edx
 	xrstor64 (kvmlet_stub_exception_code + K_INITIAL_XSTATE)(%rip)
 	pop	%rcx
