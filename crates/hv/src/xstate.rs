@@ -1,5 +1,7 @@
 //! Extended state (x87, SSE, AVX...) in the standard XSAVE format (SDM vol. 1, 13.4).
 
+use zerocopy::IntoBytes;
+
 use crate::HvError;
 use crate::cpu::XSAVE_LEGACY_LEN;
 
@@ -65,11 +67,9 @@ impl XState {
     /// The image as a program sees it: `layout().len_bytes` bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes: Vec<u8> = self
-            .words
-            .iter()
-            .flat_map(|word| word.to_le_bytes())
-            .collect();
+        let len = self.layout.len_bytes.max(XSTATE_BV_AT + 8);
+        let all = self.words.as_bytes();
+        let mut bytes = all.get(..len).unwrap_or(all).to_vec();
         let enabled = self.words[XSTATE_BV_AT / 8] & (self.layout.xcr0 | XFEATURES_LEGACY);
         bytes[XSTATE_BV_AT..XSTATE_BV_AT + 8].copy_from_slice(&enabled.to_le_bytes());
         bytes.truncate(self.layout.len_bytes);
@@ -114,12 +114,11 @@ impl XState {
             }
             (features, image.len().min(self.layout.len_bytes))
         };
-        self.words.fill(0);
-        for (word, bytes) in self.words.iter_mut().zip(image[..len].chunks(8)) {
-            let mut raw = [0; 8];
-            raw[..bytes.len()].copy_from_slice(bytes);
-            *word = u64::from_le_bytes(raw);
-        }
+        let bytes = self.words.as_mut_bytes();
+        let len = len.min(bytes.len());
+        let (given, rest) = bytes.split_at_mut(len);
+        given.copy_from_slice(&image[..len]);
+        rest.fill(0);
         self.words[XSTATE_BV_AT / 8] = features;
         self.open_protection_keys();
         Ok(())
