@@ -435,7 +435,7 @@ impl FramePool {
         for block in &self.blocks {
             let id = pool.add_blocks(block.gpa, 1);
             let used = block.in_use();
-            if used == IndexSet::EMPTY {
+            if used.is_empty() {
                 continue;
             }
             pool.clean.retain(|&clean| clean != id);
@@ -458,7 +458,7 @@ impl FramePool {
                 listed_at: None,
                 listed_held: false,
             }));
-            if free != IndexSet::EMPTY {
+            if !free.is_empty() {
                 pool.list(id);
             }
         }
@@ -540,14 +540,14 @@ impl FramePool {
         for id in 0..self.blocks.len() as BlockId {
             let block = &mut self.blocks[id as usize];
             if let State::Divided(divided) = &mut block.state
-                && divided.uncounted != IndexSet::EMPTY
+                && !divided.uncounted.is_empty()
             {
                 wiped += divided.reset(block.gpa, &block.used, reuse, &mut wipe);
                 partial.push(id);
                 continue;
             }
             let (dirty, was_free) = match &block.state {
-                State::Free { .. } if block.used == IndexSet::EMPTY => continue,
+                State::Free { .. } if block.used.is_empty() => continue,
                 State::Free { zero: true } => (IndexSet::EMPTY, true),
                 State::Free { zero: false } => (block.used, true),
                 State::Whole { .. } | State::HeldWhole { zero: false } => (block.used, false),
@@ -569,7 +569,7 @@ impl FramePool {
                     zero &= wipe(Wipe::Frame(block.frame(index)));
                 }
             }
-            blocks_kept += usize::from(block.used != IndexSet::EMPTY);
+            blocks_kept += usize::from(!block.used.is_empty());
             if !was_free && reuse == Reuse::AfterFlush {
                 block.state = State::HeldWhole { zero };
                 self.held.push(id);
@@ -577,7 +577,7 @@ impl FramePool {
                 continue;
             }
             block.state = State::Free { zero };
-            if block.used == IndexSet::EMPTY {
+            if block.used.is_empty() {
                 self.clean.push(id);
             } else {
                 self.resident.push(id);
@@ -597,8 +597,8 @@ impl FramePool {
             return;
         };
         divided.listed_at = None;
-        divided.listed_held = divided.held != IndexSet::EMPTY;
-        let free = divided.free != IndexSet::EMPTY;
+        divided.listed_held = !divided.held.is_empty();
+        let free = !divided.free.is_empty();
         if divided.listed_held {
             self.held_bytes += divided.held.len() as u64 * PAGE_SIZE;
             self.held.push(id);

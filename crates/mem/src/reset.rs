@@ -223,7 +223,7 @@ impl PageTables {
             return;
         };
         for log in &mut undo.tables {
-            if self.restore_written(mem, log, (id, &mut *report)) {
+            if log.is_untouched() || self.restore_written(mem, log, (id, &mut *report)) {
                 continue;
             }
             let may_keep = &mut |gva| may_keep(id, gva);
@@ -303,7 +303,11 @@ impl PageTables {
         log: &mut TableLog,
         kept: &IndexSet,
     ) {
-        for index in log.touched.without(kept).iter() {
+        let others = log.touched.without(kept);
+        if others.is_empty() {
+            return;
+        }
+        for index in others.iter() {
             let (entry, gva) = (log.entry(index), log.gva(index));
             let now = mem.load_entry(entry);
             log.touched.remove(index);

@@ -37,6 +37,11 @@ impl IndexSet {
     }
 
     #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().fold(0, |all, word| all | word) == 0
+    }
+
+    #[inline]
     pub(crate) fn first(&self) -> Option<usize> {
         self.0
             .iter()
@@ -46,7 +51,8 @@ impl IndexSet {
 
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
+        let words = self.0.iter().filter(|word| **word != 0);
+        words.map(|word| word.count_ones() as usize).sum()
     }
 
     #[inline]
@@ -55,13 +61,19 @@ impl IndexSet {
     }
 
     #[inline]
-    pub(crate) fn without(self, other: &Self) -> Self {
-        Self(core::array::from_fn(|at| self.0[at] & !other.0[at]))
+    pub(crate) fn without(mut self, other: &Self) -> Self {
+        for (at, word) in self.0.iter_mut().enumerate() {
+            *word &= !other.0[at];
+        }
+        self
     }
 
     #[inline]
-    pub(crate) fn with(self, other: &Self) -> Self {
-        Self(core::array::from_fn(|at| self.0[at] | other.0[at]))
+    pub(crate) fn with(mut self, other: &Self) -> Self {
+        for (at, word) in self.0.iter_mut().enumerate() {
+            *word |= other.0[at];
+        }
+        self
     }
 
     /// Start of the first `count` neighbours.

@@ -139,6 +139,11 @@ impl TableLog {
         self.base.wrapping_add(index as u64 * span(self.level))
     }
 
+    /// True if a reset finds nothing to do.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.copies.is_empty() && self.touched.is_empty()
+    }
+
     /// What a reset puts there.
     pub(crate) fn original(&self, mem: &GuestMemory, index: usize) -> u64 {
         match self.origin {
