@@ -249,13 +249,15 @@ test-hw-one:
 test-hw-two:
 	$(call hw-tests,2,exit:rest poll:modes auto:calls)
 
-# What requests, resets and forks cost may only fall (benches/silicon.toml).
+# What requests, resets and forks cost may only fall (benches/silicon.toml), and a reset leaves nothing.
+engine-test = $$(cargo test --profile quick -p kvmlet-engine --lib --no-run 2>&1 | sed -n 's/.*Executable.*(\(.*\))/\1/p')
 SILICON = cargo build --profile $(1) --package kvmlet-engine --example silicon && \
 	$(BIN)/python benches/silicon.py --profile $(1)
 test-long-silicon: deps-hw $(VENV)/.group-dev
 	@$(MAKE) develop
 	@$(MAKE) guests
 	$(BIN)/python tests/hwkvm/run.py --prepare
+	$(BIN)/python tests/hwkvm/run.py --smp 1 --timeout-s 300 -- $(engine-test) snapshot::tests
 	$(call SILICON,quick) --check
 
 .PHONY: hw-shell

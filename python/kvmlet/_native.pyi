@@ -12,6 +12,7 @@ __all__ = [
     "Files",
     "Inherited",
     "NativeError",
+    "NotPlain",
     "Outcome",
     "Policy",
     "Sandbox",
@@ -281,6 +282,9 @@ class Stop:
         """End what waits, or will wait, within 50 ms. There is no way back."""
 
     def is_set(self) -> bool: ...
+
+class NotPlain(Exception):
+    """An argument has to be converted first, or is wrong. Nothing has happened."""
 
 class NativeError(Exception):
     """args: (kind, message).
@@ -613,6 +617,15 @@ class Sandbox:
 
         `args`: int in -2**63..2**64; bytes passes a pointer to a copy, a bytearray is copied back
         too. `returns`: "int" (rax, signed), "float" (xmm0), "bytes" (the string at rax) or "none".
+        """
+
+    def call_plain(
+        self, symbol: object, args: tuple[object, ...], returns: object, timeout_s: float | None
+    ) -> int | float | bytes | None:
+        """`call` of what needs no conversion: its value.
+
+        `args` are of exactly int, float and bytes, or None, and `returns` is one of these types or
+        None. NotPlain if anything is not; nothing has happened then.
         """
 
     def until_listening(self, port: int | None, timeout_s: float | None) -> int:

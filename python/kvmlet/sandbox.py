@@ -354,7 +354,15 @@ class Sandbox:
         Raises MessageTooLong, InboxFull, NotReady, DeadlineExceeded, SandboxEnded, SandboxClosed,
         SandboxBusy, Interrupted.
         """
-        return self._ask(self._vm.request, message_bytes(data), self._limit_s(timeout))
+        # The way of most requests: each step between here and the extension would be felt.
+        message = data if type(data) is bytes else message_bytes(data)
+        unlimited = timeout is None and self._deadline_s is None
+        limit_s = None if unlimited else self._limit_s(timeout)
+        try:
+            return self._vm.request(message, limit_s)
+        except _native.NativeError as error:
+            kind, message = error.args
+        raise self._raised(kind, message)
 
     @overload
     def call(
@@ -415,6 +423,26 @@ class Sandbox:
         Raises UnknownSymbol, UsageError, MessageTooLong, NotReady, CallLost, DeadlineExceeded,
         SandboxEnded, SandboxClosed, SandboxBusy, Interrupted.
         """
+        unlimited = timeout is None and self._deadline_s is None
+        limit_s = None if unlimited else self._limit_s(timeout)
+        try:
+            return self._vm.call_plain(name, args, returns, limit_s)
+        except _native.NotPlain:
+            kind = None
+        except _native.NativeError as error:
+            kind, message = error.args
+        if kind is None:
+            return self._call(name, args, returns, timeout)
+        raise self._raised(kind, message)
+
+    def _call(
+        self,
+        name: str,
+        args: tuple[Argument, ...],
+        returns: object,
+        timeout: float | str | None,
+    ) -> object:
+        """As `call`, of arguments and values that are not plain, or are wrong."""
         if not isinstance(name, str) or not name or "\0" in name:
             raise UsageError(f"{name!r} is not the name of a function", remedy="pass a str")
         passed = [argument_value(argument, position) for position, argument in enumerate(args, 1)]
@@ -463,9 +491,15 @@ class Sandbox:
 
         Raises NotAFork, SandboxClosed, SandboxBusy, HostError.
         """
-        self._ask(self._vm.reset)
-        self._interrupted = False
-        self._result = None
+        try:
+            self._vm.reset()
+        except _native.NativeError as error:
+            kind, message = error.args
+        else:
+            self._interrupted = False
+            self._result = None
+            return
+        raise self._raised(kind, message)
 
     def close(self) -> None:
         """Give up the VM and all it holds. May be repeated.
@@ -535,12 +569,16 @@ class Sandbox:
             return ask(*args, **keywords)
         except _native.NativeError as error:
             kind, message = error.args
-            raised = from_native(kind, message)
+        raise self._raised(kind, message)
+
+    def _raised(self, kind: str, message: str) -> KvmletError:
+        """The extension's error as an exception of ours."""
+        raised = from_native(kind, message)
         if isinstance(raised, SandboxEnded):
             raised.result = self._result_or_none()
             if raised.result is not None:
                 raised.message = ending_text(raised.result)
-        raise raised
+        return raised
 
     def _result_or_none(self) -> Result[bytes] | None:
         try:
@@ -687,7 +725,8 @@ class Snapshot:
 
         Raises UsageError, StaleSnapshot, SandboxClosed, TooFewDescriptors, HostError.
         """
-        told = _sinks(stdout, stderr)
+        is_told = stdout is not None or stderr is not None
+        told = _sinks(stdout, stderr) if is_told else (None, None)
         vm = translated(self._vm.fork)
         if told != (None, None):
             vm.tell(*told)

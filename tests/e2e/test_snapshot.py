@@ -369,6 +369,21 @@ def test_calls_by_name(fork: kvmlet.Sandbox) -> None:
     assert fork.output().stdout == b"called with text\n"
 
 
+def test_calls_with_values_that_are_almost_plain(fork: kvmlet.Sandbox) -> None:
+    """They go another way than values of exactly int, float, bytes and str."""
+    kinds: list[Any] = [type(f"My{kind.__name__}", (kind,), {}) for kind in (int, float, bytes, str)]
+    number, real, data, name = kinds
+    assert fork.call(name("add"), 2, 40) == fork.call("add", number(2), 40) == 42
+    assert fork.call("add", True, False) == fork.call("add", 1, None) == 1
+    assert fork.call("add", (1 << 64) - 1, 1) == fork.call("add", -(1 << 63), 0) == 0
+    assert fork.call("scale", real(1.5), 4.0, returns=float) == 6.0
+    assert fork.call("sum", data(b"ab"), 2) == fork.call("sum", memoryview(b"ab"), 2) == 195
+    for wrong in ("a\0b", b"add", name(""), None):
+        with pytest.raises(kvmlet.UsageError, match="not the name of a function") as caught:
+            fork.call(wrong, 1, 2)  # type: ignore[arg-type]
+        assert caught.value.__context__ is None
+
+
 def test_calls_and_messages_mix(fork: kvmlet.Sandbox) -> None:
     clean = ask(fork, "see")
     fork.reset()

@@ -34,6 +34,10 @@ class NativeError(Exception):
     """As the extension's: args are (kind, message)."""
 
 
+class NotPlain(Exception):
+    """As the extension's."""
+
+
 @dataclass
 class Outcome:
     exit_code: int | None = 0
@@ -108,6 +112,7 @@ class FakePolicy(bytes):
 
 class FakeNative(types.ModuleType):
     NativeError = NativeError
+    NotPlain = NotPlain
 
     def __init__(self) -> None:
         super().__init__("kvmlet._native")
@@ -242,6 +247,9 @@ class FakeSandbox:
         if len(message) <= len(room) - at:
             room[at : at + len(message)] = message
         return len(message)
+
+    def call_plain(self, *asked: Any) -> object:
+        raise NotPlain
 
     def call(self, *asked: Any) -> tuple[object, list[bytes]]:
         with self.use():

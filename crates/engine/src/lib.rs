@@ -41,8 +41,8 @@ pub use asking::{NoAnswer, Question, Storages};
 pub use connection::ConnectionId;
 pub use error::EngineError;
 pub use kvmlet_abi::Errno;
-pub use kvmlet_hv::Kicker;
 pub use kvmlet_hv::probe::{ProbeReport, probe};
+pub use kvmlet_hv::{Kicker, forks};
 pub use kvmlet_linux::table::{Support, rows};
 pub use kvmlet_linux::{
     Access, Attributes, Become, CallArg, Change, ChangeKind, ChangeSet, Changes, Command, Denial,

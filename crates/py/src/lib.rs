@@ -35,6 +35,13 @@ create_exception!(
     "What was asked for cannot be done: (kind, message)."
 );
 
+create_exception!(
+    _native,
+    NotPlain,
+    PyException,
+    "An argument has to be converted first, or is wrong. Nothing has happened."
+);
+
 fn to_py(error: &EngineError) -> PyErr {
     NativeError::new_err((error.kind(), error.to_string()))
 }
@@ -663,6 +670,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<serve::ServedProgram>()?;
     module.add_class::<serve::Server>()?;
     module.add("NativeError", module.py().get_type::<NativeError>())?;
+    module.add("NotPlain", module.py().get_type::<NotPlain>())?;
     module.add_function(wrap_pyfunction!(run, module)?)?;
     module.add_function(wrap_pyfunction!(prepare, module)?)?;
     module.add_function(wrap_pyfunction!(harden, module)?)?;

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use kvmlet_engine::{
     CallArg, CallReturns, CallValue, ConnectionId, Door, EngineError, Kicker, Program, Shut,
-    Streams, Trace,
+    Streams, Trace, forks,
 };
 use pyo3::IntoPyObjectExt;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyTypeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyString, PyTuple};
 
 use crate::files::Files;
 use crate::memory;
 use crate::{
-    Denials, Disk, Events, NativeError, Outcome, Policy, PythonOwner, calls_named,
+    Denials, Disk, Events, NativeError, NotPlain, Outcome, Policy, PythonOwner, calls_named,
     connections_named, denials_to_py, duration, stats_to_py, to_py,
 };
 
@@ -48,7 +48,7 @@ pub struct Sandbox {
     told: Mutex<Told>,
     /// Stops the vCPU of now; a reset may bring another one.
     kicker: Mutex<Kicker>,
-    /// The process that made it.
+    /// The process that made it, as [`forks`] has it.
     process: u32,
 }
 
@@ -79,12 +79,12 @@ impl Sandbox {
             kicker: Mutex::new(engine.kicker()),
             engine: Mutex::new(Some(engine)),
             stop: Arc::default(),
-            process: std::process::id(),
+            process: forks(),
         }
     }
 
     fn slot(&self) -> Result<MutexGuard<'_, Option<kvmlet_engine::Sandbox>>, Refusal> {
-        if self.process != std::process::id() {
+        if self.process != forks() {
             return Err(Refusal::Forked);
         }
         match self.engine.try_lock() {
@@ -182,6 +182,38 @@ fn argument(value: &Bound<'_, PyAny>) -> PyResult<CallArg> {
         Ok(CallArg::Buffer(buffer.to_vec().into()))
     } else {
         Err(PyTypeError::new_err("int, float, bytes or bytearray"))
+    }
+}
+
+/// An argument of `call_plain`; `None` if it is not plain.
+fn plain_argument(value: &Bound<'_, PyAny>) -> Option<CallArg> {
+    if value.is_none() {
+        return Some(CallArg::Int(0));
+    }
+    if let Ok(int) = value.cast_exact::<PyInt>() {
+        let signed = int.extract::<i64>().map(i64::cast_unsigned);
+        return signed.or_else(|_| int.extract()).ok().map(CallArg::Int);
+    }
+    if let Ok(float) = value.cast_exact::<PyFloat>() {
+        return Some(CallArg::Float(float.value()));
+    }
+    let bytes = value.cast_exact::<PyBytes>().ok()?;
+    Some(CallArg::Bytes(bytes.as_bytes().into()))
+}
+
+/// The kind of value that a type stands for in `call_plain`; `None` if it is not plain.
+fn plain_returns(kind: &Bound<'_, PyAny>) -> Option<CallReturns> {
+    let py = kind.py();
+    if kind.is(py.get_type::<PyInt>()) {
+        Some(CallReturns::Int)
+    } else if kind.is_none() {
+        Some(CallReturns::Nothing)
+    } else if kind.is(py.get_type::<PyFloat>()) {
+        Some(CallReturns::Float)
+    } else if kind.is(py.get_type::<PyBytes>()) {
+        Some(CallReturns::Bytes)
+    } else {
+        None
     }
 }
 
@@ -377,6 +409,33 @@ impl Sandbox {
         Ok((value_to_py(py, result.value)?, buffers.collect()))
     }
 
+    #[pyo3(signature = (symbol, args, returns, timeout_s))]
+    fn call_plain(
+        &self,
+        py: Python<'_>,
+        symbol: &Bound<'_, PyAny>,
+        args: &Bound<'_, PyTuple>,
+        returns: &Bound<'_, PyAny>,
+        timeout_s: Option<f64>,
+    ) -> PyResult<Py<PyAny>> {
+        let not_plain = || NotPlain::new_err(());
+        let name = symbol.cast_exact::<PyString>().ok();
+        let name = name.and_then(|name| name.to_str().ok());
+        let name = name.filter(|name| !name.is_empty() && !name.contains('\0'));
+        let name = name.ok_or_else(not_plain)?;
+        let kind = plain_returns(returns).ok_or_else(not_plain)?;
+        let args: Option<Vec<CallArg>> = args
+            .iter_borrowed()
+            .map(|arg| plain_argument(&arg))
+            .collect();
+        let args = args.ok_or_else(not_plain)?;
+        let timeout = duration(timeout_s)?;
+        let result = self.step(py, |engine, owner| {
+            engine.call(name, &args, kind, timeout, owner)
+        })?;
+        value_to_py(py, result.value)
+    }
+
     #[pyo3(signature = (port, timeout_s))]
     fn until_listening(
         &self,
@@ -483,7 +542,7 @@ impl Sandbox {
 
     fn interrupt(&self) {
         // In a child of the process that made it, the thread's number is somebody else's.
-        if self.process == std::process::id() {
+        if self.process == forks() {
             self.stop.store(true, Ordering::SeqCst);
             lock(&self.kicker).kick();
         }
@@ -557,12 +616,12 @@ impl Snapshot {
     pub(crate) fn new(engine: kvmlet_engine::Snapshot) -> Self {
         Self {
             engine: Mutex::new(Some(engine)),
-            process: std::process::id(),
+            process: forks(),
         }
     }
 
     pub(crate) fn get(&self) -> PyResult<kvmlet_engine::Snapshot> {
-        if self.process != std::process::id() {
+        if self.process != forks() {
             return Err(forked());
         }
         lock(&self.engine)
@@ -591,7 +650,7 @@ impl Snapshot {
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        if self.process != std::process::id() {
+        if self.process != forks() {
             return Err(forked());
         }
         py.detach(|| drop(lock(&self.engine).take()));
