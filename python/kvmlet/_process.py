@@ -25,23 +25,29 @@ class Holder(Protocol):
         """The interpreter is about to end: let nothing keep running."""
 
 
-_holders: weakref.WeakSet[Holder] = weakref.WeakSet()
+# Not a WeakSet, which can be changed while somebody goes through it: each new fork would feel it.
+_holders: set[weakref.ref[Holder]] = set()
 
 
 def track(holder: Holder) -> None:
     """Have `holder` told of forks and of the end, for as long as it lives."""
-    _holders.add(holder)
+    _holders.add(weakref.ref(holder, _holders.discard))
+
+
+def _living() -> list[Holder]:
+    held = [reference() for reference in tuple(_holders)]
+    return [holder for holder in held if holder is not None]
 
 
 def _abandon_all() -> None:
-    for holder in list(_holders):
+    for holder in _living():
         holder._abandon()
     _holders.clear()
     _native.forget_vms()
 
 
 def _stop_all() -> None:
-    for holder in list(_holders):
+    for holder in _living():
         holder._stop()
 
 

@@ -89,16 +89,13 @@ class Sandbox:
         b'noitseuq'
     """
 
-    files: ProgramFiles
-    """Reads and writes files as the program, which does not run meanwhile."""
-
     _vm: _native.Sandbox
     _name: str
-    _closed: bool
-    _result: Result[bytes] | None
-    _deadline_s: float | None
-    _interrupted: bool
-    _port: int | None
+    _closed: bool = False
+    _result: Result[bytes] | None = None
+    _deadline_s: float | None = None
+    _interrupted: bool = False
+    _port: int | None = None
 
     def __init__(
         self,
@@ -196,13 +193,6 @@ class Sandbox:
     def _adopt(self, vm: _native.Sandbox, name: str) -> None:
         self._vm = vm
         self._name = name
-        self._closed = False
-        self._result = None
-        self._deadline_s = None
-        self._interrupted = False
-        self._port = None
-        # Not by way of this sandbox: nobody need close it who does not keep it.
-        self.files = ProgramFiles(vm.files)
         _process.track(self)
 
     @classmethod
@@ -428,12 +418,12 @@ class Sandbox:
         try:
             return self._vm.call_plain(name, args, returns, limit_s)
         except _native.NotPlain:
-            kind = None
+            failure = None
         except _native.NativeError as error:
-            kind, message = error.args
-        if kind is None:
+            failure = error.args
+        if failure is None:
             return self._call(name, args, returns, timeout)
-        raise self._raised(kind, message)
+        raise self._raised(*failure)
 
     def _call(
         self,
@@ -510,6 +500,12 @@ class Sandbox:
         self._closed = True
 
     # ---- looking at it ----
+
+    @property
+    def files(self) -> ProgramFiles:
+        """Reads and writes files as the program, which does not run meanwhile."""
+        # Not by way of this sandbox: nobody need close it who does not keep it.
+        return ProgramFiles(self._vm.files)
 
     @property
     def closed(self) -> bool:

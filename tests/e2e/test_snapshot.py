@@ -371,7 +371,8 @@ def test_calls_by_name(fork: kvmlet.Sandbox) -> None:
 
 def test_calls_with_values_that_are_almost_plain(fork: kvmlet.Sandbox) -> None:
     """They go another way than values of exactly int, float, bytes and str."""
-    kinds: list[Any] = [type(f"My{kind.__name__}", (kind,), {}) for kind in (int, float, bytes, str)]
+    plain = (int, float, bytes, str)
+    kinds: list[Any] = [type(f"My{kind.__name__}", (kind,), {}) for kind in plain]
     number, real, data, name = kinds
     assert fork.call(name("add"), 2, 40) == fork.call("add", number(2), 40) == 42
     assert fork.call("add", True, False) == fork.call("add", 1, None) == 1

@@ -9,8 +9,8 @@ use crate::memory::GuestMemory;
 /// Beyond this many entries a full flush is recorded instead.
 pub const MAX_STALE_ENTRIES: usize = 4096;
 
-/// With more entries than this, to load them all anew costs the CPU less than to drop them one by one (Linux has the
-/// same number: tlb_single_page_flush_ceiling). For hardware with nested paging.
+/// With more entries than this, to load them all anew costs the CPU less than to drop each. Linux has the same number
+/// (tlb_single_page_flush_ceiling). For hardware with nested paging.
 pub const RELOAD_FROM: usize = 33;
 
 /// Most windows that are renewed in place of a flush by the guest, and pages in them. One costs as much as three
