@@ -8,6 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::error::MemError;
 use crate::host::HostFault;
 use crate::memory::GuestMemory;
+use crate::set::IndexSet;
 use crate::slots::Store;
 
 impl GuestMemory {
@@ -207,26 +208,23 @@ impl GuestMemory {
 }
 
 impl GuestMemory {
-    /// Takes `bits` out of those entries of some stretches of one table that have one. Adds their indices. False if it is no
-    /// table.
+    /// Takes `bits` out of those entries of some stretches of one table that have one. Answers their indices; `None` if it
+    /// is no table.
     pub(crate) fn take_bits(
         &mut self,
         table: Gpa,
         stretches: &[Range<usize>],
         bits: u64,
-        found: &mut Vec<usize>,
-    ) -> bool {
-        let Ok((slot, offset)) = self.locate_mut(table, PAGE_SIZE) else {
-            return false;
-        };
+    ) -> Option<IndexSet> {
+        let (slot, offset) = self.locate_mut(table, PAGE_SIZE).ok()?;
         let Store::Tables { map, written, .. } = &mut slot.store else {
-            return false;
+            return None;
         };
-        let is_taken = map.take_bits(offset, stretches, bits, found).is_ok();
+        let found = map.take_bits(offset, stretches, bits).ok()?;
         if !found.is_empty() {
             written.add(offset, PAGE_SIZE);
         }
-        is_taken
+        Some(found)
     }
 }
 

@@ -119,6 +119,7 @@ pub(crate) const fn leaf_at(entry: u64, level: u32) -> Leaf {
 }
 
 /// Bytes mapped by one entry at `level`.
+#[inline]
 pub(crate) const fn span(level: u32) -> u64 {
     1 << (12 + 9 * (level - 1))
 }

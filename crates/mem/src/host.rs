@@ -400,15 +400,14 @@ impl AnonMapping {
         Ok(())
     }
 
-    /// Takes `bits` out of those words of the page at `offset` that have one. Adds their indices. They lie in
+    /// Takes `bits` out of those words of the page at `offset` that have one. Answers their indices. They lie in
     /// `stretches`, which are ranges of indices. For words that nobody else changes meanwhile.
     pub(crate) fn take_bits(
         &mut self,
         offset: u64,
         stretches: &[Range<usize>],
         bits: u64,
-        found: &mut Vec<usize>,
-    ) -> Result<(), HostFault> {
+    ) -> Result<IndexSet, HostFault> {
         /// Looked at together: mostly none has the bit.
         const TOGETHER: usize = 8;
         let page = self.range.at(offset, PAGE_SIZE as usize)?;
@@ -418,6 +417,7 @@ impl AnonMapping {
         let words: *const [AtomicU64; PAGE_SIZE as usize / 8] = pointer(page).cast();
         // SAFETY: the page was checked, is aligned, and alive as long as `self`; atomics may be changed by others.
         let words = unsafe { &*words };
+        let mut found = IndexSet::EMPTY;
         for stretch in stretches {
             let of_stretch = words.get(stretch.clone()).ok_or(HostFault::Outside)?;
             let mut take = |some: &[AtomicU64], first: usize| {
@@ -425,7 +425,7 @@ impl AnonMapping {
                     let now = word.load(Ordering::Relaxed);
                     if now & bits != 0 {
                         word.store(now & !bits, Ordering::Release);
-                        found.push(index);
+                        found.add(index);
                     }
                 }
             };
@@ -443,7 +443,7 @@ impl AnonMapping {
             }
             take(rest, first);
         }
-        Ok(())
+        Ok(found)
     }
 
     pub(crate) fn load_u32(&self, offset: u64) -> Result<u32, HostFault> {

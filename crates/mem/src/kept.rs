@@ -108,19 +108,20 @@ impl Kept {
     }
 
     /// Indices of those that the host may have written since the last reset.
-    fn marked<'a>(&'a self, mem: &'a GuestMemory) -> impl Iterator<Item = usize> + 'a {
-        self.frames.iter().flat_map(|one| {
-            let marks = mem.marks(one.start);
-            let marked = marks.without(&one.frames.complement()).iter();
-            marked.filter_map(|frame| {
+    fn marked(&self, mem: &GuestMemory) -> IndexSet {
+        let mut found = IndexSet::EMPTY;
+        for one in &self.frames {
+            let marked = mem.marks(one.start).without(&one.frames.complement());
+            for frame in marked.iter() {
                 let at = one
                     .mapped
                     .binary_search_by_key(&frame, |(frame, _)| usize::from(*frame));
-                one.mapped
-                    .get(at.ok()?)
-                    .map(|(_, index)| usize::from(*index))
-            })
-        })
+                if let Some((_, index)) = at.ok().and_then(|at| one.mapped.get(at)) {
+                    found.add(usize::from(*index));
+                }
+            }
+        }
+        found
     }
 
     /// Resets that have not looked at each copy since the last one that did.
@@ -143,40 +144,33 @@ impl PageTables {
         };
         debug_assert!(log.has_kept_entries(mem), "an edit that nobody noted");
         // Those that the program has written.
-        let mut dirty = Vec::new();
-        if !mem.take_bits(log.table, &kept.stretches, DIRTY, &mut dirty) {
+        let Some(dirty) = mem.take_bits(log.table, &kept.stretches, DIRTY) else {
             return false;
-        }
+        };
         for one in &kept.frames {
             mem.pool(one.pool).uncount_set(one.block, &one.frames);
         }
         let mut indices = kept.indices;
-        let marked: Vec<usize> = kept.marked(mem).collect();
+        let marked = kept.marked(mem).without(&dirty);
         if let Some(kept) = &mut log.kept {
             kept.resets = kept.resets.saturating_add(1);
         }
-        if dirty.len() > RELOAD_FROM {
+        let dirty_pages = dirty.len();
+        if dirty_pages > RELOAD_FROM {
             self.require_full_flush();
         } else {
             self.record_all(dirty.iter().map(|index| StaleEntry {
-                gva: log.gva(*index),
-                entry: log.entry(*index),
+                gva: log.gva(index),
+                entry: log.entry(index),
                 size: PageSize::Base,
                 window: None,
             }));
         }
-        let mut written = dirty.len();
         let mut lost = Vec::new();
         let mut place = 0;
-        let known_dirty = dirty.iter().map(|index| (*index, Restore::Copy));
-        let marked = marked.iter().map(|index| (*index, Restore::Compare));
-        for (index, how) in known_dirty.chain(marked) {
-            if how == Restore::Compare {
-                if dirty.binary_search(&index).is_ok() {
-                    continue;
-                }
-                written += 1;
-            }
+        let dirty = dirty.iter().map(|index| (index, Restore::Copy));
+        let compared = marked.iter().map(|index| (index, Restore::Compare));
+        for (index, how) in dirty.chain(compared) {
             // They mostly follow each other.
             if log.copies.get(place).is_none_or(|copy| copy.index != index) {
                 place = log.place_of(index).unwrap_or(log.copies.len());
@@ -198,7 +192,8 @@ impl PageTables {
                 }
             }
         }
-        report.compared_equal_pages += (log.copies.len() - written) as u64;
+        let unwritten = log.copies.len() - dirty_pages - marked.len();
+        report.compared_equal_pages += unwritten as u64;
         for index in lost {
             log.copies.retain(|copy| copy.index != index);
             log.kept = None;

@@ -131,10 +131,12 @@ pub(crate) struct TableLog {
 }
 
 impl TableLog {
+    #[inline]
     pub(crate) fn entry(&self, index: usize) -> Gpa {
         self.table.wrapping_add(index as u64 * 8)
     }
 
+    #[inline]
     pub(crate) fn gva(&self, index: usize) -> Gva {
         self.base.wrapping_add(index as u64 * span(self.level))
     }
