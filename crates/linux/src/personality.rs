@@ -8,6 +8,8 @@ mod holder;
 #[cfg(test)]
 mod holder_tests;
 mod terminal;
+#[cfg(test)]
+mod turn_tests;
 mod visitor;
 
 use std::sync::Arc;
@@ -24,7 +26,7 @@ use crate::mm;
 use crate::net::{self, outside};
 use crate::outcome::Turn;
 use crate::report::Denial;
-use crate::sched::SLICE_NS;
+use crate::sched::{SLICE_NS, Yield};
 use crate::signal::SigInfo;
 use crate::task;
 use crate::timer::Timeline;
@@ -301,10 +303,10 @@ impl Personality {
                 return Some(tid);
             }
             let is_over = clock::monotonic_ns(&self.host) >= self.cpus[0].slice_end_ns;
-            match (yielding, is_over) {
-                (false, false) => return Some(tid),
-                (true, _) => self.kernel.sched.make_ready(tid),
-                (false, true) => self.kernel.sched.end_slice(tid),
+            match yielding {
+                Yield::No if !is_over => return Some(tid),
+                Yield::ToChild => self.kernel.sched.make_ready(tid),
+                Yield::No | Yield::ToAll => self.kernel.sched.end_slice(tid),
             }
         }
         self.cpus[0].current = None;
@@ -445,7 +447,7 @@ impl Personality {
     pub fn must_leave(&self, tid: Tid) -> bool {
         let kernel = &self.kernel;
         kernel.end.is_some()
-            || kernel.sched.yielding
+            || kernel.sched.yielding != Yield::No
             || !kernel.doomed.is_empty()
             || kernel.objects.sockets.has_work()
             || self.cpus[0].current != Some(tid)

@@ -53,6 +53,18 @@ pub enum AfterHandler {
     Restarts,
 }
 
+/// To whom a thread gives way that could go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Yield {
+    /// To nobody.
+    #[default]
+    No,
+    /// To the child that it has just made.
+    ToChild,
+    /// To all others: sched_yield(2). One that waits so for another that computes would else keep it from that.
+    ToAll,
+}
+
 /// Run queue, parked threads, deadlines.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Sched {
@@ -75,8 +87,8 @@ pub struct Sched {
     pub retries: ById<Tid, (Call, CallState)>,
     /// Parked threads with a deadline, in order of guest monotonic nanoseconds.
     pub deadlines: OrdSet<(u64, Tid)>,
-    /// The running thread has called sched_yield(2).
-    pub yielding: bool,
+    /// To whom the running thread gives way.
+    pub yielding: Yield,
     /// Waiters of each futex, first come first woken.
     pub futexes: OrdMap<FutexKey, Vector<Tid>>,
     /// Mutexes with priority inheritance.
@@ -93,7 +105,7 @@ impl Sched {
         self.run_queue.push_back(tid);
     }
 
-    /// Adds a thread that can run and has used up its slice.
+    /// Adds a thread that can run and has used up its slice, or given it up.
     pub fn end_slice(&mut self, tid: Tid) {
         self.spent.push_back(tid);
     }

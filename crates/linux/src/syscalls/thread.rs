@@ -21,6 +21,7 @@ use crate::cx::Cx;
 use crate::ipc::sem;
 use crate::kernel::{ExitStatus, Pid, Process, Thread, Tid};
 use crate::outcome::{CallState, Outcome, SysResult};
+use crate::sched::Yield;
 use crate::signal::NSIG;
 use crate::signal::signo::SIGCHLD;
 use crate::syscalls::args::{Args, Flags, Int, Len, Ptr, Uint, Word};
@@ -263,7 +264,7 @@ pub fn sys_set_tid_address(cx: &mut Cx<'_>, args: &Args) -> SysResult {
 
 /// sched_yield(2): goes to the end of the run queue.
 pub fn sys_sched_yield(cx: &mut Cx<'_>, _args: &Args) -> SysResult {
-    cx.kernel.sched.yielding = true;
+    cx.kernel.sched.yielding = Yield::ToAll;
     Ok(0)
 }
 

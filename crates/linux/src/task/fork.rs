@@ -21,6 +21,7 @@ use crate::kernel::{Job, Kernel, Pid, Process, ProcessRef, Share, Thread, Tid};
 use crate::mm;
 use crate::outcome::{Outcome, Resume, Wait, WaitOn};
 use crate::rlimit::{self, Resource};
+use crate::sched::Yield;
 use crate::signal::{SigState, ThreadSignals};
 use crate::task::usage::Io;
 use crate::vfs::pidfd;
@@ -191,7 +192,7 @@ pub fn fork(cx: &mut Cx<'_>, clone: &Clone) -> Result<Outcome, Errno> {
     // The child first: it mostly executes another program soon, and the parent waits for it.
     cx.kernel.sched.run_queue.push_front(tid);
     if clone.flags & CLONE_VFORK == 0 {
-        cx.kernel.sched.yielding = true;
+        cx.kernel.sched.yielding = Yield::ToChild;
         return Ok(Outcome::Done(Ok(u64::from(raw))));
     }
     Ok(Outcome::Wait(Wait {
