@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use kvmlet_abi::Errno;
 use kvmlet_hostfs::attr::{Attr, MAY_EXEC, MAY_READ};
@@ -14,11 +15,12 @@ use crate::report::Remedy;
 /// Directories that [`Searchable`] remembers at most, for each of two.
 const SEARCHABLE_MAX: usize = 4096;
 
-/// Directories of the host that are known to be searchable: by the caller, and by one other user inside.
+/// Directories of the host that are known to be searchable: by the caller, and by one other user inside. Forks share
+/// what is known.
 #[derive(Clone, Debug, Default)]
 pub struct Searchable {
-    caller: HashSet<Vec<u8>>,
-    inside: Option<(Ids, HashSet<Vec<u8>>)>,
+    caller: Arc<HashSet<Vec<u8>>>,
+    inside: Option<(Ids, Arc<HashSet<Vec<u8>>>)>,
 }
 
 impl Searchable {
@@ -37,10 +39,11 @@ impl Searchable {
                 if self.inside.as_ref().is_none_or(|(theirs, _)| theirs != ids) {
                     self.inside = None;
                 }
-                let inside = || (ids.clone(), HashSet::new());
+                let inside = || (ids.clone(), Arc::default());
                 &mut self.inside.get_or_insert_with(inside).1
             }
         };
+        let known = Arc::make_mut(known);
         if known.len() >= SEARCHABLE_MAX {
             known.clear();
         }
@@ -175,7 +178,7 @@ mod tests {
         let ids = |uid| Ids {
             uid,
             gid: uid,
-            groups: std::sync::Arc::default(),
+            groups: Arc::default(),
         };
         let who = |inside: Option<u32>| Credentials {
             ids: ids(0),
@@ -193,5 +196,12 @@ mod tests {
         searchable.remember(&who(Some(34)), b"/opt");
         assert!(!searchable.contains(&who(Some(33)), b"/srv"));
         assert!(!searchable.contains(&who(Some(34)), b"/srv"));
+        // A fork learns for itself.
+        let mut fork = searchable.clone();
+        fork.remember(&who(None), b"/home");
+        assert!(fork.contains(&who(None), b"/root"));
+        assert!(!searchable.contains(&who(None), b"/home"));
+        fork.clear();
+        assert!(searchable.contains(&who(None), b"/root"));
     }
 }
