@@ -177,7 +177,10 @@ def test_another_has_its_part_and_is_told(seen: dict[str, Any]) -> None:
     if most < 40_000:
         assert most // 2 - 1000 < reached["holes"][0] <= most // 2, said
         assert reached["holes"][1] == "ENOMEM", said
-        assert reached["maps"] == reached["longer maps"] == (0, "ENOMEM"), said
+        # Text that was kept for others is given up first.
+        assert reached["maps"][0] <= 2, said
+        assert reached["maps"][1] == "ENOMEM", said
+        assert reached["longer maps"] == (0, "ENOMEM"), said
     assert reached["rights"] == reached["an end"] == (1, "stopped"), said
     assert {reached[what] for what in OURS} == {(40, "stopped")}, said
     # Each once, with what can be done about it.
