@@ -47,7 +47,7 @@ def box(vm: None) -> Iterator[kvmlet.Box]:
 
 
 @pytest.fixture
-def short_room() -> Iterator[pathlib.Path]:
+def room() -> Iterator[pathlib.Path]:
     """A directory that no program sees, with a path that is short enough for a socket's."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         yield pathlib.Path(directory)

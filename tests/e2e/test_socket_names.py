@@ -28,11 +28,6 @@ LIMIT_S = 60
 HERE = ["--write", "."]
 
 
-@pytest.fixture
-def room(short_room: pathlib.Path) -> pathlib.Path:
-    return short_room
-
-
 def fails_to_connect(path: pathlib.Path, kind: int = socket.SOCK_STREAM) -> str:
     """The error that a program of the host gets at `path`, "" if it is connected."""
     with socket.socket(socket.AF_UNIX, kind) as client:

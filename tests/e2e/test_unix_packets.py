@@ -26,11 +26,6 @@ SO_SNDBUFFORCE = 32
 pytestmark = pytest.mark.skipif(HW, reason="the emulated machine runs our own guests only")
 
 
-@pytest.fixture
-def room(short_room: pathlib.Path) -> pathlib.Path:
-    return short_room
-
-
 PACKETS = """
 import errno, select, socket, sys
 packets, datagrams, other, gone = sys.argv[1:5]

@@ -30,11 +30,6 @@ SO_SNDBUFFORCE = 32
 pytestmark = pytest.mark.skipif(HW, reason="the emulated machine runs our own guests only")
 
 
-@pytest.fixture
-def room(short_room: pathlib.Path) -> pathlib.Path:
-    return short_room
-
-
 @contextlib.contextmanager
 def serving(path: pathlib.Path, answer: Callable[[socket.socket], None]) -> Iterator[str]:
     """A server at `path` that calls `answer` with each connection; the path."""

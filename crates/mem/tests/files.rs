@@ -2,36 +2,21 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests make their own files")]
 
+mod pages;
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
+use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_budget::Whose;
 use kvmlet_mem::{
     CopyStop, FileMapping, FileWindow, GuestMemory, MemError, PageSize, PageTables, PteFlags,
 };
 
+use pages::{file_of, text};
+
 const MIB: u64 = 1 << 20;
-
-fn file_of(pages: u64) -> File {
-    let fd = rustix::fs::memfd_create("contents", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let file = File::from(fd);
-    for page in 0..pages {
-        let text = format!("page {page}");
-        file.write_at(text.as_bytes(), page * PAGE_SIZE).unwrap();
-    }
-    file.set_len(pages * PAGE_SIZE).unwrap();
-    file
-}
-
-fn text(mem: &GuestMemory, gpa: Gpa) -> String {
-    let mut bytes = [0; 8];
-    mem.read(gpa, &mut bytes).unwrap();
-    String::from_utf8_lossy(&bytes)
-        .trim_end_matches('\0')
-        .to_owned()
-}
 
 fn part(window: FileWindow, first: u64, pages: u64) -> FileWindow {
     FileWindow {

@@ -1,26 +1,24 @@
 //! Windows of programs' text: they stay mapped, show the file, and are nobody's to write.
 
+mod pages;
+
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
+use kvmlet_abi::{Gva, PAGE_SIZE};
 use kvmlet_mem::{
     FileMapping, FileVersion, FileWindow, FrozenMemory, GuestMemory, PageSize, PageTables,
     PteFlags, Spaces,
 };
 
+use pages::text;
+
 const MIB: u64 = 1 << 20;
 
 fn file_of(pages: u64) -> (File, FileVersion) {
-    let fd = rustix::fs::memfd_create("text", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let file = File::from(fd);
-    for page in 0..pages {
-        let text = format!("page {page}");
-        file.write_at(text.as_bytes(), page * PAGE_SIZE).unwrap();
-    }
-    file.set_len(pages * PAGE_SIZE).unwrap();
+    let file = pages::file_of(pages);
     let version = version_of(&file);
     (file, version)
 }
@@ -35,14 +33,6 @@ fn version_of(file: &File) -> FileVersion {
         modified: (attr.mtime(), nanoseconds(attr.mtime_nsec())),
         changed: (attr.ctime(), nanoseconds(attr.ctime_nsec())),
     }
-}
-
-fn text(mem: &GuestMemory, gpa: Gpa) -> String {
-    let mut bytes = [0; 8];
-    mem.read(gpa, &mut bytes).unwrap();
-    String::from_utf8_lossy(&bytes)
-        .trim_end_matches('\0')
-        .to_owned()
 }
 
 fn keep(mem: &mut GuestMemory, file: &(File, FileVersion), page: u64, pages: u64) -> FileWindow {
