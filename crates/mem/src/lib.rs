@@ -21,7 +21,7 @@
 //! that the host copies on write.
 //!
 //! All host memory is reached by raw copies in one module (`host`). No Rust reference to guest memory
-//! is ever formed, because the guest writes to it at any time.
+//! is ever formed, except to atomic words, because the guest writes to it at any time.
 #![allow(unsafe_code)]
 
 #[deny(unsafe_code)]
