@@ -319,6 +319,12 @@ impl FileSlot {
         Ok(())
     }
 
+    /// The end of the last mapped range.
+    pub(crate) fn used_end(&self) -> u64 {
+        let last = self.pieces.last_key_value();
+        last.map_or(0, |(start, piece)| start + piece.len_bytes)
+    }
+
     /// Ends all writing and unmapping.
     pub(crate) fn freeze(self) -> Result<FrozenFiles, Errno> {
         // Neighbours are one host mapping each, but change together in one call.

@@ -208,9 +208,10 @@ impl GuestMemory {
         let spaces = spaces.freeze(&mut self);
         let image = self.image_of_tables()?;
         let limit_bytes = self.limit_of_forks(charged_bytes);
+        let used = self.used_lengths();
         let mut slots = Vec::with_capacity(self.slots.len());
         let mut image_offset = 0;
-        for slot in self.slots {
+        for (slot, len_bytes) in self.slots.into_iter().zip(used) {
             let store = match slot.store {
                 Store::Tables { first, .. } => {
                     let store = FrozenStore::Tables {
@@ -229,7 +230,7 @@ impl GuestMemory {
             };
             slots.push(FrozenSlot {
                 gpa: slot.gpa,
-                len_bytes: slot.len_bytes,
+                len_bytes,
                 store,
             });
         }
@@ -247,6 +248,35 @@ impl GuestMemory {
             file_bytes: self.file_bytes,
             texts: self.texts,
         }))
+    }
+
+    /// The lengths that the slots need from now on, in bytes: to the end of what is used, in 2 MiB blocks. With each VM
+    /// KVM makes, and clears, some bytes for each page of a slot.
+    fn used_lengths(&self) -> Vec<u64> {
+        let mut ends = vec![0; self.slots.len()];
+        let mut note = |gpa: Gpa| {
+            let place = self.place(gpa);
+            if let Some((place, end)) = place.and_then(|at| Some((at, ends.get_mut(at.slot)?))) {
+                *end = place.offset.saturating_add(PAGE_SIZE).max(*end);
+            }
+        };
+        for bank in [&self.ram, &self.blocks] {
+            bank.pool.for_each_used(|_, _, gpa| note(gpa));
+        }
+        let slots = self.slots.iter().zip(ends);
+        let needed = slots.map(|(slot, end)| {
+            let end = match &slot.store {
+                Store::Ram { .. } => end,
+                Store::Files(files) => files.used_end(),
+                Store::Tables { .. } | Store::FrozenRam(_) | Store::FrozenFiles(_) => {
+                    slot.len_bytes
+                }
+            };
+            // A slot without a length would be none.
+            let blocks = end.div_ceil(HUGE_PAGE_SIZE).max(1);
+            blocks.saturating_mul(HUGE_PAGE_SIZE).min(slot.len_bytes)
+        });
+        needed.collect()
     }
 
     /// The table slots one after the other; what is free in them reads as zeros.

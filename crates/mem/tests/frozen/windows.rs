@@ -40,6 +40,12 @@ fn file_windows_show_what_was_written_before_the_freeze() {
     let at = |index: u64| Gva(FREE.0 + index * PAGE_SIZE);
     let bytes = |byte: u8| u64::from_ne_bytes([byte; 8]);
     assert!(fork.mem.is_frozen(window.gpa) && fork.mem.is_file_backed(window.gpa));
+    let slot = fork.mem.slots().iter().rfind(|slot| slot.gpa <= window.gpa);
+    assert_eq!(
+        slot.unwrap().len_bytes,
+        HUGE_PAGE_SIZE,
+        "no longer than needed"
+    );
     assert_eq!(fork.word(at(0)), bytes(1));
     assert_eq!(fork.word(at(1)), bytes(0xee));
     assert_eq!(fork.leaf(at(1)).unwrap().flags, READ_ONLY);
