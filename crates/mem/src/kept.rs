@@ -183,6 +183,7 @@ impl PageTables {
                 continue;
             };
             place += 1;
+            copy.restore = Some(how);
             match mem.restore_page(known.frozen, known.copy, how) {
                 Ok(differed) => copy.note(differed, (id, gva), report),
                 Err(_) => {

@@ -50,6 +50,8 @@ pub struct ResetReport {
     pub written_again: Vec<(MmId, Gva)>,
     /// Pages that are known to have been written since the last reset.
     pub written_pages: u64,
+    /// Copies that hold what the frozen page holds, of which nothing says if they have been written.
+    pub unknown_pages: u64,
     /// The pages of `dropped_pages`, in no order.
     pub dropped: Vec<(MmId, Gva)>,
 }

@@ -65,7 +65,9 @@ impl PageCopy {
             self.idle = self.idle.saturating_add(1);
         }
         let is_written = differed || self.cause == Cause::Write;
+        let is_told = self.restore != Some(Restore::Compare);
         report.written_pages += u64::from(is_written);
+        report.unknown_pages += u64::from(!is_written && !is_told);
         match self.cause {
             Cause::Write => {
                 report.copied_on_write.push(page);

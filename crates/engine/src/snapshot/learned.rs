@@ -1,10 +1,12 @@
 //! The pages that requests write, as their resets report it. They decide which pages are copied ahead for a
 //! new fork, and how many copies a fork may keep. One request decides neither.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use kvmlet_abi::Gva;
 use kvmlet_mem::MmId;
+
+use super::sizes::{Size, Sizes};
 
 /// A page is learned when this many of the last [`RECENT_REPORTS`] reports named it.
 const NAMED_MIN: u32 = 2;
@@ -13,8 +15,6 @@ const RECENT_REPORTS: u32 = 8;
 /// Reports without its name after which a learned page is forgotten. More than above: a page that is written
 /// with what it held is named only while it is not copied ahead.
 const FORGOTTEN_AFTER: u64 = 64;
-/// Requests whose written sets make the median.
-const SIZES: usize = 15;
 /// Pages learned at most.
 const LEARNED_MAX: u64 = 16_384;
 /// Pages known of at most, learned ones among them.
@@ -33,10 +33,7 @@ pub(crate) struct Learned {
     pages: BTreeMap<Page, Named>,
     /// Reports so far that named pages.
     reports: u64,
-    /// Pages that the last requests wrote.
-    sizes: VecDeque<u64>,
-    /// Their median, the lower one of two.
-    median: Option<u64>,
+    sizes: Sizes,
 }
 
 /// When a page was named.
@@ -62,21 +59,9 @@ fn times(history: u64) -> u32 {
 }
 
 impl Learned {
-    /// A request has written so many pages. One that wrote none tells nothing.
-    pub fn note_size(&mut self, written_pages: u64) {
-        if written_pages == 0 {
-            return;
-        }
-        let gone = match self.sizes.len() {
-            SIZES => self.sizes.pop_front(),
-            _ => None,
-        };
-        self.sizes.push_back(written_pages);
-        if gone != Some(written_pages) {
-            let mut sizes: Vec<u64> = self.sizes.iter().copied().collect();
-            sizes.sort_unstable();
-            self.median = sizes.get(sizes.len().saturating_sub(1) / 2).copied();
-        }
+    /// The size of a request's written set.
+    pub fn note_size(&mut self, size: Size) {
+        self.sizes.note(size);
     }
 
     /// A reset has found pages that were written for the first or the second time in its fork. It has found
@@ -120,7 +105,7 @@ impl Learned {
     /// The pages to copy ahead, in order: at most one and a half times what a request writes. If there are
     /// more, those that most of the recent reports named.
     pub fn ahead(&self) -> Vec<Page> {
-        let median = self.median.unwrap_or_default();
+        let median = self.sizes.median().unwrap_or_default();
         let budget = (median + median / 2).min(LEARNED_MAX);
         let mut pages: Vec<_> = self
             .pages
@@ -138,7 +123,7 @@ impl Learned {
     /// The number of copies that a fork may keep through a reset. One with more was left so by an unusual
     /// request, or by a load that is over.
     pub fn kept_max(&self) -> u64 {
-        match self.median {
+        match self.sizes.median() {
             Some(median) => median.saturating_mul(KEPT_MEDIANS).max(KEPT_MIN),
             None => u64::MAX,
         }
@@ -163,7 +148,10 @@ mod tests {
 
     /// A request in a new fork that wrote these pages.
     fn note(learned: &mut Learned, numbers: std::ops::Range<u64>) {
-        learned.note_size(numbers.end - numbers.start);
+        learned.note_size(Size {
+            is_first: true,
+            ..Size::known(numbers.end - numbers.start)
+        });
         learned.note_pages(pages(numbers), NONE);
     }
 
@@ -254,11 +242,27 @@ mod tests {
         note(&mut learned, 0..10);
         note(&mut learned, 0..10);
         for _ in 0..1000 {
-            learned.note_size(10);
-            learned.note_size(0);
+            learned.note_size(Size::known(10));
+            learned.note_size(Size::known(0));
             learned.note_pages(NONE, NONE);
         }
         assert_eq!(ahead(&learned).len(), 10);
+    }
+
+    #[test]
+    fn pages_that_are_written_with_what_they_held_are_copied_ahead_too() {
+        let mut learned = Learned::default();
+        for _ in 0..2 {
+            note(&mut learned, 0..100);
+        }
+        for _ in 0..100 {
+            learned.note_size(Size {
+                written_pages: 40,
+                unknown_pages: 60,
+                is_first: false,
+            });
+        }
+        assert_eq!(ahead(&learned).len(), 100);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod freeze;
 mod learned;
 mod reset;
 mod siblings;
+mod sizes;
 mod symbols;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use kvmlet_hv::Kvm;
 use kvmlet_linux::Machine;
 use kvmlet_mem::{MemError, ResetReport};
 
+use super::sizes::Size;
 use super::vm_pool;
 use super::{ForkMemory, Frozen, lock};
 use crate::EngineError;
@@ -48,14 +49,14 @@ impl Sandbox {
         // What an unusual request has written would be compared by every later reset.
         if machine.spaces.copies() > lock(&frozen.learned).kept_max() {
             let written_pages = machine.spaces.written_copies();
-            lock(&frozen.learned).note_size(written_pages);
+            lock(&frozen.learned).note_size(Size::known(written_pages));
             return Ok(None);
         }
         let reset = machine
             .spaces
             .reset(&mut machine.memory, frozen.copy_keeper());
         if let Ok(report) = &reset {
-            lock(&frozen.learned).note_size(report.written_pages);
+            lock(&frozen.learned).note_size(Size::of(report));
         }
         match reset {
             Ok(report) if machine.memory.private_bytes() <= KEPT_MAX_BYTES => Ok(Some(report)),

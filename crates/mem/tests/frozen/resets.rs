@@ -39,6 +39,7 @@ fn a_reset_restores_contents_and_counts() {
         copied_on_write: named([page(1), page(2), page(3)]),
         written_again: Vec::new(),
         written_pages: 3,
+        unknown_pages: 0,
         dropped: Vec::new(),
     };
     assert_eq!(report, expected);
@@ -66,7 +67,7 @@ fn a_reset_restores_contents_and_counts() {
         named([page(2)]),
         "once more"
     );
-    assert_eq!(report.written_pages, 1);
+    assert_eq!((report.written_pages, report.unknown_pages), (1, 2));
     assert!(first(&fork.spaces).pending().is_none(), "nothing to flush");
     assert_eq!(fork.word(page(2)), 3);
     // A steady load names none.
@@ -459,6 +460,7 @@ fn pages_behind_those_that_are_written_are_copied_with_them() {
     let written: Vec<_> = (0..8).map(|index| (MmId::FIRST, page(index))).collect();
     assert_eq!(report.copied_on_write, written, "two are copies in vain");
     assert_eq!((report.written_pages, report.kept_pages), (8, 10));
+    assert_eq!(report.unknown_pages, 2);
     // One of the two is written at last: it is named as the others were.
     assert!(!fork.set_counting(page(9), 7));
     fork.flush();
