@@ -179,6 +179,18 @@ impl FramePool {
         self.take_from(id, max, zeros)
     }
 
+    /// The frames that [`FramePool::take_run`] takes next: the first, and how many follow each other, at most `max`.
+    pub(crate) fn next_run(&mut self, max: usize) -> Option<(Gpa, usize)> {
+        let id = self.block_with_free_frame()?;
+        let block = self.blocks.get(id as usize)?;
+        let State::Divided(divided) = &block.state else {
+            return None;
+        };
+        let first = divided.free.first()?;
+        let run = (first..FRAMES_PER_BLOCK).take_while(|&index| divided.free.has(index));
+        Some((block.frame(first), run.take(max).count()))
+    }
+
     /// As [`FramePool::take_run`], but never divides a free block.
     pub(crate) fn take_scattered(
         &mut self,

@@ -1,5 +1,7 @@
 //! Copies of frozen pages, and putting a fork back to the frozen state.
 
+use std::collections::BTreeSet;
+
 use kvmlet_abi::{Gpa, Gva, PAGE_SIZE};
 
 use crate::MmId;
@@ -164,21 +166,22 @@ impl PageTables {
         }
     }
 
-    /// Copies a page ahead, if it is frozen and `may_keep` allows it; whether it did. Nothing has run yet:
-    /// see [`crate::Spaces::copy_ahead`].
-    pub(crate) fn copy_page_ahead(
-        &mut self,
-        mem: &mut GuestMemory,
-        gva: Gva,
-        may_keep: impl FnOnce(Gva) -> bool,
-    ) -> Result<bool, MemError> {
-        let is_copied = self.copy_page_soon(mem, gva, may_keep);
-        let _nothing_ran = self.take_pending();
-        if is_copied? {
-            mem.start_count();
-            return Ok(true);
+    /// Has the host copy the tables that map some pages now, which are about to be edited. It does so by one call for
+    /// those that lie together, not by a fault each.
+    pub(crate) fn expect_writes(&self, mem: &mut GuestMemory, pages: impl Iterator<Item = Gva>) {
+        let tables: BTreeSet<Gpa> = pages.filter_map(|gva| self.last_table(mem, gva)).collect();
+        let mut runs: Vec<(Gpa, u64)> = Vec::new();
+        for table in tables {
+            match runs.last_mut() {
+                Some((start, len_bytes)) if start.wrapping_add(*len_bytes) == table => {
+                    *len_bytes += PAGE_SIZE;
+                }
+                _ => runs.push((table, PAGE_SIZE)),
+            }
         }
-        Ok(false)
+        for (start, len_bytes) in runs {
+            mem.expect_writes(start, len_bytes);
+        }
     }
 
     /// Copies a page that is expected to be written, if it is frozen and `may_keep` allows it; whether it did.
@@ -404,6 +407,21 @@ fn restore_copies(
 }
 
 impl GuestMemory {
+    /// Has the host make so many frames its own at once that are handed out next: a fault each costs it more.
+    pub(crate) fn expect_frames(&mut self, count: usize) {
+        let next = self.ram.pool.next_run(count);
+        if let Some((start, frames)) = next {
+            self.expect_writes(start, frames as u64 * PAGE_SIZE);
+        }
+    }
+
+    /// Has the host make memory of its own now that is about to be written. Without effect where it cannot.
+    fn expect_writes(&mut self, start: Gpa, len_bytes: u64) {
+        if let Ok((map, offset)) = self.anon_mut(start, len_bytes) {
+            map.copy_pages(offset, usize::try_from(len_bytes).unwrap_or(0));
+        }
+    }
+
     /// True if the host may have written the page at a place since the last reset.
     pub(crate) fn is_marked(&self, place: Place) -> bool {
         match self.slots.get(place.slot).map(|slot| &slot.store) {
@@ -483,7 +501,7 @@ impl GuestMemory {
     }
 
     /// Starts the count anew: nothing that is there now counts.
-    fn start_count(&mut self) {
+    pub(crate) fn start_count(&mut self) {
         self.tables.uncount_all();
         let fork = self.fork.as_ref();
         self.used_bytes = fork.map_or(0, |fork| fork.charged_bytes);

@@ -227,14 +227,18 @@ impl Spaces {
         pages: impl Iterator<Item = (MmId, Gva)>,
         mut may_keep: impl FnMut(MmId, Gva) -> bool,
     ) -> Result<u64, MemError> {
-        let mut copied = 0;
-        for (id, gva) in pages {
-            if let Some(tables) = self.live.get_mut(&id) {
-                let is_copied = tables.copy_page_ahead(mem, gva, |gva| may_keep(id, gva))?;
-                copied += u64::from(is_copied);
-            }
+        let pages: Vec<_> = pages.filter(|&(id, gva)| may_keep(id, gva)).collect();
+        for (id, tables) in &self.live {
+            let own = pages.iter().filter(|(of, _)| of == id);
+            tables.expect_writes(mem, own.map(|(_, gva)| *gva));
         }
-        Ok(copied)
+        mem.expect_frames(pages.len());
+        let copied = self.copy_soon(mem, pages.into_iter(), |_, _| true);
+        for tables in self.live.values_mut() {
+            let _nothing_has_run = tables.take_pending();
+        }
+        mem.start_count();
+        copied
     }
 
     /// As [`Spaces::copy_ahead`], for a fork whose VM may have run another one: what has to be flushed stays pending.

@@ -488,6 +488,15 @@ impl PageTables {
         }
     }
 
+    /// The table with the last-level entry of `gva`; `None` under a 2 MiB page, and where there is no table.
+    pub(crate) fn last_table(&self, mem: &GuestMemory, gva: Gva) -> Option<Gpa> {
+        (2..=ROOT_LEVEL).rev().try_fold(self.root, |table, level| {
+            let entry = mem.load_entry(entry_at(table, gva.0, level));
+            let is_link = entry & PRESENT != 0 && (level != 2 || entry & LARGE == 0);
+            is_link.then_some(Gpa(entry & FRAME))
+        })
+    }
+
     /// Address of the entry of `gva` at `level` (1 or 2), making the tables above it and splitting a
     /// 2 MiB page in the way.
     pub(crate) fn entry_for(
