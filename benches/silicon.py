@@ -6,8 +6,8 @@ machine: guest, KVM and kvmlet. X is a bare exit and re-entry in the same run.
 
 silicon.toml has the rows: multiples of X, which may only fall. `--check` fails when one has risen.
 
-`--beside ENGINE` measures time instead, on this machine's KVM, in pairs with another build's engine
-(`target/PROFILE/examples/silicon` of its checkout).
+`--beside CHECKOUT` measures time instead, on this machine's KVM, in pairs with another checkout in
+which the same was built. Rows of warmed.py are among them.
 
 Exit status: 0; 1 if a row has risen; 2 if nothing could be measured.
 """
@@ -15,6 +15,7 @@ Exit status: 0; 1 if a row has risen; 2 if nothing could be measured.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -22,9 +23,13 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from measure import BenchError, Spread
 from report import with_section
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parent
@@ -105,7 +110,8 @@ def main() -> int:
         ratchet = Ratchet.read()
         profile = options.profile
         if options.beside is not None:
-            print(beside(ratchet, _binary(profile), options.beside, options.pairs))
+            ours, theirs = (_arms_of(checkout, profile) for checkout in (REPO, options.beside))
+            print(beside(ratchet, ours, theirs, options.pairs))
             return 0
         arms = {profile: multiples(_engine(profile))}
         if not options.check:
@@ -134,7 +140,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--update", action="store_true", help="lower rows that have fallen")
     parser.add_argument("--write", action="store_true", help=f"replace the section of {PAGE.name}")
     parser.add_argument(
-        "--beside", type=Path, metavar="ENGINE", help="time on this machine, beside this engine"
+        "--beside", type=Path, metavar="CHECKOUT", help="time on this machine, beside that build's"
     )
     parser.add_argument("--pairs", type=int, default=15, help="pairs of runs with --beside")
     return parser.parse_args()
@@ -154,11 +160,30 @@ def multiples(rows: Measured, exit_instructions: float | None = None) -> Measure
     return found
 
 
-def _binary(profile: str) -> Path:
-    binary = REPO / "target" / profile / "examples" / "silicon"
+def _binary(profile: str, checkout: Path = REPO) -> Path:
+    binary = checkout / "target" / profile / "examples" / "silicon"
     if not binary.exists():
-        raise BenchError(f"{binary.relative_to(REPO)} is missing; `make bench-silicon` builds it")
+        raise BenchError(f"{binary} is missing; `make bench-silicon` builds it")
     return binary
+
+
+Command = tuple[str, ...]
+
+
+def _arms_of(checkout: Path, profile: str) -> tuple[Command, ...]:
+    """The commands that measure a checkout's engine and library, by the benches of this one."""
+    python = checkout / ".venv/bin/python"
+    numpy = importlib.util.find_spec("numpy")
+    if numpy is None or numpy.origin is None:
+        raise BenchError(
+            "numpy is missing: run this by .venv/bin/python, after `make bench-silicon`"
+        )
+    numpy_dir = str(Path(numpy.origin).parents[1])
+    return (
+        (str(_binary(profile, checkout)), str(GUEST)),
+        (str(python), str(HERE / "silicon_python.py"), str(GUEST)),
+        (str(python), str(HERE / "warmed.py"), str(GUEST), numpy_dir),
+    )
 
 
 def _engine(profile: str) -> Measured:
@@ -188,27 +213,34 @@ def _rows(*argv: str) -> Measured:
     return {row.pop("row"): row for row in rows}
 
 
-def beside(ratchet: Ratchet, ours: Path, other: Path, pairs: int) -> str:
-    """Each row's time by two engines, and the ratio over pairs, as Markdown. Raises BenchError."""
-    runs: list[tuple[Measured, Measured]] = []
-    for number in range(max(pairs, 1)):
-        # Neither always comes second.
-        order = (ours, other) if number % 2 == 0 else (other, ours)
-        found = {engine: _rows(str(engine), str(GUEST)) for engine in order}
-        runs.append((found[ours], found[other]))
+def beside(ratchet: Ratchet, ours: Sequence[Command], theirs: Sequence[Command], pairs: int) -> str:
+    """Each row's time by two builds, and the ratio over pairs, as Markdown. Raises BenchError."""
     lines = ["| Row | This build | The other | Ratio [quartiles] |", "|---|---:|---:|---:|"]
+    for commands in zip(ours, theirs, strict=True):
+        runs: list[tuple[Measured, Measured]] = []
+        for number in range(max(pairs, 1)):
+            # Neither always comes second.
+            order = commands if number % 2 == 0 else commands[::-1]
+            found = {command: _rows(*command) for command in order}
+            runs.append((found[commands[0]], found[commands[1]]))
+        lines += _ratios(ratchet, runs)
+    return "\n".join(lines)
+
+
+def _ratios(ratchet: Ratchet, runs: Sequence[tuple[Measured, Measured]]) -> list[str]:
+    lines = []
     for name in runs[0][0]:
         if not all(name in both and "instructions" in both[name] for run in runs for both in run):
             continue
         ns = [[both[name]["instructions"] for both in run] for run in runs]
         ratio = Spread.of([a / b for a, b in ns])
-        mine, theirs = (Spread.of(list(side)).median / 1000 for side in zip(*ns, strict=True))
+        mine, other = (Spread.of(list(side)).median / 1000 for side in zip(*ns, strict=True))
         row = ratchet.rows.get(name, Row(name, {}))
         lines.append(
-            f"| {row.fields.get('what', name)} | {mine:,.1f} us | {theirs:,.1f} us "
+            f"| {row.fields.get('what', name)} | {mine:,.1f} us | {other:,.1f} us "
             f"| {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] |"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def table(ratchet: Ratchet, arms: dict[str, Measured]) -> str:

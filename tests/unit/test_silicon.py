@@ -76,7 +76,7 @@ def test_the_repository_has_rows_and_they_survive_being_written(
 
 
 def test_two_engines_are_compared_in_pairs(tmp_path: pathlib.Path) -> None:
-    engines = []
+    commands = []
     for name, time_ns in [("ours", 2000.0), ("other", 4000.0)]:
         engine = tmp_path / name
         engine.write_text(
@@ -84,12 +84,20 @@ def test_two_engines_are_compared_in_pairs(tmp_path: pathlib.Path) -> None:
             f'echo \'{{"row": "only_{name}", "instructions": 1.0}}\'\n'
         )
         engine.chmod(0o755)
-        engines.append(engine)
-    ours, other = engines
+        commands.append([(str(engine),), ("echo", f'{{"row": "{name}", "instructions": 1.0}}')])
+    ours, other = commands
     *_, row = silicon.beside(RATCHET, ours, other, pairs=3).splitlines()
     assert row.endswith("| 2.0 us | 4.0 us | 0.500 [0.500, 0.500] |")
-    ours.write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "ours").write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(BenchError, match="ended with status 3"):
         silicon.beside(RATCHET, ours, other, pairs=1)
     with pytest.raises(BenchError, match="No such file"):
-        silicon.beside(RATCHET, tmp_path / "none", other, pairs=1)
+        silicon.beside(RATCHET, [(str(tmp_path / "none"),)], other[:1], pairs=1)
+
+
+def test_the_other_checkout_must_be_built(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["silicon.py", "--beside", str(tmp_path)])
+    assert silicon.main() == 2
+    assert "is missing" in capsys.readouterr().err
