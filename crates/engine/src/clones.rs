@@ -86,7 +86,7 @@ struct PendingCall {
 fn definition() -> Vec<u8> {
     let text = format!(
         "import sys, types\nmodule = types.ModuleType('kvmlet_reseed')\nexec({MODULE:?}, module.__dict__)\n\
-         sys.modules['kvmlet_reseed'] = module"
+         sys.modules['kvmlet_reseed'] = module\nmodule.make_ready()"
     );
     format!("__import__('builtins').exec({text:?}, {{}})").into_bytes()
 }

@@ -21,7 +21,7 @@ import ctypes
 import errno
 import os
 
-from kvmlet_reseed import reseed
+from kvmlet_reseed import make_ready, reseed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ _buffers = _Buffers()
 _hooks: list[Callable[[], object]] = []
 _native = False
 _generation = 0
+_ready = False
 
 
 def receive() -> bytes:
@@ -113,6 +114,11 @@ def _receive(
     room: Callable[[int], mmap.mmap | memoryview | None],
 ) -> bytes | mmap.mmap | memoryview:
     """The next message. `room` makes room for a large one: in the buffer, or what it returns."""
+    global _ready  # noqa: PLW0603
+    if not _ready:
+        # It may be frozen as soon as it waits.
+        _ready = True
+        make_ready()
     while not _native:
         length = _syscall(_RECEIVE, _buffers.bytes_at, _buffers.length, 0, _buffers.fork_at)
         if length >= 0:

@@ -28,6 +28,20 @@ def reseed(seed: bytes) -> None:
         found.RAND_add(seed, 0.0)
 
 
+def make_ready() -> None:
+    """Have generators be there before a program is copied.
+
+    OpenSSL makes those that it has at their first use, which takes a millisecond. Nothing but that
+    changes, and nothing that modules raise gets to the caller.
+    """
+    found = sys.modules.get("_ssl")
+    try:  # noqa: SIM105
+        if found is not None:
+            found.RAND_bytes(1)
+    except Exception:  # noqa: BLE001
+        pass
+
+
 def reseed_quietly() -> None:
     """Do so in a program that knows nothing of it: nothing of what its modules raise gets there."""
     # Modules of these names may be anything, and contextlib is not there before others.
