@@ -353,6 +353,7 @@ impl AnonMapping {
     }
 
     /// As [`AnonMapping::range_mut`], but no page is marked: for a reset, at whose end no page is.
+    #[inline]
     pub(crate) fn range_unmarked(
         &mut self,
         offset: u64,
@@ -553,6 +554,7 @@ impl FrozenMapping {
     }
 
     /// Makes a range of an anonymous mapping equal to this one; whether it differed.
+    #[inline]
     pub(crate) fn restore(
         &self,
         offset: u64,

@@ -168,6 +168,7 @@ impl PageTables {
         }
         let mut lost = Vec::new();
         let mut place = 0;
+        let gva_of = log.addresses();
         let dirty = dirty.iter().map(|index| (index, Restore::Copy));
         let compared = marked.iter().map(|index| (index, Restore::Compare));
         for (index, how) in dirty.chain(compared) {
@@ -175,7 +176,6 @@ impl PageTables {
             if log.copies.get(place).is_none_or(|copy| copy.index != index) {
                 place = log.place_of(index).unwrap_or(log.copies.len());
             }
-            let gva = log.gva(index);
             let Some((copy, known)) = log.copies.get_mut(place).and_then(|copy| {
                 let known = copy.kept?;
                 Some((copy, known))
@@ -185,7 +185,7 @@ impl PageTables {
             place += 1;
             copy.restore = Some(how);
             match mem.restore_page(known.frozen, known.copy, how) {
-                Ok(differed) => copy.note(differed, (id, gva), report),
+                Ok(differed) => copy.note(differed, || (id, gva_of(index)), report),
                 Err(_) => {
                     mem.drop_frame(known.copy);
                     indices.remove(copy.index);

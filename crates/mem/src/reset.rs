@@ -395,7 +395,8 @@ fn restore_copies(
             return false;
         }
         restored.add(copy.index);
-        copy.note(differed == Ok(true), (id, log.gva(copy.index)), report);
+        let index = copy.index;
+        copy.note(differed == Ok(true), || (id, log.gva(index)), report);
         if differed == Ok(false) {
             copy.idle = idle;
         }
@@ -431,6 +432,7 @@ impl GuestMemory {
     }
 
     /// Makes an anonymous page equal to a frozen one; whether it differed.
+    #[inline]
     pub(crate) fn restore_page(
         &mut self,
         frozen: Place,

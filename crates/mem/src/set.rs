@@ -90,13 +90,35 @@ impl IndexSet {
 
     /// The numbers, smallest first.
     #[inline]
-    pub(crate) fn iter(self) -> impl Iterator<Item = usize> {
-        self.0.into_iter().enumerate().flat_map(|(at, word)| {
-            core::iter::successors((word != 0).then_some(word), |word| {
-                let rest = word & (word - 1);
-                (rest != 0).then_some(rest)
-            })
-            .map(move |word| at * 64 + word.trailing_zeros() as usize)
-        })
+    pub(crate) fn iter(self) -> Indices {
+        Indices {
+            left: self.0,
+            at: 0,
+        }
+    }
+}
+
+/// The numbers of a set that have not been told yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Indices {
+    left: [u64; WORDS],
+    /// The first word that may have some.
+    at: usize,
+}
+
+impl Iterator for Indices {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        loop {
+            let word = self.left.get_mut(self.at)?;
+            if *word != 0 {
+                let bit = word.trailing_zeros() as usize;
+                *word &= *word - 1;
+                return Some(self.at * 64 + bit);
+            }
+            self.at += 1;
+        }
     }
 }

@@ -56,7 +56,13 @@ impl PageCopy {
     }
 
     /// A reset has made it equal to the frozen page, from which it may have differed.
-    pub(crate) fn note(&mut self, differed: bool, page: (MmId, Gva), report: &mut ResetReport) {
+    #[inline]
+    pub(crate) fn note(
+        &mut self,
+        differed: bool,
+        page: impl FnOnce() -> (MmId, Gva),
+        report: &mut ResetReport,
+    ) {
         if differed {
             report.copied_pages += 1;
             self.idle = 0;
@@ -70,15 +76,15 @@ impl PageCopy {
         report.unknown_pages += u64::from(!is_written && !is_told);
         match self.cause {
             Cause::Write => {
-                report.copied_on_write.push(page);
+                report.copied_on_write.push(page());
                 self.cause = Cause::Once;
             }
             Cause::Near if is_written => {
-                report.copied_on_write.push(page);
+                report.copied_on_write.push(page());
                 self.cause = Cause::Once;
             }
             Cause::Once if is_written => {
-                report.written_again.push(page);
+                report.written_again.push(page());
                 self.cause = Cause::Again;
             }
             Cause::Near | Cause::Once | Cause::Again => {}
@@ -140,7 +146,14 @@ impl TableLog {
 
     #[inline]
     pub(crate) fn gva(&self, index: usize) -> Gva {
-        self.base.wrapping_add(index as u64 * span(self.level))
+        self.addresses()(index)
+    }
+
+    /// The addresses that entries map, by their index.
+    #[inline]
+    pub(crate) fn addresses(&self) -> impl Fn(usize) -> Gva + use<> {
+        let (base, level) = (self.base, self.level);
+        move |index| base.wrapping_add(index as u64 * span(level))
     }
 
     /// True if a reset finds nothing to do.
