@@ -1,8 +1,8 @@
 //! The number of pages that a request writes, by the median of the last ones.
 //!
-//! Where dirty bits tell nothing, a page that is written with what it held is seen only by the fault that copies it.
-//! Requests that find their pages copied then seem to write fewer than they do: those of a program that counts
-//! references seem to write half. The first requests of forks for which nothing was copied say by how much.
+//! Dirty bits may tell nothing. Then a page that is written with what it held is seen only by the fault that copies it.
+//! Requests that find their pages copied seem to write fewer than they do. Those of a program that counts references
+//! seem to write half. The first requests of forks for which nothing was copied say by how much.
 
 use std::collections::VecDeque;
 
