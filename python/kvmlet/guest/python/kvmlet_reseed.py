@@ -35,7 +35,7 @@ def make_ready() -> None:
     changes, and nothing that modules raise gets to the caller.
     """
     found = sys.modules.get("_ssl")
-    try:  # noqa: SIM105
+    try:
         if found is not None:
             found.RAND_bytes(1)
     except Exception:  # noqa: BLE001
