@@ -51,6 +51,9 @@ ENV = {
 }
 """The environment of a guest whose caller has this LANG and TERM."""
 
+ONLY_ROOT_SEES = pytest.mark.skipif(
+    os.geteuid() != 0, reason="what kvmlet has open is shown to root only: it cannot be dumped"
+)
 NO_RUNTIMES = "no compilers, databases or language runtimes on the emulated machine"
 
 HANG_S = 400 if HW or LONG else 100

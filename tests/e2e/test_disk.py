@@ -10,7 +10,16 @@ import subprocess
 import pytest
 
 import kvmlet
-from e2e.oracle import ENV, HANG_S, HW, LONG, NO_RUNTIMES, command, kvmlet_argv
+from e2e.oracle import (
+    ENV,
+    HANG_S,
+    HW,
+    LONG,
+    NO_RUNTIMES,
+    ONLY_ROOT_SEES,
+    command,
+    kvmlet_argv,
+)
 
 pytestmark = [
     pytest.mark.default_mode,
@@ -187,6 +196,7 @@ def test_changes_that_lie_on_the_disk_are_kept(room: pathlib.Path, spill: pathli
     assert (room / "hole").stat().st_size == 100 * MIB
 
 
+@ONLY_ROOT_SEES
 def test_no_file_is_left_however_kvmlet_ends(room: pathlib.Path, spill: pathlib.Path) -> None:
     script = "head -c 64M /dev/zero > /tmp/big; echo ready; exec sleep 60"
     process = subprocess.Popen(
@@ -210,6 +220,7 @@ def test_no_file_is_left_however_kvmlet_ends(room: pathlib.Path, spill: pathlib.
     assert list(spill.iterdir()) == []
 
 
+@ONLY_ROOT_SEES
 def test_what_is_removed_goes_back_to_the_disk(room: pathlib.Path, spill: pathlib.Path) -> None:
     script = """
         head -c 64M /dev/zero > /tmp/big; echo full; read line

@@ -14,7 +14,18 @@ import time
 import pytest
 
 import kvmlet
-from e2e.oracle import ENV, HW, KVMLET, LONG, NO_RUNTIMES, command, in_vm, kvmlet_argv, repeated
+from e2e.oracle import (
+    ENV,
+    HW,
+    KVMLET,
+    LONG,
+    NO_RUNTIMES,
+    ONLY_ROOT_SEES,
+    command,
+    in_vm,
+    kvmlet_argv,
+    repeated,
+)
 from e2e.terminal import Terminal
 from kvmlet._changes.apply import apply
 from kvmlet._changes.entry import Seen, parse
@@ -263,6 +274,7 @@ def processes_in(room: pathlib.Path) -> int:
     return count
 
 
+@ONLY_ROOT_SEES
 def test_a_kill_of_kvmlet_leaves_no_process(room: pathlib.Path) -> None:
     before = contents(room)
     words = ["/bin/sh", "-c", "echo x > new; echo ok; exec sleep 100"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from e2e.oracle import ENV, HANG_S, KVMLET
+from e2e.oracle import ENV, HANG_S, KVMLET, ONLY_ROOT_SEES
 from e2e.serving import Served, free_port, started
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ def children(served: Served) -> list[int]:
     ]
 
 
+@ONLY_ROOT_SEES
 def test_the_processes_end_together(place: Place) -> None:
     place.write(one="")
     with place.serving() as served:
