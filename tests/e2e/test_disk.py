@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -196,6 +197,17 @@ def test_changes_that_lie_on_the_disk_are_kept(room: pathlib.Path, spill: pathli
     assert (room / "hole").stat().st_size == 100 * MIB
 
 
+def spilled(process: subprocess.Popen[bytes], spill: pathlib.Path) -> list[os.stat_result]:
+    """The files under `spill` that a process has open."""
+    files = []
+    for link in pathlib.Path(f"/proc/{process.pid}/fd").iterdir():
+        # It may be closed at any moment.
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(link).startswith(os.fspath(spill)):
+                files.append(link.stat())
+    return files
+
+
 @ONLY_ROOT_SEES
 def test_no_file_is_left_however_kvmlet_ends(room: pathlib.Path, spill: pathlib.Path) -> None:
     script = "head -c 64M /dev/zero > /tmp/big; echo ready; exec sleep 60"
@@ -208,10 +220,7 @@ def test_no_file_is_left_however_kvmlet_ends(room: pathlib.Path, spill: pathlib.
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     # Open, without a name, and nobody's but the caller's.
-    links = pathlib.Path(f"/proc/{process.pid}/fd").iterdir()
-    files = [link for link in links if os.readlink(link).startswith(os.fspath(spill))]
-    assert len(files) == 1
-    there = files[0].stat()
+    (there,) = spilled(process, spill)
     assert (there.st_mode & 0o777, there.st_nlink) == (0o600, 0)
     assert there.st_blocks * 512 >= 50 * MIB
     process.kill()
@@ -237,9 +246,8 @@ def test_what_is_removed_goes_back_to_the_disk(room: pathlib.Path, spill: pathli
     assert process.stdin is not None
 
     def taken() -> int:
-        links = pathlib.Path(f"/proc/{process.pid}/fd").iterdir()
-        files = [link for link in links if os.readlink(link).startswith(os.fspath(spill))]
-        return files[0].stat().st_blocks * 512
+        (there,) = spilled(process, spill)
+        return there.st_blocks * 512
 
     assert process.stdout.readline() == b"full\n"
     assert taken() >= 50 * MIB
