@@ -12,7 +12,7 @@ use crate::fixture::*;
 fn file(pages: u64) -> File {
     let mut file = tempfile();
     for index in 0..pages {
-        file.write_all(&[index as u8 + 1; PAGE_SIZE as usize])
+        file.write_all(&[(index as u8).wrapping_add(1); PAGE_SIZE as usize])
             .unwrap();
     }
     file
@@ -90,6 +90,27 @@ fn file_windows_show_what_was_written_before_the_freeze() {
     assert_eq!((report.kept_pages, report.dropped_pages), (1, 1));
     let outcome = first(&fork.spaces).copy_in(&fork.mem, at(2), &mut [0]);
     assert_eq!(outcome.stop, Some(CopyStop::FileFault(at(2))));
+}
+
+#[test]
+fn a_frozen_slot_reaches_to_the_end_of_its_last_window() {
+    const PAGES: u64 = 513;
+    let (mut mem, mut tables) = program(LIMIT);
+    let file = file(PAGES);
+    let len_bytes = PAGES * PAGE_SIZE;
+    let window = mem
+        .map_file(file.as_fd(), 0, len_bytes, FileMapping::Private)
+        .unwrap();
+    tables
+        .map_range(&mut mem, FREE, window.gpa, PAGES, READ_ONLY)
+        .unwrap();
+    let frozen = mem.freeze(Spaces::new(tables), 0).unwrap();
+    let fork = Fork::of(&frozen);
+    let mut slots = fork.mem.slots().iter();
+    let slot = slots.find(|slot| slot.gpa == window.gpa).unwrap();
+    assert_eq!(slot.len_bytes, 2 * HUGE_PAGE_SIZE);
+    let last = Gva(FREE.0 + (PAGES - 1) * PAGE_SIZE);
+    assert_eq!(fork.word(last), u64::from_ne_bytes([PAGES as u8; 8]));
 }
 
 #[test]
