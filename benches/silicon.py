@@ -51,6 +51,7 @@ _HEAD = """\
 _ARMS = ("quick", "release", "python")
 
 
+Command = tuple[str, ...]
 Measured = dict[str, dict[str, float]]
 """What was counted in each row, by name."""
 
@@ -165,9 +166,6 @@ def _binary(profile: str, checkout: Path = REPO) -> Path:
     if not binary.exists():
         raise BenchError(f"{binary} is missing; `make bench-silicon` builds it")
     return binary
-
-
-Command = tuple[str, ...]
 
 
 def _arms_of(checkout: Path, profile: str) -> tuple[Command, ...]:
