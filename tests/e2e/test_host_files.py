@@ -49,7 +49,8 @@ def test_as_on_the_host(guests: pathlib.Path, room: pathlib.Path, part: str, whe
     expected = native([guests / "hostfiles", part], cwd=outside)
     assert expected.status == 0
     assert b"FAIL" not in expected.stdout, expected.stdout.decode()
-    options = {"host": HERE, "overlay": [], "memory": ["-w", "/tmp"]}[where]
+    shown = ["--read", os.fspath(guests)]  # it may lie in the host's /tmp
+    options = {"host": HERE, "overlay": [], "memory": ["-w", "/tmp", *shown]}[where]
     got = in_vm([guests / "hostfiles", part], cwd=room, options=[*options, "-q"])
     assert got.stdout.decode() == expected.stdout.decode()
     assert (got.status, got.own_lines) == (0, [])
